@@ -1,0 +1,122 @@
+"""Put a run together: data, network, optimizer, and the place to go on from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch.optim import Optimizer
+
+from upfield.distributed.checkpoint import Progress, find_checkpoint, load_checkpoint
+from upfield.distributed.configuration import TrainConfig
+from upfield.distributed.launch import make_accelerator
+from upfield.distributed.reader import Sequencing, TrainingBatches
+from upfield.model.amir import Amir
+from upfield.model.weights import read_weights
+from upfield.sharding.atomic import write_text
+from upfield.sharding.command import to_yaml
+from upfield.sharding.errors import InputError
+from upfield.sharding.manifest import read_manifest
+from upfield.sharding.progress import say
+from upfield.sharding.shardset import ShardSplit
+
+
+@dataclass
+class Training:
+    """What lives through a run."""
+
+    config: TrainConfig
+    accelerator: Accelerator
+    batches: TrainingBatches
+    validation: ShardSplit
+    network: Amir
+    """Unwrapped."""
+    wrapped: torch.nn.Module
+    """What the step calls: the network under data parallelism and mixed precision."""
+    optimizer: Optimizer
+    progress: Progress
+    total_steps: int
+    out: Path
+
+
+def set_up(config: TrainConfig) -> Training:
+    """Open the data, build the network and find where to go on. Collective: ALL ranks call it.
+
+    Raises:
+        InputError: the shard set, the configuration or a checkpoint does not fit.
+    """
+    assert config.data.shards is not None
+    assert config.run.out is not None
+    out = config.run.out
+    manifest = read_manifest(config.data.shards)
+    split = ShardSplit(config.data.shards, "train", manifest)
+    validation = ShardSplit(config.data.shards, "val", manifest)
+    refuse_too_small(config, split, validation)
+    checkpoint = find_checkpoint(out, config.run.resume)
+    accelerator = make_accelerator(config, out)
+    sequencing = Sequencing(
+        config.run.seed,
+        config.data.batch_size,
+        config.data.window_shards,
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
+    batches = TrainingBatches(split, sequencing)
+    total_steps = min(config.run.epochs * batches.steps_per_epoch, config.run.max_steps or 2**62)
+    network, optimizer = build_network(config, manifest.context, accelerator)
+    progress = Progress(data_sha256=manifest.data_sha256, batch_size=config.data.batch_size)
+    if checkpoint:
+        progress = load_checkpoint(checkpoint, network, optimizer)
+        refuse_other_data(checkpoint, progress, manifest.data_sha256, config.data.batch_size)
+    wrapped, prepared = accelerator.prepare(network, optimizer)
+    if accelerator.is_main_process:
+        write_text(out / "config.yaml", to_yaml(config))
+        where = f"from step {progress.step}" if checkpoint else "from the beginning"
+        processes = f"{accelerator.num_processes} process{'es' if accelerator.num_processes > 1 else ''}"
+        say(
+            f"training {where} to step {total_steps}: {split.num_samples} samples, global batch "
+            f"{config.data.batch_size}, {processes} on {accelerator.device.type}, precision {config.run.precision}"
+        )
+    return Training(config, accelerator, batches, validation, network, wrapped, prepared, progress, total_steps, out)
+
+
+def build_network(config: TrainConfig, context: int, accelerator: Accelerator) -> tuple[Amir, Optimizer]:
+    """Make the network, the same on every rank, and its optimizer."""
+    torch.manual_seed(config.run.seed)
+    network = Amir(config.model.amir(context)).train()
+    if config.model.init is not None:
+        try:
+            network.load_state_dict(read_weights(config.model.init), strict=True)
+        except (RuntimeError, ValueError) as error:
+            raise InputError(f"{config.model.init}: expected weights that fit the configured model: {error}") from error
+    network.to(accelerator.device, memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(network.parameters(), lr=config.optim.lr, betas=config.optim.betas)
+    return network, optimizer
+
+
+def refuse_too_small(config: TrainConfig, split: ShardSplit, validation: ShardSplit) -> None:
+    """Raise InputError where there is not a single training batch or nothing to validate on."""
+    if split.num_samples < config.data.batch_size:
+        raise InputError(
+            f"{split.root}: expected at least data.batch_size ({config.data.batch_size}) training samples, "
+            f"found {split.num_samples}"
+        )
+    if validation.num_samples == 0:
+        raise InputError(
+            f"{split.root}: expected subjects in the val split, found none; the best model is chosen on them: "
+            "give a cohort `split: {val: N}` and build the set again"
+        )
+
+
+def refuse_other_data(checkpoint: Path, progress: Progress, data_sha256: str, batch_size: int) -> None:
+    """Raise InputError where a checkpoint's steps were counted over other samples or batches."""
+    if progress.data_sha256 != data_sha256:
+        raise InputError(
+            f"{checkpoint}: expected a checkpoint trained on data {data_sha256[:12]}, "
+            f"found {progress.data_sha256[:12]}; start anew with another --run.out, or --model.init from its weights"
+        )
+    if progress.batch_size != batch_size:
+        raise InputError(
+            f"{checkpoint}: expected data.batch_size {progress.batch_size} as it was trained with, found {batch_size}; "
+            "its position in the epoch is counted in such batches"
+        )

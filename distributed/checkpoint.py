@@ -1,0 +1,114 @@
+"""Checkpoints that are complete or absent, and the best model."""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from upfield.distributed.configuration import TrainConfig
+from upfield.model.amir import Amir
+from upfield.model.weights import read_weights, save_model
+from upfield.sharding.atomic import atomic_folder, point_symlink, write_json, write_text
+from upfield.sharding.command import to_yaml
+from upfield.sharding.errors import InputError
+
+MODEL, OPTIMIZER, PROGRESS = "model.safetensors", "optimizer.pt", "progress.json"
+
+
+@dataclass
+class Progress:
+    """Where a run stands; with the weights and the optimizer all that resuming needs."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    best_psnr: float | None = None
+    """Best validation PSNR so far, in dB."""
+    best_step: int | None = None
+    """The step it was measured at."""
+    data_sha256: str = ""
+    """The shard set that the order belongs to."""
+    batch_size: int = 0
+    """The global batch that the steps were counted in."""
+
+
+def save_checkpoint(out: Path, model: Amir, optimizer: Optimizer, progress: Progress, keep: int) -> Path:
+    """Write a checkpoint, point `last` at it, and remove the oldest. One rank calls it.
+
+    Args:
+        out: folder of the run.
+        model: the unwrapped network.
+        optimizer: its optimizer.
+        progress: where the run stands.
+        keep: checkpoints to keep.
+    """
+    folder = out / "checkpoints" / f"step-{progress.step:08d}"
+    if not folder.exists():
+        with atomic_folder(folder) as temporary:
+            save_model(model, temporary / MODEL)
+            torch.save(optimizer.state_dict(), temporary / OPTIMIZER)
+            write_json(temporary / PROGRESS, asdict(progress))
+    point_symlink(out / "checkpoints" / "last", folder.name)
+    for old in sorted((out / "checkpoints").glob("step-*"))[:-keep]:
+        shutil.rmtree(old)
+    return folder
+
+
+def find_checkpoint(out: Path, resume: str) -> Path | None:
+    """Give the checkpoint to go on from, or None to start anew.
+
+    Args:
+        out: folder of the run.
+        resume: `auto`, `none`, or a checkpoint's path.
+
+    Raises:
+        InputError: the named checkpoint is not one.
+    """
+    if resume == "none":
+        return None
+    folder = out / "checkpoints" / "last" if resume == "auto" else Path(resume)
+    if resume == "auto" and not folder.exists():
+        return None
+    if missing := [name for name in (MODEL, OPTIMIZER, PROGRESS) if not (folder / name).is_file()]:
+        raise InputError(
+            f"{folder}: expected a checkpoint, found no {missing[0]} in it; name another with --run.resume"
+        )
+    return folder.resolve()
+
+
+def load_checkpoint(folder: Path, model: Amir, optimizer: Optimizer) -> Progress:
+    """Load a checkpoint into an unwrapped network and its optimizer, and give where it stood. Every rank calls it.
+
+    Raises:
+        InputError: the weights do not fit the network.
+    """
+    try:
+        model.load_state_dict(read_weights(folder / MODEL), strict=True)
+        optimizer.load_state_dict(torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True))
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"{folder}: expected weights that fit the configured model: {error}") from error
+    return Progress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
+
+
+def save_best(out: Path, model: Amir, config: TrainConfig, metrics: dict[str, Any]) -> None:
+    """Write what evaluation and export need to `out/best`, replacing the previous best in one step. One rank calls it.
+
+    Args:
+        out: folder of the run.
+        model: the unwrapped network.
+        config: the run's configuration.
+        metrics: what was measured, with the data's description.
+    """
+    folder = out / "checkpoints" / f"best-{metrics['step']:08d}"
+    shutil.rmtree(folder, ignore_errors=True)
+    with atomic_folder(folder) as temporary:
+        save_model(model, temporary / MODEL)
+        write_text(temporary / "config.yaml", to_yaml(config))
+        write_json(temporary / "metrics.json", metrics)
+    point_symlink(out / "best", f"checkpoints/{folder.name}")
+    for old in (out / "checkpoints").glob("best-*"):
+        if old != folder:
+            shutil.rmtree(old)

@@ -1,0 +1,153 @@
+"""The schema of a training configuration; free of torch, so that `--help` answers at once.
+
+The defaults are those of the report we follow: Adam 2e-4, L1 + 0.001 * load loss, batch 4, 60 epochs.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from upfield.model.configuration import AmirConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where samples come from and how they are batched."""
+
+    shards: Path | None = None
+    """Folder of the shard set."""
+    batch_size: int = 4
+    """Samples in one *global* batch, divided evenly over the processes."""
+    window_shards: int = 16
+    """Shards whose samples are mixed: more mixes better, fewer keep remote fetching local."""
+    num_workers: int = 0
+    """Loader processes per rank; reading by offset keeps up with training without any."""
+    trace: Path | None = None
+    """File that gets a JSON line per step: epoch, step and the keys that were really consumed, in global order."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that would turn training into nothing."""
+        for name, least in (("batch_size", 1), ("window_shards", 1), ("num_workers", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"data.{name}: expected at least {least}, found {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network is trained; input channels follow from the shard set's context."""
+
+    preset: Literal["official", "report", "tiny"] = "official"
+    """Sizes to start from."""
+    dim: int | None = None
+    """Channels at full resolution, if not the preset's."""
+    num_blocks: tuple[int, int, int, int] | None = None
+    """Blocks per level, if not the preset's."""
+    num_refinement_blocks: int | None = None
+    """Blocks after the decoder, if not the preset's."""
+    heads: tuple[int, int, int, int] | None = None
+    """Attention heads per level, if not the preset's."""
+    num_tokens: int | None = None
+    """Dictionary tokens, if not the preset's."""
+    num_experts: int | None = None
+    """Experts per routing module, if not the preset's."""
+    init: Path | None = None
+    """Weights to start from: a safetensors file, or a published `.pth`."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be built."""
+        self.amir(context=0)
+
+    def amir(self, context: int) -> AmirConfig:
+        """Give the network's sizes for a shard set of `context` neighbouring slices on each side."""
+        names = ("dim", "num_blocks", "num_refinement_blocks", "heads", "num_tokens", "num_experts")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return replace(AmirConfig.preset(self.preset), in_channels=1 + 2 * context, **given)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What is minimised: L1 plus the weighted load loss."""
+
+    load_weight: float = 0.001
+    """Weight of the routing's load loss."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Adam and its learning rate."""
+
+    lr: float = 2e-4
+    """Highest learning rate."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of Adam's averages."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate after the warm-up: kept, or lowered along a half cosine to `final_lr` at the last step."""
+    warmup_steps: int = 0
+    """Steps of linear rise from zero."""
+    final_lr: float = 1e-6
+    """Learning rate at the end of `cosine`."""
+    clip_norm: float | None = None
+    """Largest gradient norm; none by default."""
+
+    def __post_init__(self) -> None:
+        """Refuse rates that cannot train."""
+        if not self.lr > 0:
+            raise ValueError(f"optim.lr: expected a positive rate, found {self.lr}")
+        if self.warmup_steps < 0:
+            raise ValueError(f"optim.warmup_steps: expected at least 0, found {self.warmup_steps}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How long, how often, where to."""
+
+    out: Path | None = None
+    """Folder of the run."""
+    epochs: int = 60
+    """Passes over the training split."""
+    max_steps: int | None = None
+    """Steps to stop after, if that is sooner."""
+    precision: Literal["bf16", "fp16", "no"] = "bf16"
+    """Mixed precision; `no` is float32."""
+    seed: int = 0
+    """Seed of weights, order and gating noise."""
+    resume: str = "auto"
+    """`auto` goes on from the last checkpoint in `out` if any, `none` starts anew, a path names a checkpoint."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints; by default one at the end of each epoch."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints to keep."""
+    log_every: int = 10
+    """Steps between lines in the log."""
+    validation_batch_size: int = 4
+    """Slices per process in validation."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that would turn the run into nothing."""
+        positive = ("epochs", "max_steps", "checkpoint_every", "keep_checkpoints", "log_every", "validation_batch_size")
+        for name in positive:
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"run.{name}: expected at least 1, found {value}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train AMIR on a shard set."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """Samples and batches."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The network."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """The loss."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """The optimizer."""
+    run: RunConfig = field(default_factory=RunConfig)
+    """The run."""
+    processes: int = 1
+    """Processes to launch on this machine; under `accelerate launch` or torchrun those decide."""
+
+    def __post_init__(self) -> None:
+        """Refuse an impossible number of processes."""
+        if self.processes < 1:
+            raise ValueError(f"processes: expected at least 1, found {self.processes}")

@@ -1,0 +1,81 @@
+"""Start processes, and make sure that they are as many as were asked for."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration
+
+from upfield.distributed.configuration import TrainConfig
+from upfield.sharding.command import to_yaml
+from upfield.sharding.errors import InputError, RunError
+
+SCRIPT = Path(__file__).with_name("train.py")
+
+
+def asked_world_size() -> int:
+    """Give the number of processes that a launcher says it started; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def relaunch(config: TrainConfig) -> int:
+    """Run the training script on several processes of this machine through `accelerate launch`; give its exit code."""
+    processes = config.processes
+    environment = dict(os.environ)
+    if not torch.cuda.is_available():
+        environment |= {"ACCELERATE_USE_CPU": "true"}
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "config.yaml"
+        file.write_text(to_yaml(replace(config, processes=1)), encoding="utf-8")
+        command = [*launcher(processes), str(SCRIPT), "--config", str(file)]
+        return subprocess.run(command, env=environment, check=False).returncode
+
+
+def launcher(processes: int) -> list[str]:
+    """Give the `accelerate launch` command, without the script, for a number of processes on this machine."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
+    command += ["--dynamo_backend", "no", "--num_processes", str(processes)]
+    # On CPUs too: `--cpu` would start a single process whatever number it is given. Port 0 takes a free one.
+    return [*command, "--multi_gpu", "--main_process_port", "0"] if processes > 1 else command
+
+
+def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
+    """Join the process group. Collective: ALL ranks call it.
+
+    Raises:
+        InputError: the batch cannot be divided over the processes, or fp16 is asked for without a GPU.
+        RunError: the processes do not see each other.
+    """
+    world_size = asked_world_size()
+    refuse_uneven_batch(config.data.batch_size, world_size)
+    if config.run.precision == "fp16" and not torch.cuda.is_available():
+        raise InputError("run.precision: expected bf16 or no where there is no GPU, found fp16")
+    accelerator = Accelerator(
+        mixed_precision=config.run.precision,
+        log_with="tensorboard",
+        project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out)),
+        # Loaders are our own and never prepared; this keeps a mistake from reading everything on rank 0.
+        dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
+    )
+    if accelerator.num_processes != world_size:
+        raise RunError(
+            f"expected {world_size} processes in one group, found {accelerator.num_processes}; "
+            "launch with `accelerate launch --multi_gpu --num_processes N` or torchrun, on CPUs with ACCELERATE_USE_CPU=true"
+        )
+    return accelerator
+
+
+def refuse_uneven_batch(batch_size: int, world_size: int) -> None:
+    """Raise InputError where a global batch cannot be divided evenly."""
+    if batch_size % world_size:
+        raise InputError(
+            f"data.batch_size: expected a multiple of the {world_size} processes, since it is the global batch, "
+            f"found {batch_size}; choose {batch_size // world_size * world_size or world_size} "
+            f"or {(batch_size // world_size + 1) * world_size}"
+        )

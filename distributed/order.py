@@ -1,0 +1,52 @@
+"""The order of samples: a pure function of (seed, epoch), so that any position of any epoch is known without reading.
+
+From it follow equal steps on every rank, the same batches on any number of processes, and exact resume from a step
+number.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def epoch_order(seed: int, epoch: int, shard_sizes: NDArray[np.int64], window_shards: int) -> NDArray[np.int64]:
+    """Give the order in which an epoch visits all samples.
+
+    A permutation of shards, then of the samples within each window of shards: as good as a full shuffle when a window
+    holds many subjects, and remote shards are needed one window at a time.
+
+    Args:
+        seed: the run's seed.
+        epoch: number of the epoch, from 0.
+        shard_sizes: `(shards,)`, samples in each shard.
+        window_shards: shards in a window.
+
+    Returns:
+        `(samples,)` int64, a permutation of all sample numbers.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    starts = np.cumsum(shard_sizes) - shard_sizes
+    shards = rng.permutation(len(shard_sizes))
+    windows = [shards[i : i + window_shards] for i in range(0, len(shards), window_shards)]
+    return np.concatenate([rng.permutation(_samples(window, starts, shard_sizes)) for window in windows])
+
+
+def _samples(shards: NDArray[np.int64], starts: NDArray[np.int64], shard_sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate([np.arange(starts[shard], starts[shard] + shard_sizes[shard]) for shard in shards])
+
+
+def rank_share(order: NDArray[np.int64], step: int, batch_size: int, rank: int, world_size: int) -> NDArray[np.int64]:
+    """Give one process's equal share of global batch `step` of an epoch.
+
+    Args:
+        order: `(samples,)`, the epoch's order.
+        step: number of the batch in the epoch, from 0.
+        batch_size: of the global batch; a multiple of `world_size`.
+        rank: the process.
+        world_size: number of processes.
+
+    Returns:
+        `(batch_size / world_size,)` sample numbers.
+    """
+    share = batch_size // world_size
+    start = step * batch_size + rank * share
+    return order[start : start + share]

@@ -1,0 +1,40 @@
+"""`upfield train`: trains. `accelerate launch distributed/train.py` and torchrun run the same on many processes."""
+
+import os
+import sys
+
+from upfield.distributed.configuration import TrainConfig
+from upfield.sharding.command import Command, execute
+from upfield.sharding.errors import InputError
+
+
+def train(config: TrainConfig) -> int:
+    """Check the configuration, start more processes if they are asked for, and train."""
+    for key, value in (("data.shards", config.data.shards), ("run.out", config.run.out)):
+        if value is None:
+            raise InputError(f"expected --{key}, found none; give it, or its key in the configuration")
+    from upfield.distributed.launch import asked_world_size, refuse_uneven_batch, relaunch
+
+    if config.processes > 1 and asked_world_size() == 1:
+        refuse_uneven_batch(config.data.batch_size, config.processes)
+        return relaunch(config)
+    from upfield.distributed.loop import fit
+
+    progress = fit(config)
+    if os.environ.get("RANK", "0") == "0":
+        print(
+            f"{config.run.out}: step {progress.step}, best validation PSNR {progress.best_psnr or float('nan'):.2f} dB"
+        )
+    return 0
+
+
+COMMAND = Command("train", TrainConfig, train)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and give its exit code."""
+    return execute(COMMAND, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Takes a run; gives one ONNX file, and with it enhanced NIfTI volumes, through ONNX Runtime."""

@@ -1,0 +1,149 @@
+"""AMIR, the all-in-one restoration transformer with task-adaptive routing (Yang et al., MICCAI 2024, arXiv 2405.19769).
+
+The published network to the parameter name, with two additions that change nothing where it was defined: any size is
+padded to a multiple of 8 and cropped back, and the input may carry neighbouring slices as channels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from upfield.model.blocks import Downsample, PatchEmbed, TransformerBlock, Upsample
+from upfield.model.configuration import AmirConfig
+from upfield.model.routing import ChannelRouting, InstructionNetwork, SpatialRouting
+
+__all__ = ["MIN_SIZE", "SIZE_MULTIPLE", "Amir", "AmirConfig", "noise_shapes", "pad_to_multiple"]
+
+SIZE_MULTIPLE = 8
+MIN_SIZE = 9  # The instruction network shrinks the image by nine.
+
+
+class Amir(nn.Module):
+    """A U-shaped transformer: four levels of blocks, experts routed in the encoder, channels scaled in the decoder."""
+
+    def __init__(self, config: AmirConfig | None = None) -> None:
+        """Build the network with fresh weights.
+
+        Args:
+            config: sizes; None gives the published ones.
+        """
+        super().__init__()
+        self.config = config = config or AmirConfig()
+        widths = [config.dim << level for level in range(4)]
+        blocks, heads = config.num_blocks, config.heads
+
+        def stack(channels: int, num_heads: int, count: int) -> nn.Sequential:
+            return nn.Sequential(*(TransformerBlock(channels, num_heads, config.ffn_expansion) for _ in range(count)))
+
+        def spatial(channels: int) -> SpatialRouting:
+            return SpatialRouting(channels, config.num_experts, config.ffn_expansion)
+
+        self.patch_embed = PatchEmbed(config.in_channels, widths[0])
+        self.dict_generator = InstructionNetwork(config.in_channels, config.num_tokens)
+
+        self.spatial_routing_encoder_level1 = spatial(widths[0])
+        self.encoder_level1 = stack(widths[0], heads[0], blocks[0])
+        self.down1_2 = Downsample(widths[0])
+        self.spatial_routing_encoder_level2 = spatial(widths[1])
+        self.encoder_level2 = stack(widths[1], heads[1], blocks[1])
+        self.down2_3 = Downsample(widths[1])
+        self.spatial_routing_encoder_level3 = spatial(widths[2])
+        self.encoder_level3 = stack(widths[2], heads[2], blocks[2])
+        self.down3_4 = Downsample(widths[2])
+
+        self.channel_routing_latent = ChannelRouting(widths[3])
+        self.latent = stack(widths[3], heads[3], blocks[3])
+
+        self.up4_3 = Upsample(widths[3])
+        self.reduce_chan_level3 = nn.Conv2d(widths[3], widths[2], kernel_size=1, bias=False)
+        self.channel_routing_decoder_level3 = ChannelRouting(widths[2])
+        self.decoder_level3 = stack(widths[2], heads[2], blocks[2])
+        self.up3_2 = Upsample(widths[2])
+        self.reduce_chan_level2 = nn.Conv2d(widths[2], widths[1], kernel_size=1, bias=False)
+        self.channel_routing_decoder_level2 = ChannelRouting(widths[1])
+        self.decoder_level2 = stack(widths[1], heads[1], blocks[1])
+        self.up2_1 = Upsample(widths[1])
+        # Level 1 keeps both halves of its concatenation: 2C channels with the heads of level 1.
+        self.channel_routing_decoder_level1 = ChannelRouting(widths[1])
+        self.decoder_level1 = stack(widths[1], heads[0], blocks[0])
+        self.refinement = stack(widths[1], heads[0], config.num_refinement_blocks)
+        self.output = nn.Conv2d(widths[1], config.out_channels, kernel_size=3, padding=1, bias=False)
+
+    def forward(self, low: Tensor, noise: Sequence[Tensor] | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Restore slices.
+
+        Args:
+            low: `(B, in_channels, H, W)` in [0, 1], H and W at least 9; the centre channel is restored.
+            noise: for training, one standard normal tensor per encoder level, of the shapes of `noise_shapes`; drawn
+                from torch's global generator where it is not given.
+
+        Returns:
+            The restored slices `(B, 1, H, W)`, not clipped; in training mode also the load loss, a scalar.
+        """
+        H, W = low.shape[-2:]
+        low = pad_to_multiple(low)
+        if self.training and noise is None:
+            shapes = noise_shapes(self.config, *low.shape[-2:])
+            noise = [torch.randn(low.shape[0], *shape, device=low.device) for shape in shapes]
+        instruction = self.dict_generator(low)
+        latent, skips, load_loss = self._encode(self.patch_embed(low), instruction, noise)
+        residual = self.output(self._decode(latent, skips, instruction))
+        centre = self.config.in_channels // 2
+        restored = (residual + low[:, centre : centre + 1])[..., :H, :W]
+        return restored if load_loss is None else (restored, load_loss)
+
+    def _encode(
+        self, x: Tensor, instruction: Tensor, noise: Sequence[Tensor] | None
+    ) -> tuple[Tensor, list[Tensor], Tensor | None]:
+        """Give the latent `(B, 8C, H/8, W/8)`, the skips at levels 1 to 3 and, with noise, the summed load loss."""
+        levels = (
+            (self.spatial_routing_encoder_level1, self.encoder_level1, self.down1_2),
+            (self.spatial_routing_encoder_level2, self.encoder_level2, self.down2_3),
+            (self.spatial_routing_encoder_level3, self.encoder_level3, self.down3_4),
+        )
+        skips: list[Tensor] = []
+        losses: list[Tensor] = []
+        for number, (routing, blocks, down) in enumerate(levels):
+            x, load_loss = routing(x, instruction, noise[number] if noise is not None else None)
+            if load_loss is not None:
+                losses.append(load_loss)
+            x = blocks(x)
+            skips.append(x)
+            x = down(x)  # (B, C, H, W) -> (B, 2C, H/2, W/2)
+        x = self.latent(self.channel_routing_latent(x, instruction))
+        return x, skips, torch.stack(losses).sum() if losses else None
+
+    def _decode(self, x: Tensor, skips: list[Tensor], instruction: Tensor) -> Tensor:
+        """Give the features `(B, 2C, H, W)` at full resolution."""
+        x = torch.cat([self.up4_3(x), skips[2]], dim=1)  # (B, 8C, H/4, W/4)
+        x = self.channel_routing_decoder_level3(self.reduce_chan_level3(x), instruction)
+        x = self.decoder_level3(x)  # (B, 4C, H/4, W/4)
+        x = torch.cat([self.up3_2(x), skips[1]], dim=1)  # (B, 4C, H/2, W/2)
+        x = self.channel_routing_decoder_level2(self.reduce_chan_level2(x), instruction)
+        x = self.decoder_level2(x)  # (B, 2C, H/2, W/2)
+        x = torch.cat([self.up2_1(x), skips[0]], dim=1)  # (B, 2C, H, W)
+        x = self.decoder_level1(self.channel_routing_decoder_level1(x, instruction))
+        return self.refinement(x)
+
+
+def pad_to_multiple(image: Tensor) -> Tensor:
+    """Extend `image` `(B, S, H, W)` by reflection at its end until H and W are multiples of 8.
+
+    By index and not by `F.pad`: amounts that depend on a dynamic size do not survive the export to ONNX.
+    """
+    for dim in (-2, -1):
+        size = image.shape[dim]
+        index = torch.arange(_next_multiple(size), device=image.device)
+        image = image.index_select(dim, torch.where(index < size, index, 2 * (size - 1) - index))
+    return image
+
+
+def _next_multiple(size: int) -> int:
+    return (size + SIZE_MULTIPLE - 1) // SIZE_MULTIPLE * SIZE_MULTIPLE
+
+
+def noise_shapes(config: AmirConfig, height: int, width: int) -> list[tuple[int, int]]:
+    """Give, per encoder level, the shape (pixels, experts) of the gating noise of one `(height, width)` slice."""
+    padded_height, padded_width = _next_multiple(height), _next_multiple(width)
+    return [((padded_height >> level) * (padded_width >> level), config.num_experts) for level in range(3)]

@@ -1,0 +1,73 @@
+"""Sizes of the network, free of torch so that `--help` answers at once."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
+
+
+@dataclass(frozen=True)
+class AmirConfig:
+    """Sizes of one AMIR network; the defaults are the published ones (preset `official`)."""
+
+    in_channels: int = 1
+    """Input slices: 1 + 2*context, an odd number; the centre one is restored."""
+    out_channels: int = 1
+    """Restored slices."""
+    dim: int = 42
+    """Channels at full resolution; each of the three coarser levels doubles them."""
+    num_blocks: tuple[int, int, int, int] = (5, 7, 7, 9)
+    """Transformer blocks per level; levels 1 to 3 have as many in the decoder again."""
+    num_refinement_blocks: int = 4
+    """Blocks after the decoder, at full resolution."""
+    heads: tuple[int, int, int, int] = (1, 2, 4, 8)
+    """Attention heads per level."""
+    ffn_expansion: float = 2.66
+    """Hidden channels of feed-forward layers and experts, as a multiple of their input's."""
+    num_tokens: int = 32
+    """Tokens in the dictionary that the routing instruction is mixed from."""
+    num_experts: int = 4
+    """Experts per spatial routing module; two serve each pixel."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be built."""
+        if self.in_channels < 1 or self.in_channels % 2 == 0:
+            raise ValueError(f"in_channels: expected an odd number (1 + 2*context), found {self.in_channels}")
+        if self.out_channels != 1:
+            raise ValueError(f"out_channels: expected 1, the restored centre slice, found {self.out_channels}")
+        if self.num_experts < 2:
+            raise ValueError(f"num_experts: expected at least 2, since two serve each pixel, found {self.num_experts}")
+        if self.dim % 2:
+            raise ValueError(f"dim: expected an even number, since down-sampling halves it, found {self.dim}")
+        for level, heads in enumerate(self.heads):
+            if (self.dim << level) % heads:
+                raise ValueError(
+                    f"heads: expected a divisor of {self.dim << level} channels at level {level + 1}, found {heads}"
+                )
+
+    @classmethod
+    def preset(cls, name: str) -> Self:
+        """Give the sizes of a preset: `official`, `report`, or `tiny`.
+
+        Raises:
+            ValueError: no such preset.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, found {name!r}")
+        return replace(cls(), **PRESETS[name])
+
+    @classmethod
+    def from_tree(cls, tree: dict[str, Any]) -> Self:
+        """Make the configuration from plain values, as weight files hold it."""
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in tree.items()})
+
+    def to_tree(self) -> dict[str, Any]:
+        """Give the configuration as plain values."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "official": {},
+    # 22,248,687 parameters: the nearest natural variant of the 22.25 M that the report we follow states.
+    "report": {"num_blocks": (5, 7, 7, 8), "num_refinement_blocks": 5, "num_tokens": 16},
+    # Trains on two CPU cores within minutes; for demonstrations and tests.
+    "tiny": {"dim": 8, "num_blocks": (1, 1, 1, 1), "num_refinement_blocks": 1, "num_tokens": 8},
+}

@@ -1,0 +1,198 @@
+"""Task-adaptive routing (Yang et al., MICCAI 2024, arXiv 2405.19769): instruction, spatial experts, channel scaling.
+
+The gating is noisy top-k of Shazeer et al. 2017 (arXiv 1701.06538), section 4 and appendix A.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+INSTRUCTION_DIM = 256
+TOP_K = 2
+NOISE_FLOOR = 0.01
+# The published mixture is log(sum of g * exp(y)), with 2.22e-16 where the float32 sum underflows to zero.
+UNDERFLOW_LOG = math.log(2.0**-149)
+UNDERFLOW_VALUE = math.log(2.22e-16)
+
+
+class InstructionNetwork(nn.Module):
+    """Reads the whole image and mixes a routing instruction from a learned dictionary."""
+
+    def __init__(self, in_channels: int, num_tokens: int) -> None:
+        """Make the condition network and a dictionary of `num_tokens` entries."""
+        super().__init__()
+        widths = [(in_channels, 64, 3), (64, 64, 3), (64, 64, 1), (64, 64, 1), (64, 32, 1)]
+        layers: list[nn.Module] = []
+        for source, target, size in widths:
+            layers += [nn.Conv2d(source, target, kernel_size=size, stride=size), nn.LeakyReLU(0.1)]
+        self.CondNet = nn.Sequential(*layers[:-1])
+        self.lastOut = nn.Linear(32, num_tokens)
+        self.dictionary = nn.Parameter(torch.randn(num_tokens, INSTRUCTION_DIM))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Give the instruction `(B, 256)` of `image` `(B, S, H, W)`."""
+        condition = self.CondNet(image).mean(dim=(-2, -1))
+        alpha = self.lastOut(condition).softmax(dim=-1)
+        return F.gelu(alpha @ self.dictionary)
+
+
+class Gates(NamedTuple):
+    """What the gating of N pixels gives."""
+
+    log_gates: Tensor
+    """`(..., E)`: log of the gates; minus infinity for all but the two largest logits."""
+    load: Tensor
+    """`(E,)`: expected number of pixels that each expert serves."""
+    load_loss: Tensor
+    """Scalar: cv2(importance) + cv2(load)."""
+
+
+def squared_variation(x: Tensor) -> Tensor:
+    """Give the squared coefficient of variation of `x` `(E,)`, with the unbiased variance (Shazeer, eq. 7)."""
+    return x.var() / (x.mean() ** 2 + 1e-10)
+
+
+def top_k_log_gates(logits: Tensor) -> Tensor:
+    """Keep the two largest of `logits` `(..., E)` and give the log of their softmax, minus infinity elsewhere."""
+    values, experts = logits.topk(TOP_K, dim=-1)
+    return torch.full_like(logits, -torch.inf).scatter(-1, experts, values.log_softmax(dim=-1))
+
+
+def noisy_gates(clean: Tensor, noise_scale: Tensor, noise: Tensor) -> Gates:
+    """Gate with noise, and estimate the load smoothly, so that the load loss has a gradient (Shazeer, eq. 3-5, 8-10).
+
+    Args:
+        clean: logits `(..., E)`.
+        noise_scale: standard deviation of each logit's noise, `(..., E)`, positive.
+        noise: standard normal, `(..., E)`.
+    """
+    noisy = clean + noise_scale * noise
+    log_gates = top_k_log_gates(noisy)
+    # With as many experts as gates there is no logit to displace: each one is always taken.
+    if clean.shape[-1] == TOP_K:
+        load = log_gates.exp().gt(0).to(clean).flatten(0, -2).sum(dim=0)
+    else:
+        threshold_out, threshold_in = noisy.topk(TOP_K + 1, dim=-1).values[..., TOP_K - 1 :].split(1, dim=-1)
+        threshold = torch.where(noisy > threshold_in, threshold_in, threshold_out)
+        load = torch.special.ndtr((clean - threshold) / noise_scale).flatten(0, -2).sum(dim=0)
+    importance = log_gates.exp().flatten(0, -2).sum(dim=0)
+    return Gates(log_gates, load, squared_variation(importance) + squared_variation(load))
+
+
+def count_load_loss(log_gates: Tensor) -> Tensor:
+    """Give the load loss of noiseless gates `(..., E)`: the load is the number of pixels that an expert serves."""
+    gates = log_gates.exp().flatten(0, -2)
+    return squared_variation(gates.sum(dim=0)) + squared_variation((gates > 0).to(gates).sum(dim=0))
+
+
+def log_mixture(outputs: Sequence[Tensor], log_gates: Tensor) -> Tensor:
+    """Combine experts in log space: log of the sum over experts of gate * exp(output), finite in any precision.
+
+    Args:
+        outputs: E tensors `(..., C)`.
+        log_gates: `(..., E)`.
+
+    Returns:
+        `(..., C)` float32.
+    """
+    terms = [
+        output.float() + gate.unsqueeze(-1) for output, gate in zip(outputs, log_gates.float().unbind(-1), strict=True)
+    ]
+    mixed = torch.stack(terms).logsumexp(dim=0)
+    return torch.where(mixed < UNDERFLOW_LOG, torch.full_like(mixed, UNDERFLOW_VALUE), mixed)
+
+
+class Expert(nn.Module):
+    """A two-layer perceptron per pixel."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        """Make the two layers."""
+        super().__init__()
+        self.fc1 = nn.Linear(channels, hidden)
+        self.fc2 = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform `x` `(..., C)`."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class SpatialMixture(nn.Module):
+    """Experts per pixel. All of them are evaluated: no parameter is ever without gradient, and the graph is static."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, channels: int, num_experts: int, expansion: float) -> None:
+        """Make the experts and the gating matrices; `mean` and `std` are kept for published checkpoints."""
+        super().__init__()
+        self.experts = nn.ModuleList(Expert(channels, int(channels * expansion)) for _ in range(num_experts))
+        # Small and not zero: equal logits would send every pixel to the first two experts.
+        self.w_gate = nn.Parameter(torch.randn(2 * channels, num_experts) * 0.02)
+        self.w_noise = nn.Parameter(torch.zeros(2 * channels, num_experts))
+        self.register_buffer("mean", torch.zeros(1))
+        self.register_buffer("std", torch.ones(1))
+
+    def forward(self, x: Tensor, instruction: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Mix the experts at each pixel.
+
+        Args:
+            x: `(B, P, C)`, P pixels.
+            instruction: `(B, C)`, the same for all pixels of an image.
+            noise: standard normal `(B, P, E)` in training, None in evaluation.
+
+        Returns:
+            The mixture `(B, P, C)` float32, and the load loss in training.
+        """
+        clean = self._project(x, instruction, self.w_gate)
+        if noise is None:
+            log_gates, load_loss = top_k_log_gates(clean), None
+        else:
+            noise_scale = F.softplus(self._project(x, instruction, self.w_noise)) + NOISE_FLOOR
+            log_gates, _, load_loss = noisy_gates(clean, noise_scale, noise)
+        return log_mixture([expert(x) for expert in self.experts], log_gates), load_loss
+
+    @staticmethod
+    def _project(x: Tensor, instruction: Tensor, weight: Tensor) -> Tensor:
+        """Give [x ; instruction] @ weight, `(B, P, E)`, without repeating the instruction at every pixel."""
+        from_pixel, from_image = weight.chunk(2, dim=0)
+        # Gating decides which experts serve a pixel: it stays in float32 under autocast.
+        with torch.autocast(x.device.type, enabled=False):
+            return x.float() @ from_pixel.float() + (instruction.float() @ from_image.float()).unsqueeze(1)
+
+
+class SpatialRouting(nn.Module):
+    """Route each pixel of an encoder level to experts, as the instruction says."""
+
+    def __init__(self, channels: int, num_experts: int, expansion: float) -> None:
+        """Make the projection of the instruction and the mixture."""
+        super().__init__()
+        self.fc = nn.Linear(INSTRUCTION_DIM, channels)
+        self.moe = SpatialMixture(channels, num_experts, expansion)
+
+    def forward(self, x: Tensor, instruction: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Route `x` `(B, C, H, W)` by `instruction` `(B, 256)`; with `noise` `(B, H*W, E)` give the load loss too."""
+        B, C, H, W = x.shape
+        pixels = x.permute(0, 2, 3, 1).reshape(B, H * W, C)
+        mixed, load_loss = self.moe(pixels, self.fc(instruction), noise)
+        routed = pixels + mixed.to(x)
+        return routed.reshape(B, H, W, C).permute(0, 3, 1, 2), load_loss
+
+
+class ChannelRouting(nn.Module):
+    """Scale and shift channels, as far as the instruction opens each of them."""
+
+    def __init__(self, channels: int) -> None:
+        """Make the gate; scale and shift start at zero, so that the module starts as the identity."""
+        super().__init__()
+        self.fc = nn.Linear(INSTRUCTION_DIM, channels)
+        self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x: Tensor, instruction: Tensor) -> Tensor:
+        """Transform `x` `(B, C, H, W)` by `instruction` `(B, 256)`."""
+        gate = self.fc(instruction).sigmoid()[:, :, None, None]
+        return x + (x * self.gamma + self.beta) * gate

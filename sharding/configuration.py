@@ -1,0 +1,190 @@
+"""The schema of `cohorts.yaml` and of the commands that build and inspect shard sets.
+
+Kept free of heavy imports, so that `--help` answers at once.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+Triple = tuple[int, int, int]
+SpacingMm = tuple[float, float, float]
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class GeometryConfig:
+    """The two grids, in RAS+ order: axis 0 is left-right, so slices along it are sagittal."""
+
+    low_shape: Triple = (112, 138, 40)
+    """Voxels of the low-field grid."""
+    low_spacing_mm: SpacingMm = (1.6, 1.6, 5.0)
+    """Voxel size of the low-field grid, in mm."""
+    high_shape: Triple = (179, 221, 200)
+    """Voxels of the high-field grid; a sample is one (high_shape[1], high_shape[2]) slice of it."""
+    high_spacing_mm: SpacingMm = (1.0, 1.0, 1.0)
+    """Voxel size of the high-field grid, in mm."""
+
+    def __post_init__(self) -> None:
+        """Refuse grids that no volume can have."""
+        if min(*self.low_shape, *self.high_shape) < 2:
+            raise ValueError(
+                f"geometry: expected at least 2 voxels per axis, found low_shape {self.low_shape}, "
+                f"high_shape {self.high_shape}"
+            )
+        if min(*self.low_spacing_mm, *self.high_spacing_mm) <= 0:
+            raise ValueError(
+                f"geometry: expected positive spacings in mm, found low_spacing_mm {self.low_spacing_mm}, "
+                f"high_spacing_mm {self.high_spacing_mm}"
+            )
+
+
+@dataclass(frozen=True)
+class SyntheticConfig:
+    """Ranges that the synthetic low field is drawn from, uniformly, once per subject and variant."""
+
+    sigma_vox: Range = (0.4, 1.0)
+    """Standard deviation of the Gaussian blur, in voxels of the low-field grid."""
+    gamma: Range = (1.1, 1.8)
+    """Darkening exponent; above 1 darkens."""
+    noise_std: Range = (0.01, 0.05)
+    """Standard deviation of the noise in a black voxel, as a share of the intensity range."""
+    noise_bright_ratio: float = 0.3
+    """Noise in a white voxel relative to a black one: the background gets more."""
+
+    def __post_init__(self) -> None:
+        """Refuse ranges that are reversed or out of bounds."""
+        for name, least in (("sigma_vox", 0.0), ("gamma", 1.0), ("noise_std", 0.0)):
+            low, high = getattr(self, name)
+            if not least <= low <= high:
+                raise ValueError(f"synthetic.{name}: expected {least} <= first <= second, found {[low, high]}")
+        if not 0 <= self.noise_bright_ratio <= 1:
+            raise ValueError(f"synthetic.noise_bright_ratio: expected 0..1, found {self.noise_bright_ratio}")
+
+
+@dataclass(frozen=True)
+class CohortConfig:
+    """One cohort: path patterns with `{subject}`, for slice stacks `{slice}`, and free `{fields}` kept as metadata."""
+
+    name: str
+    """Name of the cohort; part of every sample's key."""
+    high: str
+    """Pattern of the high-field files."""
+    low: str | None = None
+    """Pattern of the low-field files; without it all pairs are synthetic."""
+    synthetic: int = 1
+    """Synthetic low-field variants made from each high-field volume (training subjects; others only without `low`)."""
+    split: dict[str, int | float | list[str]] = field(default_factory=dict)
+    """Subjects held out, for `val` and `test`: a count, a fraction below 1, or a list of ids."""
+    fit: Literal["resize", "crop_pad"] | None = None
+    """`resize` forces the shape (default for slice stacks), `crop_pad` keeps proportions (default for volumes)."""
+    align: Literal["none"] = "none"
+    """Registration of high to low field; `none` takes pairs as they are."""
+
+    def __post_init__(self) -> None:
+        """Refuse names and patterns that cannot make keys."""
+        if not self.name or not all(c.isascii() and (c.isalnum() or c == "_") for c in self.name):
+            raise ValueError(f"cohorts: name: expected letters, digits and underscores, found {self.name!r}")
+        for role in ("high", "low"):
+            pattern = getattr(self, role)
+            if pattern is not None and "{subject}" not in pattern:
+                raise ValueError(
+                    f"cohort {self.name}: {role}: expected a pattern with {{subject}}, found {pattern!r}; "
+                    "put {subject} where the file names say who it is"
+                )
+        if self.synthetic < 0 or (self.low is None and self.synthetic == 0):
+            raise ValueError(
+                f"cohort {self.name}: synthetic: expected at least {0 if self.low else 1}, found {self.synthetic}; "
+                "a cohort without `low` has only synthetic pairs"
+            )
+        if unknown := sorted(set(self.split) - {"val", "test"}):
+            raise ValueError(
+                f"cohort {self.name}: split: unknown {unknown}; known: val, test (what is left is for training)"
+            )
+
+
+@dataclass(frozen=True)
+class ShardConfig:
+    """Build shards from cohorts."""
+
+    out: Path | None = None
+    """Folder of the shard set; made if missing, finished if an earlier build was interrupted."""
+    cohorts: list[CohortConfig] = field(default_factory=list)
+    """The cohorts, in order."""
+    root: Path | None = None
+    """Folder that relative patterns start from; default: where the file that holds `cohorts` lies."""
+    geometry: GeometryConfig = field(default_factory=GeometryConfig)
+    """The two grids."""
+    context: int = 0
+    """Neighbouring slices on each side given with the low-field slice: 0 is 2D, 2 gives 5 channels."""
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    """Ranges of the synthetic low field."""
+    seed: int = 0
+    """Seed of the synthetic parameters and of the order of samples."""
+    samples_per_shard: int = 512
+    """Most samples in one shard; 512 at the default geometry is about 90 MB."""
+    subjects_per_block: int = 4
+    """Subjects whose samples are shuffled together; a worker holds one block in memory (4: about 0.3 GB)."""
+    jobs: int = 0
+    """Processes; 0 is one per core. The bytes written do not depend on it."""
+    executor: Literal["local", "ray"] = "local"
+    """Where blocks are built: processes of this machine, or tasks on a Ray cluster."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that would turn the build into nothing."""
+        for name, least in (("context", 0), ("samples_per_shard", 1), ("subjects_per_block", 1), ("jobs", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected at least {least}, found {getattr(self, name)}")
+        names = [cohort.name for cohort in self.cohorts]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"cohorts: expected different names, found twice: {twice}")
+
+
+@dataclass(frozen=True)
+class PhantomConfig:
+    """Write a cohort of anatomically varied phantoms made from the MNI152 template that nilearn ships."""
+
+    out: Path | None = None
+    """Folder of the cohort."""
+    subjects: int = 6
+    """Subjects in all: two of three become slice-stack pairs under `real`, the others IXI-named volumes."""
+    seed: int = 0
+    """Seed; the same seed gives the same cohort."""
+    jobs: int = 0
+    """Processes; 0 is one per core."""
+
+    def __post_init__(self) -> None:
+        """Refuse cohorts too small to be split."""
+        if not 4 <= self.subjects <= 99:
+            raise ValueError(f"subjects: expected 4 to 99, found {self.subjects}")
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """Check a shard set against its manifest and index."""
+
+    shards: Path | None = None
+    """Folder of the shard set."""
+    quick: bool = False
+    """Leave out the hashes and the voxel values."""
+
+
+@dataclass(frozen=True)
+class PreviewConfig:
+    """Draw pairs as the reader gives them: low over high, per cohort and kind."""
+
+    shards: Path | None = None
+    """Folder of the shard set."""
+    out: Path | None = None
+    """The picture to write, a `.png`."""
+    split: Literal["train", "val", "test"] = "train"
+    """Split to draw from."""
+    pairs: int = 8
+    """Pairs to draw, spread over cohorts and kinds."""
+    seed: int = 0
+    """Seed of the choice."""
+
+    def __post_init__(self) -> None:
+        """Refuse an empty picture."""
+        if self.pairs < 1:
+            raise ValueError(f"pairs: expected at least 1, found {self.pairs}")

@@ -1,0 +1,145 @@
+"""One subject's files -> its low/high volume pairs on the high-field grid, real and synthetic."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upfield.sharding.cohort import Source, Subject, Unit
+from upfield.sharding.configuration import GeometryConfig, ShardConfig
+from upfield.sharding.intensity import degrade, draw_degradation, generator_for, normalise
+from upfield.sharding.resample import box_centre, resample_box, zoom_to
+from upfield.sharding.volume import Volume, read_stack, read_volume
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One low-field volume brought to the high-field grid, and its high-field partner."""
+
+    unit: Unit
+    """Whose pair, of which kind and variant."""
+    low: NDArray[np.float16]
+    """`(X, Y, Z)` in [0, 1], on the high-field grid."""
+    high: NDArray[np.float16]
+    """`(X, Y, Z)` in [0, 1]."""
+    parameters: dict[str, Any]
+    """What a synthetic low field was made with."""
+
+
+def load(source: Source) -> Volume:
+    """Read a subject's volume or slice stack, in RAS+."""
+    return read_stack(source.paths) if source.stacked else read_volume(source.paths[0])
+
+
+def make_pairs(subject: Subject, units: tuple[Unit, ...], config: ShardConfig) -> Iterator[Pair]:
+    """Read a subject once and give the pair of each of its units.
+
+    Raises:
+        VolumeError: a file is not what it should be.
+    """
+    grids = Grids(config.geometry, subject.fit)
+    high_file = load(subject.high)
+    high = grids.high_from_file(high_file)
+    high_scaled = normalise(high, str(subject.high))
+    high_half = high_scaled.astype(np.float16)
+    for unit in units:
+        if unit.kind == "real":
+            assert subject.low is not None
+            low, parameters = grids.low_from_file(load(subject.low), high_file), {}
+        else:
+            low, parameters = _synthetic(high_scaled, grids, unit, config)
+        up = normalise(grids.low_to_high(low), f"{subject.low or subject.high} ({unit.kind})")
+        yield Pair(unit, up.astype(np.float16), high_half, parameters)
+
+
+def _synthetic(
+    high_scaled: NDArray[np.float32], grids: "Grids", unit: Unit, config: ShardConfig
+) -> tuple[NDArray[np.float32], dict[str, float]]:
+    rng = generator_for(config.seed, unit.cohort, unit.subject, unit.variant)
+    parameters = draw_degradation(config.synthetic, rng)
+    small = np.clip(grids.high_to_low(high_scaled), 0, 1)
+    return degrade(small, parameters, config.synthetic.noise_bright_ratio, rng), parameters.to_tree()
+
+
+@dataclass(frozen=True)
+class Grids:
+    """The moves between files, the low-field grid and the high-field grid, under one `fit`.
+
+    `resize` works on arrays alone, corner voxel to corner voxel, as the report we follow does. `crop_pad` works in mm:
+    both grids are boxes around one point, so that proportions and the position of every voxel stay true.
+    """
+
+    geometry: GeometryConfig
+    """The two grids."""
+    fit: str
+    """`resize` or `crop_pad`."""
+
+    def high_from_file(self, volume: Volume) -> NDArray[np.float32]:
+        """Bring a high-field volume to the high-field grid, `(X, Y, Z)`."""
+        if self.fit == "resize":
+            return zoom_to(volume.voxels, self.geometry.high_shape)
+        return self._box(volume, head_centre(volume, self._extent_mm), "high")
+
+    def low_from_file(self, volume: Volume, high: Volume) -> NDArray[np.float32]:
+        """Bring a low-field volume to the low-field grid `(I, J, K)`, in the same place as its partner `high`."""
+        if self.fit == "resize":
+            return zoom_to(volume.voxels, self.geometry.low_shape)
+        centre_mm = high.affine @ np.append(head_centre(high, self._extent_mm), 1.0)
+        return self._box(volume, (np.linalg.inv(volume.affine) @ centre_mm)[:3], "low")
+
+    def low_to_high(self, low: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Interpolate `(I, J, K)` on the low-field grid to the high-field grid `(X, Y, Z)`."""
+        return self._between(low, "low", "high")
+
+    def high_to_low(self, high: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Sample `(X, Y, Z)` on the high-field grid at the low-field grid `(I, J, K)`."""
+        return self._between(high, "high", "low")
+
+    @property
+    def _extent_mm(self) -> NDArray[np.float64]:
+        return np.array(self.geometry.high_shape) * np.array(self.geometry.high_spacing_mm)
+
+    def _grid(self, field: str) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
+        geometry = self.geometry
+        if field == "high":
+            return geometry.high_shape, np.array(geometry.high_spacing_mm)
+        return geometry.low_shape, np.array(geometry.low_spacing_mm)
+
+    def _between(self, voxels: NDArray[np.float32], source: str, target: str) -> NDArray[np.float32]:
+        shape, spacing_mm = self._grid(target)
+        if self.fit == "resize":
+            return zoom_to(voxels, shape)
+        return resample_box(voxels, self._grid(source)[1], box_centre(voxels.shape), shape, spacing_mm)
+
+    def _box(self, volume: Volume, centre_vox: NDArray[np.float64], field: str) -> NDArray[np.float32]:
+        shape, spacing_mm = self._grid(field)
+        return resample_box(volume.voxels, volume.spacing_mm, centre_vox, shape, spacing_mm)
+
+
+def head_centre(volume: Volume, extent_mm: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Find where the box around the head should be centred.
+
+    The middle of the head along each axis; along the body axis, where neck and shoulders may fill the image, a head
+    taller than the box is aligned at its top instead, so that no brain is cut off.
+
+    Args:
+        volume: head in RAS+.
+        extent_mm: `(3,)`, the box.
+
+    Returns:
+        Voxel index `(3,)`.
+    """
+    mask = volume.voxels > 0.2 * np.percentile(volume.voxels, 99)
+    first, last = np.zeros(3), np.zeros(3)
+    for axis in range(3):
+        others = tuple(other for other in range(3) if other != axis)
+        share = np.cumsum(mask.sum(axis=others, dtype=np.int64)) / max(int(mask.sum()), 1)
+        # The outermost half percent of the head's voxels is noise as often as anatomy.
+        first[axis], last[axis] = np.searchsorted(share, (0.005, 0.995))
+    centre = (first + last) / 2
+    height_vox = extent_mm[2] / volume.spacing_mm[2]
+    if last[2] - first[2] > height_vox:
+        centre[2] = last[2] - height_vox / 2
+    return centre

@@ -1,0 +1,139 @@
+"""Open a finished shard set and read any sample by its offset, without scanning a tar."""
+
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upfield.sharding.errors import ShardSetError
+from upfield.sharding.manifest import Manifest, read_manifest
+from upfield.sharding.tarshard import read_index
+
+MAX_OPEN_FILES = 64
+LOW, HIGH, RECORD = range(3)
+
+
+class ShardSplit:
+    """One split of a shard set: samples numbered 0 .. num_samples-1 in the order they are stored.
+
+    Holds arrays and file descriptors only, so that it is cheap to send to loader workers, which open their own files.
+    """
+
+    def __init__(self, root: Path, split: str, manifest: Manifest | None = None) -> None:
+        """Read the manifest and the split's indices.
+
+        Args:
+            root: folder of the set.
+            split: `train`, `val` or `test`.
+            manifest: the set's manifest where it is already read.
+
+        Raises:
+            ShardSetError: no such set or split, an index is missing or disagrees with the manifest.
+        """
+        self.root = root
+        self.split = split
+        self.manifest = manifest or read_manifest(root)
+        self.entries = self.manifest.shards(split)
+        indices = [read_index(root / f"{entry.name}.idx") for entry in self.entries]
+        for entry, index in zip(self.entries, indices, strict=True):
+            if len(index.keys) != entry.samples:
+                raise ShardSetError(
+                    f"{root / entry.name}.idx: expected {entry.samples} samples as the manifest says, "
+                    f"found {len(index.keys)}; run upfield verify"
+                )
+        self.shard_sizes = np.array([entry.samples for entry in self.entries], dtype=np.int64)
+        self.shard_starts = np.concatenate([[0], np.cumsum(self.shard_sizes)])
+        self.low_shape = self.manifest.sample_shape("low")
+        self.high_shape = self.manifest.sample_shape("high")
+        self._offsets = _joined([index.offsets for index in indices], (0, 3), np.int64)
+        self._sizes = _joined([index.sizes for index in indices], (0, 3), np.int64)
+        self._keys = _joined([index.keys for index in indices], (0,), np.bytes_)
+        self._files: OrderedDict[int, int] = OrderedDict()
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples in the split."""
+        return len(self._keys)
+
+    def key(self, sample: int) -> str:
+        """Give a sample's key."""
+        return self._keys[sample].decode("ascii")
+
+    def record(self, sample: int) -> dict[str, Any]:
+        """Read a sample's cohort, subject, kind, variant, slice and parameters."""
+        shard = self._shard_of(sample)
+        buffer = np.empty(int(self._sizes[sample, RECORD]), dtype=np.uint8)
+        self._read(shard, int(self._offsets[sample, RECORD]), buffer)
+        return json.loads(buffer.tobytes())
+
+    def read_into(self, samples: Sequence[int], low: NDArray[np.float16], high: NDArray[np.float16]) -> None:
+        """Read samples straight into a batch.
+
+        Args:
+            samples: N sample numbers.
+            low: `(N, 1 + 2*context, Y, Z)` float16, contiguous; filled with values in [0, 1].
+            high: `(N, 1, Y, Z)` float16, contiguous; filled with values in [0, 1].
+
+        Raises:
+            ShardSetError: a shard is missing or shorter than its index says.
+        """
+        for slot, sample in enumerate(samples):
+            shard = self._shard_of(sample)
+            for member, target in ((LOW, low[slot]), (HIGH, high[slot])):
+                # The array's bytes end the member; what precedes them is the npy header.
+                skip = int(self._sizes[sample, member]) - target.nbytes
+                self._read(shard, int(self._offsets[sample, member]) + skip, target)
+
+    def _shard_of(self, sample: int) -> int:
+        return int(np.searchsorted(self.shard_starts, sample, side="right")) - 1
+
+    def _read(self, shard: int, offset: int, target: NDArray[Any]) -> None:
+        view = memoryview(target.reshape(-1).view(np.uint8))
+        done = 0
+        while done < len(view):
+            count = os.preadv(self._open(shard), [view[done:]], offset + done)
+            if count == 0:
+                raise ShardSetError(
+                    f"{self._path(shard)}: expected {len(view)} bytes at offset {offset}, found {done}; "
+                    "the shard is truncated, run upfield verify"
+                )
+            done += count
+
+    def _path(self, shard: int) -> Path:
+        return self.root / f"{self.entries[shard].name}.tar"
+
+    def _open(self, shard: int) -> int:
+        if shard in self._files:
+            self._files.move_to_end(shard)
+            return self._files[shard]
+        try:
+            descriptor = os.open(self._path(shard), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise ShardSetError(f"{self._path(shard)}: expected a shard, found none; run upfield verify") from error
+        self._files[shard] = descriptor
+        if len(self._files) > MAX_OPEN_FILES:
+            os.close(self._files.popitem(last=False)[1])
+        return descriptor
+
+    def close(self) -> None:
+        """Close all files; reading opens them again."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave descriptors behind: they mean nothing in another process."""
+        return self.__dict__ | {"_files": OrderedDict()}
+
+    def __del__(self) -> None:
+        """Close what is open."""
+        if hasattr(self, "_files"):
+            self.close()
+
+
+def _joined(arrays: list[NDArray[Any]], empty_shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    return np.concatenate(arrays) if arrays else np.empty(empty_shape, dtype=dtype)

@@ -1,0 +1,78 @@
+"""Run independent tasks on this machine's cores or on a Ray cluster, and give results as they finish."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from multiprocessing import get_context
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def run_tasks(function: Callable[[T], R], tasks: Sequence[T], jobs: int = 0, executor: str = "local") -> Iterator[R]:
+    """Apply `function` to each task and give results in the order they finish.
+
+    Args:
+        function: a module-level function; it and the tasks are pickled.
+        tasks: its arguments.
+        jobs: processes; 0 is one per available core. One process runs in this one.
+        executor: `local`, or `ray` for tasks on the cluster that RAY_ADDRESS names (this machine if none).
+    """
+    workers = min(jobs or len(os.sched_getaffinity(0)), max(len(tasks), 1))
+    if executor == "ray":
+        yield from _on_ray(function, tasks)
+    elif workers == 1:
+        yield from map(function, tasks)
+    else:
+        yield from _in_processes(function, tasks, workers)
+
+
+def _in_processes(function: Callable[[T], R], tasks: Sequence[T], workers: int) -> Iterator[R]:
+    with _one_thread_each(), ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(function, task) for task in tasks]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BaseException:
+            # The first failure ends the build: what has not started never does.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Let child processes use one thread: several processes with a thread per core each get in one another's way."""
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _on_ray(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
+    import ray
+
+    started_here = not ray.is_initialized()
+    if started_here:
+        ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        remote: Any = ray.remote(function)
+        waiting = [remote.remote(task) for task in tasks]
+        while waiting:
+            done, waiting = ray.wait(waiting)
+            try:
+                yield ray.get(done[0])
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from error
+    finally:
+        if started_here:
+            ray.shutdown()

@@ -1,0 +1,115 @@
+"""The published network, by the tensors it produced and the parameters it has."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from upfield.model.amir import Amir, AmirConfig
+from upfield.model.routing import count_load_loss, log_mixture, noisy_gates, top_k_log_gates
+
+GOLDEN = load_file(Path(__file__).parent / "amir_small.safetensors")
+SMALL = AmirConfig(dim=8, num_blocks=(1, 2, 1, 2), num_refinement_blocks=1)
+
+
+@pytest.fixture(scope="module")
+def small() -> Amir:
+    network = Amir(SMALL)
+    state = {k.removeprefix("state_dict."): v for k, v in GOLDEN.items() if k.startswith("state_dict.")}
+    network.load_state_dict(state, strict=True)
+    return network.eval()
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_output_and_instruction_are_the_published_ones(small: Amir) -> None:
+    close(small.dict_generator(GOLDEN["input"]), GOLDEN["instruction"])
+    close(small(GOLDEN["input"]), GOLDEN["output"])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_expert_mixtures_are_the_published_ones(small: Amir, level: int) -> None:
+    mixture = getattr(small, f"spatial_routing_encoder_level{level}").moe
+    x, instruction = GOLDEN[f"level{level}.moe_input"], GOLDEN[f"level{level}.moe_instruction"]
+    pixels = x.flatten(2).transpose(1, 2)
+    mixed, load_loss = mixture(pixels, instruction, None)
+    assert load_loss is None
+    close(mixed.transpose(1, 2).reshape(x.shape), GOLDEN[f"level{level}.moe_output"])
+    gates = top_k_log_gates(mixture._project(pixels, instruction, mixture.w_gate))
+    close(count_load_loss(gates).reshape(1), GOLDEN[f"level{level}.eval_load_loss"])
+
+
+@torch.no_grad()
+def test_training_gates_and_load_are_the_published_ones(small: Amir) -> None:
+    mixture = small.spatial_routing_encoder_level2.moe
+    tokens = GOLDEN["gating.tokens"]
+    scale = torch.nn.functional.softplus(tokens @ mixture.w_noise) + 0.01
+    gates = noisy_gates(tokens @ mixture.w_gate, scale, GOLDEN["gating.noise"])
+    close(gates.log_gates.exp(), GOLDEN["gating.gates"])
+    close(gates.load, GOLDEN["gating.load"])
+    close(gates.load_loss.reshape(1), GOLDEN["gating.loss"])
+
+
+@pytest.mark.parametrize(("preset", "count"), [("official", 23_540_498), ("report", 22_248_687)])
+def test_presets_have_the_published_number_of_parameters(preset: str, count: int) -> None:
+    with torch.device("meta"):
+        network = Amir(AmirConfig.preset(preset))
+    assert sum(parameter.numel() for parameter in network.parameters()) == count
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(9, 9), (17, 30), (221, 20), (48, 40)])
+def test_any_size_keeps_its_size_and_equals_the_padded_image(small: Amir, size: tuple[int, int]) -> None:
+    height, width = size
+    image = torch.rand(1, 1, height, width)
+    padded = torch.nn.functional.pad(image, (0, -width % 8, 0, -height % 8), mode="reflect")
+    restored = small(image)
+    assert restored.shape == image.shape
+    close(restored, small(padded)[..., :height, :width])
+
+
+def test_training_gives_the_load_loss_and_a_gradient_to_every_parameter() -> None:
+    network = Amir(AmirConfig.preset("tiny")).train()
+    restored, load_loss = network(torch.rand(2, 1, 24, 16))
+    (restored.mean() + load_loss).backward()
+    assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []
+
+
+@torch.no_grad()
+def test_context_restores_the_centre_slice() -> None:
+    network = Amir(AmirConfig(in_channels=5, dim=8, num_blocks=(1, 1, 1, 1), num_refinement_blocks=1)).eval()
+    network.output.weight.zero_()
+    low = torch.rand(2, 5, 16, 24)
+    close(network(low), low[:, 2:3])
+
+
+def test_mixture_stays_finite_where_the_published_exponential_overflows() -> None:
+    outputs = [torch.full((3, 2), value, dtype=torch.float16) for value in (100.0, -100.0, 50.0, 0.0)]
+    log_gates = top_k_log_gates(torch.tensor([[1.0, 2.0, 0.0, -1.0]]).expand(3, 4))
+    mixed = log_mixture(outputs, log_gates)
+    assert torch.isfinite(mixed).all()
+    assert mixed[0, 0].item() == pytest.approx(100 + log_gates[0, 0].item(), abs=1e-3)
+
+
+def test_mixture_and_its_gradient_equal_the_published_formula() -> None:
+    outputs = torch.randn(4, 7, 3, dtype=torch.float64, requires_grad=True)
+    log_gates = top_k_log_gates(torch.randn(7, 4, dtype=torch.float64))
+    published = (log_gates.exp().T.unsqueeze(-1) * outputs.exp()).sum(0).log()
+    ours = torch.stack([o + g[:, None] for o, g in zip(outputs, log_gates.unbind(-1), strict=True)]).logsumexp(0)
+    close(ours, published)
+    first, second = (torch.autograd.grad(y.sum(), outputs, retain_graph=True)[0] for y in (ours, published))
+    close(first, second)
+    close(log_mixture(list(outputs), log_gates).double(), published)
+
+
+@pytest.mark.parametrize("wrong", [{"in_channels": 2}, {"dim": 7}, {"heads": (1, 5, 4, 8)}, {"num_experts": 1}])
+def test_sizes_that_cannot_be_built_are_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError, match=r"expected .* found"):
+        AmirConfig(**wrong)
+    with pytest.raises(ValueError, match="official, report, tiny"):
+        AmirConfig.preset("huge")
