@@ -89,7 +89,7 @@ def build_network(config: TrainConfig, context: int, accelerator: Accelerator) -
             network.load_state_dict(read_weights(config.model.init), strict=True)
         except (RuntimeError, ValueError) as error:
             raise InputError(f"{config.model.init}: expected weights that fit the configured model: {error}") from error
-    network.to(accelerator.device, memory_format=torch.channels_last)
+    network.to(accelerator.device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = torch.optim.Adam(network.parameters(), lr=config.optim.lr, betas=config.optim.betas)
     return network, optimizer
 

@@ -66,7 +66,7 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
     if accelerator.num_processes != world_size:
         raise RunError(
             f"expected {world_size} processes in one group, found {accelerator.num_processes}; "
-            "launch with `accelerate launch --multi_gpu --num_processes N` or torchrun, on CPUs with ACCELERATE_USE_CPU=true"
+            "launch by `accelerate launch --multi_gpu --num_processes N` or torchrun (CPUs: ACCELERATE_USE_CPU=true)"
         )
     return accelerator
 

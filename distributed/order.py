@@ -31,7 +31,7 @@ def epoch_order(seed: int, epoch: int, shard_sizes: NDArray[np.int64], window_sh
 
 
 def _samples(shards: NDArray[np.int64], starts: NDArray[np.int64], shard_sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.concatenate([np.arange(starts[shard], starts[shard] + shard_sizes[shard]) for shard in shards])
+    return np.concatenate([np.arange(int(starts[shard]), int(starts[shard] + shard_sizes[shard])) for shard in shards])
 
 
 def rank_share(order: NDArray[np.int64], step: int, batch_size: int, rank: int, world_size: int) -> NDArray[np.int64]:

@@ -16,7 +16,7 @@ METRICS = {"psnr_slice": psnr_slice, "ssim_slice": ssim_slice}
 @torch.inference_mode()
 def validate(
     accelerator: Accelerator, restore: Callable[[Tensor], Tensor], split: ShardSplit, batch_size: int
-) -> dict[str, float]:
+) -> dict[str, float | int]:
     """Measure a network on a split. Collective: ALL ranks call it.
 
     Args:

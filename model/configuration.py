@@ -57,7 +57,8 @@ class AmirConfig:
     @classmethod
     def from_tree(cls, tree: dict[str, Any]) -> Self:
         """Make the configuration from plain values, as weight files hold it."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in tree.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in tree.items()}
+        return cls(**values)
 
     def to_tree(self) -> dict[str, Any]:
         """Give the configuration as plain values."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from upfield.sharding.atomic import write_json
 from upfield.sharding.cohort import Source, Subject, find_subjects
@@ -57,6 +58,9 @@ def build(config: ShardConfig, out: Path) -> None:
         if (out / MANIFEST).is_file():
             say(f"{out}: complete already, nothing to do")
             return
+        # We hold the lock: half-written files are those of a build that was killed.
+        for leftover in out.rglob(".tmp-*"):
+            leftover.unlink()
         tasks = [BlockTask(block, config, out) for block in blocks]
         results = run_tasks(build_block, tasks, config.jobs, config.executor)
         entries = [entry for block in track(results, "shards", len(tasks)) for entry in block]
@@ -65,7 +69,7 @@ def build(config: ShardConfig, out: Path) -> None:
 
 
 def build_block(task: BlockTask) -> list[ShardEntry]:
-    """Write a block's shards unless they are all there, and describe them.
+    """Write those of a block's shards that are not there, and describe them all.
 
     Runs in a worker; it alone writes these files.
     """
@@ -75,10 +79,12 @@ def build_block(task: BlockTask) -> list[ShardEntry]:
     pairs: list[Pair] = []
     for subject in task.block.subjects:
         pairs += make_pairs(subject, subject.units, task.config)
-    samples = _samples(pairs, task)
+    order = np.split(sample_order(task.block, task.config), np.cumsum(task.block.shard_sizes)[:-1])
     return [
-        write_shard(task.out, name, (next(samples) for _ in range(size)))
-        for name, size in zip(names, task.block.shard_sizes, strict=True)
+        _describe(task.out, name)
+        if (task.out / f"{name}.tar").is_file()
+        else write_shard(task.out, name, _samples(pairs, numbers, task))
+        for name, numbers in zip(names, order, strict=True)
     ]
 
 
@@ -87,10 +93,10 @@ def _describe(out: Path, name: str) -> ShardEntry:
     return ShardEntry(name, len(read_index(out / f"{name}.idx").keys), tar.stat().st_size, hash_file(tar))
 
 
-def _samples(pairs: list[Pair], task: BlockTask) -> Iterator[Sample]:
+def _samples(pairs: list[Pair], numbers: NDArray[np.int64], task: BlockTask) -> Iterator[Sample]:
     num_slices = task.config.geometry.high_shape[0]
     metadata = {(subject.cohort, subject.id): subject.high.metadata for subject in task.block.subjects}
-    for number in sample_order(task.block, task.config):
+    for number in numbers:
         pair, x = pairs[number // num_slices], int(number % num_slices)
         unit = pair.unit
         record: dict[str, Any] = {
@@ -141,7 +147,8 @@ def _refuse_other_set(out: Path, config: ShardConfig, subjects: list[Subject]) -
                 "since; delete the folder and build again"
             )
     else:
-        if others := [path for path in out.iterdir() if path.name != ".lock"]:
+        ours = (".lock", f".tmp-*-{BUILD_STATE}")
+        if others := [path for path in out.iterdir() if not any(map(path.match, ours))]:
             raise InputError(
                 f"{out}: expected a new folder or a shard set, found {others[0].name} and others; choose another --out"
             )

@@ -200,14 +200,17 @@ def assign_splits(cohort: CohortConfig, subjects: list[str]) -> dict[str, Split]
     splits: dict[str, Split] = {}
     position = {subject: _hash(cohort.name, subject) for subject in subjects}
     bound = 0.0
-    for name in ("test", "val"):
+    # Lists first, so that a count never takes a subject that the other split names.
+    for name in sorted(("test", "val"), key=lambda split: not isinstance(cohort.split.get(split), list)):
         wanted = cohort.split.get(name, 0)
         free = [subject for subject in sorted(subjects, key=position.__getitem__) if subject not in splits]
         if isinstance(wanted, list):
             chosen = _listed(cohort, name, wanted, free)
-        elif isinstance(wanted, float) and wanted < 1:
+        elif isinstance(wanted, float) and 0 < wanted < 1:
             chosen = [subject for subject in free if bound <= position[subject] < bound + wanted]
             bound += wanted
+            if bound > 1:
+                raise InputError(f"cohort {cohort.name}: split: expected fractions up to 1 together, found {bound:g}")
         else:
             chosen = _counted(cohort, name, wanted, free)
         splits |= dict.fromkeys(chosen, name)
@@ -224,7 +227,7 @@ def _listed(cohort: CohortConfig, name: str, wanted: list[str], free: list[str])
 
 
 def _counted(cohort: CohortConfig, name: str, wanted: float, free: list[str]) -> list[str]:
-    if wanted < 0 or wanted != int(wanted) or wanted > len(free):
+    if not 0 <= wanted <= len(free) or wanted != int(wanted):
         raise InputError(
             f"cohort {cohort.name}: split.{name}: expected a count from 0 to {len(free)}, a fraction below 1 or "
             f"a list, found {wanted}"

@@ -6,7 +6,7 @@ Positional arguments are shorthand for the flags of the same name, so that each 
 import difflib
 import sys
 import traceback
-from argparse import ArgumentError
+from argparse import SUPPRESS, ArgumentError
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -159,7 +159,8 @@ def _parser(command: Command) -> Any:
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the keys below; later flags override.")
     parser.add_class_arguments(command.schema, as_group=False)
-    parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
+    # Without a default it stays out of what --print_config prints, which must read back.
+    parser.add_argument("--debug", action="store_true", default=SUPPRESS, help="Show the traceback of an error.")
     return parser
 
 
@@ -206,8 +207,8 @@ def _normalise(argv: list[str], command: Command, parser: Any) -> list[str]:
             options.append(f"{name}=true")
         else:
             value = next(rest, None)
-            if value is None:
-                raise InputError(f"{name}: expected a value, found none")
+            if value is None or value.partition("=")[0] in known:
+                raise InputError(f"{name}: expected a value, found {value or 'none'}")
             options.append(f"{name}={value}")
     return options + list(_name_positionals(loose, command))
 
@@ -245,9 +246,10 @@ def _refuse_unknown(tree: Any, schema: type, where: str, prefix: str = "") -> No
         kind = kinds[key]
         if is_dataclass(kind) and isinstance(kind, type):
             _refuse_unknown(value, kind, where, f"{prefix}{key}.")
-        elif get_origin(kind) is list and is_dataclass(element := get_args(kind)[0]) and isinstance(value, list):
-            for number, item in enumerate(value):
-                _refuse_unknown(item, element, where, f"{prefix}{key}[{number}].")
+        elif get_origin(kind) is list and isinstance(value, list):
+            element = get_args(kind)[0]
+            for number, item in enumerate(value if is_dataclass(element) else ()):
+                _refuse_unknown(item, element, where, f"{prefix}{key}[{number}].")  # pyright: ignore[reportArgumentType]
 
 
 def _leaves(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:

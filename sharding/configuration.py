@@ -83,8 +83,8 @@ class CohortConfig:
 
     def __post_init__(self) -> None:
         """Refuse names and patterns that cannot make keys."""
-        if not self.name or not all(c.isascii() and (c.isalnum() or c == "_") for c in self.name):
-            raise ValueError(f"cohorts: name: expected letters, digits and underscores, found {self.name!r}")
+        if not 1 <= len(self.name) <= 30 or not all(c.isascii() and (c.isalnum() or c == "_") for c in self.name):
+            raise ValueError(f"cohorts: name: expected 1 to 30 letters, digits and underscores, found {self.name!r}")
         for role in ("high", "low"):
             pattern = getattr(self, role)
             if pattern is not None and "{subject}" not in pattern:

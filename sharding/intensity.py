@@ -82,7 +82,7 @@ def degrade(
     Returns:
         `(I, J, K)` float32 in [0, 1].
     """
-    blurred = np.clip(ndimage.gaussian_filter(image, parameters.sigma_vox), 0, 1)
+    blurred = np.asarray(ndimage.gaussian_filter(image, parameters.sigma_vox), dtype=np.float32).clip(0, 1)
     dark = blurred ** np.float32(parameters.gamma)
     noise = rng.standard_normal(dark.shape, dtype=np.float32)
     noise *= np.float32(parameters.noise_std) * (1 - np.float32(1 - noise_bright_ratio) * dark)

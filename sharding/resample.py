@@ -17,8 +17,7 @@ Matrix = NDArray[np.float32]
 @lru_cache(maxsize=64)
 def zoom_matrix(num_in: int, num_out: int) -> Matrix:
     """Give `scipy.ndimage.zoom(order=3)` along one axis as a matrix `(num_out, num_in)`; end voxels stay put."""
-    unit = np.eye(num_in)
-    columns = [ndimage.zoom(row, num_out / num_in, order=ORDER) for row in unit]
+    columns = [np.asarray(ndimage.zoom(unit, num_out / num_in, order=ORDER)) for unit in np.eye(num_in)]
     return np.stack(columns, axis=1).astype(np.float32)
 
 

@@ -93,7 +93,7 @@ class ShardSplit:
         return int(np.searchsorted(self.shard_starts, sample, side="right")) - 1
 
     def _read(self, shard: int, offset: int, target: NDArray[Any]) -> None:
-        view = memoryview(target.reshape(-1).view(np.uint8))
+        view = memoryview(target.data).cast("B")
         done = 0
         while done < len(view):
             count = os.preadv(self._open(shard), [view[done:]], offset + done)

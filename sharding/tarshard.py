@@ -69,7 +69,8 @@ def write_shard(root: Path, name: str, samples: Iterable[Sample]) -> ShardEntry:
             for sample in samples:
                 index.append(_write_sample(out, sample))
             # Two blocks of zeros end a tar; the rest fills the record that tar programs read at once.
-            out.write(bytes(-out.position % tarfile.RECORDSIZE or tarfile.RECORDSIZE))
+            end = 2 * BLOCK_BYTES
+            out.write(bytes(end + -(out.position + end) % tarfile.RECORDSIZE))
         write_text(root / f"{name}.idx", "\n".join([f"{INDEX_VERSION} {len(index)}", *index]) + "\n")
     return ShardEntry(name, len(index), out.position, out.hexdigest())
 
@@ -144,7 +145,10 @@ def read_index(path: Path) -> ShardIndex:
     words = [line.split(" ") for line in lines]
     if any(len(row) != 12 or tuple(row[0::4]) != MEMBERS for row in words):
         raise ShardSetError(f"{path}: expected members {', '.join(MEMBERS)} in every line, found others")
-    table = np.array([[row[i] for i in (1, 5, 9, 2, 6, 10)] for row in words], dtype=np.int64).reshape(-1, 6)
+    try:
+        table = np.array([[row[i] for i in (1, 5, 9, 2, 6, 10)] for row in words], dtype=np.int64).reshape(-1, 6)
+    except (ValueError, OverflowError) as error:
+        raise ShardSetError(f"{path}: expected whole numbers as offsets and sizes, found others: {error}") from error
     keys = np.array([row[3].removesuffix(f".{MEMBERS[0]}") for row in words], dtype=np.bytes_)
     return ShardIndex(keys, table[:, :3], table[:, 3:])
 

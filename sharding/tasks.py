@@ -60,6 +60,7 @@ def _one_thread_each() -> Iterator[None]:
 
 def _on_ray(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
     import ray
+    from ray.exceptions import RayTaskError
 
     started_here = not ray.is_initialized()
     if started_here:
@@ -71,7 +72,7 @@ def _on_ray(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
             done, waiting = ray.wait(waiting)
             try:
                 yield ray.get(done[0])
-            except ray.exceptions.RayTaskError as error:
+            except RayTaskError as error:
                 raise error.cause from error
     finally:
         if started_here:

@@ -9,13 +9,31 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
-from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+from nibabel.orientations import (
+    apply_orientation,
+    axcodes2ornt,
+    inv_ornt_aff,
+    io_orientation,
+    ornt2axcodes,
+    ornt_transform,
+)
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 from numpy.typing import NDArray
 
 from upfield.sharding.errors import VolumeError
 
-UNREADABLE = (ImageFileError, HeaderDataError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, OSError)
+UNREADABLE = (
+    ImageFileError,
+    HeaderDataError,
+    EOFError,
+    zlib.error,
+    gzip.BadGzipFile,
+    ValueError,
+    OSError,
+    # A damaged header can ask for more voxels than a machine can count or hold.
+    OverflowError,
+    MemoryError,
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +44,8 @@ class Volume:
     """`(I, J, K)` in scanner units."""
     affine: NDArray[np.float64]
     """`(4, 4)`, voxel index -> world mm."""
+    axcodes: tuple[str, str, str] = ("R", "A", "S")
+    """Where the axes of the file that it came from point."""
 
     @property
     def spacing_mm(self) -> NDArray[np.float64]:
@@ -106,11 +126,21 @@ def to_ras(voxels: NDArray[np.float32], affine: NDArray[np.float64], where: str)
     if np.isnan(orientation).any():
         raise VolumeError(f"{where}: expected three distinct axes, found {affine.tolist()}; mend the header")
     turned = np.ascontiguousarray(apply_orientation(voxels, orientation))
-    return Volume(turned, affine @ inv_ornt_aff(orientation, voxels.shape))
+    first, second, third = ornt2axcodes(orientation)
+    return Volume(turned, affine @ inv_ornt_aff(orientation, voxels.shape), (first, second, third))
+
+
+def from_ras(volume: Volume) -> Volume:
+    """Turn a RAS+ volume back to the axis order of the file that it came from; the place in the world stays."""
+    orientation = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(volume.axcodes))
+    voxels = np.ascontiguousarray(apply_orientation(volume.voxels, orientation))
+    return Volume(voxels, volume.affine @ inv_ornt_aff(orientation, volume.voxels.shape), volume.axcodes)
 
 
 def refuse_empty(voxels: NDArray[np.float32], where: str) -> None:
-    """Raise VolumeError where `voxels` `(I, J, K)` hold NaN or infinity, or a single value throughout."""
+    """Raise VolumeError where `voxels` `(I, J, K)` hold nothing, NaN or infinity, or a single value throughout."""
+    if voxels.size == 0:
+        raise VolumeError(f"{where}: expected voxels, found none (shape {voxels.shape}); leave it out")
     lowest, highest = voxels.min(), voxels.max()
     if not (np.isfinite(lowest) and np.isfinite(highest)):
         bad = int(voxels.size - np.isfinite(voxels).sum())
@@ -138,7 +168,8 @@ def _read(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         raise VolumeError(f"{path}: expected a NIfTI file, found none; check the path")
     try:
         image = nib.load(path)  # pyright: ignore[reportPrivateImportUsage]
-        assert isinstance(image, SpatialImage)
+        if not isinstance(image, SpatialImage):
+            raise VolumeError(f"{path}: expected a volume, found {type(image).__name__}; convert it first")
         kind = image.get_data_dtype()
         if kind.kind not in "iufb":
             raise VolumeError(f"{path}: expected real voxels, found type {kind}; convert it first")

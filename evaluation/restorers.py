@@ -1,0 +1,79 @@
+"""Whatever can be evaluated, behind one face: a run's best model in PyTorch, or a model file in ONNX Runtime."""
+
+import json
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from upfield.export.restorer import OnnxRestorer
+from upfield.export.scan import Restorer
+from upfield.model.weights import load_model
+from upfield.sharding.errors import InputError
+from upfield.sharding.manifest import Manifest
+
+
+class NamedRestorer(Restorer, Protocol):
+    """A restorer that can say what it is."""
+
+    description: str
+
+
+class TorchRestorer:
+    """Restores batches of slices with a run's best model."""
+
+    def __init__(self, run: Path, device: str = "auto") -> None:
+        """Load the model.
+
+        Args:
+            run: folder of the run.
+            device: `auto`, `cuda` or `cpu`.
+
+        Raises:
+            InputError: no best model there, or CUDA asked for where it cannot run.
+        """
+        weights, metrics = run / "best" / "model.safetensors", run / "best" / "metrics.json"
+        if not (weights.is_file() and metrics.is_file()):
+            raise InputError(f"{run}: expected a run with a best model or an .onnx file, found neither; check the path")
+        if device == "cuda" and not torch.cuda.is_available():
+            raise InputError("device: expected a GPU for --device cuda, found none; use auto or cpu")
+        self._device = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+        try:
+            network = load_model(weights)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        self._network = network.to(self._device)
+        tree = json.loads(metrics.read_text(encoding="utf-8"))
+        self.context: int = tree["context"]
+        self.normalisation: str = tree["normalisation"]
+        self.description = f"{run} (best model, step {tree['step']}), PyTorch on {self._device}"
+
+    @torch.inference_mode()
+    def restore(self, low: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Map `(N, 1 + 2*context, H, W)` in [0, 1] to `(N, 1, H, W)` in [0, 1]."""
+        return self._network(torch.from_numpy(low).to(self._device)).clamp(0, 1).cpu().numpy()
+
+
+class OnnxFile(OnnxRestorer):
+    """A model file that can say what it is."""
+
+    def __init__(self, path: Path, device: str = "auto") -> None:
+        """Load the file; see OnnxRestorer."""
+        super().__init__(path, device)
+        self.description = f"{path} (step {self.card.tree['step']}), ONNX Runtime, {self.provider}"
+
+
+def open_restorer(model: Path, device: str, manifest: Manifest) -> NamedRestorer:
+    """Open a run or a model file, and make sure that it fits a shard set.
+
+    Raises:
+        InputError: neither of the two, or trained on another context or normalisation.
+    """
+    restorer = OnnxFile(model, device) if model.suffix == ".onnx" else TorchRestorer(model, device)
+    for name in ("context", "normalisation"):
+        theirs, ours = getattr(restorer, name), getattr(manifest, name)
+        if theirs != ours:
+            raise InputError(f"{model}: expected a model of {name} {ours!r} like the shard set's, found {theirs!r}")
+    return restorer

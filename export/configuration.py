@@ -1,0 +1,56 @@
+"""The schema of the commands that turn a run into a model file and scans into enhanced scans."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Turn a run's best model into one ONNX file, with parity proved and recorded."""
+
+    run: Path | None = None
+    """Folder of the run."""
+    out: Path | None = None
+    """The `.onnx` file to write."""
+    precision: Literal["fp32", "fp16"] = "fp32"
+    """Precision of the weights in the file."""
+    shards: Path | None = None
+    """Shard set whose validation slices parity is proved on; default: the one that the run was trained on."""
+    evaluation: Path | None = None
+    """A `metrics.json` of `upfield evaluate`, to be recorded in the file."""
+
+
+@dataclass(frozen=True)
+class EnhanceConfig:
+    """Enhance scans: NIfTI in, NIfTI out, files or folders, batched."""
+
+    model: Path | None = None
+    """The `.onnx` file."""
+    scans: list[Path] = field(default_factory=list)
+    """NIfTI files, or folders that are searched for them."""
+    out: Path | None = None
+    """A `.nii` or `.nii.gz` file for a single scan, otherwise a folder."""
+    batch_size: int = 4
+    """Slices restored at once."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """`auto` takes a GPU where there is one; `cuda` fails where there is none."""
+
+    def __post_init__(self) -> None:
+        """Refuse an empty batch."""
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, found {self.batch_size}")
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """Enhance scans over HTTP, on Ray Serve."""
+
+    model: Path | None = None
+    """The `.onnx` file."""
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = 8000
+    """Port to listen on."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """`auto` takes a GPU where there is one; `cuda` fails where there is none."""

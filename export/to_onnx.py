@@ -1,0 +1,138 @@
+"""`upfield export`: a run's best model -> ONNX, with parity proved and recorded."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from upfield.export.configuration import ExportConfig
+from upfield.sharding.command import Command, execute
+from upfield.sharding.errors import InputError
+
+PARITY_SLICES = 4
+
+
+def export(config: ExportConfig) -> None:
+    """Export the run's best model and print how closely the file follows PyTorch."""
+    import time
+
+    from upfield.export.graph import prove_parity, write_graph
+    from upfield.model.weights import load_model
+    from upfield.sharding.atomic import atomic_path
+
+    assert config.run is not None
+    assert config.out is not None
+    if config.out.suffix != ".onnx":
+        raise InputError(f"{config.out}: expected a name ending in .onnx")
+    if config.precision == "fp16":
+        raise InputError("precision: expected fp32, found fp16, which this version cannot write yet")
+    best = find_best(config.run)
+    metrics, training = read_json(best / "metrics.json"), read_yaml(best / "config.yaml")
+    shards = config.shards or Path(training["data"]["shards"])
+    started = time.monotonic()
+    network = load_model(best / "model.safetensors")
+    slices = parity_slices(shards, metrics["context"])
+    card: dict[str, Any] = {
+        "config": training,
+        "model": network.config.to_tree(),
+        "context": metrics["context"],
+        "normalisation": metrics["normalisation"],
+        "data_sha256": metrics["data_sha256"],
+        "step": metrics["step"],
+        "metrics": {"validation": metrics["validation"]},
+    }
+    if config.evaluation:
+        card["metrics"]["evaluation"] = read_json(config.evaluation)
+    with atomic_path(config.out) as temporary:
+        write_graph(network, temporary, card)
+        card["parity"] = prove_parity(network, temporary, slices)
+        add_metadata(temporary, "parity", card["parity"])
+    size = config.out.stat().st_size
+    parity = card["parity"]
+    print(
+        f"{config.out}: {size / 1e6:.1f} MB in {time.monotonic() - started:.0f} s; largest difference to PyTorch "
+        f"{parity['max_abs_difference']:.2g} on {parity['slices']} slices at {len(parity['sizes'])} sizes"
+    )
+
+
+def find_best(run: Path) -> Path:
+    """Give the folder of a run's best model.
+
+    Raises:
+        InputError: there is none.
+    """
+    best = run / "best"
+    if missing := [
+        name for name in ("model.safetensors", "config.yaml", "metrics.json") if not (best / name).is_file()
+    ]:
+        raise InputError(
+            f"{best}: expected a run's best model, found no {missing[0]}; train until the first validation"
+        )
+    return best
+
+
+def parity_slices(shards: Path, context: int) -> Any:
+    """Read a few validation slices `(N, 1 + 2*context, H, W)` float32, spread over the split.
+
+    Raises:
+        InputError: no such set, or one of another context.
+    """
+    import numpy as np
+
+    from upfield.sharding.shardset import ShardSplit
+
+    split = ShardSplit(shards, "val")
+    if split.manifest.context != context:
+        raise InputError(
+            f"{shards}: expected shards of context {context} like the model's, found {split.manifest.context}; "
+            "name the right set with --shards"
+        )
+    # Inner quarters: the outermost slices hold no anatomy.
+    chosen = np.linspace(0.25, 0.75, PARITY_SLICES) * (split.num_samples - 1)
+    low = np.empty((len(chosen), *split.low_shape), dtype=np.float16)
+    high = np.empty((len(chosen), *split.high_shape), dtype=np.float16)
+    split.read_into([int(sample) for sample in chosen], low, high)
+    return low.astype(np.float32)
+
+
+def add_metadata(path: Path, key: str, value: Any) -> None:
+    """Add one entry to a model file's metadata."""
+    import json
+
+    import onnx
+
+    model = onnx.load_model(path)
+    model.metadata_props.add(key=key, value=json.dumps(value, sort_keys=True))
+    onnx.save_model(model, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file.
+
+    Raises:
+        InputError: missing or not JSON.
+    """
+    import json
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError) as error:
+        raise InputError(f"{path}: expected a JSON file, found none that can be read: {error}") from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a run's resolved configuration as plain values: it is passed on, not interpreted."""
+    import yaml
+
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+COMMAND = Command("export", ExportConfig, export, positional=("run",), required=("run", "out"))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and give its exit code."""
+    return execute(COMMAND, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""A tiny cohort and its shard set, built once per session; treat both as read-only and copy what a test changes."""
+
+import contextlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
+from scipy import ndimage
+
+LOW_SHAPE, LOW_SPACING_MM = (12, 14, 6), (1.6, 1.6, 5.0)
+HIGH_SHAPE, HIGH_SPACING_MM = (20, 24, 28), (1.0, 1.0, 1.0)
+# An IXI volume is larger than the grid, so that it is cropped.
+IXI_SHAPE = (24, 26, 32)
+COHORTS = """\
+geometry: {low_shape: [12, 14, 6], low_spacing_mm: [1.6, 1.6, 5], high_shape: [20, 24, 28], high_spacing_mm: [1, 1, 1]}
+samples_per_shard: 32
+subjects_per_block: 2
+cohorts:
+  - name: real
+    low: real/low/{subject}_slice_{slice}.nii.gz
+    high: real/high/{subject}_slice_{slice}.nii.gz
+    split: {val: 1, test: 1}
+  - name: ixi
+    high: IXI-T1/{subject}-{site}-{scan}-T1.nii.gz
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `real` (5 subjects, slice stacks), `IXI-T1` (3 volumes, stored P-S-R) and their cohorts.yaml."""
+    folder = tmp_path_factory.mktemp("cohort")
+    for field in ("real/low", "real/high", "IXI-T1"):
+        (folder / field).mkdir(parents=True)
+    for number in range(5):
+        generator = np.random.default_rng([1, number])
+        head = draw_head(generator, HIGH_SHAPE)
+        write_slices(folder / "real/high", f"sub-{number:02d}", measure_high(generator, head), HIGH_SPACING_MM)
+        write_slices(folder / "real/low", f"sub-{number:02d}", measure_low(generator, head), LOW_SPACING_MM)
+    for number in range(3):
+        generator = np.random.default_rng([2, number])
+        voxels = measure_high(generator, draw_head(generator, IXI_SHAPE))
+        write_psr(folder / f"IXI-T1/IXI{number + 2:03d}-Guys-{number + 700:04d}-T1.nii.gz", voxels)
+    (folder / "cohorts.yaml").write_text(COHORTS)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shard set of `tiny_cohort`: slices of 24 x 28, 180 for training, 20 each for validation and test."""
+    from upfield.sharding.shard import main
+
+    out = tmp_path_factory.mktemp("tiny") / "shards"
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+        code = main(["--config", str(tiny_cohort / "cohorts.yaml"), "--out", str(out), "--jobs", "1"])
+    assert code == 0, said.getvalue()
+    return out
+
+
+@pytest.fixture
+def run_cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """A function that calls a script's `main` with arguments and gives (exit code, stdout, stderr)."""
+
+    def run(main: Callable[[list[str]], int], *arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def draw_head(generator: np.random.Generator, shape: tuple[int, int, int]) -> np.ndarray:
+    """Draw signal `(I, J, K)` in 0..1: a bright shell around grey matter with smooth structure, air outside."""
+    middle = (np.array(shape) - 1) / 2 + generator.uniform(-1, 1, 3)
+    half = np.array(shape) * generator.uniform(0.36, 0.44, 3)
+    places = np.meshgrid(*map(np.arange, shape), indexing="ij")
+    radius = np.sqrt(sum(((place - m) / h) ** 2 for place, m, h in zip(places, middle, half, strict=True)))
+    folds = ndimage.gaussian_filter(generator.standard_normal(shape), 1.2)
+    brain = 0.55 + 0.3 * np.tanh(2 * folds / folds.std())
+    head = np.where(radius < 0.8, brain, np.where(radius < 0.9, 0.1, 0.9)) * (radius < 1)
+    return ndimage.gaussian_filter(head, 0.4)
+
+
+def measure_high(generator: np.random.Generator, head: np.ndarray) -> np.ndarray:
+    """Give `(I, J, K)` int16 scanner units of a head of the same shape."""
+    noisy = np.abs(head + 0.01 * generator.standard_normal(head.shape))
+    return np.rint(1000 * noisy).astype(np.int16)
+
+
+def measure_low(generator: np.random.Generator, head: np.ndarray) -> np.ndarray:
+    """Give `LOW_SHAPE` int16 scanner units of a head `HIGH_SHAPE`: blurred along the slices, darker, noisier."""
+    blurred = ndimage.gaussian_filter(head, (0.7, 0.7, 2.0))
+    factors = np.array(LOW_SHAPE) / HIGH_SHAPE
+    coarse = np.clip(np.asarray(ndimage.zoom(blurred, factors, order=1)), 0, 1) ** 1.3
+    noisy = np.abs(coarse + 0.03 * generator.standard_normal(LOW_SHAPE))
+    return np.rint(3000 * noisy).astype(np.int16)
+
+
+def write_slices(folder: Path, subject: str, voxels: np.ndarray, spacing_mm: tuple[float, float, float]) -> None:
+    """Write each axial slice of `(I, J, K)` to a file of its own, with its own place in world space."""
+    for k in range(voxels.shape[2]):
+        affine = np.diag((*spacing_mm, 1.0))
+        affine[2, 3] = k * spacing_mm[2]
+        image = nib.Nifti1Image(voxels[:, :, k : k + 1], affine)
+        image.to_filename(folder / f"{subject}_slice_{k:03d}.nii.gz")
+
+
+def write_psr(path: Path, voxels: np.ndarray) -> None:
+    """Write `(I, J, K)` in RAS+ order at 1 mm as IXI stores volumes: axes run to posterior, superior, right."""
+    turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt("PSR"))
+    affine = np.eye(4) @ inv_ornt_aff(turn, voxels.shape)
+    nib.Nifti1Image(apply_orientation(voxels, turn), affine).to_filename(path)

@@ -1,0 +1,68 @@
+"""Batches are the stored samples, the same for any number of processes and workers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from upfield.distributed.noise import gating_noise
+from upfield.distributed.reader import Sequencing, TrainingBatches, every_sample, read_batch, training_loader
+from upfield.model.amir import AmirConfig
+from upfield.sharding.shardset import ShardSplit
+
+
+@pytest.fixture(scope="module")
+def split(tiny_shards: Path) -> ShardSplit:
+    return ShardSplit(tiny_shards, "train")
+
+
+def batches_of(split: ShardSplit, rank: int = 0, world_size: int = 1) -> TrainingBatches:
+    return TrainingBatches(split, Sequencing(0, 4, 2, rank, world_size))
+
+
+def test_a_batch_holds_the_samples_it_names(split: ShardSplit) -> None:
+    batch = read_batch(split, [5, 0])
+    alone = read_batch(split, [0])
+    assert batch.low.shape == (2, *split.low_shape)
+    assert torch.equal(batch.high[1], alone.high[0])
+    assert batch.samples.tolist() == [5, 0]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_loader_gives_the_same_batches_for_any_number_of_workers(split: ShardSplit, num_workers: int) -> None:
+    dataset = batches_of(split)
+    steps = range(3, 3 + 2 * dataset.steps_per_epoch)
+    loaded = [batch.samples for batch in training_loader(dataset, steps, num_workers, pin_memory=False)]
+    assert [s.tolist() for s in loaded] == [dataset.samples_at(step).tolist() for step in steps]
+
+
+def test_two_ranks_share_what_one_reads(split: ShardSplit) -> None:
+    one, pair = batches_of(split), [batches_of(split, rank, 2) for rank in range(2)]
+    for step in range(4):
+        shared = np.concatenate([half.samples_at(step) for half in pair])
+        assert shared.tolist() == one.samples_at(step).tolist()
+
+
+def test_epoch_two_differs_from_epoch_one(split: ShardSplit) -> None:
+    dataset = batches_of(split)
+    first = [dataset.samples_at(step).tolist() for step in range(dataset.steps_per_epoch)]
+    second = [dataset.samples_at(dataset.steps_per_epoch + step).tolist() for step in range(dataset.steps_per_epoch)]
+    assert first != second
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_validation_reads_every_sample_once(tiny_shards: Path, world_size: int) -> None:
+    split = ShardSplit(tiny_shards, "val")
+    seen = [batch.samples for rank in range(world_size) for batch in every_sample(split, 3, rank, world_size)]
+    assert sorted(torch.cat(seen).tolist()) == list(range(split.num_samples))
+
+
+def test_gating_noise_depends_on_seed_step_and_sample_alone() -> None:
+    config, device = AmirConfig.preset("tiny"), torch.device("cpu")
+    together = gating_noise(config, (24, 28), (0, 7), torch.tensor([3, 9]), device)
+    alone = gating_noise(config, (24, 28), (0, 7), torch.tensor([9]), device)
+    later = gating_noise(config, (24, 28), (0, 8), torch.tensor([9]), device)
+    assert [level.shape for level in together] == [(2, 24 * 32, 4), (2, 12 * 16, 4), (2, 6 * 8, 4)]
+    assert all(torch.equal(a[1], b[0]) for a, b in zip(together, alone, strict=True))
+    assert not torch.equal(alone[0], later[0])

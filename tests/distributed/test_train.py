@@ -1,0 +1,148 @@
+"""Training through the real entry script: processes, resume, signals, bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from upfield.distributed.launch import SCRIPT, launcher
+
+SMALL = ["--model.preset", "tiny", "--run.precision", "no", "--run.log_every", "1", "--optim.lr", "1e-3"]
+
+
+def command(shards: Path, out: Path, *arguments: str, processes: int = 1) -> list[str]:
+    start = launcher(processes) if processes > 1 else [sys.executable]
+    return [*start, str(SCRIPT), "--data.shards", str(shards), "--run.out", str(out), *SMALL, *arguments]
+
+
+def environment() -> dict[str, str]:
+    # Warnings are errors here, not in programs that the tests start.
+    return {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+
+
+def trained(shards: Path, out: Path, *arguments: str, processes: int = 1) -> Path:
+    done = run(*command(shards, out, *arguments, "--data.trace", str(out / "trace.jsonl"), processes=processes))
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def losses(out: Path) -> list[float]:
+    return [line["loss"] for line in lines(out / "metrics.jsonl") if line["event"] == "train"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tiny_shards, tmp_path_factory.mktemp("one") / "run", "--run.max_steps", "6")
+
+
+def test_a_run_leaves_what_the_layout_says(undisturbed: Path) -> None:
+    assert (undisturbed / "config.yaml").is_file()
+    assert list((undisturbed / "tensorboard").iterdir())
+    assert (undisturbed / "checkpoints" / "last").resolve().name == "step-00000006"
+    assert {path.name for path in (undisturbed / "best").iterdir()} == {
+        "model.safetensors",
+        "config.yaml",
+        "metrics.json",
+    }
+    validation = [line for line in lines(undisturbed / "metrics.jsonl") if line["event"] == "validation"]
+    assert validation[-1]["cubic_psnr_slice"] > 0
+
+
+def test_the_trace_is_the_order_that_was_consumed(undisturbed: Path) -> None:
+    trace = lines(undisturbed / "trace.jsonl")
+    assert [line["step"] for line in trace] == [1, 2, 3, 4, 5, 6]
+    keys = [key for line in trace for key in line["keys"]]
+    assert len(keys) == len(set(keys)) == 24
+
+
+def test_two_ranks_of_the_real_script_train_as_one(tiny_shards: Path, undisturbed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "two"
+    done = run(*command(tiny_shards, out, "--run.max_steps", "6", "--data.trace", str(out / "t.jsonl"), processes=2))
+    assert done.returncode == 0, done.stderr
+    assert "2 processes on cpu" in done.stderr
+    assert lines(out / "t.jsonl") == lines(undisturbed / "trace.jsonl")
+    # The load loss is taken per rank, so that the two agree closely and not to the bit.
+    assert losses(out) == pytest.approx(losses(undisturbed), rel=1e-2)
+
+
+def test_a_resumed_run_equals_an_undisturbed_one(tiny_shards: Path, undisturbed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    killed = [*command(tiny_shards, out, "--run.max_steps", "6", "--run.checkpoint_every", "2")]
+    process = subprocess.Popen(killed, env=environment(), stderr=subprocess.DEVNULL)
+    wait_for(out / "checkpoints" / "step-00000002")
+    process.kill()
+    process.wait()
+    trained(tiny_shards, out, "--run.max_steps", "6", "--run.checkpoint_every", "2")
+    resumed, expected = (load_file(folder / "checkpoints/last/model.safetensors") for folder in (out, undisturbed))
+    assert all(resumed[name].equal(expected[name]) for name in expected)
+    assert losses(out) == losses(undisturbed)
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} never came"
+        time.sleep(0.02)
+
+
+def test_a_signal_saves_and_leaves_with_zero(tiny_shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        command(tiny_shards, out, "--run.max_steps", "100000", "--run.epochs", "100000", "--run.checkpoint_every", "2"),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for(out / "checkpoints" / "step-00000002")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
+    logged = lines(out / "metrics.jsonl")
+    last = max(line["step"] for line in logged)
+    assert (out / "checkpoints" / "last").resolve().name == f"step-{last:08d}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data.batch_size", "3", "--processes", "2"], "expected a multiple of the 2 processes"),
+        (["--data.shards", "nowhere"], "expected a complete shard set"),
+        (["--data.batch_sise", "4"], "did you mean --data.batch_size?"),
+        (["--optim.lr", "-1"], "expected a positive rate"),
+        (["--run.precision", "fp16"], "expected bf16 or no where there is no GPU"),
+        (["--run.resume", "nowhere"], "expected a checkpoint"),
+        (["--data.batch_size", "100000"], "expected at least data.batch_size"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(
+    tiny_shards: Path, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from upfield.distributed.train import main
+
+    out = tmp_path / "run"
+    code = main(["--data.shards", str(tiny_shards), "--run.out", str(out), *SMALL, *arguments])
+    printed = capsys.readouterr().err.strip().splitlines()
+    assert code == 2
+    assert len(printed) == 1
+    assert message in printed[0]
+    assert not out.exists()
+
+
+def test_other_data_or_batches_are_refused_on_resume(tiny_shards: Path, undisturbed: Path, tmp_path: Path) -> None:
+    arguments = ("--run.resume", str(undisturbed / "checkpoints/last"), "--data.batch_size", "2")
+    done = run(*command(tiny_shards, tmp_path / "run", *arguments))
+    assert done.returncode == 2
+    assert "expected data.batch_size 4" in done.stderr

@@ -1,0 +1,99 @@
+import nibabel as nib
+import numpy as np
+import pytest
+
+from upfield.sharding.cohort import find_subjects
+from upfield.sharding.command import parse
+from upfield.sharding.configuration import GeometryConfig
+from upfield.sharding.errors import VolumeError
+from upfield.sharding.pairs import Grids, head_centre, make_pairs
+from upfield.sharding.shard import COMMAND
+from upfield.sharding.volume import Volume
+
+GEOMETRY = GeometryConfig((12, 14, 6), (1.6, 1.6, 5.0), (20, 24, 28), (1.0, 1.0, 1.0))
+
+
+@pytest.fixture(scope="module")
+def config(tiny_cohort):
+    return parse(COMMAND, ["--config", str(tiny_cohort / "cohorts.yaml"), "--out", "x"])
+
+
+@pytest.fixture(scope="module")
+def pairs(config, tiny_cohort):
+    """The pairs of a training subject with real low field and of one without."""
+    subjects = [next(s for s in find_subjects(cohort, tiny_cohort) if s.split == "train") for cohort in config.cohorts]
+    return [list(make_pairs(subject, subject.units, config)) for subject in subjects]
+
+
+def ball(shape, centre, radius, spacing_mm=(1.0, 1.0, 1.0)):
+    places = np.ix_(*((np.arange(n) - c) * s for n, c, s in zip(shape, centre, spacing_mm, strict=True)))
+    inside = sum(place**2 for place in places) <= radius**2
+    return Volume(np.asarray(inside, dtype=np.float32), np.diag([*spacing_mm, 1.0]))
+
+
+def middle(voxels):
+    return [
+        np.average(np.arange(n), weights=voxels.sum(axis=tuple({0, 1, 2} - {i}))) for i, n in enumerate(voxels.shape)
+    ]
+
+
+def test_pairs_lie_on_the_high_field_grid_in_0_to_1(pairs):
+    for pair in (pair for subject in pairs for pair in subject):
+        for voxels in (pair.low, pair.high):
+            assert (voxels.shape, voxels.dtype) == ((20, 24, 28), np.float16)
+            assert (voxels.min(), voxels.max()) == (0, 1)
+
+
+def test_a_subject_has_its_real_pair_and_its_synthetic_ones(pairs):
+    assert [[pair.unit.kind for pair in subject] for subject in pairs] == [["real", "synthetic"], ["synthetic"]]
+
+
+def test_synthetic_pairs_record_what_they_were_made_with(pairs):
+    real, synthetic = pairs[0]
+    assert real.parameters == {}
+    assert sorted(synthetic.parameters) == ["gamma", "noise_std", "sigma_vox"]
+
+
+def test_low_field_resembles_its_partner_but_is_not_it(pairs):
+    for pair in (pair for subject in pairs for pair in subject):
+        correlation = np.corrcoef(pair.low.ravel().astype(float), pair.high.ravel().astype(float))[0, 1]
+        assert 0.6 < correlation < 0.99
+
+
+def test_the_high_field_of_all_a_subjects_pairs_is_the_same(pairs):
+    np.testing.assert_array_equal(pairs[0][0].high, pairs[0][1].high)
+
+
+@pytest.mark.parametrize("shift", [(0, 0, 0), (4, -3, 5)])
+def test_crop_pad_centres_a_head_wherever_it_lies(shift):
+    head = ball((40, 44, 48), np.array([20, 22, 24]) + shift, 8)
+    box = Grids(GEOMETRY, "crop_pad").high_from_file(head)
+    np.testing.assert_allclose(middle(box), [9.5, 11.5, 13.5], atol=0.6)
+    assert box.sum() == pytest.approx(head.voxels.sum(), rel=0.02)
+
+
+def test_crop_pad_cuts_the_neck_of_a_tall_head_not_its_top():
+    tall = np.zeros((20, 24, 60), np.float32)
+    tall[5:15, 6:18, :50] = 1
+    centre = head_centre(Volume(tall, np.eye(4)), np.array([20.0, 24.0, 28.0]))
+    assert centre[2] + 14 == pytest.approx(49, abs=1)
+
+
+def test_crop_pad_brings_both_fields_to_the_same_place():
+    high = ball((30, 30, 40), (13, 16, 22), 8)
+    low = ball((20, 20, 10), (13 / 1.5, 16 / 1.5, 22 / 4), 8, (1.5, 1.5, 4.0))
+    grids = Grids(GEOMETRY, "crop_pad")
+    up = grids.low_to_high(grids.low_from_file(low, high))
+    np.testing.assert_allclose(middle(np.clip(up, 0, 1)), middle(grids.high_from_file(high)), atol=0.5)
+
+
+def test_a_nearly_constant_volume_is_refused_with_its_path(tmp_path, config, tiny_cohort):
+    voxels = np.zeros((20, 24, 28), np.int16)
+    voxels[3, 3, 3] = 1
+    nib.Nifti1Image(voxels, np.eye(4)).to_filename(tmp_path / "IXI001-A-1-T1.nii.gz")
+    cohort = config.cohorts[1]
+    (subject,) = find_subjects(type(cohort)("ixi", f"{tmp_path}/{{subject}}-A-1-T1.nii.gz", fit="resize"), tiny_cohort)
+    with pytest.raises(
+        VolumeError, match=rf"^{tmp_path}/IXI001-A-1-T1.nii.gz: expected percentiles 1 and 99 to differ"
+    ):
+        list(make_pairs(subject, subject.units, config))

@@ -1,0 +1,170 @@
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from upfield.sharding.verify import main
+
+
+@pytest.fixture
+def shards(tiny_shards, tmp_path):
+    """A copy of the set, free to be damaged."""
+    return shutil.copytree(tiny_shards, tmp_path / "shards")
+
+
+def overwrite(path, offset, data):
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+def first_member(shards, number=0, name="train/000000"):
+    """Offset and size of a member of a shard's first sample, as the index has them."""
+    words = (shards / f"{name}.idx").read_text().splitlines()[1].split()
+    return int(words[4 * number + 1]), int(words[4 * number + 2])
+
+
+def edit_manifest(shards, edit):
+    path = shards / "manifest.json"
+    tree = json.loads(path.read_text())
+    edit(tree)
+    path.write_text(json.dumps(tree))
+
+
+def test_a_clean_set_passes_and_its_counts_are_told(run_cli, tiny_shards):
+    code, out, _ = run_cli(main, tiny_shards)
+    assert (code, out) == (0, f"{tiny_shards}: 220 samples of 8 subjects are as the manifest says\n")
+    assert run_cli(main, tiny_shards, "--quick")[0] == 0
+
+
+def test_a_flipped_bit_among_the_voxels_is_found_by_the_hash_alone(run_cli, shards):
+    offset, size = first_member(shards)
+    tar = shards / "train/000000.tar"
+    byte = tar.read_bytes()[offset + size - 2]
+    overwrite(tar, offset + size - 2, bytes([byte ^ 1]))
+    code, out, err = run_cli(main, shards)
+    assert code == 2
+    assert "found 1 problem, the first:" in err
+    assert out.startswith(f"{tar}: expected sha256")
+    assert run_cli(main, shards, "--quick")[0] == 0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -0.5, 1.001])
+def test_values_out_of_range_are_found(run_cli, shards, value):
+    offset, size = first_member(shards, 1)
+    overwrite(shards / "train/000000.tar", offset + size - 2, np.float16(value).tobytes())
+    code, out, _ = run_cli(main, shards)
+    assert code == 2
+    assert "high: expected values in 0..1, found 1 outside" in out
+
+
+def test_minus_zero_is_in_range(run_cli, shards):
+    offset, size = first_member(shards)
+    overwrite(shards / "train/000000.tar", offset + size - 2, np.float16(-0.0).tobytes())
+    assert "expected values" not in run_cli(main, shards)[1]
+
+
+@pytest.mark.parametrize("quick", [[], ["--quick"]])
+@pytest.mark.parametrize("length", [0, 5120 * 11, 5120 * 11 + 700])
+def test_a_truncated_shard_is_found(run_cli, shards, quick, length):
+    tar = shards / "val/000000.tar"
+    size = tar.stat().st_size
+    os.truncate(tar, length)
+    code, out, err = run_cli(main, shards, *quick)
+    assert code == 2
+    assert out.startswith(f"{tar}: expected {size} bytes, found {length}\n")
+    assert err.splitlines()[-1].startswith(f"upfield verify: error: {shards}: expected the set")
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".idx"])
+def test_a_missing_file_is_found(run_cli, shards, suffix):
+    path = (shards / "train/000001").with_suffix(suffix)
+    path.unlink()
+    code, out, _ = run_cli(main, shards, "--quick")
+    assert code == 2
+    assert f"{path}: expected a file that the manifest lists, found none" in out
+
+
+@pytest.mark.parametrize("name", ["train/000099.tar", "train/.tmp-7-000001.tar", "more/000000.idx"])
+def test_an_extra_file_is_found(run_cli, shards, name):
+    (shards / name).parent.mkdir(exist_ok=True)
+    (shards / name).write_bytes(b"")
+    code, out, _ = run_cli(main, shards, "--quick")
+    assert code == 2
+    assert out.splitlines() == [
+        f"{shards / name}: expected only files that the manifest lists, found one more; move it away"
+    ]
+
+
+def test_a_swapped_index_is_found(run_cli, shards):
+    first, second = shards / "val/000000.idx", shards / "test/000000.idx"
+    texts = first.read_text(), second.read_text()
+    first.write_text(texts[1])
+    second.write_text(texts[0])
+    code, out, _ = run_cli(main, shards, "--quick")
+    assert code == 2
+    assert [line.partition(": ")[0] for line in out.splitlines()] == [str(first), str(second)]
+    assert "line 2: expected 'low.npy 512 " in out
+
+
+def test_a_shortened_index_is_found(run_cli, shards):
+    index = shards / "val/000000.idx"
+    index.write_text("".join(index.read_text().splitlines(keepends=True)[:-1]))
+    assert f"{index}: expected 21 lines, found 20" in run_cli(main, shards, "--quick")[1]
+
+
+def test_swapped_shards_are_found_in_their_subjects_too(run_cli, shards):
+    for suffix in (".tar", ".idx"):
+        (shards / f"val/000000{suffix}").rename(shards / "kept")
+        (shards / f"test/000000{suffix}").rename(shards / f"val/000000{suffix}")
+        (shards / "kept").rename(shards / f"test/000000{suffix}")
+    code, out, _ = run_cli(main, shards, "--quick")
+    assert code == 2
+    assert "found it listed in ['test'], its samples in ['val']" in out
+
+
+def test_doubled_keys_are_found(run_cli, shards):
+    for suffix in (".tar", ".idx"):
+        shutil.copy(shards / f"val/000000{suffix}", shards / f"test/000000{suffix}")
+    out = run_cli(main, shards, "--quick")[1]
+    assert f"expected each key once, found this one in {shards / 'val/000000.tar'} too" in out
+    assert "its samples in ['test', 'val']" in out
+
+
+def test_a_record_of_another_slice_is_found(run_cli, shards):
+    offset, size = first_member(shards, 2)
+    tar = shards / "train/000000.tar"
+    record = tar.read_bytes()[offset : offset + size]
+    other = record.replace(b'"kind":"real"', b'"kind":"fake"').replace(b'"kind":"synthetic"', b'"kind":"imaginary"')
+    overwrite(tar, offset, other)
+    assert "json: expected the record of this key, found that of" in run_cli(main, shards, "--quick")[1]
+
+
+@pytest.mark.parametrize(
+    ("edit", "name"),
+    [
+        (lambda tree: tree["config"].update(seed=9), "config_sha256"),
+        (lambda tree: tree["splits"]["val"]["shards"][0].update(sha256="0" * 64), "data_sha256"),
+        (lambda tree: tree["splits"]["val"].update(samples=19), "splits.val.samples"),
+        (lambda tree: tree["splits"]["train"]["shards"].pop(), "splits.train.samples"),
+        (lambda tree: tree["splits"]["train"]["shards"].reverse(), "splits.train.shards"),
+        (lambda tree: tree["sample"]["low"].update(shape=[3, 24, 28]), "sample.low.shape"),
+        (lambda tree: tree.update(normalisation="none"), "normalisation"),
+        (lambda tree: tree["splits"]["val"]["subjects"].pop(), "expected to be listed in one split"),
+        (lambda tree: tree["splits"]["val"].pop("subjects"), "expected a manifest's keys"),
+        (lambda tree: tree["sample"]["low"].update(shape=4), "expected a manifest's keys"),
+    ],
+)
+def test_an_edited_manifest_is_found(run_cli, shards, edit, name):
+    edit_manifest(shards, edit)
+    code, out, _ = run_cli(main, shards, "--quick")
+    assert code == 2
+    assert any(line.startswith(str(shards / "manifest.json")) and name in line for line in out.splitlines())
+
+
+def test_a_folder_without_a_manifest_is_refused(run_cli, tmp_path):
+    code, _, err = run_cli(main, tmp_path)
+    assert code == 2
+    assert "expected a complete shard set, found no shard set" in err

@@ -1,0 +1,156 @@
+"""What holds over all folders: imports one way, names that shadow nothing, shapes in docstrings, light starts."""
+
+import ast
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# The folders that each may import from.
+MAY_IMPORT = {
+    "sharding": set(),
+    "model": set(),
+    "distributed": {"model", "sharding"},
+    "export": {"model", "sharding"},
+    "evaluation": {"distributed", "export", "model", "sharding"},
+    "tune": {"distributed", "model", "sharding"},
+    "cli": {"sharding", "model", "distributed", "evaluation", "tune", "export"},
+}
+ENTRIES = (
+    "sharding.shard",
+    "sharding.verify",
+    "sharding.preview",
+    "sharding.phantom",
+    "distributed.train",
+    "evaluation.evaluate",
+    "export.to_onnx",
+    "export.enhance",
+    "export.serve",
+    "tune.sweep",
+    "cli.main",
+    "cli.demo",
+)
+HEAVY = ("torch", "ray", "onnxruntime")
+ARRAY = re.compile(r"ndarray|NDArray|Tensor")
+SHAPE = re.compile(r"\([^()\n]*[A-Z0-9][^()\n]*,[^()\n]*\)|shape|scalar", re.IGNORECASE)
+
+FILES = sorted(path for folder in MAY_IMPORT for path in (ROOT / folder).glob("*.py"))
+TREES = {path.relative_to(ROOT): ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+
+
+def imported_folders(nodes):
+    """Folders of ours that the import statements among `nodes` name, with their lines."""
+    for node in nodes:
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module == "upfield":
+            names = [f"upfield.{alias.name}" for alias in node.names]
+        yield from ((name.split(".")[1], node.lineno) for name in names if name.startswith("upfield."))
+
+
+def outside_functions(tree):
+    """The nodes that run when a module is imported."""
+    for node in ast.iter_child_nodes(tree):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield node
+            yield from outside_functions(node)
+
+
+def public_functions(tree):
+    """Public functions and methods of a module, with their names."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from ((f"{node.name}.{name}", function) for name, function in public_functions(node))
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
+            yield node.name, node
+
+
+def signature(function):
+    return ast.unparse(function.args) + (ast.unparse(function.returns) if function.returns else "")
+
+
+def test_imports_point_one_way():
+    wrong = [
+        f"{path}:{line} imports upfield.{folder}"
+        for path, tree in TREES.items()
+        for folder, line in imported_folders(ast.walk(tree))
+        if folder != path.parts[0] and folder not in MAY_IMPORT[path.parts[0]]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_dispatcher_and_the_demo_import_the_stages_inside_functions_only():
+    wrong = [
+        f"{path}:{line} imports upfield.{folder}"
+        for path, tree in TREES.items()
+        if path.parts[0] == "cli"
+        for folder, line in imported_folders(outside_functions(tree))
+        # The command grammar lives in `sharding` and is light.
+        if folder not in ("cli", "sharding")
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_imports_are_absolute():
+    relative = [
+        f"{path}:{node.lineno}"
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.level
+    ]
+    assert not relative, "\n".join(relative)
+
+
+def test_no_file_shadows_a_module_when_a_script_of_its_folder_runs():
+    taken = sys.stdlib_module_names | importlib.metadata.packages_distributions().keys()
+    assert [str(path) for path in TREES if path.stem in taken] == []
+
+
+def test_public_functions_have_docstrings_and_those_with_arrays_state_shapes():
+    poor = []
+    for path, tree in TREES.items():
+        for name, function in public_functions(tree):
+            docstring = ast.get_docstring(function) or ""
+            if not docstring or (ARRAY.search(signature(function)) and not SHAPE.search(docstring)):
+                poor.append(f"{path}:{function.lineno} {name}")
+    assert not poor, "\n".join(poor)
+
+
+def test_entry_scripts_start_without_heavy_libraries():
+    there = [f"upfield.{entry}" for entry in ENTRIES if (ROOT / f"{entry.replace('.', '/')}.py").is_file()]
+    program = (
+        "import importlib, sys\n"
+        f"for name in {there}:\n"
+        "    importlib.import_module(name)\n"
+        f"    found = [heavy for heavy in {HEAVY} if heavy in sys.modules]\n"
+        "    assert not found, f'{name} imports {found}'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_typings_link_to_the_folders(folder):
+    link = ROOT / "typings/upfield" / folder
+    assert link.is_symlink()
+    assert link.readlink() == Path("../..") / folder
+
+
+def test_packages_are_the_folders():
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    assert {path.name for path in (ROOT / "typings/upfield").iterdir()} == MAY_IMPORT.keys()
+    assert sorted(setuptools["packages"]) == sorted(f"upfield.{folder}" for folder in MAY_IMPORT)
+    assert setuptools["package-dir"] == {f"upfield.{folder}": folder for folder in MAY_IMPORT}
+    assert {path.parent.name for path in ROOT.glob("*/__init__.py")} == MAY_IMPORT.keys()
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_a_folders_init_is_one_docstring(folder):
+    (only,) = ast.parse((ROOT / folder / "__init__.py").read_text(encoding="utf-8")).body
+    assert isinstance(only, ast.Expr)
+    assert isinstance(only.value, ast.Constant)
