@@ -119,12 +119,22 @@ def train(config: DemoConfig, places: Places) -> None:
 
     recipe = SCRIPT.parent / "recipes" / RECIPE
     arguments = ["--config", recipe, "--data.shards", places.shards, "--run.out", places.run, "--run.seed", config.seed]
+    arguments += ["--run.precision", precision()]
     if config.max_steps is not None:
         arguments += ["--run.max_steps", config.max_steps]
     command = [*launcher(processes=1), str(SCRIPT), *map(str, arguments)]
     code = subprocess.run(command, check=False).returncode
     if code:
         raise RunError(f"training: expected exit code 0, found {code}; its own message stands above")
+
+
+def precision() -> str:
+    """Give bf16 where the machine computes in it, otherwise full precision: emulation would be slower than either."""
+    import torch
+
+    cpu = Path("/proc/cpuinfo")
+    flags = cpu.read_text(encoding="utf-8", errors="replace") if cpu.is_file() else ""
+    return "bf16" if torch.cuda.is_available() or "avx512_bf16" in flags or "amx_bf16" in flags else "no"
 
 
 def evaluate(places: Places) -> None:

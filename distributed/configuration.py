@@ -117,6 +117,8 @@ class RunConfig:
     """Steps between checkpoints; by default one at the end of each epoch."""
     keep_checkpoints: int = 2
     """Newest checkpoints to keep."""
+    validate_every: int | None = None
+    """Steps between validations; by default one at the end of each epoch."""
     log_every: int = 10
     """Steps between lines in the log."""
     validation_batch_size: int = 4
@@ -124,8 +126,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Refuse numbers that would turn the run into nothing."""
-        positive = ("epochs", "max_steps", "checkpoint_every", "keep_checkpoints", "log_every", "validation_batch_size")
-        for name in positive:
+        positive = ("epochs", "max_steps", "checkpoint_every", "keep_checkpoints", "validate_every", "log_every")
+        for name in (*positive, "validation_batch_size"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"run.{name}: expected at least 1, found {value}")
 

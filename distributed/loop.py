@@ -52,7 +52,7 @@ def fit(config: TrainConfig) -> Progress:
 
 
 def train_step(run: Training, batch: Batch, stop: StopRequest) -> dict[str, Tensor]:
-    """Do one optimizer step and give its loss terms, on this rank. Collective: ALL ranks call it."""
+    """Do one optimizer step and give its loss terms on this rank, each a scalar. Collective: ALL ranks call it."""
     accelerator, config = run.accelerator, run.config
     low, high = (tensor.to(accelerator.device, non_blocking=True).float() for tensor in (batch.low, batch.high))
     key = (config.run.seed, run.progress.step)
@@ -74,7 +74,7 @@ def train_step(run: Training, batch: Batch, stop: StopRequest) -> dict[str, Tens
 def agree(run: Training, batch: Batch, loss: Tensor, stop: StopRequest) -> None:
     """Let all ranks stop at the same step: for a signal after it, for a loss that is not finite before it steps.
 
-    Collective: ALL ranks call it.
+    Collective: ALL ranks call it, with their own scalar `loss`.
     """
     flags = torch.stack([~loss.detach().isfinite(), torch.tensor(stop.asked, device=loss.device)]).int()
     totals = run.accelerator.reduce(flags, reduction="sum")
@@ -91,7 +91,7 @@ def agree(run: Training, batch: Batch, loss: Tensor, stop: StopRequest) -> None:
 
 
 def after_step(run: Training, record: Record, meter: Meter, batch: Batch) -> None:
-    """Log, validate at the end of an epoch, and save when it is time. Collective: ALL ranks call it."""
+    """Log, validate and save when it is time. Collective: ALL ranks call it."""
     config, step = run.config, run.progress.step
     per_epoch = run.batches.steps_per_epoch
     if config.data.trace:
@@ -99,12 +99,11 @@ def after_step(run: Training, record: Record, meter: Meter, batch: Batch) -> Non
     if step % config.run.log_every == 0 or step == run.total_steps:
         values = meter.read(run.accelerator)
         record.metrics("train", step, step / per_epoch, {**values, "lr": run.optimizer.param_groups[0]["lr"]})
-    at_boundary = step % per_epoch == 0 or step == run.total_steps
-    if at_boundary:
+    last = step == run.total_steps
+    if last or step % (config.run.validate_every or per_epoch) == 0:
         validate_and_keep_best(run, record)
         meter.restart()
-    every = config.run.checkpoint_every
-    if (step % every == 0 if every else at_boundary) or step == run.total_steps:
+    if last or step % (config.run.checkpoint_every or per_epoch) == 0:
         save(run)
 
 

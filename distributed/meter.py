@@ -36,7 +36,7 @@ class Meter:
             yield batch
 
     def add(self, terms: dict[str, Tensor], slices: int) -> None:
-        """Count a step; its terms stay on the device until they are read."""
+        """Count a step; its terms, each a scalar, stay on the device until they are read."""
         self._terms.append(terms)
         self._slices += slices
 

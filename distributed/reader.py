@@ -66,7 +66,7 @@ class TrainingBatches(Dataset[Batch]):
         self._order = np.empty(0, dtype=np.int64)
 
     def samples_at(self, step: int) -> NDArray[np.int64]:
-        """Give the sample numbers of this process at global step `step`, from 0."""
+        """Give the sample numbers `(batch_size / world_size,)` of this process at global step `step`, from 0."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         s = self.sequencing
         if epoch != self._epoch:

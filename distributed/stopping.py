@@ -1,9 +1,12 @@
 """Ask a run to stop: signals become a request that the loop answers after its step."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 @dataclass
@@ -22,7 +25,9 @@ def stop_signals() -> Iterator[StopRequest]:
     def ask(*_: object) -> None:
         request.asked = True
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    # In a thread, a Ray worker's for instance, there are no signals: whoever owns the process answers them.
+    listened = STOP_SIGNALS if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, ask) for number in listened}
     try:
         yield request
     finally:

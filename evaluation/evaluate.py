@@ -56,12 +56,14 @@ def summarise(measured: "Measured", config: EvaluateConfig, model: str, data_sha
 
 def table(metrics: dict[str, Any]) -> str:
     """Give the table that ends the command: cubic interpolation against the model, mean and median."""
+    from upfield.model.quality import DEFINITIONS
+
     about = metrics["about"]
     lines = [f"{about['slices']} slices of split {about['split']}: {about['restorer']}"]
     lines.append(
         f"{'':<12} {'cubic mean':>11} {'model mean':>11} {'gain':>9} {'cubic median':>13} {'model median':>13}"
     )
-    for metric in metrics["model"]:
+    for metric in DEFINITIONS:
         cubic, model = metrics["cubic"][metric], metrics["model"][metric]
         if cubic["mean"] is None or model["mean"] is None:
             continue

@@ -133,10 +133,13 @@ def metrics_table(metrics: Mapping[str, Any], heading: str = "") -> Section:
         metrics: `cubic` and `model`, each metric -> `mean`, `median` and others; further keys are ignored.
         heading: of the section.
     """
+    from upfield.model.quality import DEFINITIONS
+
     header = ["metric", "cubic, mean", "model, mean", "gain", "cubic, median", "model, median"]
     cubic, model = metrics["cubic"], metrics["model"]
     rows: list[list[str | float]] = []
-    for name in [*model, *(name for name in cubic if name not in model)]:
+    known = [name for name in DEFINITIONS if name in model]
+    for name in [*known, *(name for name in {**model, **cubic} if name not in known)]:
         means, medians = ([side.get(name, {}).get(kind) for side in (cubic, model)] for kind in ("mean", "median"))
         gain = None if None in means else means[1] - means[0]
         shown = [_number(name, value) for value in means], [_number(name, value) for value in medians]

@@ -98,12 +98,10 @@ def prove_parity(network: Amir, path: Path, slices: NDArray[np.float32]) -> dict
 @contextlib.contextmanager
 def _quiet() -> Any:
     """Keep the exporter's progress and its remarks on packages that we do not use off the terminal."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(logging.NOTSET)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -39,12 +40,19 @@ def load_model(path: Path) -> Amir:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read weights to start from: safetensors, or a published `.pth` (tensors only: nothing in it is run).
 
+    Returns:
+        Tensor per parameter or buffer name, of the network's shapes.
+
     Raises:
         ValueError: neither of the two.
     """
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    tree: Any = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        tree: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, UnpicklingError, EOFError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: expected weights, found a file that holds none: {reason}") from error
     for key in ("state_dict", "params", "model"):
         tree = tree.get(key, tree) if isinstance(tree, dict) else tree
     if not isinstance(tree, dict) or not all(isinstance(value, Tensor) for value in tree.values()):

@@ -122,24 +122,31 @@ def head_centre(volume: Volume, extent_mm: NDArray[np.float64]) -> NDArray[np.fl
     """Find where the box around the head should be centred.
 
     The middle of the head along each axis; along the body axis, where neck and shoulders may fill the image, a head
-    taller than the box is aligned at its top instead, so that no brain is cut off.
+    taller than the box is aligned at its top instead, so that no brain is cut off. An axis that the box covers exactly
+    is left as it is: there is nothing to crop or pad.
 
     Args:
         volume: head in RAS+.
         extent_mm: `(3,)`, the box.
 
     Returns:
-        Voxel index `(3,)`.
+        Voxel index `(3,)`, rounded to whole or half voxels.
     """
     mask = volume.voxels > 0.2 * np.percentile(volume.voxels, 99)
-    first, last = np.zeros(3), np.zeros(3)
+    middle = box_centre(volume.voxels.shape)
+    box_vox = extent_mm / volume.spacing_mm
+    centre = middle.copy()
     for axis in range(3):
+        if abs(box_vox[axis] - volume.voxels.shape[axis]) < 1:
+            continue
         others = tuple(other for other in range(3) if other != axis)
         share = np.cumsum(mask.sum(axis=others, dtype=np.int64)) / max(int(mask.sum()), 1)
         # The outermost half percent of the head's voxels is noise as often as anatomy.
-        first[axis], last[axis] = np.searchsorted(share, (0.005, 0.995))
-    centre = (first + last) / 2
-    height_vox = extent_mm[2] / volume.spacing_mm[2]
-    if last[2] - first[2] > height_vox:
-        centre[2] = last[2] - height_vox / 2
+        first, last = np.searchsorted(share, (0.005, 0.995))
+        too_tall = axis == 2 and last - first > box_vox[axis]
+        wanted = last - box_vox[axis] / 2 if too_tall else (first + last) / 2
+        # Samples of an odd box fall on voxels when its centre does, those of an even one when it lies between two: at
+        # equal spacing nothing is then interpolated for no gain.
+        offset = (round(float(box_vox[axis])) - 1) % 2 / 2
+        centre[axis] = np.round(wanted - offset) + offset
     return centre

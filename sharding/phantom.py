@@ -40,6 +40,10 @@ cohorts:
     high: real/high/{{subject}}_slice_{{slice}}.nii.gz
     synthetic: 1
     split: {{val: 1, test: 1}}
+    # The files' affines are right, so both fields are placed by millimetres. `resize`, the default for slice stacks,
+    # would stretch the low field by 2% against the high field: it matches the centres of the outermost slices, and
+    # those of 5 mm slices lie 2 mm farther inside.
+    fit: crop_pad
   # High field only, stored posterior-superior-right like the IXI data set: all pairs are synthetic.
   - name: ixi
     high: IXI-T1/{{subject}}-{{site}}-{{scan}}-T1.nii.gz

@@ -3,9 +3,12 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any, TypeVar
+
+from upfield.sharding.errors import RunError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -37,9 +40,15 @@ def _in_processes(function: Callable[[T], R], tasks: Sequence[T], workers: int) 
         try:
             for future in as_completed(futures):
                 yield future.result()
+        except BrokenProcessPool as error:
+            raise RunError(
+                f"expected {workers} worker processes to stay alive, found one killed, most often for want of memory; "
+                "use fewer with --jobs, the work done so far is kept"
+            ) from error
         except BaseException:
-            # The first failure ends the build: what has not started never does.
-            pool.shutdown(wait=False, cancel_futures=True)
+            # The first failure ends it all: what has not started never does, and what has is waited for, so that no
+            # worker still writes after the caller has let go of the folder.
+            pool.shutdown(wait=True, cancel_futures=True)
             raise
 
 
@@ -65,6 +74,7 @@ def _on_ray(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
     started_here = not ray.is_initialized()
     if started_here:
         ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
+    waiting: list[Any] = []
     try:
         remote: Any = ray.remote(function)
         waiting = [remote.remote(task) for task in tasks]
@@ -75,5 +85,9 @@ def _on_ray(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
             except RayTaskError as error:
                 raise error.cause from error
     finally:
+        for task in waiting:
+            ray.cancel(task)
+        if waiting:
+            ray.wait(waiting, num_returns=len(waiting))
         if started_here:
             ray.shutdown()

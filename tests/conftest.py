@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,6 +58,31 @@ def tiny_shards(tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     out = tmp_path_factory.mktemp("tiny") / "shards"
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
         code = main(["--config", str(tiny_cohort / "cohorts.yaml"), "--out", str(out), "--jobs", "1"])
+    assert code == 0, said.getvalue()
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps on `tiny_shards`, made by the real script in a process of its own."""
+    from upfield.distributed.launch import SCRIPT
+
+    out = tmp_path_factory.mktemp("training") / "run"
+    arguments = ["--data.shards", tiny_shards, "--run.out", out, "--run.max_steps", 2, "--run.precision", "no"]
+    command = [sys.executable, SCRIPT, *arguments, "--model.preset", "tiny"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model file of `tiny_run`."""
+    from upfield.export.to_onnx import main
+
+    out = tmp_path_factory.mktemp("export") / "model.onnx"
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+        code = main([str(tiny_run), "--out", str(out)])
     assert code == 0, said.getvalue()
     return out
 

@@ -37,7 +37,7 @@ ENTRIES = (
 )
 HEAVY = ("torch", "ray", "onnxruntime")
 ARRAY = re.compile(r"ndarray|NDArray|Tensor")
-SHAPE = re.compile(r"\([^()\n]*[A-Z0-9][^()\n]*,[^()\n]*\)|shape|scalar", re.IGNORECASE)
+SHAPE = re.compile(r"`\([^()\n]*,[^()\n]*\)`|shape|scalar", re.IGNORECASE)
 
 FILES = sorted(path for folder in MAY_IMPORT for path in (ROOT / folder).glob("*.py"))
 TREES = {path.relative_to(ROOT): ast.parse(path.read_text(encoding="utf-8")) for path in FILES}

@@ -97,6 +97,11 @@ def with_key(base: "TrainConfig", point: dict[str, Any]) -> "TrainConfig":
     return from_tree(TrainConfig, tree, "space")
 
 
+def last_line(error: Any) -> str:
+    """Give the line of a remote traceback that says what happened."""
+    return str(error).strip().splitlines()[-1]
+
+
 def report(results: list[Any], out: Path) -> None:
     """Write results.csv, point `best` at the best run, and print the table.
 
@@ -110,7 +115,9 @@ def report(results: list[Any], out: Path) -> None:
 
     done = sorted((r for r in results if not r.error), key=lambda r: -r.metrics["psnr_slice"])
     if not done:
-        raise RunError(f"{out}: expected a trial to finish, found all {len(results)} failed: {results[0].error}")
+        raise RunError(
+            f"{out}: expected a trial to finish, found all {len(results)} failed: {last_line(results[0].error)}"
+        )
     rows = [{**r.config, **{name: r.metrics[name] for name in ("psnr_slice", "step", "run")}} for r in done]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fieldnames=list(rows[0]))

@@ -16,13 +16,13 @@ from upfield.sharding.shard import main
 from upfield.sharding.shardset import ShardSplit
 
 NUM_SLICES = 20
-# A build that the system kills while it writes its third shard.
+# A build that the system kills while it writes its fourth shard, the second of a block.
 KILLED_BUILD = """
 import os, signal, sys
 from upfield.sharding import build, shard
 
 def write(root, name, samples, write=build.write_shard):
-    return write(root, name, killing(samples) if len(list(root.rglob("*.tar"))) == 2 else samples)
+    return write(root, name, killing(samples) if len(list(root.rglob("[0-9]*.tar"))) == 3 else samples)
 
 def killing(samples):
     yield next(samples)
@@ -63,7 +63,7 @@ def records(root, split):
 
 @pytest.fixture
 def killed(tiny_cohort, tmp_path):
-    """A set whose build was killed in its third shard."""
+    """A set whose build was killed in its fourth shard."""
     out = tmp_path / "shards"
     done = subprocess.run([sys.executable, "-c", KILLED_BUILD, *arguments(tiny_cohort, out)], capture_output=True)
     assert done.returncode == -signal.SIGKILL
@@ -155,7 +155,7 @@ def test_a_killed_build_is_refused_by_the_reader(killed):
 
 def test_a_killed_build_is_finished_to_the_same_bytes_without_redoing_shards(run_cli, killed, tiny_cohort, tiny_shards):
     before = {path: path.stat() for path in killed.rglob("*.tar") if not path.name.startswith(".tmp")}
-    assert len(before) == 2
+    assert len(before) == 3
     assert list(killed.rglob(".tmp-*.tar"))
     assert run_cli(main, *arguments(tiny_cohort, killed))[0] == 0
     assert contents(killed) == contents(tiny_shards)

@@ -10,14 +10,15 @@ import pytest
 from upfield.sharding.errors import ShardSetError
 from upfield.sharding.tarshard import Sample, read_index, write_shard
 
-# One sample of this shape takes 4096 bytes, headers included, so that 1 to 6 samples end everywhere in a tar record.
+# A sample takes 9 blocks, headers included, a tar record 20: so 1 to 20 samples end everywhere in a record.
 SHAPE = (1, 10, 20)
+METADATA = {"é": "ü" * 100}
 
 
 def sample(number):
     rng = np.random.default_rng(number)
     low, high = rng.random((2, *SHAPE)).astype(np.float16)
-    return Sample(f"a-s1-real-0-x{number:03d}", low, high, {"slice": number, "subject": "s1", "metadata": {"é": "ü"}})
+    return Sample(f"a-s1-real-0-x{number:03d}", low, high, {"slice": number, "subject": "s1", "metadata": METADATA})
 
 
 def samples(count):
@@ -56,7 +57,7 @@ def wds2idx(tar):
     return "\n".join([f"v1.2 {len(lines)}", *map(" ".join, lines)]) + "\n"
 
 
-@pytest.mark.parametrize("count", range(1, 25))
+@pytest.mark.parametrize("count", range(1, 21))
 def test_bytes_are_those_of_any_other_tar_writer(tmp_path, count):
     entry = write_shard(tmp_path, "train/000000", samples(count))
     found = (tmp_path / "train/000000.tar").read_bytes()

@@ -1,4 +1,6 @@
+import multiprocessing
 import os
+import time
 
 import pytest
 
@@ -35,6 +37,12 @@ def test_worker_processes_use_one_thread_each_and_this_one_keeps_its_own(monkeyp
 def test_a_failing_task_raises_its_own_error(tmp_path, jobs):
     with pytest.raises(VolumeError, match="expected a NIfTI file, found none"):
         list(run_tasks(volume.read_volume, [tmp_path / REFUSED] * 3, jobs))
+
+
+def test_after_a_failure_no_worker_is_left_at_work():
+    with pytest.raises(ValueError, match="sleep length must be non-negative"):
+        list(run_tasks(time.sleep, [0.5, -1, 0.5], jobs=2))
+    assert multiprocessing.active_children() == []
 
 
 def test_ray_gives_the_same_results_and_errors_and_is_left_as_it_was_found(tmp_path):

@@ -1,11 +1,13 @@
+import io
 import json
 import os
 import shutil
+from tarfile import TarInfo
 
 import numpy as np
 import pytest
 
-from upfield.sharding.verify import main
+from upfield.sharding.verify import array_problem, main
 
 
 @pytest.fixture
@@ -24,6 +26,12 @@ def first_member(shards, number=0, name="train/000000"):
     """Offset and size of a member of a shard's first sample, as the index has them."""
     words = (shards / f"{name}.idx").read_text().splitlines()[1].split()
     return int(words[4 * number + 1]), int(words[4 * number + 2])
+
+
+def npy(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
 
 
 def edit_manifest(shards, edit):
@@ -58,6 +66,25 @@ def test_values_out_of_range_are_found(run_cli, shards, value):
     code, out, _ = run_cli(main, shards)
     assert code == 2
     assert "high: expected values in 0..1, found 1 outside" in out
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (npy(np.zeros((1, 2, 3), np.float16)), None),
+        (npy(np.zeros((1, 2, 3), np.float16))[:-2], "expected 12 bytes of voxels, found 10"),
+        (npy(np.zeros((1, 3, 2), np.float16)), "expected float16 (1, 2, 3) in C order"),
+        (npy(np.zeros((1, 2, 3), np.float32)), "found float32 (1, 2, 3)"),
+        (npy(np.zeros((1, 2, 3), np.float16, order="F")), "expected float16 (1, 2, 3) in C order"),
+        (b"picture", "expected an npy header, found none"),
+        (b"", "expected an npy header, found none"),
+    ],
+)
+def test_arrays_that_are_not_as_the_manifest_says_are_found(data, message):
+    member = TarInfo("a.low.npy")
+    member.offset_data, member.size = 0, len(data)
+    problem = array_problem(io.BytesIO(data), member, (1, 2, 3), quick=True)
+    assert (problem is None) if message is None else (message in str(problem))
 
 
 def test_minus_zero_is_in_range(run_cli, shards):

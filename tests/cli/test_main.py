@@ -1,0 +1,54 @@
+"""The dispatcher knows every verb, and each of them answers for itself."""
+
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from upfield.cli.demo import claim
+from upfield.cli.main import VERBS, main
+from upfield.sharding.errors import InputError
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_answers_help(verb: str, run_cli: Callable) -> None:
+    code, out, err = run_cli(main, verb, "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"usage: upfield {verb}")
+    assert "--config" in out
+
+
+def test_help_lists_the_verbs(run_cli: Callable) -> None:
+    code, out, _ = run_cli(main, "--help")
+    assert code == 0
+    assert all(verb in out for verb in VERBS)
+
+
+def test_the_version_is_the_package_s(run_cli: Callable) -> None:
+    assert run_cli(main, "--version")[1].strip() == f"upfield {version('upfield')}"
+
+
+def test_an_unknown_verb_is_refused(run_cli: Callable) -> None:
+    code, _, err = run_cli(main, "shards")
+    assert code == 2
+    assert "expected one of phantom, shard" in err
+
+
+def test_serve_says_what_is_missing(run_cli: Callable) -> None:
+    code, _, err = run_cli(main, "serve", "model.onnx")
+    assert code == 2
+    assert "does not have it yet" in err
+
+
+def test_the_demonstration_replaces_only_an_earlier_one(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    claim(out)
+    (out / "shards").mkdir()
+    claim(out)
+    assert not (out / "shards").exists()
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").touch()
+    with pytest.raises(InputError, match="expected a new folder"):
+        claim(tmp_path / "thesis")
+    assert (tmp_path / "thesis" / "chapter1.tex").exists()
