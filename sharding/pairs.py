@@ -13,6 +13,8 @@ from upfield.sharding.intensity import degrade, draw_degradation, generator_for,
 from upfield.sharding.resample import box_centre, resample_box, zoom_to
 from upfield.sharding.volume import Volume, read_stack, read_volume
 
+TOP_MARGIN_MM = 2.0
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -139,12 +141,13 @@ def head_centre(volume: Volume, extent_mm: NDArray[np.float64]) -> NDArray[np.fl
     for axis in range(3):
         if abs(box_vox[axis] - volume.voxels.shape[axis]) < 1:
             continue
-        others = tuple(other for other in range(3) if other != axis)
-        share = np.cumsum(mask.sum(axis=others, dtype=np.int64)) / max(int(mask.sum()), 1)
-        # The outermost half percent of the head's voxels is noise as often as anatomy.
-        first, last = np.searchsorted(share, (0.005, 0.995))
+        area = mask.sum(axis=tuple({0, 1, 2} - {axis}))
+        # A plane through the head's edge has some area; a few bright voxels of noise have not.
+        planes = np.flatnonzero(area > 0.02 * area.max())
+        first, last = (planes[0], planes[-1]) if len(planes) else (0, len(area) - 1)
         too_tall = axis == 2 and last - first > box_vox[axis]
-        wanted = last - box_vox[axis] / 2 if too_tall else (first + last) / 2
+        top = last + TOP_MARGIN_MM / volume.spacing_mm[axis]
+        wanted = top - box_vox[axis] / 2 if too_tall else (first + last) / 2
         # Samples of an odd box fall on voxels when its centre does, those of an even one when it lies between two: at
         # equal spacing nothing is then interpolated for no gain.
         offset = (round(float(box_vox[axis])) - 1) % 2 / 2

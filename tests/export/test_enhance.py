@@ -8,9 +8,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from nibabel.eulerangles import euler2mat
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 from nibabel.spatialimages import SpatialImage
+from scipy.spatial.transform import Rotation
 
 from upfield.export.enhance import main
 from upfield.export.scan import Enhanced, enhance_volume, isotropic, restore_volume
@@ -40,7 +40,7 @@ class Unchanged:
 def scan_with_landmark(path: Path, axcodes: str = "RAS") -> tuple[Path, np.ndarray]:
     """Write a dark volume with one bright blob; give the blob's place in world mm."""
     affine = np.diag((*SPACING_MM, 1.0))
-    affine[:3, :3] = euler2mat(0.2, 0.05, -0.03) @ affine[:3, :3]
+    affine[:3, :3] = Rotation.from_euler("xyz", (0.2, 0.05, -0.03)).as_matrix() @ affine[:3, :3]
     affine[:3, 3] = (-20, 13, 5)
     voxels = np.random.default_rng(0).random(SHAPE, np.float32)
     voxels[5, 9, 3] = 400

@@ -76,7 +76,8 @@ def test_crop_pad_cuts_the_neck_of_a_tall_head_not_its_top():
     tall = np.zeros((20, 24, 60), np.float32)
     tall[5:15, 6:18, :50] = 1
     centre = head_centre(Volume(tall, np.eye(4)), np.array([20.0, 24.0, 28.0]))
-    assert centre[2] + 14 == pytest.approx(49, abs=1)
+    # The box ends just above the topmost plane, 49.
+    assert 49 <= centre[2] + 14 <= 52
 
 
 def test_crop_pad_brings_both_fields_to_the_same_place():
