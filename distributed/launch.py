@@ -25,22 +25,23 @@ def asked_world_size() -> int:
 
 def relaunch(config: TrainConfig) -> int:
     """Run the training script on several processes of this machine through `accelerate launch`; give its exit code."""
-    processes = config.processes
     environment = dict(os.environ)
     if not torch.cuda.is_available():
         environment |= {"ACCELERATE_USE_CPU": "true"}
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.yaml"
         file.write_text(to_yaml(replace(config, processes=1)), encoding="utf-8")
-        command = [*launcher(processes), str(SCRIPT), "--config", str(file)]
+        command = [*launcher(config.processes), str(SCRIPT), "--config", str(file)]
         return subprocess.run(command, env=environment, check=False).returncode
 
 
 def launcher(processes: int) -> list[str]:
     """Give the `accelerate launch` command, without the script, for a number of processes on this machine."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
+    # Accelerate's own choice is one thread per process, which leaves cores idle.
+    threads = max(1, len(os.sched_getaffinity(0)) // processes)
     command += ["--dynamo_backend", "no", "--num_processes", str(processes)]
+    command += ["--num_cpu_threads_per_process", str(threads)]
     # On CPUs too: `--cpu` would start a single process whatever number it is given. Port 0 takes a free one.
     return [*command, "--multi_gpu", "--main_process_port", "0"] if processes > 1 else command
 
