@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch.optim import Optimizer
 
-from upfield.distributed.checkpoint import Progress, find_checkpoint, load_checkpoint
+from upfield.distributed.checkpoint import Progress, clear_leftovers, find_checkpoint, load_checkpoint
 from upfield.distributed.configuration import TrainConfig
 from upfield.distributed.launch import make_accelerator
 from upfield.distributed.reader import Sequencing, TrainingBatches
@@ -39,20 +39,46 @@ class Training:
     out: Path
 
 
-def set_up(config: TrainConfig) -> Training:
-    """Open the data, build the network and find where to go on. Collective: ALL ranks call it.
+@dataclass(frozen=True)
+class Inputs:
+    """What a run starts from, opened and found fit."""
+
+    split: ShardSplit
+    """Training samples."""
+    validation: ShardSplit
+    """Validation samples."""
+    checkpoint: Path | None
+    """The checkpoint to go on from, if any."""
+
+
+def open_inputs(config: TrainConfig) -> Inputs:
+    """Open the shard set and find the checkpoint: all that can be refused before a process group is formed.
 
     Raises:
         InputError: the shard set, the configuration or a checkpoint does not fit.
     """
-    assert config.data.shards is not None
-    assert config.run.out is not None
-    out = config.run.out
+    if config.data.shards is None or config.run.out is None:
+        missing = "data.shards" if config.data.shards is None else "run.out"
+        raise InputError(f"expected --{missing}, found none; give it, or its key in the configuration")
     manifest = read_manifest(config.data.shards)
     split = ShardSplit(config.data.shards, "train", manifest)
     validation = ShardSplit(config.data.shards, "val", manifest)
     refuse_too_small(config, split, validation)
-    checkpoint = find_checkpoint(out, config.run.resume)
+    if config.model.init is not None and not config.model.init.is_file():
+        raise InputError(f"{config.model.init}: expected a file of weights, found none; check --model.init")
+    return Inputs(split, validation, find_checkpoint(config.run.out, config.run.resume))
+
+
+def set_up(config: TrainConfig) -> Training:
+    """Form the process group, build the network and go to where it left off. Collective: ALL ranks call it.
+
+    Raises:
+        InputError: the shard set, the configuration or a checkpoint does not fit.
+    """
+    inputs = open_inputs(config)
+    split, checkpoint, manifest = inputs.split, inputs.checkpoint, inputs.split.manifest
+    assert config.run.out is not None
+    out = config.run.out
     accelerator = make_accelerator(config, out)
     sequencing = Sequencing(
         config.run.seed,
@@ -70,6 +96,7 @@ def set_up(config: TrainConfig) -> Training:
         refuse_other_data(checkpoint, progress, manifest.data_sha256, config.data.batch_size)
     wrapped, prepared = accelerator.prepare(network, optimizer)
     if accelerator.is_main_process:
+        clear_leftovers(out, start_anew=checkpoint is None)
         write_text(out / "config.yaml", to_yaml(config))
         where = f"from step {progress.step}" if checkpoint else "from the beginning"
         processes = f"{accelerator.num_processes} process{'es' if accelerator.num_processes > 1 else ''}"
@@ -77,7 +104,9 @@ def set_up(config: TrainConfig) -> Training:
             f"training {where} to step {total_steps}: {split.num_samples} samples, global batch "
             f"{config.data.batch_size}, {processes} on {accelerator.device.type}, precision {config.run.precision}"
         )
-    return Training(config, accelerator, batches, validation, network, wrapped, prepared, progress, total_steps, out)
+    return Training(
+        config, accelerator, batches, inputs.validation, network, wrapped, prepared, progress, total_steps, out
+    )
 
 
 def build_network(config: TrainConfig, context: int, accelerator: Accelerator) -> tuple[Amir, Optimizer]:

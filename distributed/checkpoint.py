@@ -46,7 +46,7 @@ def save_checkpoint(out: Path, model: Amir, optimizer: Optimizer, progress: Prog
         keep: checkpoints to keep.
     """
     folder = out / "checkpoints" / f"step-{progress.step:08d}"
-    if not folder.exists():
+    if not folder.exists():  # A signal just after a checkpoint asks for the same one again.
         with atomic_folder(folder) as temporary:
             save_model(model, temporary / MODEL)
             torch.save(optimizer.state_dict(), temporary / OPTIMIZER)
@@ -69,14 +69,27 @@ def find_checkpoint(out: Path, resume: str) -> Path | None:
     """
     if resume == "none":
         return None
-    folder = out / "checkpoints" / "last" if resume == "auto" else Path(resume)
-    if resume == "auto" and not folder.exists():
-        return None
+    if resume == "auto":
+        # Folders have their names only once they are complete, so the newest one will do.
+        return max((out / "checkpoints").glob("step-*"), default=None)
+    folder = Path(resume)
     if missing := [name for name in (MODEL, OPTIMIZER, PROGRESS) if not (folder / name).is_file()]:
         raise InputError(
             f"{folder}: expected a checkpoint, found no {missing[0]} in it; name another with --run.resume"
         )
     return folder.resolve()
+
+
+def clear_leftovers(out: Path, start_anew: bool) -> None:
+    """Remove what a killed process left half-written and, to start anew, an earlier run's checkpoints. One rank only."""
+    for pattern in (".tmp-*", *(("step-*", "best-*", "last") if start_anew else ())):
+        for path in (out / "checkpoints").glob(pattern):
+            if path.is_symlink():
+                path.unlink()
+            else:
+                shutil.rmtree(path)
+    if start_anew:
+        (out / "best").unlink(missing_ok=True)
 
 
 def load_checkpoint(folder: Path, model: Amir, optimizer: Optimizer) -> Progress:

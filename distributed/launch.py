@@ -43,7 +43,7 @@ def launcher(processes: int) -> list[str]:
     command += ["--dynamo_backend", "no", "--num_processes", str(processes)]
     command += ["--num_cpu_threads_per_process", str(threads)]
     # On CPUs too: `--cpu` would start a single process whatever number it is given. Port 0 takes a free one.
-    return [*command, "--multi_gpu", "--main_process_port", "0"] if processes > 1 else command
+    return [*command, *(["--multi_gpu", "--main_process_port", "0"] if processes > 1 else ["--quiet"])]
 
 
 def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:

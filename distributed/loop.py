@@ -1,5 +1,7 @@
 """The training loop: one step, one epoch boundary, one way out."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -114,7 +116,9 @@ def validate_and_keep_best(run: Training, record: Record) -> None:
     run.network.train()
     step, epoch = run.progress.step, run.progress.step / run.batches.steps_per_epoch
     record.metrics("validation", step, epoch, found)
-    if run.progress.best_psnr is None or found["psnr_slice"] > run.progress.best_psnr:
+    if not math.isfinite(found["psnr_slice"]):
+        say(f"validation at step {step} has no finite PSNR; the best model stays what it was")
+    elif run.progress.best_psnr is None or found["psnr_slice"] > run.progress.best_psnr:
         run.progress.best_psnr, run.progress.best_step = found["psnr_slice"], step
         if run.accelerator.is_main_process:
             manifest = run.validation.manifest

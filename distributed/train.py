@@ -5,21 +5,18 @@ import sys
 
 from upfield.distributed.configuration import TrainConfig
 from upfield.sharding.command import Command, execute
-from upfield.sharding.errors import InputError
 
 
 def train(config: TrainConfig) -> int:
     """Check the configuration, start more processes if they are asked for, and train."""
-    for key, value in (("data.shards", config.data.shards), ("run.out", config.run.out)):
-        if value is None:
-            raise InputError(f"expected --{key}, found none; give it, or its key in the configuration")
+    from upfield.distributed.assembly import open_inputs
     from upfield.distributed.launch import asked_world_size, refuse_uneven_batch, relaunch
+    from upfield.distributed.loop import fit
 
     if config.processes > 1 and asked_world_size() == 1:
         refuse_uneven_batch(config.data.batch_size, config.processes)
+        open_inputs(config)  # A launcher would bury a refusal under its own traceback.
         return relaunch(config)
-    from upfield.distributed.loop import fit
-
     progress = fit(config)
     if os.environ.get("RANK", "0") == "0":
         print(

@@ -146,3 +146,29 @@ def test_other_data_or_batches_are_refused_on_resume(tiny_shards: Path, undistur
     done = run(*command(tiny_shards, tmp_path / "run", *arguments))
     assert done.returncode == 2
     assert "expected data.batch_size 4" in done.stderr
+
+
+def test_starting_anew_leaves_nothing_of_the_earlier_run(tiny_shards: Path, tmp_path: Path) -> None:
+    out = trained(tiny_shards, tmp_path / "run", "--run.max_steps", "4", "--run.checkpoint_every", "2")
+    trained(tiny_shards, out, "--run.max_steps", "2", "--run.resume", "none", "--run.seed", "1")
+    assert [path.name for path in (out / "checkpoints").glob("step-*")] == ["step-00000002"]
+    assert (out / "best").resolve().name == "best-00000002"
+    assert {line["step"] for line in lines(out / "metrics.jsonl")} == {1, 2}
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_samples(
+    tiny_shards: Path, tmp_path: Path
+) -> None:
+    done = run(*command(tiny_shards, tmp_path / "run", "--optim.lr", "1e30", "--run.max_steps", "9"))
+    assert done.returncode == 1
+    message = done.stderr.strip().splitlines()[-1]
+    assert "expected a finite loss" in message
+    assert "-x0" in message
+
+
+def test_training_starts_from_given_weights(tiny_shards: Path, undisturbed: Path, tmp_path: Path) -> None:
+    weights = undisturbed / "best" / "model.safetensors"
+    arguments = ("--model.init", str(weights), "--run.max_steps", "1", "--optim.lr", "1e-12")
+    out = trained(tiny_shards, tmp_path / "run", *arguments)
+    started, given = load_file(out / "best" / "model.safetensors"), load_file(weights)
+    assert all(started[name].allclose(given[name], atol=1e-6) for name in given)
