@@ -81,7 +81,7 @@ def find_checkpoint(out: Path, resume: str) -> Path | None:
 
 
 def clear_leftovers(out: Path, start_anew: bool) -> None:
-    """Remove what a killed process left half-written and, to start anew, an earlier run's checkpoints. One rank only."""
+    """Remove what a killed process left half-written and, to start anew, an earlier run's checkpoints. One rank."""
     for pattern in (".tmp-*", *(("step-*", "best-*", "last") if start_anew else ())):
         for path in (out / "checkpoints").glob(pattern):
             if path.is_symlink():
