@@ -14,7 +14,7 @@ from upfield.cli.configuration import DemoConfig
 from upfield.sharding.command import Command, execute
 from upfield.sharding.errors import InputError, RunError
 
-MARK = "demo.json"
+MARK, MARK_TEXT = "demo.json", '{"made_by": "upfield demo"}\n'
 RECIPE = "tiny_cpu.yaml"
 HONESTY = (
     "The subjects are phantoms made from one template; their figures show that the road works and say nothing about "
@@ -88,13 +88,19 @@ def claim(out: Path) -> None:
         InputError: the folder holds something else.
     """
     if out.exists():
-        if not (out / MARK).is_file() and any(out.iterdir()):
+        if any(out.iterdir()) and not is_ours(out):
             raise InputError(
                 f"{out}: expected a new folder or an earlier demonstration, found other files; choose --out"
             )
         shutil.rmtree(out)
     out.mkdir(parents=True)
-    (out / MARK).write_text("{}\n", encoding="utf-8")
+    (out / MARK).write_text(MARK_TEXT, encoding="utf-8")
+
+
+def is_ours(out: Path) -> bool:
+    """Tell whether a folder is an earlier demonstration."""
+    mark = out / MARK
+    return mark.is_file() and mark.read_text(encoding="utf-8", errors="replace") == MARK_TEXT
 
 
 def make_cohort(config: DemoConfig, places: Places) -> None:

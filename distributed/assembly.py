@@ -90,13 +90,19 @@ def set_up(config: TrainConfig) -> Training:
     batches = TrainingBatches(split, sequencing)
     total_steps = min(config.run.epochs * batches.steps_per_epoch, config.run.max_steps or 2**62)
     network, optimizer = build_network(config, manifest.context, accelerator)
-    progress = Progress(data_sha256=manifest.data_sha256, batch_size=config.data.batch_size)
+    progress = Progress(
+        data_sha256=manifest.data_sha256,
+        batch_size=config.data.batch_size,
+        seed=config.run.seed,
+        window_shards=config.data.window_shards,
+    )
     if checkpoint:
-        progress = load_checkpoint(checkpoint, network, optimizer)
-        refuse_other_data(checkpoint, progress, manifest.data_sha256, config.data.batch_size)
+        loaded = load_checkpoint(checkpoint, network, optimizer)
+        refuse_other_order(checkpoint, loaded, progress)
+        progress = loaded
     wrapped, prepared = accelerator.prepare(network, optimizer)
     if accelerator.is_main_process:
-        clear_leftovers(out, start_anew=checkpoint is None)
+        clear_leftovers(out, checkpoint)
         write_text(out / "config.yaml", to_yaml(config))
         where = f"from step {progress.step}" if checkpoint else "from the beginning"
         processes = f"{accelerator.num_processes} process{'es' if accelerator.num_processes > 1 else ''}"
@@ -137,15 +143,12 @@ def refuse_too_small(config: TrainConfig, split: ShardSplit, validation: ShardSp
         )
 
 
-def refuse_other_data(checkpoint: Path, progress: Progress, data_sha256: str, batch_size: int) -> None:
-    """Raise InputError where a checkpoint's steps were counted over other samples or batches."""
-    if progress.data_sha256 != data_sha256:
-        raise InputError(
-            f"{checkpoint}: expected a checkpoint trained on data {data_sha256[:12]}, "
-            f"found {progress.data_sha256[:12]}; start anew with another --run.out, or --model.init from its weights"
-        )
-    if progress.batch_size != batch_size:
-        raise InputError(
-            f"{checkpoint}: expected data.batch_size {progress.batch_size} as it was trained with, found {batch_size}; "
-            "its position in the epoch is counted in such batches"
-        )
+def refuse_other_order(checkpoint: Path, found: Progress, asked: Progress) -> None:
+    """Raise InputError where a checkpoint's steps were counted along another order of samples."""
+    for name in ("data_sha256", "batch_size", "seed", "window_shards"):
+        theirs, ours = getattr(found, name), getattr(asked, name)
+        if theirs != ours:
+            raise InputError(
+                f"{checkpoint}: expected {name} {theirs} as it was trained with, found {ours}; its position "
+                "is counted along that order. Start anew with another --run.out, or --model.init from its weights"
+            )

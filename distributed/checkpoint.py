@@ -33,6 +33,10 @@ class Progress:
     """The shard set that the order belongs to."""
     batch_size: int = 0
     """The global batch that the steps were counted in."""
+    seed: int = 0
+    """The seed of the order."""
+    window_shards: int = 0
+    """Shards that the order mixes."""
 
 
 def save_checkpoint(out: Path, model: Amir, optimizer: Optimizer, progress: Progress, keep: int) -> Path:
@@ -80,16 +84,32 @@ def find_checkpoint(out: Path, resume: str) -> Path | None:
     return folder.resolve()
 
 
-def clear_leftovers(out: Path, start_anew: bool) -> None:
-    """Remove what a killed process left half-written and, to start anew, an earlier run's checkpoints. One rank."""
-    for pattern in (".tmp-*", *(("step-*", "best-*", "last") if start_anew else ())):
-        for path in (out / "checkpoints").glob(pattern):
-            if path.is_symlink():
-                path.unlink()
-            else:
-                shutil.rmtree(path)
-    if start_anew:
-        (out / "best").unlink(missing_ok=True)
+def clear_leftovers(out: Path, checkpoint: Path | None) -> None:
+    """Remove what the run to come will not continue. One rank calls it.
+
+    That is what a killed process left half-written, and every checkpoint and best model after the one resumed from: a
+    later start would mistake them for this run's.
+
+    Args:
+        out: folder of the run.
+        checkpoint: the checkpoint resumed from; None starts anew.
+    """
+    folder = out / "checkpoints"
+    own = checkpoint is not None and checkpoint.parent.resolve() == folder.resolve()
+    last_step = _step_of(checkpoint) if own and checkpoint else -1
+    stale = [path for kind in ("step-*", "best-*") for path in folder.glob(kind) if _step_of(path) > last_step]
+    for path in [*folder.glob(".tmp-*"), *stale]:
+        if path.is_symlink():
+            path.unlink()
+        else:
+            shutil.rmtree(path)
+    for link in (folder / "last", out / "best"):
+        if link.is_symlink() and not link.exists():
+            link.unlink()
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.resolve().name.rsplit("-", 1)[1])
 
 
 def load_checkpoint(folder: Path, model: Amir, optimizer: Optimizer) -> Progress:
@@ -116,11 +136,11 @@ def save_best(out: Path, model: Amir, config: TrainConfig, metrics: dict[str, An
         metrics: what was measured, with the data's description.
     """
     folder = out / "checkpoints" / f"best-{metrics['step']:08d}"
-    shutil.rmtree(folder, ignore_errors=True)
-    with atomic_folder(folder) as temporary:
-        save_model(model, temporary / MODEL)
-        write_text(temporary / "config.yaml", to_yaml(config))
-        write_json(temporary / "metrics.json", metrics)
+    if not folder.exists():  # A run resumed at the step of its best model has it already.
+        with atomic_folder(folder) as temporary:
+            save_model(model, temporary / MODEL)
+            write_text(temporary / "config.yaml", to_yaml(config))
+            write_json(temporary / "metrics.json", metrics)
     point_symlink(out / "best", f"checkpoints/{folder.name}")
     for old in (out / "checkpoints").glob("best-*"):
         if old != folder:

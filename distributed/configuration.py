@@ -71,6 +71,11 @@ class LossConfig:
     load_weight: float = 0.001
     """Weight of the routing's load loss."""
 
+    def __post_init__(self) -> None:
+        """Refuse a weight that rewards imbalance."""
+        if not self.load_weight >= 0:
+            raise ValueError(f"loss.load_weight: expected at least 0, found {self.load_weight}")
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -93,6 +98,12 @@ class OptimConfig:
         """Refuse rates that cannot train."""
         if not self.lr > 0:
             raise ValueError(f"optim.lr: expected a positive rate, found {self.lr}")
+        if self.final_lr < 0:
+            raise ValueError(f"optim.final_lr: expected at least 0, found {self.final_lr}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optim.betas: expected two numbers from 0 to below 1, found {self.betas}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"optim.clip_norm: expected a positive norm, or null for none, found {self.clip_norm}")
         if self.warmup_steps < 0:
             raise ValueError(f"optim.warmup_steps: expected at least 0, found {self.warmup_steps}")
 
@@ -126,6 +137,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Refuse numbers that would turn the run into nothing."""
+        if self.seed < 0:
+            raise ValueError(f"run.seed: expected at least 0, found {self.seed}")
         positive = ("epochs", "max_steps", "checkpoint_every", "keep_checkpoints", "validate_every", "log_every")
         for name in (*positive, "validation_batch_size"):
             if (value := getattr(self, name)) is not None and value < 1:

@@ -1,9 +1,12 @@
 """Start processes, and make sure that they are as many as were asked for."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration
 
 from upfield.distributed.configuration import TrainConfig
+from upfield.distributed.stopping import STOP_SIGNALS
 from upfield.sharding.command import to_yaml
 from upfield.sharding.errors import InputError, RunError
 
@@ -32,7 +36,28 @@ def relaunch(config: TrainConfig) -> int:
         file = Path(folder) / "config.yaml"
         file.write_text(to_yaml(replace(config, processes=1)), encoding="utf-8")
         command = [*launcher(config.processes), str(SCRIPT), "--config", str(file)]
-        return subprocess.run(command, env=environment, check=False).returncode
+        with subprocess.Popen(command, env=environment) as process, forwarded_signals(process.pid):
+            return process.wait()
+
+
+@contextmanager
+def forwarded_signals(launcher_pid: int) -> Iterator[None]:
+    """Pass a request to stop on to the ranks, which save and leave with 0; the launcher would only kill them.
+
+    Args:
+        launcher_pid: the process whose children are the ranks.
+    """
+
+    def forward(number: int, _: object) -> None:
+        for rank in Path(f"/proc/{launcher_pid}/task/{launcher_pid}/children").read_text(encoding="ascii").split():
+            os.kill(int(rank), number)
+
+    before = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def launcher(processes: int) -> list[str]:

@@ -46,7 +46,8 @@ def fit(config: TrainConfig) -> Progress:
                 after_step(run, record, meter, batch)
                 if stop.agreed:
                     save(run)
-                    say(f"stopped by a signal after step {run.progress.step}; the same command goes on from there")
+                    if run.accelerator.is_main_process:
+                        say(f"stopped by a signal after step {run.progress.step}; the same command goes on from there")
                     break
     finally:
         record.close()
@@ -103,8 +104,8 @@ def after_step(run: Training, record: Record, meter: Meter, batch: Batch) -> Non
         record.metrics("train", step, step / per_epoch, {**values, "lr": run.optimizer.param_groups[0]["lr"]})
     last = step == run.total_steps
     if last or step % (config.run.validate_every or per_epoch) == 0:
-        validate_and_keep_best(run, record)
-        meter.restart()
+        with meter.paused():
+            validate_and_keep_best(run, record)
     if last or step % (config.run.checkpoint_every or per_epoch) == 0:
         save(run)
 
@@ -117,7 +118,8 @@ def validate_and_keep_best(run: Training, record: Record) -> None:
     step, epoch = run.progress.step, run.progress.step / run.batches.steps_per_epoch
     record.metrics("validation", step, epoch, found)
     if not math.isfinite(found["psnr_slice"]):
-        say(f"validation at step {step} has no finite PSNR; the best model stays what it was")
+        if run.accelerator.is_main_process:
+            say(f"validation at step {step} has no finite PSNR; the best model stays what it was")
     elif run.progress.best_psnr is None or found["psnr_slice"] > run.progress.best_psnr:
         run.progress.best_psnr, run.progress.best_step = found["psnr_slice"], step
         if run.accelerator.is_main_process:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -16,6 +17,13 @@ class Meter:
     def __init__(self) -> None:
         """Start at zero."""
         self.restart()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time that something other than training takes."""
+        begun = time.monotonic()
+        yield
+        self._since += time.monotonic() - begun
 
     def restart(self) -> None:
         """Forget everything, the time included."""

@@ -1,5 +1,6 @@
 """Batches of a shard set, read by offset straight into the batch's buffer."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from upfield.distributed.order import epoch_order, rank_share
+from upfield.distributed.stopping import STOP_SIGNALS
 from upfield.sharding.shardset import ShardSplit
 
 
@@ -113,4 +115,12 @@ def every_sample(split: ShardSplit, batch_size: int, rank: int, world_size: int)
 
 
 def _worker_options(num_workers: int) -> dict[str, Any]:
-    return {"persistent_workers": True, "prefetch_factor": 4} if num_workers else {}
+    if not num_workers:
+        return {}
+    return {"persistent_workers": True, "prefetch_factor": 4, "worker_init_fn": _leave_signals_to_the_rank}
+
+
+def _leave_signals_to_the_rank(_: int) -> None:
+    """Ignore what asks a run to stop: sent to a whole process group, it must end the rank's step, not its loader."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

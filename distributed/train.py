@@ -2,6 +2,8 @@
 
 import os
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 from upfield.distributed.configuration import TrainConfig
 from upfield.sharding.command import Command, execute
@@ -13,6 +15,7 @@ def train(config: TrainConfig) -> int:
     from upfield.distributed.launch import asked_world_size, refuse_uneven_batch, relaunch
     from upfield.distributed.loop import fit
 
+    config = with_absolute_paths(config)
     if config.processes > 1 and asked_world_size() == 1:
         refuse_uneven_batch(config.data.batch_size, config.processes)
         open_inputs(config)  # A launcher would bury a refusal under its own traceback.
@@ -23,6 +26,20 @@ def train(config: TrainConfig) -> int:
             f"{config.run.out}: step {progress.step}, best validation PSNR {progress.best_psnr or float('nan'):.2f} dB"
         )
     return 0
+
+
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """Give the configuration with absolute paths: what travels with a run is read from other folders."""
+
+    def absolute(path: Path | None) -> Path | None:
+        return path and path.absolute()
+
+    return replace(
+        config,
+        data=replace(config.data, shards=absolute(config.data.shards), trace=absolute(config.data.trace)),
+        model=replace(config.model, init=absolute(config.model.init)),
+        run=replace(config.run, out=absolute(config.run.out)),
+    )
 
 
 COMMAND = Command("train", TrainConfig, train)

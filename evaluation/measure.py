@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from upfield.distributed.reader import every_sample
 from upfield.export.scan import Restorer
 from upfield.model.quality import METRICS
+from upfield.sharding.errors import RunError
 from upfield.sharding.shardset import ShardSplit
 
 METHODS = ("cubic", "model")
@@ -38,6 +39,9 @@ def measure(
         split: the samples.
         batch_size: slices restored at once.
         done: called with the number of slices after each batch.
+
+    Raises:
+        RunError: the model gives NaN.
     """
     context = split.manifest.context
     collected: dict[str, dict[str, list[torch.Tensor]]] = {
@@ -50,6 +54,9 @@ def measure(
             "cubic": low[:, context : context + 1],
             "model": torch.from_numpy(restorer.restore(low.numpy())),
         }
+        if images["model"].isnan().any():
+            names = ", ".join(split.key(int(sample)) for sample in batch.samples)
+            raise RunError(f"expected finite slices from the model, found NaN among those of {names}; train it anew")
         for method, image in images.items():
             for metric, function in METRICS.items():
                 collected[method][metric].append(function(image, high))

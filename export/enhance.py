@@ -47,6 +47,8 @@ def plan_outputs(scans: list[Path], out: Path) -> list[tuple[Path, Path]]:
     for scan in scans:
         if scan.is_dir():
             inside = sorted(path for path in scan.rglob("*") if path.name.endswith(SUFFIXES) and path.is_file())
+            # Where the output lies within the folder, what an earlier run wrote is no scan.
+            inside = [path for path in inside if not path.resolve().is_relative_to(out.resolve())]
             if not inside:
                 raise InputError(f"{scan}: expected {', '.join(SUFFIXES)} files in the folder, found none")
             found += [(path, _as_nifti(path.relative_to(scan))) for path in inside]
@@ -69,12 +71,21 @@ def _as_nifti(name: Path) -> Path:
 def _refuse_clashes(jobs: list[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
     taken: dict[Path, Path] = {}
     for scan, target in jobs:
-        if target.resolve() == scan.resolve():
-            raise InputError(f"{target}: expected another file than the scan itself; choose another --out")
+        if target.resolve() in {source.resolve() for source, _ in jobs} or _is_foreign(target):
+            raise InputError(f"{target}: expected a new file or an enhanced one, found a scan; choose another --out")
         if target in taken:
             raise InputError(f"{target}: expected one scan for each output, found {taken[target]} and {scan}")
         taken[target] = scan
     return jobs
+
+
+def _is_foreign(target: Path) -> bool:
+    """Tell whether a file is there that has no provenance of ours beside it, and so is somebody's original."""
+    return target.is_file() and not _provenance_path(target).is_file()
+
+
+def _provenance_path(target: Path) -> Path:
+    return target.with_name(f"{target.name.removesuffix('.gz').removesuffix('.nii')}.json")
 
 
 def enhance_file(scan: Path, target: Path, restorer: Any, config: EnhanceConfig) -> None:
@@ -108,8 +119,7 @@ def enhance_file(scan: Path, target: Path, restorer: Any, config: EnhanceConfig)
         "versions": {name: version(name) for name in ("upfield", "numpy", "nibabel")},
         "note": RESEARCH_USE,
     }
-    name = target.name.removesuffix(".gz").removesuffix(".nii")
-    write_json(target.with_name(f"{name}.json"), provenance)
+    write_json(_provenance_path(target), provenance)
     size = " x ".join(map(str, shape))
     print(f"{target}: {size} voxels of {spacing_mm.max():.3g} mm, {enhanced.slices} slices restored")
 

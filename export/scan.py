@@ -15,7 +15,7 @@ from upfield.sharding.resample import box_centre, resample_box
 from upfield.sharding.volume import Volume, from_ras, read_volume
 
 SPACING_MM = 1.0
-MIN_EXTENT_MM = 9.0
+MIN_EXTENT_MM, MAX_EXTENT_MM = 9.0, 600.0
 
 
 class Restorer(Protocol):
@@ -72,13 +72,18 @@ def isotropic(scan: Volume, where: str) -> Volume:
     """Interpolate a RAS+ volume to 1 mm voxels over the same field of view, edge to edge.
 
     Raises:
-        InputError: the field of view is smaller than the network's least slice.
+        InputError: the field of view is smaller than the network's least slice, or larger than any head.
     """
     extent_mm = np.array(scan.voxels.shape) * scan.spacing_mm
     if extent_mm[1:].min() < MIN_EXTENT_MM:
         raise InputError(
             f"{where}: expected a field of view of at least {MIN_EXTENT_MM:g} mm in every sagittal slice, found "
             f"{' x '.join(f'{mm:g}' for mm in extent_mm)} mm; this is no head"
+        )
+    if extent_mm.max() > MAX_EXTENT_MM:
+        raise InputError(
+            f"{where}: expected a field of view of at most {MAX_EXTENT_MM:g} mm, found "
+            f"{' x '.join(f'{mm:g}' for mm in extent_mm)} mm; mend the spacing in the header"
         )
     count_i, count_j, count_k = (max(round(float(mm) / SPACING_MM), 1) for mm in extent_mm)
     shape = (count_i, count_j, count_k)

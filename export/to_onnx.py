@@ -29,10 +29,13 @@ def export(config: ExportConfig) -> None:
     metrics, training = read_json(best / "metrics.json"), read_yaml(best / "config.yaml")
     shards = config.shards or Path(training["data"]["shards"])
     started = time.monotonic()
-    network = load_model(best / "model.safetensors")
+    try:
+        network = load_model(best / "model.safetensors")
+    except ValueError as error:
+        raise InputError(str(error)) from error
     slices = parity_slices(shards, metrics["context"])
     card: dict[str, Any] = {
-        "config": training,
+        "config": without_paths(training),
         "model": network.config.to_tree(),
         "context": metrics["context"],
         "normalisation": metrics["normalisation"],
@@ -52,6 +55,17 @@ def export(config: ExportConfig) -> None:
         f"{config.out}: {size / 1e6:.1f} MB in {time.monotonic() - started:.0f} s; largest difference to PyTorch "
         f"{parity['max_abs_difference']:.2g} on {parity['slices']} slices at {len(parity['sizes'])} sizes"
     )
+
+
+def without_paths(training: dict[str, Any]) -> dict[str, Any]:
+    """Give a training configuration without its folders: a model file travels, and they name people and machines."""
+    paths = {"data": ("shards", "trace"), "run": ("out",), "model": ("init",)}
+    return {
+        section: {key: value for key, value in values.items() if key not in paths.get(section, ())}
+        if isinstance(values, dict)
+        else values
+        for section, values in training.items()
+    }
 
 
 def find_best(run: Path) -> Path:

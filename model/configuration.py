@@ -35,7 +35,13 @@ class AmirConfig:
             raise ValueError(f"out_channels: expected 1, the restored centre slice, found {self.out_channels}")
         if self.num_experts < 2:
             raise ValueError(f"num_experts: expected at least 2, since two serve each pixel, found {self.num_experts}")
-        if self.dim % 2:
+        if min(*self.heads, self.num_tokens) < 1 or min(*self.num_blocks, self.num_refinement_blocks) < 0:
+            raise ValueError(
+                f"expected heads and num_tokens of at least 1 and no negative number of blocks, found heads "
+                f"{self.heads}, num_tokens {self.num_tokens}, num_blocks {self.num_blocks}, "
+                f"num_refinement_blocks {self.num_refinement_blocks}"
+            )
+        if self.dim < 2 or self.dim % 2:
             raise ValueError(f"dim: expected an even number, since down-sampling halves it, found {self.dim}")
         for level, heads in enumerate(self.heads):
             if (self.dim << level) % heads:

@@ -50,6 +50,7 @@ def build(config: ShardConfig, out: Path) -> None:
     if not config.cohorts:
         raise InputError("cohorts: expected at least one cohort, found none; give them in a file with --config")
     root = config.root or Path.cwd()
+    out = out.absolute()  # Workers of a cluster stand in other folders.
     subjects = [subject for cohort in config.cohorts for subject in find_subjects(cohort, root)]
     blocks = plan_blocks(subjects, config)
     out.mkdir(parents=True, exist_ok=True)
@@ -63,7 +64,7 @@ def build(config: ShardConfig, out: Path) -> None:
             leftover.unlink()
         tasks = [BlockTask(block, config, out) for block in blocks]
         results = run_tasks(build_block, tasks, config.jobs, config.executor)
-        entries = [entry for block in track(results, "shards", len(tasks)) for entry in block]
+        entries = [entry for block in track(results, "blocks of subjects", len(tasks)) for entry in block]
         write_manifest(out, config, subjects, sorted(entries, key=lambda entry: entry.name))
         (out / BUILD_STATE).unlink()
 

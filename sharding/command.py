@@ -210,14 +210,15 @@ def _normalise(argv: list[str], command: Command, parser: Any) -> list[str]:
             if value is None or value.partition("=")[0] in known:
                 raise InputError(f"{name}: expected a value, found {value or 'none'}")
             options.append(f"{name}={value}")
-    return options + list(_name_positionals(loose, command))
+    given = {option.split("=", 1)[0].removeprefix("--") for option in options}
+    return options + list(_name_positionals(loose, command, given))
 
 
-def _name_positionals(loose: list[str], command: Command) -> Iterator[str]:
+def _name_positionals(loose: list[str], command: Command, given: set[str]) -> Iterator[str]:
     import json
 
     kinds = get_type_hints(command.schema)
-    for name in command.positional:
+    for name in (name for name in command.positional if name not in given):
         if loose and get_origin(kinds[name]) is list:
             yield f"--{name}={json.dumps(loose)}"
             return

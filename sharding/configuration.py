@@ -155,6 +155,8 @@ class PhantomConfig:
 
     def __post_init__(self) -> None:
         """Refuse cohorts too small to be split."""
+        if self.seed < 0 or self.jobs < 0:
+            raise ValueError(f"expected seed and jobs of at least 0, found {self.seed} and {self.jobs}")
         if not 4 <= self.subjects <= 99:
             raise ValueError(f"subjects: expected 4 to 99, found {self.subjects}")
 
@@ -186,5 +188,7 @@ class PreviewConfig:
 
     def __post_init__(self) -> None:
         """Refuse an empty picture."""
+        if self.seed < 0:
+            raise ValueError(f"seed: expected at least 0, found {self.seed}")
         if self.pairs < 1:
             raise ValueError(f"pairs: expected at least 1, found {self.pairs}")

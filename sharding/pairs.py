@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 
 from upfield.sharding.cohort import Source, Subject, Unit
 from upfield.sharding.configuration import GeometryConfig, ShardConfig
+from upfield.sharding.errors import VolumeError
 from upfield.sharding.intensity import degrade, draw_degradation, generator_for, normalise
 from upfield.sharding.resample import box_centre, resample_box, zoom_to
 from upfield.sharding.volume import Volume, read_stack, read_volume
 
 TOP_MARGIN_MM = 2.0
+MAX_TILT_DEG = 2.0
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class Grids:
         """Bring a low-field volume to the low-field grid `(I, J, K)`, in the same place as its partner `high`."""
         if self.fit == "resize":
             return zoom_to(volume.voxels, self.geometry.low_shape)
+        refuse_tilt(volume, high)
         centre_mm = high.affine @ np.append(head_centre(high, self._extent_mm), 1.0)
         return self._box(volume, (np.linalg.inv(volume.affine) @ centre_mm)[:3], "low")
 
@@ -117,7 +120,24 @@ class Grids:
 
     def _box(self, volume: Volume, centre_vox: NDArray[np.float64], field: str) -> NDArray[np.float32]:
         shape, spacing_mm = self._grid(field)
-        return resample_box(volume.voxels, volume.spacing_mm, centre_vox, shape, spacing_mm)
+        # Outside the file it is as dark as its darkest voxel, not zero, which may be the middle of a scale.
+        darkest = volume.voxels.min()
+        return resample_box(volume.voxels - darkest, volume.spacing_mm, centre_vox, shape, spacing_mm)
+
+
+def refuse_tilt(low: Volume, high: Volume) -> None:
+    """Raise VolumeError where two fields are turned against each other by more than `MAX_TILT_DEG`.
+
+    Axes are resampled one by one, which a rotation between the two would make wrong.
+    """
+    axes_low, axes_high = (volume.affine[:3, :3] / volume.spacing_mm for volume in (low, high))
+    cosine = np.clip((np.trace(axes_high.T @ axes_low) - 1) / 2, -1, 1)
+    tilt_deg = float(np.degrees(np.arccos(cosine)))
+    if tilt_deg > MAX_TILT_DEG:
+        raise VolumeError(
+            f"expected low and high field turned against each other by at most {MAX_TILT_DEG:g} degrees, found "
+            f"{tilt_deg:.1f}; register and resample the pair first"
+        )
 
 
 def head_centre(volume: Volume, extent_mm: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import os
 import re
 import shutil
 import sys
@@ -18,6 +17,7 @@ from upfield.sharding.command import Command, execute
 from upfield.sharding.configuration import GeometryConfig, PhantomConfig
 from upfield.sharding.errors import InputError
 from upfield.sharding.progress import track
+from upfield.sharding.tasks import run_tasks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 LISTING = "cohorts.yaml"
 STAGING = ".tmp-phantom"
 FOLDERS = ("real", "IXI-T1")
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 TEXT = """\
 # Written by: upfield phantom --subjects {subjects} --seed {seed}
 # Phantoms made from the MNI152 template: every subject has an anatomy, contrasts and a scanner of its own.
@@ -93,7 +92,7 @@ def write_phantoms(config: PhantomConfig) -> None:
     num_pairs = math.ceil(config.subjects * 2 / 3)
     with _staging(config.out) as staging:
         jobs = [Job(staging, config.seed, number, num_pairs) for number in range(config.subjects)]
-        for _ in track(_run_jobs(jobs, config.jobs), "phantoms", total=len(jobs)):
+        for _ in track(run_tasks(_work, jobs, config.jobs), "phantoms", total=len(jobs)):
             pass
         _publish(staging, config.out, listing(config.subjects, config.seed))
     low, high, volumes = (len(list((config.out / name).iterdir())) for name in ("real/low", "real/high", "IXI-T1"))
@@ -158,34 +157,6 @@ def _publish(staging: Path, out: Path, text: str) -> None:
         for name in FOLDERS:
             shutil.rmtree(out / name, ignore_errors=True)
         raise
-
-
-def _run_jobs(jobs: list[Job], processes: int) -> Iterator[None]:
-    from concurrent.futures import ProcessPoolExecutor, as_completed
-    from multiprocessing import get_context
-
-    processes = min(processes or len(os.sched_getaffinity(0)), len(jobs))
-    with _single_threaded(), ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        try:
-            for done in as_completed([pool.submit(_work, job) for job in jobs]):
-                yield done.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-@contextmanager
-def _single_threaded() -> Iterator[None]:
-    """Let processes started meanwhile compute with one thread each: no crowding, and sums whose order is fixed."""
-    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
 
 
 def _work(job: Job) -> None:

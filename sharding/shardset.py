@@ -54,6 +54,17 @@ class ShardSplit:
         self._sizes = _joined([index.sizes for index in indices], (0, 3), np.int64)
         self._keys = _joined([index.keys for index in indices], (0,), np.bytes_)
         self._files: OrderedDict[int, int] = OrderedDict()
+        self._refuse_other_sizes()
+
+    def _refuse_other_sizes(self) -> None:
+        """Compare the members' sizes with the shapes that the manifest states, before anything is read by offset."""
+        for member, shape in ((LOW, self.low_shape), (HIGH, self.high_shape)):
+            header = self._sizes[:, member] - 2 * int(np.prod(shape))
+            if (header <= 0).any() or (header % 64).any():
+                raise ShardSetError(
+                    f"{self.root}: expected {('low', 'high')[member]} members of shape {shape} float16 as the manifest "
+                    f"says, found one of {int(self._sizes[header.argmin(), member])} bytes; run upfield verify"
+                )
 
     @property
     def num_samples(self) -> int:

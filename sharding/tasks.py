@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
@@ -12,8 +11,6 @@ from upfield.sharding.errors import RunError
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def run_tasks(function: Callable[[T], R], tasks: Sequence[T], jobs: int = 0, executor: str = "local") -> Iterator[R]:
@@ -29,14 +26,14 @@ def run_tasks(function: Callable[[T], R], tasks: Sequence[T], jobs: int = 0, exe
     if executor == "ray":
         yield from _on_ray(function, tasks)
     elif workers == 1:
-        yield from map(function, tasks)
+        yield from (_single_threaded(function, task) for task in tasks)
     else:
         yield from _in_processes(function, tasks, workers)
 
 
 def _in_processes(function: Callable[[T], R], tasks: Sequence[T], workers: int) -> Iterator[R]:
-    with _one_thread_each(), ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(function, task) for task in tasks]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(_single_threaded, function, task) for task in tasks]
         try:
             for future in as_completed(futures):
                 yield future.result()
@@ -52,38 +49,38 @@ def _in_processes(function: Callable[[T], R], tasks: Sequence[T], workers: int) 
             raise
 
 
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Let child processes use one thread: several processes with a thread per core each get in one another's way."""
-    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+def _single_threaded(function: Callable[[T], R], task: T) -> R:
+    """Apply `function` with one BLAS thread.
+
+    Workers with a thread per core each would get in one another's way, and sums split over threads round differently:
+    the result would depend on the number of workers.
+    """
+    import numpy  # noqa: F401 - only a BLAS that is loaded can be limited
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=1):
+        return function(task)
 
 
 def _on_ray(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
     import ray
-    from ray.exceptions import RayTaskError
+    from ray.exceptions import RayError, RayTaskError
 
     started_here = not ray.is_initialized()
     if started_here:
         ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
     waiting: list[Any] = []
     try:
-        remote: Any = ray.remote(function)
-        waiting = [remote.remote(task) for task in tasks]
+        remote: Any = ray.remote(_single_threaded)
+        waiting = [remote.remote(function, task) for task in tasks]
         while waiting:
             done, waiting = ray.wait(waiting)
             try:
                 yield ray.get(done[0])
             except RayTaskError as error:
-                raise error.cause from error
+                raise (error.cause or error) from error
+            except RayError as error:
+                raise RunError(f"expected Ray to finish the task, found {type(error).__name__}: {error}") from error
     finally:
         for task in waiting:
             ray.cancel(task)

@@ -29,7 +29,7 @@ def sweep(config: SweepConfig) -> None:
     out = config.out.absolute()
     # Trials report to this folder; Ray's own marks would print the same lines twice.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    refuse_too_large(config)
+    refuse_incomplete(config)
     ray.init(include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
     refuse_impossible(config, ray.cluster_resources())
     trainable = tune.with_resources(trial, {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial})
@@ -47,7 +47,7 @@ def sweep(config: SweepConfig) -> None:
     ray.shutdown()
 
 
-def refuse_too_large(config: SweepConfig) -> None:
+def refuse_incomplete(config: SweepConfig) -> None:
     """Raise InputError where the training configuration lacks what every trial needs."""
     if config.train.data.shards is None:
         raise InputError("expected --train.data.shards, found none; give it, or its key in the configuration")

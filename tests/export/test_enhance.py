@@ -112,7 +112,7 @@ def test_a_folder_keeps_its_structure_and_one_bad_file_does_not_stop_the_others(
     [
         (["MODEL", "nowhere.nii.gz", "--out", "out"], "expected a NIfTI file or a folder"),
         (["MODEL", "SCAN", "SCAN", "--out", "one.nii.gz"], "expected a folder to write 2 scans to"),
-        (["MODEL", "SCAN", "--out", "SCAN"], "expected another file than the scan itself"),
+        (["MODEL", "SCAN", "--out", "SCAN"], "expected a new file or an enhanced one"),
         (["MODEL", "SCAN", "--out", "out", "--device", "cuda"], "expected an NVIDIA GPU"),
         (["nowhere.onnx", "SCAN", "--out", "out"], "expected an ONNX file"),
         (["MODEL", "--out", "out"], "expected SCANS"),

@@ -98,3 +98,18 @@ def test_a_nearly_constant_volume_is_refused_with_its_path(tmp_path, config, tin
         VolumeError, match=rf"^{tmp_path}/IXI001-A-1-T1.nii.gz: expected percentiles 1 and 99 to differ"
     ):
         list(make_pairs(subject, subject.units, config))
+
+
+def test_crop_pad_refuses_fields_that_are_turned_against_each_other():
+    turned = np.eye(4)
+    turned[1:3, 1:3] = [[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]]
+    low, high = (Volume(np.ones((8, 8, 8), np.float32), affine) for affine in (turned, np.eye(4)))
+    with pytest.raises(VolumeError, match=r"at most 2 degrees, found 17\.2"):
+        Grids(GEOMETRY, "crop_pad").low_from_file(low, high)
+
+
+def test_padding_is_as_dark_as_the_darkest_voxel():
+    head = ball((12, 12, 12), (5.5, 5.5, 5.5), 4)
+    shifted = Volume(head.voxels - 5, head.affine)
+    plain, offset = (Grids(GEOMETRY, "crop_pad").high_from_file(volume) for volume in (head, shifted))
+    np.testing.assert_allclose(offset, plain, atol=1e-5)

@@ -1,12 +1,16 @@
 import multiprocessing
 import os
 import time
+from functools import partial
 
+import numpy as np
 import pytest
+from threadpoolctl import threadpool_info
 
 from upfield.sharding import volume
 from upfield.sharding.errors import VolumeError
-from upfield.sharding.tasks import THREAD_VARIABLES, run_tasks
+from upfield.sharding.resample import zoom_to
+from upfield.sharding.tasks import run_tasks
 
 # Functions of installed modules: worker processes cannot import this file.
 REFUSED = "absent.nii"
@@ -25,12 +29,21 @@ def test_one_process_needs_no_other():
     assert list(run_tasks(lambda task: (task, os.getpid()), [1, 2], jobs=1)) == [(1, os.getpid()), (2, os.getpid())]
 
 
-def test_worker_processes_use_one_thread_each_and_this_one_keeps_its_own(monkeypatch):
-    monkeypatch.setenv(THREAD_VARIABLES[0], "5")
-    monkeypatch.delenv(THREAD_VARIABLES[1], raising=False)
-    assert list(run_tasks(os.getenv, [*THREAD_VARIABLES], jobs=2)) == ["1"] * len(THREAD_VARIABLES)
-    assert os.environ[THREAD_VARIABLES[0]] == "5"
-    assert THREAD_VARIABLES[1] not in os.environ
+def test_a_task_has_one_blas_thread_and_leaves_the_caller_its_own():
+    def threads(_=None):
+        return {pool["num_threads"] for pool in threadpool_info()}
+
+    before = threads()
+    assert list(run_tasks(threads, [0], jobs=1)) == [{1}]
+    assert threads() == before
+
+
+def test_a_volume_of_full_size_comes_out_the_same_for_any_number_of_jobs():
+    low = np.random.default_rng(0).random((112, 138, 40), dtype=np.float32)
+    enlarge = partial(zoom_to, shape=(179, 221, 200))
+    (alone,), (first, second) = run_tasks(enlarge, [low], jobs=1), run_tasks(enlarge, [low, low], jobs=2)
+    np.testing.assert_array_equal(first, alone)
+    np.testing.assert_array_equal(second, alone)
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
