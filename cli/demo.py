@@ -1,8 +1,8 @@
 """`upfield demo`: all of it on the phantom, each stage through its own command, to one self-contained report."""
 
 import json
+import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -121,7 +121,7 @@ def make_shards(places: Places) -> None:
 
 def train(config: DemoConfig, places: Places) -> None:
     """Train the tiny preset in processes of its own, as on a cluster: through `accelerate launch`."""
-    from upfield.distributed.launch import SCRIPT, launcher
+    from upfield.distributed.launch import SCRIPT, launcher, run_launcher
 
     recipe = SCRIPT.parent / "recipes" / RECIPE
     arguments = ["--config", recipe, "--data.shards", places.shards, "--run.out", places.run, "--run.seed", config.seed]
@@ -129,7 +129,9 @@ def train(config: DemoConfig, places: Places) -> None:
     if config.max_steps is not None:
         arguments += ["--run.max_steps", config.max_steps]
     command = [*launcher(processes=1), str(SCRIPT), *map(str, arguments)]
-    code = subprocess.run(command, check=False).returncode
+    code, stopped = run_launcher(command, dict(os.environ))
+    if stopped:
+        raise RunError("training: stopped by a signal; the same command starts the demonstration anew")
     if code:
         raise RunError(f"training: expected exit code 0, found {code}; its own message stands above")
 

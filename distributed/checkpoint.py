@@ -11,12 +11,12 @@ from torch.optim import Optimizer
 
 from upfield.distributed.configuration import TrainConfig
 from upfield.model.amir import Amir
-from upfield.model.weights import read_weights, save_model
-from upfield.sharding.atomic import atomic_folder, point_symlink, write_json, write_text
+from upfield.model.weights import CONFIG, METRICS, MODEL, read_weights, save_model
+from upfield.sharding.atomic import atomic_folder, point_symlink, replace_folder, write_json, write_text
 from upfield.sharding.command import to_yaml
 from upfield.sharding.errors import InputError
 
-MODEL, OPTIMIZER, PROGRESS = "model.safetensors", "optimizer.pt", "progress.json"
+OPTIMIZER, PROGRESS = "optimizer.pt", "progress.json"
 
 
 @dataclass
@@ -97,15 +97,21 @@ def clear_leftovers(out: Path, checkpoint: Path | None) -> None:
     folder = out / "checkpoints"
     own = checkpoint is not None and checkpoint.parent.resolve() == folder.resolve()
     last_step = _step_of(checkpoint) if own and checkpoint else -1
-    stale = [path for kind in ("step-*", "best-*") for path in folder.glob(kind) if _step_of(path) > last_step]
+    stale = [path for path in folder.glob("step-*") if _step_of(path) > last_step]
+    if (out / "best" / METRICS).is_file() and read_best_step(out) > last_step:
+        stale.append(out / "best")
     for path in [*folder.glob(".tmp-*"), *stale]:
         if path.is_symlink():
             path.unlink()
         else:
             shutil.rmtree(path)
-    for link in (folder / "last", out / "best"):
-        if link.is_symlink() and not link.exists():
-            link.unlink()
+    if (folder / "last").is_symlink() and not (folder / "last").exists():
+        (folder / "last").unlink()
+
+
+def read_best_step(out: Path) -> int:
+    """Give the step that a run's best model was measured at."""
+    return json.loads((out / "best" / METRICS).read_text(encoding="utf-8"))["step"]
 
 
 def _step_of(folder: Path) -> int:
@@ -135,13 +141,10 @@ def save_best(out: Path, model: Amir, config: TrainConfig, metrics: dict[str, An
         config: the run's configuration.
         metrics: what was measured, with the data's description.
     """
-    folder = out / "checkpoints" / f"best-{metrics['step']:08d}"
-    if not folder.exists():  # A run resumed at the step of its best model has it already.
-        with atomic_folder(folder) as temporary:
-            save_model(model, temporary / MODEL)
-            write_text(temporary / "config.yaml", to_yaml(config))
-            write_json(temporary / "metrics.json", metrics)
-    point_symlink(out / "best", f"checkpoints/{folder.name}")
-    for old in (out / "checkpoints").glob("best-*"):
-        if old != folder:
-            shutil.rmtree(old)
+    folder = out / "checkpoints" / ".tmp-best"
+    shutil.rmtree(folder, ignore_errors=True)
+    with atomic_folder(folder) as temporary:
+        save_model(model, temporary / MODEL)
+        write_text(temporary / CONFIG, to_yaml(config))
+        write_json(temporary / METRICS, metrics)
+    replace_folder(folder, out / "best")

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration
 
 from upfield.distributed.configuration import TrainConfig
-from upfield.distributed.stopping import STOP_SIGNALS
+from upfield.distributed.stopping import STOP_SIGNALS, StopRequest
 from upfield.sharding.command import to_yaml
 from upfield.sharding.errors import InputError, RunError
 
@@ -36,25 +36,32 @@ def relaunch(config: TrainConfig) -> int:
         file = Path(folder) / "config.yaml"
         file.write_text(to_yaml(replace(config, processes=1)), encoding="utf-8")
         command = [*launcher(config.processes), str(SCRIPT), "--config", str(file)]
-        with subprocess.Popen(command, env=environment) as process, forwarded_signals(process.pid):
-            return process.wait()
+        return run_launcher(command, environment)[0]
+
+
+def run_launcher(command: list[str], environment: dict[str, str]) -> tuple[int, bool]:
+    """Run a launcher to its end; give its exit code, and whether it was asked to stop."""
+    with subprocess.Popen(command, env=environment) as process, forwarded_signals(process.pid) as stop:
+        return process.wait(), stop.asked
 
 
 @contextmanager
-def forwarded_signals(launcher_pid: int) -> Iterator[None]:
+def forwarded_signals(launcher_pid: int) -> Iterator[StopRequest]:
     """Pass a request to stop on to the ranks, which save and leave with 0; the launcher would only kill them.
 
     Args:
         launcher_pid: the process whose children are the ranks.
     """
+    request = StopRequest()
 
     def forward(number: int, _: object) -> None:
+        request.asked = True
         for rank in Path(f"/proc/{launcher_pid}/task/{launcher_pid}/children").read_text(encoding="ascii").split():
             os.kill(int(rank), number)
 
     before = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
     try:
-        yield
+        yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,6 +1,5 @@
 """Whatever can be evaluated, behind one face: a run's best model in PyTorch, or a model file in ONNX Runtime."""
 
-import json
 from pathlib import Path
 from typing import Protocol
 
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 from upfield.export.restorer import OnnxRestorer
 from upfield.export.scan import Restorer
-from upfield.model.weights import load_model
+from upfield.model.weights import read_best
 from upfield.sharding.errors import InputError
 from upfield.sharding.manifest import Manifest
 
@@ -34,21 +33,16 @@ class TorchRestorer:
         Raises:
             InputError: no best model there, or CUDA asked for where it cannot run.
         """
-        weights, metrics = run / "best" / "model.safetensors", run / "best" / "metrics.json"
-        if not (weights.is_file() and metrics.is_file()):
-            raise InputError(f"{run}: expected a run with a best model or an .onnx file, found neither; check the path")
         if device == "cuda" and not torch.cuda.is_available():
             raise InputError("device: expected a GPU for --device cuda, found none; use auto or cpu")
         self._device = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
         try:
-            network = load_model(weights)
+            best = read_best(run / "best")
         except ValueError as error:
-            raise InputError(str(error)) from error
-        self._network = network.to(self._device)
-        tree = json.loads(metrics.read_text(encoding="utf-8"))
-        self.context: int = tree["context"]
-        self.normalisation: str = tree["normalisation"]
-        self.description = f"{run} (best model, step {tree['step']}), PyTorch on {self._device}"
+            raise InputError(f"{error} (or name an .onnx file)") from error
+        self._network = best.network.to(self._device)
+        self.context, self.normalisation = best.context, best.normalisation
+        self.description = f"{run} (best model, step {best.step}), PyTorch on {self._device}"
 
     @torch.inference_mode()
     def restore(self, low: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -30,7 +30,8 @@ def enhance(config: EnhanceConfig) -> None:
             enhance_file(scan, target, restorer, config)
         except InputError as error:
             failures.append(str(error))
-            say(f"left out: {error}")
+            if len(jobs) > 1:
+                say(f"left out: {error}")
     if failures and len(jobs) > 1:
         raise InputError(f"{len(failures)} of {len(jobs)} scans could not be enhanced; the first: {failures[0]}")
     if failures:
@@ -64,7 +65,10 @@ def plan_outputs(scans: list[Path], out: Path) -> list[tuple[Path, Path]]:
 
 
 def _as_nifti(name: Path) -> Path:
-    stem = next(name.name.removesuffix(suffix) for suffix in SUFFIXES if name.name.endswith(suffix))
+    suffix = next((suffix for suffix in SUFFIXES if name.name.endswith(suffix)), None)
+    if suffix is None:
+        raise InputError(f"{name}: expected a file ending in {', '.join(SUFFIXES)}, found another; convert it first")
+    stem = name.name.removesuffix(suffix)
     return name.with_name(f"{stem}.nii.gz")
 
 

@@ -55,6 +55,9 @@ def write_graph(network: Amir, path: Path, card: dict[str, Any]) -> None:
         del node.metadata_props[:]
         node.doc_string = ""
     del model.metadata_props[:]
+    # The exporter states the sizes of the output as formulas; they are those of the input.
+    for dim, name in ((0, "N"), (2, "H"), (3, "W")):
+        model.graph.output[0].type.tensor_type.shape.dim[dim].dim_param = name
     for key, value in ({"format": FORMAT, "format_version": VERSION} | card).items():
         model.metadata_props.add(key=key, value=json.dumps(value, sort_keys=True))
     onnx.checker.check_model(model)

@@ -16,7 +16,7 @@ def export(config: ExportConfig) -> None:
     import time
 
     from upfield.export.graph import prove_parity, write_graph
-    from upfield.model.weights import load_model
+    from upfield.model.weights import read_best
     from upfield.sharding.atomic import atomic_path
 
     assert config.run is not None
@@ -25,26 +25,25 @@ def export(config: ExportConfig) -> None:
         raise InputError(f"{config.out}: expected a name ending in .onnx")
     if config.precision == "fp16":
         raise InputError("precision: expected fp32, found fp16, which this version cannot write yet")
-    best = find_best(config.run)
-    metrics, training = read_json(best / "metrics.json"), read_yaml(best / "config.yaml")
-    shards = config.shards or Path(training["data"]["shards"])
     started = time.monotonic()
     try:
-        network = load_model(best / "model.safetensors")
+        best = read_best(config.run / "best")
     except ValueError as error:
         raise InputError(str(error)) from error
-    slices = parity_slices(shards, metrics["context"])
+    network = best.network
+    slices = parity_slices(config.shards or trained_on(best.config, config.run), best.context)
     card: dict[str, Any] = {
-        "config": without_paths(training),
+        "config": without_paths(best.config),
         "model": network.config.to_tree(),
-        "context": metrics["context"],
-        "normalisation": metrics["normalisation"],
-        "data_sha256": metrics["data_sha256"],
-        "step": metrics["step"],
-        "metrics": {"validation": metrics["validation"]},
+        "context": best.context,
+        "normalisation": best.normalisation,
+        "data_sha256": best.data_sha256,
+        "step": best.step,
+        "metrics": {"validation": best.validation},
     }
     if config.evaluation:
-        card["metrics"]["evaluation"] = read_json(config.evaluation)
+        measured = read_json(config.evaluation)
+        card["metrics"]["evaluation"] = {key: measured[key] for key in ("cubic", "model") if key in measured}
     with atomic_path(config.out) as temporary:
         write_graph(network, temporary, card)
         card["parity"] = prove_parity(network, temporary, slices)
@@ -68,20 +67,18 @@ def without_paths(training: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def find_best(run: Path) -> Path:
-    """Give the folder of a run's best model.
+def trained_on(training: dict[str, Any], run: Path) -> Path:
+    """Give the shard set that a run was trained on.
 
     Raises:
-        InputError: there is none.
+        InputError: its configuration does not say.
     """
-    best = run / "best"
-    if missing := [
-        name for name in ("model.safetensors", "config.yaml", "metrics.json") if not (best / name).is_file()
-    ]:
+    try:
+        return Path(training["data"]["shards"])
+    except (KeyError, TypeError) as error:
         raise InputError(
-            f"{best}: expected a run's best model, found no {missing[0]}; train until the first validation"
-        )
-    return best
+            f"{run}: expected data.shards in its configuration, found none; name it with --shards"
+        ) from error
 
 
 def parity_slices(shards: Path, context: int) -> Any:
@@ -131,13 +128,6 @@ def read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError) as error:
         raise InputError(f"{path}: expected a JSON file, found none that can be read: {error}") from error
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a run's resolved configuration as plain values: it is passed on, not interpreted."""
-    import yaml
-
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 COMMAND = Command("export", ExportConfig, export, positional=("run",), required=("run", "out"))

@@ -57,7 +57,7 @@ def squared_variation(x: Tensor) -> Tensor:
 
 
 def top_k_log_gates(logits: Tensor) -> Tensor:
-    """Keep the two largest of `logits` `(..., E)` and give the log of their softmax, minus infinity elsewhere."""
+    """Give the log of the softmax of the two largest of `logits` (shape `(..., E)`), minus infinity elsewhere."""
     values, experts = logits.topk(TOP_K, dim=-1)
     return torch.full_like(logits, -torch.inf).scatter(-1, experts, values.log_softmax(dim=-1))
 
@@ -84,7 +84,7 @@ def noisy_gates(clean: Tensor, noise_scale: Tensor, noise: Tensor) -> Gates:
 
 
 def count_load_loss(log_gates: Tensor) -> Tensor:
-    """Give the load loss of noiseless gates `(..., E)`: the load is the number of pixels that an expert serves."""
+    """Give the load loss, a scalar, of noiseless gates `(..., E)`: the load counts the pixels an expert serves."""
     gates = log_gates.exp().flatten(0, -2)
     return squared_variation(gates.sum(dim=0)) + squared_variation((gates > 0).to(gates).sum(dim=0))
 
@@ -93,7 +93,7 @@ def log_mixture(outputs: Sequence[Tensor], log_gates: Tensor) -> Tensor:
     """Combine experts in log space: log of the sum over experts of gate * exp(output), finite in any precision.
 
     Args:
-        outputs: E tensors `(..., C)`.
+        outputs: E tensors of shape `(..., C)`.
         log_gates: `(..., E)`.
 
     Returns:
@@ -116,7 +116,7 @@ class Expert(nn.Module):
         self.fc2 = nn.Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Transform `x` `(..., C)`."""
+        """Transform `x` of shape `(..., C)`."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 

@@ -1,8 +1,8 @@
 """Weight files: safetensors that carry the network's sizes, and the published checkpoint format."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -13,6 +13,52 @@ from torch import Tensor
 from upfield.model.amir import Amir, AmirConfig
 
 METADATA_KEY = "amir"
+MODEL, CONFIG, METRICS = "model.safetensors", "config.yaml", "metrics.json"
+
+
+@dataclass(frozen=True)
+class BestModel:
+    """What a run's `best` folder holds."""
+
+    network: Amir
+    """In evaluation mode, on the CPU."""
+    config: dict[str, Any]
+    """The training configuration, as plain values."""
+    step: int
+    """Optimizer steps it was trained for."""
+    context: int
+    """Neighbouring slices on each side of the one restored."""
+    normalisation: str
+    """How intensities must be brought to [0, 1]."""
+    data_sha256: str
+    """The shard set it was trained on."""
+    validation: dict[str, Any]
+    """What was measured on the validation split."""
+
+
+def read_best(folder: Path) -> BestModel:
+    """Read a run's best model.
+
+    Args:
+        folder: `RUN/best`.
+
+    Raises:
+        ValueError: a file is missing or damaged.
+    """
+    import yaml
+
+    if missing := [name for name in (MODEL, CONFIG, METRICS) if not (folder / name).is_file()]:
+        raise ValueError(f"{folder}: expected a run's best model, found no {missing[0]}; train until a validation")
+    network = load_model(folder / MODEL)
+    try:
+        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        record = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+        names = ("step", "context", "normalisation", "data_sha256", "validation")
+        return BestModel(network, dict(config), **{name: record[name] for name in names})
+    except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder}: expected {CONFIG} and {METRICS} as training writes them, found: {error}"
+        ) from error
 
 
 def save_model(model: Amir, path: Path) -> None:
@@ -50,8 +96,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         tree: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, EOFError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # what torch.load raises on a file of another kind shares no base
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: expected weights, found a file that holds none: {reason}") from error
     for key in ("state_dict", "params", "model"):
         tree = tree.get(key, tree) if isinstance(tree, dict) else tree

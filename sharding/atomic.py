@@ -1,5 +1,6 @@
 """Files that are complete or absent: written under a temporary name, synced, renamed."""
 
+import ctypes
 import json
 import os
 import shutil
@@ -7,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 @contextmanager
@@ -48,6 +51,31 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Put the folder `new` in the place of the folder `target`, and remove what was there.
+
+    In one step where the system can exchange two names (Linux); otherwise `target` is absent for a moment.
+    """
+    if not target.exists():
+        os.rename(new, target)
+    elif _exchange(new, target):
+        shutil.rmtree(new)
+    else:
+        aside = new.with_name(f"{new.name}-old")
+        os.rename(target, aside)
+        os.rename(new, target)
+        shutil.rmtree(aside)
+    sync(target.parent)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange the names of two files or folders; tell whether the system could."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    if renameat2 is None:
+        return False
+    return renameat2(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,6 +54,9 @@ def build(config: ShardConfig, out: Path) -> None:
     out = out.absolute()  # Workers of a cluster stand in other folders.
     subjects = [subject for cohort in config.cohorts for subject in find_subjects(cohort, root)]
     blocks = plan_blocks(subjects, config)
+    _refuse_shared_files(subjects)
+    _say_uneven_stacks(subjects)
+    _refuse_foreign_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     with _alone(out):
         _refuse_other_set(out, config, subjects)
@@ -139,7 +143,7 @@ def _refuse_other_set(out: Path, config: ShardConfig, subjects: list[Subject]) -
                 f"{out}: expected the {len(listed)} subjects it was built from, found {len(subjects)}; "
                 "build into a new folder"
             )
-    elif (out / BUILD_STATE).is_file():
+    elif (out / BUILD_STATE).is_file() and any(out.glob("*/*.tar")):
         begun = json.loads((out / BUILD_STATE).read_text(encoding="utf-8"))
         _refuse_difference(out, begun["config"], content)
         if begun["inputs"] != state["inputs"]:
@@ -148,12 +152,47 @@ def _refuse_other_set(out: Path, config: ShardConfig, subjects: list[Subject]) -
                 "since; delete the folder and build again"
             )
     else:
+        # Nothing is built yet, so nothing binds: a cohort that was refused may have been mended since.
+        write_json(out / BUILD_STATE, state)
+
+
+def _refuse_foreign_folder(out: Path) -> None:
+    """Raise InputError where `out` holds something that is no set of ours; nothing is left in it."""
+    if out.is_dir() and not any((out / name).is_file() for name in (MANIFEST, BUILD_STATE)):
         ours = (".lock", f".tmp-*-{BUILD_STATE}")
         if others := [path for path in out.iterdir() if not any(map(path.match, ours))]:
             raise InputError(
                 f"{out}: expected a new folder or a shard set, found {others[0].name} and others; choose another --out"
             )
-        write_json(out / BUILD_STATE, state)
+
+
+def _refuse_shared_files(subjects: list[Subject]) -> None:
+    """Raise InputError where one file is in two splits, under two names or in two cohorts."""
+    owners: dict[Path, Subject] = {}
+    for subject in subjects:
+        for path in (*subject.high.paths, *(subject.low.paths if subject.low else ())):
+            owner = owners.setdefault(path.resolve(), subject)
+            if owner.split != subject.split:
+                raise InputError(
+                    f"{path}: expected each file in one split, found it in {owner.split} ({owner.cohort} "
+                    f"{owner.id}) and {subject.split} ({subject.cohort} {subject.id}); a model would be measured on what it has seen"
+                )
+
+
+def _say_uneven_stacks(subjects: list[Subject]) -> None:
+    """Name stacks that have another number of slices than most of their cohort: one may have lost its end."""
+    counts: dict[tuple[str, str], dict[str, int]] = {}
+    for subject in subjects:
+        for field, source in (("high", subject.high), ("low", subject.low)):
+            if source and source.stacked:
+                counts.setdefault((subject.cohort, field), {})[subject.id] = len(source.paths)
+    for (cohort, field), by_subject in counts.items():
+        usual = Counter(by_subject.values()).most_common(1)[0][0]
+        for subject, count in by_subject.items():
+            if count != usual:
+                say(
+                    f"cohort {cohort}: {field}: {subject} has {count} slices, most have {usual}; is its stack complete?"
+                )
 
 
 def _refuse_difference(out: Path, there: dict[str, Any], asked: dict[str, Any]) -> None:

@@ -82,11 +82,9 @@ def write_phantoms(config: PhantomConfig) -> None:
     """Write the cohort: folders and `cohorts.yaml` together or not at all.
 
     Raises:
-        InputError: the folder holds something else, a number is out of range, or nilearn is not installed.
+        InputError: the folder holds something else, or nilearn is not installed.
     """
     assert config.out is not None
-    if config.seed < 0 or config.jobs < 0:
-        raise InputError(f"expected seed and jobs of at least 0, found seed {config.seed} and jobs {config.jobs}")
     refuse_foreign(config.out)
     require_nilearn()
     num_pairs = math.ceil(config.subjects * 2 / 3)

@@ -1,6 +1,9 @@
 """Run independent tasks on this machine's cores or on a Ray cluster, and give results as they finish."""
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -8,6 +11,8 @@ from multiprocessing import get_context
 from typing import Any, TypeVar
 
 from upfield.sharding.errors import RunError
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -32,7 +37,7 @@ def run_tasks(function: Callable[[T], R], tasks: Sequence[T], jobs: int = 0, exe
 
 
 def _in_processes(function: Callable[[T], R], tasks: Sequence[T], workers: int) -> Iterator[R]:
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent) as pool:
         futures = [pool.submit(_single_threaded, function, task) for task in tasks]
         try:
             for future in as_completed(futures):
@@ -47,6 +52,12 @@ def _in_processes(function: Callable[[T], R], tasks: Sequence[T], workers: int) 
             # worker still writes after the caller has let go of the folder.
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+def _end_with_parent() -> None:
+    """Let Linux kill this worker when its parent dies: a parent killed hard leaves its workers waiting for ever."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _single_threaded(function: Callable[[T], R], task: T) -> R:

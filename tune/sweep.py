@@ -20,10 +20,14 @@ def sweep(config: SweepConfig) -> None:
     import ray
     from ray import tune
 
+    from upfield.distributed.train import with_absolute_paths
+
     assert config.out is not None
     if not config.space:
         raise InputError("space: expected at least one dotted training key with the values to try, found none")
     for key, values in config.space.items():
+        if not values:
+            raise InputError(f"space: {key}: expected at least one value to try, found none")
         for value in values:
             with_key(config.train, {key: value})
     out = config.out.absolute()
@@ -35,7 +39,7 @@ def sweep(config: SweepConfig) -> None:
     trainable = tune.with_resources(trial, {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial})
     space = {key: tune.grid_search(values) for key, values in config.space.items()}
     tuner = tune.Tuner(
-        tune.with_parameters(trainable, base=config.train, out=str(out)),
+        tune.with_parameters(trainable, base=with_absolute_paths(config.train), out=str(out)),
         param_space=space,
         tune_config=tune.TuneConfig(
             metric="psnr_slice", mode="max", max_concurrent_trials=config.max_concurrent_trials
@@ -48,9 +52,12 @@ def sweep(config: SweepConfig) -> None:
 
 
 def refuse_incomplete(config: SweepConfig) -> None:
-    """Raise InputError where the training configuration lacks what every trial needs."""
+    """Raise InputError where the training configuration lacks what every trial needs, a complete shard set first."""
+    from upfield.sharding.manifest import read_manifest
+
     if config.train.data.shards is None:
         raise InputError("expected --train.data.shards, found none; give it, or its key in the configuration")
+    read_manifest(config.train.data.shards)
 
 
 def refuse_impossible(config: SweepConfig, resources: Mapping[str, float]) -> None:
@@ -71,10 +78,8 @@ def trial(point: dict[str, Any], base: "TrainConfig", out: str) -> dict[str, Any
 
     name = "_".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in sorted(point.items()))
     config = with_key(base, point)
-    assert config.data.shards is not None
     run = Path(out) / "trials" / name
-    data = replace(config.data, shards=config.data.shards.absolute())
-    progress = fit(replace(config, data=data, run=replace(config.run, out=run)))
+    progress = fit(replace(config, run=replace(config.run, out=run)))
     return {"psnr_slice": progress.best_psnr, "step": progress.step, "run": str(run)}
 
 

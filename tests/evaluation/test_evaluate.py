@@ -71,7 +71,7 @@ def test_infinite_values_are_left_out_and_counted() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere", "--shards", "SHARDS", "--out", "o"], "expected a run with a best model"),
+        (["nowhere", "--shards", "SHARDS", "--out", "o"], "expected a run's best model"),
         (["RUN", "--shards", "nowhere", "--out", "o"], "expected a complete shard set"),
         (["RUN", "--shards", "SHARDS", "--out", "o", "--split", "tset"], "test"),
         (["RUN", "--shards", "SHARDS", "--out", "o", "--device", "cuda"], "expected a GPU"),

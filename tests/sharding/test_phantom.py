@@ -214,7 +214,11 @@ def test_an_edited_listing_is_refused_and_a_finished_or_interrupted_cohort_is_no
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--subjects", "3"], "expected 4 to 99"), (["--seed", "-1"], "seed -1"), (["--jobs", "-1"], "jobs -1")],
+    [
+        (["--subjects", "3"], "expected 4 to 99"),
+        (["--seed", "-1"], "found -1 and 0"),
+        (["--jobs", "-1"], "found 0 and -1"),
+    ],
 )
 def test_numbers_out_of_range_are_refused(tmp_path, capsys, arguments, message):
     assert main([str(tmp_path / "out"), *arguments]) == 2
@@ -229,12 +233,12 @@ def test_without_nilearn_the_error_says_what_to_install(tmp_path, capsys, monkey
 
 
 def test_a_failed_build_leaves_nothing(tmp_path, capsys, monkeypatch):
-    def fail(jobs, processes):
+    def fail(work, jobs, processes):
         (jobs[0].folder / "real").mkdir()
         raise OSError(28, "No space left on device")
         yield
 
-    monkeypatch.setattr(phantom, "_run_jobs", fail)
+    monkeypatch.setattr(phantom, "run_tasks", fail)
     assert main([str(tmp_path / "out")]) == 1
     assert "No space left" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
