@@ -173,9 +173,10 @@ def _refuse_shared_files(subjects: list[Subject]) -> None:
         for path in (*subject.high.paths, *(subject.low.paths if subject.low else ())):
             owner = owners.setdefault(path.resolve(), subject)
             if owner.split != subject.split:
+                names = [f"{s.split} ({s.cohort} {s.id})" for s in (owner, subject)]
                 raise InputError(
-                    f"{path}: expected each file in one split, found it in {owner.split} ({owner.cohort} "
-                    f"{owner.id}) and {subject.split} ({subject.cohort} {subject.id}); a model would be measured on what it has seen"
+                    f"{path}: expected each file in one split, found it in {names[0]} and {names[1]}; "
+                    "a model would be measured on what it has seen"
                 )
 
 

@@ -1,5 +1,6 @@
 """Files and folders are complete or absent."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,17 +12,17 @@ from upfield.sharding.atomic import atomic_folder, atomic_path, point_symlink, r
 def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     path.write_text("old")
-    with pytest.raises(RuntimeError, match="half way"), atomic_path(path) as temporary:
+    with suppress(RuntimeError), atomic_path(path) as temporary:
         temporary.write_text("ne")
-        raise RuntimeError("half way")
+        raise RuntimeError
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_that_fails_half_way_never_appears(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="half way"), atomic_folder(tmp_path / "folder") as temporary:
+    with suppress(RuntimeError), atomic_folder(tmp_path / "folder") as temporary:
         (temporary / "a").touch()
-        raise RuntimeError("half way")
+        raise RuntimeError
     assert list(tmp_path.iterdir()) == []
 
 

@@ -255,3 +255,18 @@ def test_no_cohorts_are_refused(run_cli, tmp_path):
     assert code == 2
     assert "expected at least one cohort, found none" in err
     assert not (tmp_path / "shards").exists()
+
+
+def test_one_file_in_two_splits_is_refused(run_cli, cohort, tmp_path):
+    with (cohort / "cohorts.yaml").open("a") as file:
+        file.write("  - {name: again, high: 'IXI-T1/{subject}-{site}-{scan}-T1.nii.gz', split: {val: [IXI002]}}\n")
+    code, _, err = run_cli(main, *arguments(cohort, tmp_path / "out"))
+    assert code == 2
+    assert "expected each file in one split, found it in train (ixi IXI002) and val (again IXI002)" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_stack_that_lost_its_end_is_named(run_cli, cohort, tmp_path):
+    (cohort / "real/low/sub-03_slice_005.nii.gz").unlink()
+    _, _, err = run_cli(main, *arguments(cohort, tmp_path / "out"))
+    assert "low: sub-03 has 5 slices, most have 6" in err
