@@ -97,8 +97,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         tree: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what torch.load raises on a file of another kind shares no base
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path}: expected weights, found a file that holds none: {reason}") from error
+        # Its text is left out: it advises to load the file unsafely.
+        kind = type(error).__name__
+        raise ValueError(f"{path}: expected weights as tensors alone, found a file without them ({kind})") from error
     for key in ("state_dict", "params", "model"):
         tree = tree.get(key, tree) if isinstance(tree, dict) else tree
     if not isinstance(tree, dict) or not all(isinstance(value, Tensor) for value in tree.values()):
