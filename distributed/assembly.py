@@ -7,7 +7,13 @@ import torch
 from accelerate import Accelerator
 from torch.optim import Optimizer
 
-from upfield.distributed.checkpoint import Progress, clear_leftovers, find_checkpoint, load_checkpoint
+from upfield.distributed.checkpoint import (
+    Progress,
+    clear_leftovers,
+    find_checkpoint,
+    load_checkpoint,
+    read_best_step,
+)
 from upfield.distributed.configuration import TrainConfig
 from upfield.distributed.launch import make_accelerator
 from upfield.distributed.reader import Sequencing, TrainingBatches
@@ -100,6 +106,9 @@ def set_up(config: TrainConfig) -> Training:
         loaded = load_checkpoint(checkpoint, network, optimizer)
         refuse_other_order(checkpoint, loaded, progress)
         progress = loaded
+        if read_best_step(out) != progress.best_step:
+            # That model is gone, replaced by one this run has not reached: the next validation starts the comparison.
+            progress.best_psnr = progress.best_step = None
     wrapped, prepared = accelerator.prepare(network, optimizer)
     if accelerator.is_main_process:
         clear_leftovers(out, checkpoint)

@@ -98,7 +98,7 @@ def clear_leftovers(out: Path, checkpoint: Path | None) -> None:
     own = checkpoint is not None and checkpoint.parent.resolve() == folder.resolve()
     last_step = _step_of(checkpoint) if own and checkpoint else -1
     stale = [path for path in folder.glob("step-*") if _step_of(path) > last_step]
-    if (out / "best" / METRICS).is_file() and read_best_step(out) > last_step:
+    if (read_best_step(out) or -1) > last_step:
         stale.append(out / "best")
     for path in [*folder.glob(".tmp-*"), *stale]:
         if path.is_symlink():
@@ -109,8 +109,10 @@ def clear_leftovers(out: Path, checkpoint: Path | None) -> None:
         (folder / "last").unlink()
 
 
-def read_best_step(out: Path) -> int:
-    """Give the step that a run's best model was measured at."""
+def read_best_step(out: Path) -> int | None:
+    """Give the step that a run's best model was measured at, or None where there is none."""
+    if not (out / "best" / METRICS).is_file():
+        return None
     return json.loads((out / "best" / METRICS).read_text(encoding="utf-8"))["step"]
 
 

@@ -1,12 +1,9 @@
 """Start processes, and make sure that they are as many as were asked for."""
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration
 
 from upfield.distributed.configuration import TrainConfig
-from upfield.distributed.stopping import STOP_SIGNALS, StopRequest
+from upfield.distributed.stopping import stop_signals
 from upfield.sharding.command import to_yaml
 from upfield.sharding.errors import InputError, RunError
 
@@ -40,31 +37,19 @@ def relaunch(config: TrainConfig) -> int:
 
 
 def run_launcher(command: list[str], environment: dict[str, str]) -> tuple[int, bool]:
-    """Run a launcher to its end; give its exit code, and whether it was asked to stop."""
-    with subprocess.Popen(command, env=environment) as process, forwarded_signals(process.pid) as stop:
-        return process.wait(), stop.asked
+    """Run a launcher to its end; give its exit code, and whether it was asked to stop.
 
-
-@contextmanager
-def forwarded_signals(launcher_pid: int) -> Iterator[StopRequest]:
-    """Pass a request to stop on to the ranks, which save and leave with 0; the launcher would only kill them.
-
-    Args:
-        launcher_pid: the process whose children are the ranks.
+    A request to stop goes to the ranks, which save and leave with 0; the launcher would only kill them.
     """
-    request = StopRequest()
+    with subprocess.Popen(command, env=environment) as process:
 
-    def forward(number: int, _: object) -> None:
-        request.asked = True
-        for rank in Path(f"/proc/{launcher_pid}/task/{launcher_pid}/children").read_text(encoding="ascii").split():
-            os.kill(int(rank), number)
+        def to_ranks(number: int) -> None:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii")
+            for rank in children.split():
+                os.kill(int(rank), number)
 
-    before = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        with stop_signals(to_ranks) as stop:
+            return process.wait(), stop.asked
 
 
 def launcher(processes: int) -> list[str]:

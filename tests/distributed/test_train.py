@@ -213,6 +213,7 @@ def test_going_back_to_an_earlier_checkpoint_drops_what_came_after_it(tiny_shard
     trained(tiny_shards, out, "--run.max_steps", "4", "--run.resume", back, *arguments)
     steps = sorted(path.name for path in (out / "checkpoints").glob("step-*"))
     assert steps == ["step-00000002", "step-00000004"]
+    assert json.loads((out / "best" / "metrics.json").read_text())["step"] == 4
 
 
 def test_another_seed_is_refused_on_resume(tiny_shards: Path, undisturbed: Path, tmp_path: Path) -> None:
