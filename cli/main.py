@@ -5,9 +5,9 @@ from importlib import import_module
 
 VERBS = {
     "phantom": ("upfield.sharding.phantom", "write a cohort of phantoms made from the MNI152 template"),
-    "shard": ("upfield.sharding.shard", "build WebDataset shards from cohorts of NIfTI files"),
+    "shard": ("upfield.sharding.shard", "build WebDataset shards from cohorts of NIfTI files, or extend a set"),
     "verify": ("upfield.sharding.verify", "check a shard set against its manifest and index"),
-    "preview": ("upfield.sharding.preview", "draw pairs of a shard set: low over high"),
+    "preview": ("upfield.sharding.preview", "draw pairs of a shard set, as a picture or a page of sliders"),
     "train": ("upfield.distributed.train", "train AMIR on a shard set, on one or many processes"),
     "evaluate": ("upfield.evaluation.evaluate", "measure a run or an ONNX file beside cubic interpolation"),
     "tune": ("upfield.tune.sweep", "search training configurations with Ray Tune"),

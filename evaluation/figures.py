@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upfield.sharding.preview import INK, PAPER, Page, blank_page, png_bytes, shorten
+from upfield.sharding.picture import INK, PAPER, Page, blank_page, png_bytes, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

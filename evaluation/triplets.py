@@ -6,6 +6,7 @@ from upfield.distributed.reader import read_batch
 from upfield.evaluation.figures import Triplet
 from upfield.evaluation.measure import METHODS, Measured
 from upfield.export.scan import Restorer
+from upfield.sharding.samplekey import SampleKey
 from upfield.sharding.shardset import ShardSplit
 
 # The outermost slices hold background; a good PSNR there says nothing.
@@ -45,4 +46,4 @@ def pick_triplets(measured: Measured, split: ShardSplit, restorer: Restorer) -> 
 def _position(key: str, split: ShardSplit) -> float:
     """Give where a slice lies between the left (0) and the right (1) end of its volume."""
     num_slices = split.manifest.tree["config"]["geometry"]["high_shape"][0]
-    return int(key.rsplit("-x", 1)[1]) / max(num_slices - 1, 1)
+    return SampleKey.parse(key).x / max(num_slices - 1, 1)

@@ -1,208 +1,267 @@
-"""Build a shard set: find subjects, plan, write the blocks that are not there yet, then the manifest."""
+"""Build, finish or extend a shard set: find subjects, look at their headers, plan, write shards, then the manifest."""
 
-import fcntl
-import json
-from collections import Counter
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from upfield.sharding.atomic import write_json
-from upfield.sharding.cohort import Source, Subject, find_subjects
+from upfield.sharding.align import require_simpleitk
+from upfield.sharding.block import BlockTask, build_block
+from upfield.sharding.cohort import Found, Source, Subject, find_subjects, join, uneven_stacks
 from upfield.sharding.configuration import ShardConfig
-from upfield.sharding.errors import InputError, ShardSetError
-from upfield.sharding.manifest import MANIFEST, content_config, hash_tree, read_manifest, write_manifest
-from upfield.sharding.pairs import Pair, make_pairs
-from upfield.sharding.plan import Block, plan_blocks, sample_order
+from upfield.sharding.errors import InputError, RunError, ShardSetError
+from upfield.sharding.gridfiles import VolumeTask, are_missing, save_volumes
+from upfield.sharding.journal import JOURNAL, alone, begin, begun_config, clear, finish, has_records, is_unfinished
+from upfield.sharding.manifest import (
+    MANIFEST,
+    Addition,
+    Manifest,
+    content_config,
+    hash_tree,
+    read_manifest,
+    write_manifest,
+)
+from upfield.sharding.needs import fitting_jobs, refuse_full_disks, set_bytes, volume_bytes
+from upfield.sharding.plan import Block, plan_blocks
+from upfield.sharding.preflight import preflight
+from upfield.sharding.privacy import Pseudonyms, write_names
+from upfield.sharding.problem import Problem
 from upfield.sharding.progress import say, track
-from upfield.sharding.tarshard import Sample, ShardEntry, hash_file, read_index, write_shard
+from upfield.sharding.quarantine import Quarantine
+from upfield.sharding.tarshard import ShardEntry
 from upfield.sharding.tasks import run_tasks
 
-BUILD_STATE = "build.json"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+# The bytes that a set of this version holds: part of what a record of finished work is good for.
+BYTES_VERSION = 2
 
 
 @dataclass(frozen=True)
-class BlockTask:
-    """One block and what a worker needs to build it."""
+class Asked:
+    """What a build is asked for, and what the set has already."""
 
-    block: Block
-    """Subjects and shards."""
-    config: ShardConfig
-    """The whole configuration of the build."""
-    out: Path
-    """Folder of the set."""
+    content: dict[str, Any]
+    """Configuration of the set to be, with the cohorts that it has and those that are new."""
+    new: set[str]
+    """Cohorts that are not in the set."""
+    old: Manifest | None
+    """The set that is extended."""
 
 
-def build(config: ShardConfig, out: Path) -> None:
-    """Build the set, finish an interrupted build of it, or find that it is complete.
+def build(config: ShardConfig, out: Path, pseudonyms: Pseudonyms | None = None) -> None:
+    """Build the set, finish an interrupted build of it, extend it, or find that it is complete.
 
     Args:
         config: cohorts and how they become shards.
         out: folder of the set.
+        pseudonyms: what stands in shards in place of names.
 
     Raises:
         InputError: cohorts or their files are not as they should be, or `out` holds another set.
+        RunError: the disk is full, or workers were killed; what is finished is kept.
     """
     if not config.cohorts:
         raise InputError("cohorts: expected at least one cohort, found none; give them in a file with --config")
     root = config.root or Path.cwd()
-    out = out.absolute()  # Workers of a cluster stand in other folders.
-    subjects = [subject for cohort in config.cohorts for subject in find_subjects(cohort, root)]
-    blocks = plan_blocks(subjects, config)
-    _refuse_shared_files(subjects)
-    _say_uneven_stacks(subjects)
+    # Workers of a cluster stand in other folders.
+    out, volumes = out.absolute(), config.save_volumes and config.save_volumes.absolute()
+    config = replace(config, save_volumes=volumes)
+    found = join(find_subjects(cohort, root, pseudonyms) for cohort in config.cohorts)
     _refuse_foreign_folder(out)
-    out.mkdir(parents=True, exist_ok=True)
-    with _alone(out):
-        _refuse_other_set(out, config, subjects)
-        if (out / MANIFEST).is_file():
+    with _room(out), alone(out):
+        old = read_manifest(out) if (out / MANIFEST).is_file() else None
+        if old and begun_config(out) == old.tree["config"]:
+            # Killed between its manifest and its end.
+            finish(out)
+        asked = _compare(out, content_config(config, pseudonyms), old)
+        _refuse_other_subjects(out, asked, found)
+        if asked.new:
+            if pseudonyms and pseudonyms.names:
+                write_names(pseudonyms.names, [(*who, public) for who, public in found.ids.items()])
+            _extend(asked, config, found, out, pseudonyms)
+            finish(out)
+        elif is_unfinished(out):
+            say(f"{out}: complete, but for an extension that is under way; give its own configuration to finish it")
+        else:
             say(f"{out}: complete already, nothing to do")
-            return
-        # We hold the lock: half-written files are those of a build that was killed.
-        for leftover in out.rglob(".tmp-*"):
-            leftover.unlink()
-        tasks = [BlockTask(block, config, out) for block in blocks]
-        results = run_tasks(build_block, tasks, config.jobs, config.executor)
-        entries = [entry for block in track(results, "blocks of subjects", len(tasks)) for entry in block]
-        write_manifest(out, config, subjects, sorted(entries, key=lambda entry: entry.name))
-        (out / BUILD_STATE).unlink()
+        _save_missing_volumes(config, found.subjects, read_manifest(out))
 
 
-def build_block(task: BlockTask) -> list[ShardEntry]:
-    """Write those of a block's shards that are not there, and describe them all.
+def _save_missing_volumes(config: ShardConfig, subjects: list[Subject], manifest: Manifest) -> None:
+    """Write the volumes of subjects whose shards an earlier build has written without them."""
+    if (folder := config.save_volumes) is None:
+        return
+    held = manifest.subjects_of_all_splits
+    missing = [s for s in subjects if (s.cohort, s.id) in held and are_missing(folder, s)]
+    if not missing:
+        return
+    blocks = [Block(subject.split, (subject,), 0, 0) for subject in missing]
+    refuse_full_disks({folder: volume_bytes(missing, config.geometry)})
+    jobs = fitting_jobs(blocks, config)
+    tasks = [VolumeTask(subject, config) for subject in missing]
+    for _ in track(run_tasks(save_volumes, tasks, jobs, config.executor), "volumes", len(tasks)):
+        pass
 
-    Runs in a worker; it alone writes these files.
+
+def _extend(asked: Asked, config: ShardConfig, found: Found, out: Path, pseudonyms: Pseudonyms | None) -> None:
+    """Check the new cohorts' files, write their shards, then the manifest."""
+    fresh = [subject for subject in found.subjects if subject.cohort in asked.new]
+    if any(subject.align == "rigid" for subject in fresh):
+        require_simpleitk()
+    num_subjects = sum(cohort in asked.new for cohort, _ in found.ids)
+    quarantine = Quarantine(config, out.with_name(f"{out.name}.problems.json"), num_subjects)
+    # All headers, for a new subject must not be an old one over again.
+    problems = preflight(found.subjects, config.jobs)
+    quarantine.admit([problem for problem in _once(found.problems, problems) if problem.cohort in asked.new])
+    for line in uneven_stacks(fresh):
+        say(line)
+    if not (chosen := quarantine.healthy(fresh)):
+        raise InputError(f"{out}: expected subjects that can be used, found none of {len(fresh)}")
+    blocks = plan_blocks(chosen, config, _taken(asked.old))
+    digests = {block.name: _digest(block, asked.content) for block in blocks}
+    finished_bytes = clear(out, digests, _listed(asked.old))
+    needed = {out: set_bytes(blocks, config) - finished_bytes}
+    if config.save_volumes:
+        unsaved = [subject for subject in chosen if are_missing(config.save_volumes, subject)]
+        needed[config.save_volumes] = volume_bytes(unsaved, config.geometry)
+    refuse_full_disks(needed)
+    jobs = fitting_jobs(blocks, config)
+    begin(out, asked.content)
+    tasks = [BlockTask(block, digests[block.name], config, out) for block in blocks]
+    entries, alignments = _run(tasks, jobs, quarantine)
+    if not entries:
+        raise InputError(f"{out}: expected subjects that can be used, found none of {len(fresh)}")
+    addition = Addition(quarantine.healthy(fresh), entries, quarantine.public(pseudonyms), alignments)
+    write_manifest(out, asked.content, addition, asked.old)
+
+
+def _once(by_name: list[Problem], by_header: list[Problem]) -> list[Problem]:
+    """Join problems; what file names have shown of a stack, its headers need not repeat."""
+    told = {(problem.cohort, problem.subject, problem.field, problem.check) for problem in by_name}
+    fresh = [p for p in by_header if (p.cohort, p.subject, p.field, p.check) not in told]
+    return sorted(by_name + fresh, key=lambda problem: (problem.cohort, problem.subject, problem.field))
+
+
+def _run(tasks: list[BlockTask], jobs: int, quarantine: Quarantine) -> tuple[list[ShardEntry], list[dict[str, Any]]]:
+    """Build all blocks; give shards and alignments in the order of their names, whoever finished first.
+
+    A block that is given up does not stop the others: all that is wrong with the voxels is told at the end, at once.
     """
-    names = task.block.shard_names
-    if all((task.out / f"{name}.tar").is_file() for name in names):
-        return [_describe(task.out, name) for name in names]
-    pairs: list[Pair] = []
-    for subject in task.block.subjects:
-        pairs += make_pairs(subject, subject.units, task.config)
-    order = np.split(sample_order(task.block, task.config), np.cumsum(task.block.shard_sizes)[:-1])
-    return [
-        _describe(task.out, name)
-        if (task.out / f"{name}.tar").is_file()
-        else write_shard(task.out, name, _samples(pairs, numbers, task))
-        for name, numbers in zip(names, order, strict=True)
-    ]
+    entries: list[ShardEntry] = []
+    alignments: list[dict[str, Any]] = []
+    for result in track(run_tasks(build_block, tasks, jobs, tasks[0].config.executor), "blocks", len(tasks)):
+        entries += result.entries
+        alignments += result.alignments
+        for entry in result.entries:
+            if not (tasks[0].out / f"{entry.name}.tar").is_file():
+                raise RunError(
+                    f"{tasks[0].out}: expected a folder that all nodes of the cluster share, found {entry.name}.tar "
+                    "written elsewhere; choose another --out"
+                )
+        quarantine.note(result.problems)
+    quarantine.judge()
+    alignments.sort(key=lambda one: (one["cohort"], one["subject"]))
+    return sorted(entries, key=lambda entry: entry.name), alignments
 
 
-def _describe(out: Path, name: str) -> ShardEntry:
-    tar = out / f"{name}.tar"
-    return ShardEntry(name, len(read_index(out / f"{name}.idx").keys), tar.stat().st_size, hash_file(tar))
-
-
-def _samples(pairs: list[Pair], numbers: NDArray[np.int64], task: BlockTask) -> Iterator[Sample]:
-    num_slices = task.config.geometry.high_shape[0]
-    metadata = {(subject.cohort, subject.id): subject.high.metadata for subject in task.block.subjects}
-    for number in numbers:
-        pair, x = pairs[number // num_slices], int(number % num_slices)
-        unit = pair.unit
-        record: dict[str, Any] = {
-            "cohort": unit.cohort,
-            "subject": unit.subject,
-            "kind": unit.kind,
-            "variant": unit.variant,
-            "slice": x,
-            "parameters": pair.parameters,
-        }
-        if fields := metadata[unit.cohort, unit.subject]:
-            record["metadata"] = fields
-        # Slices beyond the border repeat it, as far as the context reaches.
-        neighbours = np.clip(np.arange(x - task.config.context, x + task.config.context + 1), 0, num_slices - 1)
-        yield Sample(unit.key(x), pair.low[neighbours], pair.high[x : x + 1], record)
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Hold the folder's lock; the system releases it when the process ends, however it ends."""
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"{out}: expected no other build there, found one running; wait for it") from error
-        yield
-
-
-def _refuse_other_set(out: Path, config: ShardConfig, subjects: list[Subject]) -> None:
-    """Compare with what `out` holds, complete or begun, and note what is being built."""
-    content = content_config(config)
-    state = {"config": content, "inputs": hash_tree([_fingerprint(subject) for subject in subjects])}
-    if (out / MANIFEST).is_file():
-        manifest = read_manifest(out)
-        _refuse_difference(out, manifest.tree["config"], content)
-        listed = {(s["cohort"], s["subject"]) for split in manifest.tree["splits"].values() for s in split["subjects"]}
-        if listed != {(subject.cohort, subject.id) for subject in subjects}:
+def _compare(out: Path, content: dict[str, Any], old: Manifest | None) -> Asked:
+    """Find what is new in what is asked for, and refuse what does not fit the set or the unfinished build in `out`."""
+    held = old.cohorts if old else {}
+    if old:
+        _refuse_difference(out, old.tree["config"], content)
+    new = [cohort for cohort in content["cohorts"] if cohort["name"] not in held]
+    content = content | {"cohorts": [*held.values(), *new]}
+    if new and (begun := begun_config(out)) is not None and has_records(out):
+        _refuse_difference(out / JOURNAL, begun, content)
+        names = [[cohort["name"] for cohort in tree["cohorts"]] for tree in (begun, content)]
+        if names[0] != names[1]:
             raise ShardSetError(
-                f"{out}: expected the {len(listed)} subjects it was built from, found {len(subjects)}; "
-                "build into a new folder"
+                f"{out / JOURNAL}: expected the cohorts of the unfinished build, {names[0]}, found {names[1]}; give "
+                "those, or remove this folder to drop the unfinished work"
             )
-    elif (out / BUILD_STATE).is_file() and any(out.glob("*/*.tar")):
-        begun = json.loads((out / BUILD_STATE).read_text(encoding="utf-8"))
-        _refuse_difference(out, begun["config"], content)
-        if begun["inputs"] != state["inputs"]:
+    return Asked(content, {cohort["name"] for cohort in new}, old)
+
+
+def _refuse_difference(out: Path, there: dict[str, Any], asked: dict[str, Any], where: str = "") -> None:
+    """Compare two configurations, cohorts that both have by name."""
+    for key in sorted((there.keys() | asked.keys()) - {"cohorts"}):
+        if there.get(key) == asked.get(key):
+            continue
+        if key == "pseudonymize":
+            found, mend = "another key or none", "give the --pseudonym_key that it was built with"
+        else:
+            found, mend = (
+                f"another in {where}{key}: {there.get(key)} there, {asked.get(key)} now",
+                "build into a new folder",
+            )
+        if out.name == JOURNAL:
+            mend += ", or remove this one to drop the unfinished work"
+        raise ShardSetError(f"{out}: expected the configuration it was built with, found {found}; {mend}")
+    cohorts = [{cohort["name"]: cohort for cohort in tree.get("cohorts", [])} for tree in (there, asked)]
+    for name in sorted(cohorts[0].keys() & cohorts[1].keys()):
+        _refuse_difference(out, cohorts[0][name], cohorts[1][name], f"cohort {name}: ")
+
+
+def _refuse_other_subjects(out: Path, asked: Asked, found: Found) -> None:
+    """Raise ShardSetError where a cohort that the set has is found with other subjects than the set lists."""
+    if asked.old is None:
+        return
+    there = {(s.cohort, s.id) for s in found.subjects if s.cohort not in asked.new}
+    cohorts = {cohort for cohort, _ in there}
+    held = {(cohort, subject) for cohort, subject in asked.old.subjects_of_all_splits if cohort in cohorts}
+    skipped = {(tree["cohort"], tree["subject"]) for tree in asked.old.skipped}
+    for odd, what in (
+        (there - held - skipped, "more; give them as a cohort of their own"),
+        (held - there, "fewer; bring their files back"),
+    ):
+        if odd:
             raise ShardSetError(
-                f"{out}: expected the input files of the unfinished build there, found them added, removed or changed "
-                "since; delete the folder and build again"
+                f"{out}: expected the {len(held)} subjects it was built from, found {len(odd)} {what}, or build into a "
+                f"new folder ({', '.join(sorted(subject for _, subject in odd)[:5])}{', ...' if len(odd) > 5 else ''})"
             )
-    else:
-        # Nothing is built yet, so nothing binds: a cohort that was refused may have been mended since.
-        write_json(out / BUILD_STATE, state)
 
 
 def _refuse_foreign_folder(out: Path) -> None:
     """Raise InputError where `out` holds something that is no set of ours; nothing is left in it."""
-    if out.is_dir() and not any((out / name).is_file() for name in (MANIFEST, BUILD_STATE)):
-        ours = (".lock", f".tmp-*-{BUILD_STATE}")
-        if others := [path for path in out.iterdir() if not any(map(path.match, ours))]:
-            raise InputError(
-                f"{out}: expected a new folder or a shard set, found {others[0].name} and others; choose another --out"
-            )
+    others = sorted(out.iterdir()) if out.is_dir() else []
+    if others and not any((out / name).exists() for name in (MANIFEST, JOURNAL)):
+        raise InputError(
+            f"{out}: expected a new folder or a shard set, found {others[0].name} and others; choose another --out"
+        )
 
 
-def _refuse_shared_files(subjects: list[Subject]) -> None:
-    """Raise InputError where one file is in two splits, under two names or in two cohorts."""
-    owners: dict[Path, Subject] = {}
-    for subject in subjects:
-        for path in (*subject.high.paths, *(subject.low.paths if subject.low else ())):
-            owner = owners.setdefault(path.resolve(), subject)
-            if owner.split != subject.split:
-                names = [f"{s.split} ({s.cohort} {s.id})" for s in (owner, subject)]
-                raise InputError(
-                    f"{path}: expected each file in one split, found it in {names[0]} and {names[1]}; "
-                    "a model would be measured on what it has seen"
-                )
+@contextmanager
+def _room(out: Path) -> Iterator[None]:
+    """Turn the errors of a disk that is full or cannot be written into ones that say what to do."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise RunError(
+            f"{error.filename or out}: expected a disk that can be written, found: {error.strerror}; mend that and run "
+            "the same command: finished shards are kept"
+        ) from error
 
 
-def _say_uneven_stacks(subjects: list[Subject]) -> None:
-    """Name stacks that have another number of slices than most of their cohort: one may have lost its end."""
-    counts: dict[tuple[str, str], dict[str, int]] = {}
-    for subject in subjects:
-        for field, source in (("high", subject.high), ("low", subject.low)):
-            if source and source.stacked:
-                counts.setdefault((subject.cohort, field), {})[subject.id] = len(source.paths)
-    for (cohort, field), by_subject in counts.items():
-        usual = Counter(by_subject.values()).most_common(1)[0][0]
-        for subject, count in by_subject.items():
-            if count != usual:
-                say(
-                    f"cohort {cohort}: {field}: {subject} has {count} slices, most have {usual}; is its stack complete?"
-                )
+def _taken(old: Manifest | None) -> dict[str, int]:
+    """Give the first free shard number of each split."""
+    names = [name.split("/") for name in _listed(old)]
+    return {split: 1 + max(int(number) for its, number in names if its == split) for split in {s for s, _ in names}}
 
 
-def _refuse_difference(out: Path, there: dict[str, Any], asked: dict[str, Any]) -> None:
-    for key in sorted(there.keys() | asked.keys()):
-        if there.get(key) != asked.get(key):
-            raise ShardSetError(
-                f"{out}: expected the configuration it was built with, found another in {key}: {there.get(key)} there, "
-                f"{asked.get(key)} now; build into a new folder"
-            )
+def _listed(old: Manifest | None) -> list[str]:
+    return [shard["name"] for split in old.tree["splits"].values() for shard in split["shards"]] if old else []
+
+
+def _digest(block: Block, content: dict[str, Any]) -> str:
+    """Give a hash of all that decides a block's bytes: files by name, size and time of change."""
+    shared = {key: value for key, value in content.items() if key != "cohorts"}
+    subjects = [_fingerprint(subject) for subject in block.subjects]
+    return hash_tree([BYTES_VERSION, shared, block.name, block.num_shards, subjects])
 
 
 def _fingerprint(subject: Subject) -> list[Any]:
@@ -210,4 +269,6 @@ def _fingerprint(subject: Subject) -> list[Any]:
         stats = [(path.name, path.stat()) for path in source.paths] if source else []
         return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
 
-    return [subject.cohort, subject.id, subject.split, files(subject.low), files(subject.high)]
+    units = [[unit.kind, unit.variant] for unit in subject.units]
+    how = [subject.fit, subject.align, subject.orientation, subject.high.metadata]
+    return [subject.cohort, subject.id, subject.split, units, how, files(subject.low), files(subject.high)]

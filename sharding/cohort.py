@@ -3,13 +3,17 @@
 import glob
 import hashlib
 import re
-from collections import defaultdict
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from upfield.sharding.configuration import CohortConfig
 from upfield.sharding.errors import InputError
+from upfield.sharding.privacy import Pseudonyms
+from upfield.sharding.problem import Field, Problem
+from upfield.sharding.samplekey import SampleKey
 
 SPLITS = ("train", "val", "test")
 Split = Literal["train", "val", "test"]
@@ -51,7 +55,7 @@ class Unit:
 
     def key(self, x: int) -> str:
         """Give the sample key of sagittal slice `x`."""
-        return f"{self.cohort}-{_key_part(self.subject)}-{self.kind}-{self.variant}-x{x:03d}"
+        return str(SampleKey(self.cohort, _key_part(self.subject), self.kind, self.variant, x))
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,9 @@ class Subject:
     cohort: str
     """Cohort name."""
     id: str
-    """Subject id, as the pattern found it."""
+    """What shards call it: its name, or a pseudonym."""
+    name: str
+    """As the pattern found it in file names."""
     split: Split
     """The one split that all its samples are in."""
     high: Source
@@ -72,152 +78,226 @@ class Subject:
     """How its volumes are brought to the grids."""
     units: tuple[Unit, ...]
     """The pairs made from it."""
+    align: Literal["none", "rigid"] = "none"
+    """Whether its high field is registered to its low field."""
+    orientation: str | None = None
+    """Axis codes, `RAS` for instance, of files that do not say which way round they are."""
+
+    @property
+    def key_part(self) -> str:
+        """Its id, as keys and file names spell it."""
+        return _key_part(self.id)
 
 
-def find_subjects(cohort: CohortConfig, root: Path) -> list[Subject]:
+@dataclass(frozen=True)
+class Found:
+    """What the patterns of one or more cohorts lead to."""
+
+    subjects: list[Subject]
+    """Subjects with all their volumes, sorted by id within a cohort; some of them may have problems."""
+    problems: list[Problem]
+    """What file names alone show to be wrong."""
+    ids: dict[tuple[str, str], str]
+    """(cohort, name) of everyone whom files name, with or without a partner -> the id in shards."""
+
+
+def join(parts: Iterable[Found]) -> Found:
+    """Put together what was found of several cohorts."""
+    subjects: list[Subject] = []
+    problems: list[Problem] = []
+    ids: dict[tuple[str, str], str] = {}
+    for part in parts:
+        subjects += part.subjects
+        problems += part.problems
+        ids |= part.ids
+    return Found(subjects, problems, ids)
+
+
+def find_subjects(cohort: CohortConfig, root: Path, pseudonyms: Pseudonyms | None = None) -> Found:
     """Find a cohort's subjects, pair their files and assign their splits.
 
     Args:
         cohort: patterns, split and kinds.
         root: folder that relative patterns start from.
-
-    Returns:
-        Subjects sorted by id.
+        pseudonyms: give shards these in place of names, and no free fields.
 
     Raises:
-        InputError: nothing matches, a subject lacks a partner, slices are missing or doubled, or the split asks for
-            more than there is.
+        InputError: a pattern matches nothing, or the split asks for what is not there.
     """
-    high = match(cohort.high, root, f"cohort {cohort.name}: high")
-    low = match(cohort.low, root, f"cohort {cohort.name}: low") if cohort.low is not None else {}
+    high, problems = match(cohort.high, root, cohort.name, "high")
+    low: dict[str, Source] = {}
     if cohort.low is not None:
-        _refuse_unpaired(cohort, low, high)
-    _refuse_equal_keys(cohort, sorted(high))
-    splits = assign_splits(cohort, sorted(high))
-    return [_subject(cohort, subject, splits[subject], high[subject], low.get(subject)) for subject in sorted(high)]
+        low, more = match(cohort.low, root, cohort.name, "low")
+        problems += more + _unpaired(cohort, low, high)
+    names = sorted(low.keys() | high.keys())
+    ids = {name: pseudonyms.of(cohort.name, name) if pseudonyms else name for name in names}
+    problems += _equal_keys(cohort, ids, high)
+    # Over all that were found, those with problems too: whoever is mended later, or is left out, moves nobody.
+    splits = assign_splits(cohort, ids)
+    for name, source in high.items():
+        fields = {} if pseudonyms else (low[name].metadata if name in low else {}) | source.metadata
+        high[name] = replace(source, metadata=fields)
+    # By id, so that the order of samples says nothing about names behind pseudonyms.
+    paired = [name for name in sorted(high, key=ids.__getitem__) if cohort.low is None or name in low]
+    subjects = [_subject(cohort, name, ids[name], splits[name], high[name], low.get(name)) for name in paired]
+    return Found(subjects, problems, {(cohort.name, name): identifier for name, identifier in ids.items()})
 
 
-def _subject(cohort: CohortConfig, subject: str, split: Split, high: Source, low: Source | None) -> Subject:
-    units: list[Unit] = [Unit(cohort.name, subject, "real", 0)] if low else []
+def _subject(
+    cohort: CohortConfig, name: str, identifier: str, split: Split, high: Source, low: Source | None
+) -> Subject:
+    units: list[Unit] = [Unit(cohort.name, identifier, "real", 0)] if low else []
     # Held-out figures are of real pairs wherever the cohort has them.
     if split == "train" or not low:
-        units += [Unit(cohort.name, subject, "synthetic", variant) for variant in range(cohort.synthetic)]
+        units += [Unit(cohort.name, identifier, "synthetic", variant) for variant in range(cohort.synthetic)]
     fit = cohort.fit or ("resize" if high.stacked else "crop_pad")
-    return Subject(cohort.name, subject, split, high, low, fit, tuple(units))
+    return Subject(cohort.name, identifier, name, split, high, low, fit, tuple(units), cohort.align, cohort.orientation)
 
 
-def match(pattern: str, root: Path, where: str) -> dict[str, Source]:
+def match(pattern: str, root: Path, cohort: str, field: Field) -> tuple[dict[str, Source], list[Problem]]:
     """Find the files of a pattern and group them by `{subject}`.
 
     Args:
         pattern: path with `{subject}`, perhaps `{slice}`, free `{fields}`, and the wildcards `*`, `?` and `**`.
         root: folder that a relative pattern starts from.
-        where: what to call the pattern in errors.
+        cohort: whose pattern it is.
+        field: low or high.
 
     Returns:
-        Source per subject id.
+        Source per subject, slices in the order of their numbers, and the problems that the names show: doubled files,
+        gaps between slices.
 
     Raises:
-        InputError: nothing matches, or a subject's files are doubled or have gaps.
+        InputError: nothing matches.
     """
     anchored = (root / pattern).as_posix()
     expression = re.compile(_to_regex(anchored))
     found: dict[str, dict[int, Path]] = defaultdict(dict)
     metadata: dict[str, dict[str, str]] = {}
+    problems: list[Problem] = []
     for name in sorted(glob.glob(_to_glob(anchored), recursive=True)):
         if not (parts := expression.fullmatch(name)):
             continue
         fields = parts.groupdict()
         subject, number = fields.pop("subject"), int(fields.pop("slice", 0))
         if number in found[subject]:
-            raise InputError(
-                f"{where}: expected one file per subject{' and slice' if '{slice}' in pattern else ''}, found "
-                f"{found[subject][number]} and {name} for {subject}; narrow the pattern or remove one"
-            )
+            files = f"{found[subject][number]} and {name}"
+            problems.append(Problem(cohort, subject, field, "slices", files, _doubled(pattern)))
+            continue
         found[subject][number] = Path(name)
-        metadata[subject] = fields
+        metadata.setdefault(subject, fields)
     if not found:
-        raise InputError(f"{where}: expected files matching {anchored}, found none; check the pattern and the folder")
+        raise InputError(
+            f"cohort {cohort}: {field}: expected files like {anchored}, found none; check the pattern and the folder"
+        )
     stacked = "{slice}" in pattern
+    sources: dict[str, Source] = {}
     for subject, files in found.items():
-        _refuse_gaps(files, f"{where}: subject {subject}")
-    return {
-        subject: Source(tuple(files[number] for number in sorted(files)), stacked, metadata[subject])
-        for subject, files in found.items()
-    }
+        sources[subject] = Source(tuple(files[number] for number in sorted(files)), stacked, metadata[subject])
+        if gap := _gap(sorted(files)):
+            problems.append(Problem(cohort, subject, field, "slices", str(sources[subject]), gap))
+    return sources, problems
 
 
-def _refuse_gaps(files: dict[int, Path], where: str) -> None:
-    numbers = sorted(files)
+def _doubled(pattern: str) -> str:
+    expected = "one file per subject and slice" if "{slice}" in pattern else "one file per subject"
+    return f"expected {expected}, found two for the same; narrow the pattern or move one away"
+
+
+def _gap(numbers: list[int]) -> str | None:
     missing = sorted(set(range(numbers[0], numbers[-1] + 1)) - set(numbers))
-    if missing:
-        raise InputError(
-            f"{where}: expected slices {numbers[0]} to {numbers[-1]} without gaps, found {len(missing)} missing "
-            f"({_some(missing)}) in {files[numbers[0]].parent}; complete the stack or leave the subject out"
-        )
+    if not missing:
+        return None
+    return (
+        f"expected slices {numbers[0]} to {numbers[-1]} without gaps, found {len(missing)} missing ({_some(missing)}); "
+        "complete the stack or leave the subject out"
+    )
 
 
-def _refuse_unpaired(cohort: CohortConfig, low: dict[str, Source], high: dict[str, Source]) -> None:
-    alone = [f"{s} (low field only)" for s in sorted(low.keys() - high.keys())]
-    alone += [f"{s} (high field only)" for s in sorted(high.keys() - low.keys())]
-    if alone:
-        raise InputError(
-            f"cohort {cohort.name}: expected low and high field for each of {len(low.keys() | high.keys())} subjects, "
-            f"found {len(alone)} unpaired: {_some(alone)}; complete the pairs or move those files away"
-        )
+def _unpaired(cohort: CohortConfig, low: dict[str, Source], high: dict[str, Source]) -> list[Problem]:
+    problems: list[Problem] = []
+    for name in sorted(low.keys() ^ high.keys()):
+        there, absent = ("low", "high") if name in low else ("high", "low")
+        message = f"expected low and high field, found {there} only; add its {absent} field or move it away"
+        source = low.get(name) or high[name]
+        problems.append(Problem(cohort.name, name, absent, "unpaired", str(source), message))
+    return problems
+
+
+def _equal_keys(cohort: CohortConfig, ids: dict[str, str], high: dict[str, Source]) -> list[Problem]:
+    taken: dict[str, str] = {}
+    problems: list[Problem] = []
+    for name, identifier in ids.items():
+        part = _key_part(identifier)
+        if any("\ud800" <= character <= "\udfff" for character in name):
+            message = "expected file names in UTF-8, found other bytes; rename the files"
+            problems.append(Problem(cohort.name, name, "high", "name", str(high.get(name, name)), message))
+        if len(part) > MAX_ID_LENGTH or part in taken:
+            message = (
+                f"expected ids of at most {MAX_ID_LENGTH} characters that differ in letters, digits, '-' or '_', found "
+                f"{'one that is longer' if len(part) > MAX_ID_LENGTH else 'two that do not'}; rename the files"
+            )
+            problems.append(Problem(cohort.name, name, "high", "name", str(high.get(name, name)), message))
+        taken[part] = name
+    return problems
 
 
 def _key_part(subject: str) -> str:
     return NOT_IN_KEYS.sub("_", subject)
 
 
-def _refuse_equal_keys(cohort: CohortConfig, subjects: list[str]) -> None:
-    taken: dict[str, str] = {}
-    for subject in subjects:
-        part = _key_part(subject)
-        if len(part) > MAX_ID_LENGTH or part in taken:
-            raise InputError(
-                f"cohort {cohort.name}: expected subject ids of at most {MAX_ID_LENGTH} characters that differ in "
-                f"letters, digits, '-' or '_', found {subject!r}{f' and {taken[part]!r}' if part in taken else ''}; "
-                "rename the files"
-            )
-        taken[part] = subject
-
-
 def _some(items: list) -> str:
     return ", ".join(map(str, items[:5])) + (f" and {len(items) - 5} more" if len(items) > 5 else "")
 
 
-def assign_splits(cohort: CohortConfig, subjects: list[str]) -> dict[str, Split]:
-    """Assign each subject its split, by a list of ids or by a stable hash of cohort and id.
+def uneven_stacks(subjects: list[Subject]) -> Iterator[str]:
+    """Name stacks that have another number of slices than most of their cohort: one may have lost its end."""
+    counts: dict[tuple[str, str], dict[str, int]] = {}
+    for subject in subjects:
+        for volume, source in (("high", subject.high), ("low", subject.low)):
+            if source and source.stacked:
+                counts.setdefault((subject.cohort, volume), {})[subject.name] = len(source.paths)
+    for (cohort, volume), by_subject in counts.items():
+        usual = Counter(by_subject.values()).most_common(1)[0][0]
+        for name, count in by_subject.items():
+            if count != usual:
+                yield f"cohort {cohort}: {volume}: {name} has {count} slices, most have {usual}; is its stack complete?"
+
+
+def assign_splits(cohort: CohortConfig, ids: dict[str, str]) -> dict[str, Split]:
+    """Assign each subject its split, by a list of names or by a stable hash of cohort and id.
 
     Counts take the subjects with the smallest hashes, fractions those whose hash lies below a bound, so nothing depends
     on other cohorts, on the order of files, or on the seed.
 
+    Args:
+        cohort: its name and what it holds out.
+        ids: name of each subject -> the id that is hashed.
+
     Raises:
-        InputError: more subjects asked for than there are, an id that does not exist or stands in both splits.
+        InputError: more subjects asked for than there are, a name that does not exist or stands in both splits.
     """
     splits: dict[str, Split] = {}
-    position = {subject: _hash(cohort.name, subject) for subject in subjects}
+    position = {name: _hash(cohort.name, identifier) for name, identifier in ids.items()}
     bound = 0.0
     # Lists first, so that a count never takes a subject that the other split names.
-    for name in sorted(("test", "val"), key=lambda split: not isinstance(cohort.split.get(split), list)):
-        wanted = cohort.split.get(name, 0)
-        free = [subject for subject in sorted(subjects, key=position.__getitem__) if subject not in splits]
+    for split in sorted(("test", "val"), key=lambda split: not isinstance(cohort.split.get(split), list)):
+        wanted = cohort.split.get(split, 0)
+        free = [name for name in sorted(ids, key=position.__getitem__) if name not in splits]
         if isinstance(wanted, list):
-            chosen = _listed(cohort, name, wanted, free)
+            chosen = _listed(cohort, split, wanted, free)
         elif isinstance(wanted, float) and 0 < wanted < 1:
-            chosen = [subject for subject in free if bound <= position[subject] < bound + wanted]
+            chosen = [name for name in free if bound <= position[name] < bound + wanted]
             bound += wanted
             if bound > 1:
                 raise InputError(f"cohort {cohort.name}: split: expected fractions up to 1 together, found {bound:g}")
         else:
-            chosen = _counted(cohort, name, wanted, free)
-        splits |= dict.fromkeys(chosen, name)
-    return {subject: splits.get(subject, "train") for subject in subjects}
+            chosen = _counted(cohort, split, wanted, free)
+        splits |= dict.fromkeys(chosen, split)
+    return {name: splits.get(name, "train") for name in ids}
 
 
-def _listed(cohort: CohortConfig, name: str, wanted: list[str], free: list[str]) -> list[str]:
+def _listed(cohort: CohortConfig, name: str, wanted: list[Any], free: list[str]) -> list[str]:
     if absent := [subject for subject in wanted if subject not in free]:
         raise InputError(
             f"cohort {cohort.name}: split.{name}: expected ids of its subjects, each in one split, "
@@ -236,7 +316,7 @@ def _counted(cohort: CohortConfig, name: str, wanted: float, free: list[str]) ->
 
 
 def _hash(cohort: str, subject: str) -> float:
-    digest = hashlib.sha256(f"{cohort}/{subject}".encode()).digest()
+    digest = hashlib.sha256(f"{cohort}/{subject}".encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 

@@ -89,6 +89,9 @@ def parse(command: Command, argv: list[str]) -> Any:
     trees = {file: _read_yaml(file) for file in files}
     for file, tree in trees.items():
         _refuse_unknown(tree, command.schema, str(file))
+    # An empty file says nothing, which jsonargparse takes for an error of its own.
+    empty = {f"--config={file}" for file, tree in trees.items() if not tree}
+    tokens = [token for token in tokens if token not in empty]
     config = _instantiate(parser, command.schema, lambda: parser.parse_args(tokens))
     config = _fill_folders(config, command, trees)
     for name in command.required:

@@ -43,6 +43,8 @@ class GeometryConfig:
 class SyntheticConfig:
     """Ranges that the synthetic low field is drawn from, uniformly, once per subject and variant."""
 
+    recipe: Literal["report"] = "report"
+    """The law: `report` is clip(N(G_sigma(I)^gamma), 0, 1), blur, darkening and noise in that order."""
     sigma_vox: Range = (0.4, 1.0)
     """Standard deviation of the Gaussian blur, in voxels of the low-field grid."""
     gamma: Range = (1.1, 1.8)
@@ -74,12 +76,14 @@ class CohortConfig:
     """Pattern of the low-field files; without it all pairs are synthetic."""
     synthetic: int = 1
     """Synthetic low-field variants made from each high-field volume (training subjects; others only without `low`)."""
-    split: dict[str, int | float | list[str]] = field(default_factory=dict)
+    split: dict[str, int | float | list[str | int | float]] = field(default_factory=dict)
     """Subjects held out, for `val` and `test`: a count, a fraction below 1, or a list of ids."""
     fit: Literal["resize", "crop_pad"] | None = None
     """`resize` forces the shape (default for slice stacks), `crop_pad` keeps proportions (default for volumes)."""
-    align: Literal["none"] = "none"
-    """Registration of high to low field; `none` takes pairs as they are."""
+    align: Literal["none", "rigid"] = "none"
+    """Registration of high to low field; `none` takes pairs as they are, `rigid` turns and shifts the high field."""
+    orientation: str | None = None
+    """Where the axes of files point that do not say so themselves, `RAS` for instance; other files know better."""
 
     def __post_init__(self) -> None:
         """Refuse names and patterns that cannot make keys."""
@@ -97,6 +101,17 @@ class CohortConfig:
                 f"cohort {self.name}: synthetic: expected at least {0 if self.low else 1}, found {self.synthetic}; "
                 "a cohort without `low` has only synthetic pairs"
             )
+        for name, wanted in self.split.items():
+            if isinstance(wanted, list) and any(not isinstance(item, str) for item in wanted):
+                raise ValueError(
+                    f"cohort {self.name}: split.{name}: expected ids in quotes, found numbers in {wanted}; write "
+                    "'007', not 007, which YAML reads as 7"
+                )
+        if self.orientation is not None and sorted("RLAPSI".find(c) // 2 for c in self.orientation) != [0, 1, 2]:
+            raise ValueError(
+                f"cohort {self.name}: orientation: expected three letters, one of each of R or L, A or P, S or I, "
+                f"found {self.orientation!r}"
+            )
         if unknown := sorted(set(self.split) - {"val", "test"}):
             raise ValueError(
                 f"cohort {self.name}: split: unknown {unknown}; known: val, test (what is left is for training)"
@@ -105,10 +120,10 @@ class CohortConfig:
 
 @dataclass(frozen=True)
 class ShardConfig:
-    """Build shards from cohorts."""
+    """Build shards from cohorts, or extend a set with a new cohort."""
 
-    out: Path | None = None
-    """Folder of the shard set; made if missing, finished if an earlier build was interrupted."""
+    out: str | None = None
+    """Folder of the shard set, or its address (s3://bucket/set); made, finished if interrupted, or extended."""
     cohorts: list[CohortConfig] = field(default_factory=list)
     """The cohorts, in order."""
     root: Path | None = None
@@ -128,13 +143,33 @@ class ShardConfig:
     jobs: int = 0
     """Processes; 0 is one per core. The bytes written do not depend on it."""
     executor: Literal["local", "ray"] = "local"
-    """Where blocks are built: processes of this machine, or tasks on a Ray cluster."""
+    """Where blocks are built: processes of this machine, or tasks on a Ray cluster that shares the folders."""
+    on_error: Literal["fail", "skip"] = "fail"
+    """What becomes of subjects whose files are not as they should be: `skip` leaves them out and names them."""
+    max_skipped: int = 5
+    """Most subjects that `on_error: skip` may leave out."""
+    save_volumes: Path | None = None
+    """Folder for each subject's volumes on the two grids as NIfTI files, to look at; none are written without it."""
+    pseudonymize: bool = False
+    """Replace subject ids by keyed hashes, and leave out free fields and patterns: such a set may be published."""
+    pseudonym_key: Path | None = None
+    """File with the key of the pseudonyms; default: OUT.key beside the set, made if missing. Never publish it."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that would turn the build into nothing."""
-        for name, least in (("context", 0), ("samples_per_shard", 1), ("subjects_per_block", 1), ("jobs", 0)):
+        for name, least in (
+            ("max_skipped", 0),
+            ("context", 0),
+            ("samples_per_shard", 1),
+            ("subjects_per_block", 1),
+            ("jobs", 0),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, found {getattr(self, name)}")
+        for name in ("save_volumes", "pseudonym_key"):
+            path = getattr(self, name)
+            if self.out and path and path.absolute().is_relative_to(Path(self.out).absolute()):
+                raise ValueError(f"{name}: expected a place outside the set, found {path}")
         names = [cohort.name for cohort in self.cohorts]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"cohorts: expected different names, found twice: {twice}")
@@ -173,16 +208,18 @@ class VerifyConfig:
 
 @dataclass(frozen=True)
 class PreviewConfig:
-    """Draw pairs as the reader gives them: low over high, per cohort and kind."""
+    """Draw pairs as the reader gives them, per cohort and kind: a picture, or a page with sliders through volumes."""
 
     shards: Path | None = None
     """Folder of the shard set."""
     out: Path | None = None
-    """The picture to write, a `.png`."""
+    """What to write: a `.png` of pairs of slices, or an `.html` with sliders through pairs of volumes."""
     split: Literal["train", "val", "test"] = "train"
     """Split to draw from."""
     pairs: int = 8
-    """Pairs to draw, spread over cohorts and kinds."""
+    """Pairs to draw, of slices or of volumes, spread over cohorts and kinds."""
+    overlay: Literal["contour", "checkerboard", "none"] = "contour"
+    """High field laid over the low one: `contour` draws its edges, `checkerboard` every other tile of it."""
     seed: int = 0
     """Seed of the choice."""
 

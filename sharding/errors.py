@@ -6,7 +6,23 @@ class InputError(ValueError):
 
 
 class VolumeError(InputError):
-    """A file that should hold one 3-D volume does not."""
+    """A file that should hold one 3-D volume does not.
+
+    Keeps apart where the file is, which is nobody's business outside, and what is wrong with it, which may be
+    published.
+    """
+
+    def __init__(self, where: str, problem: str) -> None:
+        """State the file or volume, and what was expected, found and is to be done, in words without names of files."""
+        # Libraries word theirs over several lines.
+        problem = " ".join(problem.split())
+        super().__init__(where, problem)
+        self.where = where
+        self.problem = problem
+
+    def __str__(self) -> str:
+        """Give the whole message."""
+        return f"{self.where}: {self.problem}"
 
 
 class ShardSetError(InputError):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,20 @@ from upfield.sharding.command import to_tree
 from upfield.sharding.configuration import ShardConfig
 from upfield.sharding.errors import ShardSetError
 from upfield.sharding.intensity import NORMALISATION
+from upfield.sharding.journal import is_unfinished
+from upfield.sharding.privacy import Pseudonyms, public_cohort
 from upfield.sharding.tarshard import ShardEntry
 
 FORMAT = "upfield-shards"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
+# Of aligned pairs, Mattes mutual information in nats. Phantom pairs reach 1.4 to 1.55, under heavy noise 0.65; another
+# subject's or a mirrored head at most 0.48. Chosen on those; true 64 mT pairs may lie elsewhere.
+MIN_SIMILARITY = 0.5
+# A path leaves one slash of an address's two.
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/")
 # Where and how fast a set was built is not part of what it is.
-NOT_CONTENT = ("out", "root", "jobs", "executor")
+NOT_CONTENT = ("out", "root", "jobs", "executor", "on_error", "max_skipped", "save_volumes", "pseudonym_key")
 
 
 @dataclass(frozen=True)
@@ -56,10 +64,49 @@ class Manifest:
         """Give the subjects of a split: cohort, subject."""
         return self.tree["splits"][split]["subjects"]
 
+    @property
+    def subjects_of_all_splits(self) -> set[tuple[str, str]]:
+        """(cohort, subject) of each subject that has samples."""
+        return {(tree["cohort"], tree["subject"]) for split in SPLITS for tree in self.subjects(split)}
 
-def content_config(config: ShardConfig) -> dict[str, Any]:
-    """Give the part of a configuration that decides what a set holds."""
-    return {key: value for key, value in to_tree(config).items() if key not in NOT_CONTENT}
+    @property
+    def cohorts(self) -> dict[str, dict[str, Any]]:
+        """Configuration of each cohort in the set, by name."""
+        return {cohort["name"]: cohort for cohort in self.tree["config"]["cohorts"]}
+
+    @property
+    def skipped(self) -> list[dict[str, Any]]:
+        """Subjects that were left out: cohort, subject, problems (field, check, and perhaps reason)."""
+        return self.tree["skipped"]
+
+    @property
+    def unlike_pairs(self) -> list[dict[str, Any]]:
+        """Real pairs whose similarity stayed low after alignment."""
+        return [one for one in self.tree["alignments"] if one["similarity_after"] < MIN_SIMILARITY]
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What a build adds to a set, the first one to an empty set."""
+
+    subjects: list[Subject]
+    """Subjects whose samples are in the new shards."""
+    entries: list[ShardEntry]
+    """The new shards."""
+    skipped: list[dict[str, Any]]
+    """Subjects that were left out."""
+    alignments: list[dict[str, Any]]
+    """How real pairs were aligned."""
+
+
+def content_config(config: ShardConfig, pseudonyms: Pseudonyms | None = None) -> dict[str, Any]:
+    """Give the part of a configuration that decides what a set holds, without what is private in it."""
+    tree = {key: value for key, value in to_tree(config).items() if key not in NOT_CONTENT}
+    tree["cohorts"] = [public_cohort(cohort, pseudonyms) for cohort in tree["cohorts"]]
+    if pseudonyms:
+        # Equal for equal keys: a set must not be extended with another one.
+        tree["pseudonymize"] = pseudonyms.seal("key")
+    return tree
 
 
 def hash_tree(tree: Any) -> str:
@@ -67,40 +114,42 @@ def hash_tree(tree: Any) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
-def write_manifest(root: Path, config: ShardConfig, subjects: list[Subject], entries: list[ShardEntry]) -> None:
+def write_manifest(root: Path, content: dict[str, Any], addition: Addition, old: Manifest | None) -> None:
     """Write the manifest of a set whose shards are all in place.
 
     Args:
         root: folder of the set.
-        config: what it was built with.
-        subjects: all subjects.
-        entries: all shards.
+        content: its configuration, with all its cohorts, old ones first.
+        addition: what was built.
+        old: the set that it extends.
     """
-    _, height, width = config.geometry.high_shape
-    content = content_config(config)
+    _, height, width = content["geometry"]["high_shape"]
+    splits = {split: _split_tree(split, addition, old) for split in SPLITS}
+    shards = [shard for split in sorted(SPLITS) for shard in splits[split]["shards"]]
     tree = {
         "format": FORMAT,
         "version": VERSION,
         "config": content,
         "config_sha256": hash_tree(content),
-        "data_sha256": hash_tree([entry.sha256 for entry in entries]),
+        "data_sha256": hash_tree([shard["sha256"] for shard in shards]),
         "normalisation": NORMALISATION,
         "sample": {
-            "low": {"shape": [1 + 2 * config.context, height, width], "dtype": "float16"},
+            "low": {"shape": [1 + 2 * content["context"], height, width], "dtype": "float16"},
             "high": {"shape": [1, height, width], "dtype": "float16"},
         },
-        "splits": {split: _split_tree(split, subjects, entries) for split in SPLITS},
+        "splits": splits,
+        "skipped": [*(old.skipped if old else []), *addition.skipped],
+        "alignments": [*(old.tree["alignments"] if old else []), *addition.alignments],
     }
     write_json(root / MANIFEST, tree)
 
 
-def _split_tree(split: str, subjects: list[Subject], entries: list[ShardEntry]) -> dict[str, Any]:
-    chosen = [entry for entry in entries if entry.name.startswith(f"{split}/")]
-    return {
-        "samples": sum(entry.samples for entry in chosen),
-        "subjects": [{"cohort": s.cohort, "subject": s.id} for s in subjects if s.split == split],
-        "shards": [asdict(entry) for entry in chosen],
-    }
+def _split_tree(split: str, addition: Addition, old: Manifest | None) -> dict[str, Any]:
+    subjects = [{"cohort": s.cohort, "subject": s.id} for s in addition.subjects if s.split == split]
+    shards = [asdict(entry) for entry in addition.entries if entry.name.startswith(f"{split}/")]
+    if old:
+        subjects, shards = old.subjects(split) + subjects, [asdict(entry) for entry in old.shards(split)] + shards
+    return {"samples": sum(shard["samples"] for shard in shards), "subjects": subjects, "shards": shards}
 
 
 def read_manifest(root: Path) -> Manifest:
@@ -110,8 +159,10 @@ def read_manifest(root: Path) -> Manifest:
         ShardSetError: none there (an unfinished build, or no set at all), unreadable, or of another format version.
     """
     path = root / MANIFEST
+    if ADDRESS.match(str(root)):
+        raise ShardSetError(f"{root}: expected a folder, found an address; copy the set to this machine first")
     if not path.is_file():
-        what = "an unfinished build" if (root / "build.json").is_file() else "no shard set"
+        what = "an unfinished build" if is_unfinished(root) else "no shard set"
         raise ShardSetError(f"{path}: expected a complete shard set, found {what}; run upfield shard to build it")
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))

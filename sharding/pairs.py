@@ -1,21 +1,21 @@
 """One subject's files -> its low/high volume pairs on the high-field grid, real and synthetic."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from upfield.sharding.align import register, resample_aligned
 from upfield.sharding.cohort import Source, Subject, Unit
-from upfield.sharding.configuration import GeometryConfig, ShardConfig
-from upfield.sharding.errors import VolumeError
-from upfield.sharding.intensity import degrade, draw_degradation, generator_for, normalise
+from upfield.sharding.configuration import GeometryConfig, ShardConfig, SpacingMm, Triple
+from upfield.sharding.intensity import degrade, draw_degradation, generator_for, normalise_in_place, percentiles
 from upfield.sharding.resample import box_centre, resample_box, zoom_to
 from upfield.sharding.volume import Volume, read_stack, read_volume
 
 TOP_MARGIN_MM = 2.0
-MAX_TILT_DEG = 2.0
+Save = Callable[[str, Volume], None]
 
 
 @dataclass(frozen=True)
@@ -29,42 +29,67 @@ class Pair:
     high: NDArray[np.float16]
     """`(X, Y, Z)` in [0, 1]."""
     parameters: dict[str, Any]
-    """What a synthetic low field was made with."""
+    """What a synthetic low field was made with, how a real pair was aligned."""
 
 
-def load(source: Source) -> Volume:
-    """Read a subject's volume or slice stack, in RAS+."""
-    return read_stack(source.paths) if source.stacked else read_volume(source.paths[0])
-
-
-def make_pairs(subject: Subject, units: tuple[Unit, ...], config: ShardConfig) -> Iterator[Pair]:
+def make_pairs(subject: Subject, config: ShardConfig, save: Save | None = None) -> Iterator[Pair]:
     """Read a subject once and give the pair of each of its units.
+
+    Args:
+        subject: its files and units.
+        config: grids, ranges and seed.
+        save: called with each volume on its grid, before it is scaled.
 
     Raises:
         VolumeError: a file is not what it should be.
     """
-    grids = Grids(config.geometry, subject.fit)
-    high_file = load(subject.high)
+    low_file = _load(subject.low, subject) if subject.low else None
+    high_file, alignment = _aligned(_load(subject.high, subject), low_file, subject, config.seed)
+    grids = Grids.around(config.geometry, subject.fit, high_file)
     high = grids.high_from_file(high_file)
-    high_scaled = normalise(high, str(subject.high))
-    high_half = high_scaled.astype(np.float16)
-    for unit in units:
+    _save(save, "high", high)
+    high_half = normalise_in_place(high.voxels, str(subject.high))
+    for unit in subject.units:
         if unit.kind == "real":
-            assert subject.low is not None
-            low, parameters = grids.low_from_file(load(subject.low), high_file), {}
+            assert low_file is not None
+            low = grids.low_from_file(low_file)
+            parameters = {"alignment": alignment} if alignment else {}
+            _save(save, "low", low)
         else:
-            low, parameters = _synthetic(high_scaled, grids, unit, config)
-        up = normalise(grids.low_to_high(low), f"{subject.low or subject.high} ({unit.kind})")
-        yield Pair(unit, up.astype(np.float16), high_half, parameters)
+            low, parameters = _synthetic(high, grids, unit, config)
+            _save(save, f"low-synthetic-{unit.variant}", low)
+        source = subject.low if unit.kind == "real" else subject.high
+        up = normalise_in_place(grids.low_to_high(low.voxels), str(source))
+        yield Pair(unit, up, high_half, parameters)
 
 
-def _synthetic(
-    high_scaled: NDArray[np.float32], grids: "Grids", unit: Unit, config: ShardConfig
-) -> tuple[NDArray[np.float32], dict[str, float]]:
+def _load(source: Source, subject: Subject) -> Volume:
+    """Read a volume or slice stack, in RAS+."""
+    if source.stacked:
+        return read_stack(source.paths, subject.orientation)
+    return read_volume(source.paths[0], subject.orientation)
+
+
+def _aligned(high: Volume, low: Volume | None, subject: Subject, seed: int) -> tuple[Volume, dict[str, Any] | None]:
+    if low is None or subject.align == "none":
+        return high, None
+    alignment = register(low, high, seed)
+    # Corner to corner only means something where both fields cover the same place.
+    cover = "low" if subject.fit == "resize" else "high"
+    return resample_aligned(high, alignment, low, cover), alignment.to_tree()
+
+
+def _save(save: Save | None, name: str, volume: Volume) -> None:
+    if save:
+        save(name, volume)
+
+
+def _synthetic(high: Volume, grids: "Grids", unit: Unit, config: ShardConfig) -> tuple[Volume, dict[str, Any]]:
     rng = generator_for(config.seed, unit.cohort, unit.subject, unit.variant)
     parameters = draw_degradation(config.synthetic, rng)
-    small = np.clip(grids.high_to_low(high_scaled), 0, 1)
-    return degrade(small, parameters, config.synthetic.noise_bright_ratio, rng), parameters.to_tree()
+    small = grids.high_to_low(high)
+    voxels = degrade(np.clip(small.voxels, 0, 1), parameters, config.synthetic.noise_bright_ratio, rng)
+    return replace(small, voxels=voxels), parameters.to_tree()
 
 
 @dataclass(frozen=True)
@@ -77,67 +102,71 @@ class Grids:
 
     geometry: GeometryConfig
     """The two grids."""
-    fit: str
-    """`resize` or `crop_pad`."""
+    centre_mm: NDArray[np.float64] | None
+    """Where both boxes are centred in the world, `(3,)`; None for `resize`."""
 
-    def high_from_file(self, volume: Volume) -> NDArray[np.float32]:
+    @classmethod
+    def around(cls, geometry: GeometryConfig, fit: str, high: Volume) -> "Grids":
+        """Place the grids around the head of a high-field volume."""
+        if fit == "resize":
+            return cls(geometry, None)
+        extent_mm = np.array(geometry.high_shape) * np.array(geometry.high_spacing_mm)
+        return cls(geometry, to_world(high.affine, head_centre(high, extent_mm)))
+
+    def high_from_file(self, volume: Volume) -> Volume:
         """Bring a high-field volume to the high-field grid, `(X, Y, Z)`."""
-        if self.fit == "resize":
-            return zoom_to(volume.voxels, self.geometry.high_shape)
-        return self._box(volume, head_centre(volume, self._extent_mm), "high")
+        return self._from_file(volume, self.geometry.high_shape, self.geometry.high_spacing_mm)
 
-    def low_from_file(self, volume: Volume, high: Volume) -> NDArray[np.float32]:
-        """Bring a low-field volume to the low-field grid `(I, J, K)`, in the same place as its partner `high`."""
-        if self.fit == "resize":
-            return zoom_to(volume.voxels, self.geometry.low_shape)
-        refuse_tilt(volume, high)
-        centre_mm = high.affine @ np.append(head_centre(high, self._extent_mm), 1.0)
-        return self._box(volume, (np.linalg.inv(volume.affine) @ centre_mm)[:3], "low")
+    def low_from_file(self, volume: Volume) -> Volume:
+        """Bring a low-field volume to the low-field grid `(I, J, K)`."""
+        return self._from_file(volume, self.geometry.low_shape, self.geometry.low_spacing_mm)
+
+    def _from_file(self, volume: Volume, shape: Triple, spacing_mm: SpacingMm) -> Volume:
+        if self.centre_mm is None:
+            return _zoomed(volume, shape)
+        # Outside the file it is as dark as its darkest voxel, not zero, which may be the middle of a scale.
+        above = replace(volume, voxels=volume.voxels - volume.voxels.min())
+        return _boxed(above, to_voxel(volume.affine, self.centre_mm), shape, spacing_mm)
 
     def low_to_high(self, low: NDArray[np.float32]) -> NDArray[np.float32]:
         """Interpolate `(I, J, K)` on the low-field grid to the high-field grid `(X, Y, Z)`."""
-        return self._between(low, "low", "high")
-
-    def high_to_low(self, high: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Sample `(X, Y, Z)` on the high-field grid at the low-field grid `(I, J, K)`."""
-        return self._between(high, "high", "low")
-
-    @property
-    def _extent_mm(self) -> NDArray[np.float64]:
-        return np.array(self.geometry.high_shape) * np.array(self.geometry.high_spacing_mm)
-
-    def _grid(self, field: str) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
         geometry = self.geometry
-        if field == "high":
-            return geometry.high_shape, np.array(geometry.high_spacing_mm)
-        return geometry.low_shape, np.array(geometry.low_spacing_mm)
+        if self.centre_mm is None:
+            return zoom_to(low, geometry.high_shape)
+        spacings_mm = np.array(geometry.low_spacing_mm), np.array(geometry.high_spacing_mm)
+        return resample_box(low, spacings_mm[0], box_centre(low.shape), geometry.high_shape, spacings_mm[1])
 
-    def _between(self, voxels: NDArray[np.float32], source: str, target: str) -> NDArray[np.float32]:
-        shape, spacing_mm = self._grid(target)
-        if self.fit == "resize":
-            return zoom_to(voxels, shape)
-        return resample_box(voxels, self._grid(source)[1], box_centre(voxels.shape), shape, spacing_mm)
-
-    def _box(self, volume: Volume, centre_vox: NDArray[np.float64], field: str) -> NDArray[np.float32]:
-        shape, spacing_mm = self._grid(field)
-        # Outside the file it is as dark as its darkest voxel, not zero, which may be the middle of a scale.
-        darkest = volume.voxels.min()
-        return resample_box(volume.voxels - darkest, volume.spacing_mm, centre_vox, shape, spacing_mm)
+    def high_to_low(self, high: Volume) -> Volume:
+        """Sample a volume on the high-field grid at the low-field grid `(I, J, K)`."""
+        if self.centre_mm is None:
+            return _zoomed(high, self.geometry.low_shape)
+        centre = box_centre(high.voxels.shape)
+        return _boxed(high, centre, self.geometry.low_shape, self.geometry.low_spacing_mm)
 
 
-def refuse_tilt(low: Volume, high: Volume) -> None:
-    """Raise VolumeError where two fields are turned against each other by more than `MAX_TILT_DEG`.
+def _zoomed(volume: Volume, shape: Triple) -> Volume:
+    """Resample corner voxels to corner voxels, and move the affine along."""
+    step = (np.array(volume.voxels.shape) - 1) / (np.array(shape) - 1)
+    return Volume(zoom_to(volume.voxels, shape), volume.affine @ np.diag([*step, 1.0]))
 
-    Axes are resampled one by one, which a rotation between the two would make wrong.
-    """
-    axes_low, axes_high = (volume.affine[:3, :3] / volume.spacing_mm for volume in (low, high))
-    cosine = np.clip((np.trace(axes_high.T @ axes_low) - 1) / 2, -1, 1)
-    tilt_deg = float(np.degrees(np.arccos(cosine)))
-    if tilt_deg > MAX_TILT_DEG:
-        raise VolumeError(
-            f"expected low and high field turned against each other by at most {MAX_TILT_DEG:g} degrees, found "
-            f"{tilt_deg:.1f}; register and resample the pair first"
-        )
+
+def _boxed(volume: Volume, centre_vox: NDArray[np.float64], shape: Triple, spacing_mm: SpacingMm) -> Volume:
+    """Resample to a box around a voxel, and move the affine along."""
+    step = np.array(spacing_mm) / volume.spacing_mm
+    voxels = resample_box(volume.voxels, volume.spacing_mm, centre_vox, shape, np.array(spacing_mm))
+    move = np.diag([*step, 1.0])
+    move[:3, 3] = centre_vox - step * box_centre(shape)
+    return Volume(voxels, volume.affine @ move)
+
+
+def to_world(affine: NDArray[np.float64], voxel: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Turn a voxel index `(3,)` into world mm `(3,)`."""
+    return affine[:3, :3] @ voxel + affine[:3, 3]
+
+
+def to_voxel(affine: NDArray[np.float64], world_mm: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Turn world mm `(3,)` into a voxel index `(3,)`."""
+    return np.linalg.inv(affine[:3, :3]) @ (world_mm - affine[:3, 3])
 
 
 def head_centre(volume: Volume, extent_mm: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -154,7 +183,7 @@ def head_centre(volume: Volume, extent_mm: NDArray[np.float64]) -> NDArray[np.fl
     Returns:
         Voxel index `(3,)`, rounded to whole or half voxels.
     """
-    mask = volume.voxels > 0.2 * np.percentile(volume.voxels, 99)
+    mask = volume.voxels > 0.2 * percentiles(volume.voxels, [99])[0]
     middle = box_centre(volume.voxels.shape)
     box_vox = extent_mm / volume.spacing_mm
     centre = middle.copy()

@@ -5,6 +5,7 @@ Since membership and order follow from the plan, the bytes do not depend on how 
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,22 +22,26 @@ class Block:
 
     split: Split
     """The split that the block belongs to."""
-    number: int
-    """Number of the block in its split."""
     subjects: tuple[Subject, ...]
     """Its subjects."""
     first_shard: int
     """Number of its first shard in the split."""
-    shard_sizes: tuple[int, ...]
-    """Samples in each of its shards."""
+    num_shards: int
+    """Number of its shards; fewer are used where subjects turn out to be unusable."""
 
     @property
-    def shard_names(self) -> list[str]:
-        """Names of its shards below the set's folder, without suffix."""
-        return [f"{self.split}/{self.first_shard + i:06d}" for i in range(len(self.shard_sizes))]
+    def name(self) -> str:
+        """A name that no other block of the set has."""
+        return f"{self.split}-{self.first_shard:06d}"
+
+    def shard_sizes(self, samples: int) -> dict[str, int]:
+        """Divide its samples evenly over its shards: name below the set's folder, without suffix -> samples."""
+        parts = min(self.num_shards, samples)
+        small, extra = divmod(samples, max(parts, 1))
+        return {f"{self.split}/{self.first_shard + i:06d}": small + (i < extra) for i in range(parts)}
 
 
-def plan_blocks(subjects: list[Subject], config: ShardConfig) -> list[Block]:
+def plan_blocks(subjects: list[Subject], config: ShardConfig, taken: Mapping[str, int] | None = None) -> list[Block]:
     """Divide subjects into blocks and blocks into shards.
 
     Training subjects are shuffled over cohorts first; held-out ones keep their order, so that a reader can put volumes
@@ -45,23 +50,24 @@ def plan_blocks(subjects: list[Subject], config: ShardConfig) -> list[Block]:
     Args:
         subjects: all subjects of all cohorts.
         config: seed, block and shard sizes, geometry.
+        taken: shards that each split has already; new ones are numbered from there.
     """
     blocks: list[Block] = []
     for split in SPLITS:
         members = [subject for subject in subjects if subject.split == split and subject.units]
         if split == "train":
             members = [members[i] for i in generator_for(config.seed, "subjects").permutation(len(members))]
-        first_shard = 0
-        for number, start in enumerate(range(0, len(members), config.subjects_per_block)):
+        first_shard = (taken or {}).get(split, 0)
+        for start in range(0, len(members), config.subjects_per_block):
             chosen = tuple(members[start : start + config.subjects_per_block])
             samples = sum(len(subject.units) for subject in chosen) * config.geometry.high_shape[0]
-            sizes = _even_parts(samples, math.ceil(samples / config.samples_per_shard))
-            blocks.append(Block(split, number, chosen, first_shard, sizes))
-            first_shard += len(sizes)
+            num_shards = math.ceil(samples / config.samples_per_shard)
+            blocks.append(Block(split, chosen, first_shard, num_shards))
+            first_shard += num_shards
     return blocks
 
 
-def sample_order(block: Block, config: ShardConfig) -> NDArray[np.int64]:
+def sample_order(block: Block, samples: int, seed: int) -> NDArray[np.int64]:
     """Give the order of a block's samples.
 
     Sample `n` is slice `n % X` of unit `n // X`, X the number of sagittal slices.
@@ -69,13 +75,6 @@ def sample_order(block: Block, config: ShardConfig) -> NDArray[np.int64]:
     Returns:
         `(samples,)` int64: a permutation for training, ascending otherwise.
     """
-    count = sum(block.shard_sizes)
     if block.split != "train":
-        return np.arange(count)
-    return generator_for(config.seed, "samples", block.number).permutation(count)
-
-
-def _even_parts(total: int, parts: int) -> tuple[int, ...]:
-    """Split `total` into `parts` that differ by one at most: no shard is a crumb."""
-    small, extra = divmod(total, parts)
-    return (small + 1,) * extra + (small,) * (parts - extra)
+        return np.arange(samples)
+    return generator_for(seed, "samples", block.name).permutation(samples)

@@ -1,27 +1,86 @@
-"""`upfield shard`: builds shards from cohorts."""
+"""`upfield shard`: builds shards from cohorts, or extends a set with a new cohort."""
 
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from upfield.sharding.command import Command, execute
 from upfield.sharding.configuration import ShardConfig
+from upfield.sharding.errors import InputError
+
+if TYPE_CHECKING:
+    from upfield.sharding.privacy import Pseudonyms
 
 
 def shard(config: ShardConfig) -> None:
-    """Build the set and print what it holds."""
+    """Build the set, here or in a staging folder from which it is sent where it belongs, and print what it holds."""
     from upfield.sharding.build import build
+    from upfield.sharding.remote import is_remote
+
+    assert config.out is not None
+    if config.out.startswith("file:"):
+        raise InputError(f"--out: expected a folder or an address like s3://bucket/set, found {config.out}")
+    pseudonyms = _pseudonyms(config)
+    if is_remote(config.out):
+        _build_and_send(config, config.out, pseudonyms)
+    else:
+        build(config, Path(config.out), pseudonyms)
+        _summarise(config.out, Path(config.out))
+
+
+def _build_and_send(config: ShardConfig, url: str, pseudonyms: "Pseudonyms | None") -> None:
+    from upfield.sharding.build import build
+    from upfield.sharding.journal import alone
+    from upfield.sharding.remote import fetch_manifest, remove_staging, shown, staging_folder, upload_set
+
+    staging = staging_folder(url)
+    # From the first look to the last file: what is sent must be what was built.
+    with alone(staging.with_name(f"{staging.name}.sending")):
+        fetch_manifest(url, staging)
+        build(config, staging, pseudonyms)
+        upload_set(staging, url)
+        _summarise(shown(url), staging)
+        remove_staging(staging)
+
+
+def _pseudonyms(config: ShardConfig) -> "Pseudonyms | None":
+    """Open the key, or make one."""
+    from upfield.sharding.privacy import open_key
+    from upfield.sharding.remote import is_remote, shown
+
+    assert config.out is not None
+    if not config.pseudonymize:
+        return None
+    if config.pseudonym_key is None and is_remote(config.out):
+        raise InputError(
+            f"--pseudonym_key: expected a file, found none; a key does not belong beside a set at {shown(config.out)}"
+        )
+    out = Path(config.out).absolute()
+    return open_key(config.pseudonym_key or out.with_name(f"{out.name}.key"))
+
+
+def _summarise(name: str, folder: Path) -> None:
     from upfield.sharding.cohort import SPLITS
     from upfield.sharding.manifest import read_manifest
 
-    assert config.out is not None
-    build(config, config.out)
-    manifest = read_manifest(config.out)
-    print(f"{config.out}: data {manifest.data_sha256[:12]}")
+    manifest = read_manifest(folder)
+    print(f"{name}: data {manifest.data_sha256[:12]}")
     for split in SPLITS:
         entries = manifest.shards(split)
         samples, size = sum(entry.samples for entry in entries), sum(entry.bytes for entry in entries)
         subjects = len(manifest.subjects(split))
         print(
             f"  {split:<5} {subjects:>5} subjects {samples:>8} samples {len(entries):>5} shards {size / 1e6:>9.1f} MB"
+        )
+    if manifest.skipped:
+        print(f"  left out: {len(manifest.skipped)} subjects")
+    for one in manifest.skipped:
+        reasons = "; ".join(f"{told['field']}: {told.get('reason', told['check'])}" for told in one["problems"])
+        print(f"    {one['cohort']} {one['subject']}: {reasons}")
+    for one in manifest.unlike_pairs:
+        print(
+            f"  low similarity: {one['cohort']} {one['subject']}: {one['similarity_before']:.3f} before alignment, "
+            f"{one['similarity_after']:.3f} after; look at it with upfield preview"
         )
 
 

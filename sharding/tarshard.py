@@ -20,6 +20,7 @@ from upfield.sharding.atomic import atomic_path, write_text
 from upfield.sharding.errors import ShardSetError
 
 INDEX_VERSION = "v1.2"
+SUFFIXES = (".tar", ".idx")
 MEMBERS = ("low.npy", "high.npy", "json")
 BLOCK_BYTES = tarfile.BLOCKSIZE
 NAME_BYTES = 100

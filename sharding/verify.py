@@ -4,12 +4,14 @@ Every problem is found, not only the first: a set that was copied badly can then
 """
 
 import json
+import re
 import sys
 import tarfile
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -19,10 +21,12 @@ from upfield.sharding.command import Command, execute
 from upfield.sharding.configuration import VerifyConfig
 from upfield.sharding.errors import ShardSetError
 from upfield.sharding.intensity import NORMALISATION
+from upfield.sharding.journal import JOURNAL, is_unfinished
 from upfield.sharding.manifest import MANIFEST, Manifest, hash_tree, read_manifest
 from upfield.sharding.progress import track
-from upfield.sharding.tarshard import INDEX_VERSION, MEMBERS, ShardEntry, hash_file
+from upfield.sharding.tarshard import INDEX_VERSION, MEMBERS, SUFFIXES, ShardEntry, hash_file
 
+SHARD_NAME = {split: re.compile(rf"{split}/\d{{6}}") for split in SPLITS}
 # From +0 upwards the bit patterns of float16 ascend with the value, so one comparison finds what is above 1, negative,
 # infinite or NaN, in a fraction of the time that numpy takes over half-precision numbers. Minus zero is the exception.
 ONE_BITS = np.float16(1).view(np.uint16)
@@ -78,13 +82,16 @@ class Verification:
             yield f"{path}: expected a manifest's keys and values, found {type(error).__name__}: {error}"
             return
         entries = [(split, entry) for split in SPLITS for entry in self.manifest.shards(split)]
+        if is_unfinished(self.root):
+            yield f"{self.root / JOURNAL}: expected a finished set, found an extension of it under way; finish it"
         yield from extra_files(self.root, [entry for _, entry in entries])
         for split, entry in track(entries, "shards", len(entries)):
             yield from self._shard(split, entry)
         yield from (f"{path}: {problem}" for problem in split_problems(listed, self.subject_splits))
+        yield from (f"{path}: {problem}" for problem in skipped_problems(self.manifest, self.subject_splits))
 
     def _shard(self, split: str, entry: ShardEntry) -> Iterator[str]:
-        tar, index = (self.root / f"{entry.name}{suffix}" for suffix in (".tar", ".idx"))
+        tar, index = (self.root / f"{entry.name}{suffix}" for suffix in SUFFIXES)
         for path in (tar, index):
             if not path.is_file():
                 yield f"{path}: expected a file that the manifest lists, found none"
@@ -140,6 +147,7 @@ def manifest_problems(manifest: Manifest) -> Iterator[str]:
     height, width = tree["config"]["geometry"]["high_shape"][1:]
     pairs: list[tuple[str, Any, Any]] = [
         ("config_sha256", tree["config_sha256"], hash_tree(tree["config"])),
+        ("skipped, alignments", [type(tree[key]) for key in ("skipped", "alignments")], [list, list]),
         ("data_sha256", manifest.data_sha256, hash_tree([entry.sha256 for entry in by_name])),
         ("normalisation", manifest.normalisation, NORMALISATION),
         ("sample.low.shape", manifest.sample_shape("low"), (1 + 2 * manifest.context, height, width)),
@@ -147,8 +155,9 @@ def manifest_problems(manifest: Manifest) -> Iterator[str]:
         ("sample dtypes", [tree["sample"][member]["dtype"] for member in ("low", "high")], ["float16", "float16"]),
     ]
     for split, its in entries.items():
-        names = [f"{split}/{number:06d}" for number in range(len(its))]
-        pairs.append((f"splits.{split}.shards", [entry.name for entry in its], names))
+        names = [entry.name for entry in its]
+        # Numbers may be missing: those of a block whose subjects were all left out.
+        pairs.append((f"splits.{split}.shards", names, sorted(n for n in set(names) if SHARD_NAME[split].fullmatch(n))))
         pairs.append((f"splits.{split}.samples", tree["splits"][split]["samples"], sum(e.samples for e in its)))
     for name, said, follows in pairs:
         if said != follows:
@@ -157,8 +166,8 @@ def manifest_problems(manifest: Manifest) -> Iterator[str]:
 
 def extra_files(root: Path, entries: list[ShardEntry]) -> Iterator[str]:
     """Name each shard and index below `root` that is not listed, those that a killed build left included."""
-    listed = {root / f"{entry.name}{suffix}" for entry in entries for suffix in (".tar", ".idx")}
-    found = {path for path in root.rglob("*") if path.suffix in (".tar", ".idx")}
+    listed = {root / f"{entry.name}{suffix}" for entry in entries for suffix in SUFFIXES}
+    found = {path for path in root.rglob("*") if path.suffix in SUFFIXES}
     for path in sorted(found - listed):
         yield f"{path}: expected only files that the manifest lists, found one more; move it away"
 
@@ -190,7 +199,8 @@ def array_problem(file: BinaryIO, member: tarfile.TarInfo, shape: tuple[int, ...
     try:
         version = np.lib.format.read_magic(file)
         found, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-    except ValueError as error:
+    except (ValueError, SyntaxError, TokenError) as error:
+        # A flipped bit makes of the header's text whatever it likes.
         return f"expected an npy header, found none: {error}"
     if (version, found, fortran_order, dtype) != ((1, 0), shape, False, np.float16):
         return f"expected float16 {shape} in C order, npy (1, 0), found {dtype} {found}, npy {version}"
@@ -232,6 +242,13 @@ def split_problems(listed: dict[tuple[str, str], set[str]], met: dict[tuple[str,
                 f"{cohort} {subject}: expected to be listed in one split with all its samples, "
                 f"found it listed in {said or 'none'}, its samples in {held or 'none'}"
             )
+
+
+def skipped_problems(manifest: Manifest, met: dict[tuple[str, str], set[str]]) -> Iterator[str]:
+    """Name subjects that are said to have been left out and have samples all the same."""
+    for tree in manifest.skipped:
+        if (tree["cohort"], tree["subject"]) in met:
+            yield f"{tree['cohort']} {tree['subject']}: expected no samples of it, for it is listed as left out"
 
 
 COMMAND = Command("verify", VerifyConfig, verify, positional=("shards",), required=("shards",))

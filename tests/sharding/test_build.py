@@ -1,34 +1,39 @@
-import fcntl
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from upfield.sharding.cohort import SPLITS
 from upfield.sharding.errors import ShardSetError
+from upfield.sharding.journal import alone, read_record, write_record
 from upfield.sharding.manifest import read_manifest
 from upfield.sharding.shard import main
 from upfield.sharding.shardset import ShardSplit
+from upfield.sharding.verify import main as verify
 
 NUM_SLICES = 20
 # A build that the system kills while it writes its fourth shard, the second of a block.
 KILLED_BUILD = """
 import os, signal, sys
-from upfield.sharding import build, shard
+from upfield.sharding import block, shard
 
-def write(root, name, samples, write=build.write_shard):
+def write(root, name, samples, write=block.write_shard):
     return write(root, name, killing(samples) if len(list(root.rglob("[0-9]*.tar"))) == 3 else samples)
 
 def killing(samples):
     yield next(samples)
     os.kill(os.getpid(), signal.SIGKILL)
 
-build.write_shard = write
+block.write_shard = write
 shard.main(sys.argv[1:])
 """
 
@@ -45,7 +50,7 @@ def arguments(cohort, out, *more):
 
 def contents(root):
     """Bytes of each shard, index and manifest."""
-    paths = (path for path in root.rglob("*") if path.is_file() and path.name != ".lock")
+    paths = (path for path in root.rglob("*") if path.is_file())
     return {str(path.relative_to(root)): path.read_bytes() for path in paths}
 
 
@@ -108,6 +113,39 @@ def test_two_jobs_write_the_same_bytes_as_one(run_cli, tiny_cohort, tiny_shards,
     assert contents(tmp_path / "shards") == contents(tiny_shards)
 
 
+def run_on_ray(cohort, out, address):
+    """Run the command in a process of its own; give what it wrote."""
+    command = [sys.executable, "-m", "upfield.sharding.shard", *arguments(cohort, out), "--executor", "ray"]
+    environment = {**os.environ, "RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return contents(out)
+
+
+def test_ray_writes_the_same_bytes(tiny_cohort, tiny_shards, tmp_path):
+    assert run_on_ray(tiny_cohort, tmp_path / "shards", "local") == contents(tiny_shards)
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_that_is_there_already_writes_the_same_bytes_and_stays(tiny_cohort, tiny_shards, tmp_path):
+    ray = Path(sys.executable).with_name("ray")
+    start = [
+        ray,
+        "start",
+        "--head",
+        "--num-cpus=2",
+        "--port=26379",
+        "--include-dashboard=false",
+        "--disable-usage-stats",
+    ]
+    subprocess.run(start, check=True, capture_output=True, env={**os.environ, "RAY_AUTH_MODE": "disabled"})
+    try:
+        for name in ("one", "two"):
+            assert run_on_ray(tiny_cohort, tmp_path / name, "127.0.0.1:26379") == contents(tiny_shards)
+    finally:
+        subprocess.run([ray, "stop", "--force"], check=True, capture_output=True)
+
+
 def test_synthetic_children_stay_in_their_subjects_split(tiny_shards):
     subjects = {split: {(r["cohort"], r["subject"]) for r in records(tiny_shards, split)} for split in SPLITS}
     assert not subjects["train"] & (subjects["val"] | subjects["test"])
@@ -168,15 +206,19 @@ def test_another_configuration_does_not_finish_a_killed_build(run_cli, killed, t
     assert "found another in samples_per_shard: 32 there, 16 now" in err
 
 
-def test_changed_input_files_do_not_finish_a_killed_build(run_cli, killed, cohort):
-    os.utime(cohort / "real/low/sub-00_slice_000.nii.gz", (1, 1))
-    code, _, err = run_cli(main, *arguments(cohort, killed))
-    assert code == 2
-    assert "found them added, removed or changed" in err
+def test_blocks_whose_input_changed_are_built_again_and_the_others_kept(run_cli, killed, cohort, tiny_shards):
+    before = {path.name: path.stat().st_mtime_ns for path in (killed / "train").glob("[0-9]*.tar")}
+    changed = {s["subject"] for s in records(tiny_shards, "train")[:1]}.pop()
+    for path in cohort.rglob(f"{changed}*"):
+        os.utime(path, (1, 1))
+    assert run_cli(main, *arguments(cohort, killed))[0] == 0
+    after = {path.name: path.stat().st_mtime_ns for path in (killed / "train").glob("[0-9]*.tar")}
+    assert {name for name, time in before.items() if after[name] == time} == {"000002.tar"}
+    assert contents(killed) == contents(tiny_shards)
 
 
 def test_a_complete_set_is_left_alone_and_described(run_cli, tiny_cohort, tiny_shards):
-    before = {path: path.stat().st_mtime_ns for path in tiny_shards.rglob("*.*") if path.name != ".lock"}
+    before = {path: path.stat().st_mtime_ns for path in tiny_shards.rglob("*.*")}
     code, out, err = run_cli(main, *arguments(tiny_cohort, tiny_shards))
     assert code == 0
     assert "complete already" in err
@@ -205,10 +247,10 @@ def test_another_configuration_into_a_complete_set_is_refused_with_its_key(
 
 
 def test_other_subjects_into_a_complete_set_are_refused(run_cli, cohort, tiny_shards):
-    next((cohort / "IXI-T1").iterdir()).unlink()
+    sorted((cohort / "IXI-T1").iterdir())[0].unlink()
     code, _, err = run_cli(main, *arguments(cohort, tiny_shards))
     assert code == 2
-    assert "expected the 8 subjects it was built from, found 7" in err
+    assert "expected the 8 subjects it was built from, found 1 fewer" in err
 
 
 def test_a_folder_of_other_things_is_refused_and_left_alone(run_cli, tiny_cohort, tmp_path):
@@ -216,38 +258,112 @@ def test_a_folder_of_other_things_is_refused_and_left_alone(run_cli, tiny_cohort
     code, _, err = run_cli(main, *arguments(tiny_cohort, tmp_path))
     assert code == 2
     assert "expected a new folder or a shard set, found thesis.txt" in err
-    assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == ["thesis.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_a_second_build_at_once_is_refused(run_cli, tiny_cohort, tmp_path):
-    with (tmp_path / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        code, _, err = run_cli(main, *arguments(tiny_cohort, tmp_path))
+    with alone(tmp_path / "shards"):
+        code, _, err = run_cli(main, *arguments(tiny_cohort, tmp_path / "shards"))
     assert code == 2
     assert "expected no other build there, found one running" in err
 
 
+@pytest.fixture
+def damaged(cohort):
+    """One of the cohort's training volumes, with a voxel that is no number: no header shows it."""
+    path = sorted((cohort / "IXI-T1").iterdir())[-1]
+    spoil(path)
+    return path
+
+
+def spoil(path):
+    image = nib.Nifti1Image.from_filename(path)
+    voxels = image.get_fdata(dtype=np.float32)
+    voxels[3, 4, 5] = np.nan
+    nib.Nifti1Image(voxels, image.affine).to_filename(path)
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_a_failing_subject_leaves_no_manifest_and_no_partly_written_shard(run_cli, cohort, tiny_shards, tmp_path, jobs):
-    damaged = sorted((cohort / "IXI-T1").iterdir())[-1]
-    os.truncate(damaged, 5000)
+def test_voxels_that_cannot_be_read_are_told_at_the_end_and_the_rest_is_kept(
+    run_cli, cohort, damaged, tiny_shards, tmp_path, jobs
+):
     code, _, err = run_cli(main, *arguments(cohort, tmp_path / "shards"), "--jobs", jobs)
     assert code == 2
-    assert err.splitlines()[-1].startswith(f"upfield shard: error: {damaged}: expected a readable NIfTI file")
-    left = contents(tmp_path / "shards")
+    assert f"{damaged}: expected finite voxels, found 1 that are NaN or infinite" in err
+    assert "--on_error skip --max_skipped 1" in err.splitlines()[-1]
+    (problem,) = json.loads((tmp_path / "shards.problems.json").read_text())["problems"]
+    assert (problem["cohort"], problem["check"], problem["file"]) == ("ixi", "voxels", str(damaged))
+    left, expected = contents(tmp_path / "shards"), contents(tiny_shards)
     assert "manifest.json" not in left
-    expected = contents(tiny_shards)
-    assert all(data == expected[name] for name, data in left.items() if name.endswith(".tar"))
+    kept = [name for name in left if name.endswith(".tar")]
+    assert len(kept) > 4
+    assert all(left[name] == expected[name] for name in kept)
 
 
-def test_a_mended_input_needs_a_new_folder(run_cli, cohort, tiny_cohort, tmp_path):
-    damaged = sorted((cohort / "IXI-T1").iterdir())[-1]
-    os.truncate(damaged, 5000)
+def test_a_mended_input_is_all_that_is_read_again(run_cli, cohort, damaged, tiny_cohort, tiny_shards, tmp_path):
     run_cli(main, *arguments(cohort, tmp_path / "shards"))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "shards").rglob("*.tar")}
     shutil.copy2(tiny_cohort / "IXI-T1" / damaged.name, damaged)
+    code, _, _ = run_cli(main, *arguments(cohort, tmp_path / "shards"))
+    assert code == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert contents(tmp_path / "shards") == contents(tiny_shards)
+    assert not (tmp_path / "shards.problems.json").exists()
+
+
+def test_skipped_subjects_are_counted_and_named_with_their_reason(run_cli, cohort, damaged, tmp_path):
+    (cohort / "real/low/sub-03_slice_002.nii.gz").unlink()
+    flags = ("--on_error", "skip", "--max_skipped", 2)
+    code, out, _ = run_cli(main, *arguments(cohort, tmp_path / "shards"), *flags)
+    assert code == 0
+    skipped = read_manifest(tmp_path / "shards").skipped
+    name = damaged.name.split("-")[0]
+    told = [(s["cohort"], s["subject"], [(p["field"], p["check"]) for p in s["problems"]]) for s in skipped]
+    assert told == [("ixi", name, [("high", "voxels")]), ("real", "sub-03", [("low", "slices")])]
+    assert "left out: 2 subjects" in out
+    assert "real sub-03: low: expected slices 0 to 5 without gaps, found 1 missing (2)" in out
+    assert str(cohort) not in (tmp_path / "shards/manifest.json").read_text()
+    present = {r["subject"] for split in SPLITS for r in records(tmp_path / "shards", split)}
+    assert len(present) == 6
+    assert not present & {name, "sub-03"}
+    assert run_cli(verify, tmp_path / "shards")[0] == 0
+
+
+def test_what_skipping_leaves_does_not_depend_on_jobs_or_on_a_first_try_without_it(run_cli, cohort, damaged, tmp_path):
+    skip = ("--on_error", "skip")
+    assert run_cli(main, *arguments(cohort, tmp_path / "one"), *skip)[0] == 0
+    assert run_cli(main, *arguments(cohort, tmp_path / "two"))[0] == 2
+    assert run_cli(main, *arguments(cohort, tmp_path / "two"), *skip, "--jobs", 2)[0] == 0
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_a_block_of_which_nothing_is_left_has_no_shards(run_cli, cohort, tmp_path):
+    flags = ("--on_error", "skip", "--subjects_per_block", 1)
+    spoil(next((cohort / "IXI-T1").iterdir()))
+    assert run_cli(main, *arguments(cohort, tmp_path / "shards"), *flags)[0] == 0
+    assert run_cli(verify, tmp_path / "shards")[0] == 0
+    assert ShardSplit(tmp_path / "shards", "train").num_samples == 160
+
+
+def test_more_skipped_subjects_than_allowed_are_refused(run_cli, cohort, damaged, tmp_path):
+    (cohort / "real/low/sub-03_slice_002.nii.gz").unlink()
+    flags = ("--on_error", "skip", "--max_skipped", 1)
+    code, _, err = run_cli(main, *arguments(cohort, tmp_path / "shards"), *flags)
+    assert code == 2
+    assert "expected at most 1 subjects to leave out, found 2 problems in 2" in err
+    assert not (tmp_path / "shards/manifest.json").exists()
+
+
+def test_headers_are_told_all_at_once_before_anything_is_written(run_cli, cohort, tmp_path):
+    (cohort / "real/low/sub-03_slice_002.nii.gz").unlink()
+    for path in cohort.glob("real/high/sub-01_*"):
+        path.unlink()
+    volume = next((cohort / "IXI-T1").iterdir())
+    volume.write_bytes(b"no volume")
     code, _, err = run_cli(main, *arguments(cohort, tmp_path / "shards"))
     assert code == 2
-    assert "delete the folder and build again" in err
+    assert "found 3 problems in 3" in err
+    assert not (tmp_path / "shards").exists()
 
 
 def test_no_cohorts_are_refused(run_cli, tmp_path):
@@ -257,12 +373,12 @@ def test_no_cohorts_are_refused(run_cli, tmp_path):
     assert not (tmp_path / "shards").exists()
 
 
-def test_one_file_in_two_splits_is_refused(run_cli, cohort, tmp_path):
+def test_one_file_under_two_names_is_refused(run_cli, cohort, tmp_path):
     with (cohort / "cohorts.yaml").open("a") as file:
         file.write("  - {name: again, high: 'IXI-T1/{subject}-{site}-{scan}-T1.nii.gz', split: {val: [IXI002]}}\n")
     code, _, err = run_cli(main, *arguments(cohort, tmp_path / "out"))
     assert code == 2
-    assert "expected each file in one split, found it in train (ixi IXI002) and val (again IXI002)" in err
+    assert "found 6 problems in 6" in err
     assert not (tmp_path / "out").exists()
 
 
@@ -270,3 +386,13 @@ def test_a_stack_that_lost_its_end_is_named(run_cli, cohort, tmp_path):
     (cohort / "real/low/sub-03_slice_005.nii.gz").unlink()
     _, _, err = run_cli(main, *arguments(cohort, tmp_path / "out"))
     assert "low: sub-03 has 5 slices, most have 6" in err
+
+
+def test_shards_of_a_block_with_other_members_are_not_kept(run_cli, killed, tiny_cohort, tiny_shards):
+    """As when a worker ran out of something that has nothing to do with its subjects."""
+    (path,) = (killed / ".build").glob("train-000002.json")
+    record = read_record(killed, path.stem)
+    assert record is not None
+    write_record(killed, path.stem, replace(record, sizes=dict.fromkeys(record.sizes, 1)))
+    assert run_cli(main, *arguments(tiny_cohort, killed))[0] == 0
+    assert contents(killed) == contents(tiny_shards)

@@ -6,6 +6,7 @@ import pytest
 from upfield.sharding.cohort import Unit, assign_splits, find_subjects, match
 from upfield.sharding.configuration import CohortConfig
 from upfield.sharding.errors import InputError
+from upfield.sharding.privacy import Pseudonyms
 
 MANY = [f"s{number:03d}" for number in range(200)]
 
@@ -29,7 +30,7 @@ def names(source):
 
 
 def splits(split, subjects=MANY, name="a"):
-    return assign_splits(CohortConfig(name, "{subject}", split=split), list(subjects))
+    return assign_splits(CohortConfig(name, "{subject}", split=split), {subject: subject for subject in subjects})
 
 
 def members(assigned, split):
@@ -38,7 +39,7 @@ def members(assigned, split):
 
 def test_free_fields_are_kept_as_metadata(files):
     root = files("T1/IXI002-Guys-0828-T1.nii.gz", "T1/IXI012-HH-1211-T1.nii.gz", "T1/IXI012-HH-1211-T2.nii.gz")
-    found = match("T1/{subject}-{site}-{scan}-T1.nii.gz", root, "high")
+    found, _ = match("T1/{subject}-{site}-{scan}-T1.nii.gz", root, "a", "high")
     assert sorted(found) == ["IXI002", "IXI012"]
     assert found["IXI012"].metadata == {"site": "HH", "scan": "1211"}
     assert not found["IXI012"].stacked
@@ -46,42 +47,43 @@ def test_free_fields_are_kept_as_metadata(files):
 
 def test_bids_trees_match_and_both_mentions_of_a_subject_must_agree(files):
     root = files("sub-01/ses-a/anat/sub-01_ses-a_T1w.nii.gz", "sub-02/ses-b/anat/sub-03_ses-b_T1w.nii.gz")
-    found = match("sub-{subject}/ses-{session}/anat/sub-{subject}_ses-{session}_T1w.nii.gz", root, "high")
+    found, _ = match("sub-{subject}/ses-{session}/anat/sub-{subject}_ses-{session}_T1w.nii.gz", root, "a", "high")
     assert {subject: source.metadata for subject, source in found.items()} == {"01": {"session": "a"}}
 
 
 def test_wildcards_match_within_and_across_folders(files):
     root = files("x/s1/deep/er/T1_3.nii", "x/s2/T1_4.nii", "x/s3/T12_4.nii")
-    assert sorted(match("x/{subject}/**/T1_?.nii", root, "high")) == ["s1", "s2"]
-    assert sorted(match("x/{subject}/T1*.nii", root, "high")) == ["s2", "s3"]
+    assert sorted(match("x/{subject}/**/T1_?.nii", root, "a", "high")[0]) == ["s1", "s2"]
+    assert sorted(match("x/{subject}/T1*.nii", root, "a", "high")[0]) == ["s2", "s3"]
 
 
 def test_brackets_and_dots_of_a_path_are_literal(files):
     root = files("a[1]/s1.nii", "a1/s2.nii", "a[1]/s3_nii")
-    assert sorted(match("a[1]/{subject}.nii", root, "high")) == ["s1"]
+    assert sorted(match("a[1]/{subject}.nii", root, "a", "high")[0]) == ["s1"]
 
 
 def test_absolute_patterns_need_no_root(files, tmp_path_factory):
     root = files("s1.nii")
-    assert sorted(match(f"{root}/{{subject}}.nii", tmp_path_factory.mktemp("other"), "high")) == ["s1"]
+    assert sorted(match(f"{root}/{{subject}}.nii", tmp_path_factory.mktemp("other"), "a", "high")[0]) == ["s1"]
 
 
 def test_slices_are_ordered_by_number_not_by_name(files):
     root = files(*(f"s1_slice_{number}.nii" for number in range(1, 12)))
-    source = match("{subject}_slice_{slice}.nii", root, "high")["s1"]
+    source = match("{subject}_slice_{slice}.nii", root, "a", "high")[0]["s1"]
     assert names(source) == [f"s1_slice_{number}.nii" for number in range(1, 12)]
     assert source.stacked
 
 
 def test_no_match_is_told_with_the_pattern(files):
-    with pytest.raises(InputError, match=r"^cohort a: high: expected files matching .*/x/\{subject\}.nii, found none"):
-        match("x/{subject}.nii", files("y/s1.nii"), "cohort a: high")
+    with pytest.raises(InputError, match=r"^cohort a: high: expected files like .*/x/\{subject\}.nii, found none"):
+        match("x/{subject}.nii", files("y/s1.nii"), "a", "high")
 
 
 def test_gaps_in_a_stack_are_told_with_subject_and_numbers(files):
     root = files(*(f"s1_{number}.nii" for number in (0, 1, 4)), "s2_0.nii")
-    with pytest.raises(InputError, match=r"subject s1: expected slices 0 to 4 without gaps, found 2 missing \(2, 3\)"):
-        match("{subject}_{slice}.nii", root, "high")
+    _, (problem,) = match("{subject}_{slice}.nii", root, "a", "low")
+    assert (problem.cohort, problem.subject, problem.field, problem.check) == ("a", "s1", "low", "slices")
+    assert problem.message.startswith("expected slices 0 to 4 without gaps, found 2 missing (2, 3)")
 
 
 @pytest.mark.parametrize(
@@ -92,39 +94,63 @@ def test_gaps_in_a_stack_are_told_with_subject_and_numbers(files):
     ],
 )
 def test_doubled_files_are_told_with_both(files, first, second, pattern):
-    with pytest.raises(InputError, match="expected one file per subject") as caught:
-        match(pattern, files(first, second), "high")
-    assert first in str(caught.value)
-    assert second in str(caught.value)
+    _, (problem,) = match(pattern, files(first, second), "a", "high")
+    assert "expected one file per subject" in problem.message
+    assert first in problem.file
+    assert second in problem.file
 
 
-def test_unpaired_subjects_are_told_with_the_field_they_have(files):
+def test_unpaired_subjects_are_told_with_the_field_they_lack(files):
     root = files("low/a.nii", "low/b.nii", "high/b.nii", "high/c.nii")
-    cohort = CohortConfig("x", low="low/{subject}.nii", high="high/{subject}.nii")
-    with pytest.raises(InputError, match=r"found 2 unpaired: a \(low field only\), c \(high field only\)"):
-        find_subjects(cohort, root)
+    found = find_subjects(CohortConfig("x", low="low/{subject}.nii", high="high/{subject}.nii"), root)
+    assert [(p.subject, p.field, p.check) for p in found.problems] == [
+        ("a", "high", "unpaired"),
+        ("c", "low", "unpaired"),
+    ]
+    assert [subject.name for subject in found.subjects] == ["b"]
+
+
+def test_subjects_with_problems_keep_their_place_in_the_splits(files):
+    cohort = CohortConfig("x", low="low/{subject}.nii", high="high/{subject}.nii", split={"val": 2})
+    names = [f"s{number}" for number in range(6)]
+    whole = find_subjects(cohort, files(*(f"{field}/{name}.nii" for field in ("low", "high") for name in names)))
+    held_out = [subject.id for subject in whole.subjects if subject.split == "val"]
+    root = files(*(f"high/{name}.nii" for name in names), *(f"low/{name}.nii" for name in names))
+    (root / f"low/{held_out[0]}.nii").unlink()
+    left = find_subjects(cohort, root).subjects
+    assert [subject.id for subject in left if subject.split == "val"] == held_out[1:]
+
+
+def test_pseudonyms_replace_ids_and_free_fields_but_lists_name_subjects_by_their_files(files):
+    root = files("T1/anna-Guys.nii", "T1/ben-HH.nii", "T1/carl-HH.nii")
+    cohort = CohortConfig("x", "T1/{subject}-{site}.nii", split={"val": ["ben"]})
+    found = find_subjects(cohort, root, Pseudonyms(b"a key of some length")).subjects
+    assert {subject.name: subject.split for subject in found} == {"anna": "train", "ben": "val", "carl": "train"}
+    assert all(subject.id.startswith("p") and len(subject.id) == 17 for subject in found)
+    assert [subject.id for subject in found] == sorted(subject.id for subject in found)
+    assert all(subject.high.metadata == {} for subject in found)
 
 
 def test_subjects_are_paired_by_id_with_their_fit_by_kind_of_file(files):
     root = files("low/b_0.nii", "low/b_1.nii", "high/b_0.nii", "high/b_1.nii", "whole/c.nii")
     stacks = CohortConfig("x", low="low/{subject}_{slice}.nii", high="high/{subject}_{slice}.nii")
-    (subject,) = find_subjects(stacks, root)
+    (subject,) = find_subjects(stacks, root).subjects
     assert subject.low is not None
     assert (names(subject.low), names(subject.high)) == (["b_0.nii", "b_1.nii"],) * 2
     assert subject.fit == "resize"
     whole = CohortConfig("y", high="whole/{subject}.nii")
-    assert [subject.fit for subject in find_subjects(whole, root)] == ["crop_pad"]
-    assert [subject.fit for subject in find_subjects(replace(whole, fit="resize"), root)] == ["resize"]
+    assert [subject.fit for subject in find_subjects(whole, root).subjects] == ["crop_pad"]
+    assert [subject.fit for subject in find_subjects(replace(whole, fit="resize"), root).subjects] == ["resize"]
 
 
 def test_held_out_subjects_have_real_pairs_only_where_the_cohort_has_them(files):
     root = files(*(f"{field}/{subject}.nii" for field, subject in product(("low", "high"), "abc")))
     paired = CohortConfig("x", low="low/{subject}.nii", high="high/{subject}.nii", synthetic=2, split={"val": ["b"]})
-    kinds = {s.id: [(unit.kind, unit.variant) for unit in s.units] for s in find_subjects(paired, root)}
+    kinds = {s.id: [(unit.kind, unit.variant) for unit in s.units] for s in find_subjects(paired, root).subjects}
     assert kinds["b"] == [("real", 0)]
     assert kinds["a"] == [("real", 0), ("synthetic", 0), ("synthetic", 1)]
     alone = replace(paired, low=None)
-    assert {len(s.units) for s in find_subjects(alone, root)} == {2}
+    assert {len(s.units) for s in find_subjects(alone, root).subjects} == {2}
 
 
 @pytest.mark.parametrize("split", [{}, {"val": 3, "test": 5}, {"val": 0.2, "test": 0.1}, {"val": ["s001"], "test": 2}])
@@ -166,8 +192,8 @@ def test_splits_depend_on_names_not_on_order():
 def test_adding_a_cohort_moves_nobody(files):
     root = files(*(f"{cohort}/{subject}.nii" for cohort, subject in product("ab", MANY[:9])))
     first, second = (CohortConfig(name, f"{name}/{{subject}}.nii", split={"val": 2, "test": 2}) for name in "ab")
-    before = {subject.id: subject.split for subject in find_subjects(first, root)}
-    both = [subject for cohort in (second, first) for subject in find_subjects(cohort, root)]
+    before = {subject.id: subject.split for subject in find_subjects(first, root).subjects}
+    both = [subject for cohort in (second, first) for subject in find_subjects(cohort, root).subjects]
     assert {subject.id: subject.split for subject in both if subject.cohort == "a"} == before
 
 
@@ -193,22 +219,21 @@ def test_impossible_splits_are_refused(split, message):
 
 
 def test_ids_with_dots_and_spaces_get_keys_that_webdataset_and_index_can_hold(files):
-    (subject,) = find_subjects(CohortConfig("x", "{subject}.nii"), files("s 1.ses-2.nii"))
+    (subject,) = find_subjects(CohortConfig("x", "{subject}.nii"), files("s 1.ses-2.nii")).subjects
     assert subject.id == "s 1.ses-2"
     assert subject.units[0].key(9) == "x-s_1_ses-2-synthetic-0-x009"
 
 
 @pytest.mark.parametrize("pair", [("a.b", "a_b"), ("a b", "a.b")])
-def test_ids_whose_keys_would_be_one_are_refused(files, pair):
+def test_ids_whose_keys_would_be_one_are_told(files, pair):
     root = files(*(f"{subject}.nii" for subject in pair))
-    with pytest.raises(InputError, match="expected subject ids of at most 40 characters that differ") as caught:
-        find_subjects(CohortConfig("x", "{subject}.nii"), root)
-    assert all(repr(subject) in str(caught.value) for subject in pair)
+    (problem,) = find_subjects(CohortConfig("x", "{subject}.nii"), root).problems
+    assert problem.message.startswith("expected ids of at most 40 characters that differ in letters")
 
 
 def test_ids_and_names_too_long_for_a_tar_header_are_refused(files):
-    with pytest.raises(InputError, match="at most 40 characters"):
-        find_subjects(CohortConfig("x", "{subject}.nii"), files("a" * 41 + ".nii"))
+    (problem,) = find_subjects(CohortConfig("x", "{subject}.nii"), files("a" * 41 + ".nii")).problems
+    assert "found one that is longer" in problem.message
     with pytest.raises(ValueError, match="expected 1 to 30 letters"):
         CohortConfig("x" * 31, "{subject}.nii")
     assert len(Unit("x" * 30, "a" * 40, "synthetic", 99).key(100) + ".high.npy") <= 100

@@ -154,7 +154,7 @@ def test_printed_configuration_reads_back_to_the_same(tmp_path, write_yaml, run_
 
 
 def test_a_configuration_as_yaml_reads_back_to_the_same(write_yaml):
-    config = ShardConfig(Path("out"), context=2, root=Path("/data"))
+    config = ShardConfig("out", context=2, root=Path("/data"))
     assert read_config(ShardConfig, write_yaml(to_yaml(config))) == config
 
 
@@ -243,3 +243,8 @@ def test_an_unexpected_exception_shows_its_traceback_and_exits_1(run_cli):
 def test_the_commands_own_code_is_the_exit_code():
     assert execute(job_that(lambda _: 7), []) == 7
     assert execute(job_that(lambda _: None), []) == 0
+
+
+def test_an_empty_file_says_nothing(tmp_path):
+    (tmp_path / "empty.yaml").write_text("# nothing yet\n")
+    assert parse(JOB, ["--config", f"{tmp_path}/empty.yaml"]) == parse(JOB, [])

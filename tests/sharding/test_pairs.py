@@ -6,7 +6,7 @@ from upfield.sharding.cohort import find_subjects
 from upfield.sharding.command import parse
 from upfield.sharding.configuration import GeometryConfig
 from upfield.sharding.errors import VolumeError
-from upfield.sharding.pairs import Grids, head_centre, make_pairs
+from upfield.sharding.pairs import Grids, head_centre, make_pairs, to_world
 from upfield.sharding.shard import COMMAND
 from upfield.sharding.volume import Volume
 
@@ -21,8 +21,10 @@ def config(tiny_cohort):
 @pytest.fixture(scope="module")
 def pairs(config, tiny_cohort):
     """The pairs of a training subject with real low field and of one without."""
-    subjects = [next(s for s in find_subjects(cohort, tiny_cohort) if s.split == "train") for cohort in config.cohorts]
-    return [list(make_pairs(subject, subject.units, config)) for subject in subjects]
+    subjects = [
+        next(s for s in find_subjects(cohort, tiny_cohort).subjects if s.split == "train") for cohort in config.cohorts
+    ]
+    return [list(make_pairs(subject, config)) for subject in subjects]
 
 
 def ball(shape, centre, radius, spacing_mm=(1.0, 1.0, 1.0)):
@@ -67,7 +69,7 @@ def test_the_high_field_of_all_a_subjects_pairs_is_the_same(pairs):
 @pytest.mark.parametrize("shift", [(0, 0, 0), (4, -3, 5)])
 def test_crop_pad_centres_a_head_wherever_it_lies(shift):
     head = ball((40, 44, 48), np.array([20, 22, 24]) + shift, 8)
-    box = Grids(GEOMETRY, "crop_pad").high_from_file(head)
+    box = crop_pad(head).high_from_file(head).voxels
     np.testing.assert_allclose(middle(box), [9.5, 11.5, 13.5], atol=0.6)
     assert box.sum() == pytest.approx(head.voxels.sum(), rel=0.02)
 
@@ -83,9 +85,32 @@ def test_crop_pad_cuts_the_neck_of_a_tall_head_not_its_top():
 def test_crop_pad_brings_both_fields_to_the_same_place():
     high = ball((30, 30, 40), (13, 16, 22), 8)
     low = ball((20, 20, 10), (13 / 1.5, 16 / 1.5, 22 / 4), 8, (1.5, 1.5, 4.0))
-    grids = Grids(GEOMETRY, "crop_pad")
-    up = grids.low_to_high(grids.low_from_file(low, high))
-    np.testing.assert_allclose(middle(np.clip(up, 0, 1)), middle(grids.high_from_file(high)), atol=0.5)
+    grids = crop_pad(high)
+    up = grids.low_to_high(grids.low_from_file(low).voxels)
+    np.testing.assert_allclose(middle(np.clip(up, 0, 1)), middle(grids.high_from_file(high).voxels), atol=0.5)
+
+
+@pytest.mark.parametrize("fit", ["resize", "crop_pad"])
+def test_volumes_on_the_grids_know_where_they_are_in_the_scanner(fit):
+    where_mm = np.array([3.0, 40.0, -7.0])
+    high = ball((26, 30, 34), (13, 16, 18), 6)
+    low = ball((17, 20, 8), (13 / 1.5, 16 / 1.5, 18 / 4), 6, (1.5, 1.5, 4.0))
+    grids = Grids.around(GEOMETRY, fit, moved(high, where_mm))
+    expected = where_mm + np.array([13, 16, 18])
+    on_grid = grids.high_from_file(moved(high, where_mm))
+    for volume in (on_grid, grids.high_to_low(on_grid), grids.low_from_file(moved(low, where_mm))):
+        centre = np.array(middle(np.clip(volume.voxels, 0, 1)))
+        np.testing.assert_allclose(to_world(volume.affine, centre), expected, atol=0.6)
+
+
+def moved(volume, where_mm):
+    affine = volume.affine.copy()
+    affine[:3, 3] += where_mm
+    return Volume(volume.voxels, affine)
+
+
+def crop_pad(high):
+    return Grids.around(GEOMETRY, "crop_pad", high)
 
 
 def test_a_nearly_constant_volume_is_refused_with_its_path(tmp_path, config, tiny_cohort):
@@ -93,23 +118,16 @@ def test_a_nearly_constant_volume_is_refused_with_its_path(tmp_path, config, tin
     voxels[3, 3, 3] = 1
     nib.Nifti1Image(voxels, np.eye(4)).to_filename(tmp_path / "IXI001-A-1-T1.nii.gz")
     cohort = config.cohorts[1]
-    (subject,) = find_subjects(type(cohort)("ixi", f"{tmp_path}/{{subject}}-A-1-T1.nii.gz", fit="resize"), tiny_cohort)
+    constant = type(cohort)("ixi", f"{tmp_path}/{{subject}}-A-1-T1.nii.gz", fit="resize")
+    (subject,) = find_subjects(constant, tiny_cohort).subjects
     with pytest.raises(
         VolumeError, match=rf"^{tmp_path}/IXI001-A-1-T1.nii.gz: expected percentiles 1 and 99 to differ"
     ):
-        list(make_pairs(subject, subject.units, config))
-
-
-def test_crop_pad_refuses_fields_that_are_turned_against_each_other():
-    turned = np.eye(4)
-    turned[1:3, 1:3] = [[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]]
-    low, high = (Volume(np.ones((8, 8, 8), np.float32), affine) for affine in (turned, np.eye(4)))
-    with pytest.raises(VolumeError, match=r"at most 2 degrees, found 17\.2"):
-        Grids(GEOMETRY, "crop_pad").low_from_file(low, high)
+        list(make_pairs(subject, config))
 
 
 def test_padding_is_as_dark_as_the_darkest_voxel():
     head = ball((12, 12, 12), (5.5, 5.5, 5.5), 4)
     shifted = Volume(head.voxels - 5, head.affine)
-    plain, offset = (Grids(GEOMETRY, "crop_pad").high_from_file(volume) for volume in (head, shifted))
-    np.testing.assert_allclose(offset, plain, atol=1e-5)
+    plain, offset = (crop_pad(volume).high_from_file(volume) for volume in (head, shifted))
+    np.testing.assert_allclose(offset.voxels, plain.voxels, atol=1e-5)

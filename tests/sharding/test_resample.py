@@ -64,8 +64,8 @@ def test_pairs_of_stored_psr_volumes_are_those_of_a_plain_scipy_pipeline(tmp_pat
         nib.Nifti1Image(np.ascontiguousarray(stored), affine).to_filename(tmp_path / f"{name}.nii")
         sources.append(Source((tmp_path / f"{name}.nii",), stacked=False))
     unit = Unit("a", "1", "real", 0)
-    subject = Subject("a", "1", "train", sources[1], sources[0], "resize", (unit,))
-    (pair,) = make_pairs(subject, subject.units, ShardConfig(geometry=geometry))
+    subject = Subject("a", "1", "1", "train", sources[1], sources[0], "resize", (unit,))
+    (pair,) = make_pairs(subject, ShardConfig(geometry=geometry))
     expected_low = plain_scale(plain_zoom(plain_zoom(low, geometry.low_shape), geometry.high_shape))
     expected_high = plain_scale(plain_zoom(high, geometry.high_shape))
     for x in range(geometry.high_shape[0]):
@@ -111,3 +111,13 @@ def test_box_around_another_centre_is_a_crop():
     voxels = smooth_noise((10, 11, 12))
     found = resample_box(voxels, np.ones(3), np.array([4.0, 5.0, 6.0]), (3, 3, 3), np.ones(3))
     np.testing.assert_allclose(found, voxels[3:6, 4:7, 5:8], atol=1e-6)
+
+
+def test_a_box_far_larger_than_the_volume_is_padded_with_zero():
+    found = resample_box(
+        np.ones((4, 5, 6), np.float32), np.ones(3), np.array([1.3, 2.2, 2.7]), (179, 20, 20), np.ones(3)
+    )
+    assert found.shape == (179, 20, 20)
+    assert not found[:80].any()
+    assert not found[-80:].any()
+    assert found.max() > 0.9

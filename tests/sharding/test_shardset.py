@@ -28,8 +28,8 @@ def read(split, samples):
 
 def test_what_was_made_is_read_back(tiny_cohort, train):
     config = parse(COMMAND, ["--config", str(tiny_cohort / "cohorts.yaml"), "--out", "x"])
-    subjects = [subject for cohort in config.cohorts for subject in find_subjects(cohort, tiny_cohort)]
-    pairs = {pair.unit: pair for subject in subjects for pair in make_pairs(subject, subject.units, config)}
+    subjects = [subject for cohort in config.cohorts for subject in find_subjects(cohort, tiny_cohort).subjects]
+    pairs = {pair.unit: pair for subject in subjects for pair in make_pairs(subject, config)}
     slices = {unit.key(x): (unit, x) for unit in pairs for x in range(20)}
     low, high = read(train, range(train.num_samples))
     for number in range(train.num_samples):
@@ -78,7 +78,7 @@ def test_open_files_are_bounded_and_closed(train, monkeypatch):
         (lambda root: (root / "manifest.json").write_text("[]"), "expected a shard set's manifest"),
         (
             lambda root: (root / "manifest.json").write_text('{"format": "upfield-shards", "version": 99}'),
-            "expected format upfield-shards version 1, found upfield-shards version 99",
+            "expected format upfield-shards version 2, found upfield-shards version 99",
         ),
         (lambda root: (root / "train/000000.idx").unlink(), "000000.idx: expected a shard index"),
         (

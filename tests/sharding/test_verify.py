@@ -195,3 +195,15 @@ def test_a_folder_without_a_manifest_is_refused(run_cli, tmp_path):
     code, _, err = run_cli(main, tmp_path)
     assert code == 2
     assert "expected a complete shard set, found no shard set" in err
+
+
+def test_any_flipped_bit_of_an_arrays_header_is_told_or_harmless():
+    whole = npy(np.zeros((1, 2, 3), np.float16))
+    told = 0
+    for bit in range(8 * 128):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        member = TarInfo("a-b-real-0-x000.low.npy")
+        member.offset_data, member.size = 0, len(content)
+        told += array_problem(io.BytesIO(content), member, (1, 2, 3), False) is not None
+    assert told > 500

@@ -1,0 +1,112 @@
+"""Subjects that cannot be used: all told at once and refused, or left out, counted and named."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from upfield.sharding.cohort import Subject
+from upfield.sharding.configuration import ShardConfig
+from upfield.sharding.errors import InputError
+from upfield.sharding.privacy import Pseudonyms
+from upfield.sharding.problem import Problem, report, write_report
+from upfield.sharding.progress import say
+
+
+@dataclass
+class Quarantine:
+    """The problems of one build, and what is to become of the subjects that have them."""
+
+    config: ShardConfig
+    """`on_error` and `max_skipped`."""
+    path: Path
+    """The JSON file, beside the set."""
+    num_subjects: int
+    """Subjects looked at."""
+    problems: list[Problem] = field(default_factory=list)
+    """All that were met."""
+    num_shown: int = 0
+    """How many of them have been shown."""
+
+    def admit(self, problems: Sequence[Problem]) -> None:
+        """Take in what was found before anything is computed, all at once.
+
+        Raises:
+            InputError: there are some and the configuration says fail, or more subjects have them than may be left out.
+        """
+        self.problems += problems
+        self.judge()
+
+    def note(self, problems: Sequence[Problem]) -> None:
+        """Take in what turned up on the way: work goes on, to find all there is, unless too many are left out already.
+
+        Raises:
+            InputError: more subjects have problems than may be left out.
+        """
+        for problem in problems:
+            say(f"{problem.file}: {problem.message}")
+        self.problems += problems
+        if self.config.on_error == "skip" and len(self.names) > self.config.max_skipped:
+            self.judge()
+
+    def judge(self) -> None:
+        """Show all problems and note them in the file; refuse what the configuration does not allow.
+
+        Raises:
+            InputError: there are some and the configuration says fail, or more subjects have them than may be left out.
+        """
+        if not self.problems:
+            self.path.unlink(missing_ok=True)
+            return
+        self._show()
+        found = f"found {len(self.problems)} problems in {len(self.names)}, listed above and in {self.path}"
+        if self.config.on_error == "fail":
+            raise InputError(
+                f"expected {self.num_subjects} subjects without problems, {found}; mend them, or leave such subjects "
+                f"out with --on_error skip --max_skipped {len(self.names)}"
+            )
+        if len(self.names) > self.config.max_skipped:
+            raise InputError(
+                f"expected at most {self.config.max_skipped} subjects to leave out, {found}; mend some or raise "
+                "--max_skipped"
+            )
+
+    def _show(self) -> None:
+        if len(self.problems) == self.num_shown:
+            return
+        self.num_shown = len(self.problems)
+        problems = sorted(self.problems, key=lambda problem: (problem.cohort, problem.subject, problem.field))
+        say(report(problems))
+        try:
+            write_report(self.path, problems, self.num_subjects)
+        except OSError as error:
+            say(f"{self.path}: expected to note them there too, found {error.strerror}")
+
+    @property
+    def names(self) -> set[tuple[str, str]]:
+        """(cohort, name) of each subject with a problem."""
+        return {(problem.cohort, problem.subject) for problem in self.problems}
+
+    def healthy(self, subjects: Iterable[Subject]) -> list[Subject]:
+        """Give the subjects without a problem."""
+        names = self.names
+        return [subject for subject in subjects if (subject.cohort, subject.name) not in names]
+
+    def public(self, pseudonyms: Pseudonyms | None) -> list[dict[str, Any]]:
+        """Give what the set itself says about subjects that were left out: no reasons where there are pseudonyms.
+
+        Reasons may state what a header says.
+        """
+        problems: dict[tuple[str, str], list[dict[str, str]]] = {}
+        for problem in sorted(self.problems, key=lambda problem: (problem.cohort, problem.subject, problem.check)):
+            reason = {} if pseudonyms else {"reason": problem.message}
+            told = {"field": problem.field, "check": problem.check} | reason
+            problems.setdefault((problem.cohort, problem.subject), []).append(told)
+        return [
+            {
+                "cohort": cohort,
+                "subject": pseudonyms.of(cohort, name) if pseudonyms else name,
+                "problems": its,
+            }
+            for (cohort, name), its in problems.items()
+        ]
