@@ -3,16 +3,18 @@
 import ctypes
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from upfield.sharding.errors import RunError
+from upfield.sharding.errors import InputError, RunError
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+ANSWER_S = 10
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -25,7 +27,7 @@ def run_tasks(function: Callable[[T], R], tasks: Sequence[T], jobs: int = 0, exe
         function: a module-level function; it and the tasks are pickled.
         tasks: its arguments.
         jobs: processes; 0 is one per available core. One process runs in this one.
-        executor: `local`, or `ray` for tasks on the cluster that RAY_ADDRESS names (this machine if none).
+        executor: `local`, or `ray` for tasks on the cluster that `connect_ray` finds.
     """
     workers = min(jobs or len(os.sched_getaffinity(0)), max(len(tasks), 1))
     if executor == "ray":
@@ -73,13 +75,52 @@ def _single_threaded(function: Callable[[T], R], task: T) -> R:
         return function(task)
 
 
+def connect_ray() -> None:
+    """Connect to the cluster that RAY_ADDRESS names, else to the one running here, else start Ray on this machine.
+
+    Ray itself tries for many minutes to reach a cluster that is gone, also one of which only the address is left in
+    its folder; here a place where nothing listens is told from a cluster within seconds.
+
+    Raises:
+        InputError: there is no cluster at the address that RAY_ADDRESS gives.
+        RunError: Ray cannot start on this machine.
+    """
+    import ray
+    from ray._private.services import canonicalize_bootstrap_address
+
+    named = os.environ.get("RAY_ADDRESS", "")
+    try:
+        address = canonicalize_bootstrap_address(named.removeprefix("ray://") or cast(Any, None))
+        if address and not _answers(address):
+            if named:
+                raise ConnectionError(f"nothing answers at {address}")
+            address = None
+        ray.init(named or address or "local", include_dashboard=False, log_to_driver=False, configure_logging=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if named in ("", "local"):
+            raise RunError(f"expected Ray to start on this machine, found {type(error).__name__}: {error}") from error
+        raise InputError(
+            f"RAY_ADDRESS: expected the address of a Ray cluster, found {named}: {error}; start the cluster, mend the "
+            "address, or unset it to use this machine"
+        ) from error
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def _on_ray(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
     import ray
     from ray.exceptions import RayError, RayTaskError
 
     started_here = not ray.is_initialized()
     if started_here:
-        ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
+        connect_ray()
     waiting: list[Any] = []
     try:
         remote: Any = ray.remote(_single_threaded)

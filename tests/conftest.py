@@ -4,7 +4,8 @@ import contextlib
 import io
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -141,3 +142,10 @@ def write_psr(path: Path, voxels: np.ndarray) -> None:
     turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt("PSR"))
     affine = np.eye(4) @ inv_ornt_aff(turn, voxels.shape)
     nib.Nifti1Image(apply_orientation(voxels, turn), affine).to_filename(path)
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder with a name short enough for Ray's sockets."""
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from upfield.sharding.command import Command, execute
 from upfield.sharding.errors import InputError, RunError
+from upfield.sharding.tasks import connect_ray
 from upfield.tune.configuration import SweepConfig
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def sweep(config: SweepConfig) -> None:
     # Trials report to this folder; Ray's own marks would print the same lines twice.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     refuse_incomplete(config)
-    ray.init(include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
+    connect_ray()
     refuse_impossible(config, ray.cluster_resources())
     trainable = tune.with_resources(trial, {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial})
     space = {key: tune.grid_search(values) for key, values in config.space.items()}

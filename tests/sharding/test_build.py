@@ -127,7 +127,9 @@ def test_ray_writes_the_same_bytes(tiny_cohort, tiny_shards, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_ray_cluster_that_is_there_already_writes_the_same_bytes_and_stays(tiny_cohort, tiny_shards, tmp_path):
+def test_a_ray_cluster_that_is_there_already_writes_the_same_bytes_and_stays(
+    tiny_cohort, tiny_shards, tmp_path, short_folder
+):
     ray = Path(sys.executable).with_name("ray")
     start = [
         ray,
@@ -137,6 +139,7 @@ def test_a_ray_cluster_that_is_there_already_writes_the_same_bytes_and_stays(tin
         "--port=26379",
         "--include-dashboard=false",
         "--disable-usage-stats",
+        f"--temp-dir={short_folder}",
     ]
     subprocess.run(start, check=True, capture_output=True, env={**os.environ, "RAY_AUTH_MODE": "disabled"})
     try:

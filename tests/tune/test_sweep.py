@@ -1,6 +1,7 @@
 """A sweep trains every combination through the same `fit`, and leaves its best run ready for export."""
 
 import csv
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +20,8 @@ def test_a_sweep_ranks_its_trials_and_points_at_the_best(tiny_shards: Path, tmp_
     )
     out = tmp_path / "sweep"
     command = [sys.executable, sweep.__file__, "--config", str(tmp_path / "sweep.yaml"), "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    environment = {**os.environ, "RAY_ADDRESS": "local"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     with (out / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
