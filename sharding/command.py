@@ -120,15 +120,6 @@ def from_tree(schema: type[C], tree: dict[str, Any], where: str) -> C:
         raise InputError(f"{where}: {error}") from error
 
 
-def read_config(schema: type[C], path: Path) -> C:
-    """Read a resolved configuration file.
-
-    Raises:
-        InputError: missing, not YAML, unknown key or a value of the wrong type.
-    """
-    return from_tree(schema, _read_yaml(path), str(path))
-
-
 def to_tree(config: Any) -> dict[str, Any]:
     """Give a configuration as nested plain values, fit for YAML and JSON."""
     return {key: _plain(value) for key, value in asdict(config).items()}

@@ -2,7 +2,7 @@
 
 import errno
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -309,6 +309,24 @@ def slice_axis(header: Header, path: Path) -> int:
     if len(shape) != 3 or not single:
         raise VolumeError(str(path), f"expected one slice, found shape {shape}; use a pattern without {{slice}}")
     return single[-1]
+
+
+def unlike_the_first(headers: Sequence[Header], axes: Sequence[int]) -> Iterator[tuple[int, str]]:
+    """Name the slices of a stack that have another shape, or lie across another axis, than its first.
+
+    Args:
+        headers: of the slices, in order.
+        axes: what `slice_axis` gives for each.
+
+    Returns:
+        Number of each such slice, and what is wrong with it.
+    """
+    plane = plane_shape(headers[0], axes[0])
+    for number, (header, axis) in enumerate(zip(headers, axes, strict=True)):
+        if (own := plane_shape(header, axis)) != plane:
+            yield number, f"expected a slice of shape {plane} like the first of its stack, found {own}"
+        elif axis != axes[0]:
+            yield number, f"expected a slice across axis {axes[0]} like the first, found one across axis {axis}"
 
 
 def plane_shape(header: Header, axis: int) -> tuple[int, ...]:

@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from upfield.sharding.address import is_remote
 from upfield.sharding.atomic import write_json
 from upfield.sharding.cohort import SPLITS, Subject
 from upfield.sharding.command import to_tree
@@ -23,8 +23,6 @@ MANIFEST = "manifest.json"
 # Of aligned pairs, Mattes mutual information in nats. Phantom pairs reach 1.4 to 1.55, under heavy noise 0.65; another
 # subject's or a mirrored head at most 0.48. Chosen on those; true 64 mT pairs may lie elsewhere.
 MIN_SIMILARITY = 0.5
-# A path leaves one slash of an address's two.
-ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/")
 # Where and how fast a set was built is not part of what it is.
 NOT_CONTENT = ("out", "root", "jobs", "executor", "on_error", "max_skipped", "save_volumes", "pseudonym_key")
 
@@ -159,7 +157,7 @@ def read_manifest(root: Path) -> Manifest:
         ShardSetError: none there (an unfinished build, or no set at all), unreadable, or of another format version.
     """
     path = root / MANIFEST
-    if ADDRESS.match(str(root)):
+    if is_remote(str(root)):
         raise ShardSetError(f"{root}: expected a folder, found an address; copy the set to this machine first")
     if not path.is_file():
         what = "an unfinished build" if is_unfinished(root) else "no shard set"

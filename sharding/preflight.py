@@ -15,12 +15,12 @@ from upfield.sharding.header import (
     Header,
     angles_deg,
     expect_three_dimensions,
-    plane_shape,
     ras_axes,
     read_header,
     slice_axis,
     stack_affine,
     tilt_problem,
+    unlike_the_first,
     volume_affine,
 )
 from upfield.sharding.problem import Field, Problem
@@ -190,8 +190,8 @@ def _check_stack(source: Source, headers: list[Header]) -> list[Finding]:
             refused.append(Finding("header", path, error.problem))
     if refused:
         return [_first_of(refused, source)]
-    if unlike := _unlike_the_first(source, headers, axes):
-        return [_first_of(unlike, source)]
+    if others := _of_another_scan(source, headers, axes):
+        return [_first_of(others, source)]
     findings = _uneven(source, headers)
     affine = stack_affine(headers, axes[0])
     # Slices that carry places need not say how thick they are.
@@ -206,26 +206,22 @@ def _check_stack(source: Source, headers: list[Header]) -> list[Finding]:
     return findings + [Finding(check, paths[0], message) for check, message in _check_affine(affine)]
 
 
-def _unlike_the_first(source: Source, headers: list[Header], axes: list[int]) -> list[Finding]:
+def _of_another_scan(source: Source, headers: list[Header], axes: list[int]) -> list[Finding]:
     """Find slices whose shape, axes or voxels are not those of the first."""
-    axis = axes[0]
-    plane, columns = plane_shape(headers[0], axis), headers[0].affine[:3, :3]
-    found: list[Finding] = []
-    for path, header, own_axis in zip(source.paths, headers, axes, strict=True):
-        message = None
-        own = plane_shape(header, own_axis)
-        if own != plane:
-            message = f"expected the first slice's shape {plane}, found {own}"
-        elif own_axis != axis:
-            message = f"expected slices across axis {axis} like the first, found one across axis {own_axis}"
-        elif not np.array_equal(header.affine[:3, :3], columns):
-            message = _turned(header, columns)
-        if message:
-            found.append(Finding("slices", path, f"{message}; leave out what is of another scan"))
-    return found
+    columns = headers[0].affine[:3, :3]
+    found = dict(unlike_the_first(headers, axes))
+    for number, header in enumerate(headers):
+        if number not in found and (message := _turned(header, columns)):
+            found[number] = message
+    return [
+        Finding("slices", source.paths[number], f"{message}; leave out what is of another scan")
+        for number, message in sorted(found.items())
+    ]
 
 
 def _turned(header: Header, columns: NDArray[np.float64]) -> str | None:
+    if np.array_equal(header.affine[:3, :3], columns):
+        return None
     turn_deg = angles_deg(columns, header.affine[:3, :3])
     if (turn_deg > MAX_TURN_DEG).any():
         return f"expected axes that point where the first slice's do, found one {turn_deg.max():.1f} degrees off"

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from upfield.sharding.address import shown
 from upfield.sharding.atomic import atomic_path
 from upfield.sharding.errors import InputError, RunError, ShardSetError
 from upfield.sharding.manifest import FORMAT, MANIFEST, VERSION, Manifest, read_manifest
@@ -31,12 +32,6 @@ NUM_UPLOADS = 4
 PART_BYTES, PARTS_AT_ONCE = 16 * 2**20, 2
 # fsspec can POST to these, which is not writing a file.
 READ_ONLY = ("http", "https")
-
-
-def is_remote(out: str) -> bool:
-    """Tell whether `out` is a URL of anything but local files."""
-    scheme, found, _ = out.partition("://")
-    return bool(found) and re.fullmatch(r"[A-Za-z][\w.+:-]*", scheme) is not None and scheme not in ("file", "local")
 
 
 def staging_folder(url: str) -> Path:
@@ -242,11 +237,6 @@ def _open(url: str) -> _Store:
     if not root:
         raise InputError(f"{shown(url)}: expected a bucket and a folder, found none; give s3://bucket/set or alike")
     return _Store(fs, root, shown(url.rstrip("/")))
-
-
-def shown(url: str) -> str:
-    """Give the URL without password."""
-    return re.sub(r"://[^/@:]*:[^/@]*@", "://", url)
 
 
 def _look(store: _Store) -> _There:

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from upfield.sharding.address import is_remote, shown
 from upfield.sharding.command import Command, execute
 from upfield.sharding.configuration import ShardConfig
 from upfield.sharding.errors import InputError
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 def shard(config: ShardConfig) -> None:
     """Build the set, here or in a staging folder from which it is sent where it belongs, and print what it holds."""
     from upfield.sharding.build import build
-    from upfield.sharding.remote import is_remote
 
     assert config.out is not None
     if config.out.startswith("file:"):
@@ -31,7 +31,7 @@ def shard(config: ShardConfig) -> None:
 def _build_and_send(config: ShardConfig, url: str, pseudonyms: "Pseudonyms | None") -> None:
     from upfield.sharding.build import build
     from upfield.sharding.journal import alone
-    from upfield.sharding.remote import fetch_manifest, remove_staging, shown, staging_folder, upload_set
+    from upfield.sharding.remote import fetch_manifest, remove_staging, staging_folder, upload_set
 
     staging = staging_folder(url)
     # From the first look to the last file: what is sent must be what was built.
@@ -46,7 +46,6 @@ def _build_and_send(config: ShardConfig, url: str, pseudonyms: "Pseudonyms | Non
 def _pseudonyms(config: ShardConfig) -> "Pseudonyms | None":
     """Open the key, or make one."""
     from upfield.sharding.privacy import open_key
-    from upfield.sharding.remote import is_remote, shown
 
     assert config.out is not None
     if not config.pseudonymize:

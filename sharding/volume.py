@@ -27,6 +27,7 @@ from upfield.sharding.header import (
     read_header,
     slice_axis,
     stack_affine,
+    unlike_the_first,
     unreadable,
 )
 
@@ -90,15 +91,10 @@ def read_stack(paths: Sequence[Path], orientation: str | None = None) -> Volume:
         raise VolumeError(str(paths[0]), "expected at least 2 slices, found 1; use a pattern without {slice}")
     headers = [read_header(path, orientation) for path in paths]
     axes = [slice_axis(header, path) for path, header in zip(paths, headers, strict=True)]
-    planes = [plane_shape(header, axis) for header, axis in zip(headers, axes, strict=True)]
-    for path, plane, axis in zip(paths, planes, axes, strict=True):
-        if plane != planes[0]:
-            raise VolumeError(
-                str(path), f"expected a slice of shape {planes[0]} like the first of its stack, found {plane}"
-            )
-        if axis != axes[0]:
-            raise VolumeError(str(path), f"expected a slice across axis {axes[0]} like the first, found axis {axis}")
-    slices = [_read_voxels(path, header).reshape(planes[0]) for path, header in zip(paths, headers, strict=True)]
+    for number, message in unlike_the_first(headers, axes):
+        raise VolumeError(str(paths[number]), message)
+    plane = plane_shape(headers[0], axes[0])
+    slices = [_read_voxels(path, header).reshape(plane) for path, header in zip(paths, headers, strict=True)]
     volume = to_ras(np.stack(slices, axis=axes[0]), stack_affine(headers, axes[0]), where)
     refuse_empty(volume.voxels, where)
     return volume

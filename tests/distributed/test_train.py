@@ -115,20 +115,26 @@ def wait_for(path: Path) -> None:
         time.sleep(0.02)
 
 
-def test_a_signal_saves_and_leaves_with_zero(tiny_shards: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
+def started(shards: Path, out: Path, *arguments: str) -> "subprocess.Popen[bytes]":
+    """Start a run that would take for ever, and wait for its first checkpoint."""
+    long = ("--run.max_steps", "100000", "--run.epochs", "100000", "--run.checkpoint_every", "2", *arguments)
     process = subprocess.Popen(
-        command(tiny_shards, out, "--run.max_steps", "100000", "--run.epochs", "100000", "--run.checkpoint_every", "2"),
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        command(shards, out, *long), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     wait_for(out / "checkpoints" / "step-00000002")
+    return process
+
+
+def assert_saved_where_it_stopped(out: Path) -> None:
+    last = max(line["step"] for line in lines(out / "metrics.jsonl"))
+    assert (out / "checkpoints" / "last").resolve().name == f"step-{last:08d}"
+
+
+def test_a_signal_saves_and_leaves_with_zero(tiny_shards: Path, tmp_path: Path) -> None:
+    process = started(tiny_shards, tmp_path / "run")
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 0
-    logged = lines(out / "metrics.jsonl")
-    last = max(line["step"] for line in logged)
-    assert (out / "checkpoints" / "last").resolve().name == f"step-{last:08d}"
+    assert_saved_where_it_stopped(tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -191,19 +197,10 @@ def test_training_starts_from_given_weights(tiny_shards: Path, undisturbed: Path
 
 
 def test_a_signal_to_the_launching_command_reaches_every_rank(tiny_shards: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    long = ("--run.max_steps", "100000", "--run.epochs", "100000", "--run.checkpoint_every", "2", "--processes", "2")
-    process = subprocess.Popen(
-        [*command(tiny_shards, out, *long), "--data.num_workers", "1"],
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    wait_for(out / "checkpoints" / "step-00000002")
+    process = started(tiny_shards, tmp_path / "run", "--processes", "2", "--data.num_workers", "1")
     process.send_signal(signal.SIGUSR1)
     assert process.wait(timeout=90) == 0
-    last = max(line["step"] for line in lines(out / "metrics.jsonl"))
-    assert (out / "checkpoints" / "last").resolve().name == f"step-{last:08d}"
+    assert_saved_where_it_stopped(tmp_path / "run")
 
 
 def test_going_back_to_an_earlier_checkpoint_drops_what_came_after_it(tiny_shards: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import yaml
 from nibabel.nifti1 import Nifti1Image
 from nibabel.orientations import aff2axcodes
 
@@ -22,7 +23,7 @@ from upfield.sharding.anatomy import (
     signal,
     template_indices,
 )
-from upfield.sharding.command import read_config
+from upfield.sharding.command import from_tree
 from upfield.sharding.configuration import GeometryConfig, ShardConfig
 from upfield.sharding.phantom import Job, draw_subject, listing, main, refuse_foreign, write_subject
 from upfield.sharding.volume import read_stack, read_volume
@@ -151,7 +152,7 @@ def test_cohort_holds_two_thirds_pairs_and_says_so(cohort):
 
 
 def test_listing_is_a_shard_configuration_of_files_that_exist(cohort):
-    real, ixi = read_config(ShardConfig, cohort[0] / "cohorts.yaml").cohorts
+    real, ixi = from_tree(ShardConfig, yaml.safe_load((cohort[0] / "cohorts.yaml").read_text()), "cohorts.yaml").cohorts
     assert (real.name, real.synthetic, real.split) == ("real", 1, {"val": 1, "test": 1})
     assert (ixi.name, ixi.synthetic, ixi.low) == ("ixi", 1, None)
     assert (cohort[0] / str(real.low).format(subject="sub-03", slice="039")).is_file()

@@ -224,8 +224,8 @@ def turned(angle_deg):
 @pytest.mark.parametrize(
     ("voxels", "affine", "message"),
     [
-        (noise(4, 6, 1), AFFINE, r"expected the first slice's shape (4, 5), found (4, 6)"),
-        (noise(4, 1, 5), AFFINE, "expected slices across axis 2 like the first, found one across axis 1"),
+        (noise(4, 6, 1), AFFINE, r"expected a slice of shape (4, 5) like the first of its stack, found (4, 6)"),
+        (noise(4, 1, 5), AFFINE, "expected a slice across axis 2 like the first, found one across axis 1"),
         (noise(4, 5, 1), turned(10), "expected axes that point where the first slice's do, found one 10.0 degrees off"),
         (noise(4, 5, 1), AFFINE @ np.diag([1, 2, 1, 1]), "expected the first slice's voxels of 1.5 x 2 x 3 mm"),
     ],

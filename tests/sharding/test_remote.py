@@ -1,200 +1,25 @@
 """Against a real S3 server (moto's, on loopback), and fsspec's memory file system as another kind of store."""
 
-import asyncio
-import hashlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
 
 import fsspec
-import numpy as np
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
-from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
+from stores import NAMES, OLD, failing_after, files, held, outside, put, remove, watching, write_set
 
 from upfield.sharding import remote
+from upfield.sharding.address import is_remote
 from upfield.sharding.errors import InputError, RunError, ShardSetError
-from upfield.sharding.manifest import FORMAT, MANIFEST, VERSION, hash_tree
-from upfield.sharding.remote import MARKER, fetch_manifest, is_remote, remove_staging, staging_folder, upload_set
+from upfield.sharding.manifest import MANIFEST
+from upfield.sharding.remote import MARKER, fetch_manifest, staging_folder, upload_set
 from upfield.sharding.shard import main
 
-NAMES = ("train/000000", "train/000001", "val/000000", "test/000000", "train/000002")
-OLD = NAMES[:4]
-
-
-class Server:
-    """A moto server that can go away and come back at the same address with what it held."""
-
-    def __init__(self) -> None:
-        self._moto = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-        self._moto.start()
-        self.address = self._moto.get_host_and_port()
-
-    @property
-    def url(self) -> str:
-        return "http://{}:{}".format(*self.address)
-
-    def stop(self) -> None:
-        self._moto.stop()
-
-    def start(self) -> None:
-        self._moto = ThreadedMotoServer(*self.address, verbose=False)
-        self._moto.start()
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    """A server that the usual variables alone lead to, with hooks in the stores' clients."""
-    server = Server()
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith(("AWS_", "FSSPEC_"))]:
-            patch.delenv(name)
-        for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
-            patch.setenv(f"AWS_{name}", "testing")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_MAX_ATTEMPTS", "1")
-        patch.setenv("AWS_ENDPOINT_URL", server.url)
-        S3FileSystem.clear_instance_cache()
-        yield server
-    S3FileSystem.clear_instance_cache()
-    server.stop()
-
-
-@pytest.fixture
-def bucket(server: Server, request: pytest.FixtureRequest) -> str:
-    """URL of a new bucket."""
-    url = f"s3://{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:20]}"
-    fs, name = outside(url)
-    fs.mkdir(name)
-    return url
-
-
-@pytest.fixture(params=["s3", "memory"])
-def url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """An empty place on each kind of store."""
-    if request.param == "s3":
-        yield f"{request.getfixturevalue('bucket')}/sets/a"
-    else:
-        yield "memory://sets/a"
-        MemoryFileSystem.store.clear()
-        MemoryFileSystem.pseudo_dirs[:] = [""]
-
-
-@pytest.fixture
-def staging(tmp_path: Path) -> Path:
-    """A set of five shards."""
-    return write_set(tmp_path / "staging", NAMES)
-
-
-@pytest.fixture
-def sent() -> Iterator[list[str]]:
-    """Names of files sent, in the order of their arrival."""
-    names: list[str] = []
-    with watching(after=names.append):
-        yield names
-
-
-@pytest.fixture(scope="module", autouse=True)
-def hooks() -> Iterator[None]:
-    """Have both kinds of store call what `watching` sets."""
-    send, send_async = MemoryFileSystem.put_file, S3FileSystem._put_file
-
-    def watched(self, lpath, rpath, *args, **kwargs):
-        HOOKS["before"](name_of(rpath))
-        send(self, lpath, rpath, *args, **kwargs)
-        HOOKS["after"](name_of(rpath))
-
-    async def watched_async(self, lpath, rpath, *args, **kwargs):
-        # In a thread of its own, where it may use the file system too.
-        await asyncio.to_thread(HOOKS["before"], name_of(rpath))
-        await send_async(self, lpath, rpath, *args, **kwargs)
-        await asyncio.to_thread(HOOKS["after"], name_of(rpath))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MemoryFileSystem, "put_file", watched)
-        # fsspec looks at it only when an instance is made, which costs a third of a second.
-        patch.setattr(S3FileSystem, "_put_file", watched_async)
-        yield
-
-
-def ignore(name: str) -> None:
-    """Do nothing."""
-
-
-HOOKS: dict[str, Callable[[str], None]] = {"before": ignore, "after": ignore}
-
-
-@contextmanager
-def watching(before: Callable[[str], None] = ignore, after: Callable[[str], None] = ignore) -> Iterator[None]:
-    """Call `before` and `after` each file that a store is sent, with its name below the set's folder."""
-    HOOKS.update(before=before, after=after)
-    try:
-        yield
-    finally:
-        HOOKS.update(before=ignore, after=ignore)
-
-
-def name_of(path: str) -> str:
-    return "/".join(path.split("/")[-2:]) if path.endswith((".tar", ".idx")) else path.split("/")[-1]
-
-
-def failing_after(count: int, error: Exception) -> AbstractContextManager[None]:
-    """Let a store take `count` files and no more."""
-    left = iter(range(count))
-
-    def fail(name: str) -> None:
-        if next(left, None) is None:
-            raise error
-
-    return watching(before=fail)
-
-
-def write_set(folder: Path, names: tuple[str, ...], seed: int = 0, num_bytes: int = 4000) -> Path:
-    """Write what an upload needs of a set: a shard of the same name and seed has the same bytes in every set."""
-    splits = {split: {"shards": []} for split in ("train", "val", "test")}
-    for name in names:
-        tar = np.random.default_rng([seed, zlib.crc32(name.encode())]).bytes(num_bytes)
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.tar").write_bytes(tar)
-        (folder / f"{name}.idx").write_text(f"index of {name} {seed}\n")
-        entry = {"name": name, "samples": 1, "bytes": len(tar), "sha256": hashlib.sha256(tar).hexdigest()}
-        splits[name.split("/")[0]]["shards"].append(entry)
-    tree = {"format": FORMAT, "version": VERSION, "data_sha256": hash_tree(splits), "splits": splits}
-    (folder / MANIFEST).write_text(json.dumps(tree))
-    return folder
-
-
-def outside(url: str) -> tuple[Any, str]:
-    """Give a file system that shares no cache with the one under test, and the path in it."""
-    return fsspec.core.url_to_fs(url, use_listings_cache=False)
-
-
-def held(url: str) -> dict[str, bytes]:
-    fs, root = outside(url)
-    return {path.removeprefix(f"{root}/"): fs.cat_file(path) for path in fs.find(root)}
-
-
-def put(url: str, data: bytes) -> None:
-    fs, path = outside(url)
-    fs.pipe_file(path, data)
-
-
-def remove(url: str) -> None:
-    fs, path = outside(url)
-    fs.rm_file(path)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+pytestmark = pytest.mark.usefixtures("hooks")
 
 
 @pytest.mark.parametrize("out", ["s3://bucket/set", "gs://bucket", "memory://set", "simplecache::s3://bucket/set"])
@@ -424,117 +249,6 @@ def test_a_marker_that_a_kill_left_behind_a_complete_set_is_removed(url, staging
     upload_set(staging, url)
     assert held(url) == files(staging)
     assert sent == []
-
-
-def test_an_extension_needs_and_sends_new_shards_only(url, staging, tmp_path, sent):
-    old = write_set(tmp_path / "old", OLD)
-    upload_set(old, url)
-    for name in OLD:
-        (staging / f"{name}.tar").unlink()
-        (staging / f"{name}.idx").unlink()
-    sent.clear()
-    upload_set(staging, url)
-    assert sorted(sent[:-1]) == ["train/000002.idx", "train/000002.tar"]
-    assert held(url) == files(old) | files(staging)
-
-
-def test_a_broken_off_extension_leaves_the_old_set_complete(url, staging, tmp_path):
-    old = write_set(tmp_path / "old", OLD)
-    upload_set(old, url)
-    with failing_after(1, OSError("full")), pytest.raises(RunError, match="full"):
-        upload_set(staging, url)
-    assert files(old).items() <= held(url).items()
-    upload_set(staging, url)
-    assert held(url) == files(staging)
-
-
-def test_an_extension_of_a_set_that_lost_a_shard_is_refused(url, staging, tmp_path):
-    upload_set(write_set(tmp_path / "old", OLD), url)
-    remove(f"{url}/val/000000.tar")
-    with pytest.raises(ShardSetError, match=rf"^{url}/val/000000.tar: expected 4000 bytes, found none; .*damaged"):
-        fetch_manifest(url, tmp_path / "new")
-    (staging / "val/000000.tar").unlink()
-    with pytest.raises(ShardSetError, match=rf"^{url}/val/000000.tar: expected 4000 bytes, found none"):
-        upload_set(staging, url)
-
-
-def test_a_lost_shard_that_is_still_staged_is_sent_again(url, staging, sent):
-    upload_set(staging, url)
-    remove(f"{url}/val/000000.tar")
-    sent.clear()
-    assert fetch_manifest(url, staging)
-    upload_set(staging, url)
-    assert sent == ["val/000000.tar", MANIFEST]
-    assert held(url) == files(staging)
-
-
-def test_shards_that_no_manifest_lists_are_refused(url, staging, tmp_path):
-    upload_set(write_set(tmp_path / "old", OLD), url)
-    put(f"{url}/README.md", b"about this set")
-    put(f"{url}/train/000002.tar", b"left by an upload whose marker was deleted")
-    with pytest.raises(ShardSetError, match=r"expected only the shards .* found train/000002.tar among 1 others"):
-        upload_set(staging, url)
-
-
-def test_a_remote_sets_manifest_comes_into_a_new_staging_folder(url, staging, tmp_path):
-    assert not fetch_manifest(url, tmp_path / "new")
-    assert files(tmp_path / "new") == {}
-    upload_set(staging, url)
-    assert fetch_manifest(url, tmp_path / "new")
-    assert files(tmp_path / "new") == {MANIFEST: (staging / MANIFEST).read_bytes()}
-
-
-def test_a_staging_folder_with_shards_stays_as_it_is(url, staging, tmp_path):
-    upload_set(write_set(tmp_path / "old", OLD), url)
-    before = files(staging)
-    assert fetch_manifest(url, staging)
-    assert files(staging) == before
-
-
-def test_staged_work_on_a_set_that_was_extended_meanwhile_is_refused_before_it_goes_on(url, staging, tmp_path):
-    upload_set(staging, url)
-    older = write_set(tmp_path / "older", OLD)
-    before = files(older)
-    with pytest.raises(ShardSetError, match=rf"its train/000002.tar is not in this one; .* delete {older} and run"):
-        fetch_manifest(url, older)
-    assert files(older) == before
-
-
-def test_a_half_removed_staging_folder_is_of_use(url, staging):
-    upload_set(staging, url)
-    shutil.rmtree(staging / "train")
-    assert fetch_manifest(url, staging)
-    upload_set(staging, url)
-    remove_staging(staging)
-    assert not staging.exists()
-
-
-def test_the_manifest_is_the_last_that_leaves_a_staging_folder(staging, monkeypatch):
-    left: list[set[str]] = []
-    unlink = Path.unlink
-    monkeypatch.setattr(Path, "unlink", lambda path, **options: (left.append(set(files(staging))), unlink(path)))
-    remove_staging(staging)
-    assert left == [{MANIFEST}]
-
-
-def test_a_staged_manifest_of_a_set_that_is_gone_goes_too(url, staging, tmp_path):
-    shutil.copytree(staging, tmp_path / "new", ignore=shutil.ignore_patterns("*.tar"))
-    assert not fetch_manifest(url, tmp_path / "new")
-    assert not (tmp_path / "new" / MANIFEST).exists()
-
-
-def test_a_truncated_staged_shard_is_refused(url, staging):
-    os.truncate(staging / "train/000001.tar", 100)
-    with pytest.raises(ShardSetError, match=r"train/000001.tar: expected 4000 bytes as the manifest says, found 100"):
-        upload_set(staging, url)
-    assert held(url) == {}
-
-
-def test_an_unfinished_build_is_not_uploaded(url, staging):
-    (staging / MANIFEST).unlink()
-    with pytest.raises(ShardSetError, match="expected a complete shard set"):
-        upload_set(staging, url)
-    assert held(url) == {}
 
 
 def test_neighbours_with_longer_names_are_left_alone(bucket, staging):
