@@ -16,6 +16,7 @@ from upfield.sharding.journal import BlockRecord, read_record, write_record
 from upfield.sharding.pairs import Pair, make_pairs
 from upfield.sharding.plan import Block, sample_order
 from upfield.sharding.problem import Problem
+from upfield.sharding.sources import describe_sources
 from upfield.sharding.tarshard import SUFFIXES, Sample, ShardEntry, hash_file, read_index, write_shard
 
 
@@ -37,12 +38,12 @@ class BlockTask:
 class BlockResult:
     """What became of a block."""
 
+    block: str
+    """Its name."""
     entries: list[ShardEntry]
     """Its shards; none where it was given up."""
-    problems: list[Problem]
-    """Subjects whose voxels are not as they should be."""
-    alignments: list[dict[str, Any]]
-    """How real pairs were aligned."""
+    record: BlockRecord
+    """What reading its subjects led to."""
 
 
 def build_block(task: BlockTask) -> BlockResult:
@@ -53,31 +54,36 @@ def build_block(task: BlockTask) -> BlockResult:
     """
     previous = record = read_record(task.out, task.block.name)
     if record is None or record.digest != task.digest or not all(_is_there(task, name) for name in record.sizes):
-        pairs, problems = read_pairs(task)
-        if problems and task.config.on_error == "fail":
-            return BlockResult([], problems, [])
-        samples = len(pairs) * task.config.geometry.high_shape[0]
-        record = BlockRecord(task.digest, task.block.shard_sizes(samples), problems, _alignments(pairs))
+        pairs, record = read_pairs(task)
+        if record.problems and task.config.on_error == "fail":
+            return BlockResult(task.block.name, [], record)
         if previous and record != previous:
             # Shards of other members must not stand beside those of these.
             for name in previous.sizes:
                 _tar(task, name).unlink(missing_ok=True)
         write_record(task.out, task.block.name, record)
-        return BlockResult(_write_missing(task, record, pairs), problems, record.alignments)
-    return BlockResult([_describe(task, name) for name in record.sizes], record.problems, record.alignments)
+        return BlockResult(task.block.name, _write_missing(task, record, pairs), record)
+    return BlockResult(task.block.name, [_describe(task, name) for name in record.sizes], record)
 
 
-def read_pairs(task: BlockTask) -> tuple[list[Pair], list[Problem]]:
-    """Make the pairs of all subjects of a block that are as they should be, and name the others."""
+def read_pairs(task: BlockTask) -> tuple[list[Pair], BlockRecord]:
+    """Make the pairs of all subjects of a block that are as they should be, and say what became of each subject."""
     pairs: list[Pair] = []
     problems: list[Problem] = []
+    sources: list[dict[str, str]] = []
     for subject in task.block.subjects:
         try:
-            pairs += list(make_pairs(subject, task.config, saver(task.config.save_volumes, subject)))
+            own = list(make_pairs(subject, task.config, saver(task.config.save_volumes, subject)))
+            sources.append(describe_sources(subject))
+            pairs += own
         except VolumeError as error:
             problems.append(_problem(subject, error))
             discard(task.config.save_volumes, subject)
-    return pairs, problems
+        except Exception as error:
+            error.add_note(f"This was subject {subject.name} of cohort {subject.cohort}: {subject.high}")
+            raise
+    sizes = task.block.shard_sizes(len(pairs) * task.config.geometry.high_shape[0])
+    return pairs, BlockRecord(task.digest, sizes, problems, _alignments(pairs), sources)
 
 
 def _problem(subject: Subject, error: VolumeError) -> Problem:

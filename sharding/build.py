@@ -1,15 +1,15 @@
 """Build, finish or extend a shard set: find subjects, look at their headers, plan, write shards, then the manifest."""
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from upfield.sharding.align import require_simpleitk
-from upfield.sharding.block import BlockTask, build_block
-from upfield.sharding.cohort import Found, Source, Subject, find_subjects, join, uneven_stacks
+from upfield.sharding.block import BlockResult, BlockTask, build_block
+from upfield.sharding.cohort import Found, Source, Subject, find_subjects, join, short_stacks
 from upfield.sharding.configuration import ShardConfig
 from upfield.sharding.errors import InputError, RunError, ShardSetError
 from upfield.sharding.gridfiles import VolumeTask, are_missing, save_volumes
@@ -30,7 +30,7 @@ from upfield.sharding.privacy import Pseudonyms, write_names
 from upfield.sharding.problem import Problem
 from upfield.sharding.progress import say, track
 from upfield.sharding.quarantine import Quarantine
-from upfield.sharding.tarshard import ShardEntry
+from upfield.sharding.sources import changed_subjects, held_already, sealed
 from upfield.sharding.tasks import run_tasks
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -77,6 +77,7 @@ def build(config: ShardConfig, out: Path, pseudonyms: Pseudonyms | None = None) 
             finish(out)
         asked = _compare(out, content_config(config, pseudonyms), old)
         _refuse_other_subjects(out, asked, found)
+        _refuse_changed_files(out, asked, found, pseudonyms)
         if asked.new:
             if pseudonyms and pseudonyms.names:
                 write_names(pseudonyms.names, [(*who, public) for who, public in found.ids.items()])
@@ -113,10 +114,13 @@ def _extend(asked: Asked, config: ShardConfig, found: Found, out: Path, pseudony
     num_subjects = sum(cohort in asked.new for cohort, _ in found.ids)
     quarantine = Quarantine(config, out.with_name(f"{out.name}.problems.json"), num_subjects)
     # All headers, for a new subject must not be an old one over again.
-    problems = preflight(found.subjects, config.jobs)
-    quarantine.admit([problem for problem in _once(found.problems, problems) if problem.cohort in asked.new])
-    for line in uneven_stacks(fresh):
-        say(line)
+    by_name = found.problems + short_stacks(fresh)
+    problems = _once(by_name, preflight(found.subjects, config.jobs))
+    if asked.old:
+        odd = {(problem.cohort, problem.subject) for problem in problems}
+        sound = [subject for subject in fresh if (subject.cohort, subject.name) not in odd]
+        problems += held_already(sound, asked.old, pseudonyms)
+    quarantine.admit([problem for problem in problems if problem.cohort in asked.new])
     if not (chosen := quarantine.healthy(fresh)):
         raise InputError(f"{out}: expected subjects that can be used, found none of {len(fresh)}")
     blocks = plan_blocks(chosen, config, _taken(asked.old))
@@ -130,40 +134,50 @@ def _extend(asked: Asked, config: ShardConfig, found: Found, out: Path, pseudony
     jobs = fitting_jobs(blocks, config)
     begin(out, asked.content)
     tasks = [BlockTask(block, digests[block.name], config, out) for block in blocks]
-    entries, alignments = _run(tasks, jobs, quarantine)
+    results = _run(tasks, jobs, quarantine)
+    entries = sorted((entry for result in results for entry in result.entries), key=lambda entry: entry.name)
     if not entries:
         raise InputError(f"{out}: expected subjects that can be used, found none of {len(fresh)}")
-    addition = Addition(quarantine.healthy(fresh), entries, quarantine.public(pseudonyms), alignments)
+    addition = Addition(
+        subjects=quarantine.healthy(fresh),
+        entries=entries,
+        skipped=quarantine.public(pseudonyms),
+        alignments=_by_subject(one for result in results for one in result.record.alignments),
+        sources=_by_subject(sealed((one for result in results for one in result.record.sources), pseudonyms)),
+    )
     write_manifest(out, asked.content, addition, asked.old)
+
+
+def _by_subject(trees: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(trees, key=lambda tree: (tree["cohort"], tree["subject"]))
 
 
 def _once(by_name: list[Problem], by_header: list[Problem]) -> list[Problem]:
     """Join problems; what file names have shown of a stack, its headers need not repeat."""
-    told = {(problem.cohort, problem.subject, problem.field, problem.check) for problem in by_name}
-    fresh = [p for p in by_header if (p.cohort, p.subject, p.field, p.check) not in told]
+    told = {(problem.cohort, problem.subject, problem.field) for problem in by_name if problem.check == "slices"}
+    # A step over a gap is no spacing, nor is a stack that lacks slices as long as it should be.
+    follows = ("slices", "spacing", "affine")
+    fresh = [p for p in by_header if p.check not in follows or (p.cohort, p.subject, p.field) not in told]
     return sorted(by_name + fresh, key=lambda problem: (problem.cohort, problem.subject, problem.field))
 
 
-def _run(tasks: list[BlockTask], jobs: int, quarantine: Quarantine) -> tuple[list[ShardEntry], list[dict[str, Any]]]:
-    """Build all blocks; give shards and alignments in the order of their names, whoever finished first.
+def _run(tasks: list[BlockTask], jobs: int, quarantine: Quarantine) -> list[BlockResult]:
+    """Build all blocks; give the results in the order of the blocks, whoever finished first.
 
     A block that is given up does not stop the others: all that is wrong with the voxels is told at the end, at once.
     """
-    entries: list[ShardEntry] = []
-    alignments: list[dict[str, Any]] = []
+    results: dict[str, BlockResult] = {}
     for result in track(run_tasks(build_block, tasks, jobs, tasks[0].config.executor), "blocks", len(tasks)):
-        entries += result.entries
-        alignments += result.alignments
+        results[result.block] = result
         for entry in result.entries:
             if not (tasks[0].out / f"{entry.name}.tar").is_file():
                 raise RunError(
                     f"{tasks[0].out}: expected a folder that all nodes of the cluster share, found {entry.name}.tar "
                     "written elsewhere; choose another --out"
                 )
-        quarantine.note(result.problems)
+        quarantine.note(result.record.problems)
     quarantine.judge()
-    alignments.sort(key=lambda one: (one["cohort"], one["subject"]))
-    return sorted(entries, key=lambda entry: entry.name), alignments
+    return [results[task.block.name] for task in tasks]
 
 
 def _compare(out: Path, content: dict[str, Any], old: Manifest | None) -> Asked:
@@ -223,8 +237,20 @@ def _refuse_other_subjects(out: Path, asked: Asked, found: Found) -> None:
             )
 
 
+def _refuse_changed_files(out: Path, asked: Asked, found: Found, pseudonyms: Pseudonyms | None) -> None:
+    """Raise ShardSetError where files that the set was built from hold something else by now."""
+    if asked.old and (changed := changed_subjects(found.subjects, asked.old, pseudonyms)):
+        names = [f"{subject.cohort} {subject.name}" for subject in changed]
+        raise ShardSetError(
+            f"{out}: expected the files it was built from, found other content in those of {len(names)} subjects; "
+            f"bring them back, or build into a new folder ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
+        )
+
+
 def _refuse_foreign_folder(out: Path) -> None:
     """Raise InputError where `out` holds something that is no set of ours; nothing is left in it."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: expected a folder, found a file; choose another --out")
     others = sorted(out.iterdir()) if out.is_dir() else []
     if others and not any((out / name).exists() for name in (MANIFEST, JOURNAL)):
         raise InputError(

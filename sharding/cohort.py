@@ -13,6 +13,7 @@ from upfield.sharding.configuration import CohortConfig
 from upfield.sharding.errors import InputError
 from upfield.sharding.privacy import Pseudonyms
 from upfield.sharding.problem import Field, Problem
+from upfield.sharding.progress import say
 from upfield.sharding.samplekey import SampleKey
 
 SPLITS = ("train", "val", "test")
@@ -22,6 +23,7 @@ FIELD = re.compile(r"{(\w+)}")
 # enough for a plain tar header.
 NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9_-]")
 MAX_ID_LENGTH = 40
+LEAST_STACK = 0.75
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,13 @@ class Subject:
     """Whether its high field is registered to its low field."""
     orientation: str | None = None
     """Axis codes, `RAS` for instance, of files that do not say which way round they are."""
+
+    @property
+    def volumes(self) -> Iterator[tuple[Field, Source]]:
+        """Its volumes, each with its field."""
+        yield "high", self.high
+        if self.low is not None:
+            yield "low", self.low
 
     @property
     def key_part(self) -> str:
@@ -175,8 +184,10 @@ def match(pattern: str, root: Path, cohort: str, field: Field) -> tuple[dict[str
     found: dict[str, dict[int, Path]] = defaultdict(dict)
     metadata: dict[str, dict[str, str]] = {}
     problems: list[Problem] = []
+    others: list[str] = []
     for name in sorted(glob.glob(_to_glob(anchored), recursive=True)):
         if not (parts := expression.fullmatch(name)):
+            others.append(name)
             continue
         fields = parts.groupdict()
         subject, number = fields.pop("subject"), int(fields.pop("slice", 0))
@@ -189,6 +200,11 @@ def match(pattern: str, root: Path, cohort: str, field: Field) -> tuple[dict[str
     if not found:
         raise InputError(
             f"cohort {cohort}: {field}: expected files like {anchored}, found none; check the pattern and the folder"
+        )
+    if others:
+        say(
+            f"cohort {cohort}: {field}: left aside {len(others)} files that are not quite like {pattern} ({{slice}} is "
+            f"a number, a field that stands twice is twice the same): {others[0]}{' and others' if others[1:] else ''}"
         )
     stacked = "{slice}" in pattern
     sources: dict[str, Source] = {}
@@ -250,18 +266,26 @@ def _some(items: list) -> str:
     return ", ".join(map(str, items[:5])) + (f" and {len(items) - 5} more" if len(items) > 5 else "")
 
 
-def uneven_stacks(subjects: list[Subject]) -> Iterator[str]:
-    """Name stacks that have another number of slices than most of their cohort: one may have lost its end."""
-    counts: dict[tuple[str, str], dict[str, int]] = {}
+def short_stacks(subjects: list[Subject]) -> list[Problem]:
+    """Find stacks that have far fewer slices than most of their cohort: a part of the head is missing.
+
+    Smaller differences, which are told on stderr, may come from the scan.
+    """
+    counts: dict[tuple[str, Field], dict[str, Source]] = defaultdict(dict)
     for subject in subjects:
-        for volume, source in (("high", subject.high), ("low", subject.low)):
-            if source and source.stacked:
-                counts.setdefault((subject.cohort, volume), {})[subject.name] = len(source.paths)
+        for volume, source in subject.volumes:
+            if source.stacked:
+                counts[subject.cohort, volume][subject.name] = source
+    problems: list[Problem] = []
     for (cohort, volume), by_subject in counts.items():
-        usual = Counter(by_subject.values()).most_common(1)[0][0]
-        for name, count in by_subject.items():
-            if count != usual:
-                yield f"cohort {cohort}: {volume}: {name} has {count} slices, most have {usual}; is its stack complete?"
+        usual = Counter(len(source.paths) for source in by_subject.values()).most_common(1)[0][0]
+        for name, source in by_subject.items():
+            if (count := len(source.paths)) < LEAST_STACK * usual:
+                message = f"expected about {usual} slices like most of its cohort, found {count}; complete the stack"
+                problems.append(Problem(cohort, name, volume, "slices", str(source), message))
+            elif count != usual:
+                say(f"cohort {cohort}: {volume}: {name} has {count} slices, most have {usual}; is its stack complete?")
+    return problems
 
 
 def assign_splits(cohort: CohortConfig, ids: dict[str, str]) -> dict[str, Split]:

@@ -4,15 +4,19 @@ Positional arguments are shorthand for the flags of the same name, so that each 
 """
 
 import difflib
+import signal
 import sys
+import threading
 import traceback
 from argparse import SUPPRESS, ArgumentError
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from upfield.sharding.errors import InputError, RunError
+from upfield.sharding.kinds import describe, is_plain, misfit
 
 EXIT_INPUT = 2
 EXIT_FAILURE = 1
@@ -50,6 +54,9 @@ def execute(command: Command, argv: list[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     try:
+        # To be told to end is no other than Ctrl-C: workers are waited for, and what is done is kept.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         config = parse(command, [token for token in argv if token != "--debug"])
         return command.run(config) or 0
     except SystemExit as leaving:  # --help and --print_config have printed
@@ -88,7 +95,7 @@ def parse(command: Command, argv: list[str]) -> Any:
     files = [Path(token.split("=", 1)[1]) for token in tokens if token.startswith("--config=")]
     trees = {file: _read_yaml(file) for file in files}
     for file, tree in trees.items():
-        _refuse_unknown(tree, command.schema, str(file))
+        _refuse_misfits(tree, command.schema, str(file))
     # An empty file says nothing, which jsonargparse takes for an error of its own.
     empty = {f"--config={file}" for file, tree in trees.items() if not tree}
     tokens = [token for token in tokens if token not in empty]
@@ -112,7 +119,7 @@ def from_tree(schema: type[C], tree: dict[str, Any], where: str) -> C:
     Raises:
         InputError: unknown key or a value of the wrong type.
     """
-    _refuse_unknown(tree, schema, where)
+    _refuse_misfits(tree, schema, where)
     parser = _parser(Command("", schema, lambda _: 0))
     try:
         return _instantiate(parser, schema, lambda: parser.parse_object(tree))
@@ -184,28 +191,42 @@ def _fill_folders(config: C, command: Command, trees: dict[Path, dict[str, Any]]
 def _normalise(argv: list[str], command: Command, parser: Any) -> list[str]:
     """Give every argument the shape `--name=value`: positionals named, bare switches true, unknown flags refused."""
     known = set(parser._option_string_actions)
-    switches = {f"--{name}" for name, kind in _leaves(command.schema) if kind is bool}
+    kinds = dict(_leaves(command.schema))
     options: list[str] = []
     loose: list[str] = []
-    rest = iter(argv)
-    for token in rest:
+    rest = deque(argv)
+    while rest:
+        token = rest.popleft()
         if not token.startswith("-") or token == "-":
             loose.append(token)
             continue
         name, equals, value = token.partition("=")
         if name not in known:
             raise InputError(_unknown_flag(name, known))
-        if name in WITHOUT_VALUE or equals:
+        if name in WITHOUT_VALUE or name.endswith(".help"):
             options.append(token)
-        elif name in switches:
-            options.append(f"{name}=true")
-        else:
-            value = next(rest, None)
-            if value is None or value.partition("=")[0] in known:
-                raise InputError(f"{name}: expected a value, found {value or 'none'}")
-            options.append(f"{name}={value}")
+            continue
+        kind = kinds.get(name.removeprefix("--"))
+        if not equals and kind is bool and (not rest or rest[0].lower() not in ("true", "false")):
+            value = "true"
+        elif not equals:
+            if not rest or rest[0].partition("=")[0] in known:
+                raise InputError(f"{name}: expected a value, found {rest[0] if rest else 'none'}")
+            value = rest.popleft()
+        if kind is not None and is_plain(kind) and misfit(value, kind) and misfit(_read_scalar(value), kind):
+            raise InputError(f"{name}: expected {describe(kind)}, found {value}")
+        options.append(f"{name}={value}")
     given = {option.split("=", 1)[0].removeprefix("--") for option in options}
     return options + list(_name_positionals(loose, command, given))
+
+
+def _read_scalar(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _name_positionals(loose: list[str], command: Command, given: set[str]) -> Iterator[str]:
@@ -228,8 +249,8 @@ def _unknown_flag(name: str, known: set[str]) -> str:
     return f"unknown flag {name}{_nearest(name, shown)}; known: {' '.join(shown)}"
 
 
-def _refuse_unknown(tree: Any, schema: type, where: str, prefix: str = "") -> None:
-    """Walk a configuration tree along the schema and refuse the first key that the schema does not have."""
+def _refuse_misfits(tree: Any, schema: type, where: str, prefix: str = "") -> None:
+    """Walk a configuration tree along the schema and refuse the first key or value that does not fit it."""
     if not isinstance(tree, dict):
         raise InputError(f"{where}: {prefix or 'top level'}: expected keys and values, found {type(tree).__name__}")
     kinds = get_type_hints(schema)
@@ -240,11 +261,12 @@ def _refuse_unknown(tree: Any, schema: type, where: str, prefix: str = "") -> No
             raise InputError(f"{where}: unknown key {prefix}{key}{hint}; known: {', '.join(known)}")
         kind = kinds[key]
         if is_dataclass(kind) and isinstance(kind, type):
-            _refuse_unknown(value, kind, where, f"{prefix}{key}.")
-        elif get_origin(kind) is list and isinstance(value, list):
-            element = get_args(kind)[0]
-            for number, item in enumerate(value if is_dataclass(element) else ()):
-                _refuse_unknown(item, element, where, f"{prefix}{key}[{number}].")  # pyright: ignore[reportArgumentType]
+            _refuse_misfits(value, kind, where, f"{prefix}{key}.")
+        elif wrong := misfit(value, kind):
+            raise InputError(f"{where}: {prefix}{key}{wrong[0]}: {wrong[1]}")
+        elif get_origin(kind) is list and is_dataclass(element := get_args(kind)[0]):
+            for number, item in enumerate(value):
+                _refuse_misfits(item, element, where, f"{prefix}{key}[{number}].")  # pyright: ignore[reportArgumentType]
 
 
 def _leaves(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -108,7 +108,8 @@ def _draw_labels(page: Page, groups: list[Group], row: list[tuple[int, Slice]], 
 
 def _draw_caption(page: Page, item: Slice, left_in: float, top_in: float) -> None:
     key = item.key
-    caption = f"{shorten(key.subject, COLUMN_IN - 0.1, 9)}\nvariant {key.variant}, x{key.x:03d}"
+    # The sample's key, over two lines.
+    caption = f"{shorten(f'{key.cohort}-{key.subject}-', COLUMN_IN - 0.1, 9)}\n{key.kind}-{key.variant}-x{key.x:03d}"
     page.text(left_in + 0.04, top_in - 0.06, caption, 9, linespacing=1.25, va="bottom")
 
 

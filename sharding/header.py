@@ -15,7 +15,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.freesurfer.mghformat import MGHError, MGHHeader, MGHImage
 from nibabel.nifti1 import Nifti1Header, Nifti1Image
 from nibabel.nifti2 import Nifti2Header, Nifti2Image
-from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation
+from nibabel.orientations import axcodes2ornt
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 from numpy.typing import NDArray
 
@@ -41,7 +41,8 @@ MGH_VERSION = b"\0\0\0\1"
 HEADER_BYTES = 540  # of NIfTI-2, the longest
 # 4 GiB as float32; a whole head at 0.25 mm has 0.8 thousand million voxels.
 MAX_VOXELS = 2**30
-MAX_TILT_DEG = 2.0
+# Slices that are no farther from each other have no places.
+UNPLACED_MM = 1e-3
 SPATIAL_UNITS: dict[int, Literal["m", "mm", "um"]] = {1: "m", 2: "mm", 3: "um"}  # nifti1.h, NIFTI_UNITS_*
 # Where the axes point that a file does not tell: what nibabel assumes for NIfTI, and FreeSurfer for MGH.
 NIFTI_FALLBACK, MGH_FALLBACK = "LAS", "LIA"
@@ -65,6 +66,8 @@ class Header:
     """`(4, 4)`, voxel index -> world mm; it may be unusable."""
     is_oriented: bool
     """Whether the file says where its axes point, or the caller did."""
+    is_placed: bool
+    """Whether the file says where it lies in the scanner."""
     has_spacing: tuple[bool, bool, bool]
     """Whether the file says how large its voxels are along each axis; otherwise 1 mm is assumed."""
     forms_differ_deg: float
@@ -184,6 +187,7 @@ def _read_other(path: Path, orientation: str | None) -> Header:
         dtype=image.get_data_dtype(),
         affine=affine,
         is_oriented=oriented or orientation is not None,
+        is_placed=oriented,
         has_spacing=(True, True, True),
         forms_differ_deg=0.0,
         unit="mm",
@@ -209,6 +213,7 @@ def _nifti(kind: type[SpatialImage], header: Any, orientation: str | None) -> He
         dtype=header.get_data_dtype(),
         affine=np.asarray(affine, dtype=np.float64),
         is_oriented=has_sform or has_qform or orientation is not None,
+        is_placed=has_sform or has_qform,
         has_spacing=(has_sform or bool(in_x), has_sform or bool(in_y), has_sform or bool(in_z)),
         forms_differ_deg=_forms_differ_deg(header) if has_sform and has_qform else 0.0,
         unit=SPATIAL_UNITS.get(int(header["xyzt_units"]) & 7, "mm"),
@@ -232,6 +237,7 @@ def _mgh(start: bytes, orientation: str | None) -> Header:
         dtype=header.get_data_dtype(),
         affine=np.asarray(affine, dtype=np.float64),
         is_oriented=is_good or orientation is not None,
+        is_placed=is_good,
         has_spacing=(has_spacing, has_spacing, has_spacing),
         forms_differ_deg=0.0,
         unit="mm",
@@ -344,37 +350,11 @@ def stack_affine(headers: Sequence[Header], axis: int) -> NDArray[np.float64]:
         `(4, 4)`, voxel index -> world mm.
     """
     affine = headers[0].affine.copy()
-    travelled_mm = headers[-1].affine[:3, 3] - affine[:3, 3]
-    if np.linalg.norm(travelled_mm) > 1e-3:
-        affine[:3, axis] = travelled_mm / (len(headers) - 1)
+    if carry_places(headers):
+        affine[:3, axis] = (headers[-1].affine[:3, 3] - affine[:3, 3]) / (len(headers) - 1)
     return affine
 
 
-def volume_affine(headers: Sequence[Header]) -> NDArray[np.float64]:
-    """Give the affine `(4, 4)` of a volume in one file, or in a stack of slice files."""
-    return headers[0].affine if len(headers) == 1 else stack_affine(headers, slice_axis(headers[0], Path()))
-
-
-def ras_axes(affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Give where the axes of a volume that is turned to RAS+ point: three unit columns, `(3, 3)`."""
-    orientation = io_orientation(affine)
-    turned = affine @ inv_ornt_aff(orientation, (1, 1, 1))
-    return turned[:3, :3] / np.linalg.norm(turned[:3, :3], axis=0)
-
-
-def tilt_problem(low: NDArray[np.float64], high: NDArray[np.float64]) -> str | None:
-    """Say what is wrong where two fields are turned against each other by more than `MAX_TILT_DEG`.
-
-    Axes are resampled one by one, which a rotation between the two would make wrong.
-
-    Args:
-        low: `(3, 3)`, where the low field's axes point, as unit columns.
-        high: the same of the high field.
-    """
-    cosine = np.clip((np.trace(high.T @ low) - 1) / 2, -1, 1)
-    if (tilt_deg := float(np.degrees(np.arccos(cosine)))) <= MAX_TILT_DEG:
-        return None
-    return (
-        f"expected low and high field turned against each other by at most {MAX_TILT_DEG:g} degrees, found "
-        f"{tilt_deg:.1f}; register them with align: rigid"
-    )
+def carry_places(headers: Sequence[Header]) -> bool:
+    """Tell whether slices have origins of their own."""
+    return bool(np.linalg.norm(headers[-1].affine[:3, 3] - headers[0].affine[:3, 3]) > UNPLACED_MM)

@@ -43,6 +43,8 @@ class BlockRecord:
     """Subjects that were left out, and why."""
     alignments: list[dict[str, Any]] = field(default_factory=list)
     """How real pairs were aligned."""
+    sources: list[dict[str, str]] = field(default_factory=list)
+    """What the others were made from."""
 
 
 @contextmanager

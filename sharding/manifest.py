@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from upfield.sharding.address import is_remote
@@ -23,6 +24,8 @@ MANIFEST = "manifest.json"
 # Of aligned pairs, Mattes mutual information in nats. Phantom pairs reach 1.4 to 1.55, under heavy noise 0.65; another
 # subject's or a mirrored head at most 0.48. Chosen on those; true 64 mT pairs may lie elsewhere.
 MIN_SIMILARITY = 0.5
+# Between cohorts it varies with contrast and noise, within one much less.
+MIN_SHARE_OF_USUAL = 0.6
 # Where and how fast a set was built is not part of what it is.
 NOT_CONTENT = ("out", "root", "jobs", "executor", "on_error", "max_skipped", "save_volumes", "pseudonym_key")
 
@@ -78,9 +81,22 @@ class Manifest:
         return self.tree["skipped"]
 
     @property
+    def sources(self) -> list[dict[str, str]]:
+        """What each subject was made from: cohort, subject, fingerprints of its files by field."""
+        return self.tree["sources"]
+
+    @property
     def unlike_pairs(self) -> list[dict[str, Any]]:
-        """Real pairs whose similarity stayed low after alignment."""
-        return [one for one in self.tree["alignments"] if one["similarity_after"] < MIN_SIMILARITY]
+        """Real pairs whose similarity stayed low after alignment, by itself or beside the others of their cohort."""
+        by_cohort: dict[str, list[dict[str, Any]]] = {}
+        for one in self.tree["alignments"]:
+            by_cohort.setdefault(one["cohort"], []).append(one)
+        unlike: list[dict[str, Any]] = []
+        for pairs in by_cohort.values():
+            usual = median(one["similarity_after"] for one in pairs)
+            least = max(MIN_SIMILARITY, MIN_SHARE_OF_USUAL * usual)
+            unlike += [one for one in pairs if one["similarity_after"] < least]
+        return unlike
 
 
 @dataclass(frozen=True)
@@ -95,6 +111,8 @@ class Addition:
     """Subjects that were left out."""
     alignments: list[dict[str, Any]]
     """How real pairs were aligned."""
+    sources: list[dict[str, str]]
+    """What each subject was made from: cohort, subject, fingerprints of its files by field."""
 
 
 def content_config(config: ShardConfig, pseudonyms: Pseudonyms | None = None) -> dict[str, Any]:
@@ -110,6 +128,11 @@ def content_config(config: ShardConfig, pseudonyms: Pseudonyms | None = None) ->
 def hash_tree(tree: Any) -> str:
     """Give the sha256 of a tree of plain values, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def hash_manifest(tree: dict[str, Any]) -> str:
+    """Give the hash of all that a manifest says, but for that hash itself: an edit anywhere is found."""
+    return hash_tree({key: value for key, value in tree.items() if key != "manifest_sha256"})
 
 
 def write_manifest(root: Path, content: dict[str, Any], addition: Addition, old: Manifest | None) -> None:
@@ -138,7 +161,9 @@ def write_manifest(root: Path, content: dict[str, Any], addition: Addition, old:
         "splits": splits,
         "skipped": [*(old.skipped if old else []), *addition.skipped],
         "alignments": [*(old.tree["alignments"] if old else []), *addition.alignments],
+        "sources": [*(old.sources if old else []), *addition.sources],
     }
+    tree["manifest_sha256"] = hash_manifest(tree)
     write_json(root / MANIFEST, tree)
 
 
@@ -158,7 +183,8 @@ def read_manifest(root: Path) -> Manifest:
     """
     path = root / MANIFEST
     if is_remote(str(root)):
-        raise ShardSetError(f"{root}: expected a folder, found an address; copy the set to this machine first")
+        address = str(root).replace(":/", "://", 1)
+        raise ShardSetError(f"{address}: expected a folder, found an address; copy the set to this machine first")
     if not path.is_file():
         what = "an unfinished build" if is_unfinished(root) else "no shard set"
         raise ShardSetError(f"{path}: expected a complete shard set, found {what}; run upfield shard to build it")

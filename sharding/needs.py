@@ -61,10 +61,14 @@ def refuse_full_disks(needed: Mapping[Path, float]) -> None:
         where = " and ".join(map(str, folders))
         if together > free:
             raise InputError(
-                f"{where}: expected room for {together / 1e9:.2f} GB, found {free / 1e9:.2f} GB free; free some or "
+                f"{where}: expected room for {_size(together)}, found {_size(free)} free; free some or "
                 "choose a place on another disk"
             )
-        say(f"{where}: about {max(together, 0) / 1e9:.2f} GB to write, {free / 1e9:.0f} GB free")
+        say(f"{where}: about {_size(max(together, 0))} to write, {_size(free)} free")
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
 
 
 def fitting_jobs(blocks: Sequence[Block], config: ShardConfig) -> int:

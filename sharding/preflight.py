@@ -11,17 +11,17 @@ from numpy.typing import NDArray
 from upfield.sharding.cohort import Source, Subject
 from upfield.sharding.content import DAMAGED, Trace, is_whole, same_content, trace
 from upfield.sharding.errors import VolumeError
+from upfield.sharding.extent import Extent, pair_problems
 from upfield.sharding.header import (
+    UNPLACED_MM,
     Header,
     angles_deg,
+    carry_places,
     expect_three_dimensions,
-    ras_axes,
     read_header,
     slice_axis,
     stack_affine,
-    tilt_problem,
     unlike_the_first,
-    volume_affine,
 )
 from upfield.sharding.problem import Field, Problem
 from upfield.sharding.tasks import run_tasks
@@ -36,7 +36,6 @@ MAX_SHEAR_DEG = 1.0
 MAX_TURN_DEG, MAX_CHANGE = 1.0, 0.01
 # More than the tilt of a head against a template's axes, less than exchanged axes.
 MAX_FORMS_DIFFER_DEG = 45.0
-UNPLACED_MM = 1e-3
 
 Place = tuple[str, str, Field]
 
@@ -67,8 +66,8 @@ class Checked:
     """What is wrong."""
     traces: tuple[Trace, ...]
     """What its files tell of their content; empty where some cannot be read, or are half of a format in two files."""
-    axes: NDArray[np.float64] | None = None
-    """`(3, 3)`, where its right, anterior and superior axis point; None where that cannot be told."""
+    extent: Extent | None = None
+    """Where it lies; None where that cannot be told."""
 
 
 def preflight(subjects: Sequence[Subject], jobs: int = 0) -> list[Problem]:
@@ -83,9 +82,7 @@ def preflight(subjects: Sequence[Subject], jobs: int = 0) -> list[Problem]:
     """
     tasks = [subjects[first : first + SUBJECTS_PER_TASK] for first in range(0, len(subjects), SUBJECTS_PER_TASK)]
     paths: dict[Place, tuple[Path, ...]] = {
-        (subject.cohort, subject.name, field): source.paths
-        for subject in subjects
-        for field, source in _sources(subject)
+        (subject.cohort, subject.name, field): source.paths for subject in subjects for field, source in subject.volumes
     }
     num_files = sum(map(len, paths.values()))
     results = run_tasks(check_subjects, tasks, jobs if num_files >= FILES_FOR_PROCESSES else 1)
@@ -96,7 +93,7 @@ def preflight(subjects: Sequence[Subject], jobs: int = 0) -> list[Problem]:
         for volume in checked
         for finding in volume.findings
     ]
-    problems += _tilted(checked, subjects)
+    problems += _apart(checked, subjects)
     return sorted(
         problems + _same(checked, paths), key=lambda p: (p.cohort, p.subject, p.field, p.check, p.file, p.message)
     )
@@ -104,13 +101,7 @@ def preflight(subjects: Sequence[Subject], jobs: int = 0) -> list[Problem]:
 
 def check_subjects(subjects: Sequence[Subject]) -> list[Checked]:
     """Read the headers of some subjects' volumes and check each by itself; runs in a worker."""
-    return [_check_volume(subject, field, source) for subject in subjects for field, source in _sources(subject)]
-
-
-def _sources(subject: Subject) -> Iterator[tuple[Field, Source]]:
-    yield "high", subject.high
-    if subject.low is not None:
-        yield "low", subject.low
+    return [_check_volume(subject, field, source) for subject in subjects for field, source in subject.volumes]
 
 
 def _place(volume: Checked) -> Place:
@@ -138,8 +129,8 @@ def _check_volume(subject: Subject, field: Field, source: Source) -> Checked:
         return Checked(subject.cohort, subject.name, field, [_first_of(refused, source)], ())
     findings = _check_stack(source, headers) if source.stacked else _check_whole(source.paths[0], headers[0])
     in_one_file = all(header.end_bytes is not None for header in headers)
-    axes = None if findings else ras_axes(volume_affine(headers))
-    return Checked(subject.cohort, subject.name, field, findings, tuple(traces) if in_one_file else (), axes)
+    extent = None if findings else Extent.of(headers)
+    return Checked(subject.cohort, subject.name, field, findings, tuple(traces) if in_one_file else (), extent)
 
 
 def _whole(path: Path, header: Header) -> Trace:
@@ -195,8 +186,7 @@ def _check_stack(source: Source, headers: list[Header]) -> list[Finding]:
     findings = _uneven(source, headers)
     affine = stack_affine(headers, axes[0])
     # Slices that carry places need not say how thick they are.
-    by_place = not np.array_equal(affine, headers[0].affine)
-    needed = [axis for axis in range(3) if axis != axes[0] or not by_place]
+    needed = [axis for axis in range(3) if axis != axes[0] or not carry_places(headers)]
     # Each slice may have its own fault of side or unit; the stack has one affine.
     by_check: dict[str, list[Finding]] = {}
     for path, header in zip(paths, headers, strict=True):
@@ -310,15 +300,16 @@ def _mm(spacing_mm: NDArray[np.float64]) -> str:
     return " x ".join(f"{size:.4g}" for size in spacing_mm) + " mm"
 
 
-def _tilted(checked: list[Checked], subjects: Sequence[Subject]) -> Iterator[Problem]:
-    """Find pairs whose fields are turned against each other, where axes are to be resampled one by one."""
-    volumes = {_place(volume): volume for volume in checked}
+def _apart(checked: list[Checked], subjects: Sequence[Subject]) -> Iterator[Problem]:
+    """Find pairs that are not where they would have to be, as they are to be taken as they lie."""
+    checked_at = {_place(volume): volume for volume in checked}
     for subject in subjects:
-        if subject.low is None or subject.fit != "crop_pad" or subject.align != "none":
+        if subject.low is None or subject.align != "none":
             continue
-        low, high = (volumes[subject.cohort, subject.name, field] for field in ("low", "high"))
-        if low.axes is not None and high.axes is not None and (message := tilt_problem(low.axes, high.axes)):
-            yield _problem(low, "affine", str(subject.low), message)
+        low, high = (checked_at[subject.cohort, subject.name, field] for field in ("low", "high"))
+        if low.extent is not None and high.extent is not None:
+            for message in pair_problems(low.extent, high.extent, subject.fit):
+                yield _problem(low, "affine", str(subject.low), message)
 
 
 def _same(checked: list[Checked], paths: Mapping[Place, Sequence[Path]]) -> list[Problem]:
@@ -335,6 +326,6 @@ def _same(checked: list[Checked], paths: Mapping[Place, Sequence[Path]]) -> list
             message = (
                 f"expected a scan of its own, found the same content as {whose} {other.field} field; leave one out"
             )
-            file = f"{paths[_place(volume)][0]} = {paths[_place(other)][0]}"
+            file = f"{paths[_place(volume)][0]} = {paths[_place(other)][0]} ({other.cohort} {other.subject})"
             problems.append(_problem(volume, "same", file, message))
     return problems

@@ -12,6 +12,7 @@ from typing import Literal
 from upfield.sharding.atomic import write_json
 
 Field = Literal["low", "high"]
+TWIN = " = "
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Problem:
     check: str
     """What was looked at: `unpaired`, `slices`, `header`, `affine`, `spacing`, `side`, `same`, `name`, `voxels`."""
     file: str
-    """The file, or the first of a stack; local, never published."""
+    """The file, or the first of a stack, and perhaps after ` = ` one that it equals; local, never published."""
     message: str
     """Expected, found, what to do; without names of files or subjects, so that it may be published."""
 
@@ -65,6 +66,11 @@ def _shortened(text: str, width: int) -> str:
     """Cut the middle out; what tells files apart is mostly at the end."""
     if len(text) <= width:
         return text
+    first, two, second = text.partition(TWIN)
+    if two:
+        # Whom it equals is worth a longer line.
+        half = (width - len(TWIN)) // 2
+        return f"{_shortened(first, half)}{TWIN}{_shortened(second, half)}"
     head = (width - 3) // 3
     return f"{text[:head]}...{text[len(text) - (width - 3 - head) :]}"
 

@@ -1,5 +1,6 @@
 """Which samples of a split a preview shows: spread over cohorts, kinds and subjects, the same for the same seed."""
 
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from upfield.sharding.errors import ShardSetError
 from upfield.sharding.samplekey import SampleKey
 from upfield.sharding.shardset import ShardSplit
 
@@ -82,14 +84,19 @@ def choose_groups(split: ShardSplit, pairs: int, seed: int) -> list[Group]:
     names = sorted(members)
     shares = share_evenly([len(members[name]) for name in names], pairs)
     groups: list[Group] = []
-    for number, (name, share) in enumerate(zip(names, shares, strict=True)):
-        rng = np.random.default_rng([seed, number])
-        order = _take_turns(rng.permutation(members[name]).tolist(), lambda sample: keys[sample].subject)
+    for name, share in zip(names, shares, strict=True):
+        drawn = sorted(members[name], key=lambda sample: _lot(keys[sample], seed))
+        order = _take_turns(drawn, lambda sample: keys[sample].subject)
         slices = [read_slice(split, sample) for sample in order[: READ_PER_GROUP + READ_PER_PAIR * share]]
         measured = _fullest_first(slices, share)
         shown = sorted(measured[:share], key=lambda item: item.key)
         groups.append(Group(*name, shown, measured))
     return groups
+
+
+def _lot(key: SampleKey, seed: int) -> bytes:
+    """Draw a slice's place in the choice: the same for all kinds, so that real stands beside synthetic of its own."""
+    return hashlib.sha256(f"{seed}/{key.cohort}/{key.subject}/{key.x}".encode()).digest()
 
 
 def choose_volumes(split: ShardSplit, pairs: int, seed: int) -> list[VolumePair]:
@@ -134,10 +141,19 @@ def read_keys(split: ShardSplit) -> list[SampleKey]:
 
 
 def read_slice(split: ShardSplit, sample: int) -> Slice:
-    """Read one sample as training reads it."""
+    """Read one sample as training reads it.
+
+    Raises:
+        ShardSetError: its shard is missing, cut off, or holds values that no shard has.
+    """
     low = np.empty((1, *split.low_shape), dtype=np.float16)
     high = np.empty((1, *split.high_shape), dtype=np.float16)
     split.read_into([sample], low, high)
+    if not all(((array >= 0) & (array <= 1)).all() for array in (low, high)):
+        raise ShardSetError(
+            f"{split.root}: {split.key(sample)}: expected values in 0..1, found others; a shard is damaged, run "
+            "upfield verify"
+        )
     return Slice(SampleKey.parse(split.key(sample)), low[0].astype(np.float32), high[0, 0].astype(np.float32))
 
 

@@ -1,5 +1,6 @@
 """`upfield shard`: builds shards from cohorts, or extends a set with a new cohort."""
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING
 from upfield.sharding.address import is_remote, shown
 from upfield.sharding.command import Command, execute
 from upfield.sharding.configuration import ShardConfig
-from upfield.sharding.errors import InputError
+from upfield.sharding.errors import InputError, ShardSetError
 
 if TYPE_CHECKING:
     from upfield.sharding.privacy import Pseudonyms
@@ -18,7 +19,7 @@ def shard(config: ShardConfig) -> None:
     from upfield.sharding.build import build
 
     assert config.out is not None
-    if config.out.startswith("file:"):
+    if config.out.startswith("file:") or (is_remote(config.out) and "://" not in config.out):
         raise InputError(f"--out: expected a folder or an address like s3://bucket/set, found {config.out}")
     pseudonyms = _pseudonyms(config)
     if is_remote(config.out):
@@ -37,7 +38,11 @@ def _build_and_send(config: ShardConfig, url: str, pseudonyms: "Pseudonyms | Non
     # From the first look to the last file: what is sent must be what was built.
     with alone(staging.with_name(f"{staging.name}.sending")):
         fetch_manifest(url, staging)
-        build(config, staging, pseudonyms)
+        try:
+            build(config, staging, pseudonyms)
+        except ShardSetError as error:
+            # The set is what the user knows, not where its manifest lies meanwhile.
+            raise ShardSetError(re.sub(rf"^{re.escape(str(staging))}(?=: )", shown(url), str(error))) from error
         upload_set(staging, url)
         _summarise(shown(url), staging)
         remove_staging(staging)
@@ -45,6 +50,8 @@ def _build_and_send(config: ShardConfig, url: str, pseudonyms: "Pseudonyms | Non
 
 def _pseudonyms(config: ShardConfig) -> "Pseudonyms | None":
     """Open the key, or make one."""
+    from upfield.sharding.journal import is_unfinished
+    from upfield.sharding.manifest import MANIFEST
     from upfield.sharding.privacy import open_key
 
     assert config.out is not None
@@ -55,12 +62,19 @@ def _pseudonyms(config: ShardConfig) -> "Pseudonyms | None":
             f"--pseudonym_key: expected a file, found none; a key does not belong beside a set at {shown(config.out)}"
         )
     out = Path(config.out).absolute()
-    return open_key(config.pseudonym_key or out.with_name(f"{out.name}.key"))
+    key = config.pseudonym_key or out.with_name(f"{out.name}.key")
+    if not key.exists() and ((out / MANIFEST).exists() or is_unfinished(out)):
+        raise InputError(
+            f"{key}: expected the key that {out} was built with, found none; bring it back, or say where it is with "
+            "--pseudonym_key (with another key nobody could tell who is in the set already)"
+        )
+    return open_key(key)
 
 
 def _summarise(name: str, folder: Path) -> None:
     from upfield.sharding.cohort import SPLITS
     from upfield.sharding.manifest import read_manifest
+    from upfield.sharding.progress import say
 
     manifest = read_manifest(folder)
     print(f"{name}: data {manifest.data_sha256[:12]}")
@@ -71,8 +85,10 @@ def _summarise(name: str, folder: Path) -> None:
         print(
             f"  {split:<5} {subjects:>5} subjects {samples:>8} samples {len(entries):>5} shards {size / 1e6:>9.1f} MB"
         )
+        if not subjects:
+            say(f"{name}: no subjects in {split}; training wants train and val, evaluation wants test: see `split`")
     if manifest.skipped:
-        print(f"  left out: {len(manifest.skipped)} subjects")
+        print(f"  left out: {len(manifest.skipped)} subjects; when mended, give them as a cohort of their own")
     for one in manifest.skipped:
         reasons = "; ".join(f"{told['field']}: {told.get('reason', told['check'])}" for told in one["problems"])
         print(f"    {one['cohort']} {one['subject']}: {reasons}")

@@ -22,7 +22,7 @@ from upfield.sharding.configuration import VerifyConfig
 from upfield.sharding.errors import ShardSetError
 from upfield.sharding.intensity import NORMALISATION
 from upfield.sharding.journal import JOURNAL, is_unfinished
-from upfield.sharding.manifest import MANIFEST, Manifest, hash_tree, read_manifest
+from upfield.sharding.manifest import MANIFEST, Manifest, hash_manifest, hash_tree, read_manifest
 from upfield.sharding.progress import track
 from upfield.sharding.tarshard import INDEX_VERSION, MEMBERS, SUFFIXES, ShardEntry, hash_file
 
@@ -78,6 +78,7 @@ class Verification:
         try:
             yield from (f"{path}: {problem}" for problem in manifest_problems(self.manifest))
             listed = listed_splits(self.manifest)
+            left_out = {(tree["cohort"], tree["subject"]) for tree in self.manifest.skipped}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             yield f"{path}: expected a manifest's keys and values, found {type(error).__name__}: {error}"
             return
@@ -88,7 +89,8 @@ class Verification:
         for split, entry in track(entries, "shards", len(entries)):
             yield from self._shard(split, entry)
         yield from (f"{path}: {problem}" for problem in split_problems(listed, self.subject_splits))
-        yield from (f"{path}: {problem}" for problem in skipped_problems(self.manifest, self.subject_splits))
+        for cohort, subject in sorted(left_out & self.subject_splits.keys()):
+            yield f"{path}: {cohort} {subject}: expected no samples of it, for it is listed as left out"
 
     def _shard(self, split: str, entry: ShardEntry) -> Iterator[str]:
         tar, index = (self.root / f"{entry.name}{suffix}" for suffix in SUFFIXES)
@@ -147,7 +149,7 @@ def manifest_problems(manifest: Manifest) -> Iterator[str]:
     height, width = tree["config"]["geometry"]["high_shape"][1:]
     pairs: list[tuple[str, Any, Any]] = [
         ("config_sha256", tree["config_sha256"], hash_tree(tree["config"])),
-        ("skipped, alignments", [type(tree[key]) for key in ("skipped", "alignments")], [list, list]),
+        ("manifest_sha256", tree["manifest_sha256"], hash_manifest(tree)),
         ("data_sha256", manifest.data_sha256, hash_tree([entry.sha256 for entry in by_name])),
         ("normalisation", manifest.normalisation, NORMALISATION),
         ("sample.low.shape", manifest.sample_shape("low"), (1 + 2 * manifest.context, height, width)),
@@ -242,13 +244,6 @@ def split_problems(listed: dict[tuple[str, str], set[str]], met: dict[tuple[str,
                 f"{cohort} {subject}: expected to be listed in one split with all its samples, "
                 f"found it listed in {said or 'none'}, its samples in {held or 'none'}"
             )
-
-
-def skipped_problems(manifest: Manifest, met: dict[tuple[str, str], set[str]]) -> Iterator[str]:
-    """Name subjects that are said to have been left out and have samples all the same."""
-    for tree in manifest.skipped:
-        if (tree["cohort"], tree["subject"]) in met:
-            yield f"{tree['cohort']} {tree['subject']}: expected no samples of it, for it is listed as left out"
 
 
 COMMAND = Command("verify", VerifyConfig, verify, positional=("shards",), required=("shards",))

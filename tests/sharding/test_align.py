@@ -7,7 +7,7 @@ from scipy.spatial.transform import Rotation
 
 from upfield.sharding.align import Alignment, register, resample_aligned
 from upfield.sharding.errors import InputError
-from upfield.sharding.manifest import MIN_SIMILARITY
+from upfield.sharding.manifest import MIN_SIMILARITY, Manifest
 from upfield.sharding.volume import Volume
 
 sitk = pytest.importorskip("SimpleITK")
@@ -228,3 +228,14 @@ def test_a_missing_simpleitk_is_named(monkeypatch):
         register(low_field(), high_field(), seed=0)
     with pytest.raises(InputError, match="expected SimpleITK"):
         resample_aligned(high_field(), still(), low_field(), "low")
+
+
+def test_pairs_far_less_alike_than_the_others_of_their_cohort_are_named_too():
+    def one(cohort, subject, similarity):
+        return {"cohort": cohort, "subject": subject, "similarity_before": 0.1, "similarity_after": similarity}
+
+    alike = [one("a", f"{number}", 1.9 + 0.1 * number) for number in range(3)]
+    noisy = [one("b", f"{number}", 0.6 + 0.05 * number) for number in range(3)]
+    others = [one("a", "another head", 0.63), one("b", "nothing at all", 0.3)]
+    manifest = Manifest({"alignments": [*alike, others[0], *noisy, others[1]]})
+    assert manifest.unlike_pairs == others

@@ -399,3 +399,43 @@ def test_shards_of_a_block_with_other_members_are_not_kept(run_cli, killed, tiny
     write_record(killed, path.stem, replace(record, sizes=dict.fromkeys(record.sizes, 1)))
     assert run_cli(main, *arguments(tiny_cohort, killed))[0] == 0
     assert contents(killed) == contents(tiny_shards)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (
+            ("--save_volumes", "s3://bucket/volumes"),
+            "save_volumes: expected a place on this machine, found",
+        ),
+        (("--out", "s3:/bucket/set"), "--out: expected a folder or an address like s3://bucket/set, found s3:/bucket"),
+        (("--out", "cohort/cohorts.yaml"), "cohorts.yaml: expected a folder, found a file; choose another --out"),
+    ],
+)
+def test_places_that_are_none_are_refused_at_once(run_cli, cohort, tmp_path, monkeypatch, flags, said):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run_cli(main, *arguments(cohort, tmp_path / "shards"), *flags)
+    assert code == 2
+    assert said in err
+    assert [path.name for path in tmp_path.iterdir()] == ["cohort"]
+
+
+def test_pairs_that_do_not_lie_in_one_place_are_told_before_anything_is_built(run_cli, cohort, tmp_path):
+    for path in cohort.glob("real/low/sub-01_*"):
+        image = nib.Nifti1Image.from_filename(path)
+        affine = np.array(image.affine)
+        affine[1, 3] += 15
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine), path)
+    code, _, err = run_cli(main, *arguments(cohort, tmp_path / "shards"))
+    assert code == 2
+    assert "posterior-anterior; register them with align: rigid" in " ".join(err.split())
+    assert not (tmp_path / "shards").exists()
+
+
+def test_a_split_that_nobody_is_in_is_told(run_cli, cohort, tmp_path):
+    text = (cohort / "cohorts.yaml").read_text()
+    (cohort / "cohorts.yaml").write_text(text.replace("split: {val: 1, test: 1}", "split: {val: 1}"))
+    code, _, err = run_cli(main, *arguments(cohort, tmp_path / "shards"))
+    assert code == 0
+    assert f"{tmp_path / 'shards'}: no subjects in test; training wants" in err
+    assert "no subjects in val" not in err

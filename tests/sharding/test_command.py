@@ -1,3 +1,4 @@
+import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -251,3 +252,37 @@ def test_the_commands_own_code_is_the_exit_code():
 def test_an_empty_file_says_nothing(tmp_path):
     (tmp_path / "empty.yaml").write_text("# nothing yet\n")
     assert parse(JOB, ["--config", f"{tmp_path}/empty.yaml"]) == parse(JOB, [])
+
+
+@pytest.mark.parametrize("text", ["true", "True", "false"])
+def test_a_switch_may_have_its_value_after_a_space(text):
+    assert parse(JOB, ["--quick", text, "a.onnx"]).quick == (text.lower() == "true")
+    assert parse(JOB, ["--quick", "a.onnx"]).quick
+
+
+def test_a_list_items_keys_have_help_of_their_own(run_cli):
+    code, out, _ = run_cli(lambda argv: execute(SHARD, argv), "--cohorts.help")
+    assert code == 0
+    assert "crop_pad" in out
+    assert "Registration of high to low field" in out
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("fit: crop", 'cohorts[1].fit: expected resize or crop_pad or null, found "crop"'),
+        ("split: {val: '02'}", "cohorts[1].split.val: expected a number or a list of text"),
+        ("synthetic: two", 'cohorts[1].synthetic: expected a whole number, found "two"'),
+    ],
+)
+def test_a_wrong_value_inside_a_list_is_told_with_file_and_place(write_yaml, run_cli, key, said):
+    file = write_yaml(f"{{cohorts: [{{name: a, high: '{{subject}}'}}, {{name: b, high: '{{subject}}', {key}}}]}}")
+    code, _, err = run_cli(lambda argv: execute(SHARD, argv), "--config", file)
+    assert code == 2
+    assert f"{file}: {said}" in err
+
+
+def test_a_signal_to_end_is_told_like_an_interrupt(run_cli):
+    code, _, err = run_cli(lambda argv: execute(job_that(lambda _: signal.raise_signal(signal.SIGTERM)), argv))
+    assert code == 130
+    assert "interrupted" in err

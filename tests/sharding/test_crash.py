@@ -12,6 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from upfield.sharding import tarshard
@@ -122,8 +124,8 @@ def test_a_failing_extension_leaves_the_old_set_as_it_was(run_cli, tiny_cohort, 
     cohort = shutil.copytree(tiny_cohort, tmp_path / "cohort")
     (cohort / "cohorts.yaml").write_text(text)
     (cohort / "more").mkdir()
-    (cohort / "more/m1.nii.gz").write_bytes((cohort / "IXI-T1/IXI002-Guys-0700-T1.nii.gz").read_bytes())
-    (cohort / "IXI-T1/IXI002-Guys-0700-T1.nii.gz").unlink()
+    image = nib.Nifti1Image.from_filename(cohort / "IXI-T1/IXI002-Guys-0700-T1.nii.gz")
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[::-1], image.affine), cohort / "more/m1.nii.gz")
     old = [line for line in text.splitlines() if not line.startswith(("  - name: ixi", "    high: IXI"))]
     (cohort / "cohorts.yaml").write_text("\n".join(old) + "\n")
     with monkeypatch.context() as patch:

@@ -178,6 +178,53 @@ def test_a_new_subject_that_is_an_old_one_over_again_is_refused(run_cli, cohort,
     assert state(out) == before
 
 
+@pytest.mark.parametrize("source", ["IXI-T1/IXI002-Guys-0700-T1.nii.gz", "real"])
+@pytest.mark.parametrize("flags", [(), ("--pseudonymize",)])
+def test_a_scan_that_the_set_holds_is_found_without_its_old_cohort(
+    run_cli, cohort, old_cohort, tmp_path, source, flags
+):
+    out = tmp_path / "set"
+    assert run_cli(main, *arguments(old_cohort, out), *flags)[0] == 0
+    before = state(out)
+    if source == "real":
+        text = (cohort / "cohorts.yaml").read_text()
+        text = text.replace("B/{subject}-x.nii.gz", "real/high/{subject}_slice_{slice}.nii.gz")
+        (cohort / "cohorts.yaml").write_text(text)
+    else:
+        shutil.copy(cohort / source, cohort / "B/b0-x.nii.gz")
+    code, _, err = run_cli(main, *arguments(cohort, out), *flags)
+    assert code == 2
+    assert "expected a scan that the set does not hold yet" in err
+    problems = json.loads(out.with_name("set.problems.json").read_text())["problems"]
+    assert {(problem["cohort"], problem["check"]) for problem in problems} == {("site_b", "same")}
+    assert len(problems) == (5 if source == "real" else 1)
+    assert all(problem["file"].endswith(", in the set") for problem in problems)
+    assert state(out) == before
+
+
+def test_fingerprints_of_a_pseudonymised_set_tell_nobody_without_the_key_whose_scan_it_is(
+    run_cli, old_cohort, tiny_shards, tmp_path
+):
+    assert run_cli(main, *arguments(old_cohort, tmp_path / "set"), "--pseudonymize")[0] == 0
+    plain, sealed = ({tree["high"] for tree in read_manifest(root).sources} for root in (tiny_shards, tmp_path / "set"))
+    assert len(plain) == len(sealed) == 8
+    assert not plain & sealed
+
+
+@pytest.mark.parametrize("file", ["cohorts.yaml", "both.yaml"])
+def test_files_that_changed_since_the_set_was_built_are_told(run_cli, cohort, out, old_cohort, file):
+    path = sorted(cohort.glob("real/low/sub-01_*"))[3]
+    image = nib.Nifti1Image.from_filename(path)
+    before = state(out)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj) + 1, image.affine), path)
+    (cohort / "old.yaml").write_text((old_cohort / "cohorts.yaml").read_text())
+    code, _, err = run_cli(main, *arguments(cohort, out, "old.yaml" if file == "cohorts.yaml" else file))
+    assert code == 2
+    assert "found other content in those of 1 subjects; bring them back" in err
+    assert "(real sub-01)" in err
+    assert state(out) == before
+
+
 def test_new_subjects_in_an_old_cohort_are_refused(run_cli, cohort, out):
     os.rename(cohort / "B/b1-x.nii.gz", cohort / "IXI-T1/IXI009-Guys-0709-T1.nii.gz")
     code, _, err = run_cli(main, *arguments(cohort, out, "both.yaml"))

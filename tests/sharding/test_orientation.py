@@ -1,4 +1,6 @@
+import json
 from itertools import permutations, product
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -80,7 +82,12 @@ def build(run_cli):
 
 
 def contents(root):
-    return {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    """Give the bytes of all files, and what the manifest says but for the files that the set was made from."""
+    found = {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    manifest = json.loads(found.pop(Path("manifest.json")))
+    assert manifest.pop("sources")
+    assert manifest.pop("manifest_sha256")
+    return found | {Path("manifest.json"): manifest}
 
 
 def shards(root):

@@ -286,7 +286,7 @@ def test_one_content_of_two_subjects_is_a_problem_of_both_and_names_neither_in_t
         ("b", "John", "high", "same"),
         ("b", "John", "low", "same"),
     ]
-    assert problems[1].file == f"{path} = {twin}"
+    assert problems[1].file == f"{path} = {twin} (b John)"
     assert problems[1].message == (
         "expected a scan of its own, found the same content as another subject's low field; leave one out"
     )

@@ -1,3 +1,4 @@
+import shutil
 import sys
 
 import matplotlib.image
@@ -15,7 +16,7 @@ def write_foreign(root, keys):
     half = np.zeros((1, 22, 20), np.float16)
     entries = [write_shard(root, "train/000000", [Sample(key, half, half, {}) for key in keys])] if keys else []
     config = ShardConfig(geometry=GeometryConfig(high_shape=(12, 22, 20)))
-    write_manifest(root, content_config(config), Addition([], entries, [], []), None)
+    write_manifest(root, content_config(config), Addition([], entries, [], [], []), None)
     return root
 
 
@@ -83,6 +84,29 @@ def test_empty_splits_and_foreign_keys_are_refused(tmp_path, run_cli, name, keys
 def test_slices_without_anatomy_are_drawn_all_the_same(tmp_path, run_cli, name):
     shards = write_foreign(tmp_path / "set", ["a-b-real-0-x000", "a-b-real-0-x001"])
     assert run_cli(main, shards, "--out", tmp_path / name)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["grid.png", "grid.html"])
+def test_damaged_voxels_are_told_not_drawn(tiny_shards, tmp_path, run_cli, name):
+    shards = shutil.copytree(tiny_shards, tmp_path / "set")
+    for tar in shards.glob("train/*.tar"):
+        content = bytearray(tar.read_bytes())
+        # The last two bytes of an array's voxels become a NaN.
+        for line in tar.with_suffix(".idx").read_text().splitlines()[1:]:
+            offset, size = map(int, line.split()[1:3])
+            content[offset + size - 2 : offset + size] = b"\xff\x7f"
+        tar.write_bytes(content)
+    code, _, said = run_cli(main, shards, "--out", tmp_path / name)
+    assert code == 2
+    assert f"{shards}: " in said
+    assert "expected values in 0..1, found others; a shard is damaged, run upfield verify" in said
+    assert not (tmp_path / name).exists()
+
+
+def test_a_place_that_cannot_be_written_is_named_as_it_was_given(tiny_shards, run_cli):
+    code, _, said = run_cli(main, tiny_shards, "--out", "/proc/grid.png")
+    assert code == 2
+    assert "/proc/grid.png: " in said
 
 
 def test_a_missing_set_is_refused(tmp_path, run_cli):

@@ -239,6 +239,7 @@ def test_the_same_key_gives_the_same_set_and_another_key_another_one(run_cli, pu
 
 def test_what_was_published_is_complete_with_its_key_and_refused_with_another(run_cli, published, hospital, tmp_path):
     before = everything(published)
+    (tmp_path / "another.key").write_text("another one, of length enough")
     code, _, err = run_cli(main, *arguments(hospital, published, "--pseudonymize"))
     assert (code, "complete already" in err) == (0, True)
     for flags in (("--pseudonymize", "--pseudonym_key", tmp_path / "another.key"), ()):
@@ -256,6 +257,7 @@ def test_an_extension_takes_the_same_key_and_refuses_another(run_cli, hospital, 
     out, flags = tmp_path / "shards", ("--root", hospital, "--jobs", 1, "--pseudonymize")
     assert run_cli(main, "--config", first, "--out", out, *flags)[0] == 0
     before = everything(out)
+    (tmp_path / "another.key").write_text("another one, of length enough")
     code, _, err = run_cli(main, "--config", last, "--out", out, *flags, "--pseudonym_key", tmp_path / "another.key")
     assert code == 2
     assert "found another key or none; give the --pseudonym_key that it was built with" in err
@@ -264,6 +266,25 @@ def test_an_extension_takes_the_same_key_and_refuses_another(run_cli, hospital, 
     assert found_in(out, PRIVATE) == []
     assert subjects(out) == {pseudonym for _, _, pseudonym in names(out)[1:]}
     assert run_cli(verify, out)[0] == 0
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("flags", [(), ("--pseudonym_key", "mislaid.key")])
+def test_a_key_that_was_mislaid_is_not_replaced_by_a_new_one(
+    run_cli, published, hospital, tmp_path, monkeypatch, flags, finished
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(published, tmp_path / "shards")
+    if not finished:
+        (tmp_path / "shards/manifest.json").unlink()
+        (tmp_path / "shards/.build").mkdir()
+        (tmp_path / "shards/.build/config.json").write_text("{}")
+    before = everything(tmp_path)
+    code, _, err = run_cli(main, *arguments(hospital, tmp_path / "shards", "--pseudonymize", *flags))
+    assert code == 2
+    assert ".key: expected the key that" in err
+    assert "was built with, found none; bring it back" in err
+    assert everything(tmp_path) == before
 
 
 def test_a_remote_set_needs_a_key_from_elsewhere(run_cli, hospital):
