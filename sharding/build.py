@@ -115,7 +115,7 @@ def _extend(asked: Asked, config: ShardConfig, found: Found, out: Path, pseudony
     quarantine = Quarantine(config, out.with_name(f"{out.name}.problems.json"), num_subjects)
     # All headers, for a new subject must not be an old one over again.
     by_name = found.problems + short_stacks(fresh)
-    problems = _once(by_name, preflight(found.subjects, config.jobs))
+    problems = _once(by_name, preflight(found.subjects, config.jobs, config.geometry))
     if asked.old:
         odd = {(problem.cohort, problem.subject) for problem in problems}
         sound = [subject for subject in fresh if (subject.cohort, subject.name) not in odd]

@@ -14,8 +14,10 @@ from upfield.sharding.header import Header, carry_places, plane_shape, slice_axi
 
 # Axes are resampled one by one, which a rotation between the two fields would make wrong.
 MAX_TILT_DEG = 2.0
-# Two heads in the same place may differ by what one field of view cuts off, and by noses and necks.
+# Two fields of view in one place differ by noses and necks.
 LEAST_OVERLAP = 0.5
+# Where one field ends, a sample is black in it and not in the other.
+LEAST_COVER = 2 / 3
 # Corner to corner the low field is stretched by as much as the two lengths differ.
 MAX_STRETCH = 1.25
 AXES = ("left-right", "posterior-anterior", "inferior-superior")
@@ -73,13 +75,16 @@ class Extent:
         return np.stack([world.min(axis=0), world.max(axis=0)])
 
 
-def pair_problems(low: Extent, high: Extent, fit: Literal["resize", "crop_pad"]) -> Iterator[str]:
+def pair_problems(
+    low: Extent, high: Extent, fit: Literal["resize", "crop_pad"], grid_mm: NDArray[np.float64]
+) -> Iterator[str]:
     """Say why two fields that are taken as they lie cannot be a pair.
 
     Args:
         low: the low field.
         high: the high field.
         fit: how both are brought to the grids.
+        grid_mm: `(3,)`, lengths of the box that samples show, where `fit` is `crop_pad`.
     """
     tilt_deg = _tilt_deg(low.axes, high.axes)
     if fit == "crop_pad" and tilt_deg > MAX_TILT_DEG:
@@ -90,14 +95,21 @@ def pair_problems(low: Extent, high: Extent, fit: Literal["resize", "crop_pad"])
     if not (low.is_placed and high.is_placed):
         return
     (lowest, highest), (others_lowest, others_highest) = low.bounds_mm, high.bounds_mm
-    shared_mm = np.minimum(highest, others_highest) - np.maximum(lowest, others_lowest)
-    smaller_mm = np.minimum(highest - lowest, others_highest - others_lowest)
-    worst = int(np.argmin(shared_mm / smaller_mm))
-    if shared_mm[worst] < LEAST_OVERLAP * smaller_mm[worst]:
+    shared_mm = np.maximum(np.minimum(highest, others_highest) - np.maximum(lowest, others_lowest), 0)
+    views_mm = np.sort([highest - lowest, others_highest - others_lowest], axis=0)
+    worst = int(np.argmin(shared_mm / views_mm[0]))
+    if shared_mm[worst] < LEAST_OVERLAP * views_mm[0, worst]:
         yield (
-            f"expected low and high field in the same place, found fields of view that share "
-            f"{max(shared_mm[worst], 0):.0f} of {smaller_mm[worst]:.0f} mm {AXES[worst]}; register them with align: "
-            "rigid, or mend the headers"
+            f"expected low and high field in the same place, found fields of view that share {shared_mm[worst]:.0f} of "
+            f"{views_mm[0, worst]:.0f} mm {AXES[worst]}; register them with align: rigid, or mend the headers"
+        )
+        return
+    wanted_mm = np.minimum(grid_mm, views_mm[1])
+    least = int(np.argmin(shared_mm / wanted_mm))
+    if fit == "crop_pad" and shared_mm[least] < LEAST_COVER * wanted_mm[least]:
+        yield (
+            f"expected both fields to show the head, found fields of view that share {shared_mm[least]:.0f} of "
+            f"{wanted_mm[least]:.0f} mm {AXES[least]}; complete the shorter one, or leave the pair out"
         )
     stretch = np.maximum(low.size_mm / high.size_mm, high.size_mm / low.size_mm)
     longest = int(np.argmax(stretch))

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upfield.sharding.cohort import Source, Subject
+from upfield.sharding.configuration import GeometryConfig
 from upfield.sharding.content import DAMAGED, Trace, is_whole, same_content, trace
 from upfield.sharding.errors import VolumeError
 from upfield.sharding.extent import Extent, pair_problems
@@ -36,6 +37,8 @@ MAX_SHEAR_DEG = 1.0
 MAX_TURN_DEG, MAX_CHANGE = 1.0, 0.01
 # More than the tilt of a head against a template's axes, less than exchanged axes.
 MAX_FORMS_DIFFER_DEG = 45.0
+
+DEFAULT_GEOMETRY = GeometryConfig()
 
 Place = tuple[str, str, Field]
 
@@ -70,12 +73,13 @@ class Checked:
     """Where it lies; None where that cannot be told."""
 
 
-def preflight(subjects: Sequence[Subject], jobs: int = 0) -> list[Problem]:
+def preflight(subjects: Sequence[Subject], jobs: int = 0, geometry: GeometryConfig = DEFAULT_GEOMETRY) -> list[Problem]:
     """Find every problem that headers show, over all subjects of all cohorts.
 
     Args:
         subjects: of all cohorts, for two subjects in different ones may share a file.
         jobs: processes, where there are enough files for them; 0 is one per core.
+        geometry: the grids that they are to be brought to.
 
     Returns:
         Problems sorted by cohort, subject, field and check.
@@ -93,7 +97,7 @@ def preflight(subjects: Sequence[Subject], jobs: int = 0) -> list[Problem]:
         for volume in checked
         for finding in volume.findings
     ]
-    problems += _apart(checked, subjects)
+    problems += _apart(checked, subjects, geometry)
     return sorted(
         problems + _same(checked, paths), key=lambda p: (p.cohort, p.subject, p.field, p.check, p.file, p.message)
     )
@@ -300,15 +304,16 @@ def _mm(spacing_mm: NDArray[np.float64]) -> str:
     return " x ".join(f"{size:.4g}" for size in spacing_mm) + " mm"
 
 
-def _apart(checked: list[Checked], subjects: Sequence[Subject]) -> Iterator[Problem]:
+def _apart(checked: list[Checked], subjects: Sequence[Subject], geometry: GeometryConfig) -> Iterator[Problem]:
     """Find pairs that are not where they would have to be, as they are to be taken as they lie."""
+    grid_mm = np.array(geometry.high_shape) * np.array(geometry.high_spacing_mm)
     checked_at = {_place(volume): volume for volume in checked}
     for subject in subjects:
         if subject.low is None or subject.align != "none":
             continue
         low, high = (checked_at[subject.cohort, subject.name, field] for field in ("low", "high"))
         if low.extent is not None and high.extent is not None:
-            for message in pair_problems(low.extent, high.extent, subject.fit):
+            for message in pair_problems(low.extent, high.extent, subject.fit, grid_mm):
                 yield _problem(low, "affine", str(subject.low), message)
 
 

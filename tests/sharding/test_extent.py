@@ -3,10 +3,15 @@ import numpy as np
 import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
-from upfield.sharding.extent import Extent, pair_problems
+from upfield.sharding import extent as module
+from upfield.sharding.extent import Extent
 from upfield.sharding.header import read_header
 
 SHAPE, SPACING_MM = (20, 30, 40), (1.0, 2.0, 3.0)
+
+
+def pair_problems(low, high, fit):
+    return module.pair_problems(low, high, fit, np.array([20.0, 50, 100]))
 
 
 def affine(origin_mm=(0, 0, 0), spacing_mm=SPACING_MM):
@@ -69,7 +74,7 @@ def test_fields_in_one_place_are_a_pair(fit):
 def test_fields_that_share_little_of_their_view_are_none(axis, fit):
     sizes_mm = np.array(SHAPE) * SPACING_MM
     names = ("left-right", "posterior-anterior", "inferior-superior")
-    for share, odd in ((0.55, False), (0.45, True), (-1.0, True)):
+    for share, odd in ((0.7, False), (0.45, True), (-1.0, True)):
         origin_mm = np.zeros(3)
         origin_mm[axis] = sizes_mm[axis] * (1 - share)
         (*told,) = pair_problems(extent(), extent(origin_mm=origin_mm), fit)
@@ -80,10 +85,10 @@ def test_fields_that_share_little_of_their_view_are_none(axis, fit):
 
 
 def test_a_view_of_another_size_is_told_where_it_would_be_stretched():
-    half = extent((20, 30, 20), (0, 0, 30))
+    half = extent((20, 30, 25), (0, 0, 30))
     assert list(pair_problems(half, extent(), "crop_pad")) == []
     (told,) = pair_problems(half, extent(), "resize")
-    assert "found 60 mm of low and 120 mm of high field inferior-superior; complete the shorter one" in told
+    assert "found 75 mm of low and 120 mm of high field inferior-superior; complete the shorter one" in told
     assert list(pair_problems(extent((20, 30, 38)), extent(), "resize")) == []
 
 
@@ -91,3 +96,12 @@ def test_places_that_files_do_not_state_are_not_compared():
     elsewhere = extent(origin_mm=(500, 0, 0), is_placed=False)
     assert list(pair_problems(elsewhere, extent(), "resize")) == []
     assert list(pair_problems(extent(), elsewhere, "crop_pad")) == []
+
+
+@pytest.mark.parametrize(("slices", "odd"), [(40, False), (25, False), (20, True)])
+def test_a_field_that_shows_a_part_of_the_head_is_told_where_the_other_shows_it_all(slices, odd):
+    for low, high in ((extent((20, 30, slices)), extent()), (extent(), extent((20, 30, slices)))):
+        told = list(pair_problems(low, high, "crop_pad"))
+        assert bool(told) == odd
+        if odd:
+            assert "share 60 of 100 mm inferior-superior; complete the shorter one" in told[0]
