@@ -67,8 +67,9 @@ def test_enough_of_everything_gives_the_jobs_that_are_asked_for(plan, tmp_path, 
     blocks, config = plan("--jobs", 3)
     assert len(blocks) == 5
     assert fitting_jobs(blocks, config) == 3
-    refuse_full_disks({tmp_path: total_bytes(blocks, config)})
-    assert f"{tmp_path}: about 0.00 GB to write, 1000000 GB free" in capsys.readouterr().err
+    needed = total_bytes(blocks, config)
+    refuse_full_disks({tmp_path: needed})
+    assert f"{tmp_path}: about {needed / 1e6:.1f} MB to write, 1000000.0 GB free" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("cores", "jobs"), [(1, 1), (3, 3), (64, 5)])
@@ -179,7 +180,7 @@ def test_a_disk_too_small_is_refused_and_one_just_large_enough_is_not(machine, p
     machine(disk_bytes=needed)
     refuse_full_disks({tmp_path: needed})
     machine(disk_bytes=needed - 1)
-    with pytest.raises(InputError, match=rf"^{tmp_path}: expected room for .* GB, found .* GB free; free some or"):
+    with pytest.raises(InputError, match=rf"^{tmp_path}: expected room for [\d.]+ MB, found [\d.]+ MB free; free some or"):
         refuse_full_disks({tmp_path: needed})
 
 
