@@ -7,6 +7,11 @@ ADDRESS = re.compile(r"([A-Za-z][\w.+:-]+):/")
 LOCAL = ("file", "local")
 
 
+def is_address(place: str) -> bool:
+    """Tell whether `place` has the form of an address, of this machine's files or others."""
+    return ADDRESS.match(place) is not None
+
+
 def is_remote(place: str) -> bool:
     """Tell whether `place` is the address of anything but local files."""
     found = ADDRESS.match(place)
@@ -14,5 +19,5 @@ def is_remote(place: str) -> bool:
 
 
 def shown(address: str) -> str:
-    """Give an address without its password."""
-    return re.sub(r"://[^/@:]*:[^/@]*@", "://", address)
+    """Give an address with both slashes and without its password."""
+    return re.sub(r"(?<=://)[^/@:]*:[^/@]*@", "", re.sub(r"(?<=:)/(?!/)", "//", address, count=1))

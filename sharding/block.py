@@ -38,8 +38,6 @@ class BlockTask:
 class BlockResult:
     """What became of a block."""
 
-    block: str
-    """Its name."""
     entries: list[ShardEntry]
     """Its shards; none where it was given up."""
     record: BlockRecord
@@ -56,14 +54,14 @@ def build_block(task: BlockTask) -> BlockResult:
     if record is None or record.digest != task.digest or not all(_is_there(task, name) for name in record.sizes):
         pairs, record = read_pairs(task)
         if record.problems and task.config.on_error == "fail":
-            return BlockResult(task.block.name, [], record)
+            return BlockResult([], record)
         if previous and record != previous:
             # Shards of other members must not stand beside those of these.
             for name in previous.sizes:
                 _tar(task, name).unlink(missing_ok=True)
         write_record(task.out, task.block.name, record)
-        return BlockResult(task.block.name, _write_missing(task, record, pairs), record)
-    return BlockResult(task.block.name, [_describe(task, name) for name in record.sizes], record)
+        return BlockResult(_write_missing(task, record, pairs), record)
+    return BlockResult([_describe(task, name) for name in record.sizes], record)
 
 
 def read_pairs(task: BlockTask) -> tuple[list[Pair], BlockRecord]:
@@ -109,11 +107,13 @@ def _is_there(task: BlockTask, name: str) -> bool:
 
 
 def _write_missing(task: BlockTask, record: BlockRecord, pairs: list[Pair]) -> list[ShardEntry]:
+    if not record.sizes:
+        return []
     order = sample_order(task.block, sum(record.sizes.values()), task.config.seed)
     parts = np.split(order, np.cumsum(list(record.sizes.values()))[:-1])
     return [
         _describe(task, name) if _is_there(task, name) else write_shard(task.out, name, _samples(pairs, numbers, task))
-        for name, numbers in zip(record.sizes, parts, strict=False)
+        for name, numbers in zip(record.sizes, parts, strict=True)
     ]
 
 

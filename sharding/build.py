@@ -9,10 +9,11 @@ from typing import Any
 
 from upfield.sharding.align import require_simpleitk
 from upfield.sharding.block import BlockResult, BlockTask, build_block
-from upfield.sharding.cohort import Found, Source, Subject, find_subjects, join, short_stacks
+from upfield.sharding.cohort import Found, Source, Subject, find_subjects, join
 from upfield.sharding.configuration import ShardConfig
 from upfield.sharding.errors import InputError, RunError, ShardSetError
 from upfield.sharding.gridfiles import VolumeTask, are_missing, save_volumes
+from upfield.sharding.header import files_of
 from upfield.sharding.journal import JOURNAL, alone, begin, begun_config, clear, finish, has_records, is_unfinished
 from upfield.sharding.manifest import (
     MANIFEST,
@@ -35,7 +36,7 @@ from upfield.sharding.tasks import run_tasks
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 # The bytes that a set of this version holds: part of what a record of finished work is good for.
-BYTES_VERSION = 2
+BYTES_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def build(config: ShardConfig, out: Path, pseudonyms: Pseudonyms | None = None) 
             finish(out)
         asked = _compare(out, content_config(config, pseudonyms), old)
         _refuse_other_subjects(out, asked, found)
-        _refuse_changed_files(out, asked, found, pseudonyms)
+        _refuse_changed_files(out, asked, found, pseudonyms, config.jobs)
         if asked.new:
             if pseudonyms and pseudonyms.names:
                 write_names(pseudonyms.names, [(*who, public) for who, public in found.ids.items()])
@@ -98,9 +99,8 @@ def _save_missing_volumes(config: ShardConfig, subjects: list[Subject], manifest
     missing = [s for s in subjects if (s.cohort, s.id) in held and are_missing(folder, s)]
     if not missing:
         return
-    blocks = [Block(subject.split, (subject,), 0, 0) for subject in missing]
     refuse_full_disks({folder: volume_bytes(missing, config.geometry)})
-    jobs = fitting_jobs(blocks, config)
+    jobs = fitting_jobs([[subject] for subject in missing], config)
     tasks = [VolumeTask(subject, config) for subject in missing]
     for _ in track(run_tasks(save_volumes, tasks, jobs, config.executor), "volumes", len(tasks)):
         pass
@@ -114,12 +114,11 @@ def _extend(asked: Asked, config: ShardConfig, found: Found, out: Path, pseudony
     num_subjects = sum(cohort in asked.new for cohort, _ in found.ids)
     quarantine = Quarantine(config, out.with_name(f"{out.name}.problems.json"), num_subjects)
     # All headers, for a new subject must not be an old one over again.
-    by_name = found.problems + short_stacks(fresh)
-    problems = _once(by_name, preflight(found.subjects, config.jobs, config.geometry))
+    problems = _once(found.problems, preflight(found.subjects, config.jobs, config.geometry))
     if asked.old:
         odd = {(problem.cohort, problem.subject) for problem in problems}
         sound = [subject for subject in fresh if (subject.cohort, subject.name) not in odd]
-        problems += held_already(sound, asked.old, pseudonyms)
+        problems += held_already(sound, asked.old, pseudonyms, config.jobs)
     quarantine.admit([problem for problem in problems if problem.cohort in asked.new])
     if not (chosen := quarantine.healthy(fresh)):
         raise InputError(f"{out}: expected subjects that can be used, found none of {len(fresh)}")
@@ -131,10 +130,10 @@ def _extend(asked: Asked, config: ShardConfig, found: Found, out: Path, pseudony
         unsaved = [subject for subject in chosen if are_missing(config.save_volumes, subject)]
         needed[config.save_volumes] = volume_bytes(unsaved, config.geometry)
     refuse_full_disks(needed)
-    jobs = fitting_jobs(blocks, config)
+    jobs = fitting_jobs([block.subjects for block in blocks], config)
     begin(out, asked.content)
     tasks = [BlockTask(block, digests[block.name], config, out) for block in blocks]
-    results = _run(tasks, jobs, quarantine)
+    results = _run(tasks, out, config.executor, jobs, quarantine)
     entries = sorted((entry for result in results for entry in result.entries), key=lambda entry: entry.name)
     if not entries:
         raise InputError(f"{out}: expected subjects that can be used, found none of {len(fresh)}")
@@ -143,7 +142,7 @@ def _extend(asked: Asked, config: ShardConfig, found: Found, out: Path, pseudony
         entries=entries,
         skipped=quarantine.public(pseudonyms),
         alignments=_by_subject(one for result in results for one in result.record.alignments),
-        sources=_by_subject(sealed((one for result in results for one in result.record.sources), pseudonyms)),
+        sources=_by_subject(sealed(one, pseudonyms) for result in results for one in result.record.sources),
     )
     write_manifest(out, asked.content, addition, asked.old)
 
@@ -153,31 +152,28 @@ def _by_subject(trees: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _once(by_name: list[Problem], by_header: list[Problem]) -> list[Problem]:
-    """Join problems; what file names have shown of a stack, its headers need not repeat."""
-    told = {(problem.cohort, problem.subject, problem.field) for problem in by_name if problem.check == "slices"}
-    # A step over a gap is no spacing, nor is a stack that lacks slices as long as it should be.
-    follows = ("slices", "spacing", "affine")
-    fresh = [p for p in by_header if p.check not in follows or (p.cohort, p.subject, p.field) not in told]
-    return sorted(by_name + fresh, key=lambda problem: (problem.cohort, problem.subject, problem.field))
+    """Join problems; what follows from slices that file names have shown to be missing, headers need not repeat."""
+    told = {(problem.cohort, problem.subject) for problem in by_name if problem.check == "slices"}
+    return by_name + [p for p in by_header if p.check not in ("steps", "place") or (p.cohort, p.subject) not in told]
 
 
-def _run(tasks: list[BlockTask], jobs: int, quarantine: Quarantine) -> list[BlockResult]:
-    """Build all blocks; give the results in the order of the blocks, whoever finished first.
+def _run(tasks: list[BlockTask], out: Path, executor: str, jobs: int, quarantine: Quarantine) -> list[BlockResult]:
+    """Build all blocks; give the results as they came.
 
     A block that is given up does not stop the others: all that is wrong with the voxels is told at the end, at once.
     """
-    results: dict[str, BlockResult] = {}
-    for result in track(run_tasks(build_block, tasks, jobs, tasks[0].config.executor), "blocks", len(tasks)):
-        results[result.block] = result
+    results: list[BlockResult] = []
+    for result in track(run_tasks(build_block, tasks, jobs, executor), "blocks", len(tasks)):
+        results.append(result)
         for entry in result.entries:
-            if not (tasks[0].out / f"{entry.name}.tar").is_file():
+            if not (out / f"{entry.name}.tar").is_file():
                 raise RunError(
-                    f"{tasks[0].out}: expected a folder that all nodes of the cluster share, found {entry.name}.tar "
-                    "written elsewhere; choose another --out"
+                    f"{out}: expected a folder that all nodes of the cluster share, found {entry.name}.tar written "
+                    "elsewhere; choose another --out"
                 )
         quarantine.note(result.record.problems)
     quarantine.judge()
-    return [results[task.block.name] for task in tasks]
+    return results
 
 
 def _compare(out: Path, content: dict[str, Any], old: Manifest | None) -> Asked:
@@ -237,9 +233,9 @@ def _refuse_other_subjects(out: Path, asked: Asked, found: Found) -> None:
             )
 
 
-def _refuse_changed_files(out: Path, asked: Asked, found: Found, pseudonyms: Pseudonyms | None) -> None:
+def _refuse_changed_files(out: Path, asked: Asked, found: Found, pseudonyms: Pseudonyms | None, jobs: int) -> None:
     """Raise ShardSetError where files that the set was built from hold something else by now."""
-    if asked.old and (changed := changed_subjects(found.subjects, asked.old, pseudonyms)):
+    if asked.old and (changed := changed_subjects(found.subjects, asked.old, pseudonyms, jobs)):
         names = [f"{subject.cohort} {subject.name}" for subject in changed]
         raise ShardSetError(
             f"{out}: expected the files it was built from, found other content in those of {len(names)} subjects; "
@@ -286,13 +282,14 @@ def _listed(old: Manifest | None) -> list[str]:
 def _digest(block: Block, content: dict[str, Any]) -> str:
     """Give a hash of all that decides a block's bytes: files by name, size and time of change."""
     shared = {key: value for key, value in content.items() if key != "cohorts"}
-    subjects = [_fingerprint(subject) for subject in block.subjects]
+    subjects = [_file_stats(subject) for subject in block.subjects]
     return hash_tree([BYTES_VERSION, shared, block.name, block.num_shards, subjects])
 
 
-def _fingerprint(subject: Subject) -> list[Any]:
+def _file_stats(subject: Subject) -> list[Any]:
     def files(source: Source | None) -> list[Any]:
-        stats = [(path.name, path.stat()) for path in source.paths] if source else []
+        paths = [file for path in source.paths for file in files_of(path)] if source else []
+        stats = [(path.name, path.stat()) for path in paths]
         return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
 
     units = [[unit.kind, unit.variant] for unit in subject.units]

@@ -3,7 +3,7 @@
 import glob
 import hashlib
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +23,6 @@ FIELD = re.compile(r"{(\w+)}")
 # enough for a plain tar header.
 NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9_-]")
 MAX_ID_LENGTH = 40
-LEAST_STACK = 0.75
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,11 @@ class Unit:
     """Where the low field comes from."""
     variant: int
     """Number of the synthetic variant; 0 for real."""
+
+    @property
+    def volume_name(self) -> str:
+        """Name of its low-field volume among those of its subject: `low`, `low-synthetic-0`, ..."""
+        return "low" if self.kind == "real" else f"low-synthetic-{self.variant}"
 
     def key(self, x: int) -> str:
         """Give the sample key of sagittal slice `x`."""
@@ -140,7 +144,7 @@ def find_subjects(cohort: CohortConfig, root: Path, pseudonyms: Pseudonyms | Non
         problems += more + _unpaired(cohort, low, high)
     names = sorted(low.keys() | high.keys())
     ids = {name: pseudonyms.of(cohort.name, name) if pseudonyms else name for name in names}
-    problems += _equal_keys(cohort, ids, high)
+    problems += _unusable_names(cohort, ids, high)
     # Over all that were found, those with problems too: whoever is mended later, or is left out, moves nobody.
     splits = assign_splits(cohort, ids)
     for name, source in high.items():
@@ -240,8 +244,8 @@ def _unpaired(cohort: CohortConfig, low: dict[str, Source], high: dict[str, Sour
     return problems
 
 
-def _equal_keys(cohort: CohortConfig, ids: dict[str, str], high: dict[str, Source]) -> list[Problem]:
-    taken: dict[str, str] = {}
+def _unusable_names(cohort: CohortConfig, ids: dict[str, str], high: dict[str, Source]) -> list[Problem]:
+    taken: set[str] = set()
     problems: list[Problem] = []
     for name, identifier in ids.items():
         part = _key_part(identifier)
@@ -254,7 +258,7 @@ def _equal_keys(cohort: CohortConfig, ids: dict[str, str], high: dict[str, Sourc
                 f"{'one that is longer' if len(part) > MAX_ID_LENGTH else 'two that do not'}; rename the files"
             )
             problems.append(Problem(cohort.name, name, "high", "name", str(high.get(name, name)), message))
-        taken[part] = name
+        taken.add(part)
     return problems
 
 
@@ -264,28 +268,6 @@ def _key_part(subject: str) -> str:
 
 def _some(items: list) -> str:
     return ", ".join(map(str, items[:5])) + (f" and {len(items) - 5} more" if len(items) > 5 else "")
-
-
-def short_stacks(subjects: list[Subject]) -> list[Problem]:
-    """Find stacks that have far fewer slices than most of their cohort: a part of the head is missing.
-
-    Smaller differences, which are told on stderr, may come from the scan.
-    """
-    counts: dict[tuple[str, Field], dict[str, Source]] = defaultdict(dict)
-    for subject in subjects:
-        for volume, source in subject.volumes:
-            if source.stacked:
-                counts[subject.cohort, volume][subject.name] = source
-    problems: list[Problem] = []
-    for (cohort, volume), by_subject in counts.items():
-        usual = Counter(len(source.paths) for source in by_subject.values()).most_common(1)[0][0]
-        for name, source in by_subject.items():
-            if (count := len(source.paths)) < LEAST_STACK * usual:
-                message = f"expected about {usual} slices like most of its cohort, found {count}; complete the stack"
-                problems.append(Problem(cohort, name, volume, "slices", str(source), message))
-            elif count != usual:
-                say(f"cohort {cohort}: {volume}: {name} has {count} slices, most have {usual}; is its stack complete?")
-    return problems
 
 
 def assign_splits(cohort: CohortConfig, ids: dict[str, str]) -> dict[str, Split]:

@@ -4,6 +4,7 @@ Positional arguments are shorthand for the flags of the same name, so that each 
 """
 
 import difflib
+import json
 import signal
 import sys
 import threading
@@ -11,7 +12,7 @@ import traceback
 from argparse import SUPPRESS, ArgumentError
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -45,7 +46,7 @@ class Command:
 
 
 def execute(command: Command, argv: list[str] | None = None) -> int:
-    """Parse `argv`, run the command, and give the exit code: 0 done, 2 the input is wrong, 1 anything else.
+    """Parse `argv`, run the command, and give the exit code: 0 done, 2 wrong input, 130 interrupted, 1 anything else.
 
     Args:
         command: the verb.
@@ -179,8 +180,6 @@ def _instantiate(parser: Any, schema: type[C], parse_values: Callable[[], Any]) 
 
 
 def _fill_folders(config: C, command: Command, trees: dict[Path, dict[str, Any]]) -> C:
-    from dataclasses import replace
-
     for name, key in command.folder_of.items():
         holders = [file for file, tree in trees.items() if key in tree]
         if getattr(config, name) is None and holders:
@@ -230,8 +229,6 @@ def _read_scalar(text: str) -> Any:
 
 
 def _name_positionals(loose: list[str], command: Command, given: set[str]) -> Iterator[str]:
-    import json
-
     kinds = get_type_hints(command.schema)
     for name in (name for name in command.positional if name not in given):
         if loose and get_origin(kinds[name]) is list:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from upfield.sharding.address import is_remote
+from upfield.sharding.address import is_remote, shown
 
 Triple = tuple[int, int, int]
 SpacingMm = tuple[float, float, float]
@@ -171,7 +171,7 @@ class ShardConfig:
         for name in ("save_volumes", "pseudonym_key"):
             path = getattr(self, name)
             if path and is_remote(str(path)):
-                raise ValueError(f"{name}: expected a place on this machine, found the address {path}")
+                raise ValueError(f"{name}: expected a place on this machine, found the address {shown(str(path))}")
             if self.out and path and path.absolute().is_relative_to(Path(self.out).absolute()):
                 raise ValueError(f"{name}: expected a place outside the set, found {path}")
         names = [cohort.name for cohort in self.cohorts]

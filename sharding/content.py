@@ -1,6 +1,5 @@
 """What files hold behind their compression: whether they are whole, and which of them hold the same."""
 
-import glob
 import hashlib
 import json
 import os
@@ -141,10 +140,13 @@ def same_content(volumes: Sequence[Sequence[Path]], traces: Sequence[Sequence[Tr
 
 
 def fingerprint(paths: Sequence[Path]) -> str:
-    """Give what tells a volume's content from any other's, at the price of a few reads per file.
+    """Give what tells a volume's content from other scans', at the price of a few reads per file.
 
-    Of compressed files length and CRC-32 of the content, of others length and CRC-32 of chunks spread over it, so the
-    same volume with and without compression has two fingerprints.
+    Of compressed files length and CRC-32 of the content; of others length and CRC-32 of it, or, where they are large,
+    of chunks spread over it. The same volume with and without compression can have two fingerprints.
+
+    Args:
+        paths: all its files, in order.
 
     Returns:
         128 bits, hexadecimal.
@@ -152,16 +154,9 @@ def fingerprint(paths: Sequence[Path]) -> str:
     Raises:
         DAMAGED: a file cannot be read.
     """
-    traces = [(own, trace(own)) for path in paths for own in (path, *_companions(path))]
+    traces = [(path, trace(path)) for path in paths]
     parts = [[traced.num_bytes, _sample(path) if traced.crc is None else traced.crc] for path, traced in traces]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-
-
-def _companions(path: Path) -> list[Path]:
-    """Give the other half of a volume in two files, such as `.hdr` and `.img`."""
-    if path.name.lower().endswith((".nii", ".nii.gz", ".mgh", ".mgz")):
-        return []
-    return sorted(other for other in path.parent.glob(f"{glob.escape(path.stem)}.*") if other != path)
 
 
 def _groups(indices: Iterable[int], key: Callable[[int], Hashable]) -> Iterator[list[int]]:
@@ -216,8 +211,10 @@ def _measure(path: Path) -> tuple[int, int]:
 
 
 def _sample(path: Path) -> int:
-    """Give the CRC-32 of a few chunks spread over an uncompressed file."""
+    """Give the CRC-32 of an uncompressed file, or of chunks spread over a large one."""
     crc, size = 0, path.stat().st_size
+    if size <= NUM_SAMPLES * SAMPLE_BYTES:
+        return zlib.crc32(path.read_bytes())
     with path.open("rb") as file:
         for number in range(NUM_SAMPLES):
             file.seek(max(size - SAMPLE_BYTES, 0) * number // (NUM_SAMPLES - 1))

@@ -3,14 +3,13 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from nibabel.orientations import inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 
-from upfield.sharding.header import Header, carry_places, plane_shape, slice_axis, stack_affine
+from upfield.sharding.header import Header, carry_places, plane_shape, single_axis, spacing_of, stack_affine
 
 # Axes are resampled one by one, which a rotation between the two fields would make wrong.
 MAX_TILT_DEG = 2.0
@@ -34,28 +33,35 @@ class Extent:
     is_placed: bool
     """Whether its files say where in the scanner it lies; otherwise only its axes mean something."""
 
+    stacked_along: int | None = None
+    """The axis that its slices follow one another along, where it is a stack."""
+
     @classmethod
     def of(cls, headers: Sequence[Header]) -> "Extent":
         """Find it in the headers of the one file of a volume, or of its slices in order; they must be sound."""
         first = headers[0]
-        if len(headers) == 1:
-            return cls._turned(first.affine, first.shape, first.is_placed)
-        axis = slice_axis(first, Path())
+        axis = single_axis(first.shape) if len(headers) > 1 else None
+        if axis is None:
+            return cls._turned(first.affine, first.shape, first.is_placed, None)
         plane = plane_shape(first, axis)
         shape = (*plane[:axis], len(headers), *plane[axis:])
-        return cls._turned(stack_affine(headers, axis), shape, first.is_placed and carry_places(headers))
+        return cls._turned(stack_affine(headers, axis), shape, first.is_placed and carry_places(headers), axis)
 
     @classmethod
-    def _turned(cls, affine: NDArray[np.float64], shape: tuple[int, ...], is_placed: bool) -> "Extent":
+    def _turned(
+        cls, affine: NDArray[np.float64], shape: tuple[int, ...], is_placed: bool, stacked_along: int | None
+    ) -> "Extent":
         orientation = io_orientation(affine)
+        axes = orientation[:, 0].astype(int)
         turned = np.empty(3, dtype=np.int64)
-        turned[orientation[:, 0].astype(int)] = shape
-        return cls(affine @ inv_ornt_aff(orientation, shape), turned, is_placed)
+        turned[axes] = shape
+        along = None if stacked_along is None else int(axes[stacked_along])
+        return cls(affine @ inv_ornt_aff(orientation, shape), turned, is_placed, along)
 
     @property
     def spacing_mm(self) -> NDArray[np.float64]:
         """Voxel size along each axis, `(3,)`."""
-        return np.linalg.norm(self.affine[:3, :3], axis=0)
+        return spacing_of(self.affine)
 
     @property
     def axes(self) -> NDArray[np.float64]:

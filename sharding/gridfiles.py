@@ -1,6 +1,5 @@
 """Volumes on the two grids as NIfTI files, where they were in the scanner: to look at in any viewer."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,15 +8,13 @@ from nibabel.nifti1 import Nifti1Image
 from upfield.sharding.atomic import atomic_path
 from upfield.sharding.cohort import Subject
 from upfield.sharding.configuration import ShardConfig
-from upfield.sharding.pairs import make_pairs
+from upfield.sharding.pairs import HIGH_NAME, Save, make_pairs
 from upfield.sharding.volume import Volume
 
 
-def volume_names(subject: Subject) -> Iterator[str]:
+def volume_names(subject: Subject) -> list[str]:
     """Give the names of the volumes that are made of a subject: `high`, `low`, `low-synthetic-0`, ..."""
-    yield "high"
-    for unit in subject.units:
-        yield "low" if unit.kind == "real" else f"low-synthetic-{unit.variant}"
+    return [HIGH_NAME, *(unit.volume_name for unit in subject.units)]
 
 
 def volume_path(folder: Path, subject: Subject, name: str) -> Path:
@@ -37,7 +34,7 @@ def discard(folder: Path | None, subject: Subject) -> None:
             volume_path(folder, subject, name).unlink(missing_ok=True)
 
 
-def saver(folder: Path | None, subject: Subject) -> Callable[[str, Volume], None] | None:
+def saver(folder: Path | None, subject: Subject) -> Save | None:
     """Give a function that writes a subject's volumes to files, each complete or not at all; None without a folder."""
     if folder is None:
         return None

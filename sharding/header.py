@@ -80,7 +80,7 @@ class Header:
     @property
     def spacing_mm(self) -> NDArray[np.float64]:
         """Voxel size along each axis, `(3,)`, in mm."""
-        return np.linalg.norm(self.affine[:3, :3], axis=0)
+        return spacing_of(self.affine)
 
 
 def read_header(path: Path, orientation: str | None = None) -> Header:
@@ -116,6 +116,18 @@ def read_header(path: Path, orientation: str | None = None) -> Header:
             "copy the file again or leave it out",
         )
     return header
+
+
+def files_of(path: Path) -> list[Path]:
+    """Give all files of the volume that `path` names: two of them in formats that keep header and voxels apart."""
+    if _is_ours(path):
+        return [path]
+    try:
+        image: Any = nib.load(path)  # pyright: ignore[reportPrivateImportUsage]
+    except UNREADABLE as error:
+        raise unreadable(path, error) from error
+    files = sorted({Path(holder.filename) for holder in image.file_map.values() if holder.filename})
+    return [file for file in files if file.is_file()]
 
 
 def unreadable(path: Path, error: Exception) -> VolumeError:
@@ -180,7 +192,7 @@ def _read_other(path: Path, orientation: str | None) -> Header:
     # Analyze, which nibabel's classes for SPM derive from too, has no field for it that programs agree on.
     oriented = not isinstance(image.header, AnalyzeHeader)
     if orientation and not oriented:
-        affine = assumed_affine(shape, np.linalg.norm(affine[:3, :3], axis=0), orientation)
+        affine = assumed_affine(shape, spacing_of(affine), orientation)
     return Header(
         kind=type(image),
         shape=shape,
@@ -273,6 +285,11 @@ def angles_deg(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDA
     return np.rad2deg(np.arccos(np.clip(cosines, -1, 1)))
 
 
+def spacing_of(affine: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Give the length of each column of an affine or its upper left part, `(4, 4)` or `(3, 3)`: voxel sizes, `(3,)`."""
+    return np.linalg.norm(affine[:3, :3], axis=0)
+
+
 def assumed_affine(shape: Sequence[int], spacing_mm: NDArray[np.floating], orientation: str) -> NDArray[np.float64]:
     """Build the affine of a volume that does not say where it is: its middle at the origin.
 
@@ -308,13 +325,18 @@ def slice_axis(header: Header, path: Path) -> int:
     Raises:
         VolumeError: the file holds more or less than one slice.
     """
-    shape = header.shape
-    single = [axis for axis, size in enumerate(shape) if size == 1]
+    axis = single_axis(header.shape)
+    if axis is None:
+        raise VolumeError(str(path), f"expected one slice, found shape {header.shape}; use a pattern without {{slice}}")
+    return axis
+
+
+def single_axis(shape: Sequence[int]) -> int | None:
+    """Give the last axis of a single voxel in a `shape`, the third one that it lacks, or None where there is none."""
     if len(shape) == 2:
         return 2
-    if len(shape) != 3 or not single:
-        raise VolumeError(str(path), f"expected one slice, found shape {shape}; use a pattern without {{slice}}")
-    return single[-1]
+    single = [axis for axis, size in enumerate(shape) if size == 1]
+    return single[-1] if len(shape) == 3 and single else None
 
 
 def unlike_the_first(headers: Sequence[Header], axes: Sequence[int]) -> Iterator[tuple[int, str]]:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from upfield.sharding.atomic import write_json
 from upfield.sharding.cohort import SPLITS
@@ -26,6 +26,8 @@ from upfield.sharding.tarshard import SUFFIXES
 JOURNAL = ".build"
 CONFIG = "config.json"
 LOCK = "lock"
+# Builds that end remove the journal, perhaps just as another one looks for it.
+MOST_TRIES = 100
 # A block's record, and not what is left of one that was being written.
 RECORD = re.compile(r"[a-z]+-\d+\.json")
 NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -54,19 +56,31 @@ def alone(out: Path) -> Iterator[None]:
     Raises:
         InputError: another build is running there.
     """
+    with _open_lock(out):
+        try:
+            _remove_leftovers(out)
+            yield
+        finally:
+            _sweep(out)
+
+
+def _open_lock(out: Path) -> TextIO:
     path = out / JOURNAL / LOCK
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as lock:
-            _lock(lock.fileno(), out)
-            # Whoever held it before may have finished and removed the file that we waited for.
-            if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):
-                try:
-                    _remove_leftovers(out)
-                    yield
-                finally:
-                    _sweep(out)
-                return
+    for left in reversed(range(MOST_TRIES)):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = path.open("w")
+        except FileNotFoundError:
+            if not left:
+                raise
+            continue
+        _lock(lock, out)
+        # Whoever held it before may have finished and removed the file that we waited for.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                return lock
+        lock.close()
+    raise InputError(f"{out}: expected no other build there, found several that start and end; wait for them")
 
 
 def _remove_leftovers(out: Path) -> None:
@@ -76,13 +90,15 @@ def _remove_leftovers(out: Path) -> None:
             leftover.unlink()
 
 
-def _lock(descriptor: int, out: Path) -> None:
+def _lock(lock: TextIO, out: Path) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
+        lock.close()
         raise InputError(f"{out}: expected no other build there, found one running; wait for it") from error
     except OSError as error:
         if error.errno not in NO_LOCKS_HERE:
+            lock.close()
             raise
         say(f"{out}: its file system has no locks; see to it that only one build runs there")
 

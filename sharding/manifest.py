@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from upfield.sharding.address import is_remote
+from upfield.sharding.address import is_remote, shown
 from upfield.sharding.atomic import write_json
 from upfield.sharding.cohort import SPLITS, Subject
 from upfield.sharding.command import to_tree
@@ -183,8 +183,9 @@ def read_manifest(root: Path) -> Manifest:
     """
     path = root / MANIFEST
     if is_remote(str(root)):
-        address = str(root).replace(":/", "://", 1)
-        raise ShardSetError(f"{address}: expected a folder, found an address; copy the set to this machine first")
+        raise ShardSetError(
+            f"{shown(str(root))}: expected a folder, found an address; copy the set to this machine first"
+        )
     if not path.is_file():
         what = "an unfinished build" if is_unfinished(root) else "no shard set"
         raise ShardSetError(f"{path}: expected a complete shard set, found {what}; run upfield shard to build it")

@@ -71,11 +71,11 @@ def _size(num_bytes: float) -> str:
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
 
 
-def fitting_jobs(blocks: Sequence[Block], config: ShardConfig) -> int:
+def fitting_jobs(groups: Sequence[Sequence[Subject]], config: ShardConfig) -> int:
     """Compare memory and file descriptors with what the build will need.
 
     Args:
-        blocks: what is to be built.
+        groups: subjects that one worker takes at a time.
         config: geometry, context and number of workers.
 
     Returns:
@@ -85,12 +85,12 @@ def fitting_jobs(blocks: Sequence[Block], config: ShardConfig) -> int:
         InputError: there is not enough.
     """
     cores = len(os.sched_getaffinity(0))
-    if config.executor == "ray" or not blocks:
+    if config.executor == "ray" or not groups:
         return config.jobs or cores
-    worker_bytes = max(memory_bytes(block, config) for block in blocks)
+    worker_bytes = max(memory_bytes(subjects, config) for subjects in groups)
     free_bytes = available_bytes()
     fitting = int(free_bytes // worker_bytes)
-    jobs = min(config.jobs or min(cores, max(fitting, 1)), len(blocks))
+    jobs = min(config.jobs or min(cores, max(fitting, 1)), len(groups))
     if jobs > fitting:
         less = f"use --jobs {fitting}" if fitting else "free some, or use a smaller --subjects_per_block"
         raise InputError(
@@ -136,11 +136,11 @@ def volume_bytes(subjects: Iterable[Subject], geometry: GeometryConfig) -> int:
     return SAVED_BYTES * sum(high + low * len(subject.units) for subject in subjects)
 
 
-def memory_bytes(block: Block, config: ShardConfig) -> float:
-    """Estimate a worker's peak memory: a block's pairs in half precision, and the subject with the largest files."""
+def memory_bytes(subjects: Sequence[Subject], config: ShardConfig) -> float:
+    """Estimate a worker's peak memory: all pairs in half precision, and the subject with the largest files."""
     voxels = math.prod(config.geometry.high_shape)
-    pairs = sum(1 + len(subject.units) for subject in block.subjects)
-    at_work = max((subject_bytes(subject, voxels) for subject in block.subjects), default=0)
+    pairs = sum(1 + len(subject.units) for subject in subjects)
+    at_work = max((subject_bytes(subject, voxels) for subject in subjects), default=0)
     return WORKER_BYTES + HALF_BYTES * voxels * pairs + at_work
 
 

@@ -15,6 +15,7 @@ from upfield.sharding.resample import box_centre, resample_box, zoom_to
 from upfield.sharding.volume import Volume, read_stack, read_volume
 
 TOP_MARGIN_MM = 2.0
+HIGH_NAME = "high"
 Save = Callable[[str, Volume], None]
 
 
@@ -47,17 +48,16 @@ def make_pairs(subject: Subject, config: ShardConfig, save: Save | None = None) 
     high_file, alignment = _aligned(_load(subject.high, subject), low_file, subject, config.seed)
     grids = Grids.around(config.geometry, subject.fit, high_file)
     high = grids.high_from_file(high_file)
-    _save(save, "high", high)
+    _save(save, HIGH_NAME, high)
     high_half = normalise_in_place(high.voxels, str(subject.high))
     for unit in subject.units:
         if unit.kind == "real":
             assert low_file is not None
             low = grids.low_from_file(low_file)
             parameters = {"alignment": alignment} if alignment else {}
-            _save(save, "low", low)
         else:
             low, parameters = _synthetic(high, grids, unit, config)
-            _save(save, f"low-synthetic-{unit.variant}", low)
+        _save(save, unit.volume_name, low)
         source = subject.low if unit.kind == "real" else subject.high
         up = normalise_in_place(grids.low_to_high(low.voxels), str(source))
         yield Pair(unit, up, high_half, parameters)
@@ -122,11 +122,14 @@ class Grids:
         return self._from_file(volume, self.geometry.low_shape, self.geometry.low_spacing_mm)
 
     def _from_file(self, volume: Volume, shape: Triple, spacing_mm: SpacingMm) -> Volume:
-        if self.centre_mm is None:
-            return _zoomed(volume, shape)
         # Outside the file it is as dark as its darkest voxel, not zero, which may be the middle of a scale.
-        above = replace(volume, voxels=volume.voxels - volume.voxels.min())
-        return _boxed(above, to_voxel(volume.affine, self.centre_mm), shape, spacing_mm)
+        darkest = volume.voxels.min()
+        above = replace(volume, voxels=volume.voxels - darkest) if darkest else volume
+        if self.centre_mm is None:
+            placed = _zoomed(above, shape)
+        else:
+            placed = _boxed(above, to_voxel(volume.affine, self.centre_mm), shape, spacing_mm)
+        return replace(placed, voxels=placed.voxels + darkest) if darkest else placed
 
     def low_to_high(self, low: NDArray[np.float32]) -> NDArray[np.float32]:
         """Interpolate `(I, J, K)` on the low-field grid to the high-field grid `(X, Y, Z)`."""
@@ -183,7 +186,8 @@ def head_centre(volume: Volume, extent_mm: NDArray[np.float64]) -> NDArray[np.fl
     Returns:
         Voxel index `(3,)`, rounded to whole or half voxels.
     """
-    mask = volume.voxels > 0.2 * percentiles(volume.voxels, [99])[0]
+    darkest = volume.voxels.min()
+    mask = volume.voxels > darkest + 0.2 * (percentiles(volume.voxels, [99])[0] - darkest)
     middle = box_centre(volume.voxels.shape)
     box_vox = extent_mm / volume.spacing_mm
     centre = middle.copy()

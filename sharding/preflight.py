@@ -1,9 +1,11 @@
 """Check every header of a cohort before anything is computed, and tell all that is wrong at once."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,14 +23,15 @@ from upfield.sharding.header import (
     expect_three_dimensions,
     read_header,
     slice_axis,
+    spacing_of,
     stack_affine,
     unlike_the_first,
+    unreadable,
 )
-from upfield.sharding.problem import Field, Problem
-from upfield.sharding.tasks import run_tasks
+from upfield.sharding.problem import TWIN, Field, Problem
+from upfield.sharding.progress import say
+from upfield.sharding.tasks import FILES_FOR_PROCESSES, run_tasks
 
-# Below this many files, starting processes takes longer than reading headers.
-FILES_FOR_PROCESSES = 5000
 SUBJECTS_PER_TASK = 4
 # Finer than any scan of a living head, coarser than any slice that shows one.
 SPACING_MM = (0.1, 12.0)
@@ -38,6 +41,8 @@ MAX_TURN_DEG, MAX_CHANGE = 1.0, 0.01
 # More than the tilt of a head against a template's axes, less than exchanged axes.
 MAX_FORMS_DIFFER_DEG = 45.0
 
+# Of the usual length of a cohort's stacks: less is half a head, and what is worth a word.
+LEAST_STACK, TOLD_STACK = 0.75, 0.02
 DEFAULT_GEOMETRY = GeometryConfig()
 
 Place = tuple[str, str, Field]
@@ -65,6 +70,8 @@ class Checked:
     """Whose it is, as file names spell it."""
     field: Field
     """Which one."""
+    source: Source
+    """Its files."""
     findings: list[Finding]
     """What is wrong."""
     traces: tuple[Trace, ...]
@@ -82,13 +89,10 @@ def preflight(subjects: Sequence[Subject], jobs: int = 0, geometry: GeometryConf
         geometry: the grids that they are to be brought to.
 
     Returns:
-        Problems sorted by cohort, subject, field and check.
+        Problems, sorted.
     """
     tasks = [subjects[first : first + SUBJECTS_PER_TASK] for first in range(0, len(subjects), SUBJECTS_PER_TASK)]
-    paths: dict[Place, tuple[Path, ...]] = {
-        (subject.cohort, subject.name, field): source.paths for subject in subjects for field, source in subject.volumes
-    }
-    num_files = sum(map(len, paths.values()))
+    num_files = sum(len(source.paths) for subject in subjects for _, source in subject.volumes)
     results = run_tasks(check_subjects, tasks, jobs if num_files >= FILES_FOR_PROCESSES else 1)
     # Tasks finish in any order; which of several equal volumes is named must not depend on it.
     checked = sorted((volume for some in results for volume in some), key=_place)
@@ -97,10 +101,9 @@ def preflight(subjects: Sequence[Subject], jobs: int = 0, geometry: GeometryConf
         for volume in checked
         for finding in volume.findings
     ]
+    problems += _short(checked)
     problems += _apart(checked, subjects, geometry)
-    return sorted(
-        problems + _same(checked, paths), key=lambda p: (p.cohort, p.subject, p.field, p.check, p.file, p.message)
-    )
+    return sorted([*problems, *_same(checked)])
 
 
 def check_subjects(subjects: Sequence[Subject]) -> list[Checked]:
@@ -123,30 +126,29 @@ def _check_volume(subject: Subject, field: Field, source: Source) -> Checked:
     for path in source.paths:
         try:
             header = read_header(path, subject.orientation)
-            traced = _whole(path, header)
+            traced = _traced(path, header)
         except VolumeError as error:
             refused.append(Finding("header", path, error.problem))
         else:
             headers.append(header)
             traces.append(traced)
     if refused:
-        return Checked(subject.cohort, subject.name, field, [_first_of(refused, source)], ())
+        return Checked(subject.cohort, subject.name, field, source, [_first_of(refused, source)], ())
     findings = _check_stack(source, headers) if source.stacked else _check_whole(source.paths[0], headers[0])
     in_one_file = all(header.end_bytes is not None for header in headers)
     extent = None if findings else Extent.of(headers)
-    return Checked(subject.cohort, subject.name, field, findings, tuple(traces) if in_one_file else (), extent)
+    return Checked(subject.cohort, subject.name, field, source, findings, tuple(traces) if in_one_file else (), extent)
 
 
-def _whole(path: Path, header: Header) -> Trace:
+def _traced(path: Path, header: Header) -> Trace:
     """Trace a file, and refuse one that ends before its last voxel."""
     try:
         traced = trace(path)
-        whole = header.end_bytes is None or is_whole(path, traced, header.end_bytes)
-    except DAMAGED:
-        whole, traced = False, Trace(0, None)
-    if not whole:
-        raise VolumeError(str(path), f"expected {header.end_bytes} bytes, found fewer or damaged ones; copy it again")
-    return traced
+        if header.end_bytes is None or is_whole(path, traced, header.end_bytes):
+            return traced
+    except DAMAGED as error:
+        raise unreadable(path, error) from error
+    raise VolumeError(str(path), f"expected {header.end_bytes} bytes, found fewer or damaged ones; copy it again")
 
 
 def _first_of(findings: list[Finding], source: Source) -> Finding:
@@ -189,6 +191,9 @@ def _check_stack(source: Source, headers: list[Header]) -> list[Finding]:
         return [_first_of(others, source)]
     findings = _uneven(source, headers)
     affine = stack_affine(headers, axes[0])
+    if findings:
+        # A step over a gap is no thickness.
+        affine[:3, axes[0]] = _usual_step_mm(headers)
     # Slices that carry places need not say how thick they are.
     needed = [axis for axis in range(3) if axis != axes[0] or not carry_places(headers)]
     # Each slice may have its own fault of side or unit; the stack has one affine.
@@ -219,7 +224,7 @@ def _turned(header: Header, columns: NDArray[np.float64]) -> str | None:
     turn_deg = angles_deg(columns, header.affine[:3, :3])
     if (turn_deg > MAX_TURN_DEG).any():
         return f"expected axes that point where the first slice's do, found one {turn_deg.max():.1f} degrees off"
-    spacing_mm = np.linalg.norm(columns, axis=0)
+    spacing_mm = spacing_of(columns)
     if (np.abs(header.spacing_mm - spacing_mm) > MAX_CHANGE * spacing_mm).any():
         return f"expected the first slice's voxels of {_mm(spacing_mm)}, found {_mm(header.spacing_mm)}"
     return None
@@ -232,7 +237,7 @@ def _uneven(source: Source, headers: list[Header]) -> list[Finding]:
     if not np.isfinite(travelled_mm).all() or travelled_mm.max() <= UNPLACED_MM:
         return []
     steps_mm = np.diff(origins_mm, axis=0)
-    usual_mm = np.median(steps_mm, axis=0)
+    usual_mm = _usual_step_mm(headers)
     off_mm = np.linalg.norm(steps_mm - usual_mm, axis=1)
     # Headers round places to a hundredth of a millimetre at worst.
     wrong = off_mm > max(0.02, 0.05 * float(np.linalg.norm(usual_mm)))
@@ -244,7 +249,11 @@ def _uneven(source: Source, headers: list[Header]) -> list[Finding]:
         f"{int(wrong.sum())} of {len(steps_mm)} steps that differ, the first by {off_mm[first]:.2f} mm between slices "
         f"{first} and {first + 1} counted from 0; check the order of the slice numbers and whether one is missing"
     )
-    return [Finding("slices", source.paths[first + 1], message)]
+    return [Finding("steps", source.paths[first + 1], message)]
+
+
+def _usual_step_mm(headers: list[Header]) -> NDArray[np.float64]:
+    return np.median(np.diff([header.affine[:3, 3] for header in headers], axis=0), axis=0)
 
 
 def _check_statements(header: Header, axes: Iterable[int]) -> list[tuple[str, str]]:
@@ -276,7 +285,7 @@ def _check_statements(header: Header, axes: Iterable[int]) -> list[tuple[str, st
 def _check_affine(affine: NDArray[np.float64]) -> list[tuple[str, str]]:
     """Check a volume's affine `(4, 4)`; gives checks and messages."""
     columns = affine[:3, :3]
-    spacing_mm = np.linalg.norm(columns, axis=0)
+    spacing_mm = spacing_of(columns)
     usable = bool(np.isfinite(affine).all() and spacing_mm.all())
     # Of axes of length 1 the determinant tells how far they are from lying in one plane, whatever the spacing.
     if not usable or abs(np.linalg.det(columns / spacing_mm)) < 1e-3:
@@ -304,6 +313,26 @@ def _mm(spacing_mm: NDArray[np.float64]) -> str:
     return " x ".join(f"{size:.4g}" for size in spacing_mm) + " mm"
 
 
+def _short(checked: list[Checked]) -> Iterator[Problem]:
+    """Find stacks far shorter than those of most of their cohort: a part of the head is missing.
+
+    Smaller differences, which may come from the scan, are told on stderr.
+    """
+    lengths_mm: dict[tuple[str, Field], list[tuple[Checked, float]]] = defaultdict(list)
+    for volume in checked:
+        if volume.extent is not None and (axis := volume.extent.stacked_along) is not None:
+            lengths_mm[volume.cohort, volume.field].append((volume, float(volume.extent.size_mm[axis])))
+    for (cohort, field), volumes in lengths_mm.items():
+        usual_mm = median(length_mm for _, length_mm in volumes)
+        for volume, length_mm in volumes:
+            lengths = f"most stacks of its cohort show {usual_mm:.0f} mm, this one shows {length_mm:.0f}"
+            if length_mm < LEAST_STACK * usual_mm:
+                message = f"expected a whole head, but {lengths} mm; complete the stack or leave the subject out"
+                yield _problem(volume, "place", str(volume.source), message)
+            elif abs(length_mm - usual_mm) > TOLD_STACK * usual_mm:
+                say(f"cohort {cohort}: {field}: {volume.subject}: {lengths} mm; is it complete?")
+
+
 def _apart(checked: list[Checked], subjects: Sequence[Subject], geometry: GeometryConfig) -> Iterator[Problem]:
     """Find pairs that are not where they would have to be, as they are to be taken as they lie."""
     grid_mm = np.array(geometry.high_shape) * np.array(geometry.high_spacing_mm)
@@ -314,14 +343,13 @@ def _apart(checked: list[Checked], subjects: Sequence[Subject], geometry: Geomet
         low, high = (checked_at[subject.cohort, subject.name, field] for field in ("low", "high"))
         if low.extent is not None and high.extent is not None:
             for message in pair_problems(low.extent, high.extent, subject.fit, grid_mm):
-                yield _problem(low, "affine", str(subject.low), message)
+                yield _problem(low, "place", str(low.source), message)
 
 
-def _same(checked: list[Checked], paths: Mapping[Place, Sequence[Path]]) -> list[Problem]:
+def _same(checked: list[Checked]) -> Iterator[Problem]:
     """Find volumes that are the same content as another subject's, or as the same subject's other field."""
     traced = [volume for volume in checked if volume.traces]
-    problems: list[Problem] = []
-    for group in same_content([paths[_place(volume)] for volume in traced], [volume.traces for volume in traced]):
+    for group in same_content([volume.source.paths for volume in traced], [volume.traces for volume in traced]):
         volumes = [traced[index] for index in group]
         for volume in volumes:
             others = [other for other in volumes if other is not volume]
@@ -331,6 +359,5 @@ def _same(checked: list[Checked], paths: Mapping[Place, Sequence[Path]]) -> list
             message = (
                 f"expected a scan of its own, found the same content as {whose} {other.field} field; leave one out"
             )
-            file = f"{paths[_place(volume)][0]} = {paths[_place(other)][0]} ({other.cohort} {other.subject})"
-            problems.append(_problem(volume, "same", file, message))
-    return problems
+            file = f"{volume.source.paths[0]}{TWIN}{other.source.paths[0]} ({other.cohort} {other.subject})"
+            yield _problem(volume, "same", file, message)

@@ -53,7 +53,9 @@ def open_key(path: Path) -> Pseudonyms:
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_private(path, secrets.token_hex(32) + "\n")
+        made = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+        _write_private(made, secrets.token_hex(32) + "\n")
+        _put_first(made, path)
     key = path.read_bytes().strip()
     if len(key) < LEAST_KEY_BYTES:
         raise InputError(
@@ -76,6 +78,18 @@ def write_names(path: Path, rows: Iterable[tuple[str, str, str]]) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("cohort", "subject", "pseudonym"), *sorted(known)])
     _write_private(path, text.getvalue())
+
+
+def _put_first(made: Path, path: Path) -> None:
+    """Give a file its name, unless one of that name has come meanwhile: two builds at once then share that."""
+    try:
+        os.link(made, path)
+    except FileExistsError:
+        pass
+    except OSError:  # The file system has no links.
+        os.replace(made, path)
+        return
+    made.unlink()
 
 
 def _write_private(path: Path, text: str) -> None:

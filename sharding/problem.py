@@ -15,9 +15,9 @@ Field = Literal["low", "high"]
 TWIN = " = "
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Problem:
-    """One reason why a subject cannot be used."""
+    """One reason why a subject cannot be used; sorted, those of a subject follow each other."""
 
     cohort: str
     """Cohort name."""
@@ -26,7 +26,8 @@ class Problem:
     field: Field
     """Which of its two volumes has the problem."""
     check: str
-    """What was looked at: `unpaired`, `slices`, `header`, `affine`, `spacing`, `side`, `same`, `name`, `voxels`."""
+    """What was looked at: `unpaired`, `name`, `slices` (which ones there are, and that they are of one scan), `header`,
+    `affine`, `spacing`, `side`, `steps` (from slice to slice), `place` (what is shown, and where), `same`, `voxels`."""
     file: str
     """The file, or the first of a stack, and perhaps after ` = ` one that it equals; local, never published."""
     message: str

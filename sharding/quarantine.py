@@ -75,7 +75,7 @@ class Quarantine:
         if len(self.problems) == self.num_shown:
             return
         self.num_shown = len(self.problems)
-        problems = sorted(self.problems, key=lambda problem: (problem.cohort, problem.subject, problem.field))
+        problems = sorted(self.problems)
         say(report(problems))
         try:
             write_report(self.path, problems, self.num_subjects)
@@ -98,7 +98,7 @@ class Quarantine:
         Reasons may state what a header says.
         """
         problems: dict[tuple[str, str], list[dict[str, str]]] = {}
-        for problem in sorted(self.problems, key=lambda problem: (problem.cohort, problem.subject, problem.check)):
+        for problem in sorted(self.problems):
             reason = {} if pseudonyms else {"reason": problem.message}
             told = {"field": problem.field, "check": problem.check} | reason
             problems.setdefault((problem.cohort, problem.subject), []).append(told)

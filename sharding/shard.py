@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from upfield.sharding.address import is_remote, shown
+from upfield.sharding.address import is_address, is_remote, shown
 from upfield.sharding.command import Command, execute
 from upfield.sharding.configuration import ShardConfig
 from upfield.sharding.errors import InputError, ShardSetError
@@ -19,7 +19,7 @@ def shard(config: ShardConfig) -> None:
     from upfield.sharding.build import build
 
     assert config.out is not None
-    if config.out.startswith("file:") or (is_remote(config.out) and "://" not in config.out):
+    if is_address(config.out) and (not is_remote(config.out) or "://" not in config.out):
         raise InputError(f"--out: expected a folder or an address like s3://bucket/set, found {config.out}")
     pseudonyms = _pseudonyms(config)
     if is_remote(config.out):

@@ -4,56 +4,66 @@ With them a later build finds a scan that the set holds already, under whatever 
 longer those the set was made from.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from upfield.sharding.cohort import Subject
 from upfield.sharding.content import DAMAGED, fingerprint
-from upfield.sharding.errors import VolumeError
+from upfield.sharding.header import files_of, unreadable
 from upfield.sharding.manifest import Manifest
 from upfield.sharding.privacy import Pseudonyms
 from upfield.sharding.problem import Problem
+from upfield.sharding.tasks import FILES_FOR_PROCESSES, run_tasks
+
+FIELDS = ("high", "low")
 
 
 def describe_sources(subject: Subject) -> dict[str, str]:
     """Give cohort, subject, and the fingerprint of each of a subject's volumes by field.
 
     Raises:
-        VolumeError: a file cannot be read.
+        VolumeError: a file is damaged or cannot be read.
+        RunError: it is the machine that is in trouble.
     """
     tree = {"cohort": subject.cohort, "subject": subject.id}
     for field, source in subject.volumes:
         try:
-            tree[field] = fingerprint(source.paths)
+            tree[field] = fingerprint([file for path in source.paths for file in files_of(path)])
         except DAMAGED as error:
-            raise VolumeError(str(source), f"expected files that can be read, found {error}; mend them") from error
+            raise unreadable(source.paths[0], error) from error
     return tree
 
 
-def sealed(trees: Iterable[dict[str, str]], pseudonyms: Pseudonyms | None) -> list[dict[str, str]]:
+def describe_all(subjects: Sequence[Subject], jobs: int) -> list[dict[str, str]]:
+    """Describe the sources of subjects in order, with processes where there are many files."""
+    num_files = sum(len(source.paths) for subject in subjects for _, source in subject.volumes)
+    trees = run_tasks(describe_sources, subjects, jobs if num_files >= FILES_FOR_PROCESSES else 1)
+    found = {(tree["cohort"], tree["subject"]): tree for tree in trees}
+    return [found[subject.cohort, subject.id] for subject in subjects]
+
+
+def sealed(tree: dict[str, str], pseudonyms: Pseudonyms | None) -> dict[str, str]:
     """Give what `describe_sources` gives as a set may state it.
 
     Whoever has the scan could tell its pseudonym by the plain fingerprint; a keyed one tells only its owner.
     """
     if pseudonyms is None:
-        return list(trees)
-    return [
-        {key: pseudonyms.seal(value) if key in ("high", "low") else value for key, value in tree.items()}
-        for tree in trees
-    ]
+        return tree
+    return {key: pseudonyms.seal(value) if key in FIELDS else value for key, value in tree.items()}
 
 
-def held_already(subjects: Sequence[Subject], old: Manifest, pseudonyms: Pseudonyms | None) -> list[Problem]:
+def held_already(subjects: Sequence[Subject], old: Manifest, pseudonyms: Pseudonyms | None, jobs: int) -> list[Problem]:
     """Find new subjects with a volume that the set holds already, under another name or cohort.
 
     Args:
         subjects: those that are to be added, without other problems.
         old: the set.
         pseudonyms: those of the set.
+        jobs: processes; 0 is one per core.
     """
-    there = {tree[field]: tree for tree in old.sources for field in ("high", "low") if field in tree}
+    there = {tree[field]: tree for tree in old.sources for field in FIELDS if field in tree}
     problems: list[Problem] = []
-    for subject in subjects:
-        (tree,) = sealed([describe_sources(subject)], pseudonyms)
+    for subject, described in zip(subjects, describe_all(subjects, jobs), strict=True):
+        tree = sealed(described, pseudonyms)
         for field, source in subject.volumes:
             if twin := there.get(tree[field]):
                 message = (
@@ -65,12 +75,15 @@ def held_already(subjects: Sequence[Subject], old: Manifest, pseudonyms: Pseudon
     return problems
 
 
-def changed_subjects(subjects: Sequence[Subject], old: Manifest, pseudonyms: Pseudonyms | None) -> list[Subject]:
+def changed_subjects(
+    subjects: Sequence[Subject], old: Manifest, pseudonyms: Pseudonyms | None, jobs: int
+) -> list[Subject]:
     """Give those subjects of a set whose files do not hold what they held when it was built."""
     there = {(tree["cohort"], tree["subject"]): tree for tree in old.sources}
+    known = [subject for subject in subjects if (subject.cohort, subject.id) in there]
+    described = describe_all(known, jobs)
     return [
         subject
-        for subject in subjects
-        if (tree := there.get((subject.cohort, subject.id)))
-        and sealed([describe_sources(subject)], pseudonyms) != [tree]
+        for subject, tree in zip(known, described, strict=True)
+        if sealed(tree, pseudonyms) != there[subject.cohort, subject.id]
     ]

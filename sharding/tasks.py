@@ -15,6 +15,8 @@ from upfield.sharding.errors import InputError, RunError
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 ANSWER_S = 10
+# Below this many files to be looked into, starting processes takes longer than looking.
+FILES_FOR_PROCESSES = 5000
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -26,6 +26,7 @@ from upfield.sharding.header import (
     plane_shape,
     read_header,
     slice_axis,
+    spacing_of,
     stack_affine,
     unlike_the_first,
     unreadable,
@@ -46,7 +47,7 @@ class Volume:
     @property
     def spacing_mm(self) -> NDArray[np.float64]:
         """Voxel size along each axis, `(3,)`, in mm."""
-        return np.linalg.norm(self.affine[:3, :3], axis=0)
+        return spacing_of(self.affine)
 
 
 def read_volume(path: Path, orientation: str | None = None) -> Volume:

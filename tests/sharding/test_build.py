@@ -388,7 +388,7 @@ def test_one_file_under_two_names_is_refused(run_cli, cohort, tmp_path):
 def test_a_stack_that_lost_its_end_is_named(run_cli, cohort, tmp_path):
     (cohort / "real/low/sub-03_slice_005.nii.gz").unlink()
     _, _, err = run_cli(main, *arguments(cohort, tmp_path / "out"))
-    assert "low: sub-03 has 5 slices, most have 6" in err
+    assert "low: sub-03: most stacks of its cohort show 30 mm, this one shows 25 mm; is it complete?" in err
 
 
 def test_shards_of_a_block_with_other_members_are_not_kept(run_cli, killed, tiny_cohort, tiny_shards):
@@ -408,6 +408,8 @@ def test_shards_of_a_block_with_other_members_are_not_kept(run_cli, killed, tiny
             ("--save_volumes", "s3://bucket/volumes"),
             "save_volumes: expected a place on this machine, found",
         ),
+        (("--out", "local:///data/set"), "--out: expected a folder or an address like s3://bucket/set, found local:"),
+        (("--save_volumes", "s3://me:secret@host/x"), "found the address s3://host/x"),
         (("--out", "s3:/bucket/set"), "--out: expected a folder or an address like s3://bucket/set, found s3:/bucket"),
         (("--out", "cohort/cohorts.yaml"), "cohorts.yaml: expected a folder, found a file; choose another --out"),
     ],
@@ -439,3 +441,40 @@ def test_a_split_that_nobody_is_in_is_told(run_cli, cohort, tmp_path):
     assert code == 0
     assert f"{tmp_path / 'shards'}: no subjects in test; training wants" in err
     assert "no subjects in val" not in err
+
+
+def test_a_gap_hides_no_other_fault(run_cli, cohort, tmp_path):
+    paths = sorted(cohort.glob("real/high/sub-01_*"))
+    paths[5].unlink()
+    image = nib.Nifti1Image.from_filename(paths[8])
+    nib.save(nib.Nifti1Image(np.zeros((9, 9, 1), np.int16), image.affine), paths[8])
+    assert run_cli(main, *arguments(cohort, tmp_path / "shards"))[0] == 2
+    problems = json.loads((tmp_path / "shards.problems.json").read_text())["problems"]
+    assert [(p["subject"], p["check"]) for p in problems] == [("sub-01", "slices"), ("sub-01", "slices")]
+    said = " ".join(problem["message"] for problem in problems)
+    assert "1 missing" in said
+    assert "like the first of its stack, found (9, 9)" in said
+
+
+def test_a_gap_alone_is_told_once_and_its_wider_step_is_no_spacing(run_cli, cohort, tmp_path):
+    for path in sorted(cohort.glob("real/low/sub-01_*"))[2:4]:
+        path.unlink()
+    assert run_cli(main, *arguments(cohort, tmp_path / "shards"))[0] == 2
+    (problem,) = json.loads((tmp_path / "shards.problems.json").read_text())["problems"]
+    assert (problem["subject"], problem["field"], problem["check"]) == ("sub-01", "low", "slices")
+    assert "2 missing" in problem["message"]
+
+
+def test_the_lock_is_taken_where_another_build_ends_that_moment(tmp_path, monkeypatch):
+    times = iter(range(3))
+    plain = Path.open
+
+    def opened(path, *arguments, **options):
+        if path.name == "lock" and next(times, None) is not None:
+            shutil.rmtree(path.parent)
+        return plain(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", opened)
+    with alone(tmp_path / "shards"):
+        assert (tmp_path / "shards/.build/lock").is_file()
+    assert not (tmp_path / "shards").exists()

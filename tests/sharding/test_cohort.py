@@ -3,7 +3,7 @@ from itertools import product
 
 import pytest
 
-from upfield.sharding.cohort import Unit, assign_splits, find_subjects, match, short_stacks
+from upfield.sharding.cohort import Unit, assign_splits, find_subjects, match
 from upfield.sharding.configuration import CohortConfig
 from upfield.sharding.errors import InputError
 from upfield.sharding.privacy import Pseudonyms
@@ -58,18 +58,6 @@ def test_files_that_are_not_quite_like_the_pattern_are_told(files, capsys):
     said = capsys.readouterr().err
     assert said.startswith("cohort heads: low: left aside 1 files that are not quite like {subject}_slice_{slice}.nii")
     assert said.rstrip().endswith("a_slice_x.nii")
-
-
-def test_a_stack_that_lacks_a_part_of_the_head_is_a_problem_and_one_that_lacks_little_is_told(files, capsys):
-    counts = {"a": 20, "b": 20, "c": 14, "d": 16, "e": 22}
-    root = files(*(f"{name}_{number}.nii" for name, count in counts.items() for number in range(count)))
-    (problem,) = short_stacks(find_subjects(CohortConfig("heads", "{subject}_{slice}.nii"), root).subjects)
-    assert (problem.subject, problem.field, problem.check) == ("c", "high", "slices")
-    assert problem.message == "expected about 20 slices like most of its cohort, found 14; complete the stack"
-    assert [line.split(": ")[2] for line in capsys.readouterr().err.splitlines()] == [
-        "d has 16 slices, most have 20; is its stack complete?",
-        "e has 22 slices, most have 20; is its stack complete?",
-    ]
 
 
 def test_wildcards_match_within_and_across_folders(files):

@@ -14,13 +14,21 @@ from upfield.sharding.cohort import Source, find_subjects
 from upfield.sharding.command import parse
 from upfield.sharding.configuration import ShardConfig
 from upfield.sharding.errors import InputError
-from upfield.sharding.needs import available_bytes, fitting_jobs, memory_bytes, refuse_full_disks, set_bytes
+from upfield.sharding.needs import available_bytes, refuse_full_disks, set_bytes
 from upfield.sharding.plan import Block, plan_blocks
 from upfield.sharding.shard import COMMAND, main
 from upfield.sharding.verify import main as verify
 
 Usage = namedtuple("Usage", "total used free")
 Memory = namedtuple("Memory", "available")
+
+
+def fitting_jobs(blocks, config):
+    return needs.fitting_jobs([block.subjects for block in blocks], config)
+
+
+def memory_bytes(block, config):
+    return needs.memory_bytes(block.subjects, config)
 
 
 @pytest.fixture(autouse=True)
@@ -180,7 +188,9 @@ def test_a_disk_too_small_is_refused_and_one_just_large_enough_is_not(machine, p
     machine(disk_bytes=needed)
     refuse_full_disks({tmp_path: needed})
     machine(disk_bytes=needed - 1)
-    with pytest.raises(InputError, match=rf"^{tmp_path}: expected room for [\d.]+ MB, found [\d.]+ MB free; free some or"):
+    with pytest.raises(
+        InputError, match=rf"^{tmp_path}: expected room for [\d.]+ MB, found [\d.]+ MB free; free some or"
+    ):
         refuse_full_disks({tmp_path: needed})
 
 

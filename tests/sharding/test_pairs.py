@@ -126,8 +126,19 @@ def test_a_nearly_constant_volume_is_refused_with_its_path(tmp_path, config, tin
         list(make_pairs(subject, config))
 
 
-def test_padding_is_as_dark_as_the_darkest_voxel():
-    head = ball((12, 12, 12), (5.5, 5.5, 5.5), 4)
-    shifted = Volume(head.voxels - 5, head.affine)
+@pytest.mark.parametrize("darkest", [-32768, -5, 7, 1000])
+def test_padding_is_as_dark_as_the_darkest_voxel_and_a_heads_place_does_not_depend_on_it(darkest):
+    head = ball((16, 18, 20), (4.5, 9.5, 12), 4)
+    shifted = Volume(head.voxels + darkest, head.affine)
     plain, offset = (crop_pad(volume).high_from_file(volume) for volume in (head, shifted))
-    np.testing.assert_allclose(offset.voxels, plain.voxels, atol=1e-5)
+    np.testing.assert_allclose(offset.voxels - darkest, plain.voxels, atol=0.01)
+    np.testing.assert_array_equal(offset.affine, plain.affine)
+
+
+def test_no_plane_of_a_forced_shape_is_brighter_than_the_file():
+    # 256 to 200 is one of the sizes where scipy.ndimage.zoom gives zeros in the last plane.
+    volume = Volume(ball((256, 4, 4), (128, 1.5, 1.5), 60).voxels - 1000, np.eye(4))
+    geometry = GeometryConfig((12, 14, 6), (1.6, 1.6, 5.0), (200, 4, 4), (1.0, 1.0, 1.0))
+    forced = Grids.around(geometry, "resize", volume).high_from_file(volume)
+    assert forced.voxels.shape == (200, 4, 4)
+    assert forced.voxels[-1].max() == pytest.approx(-1000)

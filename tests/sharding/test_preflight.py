@@ -1,3 +1,4 @@
+import errno
 import gzip
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from nibabel.orientations import axcodes2ornt
 
 from upfield.sharding import preflight as module
 from upfield.sharding.cohort import Source, Subject
-from upfield.sharding.errors import VolumeError
+from upfield.sharding.errors import RunError, VolumeError
 from upfield.sharding.preflight import preflight
 from upfield.sharding.volume import read_stack, read_volume
 
@@ -43,10 +44,15 @@ def save_stack(folder, num_slices=6, step_mm=3.0, **fields):
     """Write a stack of slices, each placed by its own affine."""
     paths = []
     for number in range(num_slices):
-        placed = AFFINE.copy()
-        placed[2, 3] += number * step_mm
+        placed = stack_affine(number, step_mm)
         paths.append(save(folder / f"{number}.nii.gz", noise(4, 5, 1) + number, placed, **fields))
     return paths
+
+
+def stack_affine(number, step_mm=3.0):
+    placed = AFFINE.copy()
+    placed[2, 3] += number * step_mm
+    return placed
 
 
 def subject(name, high, low=None, cohort="a", orientation=None):
@@ -246,7 +252,7 @@ def test_slices_that_do_not_follow_one_another_evenly_are_a_problem(tmp_path, or
         placed[2, 3] += 3.0 * place
         paths.append(save(tmp_path / f"{number}.nii", noise(4, 5, 1), placed))
     problem = only(preflight([subject("1", paths)]))
-    assert problem.check == "slices"
+    assert problem.check == "steps"
     assert "equal steps, here of 3.00 mm, found" in problem.message
 
 
@@ -371,3 +377,47 @@ def test_what_passes_is_read(tmp_path):
     volume = read_stack(paths)
     assert volume.voxels.shape == (4, 5, 6)
     np.testing.assert_array_equal(volume.voxels[..., -1], noise(4, 5, 1)[..., 0])
+
+
+@pytest.mark.parametrize("order", ["abcde", "edcba"])
+def test_a_stack_that_shows_half_a_head_is_a_problem_and_one_that_lacks_little_is_told(tmp_path, capsys, order):
+    lengths = {"a": 20, "b": 20, "c": 20, "d": 14, "e": 17}
+    subjects = []
+    for name in order:
+        (tmp_path / name).mkdir()
+        paths = save_stack(tmp_path / name, lengths[name])
+        for number, path in enumerate(paths):
+            save(path, noise(4, 5, 1) + 50 * "abcde".index(name), stack_affine(number))
+        subjects.append(subject(name, paths))
+    problem = only(preflight(subjects))
+    assert (problem.subject, problem.check) == ("d", "place")
+    assert "most stacks of its cohort show 60 mm, this one shows 42 mm; complete the stack" in problem.message
+    assert capsys.readouterr().err.splitlines() == [
+        "cohort a: high: e: most stacks of its cohort show 60 mm, this one shows 51 mm; is it complete?"
+    ]
+
+
+def test_stacks_of_few_thick_and_of_many_thin_slices_show_the_same_head(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    thick, thin = AFFINE.copy(), []
+    thick[2, 2] = 6
+    for number in range(12):
+        thin.append(save(tmp_path / f"a/{number}.nii", noise(4, 5, 1), stack_affine(number)))
+    stack = []
+    for number in range(6):
+        placed = thick.copy()
+        placed[2, 3] += 6 * number
+        stack.append(save(tmp_path / f"b/{number}.nii", noise(4, 5, 1) + 3, placed))
+    assert preflight([subject("a", thin), subject("b", stack)]) == []
+
+
+def test_trouble_of_the_machine_is_not_the_files(tmp_path, monkeypatch):
+    path = save(tmp_path / "1.nii.gz")
+
+    def stale(_):
+        raise OSError(errno.ESTALE, "Stale file handle", str(path))
+
+    monkeypatch.setattr(module, "trace", stale)
+    with pytest.raises(RunError, match=r"expected to read it, found .*Stale"):
+        preflight([subject("1", path)])

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from upfield.sharding import privacy
 from upfield.sharding.command import to_tree
 from upfield.sharding.configuration import CohortConfig
 from upfield.sharding.errors import InputError
@@ -149,6 +150,20 @@ def test_a_key_is_made_once_for_its_owner_alone_and_then_read(tmp_path):
 def test_a_key_of_ones_own_is_taken_without_its_line_end(tmp_path):
     (tmp_path / "a.key").write_text("correct horse battery\n")
     assert open_key(tmp_path / "a.key").key == b"correct horse battery"
+
+
+def test_two_builds_that_make_a_key_at_once_share_one(tmp_path, monkeypatch):
+    path = tmp_path / "set.key"
+    write = privacy._write_private
+
+    def other_first(made, text):
+        if not path.exists():
+            path.write_text("the key that another build has just made")
+        write(made, text)
+
+    monkeypatch.setattr(privacy, "_write_private", other_first)
+    assert open_key(path).key == b"the key that another build has just made"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["set.key"]
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"too short\n"])

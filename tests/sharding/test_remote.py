@@ -45,6 +45,11 @@ def test_urls_that_read_alike_have_different_staging_folders():
     assert len({staging_folder(url) for url in ("s3://b/a/c", "s3://b/a-c", "gs://b/a/c")}) == 3
 
 
+def test_no_password_of_an_address_that_was_taken_for_a_path_shows():
+    with pytest.raises(ShardSetError, match=r"^s3://host/set: expected a folder, found an address"):
+        remote.read_manifest(Path("s3://user:secret@host/set"))
+
+
 def test_no_password_shows(monkeypatch):
     assert "secret" not in str(staging_folder("ftp://user:secret@host/set"))
     with pytest.raises(InputError, match=r"^https://host/set: .*found https://"):

@@ -13,7 +13,8 @@ LOW_SHAPE, HIGH_SHAPE = (112, 138, 40), (179, 221, 200)
 
 def smooth_noise(shape, sigma=1.5, seed=0):
     noise = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
-    return np.asarray(ndimage.gaussian_filter(noise, sigma), dtype=np.float32)
+    smooth = np.asarray(ndimage.gaussian_filter(noise, sigma), dtype=np.float32)
+    return smooth - smooth.min()  # dark is zero, as in scans
 
 
 def plain_zoom(voxels, shape):
