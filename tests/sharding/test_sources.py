@@ -7,15 +7,14 @@ import pytest
 from upfield.sharding import sources
 from upfield.sharding.cohort import Source, Subject
 from upfield.sharding.errors import RunError, VolumeError
+from upfield.sharding.manifest import Manifest
 from upfield.sharding.privacy import Pseudonyms
 from upfield.sharding.sources import changed_subjects, describe_all, describe_sources, held_already, sealed
 
 
-class Held:
+def holding(*trees):
     """A set's manifest, as far as sources go."""
-
-    def __init__(self, *trees):
-        self.sources = list(trees)
+    return Manifest({"sources": list(trees)})
 
 
 def subject(path, name="s", cohort="a"):
@@ -81,7 +80,7 @@ def test_processes_give_the_same_in_the_same_order(tmp_path, monkeypatch):
 @pytest.mark.parametrize("pseudonyms", [None, Pseudonyms(b"a key of some length")])
 def test_what_a_set_holds_is_found_under_another_name_and_what_changed_is_told(tmp_path, pseudonyms):
     old = [subject(save(tmp_path / f"{number}.nii", number), f"{number}") for number in range(3)]
-    held = Held(*(sealed(tree, pseudonyms) for tree in describe_all(old, 1)))
+    held = holding(*(sealed(tree, pseudonyms) for tree in describe_all(old, 1)))
     again, fresh = subject(old[1].high.paths[0], "x", "b"), subject(save(tmp_path / "9.nii", 9), "y", "b")
     (problem,) = held_already([again, fresh], held, pseudonyms, 1)
     assert (problem.cohort, problem.subject, problem.check) == ("b", "x", "same")
