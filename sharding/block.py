@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from upfield.sharding.cohort import Subject
 from upfield.sharding.configuration import ShardConfig
+from upfield.sharding.content import hash_voxels
 from upfield.sharding.errors import VolumeError
 from upfield.sharding.gridfiles import discard, saver
 from upfield.sharding.journal import BlockRecord, read_record, write_record
@@ -18,6 +19,7 @@ from upfield.sharding.plan import Block, sample_order
 from upfield.sharding.problem import Problem
 from upfield.sharding.sources import describe_sources
 from upfield.sharding.tarshard import SUFFIXES, Sample, ShardEntry, hash_file, read_index, write_shard
+from upfield.sharding.volume import Volume
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,13 @@ def read_pairs(task: BlockTask) -> tuple[list[Pair], BlockRecord]:
     sources: list[dict[str, str]] = []
     for subject in task.block.subjects:
         try:
-            own = list(make_pairs(subject, task.config, saver(task.config.save_volumes, subject)))
-            sources.append(describe_sources(subject))
-            pairs += own
+            source = describe_sources(subject)
+
+            def note(field: str, volume: Volume, source: dict[str, str] = source) -> None:
+                source[f"{field}_voxels"] = hash_voxels(volume.voxels)
+
+            pairs += list(make_pairs(subject, task.config, saver(task.config.save_volumes, subject), note))
+            sources.append(source)
         except VolumeError as error:
             problems.append(_problem(subject, error))
             discard(task.config.save_volumes, subject)

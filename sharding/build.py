@@ -28,10 +28,10 @@ from upfield.sharding.needs import fitting_jobs, refuse_full_disks, set_bytes, v
 from upfield.sharding.plan import Block, plan_blocks
 from upfield.sharding.preflight import preflight
 from upfield.sharding.privacy import Pseudonyms, write_names
-from upfield.sharding.problem import Problem
+from upfield.sharding.problem import TWIN, Problem
 from upfield.sharding.progress import say, track
 from upfield.sharding.quarantine import Quarantine
-from upfield.sharding.sources import changed_subjects, held_already, sealed
+from upfield.sharding.sources import changed_subjects, held_already, same_voxels, sealed
 from upfield.sharding.tasks import run_tasks
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -69,6 +69,8 @@ def build(config: ShardConfig, out: Path, pseudonyms: Pseudonyms | None = None) 
     # Workers of a cluster stand in other folders.
     out, volumes = out.absolute(), config.save_volumes and config.save_volumes.absolute()
     config = replace(config, save_volumes=volumes)
+    if volumes and volumes.exists() and not volumes.is_dir():
+        raise InputError(f"--save_volumes: expected a folder, found the file {volumes}; choose another")
     found = join(find_subjects(cohort, root, pseudonyms) for cohort in config.cohorts)
     _refuse_foreign_folder(out)
     with _room(out), alone(out):
@@ -120,6 +122,7 @@ def _extend(asked: Asked, config: ShardConfig, found: Found, out: Path, pseudony
         sound = [subject for subject in fresh if (subject.cohort, subject.name) not in odd]
         problems += held_already(sound, asked.old, pseudonyms, config.jobs)
     quarantine.admit([problem for problem in problems if problem.cohort in asked.new])
+    _tell_namesakes(found.subjects)
     if not (chosen := quarantine.healthy(fresh)):
         raise InputError(f"{out}: expected subjects that can be used, found none of {len(fresh)}")
     blocks = plan_blocks(chosen, config, _taken(asked.old))
@@ -137,14 +140,41 @@ def _extend(asked: Asked, config: ShardConfig, found: Found, out: Path, pseudony
     entries = sorted((entry for result in results for entry in result.entries), key=lambda entry: entry.name)
     if not entries:
         raise InputError(f"{out}: expected subjects that can be used, found none of {len(fresh)}")
+    sources = _by_subject(sealed(one, pseudonyms) for result in results for one in result.record.sources)
+    quarantine.refuse(_copies(fresh, sources, asked.old))
     addition = Addition(
         subjects=quarantine.healthy(fresh),
         entries=entries,
-        skipped=quarantine.public(pseudonyms),
+        skipped=quarantine.public_problems(pseudonyms),
+        doubts=quarantine.public_doubts(pseudonyms),
         alignments=_by_subject(one for result in results for one in result.record.alignments),
-        sources=_by_subject(sealed(one, pseudonyms) for result in results for one in result.record.sources),
+        sources=sources,
     )
     write_manifest(out, asked.content, addition, asked.old)
+
+
+def _tell_namesakes(subjects: list[Subject]) -> None:
+    """Name subjects of one name in several cohorts that are in different splits: one person may be behind both."""
+    splits: dict[str, set[str]] = {}
+    for subject in subjects:
+        splits.setdefault(subject.name, set()).add(subject.split)
+    if names := sorted(name for name, its in splits.items() if len(its) > 1):
+        say(
+            f"{len(names)} names stand in several cohorts and in different splits ({', '.join(names[:5])}"
+            f"{', ...' if names[5:] else ''}); where they are the same people, hold both out with lists in `split`"
+        )
+
+
+def _copies(fresh: list[Subject], sources: list[dict[str, str]], old: Manifest | None) -> list[Problem]:
+    """Find scans among the new ones that are others over again, in another file."""
+    subjects = {(subject.cohort, subject.id): subject for subject in fresh}
+    problems: list[Problem] = []
+    for cohort, identifier, field, twin in same_voxels(sources, old.sources if old else []):
+        subject = subjects[cohort, identifier]
+        source = dict(subject.volumes)[field]
+        message = "expected a scan of its own, found the voxels of another one in another file; leave one of them out"
+        problems.append(Problem(cohort, subject.name, field, "same", f"{source.paths[0]}{TWIN}{twin}", message))
+    return problems
 
 
 def _by_subject(trees: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -199,6 +229,8 @@ def _refuse_difference(out: Path, there: dict[str, Any], asked: dict[str, Any], 
     for key in sorted((there.keys() | asked.keys()) - {"cohorts"}):
         if there.get(key) == asked.get(key):
             continue
+        if isinstance(there.get(key), dict) and isinstance(asked.get(key), dict) and key != "split":
+            _refuse_difference(out, there[key], asked[key], f"{where}{key}.")
         if key == "pseudonymize":
             found, mend = "another key or none", "give the --pseudonym_key that it was built with"
         else:

@@ -292,7 +292,7 @@ def assign_splits(cohort: CohortConfig, ids: dict[str, str]) -> dict[str, Split]
         free = [name for name in sorted(ids, key=position.__getitem__) if name not in splits]
         if isinstance(wanted, list):
             chosen = _listed(cohort, split, wanted, free)
-        elif isinstance(wanted, float) and 0 < wanted < 1:
+        elif isinstance(wanted, float) and 0 <= wanted < 1:
             chosen = [name for name in free if bound <= position[name] < bound + wanted]
             bound += wanted
             if bound > 1:
@@ -313,12 +313,12 @@ def _listed(cohort: CohortConfig, name: str, wanted: list[Any], free: list[str])
 
 
 def _counted(cohort: CohortConfig, name: str, wanted: float, free: list[str]) -> list[str]:
-    if not 0 <= wanted <= len(free) or wanted != int(wanted):
+    if isinstance(wanted, float) or not 0 <= wanted <= len(free):
         raise InputError(
             f"cohort {cohort.name}: split.{name}: expected a count from 0 to {len(free)}, a fraction below 1 or "
             f"a list, found {wanted}"
         )
-    return free[: int(wanted)]
+    return free[:wanted]
 
 
 def _hash(cohort: str, subject: str) -> float:

@@ -4,6 +4,7 @@ Positional arguments are shorthand for the flags of the same name, so that each 
 """
 
 import difflib
+import errno
 import json
 import signal
 import sys
@@ -22,6 +23,7 @@ from upfield.sharding.kinds import describe, is_plain, misfit
 EXIT_INPUT = 2
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 WITHOUT_VALUE = ("--help", "-h", "--print_config")
 
 C = TypeVar("C")
@@ -66,16 +68,23 @@ def execute(command: Command, argv: list[str] | None = None) -> int:
         return _fail(command, "interrupted", EXIT_INTERRUPTED, debug)
     except InputError as error:
         return _fail(command, str(error), EXIT_INPUT, debug)
-    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError) as error:
-        return _fail(command, f"{error.filename}: {error.strerror}", EXIT_INPUT, debug)
     except RunError as error:
         return _fail(command, str(error), EXIT_FAILURE, debug)
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return _fail(command, f"{where}{error.strerror or error}", EXIT_FAILURE, debug)
+        return _fail(command, *_from_system(error), debug)
     except Exception:
         traceback.print_exc()
         return _fail(command, "this is a fault of the program, not of the input", EXIT_FAILURE, debug=False)
+
+
+def _from_system(error: OSError) -> tuple[str, int]:
+    """Give the message of an error of the file system, and whether the user's input or the machine is to blame."""
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in FORBIDDEN:
+        mend = "change the permissions, or choose another place"
+        return f"{where}expected to be allowed to read or write there, found: {error.strerror}; {mend}", EXIT_INPUT
+    misplaced = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError | FileExistsError)
+    return f"{where}{error.strerror or error}", EXIT_INPUT if misplaced else EXIT_FAILURE
 
 
 def _fail(command: Command, message: str, code: int, debug: bool) -> int:

@@ -162,6 +162,7 @@ class ShardConfig:
         for name, least in (
             ("max_skipped", 0),
             ("context", 0),
+            ("seed", 0),
             ("samples_per_shard", 1),
             ("subjects_per_block", 1),
             ("jobs", 0),
@@ -174,6 +175,11 @@ class ShardConfig:
                 raise ValueError(f"{name}: expected a place on this machine, found the address {shown(str(path))}")
             if self.out and path and path.absolute().is_relative_to(Path(self.out).absolute()):
                 raise ValueError(f"{name}: expected a place outside the set, found {path}")
+        if self.pseudonym_key and not self.pseudonymize:
+            raise ValueError(
+                f"pseudonym_key: expected --pseudonymize with it, found only the key {self.pseudonym_key}; without it "
+                "names are written"
+            )
         names = [cohort.name for cohort in self.cohorts]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"cohorts: expected different names, found twice: {twice}")

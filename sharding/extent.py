@@ -1,6 +1,6 @@
 """Where volumes lie in the world, as their headers say, and whether two of them can be the fields of one pair."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal
@@ -13,12 +13,10 @@ from upfield.sharding.header import Header, carry_places, plane_shape, single_ax
 
 # Axes are resampled one by one, which a rotation between the two fields would make wrong.
 MAX_TILT_DEG = 2.0
-# Two fields of view in one place differ by noses and necks.
-LEAST_OVERLAP = 0.5
 # Where one field ends, a sample is black in it and not in the other.
-LEAST_COVER = 2 / 3
-# Corner to corner the low field is stretched by as much as the two lengths differ.
-MAX_STRETCH = 1.25
+LEAST_COVER = 0.8
+# Corner to corner, what lies farther from its place than two slices of 5 mm is another part of the head.
+MAX_SHIFT_MM = 10.0
 AXES = ("left-right", "posterior-anterior", "inferior-superior")
 
 
@@ -81,50 +79,64 @@ class Extent:
         return np.stack([world.min(axis=0), world.max(axis=0)])
 
 
-def pair_problems(
+def tilt_problem(low: Extent, high: Extent) -> str | None:
+    """Say what is wrong where two fields are turned against each other, which resampling axis by axis cannot mend."""
+    if (tilt_deg := _tilt_deg(low.axes, high.axes)) <= MAX_TILT_DEG:
+        return None
+    return (
+        f"expected low and high field turned against each other by at most {MAX_TILT_DEG:g} degrees, found "
+        f"{tilt_deg:.1f}; register them with align: rigid"
+    )
+
+
+def resolution_doubt(low: Extent, high: Extent) -> str | None:
+    """Say so where the low field has the smaller voxels."""
+    sizes_mm3 = [float(np.prod(extent.spacing_mm)) for extent in (low, high)]
+    if sizes_mm3[0] >= sizes_mm3[1]:
+        return None
+    return (
+        f"expected the low field to have the larger voxels, found {sizes_mm3[0]:.2g} mm3 in low and {sizes_mm3[1]:.2g} "
+        "mm3 in high field; are the two exchanged?"
+    )
+
+
+def place_doubt(
     low: Extent, high: Extent, fit: Literal["resize", "crop_pad"], grid_mm: NDArray[np.float64]
-) -> Iterator[str]:
-    """Say why two fields that are taken as they lie cannot be a pair.
+) -> str | None:
+    """Say so where two fields that are taken as they lie do not seem to show the same part of a head.
 
     Args:
         low: the low field.
         high: the high field.
         fit: how both are brought to the grids.
         grid_mm: `(3,)`, lengths of the box that samples show, where `fit` is `crop_pad`.
+
+    Returns:
+        None where they do, or where their files do not say where they lie.
     """
-    tilt_deg = _tilt_deg(low.axes, high.axes)
-    if fit == "crop_pad" and tilt_deg > MAX_TILT_DEG:
-        yield (
-            f"expected low and high field turned against each other by at most {MAX_TILT_DEG:g} degrees, found "
-            f"{tilt_deg:.1f}; register them with align: rigid"
-        )
     if not (low.is_placed and high.is_placed):
-        return
-    (lowest, highest), (others_lowest, others_highest) = low.bounds_mm, high.bounds_mm
-    shared_mm = np.maximum(np.minimum(highest, others_highest) - np.maximum(lowest, others_lowest), 0)
-    views_mm = np.sort([highest - lowest, others_highest - others_lowest], axis=0)
-    worst = int(np.argmin(shared_mm / views_mm[0]))
-    if shared_mm[worst] < LEAST_OVERLAP * views_mm[0, worst]:
-        yield (
-            f"expected low and high field in the same place, found fields of view that share {shared_mm[worst]:.0f} of "
-            f"{views_mm[0, worst]:.0f} mm {AXES[worst]}; register them with align: rigid, or mend the headers"
+        return None
+    bounds_mm = low.bounds_mm, high.bounds_mm
+    if fit == "resize":
+        apart_mm = np.abs(bounds_mm[0] - bounds_mm[1]).max(axis=0)
+        worst = int(np.argmax(apart_mm))
+        if apart_mm[worst] <= MAX_SHIFT_MM:
+            return None
+        return (
+            f"expected fields of view with common borders, which fit: resize lays on each other, found some "
+            f"{apart_mm[worst]:.0f} mm apart {AXES[worst]} ({low.size_mm[worst]:.0f} mm of low, "
+            f"{high.size_mm[worst]:.0f} mm of high field); use fit: crop_pad, which keeps every voxel's place, or "
+            "align: rigid"
         )
-        return
-    wanted_mm = np.minimum(grid_mm, views_mm[1])
+    shared_mm = np.minimum(bounds_mm[0][1], bounds_mm[1][1]) - np.maximum(bounds_mm[0][0], bounds_mm[1][0])
+    wanted_mm = np.minimum(grid_mm, np.maximum(*(highest - lowest for lowest, highest in bounds_mm)))
     least = int(np.argmin(shared_mm / wanted_mm))
-    if fit == "crop_pad" and shared_mm[least] < LEAST_COVER * wanted_mm[least]:
-        yield (
-            f"expected both fields to show the head, found fields of view that share {shared_mm[least]:.0f} of "
-            f"{wanted_mm[least]:.0f} mm {AXES[least]}; complete the shorter one, or leave the pair out"
-        )
-    stretch = np.maximum(low.size_mm / high.size_mm, high.size_mm / low.size_mm)
-    longest = int(np.argmax(stretch))
-    if fit == "resize" and stretch[longest] > MAX_STRETCH:
-        yield (
-            f"expected fields of view of the same size, which fit: resize lays corner to corner, found "
-            f"{low.size_mm[longest]:.0f} mm of low and {high.size_mm[longest]:.0f} mm of high field {AXES[longest]}; "
-            "complete the shorter one, or use fit: crop_pad, which keeps proportions"
-        )
+    if shared_mm[least] >= LEAST_COVER * wanted_mm[least]:
+        return None
+    return (
+        f"expected both fields to show the whole head, found fields of view that share {max(shared_mm[least], 0):.0f} "
+        f"of {wanted_mm[least]:.0f} mm {AXES[least]}; complete the shorter one, or register them with align: rigid"
+    )
 
 
 def _tilt_deg(low: NDArray[np.float64], high: NDArray[np.float64]) -> float:

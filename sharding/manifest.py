@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -81,8 +81,13 @@ class Manifest:
         return self.tree["skipped"]
 
     @property
+    def doubts(self) -> list[dict[str, Any]]:
+        """Subjects that are in the set and may not be as they should: cohort, subject, problems."""
+        return self.tree["doubts"]
+
+    @property
     def sources(self) -> list[dict[str, str]]:
-        """What each subject was made from: cohort, subject, fingerprints of its files by field."""
+        """What each subject was made from: cohort, subject, and per field what `describe_sources` gives."""
         return self.tree["sources"]
 
     @property
@@ -107,11 +112,13 @@ class Addition:
     """Subjects whose samples are in the new shards."""
     entries: list[ShardEntry]
     """The new shards."""
-    skipped: list[dict[str, Any]]
+    skipped: list[dict[str, Any]] = field(default_factory=list)
     """Subjects that were left out."""
-    alignments: list[dict[str, Any]]
+    doubts: list[dict[str, Any]] = field(default_factory=list)
+    """Subjects that are in it and may not be as they should."""
+    alignments: list[dict[str, Any]] = field(default_factory=list)
     """How real pairs were aligned."""
-    sources: list[dict[str, str]]
+    sources: list[dict[str, str]] = field(default_factory=list)
     """What each subject was made from: cohort, subject, fingerprints of its files by field."""
 
 
@@ -160,6 +167,7 @@ def write_manifest(root: Path, content: dict[str, Any], addition: Addition, old:
         },
         "splits": splits,
         "skipped": [*(old.skipped if old else []), *addition.skipped],
+        "doubts": [*(old.tree["doubts"] if old else []), *addition.doubts],
         "alignments": [*(old.tree["alignments"] if old else []), *addition.alignments],
         "sources": [*(old.sources if old else []), *addition.sources],
     }

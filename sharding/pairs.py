@@ -33,19 +33,26 @@ class Pair:
     """What a synthetic low field was made with, how a real pair was aligned."""
 
 
-def make_pairs(subject: Subject, config: ShardConfig, save: Save | None = None) -> Iterator[Pair]:
+def make_pairs(
+    subject: Subject, config: ShardConfig, save: Save | None = None, met: Save | None = None
+) -> Iterator[Pair]:
     """Read a subject once and give the pair of each of its units.
 
     Args:
         subject: its files and units.
         config: grids, ranges and seed.
         save: called with each volume on its grid, before it is scaled.
+        met: called with `low` and `high` as they were read.
 
     Raises:
         VolumeError: a file is not what it should be.
     """
     low_file = _load(subject.low, subject) if subject.low else None
-    high_file, alignment = _aligned(_load(subject.high, subject), low_file, subject, config.seed)
+    high_file = _load(subject.high, subject)
+    for name, volume in (("low", low_file), ("high", high_file)):
+        if met and volume:
+            met(name, volume)
+    high_file, alignment = _aligned(high_file, low_file, subject, config.seed)
     grids = Grids.around(config.geometry, subject.fit, high_file)
     high = grids.high_from_file(high_file)
     _save(save, HIGH_NAME, high)

@@ -1,6 +1,6 @@
 """Check every header of a cohort before anything is computed, and tell all that is wrong at once."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -14,7 +14,7 @@ from upfield.sharding.cohort import Source, Subject
 from upfield.sharding.configuration import GeometryConfig
 from upfield.sharding.content import DAMAGED, Trace, is_whole, same_content, trace
 from upfield.sharding.errors import VolumeError
-from upfield.sharding.extent import Extent, pair_problems
+from upfield.sharding.extent import Extent, place_doubt, resolution_doubt, tilt_problem
 from upfield.sharding.header import (
     UNPLACED_MM,
     Header,
@@ -43,6 +43,8 @@ MAX_FORMS_DIFFER_DEG = 45.0
 
 # Of the usual length of a cohort's stacks: less is half a head, and what is worth a word.
 LEAST_STACK, TOLD_STACK = 0.75, 0.02
+# Black slices at the ends of stacks may well be the same in two of them.
+MOSTLY = 0.5
 DEFAULT_GEOMETRY = GeometryConfig()
 
 Place = tuple[str, str, Field]
@@ -103,7 +105,9 @@ def preflight(subjects: Sequence[Subject], jobs: int = 0, geometry: GeometryConf
     ]
     problems += _short(checked)
     problems += _apart(checked, subjects, geometry)
-    return sorted([*problems, *_same(checked)])
+    problems += _same(checked)
+    problems += _mostly_same(checked, {(p.cohort, p.subject) for p in problems if p.check == "same"})
+    return sorted(problems)
 
 
 def check_subjects(subjects: Sequence[Subject]) -> list[Checked]:
@@ -327,23 +331,30 @@ def _short(checked: list[Checked]) -> Iterator[Problem]:
         for volume, length_mm in volumes:
             lengths = f"most stacks of its cohort show {usual_mm:.0f} mm, this one shows {length_mm:.0f}"
             if length_mm < LEAST_STACK * usual_mm:
-                message = f"expected a whole head, but {lengths} mm; complete the stack or leave the subject out"
+                message = f"expected a whole head, but {lengths} mm; complete the stack, or leave the subject out"
                 yield _problem(volume, "place", str(volume.source), message)
             elif abs(length_mm - usual_mm) > TOLD_STACK * usual_mm:
                 say(f"cohort {cohort}: {field}: {volume.subject}: {lengths} mm; is it complete?")
 
 
 def _apart(checked: list[Checked], subjects: Sequence[Subject], geometry: GeometryConfig) -> Iterator[Problem]:
-    """Find pairs that are not where they would have to be, as they are to be taken as they lie."""
+    """Find pairs whose fields do not go together, as they are to be taken as they lie."""
     grid_mm = np.array(geometry.high_shape) * np.array(geometry.high_spacing_mm)
     checked_at = {_place(volume): volume for volume in checked}
     for subject in subjects:
-        if subject.low is None or subject.align != "none":
+        if subject.low is None:
             continue
         low, high = (checked_at[subject.cohort, subject.name, field] for field in ("low", "high"))
-        if low.extent is not None and high.extent is not None:
-            for message in pair_problems(low.extent, high.extent, subject.fit, grid_mm):
-                yield _problem(low, "place", str(low.source), message)
+        if low.extent is None or high.extent is None:
+            continue
+        told = {"resolution": resolution_doubt(low.extent, high.extent)}
+        if subject.align == "none":
+            told["place"] = place_doubt(low.extent, high.extent, subject.fit, grid_mm)
+        if subject.align == "none" and subject.fit == "crop_pad":
+            told["affine"] = tilt_problem(low.extent, high.extent)
+        for check, message in told.items():
+            if message:
+                yield _problem(low, check, str(low.source), message)
 
 
 def _same(checked: list[Checked]) -> Iterator[Problem]:
@@ -360,4 +371,33 @@ def _same(checked: list[Checked]) -> Iterator[Problem]:
                 f"expected a scan of its own, found the same content as {whose} {other.field} field; leave one out"
             )
             file = f"{volume.source.paths[0]}{TWIN}{other.source.paths[0]} ({other.cohort} {other.subject})"
+            yield _problem(volume, "same", file, message)
+
+
+def _mostly_same(checked: list[Checked], told: set[tuple[str, str]]) -> Iterator[Problem]:
+    """Find stacks that share most of their slices, black ones apart, with another subject's: a copy with some missing.
+
+    Args:
+        checked: all volumes.
+        told: subjects that are copies through and through.
+    """
+    stacks = [v for v in checked if v.source.stacked and v.traces and (v.cohort, v.subject) not in told]
+    holders: dict[Trace, list[int]] = defaultdict(list)
+    for number, volume in enumerate(stacks):
+        for traced in set(volume.traces):
+            if traced.crc is not None:
+                holders[traced].append(number)
+    shared: Counter[tuple[int, int]] = Counter()
+    for numbers in holders.values():
+        shared.update(combinations(numbers, 2))
+    for (first, second), count in sorted(shared.items()):
+        one, other = stacks[first], stacks[second]
+        if count <= MOSTLY * min(len(one.traces), len(other.traces)) or _place(one)[:2] == _place(other)[:2]:
+            continue
+        for volume, twin in ((one, other), (other, one)):
+            message = (
+                f"expected slices of its own, found {count} of {len(volume.traces)} to be slices of another subject's "
+                f"{twin.field} field; leave one of the two out"
+            )
+            file = f"{volume.source.paths[0]}{TWIN}{twin.source.paths[0]} ({twin.cohort} {twin.subject})"
             yield _problem(volume, "same", file, message)

@@ -13,6 +13,8 @@ from upfield.sharding.atomic import write_json
 
 Field = Literal["low", "high"]
 TWIN = " = "
+# What may be meant so: it is told, and built.
+DOUBTS = ("place", "resolution")
 
 
 @dataclass(frozen=True, order=True)
@@ -27,19 +29,26 @@ class Problem:
     """Which of its two volumes has the problem."""
     check: str
     """What was looked at: `unpaired`, `name`, `slices` (which ones there are, and that they are of one scan), `header`,
-    `affine`, `spacing`, `side`, `steps` (from slice to slice), `place` (what is shown, and where), `same`, `voxels`."""
+    `affine`, `spacing`, `side`, `steps` (from slice to slice), `place` (what is shown, and where), `resolution`,
+    `same`, `voxels`."""
     file: str
     """The file, or the first of a stack, and perhaps after ` = ` one that it equals; local, never published."""
     message: str
     """Expected, found, what to do; without names of files or subjects, so that it may be published."""
 
+    @property
+    def is_doubt(self) -> bool:
+        """Whether the subject can be used all the same."""
+        return self.check in DOUBTS
 
-def report(problems: Sequence[Problem], width: int | None = None) -> str:
+
+def report(problems: Sequence[Problem], width: int | None = None, what: str = "problems") -> str:
     """Lay problems out as a table of plain text: a row for each, messages wrapped, long paths cut in the middle.
 
     Args:
         problems: in the order of the rows.
         width: characters per line; None takes the terminal's, and elsewhere as many as file names need.
+        what: what they are called in the last line.
     """
     longest = max((len(problem.file) for problem in problems), default=0)
     width = width or (shutil.get_terminal_size().columns if sys.stderr.isatty() else max(160, 3 * longest))
@@ -55,7 +64,7 @@ def report(problems: Sequence[Problem], width: int | None = None) -> str:
         lines.append(_line((*row, wrapped[0], _shortened(problem.file, file_width)), (*widths, message_width, 0)))
         lines += [" " * (sum(widths) + 2 * len(names)) + more for more in wrapped[1:]]
     subjects = Counter((problem.cohort, problem.subject) for problem in problems)
-    lines.append(f"{len(problems)} problems of {len(subjects)} subjects")
+    lines.append(f"{len(problems)} {what} of {len(subjects)} subjects")
     return "\n".join(lines)
 
 
@@ -76,12 +85,13 @@ def _shortened(text: str, width: int) -> str:
     return f"{text[:head]}...{text[len(text) - (width - 3 - head) :]}"
 
 
-def write_report(path: Path, problems: Sequence[Problem], subjects_checked: int) -> None:
+def write_report(path: Path, problems: Sequence[Problem], doubts: Sequence[Problem], subjects_checked: int) -> None:
     """Write problems as JSON, with the paths of their files in full: for who has the files, not for publication.
 
     Args:
         path: the file.
         problems: in order.
+        doubts: in order.
         subjects_checked: how many subjects were looked at.
     """
     subjects = {(problem.cohort, problem.subject) for problem in problems}
@@ -91,5 +101,6 @@ def write_report(path: Path, problems: Sequence[Problem], subjects_checked: int)
             "subjects_checked": subjects_checked,
             "subjects_with_problems": len(subjects),
             "problems": [asdict(problem) for problem in problems],
+            "doubts": [asdict(doubt) for doubt in doubts],
         },
     )

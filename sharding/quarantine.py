@@ -25,6 +25,8 @@ class Quarantine:
     """Subjects looked at."""
     problems: list[Problem] = field(default_factory=list)
     """All that were met."""
+    doubts: list[Problem] = field(default_factory=list)
+    """What may be meant so; the subjects are used."""
     num_shown: int = 0
     """How many of them have been shown."""
 
@@ -34,7 +36,10 @@ class Quarantine:
         Raises:
             InputError: there are some and the configuration says fail, or more subjects have them than may be left out.
         """
-        self.problems += problems
+        self.problems += [problem for problem in problems if not problem.is_doubt]
+        self.doubts += [problem for problem in problems if problem.is_doubt]
+        if self.doubts:
+            say(report(sorted(self.doubts), what="doubts, built all the same; look at them with upfield preview:"))
         self.judge()
 
     def note(self, problems: Sequence[Problem]) -> None:
@@ -55,10 +60,12 @@ class Quarantine:
         Raises:
             InputError: there are some and the configuration says fail, or more subjects have them than may be left out.
         """
-        if not self.problems:
+        if not self.problems and not self.doubts:
             self.path.unlink(missing_ok=True)
             return
         self._show()
+        if not self.problems:
+            return
         found = f"found {len(self.problems)} problems in {len(self.names)}, listed above and in {self.path}"
         if self.config.on_error == "fail":
             raise InputError(
@@ -71,14 +78,27 @@ class Quarantine:
                 "--max_skipped"
             )
 
+    def refuse(self, problems: Sequence[Problem]) -> None:
+        """Refuse what was found too late to leave subjects out.
+
+        Raises:
+            InputError: there is some.
+        """
+        if problems:
+            self.problems += problems
+            self._show()
+            raise InputError(
+                f"expected scans that are all different, found {len(problems)} that are not, listed above and in "
+                f"{self.path}; take them out of the cohort's files or patterns and run the same command again"
+            )
+
     def _show(self) -> None:
-        if len(self.problems) == self.num_shown:
-            return
-        self.num_shown = len(self.problems)
         problems = sorted(self.problems)
-        say(report(problems))
+        if len(problems) != self.num_shown:
+            self.num_shown = len(problems)
+            say(report(problems))
         try:
-            write_report(self.path, problems, self.num_subjects)
+            write_report(self.path, problems, sorted(self.doubts), self.num_subjects)
         except OSError as error:
             say(f"{self.path}: expected to note them there too, found {error.strerror}")
 
@@ -92,21 +112,27 @@ class Quarantine:
         names = self.names
         return [subject for subject in subjects if (subject.cohort, subject.name) not in names]
 
-    def public(self, pseudonyms: Pseudonyms | None) -> list[dict[str, Any]]:
-        """Give what the set itself says about subjects that were left out: no reasons where there are pseudonyms.
+    def public_problems(self, pseudonyms: Pseudonyms | None) -> list[dict[str, Any]]:
+        """Give what the set itself says about subjects that were left out."""
+        return _public(self.problems, pseudonyms)
 
-        Reasons may state what a header says.
-        """
-        problems: dict[tuple[str, str], list[dict[str, str]]] = {}
-        for problem in sorted(self.problems):
-            reason = {} if pseudonyms else {"reason": problem.message}
-            told = {"field": problem.field, "check": problem.check} | reason
-            problems.setdefault((problem.cohort, problem.subject), []).append(told)
-        return [
-            {
-                "cohort": cohort,
-                "subject": pseudonyms.of(cohort, name) if pseudonyms else name,
-                "problems": its,
-            }
-            for (cohort, name), its in problems.items()
-        ]
+    def public_doubts(self, pseudonyms: Pseudonyms | None) -> list[dict[str, Any]]:
+        """Give what the set itself says about subjects that are in it and may not be as they should."""
+        names = self.names
+        return _public([doubt for doubt in self.doubts if (doubt.cohort, doubt.subject) not in names], pseudonyms)
+
+
+def _public(problems: list[Problem], pseudonyms: Pseudonyms | None) -> list[dict[str, Any]]:
+    """Give problems by subject: cohort, subject, and each one's field, check and reason.
+
+    Reasons may state what a header says, so there are none where there are pseudonyms.
+    """
+    by_subject: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for problem in sorted(problems):
+        reason = {} if pseudonyms else {"reason": problem.message}
+        told = {"field": problem.field, "check": problem.check} | reason
+        by_subject.setdefault((problem.cohort, problem.subject), []).append(told)
+    return [
+        {"cohort": cohort, "subject": pseudonyms.of(cohort, name) if pseudonyms else name, "problems": its}
+        for (cohort, name), its in by_subject.items()
+    ]

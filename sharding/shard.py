@@ -3,7 +3,7 @@
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from upfield.sharding.address import is_address, is_remote, shown
 from upfield.sharding.command import Command, execute
@@ -89,14 +89,21 @@ def _summarise(name: str, folder: Path) -> None:
             say(f"{name}: no subjects in {split}; training wants train and val, evaluation wants test: see `split`")
     if manifest.skipped:
         print(f"  left out: {len(manifest.skipped)} subjects; when mended, give them as a cohort of their own")
-    for one in manifest.skipped:
-        reasons = "; ".join(f"{told['field']}: {told.get('reason', told['check'])}" for told in one["problems"])
-        print(f"    {one['cohort']} {one['subject']}: {reasons}")
+    _list_subjects(manifest.skipped)
+    if manifest.doubts:
+        print(f"  in doubt: {len(manifest.doubts)} subjects; look at them with upfield preview")
+    _list_subjects(manifest.doubts)
     for one in manifest.unlike_pairs:
         print(
             f"  low similarity: {one['cohort']} {one['subject']}: {one['similarity_before']:.3f} before alignment, "
             f"{one['similarity_after']:.3f} after; look at it with upfield preview"
         )
+
+
+def _list_subjects(trees: list[dict[str, Any]]) -> None:
+    for one in trees:
+        reasons = "; ".join(f"{told['field']}: {told.get('reason', told['check'])}" for told in one["problems"])
+        print(f"    {one['cohort']} {one['subject']}: {reasons}")
 
 
 COMMAND = Command("shard", ShardConfig, shard, required=("out",), folder_of={"root": "cohorts"})

@@ -11,10 +11,11 @@ from upfield.sharding.content import DAMAGED, fingerprint
 from upfield.sharding.header import files_of, unreadable
 from upfield.sharding.manifest import Manifest
 from upfield.sharding.privacy import Pseudonyms
-from upfield.sharding.problem import Problem
+from upfield.sharding.problem import Field, Problem
 from upfield.sharding.tasks import FILES_FOR_PROCESSES, run_tasks
 
-FIELDS = ("high", "low")
+FIELDS: tuple[Field, ...] = ("high", "low")
+SECRET = (*FIELDS, *(f"{field}_voxels" for field in FIELDS))
 
 
 def describe_sources(subject: Subject) -> dict[str, str]:
@@ -48,7 +49,7 @@ def sealed(tree: dict[str, str], pseudonyms: Pseudonyms | None) -> dict[str, str
     """
     if pseudonyms is None:
         return tree
-    return {key: pseudonyms.seal(value) if key in FIELDS else value for key, value in tree.items()}
+    return {key: pseudonyms.seal(value) if key in SECRET else value for key, value in tree.items()}
 
 
 def held_already(subjects: Sequence[Subject], old: Manifest, pseudonyms: Pseudonyms | None, jobs: int) -> list[Problem]:
@@ -85,5 +86,28 @@ def changed_subjects(
     return [
         subject
         for subject, tree in zip(known, described, strict=True)
-        if sealed(tree, pseudonyms) != there[subject.cohort, subject.id]
+        if not sealed(tree, pseudonyms).items() <= there[subject.cohort, subject.id].items()
     ]
+
+
+def same_voxels(new: Sequence[dict[str, str]], held: Sequence[dict[str, str]]) -> list[tuple[str, str, Field, str]]:
+    """Find new volumes that are, voxel for voxel, another one in another file: repacked, turned, with another header.
+
+    Args:
+        new: what was read just now, as the set states it.
+        held: what the set had before.
+
+    Returns:
+        Cohort, subject, field, and whom it equals, of each such volume.
+    """
+    first: dict[str, str] = {}
+    found: list[tuple[str, str, Field, str]] = []
+    for is_new, trees in ((False, held), (True, new)):
+        for tree in trees:
+            for field in FIELDS:
+                voxels = tree.get(f"{field}_voxels")
+                if voxels in first and is_new:
+                    found.append((tree["cohort"], tree["subject"], field, first[voxels]))
+                elif voxels is not None:
+                    first[voxels] = f"{tree['cohort']} {tree['subject']}"
+    return found

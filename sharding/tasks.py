@@ -95,7 +95,7 @@ def connect_ray() -> None:
         address = canonicalize_bootstrap_address(named.removeprefix("ray://") or cast(Any, None))
         if address and not _answers(address):
             if named:
-                raise ConnectionError(f"nothing answers at {address}")
+                raise ConnectionError("nothing answers there")
             address = None
         ray.init(named or address or "local", include_dashboard=False, log_to_driver=False, configure_logging=False)
     except (ConnectionError, RuntimeError, ValueError) as error:

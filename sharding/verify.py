@@ -49,7 +49,8 @@ def verify(config: VerifyConfig) -> None:
     if problems:
         raise ShardSetError(
             f"{root}: expected the set that its manifest describes, found {len(problems)} "
-            f"problem{'s' if len(problems) > 1 else ''}, the first: {problems[0]}; copy or build the set again"
+            f"problem{'s' if len(problems) > 1 else ''}, the first: {problems[0]}; "
+            f"{'finish' if is_unfinished(root) else 'copy or build'} the set again"
         )
     print(
         f"{root}: {len(verification.key_shards)} samples of {len(verification.subject_splits)} subjects are as the "

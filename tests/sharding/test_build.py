@@ -1,3 +1,4 @@
+import gzip
 import json
 import os
 import shutil
@@ -409,6 +410,9 @@ def test_shards_of_a_block_with_other_members_are_not_kept(run_cli, killed, tiny
             "save_volumes: expected a place on this machine, found",
         ),
         (("--out", "local:///data/set"), "--out: expected a folder or an address like s3://bucket/set, found local:"),
+        (("--save_volumes", "cohort/cohorts.yaml"), "--save_volumes: expected a folder, found the file"),
+        (("--pseudonym_key", "my.key"), "pseudonym_key: expected --pseudonymize with it"),
+        (("--seed", "-1"), "seed: expected at least 0, found -1"),
         (("--save_volumes", "s3://me:secret@host/x"), "found the address s3://host/x"),
         (("--out", "s3:/bucket/set"), "--out: expected a folder or an address like s3://bucket/set, found s3:/bucket"),
         (("--out", "cohort/cohorts.yaml"), "cohorts.yaml: expected a folder, found a file; choose another --out"),
@@ -422,16 +426,122 @@ def test_places_that_are_none_are_refused_at_once(run_cli, cohort, tmp_path, mon
     assert [path.name for path in tmp_path.iterdir()] == ["cohort"]
 
 
-def test_pairs_that_do_not_lie_in_one_place_are_told_before_anything_is_built(run_cli, cohort, tmp_path):
+def test_pairs_that_do_not_lie_in_one_place_are_told_and_built(run_cli, cohort, tmp_path):
     for path in cohort.glob("real/low/sub-01_*"):
         image = nib.Nifti1Image.from_filename(path)
         affine = np.array(image.affine)
         affine[1, 3] += 15
         nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine), path)
-    code, _, err = run_cli(main, *arguments(cohort, tmp_path / "shards"))
+    code, out, err = run_cli(main, *arguments(cohort, tmp_path / "shards"))
+    assert code == 0
+    assert "1 doubts, built all the same" in err
+    said = "some 15 mm apart posterior-anterior"
+    for _ in range(2):
+        assert "in doubt: 1 subjects" in out
+        assert said in out
+        # Told again where there is nothing to do.
+        code, out, err = run_cli(main, *arguments(cohort, tmp_path / "shards"))
+        assert (code, "complete already" in err) == (0, True)
+    (doubt,) = json.loads((tmp_path / "shards.problems.json").read_text())["doubts"]
+    assert (doubt["subject"], doubt["check"]) == ("sub-01", "place")
+    (listed,) = read_manifest(tmp_path / "shards").doubts
+    assert (listed["cohort"], listed["subject"]) == ("real", "sub-01")
+    assert said in listed["problems"][0]["reason"]
+    assert run_cli(verify, tmp_path / "shards")[0] == 0
+
+
+def repacked(path, folder):
+    target = folder / "copy-x-9-T1.nii"
+    target.write_bytes(gzip.decompress(path.read_bytes()))
+
+
+def rewritten(path, folder):
+    image = nib.Nifti1Image.from_filename(path)
+    image.header["descrip"] = b"made anew"
+    image.to_filename(folder / "copy-x-9-T1.nii.gz")
+
+
+def turned(path, folder):
+    nib.as_closest_canonical(nib.Nifti1Image.from_filename(path)).to_filename(folder / "copy-x-9-T1.nii.gz")
+
+
+@pytest.fixture
+def copied(cohort):
+    """A function that puts a scan of the cohort once more, beside a new one, into a cohort of its own."""
+
+    def put(copy):
+        (cohort / "more").mkdir()
+        copy(next(cohort.glob("IXI-T1/IXI003*")), cohort / "more")
+        image = nib.Nifti1Image.from_filename(next(cohort.glob("IXI-T1/IXI002*")))
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[::-1], image.affine), cohort / "more/new-x-8-T1.nii.gz")
+        text = (cohort / "cohorts.yaml").read_text()
+        more = "  - {name: more, high: 'more/{subject}-x-*-T1.*'}\n"
+        (cohort / "cohorts.yaml").write_text(text + more)
+        (cohort / "more.yaml").write_text(text.partition("  - name")[0] + more)
+
+    return put
+
+
+def copies_told(err, out):
+    assert "expected scans that are all different, found 1 that are not" in err
+    (problem,) = json.loads(out.with_name(f"{out.name}.problems.json").read_text())["problems"]
+    return (problem["cohort"], problem["check"]) == ("more", "same") and problem["file"].endswith("= ixi IXI003")
+
+
+@pytest.mark.parametrize("copy", [rewritten, turned])
+@pytest.mark.parametrize("on_error", ["fail", "skip"])
+def test_a_scan_that_comes_twice_in_different_files_is_refused(run_cli, cohort, copied, tmp_path, copy, on_error):
+    copied(copy)
+    code, _, err = run_cli(main, *arguments(cohort, tmp_path / "shards"), "--on_error", on_error)
     assert code == 2
-    assert "posterior-anterior; register them with align: rigid" in " ".join(err.split())
-    assert not (tmp_path / "shards").exists()
+    assert copies_told(err, tmp_path / "shards")
+    assert not (tmp_path / "shards/manifest.json").exists()
+    next(cohort.glob("more/copy*")).unlink()
+    assert run_cli(main, *arguments(cohort, tmp_path / "shards"))[0] == 0
+    assert not (tmp_path / "shards.problems.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("copy", "said"),
+    [
+        (repacked, "expected a scan that the set does not hold yet"),
+        (rewritten, "expected scans that are all different, found 1 that are not"),
+        (turned, "expected scans that are all different, found 1 that are not"),
+    ],
+)
+@pytest.mark.parametrize("flags", [(), ("--pseudonymize",)])
+def test_a_scan_that_the_set_holds_from_another_file_does_not_extend_it(
+    run_cli, cohort, copied, tiny_cohort, tmp_path, copy, said, flags
+):
+    copied(copy)
+    out = tmp_path / "set"
+    assert run_cli(main, *arguments(tiny_cohort, out), *flags)[0] == 0
+    before = contents(out)
+    code, _, err = run_cli(main, "--config", cohort / "more.yaml", "--out", out, "--jobs", 1, *flags)
+    assert code == 2
+    assert said in " ".join(err.split())
+    after = contents(out)
+    assert {name: after[name] for name in before} == before
+
+
+def test_people_of_one_name_in_several_cohorts_and_splits_are_told(run_cli, cohort, tmp_path):
+    (cohort / "again").mkdir()
+    for path in cohort.glob("IXI-T1/*"):
+        image = nib.Nifti1Image.from_filename(path)
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[::-1], image.affine), cohort / "again" / path.name)
+    text = (cohort / "cohorts.yaml").read_text()
+    again = "  - {name: again, high: 'again/{subject}-{site}-{scan}-T1.nii.gz', split: {test: [IXI003]}}\n"
+    (cohort / "cohorts.yaml").write_text(text + again)
+    code, _, err = run_cli(main, *arguments(cohort, tmp_path / "shards"))
+    assert code == 0
+    assert "1 names stand in several cohorts and in different splits (IXI003)" in err
+
+
+def test_a_geometry_that_differs_is_told_by_its_key(run_cli, cohort, tiny_shards, tmp_path):
+    shutil.copytree(tiny_shards, tmp_path / "shards")
+    code, _, err = run_cli(main, *arguments(cohort, tmp_path / "shards"), "--geometry.high_shape", "[20, 24, 30]")
+    assert code == 2
+    assert "found another in geometry.high_shape: [20, 24, 28] there, [20, 24, 30] now" in err
 
 
 def test_a_split_that_nobody_is_in_is_told(run_cli, cohort, tmp_path):

@@ -166,7 +166,10 @@ def test_a_folder_that_may_not_be_written_is_told(run_cli, public_cohort, tmp_pa
     with as_nobody():
         code, _, err = run_cli(main, *arguments(public_cohort, public_cohort / "shards"))
     assert code == 2
-    assert err.splitlines()[-1] == f"upfield shard: error: {public_cohort}/shards: Permission denied"
+    assert err.splitlines()[-1] == (
+        f"upfield shard: error: {public_cohort}/shards: expected to be allowed to read or write there, found: "
+        "Permission denied; change the permissions, or choose another place"
+    )
 
 
 @pytest.mark.slow

@@ -3,15 +3,13 @@ import numpy as np
 import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
-from upfield.sharding import extent as module
-from upfield.sharding.extent import Extent
+from upfield.sharding.extent import Extent, place_doubt, resolution_doubt, tilt_problem
 from upfield.sharding.header import read_header
 
 SHAPE, SPACING_MM = (20, 30, 40), (1.0, 2.0, 3.0)
 
 
-def pair_problems(low, high, fit):
-    return module.pair_problems(low, high, fit, np.array([20.0, 50, 100]))
+GRID_MM = np.array([20.0, 50, 100])
 
 
 def affine(origin_mm=(0, 0, 0), spacing_mm=SPACING_MM):
@@ -65,43 +63,57 @@ def test_a_stack_is_placed_where_its_slices_are(tmp_path, steps_mm):
 
 
 @pytest.mark.parametrize("fit", ["resize", "crop_pad"])
-def test_fields_in_one_place_are_a_pair(fit):
-    assert list(pair_problems(extent(), extent((20, 60, 120), (1, -5, 8), (1, 1, 1)), fit)) == []
+def test_fields_in_one_place_raise_no_doubt(fit):
+    other = extent((20, 60, 120), (1, -5, 8), (1, 1, 1))
+    assert place_doubt(extent(), other, fit, GRID_MM) is None
+    assert tilt_problem(extent(), other) is None
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-@pytest.mark.parametrize("fit", ["resize", "crop_pad"])
-def test_fields_that_share_little_of_their_view_are_none(axis, fit):
-    sizes_mm = np.array(SHAPE) * SPACING_MM
+def test_borders_that_resize_would_lay_on_each_other_wrongly_are_told(axis):
     names = ("left-right", "posterior-anterior", "inferior-superior")
-    for share, odd in ((0.7, False), (0.45, True), (-1.0, True)):
+    for apart_mm, odd in ((-9.0, False), (9.0, False), (11.0, True), (-300.0, True)):
         origin_mm = np.zeros(3)
-        origin_mm[axis] = sizes_mm[axis] * (1 - share)
-        (*told,) = pair_problems(extent(), extent(origin_mm=origin_mm), fit)
-        assert bool(told) == odd
-        if odd:
-            said = f"share {max(share, 0) * sizes_mm[axis]:.0f} of {sizes_mm[axis]:.0f} mm {names[axis]}; register them"
-            assert said in told[0]
+        origin_mm[axis] = apart_mm
+        told = place_doubt(extent(), extent(origin_mm=origin_mm), "resize", GRID_MM)
+        assert (told is not None) == odd
+        if told:
+            assert f"found some {abs(apart_mm):.0f} mm apart {names[axis]}" in told
 
 
-def test_a_view_of_another_size_is_told_where_it_would_be_stretched():
-    half = extent((20, 30, 25), (0, 0, 30))
-    assert list(pair_problems(half, extent(), "crop_pad")) == []
-    (told,) = pair_problems(half, extent(), "resize")
-    assert "found 75 mm of low and 120 mm of high field inferior-superior; complete the shorter one" in told
-    assert list(pair_problems(extent((20, 30, 38)), extent(), "resize")) == []
+def test_a_view_that_resize_would_stretch_is_told():
+    told = place_doubt(extent((20, 30, 35)), extent(), "resize", GRID_MM)
+    assert told is not None
+    assert "15 mm apart inferior-superior (105 mm of low, 120 mm of high field); use fit: crop_pad" in told
+    assert place_doubt(extent((20, 30, 35)), extent(), "crop_pad", GRID_MM) is None
 
 
-def test_places_that_files_do_not_state_are_not_compared():
-    elsewhere = extent(origin_mm=(500, 0, 0), is_placed=False)
-    assert list(pair_problems(elsewhere, extent(), "resize")) == []
-    assert list(pair_problems(extent(), elsewhere, "crop_pad")) == []
-
-
-@pytest.mark.parametrize(("slices", "odd"), [(40, False), (25, False), (20, True)])
+@pytest.mark.parametrize(("slices", "odd"), [(40, False), (27, False), (20, True)])
 def test_a_field_that_shows_a_part_of_the_head_is_told_where_the_other_shows_it_all(slices, odd):
     for low, high in ((extent((20, 30, slices)), extent()), (extent(), extent((20, 30, slices)))):
-        told = list(pair_problems(low, high, "crop_pad"))
-        assert bool(told) == odd
-        if odd:
-            assert "share 60 of 100 mm inferior-superior; complete the shorter one" in told[0]
+        told = place_doubt(low, high, "crop_pad", GRID_MM)
+        assert (told is not None) == odd
+        if told:
+            assert "share 60 of 100 mm inferior-superior; complete the shorter one" in told
+
+
+def test_fields_apart_share_nothing():
+    told = place_doubt(extent(), extent(origin_mm=(500, 0, 0)), "crop_pad", GRID_MM)
+    assert told is not None
+    assert "share 0 of 20 mm left-right" in told
+
+
+@pytest.mark.parametrize("fit", ["resize", "crop_pad"])
+def test_places_that_files_do_not_state_are_not_compared(fit):
+    elsewhere = extent(origin_mm=(500, 0, 0), is_placed=False)
+    assert place_doubt(elsewhere, extent(), fit, GRID_MM) is None
+    assert place_doubt(extent(), elsewhere, fit, GRID_MM) is None
+
+
+def test_a_low_field_with_the_smaller_voxels_is_doubted():
+    fine, coarse = extent(spacing_mm=(1, 1, 1)), extent(spacing_mm=(1.6, 1.6, 5))
+    assert resolution_doubt(coarse, fine) is None
+    assert resolution_doubt(fine, fine) is None
+    told = resolution_doubt(fine, coarse)
+    assert told is not None
+    assert "found 1 mm3 in low and 13 mm3 in high field; are the two exchanged?" in told

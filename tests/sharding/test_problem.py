@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 
 from upfield.sharding.problem import Problem, report, write_report
 
@@ -22,7 +23,7 @@ def test_the_report_is_a_table_with_a_row_for_each_problem(tmp_path):
 
 def test_the_written_report_has_every_problem_in_full(tmp_path):
     problem = Problem("a", "sub-01", "high", "side", "/data/sub-01.nii", "expected one thing")
-    write_report(tmp_path / "preflight.json", [problem], subjects_checked=7)
+    write_report(tmp_path / "preflight.json", [problem], [problem, problem], subjects_checked=7)
     assert json.loads((tmp_path / "preflight.json").read_text()) == {
         "subjects_checked": 7,
         "subjects_with_problems": 1,
@@ -36,4 +37,5 @@ def test_the_written_report_has_every_problem_in_full(tmp_path):
                 "message": "expected one thing",
             }
         ],
+        "doubts": [asdict(problem)] * 2,
     }
