@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from upfield.model.configuration import AmirConfig
+from upfield.model.configuration import AmirConfig, LossConfig
 
 
 @dataclass(frozen=True)
@@ -62,19 +62,6 @@ class ModelConfig:
         names = ("dim", "num_blocks", "num_refinement_blocks", "heads", "num_tokens", "num_experts")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         return replace(AmirConfig.preset(self.preset), in_channels=1 + 2 * context, **given)
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """What is minimised: L1 plus the weighted load loss."""
-
-    load_weight: float = 0.001
-    """Weight of the routing's load loss."""
-
-    def __post_init__(self) -> None:
-        """Refuse a weight that rewards imbalance."""
-        if not self.load_weight >= 0:
-            raise ValueError(f"loss.load_weight: expected at least 0, found {self.load_weight}")
 
 
 @dataclass(frozen=True)

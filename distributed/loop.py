@@ -61,7 +61,7 @@ def train_step(run: Training, batch: Batch, stop: StopRequest) -> dict[str, Tens
     key = (config.run.seed, run.progress.step)
     noise = gating_noise(run.network.config, (low.shape[-2], low.shape[-1]), key, batch.samples, accelerator.device)
     restored, load_loss = run.wrapped(low, noise)
-    loss, terms = restoration_loss(restored, high, load_loss, config.loss.load_weight)
+    loss, terms = restoration_loss(restored, high, load_loss, config.loss)
     agree(run, batch, loss, stop)
     accelerator.backward(loss)
     if config.optim.clip_norm is not None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from upfield.model.blocks import Downsample, PatchEmbed, TransformerBlock, Upsample
 from upfield.model.configuration import AmirConfig
@@ -17,6 +18,22 @@ __all__ = ["MIN_SIZE", "SIZE_MULTIPLE", "Amir", "AmirConfig", "noise_shapes", "p
 
 SIZE_MULTIPLE = 8
 MIN_SIZE = 9  # The instruction network shrinks the image by nine.
+
+
+class BlockStack(nn.Sequential):
+    """Blocks one after another; with `checkpointing` each one's inner tensors are computed again for its gradient."""
+
+    checkpointing = False
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002, torch names it so
+        """Transform `input` `(B, C, H, W)`, channels-last in memory, and give it in the same memory order."""
+        x = input.permute(0, 2, 3, 1)  # (B, H, W, C), a view
+        for block in self:
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x.permute(0, 3, 1, 2)
 
 
 class Amir(nn.Module):
@@ -33,8 +50,8 @@ class Amir(nn.Module):
         widths = [config.dim << level for level in range(4)]
         blocks, heads = config.num_blocks, config.heads
 
-        def stack(channels: int, num_heads: int, count: int) -> nn.Sequential:
-            return nn.Sequential(*(TransformerBlock(channels, num_heads, config.ffn_expansion) for _ in range(count)))
+        def stack(channels: int, num_heads: int, count: int) -> BlockStack:
+            return BlockStack(*(TransformerBlock(channels, num_heads, config.ffn_expansion) for _ in range(count)))
 
         def spatial(channels: int) -> SpatialRouting:
             return SpatialRouting(channels, config.num_experts, config.ffn_expansion)
@@ -70,6 +87,12 @@ class Amir(nn.Module):
         self.refinement = stack(widths[1], heads[0], config.num_refinement_blocks)
         self.output = nn.Conv2d(widths[1], config.out_channels, kernel_size=3, padding=1, bias=False)
 
+    def set_checkpointing(self, on: bool) -> None:
+        """Choose whether blocks compute their inner tensors again for the gradient: less memory, a third slower."""
+        for module in self.modules():
+            if isinstance(module, BlockStack):
+                module.checkpointing = on
+
     def forward(self, low: Tensor, noise: Sequence[Tensor] | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Restore slices.
 
@@ -87,7 +110,9 @@ class Amir(nn.Module):
             shapes = noise_shapes(self.config, *low.shape[-2:])
             noise = [torch.randn(low.shape[0], *shape, device=low.device) for shape in shapes]
         instruction = self.dict_generator(low)
-        latent, skips, load_loss = self._encode(self.patch_embed(low), instruction, noise)
+        # Channels-last from here on: what blocks and routing are made for.
+        embedded = self.patch_embed(low).contiguous(memory_format=torch.channels_last)
+        latent, skips, load_loss = self._encode(embedded, instruction, noise)
         residual = self.output(self._decode(latent, skips, instruction))
         centre = self.config.in_channels // 2
         restored = (residual + low[:, centre : centre + 1])[..., :H, :W]

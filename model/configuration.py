@@ -1,4 +1,4 @@
-"""Sizes of the network, free of torch so that `--help` answers at once."""
+"""Sizes of the network and weights of the loss, free of torch so that `--help` answers at once."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
@@ -79,3 +79,29 @@ PRESETS: dict[str, dict[str, Any]] = {
     # are left to the refinement.
     "tiny": {"dim": 8, "num_blocks": (0, 1, 1, 1), "num_refinement_blocks": 1, "num_tokens": 8},
 }
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What is minimised: the weighted sum of these terms, each of which is logged."""
+
+    l1_weight: float = 1.0
+    """Weight of the mean absolute difference."""
+    charbonnier_weight: float = 0.0
+    """Weight of the smooth absolute difference, sqrt(d^2 + 1e-6)."""
+    ssim_weight: float = 0.0
+    """Weight of 1 - SSIM."""
+    ms_ssim_weight: float = 0.0
+    """Weight of 1 - MS-SSIM; slices must have at least 176 x 176 pixels."""
+    gradient_weight: float = 0.0
+    """Weight of the difference between the sizes of the two images' gradients."""
+    load_weight: float = 0.001
+    """Weight of the routing's load loss."""
+
+    def __post_init__(self) -> None:
+        """Refuse weights that reward what is wrong, or ask for nothing."""
+        for name, weight in asdict(self).items():
+            if not weight >= 0:
+                raise ValueError(f"loss.{name}: expected at least 0, found {weight}")
+        if not any(weight for name, weight in asdict(self).items() if name != "load_weight"):
+            raise ValueError("loss: expected a weight above 0 beside load_weight, found none")

@@ -97,10 +97,12 @@ def log_mixture(outputs: Sequence[Tensor], log_gates: Tensor) -> Tensor:
         log_gates: `(..., E)`.
 
     Returns:
-        `(..., C)` float32.
+        `(..., C)` float32, or float64 where the outputs are.
     """
+    dtype = torch.promote_types(outputs[0].dtype, torch.float32)
     terms = [
-        output.float() + gate.unsqueeze(-1) for output, gate in zip(outputs, log_gates.float().unbind(-1), strict=True)
+        output.to(dtype) + gate.unsqueeze(-1)
+        for output, gate in zip(outputs, log_gates.to(dtype).unbind(-1), strict=True)
     ]
     mixed = torch.stack(terms).logsumexp(dim=0)
     return torch.where(mixed < UNDERFLOW_LOG, torch.full_like(mixed, UNDERFLOW_VALUE), mixed)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from upfield.model.amir import Amir, AmirConfig
-from upfield.model.routing import count_load_loss, log_mixture, noisy_gates, top_k_log_gates
+from upfield.model.amir import Amir, AmirConfig, noise_shapes
+from upfield.model.routing import Expert, count_load_loss, log_mixture, noisy_gates, top_k_log_gates
 
 GOLDEN = load_file(Path(__file__).parent / "amir_small.safetensors")
 SMALL = AmirConfig(dim=8, num_blocks=(1, 2, 1, 2), num_refinement_blocks=1)
@@ -104,7 +104,59 @@ def test_mixture_and_its_gradient_equal_the_published_formula() -> None:
     close(ours, published)
     first, second = (torch.autograd.grad(y.sum(), outputs, retain_graph=True)[0] for y in (ours, published))
     close(first, second)
-    close(log_mixture(list(outputs), log_gates).double(), published)
+    mixed = log_mixture(list(outputs), log_gates)
+    assert mixed.dtype == torch.float64
+    torch.testing.assert_close(mixed, published)
+    (third,) = torch.autograd.grad(mixed.sum(), outputs)
+    torch.testing.assert_close(third, second)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("training", [True, False])
+def test_routing_stays_finite_under_autocast_with_expert_outputs_of_a_hundred(
+    dtype: torch.dtype, training: bool
+) -> None:
+    mixture = Amir(AmirConfig.preset("tiny")).spatial_routing_encoder_level1.moe
+    with torch.no_grad():
+        for expert, value in zip(mixture.experts, (100.0, -100.0, 100.0, -100.0), strict=True):
+            assert isinstance(expert, Expert)
+            expert.fc2.weight.zero_()
+            expert.fc2.bias.fill_(value)
+    pixels = torch.rand(2, 30, 8, requires_grad=True)
+    noise = torch.randn(2, 30, 4) if training else None
+    with torch.autocast("cpu", dtype):
+        mixed, load_loss = mixture(pixels, torch.rand(2, 8), noise)
+    (mixed.float().sum() + (0 if load_loss is None else load_loss)).backward()
+    assert torch.isfinite(mixed).all()
+    assert mixed.abs().max() > 90
+    assert pixels.grad is not None
+    assert torch.isfinite(pixels.grad).all()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 3e-2), (torch.float16, 5e-3)])
+def test_half_precision_gives_nearly_the_same_image(small: Amir, dtype: torch.dtype, tolerance: float) -> None:
+    image = 1000 * GOLDEN["input"]  # products of such channels overflow half precision
+    with torch.no_grad():
+        expected = small(image)
+        with torch.autocast("cpu", dtype):
+            found = small(image)
+    assert torch.isfinite(found).all()
+    assert (found - expected).abs().max() < tolerance * expected.abs().max()
+
+
+def test_checkpointing_changes_neither_output_nor_gradients(small: Amir) -> None:
+    image = torch.rand(1, 1, 24, 16)
+    noise = [torch.randn(1, *shape) for shape in noise_shapes(SMALL, 24, 16)]
+    results = []
+    for on in (False, True):
+        network = Amir(SMALL).train()
+        network.load_state_dict(small.state_dict())
+        network.set_checkpointing(on)
+        restored, load_loss = network(image, noise)
+        (restored.square().mean() + load_loss).backward()
+        results.append([restored, load_loss, *(parameter.grad for parameter in network.parameters())])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("wrong", [{"in_channels": 2}, {"dim": 7}, {"heads": (1, 5, 4, 8)}, {"num_experts": 1}])

@@ -1,0 +1,229 @@
+"""AMIR's forward pass and training step: slices per second, peak memory, and share of the machine's matrix products.
+
+Rows are ways to run the same network, taken in turn within one run, so that a noisy machine disturbs all of them alike;
+the best of `--repeats` counts. The share is the counted floating-point operations (a multiply-add is two; a training
+step is three forward passes) over time, divided by what plain matrix products reach here in the same precision.
+
+`--against FILE.py:Class` adds another implementation with the same parameter names, built with the arguments of
+`--arguments` (JSON) and given our weights; it runs as it is, in float32 and under autocast, and `ratio` compares with
+it at the same precision, otherwise with our own first row. Memory is that of a process of its own for each row.
+"""
+
+import argparse
+import importlib.util
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from upfield.model.amir import Amir, AmirConfig
+from upfield.model.configuration import LossConfig
+from upfield.model.losses import restoration_loss
+
+FORWARD, STEP = "forward", "training step"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to run the network."""
+
+    name: str
+    theirs: bool = False
+    channels_last: bool = True
+    bf16: bool = False
+    compiled: bool = False
+    checkpointing: bool = False
+
+
+ROWS = (
+    Row("published, float32", theirs=True, channels_last=False),
+    Row("published, bf16 autocast", theirs=True, channels_last=False, bf16=True),
+    Row("ours, float32", channels_last=False),
+    Row("ours, float32, channels-last"),
+    Row("ours, bf16, channels-last", bf16=True),
+    Row("ours, bf16, channels-last, checkpointing", bf16=True, checkpointing=True),
+    Row("ours, bf16, channels-last, compiled", bf16=True, compiled=True),
+)
+
+
+def main() -> None:
+    """Print a table for each size and way of use."""
+    arguments = parse_arguments()
+    if arguments.only is not None:
+        print(json.dumps(measure_memory(arguments)))
+        return
+    rows = [row for row in ROWS if (arguments.against or not row.theirs) and (arguments.compile or not row.compiled)]
+    rates = {bf16: product_rate(arguments.device, bf16) for bf16 in (False, True)}
+    print(
+        f"{machine(arguments.device)}, torch {torch.__version__}, preset {arguments.preset}, batch {arguments.batch}, "
+        f"best of {arguments.repeats}\nmatrix products: {rates[False]:.2f} TFLOP/s float32, {rates[True]:.2f} bf16"
+    )
+    for size in arguments.sizes:
+        images = torch.rand(arguments.batch, 1, *size, device=arguments.device)
+        operations = count_operations(arguments, images)
+        for use in (FORWARD, STEP):
+            print(f"\n{use}, {size[0]} x {size[1]:<30} slices/s   ratio   share   memory (GB)")
+            times = time_rows(arguments, rows, use, images)
+            for row in rows:
+                share = operations * (3 if use == STEP else 1) / times[row] / rates[row.bf16] / 1e12
+                base = next(other for other in rows if other.bf16 == row.bf16)
+                print(
+                    f"  {row.name:<42} {arguments.batch / times[row]:>10.2f} {times[base] / times[row]:>7.2f} "
+                    f"{share:>7.2f} {memory(arguments, row, use, size):>13.2f}",
+                    flush=True,
+                )
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--preset", default="official")
+    parser.add_argument("--sizes", nargs="+", type=read_size, default=[(128, 128), (224, 200)])
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default=device)
+    parser.add_argument("--compile", action="store_true", help="add the compiled row; minutes on a CPU")
+    parser.add_argument("--against", help="FILE.py:Class")
+    parser.add_argument("--arguments", type=json.loads, default={}, help="of that class, as JSON")
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """Turn 224x200 into numbers."""
+    height, width = text.split("x")
+    return int(height), int(width)
+
+
+def build(arguments: argparse.Namespace, row: Row) -> nn.Module:
+    """Give a row's network, all with the same weights."""
+    torch.manual_seed(0)
+    ours = Amir(AmirConfig.preset(arguments.preset))
+    network: nn.Module = ours
+    if row.theirs:
+        file, _, name = arguments.against.rpartition(":")
+        spec = importlib.util.spec_from_file_location("against", file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.path.insert(0, str(Path(file).parent))
+        spec.loader.exec_module(module)
+        network = getattr(module, name)(**arguments.arguments)
+        network.load_state_dict(ours.state_dict(), strict=True)
+    ours.set_checkpointing(row.checkpointing)
+    layout: Any = {"memory_format": torch.channels_last} if row.channels_last else {}
+    network = network.to(arguments.device, **layout)
+    return torch.compile(network) if row.compiled else network  # pyright: ignore[reportReturnType]
+
+
+def autocast(device: str, row: Row) -> AbstractContextManager[Any]:
+    """Enter the row's precision."""
+    return torch.autocast(device, torch.bfloat16, enabled=row.bf16)
+
+
+def runner(network: nn.Module, row: Row, use: str, images: Tensor) -> Callable[[], None]:
+    """Give a function that does the work once, to its end."""
+    network.train(use == STEP)
+    if row.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    target, config = torch.rand_like(images), LossConfig()
+
+    def forward() -> None:
+        with torch.no_grad(), autocast(images.device.type, row):
+            network(images)
+        synchronise(images)
+
+    def step() -> None:
+        network.zero_grad(set_to_none=True)
+        with autocast(images.device.type, row):
+            restored, load_loss = network(images)[:2]
+        restoration_loss(restored, target, load_loss, config)[0].backward()
+        synchronise(images)
+
+    return step if use == STEP else forward
+
+
+def synchronise(images: Tensor) -> None:
+    """Wait for the device."""
+    if images.is_cuda:
+        torch.cuda.synchronize()
+
+
+def time_rows(arguments: argparse.Namespace, rows: list[Row], use: str, images: Tensor) -> dict[Row, float]:
+    """Give the best time of each row, all of them in turn."""
+    runners = {row: runner(build(arguments, row), row, use, images) for row in rows}
+    best = dict.fromkeys(rows, float("inf"))
+    for run in runners.values():
+        run()
+    for _ in range(arguments.repeats):
+        for row, run in runners.items():
+            start = time.perf_counter()
+            run()
+            best[row] = min(best[row], time.perf_counter() - start)
+    return best
+
+
+def count_operations(arguments: argparse.Namespace, images: Tensor) -> int:
+    """Give the floating-point operations of a forward pass."""
+    network = build(arguments, Row("ours, float32")).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(images)
+    return counter.get_total_flops()
+
+
+def product_rate(device: str, bf16: bool) -> float:
+    """Give what a plain matrix product reaches, in TFLOP/s."""
+    size, dtype = (8192 if device == "cuda" else 2048), torch.bfloat16 if bf16 else torch.float32
+    first, second = (torch.rand(size, size, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(5):
+        synchronise(first)
+        start = time.perf_counter()
+        first @ second
+        synchronise(first)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best / 1e12
+
+
+def memory(arguments: argparse.Namespace, row: Row, use: str, size: tuple[int, int]) -> float:
+    """Give the peak memory of a row in GB, in a process that does nothing else: on the device, or the process's own."""
+    job = {"row": ROWS.index(row), "use": use, "size": size}
+    command = [sys.executable, __file__, *sys.argv[1:], "--only", json.dumps(job)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+def measure_memory(arguments: argparse.Namespace) -> float:
+    """Do one row's work twice and give the peak memory in GB."""
+    job = json.loads(arguments.only)
+    row, images = ROWS[job["row"]], torch.rand(arguments.batch, 1, *job["size"], device=arguments.device)
+    run = runner(build(arguments, row), row, job["use"], images)
+    for _ in range(2):
+        run()
+    if images.is_cuda:
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def machine(device: str) -> str:
+    """Name what is measured."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+if __name__ == "__main__":
+    main()
