@@ -6,14 +6,15 @@ step is three forward passes) over time, divided by what plain matrix products r
 
 `--against FILE.py:Class` adds another implementation with the same parameter names, built with the arguments of
 `--arguments` (JSON) and given our weights; it runs as it is, in float32 and under autocast, and `ratio` compares with
-it at the same precision, otherwise with our own first row. Memory is that of a process of its own for each row.
+it at the same precision, otherwise with our own first row. Memory is that of a process of its own for each row: all of
+it on a CPU, what torch allocated on a GPU. On a GPU the table ends with the times that the host waited for the device
+within one forward pass, which should be none.
 """
 
 import argparse
 import importlib.util
 import json
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -75,7 +76,9 @@ def main() -> None:
         for use in (FORWARD, STEP):
             print(f"\n{use}, {size[0]} x {size[1]:<30} slices/s   ratio   share   memory (GB)")
             times = time_rows(arguments, rows, use, images)
-            for row in rows:
+            for row in (row for row in rows if times[row] == float("inf")):
+                print(f"  {row.name:<42} out of memory")
+            for row in (row for row in rows if times[row] < float("inf")):
                 share = operations * (3 if use == STEP else 1) / times[row] / rates[row.bf16] / 1e12
                 base = next(other for other in rows if other.bf16 == row.bf16)
                 print(
@@ -83,6 +86,10 @@ def main() -> None:
                     f"{share:>7.2f} {memory(arguments, row, use, size):>13.2f}",
                     flush=True,
                 )
+    if arguments.device == "cuda":
+        for use in (FORWARD, STEP):
+            waits = count_waits(arguments, Row("ours, bf16, channels-last", bf16=True), use)
+            print(f"\nwaits of the host for the device within a forward pass ({use}): {waits or 'none'}")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -91,7 +98,7 @@ def parse_arguments() -> argparse.Namespace:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--preset", default="official")
     parser.add_argument("--sizes", nargs="+", type=read_size, default=[(128, 128), (224, 200)])
-    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=32 if device == "cuda" else 2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default=device)
     parser.add_argument("--compile", action="store_true", help="add the compiled row; minutes on a CPU")
@@ -165,8 +172,12 @@ def time_rows(arguments: argparse.Namespace, rows: list[Row], use: str, images: 
     """Give the best time of each row, all of them in turn."""
     runners = {row: runner(build(arguments, row), row, use, images) for row in rows}
     best = dict.fromkeys(rows, float("inf"))
-    for run in runners.values():
-        run()
+    for row, run in list(runners.items()):
+        try:
+            run()
+        except torch.OutOfMemoryError:
+            del runners[row]
+            torch.cuda.empty_cache()
     for _ in range(arguments.repeats):
         for row, run in runners.items():
             start = time.perf_counter()
@@ -213,7 +224,33 @@ def measure_memory(arguments: argparse.Namespace) -> float:
         run()
     if images.is_cuda:
         return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    # Not ru_maxrss, which starts at the parent's.
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e9
+
+
+def count_waits(arguments: argparse.Namespace, row: Row, use: str) -> dict[str, int]:
+    """Give, by name, the runtime calls of one forward pass that make the host wait for the device."""
+    network, images = build(arguments, row), torch.rand(arguments.batch, 1, *arguments.sizes[0], device="cuda")
+    network.train(use == STEP)
+    calls: dict[str, int] = {}
+    with torch.set_grad_enabled(use == STEP), autocast("cuda", row):
+        network(images)
+        synchronise(images)
+        with torch.profiler.profile() as profiler:
+            network(images)
+        # Leaving the profiler waits for the device itself, once.
+        for event in profiler.events():
+            if event.name in ("cudaStreamSynchronize", "cudaEventSynchronize", "aten::_local_scalar_dense"):
+                calls[event.name] = calls.get(event.name, 0) + 1
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            network(images)
+        except RuntimeError as error:
+            calls[str(error)] = 1
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return calls
 
 
 def machine(device: str) -> str:

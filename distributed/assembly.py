@@ -133,7 +133,11 @@ def build_network(config: TrainConfig, context: int, accelerator: Accelerator) -
             network.load_state_dict(read_weights(config.model.init), strict=True)
         except (RuntimeError, ValueError) as error:
             raise InputError(f"{config.model.init}: expected weights that fit the configured model: {error}") from error
+    # What the blocks are made for, on CPUs and GPUs alike.
     network.to(accelerator.device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    network.set_checkpointing(config.run.activation_checkpointing)
+    if config.run.compile:
+        network.compile()
     optimizer = torch.optim.Adam(network.parameters(), lr=config.optim.lr, betas=config.optim.betas)
     return network, optimizer
 

@@ -106,7 +106,12 @@ class RunConfig:
     max_steps: int | None = None
     """Steps to stop after, if that is sooner."""
     precision: Literal["bf16", "fp16", "no"] = "bf16"
-    """Mixed precision; `no` is float32."""
+    """Mixed precision; `no` is float32. bf16 where hardware has it (GPUs since Ampere, CPUs with AVX512-BF16 or AMX):
+    there it was the fastest, and it needs no loss scaling; elsewhere take fp16 on a GPU and `no` on a CPU."""
+    activation_checkpointing: bool = False
+    """Compute the blocks' inner tensors again for the gradient: less memory, a third more time."""
+    compile: bool = False
+    """Compile the network with torch.compile. Off, since on a CPU it took minutes and made float32 slower."""
     seed: int = 0
     """Seed of weights, order and gating noise."""
     resume: str = "auto"
