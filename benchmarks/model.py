@@ -5,10 +5,11 @@ the best of `--repeats` counts. The share is the counted floating-point operatio
 step is three forward passes) over time, divided by what plain matrix products reach here in the same precision.
 
 `--against FILE.py:Class` adds another implementation with the same parameter names, built with the arguments of
-`--arguments` (JSON) and given our weights; it runs as it is, in float32 and under autocast, and `ratio` compares with
-it at the same precision, otherwise with our own first row. Memory is that of a process of its own for each row: all of
-it on a CPU, what torch allocated on a GPU. On a GPU the table ends with the times that the host waited for the device
-within one forward pass, which should be none.
+`--arguments` (JSON) and given our weights; it runs as it is, in float32 and under autocast. `ratio` compares with the
+first row of the same precision, `to first` with the first row of all. Memory is that of a process of its own for each
+row: all of it on a CPU, what torch allocated on a GPU. "memory kept" is `upfield.model.memory.keep_freed_memory`, which
+training on a CPU turns on. On a GPU the table ends with the times that the host waited for the device within one
+forward pass, which should be none.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from upfield.model.amir import Amir, AmirConfig
+from upfield.model.amir import Amir, AmirConfig, Checkpointing
 from upfield.model.configuration import LossConfig
 from upfield.model.losses import restoration_loss
+from upfield.model.memory import keep_freed_memory
 
 FORWARD, STEP = "forward", "training step"
 
@@ -41,21 +43,37 @@ class Row:
 
     name: str
     theirs: bool = False
-    channels_last: bool = True
+    channels_last: bool = False
     bf16: bool = False
     compiled: bool = False
-    checkpointing: bool = False
+    checkpointing: Checkpointing = "none"
+    kept: bool = False
+    """Freed memory is kept; told from the rest on a CPU alone."""
 
 
 ROWS = (
-    Row("published, float32", theirs=True, channels_last=False),
-    Row("published, bf16 autocast", theirs=True, channels_last=False, bf16=True),
-    Row("ours, float32", channels_last=False),
-    Row("ours, float32, channels-last"),
-    Row("ours, bf16, channels-last", bf16=True),
-    Row("ours, bf16, channels-last, checkpointing", bf16=True, checkpointing=True),
-    Row("ours, bf16, channels-last, compiled", bf16=True, compiled=True),
+    Row("published, float32", theirs=True),
+    Row("published, bf16 autocast", theirs=True, bf16=True),
+    Row("ours, float32"),
+    Row("ours, float32, channels-last weights", channels_last=True),
+    Row("ours, float32, memory kept", kept=True),
+    Row("ours, float32, compiled, memory kept", compiled=True, kept=True),
+    Row("ours, bf16", bf16=True),
+    Row("ours, bf16, memory kept", bf16=True, kept=True),
+    Row("ours, bf16, compiled, memory kept", bf16=True, compiled=True, kept=True),
+    Row("ours, bf16, selective checkpointing", bf16=True, checkpointing="selective"),
+    Row("ours, bf16, full checkpointing", bf16=True, checkpointing="full"),
 )
+
+
+def rows_of(arguments: argparse.Namespace, use: str) -> list[Row]:
+    """Give the rows that mean something here."""
+    rows = [row for row in ROWS if (arguments.against or not row.theirs) and (arguments.compile or not row.compiled)]
+    if use == FORWARD:
+        rows = [row for row in rows if row.checkpointing == "none"]
+    if arguments.device == "cuda":
+        rows = [replace(row, name=row.name.removesuffix(", memory kept")) for row in rows]
+    return list({row.name: row for row in rows}.values())
 
 
 def main() -> None:
@@ -64,7 +82,6 @@ def main() -> None:
     if arguments.only is not None:
         print(json.dumps(measure_memory(arguments)))
         return
-    rows = [row for row in ROWS if (arguments.against or not row.theirs) and (arguments.compile or not row.compiled)]
     rates = {bf16: product_rate(arguments.device, bf16) for bf16 in (False, True)}
     print(
         f"{machine(arguments.device)}, torch {torch.__version__}, preset {arguments.preset}, batch {arguments.batch}, "
@@ -74,21 +91,23 @@ def main() -> None:
         images = torch.rand(arguments.batch, 1, *size, device=arguments.device)
         operations = count_operations(arguments, images)
         for use in (FORWARD, STEP):
-            print(f"\n{use}, {size[0]} x {size[1]:<30} slices/s   ratio   share   memory (GB)")
+            title = f"{use}, {size[0]} x {size[1]}"
+            print(f"\n{title:<40} slices/s   ratio   to first   share   memory (GB)")
+            rows = rows_of(arguments, use)
             times = time_rows(arguments, rows, use, images)
             for row in (row for row in rows if times[row] == float("inf")):
-                print(f"  {row.name:<42} out of memory")
+                print(f"  {row.name:<38} out of memory")
             for row in (row for row in rows if times[row] < float("inf")):
                 share = operations * (3 if use == STEP else 1) / times[row] / rates[row.bf16] / 1e12
                 base = next(other for other in rows if other.bf16 == row.bf16)
                 print(
-                    f"  {row.name:<42} {arguments.batch / times[row]:>10.2f} {times[base] / times[row]:>7.2f} "
-                    f"{share:>7.2f} {memory(arguments, row, use, size):>13.2f}",
+                    f"  {row.name:<38} {arguments.batch / times[row]:>8.2f} {times[base] / times[row]:>7.2f} "
+                    f"{times[rows[0]] / times[row]:>10.2f} {share:>7.2f} {memory(arguments, row, use, size):>13.2f}",
                     flush=True,
                 )
     if arguments.device == "cuda":
         for use in (FORWARD, STEP):
-            waits = count_waits(arguments, Row("ours, bf16, channels-last", bf16=True), use)
+            waits = count_waits(arguments, Row("ours, bf16", bf16=True), use)
             print(f"\nwaits of the host for the device within a forward pass ({use}): {waits or 'none'}")
 
 
@@ -180,6 +199,7 @@ def time_rows(arguments: argparse.Namespace, rows: list[Row], use: str, images: 
             torch.cuda.empty_cache()
     for _ in range(arguments.repeats):
         for row, run in runners.items():
+            keep_freed_memory(row.kept)
             start = time.perf_counter()
             run()
             best[row] = min(best[row], time.perf_counter() - start)
@@ -210,7 +230,7 @@ def product_rate(device: str, bf16: bool) -> float:
 
 def memory(arguments: argparse.Namespace, row: Row, use: str, size: tuple[int, int]) -> float:
     """Give the peak memory of a row in GB, in a process that does nothing else: on the device, or the process's own."""
-    job = {"row": ROWS.index(row), "use": use, "size": size}
+    job = {"row": asdict(row), "use": use, "size": size}
     command = [sys.executable, __file__, *sys.argv[1:], "--only", json.dumps(job)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
@@ -218,8 +238,10 @@ def memory(arguments: argparse.Namespace, row: Row, use: str, size: tuple[int, i
 def measure_memory(arguments: argparse.Namespace) -> float:
     """Do one row's work twice and give the peak memory in GB."""
     job = json.loads(arguments.only)
-    row, images = ROWS[job["row"]], torch.rand(arguments.batch, 1, *job["size"], device=arguments.device)
+    row, images = Row(**job["row"]), torch.rand(arguments.batch, 1, *job["size"], device=arguments.device)
     run = runner(build(arguments, row), row, job["use"], images)
+    if row.kept:
+        keep_freed_memory()
     for _ in range(2):
         run()
     if images.is_cuda:

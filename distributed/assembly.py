@@ -18,11 +18,12 @@ from upfield.distributed.configuration import TrainConfig
 from upfield.distributed.launch import make_accelerator
 from upfield.distributed.reader import Sequencing, TrainingBatches
 from upfield.model.amir import Amir
+from upfield.model.memory import choose_checkpointing, keep_freed_memory
 from upfield.model.weights import read_weights
 from upfield.sharding.atomic import write_text
 from upfield.sharding.command import to_yaml
 from upfield.sharding.errors import InputError
-from upfield.sharding.manifest import read_manifest
+from upfield.sharding.manifest import Manifest, read_manifest
 from upfield.sharding.progress import say
 from upfield.sharding.shardset import ShardSplit
 
@@ -95,7 +96,7 @@ def set_up(config: TrainConfig) -> Training:
     )
     batches = TrainingBatches(split, sequencing)
     total_steps = min(config.run.epochs * batches.steps_per_epoch, config.run.max_steps or 2**62)
-    network, optimizer = build_network(config, manifest.context, accelerator)
+    network, optimizer = build_network(config, manifest, accelerator)
     progress = Progress(
         data_sha256=manifest.data_sha256,
         batch_size=config.data.batch_size,
@@ -124,22 +125,37 @@ def set_up(config: TrainConfig) -> Training:
     )
 
 
-def build_network(config: TrainConfig, context: int, accelerator: Accelerator) -> tuple[Amir, Optimizer]:
+def build_network(config: TrainConfig, manifest: Manifest, accelerator: Accelerator) -> tuple[Amir, Optimizer]:
     """Make the network, the same on every rank, and its optimizer."""
     torch.manual_seed(config.run.seed)
-    network = Amir(config.model.amir(context)).train()
+    network = Amir(config.model.amir(manifest.context)).train()
     if config.model.init is not None:
         try:
             network.load_state_dict(read_weights(config.model.init), strict=True)
         except (RuntimeError, ValueError) as error:
             raise InputError(f"{config.model.init}: expected weights that fit the configured model: {error}") from error
-    # What the blocks are made for, on CPUs and GPUs alike.
-    network.to(accelerator.device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    network.set_checkpointing(config.run.activation_checkpointing)
+    network.to(accelerator.device)
+    economise(network, config, manifest, accelerator)
     if config.run.compile:
         network.compile()
     optimizer = torch.optim.Adam(network.parameters(), lr=config.optim.lr, betas=config.optim.betas)
     return network, optimizer
+
+
+def economise(network: Amir, config: TrainConfig, manifest: Manifest, accelerator: Accelerator) -> None:
+    """Use memory as the device wants it: a CPU keeps what it has, a GPU keeps no more for the gradient than fits."""
+    checkpointing = config.run.activation_checkpointing
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    if checkpointing == "auto":
+        checkpointing = "none"  # On a CPU, memory is rarely what runs out first.
+        if accelerator.device.type == "cuda":
+            _, height, width = manifest.sample_shape("low")
+            batch = config.data.batch_size // accelerator.num_processes
+            value_bytes = 4 if config.run.precision == "no" else 2
+            _, total_bytes = torch.cuda.mem_get_info(accelerator.device)
+            checkpointing = choose_checkpointing(network.config, (height, width), batch, value_bytes, total_bytes)
+    network.set_checkpointing(checkpointing)
 
 
 def refuse_too_small(config: TrainConfig, split: ShardSplit, validation: ShardSplit) -> None:

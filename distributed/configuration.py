@@ -108,8 +108,10 @@ class RunConfig:
     precision: Literal["bf16", "fp16", "no"] = "bf16"
     """Mixed precision; `no` is float32. bf16 where hardware has it (GPUs since Ampere, CPUs with AVX512-BF16 or AMX):
     there it was the fastest, and it needs no loss scaling; elsewhere take fp16 on a GPU and `no` on a CPU."""
-    activation_checkpointing: bool = False
-    """Compute the blocks' inner tensors again for the gradient: less memory, a third more time."""
+    activation_checkpointing: Literal["auto", "none", "selective", "full"] = "auto"
+    """What is computed again for the gradient instead of being kept. `selective`, what follows the blocks' 1x1
+    convolutions: half the memory; `full`, whole blocks: a ninth. `auto` takes the least that fits a GPU's memory, and
+    none on a CPU."""
     compile: bool = False
     """Compile the network with torch.compile. Off, since on a CPU it took minutes and made float32 slower."""
     seed: int = 0

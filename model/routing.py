@@ -197,4 +197,5 @@ class ChannelRouting(nn.Module):
     def forward(self, x: Tensor, instruction: Tensor) -> Tensor:
         """Transform `x` `(B, C, H, W)` by `instruction` `(B, 256)`."""
         gate = self.fc(instruction).sigmoid()[:, :, None, None]
-        return x + (x * self.gamma + self.beta) * gate
+        # x + (x * gamma + beta) * gate, as one scale and one shift per channel and image.
+        return torch.addcmul((self.beta * gate).to(x), x, (1 + self.gamma * gate).to(x))

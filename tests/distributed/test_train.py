@@ -218,3 +218,19 @@ def test_another_seed_is_refused_on_resume(tiny_shards: Path, undisturbed: Path,
     done = run(*command(tiny_shards, tmp_path / "run", *arguments))
     assert done.returncode == 2
     assert "expected seed 0 as it was trained with, found 9" in done.stderr
+
+
+def test_activation_checkpointing_changes_memory_and_not_the_weights(
+    tiny_shards: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    out = trained(tiny_shards, tmp_path / "run", "--run.max_steps", "6", "--run.activation_checkpointing", "full")
+    weights, expected = (load_file(folder / "checkpoints/last/model.safetensors") for folder in (out, undisturbed))
+    assert all(weights[name].equal(expected[name]) for name in expected)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_like_an_eager_one(tiny_shards: Path, undisturbed: Path, tmp_path: Path) -> None:
+    arguments = (*command(tiny_shards, tmp_path, "--run.max_steps", "6"), "--run.compile", "true")
+    done = subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path) == pytest.approx(losses(undisturbed), rel=1e-4)

@@ -1,15 +1,17 @@
 """The published network, by the tensors it produced and the parameters it has."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from upfield.model.amir import Amir, AmirConfig, noise_shapes
+from upfield.model.amir import Amir, AmirConfig, Checkpointing, noise_shapes
 from upfield.model.routing import Expert, count_load_loss, log_mixture, noisy_gates, top_k_log_gates
 
 GOLDEN = load_file(Path(__file__).parent / "amir_small.safetensors")
+CHECKPOINTING: tuple[Checkpointing, ...] = get_args(Checkpointing)
 SMALL = AmirConfig(dim=8, num_blocks=(1, 2, 1, 2), num_refinement_blocks=1)
 
 
@@ -148,15 +150,16 @@ def test_checkpointing_changes_neither_output_nor_gradients(small: Amir) -> None
     image = torch.rand(1, 1, 24, 16)
     noise = [torch.randn(1, *shape) for shape in noise_shapes(SMALL, 24, 16)]
     results = []
-    for on in (False, True):
+    for checkpointing in CHECKPOINTING:
         network = Amir(SMALL).train()
         network.load_state_dict(small.state_dict())
-        network.set_checkpointing(on)
+        network.set_checkpointing(checkpointing)
         restored, load_loss = network(image, noise)
         (restored.square().mean() + load_loss).backward()
         results.append([restored, load_loss, *(parameter.grad for parameter in network.parameters())])
-    for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other)
+    for one, *others in zip(*results, strict=True):
+        for other in others:
+            torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("wrong", [{"in_channels": 2}, {"dim": 7}, {"heads": (1, 5, 4, 8)}, {"num_experts": 1}])
