@@ -150,8 +150,9 @@ def build(arguments: argparse.Namespace, row: Row) -> nn.Module:
         network.load_state_dict(ours.state_dict(), strict=True)
     ours.set_checkpointing(row.checkpointing)
     layout: Any = {"memory_format": torch.channels_last} if row.channels_last else {}
-    network = network.to(arguments.device, **layout)
-    return torch.compile(network) if row.compiled else network  # pyright: ignore[reportReturnType]
+    if row.compiled:
+        ours.compile_blocks()
+    return network.to(arguments.device, **layout)
 
 
 def autocast(device: str, row: Row) -> AbstractContextManager[Any]:

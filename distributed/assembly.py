@@ -137,7 +137,7 @@ def build_network(config: TrainConfig, manifest: Manifest, accelerator: Accelera
     network.to(accelerator.device)
     economise(network, config, manifest, accelerator)
     if config.run.compile:
-        network.compile()
+        network.compile_blocks()
     optimizer = torch.optim.Adam(network.parameters(), lr=config.optim.lr, betas=config.optim.betas)
     return network, optimizer
 

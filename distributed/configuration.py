@@ -113,7 +113,8 @@ class RunConfig:
     convolutions: half the memory; `full`, whole blocks: a ninth. `auto` takes the least that fits a GPU's memory, and
     none on a CPU."""
     compile: bool = False
-    """Compile the network with torch.compile. Off, since on a CPU it took minutes and made float32 slower."""
+    """Compile the network's blocks with torch.compile. Off, since two CPU cores took minutes to compile `official` and
+    then trained slower."""
     seed: int = 0
     """Seed of weights, order and gating noise."""
     resume: str = "auto"

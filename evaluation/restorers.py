@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from upfield.export.restorer import OnnxRestorer
 from upfield.export.scan import Restorer
+from upfield.model.memory import keep_freed_memory
 from upfield.model.weights import read_best
 from upfield.sharding.errors import InputError
 from upfield.sharding.manifest import Manifest
@@ -36,6 +37,8 @@ class TorchRestorer:
         if device == "cuda" and not torch.cuda.is_available():
             raise InputError("device: expected a GPU for --device cuda, found none; use auto or cpu")
         self._device = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+        if self._device == "cpu":
+            keep_freed_memory()
         try:
             best = read_best(run / "best")
         except ValueError as error:

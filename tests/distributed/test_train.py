@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from upfield.distributed.launch import SCRIPT, launcher
@@ -188,11 +189,18 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_samples(
     assert "-x0" in message
 
 
-def test_training_starts_from_given_weights(tiny_shards: Path, undisturbed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("published", [False, True])
+def test_training_starts_from_given_weights(
+    tiny_shards: Path, undisturbed: Path, tmp_path: Path, published: bool
+) -> None:
     weights = undisturbed / "best" / "model.safetensors"
+    given = load_file(weights)
+    if published:
+        weights = tmp_path / "net.pth"
+        torch.save({"params": given}, weights)
     arguments = ("--model.init", str(weights), "--run.max_steps", "1", "--optim.lr", "1e-12")
     out = trained(tiny_shards, tmp_path / "run", *arguments)
-    started, given = load_file(out / "best" / "model.safetensors"), load_file(weights)
+    started = load_file(out / "best" / "model.safetensors")
     assert all(started[name].allclose(given[name], atol=1e-6) for name in given)
 
 

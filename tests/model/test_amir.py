@@ -75,6 +75,11 @@ def test_any_size_keeps_its_size_and_equals_the_padded_image(small: Amir, size: 
     close(restored, small(padded)[..., :height, :width])
 
 
+def test_slices_too_small_for_the_instruction_are_refused(small: Amir) -> None:
+    with pytest.raises(ValueError, match="expected slices of at least 9 x 9 pixels, found 12 x 8"):
+        small(torch.rand(1, 1, 12, 8))
+
+
 def test_training_gives_the_load_loss_and_a_gradient_to_every_parameter() -> None:
     network = Amir(AmirConfig.preset("tiny")).train()
     restored, load_loss = network(torch.rand(2, 1, 24, 16))

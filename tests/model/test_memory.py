@@ -1,0 +1,80 @@
+"""What training needs of memory is foreseen, and what a CPU has is kept."""
+
+import platform
+import subprocess
+import sys
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from upfield.model.amir import Amir, AmirConfig, Checkpointing
+from upfield.model.memory import activation_bytes, choose_checkpointing
+
+LEVELS: tuple[Checkpointing, ...] = get_args(Checkpointing)
+GIB = 2**30
+CHURN = """
+import sys
+from resource import RUSAGE_SELF, getrusage
+import torch
+from upfield.model.memory import keep_freed_memory
+keep_freed_memory(sys.argv[1] == "keep")
+torch.zeros(2**24)
+before = getrusage(RUSAGE_SELF).ru_minflt
+for _ in range(40):
+    torch.zeros(2**24)  # 64 MiB, freed at once
+print(getrusage(RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def kept_bytes(config: AmirConfig, checkpointing: Checkpointing, size: int) -> int:
+    """Count what one slice's forward pass keeps for the gradient, each storage once."""
+    network = Amir(config).train()
+    network.set_checkpointing(checkpointing)
+    own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if (address := tensor.untyped_storage().data_ptr()) not in own:
+            kept[address] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), torch.autocast("cpu", torch.bfloat16):
+        network(torch.rand(1, 1, size, size))
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.parametrize("checkpointing", LEVELS)
+def test_the_estimate_is_what_is_kept(checkpointing: Checkpointing) -> None:
+    config = AmirConfig(dim=16, num_blocks=(2, 2, 2, 1))
+    # Two sizes, so that weights cast to half precision, which do not grow with the slice, drop out.
+    small, large = (kept_bytes(config, checkpointing, size) for size in (32, 64))
+    estimates = [activation_bytes(config, (size, size), 1, 2, checkpointing) for size in (32, 64)]
+    assert estimates[1] - estimates[0] == pytest.approx(large - small, rel=0.15)
+
+
+def test_the_published_network_takes_a_batch_of_32_whole_slices_on_80_gb() -> None:
+    needs = [activation_bytes(AmirConfig(), (221, 200), 32, 2, checkpointing) for checkpointing in LEVELS]
+    assert needs == sorted(needs, reverse=True)
+    assert choose_checkpointing(AmirConfig(), (221, 200), 32, 2, 80 * GIB) == "selective"
+
+
+@pytest.mark.parametrize(
+    ("batch", "value_bytes", "memory", "expected"),
+    [(4, 2, 80, "none"), (4, 2, 16, "selective"), (4, 4, 16, "full"), (4, 2, 8, "full")],
+)
+def test_the_least_checkpointing_that_fits_is_chosen(
+    batch: int, value_bytes: int, memory: int, expected: Checkpointing
+) -> None:
+    assert choose_checkpointing(AmirConfig(), (221, 200), batch, value_bytes, memory * GIB) == expected
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc alone")
+def test_freed_memory_is_used_again_without_page_faults() -> None:
+    kept, returned = (
+        int(subprocess.run([sys.executable, "-c", CHURN, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("keep", "return")
+    )
+    assert returned > 1000  # a fault a page, or one for each huge page
+    assert kept < returned / 10
