@@ -4,7 +4,7 @@ The published network to the parameter name, with two additions that change noth
 padded to a multiple of 8 and cropped back, and the input may carry neighbouring slices as channels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -20,7 +20,7 @@ from upfield.model.blocks import (
     recomputed,
 )
 from upfield.model.configuration import AmirConfig
-from upfield.model.routing import ChannelRouting, InstructionNetwork, SpatialRouting
+from upfield.model.routing import ChannelRouting, InstructionNetwork, SpatialRouting, load_loss
 
 __all__ = ["MIN_SIZE", "SIZE_MULTIPLE", "Amir", "AmirConfig", "Checkpointing", "noise_shapes", "pad_to_multiple"]
 
@@ -54,6 +54,8 @@ class Amir(nn.Module):
         """
         super().__init__()
         self.config = config = config or AmirConfig()
+        # The load loss is not linear in the batch: data parallelism puts a differentiable sum over processes here.
+        self.sum_usage: Callable[[Tensor], Tensor] = lambda usage: usage
         widths = [config.dim << level for level in range(4)]
         blocks, heads = config.num_blocks, config.heads
 
@@ -142,32 +144,34 @@ class Amir(nn.Module):
         instruction = self.dict_generator(low)
         # Channels-last from here on: what blocks and routing are made for.
         embedded = self.patch_embed(low).contiguous(memory_format=torch.channels_last)
-        latent, skips, load_loss = self._encode(embedded, instruction, noise)
+        latent, skips, usages = self._encode(embedded, instruction, noise)
         residual = self.output(self._decode(latent, skips, instruction))
         centre = self.config.in_channels // 2
         restored = (residual + low[:, centre : centre + 1])[..., :H, :W]
-        return restored if load_loss is None else (restored, load_loss)
+        if not usages:
+            return restored
+        return restored, load_loss(self.sum_usage(torch.stack(usages)))
 
     def _encode(
         self, x: Tensor, instruction: Tensor, noise: Sequence[Tensor] | None
-    ) -> tuple[Tensor, list[Tensor], Tensor | None]:
-        """Give the latent `(B, 8C, H/8, W/8)`, the skips at levels 1 to 3 and, with noise, the summed load loss."""
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Give the latent `(B, 8C, H/8, W/8)`, the skips of levels 1 to 3 and, with noise, their experts' usage."""
         levels = (
             (self.spatial_routing_encoder_level1, self.encoder_level1, self.down1_2),
             (self.spatial_routing_encoder_level2, self.encoder_level2, self.down2_3),
             (self.spatial_routing_encoder_level3, self.encoder_level3, self.down3_4),
         )
         skips: list[Tensor] = []
-        losses: list[Tensor] = []
+        usages: list[Tensor] = []
         for number, (routing, blocks, down) in enumerate(levels):
-            x, load_loss = routing(x, instruction, noise[number] if noise is not None else None)
-            if load_loss is not None:
-                losses.append(load_loss)
+            x, usage = routing(x, instruction, noise[number] if noise is not None else None)
+            if usage is not None:
+                usages.append(usage)
             x = blocks(x)
             skips.append(x)
             x = down(x)  # (B, C, H, W) -> (B, 2C, H/2, W/2)
         x = self.latent(self.channel_routing_latent(x, instruction))
-        return x, skips, torch.stack(losses).sum() if losses else None
+        return x, skips, usages
 
     def _decode(self, x: Tensor, skips: list[Tensor], instruction: Tensor) -> Tensor:
         """Give the features `(B, 2C, H, W)` at full resolution."""
