@@ -25,9 +25,9 @@ class InstructionNetwork(nn.Module):
     def __init__(self, in_channels: int, num_tokens: int) -> None:
         """Make the condition network and a dictionary of `num_tokens` entries."""
         super().__init__()
-        widths = [(in_channels, 64, 3), (64, 64, 3), (64, 64, 1), (64, 64, 1), (64, 32, 1)]
+        shapes = [(in_channels, 64, 3), (64, 64, 3), (64, 64, 1), (64, 64, 1), (64, 32, 1)]
         layers: list[nn.Module] = []
-        for source, target, size in widths:
+        for source, target, size in shapes:
             layers += [nn.Conv2d(source, target, kernel_size=size, stride=size), nn.LeakyReLU(0.1)]
         self.CondNet = nn.Sequential(*layers[:-1])
         self.lastOut = nn.Linear(32, num_tokens)
@@ -97,7 +97,9 @@ def load_loss(usage: Tensor) -> Tensor:
 
 
 def log_mixture(outputs: Sequence[Tensor], log_gates: Tensor) -> Tensor:
-    """Combine experts in log space: log of the sum over experts of gate * exp(output), finite in any precision.
+    """Combine experts in log space: log of the sum over experts of gate * exp(output) (the mixture of Yang et al.).
+
+    As a log-sum-exp it stays finite in any precision; their exponential exceeds half precision above 11.
 
     Args:
         outputs: E tensors of shape `(..., C)`.
@@ -112,7 +114,7 @@ def log_mixture(outputs: Sequence[Tensor], log_gates: Tensor) -> Tensor:
         for output, gate in zip(outputs, log_gates.to(dtype).unbind(-1), strict=True)
     ]
     mixed = torch.stack(terms).logsumexp(dim=0)
-    return torch.where(mixed < UNDERFLOW_LOG, torch.full_like(mixed, UNDERFLOW_VALUE), mixed)
+    return torch.where(mixed < UNDERFLOW_LOG, UNDERFLOW_VALUE, mixed)
 
 
 class Expert(nn.Module):
@@ -156,21 +158,23 @@ class SpatialMixture(nn.Module):
         Returns:
             The mixture `(B, P, C)` float32, and in training the experts' usage `(2, E)`.
         """
-        clean = self._project(x, instruction, self.w_gate)
         if noise is None:
-            log_gates, usage = top_k_log_gates(clean), None
+            log_gates, usage = top_k_log_gates(self._project(x, instruction, self.w_gate)), None
         else:
-            noise_scale = F.softplus(self._project(x, instruction, self.w_noise)) + NOISE_FLOOR
-            log_gates, usage = noisy_gates(clean, noise_scale, noise)
+            weight = torch.cat([self.w_gate, self.w_noise], dim=1)
+            clean, raw_scale = self._project(x, instruction, weight).chunk(2, dim=-1)
+            log_gates, usage = noisy_gates(clean, F.softplus(raw_scale) + NOISE_FLOOR, noise)
         return log_mixture([expert(x) for expert in self.experts], log_gates), usage
 
     @staticmethod
     def _project(x: Tensor, instruction: Tensor, weight: Tensor) -> Tensor:
-        """Give [x ; instruction] @ weight, `(B, P, E)`, without repeating the instruction at every pixel."""
-        from_pixel, from_image = weight.chunk(2, dim=0)
+        """Give [x ; instruction] @ weight, `(B, P, columns)`, without repeating the instruction at every pixel."""
         # Gating decides which experts serve a pixel: it stays in float32 under autocast.
         with torch.autocast(x.device.type, enabled=False):
-            return x.float() @ from_pixel.float() + (instruction.float() @ from_image.float()).unsqueeze(1)
+            dtype = torch.promote_types(x.dtype, torch.float32)
+            x, instruction, weight = (tensor.to(dtype) for tensor in (x, instruction, weight))
+            from_pixel, from_image = weight.chunk(2, dim=0)
+            return x @ from_pixel + (instruction @ from_image).unsqueeze(1)
 
 
 class SpatialRouting(nn.Module):
@@ -204,5 +208,5 @@ class ChannelRouting(nn.Module):
     def forward(self, x: Tensor, instruction: Tensor) -> Tensor:
         """Transform `x` `(B, C, H, W)` by `instruction` `(B, 256)`."""
         gate = self.fc(instruction).sigmoid()[:, :, None, None]
-        # x + (x * gamma + beta) * gate, as one scale and one shift per channel and image.
-        return torch.addcmul((self.beta * gate).to(x), x, (1 + self.gamma * gate).to(x))
+        # One scale and one shift per channel and image; added to x and not to 1, beside which bf16 loses small scales.
+        return x + torch.addcmul((self.beta * gate).to(x), x, (self.gamma * gate).to(x))
