@@ -1,7 +1,9 @@
 """Put a run together: data, network, optimizer, and the place to go on from."""
 
+import gc
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from accelerate import Accelerator
@@ -9,6 +11,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch.distributed.nn.functional import all_reduce
 from torch.optim import Optimizer
 
+from upfield.distributed.agreement import hold_folder
 from upfield.distributed.average import WeightAverage
 from upfield.distributed.checkpoint import (
     Learner,
@@ -49,6 +52,8 @@ class Training:
     progress: Progress
     total_steps: int
     out: Path
+    lock: TextIO | None
+    """Held while the run is written."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,7 @@ def set_up(config: TrainConfig) -> Training:
     assert config.run.out is not None
     out = config.run.out
     accelerator = make_accelerator(config, out)
+    lock = hold_folder(out)
     sequencing = Sequencing(
         config.run.seed,
         config.data.batch_size,
@@ -131,8 +137,20 @@ def set_up(config: TrainConfig) -> Training:
             f"{config.data.batch_size}, {processes} on {accelerator.device.type}, precision {config.run.precision}"
         )
     return Training(
-        config, accelerator, batches, inputs.validation, learner, wrapped, prepared, progress, total_steps, out
+        config, accelerator, batches, inputs.validation, learner, wrapped, prepared, progress, total_steps, out, lock
     )
+
+
+def tear_down(run: Training) -> None:
+    """Leave the process group; the run is of no more use then. Collective: ALL ranks call it."""
+    # Data parallelism holds on to the group. Were it the last to, the group's end would wait for its threads with the
+    # interpreter locked, which they may be waiting for in turn.
+    run.accelerator.free_memory()
+    del run.wrapped, run.optimizer
+    gc.collect()
+    run.accelerator.state.destroy_process_group()
+    if run.lock is not None:
+        run.lock.close()
 
 
 def build_network(config: TrainConfig, manifest: Manifest, accelerator: Accelerator) -> tuple[Amir, Optimizer]:

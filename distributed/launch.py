@@ -18,6 +18,7 @@ from upfield.distributed.configuration import TrainConfig
 from upfield.distributed.stopping import stop_signals
 from upfield.sharding.command import to_yaml
 from upfield.sharding.errors import InputError, RunError
+from upfield.sharding.tasks import end_with_parent
 
 SCRIPT = Path(__file__).with_name("train.py")
 
@@ -44,7 +45,7 @@ def run_launcher(command: list[str], environment: dict[str, str]) -> tuple[int, 
 
     A request to stop goes to the ranks, which save and leave with 0; the launcher would only kill them.
     """
-    with subprocess.Popen(command, env=environment) as process:
+    with subprocess.Popen(command, env=environment, preexec_fn=end_with_parent) as process:
 
         def to_ranks(number: int) -> None:
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii")

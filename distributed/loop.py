@@ -1,15 +1,14 @@
 """The training loop: one step, one epoch boundary, one way out."""
 
 import math
-from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from upfield.distributed.assembly import Training, set_up
-from upfield.distributed.checkpoint import Progress, find_checkpoint, save_best, save_checkpoint
+from upfield.distributed.agreement import errors_met_by_all, write_on_main_process
+from upfield.distributed.assembly import Training, set_up, tear_down
+from upfield.distributed.checkpoint import Progress, save_best, save_checkpoint
 from upfield.distributed.configuration import TrainConfig
 from upfield.distributed.meter import Meter
 from upfield.distributed.noise import gating_noise
@@ -19,7 +18,7 @@ from upfield.distributed.schedule import learning_rate
 from upfield.distributed.stopping import StopRequest, stop_signals
 from upfield.distributed.validation import validate
 from upfield.model.losses import restoration_loss
-from upfield.sharding.errors import RunError
+from upfield.sharding.errors import InputError, RunError
 from upfield.sharding.progress import say
 
 
@@ -32,8 +31,9 @@ def fit(config: TrainConfig) -> Progress:
         InputError: the shard set, the configuration or a checkpoint does not fit.
         RunError: the loss is not finite, or a checkpoint cannot be written.
     """
-    with stop_signals() as stop:
-        run = set_up(config)
+    with stop_signals() as stop, errors_met_by_all():
+        with errors_met_by_all(InputError):
+            run = set_up(config)
         record = Record(run.accelerator, run.out, run.progress.step, run.total_steps, config.data.trace)
         meter = Meter()
         loader = training_loader(
@@ -54,6 +54,7 @@ def fit(config: TrainConfig) -> Progress:
                     break
         finally:
             record.close()
+        tear_down(run)
     return run.progress
 
 
@@ -200,7 +201,8 @@ def keep_best(run: Training, figures: dict[str, float | int]) -> None:
         "context": manifest.context,
     }
     sizes = run.learner.network.config
-    write_on_main_process(run, "best model", lambda: save_best(run.out, weights, sizes, run.config, record))
+    what = f"{run.out}: the best model, of step {step}"
+    write_on_main_process(what, lambda: save_best(run.out, weights, sizes, run.config, record))
 
 
 def save(run: Training) -> None:
@@ -211,34 +213,8 @@ def save(run: Training) -> None:
     """
     state, keep = run.learner.state(), run.config.run.keep_checkpoints
     sizes = run.learner.network.config
-    write_on_main_process(run, "checkpoint", lambda: save_checkpoint(run.out, sizes, state, run.progress, keep))
-
-
-def write_on_main_process(run: Training, what: str, write: Callable[[], None]) -> None:
-    """Let the main process write, and fail on all where it failed. Collective: ALL ranks call it.
-
-    Args:
-        run: the run.
-        what: what is written, for the message.
-        write: called on the main process.
-
-    Raises:
-        RunError: the main process could not write.
-    """
-    error = ""
-    if run.accelerator.is_main_process:
-        try:
-            write()
-        except OSError as problem:
-            error = problem.strerror or str(problem)
-    errors = [error]
-    broadcast_object_list(errors)
-    if errors[0]:
-        kept = find_checkpoint(run.out, "auto") if run.accelerator.is_main_process else None
-        raise RunError(
-            f"{run.out}: expected to write the {what} of step {run.progress.step}, found: {errors[0]}; "
-            f"{kept.name if kept else 'no earlier checkpoint'} is whole. Mend the disk and start the same command again"
-        )
+    what = f"{run.out}: the checkpoint of step {run.progress.step}"
+    write_on_main_process(what, lambda: save_checkpoint(run.out, sizes, state, run.progress, keep))
 
 
 def global_keys(run: Training, batch: Batch) -> list[str]:

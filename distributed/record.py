@@ -97,7 +97,8 @@ class Record:
         self._bar.close()
         for file in self._files:
             file.close()
-        self._accelerator.end_training()
+        for tracker in self._accelerator.trackers:
+            tracker.finish()
 
 
 def _step_of(line: str) -> float:
