@@ -13,6 +13,7 @@ from runs import command, environment, lines, run, started, trained, wait_for
 from upfield.distributed.launch import SCRIPT
 from upfield.sharding.errors import InputError
 
+KEPT = ["last", "step-00000002", "step-00000004"]
 FULL_DISK = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -151,18 +152,18 @@ def free_port() -> int:
 def test_two_machines_train_one_run_and_one_ends_when_the_other_is_gone(tiny_shards: Path, tmp_path: Path) -> None:
     out, port = tmp_path / "run", free_port()
     arguments = ("--run.epochs", "100000", "--run.checkpoint_every", "2", "--run.timeout_s", "20")
-    nodes = [node(tiny_shards, out, rank, port, *arguments) for rank in range(2)]
-    try:
-        wait_for(out / "checkpoints" / "step-00000002")
-        nodes[1].kill()  # Its rank goes with it.
-        begun = time.monotonic()
-        _, stderr = nodes[0].communicate(timeout=120)
-        assert time.monotonic() - begun < 100
-        assert nodes[0].returncode not in (0, None)
-        assert "2 processes on cpu" in stderr
-        assert "expected all processes of the job to take part" in one_line(stderr)
-    finally:
-        for process in nodes:
-            process.kill()
-            process.wait()
+    first, second = (node(tiny_shards, out, rank, port, *arguments) for rank in range(2))
+    with first, second:
+        try:
+            wait_for(out / "checkpoints" / "step-00000002")
+            second.kill()  # Its rank goes with it.
+            begun = time.monotonic()
+            _, stderr = first.communicate(timeout=120)
+            assert time.monotonic() - begun < 100
+        finally:
+            first.kill()
+            second.kill()
+    assert first.returncode not in (0, None)
+    assert "2 processes on cpu" in stderr
+    assert "expected all processes of the job to take part" in one_line(stderr)
     assert json.loads((out / "checkpoints/last/progress.json").read_text())["step"] >= 2
