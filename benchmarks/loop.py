@@ -1,0 +1,113 @@
+"""What the training loop costs beside the network: slices per second of the real loop against the bare step.
+
+The bare step is forward, loss, backward and optimizer on one batch that lies ready. The loop is `upfield train` as it
+is, reading shards (phantoms', made here), drawing noise, measuring, logging and agreeing at every step. Both run in this
+process, in turn; the best step of all repeats counts. `data wait` is the loop's own figure.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from upfield.distributed.assembly import set_up, tear_down
+from upfield.distributed.configuration import DataConfig, ModelConfig, RunConfig, TrainConfig
+from upfield.distributed.loop import fit
+from upfield.distributed.noise import gating_noise
+from upfield.distributed.reader import read_batch
+from upfield.model.losses import restoration_loss
+from upfield.sharding.phantom import main as phantom
+from upfield.sharding.shard import main as shard
+
+
+def main() -> None:
+    """Print the ratio for each preset."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--presets", nargs="+", default=["tiny", "official"])
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--precision", default="bf16")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        quietly(phantom, [str(root / "cohort"), "--subjects", "4"])
+        quietly(shard, ["--config", str(root / "cohort/cohorts.yaml"), "--out", str(root / "shards")])
+        print(f"batch {arguments.batch}, {arguments.steps} steps of whole slices, {arguments.precision}")
+        print("preset       bare (slices/s)   loop (slices/s)   ratio   data wait")
+        for preset in arguments.presets:
+            bare, loop, wait = 0.0, 0.0, 1.0
+            for number in range(arguments.repeats):
+                config = training(arguments, root, preset, root / f"{preset}-{number}")
+                bare = max(bare, bare_rate(config, arguments.steps))
+                rate, waited = loop_rate(config)
+                loop, wait = max(loop, rate), min(wait, waited)
+            print(f"{preset:<12} {bare:>15.2f} {loop:>17.2f} {loop / bare:>7.3f} {wait:>11.2%}", flush=True)
+
+
+def quietly(command: object, arguments: list[str]) -> None:
+    """Run a command whose lines are of no interest here."""
+    assert callable(command)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+        code = command(arguments)
+    assert code == 0, said.getvalue()
+
+
+def training(arguments: argparse.Namespace, root: Path, preset: str, out: Path) -> TrainConfig:
+    """Give a run's configuration: as many steps as asked for, after one that warms up."""
+    steps = arguments.steps + 1
+    return TrainConfig(
+        data=DataConfig(shards=root / "shards", batch_size=arguments.batch),
+        model=ModelConfig(preset=preset),
+        run=RunConfig(
+            out=out, max_steps=steps, precision=arguments.precision, log_every=1, validate_every=10**9, trackers=[]
+        ),
+    )
+
+
+def bare_rate(config: TrainConfig, steps: int) -> float:
+    """Give slices per second of the step alone."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        run = set_up(replace(config, run=replace(config.run, out=config.run.out and config.run.out / "bare")))
+    batch = read_batch(run.batches.split, run.batches.samples_at(0))
+    size = (batch.low.shape[-2], batch.low.shape[-1])
+    device = run.accelerator.device
+    noise = gating_noise(run.learner.network.config, size, (0, 0), batch.samples, device)
+    best = float("inf")
+    for _ in range(steps + 1):
+        begun = time.perf_counter()
+        low, high = (tensor.to(device).float() for tensor in (batch.low, batch.high))
+        restored, load_loss = run.wrapped(low, noise)
+        run.accelerator.backward(restoration_loss(restored, high, load_loss, config.loss)[0])
+        run.optimizer.step()
+        run.optimizer.zero_grad(set_to_none=True)
+        synchronise(device)
+        best = min(best, time.perf_counter() - begun)
+    tear_down(run)
+    return len(batch.samples) / best
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def loop_rate(config: TrainConfig) -> tuple[float, float]:
+    """Give the real loop's best slices per second between two log lines, and its least share of waiting for data."""
+    assert config.run.out is not None
+    with contextlib.redirect_stderr(io.StringIO()):
+        fit(replace(config, run=replace(config.run, out=config.run.out / "loop")))
+    text = (config.run.out / "loop/metrics.jsonl").read_text(encoding="utf-8")
+    lines = [line for line in map(json.loads, text.splitlines()) if line["event"] == "train"][1:]
+    return max(line["slices_per_s"] for line in lines), min(line["data_wait"] for line in lines)
+
+
+if __name__ == "__main__":
+    main()
