@@ -1,8 +1,8 @@
 """What the training loop costs beside the network: slices per second of the real loop against the bare step.
 
 The bare step is forward, loss, backward and optimizer on one batch that lies ready. The loop is `upfield train` as it
-is, reading shards (phantoms', made here), drawing noise, measuring, logging and agreeing at every step. Both run in this
-process, in turn; the best step of all repeats counts. `data wait` is the loop's own figure.
+is, reading shards (phantoms', made here), drawing noise, measuring, logging and agreeing at every step. Both run in
+this process, in turn; the best step of all repeats counts. `data wait` is the loop's own figure.
 """
 
 import argparse

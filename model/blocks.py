@@ -48,7 +48,10 @@ def depthwise(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def checkpointed(function: Callable[..., Tensor], *inputs: Tensor, enabled: bool) -> Tensor:
-    """Call a function of tensors; if enabled, keep its inputs alone and compute the rest again for the gradient."""
+    """Call a function of tensors of any shape.
+
+    If enabled, its inputs alone are kept, and the rest is computed again for the gradient.
+    """
     if enabled and torch.is_grad_enabled():
         return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
     return function(*inputs)
