@@ -21,7 +21,7 @@ class DataConfig:
     window_shards: int = 16
     """Shards whose samples are mixed: more mixes better, fewer keep remote fetching local."""
     num_workers: int = 0
-    """Loader processes per rank; reading by offset keeps up with training without any."""
+    """Threads per rank that read ahead; reading by offset keeps up with training without any."""
     trace: Path | None = None
     """File that gets a JSON line per step: epoch, step and the keys that were really consumed, in global order."""
 
