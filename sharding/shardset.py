@@ -81,7 +81,7 @@ class ShardSplit:
         """Read a sample's cohort, subject, kind, variant, slice and parameters."""
         shard = self._shard_of(sample)
         buffer = np.empty(int(self._sizes[sample, RECORD]), dtype=np.uint8)
-        self._read(shard, int(self._offsets[sample, RECORD]), buffer)
+        self._read(shard, int(self._offsets[sample, RECORD]), buffer.data)
         return json.loads(buffer.tobytes())
 
     def read_into(
@@ -98,26 +98,26 @@ class ShardSplit:
             ShardSetError: a shard is missing or shorter than its index says.
         """
         numbers = np.asarray(samples, dtype=np.int64)
-        shards = np.searchsorted(self.shard_starts, numbers, side="right") - 1
-        places = zip(shards.tolist(), self._offsets[numbers].tolist(), self._sizes[numbers].tolist(), strict=True)
-        between = np.empty(MAX_GAP_BYTES, dtype=np.uint8)
-        for (shard, offsets, sizes), low_slot, high_slot in zip(places, low, high, strict=True):
+        shards = self.shard_starts.searchsorted(numbers, side="right") - 1
+        places = (shards.tolist(), self._offsets[numbers].tolist(), self._sizes[numbers].tolist())
+        between = memoryview(bytearray(MAX_GAP_BYTES))
+        for shard, offsets, sizes, low_slot, high_slot in zip(*places, low, high, strict=True):
             # The array's bytes end the member; what precedes them is the npy header.
-            low_end, high_end = offsets[LOW] + sizes[LOW], offsets[HIGH] + sizes[HIGH]
-            low_start, high_start = low_end - low_slot.nbytes, high_end - high_slot.nbytes
+            low_end = offsets[LOW] + sizes[LOW]
+            high_start = offsets[HIGH] + sizes[HIGH] - high_slot.nbytes
             if 0 < (gap := high_start - low_end) <= MAX_GAP_BYTES:
-                self._read(shard, low_start, low_slot, between[:gap], high_slot)
+                self._read(shard, low_end - low_slot.nbytes, low_slot.data, between[:gap], high_slot.data)
             else:
-                self._read(shard, low_start, low_slot)
-                self._read(shard, high_start, high_slot)
+                self._read(shard, low_end - low_slot.nbytes, low_slot.data)
+                self._read(shard, high_start, high_slot.data)
 
     def _shard_of(self, sample: int) -> int:
         return int(np.searchsorted(self.shard_starts, sample, side="right")) - 1
 
-    def _read(self, shard: int, offset: int, *targets: NDArray[Any]) -> None:
-        """Fill arrays whose bytes follow each other in a shard."""
-        expected = sum(target.nbytes for target in targets)
-        done = os.preadv(self._open(shard), [target.data for target in targets], offset)
+    def _read(self, shard: int, offset: int, *targets: memoryview) -> None:
+        """Fill memory with bytes that follow each other in a shard."""
+        expected = sum([target.nbytes for target in targets])
+        done = os.preadv(self._open(shard), targets, offset)
         while done < expected:
             count = os.preadv(self._open(shard), _after(targets, done), offset + done)
             if count == 0:
@@ -158,11 +158,11 @@ class ShardSplit:
             self.close()
 
 
-def _after(targets: Sequence[NDArray[Any]], done: int) -> list[memoryview]:
-    """Give what is left of arrays after `done` bytes of them."""
+def _after(targets: Sequence[memoryview], done: int) -> list[memoryview]:
+    """Give what is left of memory after its first `done` bytes."""
     left: list[memoryview] = []
     for target in targets:
-        left.append(target.data.cast("B")[done:])
+        left.append(target.cast("B")[done:])
         done = max(0, done - target.nbytes)
     return left
 
