@@ -83,7 +83,10 @@ class Learner:
         return {"weights": self.weights(), "average": average, "optimizer": optimizer, "scaler": scaler}
 
     def weights(self) -> dict[str, Tensor]:
-        """Give the weights as whole tensors on the CPU, on the main process. Collective: ALL ranks call it."""
+        """Give the weights, whole tensors of the network's shapes on the CPU, on the main process.
+
+        Collective: ALL ranks call it.
+        """
         state: dict[str, Any] = get_model_state_dict(self.network, options=WHOLE)
         # What was on the CPU already is the parameters' own memory, which goes on changing.
         return {name: tensor.clone() for name, tensor in state.items()}

@@ -49,9 +49,9 @@ class DataConfig:
     window_shards: int = 16
     """Shards whose samples are mixed: more mixes better, fewer keep remote fetching local."""
     num_workers: int = 0
-    """Loader processes per rank; reading by offset keeps up with training without any."""
+    """Threads per rank that read ahead; reading by offset keeps up with training without any."""
     prefetch: int = 4
-    """Batches that each loader process reads ahead: more bridge a slow disk's pauses, each holds its slices' memory."""
+    """Batches that each of them reads ahead: more bridge a slow disk's pauses, each holds its slices' memory."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Random changes of training pairs."""
     trace: Path | None = None

@@ -1,21 +1,25 @@
 """Batches of a shard set, read by offset straight into the batch's buffer."""
 
-import signal
-from collections.abc import Iterator, Sequence
+import copy
+import threading
+import weakref
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from upfield.distributed.augment import augment_pair
 from upfield.distributed.configuration import AugmentConfig
 from upfield.distributed.order import epoch_order, rank_share
-from upfield.distributed.stopping import STOP_SIGNALS
 from upfield.sharding.shardset import ShardSplit
+
+# Gives memory of a shape, float16.
+Memory = Callable[[tuple[int, ...]], Tensor]
 
 
 @dataclass
@@ -34,17 +38,43 @@ class Batch:
         tensors = (tensor.split(size) for tensor in (self.low, self.high, self.samples))
         return [Batch(*parts) for parts in zip(*tensors, strict=True)]
 
-    def pin_memory(self) -> "Batch":
-        """Move to page-locked memory, from which copies to a GPU need not wait."""
-        return Batch(self.low.pin_memory(), self.high.pin_memory(), self.samples.pin_memory())
+
+def fresh(shape: tuple[int, ...]) -> Tensor:
+    """Give memory of `shape` float16."""
+    return torch.empty(shape, dtype=torch.float16)
 
 
-def read_batch(split: ShardSplit, samples: NDArray[np.int64] | Sequence[int]) -> Batch:
-    """Read samples `(N,)` by number into one batch."""
-    low = torch.empty((len(samples), *split.low_shape), dtype=torch.float16)
-    high = torch.empty((len(samples), *split.high_shape), dtype=torch.float16)
-    split.read_into([int(sample) for sample in samples], low.numpy(), high.numpy())
-    return Batch(low, high, torch.as_tensor(np.asarray(samples, dtype=np.int64)))
+def page_locked(shape: tuple[int, ...]) -> Tensor:
+    """Give memory of `shape` float16 from which copies to a GPU need not wait; torch reuses it when they are done."""
+    return torch.empty(shape, dtype=torch.float16, pin_memory=True)
+
+
+class Recycled:
+    """Memory that comes back when the last tensor on it is gone: the system would clear every page of fresh memory."""
+
+    def __init__(self) -> None:
+        """Start without any."""
+        self._free: dict[tuple[int, ...], list[NDArray[np.float16]]] = defaultdict(list)
+
+    def __call__(self, shape: tuple[int, ...]) -> Tensor:
+        """Give memory of `shape` float16."""
+        free = self._free[shape]
+        try:
+            buffer = free.pop()
+        except IndexError:
+            buffer = np.empty(shape, dtype=np.float16)
+        lent = buffer.view()
+        weakref.finalize(lent, free.append, buffer).atexit = False
+        return torch.from_numpy(lent)
+
+
+def read_batch(split: ShardSplit, samples: NDArray[np.int64] | Sequence[int], memory: Memory = fresh) -> Batch:
+    """Read samples `(N,)` by number into one batch, in memory of the given kind."""
+    numbers = np.array(samples, dtype=np.int64)
+    low = memory((len(numbers), *split.low_shape))
+    high = memory((len(numbers), *split.high_shape))
+    split.read_into(numbers, low.numpy(), high.numpy())
+    return Batch(low, high, torch.from_numpy(numbers))
 
 
 @dataclass(frozen=True)
@@ -65,7 +95,7 @@ class Sequencing:
     """Number of processes."""
 
 
-class TrainingBatches(Dataset[Batch]):
+class TrainingBatches:
     """This process's batch at any global step. The step carries the epoch: workers need no state, none can age."""
 
     def __init__(self, split: ShardSplit, sequencing: Sequencing) -> None:
@@ -85,9 +115,9 @@ class TrainingBatches(Dataset[Batch]):
             self._order = epoch_order(s.seed, epoch, self.split.shard_sizes, s.window_shards)
         return rank_share(self._order, step_in_epoch, s.batch_size, s.rank, s.world_size)
 
-    def __getitem__(self, step: int) -> Batch:
-        """Read this process's batch at global step `step`."""
-        batch = read_batch(self.split, self.samples_at(step))
+    def read(self, split: ShardSplit, step: int, samples: NDArray[np.int64], memory: Memory) -> Batch:
+        """Read the samples `(N,)` of a step, changed as the configuration says, from the caller's own `split`."""
+        batch = read_batch(split, samples, memory)
         if self.sequencing.augment == AugmentConfig():
             return batch
         return self._augmented(batch, step // self.steps_per_epoch)
@@ -100,39 +130,50 @@ class TrainingBatches(Dataset[Batch]):
         return Batch(low, high, batch.samples)
 
 
-class _Steps(Sampler[int]):
-    def __init__(self, steps: range) -> None:
-        self._steps = steps
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._steps)
-
-    def __len__(self) -> int:
-        return len(self._steps)
-
-
 def training_loader(
     batches: TrainingBatches, steps: range, num_workers: int, prefetch: int, pin_memory: bool
-) -> "DataLoader[Batch]":
+) -> Iterator[Batch]:
     """Give the batches of global steps `steps`, across epochs without a pause between them.
 
     Every rank must make one with the same steps.
 
     Args:
-        batches: this process's.
+        batches: what is read.
         steps: global steps, from 0.
-        num_workers: processes that read; 0 reads in this one.
+        num_workers: threads that read ahead. They wait in system calls, which leave the interpreter to training, and
+            fill the very memory that a step uses, where processes would hand over each batch. With 0, a batch is read
+            when it is asked for.
         prefetch: batches that each of them reads ahead.
-        pin_memory: whether batches lie in page-locked memory, for copies to a GPU.
+        pin_memory: read into page-locked memory, from which copies to a GPU need not wait.
     """
-    return DataLoader(
-        batches,
-        sampler=_Steps(steps),
-        batch_size=None,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        **_worker_options(num_workers, prefetch),
-    )
+    memory = page_locked if pin_memory else Recycled()
+    if not num_workers:
+        return (batches.read(batches.split, step, batches.samples_at(step), memory) for step in steps)
+    return _read_ahead(batches, steps, num_workers, num_workers * prefetch, memory)
+
+
+def _read_ahead(
+    batches: TrainingBatches, steps: range, num_workers: int, num_ahead: int, memory: Memory
+) -> Iterator[Batch]:
+    own = threading.local()
+
+    def open_own_files() -> None:
+        own.split = copy.copy(batches.split)
+
+    def read(step: int, samples: NDArray[np.int64]) -> Batch:
+        return batches.read(own.split, step, samples, memory)
+
+    pool = ThreadPoolExecutor(num_workers, "reader", open_own_files)
+    ahead: deque[Future[Batch]] = deque()
+    try:
+        for step in steps:
+            ahead.append(pool.submit(read, step, batches.samples_at(step)))
+            if len(ahead) > num_ahead:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def every_sample(split: ShardSplit, batch_size: int, rank: int, world_size: int) -> Iterator[Batch]:
@@ -154,15 +195,3 @@ def every_sample_in_step(
     places = np.arange(rounds * batch_size) * world_size + rank
     for chunk in places.reshape(rounds, batch_size):
         yield read_batch(split, np.minimum(chunk, split.num_samples - 1)), torch.from_numpy(chunk < split.num_samples)
-
-
-def _worker_options(num_workers: int, prefetch: int) -> dict[str, Any]:
-    if not num_workers:
-        return {}
-    return {"persistent_workers": True, "prefetch_factor": prefetch, "worker_init_fn": _leave_signals_to_the_rank}
-
-
-def _leave_signals_to_the_rank(_: int) -> None:
-    """Ignore what asks a run to stop: sent to a whole process group, it must end the rank's step, not its loader."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)

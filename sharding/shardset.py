@@ -15,6 +15,8 @@ from upfield.sharding.manifest import Manifest, read_manifest
 from upfield.sharding.tarshard import read_index
 
 MAX_OPEN_FILES = 64
+# Members that follow each other are read in one call, with the tar header between them.
+MAX_GAP_BYTES = 4096
 LOW, HIGH, RECORD = range(3)
 
 
@@ -79,10 +81,12 @@ class ShardSplit:
         """Read a sample's cohort, subject, kind, variant, slice and parameters."""
         shard = self._shard_of(sample)
         buffer = np.empty(int(self._sizes[sample, RECORD]), dtype=np.uint8)
-        self._read(shard, int(self._offsets[sample, RECORD]), buffer)
+        self._read(shard, int(self._offsets[sample, RECORD]), buffer.data)
         return json.loads(buffer.tobytes())
 
-    def read_into(self, samples: Sequence[int], low: NDArray[np.float16], high: NDArray[np.float16]) -> None:
+    def read_into(
+        self, samples: Sequence[int] | NDArray[np.int64], low: NDArray[np.float16], high: NDArray[np.float16]
+    ) -> None:
         """Read samples straight into a batch.
 
         Args:
@@ -93,24 +97,32 @@ class ShardSplit:
         Raises:
             ShardSetError: a shard is missing or shorter than its index says.
         """
-        for slot, sample in enumerate(samples):
-            shard = self._shard_of(sample)
-            for member, target in ((LOW, low[slot]), (HIGH, high[slot])):
-                # The array's bytes end the member; what precedes them is the npy header.
-                skip = int(self._sizes[sample, member]) - target.nbytes
-                self._read(shard, int(self._offsets[sample, member]) + skip, target)
+        numbers = np.asarray(samples, dtype=np.int64)
+        shards = self.shard_starts.searchsorted(numbers, side="right") - 1
+        places = (shards.tolist(), self._offsets[numbers].tolist(), self._sizes[numbers].tolist())
+        between = memoryview(bytearray(MAX_GAP_BYTES))
+        for shard, offsets, sizes, low_slot, high_slot in zip(*places, low, high, strict=True):
+            # The array's bytes end the member; what precedes them is the npy header.
+            low_end = offsets[LOW] + sizes[LOW]
+            high_start = offsets[HIGH] + sizes[HIGH] - high_slot.nbytes
+            if 0 < (gap := high_start - low_end) <= MAX_GAP_BYTES:
+                self._read(shard, low_end - low_slot.nbytes, low_slot.data, between[:gap], high_slot.data)
+            else:
+                self._read(shard, low_end - low_slot.nbytes, low_slot.data)
+                self._read(shard, high_start, high_slot.data)
 
     def _shard_of(self, sample: int) -> int:
         return int(np.searchsorted(self.shard_starts, sample, side="right")) - 1
 
-    def _read(self, shard: int, offset: int, target: NDArray[Any]) -> None:
-        view = memoryview(target.data).cast("B")
-        done = 0
-        while done < len(view):
-            count = os.preadv(self._open(shard), [view[done:]], offset + done)
+    def _read(self, shard: int, offset: int, *targets: memoryview) -> None:
+        """Fill memory with bytes that follow each other in a shard."""
+        expected = sum([target.nbytes for target in targets])
+        done = os.preadv(self._open(shard), targets, offset)
+        while done < expected:
+            count = os.preadv(self._open(shard), _after(targets, done), offset + done)
             if count == 0:
                 raise ShardSetError(
-                    f"{self._path(shard)}: expected {len(view)} bytes at offset {offset}, found {done}; "
+                    f"{self._path(shard)}: expected {expected} bytes at offset {offset}, found {done}; "
                     "the shard is truncated, run upfield verify"
                 )
             done += count
@@ -144,6 +156,15 @@ class ShardSplit:
         """Close what is open."""
         if hasattr(self, "_files"):
             self.close()
+
+
+def _after(targets: Sequence[memoryview], done: int) -> list[memoryview]:
+    """Give what is left of memory after its first `done` bytes."""
+    left: list[memoryview] = []
+    for target in targets:
+        left.append(target.cast("B")[done:])
+        done = max(0, done - target.nbytes)
+    return left
 
 
 def _joined(arrays: list[NDArray[Any]], empty_shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:

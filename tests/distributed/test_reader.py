@@ -1,5 +1,8 @@
 """Batches are the stored samples, the same for any number of processes and workers."""
 
+import os
+import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +11,9 @@ import torch
 
 from upfield.distributed.configuration import AugmentConfig
 from upfield.distributed.noise import gating_noise
-from upfield.distributed.reader import Sequencing, TrainingBatches, every_sample, read_batch, training_loader
+from upfield.distributed.reader import Recycled, Sequencing, TrainingBatches, every_sample, read_batch, training_loader
 from upfield.model.amir import AmirConfig
+from upfield.sharding.errors import ShardSetError
 from upfield.sharding.shardset import ShardSplit
 
 
@@ -34,8 +38,44 @@ def test_a_batch_holds_the_samples_it_names(split: ShardSplit) -> None:
 def test_the_loader_gives_the_same_batches_for_any_number_of_workers(split: ShardSplit, num_workers: int) -> None:
     dataset = batches_of(split)
     steps = range(3, 3 + 2 * dataset.steps_per_epoch)
-    loaded = [batch.samples for batch in training_loader(dataset, steps, num_workers, prefetch=2, pin_memory=False)]
-    assert [s.tolist() for s in loaded] == [dataset.samples_at(step).tolist() for step in steps]
+    loaded = list(training_loader(dataset, steps, num_workers, prefetch=2, pin_memory=False))
+    assert [batch.samples.tolist() for batch in loaded] == [dataset.samples_at(step).tolist() for step in steps]
+    for batch in loaded:
+        alone = read_batch(split, batch.samples.tolist())
+        assert torch.equal(batch.low, alone.low)
+        assert torch.equal(batch.high, alone.high)
+
+
+def test_a_loader_that_is_left_early_leaves_no_threads_and_no_files(split: ShardSplit) -> None:
+    split.close()
+    threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    loader = training_loader(batches_of(split), range(1000), num_workers=2, prefetch=4, pin_memory=False)
+    next(loader)
+    assert threading.active_count() == threads + 2
+    del loader
+    assert threading.active_count() == threads
+    assert len(os.listdir("/proc/self/fd")) == files
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_damaged_shard_ends_the_loader(tiny_shards: Path, tmp_path: Path, num_workers: int) -> None:
+    root = shutil.copytree(tiny_shards, tmp_path / "shards")
+    dataset = batches_of(ShardSplit(root, "train"))
+    for tar in (root / "train").glob("*.tar"):
+        os.truncate(tar, 9000)
+    with pytest.raises(ShardSetError, match="truncated"):
+        list(training_loader(dataset, range(dataset.steps_per_epoch), num_workers, prefetch=2, pin_memory=False))
+
+
+def test_memory_is_used_again_when_nothing_looks_at_it() -> None:
+    memory = Recycled()
+    first, second = memory((2, 3)), memory((2, 3))
+    part, address = first[1:], first.data_ptr()
+    assert address != second.data_ptr()
+    del first
+    assert memory((2, 3)).data_ptr() != address
+    del part
+    assert address in {memory((2, 3)).data_ptr() for _ in range(2)}
 
 
 def test_two_ranks_share_what_one_reads(split: ShardSplit) -> None:

@@ -53,6 +53,23 @@ def test_samples_come_in_the_order_asked_for(train):
     np.testing.assert_array_equal(high[1], read(train, [170])[1][0])
 
 
+def test_members_that_lie_apart_are_read_as_well(train, monkeypatch):
+    expected = read(train, [3, 170])
+    monkeypatch.setattr("upfield.sharding.shardset.MAX_GAP_BYTES", 0)
+    np.testing.assert_array_equal(read(train, [3, 170]), expected)
+
+
+def test_a_read_that_falls_short_is_continued(train, monkeypatch):
+    expected, preadv = read(train, [3, 170]), os.preadv
+
+    def at_most_500_bytes(file, targets, offset):
+        views = [memoryview(target).cast("B") for target in targets]
+        return preadv(file, [next(view for view in views if len(view))[:500]], offset)
+
+    monkeypatch.setattr(os, "preadv", at_most_500_bytes)
+    np.testing.assert_array_equal(read(train, [3, 170]), expected)
+
+
 def test_a_split_sent_to_another_process_opens_its_own_files(train):
     expected = read(train, [5])[0]
     sent = pickle.loads(pickle.dumps(train))

@@ -1,0 +1,380 @@
+"""The reader against other libraries' loaders, and against reading the same files without looking at them.
+
+The same samples, of the real size, are written in four formats: ours, WebDataset's own (the same tars), MosaicML
+Streaming's and LitData's. Each contestant gives shuffled batches of low and high as float16 tensors, over an epoch and
+over again, from files that the page cache holds; before it is timed, it shows that an epoch holds every sample once.
+A contestant runs in a process of its own, and all of them in turn, round after round, so that a noisy machine disturbs
+all alike; the best round counts. Clocks start when an epoch's first batches have come: starting workers is not timed.
+torch has one thread: where another process takes the second core, more of them make collating many times slower.
+
+Two bounds are read without workers, and without batches: whole files by one `read()` each, and, as the page cache
+gives them fastest, 1 MiB at a time into the same memory. Targets: at least 5 times the best other loader, and at least
+half of the faster bound without workers.
+
+The other libraries go where the project's environment cannot be disturbed:
+`pip install --no-deps --target PEERS -r benchmarks/reader-requirements.txt`, then `benchmarks/reader.py --peers PEERS`.
+One that cannot be loaded is left out, and the table says so.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SHAPE = (1, 221, 200)
+NUM_SHARDS = 8
+BATCH_SIZES = (4, 16)
+WORKERS = (0, 2)
+BATCHES_AHEAD = 4
+LEAST_S = 1.0
+OURS = "upfield"
+BOUNDS = {"read(), whole files": -1, "read(), 1 MiB at a time": 2**20}
+# MosaicML Streaming as its page on performance advises, to the utmost: by default its threads sleep between samples.
+TUNED = "MosaicML, predownload 2**20"
+PACKAGES = ("webdataset", "mosaicml-streaming", "litdata")
+LEAST_RATIO, LEAST_SHARE = 5.0, 0.5
+
+Epoch = Iterable[tuple[Any, Any]]
+
+
+def draw_sample(number: int, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Give low and high `SHAPE` float16: cuts from `noise`, with the sample's number in their first two pixels."""
+    low, high = (noise[(number * step) % len(noise)].copy() for step in (7, 13))
+    for image in (low, high):
+        image[0, 0, :2] = number // 64, number % 64
+    return low, high
+
+
+def draw_noise() -> np.ndarray:
+    """Give `(50, *SHAPE)` float16 in [0, 1)."""
+    return np.random.default_rng(0).random((50, *SHAPE), dtype=np.float32).astype(np.float16)
+
+
+def numbers_of(images: Any) -> list[int]:
+    """Read the samples' numbers from a batch `(N, *SHAPE)`."""
+    return (images[:, 0, 0, 0].double() * 64 + images[:, 0, 0, 1].double()).long().tolist()
+
+
+def write_upfield(folder: Path, num_samples: int) -> None:
+    """Write a shard set as `upfield shard` does."""
+    from upfield.sharding.configuration import ShardConfig
+    from upfield.sharding.manifest import Addition, content_config, write_manifest
+    from upfield.sharding.tarshard import Sample, write_shard
+
+    noise, entries = draw_noise(), []
+    for numbers in np.array_split(np.arange(num_samples), NUM_SHARDS):
+        samples = (Sample(f"noise-{n:06d}-real-0-x000", *draw_sample(n, noise), {"slice": 0}) for n in numbers.tolist())
+        entries.append(write_shard(folder, f"train/{len(entries):06d}", samples))
+    write_manifest(folder, content_config(ShardConfig()), Addition(subjects=[], entries=entries), None)
+
+
+def write_mosaicml(folder: Path, num_samples: int) -> None:
+    """Write MDS shards, of the arrays' bytes as they are."""
+    stand_in_for_torchvision()
+    from streaming import MDSWriter
+
+    noise = draw_noise()
+    column = f"ndarray:float16:{','.join(map(str, SHAPE))}"
+    with MDSWriter(out=str(folder), columns={"low": column, "high": column}) as writer:
+        for number in range(num_samples):
+            writer.write(dict(zip(("low", "high"), draw_sample(number, noise), strict=True)))
+
+
+def litdata_sample(number: int, noise: np.ndarray) -> dict[str, Any]:
+    """Give a sample of tensors, which LitData reads many times faster than arrays."""
+    import torch
+
+    return dict(zip(("low", "high"), map(torch.from_numpy, draw_sample(number, noise)), strict=True))
+
+
+def write_litdata(folder: Path, num_samples: int) -> None:
+    """Write chunks of the size that its documentation uses."""
+    import litdata
+
+    draw = partial(litdata_sample, noise=draw_noise())
+    litdata.optimize(draw, list(range(num_samples)), str(folder), num_workers=1, chunk_bytes="64MB", verbose=False)
+
+
+def stand_in_for_torchvision() -> None:
+    """Let MosaicML Streaming be imported without torchvision.
+
+    Only its data sets of pictures use it, and the wheel of package registries does not load beside torch for CPUs.
+    """
+    import transformers.feature_extraction_utils
+    import transformers.tokenization_utils_base  # noqa: F401 (they look for torchvision, and must find none)
+
+    names = ("torchvision", "torchvision.datasets", "torchvision.transforms", "torchvision.transforms.functional")
+    sys.modules.update({name: types.ModuleType(name) for name in names})
+    sys.modules["torchvision.datasets"].__dict__["VisionDataset"] = type("VisionDataset", (), {})
+    sys.modules["torchvision.transforms.functional"].__dict__["to_tensor"] = None
+
+
+def worker_options(num_workers: int) -> dict[str, Any]:
+    """Give what speeds up any torch loader with workers."""
+    return {"persistent_workers": True, "prefetch_factor": BATCHES_AHEAD} if num_workers else {}
+
+
+def read_upfield(folder: Path, batch_size: int, num_workers: int) -> Iterator[Epoch]:
+    """Read as training does."""
+    from upfield.distributed.configuration import AugmentConfig
+    from upfield.distributed.reader import Sequencing, TrainingBatches, training_loader
+    from upfield.sharding.shardset import ShardSplit
+
+    batches = TrainingBatches(ShardSplit(folder / OURS, "train"), Sequencing(0, batch_size, 16, AugmentConfig(), 0, 1))
+    loader = training_loader(batches, range(2**40), num_workers, prefetch=4, pin_memory=False)
+    while True:
+        yield ((batch.low, batch.high) for batch in islice(loader, batches.steps_per_epoch))
+
+
+def read_webdataset(folder: Path, batch_size: int, num_workers: int) -> Iterator[Epoch]:
+    """Read the same tars, batched in the workers as its documentation recommends, without members that nobody wants."""
+    import webdataset as wds
+
+    tars = sorted(str(path) for path in (folder / OURS / "train").glob("*.tar"))
+    wanted = wds.WebDataset(tars, shardshuffle=len(tars), select_files=lambda name: name.endswith(".npy"))
+    batches = wanted.shuffle(1000).decode().to_tuple("low.npy", "high.npy").batched(batch_size)
+    loader = wds.WebLoader(batches, batch_size=None, num_workers=num_workers, **worker_options(num_workers))
+    while True:
+        yield iter(loader)
+
+
+def read_mosaicml(folder: Path, batch_size: int, num_workers: int, predownload: int | None = None) -> Iterator[Epoch]:
+    """Read local MDS shards in its default shuffled order, its threads looking `predownload` samples ahead."""
+    stand_in_for_torchvision()
+    from streaming import StreamingDataset
+    from streaming.base.util import clean_stale_shared_memory
+    from torch.utils.data import DataLoader
+
+    clean_stale_shared_memory()
+    options: dict[str, Any] = {"predownload": predownload, "batch_size": batch_size, "shuffle": True}
+    dataset = StreamingDataset(local=str(folder / "mosaicml"), **options)
+    loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, **worker_options(num_workers))
+    while True:
+        yield ((batch["low"], batch["high"]) for batch in loader)
+
+
+def read_litdata(folder: Path, batch_size: int, num_workers: int) -> Iterator[Epoch]:
+    """Read local chunks, shuffled."""
+    import litdata
+
+    dataset = litdata.StreamingDataset(str(folder / "litdata"), shuffle=True, drop_last=False)
+    options = worker_options(num_workers)
+    loader = litdata.StreamingDataLoader(dataset, batch_size=batch_size, num_workers=num_workers, **options)
+    while True:
+        yield ((batch["low"], batch["high"]) for batch in loader)
+
+
+WRITERS: dict[str, Callable[[Path, int], None]] = {
+    OURS: write_upfield,
+    "mosaicml": write_mosaicml,
+    "litdata": write_litdata,
+}
+READERS: dict[str, tuple[Callable[[Path, int, int], Iterator[Epoch]], str]] = {
+    OURS: (read_upfield, OURS),
+    "WebDataset": (read_webdataset, OURS),
+    "MosaicML Streaming": (read_mosaicml, "mosaicml"),
+    TUNED: (partial(read_mosaicml, predownload=2**20), "mosaicml"),
+    "LitData": (read_litdata, "litdata"),
+}
+
+
+def refuse_other_samples(epoch: Epoch, num_samples: int) -> None:
+    """Check that an epoch gives each sample once, as pairs of float16 tensors."""
+    seen: list[int] = []
+    for low, high in epoch:
+        found = tuple((str(images.dtype), tuple(images.shape[1:])) for images in (low, high))
+        assert found == (("torch.float16", SHAPE),) * 2, found
+        assert numbers_of(low) == numbers_of(high)
+        seen += numbers_of(low)
+    assert sorted(seen) == list(range(num_samples)), f"{len(seen)} samples, {len(set(seen))} different ones"
+
+
+def warm(folder: Path) -> None:
+    """Bring files into the page cache: some systems let go of what lies there unused for a minute."""
+    for path in folder.rglob("*.*"):
+        if path.is_file():
+            path.read_bytes()
+
+
+def batch_rate(epochs: Iterator[Epoch], files: Path, num_samples: int, batch_size: int) -> float:
+    """Give the samples per second of whole epochs but for their first tenth."""
+    refuse_other_samples(next(epochs), num_samples)
+    samples, spent_s = 0, 0.0
+    while spent_s < LEAST_S:
+        warm(files)
+        epoch = iter(next(epochs))
+        for _ in range(num_samples // batch_size // 10):
+            next(epoch)
+        started = time.perf_counter()
+        samples += sum(len(low) for low, _ in epoch)
+        spent_s += time.perf_counter() - started
+    return samples / spent_s
+
+
+def raw_rate(folder: Path, num_samples: int, chunk_bytes: int) -> float:
+    """Give the samples per second of a plain `read()` of the same files."""
+    warm(folder / OURS)
+    buffer, times = bytearray(max(chunk_bytes, 0)), []
+    while sum(times) < LEAST_S:
+        started = time.perf_counter()
+        for path in (folder / OURS / "train").glob("*.tar"):
+            with path.open("rb", buffering=0) as file:
+                if chunk_bytes < 0:
+                    file.read()
+                while file.readinto(buffer):
+                    pass
+        times.append(time.perf_counter() - started)
+    return num_samples * len(times) / sum(times)
+
+
+def do_job(job: dict[str, Any]) -> Any:
+    """Do what a process of its own is for: write one format, or measure one contestant."""
+    folder, num_samples = Path(job["folder"]), job["samples"]
+    if job["do"] == "write":
+        return WRITERS[job["name"]](folder / job["name"], num_samples)
+    if job["name"] in BOUNDS:
+        return {"0": raw_rate(folder, num_samples, BOUNDS[job["name"]])}
+    read, files = READERS[job["name"]]
+    return {
+        str(size): batch_rate(read(folder, size, job["workers"]), folder / files, num_samples, size)
+        for size in BATCH_SIZES
+    }
+
+
+def run_job(peers: Path | None, timeout_s: float = 300, **job: Any) -> tuple[Any, str]:
+    """Do a job in a process of its own; give its result, and why there is none."""
+    paths = [os.environ.get("PYTHONPATH", ""), *([str(peers.resolve())] if peers else [])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONWARNINGS": "ignore"}
+    # Without workers one core each; a second thread of torch.stack spins where the other core is busy.
+    environment["OMP_NUM_THREADS"] = "1"
+    command = [sys.executable, __file__, "--job", json.dumps(job)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout_s, check=True)
+    except subprocess.TimeoutExpired:
+        return None, f"not done after {timeout_s:.0f} s"
+    except subprocess.CalledProcessError as error:
+        return None, (error.stderr.strip().splitlines() or ["killed"])[-1]
+    return json.loads(done.stdout.splitlines()[-1]), ""
+
+
+Rates = dict[tuple[str, int, int], float]
+"""Samples per second by contestant, workers and batch size (0 for a bound)."""
+
+
+def measure(folder: Path, num_samples: int, rounds: int, peers: Path | None) -> tuple[Rates, dict[str, str]]:
+    """Give the best rates over all rounds, and why a contestant has none."""
+    best: Rates = {}
+    missing: dict[str, str] = {}
+    jobs = [(name, 0) for name in BOUNDS] + [(name, workers) for workers in WORKERS for name in READERS]
+    for _ in range(rounds):
+        for name, workers in jobs:
+            if name in missing:
+                continue
+            job = {"do": "read", "name": name, "workers": workers, "folder": str(folder), "samples": num_samples}
+            rates, why = run_job(peers, **job)
+            if rates is None:
+                missing[name] = why
+                continue
+            for size, rate in rates.items():
+                key = (name, workers, int(size))
+                best[key] = max(best.get(key, 0.0), rate)
+    return best, missing
+
+
+def show(rates: Rates, missing: dict[str, str]) -> None:
+    """Print rates, ratios and whether targets hold."""
+    columns = [(workers, size) for workers in WORKERS for size in BATCH_SIZES]
+    print(f"\n{'samples/s':<28}" + "".join(f"{f'{workers} workers':>12}" for workers, _ in columns))
+    print(f"{'':<28}" + "".join(f"{f'batch {size}':>12}" for _, size in columns))
+    for name in BOUNDS:
+        row(name, [rates[name, 0, 0]], ",.0f")
+    for name in READERS:
+        if name in missing:
+            print(f"{name:<28}  not measured: {missing[name]}")
+        else:
+            row(name, [rates[name, *column] for column in columns], ",.0f")
+    if OURS in missing:
+        return
+    others = [name for name in READERS if name != OURS and name not in missing]
+    best = {column: max(rates[name, *column] for name in others) for column in columns}
+    default = {column: max(rates[name, *column] for name in others if name != TUNED) for column in columns}
+    bound = max(rates[name, 0, 0] for name in BOUNDS)
+    ratios = {column: rates[OURS, *column] / best[column] for column in columns}
+    to_default = {column: rates[OURS, *column] / default[column] for column in columns}
+    shares = {column: rates[OURS, *column] / bound for column in columns}
+    row("times the best other", ratios.values(), ".1f")
+    row("times the best with defaults", to_default.values(), ".1f")
+    row("share of the faster read()", shares.values(), ".2f")
+    row("faster read() / best other", [bound / rate for rate in best.values()], ".1f")
+    print()
+    for workers in WORKERS:
+        where = [column for column in columns if column[0] == workers]
+        tell(f"times the best other, {workers} workers", [ratios[column] for column in where], LEAST_RATIO)
+        tell(f"times the best with defaults, {workers} workers", [to_default[column] for column in where], LEAST_RATIO)
+    tell("of the faster read(), 0 workers", [shares[column] for column in columns if not column[0]], LEAST_SHARE)
+
+
+def row(title: str, values: Iterable[float], form: str) -> None:
+    """Print a line of the table."""
+    print(f"{title:<28}" + "".join(f"{value:>12{form}}" for value in values))
+
+
+def tell(what: str, values: list[float], target: float) -> None:
+    """Print whether a target holds."""
+    least = min(values)
+    print(f"at least {target:g} {what}: {'held' if least >= target else 'MISSED'}, {least:.2f} where it is least")
+
+
+def describe(peers: Path | None) -> str:
+    """Name the processor and what is compared."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    if peers:
+        sys.path.append(str(peers))
+    versions: list[str] = []
+    for package in ("torch", "numpy", *PACKAGES):
+        try:
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            versions.append(f"{package} not installed")
+    machine = names[0] if names else platform.processor() or platform.machine()
+    cores = len(os.sched_getaffinity(0))
+    return f"{machine}, {cores} cores, Python {platform.python_version()}\n{', '.join(versions)}"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=2048, help="a multiple of the batch sizes")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, default=None, help="where files are made")
+    parser.add_argument("--peers", type=Path, default=None, help="where the other libraries are")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.job:
+        print(json.dumps(do_job(json.loads(options.job))))
+        # Some of the others' threads never end.
+        sys.stdout.flush()
+        os._exit(0)
+    print(f"{describe(options.peers)}\n{options.samples} samples, best of {options.rounds} rounds", flush=True)
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        for writer in WRITERS:
+            run_job(options.peers, do="write", name=writer, folder=name, samples=options.samples)
+        show(*measure(Path(name), options.samples, options.rounds, options.peers))
+
+
+if __name__ == "__main__":
+    main()
