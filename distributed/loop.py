@@ -8,6 +8,7 @@ from torch import Tensor
 from upfield.distributed.assembly import Training, set_up
 from upfield.distributed.checkpoint import Progress, save_best, save_checkpoint
 from upfield.distributed.configuration import TrainConfig
+from upfield.distributed.fetcher import fetched_ahead
 from upfield.distributed.meter import Meter
 from upfield.distributed.noise import gating_noise
 from upfield.distributed.reader import Batch, training_loader
@@ -32,12 +33,9 @@ def fit(config: TrainConfig) -> Progress:
     run = set_up(config)
     record = Record(run.accelerator, run.out, run.progress.step, config.data.trace)
     meter = Meter()
-    loader = training_loader(
-        run.batches,
-        range(run.progress.step, run.total_steps),
-        config.data.num_workers,
-        pin_memory=run.accelerator.device.type == "cuda",
-    )
+    steps, num_workers = range(run.progress.step, run.total_steps), config.data.num_workers
+    loader = training_loader(run.batches, steps, num_workers, pin_memory=run.accelerator.device.type == "cuda")
+    loader = fetched_ahead(loader, run.batches, steps, num_workers)
     try:
         with stop_signals() as stop:
             for batch in meter.waiting(loader):
