@@ -5,6 +5,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from upfield.distributed.cache import Stopped, release
 from upfield.distributed.order import epoch_windows
 from upfield.distributed.reader import Batch, TrainingBatches
 from upfield.distributed.remotefiles import RemoteFiles
+from upfield.sharding.errors import InputError, RunError
 
 # Per rank. A few streams fill a node's network; the ranks of a node fetch different shards.
 NUM_FETCHES = 4
@@ -171,9 +173,24 @@ def fetched_ahead(loader: Iterable[Batch], batches: TrainingBatches, steps: rang
     """
     # Workers that are processes are forked here, before there are threads to fork with.
     iterator = iter(loader)
+    try:
+        with _fetching(batches, steps, num_workers) as advance:
+            for step, batch in zip(steps, iterator, strict=True):
+                yield batch
+                advance(step + 1)
+    except (InputError, RunError) as error:
+        # What torch raises for a worker's error keeps itself and the loader alive, so that nobody ends the workers; and
+        # before what was said it puts a traceback.
+        said = str(error).rstrip().rpartition(f"{type(error).__name__}: ")[2]
+        raise type(error)(said) from error.with_traceback(None)
+
+
+@contextmanager
+def _fetching(batches: TrainingBatches, steps: range, num_workers: int) -> Iterator[Callable[[int], None]]:
+    """Fetch ahead if the shards are remote; give what to call with the step that is consumed next."""
     source = batches.split.source
     if not isinstance(source, RemoteFiles):
-        yield from iterator
+        yield lambda _: None
         return
     entries, s = batches.split.entries, batches.sequencing
     ahead = BATCHES_AHEAD * num_workers
@@ -181,9 +198,7 @@ def fetched_ahead(loader: Iterable[Batch], batches: TrainingBatches, steps: rang
     fetcher = Fetcher(lambda shard, stopped: source.hold(entries[shard], stopped), horizon)
     try:
         fetcher.start(steps.start)
-        for step, batch in zip(steps, iterator, strict=True):
-            yield batch
-            fetcher.advance(step + 1)
+        yield fetcher.advance
     finally:
         fetcher.close()
 
