@@ -1,8 +1,9 @@
 """AMIR's forward pass and training step: slices per second, peak memory, and share of the machine's matrix products.
 
 Rows are ways to run the same network, taken in turn within one run, so that a noisy machine disturbs all of them alike;
-the best of `--repeats` counts. The share is the counted floating-point operations (a multiply-add is two; a training
-step is three forward passes) over time, divided by what plain matrix products reach here in the same precision.
+the best of `--repeats` counts. A training step is forward, loss and backward, without the optimizer. The share is the
+counted floating-point operations (a multiply-add is two; a training step is three forward passes) over time, divided by
+what plain matrix products reach here in the same precision, TF32 for float32 on a GPU.
 
 `--against FILE.py:Class` adds another implementation with the same parameter names, built with the arguments of
 `--arguments` (JSON) and given our weights; it runs as it is, in float32 and under autocast. `ratio` compares with the
@@ -71,7 +72,7 @@ def rows_of(arguments: argparse.Namespace, use: str) -> list[Row]:
     rows = [row for row in ROWS if (arguments.against or not row.theirs) and (arguments.compile or not row.compiled)]
     if use == FORWARD:
         rows = [row for row in rows if row.checkpointing == "none"]
-    if arguments.device == "cuda":
+    if arguments.on_gpu:
         rows = [replace(row, name=row.name.removesuffix(", memory kept")) for row in rows]
     return list({row.name: row for row in rows}.values())
 
@@ -95,6 +96,8 @@ def main() -> None:
             print(f"\n{title:<40} slices/s   ratio   to first   share   memory (GB)")
             rows = rows_of(arguments, use)
             times = time_rows(arguments, rows, use, images)
+            if arguments.on_gpu:
+                torch.cuda.empty_cache()  # The processes that measure memory need it.
             for row in (row for row in rows if times[row] == float("inf")):
                 print(f"  {row.name:<38} out of memory")
             for row in (row for row in rows if times[row] < float("inf")):
@@ -105,7 +108,7 @@ def main() -> None:
                     f"{times[rows[0]] / times[row]:>10.2f} {share:>7.2f} {memory(arguments, row, use, size):>13.2f}",
                     flush=True,
                 )
-    if arguments.device == "cuda":
+    if arguments.on_gpu:
         for use in (FORWARD, STEP):
             waits = count_waits(arguments, Row("ours, bf16", bf16=True), use)
             print(f"\nwaits of the host for the device within a forward pass ({use}): {waits or 'none'}")
@@ -117,14 +120,22 @@ def parse_arguments() -> argparse.Namespace:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--preset", default="official")
     parser.add_argument("--sizes", nargs="+", type=read_size, default=[(128, 128), (224, 200)])
-    parser.add_argument("--batch", type=int, default=32 if device == "cuda" else 2)
+    parser.add_argument("--batch", type=int, help="32 on a GPU, 2 on a CPU by default")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default=device)
-    parser.add_argument("--compile", action="store_true", help="add the compiled row; minutes on a CPU")
+    compiling = argparse.BooleanOptionalAction
+    parser.add_argument("--compile", action=compiling, help="the compiled rows; by default on a GPU, minutes on a CPU")
     parser.add_argument("--against", help="FILE.py:Class")
     parser.add_argument("--arguments", type=json.loads, default={}, help="of that class, as JSON")
     parser.add_argument("--only", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.on_gpu = torch.device(arguments.device).type == "cuda"
+    if arguments.batch is None:
+        arguments.batch = 32 if arguments.on_gpu else 2
+    if arguments.compile is None:
+        arguments.compile = arguments.on_gpu
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    return arguments
 
 
 def read_size(text: str) -> tuple[int, int]:
@@ -157,7 +168,7 @@ def build(arguments: argparse.Namespace, row: Row) -> nn.Module:
 
 def autocast(device: str, row: Row) -> AbstractContextManager[Any]:
     """Enter the row's precision."""
-    return torch.autocast(device, torch.bfloat16, enabled=row.bf16)
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=row.bf16)
 
 
 def runner(network: nn.Module, row: Row, use: str, images: Tensor) -> Callable[[], None]:
@@ -217,10 +228,10 @@ def count_operations(arguments: argparse.Namespace, images: Tensor) -> int:
 
 def product_rate(device: str, bf16: bool) -> float:
     """Give what a plain matrix product reaches, in TFLOP/s."""
-    size, dtype = (8192 if device == "cuda" else 2048), torch.bfloat16 if bf16 else torch.float32
+    size, dtype = (8192 if torch.device(device).type == "cuda" else 2048), torch.bfloat16 if bf16 else torch.float32
     first, second = (torch.rand(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
-    for _ in range(5):
+    for _ in range(20):
         synchronise(first)
         start = time.perf_counter()
         first @ second
@@ -233,7 +244,11 @@ def memory(arguments: argparse.Namespace, row: Row, use: str, size: tuple[int, i
     """Give the peak memory of a row in GB, in a process that does nothing else: on the device, or the process's own."""
     job = {"row": asdict(row), "use": use, "size": size}
     command = [sys.executable, __file__, *sys.argv[1:], "--only", json.dumps(job)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(f"  memory of the next row: {done.stderr.strip().splitlines()[-1]}")
+        return float("nan")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure_memory(arguments: argparse.Namespace) -> float:
@@ -278,8 +293,8 @@ def count_waits(arguments: argparse.Namespace, row: Row, use: str) -> dict[str, 
 
 def machine(device: str) -> str:
     """Name what is measured."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
     name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     return f"{name}, {torch.get_num_threads()} threads"

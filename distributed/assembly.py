@@ -1,13 +1,20 @@
 """Put a run together: data, network, optimizer, and the place to go on from."""
 
+import gc
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch.distributed.nn.functional import all_reduce
 from torch.optim import Optimizer
 
+from upfield.distributed.agreement import hold_folder
+from upfield.distributed.average import WeightAverage
 from upfield.distributed.checkpoint import (
+    Learner,
     Progress,
     clear_leftovers,
     find_checkpoint,
@@ -19,6 +26,7 @@ from upfield.distributed.launch import make_accelerator
 from upfield.distributed.reader import Sequencing, TrainingBatches
 from upfield.distributed.source import open_splits
 from upfield.model.amir import Amir
+from upfield.model.configuration import Checkpointing
 from upfield.model.memory import choose_checkpointing, keep_freed_memory
 from upfield.model.weights import read_weights
 from upfield.sharding.atomic import write_text
@@ -37,14 +45,16 @@ class Training:
     accelerator: Accelerator
     batches: TrainingBatches
     validation: ShardSplit
-    network: Amir
-    """Unwrapped."""
+    learner: Learner
     wrapped: torch.nn.Module
     """What the step calls: the network under data parallelism and mixed precision."""
-    optimizer: Optimizer
+    optimizer: AcceleratedOptimizer
+    """What steps: the learner's, under loss scaling."""
     progress: Progress
     total_steps: int
     out: Path
+    lock: TextIO | None
+    """Held while the run is written."""
 
 
 @dataclass(frozen=True)
@@ -86,16 +96,23 @@ def set_up(config: TrainConfig) -> Training:
     assert config.run.out is not None
     out = config.run.out
     accelerator = make_accelerator(config, out)
+    lock = hold_folder(out)
     sequencing = Sequencing(
         config.run.seed,
         config.data.batch_size,
         config.data.window_shards,
+        config.data.augment,
         accelerator.process_index,
         accelerator.num_processes,
     )
     batches = TrainingBatches(split, sequencing)
     total_steps = min(config.run.epochs * batches.steps_per_epoch, config.run.max_steps or 2**62)
     network, optimizer = build_network(config, manifest, accelerator)
+    # Before anything is loaded: what splits weights over processes makes new parameters of them.
+    wrapped, prepared = accelerator.prepare(network, optimizer)
+    decay = config.optim.ema_decay
+    average = WeightAverage(network, decay) if decay is not None else None
+    learner = Learner(network, prepared.optimizer, average, accelerator.scaler)
     progress = Progress(
         data_sha256=manifest.data_sha256,
         batch_size=config.data.batch_size,
@@ -103,13 +120,12 @@ def set_up(config: TrainConfig) -> Training:
         window_shards=config.data.window_shards,
     )
     if checkpoint:
-        loaded = load_checkpoint(checkpoint, network, optimizer)
+        loaded = load_checkpoint(checkpoint, learner)
         refuse_other_order(checkpoint, loaded, progress)
         progress = loaded
         if read_best_step(out) != progress.best_step:
             # That model is gone, replaced by one this run has not reached: the next validation starts the comparison.
             progress.best_psnr = progress.best_step = None
-    wrapped, prepared = accelerator.prepare(network, optimizer)
     if accelerator.is_main_process:
         clear_leftovers(out, checkpoint)
         write_text(out / "config.yaml", to_yaml(config))
@@ -120,8 +136,20 @@ def set_up(config: TrainConfig) -> Training:
             f"{config.data.batch_size}, {processes} on {accelerator.device.type}, precision {config.run.precision}"
         )
     return Training(
-        config, accelerator, batches, inputs.validation, network, wrapped, prepared, progress, total_steps, out
+        config, accelerator, batches, inputs.validation, learner, wrapped, prepared, progress, total_steps, out, lock
     )
+
+
+def tear_down(run: Training) -> None:
+    """Leave the process group; the run is of no more use then. Collective: ALL ranks call it."""
+    # Data parallelism holds on to the group. Were it the last to, the group's end would wait for its threads with the
+    # interpreter locked, which they may be waiting for in turn.
+    run.accelerator.free_memory()
+    del run.wrapped, run.optimizer
+    gc.collect()
+    run.accelerator.state.destroy_process_group()
+    if run.lock is not None:
+        run.lock.close()
 
 
 def build_network(config: TrainConfig, manifest: Manifest, accelerator: Accelerator) -> tuple[Amir, Optimizer]:
@@ -134,31 +162,50 @@ def build_network(config: TrainConfig, manifest: Manifest, accelerator: Accelera
         except (RuntimeError, ValueError) as error:
             raise InputError(f"{config.model.init}: expected weights that fit the configured model: {error}") from error
     network.to(accelerator.device)
-    economise(network, config, manifest, accelerator)
+    gpu_bytes = None
+    if accelerator.device.type == "cuda":
+        gpu_bytes, _ = torch.cuda.mem_get_info(accelerator.device)
+    else:
+        keep_freed_memory()
+    network.set_checkpointing(wanted_checkpointing(config, manifest, accelerator.num_processes, gpu_bytes))
     if config.run.compile:
         network.compile_blocks()
-    optimizer = torch.optim.Adam(network.parameters(), lr=config.optim.lr, betas=config.optim.betas)
+    if accelerator.num_processes > 1:
+        network.sum_usage = all_reduce  # Its gradient is the sum too, of which data parallelism takes the mean.
+    # Fused: one pass over weights and averages where each operation had its own.
+    optimizer = torch.optim.Adam(network.parameters(), lr=config.optim.lr, betas=config.optim.betas, fused=True)
     return network, optimizer
 
 
-def economise(network: Amir, config: TrainConfig, manifest: Manifest, accelerator: Accelerator) -> None:
-    """Use memory as the device wants it: a CPU keeps what it has, a GPU keeps no more for the gradient than fits."""
-    checkpointing = config.run.activation_checkpointing
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
-    if checkpointing == "auto":
-        checkpointing = "none"  # On a CPU, memory is rarely what runs out first.
-        if accelerator.device.type == "cuda":
-            _, height, width = manifest.sample_shape("low")
-            batch = config.data.batch_size // accelerator.num_processes
-            value_bytes = 4 if config.run.precision == "no" else 2
-            _, total_bytes = torch.cuda.mem_get_info(accelerator.device)
-            checkpointing = choose_checkpointing(network.config, (height, width), batch, value_bytes, total_bytes)
-    network.set_checkpointing(checkpointing)
+def wanted_checkpointing(
+    config: TrainConfig, manifest: Manifest, world_size: int, gpu_bytes: int | None
+) -> Checkpointing:
+    """Give the activation checkpointing that is asked for, or that fits the GPU's memory.
+
+    Args:
+        config: the run's.
+        manifest: of the shard set.
+        world_size: number of processes.
+        gpu_bytes: free memory of the GPU; None on a CPU, where memory is rarely what runs out first.
+    """
+    if config.run.activation_checkpointing != "auto":
+        return config.run.activation_checkpointing
+    if gpu_bytes is None:
+        return "none"
+    _, height, width = manifest.sample_shape("low")
+    size = config.data.augment.crop or (height, width)
+    batch = config.data.micro_batch or config.data.batch_size // world_size
+    value_bytes = 4 if config.run.precision == "no" else 2
+    return choose_checkpointing(config.model.amir(manifest.context), size, batch, value_bytes, gpu_bytes)
 
 
 def refuse_too_small(config: TrainConfig, split: ShardSplit, validation: ShardSplit) -> None:
     """Raise InputError where there is not a single training batch or nothing to validate on."""
+    crop, (_, *size) = config.data.augment.crop, split.high_shape
+    if crop and (crop[0] > size[0] or crop[1] > size[1]):
+        raise InputError(
+            f"data.augment.crop: expected at most the slices' {size[0]} x {size[1]}, found {crop[0]} x {crop[1]}"
+        )
     if split.num_samples < config.data.batch_size:
         raise InputError(
             f"{split.root}: expected at least data.batch_size ({config.data.batch_size}) training samples, "

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from upfield.sharding.atomic import sync, write_text
-from upfield.sharding.errors import RunError
+from upfield.sharding.errors import FetchError
 
 WHOLE = (".tar", ".idx")
 POLL_S = 0.02
@@ -49,7 +49,7 @@ class CachedFile:
 
 
 Bring = Callable[[Path], None]
-"""Writes a file, checked, to the given path, or raises RunError."""
+"""Writes a file, checked, to the given path, or raises FetchError."""
 
 
 class ShardCache:
@@ -77,7 +77,7 @@ class ShardCache:
             stopped: ends the waiting.
 
         Raises:
-            RunError: it could not be fetched, or there is no room for it.
+            FetchError: it could not be fetched, or there is no room for it.
             Stopped: asked to.
         """
         while (descriptor := self._present(file)) is None:
@@ -88,7 +88,7 @@ class ShardCache:
         """Give a descriptor to read a file from; fetch it if it is absent. It may be evicted and stays readable.
 
         Raises:
-            RunError: it could not be fetched, or there is no room for it.
+            FetchError: it could not be fetched, or there is no room for it.
             Stopped: asked to.
         """
         descriptor = self.hold(file, bring, stopped)
@@ -144,13 +144,13 @@ class ShardCache:
                     self._reserve(path, lock, part.stat().st_size, stopped)
                 self._admit(part, path, lock)
                 self._checked.add(file.name)
-            except RunError as error:
+            except FetchError as error:
                 _leave_note(path, str(error))
                 raise
             except OSError as error:
                 if error.errno != errno.ENOSPC:
                     raise
-                raise RunError(
+                raise FetchError(
                     f"{self.folder}: expected room for {file.name}, found the disk full; lower --data.cache_bytes "
                     "(the disk holds other things too) or choose another --data.cache_dir"
                 ) from error
@@ -158,10 +158,10 @@ class ShardCache:
                 part.unlink(missing_ok=True)
 
     def _refuse_failed(self, path: Path, asked_at_ns: int) -> None:
-        """Raise RunError where another process gave up on a file while this one waited to fetch it."""
+        """Raise FetchError where another process gave up on a file while this one waited to fetch it."""
         with contextlib.suppress(FileNotFoundError):
             if _note(path).stat().st_mtime_ns >= asked_at_ns:
-                raise RunError(_note(path).read_text(encoding="utf-8"))
+                raise FetchError(_note(path).read_text(encoding="utf-8"))
 
     def _admit(self, part: Path, path: Path, lock: int) -> None:
         sync(part)
@@ -209,7 +209,7 @@ class ShardCache:
                     os.pwrite(lock, str(num_bytes).encode(), 0)
                     return
             if num_bytes > self.limit_bytes or time.monotonic() > deadline_s:
-                raise RunError(
+                raise FetchError(
                     f"{self.folder}: expected room for {path.name} ({num_bytes} bytes), found {lacking} bytes too few: "
                     f"of {self.limit_bytes}, running processes need the rest; raise --data.cache_bytes"
                 )

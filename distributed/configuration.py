@@ -11,6 +11,30 @@ from upfield.model.configuration import AmirConfig, LossConfig
 
 
 @dataclass(frozen=True)
+class AugmentConfig:
+    """How training pairs are changed, a different way in each epoch; nothing by default."""
+
+    crop: tuple[int, int] | None = None
+    """Height and width of a random crop, in pixels. The network reads its routing off the whole slice, so a crop trains
+    it on less than it will see; it saves time and memory."""
+    shift_pixels: int = 0
+    """Largest shift in the plane, up or down and left or right, in pixels."""
+    intensity_jitter: float = 0.0
+    """Largest relative change of the low field's scale, and of the logarithm of its gamma; 0.1 is a mild one."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be cut and changes that leave nothing."""
+        if self.crop is not None and min(self.crop) < 9:
+            raise ValueError(f"data.augment.crop: expected at least 9 x 9, found {self.crop[0]} x {self.crop[1]}")
+        if self.shift_pixels < 0:
+            raise ValueError(f"data.augment.shift_pixels: expected at least 0, found {self.shift_pixels}")
+        if not 0 <= self.intensity_jitter < 1:
+            raise ValueError(
+                f"data.augment.intensity_jitter: expected from 0 to below 1, found {self.intensity_jitter}"
+            )
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Where samples come from and how they are batched."""
 
@@ -18,10 +42,18 @@ class DataConfig:
     """The shard set: a folder, or an address (`s3://`, `gs://`, `https://` or what else fsspec has a package for)."""
     batch_size: int = 4
     """Samples in one *global* batch, divided evenly over the processes."""
+    micro_batch: int | None = None
+    """Slices that pass the network at once on each process; the gradients of its share of the batch are accumulated
+    over as many passes as that takes. By default the whole share passes at once. Each pass has a load loss of its own,
+    which is not linear in the batch."""
     window_shards: int = 16
     """Shards whose samples are mixed: more mixes better, fewer keep remote fetching local."""
     num_workers: int = 0
     """Loader processes per rank; reading by offset keeps up with training without any."""
+    prefetch: int = 4
+    """Batches that each loader process reads ahead: more bridge a slow disk's pauses, each holds its slices' memory."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Random changes of training pairs."""
     trace: Path | None = None
     """File that gets a JSON line per step: epoch, step and the keys that were really consumed, in global order."""
     cache_dir: Path | None = None
@@ -40,10 +72,10 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Refuse numbers that would turn training into nothing."""
-        least_values = (("batch_size", 1), ("window_shards", 1), ("num_workers", 0), ("cache_bytes", 1))
-        for name, least in (*least_values, ("fetch_retries", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"data.{name}: expected at least {least}, found {getattr(self, name)}")
+        limits = (("batch_size", 1), ("micro_batch", 1), ("window_shards", 1), ("num_workers", 0), ("prefetch", 1))
+        for name, least in (*limits, ("cache_bytes", 1), ("fetch_retries", 0)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"data.{name}: expected at least {least}, found {value}")
         if not self.fetch_timeout_s > 0:
             raise ValueError(f"data.fetch_timeout_s: expected a positive time, found {self.fetch_timeout_s}")
 
@@ -96,6 +128,9 @@ class OptimConfig:
     """Learning rate at the end of `cosine`."""
     clip_norm: float | None = None
     """Largest gradient norm; none by default."""
+    ema_decay: float | None = None
+    """Decay of an exponential moving average of the weights, 0.999 for instance; that average is then what is validated
+    and kept as the best model. None by default."""
 
     def __post_init__(self) -> None:
         """Refuse rates that cannot train."""
@@ -107,6 +142,8 @@ class OptimConfig:
             raise ValueError(f"optim.betas: expected two numbers from 0 to below 1, found {self.betas}")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"optim.clip_norm: expected a positive norm, or null for none, found {self.clip_norm}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"optim.ema_decay: expected between 0 and 1, or null for none, found {self.ema_decay}")
         if self.warmup_steps < 0:
             raise ValueError(f"optim.warmup_steps: expected at least 0, found {self.warmup_steps}")
 
@@ -143,13 +180,27 @@ class RunConfig:
     """Steps between validations; by default one at the end of each epoch."""
     log_every: int = 10
     """Steps between lines in the log."""
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
+    """Accelerate's trackers that get the log: tensorboard, wandb, mlflow, ...; packages other than the first's are not
+    installed by default."""
+    pictures: int = 4
+    """Validation slices whose low field, restoration and high field go to the trackers as pictures; 0 for none."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What a loss or gradient that is not finite does: stop the run, or leave that batch out."""
+    max_skips: int = 10
+    """Batches that `skip` may leave out in a run before it stops all the same."""
+    timeout_s: float = 600.0
+    """Seconds that a process waits for the others in a collective operation before the job fails."""
     validation_batch_size: int = 4
     """Slices per process in validation."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that would turn the run into nothing."""
-        if self.seed < 0:
-            raise ValueError(f"run.seed: expected at least 0, found {self.seed}")
+        for name in ("seed", "pictures", "max_skips"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"run.{name}: expected at least 0, found {getattr(self, name)}")
+        if not self.timeout_s > 0:
+            raise ValueError(f"run.timeout_s: expected a positive time, found {self.timeout_s}")
         positive = ("epochs", "max_steps", "checkpoint_every", "keep_checkpoints", "validate_every", "log_every")
         for name in (*positive, "validation_batch_size"):
             if (value := getattr(self, name)) is not None and value < 1:

@@ -19,8 +19,6 @@ from upfield.sharding.errors import InputError, RunError
 
 # Per rank. A few streams fill a node's network; the ranks of a node fetch different shards.
 NUM_FETCHES = 4
-# Of each of the loader's workers.
-BATCHES_AHEAD = 4
 CLOSE_WAIT_S = 5.0
 
 Hold = Callable[[int, threading.Event], int]
@@ -159,22 +157,22 @@ class Fetcher:
                 release(descriptor)
 
 
-def fetched_ahead(loader: Iterable[Batch], batches: TrainingBatches, steps: range, num_workers: int) -> Iterator[Batch]:
+def fetched_ahead(loader: Iterable[Batch], batches: TrainingBatches, steps: range, ahead: int) -> Iterator[Batch]:
     """Pass a loader's batches on; while they are consumed, fetch the shards of those to come, if they are remote.
 
     Args:
         loader: gives the batches of `steps`.
         batches: what it reads.
         steps: global steps, from 0.
-        num_workers: of the loader.
+        ahead: batches that the loader may have read before they are asked for.
 
     Raises:
-        RunError: a shard could not be fetched.
+        FetchError: a shard could not be fetched.
     """
     # Workers that are processes are forked here, before there are threads to fork with.
     iterator = iter(loader)
     try:
-        with _fetching(batches, steps, num_workers) as advance:
+        with _fetching(batches, steps, ahead) as advance:
             for step, batch in zip(steps, iterator, strict=True):
                 yield batch
                 advance(step + 1)
@@ -186,14 +184,13 @@ def fetched_ahead(loader: Iterable[Batch], batches: TrainingBatches, steps: rang
 
 
 @contextmanager
-def _fetching(batches: TrainingBatches, steps: range, num_workers: int) -> Iterator[Callable[[int], None]]:
+def _fetching(batches: TrainingBatches, steps: range, ahead: int) -> Iterator[Callable[[int], None]]:
     """Fetch ahead if the shards are remote; give what to call with the step that is consumed next."""
     source = batches.split.source
     if not isinstance(source, RemoteFiles):
         yield lambda _: None
         return
     entries, s = batches.split.entries, batches.sequencing
-    ahead = BATCHES_AHEAD * num_workers
     horizon = Horizon(s.seed, batches.split.shard_sizes, s.window_shards, s.batch_size, steps.stop, ahead)
     fetcher = Fetcher(lambda shard, stopped: source.hold(entries[shard], stopped), horizon)
     try:

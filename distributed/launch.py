@@ -5,16 +5,20 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DataLoaderConfiguration, InitProcessGroupKwargs, LoggerType, ProjectConfiguration
 
 from upfield.distributed.configuration import TrainConfig
 from upfield.distributed.stopping import stop_signals
 from upfield.sharding.command import to_yaml
 from upfield.sharding.errors import InputError, RunError
+from upfield.sharding.tasks import end_with_parent
 
 SCRIPT = Path(__file__).with_name("train.py")
 
@@ -41,7 +45,7 @@ def run_launcher(command: list[str], environment: dict[str, str]) -> tuple[int, 
 
     A request to stop goes to the ranks, which save and leave with 0; the launcher would only kill them.
     """
-    with subprocess.Popen(command, env=environment) as process:
+    with subprocess.Popen(command, env=environment, preexec_fn=end_with_parent) as process:
 
         def to_ranks(number: int) -> None:
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii")
@@ -76,10 +80,11 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
         raise InputError("run.precision: expected bf16 or no where there is no GPU, found fp16")
     accelerator = Accelerator(
         mixed_precision=config.run.precision,
-        log_with="tensorboard",
+        log_with=usable_trackers(config.run.trackers),
         project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out)),
         # Loaders are our own and never prepared; this keeps a mistake from reading everything on rank 0.
         dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.run.timeout_s))],
     )
     if accelerator.num_processes != world_size:
         raise RunError(
@@ -87,6 +92,21 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
             "launch by `accelerate launch --multi_gpu --num_processes N` or torchrun (CPUs: ACCELERATE_USE_CPU=true)"
         )
     return accelerator
+
+
+def usable_trackers(names: list[str]) -> list[Any]:
+    """Give the trackers by name.
+
+    Raises:
+        InputError: Accelerate does not know one, or its package is not installed.
+    """
+    known = sorted(str(kind) for kind in LoggerType if kind != LoggerType.ALL)
+    if unknown := [name for name in names if name not in known]:
+        raise InputError(f"run.trackers: expected any of {', '.join(known)}, found {unknown[0]}")
+    available = {str(kind) for kind in get_available_trackers()}
+    if missing := [name for name in names if name not in available]:
+        raise InputError(f"run.trackers: expected the package of {missing[0]}, found it not installed: pip install it")
+    return names
 
 
 def refuse_uneven_batch(batch_size: int, world_size: int) -> None:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import psutil
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -12,7 +13,7 @@ from upfield.distributed.reader import Batch
 
 
 class Meter:
-    """Averages between two log lines: loss terms, slices per second, share of time spent waiting for data."""
+    """Averages between two log lines: loss terms, slices per second, share of time waiting for data; and memory."""
 
     def __init__(self) -> None:
         """Start at zero."""
@@ -57,5 +58,13 @@ class Meter:
         elapsed_s = time.monotonic() - self._since
         values = dict(zip(names, averaged.tolist(), strict=True))
         values |= {"slices_per_s": self._slices / elapsed_s, "data_wait": self._waited_s / elapsed_s}
+        values["memory_gb"] = used_memory_bytes(accelerator.device) / 1e9
         self.restart()
         return values
+
+
+def used_memory_bytes(device: torch.device) -> int:
+    """Give the most that this process ever held on a GPU, or what it holds now on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return psutil.Process().memory_info().rss

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from upfield.distributed.augment import augment_pair
+from upfield.distributed.configuration import AugmentConfig
 from upfield.distributed.order import epoch_order, rank_share
 from upfield.distributed.stopping import STOP_SIGNALS
 from upfield.sharding.shardset import ShardSplit
@@ -26,6 +28,11 @@ class Batch:
     """`(N, 1, H, W)` float16 in [0, 1]."""
     samples: Tensor
     """`(N,)` int64, sample numbers in their split."""
+
+    def split(self, size: int) -> list["Batch"]:
+        """Cut the batch into parts of `size` samples, the last of which may be smaller."""
+        tensors = (tensor.split(size) for tensor in (self.low, self.high, self.samples))
+        return [Batch(*parts) for parts in zip(*tensors, strict=True)]
 
     def pin_memory(self) -> "Batch":
         """Move to page-locked memory, from which copies to a GPU need not wait."""
@@ -50,6 +57,8 @@ class Sequencing:
     """Of the global batch."""
     window_shards: int
     """Shards that are mixed."""
+    augment: AugmentConfig
+    """How pairs are changed."""
     rank: int
     """This process."""
     world_size: int
@@ -78,7 +87,17 @@ class TrainingBatches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         """Read this process's batch at global step `step`."""
-        return read_batch(self.split, self.samples_at(step))
+        batch = read_batch(self.split, self.samples_at(step))
+        if self.sequencing.augment == AugmentConfig():
+            return batch
+        return self._augmented(batch, step // self.steps_per_epoch)
+
+    def _augmented(self, batch: Batch, epoch: int) -> Batch:
+        keys = ((self.sequencing.seed, epoch, sample) for sample in batch.samples.tolist())
+        pairs = zip(batch.low.numpy(), batch.high.numpy(), keys, strict=True)
+        changed = [augment_pair(low, high, self.sequencing.augment, key) for low, high, key in pairs]
+        low, high = (torch.from_numpy(np.stack(images)) for images in zip(*changed, strict=True))
+        return Batch(low, high, batch.samples)
 
 
 class _Steps(Sampler[int]):
@@ -92,10 +111,19 @@ class _Steps(Sampler[int]):
         return len(self._steps)
 
 
-def training_loader(batches: TrainingBatches, steps: range, num_workers: int, pin_memory: bool) -> "DataLoader[Batch]":
+def training_loader(
+    batches: TrainingBatches, steps: range, num_workers: int, prefetch: int, pin_memory: bool
+) -> "DataLoader[Batch]":
     """Give the batches of global steps `steps`, across epochs without a pause between them.
 
     Every rank must make one with the same steps.
+
+    Args:
+        batches: this process's.
+        steps: global steps, from 0.
+        num_workers: processes that read; 0 reads in this one.
+        prefetch: batches that each of them reads ahead.
+        pin_memory: whether batches lie in page-locked memory, for copies to a GPU.
     """
     return DataLoader(
         batches,
@@ -103,7 +131,7 @@ def training_loader(batches: TrainingBatches, steps: range, num_workers: int, pi
         batch_size=None,
         num_workers=num_workers,
         pin_memory=pin_memory,
-        **_worker_options(num_workers),
+        **_worker_options(num_workers, prefetch),
     )
 
 
@@ -114,10 +142,24 @@ def every_sample(split: ShardSplit, batch_size: int, rank: int, world_size: int)
         yield read_batch(split, mine[start : start + batch_size])
 
 
-def _worker_options(num_workers: int) -> dict[str, Any]:
+def every_sample_in_step(
+    split: ShardSplit, batch_size: int, rank: int, world_size: int
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Give the same as `every_sample`, as many batches of equal size to every rank, which may so work collectively.
+
+    Yields:
+        A batch, and `(N,)` bool: False for samples that fill the end up, which another batch holds.
+    """
+    rounds = -(-split.num_samples // (batch_size * world_size))
+    places = np.arange(rounds * batch_size) * world_size + rank
+    for chunk in places.reshape(rounds, batch_size):
+        yield read_batch(split, np.minimum(chunk, split.num_samples - 1)), torch.from_numpy(chunk < split.num_samples)
+
+
+def _worker_options(num_workers: int, prefetch: int) -> dict[str, Any]:
     if not num_workers:
         return {}
-    return {"persistent_workers": True, "prefetch_factor": 4, "worker_init_fn": _leave_signals_to_the_rank}
+    return {"persistent_workers": True, "prefetch_factor": prefetch, "worker_init_fn": _leave_signals_to_the_rank}
 
 
 def _leave_signals_to_the_rank(_: int) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from upfield.distributed.cache import NEVER, CachedFile, ShardCache, Stopped
 from upfield.distributed.store import Store
 from upfield.sharding.address import shown
-from upfield.sharding.errors import InputError, RunError, ShardSetError
+from upfield.sharding.errors import FetchError, InputError, ShardSetError
 from upfield.sharding.manifest import MANIFEST, Manifest, hash_manifest, parse_manifest
 from upfield.sharding.tarshard import BLOCK_BYTES, ShardEntry, ShardIndex, hash_file, parse_index
 
@@ -43,7 +43,7 @@ class RemoteFiles:
         self.cache = cache
         self.retries = retries
         # What one reader could not have ends the run: no other one should wait for what it wants.
-        self._failure: RunError | None = None
+        self._failure: FetchError | None = None
         self._failed = threading.Event()
 
     def where(self, entry: ShardEntry) -> str:
@@ -55,7 +55,7 @@ class RemoteFiles:
 
         Raises:
             InputError: no complete set is there, it may not be read, or there is no package for such addresses.
-            RunError: the store does not answer as it should.
+            FetchError: the store does not answer as it should.
         """
         with tempfile.TemporaryDirectory() as folder:
             part = Path(folder) / MANIFEST
@@ -66,7 +66,7 @@ class RemoteFiles:
         """Read the shards' indices.
 
         Raises:
-            RunError: one could not be fetched.
+            FetchError: one could not be fetched.
         """
         with ThreadPoolExecutor(NUM_INDEX_FETCHES) as pool:
             reads = [pool.submit(self._index, entry) for entry in entries]
@@ -80,7 +80,7 @@ class RemoteFiles:
         """Give a descriptor to read a shard's tar from.
 
         Raises:
-            RunError: it could not be fetched.
+            FetchError: it could not be fetched.
         """
         with self._failing_together():
             return self.cache.open(_tar(entry), lambda part: self._bring_tar(entry, part, self._failed), self._failed)
@@ -89,7 +89,7 @@ class RemoteFiles:
         """Keep a shard in the cache until the descriptor that this gives is released.
 
         Raises:
-            RunError: it could not be fetched.
+            FetchError: it could not be fetched.
             Stopped: asked to.
         """
         with self._failing_together():
@@ -99,7 +99,7 @@ class RemoteFiles:
     def _failing_together(self) -> Iterator[None]:
         try:
             yield
-        except RunError as error:
+        except FetchError as error:
             self._failure = self._failure or error
             self._failed.set()
             raise
@@ -169,7 +169,7 @@ class RemoteFiles:
                 self._refuse_hopeless(name, error)
                 found = " ".join(str(error).split()) or type(error).__name__
         what = f"{entry.bytes} bytes of sha256 {entry.sha256}" if entry else "a whole file"
-        raise RunError(
+        raise FetchError(
             f"{self._where(name)}: expected {what}, found in {self.retries + 1} tries, in the last one: {found}; "
             "mend the connection or the file there, and run the same command again"
         )

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from upfield.distributed.cache import ShardCache
 from upfield.distributed.configuration import DataConfig
-from upfield.distributed.fetcher import BATCHES_AHEAD
 from upfield.distributed.remotefiles import RemoteFiles
 from upfield.distributed.store import Store
 from upfield.sharding.address import is_remote, shown
@@ -62,7 +61,7 @@ def refuse_small_cache(data: DataConfig, manifest: Manifest) -> None:
     """Raise InputError where the cache cannot hold the windows that are needed at once."""
     entries = manifest.shards("train")
     window_samples = sum(sorted(entry.samples for entry in entries)[: data.window_shards])
-    read_at_once = data.batch_size * (1 + BATCHES_AHEAD * data.num_workers)
+    read_at_once = data.batch_size * (1 + data.prefetch * data.num_workers)
     windows = 2 + (read_at_once - 1) // max(1, window_samples)
     needed = largest(entries, windows * data.window_shards) + largest(manifest.shards("val"), VALIDATION_SHARDS)
     if needed > data.cache_bytes:

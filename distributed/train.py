@@ -7,26 +7,50 @@ from pathlib import Path
 
 from upfield.distributed.configuration import TrainConfig
 from upfield.sharding.address import is_remote
-from upfield.sharding.command import Command, execute
+from upfield.sharding.command import EXIT_FAILURE, EXIT_INPUT, Command, execute
+from upfield.sharding.errors import InputError, RunError
 
 
 def train(config: TrainConfig) -> int:
     """Check the configuration, start more processes if they are asked for, and train."""
+    from upfield.distributed.agreement import lost_another
     from upfield.distributed.assembly import open_inputs
     from upfield.distributed.launch import asked_world_size, refuse_uneven_batch, relaunch
     from upfield.distributed.loop import fit
+    from upfield.sharding.tasks import end_with_parent
 
     config = with_absolute_paths(config)
     if config.processes > 1 and asked_world_size() == 1:
         refuse_uneven_batch(config.data.batch_size, config.processes)
         open_inputs(config)  # A launcher would bury a refusal under its own traceback.
         return relaunch(config)
-    progress = fit(config)
+    if asked_world_size() > 1:
+        end_with_parent()
+    try:
+        progress = fit(config)
+    except (InputError, RunError) as error:
+        if error.met_by_all and not speaks():
+            return EXIT_INPUT if isinstance(error, InputError) else EXIT_FAILURE
+        raise
+    except RuntimeError as error:
+        if not lost_another(error):
+            raise
+        if not speaks():
+            return EXIT_FAILURE
+        raise RunError(
+            "expected all processes of the job to take part, found one gone or silent for "
+            f"{config.run.timeout_s:g} s (run.timeout_s); see its own error, and start the same command again"
+        ) from error
     if os.environ.get("RANK", "0") == "0":
         print(
             f"{config.run.out}: step {progress.step}, best validation PSNR {progress.best_psnr or float('nan'):.2f} dB"
         )
     return 0
+
+
+def speaks() -> bool:
+    """Tell whether this process is the one of its machine that says what all of them know."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:

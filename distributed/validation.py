@@ -1,62 +1,101 @@
 """Validation: every sample of a split once, over all processes, the model beside cubic interpolation."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from upfield.distributed.reader import every_sample
-from upfield.model.quality import psnr_slice, ssim_slice
+from upfield.distributed.reader import every_sample_in_step
+from upfield.model.quality import METRICS
 from upfield.sharding.errors import RunError
 from upfield.sharding.shardset import ShardSplit
 
-METRICS = {"psnr_slice": psnr_slice, "ssim_slice": ssim_slice}
+NAMES = [*METRICS, *(f"cubic_{name}" for name in METRICS)]
 
 
-@torch.inference_mode()
+@dataclass(frozen=True)
+class Validation:
+    """What a validation found."""
+
+    figures: dict[str, float | int]
+    """Per metric, for the model and, prefixed `cubic_`, for the interpolated input: the mean over all slices, and with
+    a suffix their `_median`, `_std`, `_min` and `_max`. Slices without any error have no PSNR: left out, and counted.
+    """
+    pictures: Tensor
+    """`(N, 1, H, 3*W)` on the main process: low field, restored and high field side by side, in [0, 1]."""
+
+
+@torch.no_grad()
 def validate(
-    accelerator: Accelerator, restore: Callable[[Tensor], Tensor], split: ShardSplit, batch_size: int
-) -> dict[str, float | int]:
+    accelerator: Accelerator,
+    restore: Callable[[Tensor], Tensor],
+    split: ShardSplit,
+    batch_size: int,
+    num_pictures: int = 0,
+) -> Validation:
     """Measure a network on a split. Collective: ALL ranks call it.
 
     Args:
         accelerator: the process group and the precision.
-        restore: maps `(N, 1 + 2*context, H, W)` to `(N, 1, H, W)`; the unwrapped network in evaluation mode, so that
-            ranks with unequal shares do not wait for one another inside it.
+        restore: maps `(N, 1 + 2*context, H, W)` to `(N, 1, H, W)`; the network in evaluation mode.
         split: what to measure on.
         batch_size: slices per process.
-
-    Returns:
-        Mean over all slices of each metric, for the model and, prefixed `cubic_`, for the interpolated input. Slices
-        without any error have no PSNR; they are left out of its mean and counted.
+        num_pictures: slices to give as pictures, evenly over the split.
 
     Raises:
         RunError: the network gives NaN.
     """
-    names = [*METRICS, *(f"cubic_{name}" for name in METRICS)]
-    sums = torch.zeros(len(names), 2, dtype=torch.float64, device=accelerator.device)
-    broken = torch.zeros(1, device=accelerator.device)
-    context = split.manifest.context
-    for batch in every_sample(split, batch_size, accelerator.process_index, accelerator.num_processes):
+    values: list[Tensor] = []
+    pictures: list[Tensor] = []
+    context, rank, world_size = split.manifest.context, accelerator.process_index, accelerator.num_processes
+    shown = evenly(split.num_samples, num_pictures, world_size)
+    for batch, valid in every_sample_in_step(split, batch_size, rank, world_size):
         low, high = batch.low.to(accelerator.device).float(), batch.high.to(accelerator.device).float()
         with accelerator.autocast():
             restored = restore(low).float().clamp(0, 1)
-        broken += restored.isnan().any(dim=(1, 2, 3)).sum()
         # The low-field channel is the cubic interpolation of the scan.
-        pairs = (restored, low[:, context : context + 1])
-        values = [metric(image, high) for image in pairs for metric in METRICS.values()]
-        for row, value in zip(sums, values, strict=True):
-            finite = value.isfinite()
-            row += torch.stack([value[finite].double().sum(), finite.sum()])
-    totals, all_broken = accelerator.reduce(sums, reduction="sum"), accelerator.reduce(broken, reduction="sum")
-    assert isinstance(totals, Tensor)
-    assert isinstance(all_broken, Tensor)
-    if num_broken := int(all_broken.item()):
+        centre = low[:, context : context + 1]
+        rows = [metric(image, high) for image in (restored, centre) for metric in METRICS.values()]
+        values.append(torch.stack([valid.to(high), *rows]))
+        chosen = valid & torch.isin(batch.samples, shown)
+        pictures.append(torch.cat([centre, restored, high], dim=-1)[chosen.to(high.device)])
+    gathered = accelerator.gather(torch.cat(values, dim=1).T.contiguous())
+    assert isinstance(gathered, Tensor)
+    return Validation(summarise(gathered.T.cpu().double()), torch.cat(pictures))
+
+
+def evenly(num_samples: int, count: int, world_size: int) -> Tensor:
+    """Give `(count,)` sample numbers of the main process's share, evenly over a split."""
+    own = torch.arange(0, num_samples, world_size)
+    return own[torch.linspace(0, len(own) - 1, count + 2).long()[1:-1]]
+
+
+def summarise(columns: Tensor) -> dict[str, float | int]:
+    """Give the figures of all slices.
+
+    Args:
+        columns: `(1 + metrics, N)` float64: whether a column counts, then the metrics in the order of `NAMES`.
+
+    Raises:
+        RunError: the network gave NaN.
+    """
+    values = columns[1:, columns[0] > 0]
+    if num_broken := int(values[0].isnan().sum()):
         raise RunError(
-            f"validation: expected finite slices from the network, found NaN in {num_broken} of {split.num_samples}; "
+            f"validation: expected finite slices from the network, found NaN in {num_broken} of {values.shape[1]}; "
             "the weights have diverged: go on from an earlier checkpoint with a lower --optim.lr"
         )
-    means = (totals[:, 0] / totals[:, 1]).tolist()
-    perfect = split.num_samples - int(totals[0, 1])
-    return dict(zip(names, means, strict=True)) | {"slices": split.num_samples, "perfect_slices": perfect}
+    figures: dict[str, float | int] = {}
+    for name, row in zip(NAMES, values, strict=True):
+        figures |= _statistics(name, row[row.isfinite()])
+    perfect = int(values.shape[1] - values[0].isfinite().sum())
+    return figures | {"slices": values.shape[1], "perfect_slices": perfect}
+
+
+def _statistics(name: str, row: Tensor) -> dict[str, float]:
+    if not len(row):
+        return {name: float("nan")}
+    spread = {"median": row.quantile(0.5), "std": row.std(correction=0), "min": row.min(), "max": row.max()}
+    return {name: row.mean().item()} | {f"{name}_{key}": value.item() for key, value in spread.items()}

@@ -1,11 +1,13 @@
 """AMIR, the all-in-one restoration transformer with task-adaptive routing (Yang et al., MICCAI 2024, arXiv 2405.19769).
 
-The published network to the parameter name, with two additions that change nothing where it was defined: any size is
-padded to a multiple of 8 and cropped back, and the input may carry neighbouring slices as channels.
+The published network to the parameter name and the value, with two additions that change nothing where it was defined:
+any size is padded to a multiple of 8 and cropped back, and the input may carry neighbouring slices as channels. Two
+steps are computed otherwise than published, with the same outcome: experts are mixed by a log-sum-exp (routing.py),
+attention and its projection are one matrix (blocks.py).
 """
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,17 +19,16 @@ from upfield.model.blocks import (
     PatchEmbed,
     TransformerBlock,
     Upsample,
-    recomputed,
+    checkpointed,
+    next_multiple,
 )
-from upfield.model.configuration import AmirConfig
-from upfield.model.routing import ChannelRouting, InstructionNetwork, SpatialRouting
+from upfield.model.configuration import AmirConfig, Checkpointing
+from upfield.model.routing import ChannelRouting, InstructionNetwork, SpatialRouting, load_loss
 
 __all__ = ["MIN_SIZE", "SIZE_MULTIPLE", "Amir", "AmirConfig", "Checkpointing", "noise_shapes", "pad_to_multiple"]
 
-Checkpointing = Literal["none", "selective", "full"]
-
 SIZE_MULTIPLE = 8
-MIN_SIZE = 9  # The instruction network shrinks the image by nine.
+MIN_SIZE = 9  # The instruction network shrinks the image by nine; 9 is padded to 16, which reflection can do.
 
 
 class BlockStack(nn.Sequential):
@@ -39,7 +40,7 @@ class BlockStack(nn.Sequential):
         """Transform `input` `(B, C, H, W)`, channels-last in memory, and give it in the same memory order."""
         x = input.permute(0, 2, 3, 1)  # (B, H, W, C), a view
         for block in self:
-            x = recomputed(block, x, on=self.recompute)
+            x = checkpointed(block, x, enabled=self.recompute)
         return x.permute(0, 3, 1, 2)
 
 
@@ -54,11 +55,13 @@ class Amir(nn.Module):
         """
         super().__init__()
         self.config = config = config or AmirConfig()
+        # The load loss is not linear in the batch: data parallelism puts a differentiable sum over processes here.
+        self.sum_usage: Callable[[Tensor], Tensor] = lambda usage: usage
         widths = [config.dim << level for level in range(4)]
         blocks, heads = config.num_blocks, config.heads
 
-        def stack(channels: int, num_heads: int, count: int) -> BlockStack:
-            return BlockStack(*(TransformerBlock(channels, num_heads, config.ffn_expansion) for _ in range(count)))
+        def stack(channels: int, num_heads: int, num_blocks: int) -> BlockStack:
+            return BlockStack(*(TransformerBlock(channels, num_heads, config.ffn_expansion) for _ in range(num_blocks)))
 
         def spatial(channels: int) -> SpatialRouting:
             return SpatialRouting(channels, config.num_experts, config.ffn_expansion)
@@ -100,7 +103,12 @@ class Amir(nn.Module):
         Args:
             checkpointing: `none`; `selective`, what follows the 1x1 convolutions of each block: half the memory for
                 the depthwise convolutions' time once more; `full`, whole blocks: a ninth of it, a third slower.
+
+        Raises:
+            ValueError: none of the three.
         """
+        if checkpointing not in get_args(Checkpointing):
+            raise ValueError(f"checkpointing: expected one of {get_args(Checkpointing)}, found {checkpointing!r}")
         for module in self.modules():
             if isinstance(module, ChannelAttention | GatedFeedForward):
                 module.recompute = checkpointing == "selective"
@@ -113,7 +121,7 @@ class Amir(nn.Module):
         Blocks of one shape share their code, so this takes a tenth of the time of compiling the whole network.
         """
         # One kernel set for each level, direction of the U, mode, and batch size, of which the last may be ragged.
-        torch._dynamo.config.recompile_limit = 64
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
         for module in self.modules():
             if isinstance(module, TransformerBlock):
                 module.compile(dynamic=False)
@@ -135,39 +143,42 @@ class Amir(nn.Module):
         H, W = low.shape[-2:]
         if min(H, W) < MIN_SIZE:
             raise ValueError(f"expected slices of at least {MIN_SIZE} x {MIN_SIZE} pixels, found {H} x {W}")
+        if not self.training:
+            noise = None
+        elif noise is None:
+            noise = [torch.randn(len(low), *shape, device=low.device) for shape in noise_shapes(self.config, H, W)]
         low = pad_to_multiple(low)
-        if self.training and noise is None:
-            shapes = noise_shapes(self.config, *low.shape[-2:])
-            noise = [torch.randn(low.shape[0], *shape, device=low.device) for shape in shapes]
         instruction = self.dict_generator(low)
         # Channels-last from here on: what blocks and routing are made for.
         embedded = self.patch_embed(low).contiguous(memory_format=torch.channels_last)
-        latent, skips, load_loss = self._encode(embedded, instruction, noise)
+        latent, skips, usages = self._encode(embedded, instruction, noise)
         residual = self.output(self._decode(latent, skips, instruction))
         centre = self.config.in_channels // 2
         restored = (residual + low[:, centre : centre + 1])[..., :H, :W]
-        return restored if load_loss is None else (restored, load_loss)
+        if not usages:
+            return restored
+        return restored, load_loss(self.sum_usage(torch.stack(usages)))
 
     def _encode(
         self, x: Tensor, instruction: Tensor, noise: Sequence[Tensor] | None
-    ) -> tuple[Tensor, list[Tensor], Tensor | None]:
-        """Give the latent `(B, 8C, H/8, W/8)`, the skips at levels 1 to 3 and, with noise, the summed load loss."""
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Give the latent `(B, 8C, H/8, W/8)`, the skips of levels 1 to 3 and, with noise, their experts' usage."""
         levels = (
             (self.spatial_routing_encoder_level1, self.encoder_level1, self.down1_2),
             (self.spatial_routing_encoder_level2, self.encoder_level2, self.down2_3),
             (self.spatial_routing_encoder_level3, self.encoder_level3, self.down3_4),
         )
         skips: list[Tensor] = []
-        losses: list[Tensor] = []
-        for number, (routing, blocks, down) in enumerate(levels):
-            x, load_loss = routing(x, instruction, noise[number] if noise is not None else None)
-            if load_loss is not None:
-                losses.append(load_loss)
+        usages: list[Tensor] = []
+        for (routing, blocks, down), level_noise in zip(levels, noise or (None,) * 3, strict=True):
+            x, usage = routing(x, instruction, level_noise)
+            if usage is not None:
+                usages.append(usage)
             x = blocks(x)
             skips.append(x)
-            x = down(x)  # (B, C, H, W) -> (B, 2C, H/2, W/2)
+            x = down(x)  # doubles the channels, halves H and W
         x = self.latent(self.channel_routing_latent(x, instruction))
-        return x, skips, torch.stack(losses).sum() if losses else None
+        return x, skips, usages
 
     def _decode(self, x: Tensor, skips: list[Tensor], instruction: Tensor) -> Tensor:
         """Give the features `(B, 2C, H, W)` at full resolution."""
@@ -189,16 +200,12 @@ def pad_to_multiple(image: Tensor) -> Tensor:
     """
     for dim in (-2, -1):
         size = image.shape[dim]
-        index = torch.arange(_next_multiple(size), device=image.device)
+        index = torch.arange(next_multiple(size, SIZE_MULTIPLE), device=image.device)
         image = image.index_select(dim, torch.where(index < size, index, 2 * (size - 1) - index))
     return image
 
 
-def _next_multiple(size: int) -> int:
-    return (size + SIZE_MULTIPLE - 1) // SIZE_MULTIPLE * SIZE_MULTIPLE
-
-
 def noise_shapes(config: AmirConfig, height: int, width: int) -> list[tuple[int, int]]:
     """Give, per encoder level, the shape (pixels, experts) of the gating noise of one `(height, width)` slice."""
-    padded_height, padded_width = _next_multiple(height), _next_multiple(width)
+    padded_height, padded_width = (next_multiple(size, SIZE_MULTIPLE) for size in (height, width))
     return [((padded_height >> level) * (padded_width >> level), config.num_experts) for level in range(3)]

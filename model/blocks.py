@@ -3,7 +3,8 @@
 Module and parameter names are those of the published AMIR checkpoints. Images are `(B, H, W, C)` in memory throughout:
 layer norm, 1x1 convolutions and attention between channels then read rows of channels as they lie, and depthwise
 convolutions run over vectors of them. Modules that change the resolution take the same memory as `(B, C, H, W)`
-channels-last views.
+channels-last views. The convolutions of a block hold published parameters and are never called: `pointwise` and
+`depthwise` apply their weights in that layout.
 """
 
 from collections.abc import Callable
@@ -14,28 +15,41 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 NORM_EPSILON = 1e-12  # F.normalize's
+HALF_NORM_EPSILON = 1e-4  # One whose inverse, which enters gradients, half precision can hold.
 # Rows of channels that start at multiples of 8 are read in whole vectors on a CPU, by tensor cores on a GPU.
 ROW_MULTIPLE = 8
 
 
+def next_multiple(number: int, multiple: int) -> int:
+    """Give the smallest multiple of `multiple` that is at least `number`."""
+    return (number + multiple - 1) // multiple * multiple
+
+
+def filled_up(rows: Tensor) -> Tensor:
+    """Extend `rows` `(..., R, C)` by rows of zeros to a multiple of 8 rows."""
+    num_rows = rows.shape[-2]
+    return F.pad(rows, (0, 0, 0, next_multiple(num_rows, ROW_MULTIPLE) - num_rows))
+
+
 def pointwise(x: Tensor, weight: Tensor) -> Tensor:
-    """Mix the channels of `x` `(B, H, W, C)` by a 1x1 convolution's `weight` `(out, C, 1, 1)`: `(B, H, W, out)`.
+    """Mix the channels of `x` `(B, H, W, C)` by `weight` `(out, C)`: a 1x1 convolution, `(B, H, W, out)`.
 
     On a CPU oneDNN's convolution took a tenth less time than the matrix product that it is, forward and backward.
     """
     if x.device.type == "cpu":
-        return F.conv2d(x.permute(0, 3, 1, 2), weight).permute(0, 2, 3, 1)
-    return F.linear(x, weight.flatten(1))
+        return F.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None]).permute(0, 2, 3, 1)
+    return F.linear(x, weight)
 
 
 def depthwise(x: Tensor, weight: Tensor) -> Tensor:
-    """Filter each channel of `x` `(B, H, W, C)` by its own 3x3 kernel of `weight` `(C, 1, 3, 3)`."""
-    return F.conv2d(x.permute(0, 3, 1, 2), weight, padding=1, groups=weight.shape[0]).permute(0, 2, 3, 1)
+    """Filter each channel of `x` `(B, H, W, C)` by its own 3x3 kernel, a row of `weight` `(C, 9)`."""
+    kernels = weight.unflatten(1, (1, 3, 3))
+    return F.conv2d(x.permute(0, 3, 1, 2), kernels, padding=1, groups=len(kernels)).permute(0, 2, 3, 1)
 
 
-def recomputed(function: Callable[..., Tensor], *inputs: Tensor, on: bool) -> Tensor:
-    """Call a function of tensors; with `on`, keep its inputs alone and compute the rest again for the gradient."""
-    if on and torch.is_grad_enabled():
+def checkpointed(function: Callable[..., Tensor], *inputs: Tensor, enabled: bool) -> Tensor:
+    """Call a function of tensors; if enabled, keep its inputs alone and compute the rest again for the gradient."""
+    if enabled and torch.is_grad_enabled():
         return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
     return function(*inputs)
 
@@ -57,56 +71,62 @@ class ChannelNorm(nn.Module):
 
 
 class ChannelAttention(nn.Module):
-    """Attention between channels: a (C/heads, C/heads) matrix per head, linear in the number of pixels."""
+    """Attention between channels (Restormer, eq. 1): a (C/heads, C/heads) matrix per head, linear in the pixels."""
 
     recompute = False
 
-    def __init__(self, channels: int, heads: int) -> None:
+    def __init__(self, channels: int, num_heads: int) -> None:
         """Make the projections and one temperature per head."""
         super().__init__()
-        self.heads = heads
-        self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
-        self.qkv = nn.Conv2d(channels, 3 * channels, kernel_size=1, bias=False)
-        self.qkv_dwconv = nn.Conv2d(3 * channels, 3 * channels, kernel_size=3, groups=3 * channels, bias=False)
-        self.project_out = nn.Conv2d(channels, channels, kernel_size=1, bias=False)
+        self.num_heads = num_heads
+        self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)
+        self.qkv_dwconv = nn.Conv2d(3 * channels, 3 * channels, 3, padding=1, groups=3 * channels, bias=False)
+        self.project_out = nn.Conv2d(channels, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix the channels of `x` `(B, H, W, C)`."""
         # Three convolutions and not one that is split: each result is whole in memory, and so is its gradient.
-        qkv = (pointwise(x, weight) for weight in self.qkv.weight.chunk(3))
-        return recomputed(self._attend, *qkv, on=self.recompute)
+        q, k, v = (pointwise(x, weight) for weight in self.qkv.weight.flatten(1).chunk(3))
+        return checkpointed(self._attend, q, k, v, enabled=self.recompute)
 
-    def _attend(self, *qkv: Tensor) -> Tensor:
-        """Filter queries, keys and values, each `(B, H, W, C)`, and apply the attention."""
-        B, H, W, C = qkv[0].shape
-        filters = self.qkv_dwconv.weight.chunk(3)
-        q, k, v = (depthwise(x, weight).flatten(1, 2) for x, weight in zip(qkv, filters, strict=True))  # (B, P, C)
-        attention = self._scores(q, k).softmax(dim=-1)  # (B, heads, C/heads, C/heads)
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Filter queries, keys and values, each `(B, H, W, C)`, attend and project."""
+        B, H, W, C = q.shape
+        filters = self.qkv_dwconv.weight.flatten(1).chunk(3)
+        q, k, v = (depthwise(each, weight).flatten(1, 2) for each, weight in zip((q, k, v), filters, strict=True))
+        attention = self._scores(q, k).softmax(dim=-1)  # (B, heads, C/heads, C/heads) from (B, P, C), P = H*W
         # Attention, then projection, is one matrix per image: (C, C) products in place of (P, C) ones.
-        out = self.project_out.weight.reshape(C, self.heads, C // self.heads).to(attention.dtype)
+        out = self.project_out.weight.reshape(C, self.num_heads, -1).to(attention.dtype)  # (C, heads, C/heads)
         matrix = torch.einsum("ohi,bhij->bohj", out, attention).reshape(B, C, C)
         return (v @ matrix.transpose(-2, -1).to(v.dtype)).reshape(B, H, W, C)
 
     def _scores(self, q: Tensor, k: Tensor) -> Tensor:
-        """Give the cosines between the channels of `q` and `k` `(B, P, C)` over all pixels, `(B, heads, c, c)`.
-
-        Products first and norms after, so that neither q nor k is written again. One product of all channels, of which
-        each head takes its block of the diagonal: cheaper than views per head, which would have to be copied.
-        """
+        """Give the cosines between the channels of `q` and `k` `(B, P, C)`, times temperature: `(B, heads, c, c)`."""
         if q.dtype == torch.float16:
-            # A sum of 50,000 products exceeds half precision.
-            q, k = F.normalize(q, dim=1), F.normalize(k, dim=1)
+            # A sum of 50,000 products exceeds half precision: divide first.
+            q, k = (F.normalize(t.float(), dim=1, eps=HALF_NORM_EPSILON).to(t.dtype) for t in (q, k))
+            return self._products(q, k) * self.temperature
+        # Products first and norms after: neither q nor k is written again.
+        dtype = torch.promote_types(q.dtype, torch.float32)
+        squares = ((t * t).sum(dim=1, dtype=dtype) for t in (q, k))  # 2 x (B, C)
+        rows, columns = (s.clamp_min(NORM_EPSILON**2).sqrt().unflatten(1, (self.num_heads, -1)) for s in squares)
+        return self._products(q, k) * (self.temperature / rows.unsqueeze(-1)) / columns.unsqueeze(-2)
+
+    def _products(self, q: Tensor, k: Tensor) -> Tensor:
+        """Give the products between the channels of each head of `q` and `k` `(B, P, C)`: `(B, heads, c, c)`.
+
+        One product of all channels, of which each head takes its block of the diagonal: cheaper than views per head,
+        which would have to be copied.
+        """
         B, _, C = q.shape
-        c = C // self.heads
-        products = (q.transpose(-2, -1) @ k).float().reshape(B, self.heads, c, self.heads, c)
-        products = products.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
-        norms = ((t * t).sum(dim=1, dtype=torch.float32).clamp_min(NORM_EPSILON**2).sqrt() for t in (q, k))
-        rows, columns = (norm.reshape(B, self.heads, c) for norm in norms)
-        return products * (self.temperature / rows.unsqueeze(-1)) / columns.unsqueeze(-2)
+        products = (q.transpose(-2, -1) @ k).to(torch.promote_types(q.dtype, torch.float32))
+        per_head = products.reshape(B, self.num_heads, C // self.num_heads, self.num_heads, C // self.num_heads)
+        return per_head.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
 
 
 class GatedFeedForward(nn.Module):
-    """Feed-forward layer with a depthwise convolution, one half gating the other."""
+    """Feed-forward layer with a depthwise convolution, one half gating the other (Restormer, eq. 2)."""
 
     recompute = False
 
@@ -114,42 +134,39 @@ class GatedFeedForward(nn.Module):
         """Make the layer with `int(channels * expansion)` hidden channels."""
         super().__init__()
         hidden = int(channels * expansion)
-        self.project_in = nn.Conv2d(channels, 2 * hidden, kernel_size=1, bias=False)
-        self.dwconv = nn.Conv2d(2 * hidden, 2 * hidden, kernel_size=3, groups=2 * hidden, bias=False)
-        self.project_out = nn.Conv2d(hidden, channels, kernel_size=1, bias=False)
+        self.project_in = nn.Conv2d(channels, 2 * hidden, 1, bias=False)
+        self.dwconv = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden, bias=False)
+        self.project_out = nn.Conv2d(hidden, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform `x` `(B, H, W, C)`."""
         gate, value = (pointwise(x, weight) for weight in self._halves(self.project_in.weight))
-        return recomputed(self._gate, gate, value, on=self.recompute)
+        return checkpointed(self._gate, gate, value, enabled=self.recompute)
 
     def _gate(self, gate: Tensor, value: Tensor) -> Tensor:
         """Filter both halves, each `(B, H, W, hidden)`, let one gate the other, and project the product."""
-        gate, value = (
-            depthwise(x, weight) for x, weight in zip((gate, value), self._halves(self.dwconv.weight), strict=True)
-        )
-        out = self.project_out.weight
-        return pointwise(F.gelu(gate) * value, F.pad(out, (0, 0, 0, 0, 0, -out.shape[1] % ROW_MULTIPLE)))
+        gate_filter, value_filter = self._halves(self.dwconv.weight)
+        product = F.gelu(depthwise(gate, gate_filter)) * depthwise(value, value_filter)
+        return pointwise(product, filled_up(self.project_out.weight.flatten(1).T).T)
 
     @staticmethod
     def _halves(weight: Tensor) -> tuple[Tensor, ...]:
-        """Cut `weight` `(2*hidden, ...)` in two, each filled up with channels of zeros to a multiple of 8.
+        """Cut `weight` `(2*hidden, ...)` in two halves of rows, each filled up with rows of zeros.
 
-        Odd numbers of channels, such as the published 111 and 223, cost a sixth more time. Zeros stay zeros behind
+        Odd numbers of channels, such as the published 111 and 223, cost a tenth more time. Zeros stay zeros behind
         both convolutions and the gate.
         """
-        halves = weight.unflatten(0, (2, -1))
-        return F.pad(halves, (0, 0, 0, 0, 0, 0, 0, -halves.shape[1] % ROW_MULTIPLE)).unbind(0)
+        return filled_up(weight.flatten(1).unflatten(0, (2, -1))).unbind(0)
 
 
 class TransformerBlock(nn.Module):
     """Channel attention, then gated feed-forward, each with a residual around its norm."""
 
-    def __init__(self, channels: int, heads: int, expansion: float) -> None:
+    def __init__(self, channels: int, num_heads: int, expansion: float) -> None:
         """Make one block."""
         super().__init__()
         self.norm1 = ChannelNorm(channels)
-        self.attn = ChannelAttention(channels, heads)
+        self.attn = ChannelAttention(channels, num_heads)
         self.norm2 = ChannelNorm(channels)
         self.ffn = GatedFeedForward(channels, expansion)
 
@@ -171,7 +188,7 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Halve the size of `x` `(B, C, H, W)`."""
-        return self.body(x)
+        return self.body(x).contiguous(memory_format=torch.channels_last)  # a GPU's unshuffling is not
 
 
 class Upsample(nn.Module):
@@ -186,7 +203,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Double the size of `x` `(B, C, H, W)`."""
-        return self.body(x)
+        return self.body(x).contiguous(memory_format=torch.channels_last)  # a GPU's shuffling is not
 
 
 class PatchEmbed(nn.Module):

@@ -1,7 +1,10 @@
 """Sizes of the network and weights of the loss, free of torch so that `--help` answers at once."""
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from math import isfinite
+from typing import Any, Literal, Self
+
+Checkpointing = Literal["none", "selective", "full"]
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class LossConfig:
     def __post_init__(self) -> None:
         """Refuse weights that reward what is wrong, or ask for nothing."""
         for name, weight in asdict(self).items():
-            if not weight >= 0:
-                raise ValueError(f"loss.{name}: expected at least 0, found {weight}")
+            if not (weight >= 0 and isfinite(weight)):
+                raise ValueError(f"loss.{name}: expected a finite weight of at least 0, found {weight}")
         if not any(weight for name, weight in asdict(self).items() if name != "load_weight"):
             raise ValueError("loss: expected a weight above 0 beside load_weight, found none")

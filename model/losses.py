@@ -1,6 +1,7 @@
 """The training loss: how far the restored slice is from the true one, in the terms that are weighed, and the routing's.
 
-SSIM and MS-SSIM are torchmetrics', the window 11 x 11 Gaussian, sigma 1.5, data range 1, as in evaluation.
+SSIM (Wang et al. 2004) is evaluation's own; MS-SSIM (Wang et al. 2003) is torchmetrics', with the same window, 11 x 11
+Gaussian of sigma 1.5, and data range 1.
 """
 
 from collections.abc import Callable
@@ -8,12 +9,10 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.image import (
-    multiscale_structural_similarity_index_measure,
-    structural_similarity_index_measure,
-)
+from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
 from upfield.model.configuration import LossConfig
+from upfield.model.quality import ssim_slice
 
 CHARBONNIER_EPSILON = 1e-3
 # Five scales, each half of the one before, and the coarsest must hold the window.
@@ -54,9 +53,7 @@ def charbonnier(restored: Tensor, high: Tensor) -> Tensor:
 
 def ssim_loss(restored: Tensor, high: Tensor) -> Tensor:
     """Give 1 - SSIM, averaged over slices: a scalar from 0 (shape `(B, 1, H, W)` each, at least 11 x 11)."""
-    similarity = structural_similarity_index_measure(restored, high, kernel_size=11, sigma=1.5, data_range=1.0)
-    assert isinstance(similarity, Tensor)
-    return 1 - similarity
+    return 1 - ssim_slice(restored, high).mean()
 
 
 def ms_ssim_loss(restored: Tensor, high: Tensor) -> Tensor:

@@ -2,11 +2,12 @@
 
 import ctypes
 import math
+import platform
 
 from upfield.model.amir import SIZE_MULTIPLE, AmirConfig, Checkpointing
-from upfield.model.blocks import ROW_MULTIPLE
+from upfield.model.blocks import ROW_MULTIPLE, next_multiple
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
 # Of a GPU's memory; weights, optimizer and what a layer needs while it works take the rest.
 USABLE = 0.8
 
@@ -20,12 +21,19 @@ def keep_freed_memory(keep: bool = True) -> None:
     Args:
         keep: False restores the limits that glibc arrives at by itself.
     """
+    if platform.libc_ver()[0] != "glibc":
+        return
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "gnu_get_libc_version"):
-        libc.mallopt(M_MMAP_THRESHOLD, 2**30 if keep else 32 * 2**20)
-        libc.mallopt(M_TRIM_THRESHOLD, -1 if keep else 64 * 2**20)
-        if not keep:
-            libc.malloc_trim(0)
+    if keep:
+        # Before glibc 2.35 the threshold had a maximum; to map nothing has the same effect.
+        if not libc.mallopt(M_MMAP_THRESHOLD, 2**30):
+            libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
+    else:
+        libc.mallopt(M_MMAP_MAX, 65536)
+        libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
+        libc.mallopt(M_TRIM_THRESHOLD, 64 * 2**20)
+        libc.malloc_trim(0)
 
 
 def choose_checkpointing(
@@ -59,13 +67,13 @@ def activation_bytes(
         hidden = int(channels * config.ffn_expansion)
         # Per expert: two hidden layers, its output and that in float32; then pixels, mixture and skip in float32.
         values += (config.num_experts * (2 * hidden + 3 * channels) + 6 * channels) / 4**level
-    pixels = math.prod(-(-length // SIZE_MULTIPLE) * SIZE_MULTIPLE for length in size)
+    pixels = math.prod(next_multiple(length, SIZE_MULTIPLE) for length in size)
     return int(value_bytes * batch * pixels * values)
 
 
 def _block_values(channels: int, expansion: float, checkpointing: Checkpointing) -> int:
     """Give the values per pixel that a transformer block keeps."""
-    hidden = -(-int(channels * expansion) // ROW_MULTIPLE) * ROW_MULTIPLE
+    hidden = next_multiple(int(channels * expansion), ROW_MULTIPLE)
     # Both norms' inputs and outputs, queries, keys and values, both hidden halves.
     selective = 7 * channels + 2 * hidden
     # The same after the depthwise filters, then gate and product.

@@ -25,9 +25,9 @@ class InstructionNetwork(nn.Module):
     def __init__(self, in_channels: int, num_tokens: int) -> None:
         """Make the condition network and a dictionary of `num_tokens` entries."""
         super().__init__()
-        widths = [(in_channels, 64, 3), (64, 64, 3), (64, 64, 1), (64, 64, 1), (64, 32, 1)]
+        shapes = [(in_channels, 64, 3), (64, 64, 3), (64, 64, 1), (64, 64, 1), (64, 32, 1)]
         layers: list[nn.Module] = []
-        for source, target, size in widths:
+        for source, target, size in shapes:
             layers += [nn.Conv2d(source, target, kernel_size=size, stride=size), nn.LeakyReLU(0.1)]
         self.CondNet = nn.Sequential(*layers[:-1])
         self.lastOut = nn.Linear(32, num_tokens)
@@ -41,25 +41,25 @@ class InstructionNetwork(nn.Module):
 
 
 class Gates(NamedTuple):
-    """What the gating of N pixels gives."""
+    """What the gating of pixels gives."""
 
     log_gates: Tensor
     """`(..., E)`: log of the gates; minus infinity for all but the two largest logits."""
-    load: Tensor
-    """`(E,)`: expected number of pixels that each expert serves."""
-    load_loss: Tensor
-    """Scalar: cv2(importance) + cv2(load)."""
-
-
-def squared_variation(x: Tensor) -> Tensor:
-    """Give the squared coefficient of variation of `x` `(E,)`, with the unbiased variance (Shazeer, eq. 7)."""
-    return x.var() / (x.mean() ** 2 + 1e-10)
+    usage: Tensor
+    """`(2, E)`: of each expert, its importance (the sum of its gates) and its load (the pixels it serves)."""
 
 
 def top_k_log_gates(logits: Tensor) -> Tensor:
     """Give the log of the softmax of the two largest of `logits` (shape `(..., E)`), minus infinity elsewhere."""
     values, experts = logits.topk(TOP_K, dim=-1)
     return torch.full_like(logits, -torch.inf).scatter(-1, experts, values.log_softmax(dim=-1))
+
+
+def clean_gates(logits: Tensor) -> Gates:
+    """Gate `logits` `(..., E)` without noise, as in evaluation: the load is a count."""
+    log_gates = top_k_log_gates(logits)
+    gates = log_gates.exp()
+    return Gates(log_gates, _over_pixels(gates, gates > 0))
 
 
 def noisy_gates(clean: Tensor, noise_scale: Tensor, noise: Tensor) -> Gates:
@@ -71,26 +71,35 @@ def noisy_gates(clean: Tensor, noise_scale: Tensor, noise: Tensor) -> Gates:
         noise: standard normal, `(..., E)`.
     """
     noisy = clean + noise_scale * noise
-    log_gates = top_k_log_gates(noisy)
-    # With as many experts as gates there is no logit to displace: each one is always taken.
     if clean.shape[-1] == TOP_K:
-        load = log_gates.exp().gt(0).to(clean).flatten(0, -2).sum(dim=0)
-    else:
-        threshold_out, threshold_in = noisy.topk(TOP_K + 1, dim=-1).values[..., TOP_K - 1 :].split(1, dim=-1)
-        threshold = torch.where(noisy > threshold_in, threshold_in, threshold_out)
-        load = torch.special.ndtr((clean - threshold) / noise_scale).flatten(0, -2).sum(dim=0)
-    importance = log_gates.exp().flatten(0, -2).sum(dim=0)
-    return Gates(log_gates, load, squared_variation(importance) + squared_variation(load))
+        # With as many experts as gates there is no logit to displace: each one is always taken.
+        return clean_gates(noisy)
+    log_gates = top_k_log_gates(noisy)
+    threshold_out, threshold_in = noisy.topk(TOP_K + 1, dim=-1).values[..., TOP_K - 1 :].split(1, dim=-1)
+    threshold = torch.where(noisy > threshold_in, threshold_in, threshold_out)
+    served = torch.special.ndtr((clean - threshold) / noise_scale)
+    return Gates(log_gates, _over_pixels(log_gates.exp(), served))
 
 
-def count_load_loss(log_gates: Tensor) -> Tensor:
-    """Give the load loss, a scalar, of noiseless gates `(..., E)`: the load counts the pixels an expert serves."""
-    gates = log_gates.exp().flatten(0, -2)
-    return squared_variation(gates.sum(dim=0)) + squared_variation((gates > 0).to(gates).sum(dim=0))
+def _over_pixels(gates: Tensor, served: Tensor) -> Tensor:
+    return torch.stack([gates.flatten(0, -2).sum(dim=0), served.to(gates).flatten(0, -2).sum(dim=0)])
+
+
+def load_loss(usage: Tensor) -> Tensor:
+    """Give cv2(importance) + cv2(load), summed over levels: a scalar (Shazeer, eq. 6-7 and 11).
+
+    cv2 is the squared coefficient of variation over the experts, with the unbiased variance.
+
+    Args:
+        usage: `(..., 2, E)`.
+    """
+    return (usage.var(dim=-1) / (usage.mean(dim=-1).square() + 1e-10)).sum()
 
 
 def log_mixture(outputs: Sequence[Tensor], log_gates: Tensor) -> Tensor:
-    """Combine experts in log space: log of the sum over experts of gate * exp(output), finite in any precision.
+    """Combine experts in log space: log of the sum over experts of gate * exp(output) (the mixture of Yang et al.).
+
+    As a log-sum-exp it stays finite in any precision; their exponential exceeds half precision above 11.
 
     Args:
         outputs: E tensors of shape `(..., C)`.
@@ -105,7 +114,7 @@ def log_mixture(outputs: Sequence[Tensor], log_gates: Tensor) -> Tensor:
         for output, gate in zip(outputs, log_gates.to(dtype).unbind(-1), strict=True)
     ]
     mixed = torch.stack(terms).logsumexp(dim=0)
-    return torch.where(mixed < UNDERFLOW_LOG, torch.full_like(mixed, UNDERFLOW_VALUE), mixed)
+    return torch.where(mixed < UNDERFLOW_LOG, UNDERFLOW_VALUE, mixed)
 
 
 class Expert(nn.Module):
@@ -147,23 +156,25 @@ class SpatialMixture(nn.Module):
             noise: standard normal `(B, P, E)` in training, None in evaluation.
 
         Returns:
-            The mixture `(B, P, C)` float32, and the load loss in training.
+            The mixture `(B, P, C)` float32, and in training the experts' usage `(2, E)`.
         """
-        clean = self._project(x, instruction, self.w_gate)
         if noise is None:
-            log_gates, load_loss = top_k_log_gates(clean), None
+            log_gates, usage = top_k_log_gates(self._project(x, instruction, self.w_gate)), None
         else:
-            noise_scale = F.softplus(self._project(x, instruction, self.w_noise)) + NOISE_FLOOR
-            log_gates, _, load_loss = noisy_gates(clean, noise_scale, noise)
-        return log_mixture([expert(x) for expert in self.experts], log_gates), load_loss
+            weight = torch.cat([self.w_gate, self.w_noise], dim=1)
+            clean, raw_scale = self._project(x, instruction, weight).chunk(2, dim=-1)
+            log_gates, usage = noisy_gates(clean, F.softplus(raw_scale) + NOISE_FLOOR, noise)
+        return log_mixture([expert(x) for expert in self.experts], log_gates), usage
 
     @staticmethod
     def _project(x: Tensor, instruction: Tensor, weight: Tensor) -> Tensor:
-        """Give [x ; instruction] @ weight, `(B, P, E)`, without repeating the instruction at every pixel."""
-        from_pixel, from_image = weight.chunk(2, dim=0)
+        """Give [x ; instruction] @ weight, `(B, P, columns)`, without repeating the instruction at every pixel."""
         # Gating decides which experts serve a pixel: it stays in float32 under autocast.
         with torch.autocast(x.device.type, enabled=False):
-            return x.float() @ from_pixel.float() + (instruction.float() @ from_image.float()).unsqueeze(1)
+            dtype = torch.promote_types(x.dtype, torch.float32)
+            x, instruction, weight = (tensor.to(dtype) for tensor in (x, instruction, weight))
+            from_pixel, from_image = weight.chunk(2, dim=0)
+            return x @ from_pixel + (instruction @ from_image).unsqueeze(1)
 
 
 class SpatialRouting(nn.Module):
@@ -176,12 +187,12 @@ class SpatialRouting(nn.Module):
         self.moe = SpatialMixture(channels, num_experts, expansion)
 
     def forward(self, x: Tensor, instruction: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Route `x` `(B, C, H, W)` by `instruction` `(B, 256)`; with `noise` `(B, H*W, E)` give the load loss too."""
+        """Route `x` `(B, C, H, W)` by `instruction` `(B, 256)`; `noise` `(B, H*W, E)` adds the usage `(2, E)`."""
         B, C, H, W = x.shape
         pixels = x.permute(0, 2, 3, 1).reshape(B, H * W, C)
-        mixed, load_loss = self.moe(pixels, self.fc(instruction), noise)
+        mixed, usage = self.moe(pixels, self.fc(instruction), noise)
         routed = pixels + mixed.to(x)
-        return routed.reshape(B, H, W, C).permute(0, 3, 1, 2), load_loss
+        return routed.reshape(B, H, W, C).permute(0, 3, 1, 2), usage
 
 
 class ChannelRouting(nn.Module):
@@ -197,5 +208,5 @@ class ChannelRouting(nn.Module):
     def forward(self, x: Tensor, instruction: Tensor) -> Tensor:
         """Transform `x` `(B, C, H, W)` by `instruction` `(B, 256)`."""
         gate = self.fc(instruction).sigmoid()[:, :, None, None]
-        # x + (x * gamma + beta) * gate, as one scale and one shift per channel and image.
-        return torch.addcmul((self.beta * gate).to(x), x, (1 + self.gamma * gate).to(x))
+        # One scale and one shift per channel and image; added to x and not to 1, beside which bf16 loses small scales.
+        return x + torch.addcmul((self.beta * gate).to(x), x, (self.gamma * gate).to(x))

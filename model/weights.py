@@ -63,8 +63,13 @@ def read_best(folder: Path) -> BestModel:
 
 def save_model(model: Amir, path: Path) -> None:
     """Write a network's weights and sizes to one safetensors file."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, path, metadata={METADATA_KEY: json.dumps(model.config.to_tree())})
+    save_weights(model.state_dict(), model.config, path)
+
+
+def save_weights(state: dict[str, Tensor], config: AmirConfig, path: Path) -> None:
+    """Write a state_dict, of the shapes of a network of `config`, and those sizes to one safetensors file."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    save_file(tensors, path, metadata={METADATA_KEY: json.dumps(config.to_tree())})
 
 
 def load_model(path: Path) -> Amir:
@@ -75,10 +80,12 @@ def load_model(path: Path) -> Amir:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        model = Amir(AmirConfig.from_tree(json.loads(metadata[METADATA_KEY])))
+            sizes = (file.metadata() or {}).get(METADATA_KEY)
+        if sizes is None:
+            raise ValueError(f"none of its own under {METADATA_KEY!r} in the file's metadata")
+        model = Amir(AmirConfig.from_tree(json.loads(sizes)))
         model.load_state_dict(load_file(path), strict=True)
-    except (SafetensorError, KeyError, RuntimeError, TypeError) as error:
+    except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: expected a network's weights with its sizes, found {error}") from error
     return model.eval()
 

@@ -4,6 +4,9 @@
 class InputError(ValueError):
     """The user's input or configuration is wrong; the message says what was expected, found, where, what to do."""
 
+    met_by_all = False
+    """Whether every process of a job meets this error alike, so that one of them may speak for all."""
+
 
 class VolumeError(InputError):
     """A file that should hold one 3-D volume does not.
@@ -31,3 +34,10 @@ class ShardSetError(InputError):
 
 class RunError(RuntimeError):
     """Work that began rightly cannot go on: one line and exit code 1."""
+
+    met_by_all = False
+    """As in InputError."""
+
+
+class FetchError(RunError):
+    """A remote file cannot be had, which each process finds out for itself."""

@@ -4,8 +4,6 @@ A block's record is written when its subjects are read and before its first shar
 fits is nobody's, and one with it need not be built again.
 """
 
-import errno
-import fcntl
 import json
 import os
 import re
@@ -19,8 +17,8 @@ from typing import Any, TextIO
 from upfield.sharding.atomic import write_json
 from upfield.sharding.cohort import SPLITS
 from upfield.sharding.errors import InputError
+from upfield.sharding.locking import try_lock
 from upfield.sharding.problem import Problem
-from upfield.sharding.progress import say
 from upfield.sharding.tarshard import SUFFIXES
 
 JOURNAL = ".build"
@@ -30,7 +28,6 @@ LOCK = "lock"
 MOST_TRIES = 100
 # A block's record, and not what is left of one that was being written.
 RECORD = re.compile(r"[a-z]+-\d+\.json")
-NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @dataclass(frozen=True)
@@ -92,15 +89,13 @@ def _remove_leftovers(out: Path) -> None:
 
 def _lock(lock: TextIO, out: Path) -> None:
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        free = try_lock(lock, out)
+    except OSError:
         lock.close()
-        raise InputError(f"{out}: expected no other build there, found one running; wait for it") from error
-    except OSError as error:
-        if error.errno not in NO_LOCKS_HERE:
-            lock.close()
-            raise
-        say(f"{out}: its file system has no locks; see to it that only one build runs there")
+        raise
+    if not free:
+        lock.close()
+        raise InputError(f"{out}: expected no other build there, found one running; wait for it")
 
 
 def is_unfinished(out: Path) -> bool:

@@ -41,7 +41,7 @@ def run_tasks(function: Callable[[T], R], tasks: Sequence[T], jobs: int = 0, exe
 
 
 def _in_processes(function: Callable[[T], R], tasks: Sequence[T], workers: int) -> Iterator[R]:
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=end_with_parent) as pool:
         futures = [pool.submit(_single_threaded, function, task) for task in tasks]
         try:
             for future in as_completed(futures):
@@ -58,8 +58,8 @@ def _in_processes(function: Callable[[T], R], tasks: Sequence[T], workers: int) 
             raise
 
 
-def _end_with_parent() -> None:
-    """Let Linux kill this worker when its parent dies: a parent killed hard leaves its workers waiting for ever."""
+def end_with_parent() -> None:
+    """Let Linux kill this process when its parent dies: a parent killed hard leaves those it started going on."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -16,7 +16,7 @@ from upfield.distributed import cache as cache_module
 from upfield.distributed.cache import CachedFile, ShardCache, release
 from upfield.distributed.remotefiles import RemoteFiles
 from upfield.distributed.store import Store
-from upfield.sharding.errors import RunError
+from upfield.sharding.errors import FetchError
 
 SIZE = 1000
 FETCH_FIRST_SHARD = """
@@ -101,7 +101,7 @@ def test_what_is_held_is_never_evicted(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(cache_module, "ROOM_WAIT_S", 0.0)
     cache = ShardCache(tmp_path, 2 * SIZE)
     first, second = (cache.hold(file_of(number), bring(number)) for number in range(2))
-    with pytest.raises(RunError, match=r"2\.tar.*1000 bytes too few: of 2000.*--data\.cache_bytes"):
+    with pytest.raises(FetchError, match=r"2\.tar.*1000 bytes too few: of 2000.*--data\.cache_bytes"):
         opened(cache, 2)
     release(first)
     assert opened(cache, 2) == content_of(2)
@@ -150,14 +150,14 @@ def test_who_waits_for_a_file_that_is_given_up_gives_up_too(tmp_path: Path) -> N
     def give_up(part: Path) -> None:
         begun.set()
         noticed.waited_for.wait()
-        raise RunError("lost")
+        raise FetchError("lost")
 
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(cache.hold, file_of(1), give_up)
         begun.wait()
         second = pool.submit(cache.hold, file_of(1), bring(1), noticed)
         for waiting in (first, second):
-            with pytest.raises(RunError, match="lost"):
+            with pytest.raises(FetchError, match="lost"):
                 waiting.result()
     assert opened(cache, 1) == content_of(1), "who comes later tries anew"
     assert others(tmp_path) == []

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from upfield.distributed.configuration import AugmentConfig
 from upfield.distributed.noise import gating_noise
 from upfield.distributed.reader import Sequencing, TrainingBatches, every_sample, read_batch, training_loader
 from upfield.model.amir import AmirConfig
@@ -18,7 +19,7 @@ def split(tiny_shards: Path) -> ShardSplit:
 
 
 def batches_of(split: ShardSplit, rank: int = 0, world_size: int = 1) -> TrainingBatches:
-    return TrainingBatches(split, Sequencing(0, 4, 2, rank, world_size))
+    return TrainingBatches(split, Sequencing(0, 4, 2, AugmentConfig(), rank, world_size))
 
 
 def test_a_batch_holds_the_samples_it_names(split: ShardSplit) -> None:
@@ -33,7 +34,7 @@ def test_a_batch_holds_the_samples_it_names(split: ShardSplit) -> None:
 def test_the_loader_gives_the_same_batches_for_any_number_of_workers(split: ShardSplit, num_workers: int) -> None:
     dataset = batches_of(split)
     steps = range(3, 3 + 2 * dataset.steps_per_epoch)
-    loaded = [batch.samples for batch in training_loader(dataset, steps, num_workers, pin_memory=False)]
+    loaded = [batch.samples for batch in training_loader(dataset, steps, num_workers, prefetch=2, pin_memory=False)]
     assert [s.tolist() for s in loaded] == [dataset.samples_at(step).tolist() for step in steps]
 
 

@@ -19,7 +19,7 @@ from upfield.distributed.launch import SCRIPT, launcher
 from upfield.distributed.order import epoch_order
 from upfield.distributed.reader import Batch, Sequencing, TrainingBatches, every_sample, training_loader
 from upfield.distributed.source import open_splits
-from upfield.sharding.errors import InputError, RunError, ShardSetError
+from upfield.sharding.errors import FetchError, InputError, ShardSetError
 
 SHARD = "train/000000.tar"
 
@@ -48,9 +48,9 @@ def every_value(data: DataConfig) -> list[list[float]]:
 
 def values_trained_on(data: DataConfig, steps: range) -> list[Batch]:
     split, _ = open_splits(data)
-    batches = TrainingBatches(split, Sequencing(3, data.batch_size, data.window_shards, 0, 1))
-    loader = training_loader(batches, steps, data.num_workers, pin_memory=False)
-    return list(fetched_ahead(loader, batches, steps, data.num_workers))
+    batches = TrainingBatches(split, Sequencing(3, data.batch_size, data.window_shards, data.augment, 0, 1))
+    loader = training_loader(batches, steps, data.num_workers, data.prefetch, pin_memory=False)
+    return list(fetched_ahead(loader, batches, steps, data.num_workers * data.prefetch))
 
 
 def cached_bytes(data: DataConfig) -> int:
@@ -88,7 +88,7 @@ def test_so_it_does_from_s3(tiny_shards: Path, s3_data: DataConfig, s3: FaultySe
 def test_a_shard_that_stays_bad_is_named(data: DataConfig, server: FaultyServer, fault: str) -> None:
     server.fail_always(SHARD, fault)
     split, _ = open_splits(data)
-    with pytest.raises(RunError, match=rf"{SHARD}: expected \d+ bytes of sha256 .*, found in 3 tries"):
+    with pytest.raises(FetchError, match=rf"{SHARD}: expected \d+ bytes of sha256 .*, found in 3 tries"):
         split.record(0)
     assert server.asked[SHARD] == 3
 
@@ -138,14 +138,14 @@ def test_a_shard_of_the_next_window_that_stays_bad_is_told_at_the_next_step() ->
     def hold(shard: int, _: threading.Event) -> int:
         if shard == bad:
             refused.set()
-            raise RunError("lost")
+            raise FetchError("lost")
         return os.open("/dev/null", os.O_RDONLY)
 
     fetcher = Fetcher(hold, horizon)
     fetcher.start(0)
     refused.wait()
     fetcher.close()
-    with pytest.raises(RunError, match="lost"):
+    with pytest.raises(FetchError, match="lost"):
         fetcher.advance(1)
 
 
@@ -193,7 +193,7 @@ def test_an_index_that_does_not_follow_its_tar_is_refused(data: DataConfig, serv
         return code, sent, body.replace(b" 512 ", b" 513 ") if path.endswith("train/000001.idx") else body
 
     server.answer = shifted
-    with pytest.raises(RunError, match=r"train/000001\.idx: .*expected the index of a tar of \d+ bytes"):
+    with pytest.raises(FetchError, match=r"train/000001\.idx: .*expected the index of a tar of \d+ bytes"):
         open_splits(data)
 
 

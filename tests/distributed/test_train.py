@@ -1,52 +1,24 @@
 """Training through the real entry script: processes, resume, signals, bad input."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from runs import (
+    SMALL,
+    assert_saved_where_it_stopped,
+    command,
+    environment,
+    lines,
+    losses,
+    run,
+    started,
+    trained,
+)
 from safetensors.torch import load_file
-
-from upfield.distributed.launch import SCRIPT, launcher
-
-SMALL = ["--model.preset", "tiny", "--run.precision", "no", "--run.log_every", "1", "--optim.lr", "1e-3"]
-
-
-def command(shards: Path, out: Path, *arguments: str, processes: int = 1) -> list[str]:
-    start = launcher(processes) if processes > 1 else [sys.executable]
-    return [*start, str(SCRIPT), "--data.shards", str(shards), "--run.out", str(out), *SMALL, *arguments]
-
-
-def environment() -> dict[str, str]:
-    # Warnings are errors here, not in programs that the tests start.
-    return {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=300, check=False)
-
-
-def trained(shards: Path, out: Path, *arguments: str, processes: int = 1) -> Path:
-    done = run(*command(shards, out, *arguments, "--data.trace", str(out / "trace.jsonl"), processes=processes))
-    assert done.returncode == 0, done.stderr
-    return out
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def training_lines(out: Path) -> list[dict]:
-    return [line for line in lines(out / "metrics.jsonl") if line["event"] == "train"]
-
-
-def losses(out: Path) -> list[float]:
-    return [line["loss"] for line in training_lines(out)]
 
 
 @pytest.fixture(scope="module")
@@ -66,69 +38,6 @@ def test_a_run_leaves_what_the_layout_says(undisturbed: Path) -> None:
     }
     validation = [line for line in lines(undisturbed / "metrics.jsonl") if line["event"] == "validation"]
     assert validation[-1]["cubic_psnr_slice"] > 0
-
-
-def test_the_trace_is_the_order_that_was_consumed(undisturbed: Path) -> None:
-    trace = lines(undisturbed / "trace.jsonl")
-    assert [line["step"] for line in trace] == [1, 2, 3, 4, 5, 6]
-    keys = [key for line in trace for key in line["keys"]]
-    assert len(keys) == len(set(keys)) == 24
-
-
-def test_two_ranks_of_the_real_script_train_as_one(tiny_shards: Path, tmp_path: Path) -> None:
-    # The load loss is taken per rank, so without it the two must agree but for the order of sums.
-    arguments = (
-        "--run.max_steps",
-        "6",
-        "--loss.load_weight",
-        "0",
-        "--data.trace",
-        str(tmp_path / "two" / "trace.jsonl"),
-    )
-    done = run(*command(tiny_shards, tmp_path / "two", *arguments, processes=2))
-    assert done.returncode == 0, done.stderr
-    assert "2 processes on cpu" in done.stderr
-    one = trained(tiny_shards, tmp_path / "one", "--run.max_steps", "6", "--loss.load_weight", "0")
-    assert lines(tmp_path / "two" / "trace.jsonl") == lines(one / "trace.jsonl")
-    assert [line["l1"] for line in training_lines(tmp_path / "two")] == pytest.approx(
-        [line["l1"] for line in training_lines(one)], rel=1e-5
-    )
-
-
-def test_a_resumed_run_equals_an_undisturbed_one(tiny_shards: Path, undisturbed: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    killed = [*command(tiny_shards, out, "--run.max_steps", "6", "--run.checkpoint_every", "2")]
-    process = subprocess.Popen(killed, env=environment(), stderr=subprocess.DEVNULL)
-    wait_for(out / "checkpoints" / "step-00000002")
-    process.kill()
-    process.wait()
-    assert not (out / "checkpoints" / "step-00000006").exists()
-    trained(tiny_shards, out, "--run.max_steps", "6", "--run.checkpoint_every", "2")
-    resumed, expected = (load_file(folder / "checkpoints/last/model.safetensors") for folder in (out, undisturbed))
-    assert all(resumed[name].equal(expected[name]) for name in expected)
-    assert losses(out) == losses(undisturbed)
-
-
-def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 120
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} never came"
-        time.sleep(0.02)
-
-
-def started(shards: Path, out: Path, *arguments: str) -> "subprocess.Popen[bytes]":
-    """Start a run that would take for ever, and wait for its first checkpoint."""
-    long = ("--run.max_steps", "100000", "--run.epochs", "100000", "--run.checkpoint_every", "2", *arguments)
-    process = subprocess.Popen(
-        command(shards, out, *long), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    wait_for(out / "checkpoints" / "step-00000002")
-    return process
-
-
-def assert_saved_where_it_stopped(out: Path) -> None:
-    last = max(line["step"] for line in lines(out / "metrics.jsonl"))
-    assert (out / "checkpoints" / "last").resolve().name == f"step-{last:08d}"
 
 
 def test_a_signal_saves_and_leaves_with_zero(tiny_shards: Path, tmp_path: Path) -> None:

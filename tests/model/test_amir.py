@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from upfield.model.amir import Amir, AmirConfig, Checkpointing, noise_shapes
-from upfield.model.routing import Expert, count_load_loss, log_mixture, noisy_gates, top_k_log_gates
+from upfield.model.routing import Expert, clean_gates, load_loss, log_mixture, noisy_gates, top_k_log_gates
 
 GOLDEN = load_file(Path(__file__).parent / "amir_small.safetensors")
 CHECKPOINTING: tuple[Checkpointing, ...] = get_args(Checkpointing)
@@ -39,11 +39,11 @@ def test_expert_mixtures_are_the_published_ones(small: Amir, level: int) -> None
     mixture = getattr(small, f"spatial_routing_encoder_level{level}").moe
     x, instruction = GOLDEN[f"level{level}.moe_input"], GOLDEN[f"level{level}.moe_instruction"]
     pixels = x.flatten(2).transpose(1, 2)
-    mixed, load_loss = mixture(pixels, instruction, None)
-    assert load_loss is None
+    mixed, usage = mixture(pixels, instruction, None)
+    assert usage is None
     close(mixed.transpose(1, 2).reshape(x.shape), GOLDEN[f"level{level}.moe_output"])
-    gates = top_k_log_gates(mixture._project(pixels, instruction, mixture.w_gate))
-    close(count_load_loss(gates).reshape(1), GOLDEN[f"level{level}.eval_load_loss"])
+    gates = clean_gates(mixture._project(pixels, instruction, mixture.w_gate))
+    close(load_loss(gates.usage).reshape(1), GOLDEN[f"level{level}.eval_load_loss"])
 
 
 @torch.no_grad()
@@ -53,8 +53,8 @@ def test_training_gates_and_load_are_the_published_ones(small: Amir) -> None:
     scale = torch.nn.functional.softplus(tokens @ mixture.w_noise) + 0.01
     gates = noisy_gates(tokens @ mixture.w_gate, scale, GOLDEN["gating.noise"])
     close(gates.log_gates.exp(), GOLDEN["gating.gates"])
-    close(gates.load, GOLDEN["gating.load"])
-    close(gates.load_loss.reshape(1), GOLDEN["gating.loss"])
+    close(gates.usage[1], GOLDEN["gating.load"])
+    close(load_loss(gates.usage).reshape(1), GOLDEN["gating.loss"])
 
 
 @pytest.mark.parametrize(("preset", "count"), [("official", 23_540_498), ("report", 22_248_687)])
@@ -132,8 +132,8 @@ def test_routing_stays_finite_under_autocast_with_expert_outputs_of_a_hundred(
     pixels = torch.rand(2, 30, 8, requires_grad=True)
     noise = torch.randn(2, 30, 4) if training else None
     with torch.autocast("cpu", dtype):
-        mixed, load_loss = mixture(pixels, torch.rand(2, 8), noise)
-    (mixed.float().sum() + (0 if load_loss is None else load_loss)).backward()
+        mixed, usage = mixture(pixels, torch.rand(2, 8), noise)
+    (mixed.float().sum() + (0 if usage is None else load_loss(usage))).backward()
     assert torch.isfinite(mixed).all()
     assert mixed.abs().max() > 90
     assert pixels.grad is not None

@@ -1,0 +1,145 @@
+"""A run repeats: whatever the number of processes and workers, and wherever it was killed."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from runs import command, environment, lines, losses, run, trained, training_lines, wait_for
+from safetensors.torch import load_file
+
+EPOCHS = ("--data.batch_size", "12", "--run.epochs", "2", "--run.validate_every", "100")
+EMA = ("--optim.ema_decay", "0.9", "--optim.clip_norm", "0.5", "--data.augment.shift_pixels", "2")
+SHORT = ("--run.max_steps", "6", "--run.checkpoint_every", "2", "--run.validate_every", "3", *EMA)
+
+
+def same(one: Path, other: Path, name: str) -> bool:
+    tensors = [load_file(out / "checkpoints/last" / name) for out in (one, other)]
+    return tensors[0].keys() == tensors[1].keys() and all(tensors[0][k].equal(tensors[1][k]) for k in tensors[0])
+
+
+def without_times(out: Path) -> list[dict]:
+    dropped = ("seconds", "slices_per_s", "data_wait", "memory_gb")
+    return [{k: v for k, v in line.items() if k not in dropped} for line in lines(out / "metrics.jsonl")]
+
+
+def flat(tree: object) -> list[object]:
+    if isinstance(tree, dict):
+        return [item for key, value in tree.items() for item in [key, *flat(value)]]
+    return [item for value in tree for item in flat(value)] if isinstance(tree, list | tuple) else [tree]
+
+
+@pytest.fixture(scope="module")
+def two_epochs(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tiny_shards, tmp_path_factory.mktemp("epochs") / "run", *EPOCHS)
+
+
+def test_an_epoch_has_each_sample_once_and_the_next_another_order(two_epochs: Path) -> None:
+    trace = lines(two_epochs / "trace.jsonl")
+    assert [line["step"] for line in trace] == list(range(1, 31))
+    first, second = ([key for line in trace if line["epoch"] == epoch for key in line["keys"]] for epoch in (0, 1))
+    assert len(first) == len(set(first)) == 180
+    assert sorted(first) == sorted(second)
+    assert first != second
+
+
+@pytest.mark.parametrize(
+    ("processes", "workers"),
+    [(1, 3), (2, 1), pytest.param(4, 0, marks=pytest.mark.slow), pytest.param(2, 3, marks=pytest.mark.slow)],
+)
+def test_the_trace_is_the_same_for_any_number_of_processes_and_workers(
+    tiny_shards: Path, two_epochs: Path, tmp_path: Path, processes: int, workers: int
+) -> None:
+    arguments = (*EPOCHS, "--data.num_workers", str(workers))
+    out = trained(tiny_shards, tmp_path / "run", *arguments, processes=processes)
+    assert lines(out / "trace.jsonl") == lines(two_epochs / "trace.jsonl")
+
+
+def test_a_run_that_is_killed_and_goes_on_with_more_processes_reads_the_same(
+    tiny_shards: Path, two_epochs: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    arguments = (*EPOCHS, "--run.checkpoint_every", "4", "--data.trace", str(out / "trace.jsonl"))
+    kill(command(tiny_shards, out, *arguments), out / "checkpoints" / "step-00000008")
+    trained(tiny_shards, out, *EPOCHS, "--run.checkpoint_every", "4", processes=2)
+    assert lines(out / "trace.jsonl") == lines(two_epochs / "trace.jsonl")
+
+
+def kill(arguments: list[str], seen: Path) -> None:
+    """Start a run and kill it once a file is there; its launcher, where it has one, whose ranks die with it."""
+    process = subprocess.Popen(arguments, env=environment(), stderr=subprocess.DEVNULL)
+    wait_for(seen)
+    assert process.poll() is None
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_that_is_killed_and_goes_on_ends_bit_for_bit_the_same(
+    tiny_shards: Path, tmp_path: Path, processes: int
+) -> None:
+    expected = trained(tiny_shards, tmp_path / "undisturbed", *SHORT, processes=processes)
+    out = tmp_path / "killed"
+    # Many steps, so that it is killed before it ends; the rest of it is cut off when it goes on.
+    long = ("--run.checkpoint_every", "2", "--run.validate_every", "3", *EMA, "--run.keep_checkpoints", "99")
+    kill(command(tiny_shards, out, *long, processes=processes), out / "checkpoints" / "step-00000004")
+    back = str(out / "checkpoints" / "step-00000002")
+    trained(tiny_shards, out, *SHORT, "--run.resume", back, processes=processes)
+    assert same(out, expected, "model.safetensors")
+    assert same(out, expected, "average.safetensors")
+    assert without_times(out) == without_times(expected)
+    states = [torch.load(folder / "checkpoints/last/optimizer.pt", weights_only=True) for folder in (out, expected)]
+    for one, other in zip(*map(flat, states), strict=True):
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+    progress = [(folder / "checkpoints/last/progress.json").read_text() for folder in (out, expected)]
+    assert progress[0] == progress[1]
+    best = [(folder / "best/metrics.json").read_text() for folder in (out, expected)]
+    assert best[0] == best[1]
+
+
+def test_one_and_two_processes_train_alike(tiny_shards: Path, tmp_path: Path) -> None:
+    arguments = ("--run.max_steps", "50", "--run.validate_every", "50")
+    one = trained(tiny_shards, tmp_path / "one", *arguments)
+    done = run(*command(tiny_shards, tmp_path / "two", *arguments, processes=2))
+    assert done.returncode == 0, done.stderr
+    assert "2 processes on cpu" in done.stderr
+    assert "strides" not in done.stderr
+    for name in ("loss", "l1", "load", "lr", "grad_norm"):
+        pair = [[line[name] for line in training_lines(out)] for out in (tmp_path / "two", one)]
+        assert pair[0] == pytest.approx(pair[1], rel=1e-4 if name == "grad_norm" else 1e-5), name
+    weights, expected = (load_file(out / "checkpoints/last/model.safetensors") for out in (tmp_path / "two", one))
+    assert max((weights[name] - expected[name]).abs().max().item() for name in expected) < 1e-5
+
+
+def test_accumulated_parts_train_like_the_whole(tiny_shards: Path, tmp_path: Path) -> None:
+    # Each part has a load loss of its own, so without it the two must agree but for the order of sums.
+    arguments = ("--run.max_steps", "6", "--loss.load_weight", "0", "--loss.ssim_weight", "0.1")
+    whole = trained(tiny_shards, tmp_path / "whole", *arguments)
+    parts = trained(tiny_shards, tmp_path / "parts", *arguments, "--data.micro_batch", "3")
+    assert losses(parts) == pytest.approx(losses(whole), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_the_same(tiny_shards: Path, two_epochs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = (*EPOCHS, "--run.checkpoint_every", "1", "--data.trace", str(out / "trace.jsonl"))
+    for delay_s in (5.0, 5.5, 6.3, 7.1, 8.0):
+        process = subprocess.Popen(command(tiny_shards, out, *arguments), env=environment(), stderr=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=delay_s)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    trained(tiny_shards, out, *EPOCHS, "--run.checkpoint_every", "1")
+    assert same(out, two_epochs, "model.safetensors")
+    assert lines(out / "trace.jsonl") == lines(two_epochs / "trace.jsonl")
+
+
+def test_torchrun_starts_the_same_program(tiny_shards: Path, tmp_path: Path) -> None:
+    script = command(tiny_shards, tmp_path / "run", "--run.max_steps", "2")[1:]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = run(*torchrun, *script)
+    assert done.returncode == 0, done.stderr
+    assert "2 processes on cpu" in done.stderr
