@@ -2,9 +2,9 @@
 
 Phantoms are made and sharded here (2.5D for `full450`), then `upfield train` runs each recipe for a few steps, eager
 and compiled, in processes of its own; figures are those of its log, the first half left out as warm-up. The share is
-three times the counted operations of a forward pass over the time, divided by `--peak_tflops` (990: an H100's dense bf16).
-With `--minutes`, the `report` recipe then trains for that long, and its validation curve is printed. On a CPU use
-`--preset tiny`, which only shows that the program runs.
+three times the counted operations of a forward pass over the time, divided by `--peak_tflops` (990: an H100's dense
+bf16). With `--minutes`, the `report` recipe then trains for that long, and its validation curve is printed. On a CPU
+use `--preset tiny`, which only shows that the program runs.
 """
 
 import argparse

@@ -9,7 +9,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from upfield.sharding.errors import InputError, RunError
+from upfield.sharding.errors import FetchError, InputError, RunError
 from upfield.sharding.locking import try_lock
 
 LOCK = ".lock"
@@ -21,7 +21,7 @@ def errors_met_by_all(kind: type[InputError | RunError] = RunError) -> Iterator[
     try:
         yield
     except kind as error:
-        error.met_by_all = True
+        error.met_by_all = not isinstance(error, FetchError)
         raise
 
 

@@ -24,6 +24,7 @@ from upfield.distributed.checkpoint import (
 from upfield.distributed.configuration import TrainConfig
 from upfield.distributed.launch import make_accelerator
 from upfield.distributed.reader import Sequencing, TrainingBatches
+from upfield.distributed.source import open_splits
 from upfield.model.amir import Amir
 from upfield.model.configuration import Checkpointing
 from upfield.model.memory import choose_checkpointing, keep_freed_memory
@@ -31,7 +32,7 @@ from upfield.model.weights import read_weights
 from upfield.sharding.atomic import write_text
 from upfield.sharding.command import to_yaml
 from upfield.sharding.errors import InputError
-from upfield.sharding.manifest import Manifest, read_manifest
+from upfield.sharding.manifest import Manifest
 from upfield.sharding.progress import say
 from upfield.sharding.shardset import ShardSplit
 
@@ -77,9 +78,7 @@ def open_inputs(config: TrainConfig) -> Inputs:
     if config.data.shards is None or config.run.out is None:
         missing = "data.shards" if config.data.shards is None else "run.out"
         raise InputError(f"expected --{missing}, found none; give it, or its key in the configuration")
-    manifest = read_manifest(config.data.shards)
-    split = ShardSplit(config.data.shards, "train", manifest)
-    validation = ShardSplit(config.data.shards, "val", manifest)
+    split, validation = open_splits(config.data)
     refuse_too_small(config, split, validation)
     if config.model.init is not None and not config.model.init.is_file():
         raise InputError(f"{config.model.init}: expected a file of weights, found none; check --model.init")

@@ -38,8 +38,8 @@ class AugmentConfig:
 class DataConfig:
     """Where samples come from and how they are batched."""
 
-    shards: Path | None = None
-    """Folder of the shard set."""
+    shards: str | Path | None = None
+    """The shard set: a folder, or an address (`s3://`, `gs://`, `https://` or what else fsspec has a package for)."""
     batch_size: int = 4
     """Samples in one *global* batch, divided evenly over the processes."""
     micro_batch: int | None = None
@@ -56,13 +56,28 @@ class DataConfig:
     """Random changes of training pairs."""
     trace: Path | None = None
     """File that gets a JSON line per step: epoch, step and the keys that were really consumed, in global order."""
+    cache_dir: Path | None = None
+    """Where remote shards are kept, shared by the node's processes and by later runs; on a disk of the node, for a
+    network drive would only move the waiting. `~/.cache/upfield/shards` by default."""
+    cache_bytes: int = 50_000_000_000
+    """Most bytes that `cache_dir` may take, what was used least recently goes first. Two windows must fit; a whole set
+    that fits is fetched only once, a smaller cache fetches every epoch anew. Twenty windows of usual shards (16 of 150
+    MB) by default, which most nodes have to spare."""
+    fetch_retries: int = 5
+    """Further tries for a remote shard that does not arrive as the manifest says, after pauses that double from half a
+    second. More ride out longer outages, fewer stop sooner for a shard that is lost."""
+    fetch_timeout_s: float = 60.0
+    """Seconds without a byte after which a transfer is given up and tried again. Shorter notices stalls sooner, longer
+    bears with stores that are slow to begin."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that would turn training into nothing."""
         limits = (("batch_size", 1), ("micro_batch", 1), ("window_shards", 1), ("num_workers", 0), ("prefetch", 1))
-        for name, least in limits:
+        for name, least in (*limits, ("cache_bytes", 1), ("fetch_retries", 0)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"data.{name}: expected at least {least}, found {value}")
+        if not self.fetch_timeout_s > 0:
+            raise ValueError(f"data.fetch_timeout_s: expected a positive time, found {self.fetch_timeout_s}")
 
 
 @dataclass(frozen=True)

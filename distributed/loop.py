@@ -10,6 +10,7 @@ from upfield.distributed.agreement import errors_met_by_all, write_on_main_proce
 from upfield.distributed.assembly import Training, set_up, tear_down
 from upfield.distributed.checkpoint import Progress, save_best, save_checkpoint
 from upfield.distributed.configuration import TrainConfig
+from upfield.distributed.fetcher import fetched_ahead
 from upfield.distributed.meter import Meter
 from upfield.distributed.noise import gating_noise
 from upfield.distributed.reader import Batch, training_loader
@@ -36,13 +37,15 @@ def fit(config: TrainConfig) -> Progress:
             run = set_up(config)
         record = Record(run.accelerator, run.out, run.progress.step, run.total_steps, config.data.trace)
         meter = Meter()
+        steps = range(run.progress.step, run.total_steps)
         loader = training_loader(
             run.batches,
-            range(run.progress.step, run.total_steps),
+            steps,
             config.data.num_workers,
             config.data.prefetch,
             pin_memory=run.accelerator.device.type == "cuda",
         )
+        loader = fetched_ahead(loader, run.batches, steps, config.data.num_workers * config.data.prefetch)
         try:
             for batch in meter.waiting(loader):
                 meter.add(train_step(run, batch, stop), config.data.batch_size)

@@ -25,9 +25,18 @@ def epoch_order(seed: int, epoch: int, shard_sizes: NDArray[np.int64], window_sh
     """
     rng = np.random.default_rng((seed, epoch))
     starts = np.cumsum(shard_sizes) - shard_sizes
-    shards = rng.permutation(len(shard_sizes))
-    windows = [shards[i : i + window_shards] for i in range(0, len(shards), window_shards)]
+    windows = _windows(rng, len(shard_sizes), window_shards)
     return np.concatenate([rng.permutation(_samples(window, starts, shard_sizes)) for window in windows])
+
+
+def epoch_windows(seed: int, epoch: int, num_shards: int, window_shards: int) -> list[NDArray[np.int64]]:
+    """Give the windows of `epoch_order` in turn: for each, the numbers of its shards `(up to window_shards,)`."""
+    return _windows(np.random.default_rng((seed, epoch)), num_shards, window_shards)
+
+
+def _windows(rng: np.random.Generator, num_shards: int, window_shards: int) -> list[NDArray[np.int64]]:
+    shards = rng.permutation(num_shards)
+    return [shards[i : i + window_shards] for i in range(0, num_shards, window_shards)]
 
 
 def _samples(shards: NDArray[np.int64], starts: NDArray[np.int64], shard_sizes: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from upfield.distributed.configuration import TrainConfig
+from upfield.sharding.address import is_remote
 from upfield.sharding.command import EXIT_FAILURE, EXIT_INPUT, Command, execute
 from upfield.sharding.errors import InputError, RunError
 
@@ -55,12 +56,17 @@ def speaks() -> bool:
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """Give the configuration with absolute paths: what travels with a run is read from other folders."""
 
-    def absolute(path: Path | None) -> Path | None:
-        return path and path.absolute()
+    def absolute(path: str | Path | None) -> Path | None:
+        return Path(path).absolute() if path else None
 
     return replace(
         config,
-        data=replace(config.data, shards=absolute(config.data.shards), trace=absolute(config.data.trace)),
+        data=replace(
+            config.data,
+            shards=config.data.shards if is_remote(str(config.data.shards)) else absolute(config.data.shards),
+            trace=absolute(config.data.trace),
+            cache_dir=absolute(config.data.cache_dir),
+        ),
         model=replace(config.model, init=absolute(config.model.init)),
         run=replace(config.run, out=absolute(config.run.out)),
     )

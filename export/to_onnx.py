@@ -58,7 +58,7 @@ def export(config: ExportConfig) -> None:
 
 def without_paths(training: dict[str, Any]) -> dict[str, Any]:
     """Give a training configuration without its folders: a model file travels, and they name people and machines."""
-    paths = {"data": ("shards", "trace"), "run": ("out",), "model": ("init",)}
+    paths = {"data": ("shards", "trace", "cache_dir"), "run": ("out",), "model": ("init",)}
     return {
         section: {key: value for key, value in values.items() if key not in paths.get(section, ())}
         if isinstance(values, dict)

@@ -37,3 +37,7 @@ class RunError(RuntimeError):
 
     met_by_all = False
     """As in InputError."""
+
+
+class FetchError(RunError):
+    """A remote file cannot be had, which each process finds out for itself."""

@@ -197,11 +197,24 @@ def read_manifest(root: Path) -> Manifest:
     if not path.is_file():
         what = "an unfinished build" if is_unfinished(root) else "no shard set"
         raise ShardSetError(f"{path}: expected a complete shard set, found {what}; run upfield shard to build it")
+    return parse_manifest(path.read_bytes(), str(path))
+
+
+def parse_manifest(data: bytes, where: str) -> Manifest:
+    """Make a manifest of a file's bytes.
+
+    Args:
+        data: the whole file.
+        where: what to call it in errors, a path or an address.
+
+    Raises:
+        ShardSetError: no manifest, or of another format version.
+    """
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(data)
         found = (tree["format"], tree["version"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ShardSetError(f"{path}: expected a shard set's manifest, found something else: {error}") from error
+        raise ShardSetError(f"{where}: expected a shard set's manifest, found something else: {error}") from error
     if found != (FORMAT, VERSION):
-        raise ShardSetError(f"{path}: expected format {FORMAT} version {VERSION}, found {found[0]} version {found[1]}")
+        raise ShardSetError(f"{where}: expected format {FORMAT} version {VERSION}, found {found[0]} version {found[1]}")
     return Manifest(tree)

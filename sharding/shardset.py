@@ -5,19 +5,77 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from upfield.sharding.errors import ShardSetError
 from upfield.sharding.manifest import Manifest, read_manifest
-from upfield.sharding.tarshard import read_index
+from upfield.sharding.tarshard import ShardEntry, ShardIndex, read_index
 
 MAX_OPEN_FILES = 64
 # Members that follow each other are read in one call, with the tar header between them.
 MAX_GAP_BYTES = 4096
 LOW, HIGH, RECORD = range(3)
+
+
+class ShardFiles(Protocol):
+    """Where the files of a set are, for the reader that needs them."""
+
+    @property
+    def max_open_files(self) -> int:
+        """Descriptors that a reader may keep."""
+        ...
+
+    def where(self, entry: ShardEntry) -> str:
+        """Name a shard's place in errors."""
+        ...
+
+    def indices(self, entries: Sequence[ShardEntry]) -> list[ShardIndex]:
+        """Read the shards' indices."""
+        ...
+
+    def open(self, entry: ShardEntry) -> int:
+        """Give a descriptor to read a shard's tar from."""
+        ...
+
+
+class LocalFiles:
+    """Files in a folder of this machine."""
+
+    def __init__(self, root: Path) -> None:
+        """Take the folder of the set."""
+        self.root = root
+
+    @property
+    def max_open_files(self) -> int:
+        """Descriptors that a reader may keep."""
+        return MAX_OPEN_FILES
+
+    def where(self, entry: ShardEntry) -> str:
+        """Name a shard's place in errors."""
+        return str(self.root / f"{entry.name}.tar")
+
+    def indices(self, entries: Sequence[ShardEntry]) -> list[ShardIndex]:
+        """Read the shards' indices.
+
+        Raises:
+            ShardSetError: one is missing or no index.
+        """
+        return [read_index(self.root / f"{entry.name}.idx") for entry in entries]
+
+    def open(self, entry: ShardEntry) -> int:
+        """Give a descriptor to read a shard's tar from.
+
+        Raises:
+            ShardSetError: it is missing.
+        """
+        path = self.where(entry)
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise ShardSetError(f"{path}: expected a shard, found none; run upfield verify") from error
 
 
 class ShardSplit:
@@ -26,26 +84,30 @@ class ShardSplit:
     Holds arrays and file descriptors only, so that it is cheap to send to loader workers, which open their own files.
     """
 
-    def __init__(self, root: Path, split: str, manifest: Manifest | None = None) -> None:
+    def __init__(
+        self, root: Path | str, split: str, manifest: Manifest | None = None, source: ShardFiles | None = None
+    ) -> None:
         """Read the manifest and the split's indices.
 
         Args:
-            root: folder of the set.
+            root: folder of the set, or with `source` what to call the set in errors.
             split: `train`, `val` or `test`.
             manifest: the set's manifest where it is already read.
+            source: where the set's files are, if not in the folder.
 
         Raises:
             ShardSetError: no such set or split, an index is missing or disagrees with the manifest.
         """
         self.root = root
         self.split = split
-        self.manifest = manifest or read_manifest(root)
+        self.manifest = manifest or read_manifest(Path(root))
+        self.source = source or LocalFiles(Path(root))
         self.entries = self.manifest.shards(split)
-        indices = [read_index(root / f"{entry.name}.idx") for entry in self.entries]
+        indices = self.source.indices(self.entries)
         for entry, index in zip(self.entries, indices, strict=True):
             if len(index.keys) != entry.samples:
                 raise ShardSetError(
-                    f"{root / entry.name}.idx: expected {entry.samples} samples as the manifest says, "
+                    f"{root}/{entry.name}.idx: expected {entry.samples} samples as the manifest says, "
                     f"found {len(index.keys)}; run upfield verify"
                 )
         self.shard_sizes = np.array([entry.samples for entry in self.entries], dtype=np.int64)
@@ -127,19 +189,16 @@ class ShardSplit:
                 )
             done += count
 
-    def _path(self, shard: int) -> Path:
-        return self.root / f"{self.entries[shard].name}.tar"
+    def _path(self, shard: int) -> str:
+        return self.source.where(self.entries[shard])
 
     def _open(self, shard: int) -> int:
         if shard in self._files:
             self._files.move_to_end(shard)
             return self._files[shard]
-        try:
-            descriptor = os.open(self._path(shard), os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError as error:
-            raise ShardSetError(f"{self._path(shard)}: expected a shard, found none; run upfield verify") from error
+        descriptor = self.source.open(self.entries[shard])
         self._files[shard] = descriptor
-        if len(self._files) > MAX_OPEN_FILES:
+        if len(self._files) > self.source.max_open_files:
             os.close(self._files.popitem(last=False)[1])
         return descriptor
 

@@ -138,18 +138,35 @@ def read_index(path: Path) -> ShardIndex:
         ShardSetError: missing, or not an index of our samples.
     """
     try:
-        head, *lines = path.read_text(encoding="ascii").splitlines()
-    except (FileNotFoundError, UnicodeDecodeError, ValueError) as error:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
         raise ShardSetError(f"{path}: expected a shard index, found none that can be read; rebuild the set") from error
+    return parse_index(data, str(path))
+
+
+def parse_index(data: bytes, where: str) -> ShardIndex:
+    """Make an index of a file's bytes.
+
+    Args:
+        data: the whole file.
+        where: what to call it in errors, a path or an address.
+
+    Raises:
+        ShardSetError: not an index of our samples.
+    """
+    try:
+        head, *lines = data.decode("ascii").splitlines()
+    except (UnicodeDecodeError, ValueError) as error:
+        raise ShardSetError(f"{where}: expected a shard index, found none that can be read; rebuild the set") from error
     if head != f"{INDEX_VERSION} {len(lines)}":
-        raise ShardSetError(f"{path}: expected '{INDEX_VERSION} {len(lines)}' as its first line, found {head!r}")
+        raise ShardSetError(f"{where}: expected '{INDEX_VERSION} {len(lines)}' as its first line, found {head!r}")
     words = [line.split(" ") for line in lines]
     if any(len(row) != 12 or tuple(row[0::4]) != MEMBERS for row in words):
-        raise ShardSetError(f"{path}: expected members {', '.join(MEMBERS)} in every line, found others")
+        raise ShardSetError(f"{where}: expected members {', '.join(MEMBERS)} in every line, found others")
     try:
         table = np.array([[row[i] for i in (1, 5, 9, 2, 6, 10)] for row in words], dtype=np.int64).reshape(-1, 6)
     except (ValueError, OverflowError) as error:
-        raise ShardSetError(f"{path}: expected whole numbers as offsets and sizes, found others: {error}") from error
+        raise ShardSetError(f"{where}: expected whole numbers as offsets and sizes, found others: {error}") from error
     keys = np.array([row[3].removesuffix(f".{MEMBERS[0]}") for row in words], dtype=np.bytes_)
     return ShardIndex(keys, table[:, :3], table[:, 3:])
 

@@ -54,11 +54,11 @@ def sweep(config: SweepConfig) -> None:
 
 def refuse_incomplete(config: SweepConfig) -> None:
     """Raise InputError where the training configuration lacks what every trial needs, a complete shard set first."""
-    from upfield.sharding.manifest import read_manifest
+    from upfield.distributed.source import read_set
 
     if config.train.data.shards is None:
         raise InputError("expected --train.data.shards, found none; give it, or its key in the configuration")
-    read_manifest(config.train.data.shards)
+    read_set(config.train.data)
 
 
 def refuse_impossible(config: SweepConfig, resources: Mapping[str, float]) -> None:

@@ -1,0 +1,108 @@
+"""A store on loopback that fails when it is told to: HTTP from a folder, or in front of an S3 server."""
+
+import itertools
+import threading
+import urllib.error
+import urllib.request
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+Answer = tuple[int, dict[str, str], bytes]
+FAULTS = ("error", "stall", "truncation", "corruption")
+
+
+def from_folder(root: Path) -> Callable[[str, dict[str, str]], Answer]:
+    """Answer with the files of a folder."""
+
+    def answer(path: str, _: dict[str, str]) -> Answer:
+        file = root / path.lstrip("/")
+        return (200, {}, file.read_bytes()) if file.is_file() else (404, {}, b"")
+
+    return answer
+
+
+def from_server(url: str) -> Callable[[str, dict[str, str]], Answer]:
+    """Answer as another server does."""
+
+    def answer(path: str, headers: dict[str, str]) -> Answer:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url + path, headers=headers)) as got:
+                return got.status, dict(got.headers), got.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, dict(error.headers), error.read()
+
+    return answer
+
+
+class _QuietServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing: clients hang up on what stalls."""
+
+
+class FaultyServer:
+    """Counts the files asked for, and gives for each the faults laid down for it before it answers rightly."""
+
+    def __init__(self, answer: Callable[[str, dict[str, str]], Answer]) -> None:
+        self.answer = answer
+        self.asked: Counter[str] = Counter()
+        self.stalled = threading.Event()
+        self.released = threading.Event()
+        self._faults: defaultdict[str, Iterator[str]] = defaultdict(lambda: iter(()))
+        self._server = _QuietServer(("127.0.0.1", 0), self._handler())
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return "http://{}:{}".format(*self._server.server_address[:2])
+
+    def fail(self, name: str, faults: Iterable[str]) -> None:
+        """Lay down the faults of the next requests for a file, by the end of its path."""
+        self._faults[name] = iter(faults)
+
+    def fail_always(self, name: str, fault: str) -> None:
+        self.fail(name, itertools.repeat(fault))
+
+    def close(self) -> None:
+        self.released.set()
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                name = "/".join(self.path.partition("?")[0].split("/")[-2:])
+                server.asked[name] += 1
+                fault = next(server._faults[name], "")
+                code, headers, body = server.answer(self.path, dict(self.headers))
+                if fault == "error":
+                    code, headers, body = 500, {}, b"no"
+                elif fault == "corruption":
+                    body = body[:-1000] + bytes([body[-1000] ^ 1]) + body[-999:]
+                self.send_response(code)
+                for key, value in headers.items():
+                    if key.lower() in ("content-type", "etag", "last-modified"):
+                        self.send_header(key, value)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                half = fault in ("stall", "truncation", "gate")
+                self.wfile.write(body[: len(body) // 2] if half else body)
+                self.wfile.flush()
+                if fault in ("stall", "gate"):
+                    server.stalled.set()
+                    server.released.wait()
+                if fault == "gate":
+                    self.wfile.write(body[len(body) // 2 :])
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+                pass
+
+        return Handler
