@@ -1,14 +1,25 @@
 """The published network, by the tensors it produced and the parameters it has."""
 
+import math
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from upfield.model.amir import Amir, AmirConfig, Checkpointing, noise_shapes
-from upfield.model.routing import Expert, clean_gates, load_loss, log_mixture, noisy_gates, top_k_log_gates
+from upfield.model.blocks import ChannelAttention, TransformerBlock
+from upfield.model.routing import (
+    ChannelRouting,
+    Expert,
+    clean_gates,
+    load_loss,
+    log_mixture,
+    noisy_gates,
+    top_k_log_gates,
+)
 
 GOLDEN = load_file(Path(__file__).parent / "amir_small.safetensors")
 CHECKPOINTING: tuple[Checkpointing, ...] = get_args(Checkpointing)
@@ -84,7 +95,70 @@ def test_training_gives_the_load_loss_and_a_gradient_to_every_parameter() -> Non
     network = Amir(AmirConfig.preset("tiny")).train()
     restored, load_loss = network(torch.rand(2, 1, 24, 16))
     (restored.mean() + load_loss).backward()
-    assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []
+    gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients.values())
+    assert all(g is not None and g.any() for name, g in gradients.items() if "experts" in name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("content", ["noise", "black"])
+def test_value_and_gradients_stay_finite_with_channels_that_are_dead(dtype: torch.dtype, content: str) -> None:
+    network = Amir(AmirConfig.preset("tiny")).train()
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, ChannelAttention):
+                module.qkv.weight[::3] = 0
+    image = torch.rand(2, 1, 24, 16) * (content == "noise")
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        restored, load_loss = network(image)
+    (restored.float().square().mean() + load_loss).backward()
+    assert restored.isfinite().all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_small_scales_of_channels_are_not_lost_in_half_precision() -> None:
+    routing = ChannelRouting(8)
+    torch.nn.init.constant_(routing.gamma, 1e-2)  # 1.005 is 1.0078 in bf16
+    x, instruction = torch.rand(1, 8, 64, 64), torch.zeros(1, 256)
+    gain = (routing(x.bfloat16(), instruction).float() / x.bfloat16().float()).mean() - 1
+    assert gain.item() == pytest.approx((routing(x, instruction) / x).mean().item() - 1, rel=0.2)
+
+
+def test_images_stay_channels_last_where_shuffling_does_not_keep_them_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PixelShuffle", "PixelUnshuffle"):  # as a GPU's
+        module = getattr(torch.nn, name)
+        forward = module.forward
+        monkeypatch.setattr(module, "forward", lambda self, x, forward=forward: forward(self, x).contiguous())
+    network, seen = Amir(SMALL).eval(), []
+    for module in network.modules():
+        if isinstance(module, TransformerBlock):
+            module.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].is_contiguous()))
+    with torch.no_grad():
+        network(torch.rand(2, 1, 24, 16))
+    assert seen
+    assert all(seen)
+
+
+def test_nothing_in_a_step_asks_for_a_value_that_a_gpu_would_have_to_be_waited_for() -> None:
+    with FakeTensorMode():  # Has no values, and refuses to be asked for any.
+        network = Amir(AmirConfig.preset("tiny")).train()
+        restored, load_loss = network(torch.rand(2, 1, 24, 16))
+        (restored.mean() + load_loss).backward()
+
+
+def test_two_experts_always_serve(small: Amir) -> None:
+    clean = torch.randn(50, 2)
+    gates = noisy_gates(clean, torch.ones(50, 2), torch.randn(50, 2))
+    assert gates.usage[1].tolist() == [50, 50]
+    assert gates.usage[0].sum().item() == pytest.approx(50, rel=1e-5)
+
+
+def test_noise_is_for_training_alone(small: Amir) -> None:
+    noise = [torch.randn(1, *shape) for shape in noise_shapes(SMALL, 16, 16)]
+    with torch.no_grad():
+        assert isinstance(small(torch.rand(1, 1, 16, 16), noise), torch.Tensor)
+    with pytest.raises(ValueError, match="checkpointing: expected one of"):
+        small.set_checkpointing("ful")  # pyright: ignore[reportArgumentType]
 
 
 @torch.no_grad()
@@ -107,15 +181,19 @@ def test_mixture_and_its_gradient_equal_the_published_formula() -> None:
     outputs = torch.randn(4, 7, 3, dtype=torch.float64, requires_grad=True)
     log_gates = top_k_log_gates(torch.randn(7, 4, dtype=torch.float64))
     published = (log_gates.exp().T.unsqueeze(-1) * outputs.exp()).sum(0).log()
-    ours = torch.stack([o + g[:, None] for o, g in zip(outputs, log_gates.unbind(-1), strict=True)]).logsumexp(0)
-    close(ours, published)
-    first, second = (torch.autograd.grad(y.sum(), outputs, retain_graph=True)[0] for y in (ours, published))
-    close(first, second)
     mixed = log_mixture(list(outputs), log_gates)
     assert mixed.dtype == torch.float64
     torch.testing.assert_close(mixed, published)
-    (third,) = torch.autograd.grad(mixed.sum(), outputs)
-    torch.testing.assert_close(third, second)
+    ours, theirs = (torch.autograd.grad(y.sum(), outputs, retain_graph=True)[0] for y in (mixed, published))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_mixture_gives_the_published_value_where_every_exponential_underflows() -> None:
+    outputs = [torch.full((1, 1), value, requires_grad=True) for value in (-200.0, -210.0)]
+    mixed = log_mixture(outputs, torch.tensor([[0.5, 0.5]]).log())
+    assert mixed.item() == pytest.approx(math.log(2.22e-16))
+    mixed.backward()
+    assert all(output.grad is not None and output.grad.item() == 0 for output in outputs)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
