@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow check format bench clean
+.PHONY: demo test test-slow test-long check format bench clean
 
 demo: $(READY)
 	$(BIN)/upfield demo --out demo
@@ -12,7 +12,7 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/pytest
 
-test-slow: $(READY)
+test-slow test-long: $(READY)
 	$(BIN)/pytest -m slow
 
 check: $(READY)
