@@ -56,7 +56,7 @@ def top_k_log_gates(logits: Tensor) -> Tensor:
 
 
 def clean_gates(logits: Tensor) -> Gates:
-    """Gate `logits` `(..., E)` without noise, as in evaluation: the load is a count."""
+    """Gate logits of shape `(..., E)` without noise, as in evaluation: the load is a count."""
     log_gates = top_k_log_gates(logits)
     gates = log_gates.exp()
     return Gates(log_gates, _over_pixels(gates, gates > 0))

@@ -11,7 +11,15 @@ import torch
 
 from upfield.distributed.configuration import AugmentConfig
 from upfield.distributed.noise import gating_noise
-from upfield.distributed.reader import Recycled, Sequencing, TrainingBatches, every_sample, read_batch, training_loader
+from upfield.distributed.reader import (
+    Recycled,
+    Sequencing,
+    TrainingBatches,
+    every_sample,
+    every_sample_in_step,
+    read_batch,
+    training_loader,
+)
 from upfield.model.amir import AmirConfig
 from upfield.sharding.errors import ShardSetError
 from upfield.sharding.shardset import ShardSplit
@@ -97,6 +105,18 @@ def test_validation_reads_every_sample_once(tiny_shards: Path, world_size: int) 
     split = ShardSplit(tiny_shards, "val")
     seen = [batch.samples for rank in range(world_size) for batch in every_sample(split, 3, rank, world_size)]
     assert sorted(torch.cat(seen).tolist()) == list(range(split.num_samples))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_validation_in_step_has_every_sample_once_and_equal_batches_on_all_ranks(
+    tiny_shards: Path, world_size: int
+) -> None:
+    split = ShardSplit(tiny_shards, "val")
+    ranks = [list(every_sample_in_step(split, 3, rank, world_size)) for rank in range(world_size)]
+    assert len({len(batches) for batches in ranks}) == 1
+    assert {len(batch.samples) for batches in ranks for batch, _ in batches} == {3}
+    seen = torch.cat([batch.samples[valid] for batches in ranks for batch, valid in batches])
+    assert sorted(seen.tolist()) == list(range(split.num_samples))
 
 
 def test_gating_noise_depends_on_seed_step_and_sample_alone() -> None:
