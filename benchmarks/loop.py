@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import yaml
 
 from upfield.distributed.assembly import set_up, tear_down
 from upfield.distributed.configuration import DataConfig, ModelConfig, RunConfig, TrainConfig
@@ -37,8 +38,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        quietly(phantom, [str(root / "cohort"), "--subjects", "4"])
-        quietly(shard, ["--config", str(root / "cohort/cohorts.yaml"), "--out", str(root / "shards")])
+        make_shards(root)
         print(f"batch {arguments.batch}, {arguments.steps} steps of whole slices, {arguments.precision}")
         print("preset       bare (slices/s)   loop (slices/s)   ratio   data wait")
         for preset in arguments.presets:
@@ -49,6 +49,16 @@ def main() -> None:
                 rate, waited = loop_rate(config)
                 loop, wait = max(loop, rate), min(wait, waited)
             print(f"{preset:<12} {bare:>15.2f} {loop:>17.2f} {loop / bare:>7.3f} {wait:>11.2%}", flush=True)
+
+
+def make_shards(root: Path) -> None:
+    """Write phantoms and shards of their middle slices: few, since the run ends with a validation."""
+    quietly(phantom, [str(root / "cohort"), "--subjects", "4"])
+    file = root / "cohort/cohorts.yaml"
+    config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    config["geometry"] = {"low_shape": [10, 138, 40], "high_shape": [16, 221, 200]}
+    file.write_text(yaml.safe_dump(config), encoding="utf-8")
+    quietly(shard, ["--config", str(file), "--out", str(root / "shards")])
 
 
 def quietly(command: object, arguments: list[str]) -> None:
@@ -66,7 +76,13 @@ def training(arguments: argparse.Namespace, root: Path, preset: str, out: Path) 
         data=DataConfig(shards=root / "shards", batch_size=arguments.batch),
         model=ModelConfig(preset=preset),
         run=RunConfig(
-            out=out, max_steps=steps, precision=arguments.precision, log_every=1, validate_every=10**9, trackers=[]
+            out=out,
+            max_steps=steps,
+            precision=arguments.precision,
+            log_every=1,
+            validate_every=10**9,
+            checkpoint_every=10**9,
+            trackers=[],
         ),
     )
 

@@ -1,6 +1,8 @@
 """Memory of a rank and its workers over three epochs, and over many subjects.
 
-Reads whole epochs as training does, without training, in a process of its own for each row. Memory is RSS (resident
+A row is a process of its own. "reading" reads whole epochs as training does, batch by batch, without training.
+"training" is `upfield train` itself, whose log says what it holds: the smallest network on 16 x 16 pixels cut from
+every slice, 64 slices a step, so that 80,550 slices take minutes on a CPU. Memory is RSS (resident
 memory, `Rss` of `/proc/PID/smaps_rollup`) of that process and all below it, in MB; of an epoch the largest of 20 values
 counts. "opened" is before the first batch: Python, torch, the manifest and the index, whose arrays are told apart as
 "index". Files that the system keeps in its page cache belong to nobody and are not counted.
@@ -21,37 +23,41 @@ from pathlib import Path
 import numpy as np
 
 SLICES, SAMPLES_PER_SHARD, SHAPE = 179, 512, (1, 221, 200)
+TRAINED_BATCH = 64
 EPOCHS, LOOKS = 3, 20
 LARGEST_RATIO = 1.05
 
 
 def write_set(folder: Path, num_subjects: int) -> float:
-    """Write a training split of `num_subjects` volumes; give the bytes of its shards in GB."""
+    """Write `num_subjects` volumes for training and one for validation; give the bytes of the former in GB."""
     from upfield.sharding.cohort import Source, Subject
     from upfield.sharding.configuration import ShardConfig
     from upfield.sharding.manifest import Addition, content_config, write_manifest
     from upfield.sharding.tarshard import INDEX_VERSION, Sample, ShardEntry, write_shard
 
     noise = np.random.default_rng(0).random((SAMPLES_PER_SHARD, *SHAPE), dtype=np.float32).astype(np.float16)
-    keys = [f"ixi-{i // SLICES:06d}-synthetic-0-x{i % SLICES:03d}" for i in range(num_subjects * SLICES)]
+    keys = [f"ixi-{i // SLICES:06d}-synthetic-0-x{i % SLICES:03d}" for i in range((num_subjects + 1) * SLICES)]
     samples = (Sample(keys[i], noise[i], noise[i - 1], {"slice": i}) for i in range(SAMPLES_PER_SHARD))
     template = write_shard(folder, "template", samples)
     lines = (folder / "template.idx").read_text(encoding="ascii").splitlines()[1:]
-    (folder / "train").mkdir()
     entries: list[ShardEntry] = []
-    for part in np.array_split(np.array(keys), -(-len(keys) // SAMPLES_PER_SHARD)):
-        name = f"train/{len(entries):06d}"
+    num_shards = -(-num_subjects * SLICES // SAMPLES_PER_SHARD)
+    parts = [("train", part) for part in np.array_split(np.array(keys[:-SLICES]), num_shards)]
+    for split, part in [*parts, ("val", np.array(keys[-SLICES:]))]:
+        (folder / split).mkdir(exist_ok=True)
+        name = f"{split}/{len(entries) if split == 'train' else 0:06d}"
         os.link(folder / "template.tar", folder / f"{name}.tar")
         index = [line.replace(old, new) for line, old, new in zip(lines, keys, part.tolist(), strict=False)]
         (folder / f"{name}.idx").write_text("\n".join([f"{INDEX_VERSION} {len(part)}", *index]) + "\n")
         entries.append(ShardEntry(name, len(part), template.bytes, template.sha256))
-    names = [f"{number:06d}" for number in range(num_subjects)]
+    names = [f"{number:06d}" for number in range(num_subjects + 1)]
     source = Source((Path("ixi.nii.gz"),), stacked=False)
-    subjects = [Subject("ixi", name, name, "train", source, None, "resize", ()) for name in names]
+    splits = ["train"] * num_subjects + ["val"]
+    subjects = [Subject("ixi", *pair, source, None, "resize", ()) for pair in zip(names, names, splits, strict=True)]
     sources = [{"cohort": "ixi", "subject": name, "high": "0" * 32, "high_voxels": "0" * 32} for name in names]
     addition = Addition(subjects=subjects, entries=entries, sources=sources)
     write_manifest(folder, content_config(ShardConfig()), addition, None)
-    return len(keys) / SAMPLES_PER_SHARD * template.bytes / 1e9
+    return num_subjects * SLICES / SAMPLES_PER_SHARD * template.bytes / 1e9
 
 
 def resident_mb() -> float:
@@ -93,24 +99,48 @@ def measure(folder: Path, num_workers: int, batch_size: int) -> list[float]:
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
+def train(folder: Path, num_workers: int, num_subjects: int) -> list[float]:
+    """Train for three epochs; give the largest memory that each epoch's log lines tell, in MB."""
+    from upfield.distributed.launch import SCRIPT
+
+    steps = num_subjects * SLICES // TRAINED_BATCH
+    command = [sys.executable, str(SCRIPT), "--data.shards", str(folder), "--run.out", str(folder / "run")]
+    command += ["--data.augment.crop", "[16, 16]", "--data.batch_size", str(TRAINED_BATCH), "--model.preset", "tiny"]
+    command += ["--data.num_workers", str(num_workers), "--run.epochs", str(EPOCHS), "--run.validate_every", str(10**9)]
+    command += ["--run.log_every", str(steps // LOOKS)]
+    subprocess.run(command, check=True, capture_output=True)
+    epochs_mb = [0.0] * EPOCHS
+    for line in map(json.loads, (folder / "run/metrics.jsonl").read_text(encoding="utf-8").splitlines()):
+        if line["event"] == "train":
+            epoch = (line["step"] - 1) // steps
+            epochs_mb[epoch] = max(epochs_mb[epoch], 1000 * line["memory_gb"])
+    return epochs_mb
+
+
 def show(counts: list[int], workers: list[int], batch_size: int, folder: Path | None) -> None:
     """Print the table and whether targets hold."""
     titles = ["GB", "workers", "index", "opened", *(f"epoch {number}" for number in range(1, EPOCHS + 1))]
-    print(f"\n{'subjects':>8} {'samples':>9}{''.join(f'{title:>9}' for title in titles)} {'largest ratio':>14}")
-    rows: dict[tuple[int, int], list[float]] = {}
+    print(f"\n{'':<8} {'subjects':>8} {'samples':>9}{''.join(f'{title:>9}' for title in titles)} {'largest ratio':>14}")
+    rows: dict[tuple[int, str, int], list[float]] = {}
     for count in counts:
         with tempfile.TemporaryDirectory(dir=folder) as name:
             gigabytes = write_set(Path(name), count)
-            for num_workers in workers:
-                index_mb, opened_mb, *epochs_mb = measure(Path(name), num_workers, batch_size)
-                rows[count, num_workers] = epochs_mb
-                numbers = "".join(f"{mb:>9.1f}" for mb in (index_mb, opened_mb, *epochs_mb))
-                start = f"{count:>8} {count * SLICES:>9}{gigabytes:>9.2f}{num_workers:>9}"
+            for what, num_workers in [*(("reading", number) for number in workers), ("training", max(workers))]:
+                if what == "reading":
+                    index_mb, opened_mb, *epochs_mb = measure(Path(name), num_workers, batch_size)
+                    first = f"{index_mb:>9.1f}{opened_mb:>9.1f}"
+                else:
+                    epochs_mb, first = train(Path(name), num_workers, count), " " * 18
+                rows[count, what, num_workers] = epochs_mb
+                numbers = "".join(f"{mb:>9.1f}" for mb in epochs_mb)
+                start = f"{what:<8} {count:>8} {count * SLICES:>9}{gigabytes:>9.2f}{num_workers:>9}{first}"
                 print(f"{start}{numbers} {max(epochs_mb) / min(epochs_mb):>14.3f}", flush=True)
     print()
-    tell("epochs", max(max(row) / min(row) for row in rows.values()))
-    peaks = [[max(rows[count, num_workers]) for count in counts] for num_workers in workers]
-    tell(f"{min(counts)} and {max(counts)} subjects", max(max(row) / min(row) for row in peaks))
+    for what in ("reading", "training"):
+        kept = {key: row for key, row in rows.items() if key[1] == what}
+        tell(f"epochs, {what}", max(max(row) / min(row) for row in kept.values()))
+        peaks = [[max(kept[key]) for key in kept if key[2] == number] for number in {key[2] for key in kept}]
+        tell(f"{min(counts)} and {max(counts)} subjects, {what}", max(max(row) / min(row) for row in peaks))
 
 
 def tell(what: str, ratio: float) -> None:
