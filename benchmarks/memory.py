@@ -108,7 +108,8 @@ def train(folder: Path, num_workers: int, num_subjects: int) -> list[float]:
     command += ["--data.augment.crop", "[16, 16]", "--data.batch_size", str(TRAINED_BATCH), "--model.preset", "tiny"]
     command += ["--data.num_workers", str(num_workers), "--run.epochs", str(EPOCHS), "--run.validate_every", str(10**9)]
     command += ["--run.log_every", str(steps // LOOKS)]
-    subprocess.run(command, check=True, capture_output=True)
+    # Convolutions this small take longer in more threads.
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     epochs_mb = [0.0] * EPOCHS
     for line in map(json.loads, (folder / "run/metrics.jsonl").read_text(encoding="utf-8").splitlines()):
         if line["event"] == "train":

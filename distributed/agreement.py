@@ -3,16 +3,18 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, NoReturn, TextIO, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
 
 from upfield.sharding.errors import FetchError, InputError, RunError
 from upfield.sharding.locking import try_lock
 
 LOCK = ".lock"
+T = TypeVar("T")
 
 
 @contextmanager
@@ -25,6 +27,65 @@ def errors_met_by_all(kind: type[InputError | RunError] = RunError) -> Iterator[
         raise
 
 
+def done_by_all(work: Callable[[], T]) -> T:
+    """Do the same on every process, and fail on all where it failed on one. Collective: ALL ranks call it.
+
+    Args:
+        work: without anything collective in it.
+
+    Returns:
+        What it gave here.
+
+    Raises:
+        InputError: it raised that on some process.
+        RunError: likewise.
+    """
+    results: list[T] = []
+    problem = _caught(lambda: results.append(work()))
+    problems = [found for found in gather_object([problem]) if found is not None]
+    if problems:
+        _raise(problems[0])
+    return results[0]
+
+
+def done_by_main_process(work: Callable[[], T]) -> T:
+    """Let the main process do something, and give all what it gave. Collective: ALL ranks call it.
+
+    Args:
+        work: gives what can be sent to other processes.
+
+    Raises:
+        InputError: it raised that.
+        RunError: likewise.
+    """
+    outcome: list[Any] = [None, None]
+    if PartialState().is_main_process:
+
+        def keep() -> None:
+            outcome[0] = work()
+
+        outcome[1] = _caught(keep)
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        _raise(outcome[1])
+    return outcome[0]
+
+
+def _caught(work: Callable[[], object]) -> tuple[bool, str] | None:
+    """Do it and give what was raised: whether the input is to blame, and the message."""
+    try:
+        work()
+    except (InputError, RunError) as error:
+        return isinstance(error, InputError), str(error)
+    return None
+
+
+def _raise(problem: tuple[bool, str]) -> NoReturn:
+    error = (InputError if problem[0] else RunError)(problem[1])
+    error.met_by_all = True
+    raise error
+
+
 def write_on_main_process(what: str, write: Callable[[], None]) -> None:
     """Let the main process write, and fail on all where it failed. Collective: ALL ranks call it.
 
@@ -35,20 +96,19 @@ def write_on_main_process(what: str, write: Callable[[], None]) -> None:
     Raises:
         RunError: the main process could not write.
     """
-    problem = ""
-    if PartialState().is_main_process:
+
+    def attempt() -> None:
         try:
             write()
-        # A library in between may turn the system's error into one of its own.
-        except (OSError, RuntimeError) as error:
+        # A library in between may turn the system's error into one of its own, of any class.
+        except Exception as error:
             problem = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    problems = [problem]
-    broadcast_object_list(problems)
-    if problems[0]:
-        raise RunError(
-            f"{what}: expected to write it, found: {problems[0]}; what was written before is whole. Make room, or mend "
-            "what is wrong there, and start the same command again"
-        )
+            raise RunError(
+                f"{what}: expected to write it, found: {problem}; what was written before is whole. Make room, or mend "
+                "what is wrong there, and start the same command again"
+            ) from error
+
+    done_by_main_process(attempt)
 
 
 def hold_folder(out: Path) -> TextIO | None:
@@ -63,18 +123,45 @@ def hold_folder(out: Path) -> TextIO | None:
     Raises:
         InputError: another job writes there.
     """
-    lock, free = None, [True]
-    if PartialState().is_main_process:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = (out / LOCK).open("w")
-        free = [try_lock(lock, out)]
-    broadcast_object_list(free)
-    if not free[0]:
-        raise InputError(
-            f"{out}: expected no other training to write this run, found one that is going on; wait for it, end it, or "
-            "choose another --run.out"
-        )
-    return lock
+    locks: list[TextIO] = []
+
+    def take() -> None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            lock = (out / LOCK).open("w")
+        except OSError as error:
+            raise InputError(
+                f"{out}: expected a folder that can be written, found: {error.strerror}; choose another --run.out"
+            ) from error
+        if not try_lock(lock, out):
+            lock.close()
+            raise InputError(
+                f"{out}: expected no other training to write this run, found one that is going on; wait for it, end "
+                "it, or choose another --run.out"
+            )
+        locks.append(lock)
+
+    done_by_main_process(take)
+    return locks[0] if locks else None
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _SumOverProcesses.forward(ctx, *gradients)
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Sum a tensor over the processes; its gradient is summed too. Collective, and once more in the backward pass."""
+    total = _SumOverProcesses.apply(values)
+    assert isinstance(total, Tensor)
+    return total
 
 
 def lost_another(error: RuntimeError) -> bool:

@@ -1,6 +1,8 @@
 """Put a run together: data, network, optimizer, and the place to go on from."""
 
+import contextlib
 import gc
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -8,25 +10,35 @@ from typing import TextIO
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from torch.distributed.nn.functional import all_reduce
 from torch.optim import Optimizer
 
-from upfield.distributed.agreement import hold_folder
+from upfield.distributed.agreement import (
+    done_by_all,
+    done_by_main_process,
+    errors_met_by_all,
+    hold_folder,
+    sum_over_processes,
+    write_on_main_process,
+)
 from upfield.distributed.average import WeightAverage
 from upfield.distributed.checkpoint import (
     Learner,
     Progress,
+    checkpoints_of,
     clear_leftovers,
     find_checkpoint,
+    is_own,
     load_checkpoint,
-    read_best_step,
+    read_best,
+    read_progress,
 )
 from upfield.distributed.configuration import TrainConfig
-from upfield.distributed.launch import make_accelerator
+from upfield.distributed.launch import asked_world_size, make_accelerator, refuse_trackers, refuse_uneven_batch
 from upfield.distributed.reader import Sequencing, TrainingBatches
 from upfield.distributed.source import open_splits
 from upfield.model.amir import Amir
 from upfield.model.configuration import Checkpointing
+from upfield.model.losses import LEAST_SIZES
 from upfield.model.memory import choose_checkpointing, keep_freed_memory
 from upfield.model.weights import read_weights
 from upfield.sharding.atomic import write_text
@@ -58,31 +70,82 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What a run starts from, opened and found fit."""
+class Start:
+    """Where a run starts from."""
 
-    split: ShardSplit
-    """Training samples."""
-    validation: ShardSplit
-    """Validation samples."""
     checkpoint: Path | None
     """The checkpoint to go on from, if any."""
+    progress: Progress
+    """Where it stood."""
+    seen: tuple[str, ...]
+    """Checkpoints that were there when it was found."""
 
 
-def open_inputs(config: TrainConfig) -> Inputs:
-    """Open the shard set and find the checkpoint: all that can be refused before a process group is formed.
+def refuse_unusable(config: TrainConfig, world_size: int) -> None:
+    """Refuse what can be refused without reading anything.
 
     Raises:
-        InputError: the shard set, the configuration or a checkpoint does not fit.
+        InputError: a place is missing, the batch cannot be divided, precision or trackers cannot be had.
     """
     if config.data.shards is None or config.run.out is None:
         missing = "data.shards" if config.data.shards is None else "run.out"
         raise InputError(f"expected --{missing}, found none; give it, or its key in the configuration")
+    refuse_uneven_batch(config.data.batch_size, world_size)
+    if config.run.precision == "fp16" and not torch.cuda.is_available():
+        raise InputError("run.precision: expected bf16 or no where there is no GPU, found fp16")
+    refuse_trackers(config.run.trackers)
+
+
+def open_data(config: TrainConfig) -> tuple[ShardSplit, ShardSplit]:
+    """Open the training and validation split, and refuse what does not fit them.
+
+    Raises:
+        InputError: the shard set is missing, damaged or too small, or the configuration does not fit it.
+        RunError: a remote store does not answer as it should.
+    """
     split, validation = open_splits(config.data)
     refuse_too_small(config, split, validation)
     if config.model.init is not None and not config.model.init.is_file():
         raise InputError(f"{config.model.init}: expected a file of weights, found none; check --model.init")
-    return Inputs(split, validation, find_checkpoint(config.run.out, config.run.resume))
+    return split, validation
+
+
+def find_start(config: TrainConfig, manifest: Manifest) -> Start:
+    """Find where to go on from.
+
+    Raises:
+        InputError: the checkpoint is damaged or of another order of samples.
+    """
+    assert config.run.out is not None
+    own = Progress(
+        data_sha256=manifest.data_sha256,
+        batch_size=config.data.batch_size,
+        seed=config.run.seed,
+        window_shards=config.data.window_shards,
+    )
+    seen = tuple(path.name for path in checkpoints_of(config.run.out))
+    checkpoint = find_checkpoint(config.run.out, config.run.resume)
+    if config.data.trace is not None:
+        refuse_other_file(config.data.trace)
+    if checkpoint is None:
+        return Start(None, own, seen)
+    progress = read_progress(checkpoint)
+    refuse_other_order(checkpoint, progress, own)
+    # What the best model says of itself: it may be later than the checkpoint, and is not given up for a lesser one.
+    best = read_best(config.run.out) if is_own(config.run.out, checkpoint) else None
+    progress.best_psnr, progress.best_step = best or (None, None)
+    return Start(checkpoint, progress, seen)
+
+
+def refuse_before_launch(config: TrainConfig) -> None:
+    """Refuse all that the processes to be launched would: the launcher would bury it under its own traceback.
+
+    Raises:
+        InputError: as the functions that it calls.
+        RunError: likewise.
+    """
+    refuse_unusable(config, config.processes)
+    find_start(config, open_data(config)[0].manifest)
 
 
 def set_up(config: TrainConfig) -> Training:
@@ -90,13 +153,21 @@ def set_up(config: TrainConfig) -> Training:
 
     Raises:
         InputError: the shard set, the configuration or a checkpoint does not fit.
+        RunError: the processes do not see each other, or the run's folder cannot be written.
     """
-    inputs = open_inputs(config)
-    split, checkpoint, manifest = inputs.split, inputs.checkpoint, inputs.split.manifest
+    with errors_met_by_all(InputError):
+        refuse_unusable(config, asked_world_size())
     assert config.run.out is not None
     out = config.run.out
     accelerator = make_accelerator(config, out)
+    split, validation = done_by_all(lambda: open_data(config))
+    manifest = split.manifest
+    start = done_by_main_process(lambda: find_start(config, manifest))
+    main_data = done_by_main_process(lambda: manifest.data_sha256)
+    done_by_all(lambda: refuse_other_view(config, manifest, main_data, start.checkpoint))
     lock = hold_folder(out)
+    # Another job may have gone on until now.
+    start = done_by_main_process(lambda: start if still_there(out, start) else find_start(config, manifest))
     sequencing = Sequencing(
         config.run.seed,
         config.data.batch_size,
@@ -113,31 +184,40 @@ def set_up(config: TrainConfig) -> Training:
     decay = config.optim.ema_decay
     average = WeightAverage(network, decay) if decay is not None else None
     learner = Learner(network, prepared.optimizer, average, accelerator.scaler)
-    progress = Progress(
-        data_sha256=manifest.data_sha256,
-        batch_size=config.data.batch_size,
-        seed=config.run.seed,
-        window_shards=config.data.window_shards,
+    if start.checkpoint:
+        load_checkpoint(start.checkpoint, learner)
+    if start.progress.step < total_steps:
+        write_on_main_process(f"{out}: the configuration", lambda: prepare_folder(config, out, start))
+    run = Training(
+        config, accelerator, batches, validation, learner, wrapped, prepared, start.progress, total_steps, out, lock
     )
-    if checkpoint:
-        loaded = load_checkpoint(checkpoint, learner)
-        refuse_other_order(checkpoint, loaded, progress)
-        progress = loaded
-        if read_best_step(out) != progress.best_step:
-            # That model is gone, replaced by one this run has not reached: the next validation starts the comparison.
-            progress.best_psnr = progress.best_step = None
-    if accelerator.is_main_process:
-        clear_leftovers(out, checkpoint)
-        write_text(out / "config.yaml", to_yaml(config))
-        where = f"from step {progress.step}" if checkpoint else "from the beginning"
-        processes = f"{accelerator.num_processes} process{'es' if accelerator.num_processes > 1 else ''}"
+    announce(run)
+    return run
+
+
+def still_there(out: Path, start: Start) -> bool:
+    """Tell whether the run has the checkpoints that it had when a start was found."""
+    return tuple(path.name for path in checkpoints_of(out)) == start.seen
+
+
+def prepare_folder(config: TrainConfig, out: Path, start: Start) -> None:
+    """Clear the run's folder of what is not this run's and write its configuration. One rank calls it."""
+    clear_leftovers(out, start.checkpoint, start.progress.step)
+    write_text(out / "config.yaml", to_yaml(config))
+
+
+def announce(run: Training) -> None:
+    """Say on the main process what is going to be done."""
+    if run.accelerator.is_main_process and run.progress.step >= run.total_steps:
+        say(f"{run.out}: stands at step {run.progress.step} of {run.total_steps}; nothing is left to train")
+    elif run.accelerator.is_main_process:
+        step, count = run.progress.step, run.accelerator.num_processes
+        where = f"from step {step}" if step else "from the beginning"
         say(
-            f"training {where} to step {total_steps}: {split.num_samples} samples, global batch "
-            f"{config.data.batch_size}, {processes} on {accelerator.device.type}, precision {config.run.precision}"
+            f"training {where} to step {run.total_steps}: {run.batches.split.num_samples} samples, global batch "
+            f"{run.config.data.batch_size}, {count} process{'es' if count > 1 else ''} on "
+            f"{run.accelerator.device.type}, precision {run.config.run.precision}"
         )
-    return Training(
-        config, accelerator, batches, inputs.validation, learner, wrapped, prepared, progress, total_steps, out, lock
-    )
 
 
 def tear_down(run: Training) -> None:
@@ -148,8 +228,6 @@ def tear_down(run: Training) -> None:
     del run.wrapped, run.optimizer
     gc.collect()
     run.accelerator.state.destroy_process_group()
-    if run.lock is not None:
-        run.lock.close()
 
 
 def build_network(config: TrainConfig, manifest: Manifest, accelerator: Accelerator) -> tuple[Amir, Optimizer]:
@@ -171,7 +249,7 @@ def build_network(config: TrainConfig, manifest: Manifest, accelerator: Accelera
     if config.run.compile:
         network.compile_blocks()
     if accelerator.num_processes > 1:
-        network.sum_usage = all_reduce  # Its gradient is the sum too, of which data parallelism takes the mean.
+        network.sum_usage = sum_over_processes  # Its gradient is the sum too, of which data parallelism takes the mean.
     # Fused: one pass over weights and averages where each operation had its own.
     optimizer = torch.optim.Adam(network.parameters(), lr=config.optim.lr, betas=config.optim.betas, fused=True)
     return network, optimizer
@@ -206,6 +284,13 @@ def refuse_too_small(config: TrainConfig, split: ShardSplit, validation: ShardSp
         raise InputError(
             f"data.augment.crop: expected at most the slices' {size[0]} x {size[1]}, found {crop[0]} x {crop[1]}"
         )
+    height, width = crop or size
+    for name, least in LEAST_SIZES.items():
+        if getattr(config.loss, name) and min(height, width) < least:
+            raise InputError(
+                f"loss.{name}: expected slices or crops of at least {least} x {least}, found {height} x {width}; "
+                "leave the weight at 0, or take larger crops"
+            )
     if split.num_samples < config.data.batch_size:
         raise InputError(
             f"{split.root}: expected at least data.batch_size ({config.data.batch_size}) training samples, "
@@ -227,3 +312,32 @@ def refuse_other_order(checkpoint: Path, found: Progress, asked: Progress) -> No
                 f"{checkpoint}: expected {name} {theirs} as it was trained with, found {ours}; its position "
                 "is counted along that order. Start anew with another --run.out, or --model.init from its weights"
             )
+
+
+def refuse_other_file(trace: Path) -> None:
+    """Raise InputError where something else than a trace stands in the trace's place, which would be cut off."""
+    is_trace = False
+    with contextlib.suppress(ValueError, TypeError):
+        first = ""
+        if trace.exists():
+            with trace.open(encoding="utf-8") as file:
+                first = file.readline()
+        is_trace = not first or "keys" in json.loads(first)
+    if not is_trace:
+        raise InputError(
+            f"{trace}: expected a new file or an earlier trace, found another; choose another --data.trace"
+        )
+
+
+def refuse_other_view(config: TrainConfig, manifest: Manifest, main_data: str, checkpoint: Path | None) -> None:
+    """Raise InputError where this process sees another set or run than the main process does."""
+    if manifest.data_sha256 != main_data:
+        raise InputError(
+            f"{config.data.shards}: expected the same shard set on every node, found data {manifest.data_sha256} on "
+            f"one and {main_data} on the first; build or copy it anew"
+        )
+    if checkpoint and not checkpoint.is_dir():
+        raise InputError(
+            f"{checkpoint}: expected the checkpoint that the first node found, found none on another; put run.out on "
+            "storage that all nodes share"
+        )

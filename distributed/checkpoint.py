@@ -5,8 +5,9 @@ nothing else draws.
 """
 
 import json
+import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from upfield.sharding.progress import say
 from upfield.sharding.tarshard import hash_file
 
 AVERAGE, OPTIMIZER, PROGRESS, HASHES = "average.safetensors", "optimizer.pt", "progress.json", "sha256.json"
+NAME = re.compile(r"step-\d{8,}")
 # Whole tensors on the CPU, however the training splits them; then a checkpoint fits any number of processes.
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
@@ -44,7 +46,11 @@ class Progress:
     step: int = 0
     """Global batches consumed."""
     skipped: int = 0
-    """Those of them after which the weights did not change, since loss or gradient was not finite."""
+    """Those of them that were left out, since loss or gradient was not finite."""
+    overflows: int = 0
+    """Those of them that fp16's loss scaling left out, to try again with a lower scale."""
+    validated_step: int = 0
+    """The step after which the weights were last validated."""
     best_psnr: float | None = None
     """Best validation PSNR so far, in dB."""
     best_step: int | None = None
@@ -57,6 +63,15 @@ class Progress:
     """The seed of the order."""
     window_shards: int = 0
     """Shards that the order mixes."""
+    pending: dict[str, float] = field(default_factory=dict)
+    """Loss terms summed since the last line of the log."""
+    pending_steps: int = 0
+    """Over how many steps."""
+
+    @property
+    def updates(self) -> int:
+        """How often the weights have changed."""
+        return self.step - self.skipped - self.overflows
 
 
 @dataclass(frozen=True)
@@ -89,7 +104,8 @@ class Learner:
         """
         state: dict[str, Any] = get_model_state_dict(self.network, options=WHOLE)
         # What was on the CPU already is the parameters' own memory, which goes on changing.
-        return {name: tensor.clone() for name, tensor in state.items()}
+        on_cpu = next(self.network.parameters()).device.type == "cpu"
+        return {name: tensor.clone() for name, tensor in state.items()} if on_cpu else state
 
     def load(self, folder: Path) -> None:
         """Take over what a checkpoint holds. Collective: ALL ranks call it."""
@@ -121,18 +137,32 @@ def save_checkpoint(out: Path, sizes: AmirConfig, state: dict[str, Any], progres
     Raises:
         OSError: it could not be written; what was there before is as it was.
     """
-    folder = out / "checkpoints" / f"step-{progress.step:08d}"
-    if not folder.exists():  # A signal just after a checkpoint asks for the same one again.
-        with atomic_folder(folder) as temporary:
-            save_weights(state["weights"], sizes, temporary / MODEL)
-            if state["average"]:
-                save_file(state["average"], temporary / AVERAGE)
-            torch.save({name: state[name] for name in ("optimizer", "scaler")}, temporary / OPTIMIZER)
-            write_json(temporary / PROGRESS, asdict(progress))
-            write_json(temporary / HASHES, {file.name: hash_file(file) for file in sorted(temporary.iterdir())})
+    folder = checkpoint_folder(out, progress.step)
+    with atomic_folder(folder) as temporary:
+        save_weights(state["weights"], sizes, temporary / MODEL)
+        if state["average"]:
+            save_file(state["average"], temporary / AVERAGE)
+        torch.save({name: state[name] for name in ("optimizer", "scaler")}, temporary / OPTIMIZER)
+        write_json(temporary / HASHES, {file.name: hash_file(file) for file in sorted(temporary.iterdir())})
+        write_json(temporary / PROGRESS, asdict(progress))
     point_symlink(out / "checkpoints" / "last", folder.name)
-    for old in sorted((out / "checkpoints").glob("step-*"))[:-keep]:
+    for old in checkpoints_of(out)[:-keep]:
         shutil.rmtree(old)
+
+
+def save_progress(out: Path, progress: Progress) -> None:
+    """Write into the checkpoint of this very step what a validation has added since. One rank calls it."""
+    write_json(checkpoint_folder(out, progress.step) / PROGRESS, asdict(progress))
+
+
+def checkpoint_folder(out: Path, step: int) -> Path:
+    """Give the place of a run's checkpoint."""
+    return out / "checkpoints" / f"step-{step:08d}"
+
+
+def checkpoints_of(out: Path) -> list[Path]:
+    """Give a run's checkpoints, oldest first."""
+    return sorted(path for path in (out / "checkpoints").glob("step-*") if NAME.fullmatch(path.name))
 
 
 def find_checkpoint(out: Path, resume: str) -> Path | None:
@@ -149,17 +179,20 @@ def find_checkpoint(out: Path, resume: str) -> Path | None:
         return None
     if resume != "auto":
         if damage := find_damage(Path(resume)):
-            raise InputError(f"{resume}: expected a checkpoint, {damage}; name another with --run.resume")
+            known = (
+                ", ".join(str(path) for path in checkpoints_of(Path(resume))) or "auto, none, or a checkpoint's folder"
+            )
+            raise InputError(f"{resume}: expected a checkpoint, {damage}; name another with --run.resume: {known}")
         return Path(resume).resolve()
-    folders = sorted((out / "checkpoints").glob("step-*"), reverse=True)
-    for folder in folders:
+    folders = checkpoints_of(out)
+    for folder in reversed(folders):
         if not (damage := find_damage(folder)):
             return folder
         say(f"warning: {folder}: {damage}; going on from an older checkpoint")
     if folders:
         raise InputError(
-            f"{out}: expected a whole checkpoint to go on from, found {len(folders)} damaged; "
-            "start anew with --run.resume none"
+            f"{out}: expected a whole checkpoint to go on from, found {len(folders)} damaged; start anew with another "
+            f"--run.out, from the best model so far, if there is one, with --model.init {out / 'best' / MODEL}"
         )
     return None
 
@@ -169,51 +202,72 @@ def find_damage(folder: Path) -> str:
     if missing := [name for name in (MODEL, OPTIMIZER, PROGRESS, HASHES) if not (folder / name).is_file()]:
         return f"found no {missing[0]} in it"
     try:
+        read_progress(folder)
         hashes = json.loads((folder / HASHES).read_text(encoding="utf-8"))
-        changed = [name for name, sha256 in hashes.items() if hash_file(folder / name) != sha256]
-    except (OSError, ValueError, AttributeError) as error:
+        # A validation rewrites the progress.
+        changed = [name for name, sha256 in hashes.items() if name != PROGRESS and hash_file(folder / name) != sha256]
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         return f"found it unreadable ({error})"
     return f"found {changed[0]} other than it was written" if changed else ""
 
 
-def clear_leftovers(out: Path, checkpoint: Path | None) -> None:
+def read_progress(folder: Path) -> Progress:
+    """Read where a checkpoint stood.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not JSON.
+        TypeError: it has other fields than this version knows.
+    """
+    return Progress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
+
+
+def clear_leftovers(out: Path, checkpoint: Path | None, step: int) -> None:
     """Remove what the run to come will not continue. One rank calls it.
 
-    That is what a killed process left half-written, and every checkpoint and best model after the one resumed from: a
-    later start would mistake them for this run's.
+    That is what a killed process left half-written, and every checkpoint after the one resumed from: a later start
+    would mistake them for this run's. The best model stays until a better one is found, unless the run starts anew or
+    from a checkpoint of another run.
 
     Args:
         out: folder of the run.
         checkpoint: the checkpoint resumed from; None starts anew.
+        step: where it stood; 0 starts anew.
     """
     folder = out / "checkpoints"
-    own = checkpoint is not None and checkpoint.parent.resolve() == folder.resolve()
-    last_step = _step_of(checkpoint) if own and checkpoint else -1
-    stale = [path for path in folder.glob("step-*") if _step_of(path) > last_step]
-    if (read_best_step(out) or -1) > last_step:
-        stale.append(out / "best")
+    own = checkpoint is not None and is_own(out, checkpoint)
+    stale = [path for path in checkpoints_of(out) if not own or path.name > checkpoint_folder(out, step).name]
+    if not own:
+        stale += [path for path in (out / "best", out / "tensorboard") if path.exists()]
+    if stale:
+        names = ", ".join(path.name for path in stale)
+        say(f"{out}: removing {names}, of an earlier run or later than where this one goes on")
     for path in [*folder.glob(".tmp-*"), *stale]:
         if path.is_symlink():
             path.unlink()
         else:
             shutil.rmtree(path)
-    if (folder / "last").is_symlink() and not (folder / "last").exists():
+    if own and checkpoint is not None:
+        point_symlink(folder / "last", checkpoint.name)
+    elif (folder / "last").is_symlink():
         (folder / "last").unlink()
 
 
-def read_best_step(out: Path) -> int | None:
-    """Give the step that a run's best model was measured at, or None where there is none."""
+def is_own(out: Path, checkpoint: Path) -> bool:
+    """Tell whether a checkpoint is a run's own."""
+    return checkpoint.resolve().parent == (out / "checkpoints").resolve()
+
+
+def read_best(out: Path) -> tuple[float, int] | None:
+    """Give the validation PSNR in dB of a run's best model and the step it was measured at, or None without one."""
     if not (out / "best" / METRICS).is_file():
         return None
-    return json.loads((out / "best" / METRICS).read_text(encoding="utf-8"))["step"]
+    record = json.loads((out / "best" / METRICS).read_text(encoding="utf-8"))
+    return record["validation"]["psnr_slice"], record["step"]
 
 
-def _step_of(folder: Path) -> int:
-    return int(folder.resolve().name.rsplit("-", 1)[1])
-
-
-def load_checkpoint(folder: Path, learner: Learner) -> Progress:
-    """Load a checkpoint and give where it stood. Collective: ALL ranks call it.
+def load_checkpoint(folder: Path, learner: Learner) -> None:
+    """Load what learns from a checkpoint. Collective: ALL ranks call it.
 
     Raises:
         InputError: the weights do not fit the network.
@@ -221,8 +275,8 @@ def load_checkpoint(folder: Path, learner: Learner) -> Progress:
     try:
         learner.load(folder)
     except (RuntimeError, ValueError, KeyError) as error:
-        raise InputError(f"{folder}: expected weights that fit the configured model: {error}") from error
-    return Progress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{folder}: expected weights that fit the configured model, found others: {reason}") from error
 
 
 def save_best(

@@ -4,8 +4,8 @@ import itertools
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -156,11 +156,13 @@ class Fetcher:
                 release(descriptor)
 
 
-def fetched_ahead(loader: Iterable[Batch], batches: TrainingBatches, steps: range, ahead: int) -> Iterator[Batch]:
+def fetched_ahead(
+    loader: Generator[Batch, None, None], batches: TrainingBatches, steps: range, ahead: int
+) -> Generator[Batch, None, None]:
     """Pass a loader's batches on; while they are consumed, fetch the shards of those to come, if they are remote.
 
     Args:
-        loader: gives the batches of `steps`.
+        loader: gives the batches of `steps`; closed with what this gives.
         batches: what it reads.
         steps: global steps, from 0.
         ahead: batches that the loader may have read before they are asked for.
@@ -168,7 +170,7 @@ def fetched_ahead(loader: Iterable[Batch], batches: TrainingBatches, steps: rang
     Raises:
         FetchError: a shard could not be fetched.
     """
-    with _fetching(batches, steps, ahead) as advance:
+    with closing(loader), _fetching(batches, steps, ahead) as advance:
         for step, batch in zip(steps, loader, strict=True):
             yield batch
             advance(step + 1)

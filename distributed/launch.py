@@ -1,9 +1,14 @@
 """Start processes, and make sure that they are as many as were asked for."""
 
+import argparse
+import contextlib
 import os
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -11,33 +16,114 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DataLoaderConfiguration, InitProcessGroupKwargs, LoggerType, ProjectConfiguration
 
 from upfield.distributed.configuration import TrainConfig
-from upfield.distributed.stopping import stop_signals
-from upfield.sharding.command import to_yaml
+from upfield.distributed.stopping import StopRequest, stop_signals
+from upfield.sharding.command import EXIT_FAILURE, EXIT_INPUT, to_yaml
 from upfield.sharding.errors import InputError, RunError
+from upfield.sharding.progress import say
 from upfield.sharding.tasks import end_with_parent
 
 SCRIPT = Path(__file__).with_name("train.py")
+ASK_EVERY_S = 0.2
+GRACE_S = 15.0  # for processes to notice that another has failed
 
 
 def asked_world_size() -> int:
-    """Give the number of processes that a launcher says it started; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """Give the number of processes that a launcher was asked for; 1 without a launcher.
+
+    `accelerate launch` starts a single one on CPUs, whatever it is asked for, and says so only in its own command.
+    """
+    if "WORLD_SIZE" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    try:
+        arguments = Path(f"/proc/{os.getppid()}/cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
+    except OSError:
+        return 1
+    if not any("accelerate" in argument for argument in arguments[:3]):
+        return 1
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--num_processes", "--num-processes", type=int)
+    parser.add_argument("--config_file", "--config-file")
+    asked, _ = parser.parse_known_args(arguments)
+    if asked.num_processes is not None:
+        return asked.num_processes
+    if asked.config_file is None and not Path(default_config_file).is_file():
+        return 1
+    return int(getattr(load_config_from_file(asked.config_file), "num_processes", 1))
 
 
-def relaunch(config: TrainConfig) -> int:
-    """Run the training script on several processes of this machine through `accelerate launch`; give its exit code."""
-    environment = dict(os.environ)
+def relaunch(script: Path, config: Any, stop: StopRequest | None = None) -> int:
+    """Run a script on several processes of this machine, as torchrun would, and give its exit code.
+
+    A launcher's own would be 1 whatever the processes' is, below a traceback.
+
+    Args:
+        script: takes `--config`.
+        config: its configuration, whose `processes` says how many.
+        stop: set when the processes are to save and leave.
+    """
+    count = config.processes
+    environment = dict(os.environ) | {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     if not torch.cuda.is_available():
         environment |= {"ACCELERATE_USE_CPU": "true"}
+    environment.setdefault("OMP_NUM_THREADS", str(threads_each(count)))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.yaml"
         file.write_text(to_yaml(replace(config, processes=1)), encoding="utf-8")
-        command = [*launcher(config.processes), str(SCRIPT), "--config", str(file)]
-        return run_launcher(command, environment)[0]
+        command = [sys.executable, str(script), "--config", str(file)]
+        with contextlib.ExitStack() as leaving:
+            ranks: list[subprocess.Popen[bytes]] = []
+            for rank in range(count):
+                own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                # In a session of its own: what a terminal or a scheduler sends to all comes once, through here.
+                process = subprocess.Popen(
+                    command, env=environment | own, preexec_fn=end_with_parent, start_new_session=True
+                )
+                leaving.callback(process.kill)
+                ranks.append(process)
+            return wait_for_ranks(ranks, stop or StopRequest())
+
+
+def wait_for_ranks(ranks: "list[subprocess.Popen[bytes]]", stop: StopRequest) -> int:
+    """Wait until all processes have ended, a while at most after the first that failed; give the exit code of all.
+
+    Args:
+        ranks: the processes.
+        stop: set when they are to be asked to stop.
+    """
+    failed_at = None
+    while any(process.poll() is None for process in ranks):
+        time.sleep(ASK_EVERY_S)
+        if stop.asked:
+            ask_to_stop([process.pid for process in ranks])
+        if failed_at is None and any(process.poll() for process in ranks):
+            failed_at = time.monotonic()
+        # The others notice by themselves, or wait for it in vain.
+        if failed_at is not None and time.monotonic() - failed_at > GRACE_S:
+            for process in ranks:
+                process.kill()
+    for rank, process in enumerate(ranks):
+        if process.returncode < 0 and failed_at is not None and time.monotonic() - failed_at <= GRACE_S:
+            say(f"process {rank} of {len(ranks)} was ended by {signal.Signals(-process.returncode).name}")
+    codes = {process.returncode for process in ranks}
+    return EXIT_INPUT if EXIT_INPUT in codes else EXIT_FAILURE if codes != {0} else 0
+
+
+def free_port() -> int:
+    """Give a port that nobody listens to."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def threads_each(processes: int) -> int:
+    """Give the threads that leave no core of this process's idle."""
+    return max(1, len(os.sched_getaffinity(0)) // processes)
 
 
 def run_launcher(command: list[str], environment: dict[str, str]) -> tuple[int, bool]:
@@ -45,24 +131,42 @@ def run_launcher(command: list[str], environment: dict[str, str]) -> tuple[int, 
 
     A request to stop goes to the ranks, which save and leave with 0; the launcher would only kill them.
     """
-    with subprocess.Popen(command, env=environment, preexec_fn=end_with_parent) as process:
+    with stop_signals() as stop, subprocess.Popen(command, env=environment, preexec_fn=end_with_parent) as process:
+        while True:
+            try:
+                return process.wait(timeout=ASK_EVERY_S), stop.asked
+            except subprocess.TimeoutExpired:
+                if stop.asked:
+                    ask_to_stop(children_of(process.pid))
 
-        def to_ranks(number: int) -> None:
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii")
-            for rank in children.split():
-                os.kill(int(rank), number)
 
-        with stop_signals(to_ranks) as stop:
-            return process.wait(), stop.asked
+def children_of(process: int) -> list[int]:
+    """Give a process's children; none if it has gone."""
+    with contextlib.suppress(FileNotFoundError):
+        return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text("ascii").split()]
+    return []
+
+
+def ask_to_stop(processes: list[int]) -> None:
+    """Send SIGUSR1 to those processes that listen to it: the others it would kill.
+
+    To be repeated, since ranks need seconds to come and to listen; once they do, asking again changes nothing.
+    """
+    listening = 1 << (signal.SIGUSR1 - 1)
+    for process in processes:
+        # It may end while it is looked at.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            status = Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace")
+            if int(status.partition("\nSigCgt:")[2].split()[0], 16) & listening:
+                os.kill(process, signal.SIGUSR1)
 
 
 def launcher(processes: int) -> list[str]:
     """Give the `accelerate launch` command, without the script, for a number of processes on this machine."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
     # Accelerate's own choice is one thread per process, which leaves cores idle.
-    threads = max(1, len(os.sched_getaffinity(0)) // processes)
     command += ["--dynamo_backend", "no", "--num_processes", str(processes)]
-    command += ["--num_cpu_threads_per_process", str(threads)]
+    command += ["--num_cpu_threads_per_process", str(threads_each(processes))]
     # On CPUs too: `--cpu` would start a single process whatever number it is given. Port 0 takes a free one.
     return [*command, *(["--multi_gpu", "--main_process_port", "0"] if processes > 1 else ["--quiet"])]
 
@@ -71,16 +175,12 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
     """Join the process group. Collective: ALL ranks call it.
 
     Raises:
-        InputError: the batch cannot be divided over the processes, or fp16 is asked for without a GPU.
         RunError: the processes do not see each other.
     """
     world_size = asked_world_size()
-    refuse_uneven_batch(config.data.batch_size, world_size)
-    if config.run.precision == "fp16" and not torch.cuda.is_available():
-        raise InputError("run.precision: expected bf16 or no where there is no GPU, found fp16")
     accelerator = Accelerator(
         mixed_precision=config.run.precision,
-        log_with=usable_trackers(config.run.trackers),
+        log_with=list(config.run.trackers),
         project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out)),
         # Loaders are our own and never prepared; this keeps a mistake from reading everything on rank 0.
         dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
@@ -94,8 +194,8 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
     return accelerator
 
 
-def usable_trackers(names: list[str]) -> list[Any]:
-    """Give the trackers by name.
+def refuse_trackers(names: list[str]) -> None:
+    """Refuse trackers that cannot be had.
 
     Raises:
         InputError: Accelerate does not know one, or its package is not installed.
@@ -106,7 +206,6 @@ def usable_trackers(names: list[str]) -> list[Any]:
     available = {str(kind) for kind in get_available_trackers()}
     if missing := [name for name in names if name not in available]:
         raise InputError(f"run.trackers: expected the package of {missing[0]}, found it not installed: pip install it")
-    return names
 
 
 def refuse_uneven_batch(batch_size: int, world_size: int) -> None:

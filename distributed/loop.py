@@ -1,14 +1,16 @@
 """The training loop: one step, one epoch boundary, one way out."""
 
 import math
-from contextlib import nullcontext
+from collections.abc import Iterable
+from contextlib import ExitStack, closing, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from upfield.distributed.agreement import errors_met_by_all, write_on_main_process
 from upfield.distributed.assembly import Training, set_up, tear_down
-from upfield.distributed.checkpoint import Progress, save_best, save_checkpoint
+from upfield.distributed.checkpoint import Progress, save_best, save_checkpoint, save_progress
 from upfield.distributed.configuration import TrainConfig
 from upfield.distributed.fetcher import fetched_ahead
 from upfield.distributed.meter import Meter
@@ -19,50 +21,64 @@ from upfield.distributed.schedule import learning_rate
 from upfield.distributed.stopping import StopRequest, stop_signals
 from upfield.distributed.validation import validate
 from upfield.model.losses import restoration_loss
-from upfield.sharding.errors import InputError, RunError
+from upfield.sharding.errors import RunError
 from upfield.sharding.progress import say
 
 
-def fit(config: TrainConfig) -> Progress:
+def fit(config: TrainConfig, stop: StopRequest | None = None) -> Progress:
     """Train, from the beginning or from the last checkpoint, to the end or to a signal. Collective: ALL ranks call it.
 
-    SIGTERM and SIGUSR1 make all ranks save at the same step and return.
+    Args:
+        config: the run's.
+        stop: set when SIGTERM or SIGUSR1 comes, upon which all ranks save at the same step and this returns; by default
+            this function listens to them itself.
 
     Raises:
         InputError: the shard set, the configuration or a checkpoint does not fit.
         RunError: the loss is not finite, or a checkpoint cannot be written.
     """
-    with stop_signals() as stop, errors_met_by_all():
-        with errors_met_by_all(InputError):
-            run = set_up(config)
-        record = Record(run.accelerator, run.out, run.progress.step, run.total_steps, config.data.trace)
-        meter = Meter()
-        steps = range(run.progress.step, run.total_steps)
-        loader = training_loader(
-            run.batches,
-            steps,
-            config.data.num_workers,
-            config.data.prefetch,
-            pin_memory=run.accelerator.device.type == "cuda",
+    with ExitStack() as leaving:
+        stop = stop or leaving.enter_context(stop_signals())
+        leaving.enter_context(errors_met_by_all())
+        run = set_up(config)
+        if run.lock is not None:
+            leaving.enter_context(run.lock)
+        record = leaving.enter_context(
+            closing(Record(run.accelerator, run.out, run.progress, run.total_steps, config.data.trace))
         )
-        loader = fetched_ahead(loader, run.batches, steps, config.data.num_workers * config.data.prefetch)
-        try:
-            for batch in meter.waiting(loader):
-                meter.add(train_step(run, batch, stop), config.data.batch_size)
-                after_step(run, record, meter, batch)
-                if stop.agreed:
-                    save(run)
-                    if run.accelerator.is_main_process:
-                        say(f"stopped by a signal after step {run.progress.step}; the same command goes on from there")
-                    break
-        finally:
-            record.close()
-        tear_down(run)
+        if run.progress.validated_step < run.progress.step and is_due(run, config.run.validate_every):
+            # The process ended between the checkpoint of a step and its validation.
+            validate_and_keep_best(run, record)
+            keep_progress(run)
+        train(run, record, stop)
+    tear_down(run)
     return run.progress
 
 
-def train_step(run: Training, batch: Batch, stop: StopRequest) -> dict[str, Tensor]:
-    """Do one optimizer step and give its loss terms on this rank, each a scalar. Collective: ALL ranks call it."""
+def train(run: Training, record: Record, stop: StopRequest) -> None:
+    """Do the steps that are left, or those until a signal. Collective: ALL ranks call it."""
+    config = run.config.data
+    meter = Meter(run.progress)
+    steps = range(run.progress.step, run.total_steps)
+    pin_memory = run.accelerator.device.type == "cuda"
+    batches = training_loader(run.batches, steps, config.num_workers, config.prefetch, pin_memory)
+    batches = fetched_ahead(batches, run.batches, steps, config.num_workers * config.prefetch)
+    with closing(batches):
+        for batch in meter.waiting(batches):
+            meter.add(train_step(run, batch, stop), config.batch_size)
+            after_step(run, record, meter, batch, stop)
+            if stop.agreed:
+                if run.accelerator.is_main_process:
+                    say(f"stopped by a signal after step {run.progress.step}; the same command goes on from there")
+                return
+
+
+def train_step(run: Training, batch: Batch, stop: StopRequest) -> dict[str, float]:
+    """Do one optimizer step. Collective: ALL ranks call it.
+
+    Returns:
+        Its loss terms, means over all ranks; nothing if the batch was left out.
+    """
     accelerator, config = run.accelerator, run.config
     parts = batch.split(config.data.micro_batch or len(batch.samples))
     totals: dict[str, Tensor] = {}
@@ -78,11 +94,19 @@ def train_step(run: Training, batch: Batch, stop: StopRequest) -> dict[str, Tens
     norm = accelerator.clip_grad_norm_(run.wrapped.parameters(), config.optim.clip_norm or math.inf)
     assert norm is not None
     totals["grad_norm"] = norm.detach()
-    if agree(run, batch, totals, stop):
+    found = agree(run, totals, stop)
+    # In fp16 gradients overflow now and then; the loss scaling sees to those itself.
+    watched = ("loss",) if run.learner.scaler is not None else ("loss", "grad_norm")
+    if found.bad_ranks(watched):
+        leave_out(run, batch, found)
+        terms = {}
+    else:
         step_optimizer(run)
+        # In fp16 the norm is infinite where the scale was too large.
+        terms = {name: value for name, value in found.means().items() if math.isfinite(value)}
     run.optimizer.zero_grad(set_to_none=True)
     run.progress.step += 1
-    return totals
+    return terms
 
 
 def part_loss(run: Training, part: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -97,59 +121,80 @@ def part_loss(run: Training, part: Batch) -> tuple[Tensor, dict[str, Tensor]]:
 
 def step_optimizer(run: Training) -> None:
     """Let the weights follow their gradients, and the average the weights."""
+    progress = run.progress
     for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate(run.config.optim, run.progress.step, run.total_steps)
+        group["lr"] = learning_rate(run.config.optim, progress.updates, run.total_steps)
     run.optimizer.step()
     if run.accelerator.optimizer_step_was_skipped:  # fp16's scale was too large and is halved now.
-        run.progress.skipped += 1
+        progress.overflows += 1
     elif run.learner.average is not None:
-        run.learner.average.update(run.progress.step - run.progress.skipped)
+        run.learner.average.update(progress.updates)
 
 
-def agree(run: Training, batch: Batch, values: dict[str, Tensor], stop: StopRequest) -> bool:
-    """Let all ranks stop at the same step, and tell whether this one's gradients are fit to be followed.
+@dataclass(frozen=True)
+class StepValues:
+    """Loss terms and gradient norm of a step on every rank."""
 
-    Collective: ALL ranks call it, with their own scalar `values`.
+    names: tuple[str, ...]
+    """Of the values."""
+    rows: tuple[tuple[float, ...], ...]
+    """Per rank, the value of each name."""
+
+    def means(self) -> dict[str, float]:
+        """Give the mean over ranks of each value."""
+        return {name: sum(values) / len(values) for name, *values in zip(self.names, *self.rows, strict=True)}
+
+    def bad_ranks(self, names: Iterable[str]) -> list[int]:
+        """Give the ranks on which one of these values is not finite."""
+        places = [self.names.index(name) for name in names]
+        return [rank for rank, row in enumerate(self.rows) if not all(math.isfinite(row[i]) for i in places)]
+
+
+def agree(run: Training, values: dict[str, Tensor], stop: StopRequest) -> StepValues:
+    """Let all ranks stop at the same step, and know each other's scalar `values`. Collective: ALL ranks call it."""
+    asked = torch.tensor(float(stop.asked), device=run.accelerator.device)
+    own = torch.stack([asked, *(value.float() for value in values.values())])
+    gathered = run.accelerator.gather(own[None])
+    assert isinstance(gathered, Tensor)
+    rows = gathered.tolist()
+    stop.agreed = any(row[0] for row in rows)
+    return StepValues(tuple(values), tuple(tuple(row[1:]) for row in rows))
+
+
+def leave_out(run: Training, batch: Batch, found: StepValues) -> None:
+    """Leave out a batch that cannot be learnt from, or stop the run. Collective: ALL ranks call it.
 
     Raises:
-        RunError: a loss or gradient is not finite and the configuration says to stop, or was so too often.
-    """
-    # In fp16 gradients overflow now and then; the loss scaling sees to those itself.
-    watched = ("loss",) if run.learner.scaler is not None else ("loss", "grad_norm")
-    broken = ~torch.stack([values[name].float() for name in watched]).isfinite().all()
-    flags = torch.stack([broken, torch.tensor(stop.asked, device=broken.device)]).int()
-    totals = run.accelerator.reduce(flags, reduction="sum")
-    assert isinstance(totals, Tensor)
-    bad_ranks, stop_ranks = totals.tolist()
-    stop.agreed = stop_ranks > 0
-    if bad_ranks:
-        refuse_nonfinite(run, batch, values)
-    return not bad_ranks
-
-
-def refuse_nonfinite(run: Training, batch: Batch, values: dict[str, Tensor]) -> None:
-    """Count a batch that cannot be learnt from, or stop the run. Collective: ALL ranks call it, with scalar `values`.
-
-    Raises:
-        RunError: the configuration says to stop, or it happened too often.
+        RunError: the configuration says to stop, or it happened too often; the weights are as before the step.
     """
     progress, config = run.progress, run.config.run
-    keys = ", ".join(global_keys(run, batch))
-    found = f"loss {values['loss'].item():g} and gradient norm {values['grad_norm'].item():g} on this rank"
-    problem = f"step {progress.step + 1}: expected a finite loss and gradient, found {found}, with samples {keys}"
+    # Gradient, load loss, and with it the loss, are shared by all; the other terms are those of a rank's own samples.
+    own_terms = [name for name in found.names if name not in ("loss", "load", "grad_norm")]
+    bad_ranks = found.bad_ranks(own_terms) or found.bad_ranks(found.names)
+    keys = global_keys(run, batch)
+    share = len(keys) // len(found.rows)
+    suspects = [key for rank in bad_ranks for key in keys[rank * share : (rank + 1) * share]]
+    values = dict(zip(found.names, found.rows[bad_ranks[0]], strict=True))
+    problem = (
+        f"step {progress.step + 1}: expected a finite loss and gradient, found loss {values['loss']:g} and gradient "
+        f"norm {values['grad_norm']:g} with samples {', '.join(suspects)}"
+    )
     if config.on_nonfinite == "stop" or progress.skipped >= config.max_skips:
-        skipped = f" after {progress.skipped} skipped before (run.max_skips)" if progress.skipped else ""
+        before = f" after {progress.skipped} skipped before (run.max_skips)" if config.on_nonfinite == "skip" else ""
         raise RunError(
-            f"{problem}{skipped}; the weights are as before the step. Look at these samples, or lower --optim.lr "
-            f"(now {run.config.optim.lr:g})"
+            f"{problem}{before}; the weights are as before the step. Look at these samples, check their shards with "
+            f"upfield verify, or lower --optim.lr (now {run.config.optim.lr:g})"
         )
     progress.skipped += 1
+    if (scaler := run.learner.scaler) is not None:
+        # Its gradients were unscaled for their norm, and it would not unscale others before it is told so.
+        scaler.update(scaler.get_scale())
     if run.accelerator.is_main_process:
         say(f"{problem}; left out, {progress.skipped} of at most {config.max_skips}")
 
 
-def after_step(run: Training, record: Record, meter: Meter, batch: Batch) -> None:
-    """Log, validate and save when it is time. Collective: ALL ranks call it."""
+def after_step(run: Training, record: Record, meter: Meter, batch: Batch, stop: StopRequest) -> None:
+    """Log, save and validate when it is time. Collective: ALL ranks call it."""
     config, step = run.config, run.progress.step
     per_epoch = run.batches.steps_per_epoch
     if config.data.trace:
@@ -157,15 +202,25 @@ def after_step(run: Training, record: Record, meter: Meter, batch: Batch) -> Non
     record.advance(step)
     if step % config.run.log_every == 0 or step == run.total_steps:
         values = meter.read(run.accelerator)
-        rate = run.optimizer.param_groups[0]["lr"]
-        record.metrics("train", step, step / per_epoch, {**values, "lr": rate, "skipped": run.progress.skipped})
-    last = step == run.total_steps
-    if last or step % (config.run.validate_every or per_epoch) == 0:
-        with meter.paused():
-            validate_and_keep_best(run, record)
-    if last or step % (config.run.checkpoint_every or per_epoch) == 0:
-        with meter.paused():
+        left_out = {"skipped": run.progress.skipped} | (
+            {"overflows": run.progress.overflows} if run.learner.scaler is not None else {}
+        )
+        record.metrics("train", step, step / per_epoch, values | {"lr": run.optimizer.param_groups[0]["lr"]} | left_out)
+    saving = stop.agreed or is_due(run, config.run.checkpoint_every)
+    with meter.paused():
+        # Saved first: a validation takes its time, in which much can happen. A signal does not wait for it.
+        if saving:
             save(run)
+        if is_due(run, config.run.validate_every) and not stop.agreed:
+            validate_and_keep_best(run, record)
+            if saving:
+                keep_progress(run)
+
+
+def is_due(run: Training, every: int | None) -> bool:
+    """Tell whether something that is done every so many steps, by default every epoch, and at the end, is due now."""
+    step = run.progress.step
+    return step == run.total_steps or step % (every or run.batches.steps_per_epoch) == 0
 
 
 def validate_and_keep_best(run: Training, record: Record) -> None:
@@ -180,6 +235,7 @@ def validate_and_keep_best(run: Training, record: Record) -> None:
             run.accelerator, learner.network, run.validation, config.validation_batch_size, config.pictures
         )
         learner.network.train()
+        run.progress.validated_step = step
         record.metrics("validation", step, step / run.batches.steps_per_epoch, found.figures)
         record.pictures(step, found.pictures)
         psnr = found.figures["psnr_slice"]
@@ -218,6 +274,16 @@ def save(run: Training) -> None:
     sizes = run.learner.network.config
     what = f"{run.out}: the checkpoint of step {run.progress.step}"
     write_on_main_process(what, lambda: save_checkpoint(run.out, sizes, state, run.progress, keep))
+
+
+def keep_progress(run: Training) -> None:
+    """Write what a validation has changed into this step's checkpoint. Collective: ALL ranks call it.
+
+    Raises:
+        RunError: it could not be written.
+    """
+    what = f"{run.out}: the progress of step {run.progress.step}"
+    write_on_main_process(what, lambda: save_progress(run.out, run.progress))
 
 
 def global_keys(run: Training, batch: Batch) -> list[str]:

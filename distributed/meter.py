@@ -1,7 +1,7 @@
 """What is measured between two log lines."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import psutil
@@ -9,15 +9,20 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from upfield.distributed.checkpoint import Progress
 from upfield.distributed.reader import Batch
 
 
 class Meter:
-    """Averages between two log lines: loss terms, slices per second, share of time waiting for data; and memory."""
+    """Averages between two log lines: loss terms, slices per second, share of time waiting for data; and memory.
 
-    def __init__(self) -> None:
-        """Start at zero."""
-        self.restart()
+    The terms are kept with the progress, so that a line that a checkpoint falls into is the same after it.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        """Start where the progress stands."""
+        self._progress = progress
+        self._restart()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -26,9 +31,7 @@ class Meter:
         yield
         self._since += time.monotonic() - begun
 
-    def restart(self) -> None:
-        """Forget everything, the time included."""
-        self._terms: list[dict[str, Tensor]] = []
+    def _restart(self) -> None:
         self._slices = 0
         self._waited_s = 0.0
         self._since = time.monotonic()
@@ -44,22 +47,30 @@ class Meter:
                 return
             yield batch
 
-    def add(self, terms: dict[str, Tensor], slices: int) -> None:
-        """Count a step; its terms, each a scalar, stay on the device until they are read."""
-        self._terms.append(terms)
+    def add(self, terms: Mapping[str, float], slices: int) -> None:
+        """Count a step with its terms, means over all ranks; without terms one that was left out."""
         self._slices += slices
+        if terms:
+            pending = self._progress.pending
+            for name, value in terms.items():
+                pending[name] = pending.get(name, 0.0) + value
+            self._progress.pending_steps += 1
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
-        """Give the averages over steps and ranks, and restart. Collective: ALL ranks call it."""
-        names = list(self._terms[0])
-        means = torch.stack([torch.stack([step[name] for step in self._terms]).mean() for name in names])
-        averaged = accelerator.reduce(means, reduction="mean")
-        assert isinstance(averaged, Tensor)
+        """Give the averages, and restart. Collective: ALL ranks call it.
+
+        Time spent waiting and memory are those of the rank that waited longest and of the one that holds most.
+        """
+        progress = self._progress
+        values = {name: total / progress.pending_steps for name, total in progress.pending.items()}
+        progress.pending, progress.pending_steps = {}, 0
         elapsed_s = time.monotonic() - self._since
-        values = dict(zip(names, averaged.tolist(), strict=True))
-        values |= {"slices_per_s": self._slices / elapsed_s, "data_wait": self._waited_s / elapsed_s}
-        values["memory_gb"] = used_memory_bytes(accelerator.device) / 1e9
-        self.restart()
+        own = [self._waited_s / elapsed_s, used_memory_bytes(accelerator.device) / 1e9]
+        rows = accelerator.gather(torch.tensor([own], device=accelerator.device))
+        assert isinstance(rows, Tensor)
+        data_wait, memory_gb = rows.amax(dim=0).tolist()
+        values |= {"slices_per_s": self._slices / elapsed_s, "data_wait": data_wait, "memory_gb": memory_gb}
+        self._restart()
         return values
 
 

@@ -4,7 +4,7 @@ import copy
 import threading
 import weakref
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -120,19 +120,25 @@ class TrainingBatches:
         batch = read_batch(split, samples, memory)
         if self.sequencing.augment == AugmentConfig():
             return batch
-        return self._augmented(batch, step // self.steps_per_epoch)
+        return self._augmented(batch, step // self.steps_per_epoch, memory)
 
-    def _augmented(self, batch: Batch, epoch: int) -> Batch:
+    def _augmented(self, batch: Batch, epoch: int, memory: Memory) -> Batch:
         keys = ((self.sequencing.seed, epoch, sample) for sample in batch.samples.tolist())
         pairs = zip(batch.low.numpy(), batch.high.numpy(), keys, strict=True)
         changed = [augment_pair(low, high, self.sequencing.augment, key) for low, high, key in pairs]
-        low, high = (torch.from_numpy(np.stack(images)) for images in zip(*changed, strict=True))
+        low, high = (_stacked(images, memory) for images in zip(*changed, strict=True))
         return Batch(low, high, batch.samples)
+
+
+def _stacked(images: Sequence[NDArray[np.float16]], memory: Memory) -> Tensor:
+    stack = memory((len(images), *images[0].shape))
+    np.stack(images, out=stack.numpy())
+    return stack
 
 
 def training_loader(
     batches: TrainingBatches, steps: range, num_workers: int, prefetch: int, pin_memory: bool
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Give the batches of global steps `steps`, across epochs without a pause between them.
 
     Every rank must make one with the same steps.
@@ -154,7 +160,7 @@ def training_loader(
 
 def _read_ahead(
     batches: TrainingBatches, steps: range, num_workers: int, num_ahead: int, memory: Memory
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     own = threading.local()
 
     def open_own_files() -> None:

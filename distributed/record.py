@@ -1,16 +1,19 @@
 """What a run writes down as it goes: metrics.jsonl, Accelerate's trackers, the trace of samples, lines and a bar."""
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from accelerate import Accelerator
+from accelerate.tracking import TensorBoardTracker
 from torch import Tensor
 
+from upfield.distributed.agreement import write_on_main_process
+from upfield.distributed.checkpoint import Progress
 from upfield.distributed.display import Bar
-from upfield.sharding.atomic import write_text
 from upfield.sharding.progress import say
 
 PROJECT = "upfield"  # What wandb and mlflow file the run under.
@@ -20,37 +23,51 @@ class Record:
     """The run's log. Only the main process writes; on the others every call does nothing."""
 
     def __init__(
-        self, accelerator: Accelerator, out: Path, resumed_step: int, total_steps: int, trace: Path | None
+        self, accelerator: Accelerator, out: Path, progress: Progress, total_steps: int, trace: Path | None
     ) -> None:
-        """Open the files, and cut off what was logged after the step that the run resumes from.
+        """Open the files, and cut off what was logged after where the run goes on. Collective: ALL ranks call it.
 
         Args:
             accelerator: knows which process this is, and the trackers.
             out: folder of the run.
-            resumed_step: steps done; 0 starts a new log.
+            progress: where the run goes on; step 0 starts a new log.
             total_steps: of the whole run.
             trace: file for the samples consumed, if any.
+
+        Raises:
+            RunError: a file cannot be written.
         """
         self._accelerator = accelerator
         self._active = accelerator.is_main_process
         self._files: list[TextIO] = []
+        self._metrics: TextIO | None = None
+        self._trace: TextIO | None = None
         self._started = time.monotonic()
-        if self._active:
-            self._metrics = self._open(out / "metrics.jsonl", resumed_step)
-            self._trace = self._open(trace, resumed_step) if trace else None
-        # TensorBoard takes the name for a folder of the run's.
-        accelerator.init_trackers("tensorboard" if self._uses_only_tensorboard() else PROJECT)
-        self._bar = Bar(self._active, resumed_step, total_steps)
 
-    def _uses_only_tensorboard(self) -> bool:
-        return [str(kind) for kind in self._accelerator.log_with] == ["tensorboard"]
+        def open_all() -> None:
+            self._metrics = self._open(out / "metrics.jsonl", progress)
+            self._trace = self._open(trace, progress) if trace else None
 
-    def _open(self, path: Path, resumed_step: int) -> TextIO:
+        write_on_main_process(f"{out}: the log", open_all)
+        # TensorBoard's curves are cut off as well; the name is its folder in the run.
+        own = TensorBoardTracker("tensorboard", out, purge_step=progress.step + 1)
+        accelerator.log_with = [own if str(kind) == "tensorboard" else kind for kind in accelerator.log_with]
+        if accelerator.log_with:
+            accelerator.init_trackers(PROJECT)
+        self._bar = Bar(self._active, progress.step, total_steps)
+
+    def _open(self, path: Path, progress: Progress) -> TextIO:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() and resumed_step else []
-        write_text(path, "".join(line for line in lines if _step_of(line) <= resumed_step))
-        file = path.open("a", encoding="utf-8", buffering=1)
+        file = path.open("a+", encoding="utf-8", buffering=1)
         self._files.append(file)
+        file.seek(0)
+        kept = 0
+        # Line by line: a trace of many subjects is larger than what else is in memory.
+        for line in iter(file.readline, ""):
+            if not _belongs(line, progress):
+                break
+            kept = file.tell()
+        file.truncate(kept)
         return file
 
     def advance(self, step: int) -> None:
@@ -59,14 +76,16 @@ class Record:
 
     def metrics(self, event: str, step: int, epoch: float, values: dict[str, Any]) -> None:
         """Log a training step or a validation: a JSON line, the trackers, and a line for people."""
-        if not self._active:
+        if self._metrics is None:
             return
         seconds = round(time.monotonic() - self._started, 3)
-        line = {"event": event, "step": step, "epoch": round(epoch, 4), "seconds": seconds} | values
-        self._metrics.write(json.dumps(line) + "\n")
+        line = {"event": event, "step": step, "epoch": round(epoch, 4), "seconds": seconds}
+        line |= {key: value if _is_json(value) else None for key, value in values.items()}
+        self._metrics.write(json.dumps(line, allow_nan=False) + "\n")
         numbers = {f"{event}/{key}": value for key, value in values.items() if isinstance(value, int | float)}
         self._accelerator.log(numbers, step=step)
-        self._bar.figures(values)
+        if event == "train":
+            self._bar.figures(values)
         # The spread over slices is in the file; a line holds what is looked at.
         plain = {key: value for key, value in values.items() if not key.endswith(("_median", "_std", "_min", "_max"))}
         shown = "  ".join(f"{key} {value:.4g}" for key, value in plain.items() if isinstance(value, int | float))
@@ -89,7 +108,7 @@ class Record:
 
     def trace(self, epoch: int, step: int, keys: Sequence[str]) -> None:
         """Append the keys that a step consumed, in global order."""
-        if self._active and self._trace:
+        if self._trace is not None:
             self._trace.write(json.dumps({"epoch": epoch, "step": step, "keys": list(keys)}) + "\n")
 
     def close(self) -> None:
@@ -101,9 +120,17 @@ class Record:
             tracker.finish()
 
 
-def _step_of(line: str) -> float:
-    """Give the step of a log line; a line that a crash cut short belongs to no step worth keeping."""
+def _is_json(value: object) -> bool:
+    """Tell whether JSON has a word for a value: it has none for what is not finite."""
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _belongs(line: str, progress: Progress) -> bool:
+    """Tell whether a line of the log is of what is done; one that a crash cut short is not."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        return float("inf")
+        entry = json.loads(line)
+        if entry.get("event") == "validation" and entry["step"] > progress.validated_step:
+            return False
+        return line.endswith("\n") and 0 < entry["step"] <= progress.step
+    except (ValueError, KeyError, TypeError):
+        return False

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,17 +18,12 @@ class StopRequest:
 
 
 @contextmanager
-def stop_signals(forward: Callable[[int], None] = lambda _: None) -> Iterator[StopRequest]:
-    """Turn SIGTERM and SIGUSR1 into a request that is answered when it suits, the loop's after its step.
-
-    Args:
-        forward: called with the signal's number as it comes in, to pass it on.
-    """
+def stop_signals() -> Iterator[StopRequest]:
+    """Turn SIGTERM and SIGUSR1 into a request that is answered when it suits, the loop's after its step."""
     request = StopRequest()
 
-    def ask(number: int, _: object) -> None:
+    def ask(_: int, __: object) -> None:
         request.asked = True
-        forward(number)
 
     # In a thread, a Ray worker's for instance, there are no signals: whoever owns the process answers them.
     listened = STOP_SIGNALS if threading.current_thread() is threading.main_thread() else ()

@@ -4,30 +4,44 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from upfield.distributed.configuration import TrainConfig
 from upfield.sharding.address import is_remote
 from upfield.sharding.command import EXIT_FAILURE, EXIT_INPUT, Command, execute
 from upfield.sharding.errors import InputError, RunError
 
+if TYPE_CHECKING:
+    from upfield.distributed.stopping import StopRequest
+
 
 def train(config: TrainConfig) -> int:
     """Check the configuration, start more processes if they are asked for, and train."""
+    from upfield.distributed.stopping import stop_signals
+
+    # What is imported next takes seconds, in which a scheduler may change its mind.
+    with stop_signals() as stop:
+        from upfield.distributed.assembly import refuse_before_launch
+        from upfield.distributed.launch import relaunch
+
+        config = with_absolute_paths(config)
+        if config.processes > 1 and "WORLD_SIZE" not in os.environ:
+            refuse_before_launch(config)
+            return relaunch(Path(__file__), config, stop)
+        return train_here(config, stop)
+
+
+def train_here(config: TrainConfig, stop: "StopRequest") -> int:
+    """Train as one process of however many there are, and give its exit code; what all meet, one of them says."""
     from upfield.distributed.agreement import lost_another
-    from upfield.distributed.assembly import open_inputs
-    from upfield.distributed.launch import asked_world_size, refuse_uneven_batch, relaunch
+    from upfield.distributed.launch import asked_world_size
     from upfield.distributed.loop import fit
     from upfield.sharding.tasks import end_with_parent
 
-    config = with_absolute_paths(config)
-    if config.processes > 1 and asked_world_size() == 1:
-        refuse_uneven_batch(config.data.batch_size, config.processes)
-        open_inputs(config)  # A launcher would bury a refusal under its own traceback.
-        return relaunch(config)
     if asked_world_size() > 1:
         end_with_parent()
     try:
-        progress = fit(config)
+        progress = fit(config, stop)
     except (InputError, RunError) as error:
         if error.met_by_all and not speaks():
             return EXIT_INPUT if isinstance(error, InputError) else EXIT_FAILURE
@@ -42,9 +56,8 @@ def train(config: TrainConfig) -> int:
             f"{config.run.timeout_s:g} s (run.timeout_s); see its own error, and start the same command again"
         ) from error
     if os.environ.get("RANK", "0") == "0":
-        print(
-            f"{config.run.out}: step {progress.step}, best validation PSNR {progress.best_psnr or float('nan'):.2f} dB"
-        )
+        best = "none yet" if progress.best_psnr is None else f"{progress.best_psnr:.2f} dB"
+        print(f"{config.run.out}: step {progress.step}, best validation PSNR {best}")
     return 0
 
 
@@ -59,6 +72,7 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     def absolute(path: str | Path | None) -> Path | None:
         return Path(path).absolute() if path else None
 
+    resume = config.run.resume if config.run.resume in ("auto", "none") else str(absolute(config.run.resume))
     return replace(
         config,
         data=replace(
@@ -68,7 +82,7 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
             cache_dir=absolute(config.data.cache_dir),
         ),
         model=replace(config.model, init=absolute(config.model.init)),
-        run=replace(config.run, out=absolute(config.run.out)),
+        run=replace(config.run, out=absolute(config.run.out), resume=resume),
     )
 
 

@@ -17,6 +17,7 @@ from upfield.model.quality import ssim_slice
 CHARBONNIER_EPSILON = 1e-3
 # Five scales, each half of the one before, and the coarsest must hold the window.
 MS_SSIM_MIN_SIZE = 176
+SSIM_MIN_SIZE = 11
 
 
 def restoration_loss(
@@ -85,6 +86,8 @@ def gradient_difference(restored: Tensor, high: Tensor) -> Tensor:
     return across + down
 
 
+# Weight in the configuration -> height and width that its term needs at least.
+LEAST_SIZES = {"ssim_weight": SSIM_MIN_SIZE, "ms_ssim_weight": MS_SSIM_MIN_SIZE}
 # Name, as in the configuration's weights and in the log -> the term.
 TERMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": F.l1_loss,

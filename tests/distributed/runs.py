@@ -1,5 +1,7 @@
 """Start training through the real entry script, and read what it left."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -7,7 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+from accelerate.state import AcceleratorState
+
 from upfield.distributed.launch import SCRIPT, launcher
+from upfield.distributed.train import main
 
 SMALL = ["--model.preset", "tiny", "--run.precision", "no", "--run.log_every", "1", "--optim.lr", "1e-3"]
 
@@ -27,9 +33,28 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def trained(shards: Path, out: Path, *arguments: str, processes: int = 1) -> Path:
-    done = run(*command(shards, out, *arguments, "--data.trace", str(out / "trace.jsonl"), processes=processes))
-    assert done.returncode == 0, done.stderr
+    """Train to the end: one process in this one, which has imported everything already, several through a launcher."""
+    arguments = (*arguments, "--data.trace", str(out / "trace.jsonl"))
+    if processes > 1:
+        done = run(*command(shards, out, *arguments, processes=processes))
+        assert done.returncode == 0, done.stderr
+        return out
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in processes of their own; more would add up in another order
+    try:
+        code, said = called(*command(shards, out, *arguments)[2:])
+    finally:
+        torch.set_num_threads(threads)
+    assert code == 0, said
     return out
+
+
+def called(*arguments: str) -> tuple[int, str]:
+    """Call the entry script's `main`; give its exit code and what it said."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+        code = main([*arguments])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return code, said.getvalue()
 
 
 def lines(path: Path) -> list[dict]:
@@ -64,3 +89,11 @@ def started(shards: Path, out: Path, *arguments: str) -> "subprocess.Popen[bytes
 def assert_saved_where_it_stopped(out: Path) -> None:
     last = max(line["step"] for line in lines(out / "metrics.jsonl"))
     assert (out / "checkpoints" / "last").resolve().name == f"step-{last:08d}"
+
+
+def rank_one(launcher: int) -> str:
+    """Give the process number of a launcher's second rank."""
+    for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+        if b"LOCAL_RANK=1" in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            return child
+    raise AssertionError("no second rank")

@@ -6,14 +6,23 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
-from runs import command, environment, lines, run, started, trained, wait_for
+import torch
+from runs import called, command, environment, lines, rank_one, run, started, trained, wait_for
+from safetensors.torch import load_file
 
-from upfield.distributed.launch import SCRIPT
+from upfield.distributed.checkpoint import Progress
+from upfield.distributed.configuration import RunConfig, TrainConfig
+from upfield.distributed.launch import SCRIPT, free_port
 from upfield.sharding.errors import InputError
+from upfield.sharding.manifest import read_manifest
+from upfield.sharding.shardset import ShardSplit
 
-KEPT = ["last", "step-00000002", "step-00000004"]
+SPOILT = 77
 FULL_DISK = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -63,10 +72,11 @@ def test_a_run_without_a_whole_checkpoint_is_refused(copied: Path) -> None:
         find_checkpoint(copied, str(copied / "checkpoints" / "step-00000002"))
 
 
-def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(tiny_shards: Path, copied: Path) -> None:
-    size = (copied / "checkpoints/last/optimizer.pt").stat().st_size
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt"])
+def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(tiny_shards: Path, copied: Path, name: str) -> None:
+    size = (copied / "checkpoints/last" / name).stat().st_size
     arguments = command(tiny_shards, copied, "--run.max_steps", "6", "--run.checkpoint_every", "1")[2:]
-    done = run(sys.executable, "-c", FULL_DISK, str(size // 2), *arguments)
+    done = run(sys.executable, "-c", FULL_DISK, str(size * 3 // 4), *arguments)
     assert done.returncode == 1
     assert "the checkpoint of step 5: expected to write it, found" in one_line(done.stderr)
     assert sorted(path.name for path in (copied / "checkpoints").iterdir()) == [
@@ -97,8 +107,123 @@ def test_batches_without_a_finite_loss_can_be_left_out_up_to_a_limit(tiny_shards
     assert lines(tmp_path / "run" / "metrics.jsonl")[-1]["skipped"] == 2
 
 
+@pytest.fixture(scope="module")
+def spoilt_shards(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_shards` with NaN in one training sample, the one that `spoilt_key` names."""
+    shards = tmp_path_factory.mktemp("spoilt") / "shards"
+    shutil.copytree(tiny_shards, shards)
+    split = ShardSplit(shards, "train")
+    shard = int(split.shard_starts.searchsorted(SPOILT, side="right")) - 1
+    end = int(split._offsets[SPOILT, 0] + split._sizes[SPOILT, 0])
+    with (shards / f"{split.entries[shard].name}.tar").open("r+b") as file:
+        file.seek(end - 2)
+        file.write(np.array([np.nan], dtype=np.float16).tobytes())
+    return shards
+
+
+def test_a_batch_with_one_bad_sample_is_left_out_and_training_goes_on(
+    tiny_shards: Path, spoilt_shards: Path, tmp_path: Path
+) -> None:
+    arguments = ("--run.max_steps", "45", "--run.checkpoint_every", "1", "--run.keep_checkpoints", "99")
+    arguments += ("--run.on_nonfinite", "skip", "--optim.ema_decay", "0.9", "--run.validate_every", "1000")
+    out = tmp_path / "run"
+    trace = ("--data.trace", str(out / "trace.jsonl"))
+    done = run(*command(spoilt_shards, out, *arguments, *trace, processes=2))
+    assert done.returncode == 0, done.stderr
+    spoilt = ShardSplit(tiny_shards, "train").key(SPOILT)
+    entry = next(line for line in lines(out / "trace.jsonl") if spoilt in line["keys"])
+    step, place = entry["step"], entry["keys"].index(spoilt)
+    said = next(line for line in done.stderr.splitlines() if "left out, 1 of at most 10" in line)
+    assert said.startswith(f"step {step}: expected a finite loss")
+    # The two samples of the rank that met it, and not those of the other.
+    assert [key in said for key in entry["keys"]] == [i // 2 == place // 2 for i in range(4)]
+    before, after, later = (
+        load_file(out / f"checkpoints/step-{s:08d}/model.safetensors") for s in step_and_around(step)
+    )
+    assert all(after[name].equal(tensor) for name, tensor in before.items())
+    assert not all(later[name].equal(tensor) for name, tensor in after.items())
+    average = [load_file(out / f"checkpoints/step-{s:08d}/average.safetensors") for s in (step - 1, step)]
+    assert all(average[1][name].equal(tensor) for name, tensor in average[0].items())
+    logged = next(line for line in lines(out / "metrics.jsonl") if line["step"] == step)
+    assert "loss" not in logged
+    assert logged["skipped"] == 1
+
+
+def step_and_around(step: int) -> tuple[int, int, int]:
+    return step - 1, step, step + 1
+
+
+def test_a_scaler_whose_step_was_left_out_scales_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    from upfield.distributed import loop
+
+    layer = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    monkeypatch.setattr(loop, "global_keys", lambda *_: ["a", "b"])
+    config = TrainConfig(run=RunConfig(on_nonfinite="skip", max_skips=1))
+    run: Any = SimpleNamespace(
+        progress=Progress(),
+        config=config,
+        learner=SimpleNamespace(scaler=scaler),
+        accelerator=SimpleNamespace(is_main_process=False),
+    )
+    batch: Any = None
+    found = loop.StepValues(("loss", "l1", "grad_norm"), ((float("nan"), float("nan"), 1.0),))
+    for _ in range(2):
+        scaler.scale(layer(torch.ones(1, 1)).sum()).backward()
+        scaler.unscale_(optimizer)  # raises where the scaler was not told of the step before
+        if run.progress.skipped == 0:
+            loop.leave_out(run, batch, found)
+    assert scaler.get_scale() == 4.0
+    # Overflows are the scaler's to count: they do not use up what may be left out.
+    run.progress = Progress(overflows=99)
+    loop.leave_out(run, batch, found)
+    assert (run.progress.skipped, run.progress.updates) == (1, -100)
+
+
+def test_a_process_that_sees_another_set_or_no_checkpoint_is_refused(tiny_shards: Path, tmp_path: Path) -> None:
+    from upfield.distributed.assembly import refuse_other_view
+
+    manifest = read_manifest(tiny_shards)
+    refuse_other_view(TrainConfig(), manifest, manifest.data_sha256, tmp_path)
+    with pytest.raises(InputError, match="expected the same shard set on every node"):
+        refuse_other_view(TrainConfig(), manifest, "0" * 64, None)
+    with pytest.raises(InputError, match="the first node found, found none on another"):
+        refuse_other_view(TrainConfig(), manifest, manifest.data_sha256, tmp_path / "gone")
+
+
+def test_names_that_only_look_like_checkpoints_are_let_be(tiny_shards: Path, copied: Path) -> None:
+    (copied / "checkpoints" / "step-best").mkdir()
+    kept = copied / "checkpoints" / "kept_good"
+    shutil.copytree(copied / "checkpoints" / "step-00000002", kept)
+    trained(tiny_shards, copied, "--run.max_steps", "3", "--run.resume", str(kept))
+    found = sorted(path.name for path in (copied / "checkpoints").iterdir())
+    assert found == ["kept_good", "last", "step-00000002", "step-00000003", "step-best"]
+
+
+def test_a_launcher_that_starts_fewer_processes_than_asked_is_refused(tiny_shards: Path, tmp_path: Path) -> None:
+    start = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
+    done = run(*start, *command(tiny_shards, tmp_path / "run", "--run.max_steps", "1")[1:])
+    assert done.returncode != 0
+    assert "expected 2 processes in one group, found 1" in one_line(done.stderr)
+
+
+def test_a_file_that_is_no_trace_is_not_written_over(tiny_shards: Path, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("remember\n")
+    code, said = called(
+        "--data.shards", str(tiny_shards), "--run.out", str(tmp_path / "run"), "--data.trace", str(notes)
+    )
+    assert code == 2
+    assert "expected a new file or an earlier trace" in said
+    assert notes.read_text() == "remember\n"
+
+
 def test_two_processes_say_a_refusal_once(tiny_shards: Path, four_steps: Path, tmp_path: Path) -> None:
     arguments = ("--run.resume", str(four_steps / "checkpoints/last"), "--run.seed", "9")
+    done = run(*command(tiny_shards, tmp_path / "run", *arguments, "--processes", "2"))
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
     done = run(*command(tiny_shards, tmp_path / "run", *arguments, processes=2))
     assert done.returncode != 0
     assert "expected seed 0 as it was trained with, found 9" in one_line(done.stderr)
@@ -117,20 +242,12 @@ def test_a_process_that_dies_takes_the_job_with_it(tiny_shards: Path, tmp_path: 
     assert "expected all processes of the job to take part, found one gone" in one_line(stderr)
 
 
-def rank_one(launcher: int) -> str:
-    """Give the process number of a launcher's second rank."""
-    for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
-        if b"LOCAL_RANK=1" in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
-            return child
-    raise AssertionError("no second rank")
-
-
 @pytest.mark.parametrize(("name", "message"), [("tensorbord", "found tensorbord"), ("wandb", "found it not installed")])
 def test_unknown_and_missing_trackers_are_refused(name: str, message: str) -> None:
-    from upfield.distributed.launch import usable_trackers
+    from upfield.distributed.launch import refuse_trackers
 
     with pytest.raises(InputError, match=message):
-        usable_trackers(["tensorboard", name])
+        refuse_trackers(["tensorboard", name])
 
 
 def node(shards: Path, out: Path, rank: int, port: int, *arguments: str) -> "subprocess.Popen[str]":
@@ -140,14 +257,6 @@ def node(shards: Path, out: Path, rank: int, port: int, *arguments: str) -> "sub
     start += ["--main_process_port", str(port), "--mixed_precision", "no", "--dynamo_backend", "no"]
     arguments = tuple(command(shards, out, *arguments)[2:])
     return subprocess.Popen([*start, str(SCRIPT), *arguments], env=environment(), stderr=subprocess.PIPE, text=True)
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_two_machines_train_one_run_and_one_ends_when_the_other_is_gone(tiny_shards: Path, tmp_path: Path) -> None:

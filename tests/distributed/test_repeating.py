@@ -1,8 +1,10 @@
 """A run repeats: whatever the number of processes and workers, and wherever it was killed."""
 
-import signal
+import json
+import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,9 @@ from safetensors.torch import load_file
 
 EPOCHS = ("--data.batch_size", "12", "--run.epochs", "2", "--run.validate_every", "100")
 EMA = ("--optim.ema_decay", "0.9", "--optim.clip_norm", "0.5", "--data.augment.shift_pixels", "2")
-SHORT = ("--run.max_steps", "6", "--run.checkpoint_every", "2", "--run.validate_every", "3", *EMA)
+SCHEDULE = ("--optim.schedule", "cosine", "--optim.warmup_steps", "5")
+# Nothing falls together: a log line spans checkpoints, a validation lies between two of them.
+MANY = ("--run.max_steps", "40", "--run.checkpoint_every", "4", "--run.validate_every", "6", "--run.log_every", "7")
 
 
 def same(one: Path, other: Path, name: str) -> bool:
@@ -80,13 +84,11 @@ def kill(arguments: list[str], seen: Path) -> None:
 def test_a_run_that_is_killed_and_goes_on_ends_bit_for_bit_the_same(
     tiny_shards: Path, tmp_path: Path, processes: int
 ) -> None:
-    expected = trained(tiny_shards, tmp_path / "undisturbed", *SHORT, processes=processes)
+    arguments = (*MANY, *EMA, *SCHEDULE)
+    expected = trained(tiny_shards, tmp_path / "undisturbed", *arguments, processes=processes)
     out = tmp_path / "killed"
-    # Many steps, so that it is killed before it ends; the rest of it is cut off when it goes on.
-    long = ("--run.checkpoint_every", "2", "--run.validate_every", "3", *EMA, "--run.keep_checkpoints", "99")
-    kill(command(tiny_shards, out, *long, processes=processes), out / "checkpoints" / "step-00000004")
-    back = str(out / "checkpoints" / "step-00000002")
-    trained(tiny_shards, out, *SHORT, "--run.resume", back, processes=processes)
+    kill(command(tiny_shards, out, *arguments, processes=processes), out / "checkpoints" / "step-00000008")
+    trained(tiny_shards, out, *arguments, processes=processes)
     assert same(out, expected, "model.safetensors")
     assert same(out, expected, "average.safetensors")
     assert without_times(out) == without_times(expected)
@@ -100,7 +102,7 @@ def test_a_run_that_is_killed_and_goes_on_ends_bit_for_bit_the_same(
 
 
 def test_one_and_two_processes_train_alike(tiny_shards: Path, tmp_path: Path) -> None:
-    arguments = ("--run.max_steps", "50", "--run.validate_every", "50")
+    arguments = ("--run.max_steps", "50", "--run.validate_every", "50", *SCHEDULE)
     one = trained(tiny_shards, tmp_path / "one", *arguments)
     done = run(*command(tiny_shards, tmp_path / "two", *arguments, processes=2))
     assert done.returncode == 0, done.stderr
@@ -109,15 +111,21 @@ def test_one_and_two_processes_train_alike(tiny_shards: Path, tmp_path: Path) ->
     for name in ("loss", "l1", "load", "lr", "grad_norm"):
         pair = [[line[name] for line in training_lines(out)] for out in (tmp_path / "two", one)]
         assert pair[0] == pytest.approx(pair[1], rel=1e-4 if name == "grad_norm" else 1e-5), name
+    # 20 slices in batches of 4 do not divide evenly by two.
+    figures, expected = (lines(out / "metrics.jsonl")[-1] for out in (tmp_path / "two", one))
+    assert figures.pop("event") == expected.pop("event") == "validation"
+    assert figures == pytest.approx(expected | {"seconds": figures["seconds"]}, rel=1e-4)
     weights, expected = (load_file(out / "checkpoints/last/model.safetensors") for out in (tmp_path / "two", one))
     assert max((weights[name] - expected[name]).abs().max().item() for name in expected) < 1e-5
 
 
-def test_accumulated_parts_train_like_the_whole(tiny_shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_accumulated_parts_train_like_the_whole(tiny_shards: Path, tmp_path: Path, processes: int) -> None:
     # Each part has a load loss of its own, so without it the two must agree but for the order of sums.
     arguments = ("--run.max_steps", "6", "--loss.load_weight", "0", "--loss.ssim_weight", "0.1")
     whole = trained(tiny_shards, tmp_path / "whole", *arguments)
-    parts = trained(tiny_shards, tmp_path / "parts", *arguments, "--data.micro_batch", "3")
+    micro = ("--data.micro_batch", str(3 // processes))
+    parts = trained(tiny_shards, tmp_path / "parts", *arguments, *micro, processes=processes)
     assert losses(parts) == pytest.approx(losses(whole), rel=1e-5)
 
 
@@ -125,16 +133,56 @@ def test_accumulated_parts_train_like_the_whole(tiny_shards: Path, tmp_path: Pat
 def test_a_run_killed_at_random_moments_ends_the_same(tiny_shards: Path, two_epochs: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     arguments = (*EPOCHS, "--run.checkpoint_every", "1", "--data.trace", str(out / "trace.jsonl"))
-    for delay_s in (5.0, 5.5, 6.3, 7.1, 8.0):
-        process = subprocess.Popen(command(tiny_shards, out, *arguments), env=environment(), stderr=subprocess.DEVNULL)
-        try:
-            process.wait(timeout=delay_s)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+    out.mkdir()
+    (out / "trace.jsonl").touch()
+    rng = random.Random(0)
+    for number in sorted(rng.sample(range(2, 28), 5)):
+        with subprocess.Popen(
+            command(tiny_shards, out, *arguments), env=environment(), stderr=subprocess.DEVNULL
+        ) as one:
+            while one.poll() is None and len((out / "trace.jsonl").read_bytes().splitlines()) < number:
+                time.sleep(rng.uniform(0, 0.02))
+            assert one.poll() is None
+            one.kill()
     trained(tiny_shards, out, *EPOCHS, "--run.checkpoint_every", "1")
     assert same(out, two_epochs, "model.safetensors")
     assert lines(out / "trace.jsonl") == lines(two_epochs / "trace.jsonl")
+
+
+def test_the_best_so_far_outlives_a_stop(tiny_shards: Path, tmp_path: Path) -> None:
+    arguments = ("--run.checkpoint_every", "2", "--run.validate_every", "2")
+    out = trained(tiny_shards, tmp_path / "run", "--run.max_steps", "4", *arguments)
+    file = out / "best/metrics.json"
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps(record | {"validation": record["validation"] | {"psnr_slice": 99.0}}))
+    trained(tiny_shards, out, "--run.max_steps", "8", *arguments)
+    progress = json.loads((out / "checkpoints/last/progress.json").read_text())
+    assert (progress["step"], progress["best_psnr"], progress["best_step"]) == (8, 99.0, 4)
+    assert json.loads((out / "best/metrics.json").read_text())["step"] == 4
+
+
+def test_a_validation_that_was_cut_short_is_made_up_for(tiny_shards: Path, tmp_path: Path) -> None:
+    arguments = ("--run.max_steps", "4", "--run.checkpoint_every", "2", "--run.validate_every", "2")
+    out = trained(tiny_shards, tmp_path / "run", *arguments)
+    expected, best = without_times(out), (out / "best/metrics.json").read_text()
+    file = out / "checkpoints/last/progress.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"validated_step": 2}))
+    trained(tiny_shards, out, *arguments)
+    assert without_times(out) == expected
+    assert (out / "best/metrics.json").read_text() == best
+    assert json.loads(file.read_text())["validated_step"] == 4
+
+
+def test_curves_go_on_where_the_run_does(tiny_shards: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    arguments = ("--run.checkpoint_every", "2", "--run.keep_checkpoints", "9", "--run.pictures", "0")
+    out = trained(tiny_shards, tmp_path / "run", "--run.max_steps", "6", *arguments)
+    back = str(out / "checkpoints" / "step-00000002")
+    trained(tiny_shards, out, "--run.max_steps", "4", "--run.resume", back, *arguments)
+    curves = EventAccumulator(str(out / "tensorboard"))
+    curves.Reload()
+    assert [event.step for event in curves.Scalars("train/loss")] == [1, 2, 3, 4]
 
 
 def test_torchrun_starts_the_same_program(tiny_shards: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from runs import (
     environment,
     lines,
     losses,
+    rank_one,
     run,
     started,
     trained,
+    wait_for,
 )
 from safetensors.torch import load_file
 
@@ -57,6 +60,9 @@ def test_a_signal_saves_and_leaves_with_zero(tiny_shards: Path, tmp_path: Path) 
         (["--run.precision", "fp16"], "expected bf16 or no where there is no GPU"),
         (["--run.resume", "nowhere"], "expected a checkpoint"),
         (["--data.batch_size", "100000"], "expected at least data.batch_size"),
+        (["--loss.ms_ssim_weight", "1"], "expected slices or crops of at least 176 x 176, found 24 x 28"),
+        (["--data.augment.crop", "[9, 9]", "--loss.ssim_weight", "1"], "expected slices or crops of at least 11 x 11"),
+        (["--run.trackers", '["tensorbord"]'], "found tensorbord"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(
@@ -120,14 +126,48 @@ def test_a_signal_to_the_launching_command_reaches_every_rank(tiny_shards: Path,
     assert_saved_where_it_stopped(tmp_path / "run")
 
 
-def test_going_back_to_an_earlier_checkpoint_drops_what_came_after_it(tiny_shards: Path, tmp_path: Path) -> None:
+def test_a_signal_before_the_processes_are_there_is_not_lost(tiny_shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = ("--run.max_steps", "100000", "--run.epochs", "100000", "--processes", "2")
+    process = subprocess.Popen(command(tiny_shards, out, *arguments), env=environment(), stderr=subprocess.DEVNULL)
+    wait_until_caught(process.pid, signal.SIGUSR1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=90) == 0
+    assert_saved_where_it_stopped(out)
+
+
+def wait_until_caught(process: int, number: int) -> None:
+    """Wait until a process has a handler of its own for a signal."""
+    deadline = time.monotonic() + 60
+    while (
+        not int(Path(f"/proc/{process}/status").read_text().partition("\nSigCgt:")[2].split()[0], 16) >> number - 1 & 1
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_signal_to_one_process_makes_all_save_at_the_same_step(tiny_shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    long = ("--run.max_steps", "100000", "--run.epochs", "100000", "--run.checkpoint_every", "2")
+    with subprocess.Popen(
+        command(tiny_shards, out, *long, processes=2), env=environment(), stderr=subprocess.PIPE, text=True
+    ) as process:
+        wait_for(out / "checkpoints" / "step-00000002")
+        subprocess.run(["kill", "-USR1", rank_one(process.pid)], check=True)
+        _, stderr = process.communicate(timeout=90)
+    assert process.returncode == 0, stderr
+    assert_saved_where_it_stopped(out)
+
+
+def test_going_back_to_an_earlier_checkpoint_drops_those_after_it(tiny_shards: Path, tmp_path: Path) -> None:
     arguments = ("--run.checkpoint_every", "2", "--run.keep_checkpoints", "9")
     out = trained(tiny_shards, tmp_path / "run", "--run.max_steps", "6", *arguments)
     back = str(out / "checkpoints" / "step-00000002")
     trained(tiny_shards, out, "--run.max_steps", "4", "--run.resume", back, *arguments)
     steps = sorted(path.name for path in (out / "checkpoints").glob("step-*"))
     assert steps == ["step-00000002", "step-00000004"]
-    assert json.loads((out / "best" / "metrics.json").read_text())["step"] == 4
+    # The best model is not given up for having gone back.
+    assert json.loads((out / "best" / "metrics.json").read_text())["step"] == 6
 
 
 def test_another_seed_is_refused_on_resume(tiny_shards: Path, undisturbed: Path, tmp_path: Path) -> None:
