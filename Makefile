@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/upfield demo --out demo
 
 test: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile
 
 test-slow test-long: $(READY)
 	$(BIN)/pytest -m slow

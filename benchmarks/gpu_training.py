@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,6 +37,9 @@ def main() -> None:
     parser.add_argument("--peak_tflops", type=float, default=990.0)
     parser.add_argument("--minutes", type=float, default=0.0)
     arguments = parser.parse_args()
+    if not torch.cuda.is_available() and arguments.preset is None:
+        print("no GPU; with --preset tiny --batch 2 --steps 10 a CPU shows that this runs")
+        return
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -95,8 +99,6 @@ def print_row(arguments: argparse.Namespace, root: Path, recipe: str, context: i
 
 def forward_operations(preset: str, context: int) -> int:
     """Count the floating-point operations of one whole slice's forward pass, without doing them."""
-    from dataclasses import replace
-
     with FakeTensorMode():
         network = Amir(replace(AmirConfig.preset(preset), in_channels=1 + 2 * context)).eval()
         slices = torch.empty(1, 1 + 2 * context, 221, 200)
@@ -107,7 +109,8 @@ def forward_operations(preset: str, context: int) -> int:
 
 def print_curve(arguments: argparse.Namespace, root: Path) -> None:
     """Train the report's recipe for so many minutes and print its validations."""
-    rate_lines = [line for line in map(json.loads, (root / "report/metrics.jsonl").open()) if line["event"] == "train"]
+    text = (root / "report/metrics.jsonl").read_text(encoding="utf-8")
+    rate_lines = [line for line in map(json.loads, text.splitlines()) if line["event"] == "train"]
     per_step_s = (arguments.batch or 4) / rate_lines[-1]["slices_per_s"]
     steps = max(1, int(arguments.minutes * 60 / per_step_s))
     begun = time.monotonic()

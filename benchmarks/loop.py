@@ -2,13 +2,15 @@
 
 The bare step is forward, loss, backward and optimizer on one batch that lies ready. The loop is `upfield train` as it
 is, reading shards (phantoms', made here), drawing noise, measuring, logging and agreeing at every step. Both run in
-this process, in turn; the best step of all repeats counts. `data wait` is the loop's own figure.
+this process, in turn, on the same batches; the median step counts, the best of all repeats. `data wait` is the share of
+all steps' time, the worst of all repeats. The first step of each warms up.
 """
 
 import argparse
 import contextlib
 import io
 import json
+import statistics
 import tempfile
 import time
 from dataclasses import replace
@@ -42,12 +44,12 @@ def main() -> None:
         print(f"batch {arguments.batch}, {arguments.steps} steps of whole slices, {arguments.precision}")
         print("preset       bare (slices/s)   loop (slices/s)   ratio   data wait")
         for preset in arguments.presets:
-            bare, loop, wait = 0.0, 0.0, 1.0
+            bare, loop, wait = 0.0, 0.0, 0.0
             for number in range(arguments.repeats):
                 config = training(arguments, root, preset, root / f"{preset}-{number}")
                 bare = max(bare, bare_rate(config, arguments.steps))
                 rate, waited = loop_rate(config)
-                loop, wait = max(loop, rate), min(wait, waited)
+                loop, wait = max(loop, rate), max(wait, waited)
             print(f"{preset:<12} {bare:>15.2f} {loop:>17.2f} {loop / bare:>7.3f} {wait:>11.2%}", flush=True)
 
 
@@ -88,15 +90,15 @@ def training(arguments: argparse.Namespace, root: Path, preset: str, out: Path) 
 
 
 def bare_rate(config: TrainConfig, steps: int) -> float:
-    """Give slices per second of the step alone."""
+    """Give slices per second of the median step alone, over the batches that the loop will have."""
     with contextlib.redirect_stderr(io.StringIO()):
         run = set_up(replace(config, run=replace(config.run, out=config.run.out and config.run.out / "bare")))
-    batch = read_batch(run.batches.split, run.batches.samples_at(0))
-    size = (batch.low.shape[-2], batch.low.shape[-1])
     device = run.accelerator.device
-    noise = gating_noise(run.learner.network.config, size, (0, 0), batch.samples, device)
-    best = float("inf")
-    for _ in range(steps + 1):
+    batches = [read_batch(run.batches.split, run.batches.samples_at(step)) for step in range(steps + 1)]
+    size = (batches[0].low.shape[-2], batches[0].low.shape[-1])
+    noise = gating_noise(run.learner.network.config, size, (0, 0), batches[0].samples, device)
+    times_s: list[float] = []
+    for batch in batches:
         begun = time.perf_counter()
         low, high = (tensor.to(device).float() for tensor in (batch.low, batch.high))
         restored, load_loss = run.wrapped(low, noise)
@@ -104,9 +106,10 @@ def bare_rate(config: TrainConfig, steps: int) -> float:
         run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)
         synchronise(device)
-        best = min(best, time.perf_counter() - begun)
+        times_s.append(time.perf_counter() - begun)
+    run.lock and run.lock.close()
     tear_down(run)
-    return len(batch.samples) / best
+    return len(batches[0].samples) / statistics.median(times_s[1:])
 
 
 def synchronise(device: torch.device) -> None:
@@ -116,13 +119,15 @@ def synchronise(device: torch.device) -> None:
 
 
 def loop_rate(config: TrainConfig) -> tuple[float, float]:
-    """Give the real loop's best slices per second between two log lines, and its least share of waiting for data."""
+    """Give the real loop's slices per second in its median step, and the share of all its time spent waiting."""
     assert config.run.out is not None
     with contextlib.redirect_stderr(io.StringIO()):
         fit(replace(config, run=replace(config.run, out=config.run.out / "loop")))
     text = (config.run.out / "loop/metrics.jsonl").read_text(encoding="utf-8")
     lines = [line for line in map(json.loads, text.splitlines()) if line["event"] == "train"][1:]
-    return max(line["slices_per_s"] for line in lines), min(line["data_wait"] for line in lines)
+    times = [1 / line["slices_per_s"] for line in lines]
+    waited = sum(line["data_wait"] * time for line, time in zip(lines, times, strict=True))
+    return 1 / statistics.median(times), waited / sum(times)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from host import processor
 
 SLICES, SAMPLES_PER_SHARD, SHAPE = 179, 512, (1, 221, 200)
 TRAINED_BATCH = 64
@@ -150,13 +151,6 @@ def tell(what: str, ratio: float) -> None:
     print(f"within {LARGEST_RATIO - 1:.0%} between {what}: {held}, largest ratio {ratio:.3f}")
 
 
-def machine() -> str:
-    """Name the processor."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
-
-
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -171,7 +165,9 @@ def main() -> None:
         print(json.dumps(watch(Path(job["folder"]), job["workers"], job["batch"])))
         return
     cores = len(os.sched_getaffinity(0))
-    print(f"{machine()}, {cores} cores, Python {platform.python_version()}, batches of {options.batch_size}; RSS in MB")
+    print(
+        f"{processor()}, {cores} cores, Python {platform.python_version()}, batches of {options.batch_size}; RSS in MB"
+    )
     show(options.subjects, options.workers, options.batch_size, options.folder)
 
 

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from host import processor
 
 SHAPE = (1, 221, 200)
 NUM_SHARDS = 8
@@ -340,8 +341,6 @@ def tell(what: str, values: list[float], target: float) -> None:
 
 def describe(peers: Path | None) -> str:
     """Name the processor and what is compared."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     if peers:
         sys.path.append(str(peers))
     versions: list[str] = []
@@ -350,9 +349,8 @@ def describe(peers: Path | None) -> str:
             versions.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             versions.append(f"{package} not installed")
-    machine = names[0] if names else platform.processor() or platform.machine()
     cores = len(os.sched_getaffinity(0))
-    return f"{machine}, {cores} cores, Python {platform.python_version()}\n{', '.join(versions)}"
+    return f"{processor()}, {cores} cores, Python {platform.python_version()}\n{', '.join(versions)}"
 
 
 def main() -> None:

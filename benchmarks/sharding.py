@@ -24,6 +24,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from host import processor
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 from scipy import ndimage
 
@@ -251,20 +252,13 @@ def show_scale(folder: Path, counts: list[int], jobs: int) -> None:
         print(f"{count:<40} {row}", flush=True)
 
 
-def machine() -> str:
-    """Name the processor."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
-
-
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--subjects", type=int, nargs="*", default=[18])
     parser.add_argument("--folder", type=Path, default=None)
     options = parser.parse_args()
-    print(f"{machine()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, best of {REPEATS}")
+    print(f"{processor()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, best of {REPEATS}")
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         write_cohort(folder, PLAIN_SUBJECTS, PLAIN_SUBJECTS)
