@@ -21,7 +21,7 @@ from upfield.distributed.schedule import learning_rate
 from upfield.distributed.stopping import StopRequest, stop_signals
 from upfield.distributed.validation import validate
 from upfield.model.losses import restoration_loss
-from upfield.sharding.errors import RunError
+from upfield.sharding.errors import InputError, RunError
 from upfield.sharding.progress import say
 
 
@@ -40,7 +40,13 @@ def fit(config: TrainConfig, stop: StopRequest | None = None) -> Progress:
     with ExitStack() as leaving:
         stop = stop or leaving.enter_context(stop_signals())
         leaving.enter_context(errors_met_by_all())
-        run = set_up(config)
+        try:
+            run = set_up(config)
+        except (InputError, RunError) as error:
+            # All are here; a group that is left to the interpreter's end may abort it.
+            if error.met_by_all and torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+            raise
         if run.lock is not None:
             leaving.enter_context(run.lock)
         record = leaving.enter_context(
