@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from upfield.distributed.agreement import errors_met_by_all, write_on_main_process
 from upfield.distributed.assembly import Training, set_up, tear_down
@@ -99,7 +100,8 @@ def train_step(run: Training, batch: Batch, stop: StopRequest) -> dict[str, floa
     # Without a limit this only measures.
     norm = accelerator.clip_grad_norm_(run.wrapped.parameters(), config.optim.clip_norm or math.inf)
     assert norm is not None
-    totals["grad_norm"] = norm.detach()
+    # Where weights are split, each process holds its part of the norm.
+    totals["grad_norm"] = (norm.full_tensor() if isinstance(norm, DTensor) else norm).detach()
     found = agree(run, totals, stop)
     # In fp16 gradients overflow now and then; the loss scaling sees to those itself.
     watched = ("loss",) if run.learner.scaler is not None else ("loss", "grad_norm")

@@ -1,10 +1,11 @@
 """Weights that FSDP splits over processes train, average, save and resume like whole ones."""
 
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
-from runs import run
+from runs import command, run, trained
 from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).with_name("split_weights.py")
@@ -24,3 +25,28 @@ def test_a_learner_with_split_weights_is_saved_whole_and_goes_on_from_it(tmp_pat
         assert tensor.equal(resumed[name]), name
         for other in (whole, alone):
             assert other[name].flatten().tolist() == pytest.approx(tensor.flatten().tolist(), abs=1e-5), name
+
+
+@pytest.mark.slow
+def test_the_loop_trains_and_resumes_with_the_committed_configuration(tiny_shards: Path, tmp_path: Path) -> None:
+    config = Path(__file__).parents[2] / "cluster" / "accelerate" / "fsdp.yaml"
+    start = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes", "2"]
+    arguments = ("--run.max_steps", "6", "--run.checkpoint_every", "2", "--run.keep_checkpoints", "9")
+    arguments += ("--optim.ema_decay", "0.9", "--optim.clip_norm", "0.5")
+    script = str(Path(__file__).with_name("fsdp_on_cpus.py"))
+
+    def train(out: Path, *more: str) -> None:
+        done = run(*start, script, *command(tiny_shards, out, *arguments, *more)[2:])
+        assert done.returncode == 0, done.stderr
+
+    train(tmp_path / "split")
+    shutil.copytree(tmp_path / "split", tmp_path / "resumed", symlinks=True)
+    train(tmp_path / "resumed", "--run.resume", str(tmp_path / "resumed" / "checkpoints" / "step-00000002"))
+    whole = trained(tiny_shards, tmp_path / "whole", *arguments)
+    for name in ("model.safetensors", "average.safetensors"):
+        split, resumed, expected = (
+            load_file(out / "checkpoints/step-00000006" / name)
+            for out in (tmp_path / "split", tmp_path / "resumed", whole)
+        )
+        assert all(split[key].equal(resumed[key]) for key in split)
+        assert max((split[key] - expected[key]).abs().max().item() for key in expected) < 1e-4
