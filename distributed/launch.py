@@ -28,15 +28,20 @@ def asked_world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def relaunch(config: TrainConfig) -> int:
-    """Run the training script on several processes of this machine through `accelerate launch`; give its exit code."""
+def relaunch(script: Path, config: Any) -> int:
+    """Run a script on several processes of this machine through `accelerate launch`; give its exit code.
+
+    Args:
+        script: takes `--config`.
+        config: its configuration, whose `processes` says how many.
+    """
     environment = dict(os.environ)
     if not torch.cuda.is_available():
         environment |= {"ACCELERATE_USE_CPU": "true"}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.yaml"
         file.write_text(to_yaml(replace(config, processes=1)), encoding="utf-8")
-        command = [*launcher(config.processes), str(SCRIPT), "--config", str(file)]
+        command = [*launcher(config.processes), str(script), "--config", str(file)]
         return run_launcher(command, environment)[0]
 
 

@@ -15,7 +15,7 @@ def train(config: TrainConfig) -> int:
     """Check the configuration, start more processes if they are asked for, and train."""
     from upfield.distributed.agreement import lost_another
     from upfield.distributed.assembly import open_inputs
-    from upfield.distributed.launch import asked_world_size, refuse_uneven_batch, relaunch
+    from upfield.distributed.launch import SCRIPT, asked_world_size, refuse_uneven_batch, relaunch
     from upfield.distributed.loop import fit
     from upfield.sharding.tasks import end_with_parent
 
@@ -23,7 +23,7 @@ def train(config: TrainConfig) -> int:
     if config.processes > 1 and asked_world_size() == 1:
         refuse_uneven_batch(config.data.batch_size, config.processes)
         open_inputs(config)  # A launcher would bury a refusal under its own traceback.
-        return relaunch(config)
+        return relaunch(SCRIPT, config)
     if asked_world_size() > 1:
         end_with_parent()
     try:

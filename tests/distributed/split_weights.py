@@ -82,7 +82,9 @@ def main(out: Path) -> None:
     states |= {"whole": whole.state(), "alone": alone.state()}
     if main_process:
         for name, found in states.items():
-            save_file(flat({key: found[key] for key in ("weights", "average", "optimizer")}), out / f"{name}.safetensors")
+            save_file(
+                flat({key: found[key] for key in ("weights", "average", "optimizer")}), out / f"{name}.safetensors"
+            )
     local = next(split.network.parameters()).to_local()  # pyright: ignore[reportAttributeAccessIssue]
     assert local.numel() < next(alone.network.parameters()).numel()
     torch.distributed.destroy_process_group()
