@@ -60,11 +60,11 @@ class LowFieldSampling:
         geometry = self.grids.geometry
         high_mm, low_mm = np.array(geometry.high_spacing_mm), np.array(geometry.low_spacing_mm)
         if self.sigma_vox is None:
-            volume = ndimage.gaussian_filter(volume, low_mm / high_mm / FWHM_PER_SIGMA)
+            volume = gaussian(volume, low_mm / high_mm / FWHM_PER_SIGMA)
         affine = np.diag([*high_mm, 1.0])
         low = np.clip(self.grids.high_to_low(Volume(volume, affine)).voxels, 0, 1)
         if self.sigma_vox is not None:
-            low = np.clip(ndimage.gaussian_filter(low, self.sigma_vox), 0, 1) ** np.float32(self.gamma)
+            low = np.clip(gaussian(low, self.sigma_vox), 0, 1) ** np.float32(self.gamma)
         return self.grids.low_to_high(low)
 
     def scan(self, cubic: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -73,6 +73,11 @@ class LowFieldSampling:
         low = self.grids.high_to_low(Volume(cubic, affine)).voxels
         nearest = [np.arange(size) * low.shape[axis] // size for axis, size in enumerate(cubic.shape)]
         return low[np.ix_(*nearest)]
+
+
+def gaussian(volume: NDArray[np.float32], sigma_vox: float | NDArray[np.float64]) -> NDArray[np.float32]:
+    """Blur `(I, J, K)` by a Gaussian of one width, or of one per axis."""
+    return np.asarray(ndimage.gaussian_filter(volume, sigma_vox), dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,8 @@ def check_consistency(
 ) -> Consistency:
     """Compare a volume with the scan that it was made from.
 
-    Contrast and brightness differ between the two fields, so a straight line is fitted between the intensities first.
+    Contrast and brightness differ between the two fields, so a straight line is fitted between the intensities first,
+    over voxels that the set's scaling has not cut off at 0 or 1, and cut off like them.
 
     Args:
         volume: `(X, Y, Z)` in [0, 1]: restored, or anything else on its grid.
@@ -100,8 +106,9 @@ def check_consistency(
         sampling: of the scan.
     """
     seen = sampling.see(volume)
-    slope, offset = fit_line(seen, scan)
-    residual = scan - (np.float32(slope) * seen + np.float32(offset))
+    whole = (scan > 0) & (scan < 1)
+    slope, offset = fit_line(seen[whole], scan[whole]) if whole.any() else fit_line(seen, scan)
+    residual = scan - np.clip(np.float32(slope) * seen + np.float32(offset), 0, 1)
     return Consistency(
         residual,
         float(np.sqrt(energy(residual) / max(energy(scan), 1e-30))),
@@ -138,8 +145,10 @@ def band_shares(
         shape[axis] = -1
         radius_squared = radius_squared + np.square(frequency / limit).astype(np.float32).reshape(shape)
     band = np.searchsorted(np.square(BANDS), radius_squared, side="right").ravel()
-    energies = [
-        np.bincount(band, np.square(np.abs(fft.rfftn(image - image.mean()))).ravel(), minlength=len(BAND_NAMES))
-        for image in (residual, scan)
-    ]
+    energies = [np.bincount(band, _spectrum(image).ravel(), minlength=len(BAND_NAMES)) for image in (residual, scan)]
     return tuple((energies[0] / np.maximum(energies[1], 1e-30)).tolist())
+
+
+def _spectrum(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Give the energy of each spatial frequency of `(X, Y, Z)`, its mean left out."""
+    return np.square(np.abs(np.asarray(fft.rfftn(image - image.mean()))))

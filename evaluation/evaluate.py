@@ -191,7 +191,8 @@ def write_comparison(out: Path, trees: dict[str, dict[str, Any]]) -> None:
     widths = [max(map(len, column)) for column in zip(header, *shown, strict=True)]
     print(f"\n{title}")
     for row in (header, *shown):
-        print("  ".join(f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths))))
+        name, *numbers = (f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
+        print("  ".join([f"{name.strip():<{widths[0]}}", *numbers]))
     print(f"{out / 'compare.html'}", flush=True)
 
 

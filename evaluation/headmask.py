@@ -25,7 +25,8 @@ def head_mask(high: NDArray[np.float32]) -> NDArray[np.bool_]:
     if coarse.min() == coarse.max():
         return np.zeros(high.shape, dtype=np.bool_)
     bright = coarse > threshold_otsu(coarse) / 2
-    parts = np.asarray(ndimage.label(bright)[0])
+    parts = np.empty(bright.shape, dtype=np.int32)
+    ndimage.label(bright, output=parts)
     largest = parts == np.bincount(parts.ravel())[1:].argmax() + 1
     # Padded, so that closing does not take the border for air.
     padded = np.pad(largest, CLOSING_VOX, mode="edge")
@@ -33,7 +34,8 @@ def head_mask(high: NDArray[np.float32]) -> NDArray[np.bool_]:
     closed = np.asarray(ndimage.binary_closing(padded, iterations=CLOSING_VOX))[inner]
     for axis in (0, 2):
         sections = np.moveaxis(closed, axis, 0)
-        closed = np.moveaxis(np.stack([ndimage.binary_fill_holes(section) for section in sections]), 0, axis)
+        filled = [np.asarray(ndimage.binary_fill_holes(section)) for section in sections]
+        closed = np.moveaxis(np.stack(filled), 0, axis)
     for axis, size in enumerate(high.shape):
         closed = np.repeat(closed, STRIDE, axis=axis).take(range(size), axis=axis)
     return closed

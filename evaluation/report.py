@@ -54,7 +54,8 @@ pre { overflow-x: auto; padding: .75rem 1rem; margin: .5rem 0; background: var(-
 # The page needs nothing from anywhere; so the browser may be told to fetch nothing.
 HEAD = """<meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'{scripts}">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'{scripts}">
 <link rel="icon" href="data:,">"""
 
 

@@ -28,7 +28,7 @@ TRUST = {
     ),
     "disagreement": (
         "standard deviation of the model's answers to the input, the mirrored input, the input moved by half a voxel "
-        "and the input with noise of 0.01, mean inside the head; interpolating twice has a share in it at sharp edges"
+        "and the input with noise of 0.01, each moved back, mean inside the head"
     ),
 }
 
