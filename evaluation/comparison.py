@@ -16,7 +16,7 @@ CONFIDENCE = 0.95
 RESAMPLES = 9999
 SEED = 0
 METHOD = (
-    f"Differences are between means per subject; intervals ({CONFIDENCE:.0%}) are percentiles of {RESAMPLES} bootstrap "
+    f"Differences are means per subject of what both have a finite value for; intervals ({CONFIDENCE:.0%}) are percentiles of {RESAMPLES} bootstrap "
     "samples of subjects, p is a two-sided sign-flip permutation test over subjects. Slices of one subject are not "
     "independent and are not counted as if they were."
 )
@@ -63,12 +63,15 @@ def values_of(volume: VolumeFigures, method: str, metric: str) -> NDArray[np.flo
 
 
 def compare(volumes: Sequence[VolumeFigures], method: str, other: str, metric: str) -> Difference | None:
-    """Give how much `method` exceeds `other`, or None where no subject has both."""
-    means = [subject_means(volumes, name, metric) for name in (method, other)]
-    both = [subject for subject in means[0] if subject in means[1]]
-    if not both:
-        return None
-    return difference_of(np.array([means[0][subject] - means[1][subject] for subject in both]))
+    """Give how much `method` exceeds `other` where both are finite, or None where they never are."""
+    collected: dict[tuple[str, str], list[NDArray[np.float64]]] = defaultdict(list)
+    for volume in volumes:
+        ours, theirs = (values_of(volume, name, metric) for name in (method, other))
+        both = np.isfinite(ours) & np.isfinite(theirs)
+        collected[volume.cohort, volume.subject].append(ours[both] - theirs[both])
+    by_subject = [np.concatenate(parts) for parts in collected.values()]
+    means = [float(values.mean()) for values in by_subject if len(values)]
+    return difference_of(np.array(means)) if means else None
 
 
 def difference_of(differences: NDArray[np.float64]) -> Difference:

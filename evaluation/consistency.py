@@ -46,8 +46,12 @@ class LowFieldSampling:
         geometry = GeometryConfig(
             **{name: tuple(values) for name, values in manifest.tree["config"]["geometry"].items()}
         )
+        tree = manifest.cohorts[cohort]
+        # Slice stacks are resized by default. A pseudonymised set hides its patterns; its stacks are taken for volumes,
+        # which puts them right but for the 2% between corners and edges.
+        resized = (tree["fit"] or ("resize" if "{slice}" in tree["high"] else "crop_pad")) == "resize"
         # Where the boxes lie in the world matters to files alone; here both are centred on the same volume.
-        centre_mm = None if manifest.cohorts[cohort]["fit"] == "resize" else np.zeros(3)
+        centre_mm = None if resized else np.zeros(3)
         parameters = record["parameters"] if record["kind"] == "synthetic" else {}
         return cls(Grids(geometry, centre_mm), parameters.get("sigma_vox"), parameters.get("gamma", 1.0))
 

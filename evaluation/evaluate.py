@@ -22,6 +22,7 @@ MAIN_METRICS = ("psnr_slice", "psnr_slice_foreground", "ssim_slice", "ms_ssim_ax
 def evaluate(config: EvaluateConfig) -> int:
     """Measure each model, write its metrics and report, print its table, and compare several."""
     from upfield.distributed.launch import asked_world_size, relaunch
+    from upfield.evaluation.gather import leave_group
     from upfield.evaluation.restorers import open_restorer
     from upfield.sharding.manifest import read_manifest
     from upfield.sharding.shardset import ShardSplit
@@ -30,8 +31,13 @@ def evaluate(config: EvaluateConfig) -> int:
     assert config.out is not None
     if not config.models:
         raise InputError("expected a run or an ONNX file, found none; give one, or several to compare them")
+    if len(set(config.models)) < len(config.models):
+        raise InputError("models: expected each of them once, found one twice; leave it out")
     outs = folders_for(config.models, config.out)
     manifest = read_manifest(config.shards)
+    if config.split not in manifest.tree["splits"]:
+        known = ", ".join(manifest.tree["splits"])
+        raise InputError(f"{config.shards}: expected a split {config.split}, found {known}; choose another --split")
     split = ShardSplit(config.shards, config.split, manifest)
     if split.num_samples == 0:
         raise InputError(
@@ -47,6 +53,7 @@ def evaluate(config: EvaluateConfig) -> int:
     }
     if len(trees) > 1 and rank() == 0:
         write_comparison(config.out, trees)
+    leave_group()
     return 0
 
 

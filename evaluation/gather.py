@@ -54,6 +54,12 @@ def gather_volumes(
     return sorted(volumes, key=lambda volume: volume.keys[0]), shown
 
 
+def leave_group() -> None:
+    """Leave the group of processes, if there is one. Collective: ALL ranks call it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        PartialState().destroy_process_group()
+
+
 def save(folder: Path, images: VolumeImages) -> None:
     """Write a restored volume, RAS+, on the set's grid around the origin; the set does not hold the scan's place."""
     voxels = images.restored[MODEL]

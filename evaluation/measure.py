@@ -3,6 +3,7 @@
 One volume is in memory at a time, so that memory does not grow with the number of subjects.
 """
 
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -107,14 +108,14 @@ def measure(how: Measuring, split: ShardSplit, pairs: list[VolumePair]) -> Itera
     Raises:
         RunError: a model gives NaN.
     """
-    for number, listed in enumerate(pairs):
-        pair = read_pair(split, listed)
+    for listed in pairs:
         sampling = LowFieldSampling.of(split.manifest, listed.first.cohort, split.record(listed.samples[0]))
-        yield measure_volume(how, pair, sampling, seed=number)
+        # Not kept in a name, which would hold it until the next one is read.
+        yield measure_volume(how, read_pair(split, listed), sampling)
 
 
 def measure_volume(
-    how: Measuring, pair: StackedPair, sampling: LowFieldSampling, seed: int
+    how: Measuring, pair: StackedPair, sampling: LowFieldSampling
 ) -> tuple[VolumeFigures, VolumeImages]:
     """Restore and measure one volume.
 
@@ -122,7 +123,6 @@ def measure_volume(
         how: what with.
         pair: the volume.
         sampling: of its scan.
-        seed: of the noise that its input is given.
 
     Raises:
         RunError: a model gives NaN.
@@ -139,6 +139,8 @@ def measure_volume(
             def restore(low: NDArray[np.float32], restorer: Restorer = restorer) -> NDArray[np.float32]:
                 return restore_slices(low, restorer, how.batch_size)
 
+            # By name, so that the noise is the same whichever process measures the volume.
+            seed = zlib.crc32(pair.name.encode())
             doubts[method] = disagreement(pair.low, restored[method], restore, seed)
     images = {method: to_pair(image, pair.high, head, how.device) for method, image in restored.items()}
     found = {method: check_consistency(image, pair.cubic, sampling) for method, image in restored.items()}

@@ -19,9 +19,10 @@ from torchmetrics.functional.image import multiscale_structural_similarity_index
 from upfield.model import quality
 
 LEAST_FOREGROUND = 0.05
-# Five scales, each half the one before, under a window of 11.
-LEAST_MS_SSIM_SIZE = 161
-ULF_ENC_WINDOW, ULF_ENC_PSNR, ULF_ENC_EPSILON = 7, 32.0, 1e-8
+# Five scales, each half the one before, under a window of 11 (torchmetrics refuses less).
+LEAST_MS_SSIM_SIZE = 176
+UNIFORM_WINDOW = 7
+ULF_ENC_PSNR, ULF_ENC_EPSILON = 32.0, 1e-8
 CHUNK = 16
 
 
@@ -126,6 +127,8 @@ def _ms_ssim(restored: Tensor, high: Tensor) -> Tensor:
 def psnr_volume(pair: ImagePair) -> float:
     """Give dB; see METRICS."""
     restored, high, _ = pair.numpy()
+    if not high.max() > 0:
+        return float("nan")
     if np.array_equal(restored, high):
         return float("inf")
     return float(peak_signal_noise_ratio(high, restored, data_range=float(high.max())))
@@ -135,13 +138,17 @@ def ssim_volume(pair: ImagePair) -> float:
     """Give one value; see METRICS."""
     restored, high, _ = pair.numpy()
     most = float(high.max())
-    values = [structural_similarity(h, r, data_range=most) for r, h in zip(restored, high, strict=True)]
+    if not most > 0 or min(high.shape[1:]) < UNIFORM_WINDOW:
+        return float("nan")
+    values = [structural_similarity(h, r, win_size=UNIFORM_WINDOW, data_range=most) for r, h in zip(restored, high, strict=True)]
     return float(np.mean(values))
 
 
 def nrmse(pair: ImagePair) -> float:
     """Give one value; see METRICS."""
     restored, high, _ = pair.numpy()
+    if not high.any():
+        return float("nan")
     return float(normalized_root_mse(high, restored, normalization="euclidean"))
 
 
@@ -153,9 +160,9 @@ def mae(pair: ImagePair) -> float:
 def score_ulf_enc(pair: ImagePair) -> float:
     """Give one value; see METRICS."""
     restored, high, head = pair.numpy()
-    if not head.any():
+    if not head.any() or min(high.shape) < UNIFORM_WINDOW:
         return float("nan")
-    found = structural_similarity(high, restored, win_size=ULF_ENC_WINDOW, data_range=quality.DATA_RANGE, full=True)
+    found = structural_similarity(high, restored, win_size=UNIFORM_WINDOW, data_range=quality.DATA_RANGE, full=True)
     similarity = np.asarray(found[1])
     error = restored[head].astype(np.float64) - high[head]
     squared = np.square(error)
@@ -222,7 +229,7 @@ METRICS = {
             "slice",
             ms_ssim_slice,
             "multi-scale structural similarity of a whole sagittal slice: five scales, 11 x 11 Gaussian window of "
-            "sigma 1.5, data range 1 (torchmetrics); not defined below 161 x 161 pixels",
+            "sigma 1.5, data range 1 (torchmetrics); not defined below 176 x 176 pixels",
         ),
         Metric(
             "mae_slice",

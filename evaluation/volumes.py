@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from upfield.sharding.errors import ShardSetError
 from upfield.sharding.samplekey import SampleKey
 from upfield.sharding.selection import VolumePair
 from upfield.sharding.shardset import ShardSplit
@@ -36,9 +37,20 @@ def read_pair(split: ShardSplit, pair: VolumePair) -> StackedPair:
     """Read all slices of a pair of volumes.
 
     Raises:
-        ShardSetError: a shard is missing or truncated.
+        ShardSetError: a shard is missing or truncated, or the volume lacks slices or holds what no volume does.
     """
     count = len(pair.samples)
+    expected = split.manifest.tree["config"]["geometry"]["high_shape"][0]
+    if [key.x for key in pair.keys] != list(range(expected)):
+        raise ShardSetError(
+            f"{split.root}: {pair.first}: expected {expected} slices of the volume, found {count}, or others than these; "
+            "run upfield verify"
+        )
     low, high = (np.empty((count, *shape), dtype=np.float16) for shape in (split.low_shape, split.high_shape))
     split.read_into(pair.samples, low, high)
+    if not all(((array >= 0) & (array <= 1)).all() for array in (low, high)):
+        raise ShardSetError(
+            f"{split.root}: {pair.first}: expected values in 0..1, found others in the volume; a shard is damaged, run "
+            "upfield verify"
+        )
     return StackedPair(pair.keys, low.astype(np.float32), high[:, 0].astype(np.float32))
