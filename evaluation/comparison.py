@@ -16,9 +16,9 @@ CONFIDENCE = 0.95
 RESAMPLES = 9999
 SEED = 0
 METHOD = (
-    f"Differences are means per subject of what both have a finite value for; intervals ({CONFIDENCE:.0%}) are percentiles of {RESAMPLES} bootstrap "
-    "samples of subjects, p is a two-sided sign-flip permutation test over subjects. Slices of one subject are not "
-    "independent and are not counted as if they were."
+    "Differences are means per subject, over what both have a finite value for; intervals "
+    f"({CONFIDENCE:.0%}) are percentiles of {RESAMPLES} bootstrap samples of subjects, p is a two-sided sign-flip "
+    "permutation test over subjects. Slices of one subject are not independent and are not counted as if they were."
 )
 
 

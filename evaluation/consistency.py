@@ -112,7 +112,8 @@ def check_consistency(
     seen = sampling.see(volume)
     whole = (scan > 0) & (scan < 1)
     slope, offset = fit_line(seen[whole], scan[whole]) if whole.any() else fit_line(seen, scan)
-    residual = scan - np.clip(np.float32(slope) * seen + np.float32(offset), 0, 1)
+    expected = np.clip(np.float32(slope) * seen + np.float32(offset), 0, 1)
+    residual = np.subtract(scan, expected, dtype=np.float32)
     return Consistency(
         residual,
         float(np.sqrt(energy(residual) / max(energy(scan), 1e-30))),

@@ -36,7 +36,8 @@ def answers(
     difference = restore(shift(low, SHIFT_VOX)) - shift(restored, SHIFT_VOX)
     yield restored + moved(difference, -SHIFT_VOX)
     noise = np.random.default_rng(seed).standard_normal(low.shape, dtype=np.float32)
-    yield restore(np.clip(low + np.float32(NOISE_STD) * noise, 0, 1))
+    noise *= np.float32(NOISE_STD)
+    yield restore(np.clip(low + noise, 0, 1))
 
 
 def moved(images: NDArray[np.float32], distance_vox: float) -> NDArray[np.float32]:

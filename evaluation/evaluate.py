@@ -172,6 +172,7 @@ def write_comparison(out: Path, trees: dict[str, dict[str, Any]]) -> None:
 
     from upfield.evaluation import report
     from upfield.evaluation.metrics import METRICS
+    from upfield.evaluation.summary import counted
     from upfield.sharding.atomic import write_json, write_text
 
     first = next(iter(trees.values()))
@@ -187,7 +188,7 @@ def write_comparison(out: Path, trees: dict[str, dict[str, Any]]) -> None:
         for name, row in means.items()
     ]
     about = first["about"]
-    title = f"{about['slices']} slices of {about['subjects']} subjects, split {about['split']}: means"
+    title = f"{counted(about)}: means"
     header = ["", *(METRICS[m].label for m in MAIN_METRICS)]
     sections = [
         report.paragraph(f"{title}. Intervals and tests are in each model's own report."),

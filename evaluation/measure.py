@@ -114,9 +114,7 @@ def measure(how: Measuring, split: ShardSplit, pairs: list[VolumePair]) -> Itera
         yield measure_volume(how, read_pair(split, listed), sampling)
 
 
-def measure_volume(
-    how: Measuring, pair: StackedPair, sampling: LowFieldSampling
-) -> tuple[VolumeFigures, VolumeImages]:
+def measure_volume(how: Measuring, pair: StackedPair, sampling: LowFieldSampling) -> tuple[VolumeFigures, VolumeImages]:
     """Restore and measure one volume.
 
     Args:

@@ -5,6 +5,7 @@ PSNR of a perfect image infinite; both are counted and left out of means.
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -67,9 +68,15 @@ def psnr_slice_head(pair: ImagePair) -> Tensor:
 
 def ssim_slice(pair: ImagePair) -> Tensor:
     """Give `(X,)`; see METRICS."""
-    chunks = zip(pair.restored.split(CHUNK), pair.high.split(CHUNK), strict=True)
-    with without_onednn():
-        return torch.cat([quality.ssim_slice(restored, high) for restored, high in chunks])
+    return in_chunks(quality.ssim_slice, pair.restored, pair.high)
+
+
+def in_chunks(function: Callable[[Tensor, Tensor], Tensor], restored: Tensor, high: Tensor) -> Tensor:
+    """Give `(N,)` of two `(N, 1, H, W)`, a few images at a time and on as many threads as torch may use."""
+    chunks = (restored.split(CHUNK), high.split(CHUNK))
+    threads = torch.get_num_threads() if restored.device.type == "cpu" else 1
+    with without_onednn(), ThreadPoolExecutor(threads) as pool:
+        return torch.cat(list(pool.map(function, *chunks)))
 
 
 @contextmanager
@@ -112,16 +119,15 @@ def _ms_ssim(restored: Tensor, high: Tensor) -> Tensor:
     """Give `(N,)` for `(N, 1, H, W)`; NaN for images too small for five scales."""
     if min(high.shape[-2:]) < LEAST_MS_SSIM_SIZE:
         return torch.full((len(high),), torch.nan)
-    values: list[Tensor] = []
-    for pair in zip(restored.split(CHUNK), high.split(CHUNK), strict=True):
-        with without_onednn():
-            # A negative similarity at a coarse scale has no fractional power; zero is what it is taken for.
-            found = multiscale_structural_similarity_index_measure(
-                *pair, data_range=quality.DATA_RANGE, reduction="none", normalize="relu"
-            )
-        assert isinstance(found, Tensor)
-        values.append(found.reshape(-1))
-    return torch.cat(values)
+
+    def measure(restored: Tensor, high: Tensor) -> Tensor:
+        # A negative similarity at a coarse scale has no fractional power; zero is what it is taken for.
+        values = multiscale_structural_similarity_index_measure(
+            restored, high, data_range=quality.DATA_RANGE, reduction="none", normalize="relu"
+        )
+        return values.reshape(-1)
+
+    return in_chunks(measure, restored, high)
 
 
 def psnr_volume(pair: ImagePair) -> float:
@@ -140,7 +146,10 @@ def ssim_volume(pair: ImagePair) -> float:
     most = float(high.max())
     if not most > 0 or min(high.shape[1:]) < UNIFORM_WINDOW:
         return float("nan")
-    values = [structural_similarity(h, r, win_size=UNIFORM_WINDOW, data_range=most) for r, h in zip(restored, high, strict=True)]
+    values = [
+        structural_similarity(h, r, win_size=UNIFORM_WINDOW, data_range=most)
+        for r, h in zip(restored, high, strict=True)
+    ]
     return float(np.mean(values))
 
 
@@ -203,7 +212,7 @@ class Metric:
         return words.replace("score_ulf_enc", "ULF-EnC score").replace("_", " ")
 
 
-HEAD = "head: half of Otsu's threshold of the high-field volume, largest part, closed, holes filled"
+HEAD = "head: half of Otsu's threshold of the high-field volume, large parts, closed, holes filled"
 FOREGROUND = f"only slices of which the head fills at least {LEAST_FOREGROUND:.0%}"
 METRICS = {
     metric.name: metric

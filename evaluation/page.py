@@ -12,10 +12,11 @@ from upfield.evaluation import comparison, figures, report
 from upfield.evaluation.measure import AGAINST, CUBIC, MODEL, VolumeImages
 from upfield.evaluation.metrics import METRICS
 from upfield.evaluation.report import Section
-from upfield.evaluation.summary import TRUST, Evaluated, groups, notes
+from upfield.evaluation.summary import TRUST, Evaluated, counted, groups, notes
 from upfield.evaluation.viewer import viewer_html
 
-VIEWER_HEIGHT_PX = 460
+# nilearn draws the planes side by side, in one and a half times the height of the highest.
+VIEWER_ROOM = 1.5
 GROUP_METRICS = ("psnr_slice", "psnr_slice_foreground", "ssim_slice", "ms_ssim_axial", "nrmse", "score_ulf_enc")
 RESEARCH_USE = (
     "The restored images are made by a neural network: for research, not for diagnosis. Structure that is not in the "
@@ -66,12 +67,11 @@ def write_evaluation_report(
     about = tree["about"]
     sections = [
         report.paragraph(
-            f"{about['slices']} slices of {about['subjects']} subjects, split {about['split']}: {about['restorer']}."
-            + (f" Against: {about['against']}." if AGAINST in tree else "")
+            f"{counted(about)}: {about['restorer']}." + (f" Against: {about['against']}." if AGAINST in tree else "")
         ),
         report.paragraph(RESEARCH_USE),
         report.metrics_table(tree, "Cubic interpolation and the model"),
-        report.paragraph("\n\n".join([comparison.METHOD, *notes(tree)])),
+        report.paragraph("\n\n".join([comparison.METHOD, *(f"{note[0].upper()}{note[1:]}." for note in notes(tree))])),
         *_against(tree),
         _spread(evaluated),
     ]
@@ -92,7 +92,9 @@ def write_evaluation_report(
             "In three dimensions",
         ),
         report.embedded(
-            viewer_html(cubic, restored, images.spacing_mm, images.name), f"Viewer of {images.name}", VIEWER_HEIGHT_PX
+            viewer_html(cubic, restored, images.spacing_mm, images.name),
+            f"Viewer of {images.name}",
+            viewer_height(images),
         ),
         *_groups(evaluated),
         *_subjects(tree, evaluated.methods),
@@ -111,6 +113,12 @@ def write_evaluation_report(
         report.link_list({name: name for name in ("metrics.json", "slices.csv", "volumes.csv")}, "Files"),
     ]
     report.write_report(path, "Evaluation", sections, scripts=True)
+
+
+def viewer_height(images: VolumeImages) -> float:
+    """Give the height of the viewer's picture in units of its width."""
+    across, along, up = np.array(images.high.shape) * images.spacing_mm
+    return float(VIEWER_ROOM * max(along, up) / (along + 2 * across))
 
 
 def _against(tree: dict[str, Any]) -> list[Section]:
@@ -184,6 +192,7 @@ def _doubts(tree: dict[str, Any], images: VolumeImages) -> list[Section]:
         report.figure(
             figures.bands_png({method: trust[method]["inconsistency_bands"] for method in methods}),
             "Energy that contradicts the scan, per band of spatial frequency",
+            "Beyond what its grid can hold the scan has next to no energy: shares of it say little there.",
         ),
         report.table(
             ["volume", *(f"inconsistency, {m}" for m in methods), *(f"disagreement, {m}" for m in methods[1:])],
@@ -208,9 +217,13 @@ def _doubts(tree: dict[str, Any], images: VolumeImages) -> list[Section]:
         limits["disagreement"] = max(float(np.percentile(doubt, 99.9)), 1e-6)
     caption = f"Volume {images.name}, the slice in which {'disagreement' if doubt is not None else 'it'} is largest."
     sections.append(report.figure(figures.doubts_png(shown, limits), "Maps of what is doubtful", caption))
-    for name, rows in tree["worst_slices"].items():
-        sections.append(report.table([f"slices of most {name}", "value"], [[row["key"], row["value"]] for row in rows]))
-    return sections
+    worst = tree["worst_slices"]
+    header = [title for name in worst for title in (f"slices of most {name}", "value")]
+    rows = [
+        [cell for row in side_by_side for cell in (row["key"], f"{row['value']:.4f}")]
+        for side_by_side in zip(*worst.values(), strict=True)
+    ]
+    return [*sections, report.table(header, rows)]
 
 
 def _training(training: TrainingRecord | None) -> list[Section]:

@@ -41,7 +41,8 @@ th { font-size: .875rem; line-height: 1.3; color: var(--faint); font-weight: 600
 .number { text-align: right; }
 figure { margin: 1rem 0; }
 figcaption { max-width: 42rem; font-size: .875rem; color: var(--faint); }
-iframe { width: 100%; border: 0; border-radius: 4px; background: #000; }
+iframe { display: block; width: 100%; height: calc(var(--height) * min(100vw - 2rem, 64rem) + 3.5rem); border: 0;
+  border-radius: 4px; background: #000; }
 img { display: block; max-width: 100%; height: auto; border-radius: 4px; }
 details { margin: 1rem 0; }
 summary { cursor: pointer; }
@@ -169,17 +170,18 @@ def _number(metric: "Metric", value: float | None, sign: str = "") -> str:
     return f"{value:{sign}.{metric.digits}f}"
 
 
-def embedded(html: str, title: str, height_px: int, heading: str = "") -> Section:
+def embedded(html: str, title: str, height: float, heading: str = "") -> Section:
     """Make a page within the page, with scripts of its own that cannot reach this one.
 
     Args:
         html: the whole inner page.
         title: what it shows.
-        height_px: of its frame.
+        height: of its picture, in units of its width; a row of controls is below it.
         heading: of the section.
     """
-    frame = f'<iframe srcdoc="{escape(html)}" title="{escape(title)}" height="{height_px}" sandbox="allow-scripts">'
-    return Section(f"{frame}</iframe>", heading)
+    size = f'style="--height: {height:g}"'
+    frame = f'<iframe srcdoc="{escape(html)}" title="{escape(title)}" {size} sandbox="allow-scripts"></iframe>'
+    return Section(frame, heading)
 
 
 def _scrolling(inside: str, label: str) -> str:

@@ -15,6 +15,8 @@ from upfield.evaluation.measure import AGAINST, CUBIC, MODEL, VolumeFigures
 from upfield.evaluation.metrics import METRICS, SLICE_METRICS, VOLUME_METRICS
 
 NUM_WORST = 10
+# Of columns of the table that are not of the usual width.
+WIDTHS = {f"{comparison.CONFIDENCE:.0%} interval": 22, "p": 8}
 DIFFERENCES = ((MODEL, CUBIC), (MODEL, AGAINST))
 TRUST = {
     "inconsistency": (
@@ -230,7 +232,7 @@ def table(tree: dict[str, Any]) -> str:
     methods = [method for method in (CUBIC, MODEL, AGAINST) if method in tree]
     about = tree["about"]
     titles = [f"{method} mean" for method in methods] + ["gain", f"{comparison.CONFIDENCE:.0%} interval", "p"]
-    lines = [f"{about['slices']} slices of {about['subjects']} subjects, split {about['split']}: {about['restorer']}"]
+    lines = [f"{counted(about)}: {about['restorer']}"]
     lines += [f"against: {about['against']}"] if AGAINST in methods else []
     lines.append(f"{'':<22}" + "".join(f"{title:>{WIDTHS.get(title, 13)}}" for title in titles))
     for name, metric in METRICS.items():
@@ -242,7 +244,10 @@ def table(tree: dict[str, Any]) -> str:
     return "\n".join([*lines, *notes(tree)])
 
 
-WIDTHS = {f"{comparison.CONFIDENCE:.0%} interval": 22, "p": 8}
+def counted(about: dict[str, Any]) -> str:
+    """Say how much was measured."""
+    subjects = "1 subject" if about["subjects"] == 1 else f"{about['subjects']} subjects"
+    return f"{about['slices']} slices of {subjects}, split {about['split']}"
 
 
 def _gain(difference: dict[str, Any] | None, digits: int) -> str:

@@ -14,6 +14,13 @@ from upfield.sharding.resample import box_centre, resample_box
 SPACING_MM = 1.5
 JPEG_QUALITY = 88
 SPRITE = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=]+)")
+ICON = re.compile(r"<link\b[^>]*\bicon\b[^>]*>")
+STYLE = """<style>
+body { margin: 0; overflow: hidden; background: #000; color: #e8eaed; font: 15px/1.4 system-ui, sans-serif; }
+canvas { touch-action: manipulation; }
+p { margin: 0 0 0 1rem; }
+input[type=range] { flex: 1; max-width: 30rem; height: 2.5rem; }
+</style>"""
 
 
 def viewer_html(
@@ -53,7 +60,10 @@ def viewer_html(
         title=title,
         colorbar=False,
     )
-    return SPRITE.sub(lambda found: smaller(found[1]), view.get_standalone())
+    # Its icon would be loaded from elsewhere; its words are black, and say nothing of what the slider fades.
+    page = ICON.sub("", view.get_standalone()).replace("</head>", f"{STYLE}</head>", 1)
+    page = page.replace("<p>Opacity</p>", "<p>cubic to restored</p>", 1)
+    return SPRITE.sub(lambda found: smaller(found[1]), page)
 
 
 def coarse(image: NDArray[np.float32], spacing_mm: NDArray[np.float64]) -> NDArray[np.float32]:

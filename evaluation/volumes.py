@@ -43,8 +43,8 @@ def read_pair(split: ShardSplit, pair: VolumePair) -> StackedPair:
     expected = split.manifest.tree["config"]["geometry"]["high_shape"][0]
     if [key.x for key in pair.keys] != list(range(expected)):
         raise ShardSetError(
-            f"{split.root}: {pair.first}: expected {expected} slices of the volume, found {count}, or others than these; "
-            "run upfield verify"
+            f"{split.root}: {pair.first}: expected {expected} slices of the volume, found {count}, or others "
+            "than these; run upfield verify"
         )
     low, high = (np.empty((count, *shape), dtype=np.float16) for shape in (split.low_shape, split.high_shape))
     split.read_into(pair.samples, low, high)

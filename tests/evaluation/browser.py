@@ -105,9 +105,7 @@ class Browser:
     def open(self, path: Path, width: int, height: int = 900) -> None:
         """Show a file in a window of a size in CSS pixels, and wait until all of it is there."""
         mobile = width < 600
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile
-        )
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
         self.complaints.clear()
         self.loaded = False
         self.call("Page.navigate", url=path.absolute().as_uri())

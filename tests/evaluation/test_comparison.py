@@ -14,7 +14,8 @@ from upfield.evaluation.metrics import SLICE_METRICS, VOLUME_METRICS
 def volume(subject: str, cubic: list[float], model: list[float], kind: str = "real") -> VolumeFigures:
     """Figures in which every metric has the same values; the volumes' are the mean."""
     slices = {
-        method: dict.fromkeys(SLICE_METRICS, np.array(values)) for method, values in (("cubic", cubic), ("model", model))
+        method: dict.fromkeys(SLICE_METRICS, np.array(values))
+        for method, values in (("cubic", cubic), ("model", model))
     }
     values = {method: dict.fromkeys(VOLUME_METRICS, float(np.mean(v["mae_slice"]))) for method, v in slices.items()}
     keys = tuple(f"c-{subject}-{kind}-0-x{x:03d}" for x in range(len(cubic)))
@@ -44,7 +45,7 @@ def test_p_is_that_of_all_sign_flips(differences, p):
 
 def test_more_subjects_than_can_be_flipped_each_way_are_sampled():
     differences = np.random.default_rng(0).normal(0.4, 1, 20)
-    assert 2**20 > RESAMPLES
+    assert RESAMPLES < 2**20
     found = difference_of(differences)
     assert found.p == difference_of(differences).p
     # Sums under flipped signs are close to normal.

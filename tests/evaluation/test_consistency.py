@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from upfield.evaluation.consistency import BAND_NAMES, LowFieldSampling, band_shares, check_consistency, fit_line
@@ -24,7 +25,7 @@ GEOMETRY = GeometryConfig(
 REAL = LowFieldSampling(Grids(GEOMETRY, np.zeros(3)), None, 1.0)
 
 
-def draw(seed: int = 0) -> np.ndarray:
+def draw(seed: int = 0) -> NDArray[np.float32]:
     """A head-like volume `(32, 40, 48)` float32 in [0, 1]: structure of all sizes inside, nothing outside."""
     rng = np.random.default_rng(seed)
     places = np.meshgrid(*(np.linspace(-1, 1, size) for size in GEOMETRY.high_shape), indexing="ij")
@@ -33,10 +34,10 @@ def draw(seed: int = 0) -> np.ndarray:
         (folds := ndimage.gaussian_filter(rng.standard_normal(radius.shape), width)) / folds.std() for width in (0.7, 2)
     )
     head = np.clip(np.where(radius < 0.8, inside, 0), 0, 1)
-    return ndimage.gaussian_filter(head, 0.4).astype(np.float32)
+    return np.asarray(ndimage.gaussian_filter(head, 0.4), dtype=np.float32)
 
 
-def grating(cycles_per_voxel: float) -> np.ndarray:
+def grating(cycles_per_voxel: float) -> NDArray[np.float32]:
     """A wave along the first axis, of amplitude 0.05 in the middle of the volume."""
     wave = 0.05 * np.cos(2 * np.pi * cycles_per_voxel * np.arange(GEOMETRY.high_shape[0]))
     return (np.clip(draw(), 0.2, 0.8) + wave[:, None, None]).astype(np.float32)
@@ -56,9 +57,9 @@ def test_what_the_sampling_gives_is_consistent(centre_mm, sigma_vox, gamma):
 def test_averages_over_voxels_are_consistent():
     volume = draw()
     geometry = replace(GEOMETRY, low_shape=(16, 20, 12), low_spacing_mm=(2.0, 2.0, 4.0))
-    blocks = volume.reshape(16, 2, 20, 2, 12, 4).mean(axis=(1, 3, 5))
+    blocks = volume.reshape(16, 2, 20, 2, 12, 4).mean(axis=(1, 3, 5)).astype(np.float32)
     grids = Grids(geometry, np.zeros(3))
-    scan = np.clip(grids.low_to_high(blocks), 0, 1)
+    scan = grids.low_to_high(blocks).clip(0, 1)
     sampling = LowFieldSampling(grids, None, 1.0)
     found = check_consistency(volume, scan, sampling)
     other = check_consistency(draw(1), scan, sampling)
@@ -68,7 +69,7 @@ def test_averages_over_voxels_are_consistent():
 
 def test_brightness_and_contrast_are_no_contradiction():
     scan = REAL.see(draw())
-    found = check_consistency(0.2 + 0.5 * draw(), scan, REAL)
+    found = check_consistency(np.float32(0.2) + np.float32(0.5) * draw(), scan, REAL)
     assert found.nrmse < 0.01
 
 

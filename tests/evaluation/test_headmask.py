@@ -1,6 +1,7 @@
 """The head is found, whole, and nothing but the head."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from upfield.evaluation.headmask import head_mask
 
@@ -10,10 +11,10 @@ def ball(shape: tuple[int, int, int], radius: float) -> np.ndarray:
     return np.sqrt(sum(np.square(place) for place in places)) < radius
 
 
-def draw(shape: tuple[int, int, int] = (41, 45, 50)) -> np.ndarray:
-    """A bright shell around dark fluid and grey matter, and faint noise; `(X, Y, Z)`."""
+def draw(shape: tuple[int, int, int] = (41, 45, 50)) -> NDArray[np.float32]:
+    """A bright shell around a dark skull and a brain that is larger than the shell, and faint noise; `(X, Y, Z)`."""
     rng = np.random.default_rng(0)
-    image = np.where(ball(shape, 18), 0.9, 0.0) - 0.85 * ball(shape, 15) + 0.5 * ball(shape, 12)
+    image = np.where(ball(shape, 18), 0.9, 0.0) - 0.85 * ball(shape, 15.5) + 0.5 * ball(shape, 13.5)
     return np.clip(image + 0.02 * np.abs(rng.standard_normal(shape)), 0, 1).astype(np.float32)
 
 
@@ -34,11 +35,12 @@ def test_a_bright_spot_beside_it_is_none_of_it():
 def test_a_head_that_is_cut_off_reaches_the_border():
     image = draw()[:, :, :25]
     assert head_mask(image)[20, 22, -1]
+    assert head_mask(image)[20, 6, -1]
 
 
 def test_scale_does_not_matter():
     image = draw()
-    assert np.array_equal(head_mask(image), head_mask(0.5 * image))
+    assert np.array_equal(head_mask(image), head_mask(np.float32(0.5) * image))
 
 
 def test_a_constant_volume_has_none():

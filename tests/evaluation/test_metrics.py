@@ -186,7 +186,7 @@ def test_ulf_enc_score(images):
     psnr = np.mean(10 * np.log10(1 / (error**2 + 1e-8)))
     nmse = (error**2).sum() / (high[head] ** 2).sum()
     expected = 0.7 * ssim + 0.1 * psnr / 32 + 0.1 * (1 - np.abs(error).mean()) + 0.1 * (1 - nmse)
-    assert measured("score_ulf_enc", *images, head) == pytest.approx(expected, abs=1e-4)
+    assert measured("score_ulf_enc", images[0], images[1], head) == pytest.approx(expected, abs=1e-4)
 
 
 def test_perfect_images(images):
