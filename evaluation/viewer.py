@@ -57,6 +57,8 @@ def viewer_html(
         symmetric_cmap=False,
         threshold=None,
         black_bg=True,
+        # nilearn would darken what lies below. Without that it is scaled to its own extremes, which here are 0 and 1.
+        dim=0,
         title=title,
         colorbar=False,
     )

@@ -56,6 +56,7 @@ class Browser:
         self._number = 0
         self._session = ""
         self.complaints: list[str] = []
+        """Errors of scripts, of the console, and of what the page is not allowed to do."""
         self.contexts: list[int] = []
         """Of the page and of its frames, in the order they were made."""
         self.loaded = False
@@ -89,11 +90,11 @@ class Browser:
 
     def _note(self, message: dict[str, Any]) -> None:
         method, parameters = message.get("method"), message.get("params", {})
-        if method == "Runtime.consoleAPICalled" and parameters["type"] in ("error", "warning", "assert"):
+        if method == "Runtime.consoleAPICalled" and parameters["type"] in ("error", "assert"):
             self.complaints.append(str([argument.get("value") for argument in parameters["args"]]))
         elif method == "Runtime.exceptionThrown":
             self.complaints.append(str(parameters["exceptionDetails"]))
-        elif method == "Log.entryAdded" and parameters["entry"]["level"] in ("error", "warning"):
+        elif method == "Log.entryAdded" and parameters["entry"]["level"] == "error":
             self.complaints.append(parameters["entry"]["text"])
         elif method == "Runtime.executionContextCreated":
             self.contexts.append(parameters["context"]["id"])

@@ -136,7 +136,9 @@ def test_another_model_is_measured_beside_it(through_onnx: Path) -> None:
     assert difference["mean"] == pytest.approx(0, abs=1e-4)
     assert difference["subjects"] == SUBJECTS
     assert "The model against the other" in (through_onnx / "report.html").read_text()
-    assert {row["subject"] for row in rows(through_onnx / "volumes.csv")} == {row["subject"] for row in tree["subjects"]}
+    assert {row["subject"] for row in rows(through_onnx / "volumes.csv")} == {
+        row["subject"] for row in tree["subjects"]
+    }
 
 
 def test_the_gain_is_over_subjects(evaluated: Path) -> None:
@@ -328,7 +330,9 @@ def test_few_subjects_are_said_to_be_few(evaluated: Path) -> None:
     assert not any("subject" in note for note in notes(tree))
 
 
-def test_a_model_that_gives_nan_ends_it(tiny_shards: Path, tiny_run: Path, tmp_path: Path, monkeypatch, run_cli) -> None:
+def test_a_model_that_gives_nan_ends_it(
+    tiny_shards: Path, tiny_run: Path, tmp_path: Path, monkeypatch, run_cli
+) -> None:
     def nothing(self: TorchRestorer, low: np.ndarray) -> np.ndarray:
         return np.full_like(low, np.nan)
 
