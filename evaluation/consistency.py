@@ -131,14 +131,14 @@ def fit_line(x: NDArray[np.float32], y: NDArray[np.float32]) -> tuple[float, flo
 
 
 def energy(image: NDArray[np.float32]) -> float:
-    """Give the sum of squares."""
+    """Give the sum of squares of an image of any shape."""
     return float(np.square(image, dtype=np.float64).sum())
 
 
 def band_shares(
     residual: NDArray[np.float32], scan: NDArray[np.float32], geometry: GeometryConfig
 ) -> tuple[float, ...]:
-    """Give, per band of spatial frequency, the residual's energy over the scan's.
+    """Give, per band of spatial frequency, the residual's energy over the scan's, both `(X, Y, Z)`.
 
     A frequency's radius is its length in units of what each axis of the low-field grid can hold.
     """

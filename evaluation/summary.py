@@ -55,7 +55,7 @@ class Evaluated:
         return [key for volume in self.volumes for key in volume.keys]
 
     def values(self, method: str, metric: str) -> NDArray[np.float64]:
-        """Give a metric's values over all slices, or over all volumes."""
+        """Give a metric's values over all slices or all volumes, of shape `(slices or volumes,)`."""
         return np.concatenate([comparison.values_of(volume, method, metric) for volume in self.volumes])
 
     def part(self, wanted: Callable[[VolumeFigures], bool]) -> "Evaluated":

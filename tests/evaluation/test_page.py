@@ -64,14 +64,13 @@ def test_a_complaint_would_be_noticed(browser: Browser, tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [PHONE, DESKTOP])
 def test_nothing_is_wider_than_the_window(browser: Browser, report: Path, width: int) -> None:
     browser.open(report, width)
-    assert browser.ask("document.documentElement.scrollWidth <= innerWidth")
-    assert browser.ask("document.body.scrollWidth <= innerWidth")
-    wide = "[...document.querySelectorAll('main > *')].filter(e => e.getBoundingClientRect().right > innerWidth).length"
-    assert browser.ask(wide) == 0
-    least = (
-        "Math.min(...[...document.querySelectorAll('p, td, th')].map(e => parseFloat(getComputedStyle(e).fontSize)))"
-    )
-    assert browser.ask(least) >= 13
+    # Not innerWidth, which on a phone grows with what is too wide.
+    assert browser.ask("document.documentElement.scrollWidth") <= width
+    assert browser.ask("document.body.scrollWidth") <= width
+    edges = "[...document.querySelectorAll('main > *')].map(e => e.getBoundingClientRect().right)"
+    assert max(browser.ask(edges)) <= width
+    sizes = "[...document.querySelectorAll('p, td, th')].map(e => parseFloat(getComputedStyle(e).fontSize))"
+    assert min(browser.ask(sizes)) >= 13
 
 
 @pytest.mark.parametrize("width", [PHONE, DESKTOP])
@@ -79,12 +78,10 @@ def test_the_viewer_and_its_slider_lie_inside_their_frame(browser: Browser, repo
     browser.open(report, width)
     browser.wait_for(READY, frame=1)
     for element in (CANVAS, SLIDER):
-        bottom, right = browser.ask(
-            f"[{element}.getBoundingClientRect().bottom - innerHeight, {element}.getBoundingClientRect().right - innerWidth]",
-            frame=1,
-        )
-        assert bottom <= 0
-        assert right <= 0
+        box = f"{element}.getBoundingClientRect()"
+        below, beside = browser.ask(f"[innerHeight - {box}.bottom, innerWidth - {box}.right]", frame=1)
+        assert below >= 0
+        assert beside >= 0
 
 
 def test_the_slider_fades_the_restored_volume(browser: Browser, report: Path) -> None:
