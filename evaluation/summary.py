@@ -231,7 +231,7 @@ def table(tree: dict[str, Any]) -> str:
     """
     methods = [method for method in (CUBIC, MODEL, AGAINST) if method in tree]
     about = tree["about"]
-    titles = [f"{method} mean" for method in methods] + ["gain", f"{comparison.CONFIDENCE:.0%} interval", "p"]
+    titles = [*(f"{method} mean" for method in methods), "gain", *(WIDTHS if about["subjects"] > 1 else ())]
     lines = [f"{counted(about)}: {about['restorer']}"]
     lines += [f"against: {about['against']}"] if AGAINST in methods else []
     lines.append(f"{'':<22}" + "".join(f"{title:>{WIDTHS.get(title, 13)}}" for title in titles))
