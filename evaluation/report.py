@@ -41,7 +41,7 @@ th { font-size: .875rem; line-height: 1.3; color: var(--faint); font-weight: 600
 .number { text-align: right; }
 figure { margin: 1rem 0; }
 figcaption { max-width: 42rem; font-size: .875rem; color: var(--faint); }
-iframe { display: block; width: 100%; height: calc(var(--height) * min(100vw - 2rem, 64rem) + 3.5rem); border: 0;
+iframe { display: block; width: 100%; height: calc(var(--height) * min(100vw - 2rem, 64rem) + 4rem); border: 0;
   border-radius: 4px; background: #000; }
 img { display: block; max-width: 100%; height: auto; border-radius: 4px; }
 details { margin: 1rem 0; }
