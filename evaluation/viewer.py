@@ -16,7 +16,8 @@ JPEG_QUALITY = 88
 SPRITE = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=]+)")
 ICON = re.compile(r"<link\b[^>]*\bicon\b[^>]*>")
 STYLE = """<style>
-body { margin: 0; padding-top: .4rem; overflow: hidden; background: #000; color: #e8eaed; font: 15px/1.4 system-ui, sans-serif; }
+body { margin: 0; padding-top: .4rem; overflow: hidden; background: #000; color: #e8eaed;
+  font: 15px/1.4 system-ui, sans-serif; }
 canvas { touch-action: manipulation; }
 p { margin: 0 0 0 1rem; }
 input[type=range] { flex: 1; max-width: 30rem; height: 2.5rem; }
