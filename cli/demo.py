@@ -196,15 +196,10 @@ def call(main: Callable[[list[str]], int], *arguments: object) -> None:
 def write_demo_report(places: Places, times_s: dict[str, float]) -> None:
     """Write demo/report.html: configuration, curves, table, slices, files."""
     from upfield.evaluation import figures, report
-    from upfield.evaluation.measure import read_slices
-    from upfield.evaluation.restorers import TorchRestorer
-    from upfield.evaluation.triplets import pick_triplets
-    from upfield.sharding.shardset import ShardSplit
+    from upfield.evaluation.evaluate import SLICES_PNG
 
     metrics = read_metrics(places)
     log = [json.loads(line) for line in (places.run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    measured = read_slices(places.evaluation / "slices.csv")
-    triplets = pick_triplets(measured, ShardSplit(places.shards, "test"), TorchRestorer(places.run))
     files = {str(p.relative_to(places.out)): str(p.relative_to(places.out)) for p in linked_files(places)}
     configuration = (places.run / "config.yaml").read_text(encoding="utf-8")
     cohorts = (places.cohort / "cohorts.yaml").read_text(encoding="utf-8")
@@ -212,7 +207,9 @@ def write_demo_report(places: Places, times_s: dict[str, float]) -> None:
         report.paragraph(HONESTY),
         report.metrics_table(metrics, "Held-out subject: cubic interpolation against the model"),
         report.figure(figures.curves_png(log), "Loss and validation PSNR over steps", heading="Training"),
-        report.figure(figures.triplets_png(triplets), "Slices before and after", heading="Low, restored, high"),
+        report.figure(
+            (places.evaluation / SLICES_PNG).read_bytes(), "Slices before and after", heading="Low, restored, high"
+        ),
         report.figure((places.out / "pairs.png").read_bytes(), "Pairs of the shard set", heading="What it trained on"),
         report.table(["stage", "seconds"], [[stage, f"{s:.0f}"] for stage, s in times_s.items()], "Time"),
         report.code_block("Training configuration", configuration, "Configuration"),
@@ -237,7 +234,7 @@ def read_metrics(places: Places) -> dict[str, Any]:
 
 def final_table(places: Places, times_s: dict[str, float]) -> str:
     """Give the table that ends the demonstration."""
-    from upfield.evaluation.evaluate import table
+    from upfield.evaluation.summary import table
 
     took = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in times_s.items())
     return "\n".join(

@@ -103,13 +103,13 @@ def wait_for_ranks(ranks: "list[subprocess.Popen[bytes]]", stop: StopRequest) ->
             ask_to_stop([process.pid for process in ranks])
         if failed_at is None and any(process.poll() for process in ranks):
             failed_at = time.monotonic()
+            for rank, process in enumerate(ranks):
+                if (code := process.returncode or 0) < 0:
+                    say(f"process {rank} of {len(ranks)} was ended by {signal.Signals(-code).name}")
         # The others notice by themselves, or wait for it in vain.
         if failed_at is not None and time.monotonic() - failed_at > GRACE_S:
             for process in ranks:
                 process.kill()
-    for rank, process in enumerate(ranks):
-        if process.returncode < 0 and failed_at is not None and time.monotonic() - failed_at <= GRACE_S:
-            say(f"process {rank} of {len(ranks)} was ended by {signal.Signals(-process.returncode).name}")
     codes = {process.returncode for process in ranks}
     return EXIT_INPUT if EXIT_INPUT in codes else EXIT_FAILURE if codes != {0} else 0
 

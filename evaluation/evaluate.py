@@ -1,6 +1,8 @@
-"""`upfield evaluate`: metrics and a report for a run or an ONNX file."""
+"""`upfield evaluate`: metrics and a report for runs and ONNX files."""
 
+import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,92 +11,205 @@ from upfield.sharding.command import Command, execute
 from upfield.sharding.errors import InputError
 
 if TYPE_CHECKING:
-    from upfield.evaluation.figures import Triplet
-    from upfield.evaluation.measure import Measured
+    from upfield.evaluation.measure import Measuring
+    from upfield.evaluation.restorers import NamedRestorer
+    from upfield.sharding.shardset import ShardSplit
+
+SLICES_PNG = "slices.png"
+MAIN_METRICS = ("psnr_slice", "psnr_slice_foreground", "ssim_slice", "ms_ssim_axial", "nrmse", "score_ulf_enc")
 
 
-def evaluate(config: EvaluateConfig) -> None:
-    """Measure, write metrics.json, slices.csv and report.html, and print the table."""
-    from upfield.evaluation.measure import measure, slices_csv
+def evaluate(config: EvaluateConfig) -> int:
+    """Measure each model, write its metrics and report, print its table, and compare several."""
+    from upfield.distributed.launch import relaunch
+    from upfield.evaluation.gather import leave_group
     from upfield.evaluation.restorers import open_restorer
-    from upfield.evaluation.triplets import pick_triplets
-    from upfield.sharding.atomic import write_json, write_text
     from upfield.sharding.manifest import read_manifest
     from upfield.sharding.shardset import ShardSplit
 
-    assert config.model is not None
     assert config.shards is not None
     assert config.out is not None
+    if not config.models:
+        raise InputError("expected a run or an ONNX file, found none; give one, or several to compare them")
+    if len(set(config.models)) < len(config.models):
+        raise InputError("models: expected each of them once, found one twice; leave it out")
+    outs = folders_for(config.models, config.out)
     manifest = read_manifest(config.shards)
+    if config.split not in manifest.tree["splits"]:
+        known = ", ".join(manifest.tree["splits"])
+        raise InputError(f"{config.shards}: expected a split {config.split}, found {known}; choose another --split")
     split = ShardSplit(config.shards, config.split, manifest)
     if split.num_samples == 0:
         raise InputError(
             f"{config.shards}: expected samples in split {config.split}, found none; choose another --split"
         )
-    restorer = open_restorer(config.model, config.device, manifest)
-    measured = measure(restorer, split, config.batch_size)
-    metrics = summarise(measured, config, restorer.description, manifest.data_sha256)
-    write_json(config.out / "metrics.json", metrics)
-    write_text(config.out / "slices.csv", slices_csv(measured))
-    write_evaluation_report(config.out / "report.html", metrics, measured, pick_triplets(measured, split, restorer))
-    print(table(metrics))
-    print(f"{config.out / 'report.html'}")
-
-
-def summarise(measured: "Measured", config: EvaluateConfig, model: str, data_sha256: str) -> dict[str, Any]:
-    """Give what metrics.json holds: statistics per method and metric, and what they are of."""
-    from upfield.evaluation.measure import statistics
-    from upfield.model.quality import DEFINITIONS
-
-    summary = {
-        method: {metric: statistics(values) for metric, values in by_metric.items()}
-        for method, by_metric in measured.values.items()
+    # Whatever is wrong with a model is said before any is measured, and before processes are started.
+    for model in [*config.models, *([config.against] if config.against else [])]:
+        open_restorer(model, config.device, manifest)
+    if config.processes > 1 and "WORLD_SIZE" not in os.environ:
+        return relaunch(Path(__file__), with_absolute_paths(config))
+    trees = {
+        str(model): evaluate_one(config, model, out, split) for model, out in zip(config.models, outs, strict=True)
     }
-    about = {"restorer": model, "split": config.split, "data_sha256": data_sha256, "slices": len(measured.keys)}
-    return summary | {"about": about, "definitions": DEFINITIONS}
+    if len(trees) > 1 and rank() == 0:
+        write_comparison(config.out, trees)
+    leave_group()
+    return 0
 
 
-def table(metrics: dict[str, Any]) -> str:
-    """Give the table that ends the command: cubic interpolation against the model, mean and median."""
-    from upfield.model.quality import DEFINITIONS
-
-    about = metrics["about"]
-    lines = [f"{about['slices']} slices of split {about['split']}: {about['restorer']}"]
-    lines.append(
-        f"{'':<12} {'cubic mean':>11} {'model mean':>11} {'gain':>9} {'cubic median':>13} {'model median':>13}"
-    )
-    for metric in DEFINITIONS:
-        cubic, model = metrics["cubic"][metric], metrics["model"][metric]
-        if cubic["mean"] is None or model["mean"] is None:
-            continue
-        digits = 2 if metric.startswith("psnr") else 4
-        gain = model["mean"] - cubic["mean"]
-        lines.append(
-            f"{metric:<12} {cubic['mean']:>11.{digits}f} {model['mean']:>11.{digits}f} {gain:>+9.{digits}f} "
-            f"{cubic['median']:>13.{digits}f} {model['median']:>13.{digits}f}"
-        )
-    return "\n".join(lines)
+def rank() -> int:
+    """Give this process's number among those of the job."""
+    return int(os.environ.get("RANK", "0"))
 
 
-def write_evaluation_report(
-    path: Path, metrics: dict[str, Any], measured: "Measured", triplets: list["Triplet"]
+def with_absolute_paths(config: EvaluateConfig) -> EvaluateConfig:
+    """Give the configuration with absolute paths: its file will be read from another folder."""
+    paths = {
+        name: value.absolute() for name in ("against", "shards", "out") if (value := getattr(config, name)) is not None
+    }
+    return replace(config, models=[model.absolute() for model in config.models], **paths)
+
+
+def folders_for(models: list[Path], out: Path) -> list[Path]:
+    """Give the folder of each model's report: `out` for one, otherwise folders in it, called like the models."""
+    if len(models) == 1:
+        return [out]
+    names: list[str] = []
+    for model in models:
+        name = model.resolve().stem if model.suffix == ".onnx" else model.resolve().name
+        same = sum(taken == name or taken.startswith(f"{name}-") for taken in names)
+        names.append(f"{name}-{same + 1}" if same else name)
+    return [out / name for name in names]
+
+
+def evaluate_one(config: EvaluateConfig, model: Path, out: Path, split: "ShardSplit") -> dict[str, Any]:
+    """Measure one model and, on the main process, write what was found and print it; give what metrics.json holds.
+
+    Collective: ALL ranks call it.
+    """
+    import torch
+
+    from upfield.evaluation.gather import gather_volumes
+    from upfield.evaluation.measure import AGAINST, MODEL, Measuring, real_first
+    from upfield.evaluation.restorers import open_restorer
+    from upfield.evaluation.summary import Evaluated, metrics_tree, slices_csv, table, volumes_csv
+    from upfield.sharding.atomic import write_json, write_text
+    from upfield.sharding.selection import group_volumes
+
+    restorers: dict[str, NamedRestorer] = {MODEL: open_restorer(model, config.device, split.manifest)}
+    if config.against is not None:
+        restorers[AGAINST] = open_restorer(config.against, config.device, split.manifest)
+    on_gpu = config.device != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
+    how = Measuring(restorers, config.batch_size, config.perturb, device)
+    pairs = real_first(group_volumes(split))
+    volumes, shown = gather_volumes(how, split, pairs, out / "volumes" if config.save_volumes else None)
+    if rank() != 0:
+        return {}
+    assert shown is not None
+    evaluated = Evaluated(tuple(volumes), about(config, restorers, split))
+    tree = metrics_tree(evaluated)
+    write_json(out / "metrics.json", tree)
+    write_text(out / "slices.csv", slices_csv(evaluated))
+    write_text(out / "volumes.csv", volumes_csv(evaluated))
+    write_page(out, model, tree, evaluated, shown, split, how)
+    print(table(tree))
+    print(f"{out / 'report.html'}", flush=True)
+    return tree
+
+
+def write_page(
+    out: Path, model: Path, tree: dict[str, Any], evaluated: Any, shown: Any, split: "ShardSplit", how: "Measuring"
 ) -> None:
-    """Write the self-contained report of one evaluation."""
-    from upfield.evaluation import figures, report
+    """Draw the report, and its slices as a picture of their own."""
+    from upfield.evaluation.figures import triplets_png
+    from upfield.evaluation.measure import MODEL
+    from upfield.evaluation.page import TrainingRecord, write_evaluation_report
+    from upfield.evaluation.triplets import pick_triplets
+    from upfield.sharding.atomic import write_bytes
 
-    psnr = {method: by_metric["psnr_slice"] for method, by_metric in measured.values.items()}
-    about = metrics["about"]
-    sections = [
-        report.paragraph(f"{about['slices']} slices of split {about['split']}: {about['restorer']}."),
-        report.metrics_table(metrics, "Cubic interpolation against the model"),
-        report.figure(figures.distribution_png(psnr), "Distribution of PSNR over slices", heading="PSNR per slice"),
-        report.figure(figures.triplets_png(triplets), "Slices before and after", heading="Best, median, worst slice"),
-        report.link_list({"metrics.json": "metrics.json", "slices.csv": "slices.csv"}, "Files"),
+    triplets = pick_triplets(evaluated, split, how.restorers[MODEL])
+    png = triplets_png(triplets) if triplets else None
+    if png:
+        write_bytes(out / SLICES_PNG, png)
+    write_evaluation_report(out / "report.html", tree, evaluated, png, shown, TrainingRecord.of(model))
+
+
+def about(config: EvaluateConfig, restorers: "dict[str, NamedRestorer]", split: "ShardSplit") -> dict[str, Any]:
+    """Say what the figures are of and where they were computed."""
+    import platform
+
+    import torch
+
+    from upfield.evaluation.measure import AGAINST, MODEL
+    from upfield.sharding.command import to_tree
+
+    against = restorers[AGAINST].description if AGAINST in restorers else None
+    gpu = {"GPU": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    machine = {
+        "system": platform.platform(),
+        "cores": len(os.sched_getaffinity(0)),
+        **gpu,
+        "Python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    return {
+        "restorer": restorers[MODEL].description,
+        "against": against,
+        "split": config.split,
+        "data_sha256": split.manifest.data_sha256,
+        "slices": split.num_samples,
+        "subjects": len(split.manifest.subjects(config.split)),
+        "machine": machine,
+        "configuration": to_tree(config),
+    }
+
+
+def write_comparison(out: Path, trees: dict[str, dict[str, Any]]) -> None:
+    """Write compare.json, compare.csv and compare.html, a row per model, and print the table."""
+    import csv
+    import io
+
+    from upfield.evaluation import report
+    from upfield.evaluation.metrics import METRICS
+    from upfield.evaluation.summary import counted
+    from upfield.sharding.atomic import write_json, write_text
+
+    first = next(iter(trees.values()))
+    rows = {"cubic interpolation": first["cubic"]} | {name: tree["model"] for name, tree in trees.items()}
+    means = {name: {metric: row[metric]["mean"] for metric in METRICS} for name, row in rows.items()}
+    write_json(out / "compare.json", means)
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerows([["model", *METRICS], *([name, *row.values()] for name, row in means.items())])
+    write_text(out / "compare.csv", buffer.getvalue())
+    shown = [
+        [name, *("-" if row[m] is None else f"{row[m]:.{METRICS[m].digits}f}" for m in MAIN_METRICS)]
+        for name, row in means.items()
     ]
-    report.write_report(path, "Evaluation", sections)
+    about = first["about"]
+    title = f"{counted(about)}: means"
+    header = ["", *(METRICS[m].label for m in MAIN_METRICS)]
+    sections = [
+        report.paragraph(f"{title}. Intervals and tests are in each model's own report."),
+        report.table(header, shown),
+        report.link_list({name: f"{folder}/report.html" for name, folder in _reports(trees, out).items()}, "Reports"),
+    ]
+    report.write_report(out / "compare.html", "Comparison", sections)
+    widths = [max(map(len, column)) for column in zip(header, *shown, strict=True)]
+    print(f"\n{title}")
+    for row in (header, *shown):
+        name, *numbers = (f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
+        print("  ".join([f"{name.strip():<{widths[0]}}", *numbers]))
+    print(f"{out / 'compare.html'}", flush=True)
 
 
-COMMAND = Command("evaluate", EvaluateConfig, evaluate, positional=("model",), required=("model", "shards", "out"))
+def _reports(trees: dict[str, dict[str, Any]], out: Path) -> dict[str, str]:
+    folders = folders_for([Path(name) for name in trees], out)
+    return {name: folder.name for name, folder in zip(trees, folders, strict=True)}
+
+
+COMMAND = Command("evaluate", EvaluateConfig, evaluate, positional=("models",), required=("models", "shards", "out"))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -16,22 +16,26 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CLEAR, GREY = "none", "#7d838c"
-MODEL, CUBIC = "#2f86d6", "#d9822b"
+MODEL, CUBIC = "#2f86d6", "#d9822b"  # in every picture
 SERIES = (CUBIC, MODEL, "#3fa66a", "#c75d7e")
 CURVES_IN, CURVES_DPI = (9.0, 3.4), 160
 TRIPLETS_DPI = 120
+TRIPLET_HEADS = ("low field", "cubic interpolation", "restored", "high field", "error, cubic", "error, restored")
+NUM_IMAGES = 4  # of them; the others are errors
 IMAGE_IN, GAP_IN, HEAD_IN, CAPTION_IN, KEY_IN = 2.0, 0.06, 0.42, 0.3, 0.32
 BAR_IN, BAR_BELOW_IN = 0.14, 0.42
 
 
 @dataclass(frozen=True)
 class Triplet:
-    """One slice before and after, with its target; all three `(Y, Z)` in [0, 1], Y anterior, Z superior."""
+    """One slice before and after, with its target; all `(Y, Z)` in [0, 1], Y anterior, Z superior."""
 
     key: str
     """Key of the sample."""
-    low: NDArray[np.floating[Any]]
-    """Low field, cubically interpolated."""
+    scan: NDArray[np.floating[Any]]
+    """Low field, in blocks of its own voxels."""
+    cubic: NDArray[np.floating[Any]]
+    """The same, cubically interpolated."""
     restored: NDArray[np.floating[Any]]
     """What the model made of it."""
     high: NDArray[np.floating[Any]]
@@ -149,7 +153,7 @@ def _spread_label(name: str, finite: NDArray[np.floating[Any]], num_left_out: in
 
 
 def triplets_png(triplets: Sequence[Triplet]) -> bytes:
-    """Draw a row per slice: interpolated, restored, high field, and the absolute error of the first two.
+    """Draw a row per slice: low field, interpolated, restored, high field, and the absolute error of the two between.
 
     Args:
         triplets: at least one.
@@ -161,22 +165,22 @@ def triplets_png(triplets: Sequence[Triplet]) -> bytes:
         InputError: matplotlib is not installed.
     """
     assert triplets
-    errors = [[np.abs(image - t.high) for image in (t.low, t.restored)] for t in triplets]
+    errors = [[np.abs(image - t.high) for image in (t.cubic, t.restored)] for t in triplets]
     # A few voxels at misplaced edges would leave everything else black.
     most = max(float(np.percentile(np.concatenate([e.ravel() for row in errors for e in row]), 99.5)), 1e-6)
     image_in = IMAGE_IN * triplets[0].high.shape[1] / triplets[0].high.shape[0]
     row_in = KEY_IN + image_in + CAPTION_IN
-    width_in = 5 * (IMAGE_IN + GAP_IN) + GAP_IN
+    width_in = len(TRIPLET_HEADS) * (IMAGE_IN + GAP_IN) + GAP_IN
     page = blank_page(width_in, HEAD_IN + len(triplets) * row_in + BAR_IN + BAR_BELOW_IN, PAPER, TRIPLETS_DPI)
-    heads = ("cubic interpolation", "restored", "high field", "error, cubic", "error, restored")
-    for column, head in enumerate(heads):
+    for column, head in enumerate(TRIPLET_HEADS):
         page.text(_left(column) + IMAGE_IN / 2, 0.14, head, 11, ha="center", weight="bold")
     for row, (triplet, pair) in enumerate(zip(triplets, errors, strict=True)):
         _draw_triplet(page, triplet, HEAD_IN + row * row_in, image_in)
-        for column, error in enumerate(pair, start=3):
+        for column, error in enumerate(pair, start=NUM_IMAGES):
             box_in = (_left(column), HEAD_IN + row * row_in + KEY_IN, IMAGE_IN, image_in)
             page.image(box_in, error, cmap="inferno", vmax=most)
-    _draw_error_scale(page, HEAD_IN + len(triplets) * row_in, most)
+    bar_in = (_left(NUM_IMAGES), HEAD_IN + len(triplets) * row_in, 2 * IMAGE_IN + GAP_IN, BAR_IN)
+    _draw_scale(page, bar_in, "inferno", (0, most))
     return png_bytes(page.figure)
 
 
@@ -185,10 +189,10 @@ def _left(column: int) -> float:
 
 
 def _draw_triplet(page: Page, triplet: Triplet, top_in: float, image_in: float) -> None:
-    page.text(GAP_IN, top_in + 0.07, shorten(triplet.key, 5 * IMAGE_IN, 10), 10)
-    for column, image in enumerate((triplet.low, triplet.restored, triplet.high)):
+    page.text(GAP_IN, top_in + 0.07, shorten(triplet.key, len(TRIPLET_HEADS) * IMAGE_IN, 10), 10)
+    for column, image in enumerate((triplet.scan, triplet.cubic, triplet.restored, triplet.high)):
         page.image((_left(column), top_in + KEY_IN, IMAGE_IN, image_in), image)
-    for column, prefix in enumerate(("cubic_", "")):
+    for column, prefix in enumerate(("cubic_", ""), start=1):
         caption = _quality(triplet.values, prefix)
         page.text(_left(column) + IMAGE_IN / 2, top_in + KEY_IN + image_in + 0.06, caption, 10, ha="center")
 
@@ -198,9 +202,66 @@ def _quality(values: Mapping[str, float], prefix: str) -> str:
     return "   ".join(form.format(values[name]) for name, form in names if name in values)
 
 
-def _draw_error_scale(page: Page, top_in: float, most: float) -> None:
-    axes = page.axes(_left(3), top_in, 2 * IMAGE_IN + GAP_IN, BAR_IN)
-    axes.imshow(np.linspace(0, 1, 256)[None], cmap="inferno", aspect="auto", extent=(0, most, 0, 1))
+def _draw_scale(page: Page, box_in: tuple[float, float, float, float], colours: str, ends: tuple[float, float]) -> None:
+    axes = page.axes(*box_in)
+    axes.imshow(np.linspace(0, 1, 256)[None], cmap=colours, aspect="auto", extent=(*ends, 0, 1))
     axes.set_yticks([])
     axes.tick_params(colors=INK, labelsize=9)
     axes.spines[:].set_visible(False)
+
+
+def doubts_png(images: Mapping[str, NDArray[np.floating[Any]]], limits: Mapping[str, float]) -> bytes:
+    """Draw one slice's images in a row: grey ones, and maps of what is doubtful in colours with their scale below.
+
+    Args:
+        images: title -> `(Y, Z)`; those with a limit are maps, the others images in [0, 1].
+        limits: title -> where a map's colours end; they start there too, below zero, where a map has values below zero.
+
+    Returns:
+        A PNG on black.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    height, width = next(iter(images.values())).shape[::-1]
+    image_in = IMAGE_IN * height / width
+    page = blank_page(len(images) * (IMAGE_IN + GAP_IN) + GAP_IN, HEAD_IN + image_in + 0.6, PAPER, TRIPLETS_DPI)
+    for column, (title, image) in enumerate(images.items()):
+        page.text(_left(column) + IMAGE_IN / 2, 0.14, title, 11, ha="center", weight="bold")
+        box_in = (_left(column), HEAD_IN, IMAGE_IN, image_in)
+        if title not in limits:
+            page.image(box_in, image)
+            continue
+        limit, signed = limits[title], bool((image < 0).any())
+        colours, low = ("RdBu_r", -limit) if signed else ("inferno", 0.0)
+        page.image(box_in, image, cmap=colours, vmin=low, vmax=limit)
+        _draw_scale(page, (_left(column), HEAD_IN + image_in + 0.1, IMAGE_IN, BAR_IN), colours, (low, limit))
+    return png_bytes(page.figure)
+
+
+def bands_png(bands: Mapping[str, Mapping[str, float]]) -> bytes:
+    """Draw how much of a scan's energy is contradicted, per band of spatial frequency.
+
+    Args:
+        bands: method -> band -> energy share.
+
+    Returns:
+        A PNG without background.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    page = blank_page(*CURVES_IN, CLEAR, CURVES_DPI)
+    axes = page.axes(0.9, 0.4, CURVES_IN[0] - 1.1, CURVES_IN[1] - 1.0)
+    names = list(next(iter(bands.values())))
+    for number, (method, shares) in enumerate(bands.items()):
+        places = np.arange(len(names)) + (number - (len(bands) - 1) / 2) * 0.8 / len(bands)
+        # A share of nothing has no place on a logarithmic axis.
+        heights = [max(100 * shares[name], 1e-6) for name in names]
+        axes.bar(places, heights, 0.76 / len(bands), color=SERIES[number % len(SERIES)], label=method)
+    _plain(axes, "energy that contradicts the scan, % of the scan's in the band")
+    axes.set_yscale("log")
+    axes.set_xticks(range(len(names)), names)
+    axes.set_xlabel("spatial frequency, in units of what the low-field grid can hold", color=GREY, fontsize=10)
+    axes.legend(frameon=False, fontsize=9, labelcolor=GREY)
+    return png_bytes(page.figure)

@@ -1,105 +1,196 @@
-"""Metrics of every slice of a split, the model beside cubic interpolation, and their statistics."""
+"""Measure a split volume by volume: models beside cubic interpolation, under the same definitions.
 
-import csv
-from collections.abc import Callable
+One volume is in memory at a time, so that memory does not grow with the number of subjects.
+"""
+
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from upfield.distributed.reader import every_sample
+from upfield.evaluation.consistency import LowFieldSampling, check_consistency
+from upfield.evaluation.disagreement import disagreement
+from upfield.evaluation.headmask import head_mask
+from upfield.evaluation.metrics import METRICS, SLICE_METRICS, VOLUME_METRICS, ImagePair
+from upfield.evaluation.volumes import StackedPair, read_pair
 from upfield.export.scan import Restorer
-from upfield.model.quality import METRICS
 from upfield.sharding.errors import RunError
+from upfield.sharding.selection import VolumePair
 from upfield.sharding.shardset import ShardSplit
 
-METHODS = ("cubic", "model")
+CUBIC, MODEL, AGAINST = "cubic", "model", "against"
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One value per slice, metric and method."""
+class Trust:
+    """Where a method might have invented something, in numbers."""
 
-    keys: list[str]
-    """N sample keys, in stored order."""
-    values: dict[str, dict[str, NDArray[np.float64]]]
-    """method -> metric -> `(N,)`."""
+    inconsistency: float
+    """Root of the energy of what contradicts the scan, as a share of the scan's."""
+    bands: tuple[float, ...]
+    """The same energy share per band of spatial frequency (not its root)."""
+    slice_residual: NDArray[np.float64]
+    """`(X,)`: root mean square of the contradiction per slice, intensities in [0, 1]."""
+    disagreement: float | None
+    """Mean standard deviation over perturbed inputs inside the head; None where it was not looked for."""
+    slice_disagreement: NDArray[np.float64] | None
+    """`(X,)`: the same per slice, over all its pixels."""
 
 
-def measure(
-    restorer: Restorer, split: ShardSplit, batch_size: int, done: Callable[[int], None] = lambda _: None
-) -> Measured:
-    """Restore every sample of a split once and measure it.
+@dataclass(frozen=True)
+class VolumeFigures:
+    """All figures of one volume."""
+
+    cohort: str
+    subject: str
+    kind: str
+    name: str
+    """As its keys call it, without the slice."""
+    keys: tuple[str, ...]
+    """X keys, from left to right."""
+    slices: Mapping[str, Mapping[str, NDArray[np.float64]]]
+    """method -> slice metric -> `(X,)`."""
+    values: Mapping[str, Mapping[str, float]]
+    """method -> volume metric -> value."""
+    trust: Mapping[str, Trust]
+    """method -> what is to be doubted."""
+
+
+@dataclass(frozen=True)
+class VolumeImages:
+    """The images that the figures of one volume are of, all `(X, Y, Z)`."""
+
+    name: str
+    scan: NDArray[np.float32]
+    """What the scanner gave, as blocks of its own voxels, in [0, 1]."""
+    high: NDArray[np.float32]
+    """In [0, 1]."""
+    restored: Mapping[str, NDArray[np.float32]]
+    """method -> image in [0, 1]; cubic interpolation among them."""
+    residual: Mapping[str, NDArray[np.float32]]
+    """method -> what contradicts the scan, in [-1, 1]."""
+    disagreement: Mapping[str, NDArray[np.float32]]
+    """method -> standard deviation over perturbed inputs; empty where it was not looked for."""
+    spacing_mm: tuple[float, float, float]
+    """Of the voxels."""
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """How to measure."""
+
+    restorers: Mapping[str, Restorer]
+    """`model` and perhaps `against`."""
+    batch_size: int
+    """Slices restored at once."""
+    perturb: bool
+    """Look for disagreement, which restores everything four times."""
+    device: torch.device
+    """Where metrics are computed."""
+
+
+def real_first(pairs: list[VolumePair]) -> list[VolumePair]:
+    """Give pairs with real ones first, so that the volume shown in a report is a real one where there is any."""
+    return sorted(pairs, key=lambda pair: pair.first.kind != "real")
+
+
+def measure(how: Measuring, split: ShardSplit, pairs: list[VolumePair]) -> Iterator[tuple[VolumeFigures, VolumeImages]]:
+    """Measure volumes one after the other.
 
     Args:
-        restorer: the model.
-        split: the samples.
-        batch_size: slices restored at once.
-        done: called with the number of slices after each batch.
+        how: what with.
+        split: where they are.
+        pairs: the volumes.
 
     Raises:
-        RunError: the model gives NaN.
+        RunError: a model gives NaN.
     """
-    context = split.manifest.context
-    collected: dict[str, dict[str, list[torch.Tensor]]] = {
-        method: {metric: [] for metric in METRICS} for method in METHODS
-    }
-    for batch in every_sample(split, batch_size, rank=0, world_size=1):
-        low, high = batch.low.float(), batch.high.float()
-        images = {
-            # The low-field channel is the cubic interpolation of the scan: nothing is left to compute.
-            "cubic": low[:, context : context + 1],
-            "model": torch.from_numpy(restorer.restore(low.numpy())),
-        }
-        if images["model"].isnan().any():
-            names = ", ".join(split.key(int(sample)) for sample in batch.samples)
-            raise RunError(f"expected finite slices from the model, found NaN among those of {names}; train it anew")
-        for method, image in images.items():
-            for metric, function in METRICS.items():
-                collected[method][metric].append(function(image, high))
-        done(len(low))
-    keys = [split.key(sample) for sample in range(split.num_samples)]
-    values = {
-        method: {metric: torch.cat(parts).double().numpy() for metric, parts in by_metric.items()}
-        for method, by_metric in collected.items()
-    }
-    return Measured(keys, values)
+    for listed in pairs:
+        sampling = LowFieldSampling.of(split.manifest, listed.first.cohort, split.record(listed.samples[0]))
+        # Not kept in a name, which would hold it until the next one is read.
+        yield measure_volume(how, read_pair(split, listed), sampling)
 
 
-def statistics(values: NDArray[np.float64]) -> dict[str, Any]:
-    """Summarise `values` `(N,)`; infinite ones (a slice without any error has no PSNR) are left out and counted."""
-    finite = values[np.isfinite(values)]
-    if not len(finite):
-        return dict.fromkeys(("mean", "median", "std", "min", "max")) | {"count": 0, "infinite": len(values)}
-    return {
-        "mean": float(finite.mean()),
-        "median": float(np.median(finite)),
-        "std": float(finite.std()),
-        "min": float(finite.min()),
-        "max": float(finite.max()),
-        "count": len(finite),
-        "infinite": len(values) - len(finite),
-    }
+def measure_volume(how: Measuring, pair: StackedPair, sampling: LowFieldSampling) -> tuple[VolumeFigures, VolumeImages]:
+    """Restore and measure one volume.
+
+    Args:
+        how: what with.
+        pair: the volume.
+        sampling: of its scan.
+
+    Raises:
+        RunError: a model gives NaN.
+    """
+    head = head_mask(pair.high)
+    restored = {CUBIC: pair.cubic}
+    doubts: dict[str, NDArray[np.float32]] = {}
+    for method, restorer in how.restorers.items():
+        restored[method] = restore_slices(pair.low, restorer, how.batch_size)
+        if not np.isfinite(restored[method]).all():
+            raise RunError(f"{pair.name}: expected finite slices from the model, found NaN among them; train it anew")
+        if how.perturb:
+
+            def restore(low: NDArray[np.float32], restorer: Restorer = restorer) -> NDArray[np.float32]:
+                return restore_slices(low, restorer, how.batch_size)
+
+            # By name, so that the noise is the same whichever process measures the volume.
+            seed = zlib.crc32(pair.name.encode())
+            doubts[method] = disagreement(pair.low, restored[method], restore, seed)
+    images = {method: to_pair(image, pair.high, head, how.device) for method, image in restored.items()}
+    found = {method: check_consistency(image, pair.cubic, sampling) for method, image in restored.items()}
+    first = pair.keys[0]
+    figures = VolumeFigures(
+        first.cohort,
+        first.subject,
+        first.kind,
+        pair.name,
+        tuple(map(str, pair.keys)),
+        {method: slice_figures(image) for method, image in images.items()},
+        {method: volume_figures(image) for method, image in images.items()},
+        {
+            method: Trust(
+                one.nrmse,
+                one.bands,
+                np.sqrt(np.square(one.residual, dtype=np.float64).mean(axis=(1, 2))),
+                float(doubts[method][head].mean()) if method in doubts and head.any() else None,
+                doubts[method].mean(axis=(1, 2), dtype=np.float64) if method in doubts else None,
+            )
+            for method, one in found.items()
+        },
+    )
+    residuals = {method: one.residual for method, one in found.items()}
+    spacing_mm = sampling.grids.geometry.high_spacing_mm
+    scan = sampling.scan(pair.cubic)
+    return figures, VolumeImages(pair.name, scan, pair.high, restored, residuals, doubts, spacing_mm)
 
 
-def slices_csv(measured: Measured) -> str:
-    """Give one line per slice: its key, then each metric of each method."""
-    columns = [(method, metric) for method in METHODS for metric in METRICS]
-    lines = [",".join(["key", *(f"{method}_{metric}" for method, metric in columns)])]
-    for row, key in enumerate(measured.keys):
-        lines.append(",".join([key, *(f"{measured.values[method][metric][row]:.6g}" for method, metric in columns)]))
-    return "\n".join(lines) + "\n"
+def restore_slices(low: NDArray[np.float32], restorer: Restorer, batch_size: int) -> NDArray[np.float32]:
+    """Restore `(X, 1 + 2*context, Y, Z)` to `(X, Y, Z)`, `batch_size` slices at once; the last batch is filled up."""
+    restored = np.empty((len(low), *low.shape[2:]), dtype=np.float32)
+    for start in range(0, len(low), batch_size):
+        chosen = np.minimum(np.arange(start, start + batch_size), len(low) - 1)
+        kept = min(batch_size, len(low) - start)
+        restored[start : start + kept] = restorer.restore(low[chosen])[:kept, 0]
+    return restored
 
 
-def read_slices(path: Path) -> Measured:
-    """Read back what `slices_csv` gave."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    values = {
-        method: {metric: np.array([float(row[f"{method}_{metric}"]) for row in rows]) for metric in METRICS}
-        for method in METHODS
-    }
-    return Measured([row["key"] for row in rows], values)
+def to_pair(
+    restored: NDArray[np.float32], high: NDArray[np.float32], head: NDArray[np.bool_], device: torch.device
+) -> ImagePair:
+    """Put `(X, Y, Z)` arrays where metrics are computed."""
+    return ImagePair(*(torch.from_numpy(array)[:, None].to(device) for array in (restored, high, head)))
+
+
+def slice_figures(image: ImagePair) -> dict[str, NDArray[np.float64]]:
+    """Give slice metric -> `(X,)`."""
+    values = {name: METRICS[name].function(image) for name in SLICE_METRICS}
+    return {name: torch.as_tensor(value).double().cpu().numpy() for name, value in values.items()}
+
+
+def volume_figures(image: ImagePair) -> dict[str, float]:
+    """Give volume metric -> value."""
+    return {name: float(METRICS[name].function(image)) for name in VOLUME_METRICS}

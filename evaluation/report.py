@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from html import escape
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from upfield.sharding.atomic import write_text
+
+if TYPE_CHECKING:
+    from upfield.evaluation.metrics import Metric
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 NUMBER = re.compile(r"[+\-]?\d[\d.,]*(e[+\-]?\d+)?( ?(dB|%|s|MB))?|[+\-]?(inf|nan)|-|")
@@ -38,6 +41,8 @@ th { font-size: .875rem; line-height: 1.3; color: var(--faint); font-weight: 600
 .number { text-align: right; }
 figure { margin: 1rem 0; }
 figcaption { max-width: 42rem; font-size: .875rem; color: var(--faint); }
+iframe { display: block; width: 100%; height: calc(var(--height) * min(100vw - 2rem, 64rem) + 4rem); border: 0;
+  border-radius: 4px; background: #000; }
 img { display: block; max-width: 100%; height: auto; border-radius: 4px; }
 details { margin: 1rem 0; }
 summary { cursor: pointer; }
@@ -50,7 +55,8 @@ pre { overflow-x: auto; padding: .75rem 1rem; margin: .5rem 0; background: var(-
 # The page needs nothing from anywhere; so the browser may be told to fetch nothing.
 HEAD = """<meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'{scripts}">
 <link rel="icon" href="data:,">"""
 
 
@@ -126,36 +132,56 @@ def link_list(links: Mapping[str, str], heading: str = "") -> Section:
     return Section("<ul>\n" + "\n".join(items) + "\n</ul>", heading)
 
 
-def metrics_table(metrics: Mapping[str, Any], heading: str = "") -> Section:
-    """Make the table of `metrics.json`: a row per metric, cubic interpolation against the model.
+def metrics_table(tree: Mapping[str, Any], heading: str = "") -> Section:
+    """Make the table of `metrics.json`: a row per metric, each method's mean and median, and the gain.
 
     Args:
-        metrics: `cubic` and `model`, each metric -> `mean`, `median` and others; further keys are ignored.
+        tree: `cubic`, `model` and perhaps `against`, each metric -> `mean`, `median` and others; `differences`.
         heading: of the section.
     """
-    from upfield.model.quality import DEFINITIONS
+    from upfield.evaluation.metrics import METRICS
 
-    header = ["metric", "cubic, mean", "model, mean", "gain", "cubic, median", "model, median"]
-    cubic, model = metrics["cubic"], metrics["model"]
+    methods = [method for method in ("cubic", "model", "against") if method in tree]
+    header = ["metric", *(f"{method}, {kind}" for kind in ("mean", "median") for method in methods)]
+    header += ["gain over cubic", "95% interval", "p"]
+    gains = tree.get("differences", {}).get("model - cubic", {})
     rows: list[list[str | float]] = []
-    known = [name for name in DEFINITIONS if name in model]
-    for name in [*known, *(name for name in {**model, **cubic} if name not in known)]:
-        means, medians = ([side.get(name, {}).get(kind) for side in (cubic, model)] for kind in ("mean", "median"))
-        gain = None if None in means else means[1] - means[0]
-        shown = [_number(name, value) for value in means], [_number(name, value) for value in medians]
-        rows.append([_metric_label(name), *shown[0], _number(name, gain, "+"), *shown[1]])
+    for name, metric in METRICS.items():
+        if any(name not in tree[method] for method in methods):
+            continue
+        shown = [_number(metric, tree[method][name][kind]) for kind in ("mean", "median") for method in methods]
+        gain = gains.get(name) or dict.fromkeys(("mean", "low", "high", "p"))
+        interval = "-"
+        if gain["low"] is not None:
+            interval = f"{_number(metric, gain['low'], '+')} to {_number(metric, gain['high'], '+')}"
+        p = "-" if gain["p"] is None else f"{gain['p']:.3f}"
+        rows.append([_metric_label(metric), *shown, _number(metric, gain["mean"], "+"), interval, p])
     return table(header, rows, heading)
 
 
-def _metric_label(name: str) -> str:
-    words = name.replace("psnr", "PSNR").replace("ssim", "SSIM").replace("_", " ")
-    return f"{words} (dB)" if name.startswith("psnr") else words
+def _metric_label(metric: "Metric") -> str:
+    unit = f" ({metric.unit})" if metric.unit else ""
+    return f"{metric.label}{unit}{'' if metric.higher_is_better else ', lower is better'}"
 
 
-def _number(name: str, value: float | None, sign: str = "") -> str:
+def _number(metric: "Metric", value: float | None, sign: str = "") -> str:
     if value is None or not isfinite(value):
         return "-"
-    return f"{value:{sign}.{2 if name.startswith('psnr') else 4}f}"
+    return f"{value:{sign}.{metric.digits}f}"
+
+
+def embedded(html: str, title: str, height: float, heading: str = "") -> Section:
+    """Make a page within the page, with scripts of its own that cannot reach this one.
+
+    Args:
+        html: the whole inner page.
+        title: what it shows.
+        height: of its picture, in units of its width; a row of controls is below it.
+        heading: of the section.
+    """
+    size = f'style="--height: {height:g}"'
+    frame = f'<iframe srcdoc="{escape(html)}" title="{escape(title)}" {size} sandbox="allow-scripts"></iframe>'
+    return Section(frame, heading)
 
 
 def _scrolling(inside: str, label: str) -> str:
@@ -163,15 +189,17 @@ def _scrolling(inside: str, label: str) -> str:
     return f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">{inside}</div>'
 
 
-def write_report(path: Path, title: str, sections: Sequence[Section]) -> None:
+def write_report(path: Path, title: str, sections: Sequence[Section], scripts: bool = False) -> None:
     """Write a report, complete or not at all.
 
     Args:
         path: the HTML file; an existing one is replaced.
         title: plain text.
         sections: in order.
+        scripts: let embedded pages run their own scripts; the report has none.
     """
+    head = HEAD.format(scripts="; script-src 'unsafe-inline'" if scripts else "")
     pieces = [(f"<h2>{escape(s.heading)}</h2>\n" if s.heading else "") + s.html for s in sections]
-    head = f"<head>\n{HEAD}\n<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>"
+    head = f"<head>\n{head}\n<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>"
     body = "\n".join([f"<h1>{escape(title)}</h1>", *pieces])
     write_text(path, f'<!DOCTYPE html>\n<html lang="en">\n{head}\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n')

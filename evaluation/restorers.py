@@ -1,5 +1,6 @@
 """Whatever can be evaluated, behind one face: a run's best model in PyTorch, or a model file in ONNX Runtime."""
 
+import os
 from pathlib import Path
 from typing import Protocol
 
@@ -36,8 +37,9 @@ class TorchRestorer:
         """
         if device == "cuda" and not torch.cuda.is_available():
             raise InputError("device: expected a GPU for --device cuda, found none; use auto or cpu")
-        self._device = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-        if self._device == "cpu":
+        on_gpu = device != "cpu" and torch.cuda.is_available()
+        self._device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
+        if not on_gpu:
             keep_freed_memory()
         try:
             best = read_best(run / "best")
@@ -45,7 +47,7 @@ class TorchRestorer:
             raise InputError(f"{error} (or name an .onnx file)") from error
         self._network = best.network.to(self._device)
         self.context, self.normalisation = best.context, best.normalisation
-        self.description = f"{run} (best model, step {best.step}), PyTorch on {self._device}"
+        self.description = f"{run} (best model, step {best.step}), PyTorch on {self._device.type}"
 
     @torch.inference_mode()
     def restore(self, low: NDArray[np.float32]) -> NDArray[np.float32]:

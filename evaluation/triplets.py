@@ -2,48 +2,50 @@
 
 import numpy as np
 
-from upfield.distributed.reader import read_batch
+from upfield.evaluation.consistency import LowFieldSampling
 from upfield.evaluation.figures import Triplet
-from upfield.evaluation.measure import METHODS, Measured
+from upfield.evaluation.measure import CUBIC, MODEL, restore_slices
+from upfield.evaluation.summary import Evaluated
+from upfield.evaluation.volumes import read_pair
 from upfield.export.scan import Restorer
-from upfield.sharding.samplekey import SampleKey
+from upfield.sharding.selection import group_volumes
 from upfield.sharding.shardset import ShardSplit
 
-# The outermost slices hold background; a good PSNR there says nothing.
-INNER = (0.25, 0.75)
+# Slices of background are easy; a good figure there says nothing.
+RANKED_BY = "psnr_slice_foreground"
 SHOWN = ("psnr_slice", "ssim_slice")
 
 
-def pick_triplets(measured: Measured, split: ShardSplit, restorer: Restorer) -> list[Triplet]:
-    """Restore again the slices of best, median and worst PSNR among those with anatomy in them.
+def pick_triplets(evaluated: Evaluated, split: ShardSplit, restorer: Restorer) -> list[Triplet]:
+    """Restore again the slices of best, median and worst PSNR among those with enough of the head in them.
 
     Args:
-        measured: every slice of the split.
+        evaluated: every slice of the split.
         split: where they are.
         restorer: the model that was measured.
+
+    Returns:
+        Three, or none where no slice has a finite PSNR.
     """
-    psnr = measured.values["model"]["psnr_slice"]
-    inner = [i for i, key in enumerate(measured.keys) if INNER[0] <= _position(key, split) <= INNER[1]]
-    ranked = sorted((i for i in inner or range(len(psnr)) if np.isfinite(psnr[i])), key=lambda i: psnr[i])
+    psnr = evaluated.values(MODEL, RANKED_BY)
+    ranked = sorted(np.flatnonzero(np.isfinite(psnr)).tolist(), key=lambda i: psnr[i])
     if not ranked:
         return []
     chosen = {"best": ranked[-1], "median": ranked[len(ranked) // 2], "worst": ranked[0]}
-    batch = read_batch(split, list(chosen.values()))
-    low, high = batch.low.float().numpy(), batch.high.float().numpy()
-    restored = restorer.restore(low)
-    triplets: list[Triplet] = []
-    for row, (label, sample) in enumerate(chosen.items()):
-        values = {
-            f"{'cubic_' if method == 'cubic' else ''}{metric}": float(measured.values[method][metric][sample])
-            for method in METHODS
-            for metric in SHOWN
-        }
-        centre = low[row, split.manifest.context]
-        triplets.append(Triplet(f"{label}: {measured.keys[sample]}", centre, restored[row, 0], high[row, 0], values))
-    return triplets
+    return [_triplet(f"{label}: ", number, evaluated, split, restorer) for label, number in chosen.items()]
 
 
-def _position(key: str, split: ShardSplit) -> float:
-    """Give where a slice lies between the left (0) and the right (1) end of its volume."""
-    num_slices = split.manifest.tree["config"]["geometry"]["high_shape"][0]
-    return SampleKey.parse(key).x / max(num_slices - 1, 1)
+def _triplet(label: str, number: int, evaluated: Evaluated, split: ShardSplit, restorer: Restorer) -> Triplet:
+    key = evaluated.keys[number]
+    listed = next(pair for pair in group_volumes(split) if key in map(str, pair.keys))
+    pair = read_pair(split, listed)
+    at = list(map(str, pair.keys)).index(key)
+    sampling = LowFieldSampling.of(split.manifest, listed.first.cohort, split.record(listed.samples[at]))
+    values = {
+        f"{'cubic_' if method == CUBIC else ''}{metric}": float(evaluated.values(method, metric)[number])
+        for method in (CUBIC, MODEL)
+        for metric in SHOWN
+    }
+    cubic = pair.cubic
+    restored = restore_slices(pair.low[at : at + 1], restorer, 1)[0]
+    return Triplet(f"{label}{key}", sampling.scan(cubic)[at], cubic[at], restored, pair.high[at], values)

@@ -4,7 +4,7 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from upfield.sharding.atomic import atomic_path
+from upfield.sharding.atomic import write_bytes
 from upfield.sharding.command import Command, execute
 from upfield.sharding.configuration import PreviewConfig
 from upfield.sharding.errors import InputError
@@ -34,8 +34,7 @@ def preview(config: PreviewConfig) -> None:
         raise InputError(f"{config.shards}: expected samples in split {config.split}, found none; see --split")
     draw = _draw_page if suffix == ".html" else _draw_picture
     content, shown = draw(split, config)
-    with atomic_path(config.out) as temporary:
-        temporary.write_bytes(content)
+    write_bytes(config.out, content)
     what = "volumes" if suffix == ".html" else "pairs"
     counts = ", ".join(f"{cohort} {kind} {count}" for (cohort, kind), count in shown.items())
     print(f"{config.out}: {len(content) / 1e6:.1f} MB, {what} of {config.split} by cohort and kind: {counts}")

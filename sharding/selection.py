@@ -110,10 +110,8 @@ def choose_volumes(split: ShardSplit, pairs: int, seed: int) -> list[VolumePair]
     Returns:
         Sorted, so that all pairs of a subject follow each other, real ones first.
     """
-    samples: dict[SampleKey, int] = {key: sample for sample, key in enumerate(read_keys(split))}
-    members: dict[tuple[str, str, str, int], list[SampleKey]] = defaultdict(list)
-    for key in sorted(samples):
-        members[key.cohort, key.subject, key.kind, key.variant].append(key)
+    volumes = group_volumes(split)
+    members = {(pair.first.cohort, pair.first.subject, pair.first.kind, pair.first.variant): pair for pair in volumes}
     names = sorted({(cohort, kind) for cohort, _, kind, _ in members})
     turns = _subject_turns({(cohort, subject) for cohort, subject, _, _ in members}, seed)
     # The second variant of a subject waits until each subject has shown its first.
@@ -123,7 +121,16 @@ def choose_volumes(split: ShardSplit, pairs: int, seed: int) -> list[VolumePair]
     ]
     shares = share_evenly([len(queue) for queue in queues], pairs)
     chosen = sorted(unit for queue, share in zip(queues, shares, strict=True) for unit in queue[:share])
-    return [VolumePair(tuple(members[unit]), tuple(samples[key] for key in members[unit])) for unit in chosen]
+    return [members[unit] for unit in chosen]
+
+
+def group_volumes(split: ShardSplit) -> list[VolumePair]:
+    """Give every pair of volumes of a split, sorted by key, whatever the order in which slices are stored."""
+    samples: dict[SampleKey, int] = {key: sample for sample, key in enumerate(read_keys(split))}
+    members: dict[tuple[str, str, str, int], list[SampleKey]] = defaultdict(list)
+    for key in sorted(samples):
+        members[key.cohort, key.subject, key.kind, key.variant].append(key)
+    return [VolumePair(tuple(keys), tuple(samples[key] for key in keys)) for keys in members.values()]
 
 
 def _subject_turns(subjects: set[tuple[str, str]], seed: int) -> dict[tuple[str, str], int]:

@@ -47,8 +47,8 @@ def validation(step, psnr=25.0):
 
 
 def make_triplet(key="a-b-real-0-x001"):
-    low, restored, high = RNG.random((3, 22, 20))
-    return Triplet(key, low, restored, high, {"psnr_slice": 30.0, "cubic_psnr_slice": 25.0, "ssim_slice": 0.9})
+    scan, cubic, restored, high = RNG.random((4, 22, 20))
+    return Triplet(key, scan, cubic, restored, high, {"psnr_slice": 30.0, "cubic_psnr_slice": 25.0, "ssim_slice": 0.9})
 
 
 def decode(png, tmp_path):
@@ -93,7 +93,15 @@ def test_hostile_text_stays_text(page):
 
 def test_every_section_is_there_under_its_heading(page):
     assert [tag for tag, _ in page.tags if tag in {"h1", "h2"}] == ["h1"] + 6 * ["h2"]
-    for words in ("first", "second", "2.25 dB", "slices", "lr: 0.0002", "evil", "PSNR slice (dB) 20.00 21.00 +1.00"):
+    for words in (
+        "first",
+        "second",
+        "2.25 dB",
+        "slices",
+        "lr: 0.0002",
+        "evil",
+        "PSNR slice (dB) 20.00 21.00 21.00 21.00 - - -",
+    ):
         assert words in page.text
 
 
@@ -111,10 +119,16 @@ def test_only_columns_of_numbers_are_aligned_right():
 
 
 def test_metrics_table_shows_units_signs_and_gaps():
-    sides = {"cubic": {"ssim_slice": {"mean": 0.9, "median": 0.8}}, "model": {"ssim_slice": {"mean": 0.8}, "mae": {}}}
+    nothing = dict.fromkeys(("mean", "median"))
+    sides = {
+        "cubic": {"ssim_slice": {"mean": 0.9, "median": 0.8}, "mae": nothing, "nrmse": nothing},
+        "model": {"ssim_slice": {"mean": 0.8, "median": 0.7}, "mae": nothing},
+        "differences": {"model - cubic": {"ssim_slice": {"mean": -0.1, "low": -0.2, "high": 0.01, "p": 0.25}}},
+    }
     text = Page(report.metrics_table(sides).html).text
-    assert "SSIM slice 0.9000 0.8000 -0.1000 0.8000 -" in text
-    assert "mae - - - - -" in text
+    assert "SSIM slice 0.9000 0.8000 0.8000 0.7000 -0.1000 -0.2000 to +0.0100 0.250" in text
+    assert "MAE, lower is better - - - - - - -" in text
+    assert "NRMSE" not in text
 
 
 @pytest.mark.parametrize(
@@ -141,7 +155,7 @@ def test_each_triplet_makes_the_picture_taller(tmp_path):
 
 def test_equal_triplets_have_no_error_to_scale(tmp_path):
     image = np.zeros((22, 20))
-    assert decode(triplets_png([Triplet("same", image, image, image)]), tmp_path).ndim == 3
+    assert decode(triplets_png([Triplet("same", image, image, image, image)]), tmp_path).ndim == 3
 
 
 @pytest.mark.parametrize("cubic", [[20.0, np.inf, 22.0], [np.inf], []])

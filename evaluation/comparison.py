@@ -1,0 +1,102 @@
+"""Is one method better than another? Over subjects, since slices of one subject are alike and do not count as many."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from upfield.evaluation.measure import VolumeFigures
+from upfield.evaluation.metrics import METRICS
+
+CONFIDENCE = 0.95
+RESAMPLES = 9999
+SEED = 0
+METHOD = (
+    "Differences are means per subject, over what both have a finite value for; intervals "
+    f"({CONFIDENCE:.0%}) are percentiles of {RESAMPLES} bootstrap samples of subjects, p is a two-sided sign-flip "
+    "permutation test over subjects. Slices of one subject are not independent and are not counted as if they were."
+)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """By how much one method differs from another under one metric."""
+
+    mean: float
+    """Mean over subjects, in the metric's unit."""
+    low: float | None
+    """Lower end of the interval; None for a single subject."""
+    high: float | None
+    """Upper end of the interval."""
+    p: float | None
+    """Probability of so large a difference if signs were chance; None for a single subject."""
+    subjects: int
+    """Subjects for which both are defined."""
+
+    def to_tree(self) -> dict[str, Any]:
+        """Give it as plain values."""
+        return asdict(self)
+
+
+def subject_means(volumes: Sequence[VolumeFigures], method: str, metric: str) -> dict[tuple[str, str], float]:
+    """Give (cohort, subject) -> mean over its slices or volumes; what is not finite is left out, subjects too."""
+    collected: dict[tuple[str, str], list[NDArray[np.float64]]] = defaultdict(list)
+    for volume in volumes:
+        collected[volume.cohort, volume.subject].append(values_of(volume, method, metric))
+    means: dict[tuple[str, str], float] = {}
+    for subject, parts in collected.items():
+        values = np.concatenate(parts)
+        if len(finite := values[np.isfinite(values)]):
+            means[subject] = float(finite.mean())
+    return means
+
+
+def values_of(volume: VolumeFigures, method: str, metric: str) -> NDArray[np.float64]:
+    """Give a metric's values in one volume: `(X,)` or, for a volume metric, `(1,)`."""
+    if METRICS[metric].level == "slice":
+        return volume.slices[method][metric]
+    return np.array([volume.values[method][metric]])
+
+
+def compare(volumes: Sequence[VolumeFigures], method: str, other: str, metric: str) -> Difference | None:
+    """Give how much `method` exceeds `other` where both are finite, or None where they never are."""
+    collected: dict[tuple[str, str], list[NDArray[np.float64]]] = defaultdict(list)
+    for volume in volumes:
+        ours, theirs = (values_of(volume, name, metric) for name in (method, other))
+        both = np.isfinite(ours) & np.isfinite(theirs)
+        collected[volume.cohort, volume.subject].append(ours[both] - theirs[both])
+    by_subject = [np.concatenate(parts) for parts in collected.values()]
+    means = [float(values.mean()) for values in by_subject if len(values)]
+    return difference_of(np.array(means)) if means else None
+
+
+def difference_of(differences: NDArray[np.float64]) -> Difference:
+    """Summarise differences `(subjects,)`, at least one."""
+    mean, count = float(differences.mean()), len(differences)
+    if count < 2:
+        return Difference(mean, None, None, None, count)
+    if np.ptp(differences) == 0:
+        low = high = mean
+    else:
+        interval = stats.bootstrap(
+            (differences,),
+            np.mean,
+            n_resamples=RESAMPLES,
+            confidence_level=CONFIDENCE,
+            method="percentile",
+            rng=np.random.default_rng(SEED),
+        ).confidence_interval
+        low, high = float(interval.low), float(interval.high)
+    test = stats.permutation_test(
+        (differences,),
+        np.mean,
+        permutation_type="samples",
+        n_resamples=RESAMPLES,
+        vectorized=True,
+        rng=np.random.default_rng(SEED),
+    )
+    return Difference(mean, low, high, float(test.pvalue), count)

@@ -1,0 +1,291 @@
+"""Every metric of evaluation by name, with its definition: a figure without one says nothing.
+
+Slice metrics give a value per sagittal slice, volume metrics one per volume. A value that is not defined is NaN, the
+PSNR of a perfect image infinite; both are counted and left out of means.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from skimage.metrics import normalized_root_mse, peak_signal_noise_ratio, structural_similarity
+from torch import Tensor
+from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
+from upfield.model import quality
+
+LEAST_FOREGROUND = 0.05
+# Five scales, each half the one before, under a window of 11 (torchmetrics refuses less).
+LEAST_MS_SSIM_SIZE = 176
+UNIFORM_WINDOW = 7
+ULF_ENC_PSNR, ULF_ENC_EPSILON = 32.0, 1e-8
+CHUNK = 16
+
+
+@dataclass(frozen=True)
+class ImagePair:
+    """A restored volume and its target."""
+
+    restored: Tensor
+    """`(X, 1, Y, Z)` float32 in [0, 1]."""
+    high: Tensor
+    """`(X, 1, Y, Z)` float32 in [0, 1]."""
+    head: Tensor
+    """`(X, 1, Y, Z)` bool: the head in `high`."""
+
+    @property
+    def has_head(self) -> Tensor:
+        """Which slices `(X,)` hold enough of the head."""
+        return self.head.float().mean(dim=(1, 2, 3)) >= LEAST_FOREGROUND
+
+    def numpy(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+        """Give the three as arrays `(X, Y, Z)`."""
+        restored, high, head = (tensor[:, 0].cpu().numpy() for tensor in (self.restored, self.high, self.head))
+        return restored, high, head
+
+
+def psnr_slice(pair: ImagePair) -> Tensor:
+    """Give `(X,)` dB; see METRICS."""
+    return quality.psnr_slice(pair.restored, pair.high)
+
+
+def psnr_slice_foreground(pair: ImagePair) -> Tensor:
+    """Give `(X,)` dB; see METRICS."""
+    return psnr_slice(pair).where(pair.has_head, torch.nan)
+
+
+def psnr_slice_head(pair: ImagePair) -> Tensor:
+    """Give `(X,)` dB; see METRICS."""
+    squared = (pair.restored - pair.high).square() * pair.head
+    error = squared.sum(dim=(1, 2, 3)) / pair.head.sum(dim=(1, 2, 3))
+    return (10 * torch.log10(quality.DATA_RANGE**2 / error)).where(pair.has_head, torch.nan)
+
+
+def ssim_slice(pair: ImagePair) -> Tensor:
+    """Give `(X,)`; see METRICS."""
+    return in_chunks(quality.ssim_slice, pair.restored, pair.high)
+
+
+def in_chunks(function: Callable[[Tensor, Tensor], Tensor], restored: Tensor, high: Tensor) -> Tensor:
+    """Give `(N,)` of two `(N, 1, H, W)`, a few images at a time and on as many threads as torch may use."""
+    chunks = (restored.split(CHUNK), high.split(CHUNK))
+    threads = torch.get_num_threads() if restored.device.type == "cpu" else 1
+    with without_onednn(), ThreadPoolExecutor(threads) as pool:
+        return torch.cat(list(pool.map(function, *chunks)))
+
+
+@contextmanager
+def without_onednn() -> Iterator[None]:
+    """Let the CPU convolve without oneDNN, which takes twice the time for windows over a single channel."""
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before
+
+
+def mae_slice(pair: ImagePair) -> Tensor:
+    """Give `(X,)`; see METRICS."""
+    return quality.mae_slice(pair.restored, pair.high)
+
+
+def ms_ssim_slice(pair: ImagePair) -> Tensor:
+    """Give `(X,)`; see METRICS."""
+    return _ms_ssim(pair.restored, pair.high)
+
+
+def ms_ssim_axial(pair: ImagePair) -> float:
+    """Give one value; see METRICS."""
+    restored, high = (_stretched(image[:, 0].permute(2, 0, 1)[:, None]) for image in (pair.restored, pair.high))
+    values = _ms_ssim(restored, high)
+    # A slice without any contrast cannot be stretched.
+    defined = values[values.isfinite()]
+    return float(defined.mean()) if len(defined) else float("nan")
+
+
+def _stretched(images: Tensor) -> Tensor:
+    """Scale each of `(N, 1, H, W)` to [0, 1] by its own least and largest value; NaN where these are equal."""
+    low, high = images.amin(dim=(1, 2, 3), keepdim=True), images.amax(dim=(1, 2, 3), keepdim=True)
+    return (images - low) / (high - low)
+
+
+def _ms_ssim(restored: Tensor, high: Tensor) -> Tensor:
+    """Give `(N,)` for `(N, 1, H, W)`; NaN for images too small for five scales."""
+    if min(high.shape[-2:]) < LEAST_MS_SSIM_SIZE:
+        return torch.full((len(high),), torch.nan)
+
+    def measure(restored: Tensor, high: Tensor) -> Tensor:
+        # A negative similarity at a coarse scale has no fractional power; zero is what it is taken for.
+        values = multiscale_structural_similarity_index_measure(
+            restored, high, data_range=quality.DATA_RANGE, reduction="none", normalize="relu"
+        )
+        return values.reshape(-1)
+
+    return in_chunks(measure, restored, high)
+
+
+def psnr_volume(pair: ImagePair) -> float:
+    """Give dB; see METRICS."""
+    restored, high, _ = pair.numpy()
+    if not high.max() > 0:
+        return float("nan")
+    if np.array_equal(restored, high):
+        return float("inf")
+    return float(peak_signal_noise_ratio(high, restored, data_range=float(high.max())))
+
+
+def ssim_volume(pair: ImagePair) -> float:
+    """Give one value; see METRICS."""
+    restored, high, _ = pair.numpy()
+    most = float(high.max())
+    if not most > 0 or min(high.shape[1:]) < UNIFORM_WINDOW:
+        return float("nan")
+    values = [
+        structural_similarity(h, r, win_size=UNIFORM_WINDOW, data_range=most)
+        for r, h in zip(restored, high, strict=True)
+    ]
+    return float(np.mean(values))
+
+
+def nrmse(pair: ImagePair) -> float:
+    """Give one value; see METRICS."""
+    restored, high, _ = pair.numpy()
+    if not high.any():
+        return float("nan")
+    return float(normalized_root_mse(high, restored, normalization="euclidean"))
+
+
+def mae(pair: ImagePair) -> float:
+    """Give one value; see METRICS."""
+    return float((pair.restored - pair.high).abs().double().mean())
+
+
+def score_ulf_enc(pair: ImagePair) -> float:
+    """Give one value; see METRICS."""
+    restored, high, head = pair.numpy()
+    if not head.any() or min(high.shape) < UNIFORM_WINDOW:
+        return float("nan")
+    found = structural_similarity(high, restored, win_size=UNIFORM_WINDOW, data_range=quality.DATA_RANGE, full=True)
+    similarity = np.asarray(found[1])
+    error = restored[head].astype(np.float64) - high[head]
+    squared = np.square(error)
+    psnr = np.mean(10 * np.log10(quality.DATA_RANGE**2 / (squared + ULF_ENC_EPSILON)))
+    nmse = squared.sum() / np.square(high[head], dtype=np.float64).sum()
+    ssim = similarity[head].mean(dtype=np.float64)
+    return float(0.7 * ssim + 0.1 * psnr / ULF_ENC_PSNR + 0.1 * (1 - np.abs(error).mean()) + 0.1 * (1 - nmse))
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One named metric."""
+
+    name: str
+    """As metrics.json, tables and columns call it."""
+    level: Literal["slice", "volume"]
+    """What it gives a value for."""
+    function: Callable[[ImagePair], Tensor] | Callable[[ImagePair], float]
+    """`(X,)` for slices, a number for a volume."""
+    definition: str
+    """In a sentence."""
+    unit: str = ""
+    """`dB`, or nothing."""
+    higher_is_better: bool = True
+    """Errors are better when lower."""
+
+    @property
+    def digits(self) -> int:
+        """Decimals to show."""
+        return 2 if self.unit == "dB" else 4
+
+    @property
+    def label(self) -> str:
+        """Its name for tables."""
+        words = self.name.replace("ms_ssim", "MS-SSIM").replace("psnr", "PSNR").replace("ssim", "SSIM")
+        for name in ("mae", "nrmse"):
+            words = words.upper() if words == name else words.replace(f"{name}_", f"{name.upper()}_")
+        return words.replace("score_ulf_enc", "ULF-EnC score").replace("_", " ")
+
+
+HEAD = "head: half of Otsu's threshold of the high-field volume, large parts, closed, holes filled"
+FOREGROUND = f"only slices of which the head fills at least {LEAST_FOREGROUND:.0%}"
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            "psnr_slice",
+            "slice",
+            psnr_slice,
+            "peak signal-to-noise ratio of a whole sagittal slice, data range 1; slices without any error left out",
+            "dB",
+        ),
+        Metric("psnr_slice_foreground", "slice", psnr_slice_foreground, f"psnr_slice, {FOREGROUND} ({HEAD})", "dB"),
+        Metric("psnr_slice_head", "slice", psnr_slice_head, f"PSNR of the pixels inside the head, {FOREGROUND}", "dB"),
+        Metric(
+            "ssim_slice",
+            "slice",
+            ssim_slice,
+            "structural similarity of a whole sagittal slice, 11 x 11 Gaussian window of sigma 1.5, data range 1 "
+            "(torchmetrics)",
+        ),
+        Metric(
+            "ms_ssim_slice",
+            "slice",
+            ms_ssim_slice,
+            "multi-scale structural similarity of a whole sagittal slice: five scales, 11 x 11 Gaussian window of "
+            "sigma 1.5, data range 1 (torchmetrics); not defined below 176 x 176 pixels",
+        ),
+        Metric(
+            "mae_slice",
+            "slice",
+            mae_slice,
+            "mean absolute error of a whole sagittal slice, intensities in [0, 1]",
+            higher_is_better=False,
+        ),
+        Metric(
+            "ms_ssim_axial",
+            "volume",
+            ms_ssim_axial,
+            "multi-scale structural similarity as in ms_ssim_slice, of the re-stacked volume's axial slices, each of "
+            "restored and high scaled by its own minimum and maximum, mean over the slices that have any contrast",
+        ),
+        Metric(
+            "psnr_volume",
+            "volume",
+            psnr_volume,
+            "peak signal-to-noise ratio of the volume, data range: the high-field volume's maximum",
+            "dB",
+        ),
+        Metric(
+            "ssim_volume",
+            "volume",
+            ssim_volume,
+            "structural similarity, mean over sagittal slices, 7 x 7 uniform window, data range: the high-field "
+            "volume's maximum (scikit-image, as fastMRI)",
+        ),
+        Metric(
+            "nrmse",
+            "volume",
+            nrmse,
+            "root of the squared error over the high-field volume's squared intensities (scikit-image, euclidean)",
+            higher_is_better=False,
+        ),
+        Metric(
+            "mae", "volume", mae, "mean absolute error of the volume, intensities in [0, 1]", higher_is_better=False
+        ),
+        Metric(
+            "score_ulf_enc",
+            "volume",
+            score_ulf_enc,
+            "0.7 SSIM + 0.1 PSNR / 32 + 0.1 (1 - MAE) + 0.1 (1 - NMSE) inside the head: SSIM in 3-D under a uniform "
+            "window of 7 voxels, PSNR the mean over voxels of 10 log10(1 / (error^2 + 1e-8)), data range 1",
+        ),
+    )
+}
+SLICE_METRICS = tuple(name for name, metric in METRICS.items() if metric.level == "slice")
+VOLUME_METRICS = tuple(name for name, metric in METRICS.items() if metric.level == "volume")

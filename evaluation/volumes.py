@@ -1,0 +1,56 @@
+"""The volumes of a split, one at a time: its slices stacked again, whatever the order in which they are stored."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upfield.sharding.errors import ShardSetError
+from upfield.sharding.samplekey import SampleKey
+from upfield.sharding.selection import VolumePair
+from upfield.sharding.shardset import ShardSplit
+
+
+@dataclass(frozen=True)
+class StackedPair:
+    """One pair of volumes, read."""
+
+    keys: tuple[SampleKey, ...]
+    """Of its slices, in anatomical order from left to right."""
+    low: NDArray[np.float32]
+    """`(X, 1 + 2*context, Y, Z)` in [0, 1]: the cubic interpolation of the scan, each slice with its neighbours."""
+    high: NDArray[np.float32]
+    """`(X, Y, Z)` in [0, 1]."""
+
+    @property
+    def name(self) -> str:
+        """Name the volume as its keys do, without the slice."""
+        return str(self.keys[0]).rpartition("-")[0]
+
+    @property
+    def cubic(self) -> NDArray[np.float32]:
+        """The cubic interpolation of the scan, `(X, Y, Z)` in [0, 1]."""
+        return np.ascontiguousarray(self.low[:, self.low.shape[1] // 2])
+
+
+def read_pair(split: ShardSplit, pair: VolumePair) -> StackedPair:
+    """Read all slices of a pair of volumes.
+
+    Raises:
+        ShardSetError: a shard is missing or truncated, or the volume lacks slices or holds what no volume does.
+    """
+    count = len(pair.samples)
+    expected = split.manifest.tree["config"]["geometry"]["high_shape"][0]
+    if [key.x for key in pair.keys] != list(range(expected)):
+        raise ShardSetError(
+            f"{split.root}: {pair.first}: expected {expected} slices of the volume, found {count}, or others "
+            "than these; run upfield verify"
+        )
+    low, high = (np.empty((count, *shape), dtype=np.float16) for shape in (split.low_shape, split.high_shape))
+    split.read_into(pair.samples, low, high)
+    if not all(((array >= 0) & (array <= 1)).all() for array in (low, high)):
+        raise ShardSetError(
+            f"{split.root}: {pair.first}: expected values in 0..1, found others in the volume; a shard is damaged, run "
+            "upfield verify"
+        )
+    return StackedPair(pair.keys, low.astype(np.float32), high[:, 0].astype(np.float32))

@@ -1,0 +1,41 @@
+"""The demonstration's report and table hold what its stages left."""
+
+from pathlib import Path
+
+import pytest
+
+from upfield.cli.demo import Places, final_table, write_demo_report
+from upfield.evaluation.evaluate import main as evaluate
+from upfield.sharding.preview import main as preview
+
+
+@pytest.fixture(scope="module")
+def places(tiny_cohort: Path, tiny_shards: Path, tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Places:
+    """A demonstration put together from the tiny cohort's stages."""
+    places = Places(tmp_path_factory.mktemp("demo"))
+    for link, folder in ((places.cohort, tiny_cohort), (places.shards, tiny_shards), (places.run, tiny_run)):
+        link.symlink_to(folder)
+    for folder in (places.enhanced, places.out / "scan"):
+        folder.mkdir()
+        (folder / "sub-00.nii.gz").touch()
+    assert preview([str(tiny_shards), "--out", str(places.out / "pairs.png")]) == 0
+    arguments = ["--shards", str(tiny_shards), "--out", str(places.evaluation), "--perturb", "false"]
+    assert evaluate([str(tiny_run), *arguments]) == 0
+    return places
+
+
+def test_its_report_shows_every_stage(places: Places) -> None:
+    write_demo_report(places, {"training": 3.0, "evaluation": 2.0})
+    text = (places.out / "report.html").read_text()
+    assert text.count("<img ") == 3
+    for words in ("PSNR slice (dB)", "ULF-EnC score", "say nothing about patients", 'href="evaluation/report.html"'):
+        assert words in text
+
+
+def test_its_table_sets_the_model_beside_cubic_interpolation(places: Places) -> None:
+    lines = final_table(places, {"training": 3.0, "evaluation": 2.0}).splitlines()
+    assert lines[2].split() == ["cubic", "mean", "model", "mean", "gain"]
+    (psnr,) = (line.split() for line in lines if line.startswith("psnr_slice "))
+    cubic, model, gain = map(float, psnr[1:])
+    assert gain == pytest.approx(model - cubic, abs=0.011)
+    assert "Time: 5 s (training 3 s, evaluation 2 s)" in lines

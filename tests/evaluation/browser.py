@@ -1,0 +1,147 @@
+"""A headless Chromium and as much of its debugging protocol as it takes to look at a page."""
+
+import base64
+import json
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import websocket
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",  # which root cannot have
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    # Otherwise a frame that may not reach its page lives in a process of its own, out of this connection's sight.
+    "--disable-features=IsolateSandboxedIframes",
+    "--remote-debugging-port=0",
+)
+TIMEOUT_S = 60
+
+
+def find_chromium() -> str | None:
+    """Give the path of a Chromium, if there is one."""
+    return next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+class Browser:
+    """One page in a Chromium of its own."""
+
+    def __init__(self, program: str) -> None:
+        """Start it, and connect to its one page."""
+        # Its last files may come while the folder is being removed.
+        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self._process = subprocess.Popen(
+            [program, *FLAGS, f"--user-data-dir={self._folder.name}", "about:blank"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            self._socket = websocket.create_connection(
+                self._debugging_address(), timeout=TIMEOUT_S, suppress_origin=True
+            )
+        except BaseException:
+            self._end()
+            raise
+        self._number = 0
+        self._session = ""
+        self.complaints: list[str] = []
+        """Errors of scripts, of the console, and of what the page is not allowed to do."""
+        self.contexts: list[int] = []
+        """Of the page and of its frames, in the order they were made."""
+        self.loaded = False
+        targets = self.call("Target.getTargets")["targetInfos"]
+        page = next(target for target in targets if target["type"] == "page")
+        attached = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)
+        self._session = attached["sessionId"]
+        for domain in ("Page", "Runtime", "Log"):
+            self.call(f"{domain}.enable")
+
+    def _debugging_address(self) -> str:
+        file = Path(self._folder.name) / "DevToolsActivePort"
+        deadline = time.monotonic() + TIMEOUT_S
+        while not (file.is_file() and len(lines := file.read_text().splitlines()) == 2):
+            assert time.monotonic() < deadline, "Chromium did not open its debugging port"
+            assert self._process.poll() is None, "Chromium ended"
+            time.sleep(0.05)
+        return f"ws://127.0.0.1:{lines[0]}{lines[1]}"
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Ask for something and wait for the answer."""
+        self._number += 1
+        session = {"sessionId": self._session} if self._session else {}
+        self._socket.send(json.dumps({"id": self._number, "method": method, "params": parameters, **session}))
+        while True:
+            message = json.loads(self._socket.recv())
+            if message.get("id") == self._number:
+                assert "error" not in message, message["error"]
+                return message["result"]
+            self._note(message)
+
+    def _note(self, message: dict[str, Any]) -> None:
+        method, parameters = message.get("method"), message.get("params", {})
+        if method == "Runtime.consoleAPICalled" and parameters["type"] in ("error", "assert"):
+            self.complaints.append(str([argument.get("value") for argument in parameters["args"]]))
+        elif method == "Runtime.exceptionThrown":
+            self.complaints.append(str(parameters["exceptionDetails"]))
+        elif method == "Log.entryAdded" and parameters["entry"]["level"] == "error":
+            self.complaints.append(parameters["entry"]["text"])
+        elif method == "Runtime.executionContextCreated":
+            self.contexts.append(parameters["context"]["id"])
+        elif method == "Runtime.executionContextsCleared":
+            self.contexts.clear()
+        elif method == "Page.loadEventFired":
+            self.loaded = True
+
+    def open(self, path: Path, width: int, height: int = 900) -> None:
+        """Show a file in a window of a size in CSS pixels, and wait until all of it is there."""
+        mobile = width < 600
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
+        self.complaints.clear()
+        self.loaded = False
+        self.call("Page.navigate", url=path.absolute().as_uri())
+        while not self.loaded:
+            self._note(json.loads(self._socket.recv()))
+
+    def ask(self, expression: str, frame: int = 0) -> Any:
+        """Give the value of a JavaScript expression in the page, or in a frame of it, counted from 1."""
+        result = self.call(
+            "Runtime.evaluate",
+            expression=expression,
+            contextId=self.contexts[frame],
+            returnByValue=True,
+            awaitPromise=True,
+        )
+        assert "exceptionDetails" not in result, result["exceptionDetails"]
+        return result["result"].get("value")
+
+    def wait_for(self, expression: str, frame: int = 0) -> None:
+        """Wait until an expression holds."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while not self.ask(expression, frame):
+            assert time.monotonic() < deadline, f"{expression} never held"
+            time.sleep(0.05)
+
+    def screenshot(self, whole: bool = False) -> bytes:
+        """Give a PNG of the window, or of the whole page."""
+        return base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"])
+
+    def close(self) -> None:
+        """End it."""
+        self._socket.close()
+        self._end()
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._folder.cleanup()

@@ -1,0 +1,86 @@
+"""A model that follows its input agrees with itself; one that draws what it likes does not."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from upfield.evaluation.disagreement import NOISE_STD, answers, disagreement, moved, shift
+
+
+def draw(channels: int = 1) -> np.ndarray:
+    """`(6, channels, 40, 36)` in [0, 1], smooth."""
+    rng = np.random.default_rng(0)
+    image = ndimage.gaussian_filter(rng.standard_normal((6, channels, 40, 36)), (0, 0, 2, 2))
+    return ((image - image.min()) / np.ptp(image)).astype(np.float32)
+
+
+def middle(low: np.ndarray) -> np.ndarray:
+    """The model that gives back the slice itself."""
+    return low[:, low.shape[1] // 2].copy()
+
+
+def test_moving_is_scipy_s():
+    images = draw(2)
+    expected = ndimage.shift(images.astype(np.float64), (0, 0, 0.5, 0.5), order=3, mode="nearest")
+    # Outside the image the two go on differently.
+    assert np.abs(moved(images, 0.5) - expected)[..., 10:-10, 10:-10].max() < 1e-5
+    assert shift(images, 0.5).min() >= 0
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_identity_agrees_with_itself_but_for_the_noise(channels):
+    low = draw(channels)
+    mirrored, shifted, noisy = answers(low, middle(low), middle, seed=0)
+    assert np.array_equal(mirrored, middle(low))
+    assert np.array_equal(shifted, middle(low))
+    inside = (middle(low) > 0.1) & (middle(low) < 0.9)
+    assert (noisy - middle(low))[inside].std() == pytest.approx(NOISE_STD, rel=0.1)
+
+
+def test_the_same_answer_each_time_is_no_disagreement():
+    low = draw()
+    same = np.full((6, 40, 36), 0.25, dtype=np.float32)
+    assert disagreement(low, same, lambda _: same.copy(), seed=0).max() < 1e-6
+
+
+def test_it_is_the_standard_deviation_of_four_answers():
+    low = draw()
+    given = np.random.default_rng(1).random((4, 6, 40, 36)).astype(np.float32)
+    # Nothing to mirror or to move back: flat images that differ in height alone.
+    given[:] = given[:, :1, :1, :1]
+    calls = iter(given[1:])
+    found = disagreement(low, given[0], lambda _: next(calls).copy(), seed=0)
+    assert found == pytest.approx(given.std(axis=0), abs=1e-6)
+
+
+def test_structure_that_stays_where_the_image_moves_is_found():
+    low = draw()
+
+    def invents(images: np.ndarray) -> np.ndarray:
+        restored = middle(images)
+        restored[:, 10:14, 5:9] = 1
+        return restored
+
+    found = disagreement(low, invents(low), invents, seed=0)
+    invented, elsewhere = found[:, 10:14, 5:9].mean(), found[:, 18:22, 18:30].mean()
+    assert invented > 0.1
+    assert elsewhere < NOISE_STD
+
+
+def test_neighbouring_slices_change_places_in_the_mirror():
+    low = draw(3)
+    seen: list[np.ndarray] = []
+
+    def remember(images: np.ndarray) -> np.ndarray:
+        seen.append(images)
+        return middle(images)
+
+    next(answers(low, middle(low), remember, seed=0))
+    assert np.array_equal(seen[0], low[:, ::-1, ::-1])
+
+
+def test_noise_is_the_same_for_the_same_seed():
+    low = draw()
+    first, again, other = (disagreement(low, middle(low), middle, seed) for seed in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
