@@ -10,6 +10,7 @@ from accelerate.utils import gather_object
 
 from upfield.evaluation.measure import MODEL, Measuring, VolumeFigures, VolumeImages, measure
 from upfield.export.scan import write_volume
+from upfield.sharding.atomic import atomic_path
 from upfield.sharding.progress import track
 from upfield.sharding.selection import VolumePair
 from upfield.sharding.shardset import ShardSplit
@@ -65,5 +66,5 @@ def save(folder: Path, images: VolumeImages) -> None:
     voxels = images.restored[MODEL]
     affine = np.diag([*images.spacing_mm, 1.0])
     affine[:3, 3] = -affine.diagonal()[:3] * (np.array(voxels.shape) - 1) / 2
-    folder.mkdir(parents=True, exist_ok=True)
-    write_volume(Volume(voxels, affine), folder / f"{images.name}.nii.gz")
+    with atomic_path(folder / f"{images.name}.nii.gz") as temporary:
+        write_volume(Volume(voxels, affine), temporary)
