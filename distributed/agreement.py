@@ -158,7 +158,7 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
-    """Sum a tensor `(...)` over the processes; its gradient is summed too. Collective, as is its backward pass."""
+    """Sum values `(N, ...)` over the processes; their gradient is summed too. Collective, as is the backward pass."""
     total = _SumOverProcesses.apply(values)
     assert isinstance(total, Tensor)
     return total
