@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ def evaluate(config: EvaluateConfig) -> int:
     assert config.out is not None
     if not config.models:
         raise InputError("expected a run or an ONNX file, found none; give one, or several to compare them")
-    if len(set(config.models)) < len(config.models):
+    if len({model.resolve() for model in config.models}) < len(config.models):
         raise InputError("models: expected each of them once, found one twice; leave it out")
     outs = folders_for(config.models, config.out)
     manifest = read_manifest(config.shards)
@@ -46,6 +47,8 @@ def evaluate(config: EvaluateConfig) -> int:
     # Whatever is wrong with a model is said before any is measured, and before processes are started.
     for model in [*config.models, *([config.against] if config.against else [])]:
         open_restorer(model, config.device, manifest)
+    for out in outs:
+        claim(out, config)
     if config.processes > 1 and "WORLD_SIZE" not in os.environ:
         return relaunch(Path(__file__), with_absolute_paths(config))
     trees = {
@@ -55,6 +58,33 @@ def evaluate(config: EvaluateConfig) -> int:
         write_comparison(config.out, trees)
     leave_group()
     return 0
+
+
+def claim(out: Path, config: EvaluateConfig) -> None:
+    """Refuse a folder for a report that cannot be written, before hours are spent, or that holds something else.
+
+    Raises:
+        InputError: it cannot be written, or lies in a shard set or where a run keeps its models.
+    """
+    assert config.shards is not None
+    place = out.resolve()
+    runs = [model for model in config.models if model.is_dir()]
+    inside = [config.shards, *(run / name for run in runs for name in ("best", "checkpoints"))]
+    taken = [run for run in runs if place == run.resolve()]
+    taken += [folder for folder in inside if folder.resolve() in (place, *place.parents)]
+    if taken:
+        raise InputError(f"{out}: expected a folder of the report's own, found {taken[0]}; choose another --out")
+    is_new = not out.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+        if is_new:
+            out.rmdir()
+    except OSError as error:
+        raise InputError(
+            f"{out}: expected a folder that can be written, found: {error.strerror}; choose another --out"
+        ) from error
 
 
 def rank() -> int:

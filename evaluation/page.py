@@ -40,7 +40,15 @@ class TrainingRecord:
             return None
         log, config = model / "metrics.jsonl", model / "best" / "config.yaml"
         lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-        return cls([json.loads(line) for line in lines], config.read_text(encoding="utf-8"))
+        return cls([entry for line in lines if (entry := _parsed(line))], config.read_text(encoding="utf-8"))
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    """Read a line of the log; one that a killed job left unfinished says nothing."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def write_evaluation_report(

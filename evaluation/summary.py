@@ -15,14 +15,18 @@ from upfield.evaluation.measure import AGAINST, CUBIC, MODEL, VolumeFigures
 from upfield.evaluation.metrics import METRICS, SLICE_METRICS, VOLUME_METRICS
 
 NUM_WORST = 10
+HELD_OUT = {
+    "train": "split train: the model was trained on these subjects, so the figures say nothing about others",
+    "val": "split val: the best model was chosen on these subjects, so the figures flatter it",
+}
 # Of columns of the table that are not of the usual width.
 WIDTHS = {f"{comparison.CONFIDENCE:.0%} interval": 22, "p": 8}
 DIFFERENCES = ((MODEL, CUBIC), (MODEL, AGAINST))
 TRUST = {
     "inconsistency": (
-        "root of the energy of what contradicts the scan over the scan's, once the volume is put through the known "
-        "low-field sampling (a synthetic scan's recorded blur and darkening; for a real one the average over its "
-        "voxels) and a straight line is fitted between the intensities"
+        "root mean square of the scan minus the volume as the scanner would see it, over that of the scan: the volume "
+        "is put through the known low-field sampling (a synthetic scan's recorded blur and darkening; for a real one "
+        "the average over its voxels), and a straight line is fitted between the intensities"
     ),
     "inconsistency_bands": (
         "the same energies' ratio (not its root) per band of spatial frequency, in units of what the low-field grid "
@@ -30,7 +34,11 @@ TRUST = {
     ),
     "disagreement": (
         "standard deviation of the model's answers to the input, the mirrored input, the input moved by half a voxel "
-        "and the input with noise of 0.01, each moved back, mean inside the head"
+        "and the input with noise of standard deviation 0.01, each moved back, mean inside the head"
+    ),
+    "residual, disagreement (per slice)": (
+        "in slices.csv and among the worst slices: root mean square of what contradicts the scan, and mean "
+        "disagreement, over all pixels of a slice, intensities in [0, 1]"
     ),
 }
 
@@ -85,18 +93,11 @@ def statistics(values: NDArray[np.float64]) -> dict[str, Any]:
 def metrics_tree(evaluated: Evaluated) -> dict[str, Any]:
     """Give what metrics.json holds."""
     tree: dict[str, Any] = {method: _statistics_of(evaluated, method) for method in evaluated.methods}
-    tree["differences"] = {
-        f"{method} - {other}": {
-            metric: difference.to_tree()
-            for metric in METRICS
-            if (difference := comparison.compare(evaluated.volumes, method, other, metric))
-        }
-        for method, other in DIFFERENCES
-        if other in evaluated.methods
-    }
+    tree["differences"] = _differences_of(evaluated)
     tree["differences_method"] = comparison.METHOD
     tree["groups"] = {
         name: {method: _statistics_of(group, method) for method in group.methods}
+        | {"differences": _differences_of(group)}
         for name, group in groups(evaluated).items()
     }
     tree["subjects"] = subject_rows(evaluated)
@@ -106,19 +107,31 @@ def metrics_tree(evaluated: Evaluated) -> dict[str, Any]:
     return tree | {"about": evaluated.about, "definitions": definitions}
 
 
+def _differences_of(evaluated: Evaluated) -> dict[str, dict[str, Any]]:
+    return {
+        f"{method} - {other}": {
+            metric: difference.to_tree()
+            for metric in METRICS
+            if (difference := comparison.compare(evaluated.volumes, method, other, metric))
+        }
+        for method, other in DIFFERENCES
+        if other in evaluated.methods
+    }
+
+
 def _statistics_of(evaluated: Evaluated, method: str) -> dict[str, Any]:
     return {metric: statistics(evaluated.values(method, metric)) for metric in METRICS}
 
 
 def groups(evaluated: Evaluated) -> dict[str, Evaluated]:
-    """Give the parts by cohort and kind, `cohort, kind`, and where there are several cohorts, by kind alone."""
+    """Give the parts by cohort and kind, `cohort, kind`, and by kind alone where several cohorts have it."""
     parts = sorted({(volume.cohort, volume.kind) for volume in evaluated.volumes})
     found = {
         f"{cohort}, {kind}": evaluated.part(lambda v, c=cohort, k=kind: (v.cohort, v.kind) == (c, k))
         for cohort, kind in parts
     }
-    if len({cohort for cohort, _ in parts}) > 1:
-        for kind in sorted({kind for _, kind in parts}):
+    for kind in sorted({kind for _, kind in parts}):
+        if sum(part[1] == kind for part in parts) > 1:
             found[f"all, {kind}"] = evaluated.part(lambda v, k=kind: v.kind == k)
     return found
 
@@ -224,23 +237,30 @@ def _csv(rows: Sequence[Sequence[object]]) -> str:
 
 
 def table(tree: dict[str, Any]) -> str:
-    """Give the table that ends the command: each method's mean under each metric, and the gain over interpolation.
+    """Give the table that ends the command: each method's mean under each metric, and the model's difference.
 
     Args:
         tree: what metrics.json holds.
     """
     methods = [method for method in (CUBIC, MODEL, AGAINST) if method in tree]
     about = tree["about"]
-    titles = [*(f"{method} mean" for method in methods), "gain", *(WIDTHS if about["subjects"] > 1 else ())]
+    columns = WIDTHS if about["subjects"] > 1 else {}
+    others = [other for other in (CUBIC, AGAINST) if other in methods]
+    titles = [f"{method} mean" for method in methods]
+    titles += [title for other in others for title in (f"{MODEL} - {other}", *columns)]
     lines = [f"{counted(about)}: {about['restorer']}"]
     lines += [f"against: {about['against']}"] if AGAINST in methods else []
-    lines.append(f"{'':<22}" + "".join(f"{title:>{WIDTHS.get(title, 13)}}" for title in titles))
+    lines.append(f"{'':<22}" + "".join(f"{title:>{WIDTHS.get(title, 16)}}" for title in titles))
     for name, metric in METRICS.items():
         means = [tree[method][name]["mean"] for method in methods]
-        if None in means:
+        if means == [None] * len(means):
             continue
-        numbers = "".join(f"{mean:>13.{metric.digits}f}" for mean in means)
-        lines.append(f"{name:<22}{numbers}" + _gain(tree["differences"][f"{MODEL} - {CUBIC}"].get(name), metric.digits))
+        numbers = "".join(f"{'-':>16}" if mean is None else f"{mean:>16.{metric.digits}f}" for mean in means)
+        numbers += "".join(
+            _difference(tree["differences"][f"{MODEL} - {other}"].get(name), metric.digits, bool(columns))
+            for other in others
+        )
+        lines.append(f"{name if metric.higher_is_better else f'{name} (lower)':<22}{numbers}".rstrip())
     return "\n".join([*lines, *notes(tree)])
 
 
@@ -250,12 +270,13 @@ def counted(about: dict[str, Any]) -> str:
     return f"{about['slices']} slices of {subjects}, split {about['split']}"
 
 
-def _gain(difference: dict[str, Any] | None, digits: int) -> str:
+def _difference(difference: dict[str, Any] | None, digits: int, with_interval: bool) -> str:
+    room = sum(WIDTHS.values()) if with_interval else 0
     if difference is None:
-        return ""
-    mean = f"{difference['mean']:>+13.{digits}f}"
+        return f"{'-':>16}{'':{room}}" if room else f"{'-':>16}"
+    mean = f"{difference['mean']:>+16.{digits}f}"
     if difference["low"] is None:
-        return mean
+        return mean + " " * room
     interval = f"{difference['low']:+.{digits}f} .. {difference['high']:+.{digits}f}"
     return f"{mean}{interval:>22}{difference['p']:>8.3f}"
 
@@ -263,9 +284,17 @@ def _gain(difference: dict[str, Any] | None, digits: int) -> str:
 def notes(tree: dict[str, Any]) -> list[str]:
     """Say what a reader of the figures must know: what was left out, and how few subjects there are."""
     found: list[str] = []
+    if tree["about"]["split"] in HELD_OUT:
+        found.append(HELD_OUT[tree["about"]["split"]])
+    found.append("means are over slices or volumes, differences over subjects, which weigh the same")
     for method in (CUBIC, MODEL, AGAINST):
-        if count := tree.get(method, {}).get("psnr_slice", {}).get("infinite"):
-            found.append(f"{method}: {count} slices without any error have no PSNR and are left out of it")
+        for name, metric in METRICS.items():
+            one = tree.get(method, {}).get(name, {})
+            if one.get("infinite"):
+                found.append(f"{method}, {name}: {one['infinite']} {metric.level}s without any error are left out")
+            # Slices with little of the head in them are left out by definition.
+            if one.get("undefined") and one["count"] and metric.level == "volume":
+                found.append(f"{method}, {name}: not defined for {one['undefined']} volumes, which are left out")
     undefined = [name for name in METRICS if tree[MODEL][name]["mean"] is None]
     if undefined:
         found.append(f"not defined for images of this size or content: {', '.join(undefined)}")

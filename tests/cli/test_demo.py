@@ -34,7 +34,7 @@ def test_its_report_shows_every_stage(places: Places) -> None:
 
 def test_its_table_sets_the_model_beside_cubic_interpolation(places: Places) -> None:
     lines = final_table(places, {"training": 3.0, "evaluation": 2.0}).splitlines()
-    assert lines[2].split() == ["cubic", "mean", "model", "mean", "gain"]
+    assert lines[2].split() == ["cubic", "mean", "model", "mean", "model", "-", "cubic"]
     (psnr,) = (line.split() for line in lines if line.startswith("psnr_slice "))
     cubic, model, gain = map(float, psnr[1:])
     assert gain == pytest.approx(model - cubic, abs=0.011)

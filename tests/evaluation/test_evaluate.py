@@ -156,7 +156,11 @@ def test_the_gain_is_over_subjects(evaluated: Path) -> None:
 
 def test_cohorts_and_kinds_are_told_apart(evaluated: Path) -> None:
     groups = read(evaluated)["groups"]
-    assert groups.keys() == {"real, real", "real, synthetic", "ixi, synthetic", "all, synthetic", "all, real"}
+    assert groups.keys() == {"real, real", "real, synthetic", "ixi, synthetic", "all, synthetic"}
+    difference = groups["real, real"]["differences"]["model - cubic"]["psnr_slice"]
+    assert difference["subjects"] == len(
+        {row["subject"] for row in rows(evaluated / "slices.csv") if row["kind"] == "real"}
+    )
     counts = {name: group["model"]["psnr_slice"]["count"] for name, group in groups.items()}
     assert counts["real, real"] + counts["all, synthetic"] == SLICES
     values = [float(row["model_psnr_slice"]) for row in rows(evaluated / "slices.csv") if row["kind"] == "synthetic"]
@@ -298,7 +302,7 @@ def test_perfect_constant_slices_are_counted_and_left_out_and_said(tiny_shards: 
     assert (found["infinite"], found["count"]) == (3, 17)
     error = np.square(low[3:].astype(np.float64) - high[3:]).mean(axis=(1, 2))
     assert found["mean"] == pytest.approx((-10 * np.log10(error)).mean(), rel=1e-5)
-    assert "model: 3 slices without any error have no PSNR and are left out of it" in notes(tree)
+    assert "model, psnr_slice: 3 slices without any error are left out" in notes(tree)
     assert json.loads(json.dumps(tree, allow_nan=False)) == tree
 
 
@@ -327,7 +331,39 @@ def test_few_subjects_are_said_to_be_few(evaluated: Path) -> None:
         tree["about"]["subjects"] = subjects
         assert any(words in note for note in notes(tree))
     tree["about"]["subjects"] = 6
-    assert not any("subject" in note for note in notes(tree))
+    assert not any("single subject" in note or "paired test" in note for note in notes(tree))
+
+
+def test_figures_of_subjects_that_were_seen_say_so(evaluated: Path) -> None:
+    tree = read(evaluated)
+    for split, words in (("train", "was trained on these subjects"), ("val", "was chosen on these subjects")):
+        tree["about"]["split"] = split
+        assert any(words in note for note in notes(tree))
+
+
+@pytest.mark.parametrize("place", ["SHARDS/report", "RUN", "RUN/best", "RUN/checkpoints/x", "FILE", "FILE/x"])
+def test_a_place_that_is_taken_is_refused_before_anything_is_measured(
+    tiny_shards: Path, tiny_run: Path, tmp_path: Path, run_cli, place: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    out = (
+        place.replace("SHARDS", str(tiny_shards)).replace("RUN", str(tiny_run)).replace("FILE", str(tmp_path / "file"))
+    )
+    code, _, err = run_cli(main, tiny_run, "--shards", tiny_shards, "--out", out)
+    assert code == 2
+    assert "choose another --out" in err
+    assert "volumes:" not in err
+
+
+def test_a_log_line_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
+    from upfield.evaluation.page import TrainingRecord
+
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "config.yaml").write_text("{}")
+    (tmp_path / "metrics.jsonl").write_text('{"event": "train", "step": 1}\n{"event": "tr')
+    record = TrainingRecord.of(tmp_path)
+    assert record is not None
+    assert [line["step"] for line in record.log] == [1]
 
 
 def test_a_model_that_gives_nan_ends_it(
