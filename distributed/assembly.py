@@ -138,7 +138,7 @@ def find_start(config: TrainConfig, manifest: Manifest) -> Start:
 
 
 def refuse_before_launch(config: TrainConfig) -> None:
-    """Refuse all that the processes to be launched would: the launcher would bury it under its own traceback.
+    """Refuse what the processes to be launched would, before any of them is started.
 
     Raises:
         InputError: as the functions that it calls.
@@ -163,8 +163,7 @@ def set_up(config: TrainConfig) -> Training:
     split, validation = done_by_all(lambda: open_data(config))
     manifest = split.manifest
     start = done_by_main_process(lambda: find_start(config, manifest))
-    main_data = done_by_main_process(lambda: manifest.data_sha256)
-    done_by_all(lambda: refuse_other_view(config, manifest, main_data, start.checkpoint))
+    done_by_all(lambda: refuse_other_view(config, manifest, start.progress.data_sha256, start.checkpoint))
     lock = hold_folder(out)
     # Another job may have gone on until now.
     start = done_by_main_process(lambda: start if still_there(out, start) else find_start(config, manifest))
@@ -317,7 +316,7 @@ def refuse_other_order(checkpoint: Path, found: Progress, asked: Progress) -> No
 def refuse_other_file(trace: Path) -> None:
     """Raise InputError where something else than a trace stands in the trace's place, which would be cut off."""
     is_trace = False
-    with contextlib.suppress(ValueError, TypeError):
+    with contextlib.suppress(OSError, ValueError, TypeError):
         first = ""
         if trace.exists():
             with trace.open(encoding="utf-8") as file:

@@ -152,13 +152,17 @@ def ask_to_stop(processes: list[int]) -> None:
 
     To be repeated, since ranks need seconds to come and to listen; once they do, asking again changes nothing.
     """
-    listening = 1 << (signal.SIGUSR1 - 1)
     for process in processes:
         # It may end while it is looked at.
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            status = Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace")
-            if int(status.partition("\nSigCgt:")[2].split()[0], 16) & listening:
+            if listens(process, signal.SIGUSR1):
                 os.kill(process, signal.SIGUSR1)
+
+
+def listens(process: int, number: int) -> bool:
+    """Tell whether a process has a handler of its own for a signal."""
+    status = Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace")
+    return bool(int(status.partition("\nSigCgt:")[2].split()[0], 16) >> (number - 1) & 1)
 
 
 def launcher(processes: int) -> list[str]:

@@ -8,7 +8,7 @@ from upfield.evaluation.measure import CUBIC, MODEL, restore_slices
 from upfield.evaluation.summary import Evaluated
 from upfield.evaluation.volumes import read_pair
 from upfield.export.scan import Restorer
-from upfield.sharding.selection import group_volumes
+from upfield.sharding.selection import VolumePair, group_volumes
 from upfield.sharding.shardset import ShardSplit
 
 # Slices of background are easy; a good figure there says nothing.
@@ -32,12 +32,15 @@ def pick_triplets(evaluated: Evaluated, split: ShardSplit, restorer: Restorer) -
     if not ranked:
         return []
     chosen = {"best": ranked[-1], "median": ranked[len(ranked) // 2], "worst": ranked[0]}
-    return [_triplet(f"{label}: ", number, evaluated, split, restorer) for label, number in chosen.items()]
+    volumes = group_volumes(split)
+    return [_triplet(f"{label}: ", number, evaluated, split, volumes, restorer) for label, number in chosen.items()]
 
 
-def _triplet(label: str, number: int, evaluated: Evaluated, split: ShardSplit, restorer: Restorer) -> Triplet:
+def _triplet(
+    label: str, number: int, evaluated: Evaluated, split: ShardSplit, volumes: list[VolumePair], restorer: Restorer
+) -> Triplet:
     key = evaluated.keys[number]
-    listed = next(pair for pair in group_volumes(split) if key in map(str, pair.keys))
+    listed = next(pair for pair in volumes if key in map(str, pair.keys))
     pair = read_pair(split, listed)
     at = list(map(str, pair.keys)).index(key)
     sampling = LowFieldSampling.of(split.manifest, listed.first.cohort, split.record(listed.samples[at]))

@@ -97,3 +97,12 @@ def rank_one(launcher: int) -> str:
         if b"LOCAL_RANK=1" in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
             return child
     raise AssertionError("no second rank")
+
+
+def signalled_in_rank_one(arguments: list[str], out: Path, name: str) -> tuple[int | None, str]:
+    """Start a job of two processes that saves at step 2, signal its second rank then, and give how the job ends."""
+    with subprocess.Popen(arguments, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        wait_for(out / "checkpoints" / "step-00000002")
+        subprocess.run(["kill", f"-{name}", rank_one(process.pid)], check=True)
+        _, stderr = process.communicate(timeout=90)
+    return process.returncode, stderr

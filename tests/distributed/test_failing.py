@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import called, command, environment, lines, rank_one, run, started, trained, wait_for
+from runs import called, command, environment, lines, run, signalled_in_rank_one, started, trained, wait_for
 from safetensors.torch import load_file
 
 from upfield.distributed.checkpoint import Progress
@@ -232,13 +232,8 @@ def test_two_processes_say_a_refusal_once(tiny_shards: Path, four_steps: Path, t
 def test_a_process_that_dies_takes_the_job_with_it(tiny_shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     arguments = ("--run.epochs", "100000", "--run.checkpoint_every", "2")
-    with subprocess.Popen(
-        command(tiny_shards, out, *arguments, processes=2), env=environment(), stderr=subprocess.PIPE, text=True
-    ) as process:
-        wait_for(out / "checkpoints" / "step-00000002")
-        subprocess.run(["kill", "-KILL", rank_one(process.pid)], check=True)
-        _, stderr = process.communicate(timeout=90)
-    assert process.returncode not in (0, None)
+    code, stderr = signalled_in_rank_one(command(tiny_shards, out, *arguments, processes=2), out, "KILL")
+    assert code not in (0, None)
     assert "expected all processes of the job to take part, found one gone" in one_line(stderr)
 
 

@@ -15,13 +15,14 @@ from runs import (
     environment,
     lines,
     losses,
-    rank_one,
     run,
+    signalled_in_rank_one,
     started,
     trained,
-    wait_for,
 )
 from safetensors.torch import load_file
+
+from upfield.distributed.launch import listens
 
 
 @pytest.fixture(scope="module")
@@ -139,9 +140,7 @@ def test_a_signal_before_the_processes_are_there_is_not_lost(tiny_shards: Path, 
 def wait_until_caught(process: int, number: int) -> None:
     """Wait until a process has a handler of its own for a signal."""
     deadline = time.monotonic() + 60
-    while (
-        not int(Path(f"/proc/{process}/status").read_text().partition("\nSigCgt:")[2].split()[0], 16) >> number - 1 & 1
-    ):
+    while not listens(process, number):
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -149,13 +148,8 @@ def wait_until_caught(process: int, number: int) -> None:
 def test_a_signal_to_one_process_makes_all_save_at_the_same_step(tiny_shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     long = ("--run.max_steps", "100000", "--run.epochs", "100000", "--run.checkpoint_every", "2")
-    with subprocess.Popen(
-        command(tiny_shards, out, *long, processes=2), env=environment(), stderr=subprocess.PIPE, text=True
-    ) as process:
-        wait_for(out / "checkpoints" / "step-00000002")
-        subprocess.run(["kill", "-USR1", rank_one(process.pid)], check=True)
-        _, stderr = process.communicate(timeout=90)
-    assert process.returncode == 0, stderr
+    code, stderr = signalled_in_rank_one(command(tiny_shards, out, *long, processes=2), out, "USR1")
+    assert code == 0, stderr
     assert_saved_where_it_stopped(out)
 
 
