@@ -13,7 +13,7 @@ from upfield.evaluation.measure import AGAINST, CUBIC, MODEL, VolumeImages
 from upfield.evaluation.metrics import METRICS
 from upfield.evaluation.report import Section
 from upfield.evaluation.summary import TRUST, Evaluated, counted, groups, notes
-from upfield.evaluation.viewer import viewer_html
+from upfield.export.viewer import viewer_html
 
 # nilearn draws the planes side by side, in a little more than the height of the highest.
 VIEWER_ROOM = 1.12

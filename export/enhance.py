@@ -106,8 +106,8 @@ def enhance_file(scan: Path, target: Path, restorer: Any, config: EnhanceConfig)
 
     enhanced = enhance_volume(scan, restorer, config.batch_size)
     with atomic_path(target) as temporary:
-        write_volume(enhanced.volume, temporary)
-    shape, spacing_mm = enhanced.volume.voxels.shape, enhanced.volume.spacing_mm
+        write_volume(enhanced, temporary)
+    shape, spacing_mm = enhanced.voxels.shape, enhanced.spacing_mm
     assert config.model is not None
     provenance = {
         "source": scan.name,
@@ -125,7 +125,7 @@ def enhance_file(scan: Path, target: Path, restorer: Any, config: EnhanceConfig)
     }
     write_json(_provenance_path(target), provenance)
     size = " x ".join(map(str, shape))
-    print(f"{target}: {size} voxels of {spacing_mm.max():.3g} mm, {enhanced.slices} slices restored")
+    print(f"{target}: {size} voxels of {spacing_mm.max():.3g} mm")
 
 
 COMMAND = Command("enhance", EnhanceConfig, enhance, positional=("model", "scans"), required=("model", "scans", "out"))

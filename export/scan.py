@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upfield.sharding.errors import InputError
-from upfield.sharding.intensity import normalise
+from upfield.sharding.intensity import NORMALISATION, normalise
 from upfield.sharding.resample import box_centre, resample_box
 from upfield.sharding.volume import Volume, from_ras, read_volume
 
@@ -37,18 +37,47 @@ class Restorer(Protocol):
 
 
 @dataclass(frozen=True)
-class Enhanced:
-    """An enhanced scan."""
+class Prepared:
+    """A scan as a model takes it."""
 
-    volume: Volume
-    """Voxels `(I, J, K)` in [0, 1] in the scan's own axis order, and the affine that puts them where the scan was."""
-    slices: int
-    """Sagittal slices restored."""
+    low: NDArray[np.float32]
+    """`(X, Y, Z)` in [0, 1], RAS+, 1 mm isotropic over the scan's field of view."""
+    affine: NDArray[np.float64]
+    """`(4, 4)`: voxel index of `low` -> world mm."""
+    axcodes: tuple[str, str, str]
+    """The scan's own axes, as nibabel names them."""
+
+
+def prepare(path: Path, normalisation: str, where: str) -> Prepared:
+    """Read a scan and bring it to the grid and the intensities that a model takes.
+
+    Args:
+        path: NIfTI file in any orientation and on any grid.
+        normalisation: the model's.
+        where: how messages name the scan.
+
+    Raises:
+        VolumeError: the file is not one 3-D real volume.
+        InputError: the field of view is too small, or this version cannot bring intensities to [0, 1] in that way.
+    """
+    if normalisation != NORMALISATION:
+        raise InputError(
+            f"{where}: expected a model of normalisation {NORMALISATION!r}, found {normalisation!r}; use the version "
+            "of upfield that exported it"
+        )
+    scan = read_volume(path)
+    grid = isotropic(scan, where)
+    return Prepared(normalise(grid.voxels, where), grid.affine, scan.axcodes)
+
+
+def finish(prepared: Prepared, restored: NDArray[np.float32]) -> Volume:
+    """Turn what a model made of `prepared.low`, `(X, Y, Z)`, back to the scan's own axis order."""
+    return from_ras(Volume(restored, prepared.affine, prepared.axcodes))
 
 
 def enhance_volume(
     path: Path, restorer: Restorer, batch_size: int, done: Callable[[int], None] = lambda _: None
-) -> Enhanced:
+) -> Volume:
     """Enhance one scan.
 
     Args:
@@ -57,15 +86,15 @@ def enhance_volume(
         batch_size: slices restored at once.
         done: called with the number of slices after each batch.
 
+    Returns:
+        Voxels `(I, J, K)` in [0, 1] in the scan's own axis order, and the affine that puts them where the scan was.
+
     Raises:
         VolumeError: the file is not one 3-D real volume.
         InputError: the field of view is too small.
     """
-    scan = read_volume(path)
-    grid = isotropic(scan, str(path))
-    low = normalise(grid.voxels, str(path))
-    restored = restore_volume(low, restorer, batch_size, done)
-    return Enhanced(from_ras(Volume(restored, grid.affine, scan.axcodes)), len(low))
+    prepared = prepare(path, restorer.normalisation, str(path))
+    return finish(prepared, restore_volume(prepared.low, restorer, batch_size, done))
 
 
 def isotropic(scan: Volume, where: str) -> Volume:

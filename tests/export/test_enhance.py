@@ -13,7 +13,8 @@ from nibabel.spatialimages import SpatialImage
 from scipy.spatial.transform import Rotation
 
 from upfield.export.enhance import main
-from upfield.export.scan import Enhanced, enhance_volume, isotropic, restore_volume
+from upfield.export.scan import enhance_volume, isotropic, restore_volume
+from upfield.sharding.intensity import NORMALISATION
 from upfield.sharding.volume import Volume, from_ras, read_volume
 
 SHAPE, SPACING_MM = (12, 16, 6), (1.6, 1.6, 5.0)
@@ -27,7 +28,7 @@ AXCODES = [
 class Unchanged:
     """A restorer that gives back the centre slice."""
 
-    normalisation = "none"
+    normalisation = NORMALISATION
 
     def __init__(self, context: int = 0) -> None:
         self.context = context
@@ -51,11 +52,11 @@ def scan_with_landmark(path: Path, axcodes: str = "RAS") -> tuple[Path, np.ndarr
     return path, world[:3]
 
 
-def landmark_mm(enhanced: Enhanced) -> np.ndarray:
-    voxels = enhanced.volume.voxels
+def landmark_mm(enhanced: Volume) -> np.ndarray:
+    voxels = enhanced.voxels
     weights = np.where(voxels > 0.5 * voxels.max(), voxels, 0)
     index = [np.average(axis, weights=weights) for axis in np.indices(voxels.shape)]
-    return (enhanced.volume.affine @ (*index, 1))[:3]
+    return (enhanced.affine @ (*index, 1))[:3]
 
 
 @pytest.mark.parametrize("axcodes", AXCODES)
@@ -64,15 +65,15 @@ def test_a_landmark_stays_where_it_was_in_the_world(tmp_path: Path, axcodes: str
     # Before the intensities are clipped, which would flatten a landmark of one voxel.
     scan = read_volume(path)
     grid = isotropic(scan, "scan")
-    found = landmark_mm(Enhanced(from_ras(Volume(grid.voxels, grid.affine, scan.axcodes)), 0))
+    found = landmark_mm(from_ras(Volume(grid.voxels, grid.affine, scan.axcodes)))
     np.testing.assert_allclose(found, world, atol=0.5)
     enhanced = enhance_volume(path, Unchanged(), batch_size=4)
-    assert "".join(nib.orientations.aff2axcodes(enhanced.volume.affine)) == axcodes
+    assert "".join(nib.orientations.aff2axcodes(enhanced.affine)) == axcodes
 
 
 def test_the_field_of_view_is_kept_at_one_millimetre(tmp_path: Path) -> None:
     path, _ = scan_with_landmark(tmp_path / "scan.nii.gz")
-    volume, scan = enhance_volume(path, Unchanged(), batch_size=4).volume, read_volume(path)
+    volume, scan = enhance_volume(path, Unchanged(), batch_size=4), read_volume(path)
     assert volume.voxels.shape == (19, 26, 30)
     np.testing.assert_allclose(volume.spacing_mm * volume.voxels.shape, scan.spacing_mm * scan.voxels.shape)
     np.testing.assert_allclose(volume.spacing_mm, 1, atol=0.03)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from upfield.evaluation.viewer import SPACING_MM, coarse, viewer_html
+from upfield.export.viewer import SPACING_MM, coarse, viewer_html
 from upfield.sharding.errors import InputError
 
 SPRITES = re.compile(r"data:image/jpeg;base64,([A-Za-z0-9+/=]+)")
