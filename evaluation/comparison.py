@@ -100,3 +100,9 @@ def difference_of(differences: NDArray[np.float64]) -> Difference:
         rng=np.random.default_rng(SEED),
     )
     return Difference(mean, low, high, float(test.pvalue), count)
+
+
+def differences(volumes: Sequence[VolumeFigures], method: str, other: str) -> dict[str, dict[str, Any]]:
+    """Give metric -> by how much `method` exceeds `other`, for those under which both are ever finite."""
+    found = {metric: compare(volumes, method, other, metric) for metric in METRICS}
+    return {metric: difference.to_tree() for metric, difference in found.items() if difference}

@@ -3,7 +3,9 @@
 import os
 import sys
 import tempfile
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,19 +14,23 @@ from upfield.sharding.command import Command, execute
 from upfield.sharding.errors import InputError
 
 if TYPE_CHECKING:
-    from upfield.evaluation.measure import Measuring
+    import torch
+
+    from upfield.evaluation.gather import Gathered
+    from upfield.evaluation.measure import VolumeFigures, VolumeImages
     from upfield.evaluation.restorers import NamedRestorer
+    from upfield.evaluation.summary import Evaluated
     from upfield.sharding.shardset import ShardSplit
 
-SLICES_PNG = "slices.png"
-MAIN_METRICS = ("psnr_slice", "psnr_slice_foreground", "ssim_slice", "ms_ssim_axial", "nrmse", "score_ulf_enc")
+SLICES_PNG, VOLUMES = "slices.png", "volumes"
 
 
 def evaluate(config: EvaluateConfig) -> int:
     """Measure each model, write its metrics and report, print its table, and compare several."""
     from upfield.distributed.launch import relaunch
-    from upfield.evaluation.gather import leave_group
+    from upfield.evaluation.gather import Gathered, leave_group
     from upfield.evaluation.restorers import open_restorer
+    from upfield.evaluation.volumes import refuse_changed_shards
     from upfield.sharding.manifest import read_manifest
     from upfield.sharding.shardset import ShardSplit
 
@@ -51,11 +57,15 @@ def evaluate(config: EvaluateConfig) -> int:
         claim(out, config)
     if config.processes > 1 and "WORLD_SIZE" not in os.environ:
         return relaunch(Path(__file__), with_absolute_paths(config))
+    if rank() == 0:
+        refuse_changed_shards(split)
+    gathered = Gathered()
     trees = {
-        str(model): evaluate_one(config, model, out, split) for model, out in zip(config.models, outs, strict=True)
+        str(model): evaluate_one(config, model, out, split, gathered)
+        for model, out in zip(config.models, outs, strict=True)
     }
     if len(trees) > 1 and rank() == 0:
-        write_comparison(config.out, trees)
+        compare_all(config, trees, outs, gathered)
     leave_group()
     return 0
 
@@ -112,131 +122,146 @@ def folders_for(models: list[Path], out: Path) -> list[Path]:
     return [out / name for name in names]
 
 
-def evaluate_one(config: EvaluateConfig, model: Path, out: Path, split: "ShardSplit") -> dict[str, Any]:
+def evaluate_one(
+    config: EvaluateConfig, model: Path, out: Path, split: "ShardSplit", gathered: "Gathered"
+) -> dict[str, Any]:
     """Measure one model and, on the main process, write what was found and print it; give what metrics.json holds.
 
     Collective: ALL ranks call it.
-    """
-    import torch
 
+    Args:
+        config: of the command.
+        model: to be measured.
+        out: folder of its report.
+        split: what to measure on.
+        gathered: what is measured already; the model, and what it is compared with, is added.
+    """
     from upfield.evaluation.gather import gather_volumes
-    from upfield.evaluation.measure import AGAINST, MODEL, Measuring, real_first
+    from upfield.evaluation.measure import AGAINST, CUBIC, MODEL, Measuring, VolumeImages, real_first
     from upfield.evaluation.restorers import open_restorer
     from upfield.evaluation.summary import Evaluated, metrics_tree, slices_csv, table, volumes_csv
+    from upfield.evaluation.volumes import save_volume
     from upfield.sharding.atomic import write_json, write_text
     from upfield.sharding.selection import group_volumes
 
-    restorers: dict[str, NamedRestorer] = {MODEL: open_restorer(model, config.device, split.manifest)}
-    if config.against is not None:
-        restorers[AGAINST] = open_restorer(config.against, config.device, split.manifest)
-    on_gpu = config.device != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
-    how = Measuring(restorers, config.batch_size, config.perturb, device)
-    pairs = real_first(group_volumes(split))
-    volumes, shown = gather_volumes(how, split, pairs, out / "volumes" if config.save_volumes else None)
+    # Full paths, so that no run can be called like the interpolation.
+    names = {CUBIC: CUBIC, MODEL: identify(model)} | ({AGAINST: identify(config.against)} if config.against else {})
+    restorer = open_restorer(model, config.device, split.manifest)
+    against = open_restorer(config.against, config.device, split.manifest) if config.against else None
+    candidates = {CUBIC: None, identify(model): restorer} | ({names[AGAINST]: against} if against else {})
+    missing = {name: one for name, one in candidates.items() if name not in gathered.methods}
+    if config.save_volumes:
+        # Though it was measured already, where others were compared with it.
+        missing[names[MODEL]] = restorer
+
+    def save(images: VolumeImages) -> None:
+        if config.save_volumes:
+            save_volume(out / VOLUMES / f"{images.name}.nii.gz", images.restored[names[MODEL]], images.spacing_mm)
+
+    if missing:
+        how = Measuring(missing, config.batch_size, config.perturb, choose_device(config))
+        gathered.add(*gather_volumes(how, split, real_first(group_volumes(split)), save))
     if rank() != 0:
         return {}
-    assert shown is not None
-    evaluated = Evaluated(tuple(volumes), about(config, restorers, split))
+    volumes = tuple(volume.of(names) for volume in gathered.volumes)
+    evaluated = Evaluated(volumes, about(config, restorer, against, split, volumes))
     tree = metrics_tree(evaluated)
     write_json(out / "metrics.json", tree)
     write_text(out / "slices.csv", slices_csv(evaluated))
     write_text(out / "volumes.csv", volumes_csv(evaluated))
-    write_page(out, model, tree, evaluated, shown, split, how)
+    assert gathered.shown is not None
+    write_page(out, tree, evaluated, gathered.shown.of(names), split, model, restorer)
     print(table(tree))
+    say_what_is_stale(out / VOLUMES, {volume.name for volume in volumes} if config.save_volumes else set())
     print(f"{out / 'report.html'}", flush=True)
     return tree
 
 
+def identify(model: Path) -> str:
+    """Name a model among all that are measured."""
+    return str(model.resolve())
+
+
+def choose_device(config: EvaluateConfig) -> "torch.device":
+    """Give where metrics are computed."""
+    import torch
+
+    on_gpu = config.device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
+
+
+def say_what_is_stale(folder: Path, names: set[str]) -> None:
+    """Say which restored volumes in a report's folder are not of this evaluation: they are left there."""
+    stale = sorted(path for path in folder.glob("*.nii.gz") if path.name.removesuffix(".nii.gz") not in names)
+    if stale:
+        print(f"{folder}: {len(stale)} volumes are of an earlier evaluation, {stale[0].name} for one")
+
+
 def write_page(
-    out: Path, model: Path, tree: dict[str, Any], evaluated: Any, shown: Any, split: "ShardSplit", how: "Measuring"
+    out: Path,
+    tree: dict[str, Any],
+    evaluated: "Evaluated",
+    shown: "VolumeImages",
+    split: "ShardSplit",
+    model: Path,
+    restorer: "NamedRestorer",
 ) -> None:
     """Draw the report, and its slices as a picture of their own."""
     from upfield.evaluation.figures import triplets_png
-    from upfield.evaluation.measure import MODEL
     from upfield.evaluation.page import TrainingRecord, write_evaluation_report
     from upfield.evaluation.triplets import pick_triplets
     from upfield.sharding.atomic import write_bytes
 
-    triplets = pick_triplets(evaluated, split, how.restorers[MODEL])
+    triplets = pick_triplets(evaluated, split, restorer)
     png = triplets_png(triplets) if triplets else None
     if png:
         write_bytes(out / SLICES_PNG, png)
-    write_evaluation_report(out / "report.html", tree, evaluated, png, shown, TrainingRecord.of(model))
+    training = TrainingRecord.of(model, restorer.configuration)
+    write_evaluation_report(out / "report.html", tree, evaluated, png, shown, training)
 
 
-def about(config: EvaluateConfig, restorers: "dict[str, NamedRestorer]", split: "ShardSplit") -> dict[str, Any]:
+def about(
+    config: EvaluateConfig,
+    restorer: "NamedRestorer",
+    against: "NamedRestorer | None",
+    split: "ShardSplit",
+    volumes: "Sequence[VolumeFigures]",
+) -> dict[str, Any]:
     """Say what the figures are of and where they were computed."""
-    import platform
-
-    import torch
-
     from upfield.evaluation.measure import AGAINST, MODEL
+    from upfield.evaluation.provenance import provenance
     from upfield.sharding.command import to_tree
 
-    against = restorers[AGAINST].description if AGAINST in restorers else None
-    gpu = {"GPU": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
-    machine = {
-        "system": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)),
-        **gpu,
-        "Python": platform.python_version(),
-        "torch": torch.__version__,
-    }
+    models = {MODEL: restorer} | ({AGAINST: against} if against else {})
     return {
-        "restorer": restorers[MODEL].description,
-        "against": against,
+        "restorer": restorer.origin.description,
+        "against": against.origin.description if against else None,
+        "models": {name: asdict(one.origin) for name, one in models.items()},
         "split": config.split,
         "data_sha256": split.manifest.data_sha256,
         "slices": split.num_samples,
-        "subjects": len(split.manifest.subjects(config.split)),
-        "machine": machine,
+        "subjects": len({(volume.cohort, volume.subject) for volume in volumes}),
+        "volumes": dict(sorted(Counter(volume.kind for volume in volumes).items())),
+        "machine": provenance(),
         "configuration": to_tree(config),
     }
 
 
-def write_comparison(out: Path, trees: dict[str, dict[str, Any]]) -> None:
-    """Write compare.json, compare.csv and compare.html, a row per model, and print the table."""
-    import csv
-    import io
+def compare_all(
+    config: EvaluateConfig, trees: dict[str, dict[str, Any]], outs: list[Path], gathered: "Gathered"
+) -> None:
+    """Compare cubic interpolation, what the models were measured against, and the models."""
+    from upfield.evaluation.comparetable import write_comparison
+    from upfield.evaluation.measure import CUBIC
+    from upfield.evaluation.summary import Evaluated
 
-    from upfield.evaluation import report
-    from upfield.evaluation.metrics import METRICS
-    from upfield.evaluation.summary import counted
-    from upfield.sharding.atomic import write_json, write_text
-
+    assert config.out is not None
+    names = {CUBIC: CUBIC} | ({str(config.against): identify(config.against)} if config.against else {})
+    names |= {name: identify(Path(name)) for name in trees}
     first = next(iter(trees.values()))
-    rows = {"cubic interpolation": first["cubic"]} | {name: tree["model"] for name, tree in trees.items()}
-    means = {name: {metric: row[metric]["mean"] for metric in METRICS} for name, row in rows.items()}
-    write_json(out / "compare.json", means)
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerows([["model", *METRICS], *([name, *row.values()] for name, row in means.items())])
-    write_text(out / "compare.csv", buffer.getvalue())
-    shown = [
-        [name, *("-" if row[m] is None else f"{row[m]:.{METRICS[m].digits}f}" for m in MAIN_METRICS)]
-        for name, row in means.items()
-    ]
-    about = first["about"]
-    title = f"{counted(about)}: means"
-    header = ["", *(METRICS[m].label for m in MAIN_METRICS)]
-    sections = [
-        report.paragraph(f"{title}. Intervals and tests are in each model's own report."),
-        report.table(header, shown),
-        report.link_list({name: f"{folder}/report.html" for name, folder in _reports(trees, out).items()}, "Reports"),
-    ]
-    report.write_report(out / "compare.html", "Comparison", sections)
-    widths = [max(map(len, column)) for column in zip(header, *shown, strict=True)]
-    print(f"\n{title}")
-    for row in (header, *shown):
-        name, *numbers = (f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
-        print("  ".join([f"{name.strip():<{widths[0]}}", *numbers]))
-    print(f"{out / 'compare.html'}", flush=True)
-
-
-def _reports(trees: dict[str, dict[str, Any]], out: Path) -> dict[str, str]:
-    folders = folders_for([Path(name) for name in trees], out)
-    return {name: folder.name for name, folder in zip(trees, folders, strict=True)}
+    evaluated = Evaluated(tuple(volume.of(names) for volume in gathered.volumes), first["about"])
+    reports = {name: f"{out.name}/report.html" for name, out in zip(trees, outs, strict=True)}
+    write_comparison(config.out, evaluated, list(trees), reports)
 
 
 COMMAND = Command("evaluate", EvaluateConfig, evaluate, positional=("models",), required=("models", "shards", "out"))

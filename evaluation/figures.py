@@ -255,13 +255,14 @@ def bands_png(bands: Mapping[str, Mapping[str, float]]) -> bytes:
     axes = page.axes(0.9, 0.4, CURVES_IN[0] - 1.1, CURVES_IN[1] - 1.0)
     names = list(next(iter(bands.values())))
     for number, (method, shares) in enumerate(bands.items()):
-        places = np.arange(len(names)) + (number - (len(bands) - 1) / 2) * 0.8 / len(bands)
         # A share of nothing has no place on a logarithmic axis.
         heights = [max(100 * shares[name], 1e-6) for name in names]
-        axes.bar(places, heights, 0.76 / len(bands), color=SERIES[number % len(SERIES)], label=method)
+        axes.plot(range(len(names)), heights, color=SERIES[number % len(SERIES)], marker="o", label=method)
     _plain(axes, "energy that contradicts the scan, % of the scan's in the band")
     axes.set_yscale("log")
     axes.set_xticks(range(len(names)), names)
+    axes.margins(x=0.1)
+    axes.grid(color=GREY, alpha=0.2)
     axes.set_xlabel("spatial frequency, in units of what the low-field grid can hold", color=GREY, fontsize=10)
     axes.legend(frameon=False, fontsize=9, labelcolor=GREY)
     return png_bytes(page.figure)

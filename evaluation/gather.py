@@ -1,27 +1,48 @@
 """Share the volumes of a split out over the processes of a job, and bring their figures together."""
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 
-import numpy as np
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from upfield.evaluation.measure import MODEL, Measuring, VolumeFigures, VolumeImages, measure
-from upfield.export.scan import write_volume
-from upfield.sharding.atomic import atomic_path
+from upfield.evaluation.measure import Measuring, VolumeFigures, VolumeImages, measure
 from upfield.sharding.progress import track
 from upfield.sharding.selection import VolumePair
 from upfield.sharding.shardset import ShardSplit
-from upfield.sharding.volume import Volume
 
 # Processes wait for the one with the most to do, which may take hours on a CPU.
 TIMEOUT = timedelta(hours=24)
 
 
+@dataclass
+class Gathered:
+    """What was measured so far: a method that several models are compared with is measured once."""
+
+    volumes: list[VolumeFigures] = field(default_factory=list)
+    """In the order of their keys, each with all methods."""
+    shown: VolumeImages | None = None
+    """Images of the first volume, on the main process."""
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """What was measured."""
+        return tuple(self.volumes[0].slices) if self.volumes else ()
+
+    def add(self, volumes: list[VolumeFigures], shown: VolumeImages | None) -> None:
+        """Join other methods of the same volumes."""
+        joined = [old.joined(new) for old, new in zip(self.volumes, volumes, strict=True)] if self.volumes else volumes
+        self.volumes = joined
+        self.shown = self.shown.joined(shown) if self.shown and shown else shown or self.shown
+
+
 def gather_volumes(
-    how: Measuring, split: ShardSplit, pairs: list[VolumePair], volumes_out: Path | None
+    how: Measuring,
+    split: ShardSplit,
+    pairs: list[VolumePair],
+    measured: Callable[[VolumeImages], None] = lambda _: None,
 ) -> tuple[list[VolumeFigures], VolumeImages | None]:
     """Measure every volume once, over all processes. Collective: ALL ranks call it.
 
@@ -29,7 +50,7 @@ def gather_volumes(
         how: what with.
         split: where the volumes are.
         pairs: the volumes, the same on every rank.
-        volumes_out: folder for the restored volumes, if they are wanted.
+        measured: takes the images of each volume that this process has measured.
 
     Returns:
         The figures of all volumes in the order of their keys, on every rank; and the images of the first of `pairs`, on
@@ -47,8 +68,7 @@ def gather_volumes(
     shown: VolumeImages | None = None
     for figures, images in track(measure(how, split, own), "volumes", len(own)):
         found.append(figures)
-        if volumes_out is not None:
-            save(volumes_out, images)
+        measured(images)
         if rank == 0 and shown is None:
             shown = images
     volumes = gather_object(found) if world_size > 1 else found
@@ -59,12 +79,3 @@ def leave_group() -> None:
     """Leave the group of processes, if there is one. Collective: ALL ranks call it."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         PartialState().destroy_process_group()
-
-
-def save(folder: Path, images: VolumeImages) -> None:
-    """Write a restored volume, RAS+, on the set's grid around the origin; the set does not hold the scan's place."""
-    voxels = images.restored[MODEL]
-    affine = np.diag([*images.spacing_mm, 1.0])
-    affine[:3, 3] = -affine.diagonal()[:3] * (np.array(voxels.shape) - 1) / 2
-    with atomic_path(folder / f"{images.name}.nii.gz") as temporary:
-        write_volume(Volume(voxels, affine), temporary)

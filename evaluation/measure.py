@@ -5,7 +5,7 @@ One volume is in memory at a time, so that memory does not grow with the number 
 
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -58,6 +58,20 @@ class VolumeFigures:
     trust: Mapping[str, Trust]
     """method -> what is to be doubted."""
 
+    def joined(self, other: "VolumeFigures") -> "VolumeFigures":
+        """Give the same volume with the methods of both."""
+        assert self.keys == other.keys
+        slices, values = {**self.slices, **other.slices}, {**self.values, **other.values}
+        return replace(self, slices=slices, values=values, trust={**self.trust, **other.trust})
+
+    def of(self, methods: Mapping[str, str]) -> "VolumeFigures":
+        """Give the same of some methods: the name they shall have -> the one that they have."""
+        slices, values, trust = (
+            {name: mapping[method] for name, method in methods.items()}
+            for mapping in (self.slices, self.values, self.trust)
+        )
+        return replace(self, slices=slices, values=values, trust=trust)
+
 
 @dataclass(frozen=True)
 class VolumeImages:
@@ -77,13 +91,28 @@ class VolumeImages:
     spacing_mm: tuple[float, float, float]
     """Of the voxels."""
 
+    def joined(self, other: "VolumeImages") -> "VolumeImages":
+        """Give the same volume with the methods of both."""
+        assert self.name == other.name
+        restored, residual = {**self.restored, **other.restored}, {**self.residual, **other.residual}
+        disagreement = {**self.disagreement, **other.disagreement}
+        return replace(self, restored=restored, residual=residual, disagreement=disagreement)
+
+    def of(self, methods: Mapping[str, str]) -> "VolumeImages":
+        """Give the same of some methods: the name they shall have -> the one that they have."""
+        restored, residual, disagreement = (
+            {name: mapping[method] for name, method in methods.items() if method in mapping}
+            for mapping in (self.restored, self.residual, self.disagreement)
+        )
+        return replace(self, restored=restored, residual=residual, disagreement=disagreement)
+
 
 @dataclass(frozen=True)
 class Measuring:
     """How to measure."""
 
-    restorers: Mapping[str, Restorer]
-    """`model` and perhaps `against`."""
+    restorers: Mapping[str, Restorer | None]
+    """method -> what restores; None for cubic interpolation."""
     batch_size: int
     """Slices restored at once."""
     perturb: bool
@@ -126,9 +155,13 @@ def measure_volume(how: Measuring, pair: StackedPair, sampling: LowFieldSampling
         RunError: a model gives NaN.
     """
     head = head_mask(pair.high)
-    restored = {CUBIC: pair.cubic}
+    cubic = pair.cubic
+    restored: dict[str, NDArray[np.float32]] = {}
     doubts: dict[str, NDArray[np.float32]] = {}
     for method, restorer in how.restorers.items():
+        if restorer is None:
+            restored[method] = cubic
+            continue
         restored[method] = restore_slices(pair.low, restorer, how.batch_size)
         if not np.isfinite(restored[method]).all():
             raise RunError(f"{pair.name}: expected finite slices from the model, found NaN among them; train it anew")
@@ -141,7 +174,7 @@ def measure_volume(how: Measuring, pair: StackedPair, sampling: LowFieldSampling
             seed = zlib.crc32(pair.name.encode())
             doubts[method] = disagreement(pair.low, restored[method], restore, seed)
     images = {method: to_pair(image, pair.high, head, how.device) for method, image in restored.items()}
-    found = {method: check_consistency(image, pair.cubic, sampling) for method, image in restored.items()}
+    found = {method: check_consistency(image, cubic, sampling) for method, image in restored.items()}
     first = pair.keys[0]
     figures = VolumeFigures(
         first.cohort,
@@ -164,7 +197,7 @@ def measure_volume(how: Measuring, pair: StackedPair, sampling: LowFieldSampling
     )
     residuals = {method: one.residual for method, one in found.items()}
     spacing_mm = sampling.grids.geometry.high_spacing_mm
-    scan = sampling.scan(pair.cubic)
+    scan = sampling.scan(cubic)
     return figures, VolumeImages(pair.name, scan, pair.high, restored, residuals, doubts, spacing_mm)
 
 

@@ -18,6 +18,9 @@ from upfield.export.viewer import viewer_html
 # nilearn draws the planes side by side, in a little more than the height of the highest.
 VIEWER_ROOM = 1.12
 GROUP_METRICS = ("psnr_slice", "psnr_slice_foreground", "ssim_slice", "ms_ssim_axial", "nrmse", "score_ulf_enc")
+GAIN_METRICS = ("psnr_slice", "ssim_slice")
+INTERVAL_HEADER = (f"{comparison.CONFIDENCE:.0%} interval", "p")
+BEYOND = {True: "neither can vouch for it.", False: "this cannot vouch for it."}
 RESEARCH_USE = (
     "The restored images are made by a neural network: for research, not for diagnosis. Structure that is not in the "
     "low-field scan cannot come from it."
@@ -26,21 +29,19 @@ RESEARCH_USE = (
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """What a run remembers of its training."""
+    """What is known of a model's training."""
 
     log: list[dict[str, Any]]
-    """Lines of its metrics.jsonl."""
+    """Lines of its run's metrics.jsonl; none for a model file."""
     configuration: str
-    """Its config.yaml."""
+    """As YAML."""
 
     @classmethod
-    def of(cls, model: Path) -> "TrainingRecord | None":
-        """Read a run's; a model file has none."""
-        if not model.is_dir():
-            return None
-        log, config = model / "metrics.jsonl", model / "best" / "config.yaml"
+    def of(cls, model: Path, configuration: str) -> "TrainingRecord":
+        """Read a run's log; a model file has none."""
+        log = model / "metrics.jsonl"
         lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-        return cls([entry for line in lines if (entry := _parsed(line))], config.read_text(encoding="utf-8"))
+        return cls([entry for line in lines if (entry := _parsed(line))], configuration)
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
@@ -57,7 +58,7 @@ def write_evaluation_report(
     evaluated: Evaluated,
     slices_png: bytes | None,
     images: VolumeImages,
-    training: TrainingRecord | None,
+    training: TrainingRecord,
 ) -> None:
     """Write the self-contained report of one evaluation.
 
@@ -67,7 +68,7 @@ def write_evaluation_report(
         evaluated: the figures behind it.
         slices_png: best, median and worst slice; None where there are none to show.
         images: of the volume that is shown.
-        training: of the model, where it is known.
+        training: of the model.
 
     Raises:
         InputError: matplotlib or nilearn is not installed.
@@ -82,45 +83,62 @@ def write_evaluation_report(
         report.paragraph("\n\n".join([comparison.METHOD, *(f"{note[0].upper()}{note[1:]}." for note in notes(tree))])),
         *_against(tree),
         _spread(evaluated),
+        *_slices(slices_png),
+        *_viewer(images),
+        *_groups(tree, evaluated),
+        *_subjects(tree, evaluated.methods),
+        *_doubts(tree, images),
+        _training(training),
+        report.table(
+            ["metric", "definition"], [[name, text] for name, text in tree["definitions"].items()], "Definitions"
+        ),
+        _origins(about),
+        report.code_block("Configuration of this evaluation", json.dumps(about["configuration"], indent=2)),
+        report.code_block("Configuration of the training", training.configuration),
+        report.link_list({name: name for name in _files(slices_png)}, "Files"),
     ]
-    if slices_png:
-        sections.append(
-            report.figure(
-                slices_png,
-                "Best, median and worst slice: low field, interpolated, restored, high field, errors",
-                "By PSNR among slices of which the head fills at least 5%.",
-                heading="Best, median, worst slice",
-            )
-        )
-    cubic, restored = images.restored[CUBIC], images.restored[MODEL]
-    sections += [
+    report.write_report(path, title(about), sections, scripts=True)
+
+
+def title(about: dict[str, Any]) -> str:
+    """Name the report after the model."""
+    path = Path(about["models"][MODEL]["path"])
+    return f"Evaluation of {path.name or path.resolve().name}, split {about['split']}"
+
+
+def _files(slices_png: bytes | None) -> list[str]:
+    return ["metrics.json", "slices.csv", "volumes.csv", *(["slices.png"] if slices_png else [])]
+
+
+def _slices(png: bytes | None) -> list[Section]:
+    if not png:
+        return []
+    alt = "Best, median and worst slice: low field, interpolated, restored, high field, errors"
+    caption = "By PSNR among slices of which the head fills at least 5%."
+    return [report.figure(png, alt, caption, "Best, median, worst slice")]
+
+
+def _viewer(images: VolumeImages) -> list[Section]:
+    page = viewer_html(images.restored[CUBIC], images.restored[MODEL], images.spacing_mm, images.name)
+    return [
         report.paragraph(
             f"Volume {images.name}, the first of the split (a real one where there is any). Click to move the "
             "crosshair; the slider fades from the cubic interpolation to the restored volume.",
             "In three dimensions",
         ),
-        report.embedded(
-            viewer_html(cubic, restored, images.spacing_mm, images.name),
-            f"Viewer of {images.name}",
-            viewer_height(images),
-        ),
-        *_groups(evaluated),
-        *_subjects(tree, evaluated.methods),
-        *_doubts(tree, images),
-        *_training(training),
-        report.table(
-            ["metric", "definition"], [[name, text] for name, text in tree["definitions"].items()], "Definitions"
-        ),
-        report.table(
-            ["", ""],
-            [["data", about["data_sha256"]], *([key, str(value)] for key, value in about["machine"].items())],
-            "Machine and data",
-        ),
-        report.code_block("Configuration of this evaluation", json.dumps(about["configuration"], indent=2)),
-        *([report.code_block("Configuration of the training", training.configuration)] if training else []),
-        report.link_list({name: name for name in ("metrics.json", "slices.csv", "volumes.csv")}, "Files"),
+        report.embedded(page, f"Viewer of {images.name}", viewer_height(images)),
     ]
-    report.write_report(path, "Evaluation", sections, scripts=True)
+
+
+def _origins(about: dict[str, Any]) -> Section:
+    """Give where the models and the data come from, and what computed the figures."""
+    rows = [["data of the set", about["data_sha256"]]]
+    for name, origin in about["models"].items():
+        rows.append([f"{name}, sha256", origin["sha256"]])
+        rows.append([f"{name}, trained on data", origin["trained_on_sha256"]])
+    return report.table(
+        ["what", "which"], rows + [[name, str(value)] for name, value in about["machine"].items()], "Data and machine"
+    )
 
 
 def viewer_height(images: VolumeImages) -> float:
@@ -135,10 +153,20 @@ def _against(tree: dict[str, Any]) -> list[Section]:
     if not differences:
         return []
     rows = [
-        [METRICS[name].label, *(_signed(one[key], METRICS[name].digits) for key in ("mean", "low", "high")), _p(one)]
+        [report.metric_label(METRICS[name]), *_difference_cells(one, METRICS[name].digits)]
         for name, one in differences.items()
     ]
-    return [report.table(["metric", "model - against", "from", "to", "p"], rows, "The model against the other")]
+    header = ["metric", "model - against", *INTERVAL_HEADER]
+    return [report.table(header, rows, "The model against the other")]
+
+
+def _difference_cells(difference: dict[str, Any] | None, digits: int) -> list[str]:
+    """Spell a difference, its interval and p."""
+    if difference is None:
+        return ["-"] * 3
+    low, high = (_signed(difference[end], digits) for end in ("low", "high"))
+    interval = "-" if difference["low"] is None else f"{low} to {high}"
+    return [_signed(difference["mean"], digits), interval, _p(difference)]
 
 
 def _signed(value: float | None, digits: int) -> str:
@@ -155,16 +183,24 @@ def _spread(evaluated: Evaluated) -> Section:
     return report.figure(picture, "Distribution of PSNR over slices", heading="PSNR per slice")
 
 
-def _groups(evaluated: Evaluated) -> list[Section]:
-    """Give the breakdown per cohort, and real against synthetic."""
-    rows: list[list[str | float]] = []
+def _groups(tree: dict[str, Any], evaluated: Evaluated) -> list[Section]:
+    """Give the breakdown per cohort, and real against synthetic: means, and what was gained."""
+    means: list[list[str]] = []
+    gains: list[list[str]] = []
     for name, group in groups(evaluated).items():
-        subjects = len({(volume.cohort, volume.subject) for volume in group.volumes})
+        subjects = str(len({(volume.cohort, volume.subject) for volume in group.volumes}))
         for method in group.methods:
-            means = [_mean(group.values(method, metric), metric) for metric in GROUP_METRICS]
-            rows.append([name, str(subjects), method, *means])
-    labels = [METRICS[metric].label for metric in GROUP_METRICS]
-    return [report.table(["cohort, kind", "subjects", "method", *labels], rows, "Per cohort, real and synthetic")]
+            row = [_mean(group.values(method, metric), metric) for metric in GROUP_METRICS]
+            means.append([name, subjects, method, *row])
+        differences = tree["groups"][name]["differences"][f"{MODEL} - {CUBIC}"]
+        cells = [_difference_cells(differences.get(metric), METRICS[metric].digits) for metric in GAIN_METRICS]
+        gains.append([name, subjects, *(cell for row in cells for cell in row)])
+    labels = [report.metric_label(METRICS[metric]) for metric in GROUP_METRICS]
+    header = [title for metric in GAIN_METRICS for title in (f"{METRICS[metric].label}, gain", *INTERVAL_HEADER)]
+    return [
+        report.table(["cohort, kind", "subjects", "method", *labels], means, "Per cohort, real and synthetic"),
+        report.table(["cohort, kind", "subjects", *header], gains),
+    ]
 
 
 def _mean(values: NDArray[np.float64], metric: str) -> str:
@@ -189,53 +225,65 @@ def _shown(value: float | None, digits: int) -> str:
 def _doubts(tree: dict[str, Any], images: VolumeImages) -> list[Section]:
     """Give where the model may have invented something."""
     trust = tree["trust"]
-    methods = list(trust)
-    heading = "Where might it have invented something?"
-    sections = [
-        report.paragraph(
-            f"Inconsistency is the {TRUST['inconsistency']}.\n\nDisagreement is the {TRUST['disagreement']}.\n\nWhat "
-            "lies beyond the scanner's resolution leaves no trace in the scan: neither can vouch for it.",
-            heading,
-        ),
+    models = [method for method in trust if method != CUBIC]
+    is_perturbed = trust[MODEL]["disagreement"] is not None
+    words = [f"Inconsistency is the {TRUST['inconsistency']}."]
+    words += [f"Disagreement is the {TRUST['disagreement']}."] if is_perturbed else []
+    words.append(f"What lies beyond the scanner's resolution leaves no trace in the scan: {BEYOND[is_perturbed]}")
+    doubts = [f"disagreement, {method}" for method in models if is_perturbed]
+    rows = [
+        [name, *(_shown(trust[method]["volumes"][name]["inconsistency"], 4) for method in trust)]
+        + [_shown(trust[method]["volumes"][name]["disagreement"], 4) for method in models if is_perturbed]
+        for name in trust[MODEL]["volumes"]
+    ]
+    return [
+        report.paragraph("\n\n".join(words), "Where might it have invented something?"),
         report.figure(
-            figures.bands_png({method: trust[method]["inconsistency_bands"] for method in methods}),
+            figures.bands_png({method: trust[method]["inconsistency_bands"] for method in trust}),
             "Energy that contradicts the scan, per band of spatial frequency",
             "Beyond what its grid can hold the scan has next to no energy: shares of it say little there.",
         ),
-        report.table(
-            ["volume", *(f"inconsistency, {m}" for m in methods), *(f"disagreement, {m}" for m in methods[1:])],
-            [
-                [name, *(_shown(trust[m]["volumes"][name]["inconsistency"], 4) for m in methods)]
-                + [_shown(trust[m]["volumes"][name]["disagreement"], 4) for m in methods[1:]]
-                for name in trust[MODEL]["volumes"]
-            ],
-        ),
+        report.table(["volume", *(f"inconsistency, {method}" for method in trust), *doubts], rows),
+        *_maps(images),
+        _worst(tree["worst_slices"]),
     ]
-    residual, doubt = images.residual[MODEL], images.disagreement.get(MODEL)
-    measure = np.square(residual).mean(axis=(1, 2)) if doubt is None else doubt.mean(axis=(1, 2))
+
+
+def _maps(images: VolumeImages) -> list[Section]:
+    """Give the maps of doubt of each model, all of the slice in which the measured one's doubt is largest."""
+    doubt = images.disagreement.get(MODEL)
+    measure = np.square(images.residual[MODEL]).mean(axis=(1, 2)) if doubt is None else doubt.mean(axis=(1, 2))
     at = int(measure.argmax())
-    shown = {
-        "restored": images.restored[MODEL][at],
-        "high field": images.high[at],
-        "contradicts the scan": residual[at],
+    maps = {"contradicts the scan": images.residual, "disagreement": images.disagreement}
+    # One scale for all models: maps are there to be compared.
+    ends = {
+        title: max(1e-6, *(float(np.percentile(np.abs(found[m]), 99.9)) for m in found if m != CUBIC))
+        for title, found in maps.items()
+        if MODEL in found
     }
-    limits = {"contradicts the scan": max(float(np.percentile(np.abs(residual), 99.9)), 1e-6)}
-    if doubt is not None:
-        shown["disagreement"] = doubt[at]
-        limits["disagreement"] = max(float(np.percentile(doubt, 99.9)), 1e-6)
-    caption = f"Volume {images.name}, the slice in which {'disagreement' if doubt is not None else 'it'} is largest."
-    sections.append(report.figure(figures.doubts_png(shown, limits), "Maps of what is doubtful", caption))
-    worst = tree["worst_slices"]
+    what = "its disagreement" if doubt is not None else "what contradicts the scan"
+    sections: list[Section] = []
+    for method in (m for m in (MODEL, AGAINST) if m in images.restored):
+        shown = {"restored": images.restored[method][at], "high field": images.high[at]}
+        shown |= {title: maps[title][method][at] for title in ends}
+        caption = f"Volume {images.name}, {method}: the slice in which {what}, of the model, is largest."
+        sections.append(report.figure(figures.doubts_png(shown, ends), f"Maps of doubt, {method}", caption))
+    return sections
+
+
+def _worst(worst: dict[str, list[dict[str, Any]]]) -> Section:
     header = [title for name in worst for title in (f"slices of most {name}", "value")]
     rows = [
         [cell for row in side_by_side for cell in (row["key"], f"{row['value']:.4f}")]
         for side_by_side in zip(*worst.values(), strict=True)
     ]
-    return [*sections, report.table(header, rows)]
+    return report.table(header, rows)
 
 
-def _training(training: TrainingRecord | None) -> list[Section]:
-    if training is None or not training.log:
-        return [report.paragraph("A model file does not carry its training curve; evaluate the run to see it.")]
+def _training(training: TrainingRecord) -> Section:
+    if not training.log:
+        return report.paragraph(
+            "A model file does not carry its training curve; evaluate the run to see it.", "Training"
+        )
     curves = figures.curves_png(training.log)
-    return [report.figure(curves, "Loss and validation PSNR over steps", heading="Training")]
+    return report.figure(curves, "Loss and validation PSNR over steps", heading="Training")

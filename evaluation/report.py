@@ -155,11 +155,12 @@ def metrics_table(tree: Mapping[str, Any], heading: str = "") -> Section:
         if gain["low"] is not None:
             interval = f"{_number(metric, gain['low'], '+')} to {_number(metric, gain['high'], '+')}"
         p = "-" if gain["p"] is None else f"{gain['p']:.3f}"
-        rows.append([_metric_label(metric), *shown, _number(metric, gain["mean"], "+"), interval, p])
+        rows.append([metric_label(metric), *shown, _number(metric, gain["mean"], "+"), interval, p])
     return table(header, rows, heading)
 
 
-def _metric_label(metric: "Metric") -> str:
+def metric_label(metric: "Metric") -> str:
+    """Name a metric with its unit, and say when less of it is better."""
     unit = f" ({metric.unit})" if metric.unit else ""
     return f"{metric.label}{unit}{'' if metric.higher_is_better else ', lower is better'}"
 

@@ -1,25 +1,51 @@
 """Whatever can be evaluated, behind one face: a run's best model in PyTorch, or a model file in ONNX Runtime."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+import yaml
 from numpy.typing import NDArray
 
 from upfield.export.restorer import OnnxRestorer
 from upfield.export.scan import Restorer
 from upfield.model.memory import keep_freed_memory
-from upfield.model.weights import read_best
+from upfield.model.weights import MODEL, read_best
 from upfield.sharding.errors import InputError
 from upfield.sharding.manifest import Manifest
+from upfield.sharding.tarshard import hash_file
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model comes from, as reports state it."""
+
+    path: str
+    """As it was given."""
+    step: int
+    """Optimizer steps it was trained for."""
+    runtime: str
+    """What computes it, and on what."""
+    sha256: str
+    """Of the weights, or of the model file."""
+    trained_on_sha256: str
+    """Hash of the shard set that it was trained on."""
+
+    @property
+    def description(self) -> str:
+        """In a line."""
+        return f"{self.path} (step {self.step}), {self.runtime}"
 
 
 class NamedRestorer(Restorer, Protocol):
     """A restorer that can say what it is."""
 
-    description: str
+    origin: Origin
+    configuration: str
+    """Of its training, as YAML."""
 
 
 class TorchRestorer:
@@ -44,10 +70,14 @@ class TorchRestorer:
         try:
             best = read_best(run / "best")
         except ValueError as error:
-            raise InputError(f"{error} (or name an .onnx file)") from error
+            raise InputError(str(error)) from error
         self._network = best.network.to(self._device)
         self.context, self.normalisation = best.context, best.normalisation
-        self.description = f"{run} (best model, step {best.step}), PyTorch on {self._device.type}"
+        weights = hash_file(run / "best" / MODEL)
+        self.origin = Origin(
+            str(run), best.step, f"PyTorch on {self._device.type}, best model", weights, best.data_sha256
+        )
+        self.configuration = yaml.safe_dump(best.config, sort_keys=False)
 
     @torch.inference_mode()
     def restore(self, low: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -61,7 +91,10 @@ class OnnxFile(OnnxRestorer):
     def __init__(self, path: Path, device: str = "auto") -> None:
         """Load the file; see OnnxRestorer."""
         super().__init__(path, device)
-        self.description = f"{path} (step {self.card.tree['step']}), ONNX Runtime, {self.provider}"
+        tree: dict[str, Any] = self.card.tree
+        runtime = f"ONNX Runtime, {self.provider}"
+        self.origin = Origin(str(path), tree["step"], runtime, hash_file(path), tree["data_sha256"])
+        self.configuration = yaml.safe_dump(tree["config"], sort_keys=False)
 
 
 def open_restorer(model: Path, device: str, manifest: Manifest) -> NamedRestorer:
@@ -70,7 +103,11 @@ def open_restorer(model: Path, device: str, manifest: Manifest) -> NamedRestorer
     Raises:
         InputError: neither of the two, or trained on another context or normalisation.
     """
-    restorer = OnnxFile(model, device) if model.suffix == ".onnx" else TorchRestorer(model, device)
+    if not model.exists():
+        raise InputError(f"{model}: expected the folder of a run or an .onnx file, found nothing; check the path")
+    if model.is_file() and model.suffix != ".onnx":
+        raise InputError(f"{model}: expected the folder of a run or an .onnx file, found another file")
+    restorer = TorchRestorer(model, device) if model.is_dir() else OnnxFile(model, device)
     for name in ("context", "normalisation"):
         theirs, ours = getattr(restorer, name), getattr(manifest, name)
         if theirs != ours:

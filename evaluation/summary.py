@@ -109,11 +109,7 @@ def metrics_tree(evaluated: Evaluated) -> dict[str, Any]:
 
 def _differences_of(evaluated: Evaluated) -> dict[str, dict[str, Any]]:
     return {
-        f"{method} - {other}": {
-            metric: difference.to_tree()
-            for metric in METRICS
-            if (difference := comparison.compare(evaluated.volumes, method, other, metric))
-        }
+        f"{method} - {other}": comparison.differences(evaluated.volumes, method, other)
         for method, other in DIFFERENCES
         if other in evaluated.methods
     }
@@ -265,9 +261,11 @@ def table(tree: dict[str, Any]) -> str:
 
 
 def counted(about: dict[str, Any]) -> str:
-    """Say how much was measured."""
+    """Say how much was measured, and how much of it is real."""
     subjects = "1 subject" if about["subjects"] == 1 else f"{about['subjects']} subjects"
-    return f"{about['slices']} slices of {subjects}, split {about['split']}"
+    volumes = " and ".join(f"{count} {kind}" for kind, count in about["volumes"].items())
+    plural = "s" if sum(about["volumes"].values()) > 1 else ""
+    return f"{about['slices']} slices of {volumes} volume{plural}, {subjects}, split {about['split']}"
 
 
 def _difference(difference: dict[str, Any] | None, digits: int, with_interval: bool) -> str:
@@ -282,11 +280,25 @@ def _difference(difference: dict[str, Any] | None, digits: int, with_interval: b
 
 
 def notes(tree: dict[str, Any]) -> list[str]:
-    """Say what a reader of the figures must know: what was left out, and how few subjects there are."""
-    found: list[str] = []
-    if tree["about"]["split"] in HELD_OUT:
-        found.append(HELD_OUT[tree["about"]["split"]])
-    found.append("means are over slices or volumes, differences over subjects, which weigh the same")
+    """Say what a reader of the figures must know: of whom they are, what was left out, how few subjects there are."""
+    return [*_notes_on_subjects(tree["about"]), *_notes_on_values(tree), *_notes_on_tests(tree["about"]["subjects"])]
+
+
+def _notes_on_subjects(about: dict[str, Any]) -> list[str]:
+    found = [HELD_OUT[about["split"]]] if about["split"] in HELD_OUT else []
+    if len(about["volumes"]) > 1:
+        found.append("real and synthetic volumes are in one mean here; they stand apart in groups")
+    for name, origin in about["models"].items():
+        if (theirs := origin["trained_on_sha256"]) != (ours := about["data_sha256"]):
+            found.append(
+                f"{name}: trained on shards of data hash {theirs[:12]}, not on those of this set ({ours[:12]}), so "
+                "whether it has seen these subjects is not known here"
+            )
+    return found
+
+
+def _notes_on_values(tree: dict[str, Any]) -> list[str]:
+    found = ["means are over slices or volumes, differences over subjects, which weigh the same"]
     for method in (CUBIC, MODEL, AGAINST):
         for name, metric in METRICS.items():
             one = tree.get(method, {}).get(name, {})
@@ -298,12 +310,12 @@ def notes(tree: dict[str, Any]) -> list[str]:
     undefined = [name for name in METRICS if tree[MODEL][name]["mean"] is None]
     if undefined:
         found.append(f"not defined for images of this size or content: {', '.join(undefined)}")
-    subjects = tree["about"]["subjects"]
-    if subjects < 2:
-        found.append(
-            "a single subject: no interval and no test can be given; slices of one subject do not count as many"
-        )
-    elif subjects < 6:
-        least = 2 / 2**subjects
-        found.append(f"{subjects} subjects: no paired test over so few can give a p below {least:.3g}")
     return found
+
+
+def _notes_on_tests(subjects: int) -> list[str]:
+    if subjects < 2:
+        return ["a single subject: no interval and no test can be given; slices of one subject do not count as many"]
+    if subjects < 6:
+        return [f"{subjects} subjects: no paired test over so few can give a p below {2 / 2**subjects:.3g}"]
+    return []

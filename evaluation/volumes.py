@@ -1,14 +1,20 @@
 """The volumes of a split, one at a time: its slices stacked again, whatever the order in which they are stored."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from upfield.export.scan import write_volume
+from upfield.sharding.atomic import atomic_path
 from upfield.sharding.errors import ShardSetError
+from upfield.sharding.progress import track
 from upfield.sharding.samplekey import SampleKey
 from upfield.sharding.selection import VolumePair
 from upfield.sharding.shardset import ShardSplit
+from upfield.sharding.tarshard import hash_file
+from upfield.sharding.volume import Volume
 
 
 @dataclass(frozen=True)
@@ -54,3 +60,28 @@ def read_pair(split: ShardSplit, pair: VolumePair) -> StackedPair:
             "upfield verify"
         )
     return StackedPair(pair.keys, low.astype(np.float32), high[:, 0].astype(np.float32))
+
+
+def refuse_changed_shards(split: ShardSplit) -> None:
+    """Compare each shard of a split with the hash that the manifest has of it.
+
+    Raises:
+        ShardSetError: one is missing or another.
+    """
+    for entry in track(split.entries, "shards checked", len(split.entries)):
+        path = Path(split.root) / f"{entry.name}.tar"
+        if not path.is_file():
+            raise ShardSetError(f"{path}: expected a shard, found none; run upfield verify")
+        if (found := hash_file(path)) != entry.sha256:
+            raise ShardSetError(
+                f"{path}: expected sha256 {entry.sha256} as the manifest says, found {found}: it is damaged or was "
+                "changed; run upfield verify, then build it again"
+            )
+
+
+def save_volume(path: Path, voxels: NDArray[np.float32], spacing_mm: tuple[float, float, float]) -> None:
+    """Write `(X, Y, Z)` as NIfTI, RAS+, on the set's grid around the origin; the set does not hold the scan's place."""
+    affine = np.diag([*spacing_mm, 1.0])
+    affine[:3, 3] = -affine.diagonal()[:3] * (np.array(voxels.shape) - 1) / 2
+    with atomic_path(path) as temporary:
+        write_volume(Volume(voxels, affine), temporary)

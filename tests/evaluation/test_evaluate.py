@@ -2,7 +2,6 @@
 
 import csv
 import json
-import re
 import shutil
 import weakref
 from collections.abc import Callable
@@ -194,18 +193,22 @@ def test_several_models_are_compared(
     arguments = ["--shards", tiny_shards, "--out", tmp_path, "--perturb", "false"]
     code, out, err = run_cli(main, tiny_run, tiny_model, *arguments)
     assert code == 0, err
-    means = json.loads((tmp_path / "compare.json").read_text())
-    assert list(means) == sorted(["cubic interpolation", str(tiny_run), str(tiny_model)])
+    tree = json.loads((tmp_path / "compare.json").read_text())
+    names = [CUBIC, str(tiny_run), str(tiny_model)]
+    assert set(tree["methods"]) == set(names)
     for model, folder in ((tiny_run, tmp_path / "run"), (tiny_model, tmp_path / "model")):
-        assert means[str(model)]["psnr_slice"] == read(folder)["model"]["psnr_slice"]["mean"]
-    assert [row["model"] for row in rows(tmp_path / "compare.csv")] == [
-        "cubic interpolation",
-        str(tiny_run),
-        str(tiny_model),
-    ]
+        own = read(folder)
+        assert tree["methods"][str(model)] == own["model"]
+        assert tree["methods"][CUBIC] == own["cubic"]
+        found = next(d for d in tree["differences"] if (d["method"], d["other"]) == (str(model), CUBIC))
+        assert found["metrics"] == own["differences"]["model - cubic"]
+    assert (tree["differences"][-1]["method"], tree["differences"][-1]["other"]) == (names[2], names[1])
+    assert tree["differences"][-1]["metrics"]["psnr_slice"]["mean"] == pytest.approx(0, abs=1e-4)
+    assert [row["model"] for row in rows(tmp_path / "compare.csv")] == names
     page = (tmp_path / "compare.html").read_text()
     assert 'href="run/report.html"' in page
     assert 'href="model/report.html"' in page
+    assert f"<td>{tiny_model} - {tiny_run}</td>" in page
     assert "compare.html" in out
 
 
@@ -269,8 +272,8 @@ def test_one_volume_is_in_memory_at_a_time(tiny_shards: Path, monkeypatch: pytes
     monkeypatch.setattr(measure, "read_pair", read_and_count)
     monkeypatch.setattr(measure, "measure_volume", measure_and_count)
     split = ShardSplit(tiny_shards, "train")
-    how = Measuring({MODEL: Identity()}, 4, perturb=False, device=torch.device("cpu"))
-    volumes, _ = gather.gather_volumes(how, split, group_volumes(split), None)
+    how = Measuring({CUBIC: None, MODEL: Identity()}, 4, perturb=False, device=torch.device("cpu"))
+    volumes, _ = gather.gather_volumes(how, split, group_volumes(split))
     assert len(volumes) == VOLUMES
     assert most["pairs"] == 0, "a volume is still there when the next one is read"
     # The one shown, the one before, and the one just measured.
@@ -282,9 +285,17 @@ def measure_stack(low: np.ndarray, high: np.ndarray, tiny_shards: Path) -> Evalu
     keys = tuple(SampleKey("a", "b", "real", 0, x) for x in range(20))
     split = ShardSplit(tiny_shards, "test")
     sampling = LowFieldSampling.of(split.manifest, "real", {"kind": "real", "parameters": {}})
-    how = Measuring({MODEL: Identity()}, 4, perturb=True, device=torch.device("cpu"))
+    how = Measuring({CUBIC: None, MODEL: Identity()}, 4, perturb=True, device=torch.device("cpu"))
     figures, _ = measure_volume(how, StackedPair(keys, low[:, None], high), sampling)
-    about = {"subjects": 1, "slices": 20, "split": "test", "restorer": "identity", "against": None}
+    about = {
+        "subjects": 1,
+        "slices": 20,
+        "volumes": {"real": 1},
+        "split": "test",
+        "restorer": "identity",
+        "against": None,
+        "models": {},
+    }
     return Evaluated((figures,), about)
 
 
@@ -341,126 +352,65 @@ def test_figures_of_subjects_that_were_seen_say_so(evaluated: Path) -> None:
         assert any(words in note for note in notes(tree))
 
 
-@pytest.mark.parametrize("place", ["SHARDS/report", "RUN", "RUN/best", "RUN/checkpoints/x", "FILE", "FILE/x"])
-def test_a_place_that_is_taken_is_refused_before_anything_is_measured(
-    tiny_shards: Path, tiny_run: Path, tmp_path: Path, run_cli, place: str
-) -> None:
-    (tmp_path / "file").write_text("mine")
-    out = (
-        place.replace("SHARDS", str(tiny_shards)).replace("RUN", str(tiny_run)).replace("FILE", str(tmp_path / "file"))
-    )
-    code, _, err = run_cli(main, tiny_run, "--shards", tiny_shards, "--out", out)
-    assert code == 2
-    assert "choose another --out" in err
-    assert "volumes:" not in err
-
-
 def test_a_log_line_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
     from upfield.evaluation.page import TrainingRecord
 
     (tmp_path / "best").mkdir()
     (tmp_path / "best" / "config.yaml").write_text("{}")
     (tmp_path / "metrics.jsonl").write_text('{"event": "train", "step": 1}\n{"event": "tr')
-    record = TrainingRecord.of(tmp_path)
-    assert record is not None
+    record = TrainingRecord.of(tmp_path, "")
     assert [line["step"] for line in record.log] == [1]
 
 
-def test_a_model_that_gives_nan_ends_it(
-    tiny_shards: Path, tiny_run: Path, tmp_path: Path, monkeypatch, run_cli
-) -> None:
-    def nothing(self: TorchRestorer, low: np.ndarray) -> np.ndarray:
-        return np.full_like(low, np.nan)
-
-    monkeypatch.setattr(TorchRestorer, "restore", nothing)
-    code, _, err = run_cli(main, tiny_run, "--shards", tiny_shards, "--out", tmp_path / "o")
-    assert code == 1
-    assert "expected finite slices from the model, found NaN" in err
-    assert len(err.splitlines()) == 1
+def test_a_model_trained_on_another_set_is_measured_and_said(evaluated: Path) -> None:
+    tree = read(evaluated)
+    assert tree["about"]["models"]["model"]["trained_on_sha256"] == tree["about"]["data_sha256"]
+    assert not any("trained on shards" in note for note in notes(tree))
+    tree["about"]["models"]["model"]["trained_on_sha256"] = "0" * 64
+    assert any("model: trained on shards of data hash 000000000000" in note for note in notes(tree))
 
 
-def change(name: str) -> Callable[[dict[str, Any]], None]:
-    """Give what spoils a manifest, by name."""
-
-    def other_context(tree: dict[str, Any]) -> None:
-        tree["config"]["context"] = 1
-
-    def other_normalisation(tree: dict[str, Any]) -> None:
-        tree["normalisation"] = "another"
-
-    def empty(tree: dict[str, Any]) -> None:
-        tree["splits"]["test"]["shards"] = []
-
-    def without_split(tree: dict[str, Any]) -> None:
-        del tree["splits"]["test"]
-
-    def other_shape(tree: dict[str, Any]) -> None:
-        tree["sample"]["high"]["shape"] = [1, 24, 30]
-
-    def other_count(tree: dict[str, Any]) -> None:
-        tree["config"]["geometry"]["high_shape"][0] = 21
-
-    return locals()[name]
+def test_real_and_synthetic_volumes_are_counted_apart(evaluated: Path) -> None:
+    tree = read(evaluated)
+    assert sum(tree["about"]["volumes"].values()) == VOLUMES
+    real = tree["about"]["volumes"]["real"]
+    assert table(tree).startswith(f"{SLICES} slices of {real} real and {VOLUMES - real} synthetic volumes, 6 subjects")
 
 
-@pytest.mark.parametrize(
-    ("spoilt", "arguments", "message"),
-    [
-        (None, ["nowhere"], "nowhere.*expected a run's best model"),
-        (None, ["nowhere.onnx"], "nowhere.onnx: expected an ONNX file, found none"),
-        (None, ["RUN", "--shards", "nowhere"], "expected a complete shard set"),
-        (None, ["RUN", "--split", "tset"], "tset"),
-        (None, ["RUN", "--device", "cuda"], "expected a GPU"),
-        (None, ["RUN", "--against", "nowhere.onnx"], "nowhere.onnx: expected an ONNX file, found none"),
-        (None, ["RUN", "RUN"], "expected each of them once"),
-        (None, ["RUN", "--batch_size", "0"], "batch_size: expected at least 1, found 0"),
-        (None, ["RUN", "--processes", "0"], "processes: expected at least 1, found 0"),
-        (None, [], "expected MODELS, found none"),
-        ("other_normalisation", ["RUN"], "expected a model of normalisation 'another'.*found 'clip to percentiles"),
-        ("other_context", ["RUN"], "expected a model of context 1 like the shard set's, found 0"),
-        ("empty", ["RUN"], "expected samples in split test, found none; choose another --split"),
-        ("without_split", ["RUN"], "expected a split test, found train, val"),
-        ("other_shape", ["RUN"], r"expected high members of shape \(1, 24, 30\)"),
-        ("other_count", ["RUN"], "expected 21 slices of the volume, found 20"),
-    ],
-)
-def test_bad_input_is_refused(
+def test_what_several_models_are_compared_with_is_measured_once(
     tiny_run: Path,
+    tiny_model: Path,
     tiny_shards: Path,
     tmp_path: Path,
     run_cli: Callable,
     monkeypatch: pytest.MonkeyPatch,
-    spoilt: str | None,
-    arguments: list[str],
-    message: str,
 ) -> None:
-    if torch.cuda.is_available() and "cuda" in arguments:
-        pytest.skip("there is a GPU")
-    monkeypatch.chdir(tmp_path)
-    shards = tiny_shards
-    if spoilt:
-        shards = tmp_path / "set"
-        shutil.copytree(tiny_shards, shards)
-        tree = json.loads((shards / "manifest.json").read_text())
-        change(spoilt)(tree)
-        (shards / "manifest.json").write_text(json.dumps(tree))
-    given = [str(tiny_run) if argument == "RUN" else argument for argument in arguments]
-    given = given if "--shards" in given else [*given, "--shards", str(shards)]
-    code, _, err = run_cli(main, *given, "--out", "o")
-    assert code == 2, err
-    assert re.search(message, err), err
-    assert len(err.splitlines()) == 1
-    assert not (tmp_path / "o").exists()
+    measured: list[str] = []
+    once = measure.measure_volume
+
+    def measure_and_note(how: Measuring, *arguments: Any) -> Any:
+        measured.extend(how.restorers)
+        return once(how, *arguments)
+
+    monkeypatch.setattr(measure, "measure_volume", measure_and_note)
+    other = tmp_path / "other.onnx"
+    shutil.copy(tiny_model, other)
+    arguments = ["--shards", tiny_shards, "--out", tmp_path / "o", "--perturb", "false", "--against", tiny_model]
+    code, _, err = run_cli(main, tiny_run, other, *arguments)
+    assert code == 0, err
+    volumes = read(tmp_path / "o" / "run")["about"]["volumes"].values()
+    assert sorted(measured) == sorted([CUBIC, str(tiny_run), str(other), str(tiny_model)] * sum(volumes))
+    assert read(tmp_path / "o" / "run")["against"] == read(tmp_path / "o" / "other")["model"]
+    assert str(tiny_model) in json.loads((tmp_path / "o" / "compare.json").read_text())["methods"]
 
 
-def test_a_set_whose_shards_are_gone_is_refused(
+def test_volumes_of_an_earlier_evaluation_are_named(
     tiny_run: Path, tiny_shards: Path, tmp_path: Path, run_cli: Callable
 ) -> None:
-    shards = tmp_path / "set"
-    shutil.copytree(tiny_shards, shards)
-    for file in (shards / "test").glob("*.tar"):
-        file.unlink()
-    code, _, err = run_cli(main, tiny_run, "--shards", shards, "--out", tmp_path / "o")
-    assert code == 2
-    assert "expected a shard, found none; run upfield verify" in err
-    assert not (tmp_path / "o").exists()
+    (tmp_path / "volumes").mkdir()
+    (tmp_path / "volumes" / "old.nii.gz").write_bytes(b"")
+    arguments = ["--shards", tiny_shards, "--out", tmp_path, "--perturb", "false", "--save_volumes", "true"]
+    code, out, _ = run_cli(main, tiny_run, *arguments)
+    assert code == 0
+    assert "1 volumes are of an earlier evaluation, old.nii.gz for one" in out
+    assert len(list((tmp_path / "volumes").iterdir())) == 1 + sum(read(tmp_path)["about"]["volumes"].values())

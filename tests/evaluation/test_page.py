@@ -48,9 +48,9 @@ def test_it_renders_without_complaints(browser: Browser, report: Path, width: in
     browser.open(report, width)
     browser.wait_for(READY, frame=1)
     assert browser.complaints == []
-    assert browser.ask("document.querySelector('h1').innerText") == "Evaluation"
+    assert browser.ask("document.querySelector('h1').innerText") == "Evaluation of run, split test"
     sizes = browser.ask("[...document.images].map(image => image.naturalWidth)")
-    assert len(sizes) == 5
+    assert len(sizes) == 6
     assert min(sizes) > 0
 
 
@@ -128,18 +128,29 @@ def test_all_that_was_found_is_on_it(report: Path) -> None:
         "Where might it have invented something?",
         "Training",
         "Definitions",
-        "Machine and data",
+        "Data and machine",
     ):
         assert f"<h2>{heading}</h2>" in text
     tree = json.loads((report.parent / "metrics.json").read_text())
     assert tree["about"]["data_sha256"] in text
+    assert tree["about"]["models"]["model"]["sha256"] in text
+    assert text.count("Maps of doubt") == 2
     assert tree["worst_slices"]["inconsistency"][0]["key"] in text
     assert "A single subject: no interval and no test can be given" in text
     assert matplotlib.image.imread(report.parent / "slices.png").ndim == 3
 
 
 def test_a_model_file_has_no_training_curve(tmp_path: Path, tiny_run: Path) -> None:
-    assert TrainingRecord.of(tmp_path / "model.onnx") is None
-    record = TrainingRecord.of(tiny_run)
-    assert record is not None
+    assert TrainingRecord.of(tmp_path / "model.onnx", "lr: 1").log == []
+    record = TrainingRecord.of(tiny_run, "")
     assert [line["step"] for line in record.log if line["event"] == "validation"] == [2]
+
+
+def test_the_report_of_a_model_file_has_its_configuration(tiny_model: Path, tiny_shards: Path, tmp_path: Path) -> None:
+    arguments = [str(tiny_model), "--shards", str(tiny_shards), "--out", str(tmp_path / "o"), "--perturb", "false"]
+    assert main(arguments) == 0
+    text = (tmp_path / "o" / "report.html").read_text()
+    assert "preset: tiny" in text
+    assert "A model file does not carry its training curve" in text
+    assert "Disagreement" not in text
+    assert text.count("Maps of doubt") == 1
