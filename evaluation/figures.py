@@ -206,6 +206,8 @@ def _draw_scale(page: Page, box_in: tuple[float, float, float, float], colours: 
     axes = page.axes(*box_in)
     axes.imshow(np.linspace(0, 1, 256)[None], cmap=colours, aspect="auto", extent=(*ends, 0, 1))
     axes.set_yticks([])
+    # Bars lie side by side: what stands at the end of one would run into the next one's.
+    axes.set_xticks([tick for tick in axes.get_xticks() if ends[0] <= tick <= ends[0] + 0.92 * (ends[1] - ends[0])])
     axes.tick_params(colors=INK, labelsize=9)
     axes.spines[:].set_visible(False)
 
@@ -260,6 +262,7 @@ def bands_png(bands: Mapping[str, Mapping[str, float]]) -> bytes:
         axes.plot(range(len(names)), heights, color=SERIES[number % len(SERIES)], marker="o", label=method)
     _plain(axes, "energy that contradicts the scan, % of the scan's in the band")
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xticks(range(len(names)), names)
     axes.margins(x=0.1)
     axes.grid(color=GREY, alpha=0.2)

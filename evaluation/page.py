@@ -261,12 +261,12 @@ def _maps(images: VolumeImages) -> list[Section]:
         for title, found in maps.items()
         if MODEL in found
     }
-    what = "its disagreement" if doubt is not None else "what contradicts the scan"
+    what = "the model's disagreement" if doubt is not None else "what of the model's contradicts the scan"
     sections: list[Section] = []
     for method in (m for m in (MODEL, AGAINST) if m in images.restored):
         shown = {"restored": images.restored[method][at], "high field": images.high[at]}
         shown |= {title: maps[title][method][at] for title in ends}
-        caption = f"Volume {images.name}, {method}: the slice in which {what}, of the model, is largest."
+        caption = f"Volume {images.name}, {method}: the slice in which {what} is largest."
         sections.append(report.figure(figures.doubts_png(shown, ends), f"Maps of doubt, {method}", caption))
     return sections
 
