@@ -195,8 +195,10 @@ def call(main: Callable[[list[str]], int], *arguments: object) -> None:
 
 def write_demo_report(places: Places, times_s: dict[str, float]) -> None:
     """Write demo/report.html: configuration, curves, table, slices, files."""
-    from upfield.evaluation import figures, report
+    from upfield.evaluation import figures
     from upfield.evaluation.evaluate import SLICES_PNG
+    from upfield.evaluation.metricstable import metrics_table
+    from upfield.sharding import report
 
     metrics = read_metrics(places)
     log = [json.loads(line) for line in (places.run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -205,7 +207,7 @@ def write_demo_report(places: Places, times_s: dict[str, float]) -> None:
     cohorts = (places.cohort / "cohorts.yaml").read_text(encoding="utf-8")
     sections = [
         report.paragraph(HONESTY),
-        report.metrics_table(metrics, "Held-out subject: cubic interpolation against the model"),
+        metrics_table(metrics, "Held-out subject: cubic interpolation against the model"),
         report.figure(figures.curves_png(log), "Loss and validation PSNR over steps", heading="Training"),
         report.figure(
             (places.evaluation / SLICES_PNG).read_bytes(), "Slices before and after", heading="Low, restored, high"

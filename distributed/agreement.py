@@ -167,3 +167,12 @@ def sum_over_processes(values: Tensor) -> Tensor:
 def lost_another(error: RuntimeError) -> bool:
     """Tell whether an error means that another process of the job has gone, or did not come in time."""
     return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+
+
+def is_held(out: Path) -> bool:
+    """Tell whether a job is writing the run in `out`."""
+    try:
+        with (out / LOCK).open("a") as lock:
+            return not try_lock(lock, out)
+    except OSError:
+        return False

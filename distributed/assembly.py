@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -48,6 +49,10 @@ from upfield.sharding.manifest import Manifest
 from upfield.sharding.progress import say
 from upfield.sharding.shardset import ShardSplit
 
+Figures = dict[str, float | int]
+# Takes where the run stands, the epochs that are done, and what a validation found.
+OnValidation = Callable[[Progress, float, Figures], None]
+
 
 @dataclass
 class Training:
@@ -67,6 +72,13 @@ class Training:
     out: Path
     lock: TextIO | None
     """Held while the run is written."""
+    validated: OnValidation = lambda *_: None
+    """Called after each validation."""
+
+    @property
+    def epoch(self) -> float:
+        """How many passes over the training split are done."""
+        return self.progress.step / self.batches.steps_per_epoch
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from upfield.distributed.agreement import errors_met_by_all, write_on_main_process
-from upfield.distributed.assembly import Training, set_up, tear_down
+from upfield.distributed.assembly import Figures, OnValidation, Training, set_up, tear_down
 from upfield.distributed.checkpoint import Progress, save_best, save_checkpoint, save_progress
 from upfield.distributed.configuration import TrainConfig
 from upfield.distributed.fetcher import fetched_ahead
@@ -26,13 +26,14 @@ from upfield.sharding.errors import InputError, RunError
 from upfield.sharding.progress import say
 
 
-def fit(config: TrainConfig, stop: StopRequest | None = None) -> Progress:
+def fit(config: TrainConfig, stop: StopRequest | None = None, validated: OnValidation = lambda *_: None) -> Progress:
     """Train, from the beginning or from the last checkpoint, to the end or to a signal. Collective: ALL ranks call it.
 
     Args:
         config: the run's.
         stop: set when SIGTERM or SIGUSR1 comes, upon which all ranks save at the same step and this returns; by default
             this function listens to them itself.
+        validated: called on every rank after each validation, when what it found is saved.
 
     Raises:
         InputError: the shard set, the configuration or a checkpoint does not fit.
@@ -53,10 +54,12 @@ def fit(config: TrainConfig, stop: StopRequest | None = None) -> Progress:
         record = leaving.enter_context(
             closing(Record(run.accelerator, run.out, run.progress, run.total_steps, config.data.trace))
         )
+        run.validated = validated
         if run.progress.validated_step < run.progress.step and is_due(run, config.run.validate_every):
             # The process ended between the checkpoint of a step and its validation.
-            validate_and_keep_best(run, record)
+            figures = validate_and_keep_best(run, record)
             keep_progress(run)
+            run.validated(run.progress, run.epoch, figures)
         train(run, record, stop)
     tear_down(run)
     return run.progress
@@ -220,9 +223,10 @@ def after_step(run: Training, record: Record, meter: Meter, batch: Batch, stop: 
         if saving:
             save(run)
         if is_due(run, config.run.validate_every) and not stop.agreed:
-            validate_and_keep_best(run, record)
+            figures = validate_and_keep_best(run, record)
             if saving:
                 keep_progress(run)
+            run.validated(run.progress, run.epoch, figures)
 
 
 def is_due(run: Training, every: int | None) -> bool:
@@ -231,8 +235,8 @@ def is_due(run: Training, every: int | None) -> bool:
     return step == run.total_steps or step % (every or run.batches.steps_per_epoch) == 0
 
 
-def validate_and_keep_best(run: Training, record: Record) -> None:
-    """Validate, and keep the model if its mean PSNR is the best so far. Collective: ALL ranks call it.
+def validate_and_keep_best(run: Training, record: Record) -> Figures:
+    """Validate, keep the model if its mean PSNR is the best so far, and give what was found. Collective: ALL call it.
 
     Where an average of the weights is kept, it is the model.
     """
@@ -244,7 +248,7 @@ def validate_and_keep_best(run: Training, record: Record) -> None:
         )
         learner.network.train()
         run.progress.validated_step = step
-        record.metrics("validation", step, step / run.batches.steps_per_epoch, found.figures)
+        record.metrics("validation", step, run.epoch, found.figures)
         record.pictures(step, found.pictures)
         psnr = found.figures["psnr_slice"]
         if not math.isfinite(psnr):
@@ -253,15 +257,16 @@ def validate_and_keep_best(run: Training, record: Record) -> None:
         elif run.progress.best_psnr is None or psnr > run.progress.best_psnr:
             run.progress.best_psnr, run.progress.best_step = psnr, step
             keep_best(run, found.figures)
+    return found.figures
 
 
-def keep_best(run: Training, figures: dict[str, float | int]) -> None:
+def keep_best(run: Training, figures: Figures) -> None:
     """Write the present weights as the best model. Collective: ALL ranks call it."""
     weights = run.learner.weights()
     manifest, step = run.validation.manifest, run.progress.step
     record = {
         "step": step,
-        "epoch": step / run.batches.steps_per_epoch,
+        "epoch": run.epoch,
         "validation": figures,
         "data_sha256": manifest.data_sha256,
         "normalisation": manifest.normalisation,

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from upfield.evaluation import comparison, report
+from upfield.evaluation import comparison
 from upfield.evaluation.measure import CUBIC
 from upfield.evaluation.metrics import METRICS
 from upfield.evaluation.summary import Evaluated, counted, statistics
+from upfield.sharding import report
 from upfield.sharding.atomic import write_json, write_text
 
 MAIN_METRICS = ("psnr_slice", "psnr_slice_foreground", "ssim_slice", "ms_ssim_axial", "nrmse", "score_ulf_enc")

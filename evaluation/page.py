@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upfield.evaluation import comparison, figures, report
+from upfield.evaluation import comparison, figures
 from upfield.evaluation.measure import AGAINST, CUBIC, MODEL, VolumeImages
 from upfield.evaluation.metrics import METRICS
-from upfield.evaluation.report import Section
+from upfield.evaluation.metricstable import metric_label, metrics_table
 from upfield.evaluation.summary import TRUST, Evaluated, counted, groups, notes
 from upfield.export.viewer import viewer_html
+from upfield.sharding import report
+from upfield.sharding.report import Section
 
 # nilearn draws the planes side by side, in a little more than the height of the highest.
 VIEWER_ROOM = 1.12
@@ -79,7 +81,7 @@ def write_evaluation_report(
             f"{counted(about)}: {about['restorer']}." + (f" Against: {about['against']}." if AGAINST in tree else "")
         ),
         report.paragraph(RESEARCH_USE),
-        report.metrics_table(tree, "Cubic interpolation and the model"),
+        metrics_table(tree, "Cubic interpolation and the model"),
         report.paragraph("\n\n".join([comparison.METHOD, *(f"{note[0].upper()}{note[1:]}." for note in notes(tree))])),
         *_against(tree),
         _spread(evaluated),
@@ -153,7 +155,7 @@ def _against(tree: dict[str, Any]) -> list[Section]:
     if not differences:
         return []
     rows = [
-        [report.metric_label(METRICS[name]), *_difference_cells(one, METRICS[name].digits)]
+        [metric_label(METRICS[name]), *_difference_cells(one, METRICS[name].digits)]
         for name, one in differences.items()
     ]
     header = ["metric", "model - against", *INTERVAL_HEADER]
@@ -195,7 +197,7 @@ def _groups(tree: dict[str, Any], evaluated: Evaluated) -> list[Section]:
         differences = tree["groups"][name]["differences"][f"{MODEL} - {CUBIC}"]
         cells = [_difference_cells(differences.get(metric), METRICS[metric].digits) for metric in GAIN_METRICS]
         gains.append([name, subjects, *(cell for row in cells for cell in row)])
-    labels = [report.metric_label(METRICS[metric]) for metric in GROUP_METRICS]
+    labels = [metric_label(METRICS[metric]) for metric in GROUP_METRICS]
     header = [title for metric in GAIN_METRICS for title in (f"{METRICS[metric].label}, gain", *INTERVAL_HEADER)]
     return [
         report.table(["cohort, kind", "subjects", "method", *labels], means, "Per cohort, real and synthetic"),

@@ -77,33 +77,46 @@ def _single_threaded(function: Callable[[T], R], task: T) -> R:
         return function(task)
 
 
-def connect_ray() -> None:
-    """Connect to the cluster that RAY_ADDRESS names, else to the one running here, else start Ray on this machine.
+def connect_ray(address: str | None = None, runtime_env: dict[str, Any] | None = None) -> None:
+    """Connect to a cluster: that given, that of RAY_ADDRESS, the one running here; else start Ray on this machine.
 
     Ray itself tries for many minutes to reach a cluster that is gone, also one of which only the address is left in
     its folder; here a place where nothing listens is told from a cluster within seconds.
 
+    Args:
+        address: of a cluster, `auto` for one running here, `local` for none.
+        runtime_env: what its processes need, as Ray takes it.
+
     Raises:
-        InputError: there is no cluster at the address that RAY_ADDRESS gives.
+        InputError: there is no cluster at that address, or none at the address that RAY_ADDRESS gives.
         RunError: Ray cannot start on this machine.
     """
     import ray
     from ray._private.services import canonicalize_bootstrap_address
 
-    named = os.environ.get("RAY_ADDRESS", "")
+    named = address or os.environ.get("RAY_ADDRESS", "")
     try:
-        address = canonicalize_bootstrap_address(named.removeprefix("ray://") or cast(Any, None))
-        if address and not _answers(address):
+        found = canonicalize_bootstrap_address(named.removeprefix("ray://") or cast(Any, None))
+        if named == "auto" and not found:
+            raise ConnectionError("none runs here")
+        if found and not _answers(found):
             if named:
                 raise ConnectionError("nothing answers there")
-            address = None
-        ray.init(named or address or "local", include_dashboard=False, log_to_driver=False, configure_logging=False)
+            found = None
+        ray.init(
+            named or found or "local",
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+            runtime_env=runtime_env,
+        )
     except (ConnectionError, RuntimeError, ValueError) as error:
         if named in ("", "local"):
             raise RunError(f"expected Ray to start on this machine, found {type(error).__name__}: {error}") from error
+        what = "address" if address else "RAY_ADDRESS"
         raise InputError(
-            f"RAY_ADDRESS: expected the address of a Ray cluster, found {named}: {error}; start the cluster, mend the "
-            "address, or unset it to use this machine"
+            f"{what}: expected the address of a Ray cluster, found {named}: {error}; start the cluster, mend the "
+            "address, or leave it out to use this machine"
         ) from error
 
 

@@ -1,139 +1,179 @@
 """`upfield tune`: a Ray Tune sweep."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from upfield.sharding.command import Command, execute
-from upfield.sharding.errors import InputError, RunError
-from upfield.sharding.tasks import connect_ray
+from upfield.sharding.errors import InputError
 from upfield.tune.configuration import SweepConfig
 
 if TYPE_CHECKING:
-    from upfield.distributed.configuration import TrainConfig
+    from upfield.tune.space import Axis, Point
+
+STATE, RUNS, SETTINGS = "ray", "trials", "sweep.yaml"
+# What may differ when a sweep goes on: where and how it runs, not what it searches.
+FREE_KEYS = ("out", "address", "package", "max_concurrent_trials", "max_failures", "resources")
 
 
 def sweep(config: SweepConfig) -> None:
-    """Train every combination of the space, write results.csv, point best at the best run, and print the table."""
+    """Train the points of the space, write the results, point `best` at the best run, and print the table."""
     import os
 
     import ray
-    from ray import tune
 
     from upfield.distributed.train import with_absolute_paths
+    from upfield.sharding.atomic import write_text
+    from upfield.sharding.command import to_yaml
+    from upfield.tune.cluster import connect, refuse_impossible, trials_that_fit
+    from upfield.tune.results import write_results
+    from upfield.tune.space import points_of, read_space
+    from upfield.tune.tried import collect
 
     assert config.out is not None
-    if not config.space:
-        raise InputError("space: expected at least one dotted training key with the values to try, found none")
-    for key, values in config.space.items():
-        if not values:
-            raise InputError(f"space: {key}: expected at least one value to try, found none")
-        for value in values:
-            with_key(config.train, {key: value})
+    axes = read_space(config)
+    points = points_of(config, axes)
+    refuse_incomplete(config, points)
     out = config.out.absolute()
-    # Trials report to this folder; Ray's own marks would print the same lines twice.
+    refuse_other_sweep(out, config)
+    # Trials report to this folder and are narrated here; Ray's own marks would print the same twice.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    refuse_incomplete(config)
-    connect_ray()
-    refuse_impossible(config, ray.cluster_resources())
-    trainable = tune.with_resources(trial, {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial})
-    space = {key: tune.grid_search(values) for key, values in config.space.items()}
-    tuner = tune.Tuner(
-        tune.with_parameters(trainable, base=with_absolute_paths(config.train), out=str(out)),
-        param_space=space,
-        tune_config=tune.TuneConfig(
-            metric="psnr_slice", mode="max", max_concurrent_trials=config.max_concurrent_trials
-        ),
-        run_config=tune.RunConfig(name="ray", storage_path=str(out), verbose=0),
-    )
-    results = tuner.fit()
-    report([results[i] for i in range(len(results))], out)
-    ray.shutdown()
+    # How much a driver that is killed may forget; what it forgets is looked up in the runs.
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
+    connect(config.address, config.package)
+    try:
+        at_once = trials_that_fit(config.resources)
+        refuse_impossible(config.resources, at_once)
+        out.mkdir(parents=True, exist_ok=True)
+        with alone_in(out):
+            write_text(out / SETTINGS, to_yaml(config))
+            limit = min(at_once, config.max_concurrent_trials or at_once)
+            tuner = make_tuner(config, with_absolute_paths(config.train), axes, points, limit)
+            grid = tuner.fit()
+            write_results(out, collect(config, [grid[i] for i in range(len(grid))]))
+    finally:
+        ray.shutdown()
 
 
-def refuse_incomplete(config: SweepConfig) -> None:
-    """Raise InputError where the training configuration lacks what every trial needs, a complete shard set first."""
+def refuse_incomplete(config: SweepConfig, points: "Sequence[Point] | None") -> None:
+    """Refuse what no trial, or one of the points, could be trained with.
+
+    Raises:
+        InputError: no complete shard set, a batch that cannot be divided, a missing package.
+    """
+    import importlib.util
+
+    from upfield.distributed.launch import refuse_uneven_batch
     from upfield.distributed.source import read_set
+    from upfield.tune.space import with_point
 
     if config.train.data.shards is None:
         raise InputError("expected --train.data.shards, found none; give it, or its key in the configuration")
     read_set(config.train.data)
+    for point in points or []:
+        refuse_uneven_batch(with_point(config.train, point).data.batch_size, config.resources.workers_per_trial)
+    if config.search == "optuna" and importlib.util.find_spec("optuna") is None:
+        raise InputError("search: expected optuna to be installed for --search optuna; pip install 'upfield[optuna]'")
+    if config.package is not None and (config.package.suffix != ".whl" or not config.package.is_file()):
+        raise InputError(f"{config.package}: expected a wheel (pip wheel --no-deps .), found none; check --package")
 
 
-def refuse_impossible(config: SweepConfig, resources: Mapping[str, float]) -> None:
-    """Raise InputError where no trial could ever be placed: Ray would wait for ever."""
-    for name, needed in (("CPU", config.cpus_per_trial), ("GPU", config.gpus_per_trial)):
-        if needed > resources.get(name, 0):
-            raise InputError(
-                f"{name.lower()}s_per_trial: expected at most {resources.get(name, 0):g}, all that this cluster has, "
-                f"found {needed}"
-            )
-
-
-def trial(point: dict[str, Any], base: "TrainConfig", out: str) -> dict[str, Any]:
-    """Train one combination with the same `fit` as `upfield train`, and give its best validation PSNR."""
-    from dataclasses import replace
-
-    from upfield.distributed.loop import fit
-
-    name = "_".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in sorted(point.items()))
-    config = with_key(base, point)
-    run = Path(out) / "trials" / name
-    progress = fit(replace(config, run=replace(config.run, out=run)))
-    return {"psnr_slice": progress.best_psnr, "step": progress.step, "run": str(run)}
-
-
-def with_key(base: "TrainConfig", point: dict[str, Any]) -> "TrainConfig":
-    """Give a training configuration with dotted keys replaced.
+def refuse_other_sweep(out: Path, config: SweepConfig) -> None:
+    """Refuse a folder that holds another sweep.
 
     Raises:
-        InputError: no such key, or a value that it cannot take.
+        InputError: it was made with another configuration, or holds something else.
     """
-    from upfield.distributed.configuration import TrainConfig
-    from upfield.sharding.command import from_tree, to_tree
+    import yaml
 
-    tree = to_tree(base)
-    for key, value in point.items():
-        *parents, leaf = key.split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
-    return from_tree(TrainConfig, tree, "space")
+    from upfield.sharding.command import to_tree
 
-
-def last_line(error: Any) -> str:
-    """Give the line of a remote traceback that says what happened."""
-    return str(error).strip().splitlines()[-1]
-
-
-def report(results: list[Any], out: Path) -> None:
-    """Write results.csv, point `best` at the best run, and print the table.
-
-    Raises:
-        RunError: every trial failed.
-    """
-    import csv
-    import io
-
-    from upfield.sharding.atomic import point_symlink, write_text
-
-    done = sorted((r for r in results if not r.error), key=lambda r: -r.metrics["psnr_slice"])
-    if not done:
-        raise RunError(
-            f"{out}: expected a trial to finish, found all {len(results)} failed: {last_line(results[0].error)}"
+    settings = out / SETTINGS
+    if not settings.is_file():
+        if out.exists() and (not out.is_dir() or any(path.name != ".lock" for path in out.iterdir())):
+            raise InputError(f"{out}: expected a new folder or an earlier sweep, found something else; choose --out")
+        return
+    before, now = yaml.safe_load(settings.read_text(encoding="utf-8")), to_tree(config)
+    differing = [key for key in now if key not in FREE_KEYS and before.get(key) != now[key]]
+    if differing:
+        raise InputError(
+            f"{out}: expected the configuration that this sweep was begun with ({settings}), found another "
+            f"{', '.join(differing)}; go on with the old one, or choose another --out"
         )
-    rows = [{**r.config, **{name: r.metrics[name] for name in ("psnr_slice", "step", "run")}} for r in done]
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fieldnames=list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(out / "results.csv", buffer.getvalue())
-    point_symlink(out / "best", str(Path(rows[0]["run"]).relative_to(out)))
-    print(buffer.getvalue().rstrip())
-    if failed := len(results) - len(done):
-        print(f"{failed} of {len(results)} trials failed; see {out / 'ray'}")
+
+
+def alone_in(out: Path) -> Any:
+    """Hold a sweep's folder, so that no two drivers write it.
+
+    Raises:
+        InputError: another sweep is going on there.
+    """
+    from upfield.sharding.locking import try_lock
+
+    lock = (out / ".lock").open("w")
+    if not try_lock(lock, out):
+        lock.close()
+        raise InputError(f"{out}: expected no other sweep there, found one that is going on; wait for it, or end it")
+    return lock
+
+
+def make_tuner(
+    config: SweepConfig, base: Any, axes: "dict[str, Axis]", points: "list[Point] | None", at_once: int
+) -> Any:
+    """Give the tuner of a sweep, restored to where an earlier driver left it where there was one.
+
+    Args:
+        config: the sweep's.
+        base: the training configuration, with absolute paths.
+        axes: the space.
+        points: those known beforehand.
+        at_once: trials at the same time.
+    """
+    from ray import tune
+
+    from upfield.tune.narrator import Narrator
+    from upfield.tune.search import scheduler_of, searcher_of, with_seeds
+    from upfield.tune.trial import METRIC, POINT, Trials, run_trial
+
+    assert config.out is not None
+    out, resources = config.out.absolute(), config.resources
+    runs = "" if config.storage else str(out / RUNS)
+    shared = Trials(base, runs, resources, config.max_failures)
+    trainable = tune.with_parameters(run_trial, trials=shared)
+    # The driver of several workers only waits for them; without a core of its own it could be placed where they
+    # cannot.
+    is_driver = resources.workers_per_trial > 1
+    needs = {"cpu": 1.0 if is_driver else float(resources.cpus_per_worker)}
+    trainable = tune.with_resources(trainable, needs if is_driver else needs | {"gpu": resources.gpus_per_worker})
+    storage, name = (config.storage.rstrip("/"), out.name) if config.storage else (str(out), STATE)
+    path = f"{storage}/{name}"
+    if tune.Tuner.can_restore(path):
+        return tune.Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)
+    searcher = searcher_of(config, axes) if points is None else None
+    samples = config.trials * config.seeds if points is None else 1
+    space = None if points is None else {POINT: tune.grid_search(with_seeds(points, base.run.seed, config.seeds))}
+    return tune.Tuner(
+        trainable,
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            metric=METRIC,
+            mode="max",
+            num_samples=samples,
+            search_alg=searcher,
+            scheduler=scheduler_of(config, axes),
+            max_concurrent_trials=at_once,
+            reuse_actors=False,
+        ),
+        run_config=tune.RunConfig(
+            name=name,
+            storage_path=storage,
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+            callbacks=[Narrator()],
+        ),
+    )
 
 
 COMMAND = Command("tune", SweepConfig, sweep, required=("out",))

@@ -6,8 +6,9 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from upfield.evaluation import report
 from upfield.evaluation.figures import Triplet, curves_png, distribution_png, triplets_png
+from upfield.evaluation.metricstable import metrics_table
+from upfield.sharding import report
 from upfield.sharding.errors import InputError
 
 HOSTILE = "<script>alert('$x')</script> & \"quoted\" $x"
@@ -67,7 +68,7 @@ def page(tmp_path_factory):
         report.figure(triplets_png([make_triplet(HOSTILE)]), HOSTILE, HOSTILE, "slices"),
         report.code_block(HOSTILE, f"lr: 0.0002 # {HOSTILE}", "configuration"),
         report.link_list({HOSTILE: f"a folder/{HOSTILE}", "evil": "javascript:alert(1)"}, "files"),
-        report.metrics_table(sides | {"split": "test"}, "metrics"),
+        metrics_table(sides | {"split": "test"}, "metrics"),
     ]
     path = tmp_path_factory.mktemp("report") / "deep" / "report.html"
     report.write_report(path, f"title {HOSTILE}", sections)
@@ -125,7 +126,7 @@ def test_metrics_table_shows_units_signs_and_gaps():
         "model": {"ssim_slice": {"mean": 0.8, "median": 0.7}, "mae": nothing},
         "differences": {"model - cubic": {"ssim_slice": {"mean": -0.1, "low": -0.2, "high": 0.01, "p": 0.25}}},
     }
-    text = Page(report.metrics_table(sides).html).text
+    text = Page(metrics_table(sides).html).text
     assert "SSIM slice 0.9000 0.8000 0.8000 0.7000 -0.1000 -0.2000 to +0.0100 0.250" in text
     assert "MAE, lower is better - - - - - - -" in text
     assert "NRMSE" not in text

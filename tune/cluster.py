@@ -1,0 +1,107 @@
+"""The Ray cluster of a sweep: reached, of one version of this package, and large enough."""
+
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from upfield.sharding.errors import InputError
+from upfield.sharding.tasks import connect_ray
+from upfield.tune.configuration import ResourceConfig
+
+ANSWER_S = 120.0
+MOST = 10_000
+
+
+def connect(address: str | None, package: Path | None) -> None:
+    """Connect to a cluster, or start Ray here, and make sure that every node has this version.
+
+    Raises:
+        InputError: there is no cluster at that address, or a node lacks this version.
+        RunError: Ray cannot start on this machine.
+    """
+    connect_ray(address, {"py_modules": [str(package.absolute())]} if package else None)
+    nodes = alive_nodes()
+    if len(nodes) > 1:
+        refuse_other_versions(nodes)
+
+
+def alive_nodes() -> list[Mapping[str, Any]]:
+    """Give the cluster's nodes, as Ray describes them."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def own_version() -> str:
+    """Give the version of this package, as a process of the cluster sees it."""
+    try:
+        return version("upfield")
+    except PackageNotFoundError:
+        return "none"
+
+
+def refuse_other_versions(nodes: Iterable[Mapping[str, Any]]) -> None:
+    """Raise InputError where a node has not the version of the package that this process has."""
+    expected = own_version()
+    asked = {}
+    for node in nodes:
+        where = NodeAffinitySchedulingStrategy(str(node["NodeID"]), soft=False)
+        asked[str(node["NodeManagerAddress"])] = (
+            ray.remote(own_version).options(num_cpus=0, scheduling_strategy=where).remote()
+        )
+    for address, reference in asked.items():
+        try:
+            found = ray.get(reference, timeout=ANSWER_S)
+        except GetTimeoutError:
+            found = f"no answer within {ANSWER_S:g} s"
+        # What the task needs is imported where it runs.
+        except Exception as error:
+            found = f"none that can be imported ({type(error).__name__})"
+        if found != expected:
+            raise InputError(
+                f"node {address}: expected upfield {expected}, found {found}; install it there, or send it along with "
+                "--package WHEEL (pip wheel --no-deps .)"
+            )
+
+
+def bundles_of(resources: ResourceConfig) -> list[tuple[float, float]]:
+    """Give (CPUs, GPUs) of each process of a trial; several workers have a driver beside them."""
+    driver = [(1.0, 0.0)] if resources.workers_per_trial > 1 else []
+    worker = (float(resources.cpus_per_worker), float(resources.gpus_per_worker))
+    return [*driver, *[worker] * resources.workers_per_trial]
+
+
+def trials_that_fit(resources: ResourceConfig) -> int:
+    """Give how many trials the cluster can hold at once."""
+    found = [node["Resources"] for node in alive_nodes()]
+    free = [(float(node.get("CPU", 0)), float(node.get("GPU", 0))) for node in found]
+    return count_fitting(bundles_of(resources), free)
+
+
+def count_fitting(bundles: list[tuple[float, float]], nodes: list[tuple[float, float]]) -> int:
+    """Give how many times all bundles can be placed, each on one node; all are (CPUs, GPUs)."""
+    free = list(nodes)
+    for count in range(MOST):
+        for cpus, gpus in bundles:
+            at = next((i for i, node in enumerate(free) if node[0] >= cpus and node[1] >= gpus), None)
+            if at is None:
+                return count
+            free[at] = (free[at][0] - cpus, free[at][1] - gpus)
+    return MOST
+
+
+def refuse_impossible(resources: ResourceConfig, fitting: int) -> None:
+    """Raise InputError where no trial could ever be placed: Ray would wait for ever."""
+    if fitting > 0:
+        return
+    bundles = bundles_of(resources)
+    cpus, gpus = (sum(bundle[i] for bundle in bundles) for i in (0, 1))
+    total = ray.cluster_resources()
+    raise InputError(
+        f"resources: expected a trial that fits this cluster of {len(alive_nodes())} nodes with "
+        f"{total.get('CPU', 0):g} CPUs and {total.get('GPU', 0):g} GPUs, found {len(bundles)} processes that need "
+        f"{cpus:g} CPUs and {gpus:g} GPUs, each process on one node; ask for less"
+    )

@@ -1,0 +1,113 @@
+"""Pictures of a sweep."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from upfield.sharding.picture import COLOURS, blank_page, png_bytes
+
+CLEAR, GREY = "none", "#808791"
+WIDTH_IN, HEIGHT_IN, DPI = 9.0, 3.6, 150
+
+
+def learning_curves_png(curves: Sequence[tuple[Sequence[tuple[float, float]], int]]) -> bytes:
+    """Draw validation PSNR over epochs, the best point's trials in colour.
+
+    Args:
+        curves: per trial its (epochs, PSNR in dB) and the place of its point, 0 for the best.
+
+    Returns:
+        A PNG without background.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    page = blank_page(WIDTH_IN, HEIGHT_IN, CLEAR, DPI)
+    axes = page.axes(0.8, 0.4, WIDTH_IN - 1.0, HEIGHT_IN - 1.0)
+    for points, place in sorted(curves, key=lambda curve: -curve[1]):
+        epochs, psnr = zip(*points, strict=True)
+        is_best = place == 0
+        colour, alpha, width = (COLOURS[0], 1.0, 1.8) if is_best else (GREY, 0.5, 1.0)
+        axes.plot(epochs, psnr, color=colour, alpha=alpha, linewidth=width, marker="." if len(points) < 20 else "")
+    axes.set_title("validation PSNR (dB)", color=GREY, fontsize=11, loc="left", parse_math=False)
+    axes.set_xlabel("epoch", color=GREY, fontsize=10)
+    axes.grid(color=GREY, alpha=0.2)
+    _plain(axes)
+    return png_bytes(page.figure)
+
+
+def coordinates_png(points: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> bytes:
+    """Draw each point as a line through its parameters to its score, brighter for better ones.
+
+    Args:
+        points: of one set of keys.
+        scores: one per point, finite.
+
+    Returns:
+        A PNG without background.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    keys = list(points[0])
+    columns = [_places([point[key] for point in points]) for key in keys] + [_places(list(scores))]
+    page = blank_page(WIDTH_IN, HEIGHT_IN, CLEAR, DPI)
+    axes = page.axes(0.6, 0.3, WIDTH_IN - 1.2, HEIGHT_IN - 0.9)
+    from matplotlib import colormaps
+
+    heights = columns[-1][0]
+    for line in sorted(range(len(points)), key=lambda number: heights[number]):
+        colour = colormaps["viridis"](0.1 + 0.85 * heights[line])
+        axes.plot(range(len(columns)), [column[0][line] for column in columns], color=colour, linewidth=1.6, alpha=0.9)
+    for place, (_, ticks) in enumerate(columns):
+        axes.axvline(place, color=GREY, linewidth=1)
+        for height, text in ticks:
+            axes.text(place + 0.02, height, text, color=GREY, fontsize=9, va="center", parse_math=False)
+    axes.set_xlim(-0.05, len(columns) - 0.75)
+    axes.set_ylim(-0.08, 1.08)
+    axes.set_xticks(range(len(columns)), [*keys, "PSNR (dB)"], color=GREY, fontsize=10)
+    axes.set_yticks([])
+    axes.set_facecolor(CLEAR)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return png_bytes(page.figure)
+
+
+def _places(values: list[Any]) -> tuple[list[float], list[tuple[float, str]]]:
+    """Give where on an axis from 0 to 1 each value lies, and the marks of that axis.
+
+    Few different values, and those that are no numbers, lie at equal distances in their order; many numbers lie on a
+    straight axis, or on a logarithmic one where they span more than a factor of twenty.
+    """
+    distinct = sorted(set(map(_key, values)))
+    if len(distinct) <= 6 or not all(isinstance(value, int | float) for value in values):
+        step = 1 / max(len(distinct) - 1, 1)
+        at = {key: number * step if len(distinct) > 1 else 0.5 for number, key in enumerate(distinct)}
+        return [at[_key(value)] for value in values], [(at[key], _spell(key[-1])) for key in distinct]
+    numbers = np.array(values, dtype=np.float64)
+    if numbers.min() > 0 and numbers.max() / numbers.min() > 20:
+        numbers = np.log(numbers)
+        marks = np.exp(np.linspace(numbers.min(), numbers.max(), 5))
+    else:
+        marks = np.linspace(numbers.min(), numbers.max(), 5)
+    span = numbers.max() - numbers.min()
+    places = ((numbers - numbers.min()) / span).tolist()
+    return places, [(number / 4, _spell(mark)) for number, mark in enumerate(marks.tolist())]
+
+
+def _key(value: Any) -> tuple[int, float, Any]:
+    """Order numbers as such, and anything else after them by its text."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return (0, float(value), value) if is_number else (1, 0.0, str(value))
+
+
+def _spell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _plain(axes: Any) -> None:
+    axes.set_facecolor(CLEAR)
+    axes.tick_params(which="both", colors=GREY, labelsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)

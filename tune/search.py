@@ -1,0 +1,57 @@
+"""How Ray Tune is to search: samplers, repetitions and early stopping."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from upfield.tune.configuration import SweepConfig
+from upfield.tune.space import Axis, Point, Range, with_point
+from upfield.tune.trial import EPOCH, METRIC
+
+
+def with_seeds(points: Sequence[Point], first: int, seeds: int) -> list[Point]:
+    """Give each point once per seed, and as it is where there is one."""
+    if seeds == 1:
+        return list(points)
+    return [point | {"run.seed": first + number} for number in range(seeds) for point in points]
+
+
+def searcher_of(config: SweepConfig, axes: Mapping[str, Axis]) -> Any:
+    """Give the sampler that proposes points."""
+    from ray.tune.search import Repeater
+    from ray.tune.search.optuna import OptunaSearch
+
+    space = {key: _distribution(axis) for key, axis in axes.items()}
+    searcher = OptunaSearch(space, metric=METRIC, mode="max", seed=config.seed)
+    return Repeater(searcher, repeat=config.seeds) if config.seeds > 1 else searcher
+
+
+def _distribution(axis: Axis) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if not isinstance(axis, Range):
+        return CategoricalDistribution(axis)
+    if axis.kind == "int":
+        return IntDistribution(int(axis.low), int(axis.high))
+    return FloatDistribution(axis.low, axis.high, log=axis.kind == "loguniform")
+
+
+def scheduler_of(config: SweepConfig, axes: Mapping[str, Axis]) -> Any:
+    """Give what stops trials early, if anything is to."""
+    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+
+    if config.scheduler == "none":
+        return FIFOScheduler()
+    return ASHAScheduler(
+        time_attr=EPOCH,
+        grace_period=config.asha.grace_epochs,  # pyright: ignore[reportArgumentType]
+        reduction_factor=config.asha.reduction_factor,
+        # Trials end by themselves; this only bounds the rungs.
+        max_t=max(most_epochs(config, axes), config.asha.grace_epochs) + 1,  # pyright: ignore[reportArgumentType]
+    )
+
+
+def most_epochs(config: SweepConfig, axes: Mapping[str, Axis]) -> int:
+    """Give the most epochs that any trial trains."""
+    axis = axes.get("run.epochs", [config.train.run.epochs])
+    values = [int(axis.high)] if isinstance(axis, Range) else axis
+    return max(with_point(config.train, {"run.epochs": value}).run.epochs for value in values)

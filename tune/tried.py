@@ -1,0 +1,149 @@
+"""What became of the points of a sweep, read from Ray's results."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from upfield.tune.configuration import SweepConfig
+from upfield.tune.trial import EPOCH, FAILED, FINISHED, METRIC, point_of
+
+SEED = "run.seed"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One trial."""
+
+    point: Mapping[str, Any]
+    """Without the seed where every point has several."""
+    seed: int | None
+    """Of its run, where every point has several."""
+    psnr_slice: float | None
+    """Best validation PSNR in dB; None where there is none."""
+    status: str
+    """`done`, `stopped early`, `failed: ...` or `crashed: ...`."""
+    run: str
+    """Folder of its run."""
+    best_step: int | None = None
+    """Step of the best validation."""
+    step: int = 0
+    """Steps it was trained for."""
+    seconds: float = 0.0
+    """Time that its last attempt took."""
+    curve: tuple[tuple[float, float], ...] = ()
+    """(epochs, validation PSNR in dB) of each validation."""
+    uploaded: Any = field(default=None, compare=False)
+    """Its run as a Ray checkpoint, where it is not in a folder that is seen here."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One point, trained once or with several seeds."""
+
+    point: Mapping[str, Any]
+    """Dotted key -> value."""
+    trials: tuple[Trained, ...]
+    """The best first."""
+
+    @property
+    def scores(self) -> list[float]:
+        """Best validation PSNR in dB of each trial that has one."""
+        return [trial.psnr_slice for trial in self.trials if trial.psnr_slice is not None]
+
+    @property
+    def mean(self) -> float:
+        """Mean over seeds, in dB; minus infinity where a trial has none."""
+        return float(np.mean(self.scores)) if len(self.scores) == len(self.trials) else -math.inf
+
+    @property
+    def spread(self) -> float | None:
+        """Sample standard deviation over seeds, in dB."""
+        return float(np.std(self.scores, ddof=1)) if len(self.scores) > 1 else None
+
+    @property
+    def status(self) -> str:
+        """What became of its trials."""
+        return "; ".join(dict.fromkeys(trial.status for trial in self.trials))
+
+
+def collect(config: SweepConfig, results: Sequence[Any]) -> list[Tried]:
+    """Bring Ray's results to points, the best first.
+
+    Args:
+        config: of the sweep.
+        results: Ray's, one per trial.
+    """
+    by_point: dict[str, list[Trained]] = {}
+    for result in results:
+        trial = read_result(config, result)
+        by_point.setdefault(str(sorted(trial.point.items())), []).append(trial)
+    tried = [
+        Tried(trials[0].point, tuple(sorted(trials, key=lambda trial: -_score(trial)))) for trials in by_point.values()
+    ]
+    return sorted(tried, key=lambda one: -one.mean)
+
+
+def read_result(config: SweepConfig, result: Any) -> Trained:
+    """Read one of Ray's results."""
+    point = point_of(result.config, config.train)
+    seed = int(point.pop(SEED)) if config.seeds > 1 else None
+    last = result.metrics or {}
+    best = last.get(METRIC)
+    score = float(best) if best is not None and math.isfinite(best) else None
+    return Trained(
+        point,
+        seed,
+        score,
+        status_of(result, last),
+        str(last.get("run", "")),
+        last.get("best_step"),
+        int(last.get("step", 0)),
+        float(last.get("time_total_s", 0.0)),
+        curve_of(result),
+        result.checkpoint,
+    )
+
+
+def status_of(result: Any, last: Mapping[str, Any]) -> str:
+    """Say what became of a trial."""
+    if result.error:
+        return f"crashed: {last_line(result.error)}"
+    if last.get(FAILED):
+        return f"failed: {last[FAILED]}"
+    return "done" if last.get(FINISHED) else "stopped early"
+
+
+def last_line(error: object) -> str:
+    """Give the line of a remote traceback that says what happened."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+def curve_of(result: Any) -> tuple[tuple[float, float], ...]:
+    """Give a trial's validations: (epochs, PSNR in dB)."""
+    frame = result.metrics_dataframe
+    if frame is None or "psnr_slice" not in frame:
+        return ()
+    rows = zip(frame[EPOCH].astype(float).tolist(), frame["psnr_slice"].astype(float).tolist(), strict=True)
+    finite = {epoch: psnr for epoch, psnr in rows if math.isfinite(epoch) and math.isfinite(psnr)}
+    return tuple(sorted(finite.items()))
+
+
+def _score(trial: Trained) -> float:
+    return -math.inf if trial.psnr_slice is None else trial.psnr_slice
+
+
+def spell(value: Any) -> str:
+    """Spell a value of a point."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def spell_score(one: Tried) -> str:
+    """Spell a point's mean over seeds, and their spread."""
+    if not math.isfinite(one.mean):
+        return "-"
+    spread = "" if one.spread is None else f" +- {one.spread:.2f} ({len(one.trials)} seeds)"
+    return f"{one.mean:.2f}{spread}"
