@@ -13,16 +13,18 @@ class ResourceConfig:
 
     workers_per_trial: int = 1
     """Processes that train a trial together. One trains in Ray Tune's own process, several in a Ray Train group."""
-    cpus_per_worker: int = 1
-    """CPU cores of each process."""
+    cpus_per_worker: float = 1
+    """CPU cores of each process. The driver of several workers takes one more, which hardly computes."""
     gpus_per_worker: float = 0
     """GPUs of each process; a part of one lets several trials share it."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that would never run."""
-        for name, least in (("workers_per_trial", 1), ("cpus_per_worker", 1), ("gpus_per_worker", 0)):
+        for name, least in (("workers_per_trial", 1), ("gpus_per_worker", 0)):
             if (value := getattr(self, name)) < least:
                 raise ValueError(f"resources.{name}: expected at least {least}, found {value}")
+        if not self.cpus_per_worker > 0:
+            raise ValueError(f"resources.cpus_per_worker: expected a positive number, found {self.cpus_per_worker}")
 
 
 @dataclass(frozen=True)

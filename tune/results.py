@@ -77,6 +77,7 @@ def trial_rows(tried: Sequence[Tried]) -> list[dict[str, Any]]:
             "psnr_slice": "" if trial.psnr_slice is None else round(trial.psnr_slice, 4),
             "best_step": trial.best_step,
             "step": trial.step,
+            "processes": trial.processes,
             "status": trial.status,
             "seconds": round(trial.seconds, 1),
             "run": trial.run,

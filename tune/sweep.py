@@ -146,8 +146,10 @@ def make_tuner(
     is_driver = resources.workers_per_trial > 1
     needs = {"cpu": 1.0 if is_driver else float(resources.cpus_per_worker)}
     trainable = tune.with_resources(trainable, needs if is_driver else needs | {"gpu": resources.gpus_per_worker})
-    storage, name = (config.storage.rstrip("/"), out.name) if config.storage else (str(out), STATE)
-    path = f"{storage}/{name}"
+    storage, name = (config.storage, out.name) if config.storage else (str(out), STATE)
+    # An address may end in options: `s3://bucket/folder?region=eu-central-1`.
+    address, *options = storage.split("?", 1)
+    path = "?".join([f"{address.rstrip('/')}/{name}", *options])
     if tune.Tuner.can_restore(path):
         return tune.Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)
     searcher = searcher_of(config, axes) if points is None else None

@@ -129,6 +129,7 @@ class Reports:
             "step": progress.step,
             "best_step": progress.best_step,
             "run": str(self._run),
+            "processes": int(os.environ.get("WORLD_SIZE", "1")),
         }
         if not self._uploads:
             self._send(self._sent)

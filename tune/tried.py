@@ -31,6 +31,8 @@ class Trained:
     """Step of the best validation."""
     step: int = 0
     """Steps it was trained for."""
+    processes: int = 1
+    """That trained it together."""
     seconds: float = 0.0
     """Time that its last attempt took."""
     curve: tuple[tuple[float, float], ...] = ()
@@ -101,6 +103,7 @@ def read_result(config: SweepConfig, result: Any) -> Trained:
         str(last.get("run", "")),
         last.get("best_step"),
         int(last.get("step", 0)),
+        int(last.get("processes", 1)),
         float(last.get("time_total_s", 0.0)),
         curve_of(result),
         result.checkpoint,

@@ -1,51 +1,241 @@
-"""A sweep trains every combination through the same `fit`, and leaves its best run ready for export."""
+"""A sweep trains every point through the same `fit`, survives what dies, and leaves its best run ready for export."""
 
 import csv
+import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from upfield.tune import sweep
-from upfield.tune.sweep import main
+
+TIMEOUT_S = 400
+TRIAL_PROCESS = "run_trial"
 
 
-def test_a_sweep_ranks_its_trials_and_points_at_the_best(tiny_shards: Path, tmp_path: Path) -> None:
-    (tmp_path / "sweep.yaml").write_text(
-        f"train:\n  data: {{shards: {tiny_shards}}}\n  model: {{preset: tiny}}\n"
-        "  run: {max_steps: 2, precision: 'no'}\nspace:\n  optim.lr: [1.0e-3, 1.0e-5]\n  data.batch_size: [2]\n"
+def write_config(folder: Path, shards: Path, text: str, run: str = "") -> Path:
+    """Write a sweep of `tiny` on `shards`; `run` goes into the trials' `run`, `text` beside `train`."""
+    path = folder / "sweep.yaml"
+    path.write_text(
+        f"train:\n  data: {{shards: {shards}, batch_size: 4}}\n  model: {{preset: tiny}}\n"
+        f"  run: {{precision: 'no', trackers: [], pictures: 0{run}}}\n{text}"
     )
-    out = tmp_path / "sweep"
-    command = [sys.executable, sweep.__file__, "--config", str(tmp_path / "sweep.yaml"), "--out", str(out)]
-    environment = {**os.environ, "RAY_ADDRESS": "local"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return path
+
+
+def command(config: Path, out: Path) -> list[str]:
+    return [sys.executable, sweep.__file__, "--config", str(config), "--out", str(out)]
+
+
+def environment() -> dict[str, str]:
+    return {"RAY_ADDRESS": "local", "OMP_NUM_THREADS": "1"} | {
+        key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"
+    }
+
+
+def run_sweep(config: Path, out: Path, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """Run a sweep to its end."""
+    done = subprocess.run(
+        [*command(config, out), *arguments],
+        env={**environment(), **variables},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
-    with (out / "results.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert {float(row["optim.lr"]) for row in rows} == {1e-3, 1e-5}
-    scores = [float(row["psnr_slice"]) for row in rows]
-    assert scores == sorted(scores, reverse=True)
-    assert (out / "best").resolve() == Path(rows[0]["run"]).resolve()
+    return done
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def log_of(run: Path, event: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    # Seconds differ from run to run.
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines if line["event"] == event]
+
+
+def test_a_sweep_ranks_its_points_over_seeds_and_points_at_the_best(tiny_shards: Path, tmp_path: Path) -> None:
+    text = "space: {optim.lr: [1.0e-3, 1.0e+30]}\nseeds: 2\n"
+    config = write_config(tmp_path, tiny_shards, text, ", max_steps: 4, validate_every: 2")
+    out = tmp_path / "sweep"
+    done = run_sweep(config, out)
+    results, trials = rows(out / "results.csv"), rows(out / "trials.csv")
+    assert [float(row["optim.lr"]) for row in results] == [1e-3, 1e30]
+    assert [row["seeds"] for row in results] == ["2", "2"]
+    scores = [float(row["psnr_slice"]) for row in trials if float(row["optim.lr"]) == 1e-3]
+    assert float(results[0]["psnr_slice"]) == pytest.approx(sum(scores) / 2, abs=1e-3)
+    assert float(results[0]["psnr_slice_std"]) > 0
+    # A rate that makes the loss infinite is marked, and the sweep goes on.
+    assert results[1]["psnr_slice"] == ""
+    assert "failed: step" in results[1]["status"]
+    assert "expected a finite loss" in results[1]["status"]
+    assert (out / "best").resolve() == Path(results[0]["run"]).resolve()
     assert (out / "best" / "best" / "model.safetensors").is_file()
+    assert (out / "best" / "config.yaml").is_file()
+    assert "Learning curves" in (out / "report.html").read_text()
+    assert "validation PSNR (dB)" in done.stdout
+    # The same command again has nothing left to do, and says the same.
+    before = {path: path.stat().st_mtime_ns for path in (out / "trials").rglob("*.safetensors")}
+    again = run_sweep(config, out)
+    assert again.stdout == done.stdout
+    assert {path: path.stat().st_mtime_ns for path in (out / "trials").rglob("*.safetensors")} == before
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("space: {}", "expected at least one dotted training key"),
-        ("space: {optim.rate: [1]}", "unknown key optim.rate"),
-        ("space: {optim.lr: [-1]}", "expected a positive rate"),
-        ("space: {optim.lr: [1]}", "expected --train.data.shards"),
-    ],
-)
-def test_a_space_that_cannot_be_searched_is_refused(
-    tmp_path: Path, run_cli: Callable, content: str, message: str
+def test_a_trial_that_can_never_be_placed_is_refused_at_once(
+    tiny_shards: Path, tmp_path: Path, run_cli: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "sweep.yaml").write_text(content)
-    code, _, err = run_cli(main, "--config", tmp_path / "sweep.yaml", "--out", tmp_path / "sweep")
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    config = write_config(tmp_path, tiny_shards, "space: {optim.lr: [1.0e-3]}\nresources: {cpus_per_worker: 999}\n")
+    code, _, err = run_cli(sweep.main, "--config", config, "--out", tmp_path / "sweep")
     assert code == 2
-    assert message in err
+    assert "found 1 processes that need 999 CPUs and 0 GPUs" in err
+    assert "this cluster of 1 nodes with" in err
     assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.slow
+def test_asha_stops_bad_trials_early(tiny_shards: Path, tmp_path: Path) -> None:
+    text = (
+        "space: {optim.lr: [3.0e-3, 1.0e-12, 1.0e-13, 1.0e-14]}\nscheduler: asha\nmax_concurrent_trials: 1\n"
+        "asha: {grace_epochs: 1, reduction_factor: 2}\n"
+    )
+    config = write_config(tmp_path, tiny_shards, text, ", epochs: 4")
+    run_sweep(config, tmp_path / "sweep")
+    found = {float(row["optim.lr"]): row for row in rows(tmp_path / "sweep" / "trials.csv")}
+    assert found[3e-3]["status"] == "done"
+    assert found[3e-3]["step"] == str(4 * 45)
+    stopped = [found[lr] for lr in (1e-12, 1e-13, 1e-14)]
+    assert {row["status"] for row in stopped} == {"stopped early"}
+    assert all(int(row["step"]) < 4 * 45 for row in stopped)
+
+
+@pytest.mark.slow
+def test_two_workers_train_a_trial_as_one_would(tiny_shards: Path, tmp_path: Path) -> None:
+    text = "space: {optim.lr: [1.0e-3]}\n"
+    config = write_config(tmp_path, tiny_shards, text, ", max_steps: 6, validate_every: 3")
+    run_sweep(config, tmp_path / "one")
+    run_sweep(config, tmp_path / "two", "--resources.workers_per_trial", "2", "--resources.cpus_per_worker", "0.5")
+    one, two = (rows(tmp_path / name / "trials.csv")[0] for name in ("one", "two"))
+    assert (one["processes"], two["processes"]) == ("1", "2")
+    assert two["status"] == "done"
+    assert float(two["psnr_slice"]) == pytest.approx(float(one["psnr_slice"]), abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_optuna_proposes_points(tiny_shards: Path, tmp_path: Path, seeds: int) -> None:
+    text = (
+        "space: {optim.lr: {loguniform: [1.0e-5, 1.0e-2]}, data.batch_size: [2, 4], run.max_steps: {int: [1, 3]}}\n"
+        f"search: optuna\ntrials: 3\nseeds: {seeds}\n"
+    )
+    config = write_config(tmp_path, tiny_shards, text)
+    run_sweep(config, tmp_path / "sweep")
+    results = rows(tmp_path / "sweep" / "results.csv")
+    assert len(results) == 3
+    assert {row["seeds"] for row in results} == {str(seeds)}
+    assert all(1e-5 <= float(row["optim.lr"]) <= 1e-2 and row["status"] == "done" for row in results)
+    assert all(int(row["run.max_steps"]) in (1, 2, 3) for row in results)
+
+
+def descendants(process: int, name: str) -> list[psutil.Process]:
+    """Processes below one whose command line holds `name`."""
+    found: list[psutil.Process] = []
+    try:
+        children = psutil.Process(process).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return found
+    for child in children:
+        try:
+            if name in " ".join(child.cmdline()):
+                found.append(child)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def wait_for(condition: Callable[[], Any], what: str) -> Any:
+    until = time.monotonic() + TIMEOUT_S / 2
+    while time.monotonic() < until:
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"waited in vain for {what}")
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Callable[[Path, Path], "subprocess.Popen[str]"]]:
+    """A function that starts a sweep in the background; it is killed with all below it in the end."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(config: Path, out: Path) -> "subprocess.Popen[str]":
+        log = (tmp_path / f"log-{len(processes)}").open("w+")
+        process = subprocess.Popen(command(config, out), env=environment(), stdout=log, stderr=log, text=True)
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        for child in descendants(process.pid, ""):
+            child.kill()
+        process.kill()
+        process.wait()
+
+
+LONG = ", max_steps: 60, validate_every: 15, checkpoint_every: 5, log_every: 5"
+
+
+@pytest.mark.slow
+def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(
+    tiny_shards: Path, tmp_path: Path, started: Callable
+) -> None:
+    config = write_config(tmp_path, tiny_shards, "space: {optim.lr: [1.0e-3]}\n", LONG)
+    run_sweep(config, tmp_path / "undisturbed")
+    out = tmp_path / "sweep"
+    process = started(config, out)
+    wait_for(lambda: list(out.glob("trials/*/checkpoints/step-00000010")), "a checkpoint")
+    victims = descendants(process.pid, TRIAL_PROCESS)
+    assert len(victims) == 1
+    victims[0].kill()
+    assert process.wait(TIMEOUT_S) == 0, (tmp_path / "log-0").read_text()
+    assert "again after 1 failures" in (tmp_path / "log-0").read_text()
+    (ours,), (theirs,) = (list((folder / "trials").iterdir()) for folder in (out, tmp_path / "undisturbed"))
+    for event in ("train", "validation"):
+        assert log_of(ours, event) == log_of(theirs, event)
+    assert rows(out / "trials.csv")[0]["status"] == "done"
+
+
+@pytest.mark.slow
+def test_a_sweep_whose_driver_is_killed_goes_on_without_repeating_what_is_done(
+    tiny_shards: Path, tmp_path: Path, started: Callable
+) -> None:
+    text = "space: {optim.lr: [1.0e-3, 1.0e-4, 1.0e-5]}\nmax_concurrent_trials: 1\n"
+    config = write_config(tmp_path, tiny_shards, text, LONG)
+    out = tmp_path / "sweep"
+    process = started(config, out)
+    log = tmp_path / "log-0"
+    wait_for(lambda: ": done" in log.read_text() and len(list(out.glob("trials/*/checkpoints/last"))) > 1, "a trial")
+    below = descendants(process.pid, "")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    first = next(run for run in (out / "trials").iterdir() if "lr=0.001" in run.name)
+    written = (first / "checkpoints" / "step-00000060" / "progress.json").stat().st_mtime_ns
+    run_sweep(config, out)
+    assert (first / "checkpoints" / "step-00000060" / "progress.json").stat().st_mtime_ns == written
+    results = rows(out / "results.csv")
+    assert {row["status"] for row in results} == {"done"}
+    assert len(results) == 3
+    for run in (out / "trials").iterdir():
+        assert [line["step"] for line in log_of(run, "validation")] == [15, 30, 45, 60]
+        assert [line["step"] for line in log_of(run, "train")] == list(range(5, 61, 5))
+    assert not any(child.is_running() and TRIAL_PROCESS in " ".join(child.cmdline()) for child in below)

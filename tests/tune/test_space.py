@@ -1,0 +1,152 @@
+"""A space is read whole before anything runs, and its points are a pure function of the configuration."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from upfield.distributed.configuration import TrainConfig
+from upfield.tune.configuration import SweepConfig
+from upfield.tune.search import most_epochs, with_seeds
+from upfield.tune.space import Range, grid_points, name_of, points_of, random_points, read_space, with_point
+from upfield.tune.sweep import COMMAND, main
+
+REPORT = Path(__file__).parents[2] / "tune" / "spaces" / "report.yaml"
+
+
+def config(space: dict[str, Any], **others: Any) -> SweepConfig:
+    return SweepConfig(space=space, **others)
+
+
+def test_the_grid_holds_every_combination_once() -> None:
+    axes = read_space(config({"optim.lr": [1e-4, 2e-4], "data.batch_size": [2, 4, 8]}))
+    points = grid_points(axes)
+    assert len({name_of(point) for point in points}) == len(points) == 6
+    assert points_of(config({"optim.lr": [1e-4, 1e-4]}), {"optim.lr": [1e-4, 1e-4]}) == [{"optim.lr": 1e-4}]
+
+
+def test_random_points_lie_in_their_ranges_and_depend_on_the_seed_alone() -> None:
+    space = {
+        "optim.lr": {"loguniform": ["1e-5", 1e-2]},
+        "run.epochs": {"int": [3, 5]},
+        "optim.ema_decay": {"uniform": [0.9, 0.99]},
+        "data.batch_size": [2, 4],
+    }
+    axes = read_space(config(space, search="random"))
+    points = random_points(axes, 300, seed=3)
+    assert points == random_points(axes, 300, seed=3)
+    assert points[:50] == random_points(axes, 50, seed=3)
+    assert points != random_points(axes, 300, seed=4)
+    assert {point["run.epochs"] for point in points} == {3, 4, 5}
+    assert {point["data.batch_size"] for point in points} == {2, 4}
+    rates = [point["optim.lr"] for point in points]
+    assert 1e-5 <= min(rates) < 3e-5
+    assert 3e-3 < max(rates) <= 1e-2
+    assert abs(sum(map(math.log10, rates)) / len(rates) + 3.5) < 0.2
+    assert all(0.9 <= point["optim.ema_decay"] <= 0.99 for point in points)
+
+
+def test_points_change_the_keys_they_name_and_no_others() -> None:
+    changed = with_point(TrainConfig(), {"optim.lr": "1e-3", "model.preset": "tiny"})
+    assert (changed.optim.lr, changed.model.preset) == (1e-3, "tiny")
+    assert changed.data == TrainConfig().data
+    assert changed.optim.betas == TrainConfig().optim.betas
+
+
+def test_every_point_is_trained_with_every_seed() -> None:
+    points = with_seeds([{"optim.lr": 1e-3}, {"optim.lr": 1e-4}], first=5, seeds=3)
+    assert len({name_of(point) for point in points}) == 6
+    assert {point["run.seed"] for point in points} == {5, 6, 7}
+    assert with_seeds([{"optim.lr": 1e-3}], first=5, seeds=1) == [{"optim.lr": 1e-3}]
+
+
+def test_names_tell_points_apart_that_look_alike_and_fit_a_folder() -> None:
+    near = [{"optim.lr": 1e-4}, {"optim.lr": 1.00001e-4}]
+    assert len({name_of(point) for point in near}) == 2
+    long = name_of({f"model.key{number}": "x/y " * 9 for number in range(20)})
+    assert len(long) < 200
+    assert "/" not in long
+
+
+def test_the_reports_space_is_the_reports() -> None:
+    from upfield.sharding.command import parse
+
+    found = parse(COMMAND, ["--config", str(REPORT), "--out", "sweep"])
+    axes = read_space(found)
+    assert axes == {
+        "optim.lr": [1e-4, 2e-4, 5e-4],
+        "data.batch_size": [2, 4, 8],
+        "run.epochs": Range("int", 40, 80),
+    }
+    assert most_epochs(found, axes) == 80
+    assert found.train.model.preset == "report"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("space: {}", "expected at least one dotted training key"),
+        ("space: {optim.rate: [1]}", "unknown key optim.rate"),
+        ("space: {optim.lr: [-1]}", "expected a positive rate"),
+        ("space: {optim.lr: []}", "expected at least one value"),
+        ("space: {optim.lr: 1}", "expected a list of values or one of {uniform: [a, b]}"),
+        ("space: {optim.lr: {normal: [0, 1]}}", "expected a list of values or one of"),
+        ("space: {optim.lr: {uniform: [2, 1]}}\nsearch: random", "with a below b"),
+        ("space: {optim.lr: {uniform: [1]}}\nsearch: random", "expected two numbers"),
+        ("space: {optim.lr: {loguniform: [0, 1]}}\nsearch: random", "above 0"),
+        ("space: {run.epochs: {int: [1, 2.5]}}\nsearch: random", "expected whole numbers"),
+        ("space: {optim.lr: {uniform: [0.1, 0.2]}}", "expected a list for the grid, found a range"),
+        ("space: {run.out: [a]}", "expected a key that the sweep does not set itself"),
+        ("space: {run.seed: [1]}\nseeds: 2", "expected a key that the sweep does not set itself"),
+        ("space: {optim.lr: [1]}", "expected --train.data.shards"),
+        ("space: {optim.lr: [1]}\ntrials: 0", "trials: expected at least 1, found 0"),
+        ("space: {optim.lr: [1]}\nresources: {cpus_per_worker: 0}", "expected a positive number"),
+        ("space: {optim.lr: [1]}\nasha: {reduction_factor: 1}", "expected more than 1"),
+        ("storage: s3://a\nresources: {workers_per_trial: 2}", "expected trials of one worker"),
+        ("space: {optim.lr: [1]}\nsearch: genetic", "genetic"),
+    ],
+)
+def test_a_space_that_cannot_be_searched_is_refused(
+    tmp_path: Path, run_cli: Callable, content: str, message: str
+) -> None:
+    (tmp_path / "sweep.yaml").write_text(content)
+    code, _, err = run_cli(main, "--config", tmp_path / "sweep.yaml", "--out", tmp_path / "sweep")
+    assert code == 2
+    assert message in err
+    assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("resources: {workers_per_trial: 3}", "expected a multiple of the 3 processes"),
+        ("package: upfield.txt", "expected a wheel"),
+    ],
+)
+def test_what_no_trial_could_train_with_is_refused(
+    tmp_path: Path, run_cli: Callable, tiny_shards: Path, content: str, message: str
+) -> None:
+    base = f"train: {{data: {{shards: {tiny_shards}}}}}\nspace: {{data.batch_size: [2]}}\n"
+    (tmp_path / "sweep.yaml").write_text(base + content)
+    code, _, err = run_cli(main, "--config", tmp_path / "sweep.yaml", "--out", tmp_path / "sweep")
+    assert code == 2
+    assert message in err
+
+
+def test_a_folder_of_another_sweep_is_refused(tmp_path: Path, run_cli: Callable, tiny_shards: Path) -> None:
+    from upfield.sharding.command import to_yaml
+
+    given = ["--train.data.shards", tiny_shards, "--space", '{"optim.lr": [1e-3]}']
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "sweep.yaml").write_text(to_yaml(config({"optim.lr": [1e-4]})))
+    code, _, err = run_cli(main, *given, "--out", other)
+    assert code == 2
+    assert "expected the configuration that this sweep was begun with" in err
+    assert "space" in err
+    (other / "sweep.yaml").rename(other / "notes.txt")
+    code, _, err = run_cli(main, *given, "--out", other)
+    assert code == 2
+    assert "expected a new folder or an earlier sweep, found something else" in err
