@@ -7,7 +7,9 @@ import numpy as np
 
 from upfield.sharding.picture import COLOURS, blank_page, png_bytes
 
-CLEAR, GREY = "none", "#808791"
+CLEAR, GREY, INK = "none", "#808791", "#1b1e23"
+# Over lines of any colour, on light and dark pages.
+LABEL = {"facecolor": "#f4f6f8", "edgecolor": "none", "alpha": 0.85, "boxstyle": "round,pad=0.15"}
 WIDTH_IN, HEIGHT_IN, DPI = 9.0, 3.6, 150
 
 
@@ -59,11 +61,18 @@ def coordinates_png(points: Sequence[Mapping[str, Any]], scores: Sequence[float]
     heights = columns[-1][0]
     for line in sorted(range(len(points)), key=lambda number: heights[number]):
         colour = colormaps["viridis"](0.1 + 0.85 * heights[line])
-        axes.plot(range(len(columns)), [column[0][line] for column in columns], color=colour, linewidth=1.6, alpha=0.9)
+        axes.plot(
+            range(len(columns)),
+            [column[0][line] for column in columns],
+            color=colour,
+            linewidth=1.6,
+            alpha=0.9,
+            zorder=2,
+        )
     for place, (_, ticks) in enumerate(columns):
-        axes.axvline(place, color=GREY, linewidth=1)
+        axes.axvline(place, color=GREY, linewidth=1, zorder=1)
         for height, text in ticks:
-            axes.text(place + 0.02, height, text, color=GREY, fontsize=9, va="center", parse_math=False)
+            axes.text(place + 0.03, height, text, color=INK, fontsize=9, va="center", bbox=LABEL, parse_math=False)
     axes.set_xlim(-0.05, len(columns) - 0.75)
     axes.set_ylim(-0.08, 1.08)
     axes.set_xticks(range(len(columns)), [*keys, "PSNR (dB)"], color=GREY, fontsize=10)

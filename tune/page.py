@@ -58,7 +58,7 @@ def write_sweep_report(path: Path, tried: Sequence[Tried]) -> None:
             report.figure(
                 coordinates_png([one.point for one in scored], [one.mean for one in scored]),
                 "Each point as a line through its parameters to its validation PSNR",
-                "Brighter lines are better.",
+                "From violet for the worst to yellow for the best.",
                 "Parallel coordinates",
             )
         )

@@ -78,6 +78,7 @@ def trial_rows(tried: Sequence[Tried]) -> list[dict[str, Any]]:
             "best_step": trial.best_step,
             "step": trial.step,
             "processes": trial.processes,
+            "node": trial.node,
             "status": trial.status,
             "seconds": round(trial.seconds, 1),
             "run": trial.run,

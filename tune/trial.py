@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 from ray import tune
 from ray.train import FailureConfig, ScalingConfig
@@ -130,6 +131,7 @@ class Reports:
             "best_step": progress.best_step,
             "run": str(self._run),
             "processes": int(os.environ.get("WORLD_SIZE", "1")),
+            "node": ray.get_runtime_context().get_node_id(),
         }
         if not self._uploads:
             self._send(self._sent)

@@ -33,6 +33,8 @@ class Trained:
     """Steps it was trained for."""
     processes: int = 1
     """That trained it together."""
+    node: str = ""
+    """Ray's id of the machine of the first of them."""
     seconds: float = 0.0
     """Time that its last attempt took."""
     curve: tuple[tuple[float, float], ...] = ()
@@ -104,6 +106,7 @@ def read_result(config: SweepConfig, result: Any) -> Trained:
         last.get("best_step"),
         int(last.get("step", 0)),
         int(last.get("processes", 1)),
+        str(last.get("node", "")),
         float(last.get("time_total_s", 0.0)),
         curve_of(result),
         result.checkpoint,

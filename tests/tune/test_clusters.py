@@ -1,0 +1,94 @@
+"""Sweeps over two nodes, to which the package travels, and over a store that no folder is."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from moto.server import ThreadedMotoServer
+from ray.cluster_utils import Cluster
+from sweeps import command, environment, rows, run_sweep, write_config
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def two_nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """Address of a cluster of two nodes with a CPU each."""
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("RAY_ADDRESS")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster.add_node(num_cpus=1)
+    yield str(cluster.address)
+    cluster.shutdown()
+
+
+def build_wheel(folder: Path, version: str | None = None) -> Path:
+    """Build a wheel of this checkout, perhaps under another version."""
+    source = folder / "source"
+    ignored = shutil.ignore_patterns(".venv", ".git", "demo", "build", "*.egg-info", "tests", "docs")
+    shutil.copytree(ROOT, source, ignore=ignored)
+    if version:
+        project = source / "pyproject.toml"
+        project.write_text(project.read_text().replace('version = "0.1.0"', f'version = "{version}"'))
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(source)]
+    subprocess.run(build, check=True, timeout=300)
+    return next(folder.glob("upfield-*.whl"))
+
+
+def test_two_nodes_train_with_the_package_that_was_sent(tiny_shards: Path, tmp_path: Path, two_nodes: str) -> None:
+    text = "space: {optim.lr: [1.0e-3, 1.0e-4, 1.0e-5, 1.0e-6]}\n"
+    config = write_config(tmp_path, tiny_shards, text, ", max_steps: 2")
+    other = build_wheel(tmp_path / "other", version="9.9.9")
+    address = ["--address", two_nodes]
+    refused = subprocess.run(
+        [*command(config, tmp_path / "refused"), *address, "--package", str(other)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert refused.returncode == 2, refused.stderr
+    assert "found 9.9.9" in refused.stderr
+    run_sweep(config, tmp_path / "sweep", *address, "--package", str(build_wheel(tmp_path / "own")))
+    trials = rows(tmp_path / "sweep" / "trials.csv")
+    assert {row["status"] for row in trials} == {"done"}
+    assert len({row["node"] for row in trials}) == 2
+
+
+def test_trials_upload_to_a_store_and_the_best_comes_home(tiny_shards: Path, tmp_path: Path) -> None:
+    import boto3
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    keys = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
+    client = boto3.client(
+        "s3",
+        endpoint_url=f"http://{host}:{port}",
+        region_name="us-east-1",
+        aws_access_key_id="testing",
+        aws_secret_access_key="testing",
+    )
+    client.create_bucket(Bucket="sweeps")
+    text = "space: {optim.lr: [1.0e-3, 1.0e-5]}\n"
+    config = write_config(tmp_path, tiny_shards, text, ", max_steps: 4, validate_every: 2")
+    store = f"s3://sweeps/mine?endpoint_override={host}%3A{port}&scheme=http"
+    try:
+        run_sweep(config, tmp_path / "sweep", "--storage", store, **keys)
+        uploaded = [entry["Key"] for entry in client.list_objects_v2(Bucket="sweeps")["Contents"]]
+        again = run_sweep(config, tmp_path / "sweep", "--storage", store, **keys)
+    finally:
+        server.stop()
+    assert any(key.startswith("mine/sweep/") and key.endswith("best/model.safetensors") for key in uploaded)
+    best = tmp_path / "sweep" / "best"
+    assert (best / "best" / "model.safetensors").is_file()
+    assert not best.is_symlink()
+    assert not (tmp_path / "sweep" / "trials").exists()
+    assert {row["status"] for row in rows(tmp_path / "sweep" / "trials.csv")} == {"done"}
+    assert "dB; export it with" in again.stdout
