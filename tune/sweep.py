@@ -1,7 +1,10 @@
 """`upfield tune`: a Ray Tune sweep."""
 
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +16,7 @@ if TYPE_CHECKING:
     from upfield.tune.space import Axis, Point
 
 STATE, RUNS, SETTINGS = "ray", "trials", "sweep.yaml"
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # What may differ when a sweep goes on: where and how it runs, not what it searches.
 FREE_KEYS = ("out", "address", "package", "max_concurrent_trials", "max_failures", "resources")
 
@@ -26,6 +30,7 @@ def sweep(config: SweepConfig) -> None:
     from upfield.distributed.train import with_absolute_paths
     from upfield.sharding.atomic import write_text
     from upfield.sharding.command import to_yaml
+    from upfield.sharding.progress import say
     from upfield.tune.cluster import connect, refuse_impossible, trials_that_fit
     from upfield.tune.results import write_results
     from upfield.tune.space import points_of, read_space
@@ -41,6 +46,7 @@ def sweep(config: SweepConfig) -> None:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # How much a driver that is killed may forget; what it forgets is looked up in the runs.
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     connect(config.address, config.package)
     try:
         at_once = trials_that_fit(config.resources)
@@ -50,10 +56,37 @@ def sweep(config: SweepConfig) -> None:
             write_text(out / SETTINGS, to_yaml(config))
             limit = min(at_once, config.max_concurrent_trials or at_once)
             tuner = make_tuner(config, with_absolute_paths(config.train), axes, points, limit)
-            grid = tuner.fit()
+            with interruptible() as interrupted:
+                grid = tuner.fit()
+            if interrupted:
+                say(f"{out}: interrupted; the same command goes on from there")
+                raise KeyboardInterrupt
             write_results(out, collect(config, [grid[i] for i in range(len(grid))]))
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """Let Ctrl-C and SIGTERM end Ray Tune in good order, a second one at once; the list gets the signal's number.
+
+    Ray would take the first for its own, and end the process for the second.
+    """
+    came: list[int] = []
+
+    def end(number: int, _: object) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+        signal.raise_signal(signal.SIGUSR1)  # upon which Tune saves its state
+
+    listened = SIGNALS if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, end) for number in listened}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def refuse_incomplete(config: SweepConfig, points: "Sequence[Point] | None") -> None:

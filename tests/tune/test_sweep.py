@@ -14,13 +14,18 @@ from sweeps import TIMEOUT_S, command, environment, rows, run_sweep, write_confi
 
 from upfield.tune import sweep
 
-TRIAL_PROCESS = "run_trial"
+# They differ from run to run.
+OF_THE_MACHINE = ("seconds", "slices_per_s", "data_wait", "memory_gb")
+TRIAL_PROCESS = "ray::ImplicitFunc"  # as Ray calls those of functions
 
 
 def log_of(run: Path, event: str) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    # Seconds differ from run to run.
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines if line["event"] == event]
+    return [
+        {key: value for key, value in line.items() if key not in OF_THE_MACHINE}
+        for line in lines
+        if line["event"] == event
+    ]
 
 
 def test_a_sweep_ranks_its_points_over_seeds_and_points_at_the_best(tiny_shards: Path, tmp_path: Path) -> None:
@@ -137,8 +142,8 @@ def started(tmp_path: Path) -> Iterator[Callable[[Path, Path], "subprocess.Popen
     processes: list[subprocess.Popen[str]] = []
 
     def start(config: Path, out: Path) -> "subprocess.Popen[str]":
-        log = (tmp_path / f"log-{len(processes)}").open("w+")
-        process = subprocess.Popen(command(config, out), env=environment(), stdout=log, stderr=log, text=True)
+        with (tmp_path / f"log-{len(processes)}").open("w") as log:
+            process = subprocess.Popen(command(config, out), env=environment(), stdout=log, stderr=log, text=True)
         processes.append(process)
         return process
 
@@ -197,3 +202,23 @@ def test_a_sweep_whose_driver_is_killed_goes_on_without_repeating_what_is_done(
         assert [line["step"] for line in log_of(run, "validation")] == [15, 30, 45, 60]
         assert [line["step"] for line in log_of(run, "train")] == list(range(5, 61, 5))
     assert not any(child.is_running() and TRIAL_PROCESS in " ".join(child.cmdline()) for child in below)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_sweep_that_is_asked_to_end_says_how_to_go_on(
+    tiny_shards: Path, tmp_path: Path, started: Callable, number: signal.Signals
+) -> None:
+    config = write_config(tmp_path, tiny_shards, "space: {optim.lr: [1.0e-3]}\n", LONG)
+    out = tmp_path / "sweep"
+    process = started(config, out)
+    wait_for(lambda: list(out.glob("trials/*/checkpoints/step-00000010")), "a checkpoint")
+    process.send_signal(number)
+    assert process.wait(TIMEOUT_S) == 130
+    log = (tmp_path / "log-0").read_text()
+    assert "interrupted; the same command goes on from there" in log
+    assert "Traceback" not in log
+    assert not (out / "results.csv").exists()
+    run_sweep(config, out)
+    (run,) = (out / "trials").iterdir()
+    assert [line["step"] for line in log_of(run, "validation")] == [15, 30, 45, 60]
