@@ -27,7 +27,7 @@ from upfield.sharding.volume import Volume
 PACKAGES = ("upfield", "numpy", "scipy", "nibabel")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # What is wrong with one place is no reason to give up the others.
-OF_THE_PLACE = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+OF_THE_PLACE = (errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
 
 @dataclass(frozen=True)
