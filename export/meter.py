@@ -13,7 +13,7 @@ class Meter:
     def __init__(self, num_scans: int) -> None:
         """Start at none of `num_scans`."""
         self._num_scans, self._scan = num_scans, 0
-        self._slice, self._num_slices = 0, 0
+        self._name, self._slice, self._num_slices = "", 0, 0
         self._said_s = time.monotonic()
         self._bars: Any = _bars() if sys.stderr.isatty() else None
         if self._bars is not None:
@@ -33,7 +33,7 @@ class Meter:
 
     def begin(self, name: str, num_slices: int) -> None:
         """Tell that a scan's slices are next."""
-        self._slice, self._num_slices = 0, num_slices
+        self._name, self._slice, self._num_slices = name, 0, num_slices
         if self._bars is not None:
             self._bars.reset(self._slices_bar, total=num_slices, description=name, visible=True)
 
@@ -43,7 +43,7 @@ class Meter:
         if self._bars is not None:
             self._bars.advance(self._slices_bar, num_slices)
         elif time.monotonic() - self._said_s >= LINE_INTERVAL_S:
-            self._line(f"scan {self._scan + 1}/{self._num_scans}: slice {self._slice}/{self._num_slices}")
+            self._line(f"{self._name}: slice {self._slice}/{self._num_slices}; scans: {self._scan}/{self._num_scans}")
 
     def end(self) -> None:
         """Tell that a scan is done with, one way or the other."""

@@ -33,7 +33,7 @@ __all__ = [
 
 SPACING_MM = 1.0
 MIN_EXTENT_MM, MAX_EXTENT_MM = 9.0, 600.0
-SHEAR_DEG = 1.0
+SHEAR_DEG = FORMS_DIFFER_DEG = 1.0
 UNITS = {"m": "metres", "um": "micrometres"}
 
 
@@ -108,10 +108,10 @@ def prepare(path: Path, normalisation: str, where: str) -> Prepared:
         raise VolumeError(where, error.problem) from error
     grid = isotropic(scan, where, header.unit)
     normalise_in_place(grid.voxels, where)
-    return Prepared(grid.voxels, grid.affine, scan.axcodes, placement, doubts(header))
+    return Prepared(grid.voxels, grid.affine, scan.axcodes, placement, doubts(header, placement))
 
 
-def doubts(header: Header) -> tuple[str, ...]:
+def doubts(header: Header, placement: Placement) -> tuple[str, ...]:
     """Say what about a scan should be known to who looks at what is made of it."""
     found: list[str] = []
     if not header.is_oriented:
@@ -123,6 +123,9 @@ def doubts(header: Header) -> tuple[str, ...]:
     skew = float(np.abs(angles_deg(axes, np.roll(axes, 1, axis=1)) - 90).max())
     if skew > SHEAR_DEG:
         found.append(f"the axes are {skew:.0f} degrees off right angles (sheared), and what is made of them as well")
+    same_space = placement.sform_code == placement.qform_code
+    if same_space and not header.forms_differ_deg <= FORMS_DIFFER_DEG:
+        found.append(f"sform and qform differ by {header.forms_differ_deg:.0f} degrees; the sform is taken")
     if header.unit != "mm":
         found.append(f"the header gives lengths in {UNITS[header.unit]}; they are taken as mm")
     return tuple(found)

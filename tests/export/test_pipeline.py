@@ -145,8 +145,8 @@ def test_progress_away_from_a_terminal_is_told_in_lines(
         meter.end()
         meter.end()
     assert capsys.readouterr().err.splitlines() == [
-        "scan 1/2: slice 4/7",
-        "scan 1/2: slice 7/7",
+        "a.nii: slice 4/7; scans: 0/2",
+        "a.nii: slice 7/7; scans: 0/2",
         "scans: 1/2",
         "scans: 2/2",
     ]

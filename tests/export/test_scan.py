@@ -102,6 +102,7 @@ def test_a_sheared_scan_stays_in_its_place_and_is_told(tmp_path: Path) -> None:
     image.to_filename(tmp_path / "scan.nii.gz")
     prepared = enhanced(tmp_path / "scan.nii.gz", tmp_path / "out.nii.gz")
     assert any("sheared" in note for note in prepared.notes)
+    assert any("sform and qform differ by" in note for note in prepared.notes)
     assert off_mm(tmp_path / "out.nii.gz") < HALF_VOXEL_MM
     # A qform of other spacings than the sform's would contradict the one that counts.
     assert int(load(tmp_path / "out.nii.gz").header["qform_code"]) == 0
