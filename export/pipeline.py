@@ -66,14 +66,15 @@ def _pass(
         prepared, error = _outcome(ahead)
         ahead = reader.submit(stages.read, following) if following is not None else None
         if prepared is not None:
-            restored, error = _outcome(restorer.submit(stages.restore, job, prepared))
+            restoring = restorer.submit(stages.restore, job, prepared)
             if written is not None:
                 report(written[0], _outcome(written[1])[1])
                 written = None
+            restored, error = _outcome(restoring)
             if error is None:
                 written = job, writer.submit(stages.write, job, prepared, restored)
                 # Otherwise they would stay until the next job is as far.
-                del prepared, restored
+                del prepared, restoring, restored
                 continue
         report(job, error)
     if written is not None:

@@ -13,7 +13,7 @@ from upfield.export.placement import Placement, read_placement
 from upfield.export.regrid import Grid, overlaps, regrid
 from upfield.sharding.errors import InputError, VolumeError
 from upfield.sharding.header import NIFTI_FALLBACK, Header, angles_deg, read_header
-from upfield.sharding.intensity import NORMALISATION, normalise_in_place
+from upfield.sharding.intensity import NORMALISATION, normalise
 from upfield.sharding.resample import box_centre, resample_box
 from upfield.sharding.volume import Volume, from_ras, read_volume
 
@@ -107,8 +107,7 @@ def prepare(path: Path, normalisation: str, where: str) -> Prepared:
     except VolumeError as error:
         raise VolumeError(where, error.problem) from error
     grid = isotropic(scan, where, header.unit)
-    normalise_in_place(grid.voxels, where)
-    return Prepared(grid.voxels, grid.affine, scan.axcodes, placement, doubts(header, placement))
+    return Prepared(normalise(grid.voxels, where), grid.affine, scan.axcodes, placement, doubts(header, placement))
 
 
 def doubts(header: Header, placement: Placement) -> tuple[str, ...]:
