@@ -166,7 +166,8 @@ class OnnxRestorer:
         # One by one: a slice's inner images outgrow a CPU's caches by themselves, and memory does not grow with N.
         high = np.empty((len(low), 1, *low.shape[2:]), dtype=np.float32)
         for number in range(len(low)):
-            high[number] = self._session.run(["high"], {"low": low[number : number + 1]}, self._run_options)[0][0]
+            found = self._session.run(["high"], {"low": low[number : number + 1]}, self._run_options)[0]
+            high[number] = np.asarray(found)[0]
         return high
 
     def stop(self) -> None:
@@ -187,20 +188,22 @@ class BoundBatch:
         """Give the output `(N, 1, H, W)` for `low` `(N, 1 + 2*context, H, W)`, contiguous; one call at a time."""
         with self._lock:
             if self._low is None or tuple(self._low.shape()) != low.shape:
-                self._bind(low)
-            else:
-                self._low.update_inplace(low)
+                self._low = self._bind(low.shape)
+            self._low.update_inplace(low)
             self._session.run_with_iobinding(self._binding, options)
             # A copy: on a CPU, the array would be the memory that the next batch is computed in.
             return np.array(self._high.numpy(), dtype=np.float32)
 
-    def _bind(self, low: NDArray[np.float32]) -> None:
-        shape = (len(low), 1, *low.shape[2:])
-        self._low = ort.OrtValue.ortvalue_from_numpy(low, self._device, 0)
-        self._high = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, self._device, 0)
+    def _bind(self, shape: tuple[int, ...]) -> ort.OrtValue:
+        # Not made from the first batch: on a CPU it would be the caller's own memory.
+        low, self._high = (
+            ort.OrtValue.ortvalue_from_shape_and_type((shape[0], channels, *shape[2:]), np.float32, self._device, 0)
+            for channels in (shape[1], 1)
+        )
         self._binding = self._session.io_binding()
-        self._binding.bind_ortvalue_input("low", self._low)
+        self._binding.bind_ortvalue_input("low", low)
         self._binding.bind_ortvalue_output("high", self._high)
+        return low
 
 
 def _open_session(path: Path, device: str, threads: int) -> ort.InferenceSession:

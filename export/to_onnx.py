@@ -23,6 +23,7 @@ def export(config: ExportConfig) -> None:
     from upfield.export.card import describe
     from upfield.export.graph import add_metadata, build_graph, check_graph, written
     from upfield.export.parity import prove_parity
+    from upfield.model.memory import keep_freed_memory
 
     assert config.run is not None
     assert config.out is not None
@@ -31,6 +32,7 @@ def export(config: ExportConfig) -> None:
     best = read_run(config.run)
     slices = parity_slices(config.shards or trained_on(best.config, config.run), best.context, config.shards is None)
     card = describe(best, config.run, config.precision, config.evaluation)
+    keep_freed_memory()  # PyTorch's part of the comparison takes most of the time, and half of it otherwise.
     model = build_graph(best.network, half=config.precision == "fp16")
     with written(model, config.out) as temporary:
         check_graph(temporary)
