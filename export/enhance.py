@@ -21,7 +21,8 @@ def enhance(config: EnhanceConfig) -> None:
 
     assert config.model is not None
     assert config.out is not None
-    jobs, failures = plan_outputs(config.scans, config.out, config.like)
+    plan = plan_outputs(config.scans, config.out, config.like)
+    jobs, failures = plan.jobs, list(plan.problems)
     num_tried = len(jobs) + len(failures)
     with Meter(len(jobs)) as meter:
         enhancer = Enhancer(config, meter)
@@ -41,6 +42,8 @@ def enhance(config: EnhanceConfig) -> None:
             _name(failures)
             say(f"{enhancer.num_written} of {len(jobs)} scans were enhanced; --resume goes on from there")
             raise
+    if plan.enhanced:
+        say(f"{len(plan.enhanced)} files in the folders are enhanced scans themselves and were left out")
     if enhancer.num_skipped:
         say(f"{enhancer.num_skipped} of {len(jobs)} scans were done already and were left as they are")
     if failures and num_tried == 1:

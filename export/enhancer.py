@@ -2,7 +2,9 @@
 
 import errno
 import threading
+import time
 from dataclasses import dataclass
+from glob import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from upfield.sharding.tarshard import hash_file
 from upfield.sharding.volume import Volume
 
 PACKAGES = ("upfield", "numpy", "scipy", "nibabel")
+LEFT_S = 3600.0
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # What is wrong with one place is no reason to give up the others.
 OF_THE_PLACE = (errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
@@ -97,6 +100,7 @@ class Enhancer:
             RunError: nor could any other: the disk is full, for instance.
         """
         try:
+            _sweep(job.target)
             with atomic_path(job.target) as temporary:
                 volume = write_enhanced(read.prepared, restored, temporary, self.layout)
                 found = self.provenance(job, read, volume) | {"output_sha256": hash_file(temporary)}
@@ -142,6 +146,13 @@ class Enhancer:
             "doubts": list(read.prepared.notes),
             "note": RESEARCH_USE,
         }
+
+
+def _sweep(target: Path) -> None:
+    """Remove what a killed run has left of a file; another that runs at the same time may be writing the rest."""
+    for leftover in target.parent.glob(f".tmp-*-{escape(target.name)}"):
+        if time.time() - leftover.stat().st_mtime > LEFT_S:
+            leftover.unlink(missing_ok=True)
 
 
 def _hash_scan(scan: Path) -> str:

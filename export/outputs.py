@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from upfield.export.provenance import provenance_path, read_provenance
@@ -22,30 +22,39 @@ class Job:
     """What to write; its provenance goes beside it."""
 
 
-def plan_outputs(scans: Sequence[Path], out: Path, like: Path | None = None) -> tuple[list[Job], list[str]]:
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done."""
+
+    jobs: list[Job] = field(default_factory=list)
+    """In order."""
+    problems: list[str] = field(default_factory=list)
+    """What is wrong with folders that could not be searched."""
+    enhanced: list[Path] = field(default_factory=list)
+    """Files in folders that `enhance` itself has made."""
+
+
+def plan_outputs(scans: Sequence[Path], out: Path, like: Path | None = None) -> Plan:
     """Pair every scan with the file that it becomes; folders keep their inner structure.
 
     Args:
-        scans: files and folders. What is hidden in a folder (its name starts with a dot) is no scan, and nor is what
-            lies in the output's folder, if that is within.
+        scans: files and folders. What is hidden in a folder (its name starts with a dot) is no scan, nor is what lies
+            in the output's folder, if that is within, nor what has been enhanced.
         out: a `.nii` or `.nii.gz` file for a single scan, otherwise a folder.
         like: another file that must not be written over.
-
-    Returns:
-        The jobs, and what is wrong with folders that could not be searched.
 
     Raises:
         InputError: a scan is missing, a folder holds none, two scans would become one file, a file would be written
             over that is not an enhanced one, or `out` cannot be written to.
     """
-    jobs: list[Job] = []
-    problems: list[str] = []
+    plan = Plan()
+    jobs = plan.jobs
     is_file = out.name.lower().endswith(OUTPUTS)
     for scan in scans:
         if scan.is_dir():
-            inside = list(_search(scan, out, problems))
+            inside = list(_search(scan, out, plan))
             jobs += [Job(path, out / _as_nifti(path.relative_to(scan))) for path in inside]
-            if not inside and not problems:
+            if not inside and not plan.problems:
                 raise InputError(f"{scan}: expected {', '.join(SUFFIXES)} files in the folder, found none")
         elif scan.is_file():
             jobs.append(Job(scan, out / _as_nifti(Path(scan.name))))
@@ -54,13 +63,13 @@ def plan_outputs(scans: Sequence[Path], out: Path, like: Path | None = None) -> 
     if is_file and len(jobs) > 1:
         raise InputError(f"{out}: expected a folder to write {len(jobs)} scans to, found a file's name")
     if is_file:
-        jobs = [Job(job.scan, out) for job in jobs]
+        jobs[:] = [Job(job.scan, out) for job in jobs]
     _refuse_clashes(jobs, like)
     _refuse_unwritable(out.parent if is_file else out)
-    return jobs, problems
+    return plan
 
 
-def _search(folder: Path, out: Path, problems: list[str]) -> Iterator[Path]:
+def _search(folder: Path, out: Path, plan: Plan) -> Iterator[Path]:
     """Find the scans in a folder, in the order of their paths, through links to folders as well."""
     out = out.resolve()
     if out == folder.resolve():
@@ -68,7 +77,7 @@ def _search(folder: Path, out: Path, problems: list[str]) -> Iterator[Path]:
     seen: set[tuple[int, int]] = set()
 
     def complain(error: OSError) -> None:
-        problems.append(f"{error.filename}: expected a folder that can be searched, found: {error.strerror}")
+        plan.problems.append(f"{error.filename}: expected a folder that can be searched, found: {error.strerror}")
 
     for place, folders, names in os.walk(folder, onerror=complain, followlinks=True):
         here = Path(place)
@@ -77,7 +86,11 @@ def _search(folder: Path, out: Path, problems: list[str]) -> Iterator[Path]:
             continue
         seen.add(found)
         folders[:] = sorted(name for name in folders if not name.startswith(".") and (here / name).resolve() != out)
-        yield from (here / name for name in sorted(names) if _is_scan(name))
+        for path in (here / name for name in sorted(names) if _is_scan(name)):
+            if read_provenance(provenance_path(path)) is None:
+                yield path
+            else:
+                plan.enhanced.append(path)
 
 
 def _identity(folder: Path) -> tuple[int, int]:

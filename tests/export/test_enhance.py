@@ -180,6 +180,18 @@ def test_a_file_that_was_cut_off_between_provenance_and_output_is_mended_without
     assert files_of(tmp_path / "out") == {"scan.json", "scan.nii.gz"}
 
 
+def test_what_a_killed_run_left_goes_away(tiny_model: Path, tmp_path: Path, run_cli: Callable) -> None:
+    scan, out = write_scan(tmp_path / "s[1].nii.gz"), tmp_path / "out"
+    out.mkdir()
+    old, new, other = (out / f".tmp-{name}.nii.gz" for name in ("7-s[1]", "8-s[1]", "7-t"))
+    for path in (old, new, other):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    os.utime(other, (0, 0))
+    assert run_cli(main, tiny_model, scan, "--out", out)[0] == 0
+    assert files_of(out) == {new.name, other.name, "s[1].nii.gz", "s[1].json"}
+
+
 def test_a_full_disk_ends_the_work_and_leaves_nothing_half_done(
     tiny_model: Path, tmp_path: Path, scans: Path, run_cli: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

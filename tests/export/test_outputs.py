@@ -17,14 +17,22 @@ def touch(*paths: Path) -> None:
 
 
 def plan(scans: list[Path], out: Path) -> dict[str, str]:
-    jobs, problems = plan_outputs(scans, out)
-    assert not problems
-    return {job.scan.name: str(job.target.relative_to(out)) for job in jobs}
+    found = plan_outputs(scans, out)
+    assert not found.problems
+    return {job.scan.name: str(job.target.relative_to(out)) for job in found.jobs}
 
 
 def test_what_an_earlier_run_wrote_into_the_folder_is_no_scan(tmp_path: Path) -> None:
     touch(tmp_path / "a.nii", tmp_path / "deep" / "b.mgz", tmp_path / "out" / "c.nii.gz")
     assert plan([tmp_path], tmp_path / "out") == {"a.nii": "a.nii.gz", "b.mgz": "deep/b.nii.gz"}
+
+
+def test_what_has_been_enhanced_into_another_folder_is_no_scan(tmp_path: Path) -> None:
+    touch(tmp_path / "a.nii", tmp_path / "before" / "a.nii.gz")
+    (tmp_path / "before" / "a.json").write_text(json.dumps({"source_sha256": "", "model_sha256": "", "note": ""}))
+    found = plan_outputs([tmp_path], tmp_path / "out")
+    assert [job.scan for job in found.jobs] == [tmp_path / "a.nii"]
+    assert found.enhanced == [tmp_path / "before" / "a.nii.gz"]
 
 
 def test_scans_within_the_outputs_folder_are_found(tmp_path: Path) -> None:
