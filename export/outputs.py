@@ -55,7 +55,8 @@ def plan_outputs(scans: Sequence[Path], out: Path, like: Path | None = None) -> 
             inside = list(_search(scan, out, plan))
             jobs += [Job(path, out / _as_nifti(path.relative_to(scan))) for path in inside]
             if not inside and not plan.problems:
-                raise InputError(f"{scan}: expected {', '.join(SUFFIXES)} files in the folder, found none")
+                found = "enhanced ones only" if plan.enhanced else "none"
+                raise InputError(f"{scan}: expected {', '.join(SUFFIXES)} files in the folder, found {found}")
         elif scan.is_file():
             jobs.append(Job(scan, out / _as_nifti(Path(scan.name))))
         else:

@@ -33,6 +33,8 @@ def test_what_has_been_enhanced_into_another_folder_is_no_scan(tmp_path: Path) -
     found = plan_outputs([tmp_path], tmp_path / "out")
     assert [job.scan for job in found.jobs] == [tmp_path / "a.nii"]
     assert found.enhanced == [tmp_path / "before" / "a.nii.gz"]
+    with pytest.raises(InputError, match="found enhanced ones only"):
+        plan_outputs([tmp_path / "before"], tmp_path / "out")
 
 
 def test_scans_within_the_outputs_folder_are_found(tmp_path: Path) -> None:
