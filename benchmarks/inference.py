@@ -1,9 +1,10 @@
 """AMIR's inference: seconds per slice by every way tried, the memory of a volume, and the time around the network.
 
 Ways to run the same network are taken in turn within one run, so that a noisy machine disturbs all of them alike; the
-median of `--repeats` counts, and `ratio` compares with the first row. Quality is PSNR to what the first row of PyTorch
-gives; with `--run` and `--shards`, the network is a trained one, slices are real, and PSNR lost is that to their
-targets. `--against FILE.py:Class` adds the published formulation as the authors wrote it, as in model.py beside this.
+median of `--repeats` counts, and `ratio` compares with the first row. Where others keep the machine busy, one thread
+and `--clock cpu` still tell the ways apart. Quality is PSNR to what PyTorch gives in float32; with `--run` and
+`--shards`, the network is a trained one, slices are real, and what is lost is PSNR to their targets. `--against
+FILE.py:Class` adds the published formulation as the authors wrote it, as in model.py beside this.
 
 The volume is 179 x 221 x 200 voxels, enhanced by `upfield enhance` itself in a process of its own. Its slices after the
 first four are passed through: they need no more memory, and what is left is the time around the network. `--whole`
@@ -39,6 +40,7 @@ from upfield.model.weights import load_model
 from upfield.sharding.intensity import NORMALISATION
 
 LEVELS = {"no graph optimisation": "ORT_DISABLE_ALL", "up to fusions, no layout": "ORT_ENABLE_EXTENDED"}
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 VOLUME, NUM_RESTORED = (179, 221, 200), 4
 Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -52,14 +54,17 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     network, slices = choose_network(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        files = write_files(network, slices, Path(folder))
+        files = write_files(network, Path(folder))
+        if not arguments.few:
+            files |= quantised(files["fp32"], slices, Path(folder))
         print(
             f"{processor()}, {arguments.threads} threads, torch {torch.__version__}, ONNX Runtime {ort.__version__}, "
             f"{arguments.run or 'preset ' + arguments.preset}, slices of {' x '.join(map(str, slices.low.shape[2:]))}, "
-            f"median of {arguments.repeats}"
+            f"{arguments.clock} time, median of {arguments.repeats}"
         )
         per_slice = print_ways(ways(arguments, network, files), slices, arguments)
-        print_batches(OnnxRestorer(files["fp32"], "cpu", arguments.threads), slices, arguments)
+        if not arguments.few:
+            print_batches(OnnxRestorer(files["fp32"], "cpu", arguments.threads), slices, arguments)
         if "CUDAExecutionProvider" in ort.get_available_providers() and torch.cuda.is_available():
             print_gpu(files, slices, arguments)
         print_volume(files["fp32"], per_slice, arguments)
@@ -75,6 +80,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=8, help="compared with one slice")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=num_cores())
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu counts all threads, also those that wait")
+    parser.add_argument("--few", action="store_true", help="PyTorch and what upfield runs alone, no batches")
     parser.add_argument("--against", help="FILE.py:Class")
     parser.add_argument("--arguments", type=json.loads, default={}, help="of that class, as JSON")
     parser.add_argument("--whole", action="store_true", help="restore all slices of the volume")
@@ -100,24 +107,28 @@ def choose_network(arguments: argparse.Namespace) -> tuple[Amir, Slices]:
     return network, Slices(image, np.clip(high, 0, 1))
 
 
-def write_files(network: Amir, slices: Slices, folder: Path) -> dict[str, Path]:
-    """Write the model in float32, half precision, and with int8 weights."""
+def write_files(network: Amir, folder: Path) -> dict[str, Path]:
+    """Write the model in float32 and in half precision."""
+    card: dict[str, Any] = dict.fromkeys(("config", "data_sha256", "model", "step"), "")
+    card |= {"context": network.config.in_channels // 2, "normalisation": NORMALISATION}
+    files = {name: folder / f"{name}.onnx" for name in ("fp32", "fp16")}
+    for name, path in files.items():
+        model = build_graph(network, half=name == "fp16")
+        add_metadata(model, card)
+        with written(model, path):
+            pass
+    return files
+
+
+def quantised(path: Path, slices: Slices, folder: Path) -> dict[str, Path]:
+    """Write the model with matrix products, or convolutions, in int8."""
     import logging
 
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
 
     logging.disable(logging.WARNING)  # It advises to infer shapes, which a graph of any size does not have.
-    card = dict.fromkeys(("config", "data_sha256", "model", "step"), "")
-    card |= {"context": network.config.in_channels // 2, "normalisation": NORMALISATION}
-    files = {name: folder / f"{name}.onnx" for name in ("fp32", "fp16", "int8 products", "int8 convolutions")}
-    for name in ("fp32", "fp16"):
-        model = build_graph(network, half=name == "fp16")
-        add_metadata(model, card)
-        with written(model, files[name]):
-            pass
-    quantize_dynamic(
-        files["fp32"], files["int8 products"], op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8
-    )
+    files = {name: folder / f"{name}.onnx" for name in ("int8 products", "int8 convolutions")}
+    quantize_dynamic(path, files["int8 products"], op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8)
 
     class Reader:
         """Gives the slices once, to calibrate with."""
@@ -129,7 +140,7 @@ def write_files(network: Amir, slices: Slices, folder: Path) -> dict[str, Path]:
             return {"low": self.left.pop()} if self.left else None
 
     quantize_static(
-        files["fp32"],
+        path,
         files["int8 convolutions"],
         Reader(),  # pyright: ignore[reportArgumentType]
         quant_format=QuantFormat.QDQ,
@@ -152,6 +163,8 @@ def ways(arguments: argparse.Namespace, network: Amir, files: dict[str, Path]) -
     found["PyTorch, ours, bf16 autocast, memory kept"] = torch_run(network, kept=True, bf16=True)
     restorer = OnnxRestorer(files["fp32"], "cpu", arguments.threads)
     found["ONNX Runtime, as upfield runs it"] = restorer.run
+    if arguments.few:
+        return found
     for name, level in LEVELS.items():
         found[f"ONNX Runtime, {name}"] = session_run(files["fp32"], arguments.threads, level=level)
     found["ONNX Runtime, no memory arena"] = session_run(files["fp32"], arguments.threads, arena=False)
@@ -195,7 +208,7 @@ def print_ways(found: dict[str, Run], slices: Slices, arguments: argparse.Namesp
     keep_freed_memory(False)
     low = slices.low[:1]
     quality = {name: psnr_of(run, slices) for name, run in found.items()}  # and the slow first run of each
-    times = interleaved(found, low, arguments.repeats)
+    times = interleaved(found, low, arguments, arguments.repeats)
     first = next(iter(found))
     base = quality["PyTorch, ours, float32"]
     lost = "lost (dB)" if arguments.shards else "PSNR to PyTorch (dB)"
@@ -212,14 +225,17 @@ def psnr_of(run: Run, slices: Slices) -> float:
     return float(psnr_slice_db(restored, slices.high).mean())
 
 
-def interleaved(found: dict[str, Run], low: NDArray[np.float32], repeats: int) -> dict[str, float]:
+def interleaved(
+    found: dict[str, Run], low: NDArray[np.float32], arguments: argparse.Namespace, repeats: int = 1
+) -> dict[str, float]:
     """Give each way's median time in seconds for `low` `(N, C, H, W)`, all of them in turn."""
+    clock = CLOCKS[arguments.clock]
     times: dict[str, list[float]] = {name: [] for name in found}
     for _ in range(repeats):
         for name, run in found.items():
-            start = time.perf_counter()
+            start = clock()
             run(low)
-            times[name].append(time.perf_counter() - start)
+            times[name].append(clock() - start)
     return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
@@ -234,7 +250,7 @@ def print_batches(restorer: OnnxRestorer, slices: Slices, arguments: argparse.Na
         together: restorer.run,
         whole: session_run(restorer.path, arguments.threads),
     }
-    times = interleaved(found, batch, max(arguments.repeats // 2, 1))
+    times = interleaved(found, batch, arguments, max(arguments.repeats // 2, 1))
     print(f"\n{'batches on the CPU':<48} s/slice   of 1")
     for name, seconds in times.items():
         print(f"  {name:<46} {seconds / count:>7.3f} {seconds / times[alone]:>6.2f}", flush=True)
@@ -250,7 +266,7 @@ def print_gpu(files: dict[str, Path], slices: Slices, arguments: argparse.Namesp
         restorer.warm_up(batch.shape)
         found[f"{restorer.provider}, {name}, batch {count}"] = restorer.run
     print(f"\n{torch.cuda.get_device_name():<48} s/slice")
-    for name, seconds in interleaved(found, batch, arguments.repeats).items():
+    for name, seconds in interleaved(found, batch, arguments, arguments.repeats).items():
         print(f"  {name:<46} {seconds / count:>7.4f}", flush=True)
 
 
