@@ -42,12 +42,13 @@ def prove_parity(network: Amir, path: Path, slices: Slices, precision: str) -> d
 
     Returns:
         What metadata record: `max_abs_difference`, the share of values beyond `limit`, `psnr_db` against PyTorch (None
-        where nothing differs), what was compared; for `fp16` also what `half_loss` gives.
+        where nothing differs), what was compared and where; for `fp16` also what `half_loss` gives.
 
     Raises:
         RunError: the two differ.
     """
-    restorer = OnnxRestorer(path, "cpu")
+    # A CPU computes half precision in float32 and rounds at the islands' shores alone: a GPU tells the whole loss.
+    restorer = OnnxRestorer(path, "auto" if precision == "fp16" else "cpu")
     real, channels, height, width = slices.low.shape
     sizes = [(height, width), (max(height * 2 // 3, MIN_SIZE), max(width // 2, MIN_SIZE)), (height - 1, width - 3)]
     differences: list[NDArray[np.float32]] = []
@@ -63,7 +64,8 @@ def prove_parity(network: Amir, path: Path, slices: Slices, precision: str) -> d
         differences.append((found - expected).ravel())
         if precision == "fp16" and whole:
             loss = half_loss(expected[:real], found[:real], slices.high, path)
-    counted = {"slices": real, "drawn_slices": 1, "sizes": [list(size) for size in sizes]}
+    counted: dict[str, Any] = {"slices": real, "drawn_slices": 1, "sizes": [list(size) for size in sizes]}
+    counted["provider"] = restorer.provider
     return summarise(np.concatenate(differences), MAX_DIFFERENCE[precision], path) | counted | loss
 
 

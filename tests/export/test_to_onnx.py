@@ -37,6 +37,8 @@ def test_the_metadata_say_what_the_model_is(tiny_model: Path, tiny_shards: Path)
     assert card["config"]["model"]["preset"] == "tiny"
     assert card["metrics"]["validation"]["slices"] == 20
     assert card["parity"]["max_abs_difference"] < 1e-4
+    assert card["parity"]["share_beyond"] == 0
+    assert card["parity"]["provider"] == "CPUExecutionProvider"
     assert len(card["parity"]["sizes"]) == 3
 
 
