@@ -24,7 +24,7 @@ def spoil_weights(model: onnx.ModelProto) -> None:
 
 
 def spoil_padding(model: onnx.ModelProto) -> None:
-    """Repeat the last row and column in place of reflecting: only some sizes are padded at all, and there at the end."""
+    """Repeat the last row and column in place of reflecting, which only the ends of some sizes show."""
     (pad,) = [node for node in model.graph.node if node.op_type == "Pad" and node.attribute]
     pad.attribute[0].s = b"edge"
 

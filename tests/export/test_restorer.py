@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -130,15 +131,15 @@ def test_threads_share_one_restorer(tiny_model: Path) -> None:
 
 def test_input_of_any_order_in_memory_and_precision_is_taken(tiny_model: Path) -> None:
     restorer, low = OnnxRestorer(tiny_model, "cpu"), images(2)
-    turned = np.asfortranarray(low.astype(np.float64))
+    turned: Any = np.asfortranarray(low.astype(np.float64))
     np.testing.assert_array_equal(restorer.run(turned), restorer.run(low))
 
 
 def test_batches_bound_to_memory_of_their_own_are_restored_alike(tiny_model: Path) -> None:
     session = ort.InferenceSession(tiny_model, providers=["CPUExecutionProvider"])
     bound, restorer = BoundBatch(session, "cpu"), OnnxRestorer(tiny_model, "cpu")
-    batches = [images(2), images(2) / 2, images(3), images(2, 16, 19), images(2)]
-    found = [bound.run(low, ort.RunOptions()) for low in batches]
+    batches = [images(2), images(2)[::-1], images(3), images(2, 16, 19), images(2)]
+    found = [bound.run(np.ascontiguousarray(low), ort.RunOptions()) for low in batches]
     for one, low in zip(found, batches, strict=True):
         np.testing.assert_allclose(one, restorer.run(low), atol=1e-6)
 
@@ -146,7 +147,7 @@ def test_batches_bound_to_memory_of_their_own_are_restored_alike(tiny_model: Pat
 def test_threads_share_one_bound_batch(tiny_model: Path) -> None:
     session = ort.InferenceSession(tiny_model, providers=["CPUExecutionProvider"])
     bound, restorer = BoundBatch(session, "cpu"), OnnxRestorer(tiny_model, "cpu")
-    batches = [images(2) / number for number in range(1, 9)]
+    batches = [(images(2) / number).astype(np.float32) for number in range(1, 9)]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda low: bound.run(low, ort.RunOptions()), batches))
     for one, low in zip(found, batches, strict=True):
