@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 from upfield.sharding.errors import InputError
 
+# What runs here is somebody's scan: the library reports nothing to anybody.
+ort.disable_telemetry_events()
+
 FORMAT = "upfield-model"
 VERSION = 1
 NEEDED = ("config", "context", "data_sha256", "model", "normalisation", "step")
