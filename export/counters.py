@@ -23,7 +23,11 @@ class Counters:
             "upfield_requests", "Requests answered.", ("method", "path", "status"), registry=self.registry
         )
         self._seconds = Histogram(
-            "upfield_request_seconds", "From a request's start to its answer.", ("path",), SECONDS, registry=self.registry
+            "upfield_request_seconds",
+            "From a request's start to its answer.",
+            ("path",),
+            buckets=SECONDS,
+            registry=self.registry,
         )
         self._slices = Counter("upfield_slices_restored", "Slices restored.", registry=self.registry)
         self._batch_slices = Histogram(

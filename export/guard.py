@@ -3,7 +3,6 @@
 import hmac
 import re
 import secrets
-import sys
 import time
 import traceback
 from collections.abc import MutableMapping
@@ -68,7 +67,7 @@ class Guard:
             refuse_strangers(scope, self._token)
             await self._app(scope, receive, send_guarded)
         except ClientGone:
-            status = CLIENT_GONE
+            pass
         except Refusal as refusal:
             await words(refusal, request_id)(scope, receive, send_guarded)
         except Exception:
@@ -81,8 +80,7 @@ class Guard:
         finally:
             seconds = time.monotonic() - started
             path = known_path(scope)
-            gone = isinstance(sys.exception() if sys.version_info >= (3, 11) else None, BaseException) and not status
-            self._counters.note_request(scope["method"], path, CLIENT_GONE if gone else status, seconds)
+            self._counters.note_request(scope["method"], path, status or CLIENT_GONE, seconds)
             if not path.startswith(UNTOLD) or status >= 400:
                 # Without the query: it can hold a file's name, and with it a person's.
                 say(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {scope['method']} {path} {status} {seconds:.2f} s {request_id}")

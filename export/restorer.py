@@ -37,12 +37,13 @@ class ModelCard:
 class OnnxRestorer:
     """Restores batches of slices with a model file."""
 
-    def __init__(self, path: Path, device: str = "auto") -> None:
+    def __init__(self, path: Path, device: str = "auto", threads: int = 0) -> None:
         """Load the file.
 
         Args:
             path: the `.onnx` file.
             device: `auto`, `cuda` or `cpu`.
+            threads: to compute with on the CPU; 0 takes all cores.
 
         Raises:
             InputError: missing, not a model file of ours, or CUDA asked for where it cannot run.
@@ -54,6 +55,7 @@ class OnnxRestorer:
         options = ort.SessionOptions()
         providers = list(dict.fromkeys((PROVIDERS[self.device], PROVIDERS["cpu"])))
         options.log_severity_level = 3
+        options.intra_op_num_threads = threads
         try:
             self._session = ort.InferenceSession(path, options, providers=providers)
         except Exception as error:  # ONNX Runtime's error classes share no public base

@@ -4,16 +4,16 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
 from upfield.export.configuration import ServeConfig
 from upfield.export.limits import Progress, check_scan
-from upfield.export.scan import Prepared, finish, prepare, write_enhanced
+from upfield.export.scan import Prepared, finish, prepare, write_enhanced, write_volume
 
 # Strips of one scan that are on their way at the same time: enough to fill a replica's batches, few enough to be fair.
 WINDOW = 4
@@ -48,6 +48,18 @@ class Engine(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a scan has become."""
+
+    enhanced: BinaryIO
+    """`.nii.gz`, byte for byte what `upfield enhance` writes."""
+    before: BinaryIO | None = None
+    """The scan interpolated to the same voxels, `.nii.gz`, in 256 greys, where it was asked for."""
+    notes: tuple[str, ...] = ()
+    """What is doubtful about the scan, in words."""
+
+
 async def enhance_upload(
     upload: Path,
     name: str,
@@ -57,7 +69,7 @@ async def enhance_upload(
     executor: Executor,
     owner: str,
     progress: Progress,
-) -> list[BinaryIO]:
+) -> Answer:
     """Enhance an uploaded scan.
 
     Args:
@@ -71,8 +83,7 @@ async def enhance_upload(
         progress: kept up to date.
 
     Returns:
-        The open enhanced file, `.nii.gz`, and where wanted the interpolated one, which has the same header but for its
-        type: voxels are whole 255ths. Their names are gone already, so that nothing is left behind.
+        The files, open, whose names are gone already, so that nothing is left behind.
 
     Raises:
         VolumeError: the scan cannot be used.
@@ -83,7 +94,8 @@ async def enhance_upload(
     progress.state, progress.num_slices = "restoring", len(prepared.low)
     restored = await restore_scan(prepared.low, engine, owner, progress)
     progress.state = "writing"
-    return await in_thread(executor, _write, prepared, restored, upload.parent, with_before)
+    files = await in_thread(executor, _write, prepared, restored, upload.parent, with_before)
+    return Answer(*files, notes=prepared.notes)
 
 
 def _read(upload: Path, name: str, normalisation: str, config: ServeConfig) -> Prepared:
@@ -98,19 +110,13 @@ def _write(prepared: Prepared, restored: NDArray[np.float32], folder: Path, with
     write_enhanced(prepared, restored, paths[0])
     if with_before:
         paths.append(folder / "before.nii.gz")
-        _write_before(prepared, paths[1])
+        # A screen shows no more than 256 greys, and these take a third of the bytes.
+        greys = np.rint(prepared.low * 255) / np.float32(255)
+        write_volume(finish(prepared, greys), paths[1])
     files = [path.open("rb") for path in paths]
     for path in paths:
         path.unlink()
     return files
-
-
-def _write_before(prepared: Prepared, path: Path) -> None:
-    volume = finish(prepared, prepared.low)
-    image = nib.Nifti1Image(np.rint(volume.voxels * 255).astype(np.uint8), volume.affine)  # pyright: ignore[reportPrivateImportUsage]
-    image.header.set_slope_inter(1 / 255, 0)
-    image.header.set_xyzt_units("mm")
-    nib.save(image, path)  # pyright: ignore[reportPrivateImportUsage]
 
 
 async def restore_scan(

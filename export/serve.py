@@ -1,22 +1,165 @@
 """`upfield serve`: enhancement over HTTP, on Ray Serve."""
 
+import errno
+import os
+import socket
 import sys
+import tempfile
+from pathlib import Path
+from typing import Any
 
 from upfield.export.configuration import ServeConfig
 from upfield.sharding.command import Command, execute
 from upfield.sharding.errors import InputError
 
+TOKEN_VARIABLE = "UPFIELD_TOKEN"
+BACKLOG = 256
+
 
 def serve(config: ServeConfig) -> None:
-    """Refuse: the service is not part of this version.
+    """Serve until Ctrl-C or SIGTERM, which let the requests at work be answered."""
+    from upfield.sharding.progress import say
+
+    expect_packages()
+    token = read_token(config.token_file)
+    with listen(config.host, config.port) as listener:
+        host, port = listener.getsockname()[:2]
+        if token is None and not is_loopback(host):
+            say(f"{host} can be reached from other machines, and no token is set: see token_file in upfield serve --help")
+        try:
+            run(config, listener, token, f"http://{f'[{host}]' if ':' in host else host}:{port}")
+        except KeyboardInterrupt:
+            say("ended")
+
+
+def run(config: ServeConfig, listener: socket.socket, token: str | None, address: str) -> None:
+    """Start the replicas, and answer requests until a signal comes.
 
     Raises:
-        InputError: always.
+        InputError: the model file is none, or it cannot run here.
     """
-    raise InputError(
-        f"expected a service on {config.host}:{config.port}, found that this version does not have it yet; "
-        f"enhance files with: upfield enhance {config.model} SCAN_OR_FOLDER --out FOLDER"
-    )
+    assert config.model is not None
+    card = describe(config)
+
+    import uvicorn
+
+    from upfield.export.counters import Counters
+    from upfield.export.service import RayEngine
+    from upfield.export.webapp import build_app
+    from upfield.sharding.progress import say
+
+    counters = Counters(config.batch_size)
+    with tempfile.TemporaryDirectory(prefix="upfield-serve-") as folder:
+        engine = RayEngine(config, card, counters.note_batch)
+        try:
+            about = about_model(config, card, engine.provider)
+            app = build_app(config, engine, about, counters, token, Path(folder))
+            options = uvicorn.Config(
+                app,
+                log_config=None,
+                log_level="error",
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                ws="none",
+                timeout_graceful_shutdown=int(config.timeout_s) + 1,
+            )
+            say(f"{config.model.name} on {engine.provider}: {address}/ for people, {address}/docs for programs; Ctrl-C ends it")
+            # After a signal it stops listening, answers what it has taken in, and raises KeyboardInterrupt.
+            uvicorn.Server(options).run([listener])
+        finally:
+            engine.stop()
+
+
+def expect_packages() -> None:
+    """Raise InputError where what only the service needs is not installed."""
+    from importlib.util import find_spec
+
+    missing = [name for name in ("fastapi", "uvicorn", "prometheus_client", "python_multipart") if not find_spec(name)]
+    if missing:
+        raise InputError(f"expected {', '.join(missing)}, found none; pip install 'upfield[serve]'")
+
+
+def read_token(file: Path | None) -> str | None:
+    """Give the token from its file, else from the environment, else None.
+
+    Raises:
+        InputError: there is no such file, or nothing that a header can carry in it.
+    """
+    if file is None and TOKEN_VARIABLE not in os.environ:
+        return None
+    where = TOKEN_VARIABLE if file is None else f"token_file {file}"
+    try:
+        token = os.environ[TOKEN_VARIABLE] if file is None else file.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{where}: expected a file with a token in it, found none that can be read: {error}") from error
+    token = token.strip()
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise InputError(f"{where}: expected one word of ASCII characters, found none; write one, `openssl rand -hex 32`")
+    return token
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open the socket that requests come in by, before anything that takes time.
+
+    Raises:
+        InputError: the port is taken, or the address is not this machine's.
+    """
+    try:
+        (family, *_, place), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        listener = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise InputError(f"host: expected an address of this machine, found {host}: {error}") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(place)
+        # Not listening yet: who connects before the model is loaded is refused at once, and knows that it is not ready.
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise InputError(f"port: expected a free one, found {port} taken; choose another with --port") from error
+        if error.errno == errno.EACCES:
+            raise InputError(f"port: expected one that you may use, found {port}; choose one above 1023") from error
+        raise InputError(f"host: expected an address of this machine, found {host}: {error.strerror}") from error
+    return listener
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether an address can be reached from this machine only."""
+    from ipaddress import ip_address
+
+    return ip_address(host.partition("%")[0]).is_loopback
+
+
+def describe(config: ServeConfig) -> Any:
+    """Read a model file's metadata, and make sure that it runs where it is asked to.
+
+    Raises:
+        InputError: it does not.
+    """
+    from upfield.export.restorer import OnnxRestorer
+
+    assert config.model is not None
+    # The machines of a cluster may have GPUs where this one has none.
+    return OnnxRestorer(config.model, "cpu" if config.address else config.device).card
+
+
+def about_model(config: ServeConfig, card: Any, provider: str) -> dict[str, Any]:
+    """Give what `/model` says."""
+    from importlib.metadata import version
+
+    from upfield.export.enhance import RESEARCH_USE
+    from upfield.sharding.tarshard import hash_file
+
+    assert config.model is not None
+    return card.tree | {
+        "file": config.model.name,
+        "sha256": hash_file(config.model),
+        "provider": provider,
+        "batch_size": config.batch_size,
+        "versions": {name: version(name) for name in ("upfield", "onnx", "ray", "fastapi")},
+        "note": RESEARCH_USE,
+    }
 
 
 COMMAND = Command("serve", ServeConfig, serve, positional=("model",), required=("model",))
