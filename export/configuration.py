@@ -30,18 +30,26 @@ class EnhanceConfig:
     model: Path | None = None
     """The `.onnx` file."""
     scans: list[Path] = field(default_factory=list)
-    """NIfTI files, or folders that are searched for them."""
+    """NIfTI or MGH files, or folders that are searched for them."""
     out: Path | None = None
     """A `.nii` or `.nii.gz` file for a single scan, otherwise a folder."""
     batch_size: int = 4
     """Slices restored at once."""
-    device: Literal["auto", "cuda", "cpu"] = "auto"
-    """`auto` takes a GPU where there is one; `cuda` fails where there is none."""
+    device: Device = "auto"
+    """`auto` takes a GPU where there is one; `cuda` and `tensorrt` fail where they cannot run."""
+    keep_ras: bool = False
+    """Write axes that run right, anterior, superior, instead of as the scan's own do."""
+    like: Path | None = None
+    """Write on the grid of this image, by cubic interpolation in the world that it shares with the scans."""
+    resume: bool = False
+    """Leave out scans whose output is there, made by the same model with the same parameters."""
 
     def __post_init__(self) -> None:
-        """Refuse an empty batch."""
+        """Refuse an empty batch, and two answers to where axes run."""
         if self.batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, found {self.batch_size}")
+        if self.keep_ras and self.like is not None:
+            raise ValueError("keep_ras: expected it without like, found both; an image's grid has axes of its own")
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def read_placement(path: Path, header: Header) -> Placement:
         qform_code=qform_code if qform is not None else UNKNOWN,
         qform=qform,
         time_unit=int(fields["xyzt_units"]) & TIME_UNIT_BITS,
-        descrip=fields["descrip"].item().rstrip(b"\0 "),
+        descrip=bytes(fields["descrip"]).rstrip(b"\0 "),
     )
 
 
@@ -88,7 +88,7 @@ def place(fields: Nifti1Header, affine: NDArray[np.float64], placement: Placemen
         affine: `(4, 4)`, voxel index -> the world that `placement.affine` leads to.
         placement: the source's.
     """
-    fields.set_zooms(spacing_of(affine))
+    fields.set_zooms(spacing_of(affine).tolist())
     if placement.qform is not None:
         # By way of the source's voxels, as sform and qform may lead to different spaces.
         qform = placement.qform @ np.linalg.inv(placement.affine) @ affine

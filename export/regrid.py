@@ -132,4 +132,4 @@ def _indices(to_index: NDArray[np.float64], *places: NDArray[np.float64]) -> NDA
 
 def _inside(index: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.bool_]:
     ends = np.array(shape, dtype=np.float64)[:, None, None, None] - 0.5
-    return np.logical_and(index >= -0.5, index <= ends).all(axis=0)
+    return np.asarray(((index >= -0.5) & (index <= ends)).all(axis=0))

@@ -61,6 +61,7 @@ class OnnxRestorer:
         except Exception as error:  # ONNX Runtime's error classes share no public base
             reason = str(error).splitlines()[0]
             raise InputError(f"{path}: expected an ONNX file that ONNX Runtime can load, found: {reason}") from error
+        self._run_options = ort.RunOptions()
         self.provider = self._session.get_providers()[0]
         # ONNX Runtime falls back to the CPU without a word; who asked for CUDA by name gets an error instead.
         if device == "cuda" and self.provider != PROVIDERS[self.device]:
@@ -105,8 +106,12 @@ class OnnxRestorer:
 
     def run(self, low: NDArray[np.float32]) -> NDArray[np.float32]:
         """Give the graph's own output `(N, 1, H, W)` for `low` `(N, 1 + 2*context, H, W)`, both float32."""
-        output = self._session.run(["high"], {"low": np.ascontiguousarray(low)})[0]
+        output = self._session.run(["high"], {"low": np.ascontiguousarray(low)}, self._run_options)[0]
         return np.asarray(output, dtype=np.float32)
+
+    def stop(self) -> None:
+        """Make what runs in another thread end at once, and all that is still to run, with an error."""
+        self._run_options.terminate = True
 
 
 def _choose_device(device: str) -> str:

@@ -76,8 +76,8 @@ def test_the_field_of_view_is_kept_at_one_millimetre(tmp_path: Path) -> None:
     volume, scan = enhance_volume(path, Unchanged(), batch_size=4), read_volume(path)
     assert volume.voxels.shape == (19, 26, 30)
     np.testing.assert_allclose(volume.spacing_mm, 1, atol=1e-6)
-    middles = [each.affine @ (*(np.array(each.voxels.shape) - 1) / 2, 1) for each in (volume, scan)]
-    np.testing.assert_allclose(*middles, atol=1e-4)
+    middle, expected = (each.affine @ (*(np.array(each.voxels.shape) - 1) / 2, 1) for each in (volume, scan))
+    np.testing.assert_allclose(middle, expected, atol=1e-4)
     np.testing.assert_allclose(volume.voxels.shape, scan.spacing_mm * scan.voxels.shape, atol=0.5)
 
 
