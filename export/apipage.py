@@ -28,7 +28,7 @@ SCAN_BODY: dict[str, Any] = {
             "in": "query",
             "required": False,
             "schema": {"type": "string"},
-            "description": "What the scan is called, where the body is not a form; it tells the format, and is used in messages.",
+            "description": "What the scan is called, where the body is no form; it tells the format, and is used in messages.",
         },
         {
             "name": "id",
@@ -40,7 +40,7 @@ SCAN_BODY: dict[str, Any] = {
     ],
     "requestBody": {
         "required": True,
-        "description": "The scan, `.nii`, `.nii.gz` or `.mgz`: as the body itself, or as the one file of a form.",
+        "description": "The scan, `.nii`, `.nii.gz`, `.mgh` or `.mgz`: the body itself, or the one file of a form.",
         "content": {
             "application/octet-stream": BINARY,
             "multipart/form-data": {
@@ -77,7 +77,7 @@ def page_of(schema: dict[str, Any]) -> str:
         f"<title>{escape(info['title'])}: the interface</title>",
         "<link rel=stylesheet href=/page/page.css></head><body><main>",
         f"<h1>{escape(info['title'])} {escape(info['version'])}</h1><p>{escape(info.get('summary', ''))}</p>",
-        '<p>The same for programs: <a href="/openapi.json">/openapi.json</a>. <a href="/">The page</a> does it by hand.</p>',
+        '<p>For programs: <a href="/openapi.json">/openapi.json</a>. By hand: <a href="/">the page</a>.</p>',
     ]
     for path, methods in schema["paths"].items():
         for method, operation in methods.items():
@@ -105,5 +105,3 @@ def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
         return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
     return f"<table>{line('th', heads)}{''.join(line('td', row) for row in rows)}</table>"
-
-

@@ -4,7 +4,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from upfield.export.limits import Queue
-from upfield.export.service import Batch
+from upfield.export.strips import Batch
 
 SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200)
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -31,7 +31,10 @@ class Counters:
         )
         self._slices = Counter("upfield_slices_restored", "Slices restored.", registry=self.registry)
         self._batch_slices = Histogram(
-            "upfield_batch_slices", "Slices in a batch, without what fills it up.", buckets=sizes, registry=self.registry
+            "upfield_batch_slices",
+            "Slices in a batch, without its filling.",
+            buckets=sizes,
+            registry=self.registry,
         )
         self._batch_scans = Histogram(
             "upfield_batch_scans", "Scans that share a batch.", buckets=(1, 2, 3, 4, 6, 8), registry=self.registry

@@ -13,14 +13,14 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from upfield.export.counters import Counters
-from upfield.export.limits import ClientGone, Refusal
+from upfield.export.limits import ClientGoneError, RefusedError
 from upfield.sharding.progress import say
 
 # Whoever watches over the service asks these without a token; the page and the schema hold nothing of anybody's.
 OPEN_PATHS = ("/", "/health", "/ready", "/docs", "/openapi.json")
 OPEN_PREFIX = "/page/"
 # Asked every few seconds: a line for each would bury the others.
-UNTOLD = ("/health", "/ready", "/metrics", "/progress")
+UNTOLD = ("/health", "/ready", "/metrics", "/progress", "/page")
 CLIENT_GONE = 499  # nginx's number for it; nobody gets to see it
 HEADERS = {
     "Content-Security-Policy": (
@@ -66,15 +66,15 @@ class Guard:
         try:
             refuse_strangers(scope, self._token)
             await self._app(scope, receive, send_guarded)
-        except ClientGone:
+        except ClientGoneError:
             pass
-        except Refusal as refusal:
+        except RefusedError as refusal:
             await words(refusal, request_id)(scope, receive, send_guarded)
         except Exception:
             say(f"request {request_id}:\n{traceback.format_exc()}")
             if status:
                 raise
-            await words(Refusal(500, "the service made a mistake; its log has more"), request_id)(
+            await words(RefusedError(500, "the service made a mistake; its log has more"), request_id)(
                 scope, receive, send_guarded
             )
         finally:
@@ -83,22 +83,23 @@ class Guard:
             self._counters.note_request(scope["method"], path, status or CLIENT_GONE, seconds)
             if not path.startswith(UNTOLD) or status >= 400:
                 # Without the query: it can hold a file's name, and with it a person's.
-                say(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {scope['method']} {path} {status} {seconds:.2f} s {request_id}")
+                told = f"{scope['method']} {path} {status} {seconds:.2f} s {request_id}"
+                say(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {told}")
 
 
 def refuse_strangers(scope: Scope, token: str | None) -> None:
-    """Raise Refusal where a request has not the token that it needs, or comes from another site's page."""
+    """Raise RefusedError where a request has not the token that it needs, or comes from another site's page."""
     headers = Headers(scope=scope)
     origin = headers.get("origin")
     # A page elsewhere may send a form here without asking first, in the name of whoever looks at it.
     if scope["method"] not in ("GET", "HEAD") and origin and origin.partition("://")[2] != headers.get("host"):
-        raise Refusal(403, "expected a request from this service's own page, found one from another site")
+        raise RefusedError(403, "expected a request from this service's own page, found one from another site")
     path = scope["path"]
     if token is None or path in OPEN_PATHS or path.startswith(OPEN_PREFIX):
         return
     scheme, _, given = headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
-        raise Refusal(401, "expected the service's token (Authorization: Bearer TOKEN), found none or another")
+        raise RefusedError(401, "expected the service's token (Authorization: Bearer TOKEN), found none or another")
 
 
 def known_path(scope: Scope) -> str:
@@ -108,7 +109,7 @@ def known_path(scope: Scope) -> str:
     return re.sub(r"/\{.*", "", path) if route is not None or path in OPEN_PATHS else "other"
 
 
-def words(refusal: Refusal, request_id: str) -> JSONResponse:
+def words(refusal: RefusedError, request_id: str) -> JSONResponse:
     """Turn a refusal into an answer."""
     headers = {} if refusal.retry_after_s is None else {"Retry-After": str(refusal.retry_after_s)}
     if refusal.status == 401:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from upfield.export.configuration import ServeConfig
+from upfield.export.outputs import SUFFIXES, as_nifti
 from upfield.export.scan import MAX_EXTENT_MM, SPACING_MM
 from upfield.sharding.content import CHUNK_BYTES, DAMAGED, GZIP_MAGIC, is_compressed, open_content
 from upfield.sharding.errors import VolumeError
@@ -20,13 +21,12 @@ from upfield.sharding.header import MGH_VERSION, expect_three_dimensions, read_h
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
-SUFFIXES = (".nii", ".nii.gz", ".mgz")
 MAX_NAME = 120
-# A client that is cut off in the middle of its upload reads no answer: what is left of a moderate one is let in, unread.
+# A client that is cut off in the middle of its upload reads no answer: what is left of a moderate one is let in.
 DRAIN_BYTES, DRAIN_S = 64 * 2**20, 5.0
 
 
-class Refusal(Exception):
+class RefusedError(Exception):
     """What a client is told instead of an enhanced scan."""
 
     def __init__(self, status: int, sentence: str, retry_after_s: int | None = None) -> None:
@@ -37,7 +37,7 @@ class Refusal(Exception):
         self.retry_after_s = retry_after_s
 
 
-class ClientGone(Exception):
+class ClientGoneError(Exception):
     """The client has closed the connection: there is nobody to answer."""
 
 
@@ -45,7 +45,7 @@ def limited(receive: Receive, headers: Any, max_body_bytes: int) -> Receive:
     """Pass on what a client sends, up to a limit, whatever length it has announced.
 
     Raises:
-        Refusal: 413, at once where the length is announced, else after the first byte too many.
+        RefusedError: 413, at once where the length is announced, else after the first byte too many.
     """
     found = headers.get("content-length", "")
     announced = int(found) if found.isdecimal() else 0
@@ -78,8 +78,8 @@ async def _drain(receive: Receive) -> None:
         pass
 
 
-def _too_long(max_body_bytes: int, found: str) -> Refusal:
-    return Refusal(413, f"expected at most {max_body_bytes} bytes, found {found}; compress the scan, or crop it")
+def _too_long(max_body_bytes: int, found: str) -> RefusedError:
+    return RefusedError(413, f"expected at most {max_body_bytes} bytes, found {found}; compress the scan, or crop it")
 
 
 def clean_name(name: str) -> str:
@@ -97,16 +97,12 @@ def stored_suffix(name: str, start: bytes) -> str:
         start: of the upload.
 
     Raises:
-        Refusal: 422, it is the name of another kind of file.
+        InputError: it is the name of another kind of file.
     """
     if not name:
         return ".nii.gz" if start.startswith(GZIP_MAGIC) else ".nii"
-    suffix = next((suffix for suffix in (".nii.gz", ".nii", ".mgz") if name.endswith(suffix)), None)
-    if suffix is None:
-        raise Refusal(
-            422, f"{name}: expected a file ending in {', '.join(SUFFIXES)}, found another; convert it first"
-        )
-    return suffix
+    as_nifti(Path(name))
+    return next(suffix for suffix in SUFFIXES if name.lower().endswith(suffix))
 
 
 def settle(path: Path, name: str) -> Path:
@@ -117,7 +113,7 @@ def settle(path: Path, name: str) -> Path:
         name: of the client's file; empty where it gave none.
 
     Raises:
-        Refusal: 422, the client's name is that of another kind of file.
+        InputError: the client's name is that of another kind of file.
     """
     with path.open("rb") as file:
         suffix = stored_suffix(name, file.read(len(GZIP_MAGIC)))
@@ -146,7 +142,7 @@ def check_scan(path: Path, where: str, config: ServeConfig) -> None:
 
     Raises:
         VolumeError: the header is not that of one 3-D real volume.
-        Refusal: 413, too many voxels or bytes.
+        RefusedError: 413, too many voxels or bytes.
     """
     try:
         header = read_header(path)
@@ -154,13 +150,17 @@ def check_scan(path: Path, where: str, config: ServeConfig) -> None:
     except VolumeError as error:
         raise VolumeError(where, error.problem) from error
     if prod(header.shape) > config.max_voxels:
-        raise Refusal(413, f"{where}: expected at most {config.max_voxels} voxels, found shape {header.shape}; crop it")
+        raise RefusedError(
+            413, f"{where}: expected at most {config.max_voxels} voxels, found shape {header.shape}; crop it"
+        )
     with np.errstate(all="ignore"):
         extent_mm = np.array(header.shape) * header.spacing_mm
     # A larger extent than any head's is refused by whoever prepares scans, in the words of the command line.
     if extent_mm.max() <= MAX_EXTENT_MM and prod(extent_mm / SPACING_MM) > config.max_voxels:
         size_mm = " x ".join(f"{mm:g}" for mm in extent_mm)
-        raise Refusal(413, f"{where}: expected at most {config.max_voxels} voxels at 1 mm, found {size_mm} mm; crop it")
+        raise RefusedError(
+            413, f"{where}: expected at most {config.max_voxels} voxels at 1 mm, found {size_mm} mm; crop it"
+        )
     if is_compressed(path):
         _check_content(path, where, config.max_decompressed_bytes)
 
@@ -173,7 +173,9 @@ def _check_content(path: Path, where: str, max_bytes: int) -> None:
             while chunk := file.read(CHUNK_BYTES):
                 count += len(chunk)
                 if count > max_bytes:
-                    raise Refusal(413, f"{where}: expected at most {max_bytes} bytes without compression, found more")
+                    raise RefusedError(
+                        413, f"{where}: expected at most {max_bytes} bytes without compression, found more"
+                    )
     except DAMAGED:
         # Whoever reads it says what is wrong, in the words of the command line.
         return
@@ -208,12 +210,14 @@ class Queue:
         """Hold a place for a scan that is about to be received.
 
         Raises:
-            Refusal: 503, there is none.
+            RefusedError: 503, there is none.
         """
         if self.taken_in >= self._limit:
             after_s = self.retry_after_s()
-            raise Refusal(
-                503, f"expected fewer than {self._limit} scans at once, found as many; try again in {after_s} s", after_s
+            raise RefusedError(
+                503,
+                f"expected fewer than {self._limit} scans at once, found as many; come again in {after_s} s",
+                after_s,
             )
         self.taken_in += 1
         try:

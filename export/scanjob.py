@@ -87,7 +87,7 @@ async def enhance_upload(
 
     Raises:
         VolumeError: the scan cannot be used.
-        Refusal: it is too large.
+        RefusedError: it is too large.
     """
     progress.state = "reading"
     prepared = await in_thread(executor, _read, upload, name, engine.normalisation, config)
@@ -119,9 +119,7 @@ def _write(prepared: Prepared, restored: NDArray[np.float32], folder: Path, with
     return files
 
 
-async def restore_scan(
-    low: NDArray[np.float32], engine: Engine, owner: str, progress: Progress
-) -> NDArray[np.float32]:
+async def restore_scan(low: NDArray[np.float32], engine: Engine, owner: str, progress: Progress) -> NDArray[np.float32]:
     """Restore a volume slice by slice along its sagittal axis, a few strips of slices at a time.
 
     Args:

@@ -25,7 +25,7 @@ def serve(config: ServeConfig) -> None:
     with listen(config.host, config.port) as listener:
         host, port = listener.getsockname()[:2]
         if token is None and not is_loopback(host):
-            say(f"{host} can be reached from other machines, and no token is set: see token_file in upfield serve --help")
+            say(f"other machines can reach {host}, and no token is set; see token_file in upfield serve --help")
         try:
             run(config, listener, token, f"http://{f'[{host}]' if ':' in host else host}:{port}")
         except KeyboardInterrupt:
@@ -64,7 +64,9 @@ def run(config: ServeConfig, listener: socket.socket, token: str | None, address
                 ws="none",
                 timeout_graceful_shutdown=int(config.timeout_s) + 1,
             )
-            say(f"{config.model.name} on {engine.provider}: {address}/ for people, {address}/docs for programs; Ctrl-C ends it")
+            say(
+                f"{config.model.name} on {engine.provider}: {address}/ and, for programs, {address}/docs; Ctrl-C ends it"
+            )
             # After a signal it stops listening, answers what it has taken in, and raises KeyboardInterrupt.
             uvicorn.Server(options).run([listener])
         finally:
@@ -92,10 +94,10 @@ def read_token(file: Path | None) -> str | None:
     try:
         token = os.environ[TOKEN_VARIABLE] if file is None else file.read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{where}: expected a file with a token in it, found none that can be read: {error}") from error
+        raise InputError(f"{where}: expected a token in it, found none that can be read: {error}") from error
     token = token.strip()
     if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise InputError(f"{where}: expected one word of ASCII characters, found none; write one, `openssl rand -hex 32`")
+        raise InputError(f"{where}: expected one word in ASCII, found none; make one with openssl rand -hex 32")
     return token
 
 
@@ -148,7 +150,7 @@ def about_model(config: ServeConfig, card: Any, provider: str) -> dict[str, Any]
     """Give what `/model` says."""
     from importlib.metadata import version
 
-    from upfield.export.enhance import RESEARCH_USE
+    from upfield.export.provenance import RESEARCH_USE
     from upfield.sharding.tarshard import hash_file
 
     assert config.model is not None

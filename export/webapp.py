@@ -24,7 +24,7 @@ from upfield.export.apipage import RESPONSES, SCAN_BODY, page_of
 from upfield.export.configuration import ServeConfig
 from upfield.export.counters import CONTENT_TYPE, Counters
 from upfield.export.guard import Guard, words
-from upfield.export.limits import ClientGone, Progress, Queue, Refusal, clean_name, limited, settle
+from upfield.export.limits import ClientGoneError, Progress, Queue, RefusedError, clean_name, limited, settle
 from upfield.export.scanjob import Answer, Engine, enhance_upload, in_thread
 from upfield.sharding.errors import InputError, RunError
 from upfield.sharding.progress import say
@@ -57,12 +57,14 @@ class Desk:
             What it has become, and what the client calls it.
 
         Raises:
-            Refusal: whatever is wrong with the scan or its size, no place, or no time left.
-            ClientGone: the client is not there any more.
+            RefusedError: whatever is wrong with the scan or its size, no place, or no time left.
+            ClientGoneError: the client is not there any more.
         """
         owner = request.query_params.get("id") or secrets.token_hex(16)
         if not ID.fullmatch(owner) or owner in self.progress:
-            raise Refusal(400, "id: expected 32 hexadecimal digits that no other request has, found something else")
+            raise RefusedError(
+                400, "id: expected 32 hexadecimal digits that no other request has, found something else"
+            )
         with self.queue.place():
             progress = self.progress[owner] = Progress()
             try:
@@ -70,7 +72,7 @@ class Desk:
                     return await self._within_time(request, owner, progress)
             except TimeoutError as error:
                 limit = f"{self.config.timeout_s:g}"
-                raise Refusal(504, f"expected to be done within {limit} s, found it {progress.state}") from error
+                raise RefusedError(504, f"expected to be done within {limit} s, found it {progress.state}") from error
             finally:
                 del self.progress[owner]
 
@@ -80,10 +82,10 @@ class Desk:
             upload, name = await receive_scan(request, folder, self.config.max_body_bytes)
             return await unless_gone(request, self._worked_on(upload, name, request, owner, progress)), name
         except InputError as error:
-            raise Refusal(422, without(str(error), folder)) from error
+            raise RefusedError(422, without(str(error), folder)) from error
         except RunError as error:
             say(f"request {request.state.request_id}: {error}")
-            raise Refusal(
+            raise RefusedError(
                 503, "the service is in trouble, the scan may be sent again", self.queue.retry_after_s()
             ) from error
         finally:
@@ -117,8 +119,9 @@ async def receive_scan(request: Request, folder: Path, max_body_bytes: int) -> t
     """Write an upload to `folder` as it comes in, and give its path and what the client calls it, if anything.
 
     Raises:
-        Refusal: too long, no file in the form, or the name of another kind of file.
-        ClientGone: the client went away.
+        RefusedError: too long, or no file in the form.
+        InputError: the name is that of another kind of file.
+        ClientGoneError: the client went away.
     """
     limited_request = Request(request.scope, limited(request.receive, request.headers, max_body_bytes))
     upload = folder / "upload"
@@ -131,7 +134,7 @@ async def receive_scan(request: Request, folder: Path, max_body_bytes: int) -> t
                 async for chunk in limited_request.stream():
                     file.write(chunk)
     except ClientDisconnect as error:
-        raise ClientGone from error
+        raise ClientGoneError from error
     return settle(upload, name), name
 
 
@@ -140,26 +143,26 @@ async def _from_form(request: Request, upload: Path) -> str:
         async with request.form(max_files=1, max_fields=8) as form:
             scan = next((value for value in form.values() if isinstance(value, UploadFile)), None)
             if scan is None:
-                raise Refusal(422, "expected a form with a file in it, found none")
+                raise RefusedError(422, "expected a form with a file in it, found none")
             with upload.open("wb") as file:
                 while chunk := await scan.read(CHUNK_BYTES):
                     file.write(chunk)
             return clean_name(scan.filename) if scan.filename else ""
     except (MultiPartException, HTTPException) as error:
-        raise Refusal(400, f"expected a form with one file, found another: {error}") from error
+        raise RefusedError(400, f"expected a form with one file, found another: {error}") from error
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Wait for `work` as long as the client does.
 
     Raises:
-        ClientGone: it went away; what was at work has ended.
+        ClientGoneError: it went away; what was at work has ended.
     """
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request.receive()))
     try:
         await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise ClientGone
+            raise ClientGoneError
         return working.result()
     finally:
         working.cancel()
@@ -213,13 +216,15 @@ def build_app(
 def _answer_in_words(app: FastAPI) -> None:
     async def refused(request: Request, error: Exception) -> Response:
         if isinstance(error, RequestValidationError):
-            error = Refusal(422, "; ".join(f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors()))
+            error = RefusedError(
+                422, "; ".join(f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors())
+            )
         elif isinstance(error, HTTPException):
-            error = Refusal(error.status_code, f"{error.detail}; see /docs")
-        assert isinstance(error, Refusal)
+            error = RefusedError(error.status_code, f"{error.detail}; see /docs")
+        assert isinstance(error, RefusedError)
         return words(error, request.state.request_id)
 
-    for kind in (Refusal, RequestValidationError, HTTPException):
+    for kind in (RefusedError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, refused)
 
 
@@ -239,7 +244,7 @@ def _add_scan_routes(app: FastAPI, desk: Desk) -> None:
         """Say how far the scan is that is being enhanced under this `id`."""
         found = desk.progress.get(id)
         if found is None:
-            raise Refusal(404, "expected the id of a scan that is being enhanced, found none such")
+            raise RefusedError(404, "expected the id of a scan that is being enhanced, found none such")
         return {
             "state": found.state,
             "position": desk.queue.position(found),
@@ -258,7 +263,7 @@ def _add_watch_routes(app: FastAPI, engine: Engine, card: dict[str, Any], counte
     async def ready() -> dict[str, str]:
         """Say whether a replica has loaded the model and answers; 503 otherwise."""
         if not await engine.is_ready():
-            raise Refusal(503, "expected a replica that answers, found none; one is being started", 5)
+            raise RefusedError(503, "expected a replica that answers, found none; one is being started", 5)
         return {"status": "ready"}
 
     @app.get("/metrics", response_class=Response, tags=["watching"])
@@ -278,7 +283,7 @@ def _add_pages(app: FastAPI) -> None:
 
     async def page_file(name: str) -> Response:
         if name not in PAGE_FILES:
-            raise Refusal(404, "expected a file of the page, found none such")
+            raise RefusedError(404, "expected a file of the page, found none such")
         return Response((PAGE / name).read_bytes(), media_type=PAGE_FILES[name])
 
     async def docs() -> HTMLResponse:
@@ -290,7 +295,7 @@ def _add_pages(app: FastAPI) -> None:
 
 def file_response(answer: Answer, name: str) -> Response:
     """Stream an enhanced scan, and what it was interpolated to where that was asked for."""
-    stem = re.sub(r"(\.nii|\.mgz|\.nii\.gz)$", "", name) or "scan"
+    stem = re.sub(r"(\.nii|\.mg[hz]|\.nii\.gz)$", "", name, flags=re.IGNORECASE) or "scan"
     named = disposition(f"{stem}_enhanced.nii.gz")
     headers = {"X-Upfield-Notes": quote("; ".join(answer.notes), safe=" ;,().:/")} if answer.notes else {}
     if answer.before is None:
@@ -298,14 +303,18 @@ def file_response(answer: Answer, name: str) -> Response:
         headers |= {"Content-Type": "application/gzip", "Content-Disposition": f"attachment; {named}"}
     else:
         boundary = secrets.token_hex(16)
-        parts = []
-        for field, file, file_name in (("enhanced", answer.enhanced, named), ("before", answer.before, disposition("before.nii.gz"))):
-            head = f'--{boundary}\r\nContent-Disposition: form-data; name="{field}"; {file_name}\r\nContent-Type: application/gzip\r\n\r\n'
-            parts += [head.encode(), file, b"\r\n"]
+        before = disposition("before.nii.gz")
+        parts = [_part_head(boundary, "enhanced", named), answer.enhanced, b"\r\n"]
+        parts += [_part_head(boundary, "before", before), answer.before, b"\r\n"]
         parts.append(f"--{boundary}--\r\n".encode())
         headers |= {"Content-Type": f"{FORM}; boundary={boundary}"}
     headers["Content-Length"] = str(sum(map(_length, parts)))
     return StreamingResponse(_stream(parts), headers=headers)
+
+
+def _part_head(boundary: str, field: str, file_name: str) -> bytes:
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="{field}"; {file_name}\r\n'
+    return f"{head}Content-Type: application/gzip\r\n\r\n".encode()
 
 
 def disposition(name: str) -> str:

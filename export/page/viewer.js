@@ -145,12 +145,14 @@ export class Viewer {
     context.fillRect(x + gap + 1, y, width, 1);
     context.fillRect(x, 0, 1, y - gap);
     context.fillRect(x, y + gap + 1, 1, height);
+    // As large on every screen: the canvas is stretched.
+    const letter = (13 * width) / (this.views?.[0].canvases[0].clientWidth || width);
     context.fillStyle = "#ffd866";
-    context.font = `${Math.max(Math.round(width / 16), 8)}px system-ui, sans-serif`;
-    context.textBaseline = "middle";
-    context.fillText(plane.ends[0], 3, height / 2);
+    context.font = `${letter}px system-ui, sans-serif`;
+    context.textBaseline = "top";
+    context.fillText(plane.ends[0], letter / 3, letter / 3);
     context.textAlign = "right";
-    context.fillText(plane.ends[1], width - 3, height / 2);
+    context.fillText(plane.ends[1], width - letter / 3, letter / 3);
     context.textAlign = "left";
   }
 }
