@@ -111,9 +111,9 @@ def _write(prepared: Prepared, restored: NDArray[np.float32], folder: Path, with
     if with_before:
         paths.append(folder / "before.nii.gz")
         # A screen shows no more than 256 greys, and these take a third of the bytes.
-        greys = np.rint(prepared.low * 255) / np.float32(255)
+        greys = np.float32(1 / 255) * np.rint(prepared.low * np.float32(255))
         write_volume(finish(prepared, greys), paths[1])
-    files = [path.open("rb") for path in paths]
+    files: list[BinaryIO] = [path.open("rb") for path in paths]
     for path in paths:
         path.unlink()
     return files

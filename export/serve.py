@@ -64,9 +64,7 @@ def run(config: ServeConfig, listener: socket.socket, token: str | None, address
                 ws="none",
                 timeout_graceful_shutdown=int(config.timeout_s) + 1,
             )
-            say(
-                f"{config.model.name} on {engine.provider}: {address}/ and, for programs, {address}/docs; Ctrl-C ends it"
-            )
+            say(f"{config.model.name} on {engine.provider}: {address}/ and, for programs, /docs; Ctrl-C ends it")
             # After a signal it stops listening, answers what it has taken in, and raises KeyboardInterrupt.
             uvicorn.Server(options).run([listener])
         finally:

@@ -99,7 +99,7 @@ class RayEngine:
         if most > config.replicas:
             limits = {"min_replicas": config.replicas, "max_replicas": most, "target_ongoing_requests": strips}
             scaling = {"autoscaling_config": limits}
-        deployment = serve.deployment(
+        deployment: Any = serve.deployment(
             Replica,
             # Questions whether a replica is alive must get through when it is busy.
             max_ongoing_requests=config.scans_at_once * MAX_STRIPS + strips,
@@ -120,7 +120,7 @@ class RayEngine:
         Raises:
             EngineError: replicas die again and again.
         """
-        strip = Strip(owner, low)
+        strip, lost = Strip(owner, low), None
         for _ in range(MAX_TRIES):
             try:
                 restored: Restored = await self._handle.restore.remote(strip)
