@@ -28,7 +28,7 @@ SCAN_BODY: dict[str, Any] = {
             "in": "query",
             "required": False,
             "schema": {"type": "string"},
-            "description": "What the scan is called, where the body is no form: tells the format, and stands in messages.",
+            "description": "What the scan is called, where the body is no form: tells the format, stands in messages.",
         },
         {
             "name": "id",

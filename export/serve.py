@@ -13,7 +13,8 @@ from upfield.sharding.command import Command, execute
 from upfield.sharding.errors import InputError
 
 TOKEN_VARIABLE = "UPFIELD_TOKEN"
-BACKLOG = 256
+# Ray keeps sockets in its folder, for whose names Unix has little room.
+SHORT_FOLDER = Path("/tmp")
 
 
 def serve(config: ServeConfig) -> None:
@@ -22,38 +23,42 @@ def serve(config: ServeConfig) -> None:
 
     expect_packages()
     token = read_token(config.token_file)
+    card = describe(config)
     with listen(config.host, config.port) as listener:
         host, port = listener.getsockname()[:2]
         if token is None and not is_loopback(host):
             say(f"other machines can reach {host}, and no token is set; see token_file in upfield serve --help")
         try:
-            run(config, listener, token, f"http://{f'[{host}]' if ':' in host else host}:{port}")
+            run(config, card, listener, token, f"http://{f'[{host}]' if ':' in host else host}:{port}")
         except KeyboardInterrupt:
             say("ended")
 
 
-def run(config: ServeConfig, listener: socket.socket, token: str | None, address: str) -> None:
+def run(config: ServeConfig, card: Any, listener: socket.socket, token: str | None, address: str) -> None:
     """Start the replicas, and answer requests until a signal comes.
 
-    Raises:
-        InputError: the model file is none, or it cannot run here.
+    Args:
+        config: what was asked for.
+        card: the model's metadata.
+        listener: where requests come in.
+        token: that they must carry, if any.
+        address: what to tell people.
     """
-    assert config.model is not None
-    card = describe(config)
-
     import uvicorn
 
     from upfield.export.counters import Counters
     from upfield.export.service import RayEngine
     from upfield.export.webapp import build_app
+    from upfield.export.workfolder import work_folder
     from upfield.sharding.progress import say
 
+    assert config.model is not None
     counters = Counters(config.batch_size)
-    with tempfile.TemporaryDirectory(prefix="upfield-serve-") as folder:
-        engine = RayEngine(config, card, counters.note_batch)
+    with work_folder(Path(tempfile.gettempdir())) as folder, work_folder(SHORT_FOLDER) as ray_folder:
+        engine = RayEngine(config, card, counters.note_batch, ray_folder)
         try:
             about = about_model(config, card, engine.provider)
-            app = build_app(config, engine, about, counters, token, Path(folder))
+            app = build_app(config, engine, about, counters, token, folder)
             options = uvicorn.Config(
                 app,
                 log_config=None,

@@ -4,9 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,13 +58,14 @@ class Replica:
 class RayEngine:
     """The replicas, as the web application sees them."""
 
-    def __init__(self, config: ServeConfig, card: ModelCard, note: Callable[[Batch], None]) -> None:
+    def __init__(self, config: ServeConfig, card: ModelCard, note: Callable[[Batch], None], folder: Path) -> None:
         """Start Ray, or connect to its cluster, and the replicas; wait until one of them has loaded the model.
 
         Args:
             config: what to start.
             card: of the model.
             note: told of every batch.
+            folder: for the files of a Ray that is started.
 
         Raises:
             InputError: there is no such cluster, or it has not what a replica needs.
@@ -77,9 +76,9 @@ class RayEngine:
         self.context, self.normalisation = card.context, card.normalisation
         self._note = note
         self._name = f"upfield-{config.port}"
-        self._folder = None if config.address else tempfile.mkdtemp(prefix="upfield-ray-", dir="/tmp")
+        self._is_own = config.address is None
         try:
-            connect(config.address, self._folder)
+            connect(config.address, folder)
             self._handle = self._deploy(config)
             self.provider = self._handle.describe.remote().result(timeout_s=60)["provider"]
         except (RuntimeError, RayError, TimeoutError) as error:
@@ -146,15 +145,13 @@ class RayEngine:
     def stop(self) -> None:
         """End what was started: replicas, and Ray where it is this process's own."""
         with _quiet_serve():
-            if self._folder is None and ray.is_initialized():
+            if not self._is_own and ray.is_initialized():
                 with contextlib.suppress(RayError, RayServeException):
                     serve.delete(self._name)
             ray.shutdown()
-        if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def connect(address: str | None, folder: str | None) -> None:
+def connect(address: str | None, folder: Path) -> None:
     """Connect to a Ray cluster, or start Ray on this machine alone.
 
     Args:
@@ -176,7 +173,7 @@ def connect(address: str | None, folder: str | None) -> None:
                     "local",
                     include_dashboard=False,
                     object_store_memory=STORE_BYTES,
-                    _temp_dir=folder,
+                    _temp_dir=str(folder / "ray"),
                     num_cpus=len(os.sched_getaffinity(0)),
                     **quiet,
                 )

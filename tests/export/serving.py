@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import nibabel as nib
 import numpy as np
@@ -59,7 +60,7 @@ def ask(port: int, path: str, method: str = "GET", body: Any = None, headers: di
 def send(port: int, scan: Path | bytes, path: str = "/enhance", headers: dict[str, str] | None = None) -> Answer:
     """Have a scan enhanced, sent as the body itself; a file's name goes with it."""
     if isinstance(scan, Path):
-        path, scan = f"{path}?name={scan.name}", scan.read_bytes()
+        path, scan = f"{path}?name={quote(scan.name)}", scan.read_bytes()
     return ask(port, path, "POST", scan, headers)
 
 

@@ -23,6 +23,7 @@ from upfield.export.restorer import OnnxRestorer
 from upfield.export.scan import restore_volume
 from upfield.export.serve import is_loopback, main, read_token
 from upfield.export.strips import Strip, restore_strips
+from upfield.export.workfolder import work_folder
 from upfield.sharding.errors import InputError
 
 SCRIPT = Path(enhance.__file__).parent / "serve.py"
@@ -115,6 +116,7 @@ def test_answers_are_the_files_that_enhance_writes(
 def test_scans_at_the_same_time_share_batches_and_get_the_same_answers(
     service: Started, scans: list[Path], enhanced: list[bytes]
 ) -> None:
+    batches = scans_in_them = 0.0
     for _ in range(5):
         assert [answer.body for answer in send_all(service.port, scans)] == enhanced
         batches, scans_in_them = (metric(service.port, f"upfield_batch_scans_{part}") for part in ("count", "sum"))
@@ -207,7 +209,7 @@ def test_a_strips_values_do_not_depend_on_its_company(tiny_model: Path) -> None:
     [
         (["nowhere.onnx"], "expected an ONNX file, found none"),
         (["MODEL", "--port", "TAKEN"], "expected a free one, found"),
-        (["MODEL", "--host", "192.0.2.255"], "expected an address of this machine"),
+        (["MODEL", "--host", "203.0.113.7"], "expected an address of this machine"),
         (["MODEL", "--device", "cuda"], "expected an NVIDIA GPU"),
         (["MODEL", "--token_file", "nowhere"], "expected a token in it"),
         (["MODEL", "--address", "127.0.0.1:1"], "expected that of a Ray cluster"),
@@ -249,7 +251,7 @@ def test_a_token_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatc
     assert read_token(file) == "from-a-file"
     for empty in ("", " \n", "two words", "\u00e9"):
         file.write_text(empty)
-        with pytest.raises(InputError, match="token_file .*expected"):
+        with pytest.raises(InputError, match=r"token_file .*expected"):
             read_token(file)
 
 
@@ -272,3 +274,18 @@ def test_the_schema_of_the_command_is_its_help(run_cli: Callable) -> None:
     ):
         assert flag in out
     assert "--token " not in out
+
+
+def test_folders_of_killed_services_are_removed_and_those_of_living_ones_stay(tmp_path: Path) -> None:
+    with work_folder(tmp_path) as living:
+        (living / "scan.nii").touch()
+        assert living.stat().st_mode & 0o077 == 0
+        program = (
+            "import os, pathlib, sys; from upfield.export.workfolder import work_folder\n"
+            "with work_folder(pathlib.Path(sys.argv[1])) as folder: (folder / 'scan.nii').touch(); os._exit(9)"
+        )
+        subprocess.run([sys.executable, "-c", program, str(tmp_path)], timeout=TIMEOUT_S, check=False)
+        assert len(list(tmp_path.iterdir())) == 2
+        with work_folder(tmp_path) as other:
+            assert set(tmp_path.iterdir()) == {living, other}
+    assert list(tmp_path.iterdir()) == []

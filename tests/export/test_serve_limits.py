@@ -8,6 +8,7 @@ import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -30,7 +31,7 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def service(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """The service with limits that small files reach."""
-    limits = {"max_body_bytes": 200_000, "max_decompressed_bytes": 1_000_000, "max_voxels": 50_000}
+    limits: dict[str, Any] = {"max_body_bytes": 200_000, "max_decompressed_bytes": 1_000_000, "max_voxels": 50_000}
     with running(tiny_model, tmp_path_factory.mktemp("work") / "w", scans_at_once=1, max_queue=1, **limits) as started:
         yield started
 
