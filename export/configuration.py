@@ -14,13 +14,14 @@ class ExportConfig:
     run: Path | None = None
     """Folder of the run."""
     out: Path | None = None
-    """The `.onnx` file to write."""
+    """The `.onnx` file to write; a model file that is there is replaced, any other file is not."""
     precision: Literal["fp32", "fp16"] = "fp32"
-    """Precision of the weights in the file."""
+    """Of weights and images in the file. `fp16` is half as large and made for GPUs; it is refused where it would lose
+    more than 0.05 dB."""
     shards: Path | None = None
     """Shard set whose validation slices parity is proved on; default: the one that the run was trained on."""
     evaluation: Path | None = None
-    """A `metrics.json` of `upfield evaluate`, to be recorded in the file."""
+    """A `metrics.json` that `upfield evaluate` wrote about this run, to be recorded in the file."""
 
 
 @dataclass(frozen=True)

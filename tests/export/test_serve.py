@@ -76,6 +76,8 @@ def service(tiny_model: Path) -> Iterator[Started]:
             if child.is_running():
                 child.kill()
         reader.join(10)
+        assert process.stderr is not None
+        process.stderr.close()
 
 
 @pytest.fixture(scope="module")
