@@ -22,6 +22,7 @@ from upfield.export.configuration import ServeConfig
 from upfield.export.restorer import ModelCard, OnnxRestorer
 from upfield.export.strips import Batch, EngineError, Restored, Strip, restore_strips
 from upfield.sharding.errors import InputError, RunError
+from upfield.sharding.progress import say
 from upfield.sharding.tasks import answers
 
 # Strips that a replica takes at once, and how long it waits for others to come: both small beside a batch's own time.
@@ -127,6 +128,7 @@ class RayEngine:
                 raise
             except (RayError, RayServeException) as error:
                 lost = error
+                say("a replica was lost; what it was at is restored again")
                 continue
             for batch in restored.batches:
                 self._note(batch)
