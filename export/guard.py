@@ -21,6 +21,7 @@ OPEN_PATHS = ("/", "/health", "/ready", "/docs", "/openapi.json")
 OPEN_PREFIX = "/page/"
 # Asked every few seconds: a line for each would bury the others.
 UNTOLD = ("/health", "/ready", "/metrics", "/progress", "/page")
+METHODS = ("GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE")
 CLIENT_GONE = 499  # nginx's number for it; nobody gets to see it
 HEADERS = {
     "Content-Security-Policy": (
@@ -80,10 +81,11 @@ class Guard:
         finally:
             seconds = time.monotonic() - started
             path = known_path(scope)
-            self._counters.note_request(scope["method"], path, status or CLIENT_GONE, seconds)
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            self._counters.note_request(method, path, status or CLIENT_GONE, seconds)
             if not path.startswith(UNTOLD) or status >= 400:
                 # Without the query: it can hold a file's name, and with it a person's.
-                told = f"{scope['method']} {path} {status} {seconds:.2f} s {request_id}"
+                told = f"{method} {path} {status} {seconds:.2f} s {request_id}"
                 say(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {told}")
 
 
@@ -91,8 +93,15 @@ def refuse_strangers(scope: Scope, token: str | None) -> None:
     """Raise RefusedError where a request has not the token that it needs, or comes from another site's page."""
     headers = Headers(scope=scope)
     origin = headers.get("origin")
-    # A page elsewhere may send a form here without asking first, in the name of whoever looks at it.
-    if scope["method"] not in ("GET", "HEAD") and origin and origin.partition("://")[2] != headers.get("host"):
+    # A page elsewhere may send a form here without asking first, in the name of whoever looks at it. Browsers tell, but
+    # not by plain HTTP to another machine, where only the names can be compared.
+    own = headers.get("sec-fetch-site") == "same-origin"
+    if (
+        scope["method"] not in ("GET", "HEAD")
+        and origin
+        and not own
+        and origin.partition("://")[2] != headers.get("host")
+    ):
         raise RefusedError(403, "expected a request from this service's own page, found one from another site")
     path = scope["path"]
     if token is None or path in OPEN_PATHS or path.startswith(OPEN_PREFIX):

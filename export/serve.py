@@ -143,10 +143,17 @@ def describe(config: ServeConfig) -> Any:
         InputError: it does not.
     """
     from upfield.export.restorer import OnnxRestorer
+    from upfield.sharding.intensity import NORMALISATION
 
     assert config.model is not None
     # The machines of a cluster may have GPUs where this one has none.
-    return OnnxRestorer(config.model, "cpu" if config.address else config.device).card
+    card = OnnxRestorer(config.model, "cpu" if config.address else config.device).card
+    if card.normalisation != NORMALISATION:
+        raise InputError(
+            f"{config.model}: expected a model of normalisation {NORMALISATION!r}, found {card.normalisation!r}; use "
+            "the version of upfield that exported it"
+        )
+    return card
 
 
 def about_model(config: ServeConfig, card: Any, provider: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -76,8 +77,11 @@ class RayEngine:
         self.batch_size = config.batch_size
         self.context, self.normalisation = card.context, card.normalisation
         self._note = note
-        self._name = f"upfield-{config.port}"
+        # One for each entrance: what a killed one has left on a cluster is replaced when it is started again.
+        self._name = f"upfield-{socket.gethostname()}-{config.port or os.getpid()}"
         self._is_own = config.address is None
+        # Its steps, and replicas that die, are told in our words.
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
         try:
             connect(config.address, folder)
             self._handle = self._deploy(config)
@@ -108,7 +112,7 @@ class RayEngine:
             logging_config=QUIET,
             **scaling,
         )
-        with _own_signals(), _quiet_serve():
+        with _own_signals():
             # The service has an entrance of its own, so that limits, words and counters are in one place.
             serve.start(proxy_location="Disabled", logging_config=QUIET)
             application = deployment.bind(str(config.model), config.device, config.batch_size, cores)
@@ -146,11 +150,10 @@ class RayEngine:
 
     def stop(self) -> None:
         """End what was started: replicas, and Ray where it is this process's own."""
-        with _quiet_serve():
-            if not self._is_own and ray.is_initialized():
-                with contextlib.suppress(RayError, RayServeException):
-                    serve.delete(self._name)
-            ray.shutdown()
+        if not self._is_own and ray.is_initialized():
+            with contextlib.suppress(RayError, RayServeException):
+                serve.delete(self._name)
+        ray.shutdown()
 
 
 def connect(address: str | None, folder: Path) -> None:
@@ -233,14 +236,3 @@ def _own_signals() -> Any:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _quiet_serve() -> Any:
-    """Keep the steps of starting and stopping off the terminal."""
-    logger = logging.getLogger("ray.serve")
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(logging.ERROR)

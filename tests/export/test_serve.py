@@ -8,10 +8,12 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -19,6 +21,7 @@ import pytest
 from serving import TIMEOUT_S, Answer, ask, metric, send, send_form, wait_until, write_scan
 
 from upfield.export import enhance
+from upfield.export.configuration import ServeConfig
 from upfield.export.restorer import OnnxRestorer
 from upfield.export.scan import restore_volume
 from upfield.export.serve import is_loopback, main, read_token
@@ -255,6 +258,37 @@ def test_a_token_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatc
         file.write_text(empty)
         with pytest.raises(InputError, match=r"token_file .*expected"):
             read_token(file)
+
+
+def node(cores: int, gpus: int = 0, alive: bool = True) -> dict[str, Any]:
+    return {"Alive": alive, "Resources": {"CPU": float(cores), "GPU": float(gpus)}}
+
+
+@pytest.mark.parametrize(
+    ("options", "nodes", "expected"),
+    [
+        ({"cores_per_replica": 2}, [node(4)], (2, 0.0)),
+        ({"cores_per_replica": 2, "replicas": 3}, [node(3), node(4)], (2, 0.0)),
+        ({"cores_per_replica": 2, "replicas": 3}, [node(3), node(3)], None),
+        ({"cores_per_replica": 2}, [node(8, alive=False), node(1)], None),
+        ({"address": "auto"}, [node(4)], (1, 0.0)),
+        ({"cores_per_replica": 1, "gpus_per_replica": 0.5, "replicas": 2}, [node(4, 1)], (1, 0.5)),
+        ({"cores_per_replica": 1, "replicas": 2}, [node(4, 1)], None),
+        ({"cores_per_replica": 1, "replicas": 2, "device": "cpu"}, [node(4, 1)], (1, 0.0)),
+    ],
+)
+def test_replicas_that_would_never_start_are_refused(
+    options: dict[str, Any], nodes: list[dict[str, Any]], expected: tuple[int, float] | None
+) -> None:
+    with warnings.catch_warnings():
+        # Ray Serve's own, of pydantic.
+        warnings.simplefilter("ignore")
+        from upfield.export.service import needs
+    if expected is None:
+        with pytest.raises(InputError, match="replicas: expected room for"):
+            needs(ServeConfig(**options), nodes)
+    else:
+        assert needs(ServeConfig(**options), nodes) == expected
 
 
 def test_only_loopback_addresses_are_this_machines_own() -> None:

@@ -236,6 +236,10 @@ def test_another_sites_page_may_not_send_scans(service: Service, scan: Path) -> 
     answer = send(service.port, scan, headers={"Origin": "http://elsewhere.example"})
     assert answer.status == 403
     assert send(service.port, scan, headers={"Origin": f"http://127.0.0.1:{service.port}"}).status == 200
+    # Behind a proxy the names differ, and the browser's word counts.
+    behind = {"Origin": "https://upfield.example", "Sec-Fetch-Site": "same-origin"}
+    assert send(service.port, scan, headers=behind).status == 200
+    assert send(service.port, scan, headers=behind | {"Sec-Fetch-Site": "cross-site"}).status == 403
 
 
 def test_nothing_on_the_pages_comes_from_elsewhere(service: Service) -> None:
