@@ -2,6 +2,7 @@
 
 import errno
 import os
+import secrets
 import socket
 import sys
 import tempfile
@@ -44,6 +45,8 @@ def run(config: ServeConfig, card: Any, listener: socket.socket, token: str | No
         token: that they must carry, if any.
         address: what to tell people.
     """
+    set_up_ray(config.address is None)
+
     import uvicorn
 
     from upfield.export.counters import Counters
@@ -74,6 +77,14 @@ def run(config: ServeConfig, card: Any, listener: socket.socket, token: str | No
             uvicorn.Server(options).run([listener])
         finally:
             engine.stop()
+
+
+def set_up_ray(is_own: bool) -> None:
+    """Set what Ray reads from the environment when it is imported."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if is_own:
+        # It listens on all of the machine's addresses: nobody else may give it work.
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 def expect_packages() -> None:

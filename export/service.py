@@ -42,6 +42,9 @@ class Replica:
         """Load the model."""
         self._restorer = OnnxRestorer(Path(model), device, threads)
         self._batch_size = batch_size
+        # Ray Serve closes a batch as soon as it may, also while another one is at work. Strips wait outside until there
+        # is room, so that those of all scans come in together.
+        self._room = asyncio.Semaphore(MAX_STRIPS)
 
     @serve.batch(max_batch_size=MAX_STRIPS, batch_wait_timeout_s=WAIT_S)
     async def _together(self, strips: list[Strip]) -> list[Restored]:
@@ -50,7 +53,8 @@ class Replica:
 
     async def restore(self, strip: Strip) -> Restored:
         """Restore one strip, in batches shared with others."""
-        return await self._together(strip)  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
+        async with self._room:
+            return await self._together(strip)  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
 
     async def describe(self) -> dict[str, Any]:
         """Say what this process runs on."""
@@ -170,7 +174,6 @@ def connect(address: str | None, folder: Path) -> None:
     from ray._private.services import canonicalize_bootstrap_address
 
     quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     with _own_signals():
         if address is None:
             try:
