@@ -5,8 +5,8 @@ answers must be. Then the real command is started with one replica, and clients 
 
 Throughput is told as the ratio of times for the same scans, taken in turn within one run: `upfield enhance` called once
 for each scan and once for all, both in this process, against the service at the given concurrency: the median of
-all repeats, beside the best rate. Under `killed` the replica gets SIGKILL when a third of the scans are answered. Memory
-is the resident set of the processes after every hundred requests with smaller scans.
+all repeats, beside the best rate. Under `killed` the replica gets SIGKILL when a third of the scans are answered.
+Memory is the resident set of the processes after every hundred requests with smaller scans.
 """
 
 import argparse
