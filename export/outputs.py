@@ -53,12 +53,12 @@ def plan_outputs(scans: Sequence[Path], out: Path, like: Path | None = None) -> 
     for scan in scans:
         if scan.is_dir():
             inside = list(_search(scan, out, plan))
-            jobs += [Job(path, out / _as_nifti(path.relative_to(scan))) for path in inside]
+            jobs += [Job(path, out / as_nifti(path.relative_to(scan))) for path in inside]
             if not inside and not plan.problems:
                 found = "enhanced ones only" if plan.enhanced else "none"
                 raise InputError(f"{scan}: expected {', '.join(SUFFIXES)} files in the folder, found {found}")
         elif scan.is_file():
-            jobs.append(Job(scan, out / _as_nifti(Path(scan.name))))
+            jobs.append(Job(scan, out / as_nifti(Path(scan.name))))
         else:
             raise InputError(f"{scan}: expected a NIfTI file or a folder of them, found none; check the path")
     if is_file and len(jobs) > 1:
@@ -104,7 +104,12 @@ def _is_scan(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
-def _as_nifti(name: Path) -> Path:
+def as_nifti(name: Path) -> Path:
+    """Give the name of what a scan of this name becomes.
+
+    Raises:
+        InputError: no volume is called so.
+    """
     suffix = next((suffix for suffix in SUFFIXES if name.name.lower().endswith(suffix)), None)
     if suffix is None:
         raise InputError(f"{name}: expected a file ending in {', '.join(SUFFIXES)}, found another; convert it first")

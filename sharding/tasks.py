@@ -93,7 +93,7 @@ def connect_ray() -> None:
     named = os.environ.get("RAY_ADDRESS", "")
     try:
         address = canonicalize_bootstrap_address(named.removeprefix("ray://") or cast(Any, None))
-        if address and not _answers(address):
+        if address and not answers(address):
             if named:
                 raise ConnectionError("nothing answers there")
             address = None
@@ -107,7 +107,8 @@ def connect_ray() -> None:
         ) from error
 
 
-def _answers(address: str) -> bool:
+def answers(address: str) -> bool:
+    """Tell whether something listens at `HOST:PORT`."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
