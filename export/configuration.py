@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+Device = Literal["auto", "cuda", "tensorrt", "cpu"]
+
 
 @dataclass(frozen=True)
 class ExportConfig:
@@ -12,13 +14,14 @@ class ExportConfig:
     run: Path | None = None
     """Folder of the run."""
     out: Path | None = None
-    """The `.onnx` file to write."""
+    """The `.onnx` file to write; a model file that is there is replaced, any other file is not."""
     precision: Literal["fp32", "fp16"] = "fp32"
-    """Precision of the weights in the file."""
+    """Of weights and images in the file. `fp16` is half as large and made for GPUs; it is refused where it would lose
+    more than 0.05 dB."""
     shards: Path | None = None
     """Shard set whose validation slices parity is proved on; default: the one that the run was trained on."""
     evaluation: Path | None = None
-    """A `metrics.json` of `upfield evaluate`, to be recorded in the file."""
+    """A `metrics.json` that `upfield evaluate` wrote about this run, to be recorded in the file."""
 
 
 @dataclass(frozen=True)
@@ -28,18 +31,26 @@ class EnhanceConfig:
     model: Path | None = None
     """The `.onnx` file."""
     scans: list[Path] = field(default_factory=list)
-    """NIfTI files, or folders that are searched for them."""
+    """NIfTI or MGH files, or folders that are searched for them."""
     out: Path | None = None
     """A `.nii` or `.nii.gz` file for a single scan, otherwise a folder."""
     batch_size: int = 4
     """Slices restored at once."""
-    device: Literal["auto", "cuda", "cpu"] = "auto"
-    """`auto` takes a GPU where there is one; `cuda` fails where there is none."""
+    device: Device = "auto"
+    """`auto` takes a GPU where there is one; `cuda` and `tensorrt` fail where they cannot run."""
+    keep_ras: bool = False
+    """Write axes that run right, anterior, superior, instead of as the scan's own do."""
+    like: Path | None = None
+    """Write on the grid of this image, by cubic interpolation in the world that it shares with the scans."""
+    resume: bool = False
+    """Leave out scans whose output is there, made by the same model with the same parameters."""
 
     def __post_init__(self) -> None:
-        """Refuse an empty batch."""
+        """Refuse an empty batch, and two answers to where axes run."""
         if self.batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, found {self.batch_size}")
+        if self.keep_ras and self.like is not None:
+            raise ValueError("keep_ras: expected it without like, found both; an image's grid has axes of its own")
 
 
 @dataclass(frozen=True)
@@ -49,8 +60,60 @@ class ServeConfig:
     model: Path | None = None
     """The `.onnx` file."""
     host: str = "127.0.0.1"
-    """Address to listen on."""
+    """Address to listen on; with another than the default, other machines can reach the service: set a token."""
     port: int = 8000
     """Port to listen on."""
-    device: Literal["auto", "cuda", "cpu"] = "auto"
-    """`auto` takes a GPU where there is one; `cuda` fails where there is none."""
+    device: Device = "auto"
+    """`auto` takes a GPU where there is one; `cuda` and `tensorrt` fail where they cannot run."""
+    address: str | None = None
+    """Ray cluster to restore on, HOST:PORT, or `auto` for the one of this node; without it, this machine alone."""
+    replicas: int = 1
+    """Processes that restore slices, at least."""
+    max_replicas: int | None = None
+    """At most, started while slices wait and stopped when none do; default: as many as `replicas`."""
+    cores_per_replica: int = 0
+    """CPU cores of each; 0 shares this machine's cores out, or takes one on a cluster."""
+    gpus_per_replica: float = 1.0
+    """GPUs of each, or the share of one; without a GPU, or with `device: cpu`, they take none."""
+    batch_size: int = 4
+    """Slices restored at once, of one scan or several; `enhance` gives the same values with the same batch size."""
+    scans_at_once: int = 4
+    """Scans that are read, restored and written at the same time; each holds its voxels in memory."""
+    max_queue: int = 16
+    """Scans that may wait besides; further ones are answered with 503 and told when to come again."""
+    timeout_s: float = 900.0
+    """From a request's first byte to its answer; then it is given up with 504."""
+    max_body_bytes: int = 256 * 2**20
+    """Largest upload."""
+    max_decompressed_bytes: int = 2**30
+    """Largest content of a compressed upload."""
+    max_voxels: int = 2**27
+    """Most voxels of a scan, and of what it becomes at 1 mm."""
+    token_file: Path | None = None
+    """File that holds the token which requests must carry; the variable UPFIELD_TOKEN does it too."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that would serve nobody."""
+        for name, least in SERVE_LEAST.items():
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name}: expected at least {least}, found {getattr(self, name)}")
+        if self.port > 65535:
+            raise ValueError(f"port: expected at most 65535, found {self.port}")
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError(f"max_replicas: expected at least replicas ({self.replicas}), found {self.max_replicas}")
+        if not self.gpus_per_replica > 0:
+            raise ValueError(f"gpus_per_replica: expected more than 0, found {self.gpus_per_replica}; or device: cpu")
+
+
+SERVE_LEAST = {
+    "port": 0,
+    "replicas": 1,
+    "cores_per_replica": 0,
+    "batch_size": 1,
+    "scans_at_once": 1,
+    "max_queue": 0,
+    "timeout_s": 0.1,
+    "max_body_bytes": 1,
+    "max_decompressed_bytes": 1,
+    "max_voxels": 1,
+}

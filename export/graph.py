@@ -1,110 +1,124 @@
-"""A trained network -> an ONNX graph with its metadata, and the proof that both compute the same."""
+"""A trained network -> one ONNX file with its metadata: the same network gives the same bytes."""
 
-import contextlib
-import io
+import hashlib
 import json
-import logging
-import warnings
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-import torch
-from numpy.typing import NDArray
+from onnx import helper
 
-from upfield.export.restorer import FORMAT, VERSION, OnnxRestorer
-from upfield.model.amir import MIN_SIZE, Amir
+from upfield.export.layers import write_network
+from upfield.export.nodes import FLOAT, NodeWriter
+from upfield.export.restorer import FORMAT, VERSION
+from upfield.model.amir import Amir
+from upfield.sharding.atomic import atomic_path
 from upfield.sharding.errors import RunError
 
-OPSET = 20
-MAX_SIZE = 4096
-MAX_DIFFERENCE = 1e-3
+OPSET, IR_VERSION = 20, 10
+# A protobuf message ends at 2 GiB; what the metadata may take is left free.
+MAX_FILE_BYTES = 2**31 - 2**24
+# What a file may hold beyond its parameters: nodes, names, and channels filled up to whole blocks.
+MAX_EXCESS, MAX_GRAPH_BYTES = 1.25, 2**21
 
 
-def write_graph(network: Amir, path: Path, card: dict[str, Any]) -> None:
-    """Export a network: input `low` (N, C, H, W), output `high` (N, 1, H, W), all of N, H, W dynamic.
+def build_graph(network: Amir, half: bool) -> onnx.ModelProto:
+    """Give the graph: input `low` (N, C, H, W), output `high` (N, 1, H, W), float32, all of N, H, W dynamic.
 
     Args:
         network: in evaluation mode, on the CPU.
-        path: the file to write.
-        card: metadata; format and version are added.
-    """
-    # An example unlike any slice, and no multiple of 8: what would be frozen into the graph would show.
-    example = torch.linspace(0, 1, 2 * network.config.in_channels * 45 * 38)
-    example = example.reshape(2, network.config.in_channels, 45, 38)
-    shape = {
-        0: torch.export.Dim("N", min=1, max=65536),
-        2: torch.export.Dim("H", min=MIN_SIZE, max=MAX_SIZE),
-        3: torch.export.Dim("W", min=MIN_SIZE, max=MAX_SIZE),
-    }
-    with _quiet():
-        program = torch.onnx.export(
-            network,
-            (example,),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["low"],
-            output_names=["high"],
-            dynamic_shapes=(shape,),
-        )
-    assert program is not None
-    model = program.model_proto
-    # Traces of where it was exported are nobody's business, and differ from one machine to the next.
-    for node in model.graph.node:
-        del node.metadata_props[:]
-        node.doc_string = ""
-    del model.metadata_props[:]
-    # The exporter states the sizes of the output as formulas; they are those of the input.
-    for dim, name in ((0, "N"), (2, "H"), (3, "W")):
-        model.graph.output[0].type.tensor_type.shape.dim[dim].dim_param = name
-    for key, value in ({"format": FORMAT, "format_version": VERSION} | card).items():
-        model.metadata_props.add(key=key, value=json.dumps(value, sort_keys=True))
-    onnx.checker.check_model(model)
-    onnx.save_model(model, path)
-
-
-def prove_parity(network: Amir, path: Path, slices: NDArray[np.float32]) -> dict[str, Any]:
-    """Compare an exported graph with PyTorch on real slices, whole and cut to two other sizes.
-
-    Args:
-        network: what was exported, in evaluation mode, on the CPU.
-        path: the exported file.
-        slices: `(N, 1 + 2*context, H, W)` float32 in [0, 1].
-
-    Returns:
-        `max_abs_difference`, `psnr_db` against PyTorch (None where nothing differs), and what was compared.
+        half: weights and images within are float16, with float32 where half precision would not do.
 
     Raises:
-        RunError: the two differ.
+        RunError: the checker finds the graph wrong, or its size is not that of the network's parameters.
     """
-    restorer = OnnxRestorer(path, "cpu")
-    _, _, height, width = slices.shape
-    sizes = [(height, width), (max(height * 2 // 3, MIN_SIZE), max(width // 2, MIN_SIZE)), (height - 1, width - 3)]
-    largest, squared, count = 0.0, 0.0, 0
-    for rows, columns in sizes:
-        low = np.ascontiguousarray(slices[..., :rows, :columns])
-        with torch.inference_mode():
-            expected = network(torch.from_numpy(low)).numpy()
-        difference = restorer.run(low) - expected
-        largest = max(largest, float(np.abs(difference).max()))
-        squared, count = squared + float(np.square(difference, dtype=np.float64).sum()), count + difference.size
-    if not largest <= MAX_DIFFERENCE:
+    writer = NodeWriter(half)
+    last = write_network(writer, network, "low")
+    writer.nodes[-1].output[0] = "high"
+    assert last not in {name for node in writer.nodes for name in node.input}
+    graph = helper.make_graph(
+        writer.nodes,
+        "amir",
+        [helper.make_tensor_value_info("low", FLOAT, ["N", network.config.in_channels, "H", "W"])],
+        [helper.make_tensor_value_info("high", FLOAT, ["N", network.config.out_channels, "H", "W"])],
+        writer.initializers,
+    )
+    opset = helper.make_opsetid("", OPSET)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION, producer_name="upfield")
+    check_size(model, network, half)
+    return model
+
+
+def check_size(model: onnx.ModelProto, network: Amir, half: bool) -> None:
+    """Compare a graph's size with its network's parameters: what was lost, or stored twice, shows.
+
+    Raises:
+        RunError: it is too small or too large.
+    """
+    used = (tensor for name, tensor in network.named_parameters() if not name.endswith("w_noise"))
+    expected = sum(math.prod(tensor.shape) for tensor in used) * (2 if half else 4)
+    found = model.ByteSize()
+    if not expected <= found <= MAX_EXCESS * expected + MAX_GRAPH_BYTES:
         raise RunError(
-            f"{path}: expected the graph to give PyTorch's values within {MAX_DIFFERENCE}, found {largest:.3g}; "
+            f"expected a graph of about {expected} bytes for the network's parameters, found {found}; "
             "the export is wrong, nothing was written"
         )
-    psnr = 10 * float(np.log10(count / squared)) if squared else None
-    return {"max_abs_difference": largest, "psnr_db": psnr, "slices": len(slices), "sizes": [list(s) for s in sizes]}
 
 
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """Keep the exporter's progress and its remarks on packages that we do not use off the terminal."""
-    logging.disable(logging.WARNING)
+def check_graph(path: Path) -> None:
+    """Let ONNX's own checker read a file, with inferred shapes and types.
+
+    Raises:
+        RunError: it finds the graph wrong.
+    """
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(f"{path}: expected a valid ONNX graph, found: {reason}; nothing was written") from error
+
+
+def add_metadata(model: onnx.ModelProto, card: dict[str, Any]) -> None:
+    """Put metadata in a model, one JSON text for each key, in place of what was there."""
+    del model.metadata_props[:]
+    for key, value in sorted(({"format": FORMAT, "format_version": VERSION} | card).items()):
+        model.metadata_props.add(key=key, value=json.dumps(value, sort_keys=True, allow_nan=False))
+
+
+@contextmanager
+def written(model: onnx.ModelProto, out: Path, max_bytes: int = MAX_FILE_BYTES) -> Iterator[Path]:
+    """Write a model to a temporary file, let the caller prove it and change its metadata, and then put it at `out`.
+
+    Weights go to a second file beside it only where one file cannot hold the model. That file's name has their hash, so
+    that an older model which is replaced keeps its own until the very end.
+
+    Args:
+        model: what is written; larger models lose their weights to the second file.
+        out: the final name.
+        max_bytes: the largest single file.
+    """
+    weights: Path | None = None
+    with atomic_path(out) as temporary:
+        try:
+            if model.ByteSize() > max_bytes:
+                weights = _write_weights(model, temporary, out)
+            temporary.write_bytes(model.SerializeToString(deterministic=True))
+            yield temporary
+            temporary.write_bytes(model.SerializeToString(deterministic=True))
+        except BaseException:
+            if weights is not None:
+                weights.unlink(missing_ok=True)
+            raise
+
+
+def _write_weights(model: onnx.ModelProto, temporary: Path, out: Path) -> Path:
+    digest = hashlib.sha256()
+    for tensor in model.graph.initializer:
+        digest.update(tensor.raw_data)
+    weights = out.with_name(f"{out.stem}-{digest.hexdigest()[:12]}.data")
+    weights.unlink(missing_ok=True)  # ONNX would append to it
+    onnx.save_model(model, temporary, save_as_external_data=True, location=weights.name, size_threshold=1024)
+    return weights

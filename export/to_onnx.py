@@ -2,11 +2,16 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from upfield.export.configuration import ExportConfig
 from upfield.sharding.command import Command, execute
-from upfield.sharding.errors import InputError
+from upfield.sharding.errors import InputError, ShardSetError
+
+if TYPE_CHECKING:
+    from upfield.export.parity import Slices
+    from upfield.model.weights import BestModel
+    from upfield.sharding.shardset import ShardSplit
 
 PARITY_SLICES = 4
 
@@ -15,119 +20,148 @@ def export(config: ExportConfig) -> None:
     """Export the run's best model and print how closely the file follows PyTorch."""
     import time
 
-    from upfield.export.graph import prove_parity, write_graph
-    from upfield.model.weights import read_best
-    from upfield.sharding.atomic import atomic_path
+    from upfield.export.card import describe
+    from upfield.export.graph import add_metadata, build_graph, check_graph, written
+    from upfield.export.parity import prove_parity
+    from upfield.model.memory import keep_freed_memory
 
     assert config.run is not None
     assert config.out is not None
-    if config.out.suffix != ".onnx":
-        raise InputError(f"{config.out}: expected a name ending in .onnx")
-    if config.precision == "fp16":
-        raise InputError("precision: expected fp32, found fp16, which this version cannot write yet")
     started = time.monotonic()
-    try:
-        best = read_best(config.run / "best")
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    network = best.network
-    slices = parity_slices(config.shards or trained_on(best.config, config.run), best.context)
-    card: dict[str, Any] = {
-        "config": without_paths(best.config),
-        "model": network.config.to_tree(),
-        "context": best.context,
-        "normalisation": best.normalisation,
-        "data_sha256": best.data_sha256,
-        "step": best.step,
-        "metrics": {"validation": best.validation},
-    }
-    if config.evaluation:
-        measured = read_json(config.evaluation)
-        card["metrics"]["evaluation"] = {key: measured[key] for key in ("cubic", "model") if key in measured}
-    with atomic_path(config.out) as temporary:
-        write_graph(network, temporary, card)
-        card["parity"] = prove_parity(network, temporary, slices)
-        add_metadata(temporary, "parity", card["parity"])
-    size = config.out.stat().st_size
+    claim(config.out)
+    best = read_run(config.run)
+    slices = parity_slices(config.shards or trained_on(best.config, config.run), best.context, config.shards is None)
+    card = describe(best, config.run, config.precision, config.evaluation)
+    keep_freed_memory()  # PyTorch's part of the comparison takes most of the time, and half of it otherwise.
+    model = build_graph(best.network, half=config.precision == "fp16")
+    with written(model, config.out) as temporary:
+        check_graph(temporary)
+        # The restorer that proves it reads the metadata too.
+        add_metadata(model, card)
+        temporary.write_bytes(model.SerializeToString(deterministic=True))
+        card["parity"] = prove_parity(best.network, temporary, slices, config.precision)
+        add_metadata(model, card)
+    print(summary(config.out, card, time.monotonic() - started))
+
+
+def summary(out: Path, card: dict[str, Any], seconds: float) -> str:
+    """Say in a line what was written, and how close to PyTorch it is."""
     parity = card["parity"]
-    print(
-        f"{config.out}: {size / 1e6:.1f} MB in {time.monotonic() - started:.0f} s; largest difference to PyTorch "
-        f"{parity['max_abs_difference']:.2g} on {parity['slices']} slices at {len(parity['sizes'])} sizes"
+    loss = f", {parity['psnr_lost_db']:.4f} dB lost" if "psnr_lost_db" in parity else ""
+    return (
+        f"{out}: {card['precision']}, {out.stat().st_size / 1e6:.1f} MB in {seconds:.0f} s; largest difference to "
+        f"PyTorch {parity['max_abs_difference']:.2g} on {parity['slices']} real slices and a drawn one at "
+        f"{len(parity['sizes'])} sizes{loss}"
     )
 
 
-def without_paths(training: dict[str, Any]) -> dict[str, Any]:
-    """Give a training configuration without its folders: a model file travels, and they name people and machines."""
-    paths = {"data": ("shards", "trace", "cache_dir"), "run": ("out",), "model": ("init",)}
-    return {
-        section: {key: value for key, value in values.items() if key not in paths.get(section, ())}
-        if isinstance(values, dict)
-        else values
-        for section, values in training.items()
-    }
+def claim(out: Path) -> None:
+    """Refuse a place that cannot be written, or holds something else than a model file, before the long work.
+
+    Raises:
+        InputError: one of these.
+    """
+    import tempfile
+
+    from upfield.export.restorer import is_model_file
+
+    if out.suffix != ".onnx":
+        raise InputError(f"{out}: expected a name ending in .onnx")
+    if out.exists() and not is_model_file(out):
+        raise InputError(f"{out}: expected a new file or an older model file, found another; choose another --out")
+    missing = [folder for folder in (out.parent, *out.parent.parents) if not folder.exists()]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+        for folder in missing:
+            folder.rmdir()
+    except OSError as error:
+        raise InputError(
+            f"{out}: expected a folder that can be written, found: {error.strerror}; choose another --out"
+        ) from error
+
+
+def read_run(run: Path) -> "BestModel":
+    """Read a run's best model: where the run averaged its weights, the average, as that was what it validated.
+
+    Raises:
+        InputError: none there, or damaged.
+    """
+    from upfield.model.weights import read_best
+
+    try:
+        return read_best(run / "best")
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def trained_on(training: dict[str, Any], run: Path) -> Path:
     """Give the shard set that a run was trained on.
 
     Raises:
-        InputError: its configuration does not say.
+        InputError: its configuration does not say, or names one that is not on this machine.
     """
     try:
-        return Path(training["data"]["shards"])
+        shards = str(training["data"]["shards"])
     except (KeyError, TypeError) as error:
         raise InputError(
             f"{run}: expected data.shards in its configuration, found none; name it with --shards"
         ) from error
+    if "://" in shards:
+        raise InputError(f"{run}: expected its shards on this machine, found {shards}; name a copy with --shards")
+    return Path(shards)
 
 
-def parity_slices(shards: Path, context: int) -> Any:
-    """Read a few validation slices `(N, 1 + 2*context, H, W)` float32, spread over the split.
+def parity_slices(shards: Path, context: int, recorded: bool) -> "Slices":
+    """Read a few validation slices with their targets, spread over the inner half of the head.
+
+    Args:
+        shards: the set.
+        context: the model's.
+        recorded: whether the run's record names the set, and not the user.
 
     Raises:
-        InputError: no such set, or one of another context.
+        InputError: no such set, an empty one, or one of another context.
     """
     import numpy as np
 
+    from upfield.export.parity import Slices
     from upfield.sharding.shardset import ShardSplit
 
-    split = ShardSplit(shards, "val")
+    try:
+        split = ShardSplit(shards, "val")
+    except ShardSetError as error:
+        hint = "; the run was trained on it: name the place where it is now with --shards" if recorded else ""
+        raise ShardSetError(f"{error}{hint}") from error
     if split.manifest.context != context:
         raise InputError(
             f"{shards}: expected shards of context {context} like the model's, found {split.manifest.context}; "
             "name the right set with --shards"
         )
-    # Inner quarters: the outermost slices hold no anatomy.
-    chosen = np.linspace(0.25, 0.75, PARITY_SLICES) * (split.num_samples - 1)
+    chosen = inner_samples(split)
     low = np.empty((len(chosen), *split.low_shape), dtype=np.float16)
     high = np.empty((len(chosen), *split.high_shape), dtype=np.float16)
-    split.read_into([int(sample) for sample in chosen], low, high)
-    return low.astype(np.float32)
+    split.read_into(chosen, low, high)
+    return Slices(low.astype(np.float32), high.astype(np.float32))
 
 
-def add_metadata(path: Path, key: str, value: Any) -> None:
-    """Add one entry to a model file's metadata."""
-    import json
-
-    import onnx
-
-    model = onnx.load_model(path)
-    model.metadata_props.add(key=key, value=json.dumps(value, sort_keys=True))
-    onnx.save_model(model, path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file.
+def inner_samples(split: "ShardSplit") -> list[int]:
+    """Choose samples with anatomy: of real pairs where the split has them, from the first to the third quarter.
 
     Raises:
-        InputError: missing or not JSON.
+        InputError: the split is empty.
     """
-    import json
+    import numpy as np
 
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError) as error:
-        raise InputError(f"{path}: expected a JSON file, found none that can be read: {error}") from error
+    records = [split.record(sample) for sample in range(split.num_samples)]
+    if not records:
+        raise InputError(f"{split.root}: expected validation slices, found none; name another set with --shards")
+    kinds = {record["kind"] for record in records}
+    kind = "real" if "real" in kinds else min(kinds)
+    places = [(record["slice"], number) for number, record in enumerate(records) if record["kind"] == kind]
+    ordered = [number for _, number in sorted(places)]
+    return [ordered[int(at)] for at in np.linspace(0.25, 0.75, PARITY_SLICES) * (len(ordered) - 1)]
 
 
 COMMAND = Command("export", ExportConfig, export, positional=("run",), required=("run", "out"))

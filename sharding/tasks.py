@@ -99,7 +99,7 @@ def connect_ray(address: str | None = None, runtime_env: dict[str, Any] | None =
         found = canonicalize_bootstrap_address(named.removeprefix("ray://") or cast(Any, None))
         if named == "auto" and not found:
             raise ConnectionError("none runs here")
-        if found and not _answers(found):
+        if found and not answers(found):
             if named:
                 raise ConnectionError("nothing answers there")
             found = None
@@ -120,7 +120,8 @@ def connect_ray(address: str | None = None, runtime_env: dict[str, Any] | None =
         ) from error
 
 
-def _answers(address: str) -> bool:
+def answers(address: str) -> bool:
+    """Tell whether something listens at `HOST:PORT`."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()

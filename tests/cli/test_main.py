@@ -35,10 +35,10 @@ def test_an_unknown_verb_is_refused(run_cli: Callable) -> None:
     assert "expected one of phantom, shard" in err
 
 
-def test_serve_says_what_is_missing(run_cli: Callable) -> None:
-    code, _, err = run_cli(main, "serve", "model.onnx")
+def test_serve_needs_a_model(run_cli: Callable) -> None:
+    code, _, err = run_cli(main, "serve", "nowhere.onnx")
     assert code == 2
-    assert "does not have it yet" in err
+    assert "nowhere.onnx: expected an ONNX file" in err
 
 
 def test_the_demonstration_replaces_only_an_earlier_one(tmp_path: Path) -> None:

@@ -103,13 +103,13 @@ class Browser:
         elif method == "Page.loadEventFired":
             self.loaded = True
 
-    def open(self, path: Path, width: int, height: int = 900) -> None:
-        """Show a file in a window of a size in CSS pixels, and wait until all of it is there."""
+    def open(self, page: Path | str, width: int, height: int = 900) -> None:
+        """Show a file or an address in a window of a size in CSS pixels, and wait until all of it is there."""
         mobile = width < 600
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
         self.complaints.clear()
         self.loaded = False
-        self.call("Page.navigate", url=path.absolute().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.absolute().as_uri())
         while not self.loaded:
             self._note(json.loads(self._socket.recv()))
 
@@ -131,6 +131,21 @@ class Browser:
         while not self.ask(expression, frame):
             assert time.monotonic() < deadline, f"{expression} never held"
             time.sleep(0.05)
+
+    def choose_file(self, selector: str, path: Path) -> None:
+        """Choose a file in a field of the page, as a person does."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", files=[str(path)], nodeId=node)
+
+    def press(self, key: str) -> None:
+        """Press a key, by the name that scripts know it by."""
+        codes = {"Tab": 9, "Enter": 13, "PageUp": 33, "PageDown": 34}
+        codes |= {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+        text = {"text": "\r"} if key == "Enter" else {}
+        named = {"key": key, "code": key, "windowsVirtualKeyCode": codes[key]}
+        self.call("Input.dispatchKeyEvent", type="keyDown", **named, **text)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **named)
 
     def screenshot(self, whole: bool = False) -> bytes:
         """Give a PNG of the window, or of the whole page."""

@@ -1,111 +1,265 @@
-"""Enhanced scans lie where the scans lay, in their axis order."""
+"""The command: what it reads, writes, leaves out, takes up again, and says."""
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
-from itertools import permutations, product
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
-from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
-from nibabel.spatialimages import SpatialImage
-from scipy.spatial.transform import Rotation
+from heads import OBLIQUE, SHAPE, load, write_scan
 
+from upfield.export import enhancer
 from upfield.export.enhance import main
-from upfield.export.scan import enhance_volume, isotropic, restore_volume
-from upfield.sharding.intensity import NORMALISATION
-from upfield.sharding.volume import Volume, from_ras, read_volume
+from upfield.export.restorer import OnnxRestorer
+from upfield.export.scan import finish, prepare, restore_volume, write_enhanced
+from upfield.sharding.atomic import write_json
+from upfield.sharding.tarshard import hash_file
 
-SHAPE, SPACING_MM = (12, 16, 6), (1.6, 1.6, 5.0)
-AXCODES = [
-    "".join(pair[flip] for pair, flip in zip(order, flips, strict=True))
-    for order in permutations(("LR", "PA", "IS"))
-    for flips in product((0, 1), repeat=3)
-]
+SCRIPT = Path(__file__).parents[2] / "export" / "enhance.py"
 
 
-class Unchanged:
-    """A restorer that gives back the centre slice."""
-
-    normalisation = NORMALISATION
-
-    def __init__(self, context: int = 0) -> None:
-        self.context = context
-
-    def restore(self, low: np.ndarray) -> np.ndarray:
-        assert low.shape[1] == 1 + 2 * self.context
-        return low[:, self.context : self.context + 1]
+def files_of(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-def scan_with_landmark(path: Path, axcodes: str = "RAS") -> tuple[Path, np.ndarray]:
-    """Write a dark volume with one bright blob; give the blob's place in world mm."""
-    affine = np.diag((*SPACING_MM, 1.0))
-    affine[:3, :3] = Rotation.from_euler("xyz", (0.2, 0.05, -0.03)).as_matrix() @ affine[:3, :3]
-    affine[:3, 3] = (-20, 13, 5)
-    voxels = np.random.default_rng(0).random(SHAPE, np.float32)
-    voxels[5, 9, 3] = 400
-    world = affine @ (5, 9, 3, 1)
-    turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(axcodes))
-    image = nib.Nifti1Image(apply_orientation(voxels, turn), affine @ inv_ornt_aff(turn, SHAPE))
-    image.to_filename(path)
-    return path, world[:3]
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    """A folder with two scans, one of them a level deeper, and things that are none."""
+    folder = tmp_path / "scans"
+    (folder / "a").mkdir(parents=True)
+    (folder / ".cache").mkdir()
+    write_scan(folder / "one.nii", "PSR", OBLIQUE)
+    write_scan(folder / "a" / "two.NII.GZ", "LAS")
+    (folder / "._one.nii").write_bytes(b"what another system leaves behind")
+    (folder / ".cache" / "three.nii").write_bytes(b"hidden")
+    (folder / "notes.txt").write_text("no scan")
+    return folder
 
 
-def landmark_mm(enhanced: Volume) -> np.ndarray:
-    voxels = enhanced.voxels
-    weights = np.where(voxels > 0.5 * voxels.max(), voxels, 0)
-    index = [np.average(axis, weights=weights) for axis in np.indices(voxels.shape)]
-    return (enhanced.affine @ (*index, 1))[:3]
+def test_a_folder_keeps_its_structure_and_every_bad_file_is_named_in_the_end(
+    tiny_model: Path, tmp_path: Path, scans: Path, run_cli: Callable
+) -> None:
+    (scans / "bad.nii").write_bytes(b"nothing")
+    (scans / "a" / "gone.nii.gz").symlink_to("nowhere")
+    code, out, err = run_cli(main, tiny_model, scans, "--out", tmp_path / "out")
+    assert code == 2
+    assert "2 of 4 scans could not be enhanced" in err
+    end = err[err.index("could not be enhanced:") :]
+    assert f"{scans}/bad.nii: expected a readable NIfTI file" in end
+    assert f"{scans}/a/gone.nii.gz: expected a NIfTI file, found none" in end
+    assert "Traceback" not in err
+    assert "CPUExecutionProvider" in err
+    assert files_of(tmp_path / "out") == {"one.nii.gz", "one.json", "a/two.nii.gz", "a/two.json"}
+    assert f"{tmp_path}/out/one.nii.gz: 45 x 50 x 38 voxels of 1 mm" in out
+    for name in ("one.nii.gz", "a/two.nii.gz"):
+        image = load(tmp_path / "out" / name)
+        assert image.get_data_dtype() == np.float32
+        voxels = np.asarray(image.dataobj)
+        assert 0 <= voxels.min() < voxels.max() <= 1
 
 
-@pytest.mark.parametrize("axcodes", AXCODES)
-def test_a_landmark_stays_where_it_was_in_the_world(tmp_path: Path, axcodes: str) -> None:
-    path, world = scan_with_landmark(tmp_path / "scan.nii.gz", axcodes)
-    # Before the intensities are clipped, which would flatten a landmark of one voxel.
-    scan = read_volume(path)
-    grid = isotropic(scan, "scan")
-    found = landmark_mm(from_ras(Volume(grid.voxels, grid.affine, scan.axcodes)))
-    np.testing.assert_allclose(found, world, atol=0.5)
-    enhanced = enhance_volume(path, Unchanged(), batch_size=4)
-    assert "".join(nib.orientations.aff2axcodes(enhanced.affine)) == axcodes
-
-
-def test_the_field_of_view_is_kept_at_one_millimetre(tmp_path: Path) -> None:
-    path, _ = scan_with_landmark(tmp_path / "scan.nii.gz")
-    volume, scan = enhance_volume(path, Unchanged(), batch_size=4), read_volume(path)
-    assert volume.voxels.shape == (19, 26, 30)
-    np.testing.assert_allclose(volume.spacing_mm * volume.voxels.shape, scan.spacing_mm * scan.voxels.shape)
-    np.testing.assert_allclose(volume.spacing_mm, 1, atol=0.03)
-
-
-@pytest.mark.parametrize("context", [0, 2])
-@pytest.mark.parametrize("batch_size", [1, 4, 64])
-def test_slices_come_back_in_order_for_any_batch(context: int, batch_size: int) -> None:
-    low = np.random.default_rng(0).random((11, 9, 10), np.float32)
-    np.testing.assert_array_equal(restore_volume(low, Unchanged(context), batch_size), low)
-
-
-def test_a_folder_keeps_its_structure_and_one_bad_file_does_not_stop_the_others(
+def test_the_provenance_says_what_was_made_of_what_by_what_and_how(
     tiny_model: Path, tmp_path: Path, run_cli: Callable
 ) -> None:
-    (tmp_path / "scans" / "a").mkdir(parents=True)
-    scan_with_landmark(tmp_path / "scans" / "a" / "good.nii.gz")
-    (tmp_path / "scans" / "bad.nii").write_bytes(b"nothing")
-    code, _, err = run_cli(main, tiny_model, tmp_path / "scans", "--out", tmp_path / "out")
+    scan = write_scan(tmp_path / "scan.nii.gz")
+    assert run_cli(main, tiny_model, scan, "--out", tmp_path / "out.nii", "--batch_size", 8, "--keep_ras")[0] == 0
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["source"] == "scan.nii.gz"
+    assert found["source_sha256"] == hash_file(scan)
+    assert found["model_sha256"] == hash_file(tiny_model)
+    assert found["output_sha256"] == hash_file(tmp_path / "out.nii")
+    assert found["parameters"] == {"batch_size": 8, "device": "auto", "keep_ras": True, "like": None}
+    assert found["versions"].keys() == {"upfield", "numpy", "scipy", "nibabel", "onnxruntime"}
+    assert found["provider"] == "CPUExecutionProvider"
+    assert "for research, not for diagnosis" in found["note"]
+    # It travels with the scan, and folders name people and machines.
+    assert str(tmp_path) not in (tmp_path / "out.json").read_text()
+
+
+def test_two_runs_give_the_same_bytes(tiny_model: Path, tmp_path: Path, scans: Path, run_cli: Callable) -> None:
+    for name in ("first", "second"):
+        assert run_cli(main, tiny_model, scans, "--out", tmp_path / name)[0] == 0
+    for name in files_of(tmp_path / "first"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+def test_the_file_is_what_the_stages_give_one_by_one(tiny_model: Path, tmp_path: Path, run_cli: Callable) -> None:
+    scan = write_scan(tmp_path / "scan.nii.gz", "PSR", OBLIQUE)
+    assert run_cli(main, tiny_model, scan, "--out", tmp_path / "out.nii.gz")[0] == 0
+    restorer = OnnxRestorer(tiny_model, "cpu")
+    upload = tmp_path / "anything.nii.gz"
+    shutil.copy(scan, upload)
+    prepared = prepare(upload, restorer.normalisation, "the scan")
+    restored = restore_volume(prepared.low, restorer, 4)
+    written = write_enhanced(prepared, restored, tmp_path / "answer.nii.gz")
+    assert (tmp_path / "answer.nii.gz").read_bytes() == (tmp_path / "out.nii.gz").read_bytes()
+    np.testing.assert_array_equal(written.voxels, finish(prepared, restored).voxels)
+
+
+def test_like_writes_on_the_other_images_grid(tiny_model: Path, tmp_path: Path, run_cli: Callable) -> None:
+    scan = write_scan(tmp_path / "scan.nii.gz", "LAS", OBLIQUE)
+    like = write_scan(tmp_path / "like.nii.gz", "PSR")
+    arguments = (tiny_model, scan, "--out", tmp_path / "out.nii.gz")
+    assert run_cli(main, *arguments, "--like", like)[0] == 0
+    image, other = load(tmp_path / "out.nii.gz"), load(like)
+    assert image.shape == other.shape
+    np.testing.assert_allclose(image.affine, other.affine, atol=1e-5)
+    found = json.loads((tmp_path / "out.json").read_text())["parameters"]["like"]
+    assert (found["file"], found["shape"]) == ("like.nii.gz", list(other.shape))
+    code, _, err = run_cli(main, *arguments, "--like", like, "--keep_ras")
     assert code == 2
-    assert "1 of 2 scans could not be enhanced" in err
-    assert "bad.nii" in err
-    image = nib.load(tmp_path / "out" / "a" / "good.nii.gz")
-    assert isinstance(image, SpatialImage)
-    assert image.get_data_dtype() == np.float32
-    voxels = image.get_fdata(dtype=np.float32)
-    assert voxels.min() >= 0
-    assert voxels.max() <= 1
-    provenance = json.loads((tmp_path / "out" / "a" / "good.json").read_text())
-    assert provenance["source"] == "good.nii.gz"
-    assert "for research, not for diagnosis" in provenance["note"]
-    assert {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()} == {"good.nii.gz", "good.json"}
+    assert "keep_ras: expected it without like" in err
+    code, _, err = run_cli(main, tiny_model, scan, "--out", like, "--like", like)
+    assert code == 2
+    assert "choose another --out" in err
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    return {name: (folder / name).stat().st_ino for name in files_of(folder)}
+
+
+def test_resume_does_what_is_not_done_and_leaves_the_rest(
+    tiny_model: Path, tmp_path: Path, scans: Path, run_cli: Callable
+) -> None:
+    out = tmp_path / "out"
+
+    def again(*arguments: object) -> set[str]:
+        before = stamps(out)
+        code, _, err = run_cli(main, tiny_model, scans, "--out", out, "--resume", *arguments)
+        assert code == 0, err
+        after = stamps(out)
+        changed = {name for name in after if after[name] != before.get(name)}
+        left = 2 - len({Path(name).stem.removesuffix(".nii") for name in changed})
+        assert (f"{left} of 2 scans were done already" in err) == (left > 0)
+        return changed
+
+    out.mkdir()
+    everything = {"one.nii.gz", "one.json", "a/two.nii.gz", "a/two.json"}
+    one, two = {"one.nii.gz", "one.json"}, {"a/two.nii.gz", "a/two.json"}
+    assert again() == everything
+    assert again() == set()
+    # The batch decides nothing, the axes do.
+    assert again("--batch_size", 2) == set()
+    assert again("--keep_ras") == everything
+    assert again() == everything
+    # A run that was killed between provenance and output leaves none, or an older one.
+    (out / "one.nii.gz").unlink()
+    assert again() == one
+    (out / "a" / "two.nii.gz").write_bytes(b"older")
+    assert again() == two
+    (out / "one.json").write_text((out / "one.json").read_text().replace('"model_sha256": "', '"model_sha256": "0'))
+    assert again() == one
+    write_scan(scans / "one.nii", "LPS")
+    assert again() == one
+    assert again("--like", scans / "a" / "two.NII.GZ") == everything
+    assert again("--like", scans / "a" / "two.NII.GZ") == set()
+
+
+def test_a_file_that_was_cut_off_between_provenance_and_output_is_mended_without_resume_too(
+    tiny_model: Path, tmp_path: Path, run_cli: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan, target = write_scan(tmp_path / "scan.nii.gz"), tmp_path / "out" / "scan.nii.gz"
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        # The output is renamed last.
+        patched.setattr("upfield.export.enhancer.write_json", lambda *given: (write_json(*given), killed()))
+        assert run_cli(main, tiny_model, scan, "--out", target)[0] == 130
+    assert files_of(tmp_path / "out") == {"scan.json"}
+    assert run_cli(main, tiny_model, scan, "--out", target)[0] == 0
+    assert files_of(tmp_path / "out") == {"scan.json", "scan.nii.gz"}
+
+
+def test_what_a_killed_run_left_goes_away(tiny_model: Path, tmp_path: Path, run_cli: Callable) -> None:
+    scan, out = write_scan(tmp_path / "s[1].nii.gz"), tmp_path / "out"
+    out.mkdir()
+    old, new, other = (out / f".tmp-{name}.nii.gz" for name in ("7-s[1]", "8-s[1]", "7-t"))
+    for path in (old, new, other):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    os.utime(other, (0, 0))
+    assert run_cli(main, tiny_model, scan, "--out", out)[0] == 0
+    assert files_of(out) == {new.name, other.name, "s[1].nii.gz", "s[1].json"}
+
+
+def test_a_full_disk_ends_the_work_and_leaves_nothing_half_done(
+    tiny_model: Path, tmp_path: Path, scans: Path, run_cli: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (scans / "bad.nii").write_bytes(b"nothing")
+
+    def write(prepared: Any, restored: Any, path: Path, layout: Any) -> Any:
+        if "two" not in path.name:
+            path.write_bytes(b"half")
+            raise OSError(28, os.strerror(28), str(path))
+        return write_enhanced(prepared, restored, path, layout)
+
+    monkeypatch.setattr(enhancer, "write_enhanced", write)
+    code, _, err = run_cli(main, tiny_model, scans, "--out", tmp_path / "out")
+    assert code == 1
+    last = err.strip().splitlines()[-1]
+    assert last == (
+        f"upfield enhance: error: {tmp_path}/out/one.nii.gz: expected room for it, found none (No space left on "
+        "device); make room and run the same command with --resume"
+    )
+    assert f"  {scans}/bad.nii: expected" in err
+    assert "of 3 scans were enhanced" in err
+    assert files_of(tmp_path / "out") <= {"a/two.nii.gz", "a/two.json"}
+
+
+def test_a_place_that_cannot_be_written_does_not_stop_the_others(
+    tiny_model: Path, tmp_path: Path, scans: Path, run_cli: Callable
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").write_text("a file where a folder has to be")
+    code, _, err = run_cli(main, tiny_model, scans, "--out", tmp_path / "out")
+    assert code == 2
+    assert f"{tmp_path}/out/a" in err
+    assert files_of(tmp_path / "out") == {"a", "one.nii.gz", "one.json"}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read and write everything")
+def test_forbidden_folders_are_told(tiny_model: Path, tmp_path: Path, scans: Path, run_cli: Callable) -> None:
+    (scans / "a").chmod(0)
+    code, _, err = run_cli(main, tiny_model, scans, "--out", tmp_path / "out")
+    (scans / "a").chmod(0o700)
+    assert code == 2
+    assert f"{scans}/a: expected a folder that can be searched" in err
+    assert "one.nii.gz" in files_of(tmp_path / "out")
+
+
+def test_an_interrupt_ends_promptly_and_keeps_what_is_done(tiny_model: Path, tmp_path: Path) -> None:
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    write_scan(scans / "a.nii.gz")
+    voxels = np.random.default_rng(0).random((200, 256, 256), np.float32)
+    nib.Nifti1Image(voxels, np.eye(4)).to_filename(scans / "b.nii")
+    command = [sys.executable, SCRIPT, tiny_model, scans, "--out", tmp_path / "out", "--batch_size", "64"]
+    process = subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    watchdog = threading.Timer(120, process.kill)
+    watchdog.start()
+    # The first is written, and the second has begun.
+    assert "a.nii.gz" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    watchdog.cancel()
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "1 of 2 scans were enhanced; --resume goes on from there" in err
+    assert files_of(tmp_path / "out") == {"a.nii.gz", "a.json"}
 
 
 @pytest.mark.parametrize(
@@ -113,11 +267,17 @@ def test_a_folder_keeps_its_structure_and_one_bad_file_does_not_stop_the_others(
     [
         (["MODEL", "nowhere.nii.gz", "--out", "out"], "expected a NIfTI file or a folder"),
         (["MODEL", "SCAN", "SCAN", "--out", "one.nii.gz"], "expected a folder to write 2 scans to"),
+        (["MODEL", "SCAN", "SCAN", "--out", "out"], "expected one scan for each output"),
         (["MODEL", "SCAN", "--out", "SCAN"], "expected a new file or an enhanced one"),
         (["MODEL", "SCAN", "--out", "out", "--device", "cuda"], "expected an NVIDIA GPU"),
         (["nowhere.onnx", "SCAN", "--out", "out"], "expected an ONNX file"),
         (["MODEL", "--out", "out"], "expected SCANS"),
         (["MODEL", "TINY", "--out", "out"], "expected a field of view of at least 9 mm"),
+        (["MODEL", "SCAN", "--out", "out", "--like", "nowhere.nii"], "nowhere.nii: expected a NIfTI file, found none"),
+        (["MODEL", "SCAN", "--out", "out", "--batch_size", "0"], "batch_size: expected at least 1"),
+        (["MODEL", "text.txt", "--out", "out"], "expected a file ending in .nii, .nii.gz, .mgh, .mgz"),
+        (["MODEL", "SCAN", "--out", "text.txt"], "expected a folder to write to, found a file"),
+        (["MODEL", "empty", "--out", "out"], "files in the folder, found none"),
     ],
 )
 def test_bad_input_is_refused(
@@ -129,10 +289,26 @@ def test_bad_input_is_refused(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    scan, _ = scan_with_landmark(tmp_path / "scan.nii.gz")
+    scan = write_scan(tmp_path / "scan.nii.gz")
+    (tmp_path / "text.txt").write_text("no scan")
+    (tmp_path / "empty").mkdir()
     nib.Nifti1Image(np.random.default_rng(0).random((7, 5, 3), np.float32), np.eye(4)).to_filename("tiny.nii.gz")
     places = {"MODEL": tiny_model, "SCAN": scan, "TINY": "tiny.nii.gz"}
     code, _, err = run_cli(main, *(places.get(argument, argument) for argument in arguments))
     assert code == 2
     assert message in err
+    assert "Traceback" not in err
     assert not (tmp_path / "out").exists()
+
+
+def test_every_flag_is_a_key_of_the_file(tiny_model: Path, tmp_path: Path, run_cli: Callable) -> None:
+    scan = write_scan(tmp_path / "scan.nii.gz", "PSR")
+    config = tmp_path / "enhance.yaml"
+    config.write_text(
+        f"model: {tiny_model}\nscans: [{scan}]\nout: {tmp_path}/out\nbatch_size: 2\ndevice: cpu\nkeep_ras: true\n"
+        "resume: true\nlike: null\n"
+    )
+    assert run_cli(main, "--config", config)[0] == 0
+    assert load(tmp_path / "out" / "scan.nii.gz").shape == tuple(
+        np.round(np.array(SHAPE) * (1.6, 1.6, 5)).astype(int).tolist()
+    )

@@ -1,6 +1,10 @@
 """A model file computes what PyTorch computes, at any size, and says what it is."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,9 +13,10 @@ import onnx
 import pytest
 import torch
 
-from upfield.export.restorer import OnnxRestorer
+from upfield.export.restorer import OnnxRestorer, read_card
 from upfield.export.to_onnx import main
 from upfield.model.weights import load_model
+from upfield.sharding.tarshard import hash_file
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 9, 9), (3, 1, 24, 28), (2, 1, 37, 61)])
@@ -32,6 +37,8 @@ def test_the_metadata_say_what_the_model_is(tiny_model: Path, tiny_shards: Path)
     assert card["config"]["model"]["preset"] == "tiny"
     assert card["metrics"]["validation"]["slices"] == 20
     assert card["parity"]["max_abs_difference"] < 1e-4
+    assert card["parity"]["share_beyond"] == 0
+    assert card["parity"]["provider"] == "CPUExecutionProvider"
     assert len(card["parity"]["sizes"]) == 3
 
 
@@ -52,7 +59,8 @@ def test_restored_slices_are_within_range(tiny_model: Path) -> None:
     [
         (["nowhere", "--out", "model.onnx"], "expected a run's best model"),
         (["RUN", "--out", "model.pt"], "expected a name ending in .onnx"),
-        (["RUN", "--out", "model.onnx", "--precision", "fp16"], "expected fp32"),
+        (["RUN", "--out", "model.onnx", "--precision", "int8"], "expected fp32 or fp16"),
+        (["RUN", "--out", "model.onnx", "--evaluation", "nowhere.json"], "expected the metrics.json of an evaluation"),
         (["RUN", "--out", "model.onnx", "--shards", "nowhere"], "expected a complete shard set"),
         (["RUN"], "expected --out"),
     ],
@@ -72,10 +80,137 @@ def test_bad_input_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("content", [None, b"no model"])
-def test_a_file_that_is_no_model_is_refused(tmp_path: Path, content: bytes | None) -> None:
-    path = tmp_path / "model.onnx"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(ValueError, match="expected an ONNX file"):
-        OnnxRestorer(path)
+EXPORT_BOTH = """
+import sys
+from upfield.export.to_onnx import main
+run, out, both = *sys.argv[1:], ("fp32", "fp16")
+sys.exit(any(main([run, "--out", f"{out}/{name}.onnx", "--precision", name]) for name in both))
+"""
+
+
+def test_exporting_twice_in_two_processes_gives_the_same_bytes(tiny_run: Path, tmp_path: Path) -> None:
+    found = []
+    for seed in ("1", "2"):
+        out = tmp_path / seed
+        command = [sys.executable, "-c", EXPORT_BOTH, str(tiny_run), str(out)]
+        environment = os.environ | {"PYTHONHASHSEED": seed, "USER": f"user{seed}"}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, done.stderr
+        found.append({path.name: hash_file(path) for path in sorted(out.iterdir())})
+    assert found[0] == found[1]
+    assert list(found[0]) == ["fp16.onnx", "fp32.onnx"]
+    assert "dB lost" in done.stdout
+    card = read_card(out / "fp16.onnx").tree
+    assert card["precision"] == "fp16"
+    assert card["parity"]["psnr_lost_db"] <= 0.05
+
+
+def test_the_weights_are_those_of_the_best_model(tiny_model: Path, tiny_run: Path) -> None:
+    card = read_card(tiny_model).tree
+    assert card["weights_sha256"] == hash_file(tiny_run / "best" / "model.safetensors")
+    assert set(card["versions"]) == {"upfield", "torch", "onnx"}
+
+
+def test_an_older_model_file_is_replaced(tiny_run: Path, tiny_model: Path, tmp_path: Path, run_cli: Callable) -> None:
+    out = tmp_path / "model.onnx"
+    shutil.copy(tiny_model, out)
+    code, said, _ = run_cli(main, tiny_run, "--out", out, "--precision", "fp16")
+    assert code == 0
+    assert "fp16" in said
+    assert "real slices and a drawn one at 3 sizes" in said
+    assert read_card(out).tree["precision"] == "fp16"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("content", [b"", b"a letter", None])
+def test_what_is_no_model_file_is_not_replaced(
+    tiny_run: Path, tmp_path: Path, run_cli: Callable, content: bytes | None
+) -> None:
+    out = tmp_path / "letter.onnx"
+    if content is None:
+        out.mkdir()
+    else:
+        out.write_bytes(content)
+    code, _, err = run_cli(main, tiny_run, "--out", out)
+    assert code == 2
+    assert "expected a new file or an older model file, found another" in err
+    assert content is None or out.read_bytes() == content
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, run_cli: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    # The run is not looked at: there is none.
+    code, _, err = run_cli(main, tmp_path / "nowhere", "--out", tmp_path / "file" / "model.onnx")
+    assert code == 2
+    assert "expected a folder that can be written" in err
+
+
+def test_shards_that_have_gone_are_asked_for(tiny_run: Path, tmp_path: Path, run_cli: Callable) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run / "best", run / "best")
+    config = run / "best" / "config.yaml"
+    lines = config.read_text().splitlines()
+    config.write_text("\n".join("  shards: /gone" if line.startswith("  shards:") else line for line in lines))
+    code, _, err = run_cli(main, run, "--out", tmp_path / "model.onnx")
+    assert code == 2
+    assert "/gone/manifest.json: expected a complete shard set" in err
+    assert "name the place where it is now with --shards" in err
+
+
+def evaluation(tiny_run: Path, **said) -> dict:
+    record = json.loads((tiny_run / "best" / "metrics.json").read_text())
+    model = {
+        "step": record["step"],
+        "sha256": hash_file(tiny_run / "best" / "model.safetensors"),
+        "trained_on_sha256": record["data_sha256"],
+    }
+    about = {
+        "restorer": f"run (step {record['step']}), PyTorch on cpu, best model",
+        "models": {"model": model | said},
+        "split": "test",
+        "data_sha256": record["data_sha256"],
+        "slices": 20,
+        "subjects": 1,
+    }
+    figures = {"psnr_slice": {"mean": 20.0}}
+    return {"cubic": figures, "model": figures, "about": about, "groups": {}}
+
+
+def test_an_evaluation_is_recorded_under_its_split(tiny_run: Path, tmp_path: Path, run_cli: Callable) -> None:
+    measured = tmp_path / "metrics.json"
+    measured.write_text(json.dumps(evaluation(tiny_run)))
+    code, _, err = run_cli(main, tiny_run, "--out", tmp_path / "model.onnx", "--evaluation", measured)
+    assert code == 0, err
+    metrics = read_card(tmp_path / "model.onnx").tree["metrics"]
+    assert set(metrics) == {"validation", "test"}
+    assert metrics["test"]["model"] == {"psnr_slice": {"mean": 20.0}}
+    assert (metrics["test"]["checked"], metrics["test"]["slices"]) == ("weights", 20)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"step": 77}, "expected an evaluation of this run's best model, of step 2, found one of step 77"),
+        ({"sha256": "0" * 64}, "found one of others of the same step"),
+    ],
+)
+def test_an_evaluation_of_another_model_is_refused(
+    tiny_run: Path, tmp_path: Path, run_cli: Callable, said: dict, message: str
+) -> None:
+    measured = tmp_path / "metrics.json"
+    measured.write_text(json.dumps(evaluation(tiny_run, **said)))
+    code, _, err = run_cli(main, tiny_run, "--out", tmp_path / "model.onnx", "--evaluation", measured)
+    assert code == 2
+    assert message in err
+    assert list(tmp_path.iterdir()) == [measured]
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"about": {}, "cubic": {}, "model": {}}', "no JSON"])
+def test_what_is_no_evaluation_is_refused(tiny_run: Path, tmp_path: Path, run_cli: Callable, content: str) -> None:
+    measured = tmp_path / "metrics.json"
+    measured.write_text(content)
+    code, _, err = run_cli(main, tiny_run, "--out", tmp_path / "model.onnx", "--evaluation", measured)
+    assert code == 2
+    assert str(measured) in err

@@ -1,0 +1,330 @@
+"""AMIR's inference: seconds per slice by every way tried, the memory of a volume, and the time around the network.
+
+Ways to run the same network are taken in turn within one run, so that a noisy machine disturbs all of them alike; the
+median of `--repeats` counts, and `ratio` compares with the first row. Where others keep the machine busy, one thread
+and `--clock cpu` still tell the ways apart. Quality is PSNR to what PyTorch gives in float32; with `--run` and
+`--shards`, the network is a trained one, slices are real, and what is lost is PSNR to their targets. `--against
+FILE.py:Class` adds the published formulation as the authors wrote it, as in model.py beside this.
+
+The volume is 179 x 221 x 200 voxels, enhanced by `upfield enhance` itself in a process of its own. Its slices after the
+first four are passed through: they need no more memory, and what is left is the time around the network. `--whole`
+restores them all.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import onnxruntime as ort
+import torch
+from host import processor
+from numpy.typing import NDArray
+
+from model import Row, build, read_size
+from upfield.export.graph import add_metadata, build_graph, written
+from upfield.export.parity import Slices, draw, psnr_slice_db
+from upfield.export.restorer import OnnxRestorer, num_cores
+from upfield.export.to_onnx import parity_slices
+from upfield.model.amir import Amir, pad_to_multiple
+from upfield.model.memory import keep_freed_memory
+from upfield.model.weights import load_model
+from upfield.sharding.intensity import NORMALISATION
+
+LEVELS = {"no graph optimisation": "ORT_DISABLE_ALL", "up to fusions, no layout": "ORT_ENABLE_EXTENDED"}
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+VOLUME, NUM_RESTORED = (179, 221, 200), 4
+Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+def main() -> None:
+    """Print the tables."""
+    arguments = parse_arguments()
+    if arguments.only:
+        print(json.dumps(enhance_volume(Path(arguments.only), arguments.whole)))
+        return
+    torch.set_num_threads(arguments.threads)
+    network, slices = choose_network(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        files = write_files(network, Path(folder))
+        if not arguments.few:
+            files |= quantised(files["fp32"], slices, Path(folder))
+        print(
+            f"{processor()}, {arguments.threads} threads, torch {torch.__version__}, ONNX Runtime {ort.__version__}, "
+            f"{arguments.run or 'preset ' + arguments.preset}, slices of {' x '.join(map(str, slices.low.shape[2:]))}, "
+            f"{arguments.clock} time, median of {arguments.repeats}"
+        )
+        per_slice = print_ways(ways(arguments, network, files), slices, arguments)
+        if not arguments.few:
+            print_batches(OnnxRestorer(files["fp32"], "cpu", arguments.threads), slices, arguments)
+        if "CUDAExecutionProvider" in ort.get_available_providers() and torch.cuda.is_available():
+            print_gpu(files, slices, arguments)
+        print_volume(files["fp32"], per_slice, arguments)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--preset", default="official")
+    parser.add_argument("--run", type=Path, help="a trained run, in place of a preset with fresh weights")
+    parser.add_argument("--shards", type=Path, help="its shard set, for real slices with targets")
+    parser.add_argument("--size", type=read_size, default=(221, 200))
+    parser.add_argument("--batch", type=int, default=8, help="compared with one slice")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=num_cores())
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu counts all threads, also those that wait")
+    parser.add_argument("--few", action="store_true", help="PyTorch and what upfield runs alone, no batches")
+    parser.add_argument("--against", help="FILE.py:Class")
+    parser.add_argument("--arguments", type=json.loads, default={}, help="of that class, as JSON")
+    parser.add_argument("--whole", action="store_true", help="restore all slices of the volume")
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    arguments.device = "cpu"  # what model.py builds networks for
+    return arguments
+
+
+def choose_network(arguments: argparse.Namespace) -> tuple[Amir, Slices]:
+    """Give the network and slices to measure with: real ones with their targets, or a drawn one."""
+    if arguments.run:
+        network = load_model(arguments.run / "best" / "model.safetensors")
+        if arguments.shards:
+            return network, parity_slices(arguments.shards, network.config.in_channels // 2, recorded=False)
+    else:
+        made = build(arguments, Row("ours"))
+        assert isinstance(made, Amir)
+        network = made.eval()
+    image = np.tile(draw(*arguments.size), (1, network.config.in_channels, 1, 1))
+    with torch.inference_mode():
+        high = network(torch.from_numpy(image)).numpy()
+    return network, Slices(image, np.clip(high, 0, 1))
+
+
+def write_files(network: Amir, folder: Path) -> dict[str, Path]:
+    """Write the model in float32 and in half precision."""
+    card: dict[str, Any] = dict.fromkeys(("config", "data_sha256", "model", "step"), "")
+    card |= {"context": network.config.in_channels // 2, "normalisation": NORMALISATION}
+    files = {name: folder / f"{name}.onnx" for name in ("fp32", "fp16")}
+    for name, path in files.items():
+        model = build_graph(network, half=name == "fp16")
+        add_metadata(model, card)
+        with written(model, path):
+            pass
+    return files
+
+
+def quantised(path: Path, slices: Slices, folder: Path) -> dict[str, Path]:
+    """Write the model with matrix products, or convolutions, in int8."""
+    import logging
+
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
+
+    logging.disable(logging.WARNING)  # It advises to infer shapes, which a graph of any size does not have.
+    files = {name: folder / f"{name}.onnx" for name in ("int8 products", "int8 convolutions")}
+    quantize_dynamic(path, files["int8 products"], op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8)
+
+    class Reader:
+        """Gives the slices once, to calibrate with."""
+
+        def __init__(self) -> None:
+            self.left = [slices.low[number : number + 1] for number in range(min(len(slices.low), 2))]
+
+        def get_next(self) -> dict[str, Any] | None:
+            return {"low": self.left.pop()} if self.left else None
+
+    quantize_static(
+        path,
+        files["int8 convolutions"],
+        Reader(),  # pyright: ignore[reportArgumentType]
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=["Conv"],
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+    return files
+
+
+def ways(arguments: argparse.Namespace, network: Amir, files: dict[str, Path]) -> dict[str, Run]:
+    """Give the ways to restore one slice, by name; the first is what others are compared with."""
+    found: dict[str, Run] = {}
+    if arguments.against:
+        theirs = build(arguments, Row("published", theirs=True)).eval()
+        found["PyTorch, published, float32"] = torch_run(theirs, padded=True)
+    found["PyTorch, ours, float32"] = torch_run(network)
+    found["PyTorch, ours, float32, memory kept"] = torch_run(network, kept=True)
+    found["PyTorch, ours, bf16 autocast, memory kept"] = torch_run(network, kept=True, bf16=True)
+    restorer = OnnxRestorer(files["fp32"], "cpu", arguments.threads)
+    found["ONNX Runtime, as upfield runs it"] = restorer.run
+    if arguments.few:
+        return found
+    for name, level in LEVELS.items():
+        found[f"ONNX Runtime, {name}"] = session_run(files["fp32"], arguments.threads, level=level)
+    found["ONNX Runtime, no memory arena"] = session_run(files["fp32"], arguments.threads, arena=False)
+    spinning = "session.intra_op.allow_spinning"
+    found["ONNX Runtime, threads that sleep"] = session_run(files["fp32"], arguments.threads, **{spinning: "0"})
+    denormal = "session.set_denormal_as_zero"
+    found["ONNX Runtime, denormals as zero"] = session_run(files["fp32"], arguments.threads, **{denormal: "1"})
+    for name in ("fp16", "int8 products", "int8 convolutions"):
+        found[f"ONNX Runtime, {name}"] = session_run(files[name], arguments.threads)
+    return found
+
+
+def torch_run(network: torch.nn.Module, padded: bool = False, kept: bool = False, bf16: bool = False) -> Run:
+    """Give a function that restores with PyTorch; `padded` does outside what the published network cannot."""
+
+    def run(low: NDArray[np.float32]) -> NDArray[np.float32]:
+        keep_freed_memory(kept)
+        image = torch.from_numpy(low)
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            high = network(pad_to_multiple(image) if padded else image)
+        return high[..., : low.shape[2], : low.shape[3]].float().numpy()
+
+    return run
+
+
+def session_run(path: Path, threads: int, level: str = "ORT_ENABLE_ALL", arena: bool = True, **entries: str) -> Run:
+    """Give a function that restores with a session of these options."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    options.enable_cpu_mem_arena = arena
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
+    for key, value in entries.items():
+        options.add_session_config_entry(key, value)
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda low: np.asarray(session.run(["high"], {"low": low})[0])
+
+
+def print_ways(found: dict[str, Run], slices: Slices, arguments: argparse.Namespace) -> float:
+    """Print a row for each way, and give the seconds per slice of the one that upfield takes."""
+    keep_freed_memory(False)
+    low = slices.low[:1]
+    quality = {name: psnr_of(run, slices) for name, run in found.items()}  # and the slow first run of each
+    times = interleaved(found, low, arguments, arguments.repeats)
+    first = next(iter(found))
+    base = quality["PyTorch, ours, float32"]
+    lost = "lost (dB)" if arguments.shards else "PSNR to PyTorch (dB)"
+    print(f"\n{'one slice on the CPU':<48} s/slice   ratio   {lost}")
+    for name, seconds in times.items():
+        shown = f"{base - quality[name]:.3f}" if arguments.shards else f"{quality[name]:.1f}"
+        print(f"  {name:<46} {seconds:>7.3f} {times[first] / seconds:>7.2f} {shown:>11}", flush=True)
+    return times["ONNX Runtime, as upfield runs it"]
+
+
+def psnr_of(run: Run, slices: Slices) -> float:
+    """Give the mean PSNR of restored slices, in dB."""
+    restored = np.concatenate([run(slices.low[number : number + 1]) for number in range(len(slices.low))])
+    return float(psnr_slice_db(restored, slices.high).mean())
+
+
+def interleaved(
+    found: dict[str, Run], low: NDArray[np.float32], arguments: argparse.Namespace, repeats: int = 1
+) -> dict[str, float]:
+    """Give each way's median time in seconds for `low` `(N, C, H, W)`, all of them in turn."""
+    clock = CLOCKS[arguments.clock]
+    times: dict[str, list[float]] = {name: [] for name in found}
+    for _ in range(repeats):
+        for name, run in found.items():
+            start = clock()
+            run(low)
+            times[name].append(clock() - start)
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+def print_batches(restorer: OnnxRestorer, slices: Slices, arguments: argparse.Namespace) -> None:
+    """Print the cost of a slice alone and in a batch, split as upfield does on a CPU, and whole."""
+    count = arguments.batch
+    batch = np.ascontiguousarray(np.broadcast_to(slices.low[:1], (count, *slices.low.shape[1:])))
+    alone, together = f"{count} batches of 1", f"1 batch of {count}"
+    whole = f"1 batch of {count}, given to ONNX Runtime whole"
+    found: dict[str, Run] = {
+        alone: lambda low: np.concatenate([restorer.run(one) for one in np.split(low, len(low))]),
+        together: restorer.run,
+        whole: session_run(restorer.path, arguments.threads),
+    }
+    times = interleaved(found, batch, arguments, max(arguments.repeats // 2, 1))
+    print(f"\n{'batches on the CPU':<48} s/slice   of 1")
+    for name, seconds in times.items():
+        print(f"  {name:<46} {seconds / count:>7.3f} {seconds / times[alone]:>6.2f}", flush=True)
+
+
+def print_gpu(files: dict[str, Path], slices: Slices, arguments: argparse.Namespace) -> None:
+    """Print what CUDA takes for batches of one shape."""
+    count = max(arguments.batch, 32)
+    batch = np.ascontiguousarray(np.broadcast_to(slices.low[:1], (count, *slices.low.shape[1:])))
+    found: dict[str, Run] = {}
+    for name in ("fp32", "fp16"):
+        restorer = OnnxRestorer(files[name], "cuda")
+        restorer.warm_up(batch.shape)
+        found[f"{restorer.provider}, {name}, batch {count}"] = restorer.run
+    print(f"\n{torch.cuda.get_device_name():<48} s/slice")
+    for name, seconds in interleaved(found, batch, arguments, arguments.repeats).items():
+        print(f"  {name:<46} {seconds / count:>7.4f}", flush=True)
+
+
+def print_volume(path: Path, per_slice: float, arguments: argparse.Namespace) -> None:
+    """Print the memory that a volume takes, and the time around the network."""
+    command = [sys.executable, __file__, "--only", str(path), *(["--whole"] if arguments.whole else [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"enhancing a volume failed: {done.stderr.strip().splitlines()[-1]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    network_s = found["network_s"] if arguments.whole else per_slice * VOLUME[0]
+    share = found["around_s"] / (found["around_s"] + network_s)
+    print(
+        f"\nupfield enhance, a volume of {' x '.join(map(str, VOLUME))} voxels: {found['memory_gb']:.2f} GB at most\n"
+        f"  loading the model {found['load_s']:.2f} s, network {network_s:.1f} s"
+        f"{'' if arguments.whole else ' (that many slices of the above)'}, around it {found['around_s']:.2f} s, "
+        f"{100 * share:.1f}% of both"
+    )
+
+
+def enhance_volume(model: Path, whole: bool) -> dict[str, float]:
+    """Enhance a drawn volume with the command itself; give memory and times."""
+    from upfield.export import enhance
+
+    spent = {"load": 0.0, "network": 0.0, "slices": 0}
+    load, restore = OnnxRestorer.__init__, OnnxRestorer.restore
+
+    def timed_load(self: OnnxRestorer, *given: Any, **named: Any) -> None:
+        start = time.perf_counter()
+        load(self, *given, **named)
+        spent["load"] += time.perf_counter() - start
+
+    def timed_restore(self: OnnxRestorer, low: NDArray[np.float32]) -> NDArray[np.float32]:
+        if not whole and spent["slices"] >= NUM_RESTORED:
+            return low[:, self.context : self.context + 1].copy()
+        start = time.perf_counter()
+        high = restore(self, low)
+        spent["network"] += time.perf_counter() - start
+        spent["slices"] += len(low)
+        return high
+
+    OnnxRestorer.__init__, OnnxRestorer.restore = timed_load, timed_restore
+    with tempfile.TemporaryDirectory() as folder:
+        scan = Path(folder) / "scan.nii.gz"
+        voxels = np.random.default_rng(0).random((112, 138, 40), np.float32)
+        affine = np.diag([*(np.array(VOLUME) / voxels.shape), 1.0])
+        nib.save(nib.Nifti1Image(voxels, affine), scan)  # pyright: ignore[reportPrivateImportUsage]
+        start = time.perf_counter()
+        code = enhance.main([str(model), str(scan), "--out", f"{folder}/out.nii.gz", "--device", "cpu"])
+        wall_s = time.perf_counter() - start
+    if code:
+        raise SystemExit(code)
+    # Not ru_maxrss, which starts at the parent's.
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    memory_gb = int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e9
+    around_s = wall_s - spent["load"] - spent["network"]
+    return {"memory_gb": memory_gb, "load_s": spent["load"], "network_s": spent["network"], "around_s": around_s}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Scans with a landmark for the tests of enhancement, and a model that changes nothing."""
+
+from itertools import permutations, product
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
+from scipy.spatial.transform import Rotation
+
+from upfield.sharding.intensity import NORMALISATION
+
+SHAPE, SPACING_MM = (24, 28, 10), (1.6, 1.6, 5.0)
+OBLIQUE = Rotation.from_euler("xyz", (0.2, 0.15, -0.1)).as_matrix()
+# Off every axis of symmetry, and on no voxel's centre.
+LANDMARK_MM = np.array([-6.3, 31.2, 14.9])
+WIDTH_MM = 5.0
+AXCODES = [
+    "".join(pair[flip] for pair, flip in zip(order, flips, strict=True))
+    for order in permutations(("LR", "PA", "IS"))
+    for flips in product((0, 1), repeat=3)
+]
+
+
+class Unchanged:
+    """A restorer that gives back the centre slice."""
+
+    normalisation = NORMALISATION
+
+    def __init__(self, context: int = 0) -> None:
+        self.context = context
+
+    def restore(self, low: np.ndarray) -> np.ndarray:
+        assert low.shape[1] == 1 + 2 * self.context
+        return low[:, self.context : self.context + 1]
+
+
+def scan_affine(rotation: np.ndarray | None = None, axcodes: str = "RAS") -> tuple[np.ndarray, np.ndarray]:
+    """The affine of a scan of SHAPE around (0, 20, 10), stored in the order of `axcodes`; and the turn to that."""
+    affine = np.diag((*SPACING_MM, 1.0))
+    affine[:3, :3] = (np.eye(3) if rotation is None else rotation) @ affine[:3, :3]
+    affine[:3, 3] = (0, 20, 10) - affine[:3, :3] @ (np.array(SHAPE) - 1) / 2
+    turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(axcodes))
+    return affine @ inv_ornt_aff(turn, SHAPE), turn
+
+
+def stored_shape(turn: np.ndarray) -> tuple[int, ...]:
+    return apply_orientation(np.empty(SHAPE, np.uint8), turn).shape
+
+
+def draw(shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
+    """A bright blob at LANDMARK_MM over faint noise: `shape`, float32."""
+    index = np.stack([*np.indices(shape), np.ones(shape)])
+    away_mm = np.tensordot(affine, index, 1)[:3] - LANDMARK_MM[:, None, None, None]
+    blob = np.exp(-np.square(away_mm).sum(axis=0) / (2 * WIDTH_MM**2))
+    return (1000 * blob + np.random.default_rng(0).random(shape)).astype(np.float32)
+
+
+def write_scan(path: Path, axcodes: str = "RAS", rotation: np.ndarray | None = None) -> Path:
+    """Write a scan with the landmark, its axes as `axcodes` says."""
+    affine, turn = scan_affine(rotation, axcodes)
+    nib.Nifti1Image(draw(stored_shape(turn), affine), affine).to_filename(path)
+    return path
+
+
+def load(path: Path) -> Any:
+    """Open a file with nibabel, whose stubs know no more than that it is some image."""
+    return nib.load(path)
+
+
+def landmark_mm(path: Path) -> np.ndarray:
+    """Find the landmark in the world by what a file says, read by nibabel alone."""
+    image = load(path)
+    voxels = np.asarray(image.dataobj)
+    weights = np.where(voxels > 0.5 * voxels.max(), voxels, 0)
+    index = [np.average(axis, weights=weights) for axis in np.indices(voxels.shape)]
+    return (image.affine @ (*index, 1))[:3]
+
+
+def off_mm(path: Path) -> float:
+    """How far from its place the landmark lies in a file."""
+    return float(np.linalg.norm(landmark_mm(path) - LANDMARK_MM))

@@ -1,0 +1,164 @@
+"""What tests of the service share: scans, a client, and the service in this process, without Ray."""
+
+import asyncio
+import gzip
+import http.client
+import json
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import nibabel as nib
+import numpy as np
+import uvicorn
+
+from upfield.export.configuration import ServeConfig
+from upfield.export.counters import Counters
+from upfield.export.restorer import OnnxRestorer
+from upfield.export.serve import about_model, listen
+from upfield.export.strips import Strip, restore_strips
+from upfield.export.webapp import build_app
+
+TIMEOUT_S = 60
+SHAPE, SPACING_MM = (12, 14, 6), (1.6, 1.6, 5.0)
+
+
+@dataclass
+class Answer:
+    """What a client gets."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def error(self) -> str:
+        """The sentence of a refusal; an answer that is none fails."""
+        tree = json.loads(self.body)
+        assert set(tree) == {"error", "request"}
+        assert tree["request"] == self.headers["x-request-id"]
+        return tree["error"]
+
+
+def ask(port: int, path: str, method: str = "GET", body: Any = None, headers: dict[str, str] | None = None) -> Answer:
+    """Send one request and read all of its answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
+    try:
+        connection.request(method, path, body, headers or {})
+        response = connection.getresponse()
+        return Answer(response.status, {key.lower(): value for key, value in response.getheaders()}, response.read())
+    finally:
+        connection.close()
+
+
+def send(port: int, scan: Path | bytes, path: str = "/enhance", headers: dict[str, str] | None = None) -> Answer:
+    """Have a scan enhanced, sent as the body itself; a file's name goes with it."""
+    if isinstance(scan, Path):
+        path, scan = f"{path}?name={quote(scan.name)}", scan.read_bytes()
+    return ask(port, path, "POST", scan, headers)
+
+
+def send_form(port: int, name: str, content: bytes, headers: dict[str, str] | None = None) -> Answer:
+    """Have a scan enhanced, sent as a form's file."""
+    boundary = secrets.token_hex(8)
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="scan"; filename="{name}"\r\n\r\n'
+    body = head.encode() + content + f"\r\n--{boundary}--\r\n".encode()
+    form = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    return ask(port, "/enhance", "POST", body, form | (headers or {}))
+
+
+def write_scan(path: Path, seed: int = 0, shape: tuple[int, ...] = SHAPE, voxels: np.ndarray | None = None) -> Path:
+    """Write a small scan of noise, oblique, stored L-P-S."""
+    affine = np.diag((-SPACING_MM[0], -SPACING_MM[1], SPACING_MM[2], 1.0))
+    affine[:3, 3] = (10, 20, -30)
+    affine[0, 1] = 0.1
+    if voxels is None:
+        voxels = np.random.default_rng(seed).random(shape, np.float32)
+    nib.Nifti1Image(voxels, affine).to_filename(path)
+    return path
+
+
+class LocalEngine:
+    """Restores in this process, with the batches of a replica."""
+
+    def __init__(self, model: Path, batch_size: int, note: Any) -> None:
+        self.restorer = OnnxRestorer(model, "cpu", 1)
+        self.context, self.normalisation = self.restorer.context, self.restorer.normalisation
+        self.batch_size = batch_size
+        self.gate = threading.Event()
+        """Strips wait until it is set."""
+        self.gate.set()
+        self.ready = True
+        self.error: Exception | None = None
+        """Raised instead of an answer."""
+        self._note = note
+
+    async def restore(self, owner: str, low: np.ndarray) -> np.ndarray:
+        while not self.gate.is_set():
+            await asyncio.sleep(0.01)
+        if self.error:
+            raise self.error
+        (restored,) = await asyncio.to_thread(restore_strips, self.restorer, [Strip(owner, low)], self.batch_size)
+        for batch in restored.batches:
+            self._note(batch)
+        return restored.high
+
+    async def is_ready(self) -> bool:
+        return self.ready
+
+
+@dataclass
+class Service:
+    """A running one."""
+
+    port: int
+    engine: LocalEngine
+    folder: Path
+
+
+@contextmanager
+def running(model: Path, folder: Path, token: str | None = None, **limits: Any) -> Iterator[Service]:
+    """Run the web application on a free port, in a thread of this process."""
+    config = ServeConfig(model=model, **limits)
+    counters = Counters(config.batch_size)
+    engine = LocalEngine(model, config.batch_size, counters.note_batch)
+    folder.mkdir(exist_ok=True)
+    app = build_app(config, engine, about_model(config, engine.restorer.card, "here"), counters, token, folder)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, ws="none"))
+    with listen("127.0.0.1", 0) as listener:
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            wait_until(lambda: server.started)
+            yield Service(listener.getsockname()[1], engine, folder)
+        finally:
+            engine.gate.set()
+            server.should_exit = True
+            thread.join(TIMEOUT_S)
+            assert not thread.is_alive()
+
+
+def wait_until(holds: Any) -> None:
+    """Wait until a function gives something true."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not holds():
+        assert time.monotonic() < deadline, "it never held"
+        time.sleep(0.02)
+
+
+def metric(port: int, name: str, **headers: str) -> float:
+    """Give the value of one counter, 0 where it is not there yet."""
+    lines = ask(port, "/metrics", headers=headers).body.decode().splitlines()
+    return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"{name} ")), 0.0)
+
+
+def gzip_bomb(size: int) -> bytes:
+    """Give a valid small scan of noise followed by zeros, compressed: `size` bytes from about a thousandth of them."""
+    image = nib.Nifti1Image(np.random.default_rng(0).random(SHAPE, np.float32), np.diag((*SPACING_MM, 1)))
+    return gzip.compress(image.to_bytes() + bytes(size))
