@@ -1,0 +1,150 @@
+"""The committed batch scripts, submitted to a real Slurm of two nodes."""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from runs import lines, losses
+from slurmcluster import SlurmCluster, slurm_cluster
+
+pytestmark = pytest.mark.cluster
+
+SMALL = ["--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1", "--time=20"]
+TINY = ["--model.preset", "tiny", "--run.precision", "no", "--run.log_every", "1", "--optim.lr", "1e-3"]
+STEPS = ["--data.batch_size", "10", "--run.max_steps", "200", "--run.epochs", "100"]
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[SlurmCluster]:
+    with (
+        tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder,
+        slurm_cluster(Path(folder)) as cluster,
+    ):
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def undisturbed(slurm: SlurmCluster, tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two nodes to its end."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    job = slurm.submit("train.sbatch", SMALL, *training(tiny_shards, out), *STEPS)
+    (state,) = slurm.finished(job)
+    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "0"), slurm.said(job)
+    assert "2 processes on cpu" in slurm.said(job)
+    assert sorted(state["NodeList"].split(",")) == ["node[1-2]"]
+    return out
+
+
+def training(shards: Path, out: Path) -> list[object]:
+    return ["--data.shards", shards, "--run.out", out, "--data.trace", out / "trace.jsonl", *TINY]
+
+
+def test_two_nodes_train_to_the_end(slurm: SlurmCluster, undisturbed: Path) -> None:
+    assert [line["step"] for line in lines(undisturbed / "trace.jsonl")] == list(range(1, 201))
+    assert (undisturbed / "best" / "model.safetensors").is_file()
+    assert slurm.processes_left() == []
+
+
+def test_a_run_preempted_by_its_time_limit_ends_as_an_undisturbed_one(
+    slurm: SlurmCluster, undisturbed: Path, tiny_shards: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    # A minute is the shortest limit that there is; the warning comes some 20 s after each start.
+    limit = [*SMALL[:3], "--time=1", "--signal=B:TERM@40"]
+    job = slurm.submit("train.sbatch", limit, *training(tiny_shards, out), *STEPS)
+    (state,) = slurm.finished(job, timeout_s=900)
+    said = slurm.said(job)
+    assert state["JobState"] == "COMPLETED", said
+    restarts = int(state["Restarts"])
+    assert restarts >= 1
+    # One log holds them all, in their order.
+    assert said.count("back into the queue") == restarts
+    assert said.count("the same command goes on from there") >= 1
+    assert said.count("ended with 0") == 1
+    assert losses(out) == losses(undisturbed)
+    assert (out / "trace.jsonl").read_bytes() == (undisturbed / "trace.jsonl").read_bytes()
+    weights = "best/model.safetensors"
+    assert (out / weights).read_bytes() == (undisturbed / weights).read_bytes()
+
+
+def test_wrong_input_ends_the_job_with_2_and_without_another_try(slurm: SlurmCluster, tmp_path: Path) -> None:
+    job = slurm.submit("train.sbatch", SMALL, *training(tmp_path / "nowhere", tmp_path / "run"))
+    (state,) = slurm.finished(job)
+    assert (state["JobState"], state["ExitCode"], state["Restarts"]) == ("FAILED", "2:0", "0"), slurm.said(job)
+    assert "expected a" in slurm.said(job)
+
+
+def test_an_image_file_is_entered_by_apptainer_on_every_rank(
+    slurm: SlurmCluster, tiny_shards: Path, tmp_path: Path
+) -> None:
+    # In place of Apptainer, which is no Debian package: notes its arguments, and runs the command as it stands.
+    stand_in = tmp_path / "apptainer"
+    stand_in.write_text(f'#!/bin/sh\necho "$RANK $*" >> {tmp_path}/entered\nshift 5\nexec "$@"\n')
+    stand_in.chmod(0o755)
+    path = f"{tmp_path}:{slurm.environment['PATH']}"
+    out, image = tmp_path / "run", tmp_path / "upfield.sif"
+    before = slurm.environment["PATH"]
+    job = slurm.submit(
+        "train.sbatch", SMALL, "--container", image, *training(tiny_shards, out), "--run.max_steps", 2, PATH=path
+    )
+    slurm.environment["PATH"] = before
+    (state,) = slurm.finished(job)
+    assert state["JobState"] == "COMPLETED", slurm.said(job)
+    entered = sorted((tmp_path / "entered").read_text().splitlines())
+    assert [line.split()[0] for line in entered] == ["0", "1"]
+    assert all(f"exec --nv --bind" in line and f"{image} upfield train" in line for line in entered)
+
+
+def test_each_task_of_an_array_builds_one_set(
+    slurm: SlurmCluster, tiny_cohort: Path, tiny_shards: Path, tmp_path: Path
+) -> None:
+    plain = tiny_cohort / "cohorts.yaml"
+    thick = tmp_path / "thick.yaml"
+    thick.write_text(f"context: 1\nroot: {tiny_cohort}\n{plain.read_text()}")
+    options = ["--cpus-per-task=1", "--array=0-1", "--time=20"]
+    job = slurm.submit("shard.sbatch", options, tmp_path / "sets", plain, thick, "--", "--seed", 0)
+    states = slurm.finished(job)
+    assert [state["JobState"] for state in states] == ["COMPLETED"] * 2, slurm.log()
+    assert hashes(tmp_path / "sets" / "cohorts") == hashes(tiny_shards)
+    assert json.loads((tmp_path / "sets" / "thick" / "manifest.json").read_text())["config"]["context"] == 1
+
+
+def test_an_array_of_another_size_than_the_configurations_is_refused(slurm: SlurmCluster, tiny_cohort: Path) -> None:
+    job = slurm.submit("shard.sbatch", ["--array=0-2", "--cpus-per-task=1"], "sets", tiny_cohort / "cohorts.yaml")
+    assert {state["ExitCode"] for state in slurm.finished(job)} == {"2:0"}
+    assert "expected --array=0-0" in slurm.log()
+
+
+def test_two_nodes_build_one_set_by_ray_with_the_same_bytes(
+    slurm: SlurmCluster, tiny_cohort: Path, tiny_shards: Path, tmp_path: Path
+) -> None:
+    options = ["--nodes=2", "--cpus-per-task=1", "--time=20"]
+    job = slurm.submit("shard.sbatch", options, tmp_path / "sets", tiny_cohort / "cohorts.yaml")
+    assert [state["JobState"] for state in slurm.finished(job)] == ["COMPLETED"], slurm.log()
+    assert "Ray runs on 2 nodes" in slurm.log()
+    assert hashes(tmp_path / "sets" / "cohorts") == hashes(tiny_shards)
+    assert slurm.processes_left() == []
+
+
+def test_a_sweep_runs_on_the_ray_cluster_of_its_job(slurm: SlurmCluster, tiny_shards: Path, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep.yaml"
+    run = "{precision: 'no', max_steps: 2}"
+    sweep.write_text(
+        f"train: {{data: {{shards: {tiny_shards}}}, model: {{preset: tiny}}, run: {run}}}\n"
+        "space: {optim.lr: [1.0e-4, 1.0e-3]}\nmax_concurrent_trials: 2\n"
+    )
+    job = slurm.submit("tune.sbatch", SMALL, "--config", sweep, "--out", tmp_path / "sweep")
+    (state,) = slurm.finished(job)
+    assert state["JobState"] == "COMPLETED", slurm.said(job)
+    assert "Ray runs on 2 nodes" in slurm.said(job)
+    assert len((tmp_path / "sweep" / "results.csv").read_text().splitlines()) == 3
+    assert (tmp_path / "sweep" / "best" / "best" / "model.safetensors").is_file()
+    assert slurm.processes_left() == []
+
+
+def hashes(shards: Path) -> dict[str, str]:
+    """Give the hash of each shard of a set."""
+    splits = json.loads((shards / "manifest.json").read_text())["splits"]
+    return {shard["name"]: shard["sha256"] for split in splits.values() for shard in split["shards"]}
