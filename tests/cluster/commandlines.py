@@ -17,7 +17,12 @@ SCRIPTS = {f"{module.split('.')[1]}/{module.split('.')[2]}.py": verb for verb, (
 SHELL = ("|", "||", "&&", ";", "&", ">", "<", "(", ")")
 # What stands for something else: a shell's variables, and words for the reader's own.
 VALUES = {"$STOPPED": "75", "${SLURM_CPUS_PER_TASK:-1}": "8", "N": "2", "NN": "2", "M": "2"}
-PROGRAM = re.compile(rf"\bupfield (?:{'|'.join(VERBS)})\b|\b(?:accelerate launch|torchrun)\b|\bpython [a-z]+/[a-z_]+\.py\b")
+BATCH = re.compile(r"cluster/slurm/(train|tune|shard)\.sbatch")
+NODE = "cluster/node.sh"
+PROGRAM = re.compile(
+    rf"\bupfield (?:{'|'.join(VERBS)})\b|\b(?:accelerate launch|torchrun|sbatch)\b"
+    rf"|\bpython [a-z]+/[a-z_]+\.py\b|{re.escape(NODE)}\b"
+)
 OWN_FOLDERS = tuple(f"{folder.name}/" for folder in ROOT.iterdir() if folder.is_dir())
 
 
@@ -38,15 +43,31 @@ class CommandLine:
 
     @property
     def verb(self) -> str:
-        return self.words[1] if self.words[0] == "upfield" else SCRIPTS[self.words[self._script]]
+        if self.words[0] in ("upfield", NODE):
+            return "train" if self.words[0] == NODE else self.words[1]
+        script = self.words[self._script]
+        return match[1] if (match := BATCH.fullmatch(script)) else SCRIPTS[script]
 
     @property
     def arguments(self) -> list[str]:
-        return self.words[2 if self.words[0] == "upfield" else self._script + 1 :]
+        """What the verb gets; of `shard.sbatch`, which names sets and configurations, what it makes of them."""
+        if self.words[0] in ("upfield", NODE):
+            return self.words[1 if self.words[0] == NODE else 2 :]
+        given = self.words[self._script + 1 :]
+        if given[:1] == ["--container"]:
+            given = given[2:]
+        if self.words[self._script] != "cluster/slurm/shard.sbatch":
+            return given
+        out, *_ = given
+        return ["--out", out, *(given[given.index("--") + 1 :] if "--" in given else [])]
 
     @property
     def _script(self) -> int:
-        return next(place for place, word in enumerate(self.words) if word in SCRIPTS)
+        return next(place for place, word in enumerate(self.words) if _is_script(word))
+
+
+def _is_script(word: str) -> bool:
+    return word in SCRIPTS or BATCH.fullmatch(word) is not None
 
 
 def command_of(verb: str) -> Command:
@@ -58,7 +79,8 @@ def command_lines(path: Path) -> Iterator[CommandLine]:
     for line in _joined(path.read_text(encoding="utf-8")):
         for start in PROGRAM.finditer(line):
             words = list(_words(line[start.start() :]))
-            if len(words) > 2 and (words[0] == "upfield" or any(word in SCRIPTS for word in words)):
+            complete = words[0] in ("upfield", NODE) or any(map(_is_script, words))
+            if complete and len(words) > 2:
                 yield CommandLine(path, words)
 
 
@@ -76,7 +98,7 @@ def _words(line: str) -> Iterator[str]:
     for word in lexer:
         if word in SHELL:
             return
-        if "[@]" not in word:
+        if "[@]" not in word and word != "$@":
             yield VALUES.get(word, word)
 
 

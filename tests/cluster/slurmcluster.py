@@ -69,8 +69,9 @@ class SlurmCluster:
             "GLOO_SOCKET_IFNAME": "lo",
         }
 
-    def ask(self, *command: str) -> str:
-        done = subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    def ask(self, *command: str, **variables: str) -> str:
+        environment = self.environment | variables
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -78,12 +79,7 @@ class SlurmCluster:
         """Submit a committed batch script from the repository's root; give the job's number."""
         log = f"--output={self.folder}/%x-%j.log"
         command = ["sbatch", "--parsable", *options, log, str(SCRIPTS / script), *map(str, arguments)]
-        self.environment |= variables
-        try:
-            return self.ask(*command).strip()
-        finally:
-            for name in variables:
-                del self.environment[name]
+        return self.ask(*command, **variables).strip()
 
     def states(self, job: str) -> list[dict[str, str]]:
         """Give what Slurm knows of a job, of each task of an array."""
@@ -93,9 +89,12 @@ class SlurmCluster:
     def finished(self, job: str, timeout_s: float = 400) -> list[dict[str, str]]:
         """Wait until a job is over, restarts and all; give what Slurm knows of it."""
         deadline = time.monotonic() + timeout_s
+        times_over = 0
         while True:
             states = self.states(job)
-            if all(state["JobState"] not in UNFINISHED for state in states):
+            # Twice: a job that is being requeued passes through other states.
+            times_over = 0 if any(state["JobState"] in UNFINISHED for state in states) else times_over + 1
+            if times_over == 2:
                 return states
             assert time.monotonic() < deadline, f"{states}\n{self.log()}"
             if any(state["Reason"] == "BeginTime" for state in states):

@@ -49,7 +49,7 @@ def test_accelerate_reads_the_number_of_processes(name: str) -> None:
 
 # What FSDP does with that file is tests/distributed/test_split_weights.py's.
 @pytest.mark.parametrize(
-    "name", ["one_gpu", "eight_gpus", "two_cpus", pytest.param("fsdp", marks=pytest.mark.slow)]
+    "name", ["one_gpu", "two_cpus", *(pytest.param(name, marks=pytest.mark.slow) for name in ("eight_gpus", "fsdp"))]
 )
 def test_a_configuration_trains_on_its_processes(name: str, tiny_shards: Path, tmp_path: Path) -> None:
     said = ended(launched(name, tiny_shards, tmp_path / "run", *FEWER.get(name, ())))

@@ -1,19 +1,22 @@
 """The committed batch scripts, submitted to a real Slurm of two nodes."""
 
 import json
+import statistics
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from runs import lines, losses
+from runs import lines, losses, training_lines
 from slurmcluster import SlurmCluster, slurm_cluster
 
 pytestmark = pytest.mark.cluster
 
 SMALL = ["--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1", "--time=20"]
 TINY = ["--model.preset", "tiny", "--run.precision", "no", "--run.log_every", "1", "--optim.lr", "1e-3"]
-STEPS = ["--data.batch_size", "10", "--run.max_steps", "200", "--run.epochs", "100"]
+BATCH = 10
+# Longer than the time until Slurm warns a job with the shortest limit there is: it looks every half minute.
+UNDISTURBED_S = 75
 
 
 @pytest.fixture(scope="module")
@@ -26,35 +29,45 @@ def slurm() -> Iterator[SlurmCluster]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(slurm: SlurmCluster, tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two nodes to its end."""
-    out = tmp_path_factory.mktemp("undisturbed") / "run"
-    job = slurm.submit("train.sbatch", SMALL, *training(tiny_shards, out), *STEPS)
+def short(slurm: SlurmCluster, tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run of two nodes."""
+    out = tmp_path_factory.mktemp("short") / "run"
+    job = slurm.submit("train.sbatch", SMALL, *training(tiny_shards, out, 18))
     (state,) = slurm.finished(job)
     assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "0"), slurm.said(job)
+    assert state["NodeList"] == "node[1-2]"
     assert "2 processes on cpu" in slurm.said(job)
-    assert sorted(state["NodeList"].split(",")) == ["node[1-2]"]
     return out
 
 
-def training(shards: Path, out: Path) -> list[object]:
-    return ["--data.shards", shards, "--run.out", out, "--data.trace", out / "trace.jsonl", *TINY]
+@pytest.fixture(scope="module")
+def steps(short: Path) -> int:
+    """How many steps take long enough for a time limit."""
+    rate = statistics.median(line["slices_per_s"] for line in training_lines(short))
+    return max(18, int(UNDISTURBED_S * rate / BATCH))
 
 
-def test_two_nodes_train_to_the_end(slurm: SlurmCluster, undisturbed: Path) -> None:
-    assert [line["step"] for line in lines(undisturbed / "trace.jsonl")] == list(range(1, 201))
-    assert (undisturbed / "best" / "model.safetensors").is_file()
+def training(shards: Path, out: Path, steps: int) -> list[object]:
+    length = ["--data.batch_size", BATCH, "--run.max_steps", steps, "--run.epochs", 100_000]
+    return ["--data.shards", shards, "--run.out", out, "--data.trace", out / "trace.jsonl", *TINY, *length]
+
+
+def test_two_nodes_train_to_the_end(slurm: SlurmCluster, short: Path) -> None:
+    assert [line["step"] for line in lines(short / "trace.jsonl")] == list(range(1, 19))
+    assert (short / "best" / "model.safetensors").is_file()
     assert slurm.processes_left() == []
 
 
 def test_a_run_preempted_by_its_time_limit_ends_as_an_undisturbed_one(
-    slurm: SlurmCluster, undisturbed: Path, tiny_shards: Path, tmp_path: Path
+    slurm: SlurmCluster, steps: int, tiny_shards: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "run"
-    # A minute is the shortest limit that there is; the warning comes some 20 s after each start.
-    limit = [*SMALL[:3], "--time=1", "--signal=B:TERM@40"]
-    job = slurm.submit("train.sbatch", limit, *training(tiny_shards, out), *STEPS)
-    (state,) = slurm.finished(job, timeout_s=900)
+    undisturbed, out = tmp_path / "undisturbed", tmp_path / "run"
+    job = slurm.submit("train.sbatch", SMALL, *training(tiny_shards, undisturbed, steps))
+    assert slurm.finished(job)[0]["JobState"] == "COMPLETED", slurm.said(job)
+    # A minute is the shortest limit that there is.
+    limit = [*SMALL[:3], "--time=1", "--signal=B:TERM@30"]
+    job = slurm.submit("train.sbatch", limit, *training(tiny_shards, out, steps))
+    (state,) = slurm.finished(job, timeout_s=1200)
     said = slurm.said(job)
     assert state["JobState"] == "COMPLETED", said
     restarts = int(state["Restarts"])
@@ -70,7 +83,7 @@ def test_a_run_preempted_by_its_time_limit_ends_as_an_undisturbed_one(
 
 
 def test_wrong_input_ends_the_job_with_2_and_without_another_try(slurm: SlurmCluster, tmp_path: Path) -> None:
-    job = slurm.submit("train.sbatch", SMALL, *training(tmp_path / "nowhere", tmp_path / "run"))
+    job = slurm.submit("train.sbatch", SMALL, *training(tmp_path / "nowhere", tmp_path / "run", 2))
     (state,) = slurm.finished(job)
     assert (state["JobState"], state["ExitCode"], state["Restarts"]) == ("FAILED", "2:0", "0"), slurm.said(job)
     assert "expected a" in slurm.said(job)
@@ -84,17 +97,14 @@ def test_an_image_file_is_entered_by_apptainer_on_every_rank(
     stand_in.write_text(f'#!/bin/sh\necho "$RANK $*" >> {tmp_path}/entered\nshift 5\nexec "$@"\n')
     stand_in.chmod(0o755)
     path = f"{tmp_path}:{slurm.environment['PATH']}"
-    out, image = tmp_path / "run", tmp_path / "upfield.sif"
-    before = slurm.environment["PATH"]
-    job = slurm.submit(
-        "train.sbatch", SMALL, "--container", image, *training(tiny_shards, out), "--run.max_steps", 2, PATH=path
-    )
-    slurm.environment["PATH"] = before
+    image = tmp_path / "upfield.sif"
+    arguments = training(tiny_shards, tmp_path / "run", 2)
+    job = slurm.submit("train.sbatch", SMALL, "--container", image, *arguments, PATH=path)
     (state,) = slurm.finished(job)
     assert state["JobState"] == "COMPLETED", slurm.said(job)
     entered = sorted((tmp_path / "entered").read_text().splitlines())
     assert [line.split()[0] for line in entered] == ["0", "1"]
-    assert all(f"exec --nv --bind" in line and f"{image} upfield train" in line for line in entered)
+    assert all("exec --nv --bind" in line and f"{image} upfield train" in line for line in entered)
 
 
 def test_each_task_of_an_array_builds_one_set(
