@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from runs import command, environment, training_lines
 
 from upfield.distributed.launch import free_port
@@ -41,6 +41,7 @@ def test_there_is_a_configuration_for_each_size() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_accelerate_reads_the_number_of_processes(name: str) -> None:
     config = load_config_from_file(str(FOLDER / f"{name}.yaml"))
+    assert isinstance(config, ClusterConfig)
     assert config.num_processes == SHARES[name]
     assert config.num_processes % config.num_machines == 0
     # The run's configuration says it, and is written down with the run.

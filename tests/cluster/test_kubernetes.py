@@ -96,7 +96,7 @@ def test_an_unknown_key_would_be_found() -> None:
 def test_the_client_reads_an_object_and_loses_nothing(document: dict[str, Any]) -> None:
     api = client.ApiClient(client.Configuration())
     kind = f"V1{document['kind']}"
-    read = api._ApiClient__deserialize(document, kind)
+    read = api._ApiClient__deserialize(document, kind)  # pyright: ignore[reportAttributeAccessIssue]
     assert api.sanitize_for_serialization(read) == document
 
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.cluster
 SMALL = ["--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1", "--time=20"]
 TINY = ["--model.preset", "tiny", "--run.precision", "no", "--run.log_every", "1", "--optim.lr", "1e-3"]
 BATCH = 10
-# Longer than the time until Slurm warns a job with the shortest limit there is: it looks every half minute.
+# Longer than the shortest time limit there is.
 UNDISTURBED_S = 75
 
 
@@ -64,8 +64,8 @@ def test_a_run_preempted_by_its_time_limit_ends_as_an_undisturbed_one(
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "run"
     job = slurm.submit("train.sbatch", SMALL, *training(tiny_shards, undisturbed, steps))
     assert slurm.finished(job)[0]["JobState"] == "COMPLETED", slurm.said(job)
-    # A minute is the shortest limit that there is.
-    limit = [*SMALL[:3], "--time=1", "--signal=B:TERM@30"]
+    # A minute is the shortest limit that there is. Slurm warns 5 to 35 s before it, for it looks every half minute.
+    limit = [*SMALL[:3], "--time=1", "--signal=B:TERM@5"]
     job = slurm.submit("train.sbatch", limit, *training(tiny_shards, out, steps))
     (state,) = slurm.finished(job, timeout_s=1200)
     said = slurm.said(job)
