@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -72,6 +73,11 @@ def _is_script(word: str) -> bool:
 
 def command_of(verb: str) -> Command:
     return import_module(VERBS[verb][0]).COMMAND
+
+
+def installed(program: str) -> Path:
+    """Give a program that pip has installed beside this interpreter, whether its folder is on the path or not."""
+    return Path(sys.executable).with_name(program)
 
 
 def command_lines(path: Path) -> Iterator[CommandLine]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.launch import launch_command_parser
-from commandlines import CLUSTER, FILES, ROOT, CommandLine, command_lines, command_of, without_readers_files
+from commandlines import CLUSTER, FILES, ROOT, CommandLine, command_lines, command_of, installed, without_readers_files
 from torch.distributed.run import get_args_parser
 
 from upfield.sharding.command import parse
@@ -61,6 +61,6 @@ def test_the_scripts_are_there() -> None:
 
 @pytest.mark.parametrize("path", SHELL_SCRIPTS, ids=lambda path: path.name)
 def test_a_script_is_clean(path: Path) -> None:
-    for command in (["bash", "-n", path], ["shellcheck", "--external-sources", "--source-path", ROOT, path]):
+    for command in (["bash", "-n", path], [installed("shellcheck"), "--external-sources", "--source-path", ROOT, path]):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr

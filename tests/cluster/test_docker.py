@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from commandlines import CLUSTER, ROOT, command_of
+from commandlines import CLUSTER, ROOT, command_of, installed
 from docker.utils.build import exclude_paths
 
 from upfield.cli.main import VERBS
@@ -95,7 +95,7 @@ def test_commands_are_ours_and_the_health_check_is_python() -> None:
 
 
 def test_hadolint_finds_nothing() -> None:
-    done = subprocess.run(["hadolint", str(DOCKERFILE)], capture_output=True, text=True, check=False)
+    done = subprocess.run([installed("hadolint"), DOCKERFILE], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
