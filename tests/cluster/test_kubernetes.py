@@ -129,6 +129,13 @@ def constraints() -> str:
     return (CLUSTER.parent / "constraints.txt").read_text(encoding="utf-8")
 
 
+def imported(module: str) -> Any:
+    """Import what imports Ray Serve, which warns of itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module(module)
+
+
 def application() -> dict[str, Any]:
     (found,) = yaml.safe_load(RAY["RayService"]["serveConfigV2"])["applications"]
     return found
@@ -137,16 +144,15 @@ def application() -> dict[str, Any]:
 @pytest.mark.skipif(importlib.util.find_spec("upfield.export.rayservice") is None, reason="no service to import")
 def test_ray_serve_imports_the_application_with_arguments_that_it_takes() -> None:
     module, _, name = application()["import_path"].partition(":")
-    assert callable(getattr(importlib.import_module(module), name))
+    assert callable(getattr(imported(module), name))
     from_tree(command_of("serve").schema, application()["args"], "args")
 
 
 def test_ray_serve_reads_the_applications() -> None:
     pytest.importorskip("fastapi")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Ray's own, as it is imported
-        from ray.serve.schema import ServeDeploySchema
-    read = ServeDeploySchema.model_validate(yaml.safe_load(RAY["RayService"]["serveConfigV2"]))
+    read = imported("ray.serve.schema").ServeDeploySchema.model_validate(
+        yaml.safe_load(RAY["RayService"]["serveConfigV2"])
+    )
     assert [one.import_path for one in read.applications] == [application()["import_path"]]
 
 
