@@ -109,8 +109,7 @@ requeue() {
     exit 1
   fi
   say "stopped before its end; back into the queue (restart ${SLURM_RESTART_COUNT:-0} is over)"
-  # Slurm ends this script then: one that ends by itself just as it is requeued may count as failed.
-  scontrol requeue "$SLURM_JOB_ID" && { sleep 60; } 2> /dev/null
+  scontrol requeue "$SLURM_JOB_ID"
   exit "$STOPPED"
 }
 

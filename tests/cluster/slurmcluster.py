@@ -89,18 +89,17 @@ class SlurmCluster:
     def finished(self, job: str, timeout_s: float = 400) -> list[dict[str, str]]:
         """Wait until a job is over, restarts and all; give what Slurm knows of it."""
         deadline = time.monotonic() + timeout_s
-        times_over = 0
+        hastened: set[str] = set()
         while True:
             states = self.states(job)
-            # Twice: a job that is being requeued passes through other states.
-            times_over = 0 if any(state["JobState"] in UNFINISHED for state in states) else times_over + 1
-            if times_over == 2:
+            if all(state["JobState"] not in UNFINISHED for state in states):
                 return states
             assert time.monotonic() < deadline, f"{states}\n{self.log()}"
-            if any(state["Reason"] == "BeginTime" for state in states):
-                # A requeued job waits for two minutes, which teach nothing; it may just have begun.
-                with contextlib.suppress(AssertionError):
-                    self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+            waiting = {state["Restarts"] for state in states if state["Reason"] == "BeginTime"}
+            if not waiting <= hastened:
+                # A requeued job waits for two minutes. A few seconds are enough for its nodes to have let go of it.
+                self.ask("scontrol", "update", f"JobId={job}", "StartTime=now+5")
+                hastened |= waiting
             time.sleep(0.5)
 
     def log(self) -> str:
