@@ -3,6 +3,7 @@
 import json
 import statistics
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -138,19 +139,41 @@ def test_two_nodes_build_one_set_by_ray_with_the_same_bytes(
     assert slurm.processes_left() == []
 
 
-def test_a_sweep_runs_on_the_ray_cluster_of_its_job(slurm: SlurmCluster, tiny_shards: Path, tmp_path: Path) -> None:
-    sweep = tmp_path / "sweep.yaml"
-    run = "{precision: 'no', max_steps: 2}"
-    sweep.write_text(
-        f"train: {{data: {{shards: {tiny_shards}}}, model: {{preset: tiny}}, run: {run}}}\n"
+def sweep_of(steps: int, shards: Path, file: Path) -> Path:
+    run = f"{{precision: 'no', max_steps: {steps}, epochs: 100000, checkpoint_every: 2}}"
+    file.write_text(
+        f"train: {{data: {{shards: {shards}}}, model: {{preset: tiny}}, run: {run}}}\n"
         "space: {optim.lr: [1.0e-4, 1.0e-3]}\nmax_concurrent_trials: 2\n"
     )
+    return file
+
+
+def test_a_sweep_runs_on_the_ray_cluster_of_its_job(slurm: SlurmCluster, tiny_shards: Path, tmp_path: Path) -> None:
+    sweep = sweep_of(2, tiny_shards, tmp_path / "sweep.yaml")
     job = slurm.submit("tune.sbatch", SMALL, "--config", sweep, "--out", tmp_path / "sweep")
     (state,) = slurm.finished(job)
     assert state["JobState"] == "COMPLETED", slurm.said(job)
     assert "Ray runs on 2 nodes" in slurm.said(job)
     assert len((tmp_path / "sweep" / "results.csv").read_text().splitlines()) == 3
     assert (tmp_path / "sweep" / "best" / "best" / "model.safetensors").is_file()
+    assert slurm.processes_left() == []
+
+
+def test_a_sweep_that_slurm_warns_goes_on_after_the_queue(
+    slurm: SlurmCluster, tiny_shards: Path, tmp_path: Path
+) -> None:
+    sweep = sweep_of(60, tiny_shards, tmp_path / "sweep.yaml")
+    job = slurm.submit("tune.sbatch", SMALL, "--config", sweep, "--out", tmp_path / "sweep")
+    deadline = time.monotonic() + 200
+    while not list((tmp_path / "sweep").glob("**/checkpoints/step-*")):
+        assert time.monotonic() < deadline, slurm.said(job)
+        time.sleep(0.5)
+    # What the time limit does, without waiting for it.
+    slurm.ask("scancel", "--batch", "--signal=TERM", job)
+    (state,) = slurm.finished(job)
+    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), slurm.said(job)
+    assert slurm.said(job).count("Ray runs on 2 nodes") == 2
+    assert len((tmp_path / "sweep" / "results.csv").read_text().splitlines()) == 3
     assert slurm.processes_left() == []
 
 
