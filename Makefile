@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow test-long check format bench clean
+.PHONY: demo test test-slow test-long test-cluster check format bench clean
 
 demo: $(READY)
 	$(BIN)/upfield demo --out demo
@@ -14,6 +14,11 @@ test: $(READY)
 
 test-slow test-long: $(READY)
 	$(BIN)/pytest -m slow
+
+# A real Slurm of two nodes on this machine, started and stopped by the tests.
+test-cluster: $(READY)
+	@command -v sbatch > /dev/null || { apt-get update && apt-get install --yes --no-install-recommends slurm-wlm munge; } > /dev/null
+	$(BIN)/pytest -m cluster
 
 check: $(READY)
 	$(BIN)/ruff check .

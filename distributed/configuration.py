@@ -189,6 +189,9 @@ class RunConfig:
     """What a loss or gradient that is not finite does: stop the run, or leave that batch out."""
     max_skips: int = 10
     """Batches that `skip` may leave out in a run before it stops all the same."""
+    stopped_code: int = 0
+    """Exit code of a run that a signal has stopped before its end. Another than 0, 75 for instance, tells a scheduler
+    that it is to be started again."""
     timeout_s: float = 600.0
     """Seconds that a process waits for the others in a collective operation before the job fails."""
     validation_batch_size: int = 4
@@ -199,6 +202,10 @@ class RunConfig:
         for name in ("seed", "pictures", "max_skips"):
             if getattr(self, name) < 0:
                 raise ValueError(f"run.{name}: expected at least 0, found {getattr(self, name)}")
+        if not 0 <= self.stopped_code < 126 or self.stopped_code in (1, 2):
+            raise ValueError(
+                f"run.stopped_code: expected 0, or 3 to 125, which mean nothing else, found {self.stopped_code}"
+            )
         if not self.timeout_s > 0:
             raise ValueError(f"run.timeout_s: expected a positive time, found {self.timeout_s}")
         positive = ("epochs", "max_steps", "checkpoint_every", "keep_checkpoints", "validate_every", "log_every")

@@ -111,7 +111,9 @@ def wait_for_ranks(ranks: "list[subprocess.Popen[bytes]]", stop: StopRequest) ->
             for process in ranks:
                 process.kill()
     codes = {process.returncode for process in ranks}
-    return EXIT_INPUT if EXIT_INPUT in codes else EXIT_FAILURE if codes != {0} else 0
+    if EXIT_INPUT in codes:
+        return EXIT_INPUT
+    return max(codes) if len(codes) == 1 and min(codes) >= 0 else EXIT_FAILURE
 
 
 def free_port() -> int:

@@ -58,7 +58,7 @@ def train_here(config: TrainConfig, stop: "StopRequest") -> int:
     if os.environ.get("RANK", "0") == "0":
         best = "none yet" if progress.best_psnr is None else f"{progress.best_psnr:.2f} dB"
         print(f"{config.run.out}: step {progress.step}, best validation PSNR {best}")
-    return 0
+    return config.run.stopped_code if stop.agreed else 0
 
 
 def speaks() -> bool:

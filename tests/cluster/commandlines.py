@@ -1,0 +1,123 @@
+"""Find the command lines in cluster files and their README, in code and in comments."""
+
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from upfield.cli.main import VERBS
+from upfield.sharding.command import Command
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = ROOT / "cluster"
+FILES = sorted(path for path in CLUSTER.rglob("*") if path.is_file())
+SCRIPTS = {f"{module.split('.')[1]}/{module.split('.')[2]}.py": verb for verb, (module, _) in VERBS.items()}
+SHELL = ("|", "||", "&&", ";", "&", ">", "<", "(", ")")
+# What stands for something else: a shell's variables, and words for the reader's own.
+VALUES = {"$STOPPED": "75", "${SLURM_CPUS_PER_TASK:-1}": "8", "N": "2", "NN": "2", "M": "2"}
+BATCH = re.compile(r"cluster/slurm/(train|tune|shard)\.sbatch")
+NODE = "cluster/node.sh"
+PROGRAM = re.compile(
+    rf"\bupfield (?:{'|'.join(VERBS)})\b|\b(?:accelerate launch|torchrun|sbatch)\b"
+    rf"|\bpython [a-z]+/[a-z_]+\.py\b|{re.escape(NODE)}\b"
+)
+OWN_FOLDERS = tuple(f"{folder.name}/" for folder in ROOT.iterdir() if folder.is_dir())
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """One, as it stands in a file."""
+
+    path: Path
+    words: list[str]
+
+    def __str__(self) -> str:
+        return f"{self.path.relative_to(ROOT)}: {shlex.join(self.words)}"
+
+    @property
+    def launcher(self) -> list[str]:
+        """Options of `accelerate launch` or torchrun, with the script; nothing where there is no launcher."""
+        return self.words[: self._script + 1] if self.words[0] in ("accelerate", "torchrun") else []
+
+    @property
+    def verb(self) -> str:
+        if self.words[0] in ("upfield", NODE):
+            return "train" if self.words[0] == NODE else self.words[1]
+        script = self.words[self._script]
+        return match[1] if (match := BATCH.fullmatch(script)) else SCRIPTS[script]
+
+    @property
+    def arguments(self) -> list[str]:
+        """What the verb gets; of `shard.sbatch`, which names sets and configurations, what it makes of them."""
+        if self.words[0] in ("upfield", NODE):
+            return self.words[1 if self.words[0] == NODE else 2 :]
+        given = self.words[self._script + 1 :]
+        if given[:1] == ["--container"]:
+            given = given[2:]
+        if self.words[self._script] != "cluster/slurm/shard.sbatch":
+            return given
+        out, *_ = given
+        return ["--out", out, *(given[given.index("--") + 1 :] if "--" in given else [])]
+
+    @property
+    def _script(self) -> int:
+        return next(place for place, word in enumerate(self.words) if _is_script(word))
+
+
+def _is_script(word: str) -> bool:
+    return word in SCRIPTS or BATCH.fullmatch(word) is not None
+
+
+def command_of(verb: str) -> Command:
+    return import_module(VERBS[verb][0]).COMMAND
+
+
+def installed(program: str) -> Path:
+    """Give a program that pip has installed beside this interpreter, whether its folder is on the path or not."""
+    return Path(sys.executable).with_name(program)
+
+
+def command_lines(path: Path) -> Iterator[CommandLine]:
+    """Find the command lines of a file that have arguments; their words are the reader's words made values."""
+    for line in _joined(path.read_text(encoding="utf-8")):
+        for start in PROGRAM.finditer(line):
+            words = list(_words(line[start.start() :]))
+            complete = words[0] in ("upfield", NODE) or any(map(_is_script, words))
+            if complete and len(words) > 2:
+                yield CommandLine(path, words)
+
+
+def _joined(text: str) -> list[str]:
+    """Give lines, with those that go on after a backslash, and comments' that go on by their indent, in one."""
+    text = re.sub(r"\\\n\s*", " ", text)
+    return re.sub(r"\n#     (?=\S)", " ", text).splitlines()
+
+
+def _words(line: str) -> Iterator[str]:
+    # In a README's table or a sentence, code ends with its backtick; in a quoted command with the quote.
+    code = re.split(r"[`']", line, maxsplit=1)[0]
+    lexer = shlex.shlex(re.sub(r"\[--[^]]*\]|\.\.\.|…", " ", code), posix=True, punctuation_chars="|&;<>()")
+    lexer.whitespace_split, lexer.commenters = True, "#"
+    for word in lexer:
+        if word in SHELL:
+            return
+        if "[@]" not in word and word != "$@":
+            yield VALUES.get(word, word)
+
+
+def without_readers_files(arguments: list[str]) -> list[str]:
+    """Leave out `--config` of files that only the reader has; those in the repository's own folders must be there."""
+    kept: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word != "--config":
+            kept.append(word)
+            continue
+        path = next(words)
+        if path.startswith(OWN_FOLDERS):
+            assert (ROOT / path).is_file(), path
+            kept += [word, str(ROOT / path)]
+    return kept

@@ -1,0 +1,70 @@
+"""Each of Accelerate's configurations is read by Accelerate, and starts the entry script, on CPUs in place of GPUs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from runs import command, environment, training_lines
+
+from upfield.distributed.launch import free_port
+
+FOLDER = Path(__file__).parents[2] / "cluster" / "accelerate"
+NAMES = sorted(path.stem for path in FOLDER.glob("*"))
+SHARES = {"one_gpu": 1, "eight_gpus": 8, "many_nodes": 16, "fsdp": 8, "two_cpus": 2}
+# What tests have of GPUs: two cores.
+FEWER = {"eight_gpus": ("--num_processes", "2"), "fsdp": ("--num_processes", "2")}
+
+
+def launched(name: str, shards: Path, out: Path, *options: str) -> "subprocess.Popen[str]":
+    start = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(FOLDER / f"{name}.yaml")]
+    arguments = command(shards, out, "--run.max_steps", "2", "--run.trackers", "[]")[1:]
+    return subprocess.Popen(
+        [*start, *options, *arguments], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def ended(process: "subprocess.Popen[str]") -> str:
+    try:
+        said, _ = process.communicate(timeout=200)
+    finally:
+        process.kill()
+    assert process.returncode == 0, said
+    return said
+
+
+def test_there_is_a_configuration_for_each_size() -> None:
+    assert sorted(SHARES) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_accelerate_reads_the_number_of_processes(name: str) -> None:
+    config = load_config_from_file(str(FOLDER / f"{name}.yaml"))
+    assert isinstance(config, ClusterConfig)
+    assert config.num_processes == SHARES[name]
+    assert config.num_processes % config.num_machines == 0
+    # The run's configuration says it, and is written down with the run.
+    assert config.mixed_precision == "no"
+
+
+# What FSDP does with that file is tests/distributed/test_split_weights.py's.
+@pytest.mark.parametrize(
+    "name", ["one_gpu", "two_cpus", *(pytest.param(name, marks=pytest.mark.slow) for name in ("eight_gpus", "fsdp"))]
+)
+def test_a_configuration_trains_on_its_processes(name: str, tiny_shards: Path, tmp_path: Path) -> None:
+    said = ended(launched(name, tiny_shards, tmp_path / "run", *FEWER.get(name, ())))
+    expected = "1 process on" if name == "one_gpu" else "2 processes on"
+    assert expected in said
+    assert [line["step"] for line in training_lines(tmp_path / "run")] == [1, 2]
+
+
+def test_two_machines_train_one_run(tiny_shards: Path, tmp_path: Path) -> None:
+    shared = ["--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port()), "--num_processes", "2"]
+    machines = [
+        launched("many_nodes", tiny_shards, tmp_path / "run", "--machine_rank", rank, *shared) for rank in ("0", "1")
+    ]
+    first, second = map(ended, machines)
+    assert "2 processes on cpu" in first
+    assert "training from" not in second
+    assert [line["step"] for line in training_lines(tmp_path / "run")] == [1, 2]

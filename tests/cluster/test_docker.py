@@ -1,0 +1,105 @@
+"""No container engine builds the image here: its sources, commands and extras are checked instead."""
+
+import json
+import re
+import shlex
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from commandlines import CLUSTER, ROOT, command_of, installed
+from docker.utils.build import exclude_paths
+
+from upfield.cli.main import VERBS
+from upfield.sharding.command import parse
+
+DOCKERFILE = CLUSTER / "Dockerfile"
+# What only a working tree has; it must not get into an image.
+PRIVATE = ("demo", ".venv", ".git", "run", "shards")
+
+
+def instructions() -> list[tuple[str, str]]:
+    """Give the instructions of the Dockerfile, those over several lines in one, without comments."""
+    lines = [line for line in DOCKERFILE.read_text().splitlines() if not line.lstrip().startswith("#")]
+    joined = re.sub(r"\\\n", " ", "\n".join(lines))
+    return [tuple(line.split(maxsplit=1)) for line in joined.splitlines() if line.strip()]  # pyright: ignore[reportReturnType]
+
+
+def values(name: str) -> list[str]:
+    return [value for found, value in instructions() if found == name]
+
+
+def context() -> set[str]:
+    """Give the files that Docker's own client would send."""
+    patterns = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
+    return exclude_paths(str(ROOT), patterns)
+
+
+def copied() -> list[str]:
+    words = [[word for word in shlex.split(value) if not word.startswith("--")] for value in values("COPY")]
+    return [source for *sources, _ in words for source in sources]
+
+
+@pytest.mark.parametrize("source", copied())
+def test_what_is_copied_is_there_and_sent(source: str) -> None:
+    assert (ROOT / source).exists()
+    sent = context()
+    files = [path for path in (ROOT / source).rglob("*") if path.is_file()] or [ROOT / source]
+    kept = [str(path.relative_to(ROOT)) for path in files if "__pycache__" not in path.parts and path.suffix != ".onnx"]
+    assert set(kept) <= sent
+
+
+def test_nothing_else_is_sent() -> None:
+    tops = {source.split("/")[0] for source in copied()} | {".dockerignore"}
+    assert {path.split("/")[0] for path in context()} <= tops
+    assert not {path for path in context() if path.split("/")[0] in PRIVATE or "__pycache__" in path}
+
+
+def test_all_packages_are_copied() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert set(project["tool"]["setuptools"]["package-dir"].values()) <= set(copied())
+    # setuptools reads them as it builds.
+    assert {project["project"]["readme"], *project["project"]["license-files"]} <= set(copied())
+
+
+def test_what_is_installed_is_pinned_and_the_extras_are_known() -> None:
+    installs = [value for value in values("RUN") if "pip install" in value]
+    assert all("--constraint constraints.txt" in value for value in installs)
+    extras = {
+        extra for value in installs for found in re.findall(r'"\.\[(.*?)\]"', value) for extra in found.split(",")
+    }
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert extras - known.keys() <= ({"serve"} if "serve" not in known else set())
+
+
+def test_the_image_is_not_root_and_of_the_oldest_python() -> None:
+    assert values("USER") == ["1000"]
+    assert instructions().index(("USER", "1000")) < instructions().index(("CMD", values("CMD")[0]))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"python{project['requires-python'].removeprefix('>=')}" in values("RUN")[0]
+    assert f"VERSION={project['version']}" in values("ARG")
+
+
+def test_commands_are_ours_and_the_health_check_is_python() -> None:
+    program, *arguments = json.loads(values("CMD")[-1])
+    assert program == "upfield"
+    if arguments[0] in VERBS:
+        parse(command_of(arguments[0]), arguments[1:])
+    else:
+        assert arguments == ["--help"]
+    (check,) = values("HEALTHCHECK")
+    interpreter, flag, code = json.loads(check[check.index("[") :])
+    assert (interpreter, flag) == ("python", "-c")
+    compile(code, "HEALTHCHECK", "exec")
+
+
+def test_hadolint_finds_nothing() -> None:
+    done = subprocess.run([installed("hadolint"), DOCKERFILE], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_nodes_script_is_where_the_training_job_calls_it() -> None:
+    (target,) = [value.split()[-1] for value in values("COPY") if "cluster/node.sh" in value]
+    assert f"[{target}]" in (CLUSTER / "k8s" / "train.yaml").read_text()
+    assert Path(target).is_absolute()

@@ -1,0 +1,59 @@
+"""The RayService's application, by Ray Serve's own `serve run` with what the file gives it, on a CPU."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import yaml
+from commandlines import CLUSTER, installed
+
+from upfield.distributed.launch import free_port
+
+pytestmark = pytest.mark.slow
+START_S = 240
+
+
+@pytest.mark.skipif(importlib.util.find_spec("upfield.export.rayservice") is None, reason="no service to import")
+def test_ray_serve_serves_the_application_of_the_file(tiny_model: Path, tmp_path: Path) -> None:
+    documents = yaml.safe_load_all((CLUSTER / "k8s" / "serve.yaml").read_text())
+    (service,) = (document for document in documents if document["kind"] == "RayService")
+    config = yaml.safe_load(service["spec"]["serveConfigV2"])
+    port = free_port()
+    config["http_options"] |= {"host": "127.0.0.1", "port": port}
+    here = {"model": str(tiny_model), "device": "cpu", "max_replicas": 1, "cores_per_replica": 1}
+    config["applications"][0]["args"] |= here
+    file = tmp_path / "serve.yaml"
+    file.write_text(yaml.safe_dump(config))
+    environment = {**os.environ, "RAY_ADDRESS": "local", "UPFIELD_TOKEN": "word", "RAY_USAGE_STATS_ENABLED": "0"}
+    with (
+        (tmp_path / "said").open("wb") as said,
+        subprocess.Popen([installed("serve"), "run", file], env=environment, stdout=said, stderr=said) as process,
+    ):
+        try:
+            assert answer(port, "/ready", process) == {"status": "ready"}, (tmp_path / "said").read_text()
+            # A token of the environment, as the secret gives it, is asked for.
+            with pytest.raises(urllib.error.HTTPError, match="401"):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/model", timeout=10)
+            assert answer(port, "/model", process)["file"] == tiny_model.name
+        finally:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(60)
+            process.kill()
+
+
+def answer(port: int, path: str, process: "subprocess.Popen[bytes]") -> dict:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers={"Authorization": "Bearer word"})
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=30) as response:
+            return json.load(response)
+        time.sleep(1)
+    return {}

@@ -1,0 +1,32 @@
+"""A run that a signal has stopped says so by its exit code, if that is asked for."""
+
+import signal
+from pathlib import Path
+
+import pytest
+from runs import called, started
+
+from upfield.distributed.configuration import RunConfig
+
+
+@pytest.mark.parametrize(
+    "processes", [(), pytest.param(("--processes", "2"), marks=pytest.mark.slow)], ids=("one process", "two processes")
+)
+def test_a_stopped_run_leaves_with_its_code_and_a_finished_one_with_0(
+    tiny_shards: Path, tmp_path: Path, processes: tuple[str, ...]
+) -> None:
+    out = tmp_path / "run"
+    process = started(tiny_shards, out, "--run.stopped_code", "75", "--run.trackers", "[]", *processes)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+    # As many steps as it has done: nothing is left to train.
+    step = (out / "checkpoints" / "last").resolve().name.removeprefix("step-")
+    options = ("--run.max_steps", str(int(step)), "--run.epochs", "100000", "--run.stopped_code", "75")
+    code, said = called("--data.shards", str(tiny_shards), "--run.out", str(out), "--model.preset", "tiny", *options)
+    assert code == 0, said
+
+
+@pytest.mark.parametrize("code", [1, 2, -1, 126])
+def test_a_code_that_means_something_else_is_refused(code: int) -> None:
+    with pytest.raises(ValueError, match=r"run\.stopped_code: expected 0, or 3 to 125"):
+        RunConfig(stopped_code=code)
