@@ -100,26 +100,10 @@ class RayEngine:
             raise
 
     def _deploy(self, config: ServeConfig) -> Any:
-        cores, gpus = needs(config, ray.nodes())
-        most = config.max_replicas or config.replicas
-        strips = 2 * MAX_STRIPS
-        scaling: dict[str, Any] = {"num_replicas": config.replicas}
-        if most > config.replicas:
-            limits = {"min_replicas": config.replicas, "max_replicas": most, "target_ongoing_requests": strips}
-            scaling = {"autoscaling_config": limits}
-        deployment: Any = serve.deployment(
-            Replica,
-            # Questions whether a replica is alive must get through when it is busy.
-            max_ongoing_requests=config.scans_at_once * MAX_STRIPS + strips,
-            health_check_period_s=HEALTH_S,
-            ray_actor_options={"num_cpus": cores, "num_gpus": gpus},
-            logging_config=QUIET,
-            **scaling,
-        )
+        application = replicas_of(config, *needs(config, ray.nodes()))
         with _own_signals():
             # The service has an entrance of its own, so that limits, words and counters are in one place.
             serve.start(proxy_location="Disabled", logging_config=QUIET)
-            application = deployment.bind(str(config.model), config.device, config.batch_size, cores)
             return serve.run(application, name=self._name, route_prefix=None, logging_config=QUIET)
 
     async def restore(self, owner: str, low: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -158,6 +142,26 @@ class RayEngine:
             with contextlib.suppress(RayError, RayServeException):
                 serve.delete(self._name)
         ray.shutdown()
+
+
+def replicas_of(config: ServeConfig, cores: int, gpus: float) -> Any:
+    """Give the deployment of the replicas, of so many cores and GPUs each, bound to what they need."""
+    most = config.max_replicas or config.replicas
+    strips = 2 * MAX_STRIPS
+    scaling: dict[str, Any] = {"num_replicas": config.replicas}
+    if most > config.replicas:
+        limits = {"min_replicas": config.replicas, "max_replicas": most, "target_ongoing_requests": strips}
+        scaling = {"autoscaling_config": limits}
+    deployment: Any = serve.deployment(
+        Replica,
+        # Questions whether a replica is alive must get through when it is busy.
+        max_ongoing_requests=config.scans_at_once * MAX_STRIPS + strips,
+        health_check_period_s=HEALTH_S,
+        ray_actor_options={"num_cpus": cores, "num_gpus": gpus},
+        logging_config=QUIET,
+        **scaling,
+    )
+    return deployment.bind(str(config.model), config.device, config.batch_size, cores)
 
 
 def connect(address: str | None, folder: Path) -> None:
