@@ -1,5 +1,7 @@
 """The Ray cluster of a sweep: reached, of one version of this package, and large enough."""
 
+import tempfile
+import zipfile
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,10 +26,33 @@ def connect(address: str | None, package: Path | None) -> None:
         InputError: there is no cluster at that address, or a node lacks this version.
         RunError: Ray cannot start on this machine.
     """
-    connect_ray(address, {"py_modules": [str(package.absolute())]} if package else None)
+    if package is None:
+        connect_ray(address)
+    else:
+        # Not the wheel itself, with which Ray would install all that it depends on, in a new environment on every node.
+        with tempfile.TemporaryDirectory() as folder:
+            connect_ray(address, {"py_modules": unpack(package, Path(folder))})
     nodes = alive_nodes()
     if len(nodes) > 1:
         refuse_other_versions(nodes)
+
+
+def unpack(wheel: Path, folder: Path) -> list[str]:
+    """Unpack a wheel of this package, and give the folders that it consists of: modules, and what names its version.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        with zipfile.ZipFile(wheel) as file:
+            file.extractall(folder)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{wheel}: expected a wheel, found none that can be read: {error}") from error
+    parts = [*folder.glob("upfield"), *folder.glob("upfield-*.dist-info")]
+    if len(parts) != 2:
+        found = ", ".join(sorted(path.name for path in folder.iterdir()))
+        raise InputError(f"{wheel}: expected a wheel of upfield, found one of {found or 'nothing'}")
+    return [str(part) for part in parts]
 
 
 def alive_nodes() -> list[Mapping[str, Any]]:

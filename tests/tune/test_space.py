@@ -1,6 +1,7 @@
 """A space is read whole before anything runs, and its points are a pure function of the configuration."""
 
 import math
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,13 +124,18 @@ def test_a_space_that_cannot_be_searched_is_refused(
     [
         ("resources: {workers_per_trial: 3}", "expected a multiple of the 3 processes"),
         ("package: upfield.txt", "expected a wheel"),
+        ("package: FOLDER/other.whl", "expected a wheel of upfield, found one of other"),
+        ("package: FOLDER/torn.whl", "expected a wheel, found none that can be read"),
     ],
 )
 def test_what_no_trial_could_train_with_is_refused(
     tmp_path: Path, run_cli: Callable, tiny_shards: Path, content: str, message: str
 ) -> None:
     base = f"train: {{data: {{shards: {tiny_shards}}}}}\nspace: {{data.batch_size: [2]}}\n"
-    (tmp_path / "sweep.yaml").write_text(base + content)
+    (tmp_path / "sweep.yaml").write_text(base + content.replace("FOLDER", str(tmp_path)))
+    with zipfile.ZipFile(tmp_path / "other.whl", "w") as wheel:
+        wheel.writestr("other/__init__.py", "")
+    (tmp_path / "torn.whl").write_bytes((tmp_path / "other.whl").read_bytes()[:20])
     code, _, err = run_cli(main, "--config", tmp_path / "sweep.yaml", "--out", tmp_path / "sweep")
     assert code == 2
     assert message in err
