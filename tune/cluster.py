@@ -1,9 +1,9 @@
-"""The Ray cluster of a sweep: reached, of one version of this package, and large enough."""
+"""The Ray cluster of a sweep: reached, with this package's code on every node, and large enough."""
 
+import hashlib
 import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ from upfield.tune.configuration import ResourceConfig
 
 ANSWER_S = 120.0
 MOST = 10_000
+FOLDERS = ("sharding", "model", "distributed", "tune")
 
 
 def connect(address: str | None, package: Path | None) -> None:
-    """Connect to a cluster, or start Ray here, and make sure that every node has this version.
+    """Connect to a cluster, or start Ray here, and make sure that every node has this code.
 
     Raises:
-        InputError: there is no cluster at that address, or a node lacks this version.
+        InputError: there is no cluster at that address, or a node lacks this code.
         RunError: Ray cannot start on this machine.
     """
     if package is None:
@@ -34,11 +35,11 @@ def connect(address: str | None, package: Path | None) -> None:
             connect_ray(address, {"py_modules": unpack(package, Path(folder))})
     nodes = alive_nodes()
     if len(nodes) > 1:
-        refuse_other_versions(nodes)
+        refuse_other_code(nodes)
 
 
 def unpack(wheel: Path, folder: Path) -> list[str]:
-    """Unpack a wheel of this package, and give the folders that it consists of: modules, and what names its version.
+    """Unpack a wheel of this package, and give the folders that it consists of: modules, and their metadata.
 
     Raises:
         InputError: it is none.
@@ -60,24 +61,24 @@ def alive_nodes() -> list[Mapping[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def own_version() -> str:
-    """Give the version of this package, as a process of the cluster sees it."""
-    try:
-        return version("upfield")
-    except PackageNotFoundError:
-        return "none"
+def own_code() -> str:
+    """Give a hash of this package's code, as a process of the cluster sees it: a version stays while it is edited."""
+    digest = hashlib.sha256()
+    for folder in FOLDERS:
+        for path in sorted((Path(__file__).parents[1] / folder).glob("*.py")):
+            digest.update(f"{folder}/{path.name}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
-def refuse_other_versions(nodes: Iterable[Mapping[str, Any]]) -> None:
-    """Raise InputError where a node has not the version of the package that this process has."""
-    expected = own_version()
-    asked = {}
+def refuse_other_code(nodes: Iterable[Mapping[str, Any]]) -> None:
+    """Raise InputError where a node has not the code that this process has."""
+    expected = own_code()
+    asked: list[tuple[str, Any]] = []
     for node in nodes:
         where = NodeAffinitySchedulingStrategy(str(node["NodeID"]), soft=False)
-        asked[str(node["NodeManagerAddress"])] = (
-            ray.remote(own_version).options(num_cpus=0, scheduling_strategy=where).remote()
-        )
-    for address, reference in asked.items():
+        task = ray.remote(own_code).options(num_cpus=0, scheduling_strategy=where)
+        asked.append((str(node["NodeManagerAddress"]), task.remote()))
+    for address, reference in asked:
         try:
             found = ray.get(reference, timeout=ANSWER_S)
         except GetTimeoutError:
@@ -87,8 +88,8 @@ def refuse_other_versions(nodes: Iterable[Mapping[str, Any]]) -> None:
             found = f"none that can be imported ({type(error).__name__})"
         if found != expected:
             raise InputError(
-                f"node {address}: expected upfield {expected}, found {found}; install it there, or send it along with "
-                "--package WHEEL (pip wheel --no-deps .)"
+                f"node {address}: expected upfield's code as it is here ({expected}), found {found}; install the same "
+                "version there, or send it along with --package WHEEL (pip wheel --no-deps .)"
             )
 
 
