@@ -8,6 +8,7 @@ from typing import Any
 
 from upfield.model.weights import MODEL, BestModel
 from upfield.sharding.errors import InputError
+from upfield.sharding.progress import say
 from upfield.sharding.tarshard import hash_file
 
 # They name people and machines, and a model file travels.
@@ -68,6 +69,8 @@ def read_evaluation(path: Path, best: BestModel, weights_sha256: str) -> dict[st
         found = {"cubic": measured["cubic"], "model": measured["model"]}
         found |= {key: about[key] for key in ("split", "data_sha256", "slices", "subjects")}
         checked = _expect_same_model(about, best, weights_sha256, path)
+        if checked != "weights":
+            say(f"{path}: it does not say which weights it is of; checked by {checked} alone")
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: expected the metrics.json of upfield evaluate, found no {error} in it") from error
     return {found["split"]: found | {"checked": checked}}
@@ -106,8 +109,9 @@ def _step_in(restorer: str) -> int | None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: expected the metrics.json of an evaluation, found none; check the path") from error
+    except (FileNotFoundError, IsADirectoryError) as error:
+        found = "a folder; name the file in it" if path.is_dir() else "none; check the path"
+        raise InputError(f"{path}: expected the metrics.json of an evaluation, found {found}") from error
     except ValueError as error:
         raise InputError(f"{path}: expected a JSON file, found none that can be read: {error}") from error
     if not isinstance(tree, dict):

@@ -50,6 +50,8 @@ def plan_outputs(scans: Sequence[Path], out: Path, like: Path | None = None) -> 
     plan = Plan()
     jobs = plan.jobs
     is_file = out.name.lower().endswith(OUTPUTS)
+    if out.name.lower().endswith(tuple(set(SUFFIXES) - set(OUTPUTS))) and not out.is_dir():
+        raise InputError(f"{out}: expected a folder, or a name ending in {' or '.join(OUTPUTS)}, found another file's")
     for scan in scans:
         if scan.is_dir():
             inside = list(_search(scan, out, plan))

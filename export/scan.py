@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from upfield.export.nifti import marked, write_file, write_volume
+from upfield.export.nifti import MARK, marked, write_file, write_volume
 from upfield.export.placement import Placement, read_placement
 from upfield.export.regrid import Grid, overlaps, regrid
 from upfield.sharding.errors import InputError, VolumeError
@@ -125,6 +125,8 @@ def doubts(header: Header, placement: Placement) -> tuple[str, ...]:
     same_space = placement.sform_code == placement.qform_code
     if same_space and not header.forms_differ_deg <= FORMS_DIFFER_DEG:
         found.append(f"sform and qform differ by {header.forms_differ_deg:.0f} degrees; the sform is taken")
+    if placement.descrip.startswith(MARK):
+        found.append("its description says that it has been enhanced already, and no model has learnt from such scans")
     if header.unit != "mm":
         found.append(f"the header gives lengths in {UNITS[header.unit]}; they are taken as mm")
     return tuple(found)
@@ -215,15 +217,15 @@ def isotropic(scan: Volume, where: str, unit: str = "mm") -> Volume:
         unit: what its header gives lengths in.
 
     Raises:
-        VolumeError: the field of view is smaller than the network's least slice, or larger than any head.
+        VolumeError: the field of view is smaller than the network's least slice, or no head's.
     """
     extent_mm = np.array(scan.voxels.shape) * scan.spacing_mm
     found = f"found {' x '.join(f'{mm:.4g}' for mm in extent_mm)} mm"
     mend = "this is no head" if unit == "mm" else f"its header gives lengths in {UNITS[unit]}, convert it to mm"
-    if extent_mm[1:].min() < MIN_EXTENT_MM:
+    if extent_mm.min() < MIN_EXTENT_MM:
         raise VolumeError(
             where,
-            f"expected a field of view of at least {MIN_EXTENT_MM:g} mm in every sagittal slice, {found}; {mend}",
+            f"expected a field of view of at least {MIN_EXTENT_MM:g} mm along every axis, {found}; {mend}",
         )
     if extent_mm.max() > MAX_EXTENT_MM:
         mend = "mend the spacing in the header" if unit == "mm" else mend

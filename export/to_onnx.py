@@ -66,7 +66,7 @@ def claim(out: Path) -> None:
     from upfield.export.restorer import is_model_file
 
     if out.suffix != ".onnx":
-        raise InputError(f"{out}: expected a name ending in .onnx")
+        raise InputError(f"{out}: expected a name ending in .onnx, found another; change --out")
     if out.exists() and not is_model_file(out):
         raise InputError(f"{out}: expected a new file or an older model file, found another; choose another --out")
     missing = [folder for folder in (out.parent, *out.parent.parents) if not folder.exists()]
@@ -88,8 +88,12 @@ def read_run(run: Path) -> "BestModel":
     Raises:
         InputError: none there, or damaged.
     """
-    from upfield.model.weights import read_best
+    from upfield.model.weights import MODEL, read_best
 
+    if not run.is_dir():
+        raise InputError(f"{run}: expected the folder of a run, found {'a file' if run.exists() else 'nothing'} there")
+    if (run / MODEL).is_file():
+        raise InputError(f"{run}: expected the folder of a run, found one within it; name {run.parent}")
     try:
         return read_best(run / "best")
     except ValueError as error:

@@ -188,7 +188,7 @@ def test_errors_name_the_scan_as_the_caller_does(tmp_path: Path) -> None:
     ("spacing_mm", "unit", "message"),
     [
         ((30, 30, 30), "mm", "at most 600 mm, found 720 x 840 x 300 mm; mend the spacing"),
-        ((0.1, 0.1, 0.1), "mm", "at least 9 mm in every sagittal slice, found 2.4 x 2.8 x 1 mm"),
+        ((0.1, 0.1, 0.1), "mm", "at least 9 mm along every axis, found 2.4 x 2.8 x 1 mm"),
         ((0.0016, 0.0016, 0.005), "meter", "lengths in metres, convert it to mm"),
         ((1600, 1600, 5000), "micron", "lengths in micrometres, convert it to mm"),
     ],

@@ -57,10 +57,12 @@ def test_restored_slices_are_within_range(tiny_model: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere", "--out", "model.onnx"], "expected a run's best model"),
+        (["nowhere", "--out", "model.onnx"], "expected the folder of a run, found nothing"),
+        (["RUN/best", "--out", "model.onnx"], "found one within it; name"),
         (["RUN", "--out", "model.pt"], "expected a name ending in .onnx"),
         (["RUN", "--out", "model.onnx", "--precision", "int8"], "expected fp32 or fp16"),
         (["RUN", "--out", "model.onnx", "--evaluation", "nowhere.json"], "expected the metrics.json of an evaluation"),
+        (["RUN", "--out", "model.onnx", "--evaluation", "."], "found a folder; name the file in it"),
         (["RUN", "--out", "model.onnx", "--shards", "nowhere"], "expected a complete shard set"),
         (["RUN"], "expected --out"),
     ],
@@ -74,7 +76,8 @@ def test_bad_input_is_refused(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, _, err = run_cli(main, *(tiny_run if argument == "RUN" else argument for argument in arguments))
+    places = {"RUN": tiny_run, "RUN/best": tiny_run / "best"}
+    code, _, err = run_cli(main, *(places.get(argument, argument) for argument in arguments))
     assert code == 2
     assert message in err
     assert list(tmp_path.iterdir()) == []
