@@ -116,7 +116,7 @@ def connect_ray(address: str | None = None, runtime_env: dict[str, Any] | None =
         what = "address" if address else "RAY_ADDRESS"
         raise InputError(
             f"{what}: expected the address of a Ray cluster, found {named}: {error}; start the cluster, mend the "
-            "address, or leave it out to use this machine"
+            f"address, or {'leave it out' if address else 'unset it'} to use this machine"
         ) from error
 
 

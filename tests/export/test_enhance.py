@@ -245,7 +245,13 @@ def test_an_interrupt_ends_promptly_and_keeps_what_is_done(tiny_model: Path, tmp
     nib.Nifti1Image(voxels, np.eye(4)).to_filename(scans / "b.nii")
     command = [sys.executable, SCRIPT, tiny_model, scans, "--out", tmp_path / "out", "--batch_size", "64"]
     process = subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+        list(map(str, command)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+        # What a shell starts in the background does not listen to it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     assert process.stderr is not None
