@@ -236,3 +236,18 @@ def test_a_sweep_that_is_asked_to_end_says_how_to_go_on(
     run_sweep(config, out)
     (run,) = (out / "trials").iterdir()
     assert [line["step"] for line in log_of(run, "validation")] == [15, 30, 45, 60]
+
+
+@pytest.mark.slow
+def test_the_reports_space_is_searched_at_a_small_scale(tiny_shards: Path, tmp_path: Path) -> None:
+    space = Path(sweep.__file__).parent / "spaces" / "report.yaml"
+    small = {"model.preset": "tiny", "run.max_steps": "4", "run.validate_every": "2", "run.precision": "no"}
+    small |= {"run.trackers": "[]", "data.shards": str(tiny_shards)}
+    flags = [word for key, value in small.items() for word in (f"--train.{key}", value)]
+    run_sweep(space, tmp_path / "sweep", *flags, "--trials", "4")
+    found = rows(tmp_path / "sweep" / "results.csv")
+    assert len(found) == 4
+    assert {row["status"] for row in found} == {"done"}
+    assert all(float(row["optim.lr"]) in (1e-4, 2e-4, 5e-4) for row in found)
+    assert all(row["data.batch_size"] in ("2", "4", "8") and 40 <= int(row["run.epochs"]) <= 80 for row in found)
+    assert len({(row["optim.lr"], row["data.batch_size"], row["run.epochs"]) for row in found}) == 4
