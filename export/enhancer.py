@@ -55,7 +55,7 @@ class Enhancer:
         assert config.model is not None
         self._config, self._meter = config, meter
         self.layout = Layout(config.keep_ras, read_grid(config.like) if config.like else None)
-        self.restorer = OnnxRestorer(config.model, config.device)
+        self.restorer = OnnxRestorer(config.model, config.device, batch_size=config.batch_size)
         self.model_sha256 = hash_file(config.model)
         self.num_skipped, self.num_written = 0, 0
         self._stopped = threading.Event()

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 from serving import TIMEOUT_S, Answer, ask, metric, send, send_form, wait_until, write_scan
@@ -23,9 +22,7 @@ from serving import TIMEOUT_S, Answer, ask, metric, send, send_form, wait_until,
 from upfield.export import enhance
 from upfield.export.configuration import ServeConfig
 from upfield.export.restorer import OnnxRestorer
-from upfield.export.scan import restore_volume
 from upfield.export.serve import is_loopback, main, read_token
-from upfield.export.strips import Strip, restore_strips
 from upfield.export.workfolder import work_folder
 from upfield.sharding.errors import InputError
 
@@ -193,20 +190,6 @@ def test_a_signal_lets_what_is_at_work_be_answered_and_ends_everything(
     assert [answer.body for answer in answers] == enhanced
     wait_until(lambda: not any(process.is_running() for process in family))
     assert not [line for line in service.said if "Traceback" in line]
-
-
-def test_a_strips_values_do_not_depend_on_its_company(tiny_model: Path) -> None:
-    restorer = OnnxRestorer(tiny_model, "cpu", 1)
-    rng = np.random.default_rng(0)
-    volumes = [rng.random((count, rows, 24), np.float32) for count, rows in ((11, 20), (5, 20), (7, 17), (1, 20))]
-    alone = [restore_volume(volume, restorer, BATCH) for volume in volumes]
-    strips = [Strip(str(number), volume[:, None]) for number, volume in enumerate(volumes)]
-    together = restore_strips(restorer, strips, BATCH)
-    for restored, expected in zip(together, alone, strict=True):
-        np.testing.assert_array_equal(restored.high[:, 0], expected)
-    told = [batch for restored in together for batch in restored.batches]
-    assert sorted(batch.slices for batch in told) == [1, 3, 4, 4, 4, 4, 4]
-    assert max(batch.scans for batch in told) == 2
 
 
 @pytest.mark.parametrize(
