@@ -7,7 +7,7 @@ import secrets
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote
@@ -65,21 +65,26 @@ class Desk:
             raise RefusedError(
                 400, "id: expected 32 hexadecimal digits that no other request has, found something else"
             )
-        with self.queue.place():
-            progress = self.progress[owner] = Progress()
-            try:
-                async with asyncio.timeout(self.config.timeout_s):
-                    return await self._within_time(request, owner, progress)
-            except TimeoutError as error:
-                limit = f"{self.config.timeout_s:g}"
-                raise RefusedError(504, f"expected to be done within {limit} s, found it {progress.state}") from error
-            finally:
-                del self.progress[owner]
+        held: ExitStack = request.state.held
+        held.enter_context(self.queue.place())
+        progress = self.progress[owner] = Progress()
+        try:
+            async with asyncio.timeout(self.config.timeout_s):
+                answer, name = await self._within_time(request, owner, progress)
+        except TimeoutError as error:
+            limit = f"{self.config.timeout_s:g}"
+            raise RefusedError(504, f"expected to be done within {limit} s, found it {progress.state}") from error
+        finally:
+            del self.progress[owner]
+        for file in (answer.enhanced, answer.before):
+            if file is not None:
+                held.enter_context(file)
+        return answer, name
 
     async def _within_time(self, request: Request, owner: str, progress: Progress) -> tuple[Answer, str]:
         folder = Path(tempfile.mkdtemp(dir=self._folder))
         try:
-            upload, name = await receive_scan(request, folder, self.config.max_body_bytes)
+            upload, name = await receive_scan(request, folder, self.config)
             return await unless_gone(request, self._worked_on(upload, name, request, owner, progress)), name
         except InputError as error:
             raise RefusedError(422, without(str(error), folder)) from error
@@ -115,15 +120,15 @@ def without(sentence: str, folder: Path) -> str:
     return re.sub(rf"{re.escape(str(folder))}/?", "", sentence)
 
 
-async def receive_scan(request: Request, folder: Path, max_body_bytes: int) -> tuple[Path, str]:
+async def receive_scan(request: Request, folder: Path, config: ServeConfig) -> tuple[Path, str]:
     """Write an upload to `folder` as it comes in, and give its path and what the client calls it, if anything.
 
     Raises:
-        RefusedError: too long, or no file in the form.
+        RefusedError: too long, too slow, or no file in the form.
         InputError: the name is that of another kind of file.
         ClientGoneError: the client went away.
     """
-    limited_request = Request(request.scope, limited(request.receive, request.headers, max_body_bytes))
+    limited_request = Request(request.scope, limited(request.receive, request.headers, config))
     upload = folder / "upload"
     name = clean_name(given) if (given := request.query_params.get("name", "")) else ""
     try:
@@ -205,7 +210,7 @@ def build_app(
         lifespan=lifespan,
         responses=RESPONSES,
     )
-    app.add_middleware(Guard, token=token, counters=counters)
+    app.add_middleware(Guard, config=config, token=token, counters=counters)
     _answer_in_words(app)
     _add_scan_routes(app, desk)
     _add_watch_routes(app, engine, card, counters)
@@ -332,6 +337,5 @@ async def _stream(parts: Sequence[bytes | BinaryIO]) -> AsyncIterator[bytes]:
         if isinstance(part, bytes):
             yield part
             continue
-        with part:
-            while chunk := part.read(CHUNK_BYTES):
-                yield chunk
+        while chunk := part.read(CHUNK_BYTES):
+            yield chunk

@@ -21,7 +21,7 @@ import uvicorn
 from upfield.export.configuration import ServeConfig
 from upfield.export.counters import Counters
 from upfield.export.restorer import OnnxRestorer
-from upfield.export.serve import about_model, listen
+from upfield.export.serve import about_model, listen, options
 from upfield.export.strips import Batcher, Strip
 from upfield.export.webapp import build_app
 
@@ -131,7 +131,7 @@ def running(model: Path, folder: Path, token: str | None = None, **limits: Any) 
     engine = LocalEngine(model, config.batch_size, counters.note_batch)
     folder.mkdir(exist_ok=True)
     app = build_app(config, engine, about_model(config, engine.restorer.card, "here"), counters, token, folder)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, ws="none"))
+    server = uvicorn.Server(options(app, config))
     with listen("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
