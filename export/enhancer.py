@@ -3,6 +3,7 @@
 import errno
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from glob import escape
 from importlib.metadata import version
@@ -151,8 +152,10 @@ class Enhancer:
 def _sweep(target: Path) -> None:
     """Remove what a killed run has left of a file; another that runs at the same time may be writing the rest."""
     for leftover in target.parent.glob(f".tmp-*-{escape(target.name)}"):
-        if time.time() - leftover.stat().st_mtime > LEFT_S:
-            leftover.unlink(missing_ok=True)
+        # The other may remove it meanwhile.
+        with suppress(FileNotFoundError):
+            if time.time() - leftover.stat().st_mtime > LEFT_S:
+                leftover.unlink()
 
 
 def _hash_scan(scan: Path) -> str:

@@ -94,15 +94,16 @@ class Guard:
             )
         finally:
             held.close()
-            status = status or CLIENT_GONE
-            seconds = time.monotonic() - started
-            path = known_path(scope)
-            method = scope["method"] if scope["method"] in METHODS else "other"
-            self._counters.note_request(method, path, status, seconds)
-            if not path.startswith(UNTOLD) or status >= 400:
-                # Without the query: it can hold a file's name, and with it a person's.
-                told = f"{method} {path} {status} {seconds:.2f} s {request_id}"
-                say(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {told}")
+            self._note(scope, status or CLIENT_GONE, time.monotonic() - started)
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        path = known_path(scope)
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        self._counters.note_request(method, path, status, seconds)
+        if not path.startswith(UNTOLD) or status >= 400:
+            # Without the query: it can hold a file's name, and with it a person's.
+            told = f"{method} {path} {status} {seconds:.2f} s {scope['state']['request_id']}"
+            say(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {told}")
 
 
 def accepted_hosts(config: ServeConfig) -> frozenset[str] | None:

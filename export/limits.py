@@ -90,10 +90,13 @@ def _too_long(max_body_bytes: int, found: str) -> RefusedError:
 
 
 def clean_name(name: str) -> str:
-    """Give the last part of what a client calls its file, without what a header or a terminal could take amiss."""
+    """Give the last part of what a client calls its file, without what a header or a terminal could take amiss.
+
+    It is empty where nothing is left.
+    """
     last = PurePosixPath(name.replace("\\", "/")).name
     shown = "".join(character for character in last if character.isprintable())
-    return shown[-MAX_NAME:].strip() or "scan"
+    return shown[-MAX_NAME:].strip()
 
 
 def stored_suffix(name: str, start: bytes) -> str:

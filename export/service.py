@@ -79,6 +79,7 @@ class RayEngine:
         # One for each entrance: what a killed one has left on a cluster is replaced when it is started again.
         self._name = f"upfield-{socket.gethostname()}-{config.port or os.getpid()}"
         self._is_own = config.address is None
+        self._has_begun_serve = False
         # Its steps, and replicas that die, are told in our words.
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         try:
@@ -97,6 +98,7 @@ class RayEngine:
     def _deploy(self, config: ServeConfig) -> Any:
         application = replicas_of(config, *needs(config, ray.nodes()))
         with _own_signals():
+            self._has_begun_serve = not _serves()
             # The service has an entrance of its own, so that limits, words and counters are in one place.
             serve.start(proxy_location="Disabled", logging_config=QUIET)
             return serve.run(application, name=self._name, route_prefix=None, logging_config=QUIET)
@@ -137,7 +139,21 @@ class RayEngine:
         if not self._is_own and ray.is_initialized():
             with contextlib.suppress(RayError, RayServeException):
                 serve.delete(self._name)
+                # Another service may have come to share it.
+                if self._has_begun_serve and not serve.status().applications:
+                    serve.shutdown()
         ray.shutdown()
+
+
+def _serves() -> bool:
+    """Tell whether the cluster runs Ray Serve already."""
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+    try:
+        ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    except ValueError:
+        return False
+    return True
 
 
 def replicas_of(config: ServeConfig, cores: int, gpus: float) -> Any:

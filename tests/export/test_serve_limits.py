@@ -8,6 +8,7 @@ import socket
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from upfield.export.configuration import ServeConfig
 from upfield.export.counters import Counters
 from upfield.export.guard import Guard, accepted_hosts
 from upfield.export.limits import Progress, Queue, clean_name
+from upfield.export.scanjob import in_thread
 from upfield.export.strips import EngineError
 
 TOKEN = "a-token"
@@ -142,7 +144,7 @@ def test_the_name_of_a_file_is_only_shown(service: Service, scan: Path) -> None:
     assert "il_enhanced.nii.gz" in shown
     assert "etc" not in shown
     assert clean_name("a\r\nSet-Cookie: x.nii") == "aSet-Cookie: x.nii"
-    assert clean_name("///") == "scan"
+    assert clean_name("///") == ""
     assert len(clean_name("n" * 5000 + ".nii.gz")) <= 120
 
 
@@ -225,6 +227,19 @@ def test_unknown_addresses_are_answered_in_words(service: Service) -> None:
         answer = ask(service.port, path, method)
         assert answer.status == status
         assert answer.error
+        assert answer.headers.get("allow") == ("POST" if status == 405 else None)
+
+
+def test_a_name_without_a_last_part_is_none(service: Service, scan: Path) -> None:
+    answer = send(service.port, scan.read_bytes(), "/enhance?name=///")
+    assert answer.status == 200
+    assert 'filename="scan_enhanced.nii.gz"' in answer.headers["content-disposition"]
+
+
+def test_a_form_is_known_in_any_case(service: Service, scan: Path) -> None:
+    sent = send_form(service.port, "a.NII.GZ", scan.read_bytes(), {"Content-Type": "Multipart/Form-Data; boundary=b"})
+    assert sent.status == 400
+    assert "expected a form with one file" in sent.error
 
 
 def test_every_answer_carries_what_protects_a_browser(service: Service) -> None:
@@ -382,5 +397,22 @@ def test_each_waiting_scan_is_told_its_own_position() -> None:
         assert [queue.position(progress) for progress in scans] == [0, 1, 0, 2]
         ends.set()
         await asyncio.wait(tasks)
+
+    asyncio.run(run())
+
+
+def test_a_scan_that_is_given_up_before_it_has_a_thread_is_not_read() -> None:
+    async def run() -> None:
+        gate, read = threading.Event(), []
+        with ThreadPoolExecutor(1) as executor:
+            held = executor.submit(gate.wait, 60)
+            late = asyncio.create_task(in_thread(executor, read.append, "a scan"))
+            await asyncio.sleep(0)
+            late.cancel()
+            await asyncio.wait([late], timeout=30)
+            assert late.cancelled()
+            gate.set()
+            assert held.result(60)
+        assert read == []
 
     asyncio.run(run())
