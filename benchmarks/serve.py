@@ -1,7 +1,8 @@
 """The service under load, on this machine alone: nothing lost, nothing different, and what it costs.
 
-A random `tiny` network is exported, and small scans of noise on two grids are made, and some more on one; `upfield enhance` tells what the
-answers must be. Then the real command is started with one replica, and clients in threads send scans over loopback.
+A random `tiny` network is exported, and small scans of noise on two grids are made, and some more on one grid;
+`upfield enhance` tells what the answers must be. Then the real command is started with one replica, and clients in
+threads send scans over loopback.
 
 Throughput is told as the ratio of times for the same scans, taken in turn within one run: `upfield enhance` called once
 for each scan and once for all, both in this process, against the service at the given concurrency: the median of

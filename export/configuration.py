@@ -97,7 +97,7 @@ class ServeConfig:
     """File that holds the token which requests must carry; the variable UPFIELD_TOKEN does it too."""
     allowed_hosts: list[str] = field(default_factory=list)
     """Names that requests may ask for the service by, besides this machine's own: those that a proxy in front passes
-    on. Without any, a service that other machines reach takes all."""
+    on, as `[NAME]`. Without any, a service that other machines reach takes all."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that would serve nobody."""
