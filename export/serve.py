@@ -65,7 +65,7 @@ def run(config: ServeConfig, card: Any, listener: socket.socket, token: str | No
         try:
             about = about_model(config, card, engine.provider)
             app = build_app(config, engine, about, counters, token, folder)
-            begin_to_listen(listener)
+            begin_to_listen(listener, config.idle_timeout_s)
             say(f"{config.model.name} on {engine.provider}: {address}/ and, for programs, /docs; Ctrl-C ends it")
             # After a signal it stops listening, answers what it has taken in, and raises KeyboardInterrupt.
             uvicorn.Server(options(app, config)).run([listener])
@@ -153,12 +153,19 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def begin_to_listen(listener: socket.socket) -> None:
+def begin_to_listen(listener: socket.socket, idle_timeout_s: float) -> None:
     """Let clients connect.
+
+    Args:
+        listener: a socket that is bound.
+        idle_timeout_s: after which a connection ends whose client takes nothing of what was sent to it.
 
     Raises:
         InputError: another process has begun to listen on the same port since both of them opened it.
     """
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        # What is sent already only the system can give up; until then a connection stays open, and holds up the end.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * idle_timeout_s))
     try:
         listener.listen(BACKLOG)
     except OSError as error:

@@ -1,5 +1,7 @@
 """The service as it is started: replicas on Ray Serve, answers equal to `upfield enhance`, ends and losses."""
 
+import contextlib
+import errno
 import json
 import os
 import re
@@ -252,9 +254,21 @@ def test_bad_input_is_refused(
 
 def test_of_two_starts_on_one_port_the_second_is_refused_in_words() -> None:
     with listen("127.0.0.1", 0) as first, listen("127.0.0.1", first.getsockname()[1]) as second:
-        begin_to_listen(first)
+        begin_to_listen(first, 30)
         with pytest.raises(InputError, match=r"port: expected a free one, found .* taken"):
-            begin_to_listen(second)
+            begin_to_listen(second, 30)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system has no such limit")
+def test_the_system_gives_up_what_a_client_does_not_take() -> None:
+    with listen("127.0.0.1", 0) as listener:
+        begin_to_listen(listener, 0.2)
+        with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
+            accepted.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    accepted.send(bytes(2**20))
+            wait_until(lambda: accepted.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ETIMEDOUT)
 
 
 @pytest.mark.parametrize(
