@@ -1,11 +1,14 @@
 """The service under load, on this machine alone: nothing lost, nothing different, and what it costs.
 
-A random `tiny` network is exported, and small scans of noise on two grids are made; `upfield enhance` tells what the
-answers must be. Then the real command is started with one replica, and clients in threads send scans over loopback.
+A random `tiny` network is exported, and small scans of noise on two grids are made, and some more on one grid;
+`upfield enhance` tells what the answers must be. Then the real command is started with one replica, and clients in
+threads send scans over loopback.
 
 Throughput is told as the ratio of times for the same scans, taken in turn within one run: `upfield enhance` called once
 for each scan and once for all, both in this process, against the service at the given concurrency: the median of
-all repeats, beside the best rate. Under `killed` the replica gets SIGKILL when a third of the scans are answered.
+all repeats, beside the best rate. Scans share the batches in which the last strips of each have room left, and only
+those on the same grid; `batches` tells how many did. Under `killed` the replica gets SIGKILL when a third of the scans
+are answered.
 Memory is the resident set of the processes after every hundred requests with smaller scans.
 """
 
@@ -42,7 +45,8 @@ SCRIPT = Path(__file__).parents[1] / "export/serve.py"
 SHAPES, SPACING_MM = ((24, 29, 8), (22, 31, 7)), (1.6, 1.6, 5.0)
 # 19 and 18 slices of 22 x 30 and 21 x 30.
 SMALL_SHAPES = ((12, 14, 6), (11, 13, 6))
-START_S, REQUEST_S = 300, 300
+START_S, REQUEST_S, REPLACED_S = 300, 300, 120
+ANSWERED = 'upfield_requests_total{method="POST",path="/enhance",status="200"}'
 
 
 def main() -> None:
@@ -58,6 +62,8 @@ def main() -> None:
         model = make_model(folder / "tiny.onnx")
         scans = make_scans(folder / "scans", arguments.requests, SHAPES)
         expected = enhanced_in_one_call(model, scans, folder / "expected")
+        alike = make_scans(folder / "alike", 20, SHAPES[:1])
+        alike_expected = enhanced_in_one_call(model, alike, folder / "alike_expected")
         small = make_scans(folder / "small", 10, SMALL_SHAPES)
         small_expected = enhanced_in_one_call(model, small, folder / "small_expected")
         print(f"{processor()}, {len(os.sched_getaffinity(0))} threads")
@@ -66,6 +72,7 @@ def main() -> None:
             load = Load(port, scans, expected, arguments.concurrency)
             compare(load, model, folder, arguments.repeats)
             kill_replica(load, process)
+            on_one_grid(Load(port, alike, alike_expected, arguments.concurrency))
             load = Load(port, small, small_expected, arguments.concurrency)
             watch_memory(load, process, arguments.memory_requests)
 
@@ -173,7 +180,12 @@ class Load:
     def metric(self, name: str) -> float:
         """Give the value of a counter."""
         lines = self.ask("/metrics")[1].decode().splitlines()
-        return next(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"{name} "))
+        return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"{name} ")), 0.0)
+
+    def batches(self) -> np.ndarray:
+        """Give the number of batches, of slices in them, and of scans in them, summed over batches, until now."""
+        names = ("upfield_batch_slices_count", "upfield_batch_slices_sum", "upfield_batch_scans_sum")
+        return np.array([self.metric(name) for name in names])
 
 
 def compare(load: Load, model: Path, folder: Path, repeats: int) -> None:
@@ -199,20 +211,30 @@ def compare(load: Load, model: Path, folder: Path, repeats: int) -> None:
         ratio = np.median([one / other for one, other in zip(times, seconds["service"], strict=True)])
         print(f"{name:<28}{len(scans) / min(times):>7.2f} {ratio:>16.2f}")
     print(f"answers: {told(total)} of {sum(total.values())}")
-    slices, batches = (load.metric(f"upfield_batch_slices_{part}") for part in ("sum", "count"))
-    shared = load.metric("upfield_batch_scans_sum") / batches
-    print(f"batches: {slices / batches:.2f} of 4 places used, slices of {shared:.2f} scans in each")
+    print_batches(load.batches())
+
+
+def print_batches(counts: np.ndarray) -> None:
+    """Print what batches were made of: `counts` `(3,)`, as `Load.batches` gives them."""
+    batches, slices, scans = counts
+    print(f"batches: {slices / batches:.2f} of 4 places used, slices of {scans / batches:.2f} scans in each")
+
+
+def on_one_grid(load: Load) -> None:
+    """Print what batches are made of when all scans have the same grid."""
+    before = load.batches()
+    seconds = load.run()
+    print(f"\none grid: {told(load.outcomes)} of {sum(load.outcomes.values())} in {seconds:.1f} s")
+    print_batches(load.batches() - before)
 
 
 def kill_replica(load: Load, process: psutil.Process) -> None:
     """Kill the replica in the middle, and print what became of the answers."""
     (replica,) = replicas(process)
-    before = load.metric("upfield_slices_restored_total")
-    wanted = before + len(load.bodies) * 36 / 3
+    wanted = load.metric(ANSWERED) + len(load.bodies) / 3
 
     def kill() -> None:
-        while load.metric("upfield_slices_restored_total") < wanted:
-            time.sleep(0.05)
+        wait_for(lambda: load.metric(ANSWERED) >= wanted, REQUEST_S)
         replica.kill()
 
     killer = threading.Thread(target=kill)
@@ -220,11 +242,18 @@ def kill_replica(load: Load, process: psutil.Process) -> None:
     seconds = load.run()
     killer.join()
     print(f"\nkilled: {told(load.outcomes)} of {sum(load.outcomes.values())} in {seconds:.1f} s", end="; ")
-    while load.ask("/ready")[0] != 200:
-        time.sleep(0.1)
+    wait_for(lambda: load.ask("/ready")[0] == 200, REPLACED_S)
     (new,) = replicas(process)
     assert new.pid != replica.pid
     print("replaced, ready")
+
+
+def wait_for(holds: Callable[[], bool], seconds: float) -> None:
+    """Wait until `holds` gives True."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"it did not hold within {seconds} s"
+        time.sleep(0.05)
 
 
 def watch_memory(load: Load, process: psutil.Process, requests: int) -> None:

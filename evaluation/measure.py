@@ -202,12 +202,11 @@ def measure_volume(how: Measuring, pair: StackedPair, sampling: LowFieldSampling
 
 
 def restore_slices(low: NDArray[np.float32], restorer: Restorer, batch_size: int) -> NDArray[np.float32]:
-    """Restore `(X, 1 + 2*context, Y, Z)` to `(X, Y, Z)`, `batch_size` slices at once; the last batch is filled up."""
+    """Restore `(X, 1 + 2*context, Y, Z)` to `(X, Y, Z)`, `batch_size` slices at once."""
     restored = np.empty((len(low), *low.shape[2:]), dtype=np.float32)
     for start in range(0, len(low), batch_size):
-        chosen = np.minimum(np.arange(start, start + batch_size), len(low) - 1)
-        kept = min(batch_size, len(low) - start)
-        restored[start : start + kept] = restorer.restore(low[chosen])[:kept, 0]
+        chosen = slice(start, start + batch_size)
+        restored[chosen] = restorer.restore(low[chosen])[:, 0]
     return restored
 
 

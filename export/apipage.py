@@ -19,6 +19,7 @@ def _error(description: str) -> dict[str, Any]:
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
     401: _error("The service has a token, and the request did not carry it."),
+    421: _error("The request was sent to another name than the service's."),
     500: _error("The service made a mistake."),
 }
 SCAN_BODY: dict[str, Any] = {
@@ -60,6 +61,7 @@ SCAN_BODY: dict[str, Any] = {
         },
         "400": _error("The form or the id is none."),
         "403": _error("The request came from another site's page."),
+        "408": _error("Nothing of the scan came for too long."),
         "413": _error("The scan is larger than the service takes: its body, its content, or its voxels."),
         "422": _error("The scan cannot be used; the sentence is the one that `upfield enhance` prints."),
         "503": _error("Too many scans, or the service is in trouble; Retry-After says when to come again."),

@@ -1,6 +1,7 @@
 """The schema of the commands that turn a run into a model file and scans into enhanced scans."""
 
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Literal
 
@@ -70,7 +71,8 @@ class ServeConfig:
     replicas: int = 1
     """Processes that restore slices, at least."""
     max_replicas: int | None = None
-    """At most, started while slices wait and stopped when none do; default: as many as `replicas`."""
+    """At most, started while slices wait and stopped when none do; default: as many as `replicas`. More than
+    `scans_at_once` would never be started: so many have strips for one replica each."""
     cores_per_replica: int = 0
     """CPU cores of each; 0 shares this machine's cores out, or takes one on a cluster."""
     gpus_per_replica: float = 1.0
@@ -83,6 +85,8 @@ class ServeConfig:
     """Scans that may wait besides; further ones are answered with 503 and told when to come again."""
     timeout_s: float = 900.0
     """From a request's first byte to its answer; then it is given up with 504."""
+    idle_timeout_s: float = 30.0
+    """Longest pause of a client that sends its scan (408) or takes its answer (the connection ends)."""
     max_body_bytes: int = 256 * 2**20
     """Largest upload."""
     max_decompressed_bytes: int = 2**30
@@ -91,6 +95,9 @@ class ServeConfig:
     """Most voxels of a scan, and of what it becomes at 1 mm."""
     token_file: Path | None = None
     """File that holds the token which requests must carry; the variable UPFIELD_TOKEN does it too."""
+    allowed_hosts: list[str] = field(default_factory=list)
+    """Names that requests may ask for the service by, besides this machine's own: those that a proxy in front passes
+    on, as `[NAME]`. Without any, a service that other machines reach takes all."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that would serve nobody."""
@@ -101,8 +108,19 @@ class ServeConfig:
             raise ValueError(f"port: expected at most 65535, found {self.port}")
         if self.max_replicas is not None and self.max_replicas < self.replicas:
             raise ValueError(f"max_replicas: expected at least replicas ({self.replicas}), found {self.max_replicas}")
-        if not self.gpus_per_replica > 0:
-            raise ValueError(f"gpus_per_replica: expected more than 0, found {self.gpus_per_replica}; or device: cpu")
+        if self.max_replicas is not None and self.max_replicas > max(self.replicas, self.scans_at_once):
+            raise ValueError(
+                f"max_replicas: expected at most scans_at_once ({self.scans_at_once}), found {self.max_replicas}; more "
+                "would never be started: raise scans_at_once"
+            )
+        for name in ("timeout_s", "idle_timeout_s"):
+            if not isfinite(getattr(self, name)):
+                raise ValueError(f"{name}: expected a number of seconds, found {getattr(self, name)}")
+        gpus = self.gpus_per_replica
+        if not gpus > 0:
+            raise ValueError(f"gpus_per_replica: expected more than 0, found {gpus}; or device: cpu")
+        if gpus > 1 and not gpus.is_integer():
+            raise ValueError(f"gpus_per_replica: expected whole ones, or a share of one, found {gpus}")
 
 
 SERVE_LEAST = {
@@ -113,6 +131,7 @@ SERVE_LEAST = {
     "scans_at_once": 1,
     "max_queue": 0,
     "timeout_s": 0.1,
+    "idle_timeout_s": 0.1,
     "max_body_bytes": 1,
     "max_decompressed_bytes": 1,
     "max_voxels": 1,

@@ -3,6 +3,7 @@
 import errno
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from glob import escape
 from importlib.metadata import version
@@ -55,7 +56,7 @@ class Enhancer:
         assert config.model is not None
         self._config, self._meter = config, meter
         self.layout = Layout(config.keep_ras, read_grid(config.like) if config.like else None)
-        self.restorer = OnnxRestorer(config.model, config.device)
+        self.restorer = OnnxRestorer(config.model, config.device, batch_size=config.batch_size)
         self.model_sha256 = hash_file(config.model)
         self.num_skipped, self.num_written = 0, 0
         self._stopped = threading.Event()
@@ -151,8 +152,10 @@ class Enhancer:
 def _sweep(target: Path) -> None:
     """Remove what a killed run has left of a file; another that runs at the same time may be writing the rest."""
     for leftover in target.parent.glob(f".tmp-*-{escape(target.name)}"):
-        if time.time() - leftover.stat().st_mtime > LEFT_S:
-            leftover.unlink(missing_ok=True)
+        # The other may remove it meanwhile.
+        with suppress(FileNotFoundError):
+            if time.time() - leftover.stat().st_mtime > LEFT_S:
+                leftover.unlink()
 
 
 def _hash_scan(scan: Path) -> str:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx
@@ -33,7 +34,7 @@ def build_graph(network: Amir, half: bool) -> onnx.ModelProto:
         half: weights and images within are float16, with float32 where half precision would not do.
 
     Raises:
-        RunError: the checker finds the graph wrong, or its size is not that of the network's parameters.
+        RunError: its size is not that of the network's parameters.
     """
     writer = NodeWriter(half)
     last = write_network(writer, network, "low")
@@ -104,7 +105,7 @@ def written(model: onnx.ModelProto, out: Path, max_bytes: int = MAX_FILE_BYTES) 
     with atomic_path(out) as temporary:
         try:
             if model.ByteSize() > max_bytes:
-                weights = _write_weights(model, temporary, out)
+                weights = _write_weights(model, out)
             temporary.write_bytes(model.SerializeToString(deterministic=True))
             yield temporary
             temporary.write_bytes(model.SerializeToString(deterministic=True))
@@ -114,11 +115,17 @@ def written(model: onnx.ModelProto, out: Path, max_bytes: int = MAX_FILE_BYTES) 
             raise
 
 
-def _write_weights(model: onnx.ModelProto, temporary: Path, out: Path) -> Path:
+def _write_weights(model: onnx.ModelProto, out: Path) -> Path | None:
+    """Move a model's weights to their file, and give it where it is new."""
     digest = hashlib.sha256()
     for tensor in model.graph.initializer:
         digest.update(tensor.raw_data)
     weights = out.with_name(f"{out.stem}-{digest.hexdigest()[:12]}.data")
-    weights.unlink(missing_ok=True)  # ONNX would append to it
-    onnx.save_model(model, temporary, save_as_external_data=True, location=weights.name, size_threshold=1024)
-    return weights
+    is_new = not weights.exists()
+    # In a folder of its own first: an older model may be using a file of the same content.
+    with TemporaryDirectory(prefix=".tmp-", dir=out.parent) as folder:
+        onnx.save_model(
+            model, Path(folder) / "graph", save_as_external_data=True, location=weights.name, size_threshold=1024
+        )
+        (Path(folder) / weights.name).replace(weights)
+    return weights if is_new else None

@@ -41,15 +41,16 @@ class ClientGoneError(Exception):
     """The client has closed the connection: there is nobody to answer."""
 
 
-def limited(receive: Receive, headers: Any, max_body_bytes: int) -> Receive:
+def limited(receive: Receive, headers: Any, config: ServeConfig) -> Receive:
     """Pass on what a client sends, up to a limit, whatever length it has announced.
 
     Raises:
-        RefusedError: 413, at once where the length is announced, else after the first byte too many.
+        RefusedError: 413, at once where the length is announced, else after the first byte too many; 408 where nothing
+            comes for too long.
     """
     found = headers.get("content-length", "")
     announced = int(found) if found.isdecimal() else 0
-    received = 0
+    received, max_body_bytes = 0, config.max_body_bytes
 
     async def receive_limited() -> MutableMapping[str, Any]:
         nonlocal received
@@ -58,7 +59,13 @@ def limited(receive: Receive, headers: Any, max_body_bytes: int) -> Receive:
             if "expect" not in headers:
                 await _drain(receive)
             raise _too_long(max_body_bytes, f"{announced}")
-        message = await receive()
+        try:
+            async with asyncio.timeout(config.idle_timeout_s):
+                message = await receive()
+        except TimeoutError as error:
+            raise RefusedError(
+                408, f"expected the rest of the scan, found nothing for {config.idle_timeout_s:g} s; send it again"
+            ) from error
         received += len(message.get("body", b""))
         if received > max_body_bytes:
             await _drain(receive)
@@ -83,10 +90,13 @@ def _too_long(max_body_bytes: int, found: str) -> RefusedError:
 
 
 def clean_name(name: str) -> str:
-    """Give the last part of what a client calls its file, without what a header or a terminal could take amiss."""
+    """Give the last part of what a client calls its file, without what a header or a terminal could take amiss.
+
+    It is empty where nothing is left.
+    """
     last = PurePosixPath(name.replace("\\", "/")).name
     shown = "".join(character for character in last if character.isprintable())
-    return shown[-MAX_NAME:].strip() or "scan"
+    return shown[-MAX_NAME:].strip()
 
 
 def stored_suffix(name: str, start: bytes) -> str:
@@ -181,7 +191,8 @@ def _check_content(path: Path, where: str, max_bytes: int) -> None:
         return
 
 
-@dataclass
+# Two requests that are equally far are still two.
+@dataclass(eq=False)
 class Progress:
     """How far a request is."""
 

@@ -5,6 +5,7 @@
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,8 @@ def build_entrance(config: ServeConfig) -> FastAPI:
     handle = serve.get_deployment_handle(Replica.__name__, app_name=serve.get_replica_context().app_name)
     engine = DeployedEngine(config, card, counters.note_batch, handle)
     folder = Path(tempfile.mkdtemp(prefix="upfield-serve-"))
+    # Ray Serve listens, and under which name is for it to say.
+    reached = replace(config, host="0.0.0.0")
     return build_app(
-        config, engine, about_model(config, card, config.device), counters, read_token(config.token_file), folder
+        reached, engine, about_model(config, card, config.device), counters, read_token(config.token_file), folder
     )

@@ -1,6 +1,5 @@
 """Volumes on another image's grid, by cubic interpolation in world space."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from upfield.export.cores import num_cores
 from upfield.export.placement import Placement, read_placement
 from upfield.sharding.errors import VolumeError
 from upfield.sharding.header import read_header
@@ -118,7 +118,7 @@ def _obliquely(
             )
 
     # scipy gives the interpreter's lock away while it interpolates.
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(num_cores()) as threads:
         list(threads.map(fill, range(shape[0])))
     return result
 

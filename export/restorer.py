@@ -1,7 +1,6 @@
 """A model file in ONNX Runtime: what it says of itself, and slices through it."""
 
 import json
-import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from upfield.export.cores import num_cores
 from upfield.sharding.errors import InputError
 
 # What runs here is somebody's scan: the library reports nothing to anybody.
@@ -112,13 +112,15 @@ def _expect_version(tree: dict[str, Any], path: Path) -> None:
 class OnnxRestorer:
     """Restores batches of slices with a model file; any number of threads may call it."""
 
-    def __init__(self, path: Path, device: str = "auto", threads: int = 0) -> None:
+    def __init__(self, path: Path, device: str = "auto", threads: int = 0, batch_size: int = 0) -> None:
         """Load the file.
 
         Args:
             path: the `.onnx` file.
             device: `auto`, `cuda`, `tensorrt` or `cpu`.
             threads: to compute with on the CPU; 0 takes all cores that this process may use.
+            batch_size: slices that smaller batches are filled up to on a GPU, where values depend on a batch's shape
+                and every new one is slow; 0 leaves them as they come.
 
         Raises:
             InputError: missing, not a model file of ours, or a device asked for that cannot run.
@@ -134,7 +136,7 @@ class OnnxRestorer:
             raise InputError(
                 f"device: expected {PROVIDERS[self.device]} to load, found {self.provider}; try --device cpu"
             )
-        self._bound = BoundBatch(self._session, "cuda") if self.provider != PROVIDERS["cpu"] else None
+        self._bound = BoundBatch(self._session, "cuda", batch_size) if self.provider != PROVIDERS["cpu"] else None
 
     @property
     def context(self) -> int:
@@ -181,21 +183,24 @@ class OnnxRestorer:
 class BoundBatch:
     """Memory on a device for batches of one shape, in which they are put and computed: allocated when it changes."""
 
-    def __init__(self, session: ort.InferenceSession, device: str) -> None:
-        """Take a session and the name of its device, `cuda` or `cpu`."""
-        self._session, self._device = session, device
+    def __init__(self, session: ort.InferenceSession, device: str, batch_size: int = 0) -> None:
+        """Take a session, the name of its device, `cuda` or `cpu`, and the slices that batches are filled up to."""
+        self._session, self._device, self._batch_size = session, device, batch_size
         self._lock = threading.Lock()
         self._low: ort.OrtValue | None = None
 
     def run(self, low: NDArray[np.float32], options: ort.RunOptions) -> NDArray[np.float32]:
         """Give the output `(N, 1, H, W)` for `low` `(N, 1 + 2*context, H, W)`, contiguous; one call at a time."""
+        count = len(low)
+        if count < self._batch_size:
+            low = low[np.minimum(np.arange(self._batch_size), count - 1)]
         with self._lock:
             if self._low is None or tuple(self._low.shape()) != low.shape:
                 self._low = self._bind(low.shape)
             self._low.update_inplace(low)
             self._session.run_with_iobinding(self._binding, options)
             # A copy: on a CPU, the array would be the memory that the next batch is computed in.
-            return np.array(self._high.numpy(), dtype=np.float32)
+            return np.array(self._high.numpy()[:count], dtype=np.float32)
 
     def _bind(self, shape: tuple[int, ...]) -> ort.OrtValue:
         # Not made from the first batch: on a CPU it would be the caller's own memory.
@@ -221,14 +226,6 @@ def _open_session(path: Path, device: str, threads: int) -> ort.InferenceSession
     except Exception as error:  # ONNX Runtime's error classes share no public base
         reason = str(error).splitlines()[0]
         raise InputError(f"{path}: expected an ONNX file that ONNX Runtime can load, found: {reason}") from error
-
-
-def num_cores() -> int:
-    """Give the cores that this process may use, without the second threads of each."""
-    import psutil
-
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(psutil.cpu_count(logical=False) or allowed, allowed)
 
 
 def _choose_device(device: str) -> str:

@@ -247,7 +247,7 @@ def restore_volume(
     Args:
         low: `(X, Y, Z)` in [0, 1].
         restorer: the model.
-        batch_size: slices restored at once; the last batch is filled up, so that every one has the same shape.
+        batch_size: slices restored at once; the last batch may have fewer.
         done: called with the number of slices after each batch.
 
     Returns:
@@ -257,9 +257,8 @@ def restore_volume(
     offsets = np.arange(-context, context + 1)
     restored = np.empty_like(low)
     for start in range(0, count, batch_size):
-        centres = np.minimum(np.arange(start, start + batch_size), count - 1)
+        centres = np.arange(start, min(start + batch_size, count))
         batch = low[np.clip(centres[:, None] + offsets, 0, count - 1)]
-        kept = min(batch_size, count - start)
-        restored[start : start + kept] = restorer.restore(batch)[:kept, 0]
-        done(kept)
+        restored[centres] = restorer.restore(batch)[:, 0]
+        done(len(centres))
     return restored

@@ -156,10 +156,13 @@ async def restore_scan(low: NDArray[np.float32], engine: Engine, owner: str, pro
 
 async def in_thread(executor: Executor, function: Callable[..., T], *arguments: object) -> T:
     """Call `function` in a thread; whoever gives up waiting for it still waits until it has let go of its files."""
-    work = asyncio.get_running_loop().run_in_executor(executor, function, *arguments)
+    begun = executor.submit(function, *arguments)
+    work = asyncio.wrap_future(begun)
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
+        # What still waits for a thread is not begun at all.
+        begun.cancel()
         await asyncio.wait([work])
         if not work.cancelled():
             work.exception()

@@ -16,6 +16,9 @@ from upfield.sharding.errors import InputError
 TOKEN_VARIABLE = "UPFIELD_TOKEN"
 # Ray keeps sockets in its folder, for whose names Unix has little room.
 SHORT_FOLDER = Path("/tmp")
+# A browser opens up to six for one page.
+CONNECTIONS_PER_SCAN = 8
+BACKLOG = 2048
 
 
 def serve(config: ServeConfig) -> None:
@@ -62,21 +65,31 @@ def run(config: ServeConfig, card: Any, listener: socket.socket, token: str | No
         try:
             about = about_model(config, card, engine.provider)
             app = build_app(config, engine, about, counters, token, folder)
-            options = uvicorn.Config(
-                app,
-                log_config=None,
-                log_level="error",
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                ws="none",
-                timeout_graceful_shutdown=int(config.timeout_s) + 1,
-            )
+            begin_to_listen(listener, config.idle_timeout_s)
             say(f"{config.model.name} on {engine.provider}: {address}/ and, for programs, /docs; Ctrl-C ends it")
             # After a signal it stops listening, answers what it has taken in, and raises KeyboardInterrupt.
-            uvicorn.Server(options).run([listener])
+            uvicorn.Server(options(app, config)).run([listener])
         finally:
             engine.stop()
+
+
+def options(app: Any, config: ServeConfig) -> Any:
+    """Give uvicorn's configuration for the application: what holds before a request is one."""
+    import uvicorn
+
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        # The other one sets no limit on a request's headers; this one takes 64 KiB.
+        http="h11",
+        limit_concurrency=CONNECTIONS_PER_SCAN * (config.scans_at_once + config.max_queue) + 32,
+        timeout_graceful_shutdown=int(config.timeout_s) + 1,
+    )
 
 
 def set_up_ray(is_own: bool) -> None:
@@ -133,11 +146,36 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
-            raise InputError(f"port: expected a free one, found {port} taken; choose another with --port") from error
+            raise _taken(port) from error
         if error.errno == errno.EACCES:
             raise InputError(f"port: expected one that you may use, found {port}; choose one above 1023") from error
         raise InputError(f"host: expected an address of this machine, found {host}: {error.strerror}") from error
     return listener
+
+
+def begin_to_listen(listener: socket.socket, idle_timeout_s: float) -> None:
+    """Let clients connect.
+
+    Args:
+        listener: a socket that is bound.
+        idle_timeout_s: after which a connection ends whose client takes nothing of what was sent to it.
+
+    Raises:
+        InputError: another process has begun to listen on the same port since both of them opened it.
+    """
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        # What is sent already only the system can give up; until then a connection stays open, and holds up the end.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * idle_timeout_s))
+    try:
+        listener.listen(BACKLOG)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise _taken(listener.getsockname()[1]) from error
+        raise
+
+
+def _taken(port: int) -> InputError:
+    return InputError(f"port: expected a free one, found {port} taken; choose another with --port")
 
 
 def is_loopback(host: str) -> bool:

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,21 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
 from upfield.export.configuration import ServeConfig
+from upfield.export.cores import num_cores
 from upfield.export.restorer import ModelCard, OnnxRestorer
-from upfield.export.strips import Batch, EngineError, Restored, Strip, restore_strips
+from upfield.export.scanjob import WINDOW
+from upfield.export.strips import MAX_STRIPS, Batch, Batcher, EngineError, Restored, Strip
 from upfield.sharding.errors import InputError, RunError
 from upfield.sharding.progress import say
 from upfield.sharding.tasks import answers
 
-# Strips that a replica takes at once, and how long it waits for others to come: both small beside a batch's own time.
-MAX_STRIPS, WAIT_S = 4, 0.005
+# As a float, 1.0 // 0.2 is 4.
+ROUNDING = 1e-6
 # A batch is restored again when its replica dies under it, but one that kills every replica must not go on for ever.
 MAX_TRIES = 3
 READY_S, HEALTH_S = 5.0, 2.0
 STORE_BYTES = 512 * 2**20
+SPARE = 8
 QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 
@@ -40,21 +43,13 @@ class Replica:
 
     def __init__(self, model: str, device: str, batch_size: int, threads: int) -> None:
         """Load the model."""
-        self._restorer = OnnxRestorer(Path(model), device, threads)
-        self._batch_size = batch_size
-        # Ray Serve closes a batch as soon as it may, also while another one is at work. Strips wait outside until there
-        # is room, so that those of all scans come in together.
-        self._room = asyncio.Semaphore(MAX_STRIPS)
-
-    @serve.batch(max_batch_size=MAX_STRIPS, batch_wait_timeout_s=WAIT_S)
-    async def _together(self, strips: list[Strip]) -> list[Restored]:
-        # In a thread, so that this process answers while it computes.
-        return await asyncio.to_thread(restore_strips, self._restorer, strips, self._batch_size)
+        self._restorer = OnnxRestorer(Path(model), device, threads, batch_size)
+        # Ray Serve's own batches close as soon as they may, also while another one is at work: few would be full.
+        self._batcher = Batcher(self._restorer, batch_size)
 
     async def restore(self, strip: Strip) -> Restored:
         """Restore one strip, in batches shared with others."""
-        async with self._room:
-            return await self._together(strip)  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
+        return await self._batcher.restore(strip)
 
     async def describe(self) -> dict[str, Any]:
         """Say what this process runs on."""
@@ -84,6 +79,7 @@ class RayEngine:
         # One for each entrance: what a killed one has left on a cluster is replaced when it is started again.
         self._name = f"upfield-{socket.gethostname()}-{config.port or os.getpid()}"
         self._is_own = config.address is None
+        self._has_begun_serve = False
         # Its steps, and replicas that die, are told in our words.
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         try:
@@ -102,6 +98,7 @@ class RayEngine:
     def _deploy(self, config: ServeConfig) -> Any:
         application = replicas_of(config, *needs(config, ray.nodes()))
         with _own_signals():
+            self._has_begun_serve = not _serves()
             # The service has an entrance of its own, so that limits, words and counters are in one place.
             serve.start(proxy_location="Disabled", logging_config=QUIET)
             return serve.run(application, name=self._name, route_prefix=None, logging_config=QUIET)
@@ -113,14 +110,15 @@ class RayEngine:
             EngineError: replicas die again and again.
         """
         strip, lost = Strip(owner, low), None
-        for _ in range(MAX_TRIES):
+        for number in range(1, MAX_TRIES + 1):
             try:
                 restored: Restored = await self._handle.restore.remote(strip)
             except RayTaskError:
                 raise
             except (RayError, RayServeException) as error:
                 lost = error
-                say("a replica was lost; what it was at is restored again")
+                if number < MAX_TRIES:
+                    say("a replica was lost; what it was at is restored again")
                 continue
             for batch in restored.batches:
                 self._note(batch)
@@ -141,27 +139,42 @@ class RayEngine:
         if not self._is_own and ray.is_initialized():
             with contextlib.suppress(RayError, RayServeException):
                 serve.delete(self._name)
+                # Another service may have come to share it.
+                if self._has_begun_serve and not serve.status().applications:
+                    serve.shutdown()
         ray.shutdown()
+
+
+def _serves() -> bool:
+    """Tell whether the cluster runs Ray Serve already."""
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+    try:
+        ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    except ValueError:
+        return False
+    return True
 
 
 def replicas_of(config: ServeConfig, cores: int, gpus: float) -> Any:
     """Give the deployment of the replicas, of so many cores and GPUs each, bound to what they need."""
     most = config.max_replicas or config.replicas
-    strips = 2 * MAX_STRIPS
     scaling: dict[str, Any] = {"num_replicas": config.replicas}
     if most > config.replicas:
-        limits = {"min_replicas": config.replicas, "max_replicas": most, "target_ongoing_requests": strips}
+        limits = {"min_replicas": config.replicas, "max_replicas": most, "target_ongoing_requests": MAX_STRIPS}
         scaling = {"autoscaling_config": limits}
     deployment: Any = serve.deployment(
         Replica,
         # Questions whether a replica is alive must get through when it is busy.
-        max_ongoing_requests=config.scans_at_once * MAX_STRIPS + strips,
+        max_ongoing_requests=config.scans_at_once * WINDOW + SPARE,
         health_check_period_s=HEALTH_S,
         ray_actor_options={"num_cpus": cores, "num_gpus": gpus},
         logging_config=QUIET,
         **scaling,
     )
-    return deployment.bind(str(config.model), config.device, config.batch_size, cores)
+    assert config.model is not None
+    # Ray's workers start in folders of their own.
+    return deployment.bind(str(config.model.absolute()), config.device, config.batch_size, cores)
 
 
 def connect(address: str | None, folder: Path) -> None:
@@ -215,12 +228,12 @@ def needs(config: ServeConfig, nodes: Sequence[dict[str, Any]]) -> tuple[int, fl
         InputError: the machines have too few for all replicas, of which some would never start.
     """
     resources = [node["Resources"] for node in nodes if node["Alive"]]
-    here = len(os.sched_getaffinity(0))
+    here = num_cores()
     cores = config.cores_per_replica or (1 if config.address else max(here // config.replicas, 1))
     has_gpu = config.device != "cpu" and any(resource.get("GPU", 0) for resource in resources)
     gpus = config.gpus_per_replica if has_gpu else 0.0
     places = sum(
-        min(int(resource.get("CPU", 0) // cores), int(resource.get("GPU", 0) // gpus) if gpus else 2**31)
+        min(int(resource.get("CPU", 0) // cores), int(resource.get("GPU", 0) / gpus + ROUNDING) if gpus else 2**31)
         for resource in resources
     )
     if places < config.replicas:
@@ -232,7 +245,7 @@ def needs(config: ServeConfig, nodes: Sequence[dict[str, Any]]) -> tuple[int, fl
 
 
 @contextlib.contextmanager
-def _own_signals() -> Any:
+def _own_signals() -> Iterator[None]:
     """Keep this process's answers to signals: Ray sets its own, which end with the signal's number as exit code."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,6 +1,6 @@
-"""Strips of slices of several scans, restored together in batches of one constant shape."""
+"""Strips of slices of several scans, restored together in shared batches."""
 
-from collections import defaultdict
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 from upfield.export.scan import Restorer
 from upfield.sharding.errors import RunError
+
+# Strips that are restored at once: few enough that whoever waits is soon taken in, enough to fill the last batches.
+MAX_STRIPS = 4
 
 
 class EngineError(RunError):
@@ -30,7 +33,7 @@ class Batch:
     """What one batch was made of."""
 
     slices: int
-    """Real ones; the rest was filled up."""
+    """How many; the last batch of a call may have room left."""
     scans: int
     """How many scans they were of."""
 
@@ -46,30 +49,65 @@ class Restored:
 
 
 def restore_strips(restorer: Restorer, strips: Sequence[Strip], batch_size: int) -> list[Restored]:
-    """Restore strips together: those of one shape follow each other in batches, of which only the last is filled up.
-
-    Every batch has the same number of slices, as those of `enhance` have: ONNX Runtime's values depend on the shape of
-    a batch, but not on what else is in it, so that a scan's values do not depend on its company.
+    """Restore strips of one shape together: they follow each other in batches, so that only the last has room left.
 
     Args:
-        restorer: the model.
-        strips: each `(N, 1 + 2*context, H, W)`.
+        restorer: the model, whose values for a slice do not depend on what else is in its batch.
+        strips: each `(N, 1 + 2*context, H, W)`, with H and W the same for all.
         batch_size: slices of a batch.
     """
-    by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for number, strip in enumerate(strips):
-        by_shape[strip.low.shape[1:]].append(number)
-    high: dict[int, NDArray[np.float32]] = {}
-    batches: list[Batch] = []
-    for numbers in by_shape.values():
-        low = np.concatenate([strips[number].low for number in numbers])
-        owners = [strips[number].owner for number in numbers for _ in strips[number].low]
-        parts = []
-        for start in range(0, len(low), batch_size):
-            batch = low[np.minimum(np.arange(start, start + batch_size), len(low) - 1)]
-            kept = owners[start : start + batch_size]
-            parts.append(restorer.restore(batch)[: len(kept)])
-            batches.append(Batch(len(kept), len(set(kept))))
-        ends = np.cumsum([len(strips[number].low) for number in numbers])[:-1]
-        high.update(zip(numbers, np.split(np.concatenate(parts), ends), strict=True))
-    return [Restored(high[number], batches if number == 0 else []) for number in range(len(strips))]
+    low = np.concatenate([strip.low for strip in strips])
+    owners = [strip.owner for strip in strips for _ in strip.low]
+    parts, batches = [], []
+    for start in range(0, len(low), batch_size):
+        of_batch = owners[start : start + batch_size]
+        parts.append(restorer.restore(low[start : start + batch_size]))
+        batches.append(Batch(len(of_batch), len(set(of_batch))))
+    ends = np.cumsum([len(strip.low) for strip in strips])[:-1]
+    high = np.split(np.concatenate(parts), ends)
+    return [Restored(one, batches if number == 0 else []) for number, one in enumerate(high)]
+
+
+class Batcher:
+    """Restores strips one call after the other; those that come during a call share the next one."""
+
+    def __init__(self, restorer: Restorer, batch_size: int) -> None:
+        """Set the model, and how many slices it restores at once."""
+        self._restorer, self._batch_size = restorer, batch_size
+        self._waiting: list[tuple[Strip, asyncio.Future[Restored]]] = []
+        self._worker: asyncio.Task[None] | None = None
+
+    async def restore(self, strip: Strip) -> Restored:
+        """Restore one strip, in batches shared with others."""
+        answer = asyncio.get_running_loop().create_future()
+        self._waiting.append((strip, answer))
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
+        return await answer
+
+    async def _work(self) -> None:
+        while taken := self._take():
+            strips = [strip for strip, _ in taken]
+            found: Sequence[Restored | Exception]
+            try:
+                # In a thread, so that this process answers while it computes.
+                found = await asyncio.to_thread(restore_strips, self._restorer, strips, self._batch_size)
+            except Exception as error:
+                found = [error] * len(taken)
+            for (_, answer), one in zip(taken, found, strict=True):
+                if answer.done():
+                    continue
+                if isinstance(one, Exception):
+                    answer.set_exception(one)
+                    # Whoever waits may be cancelled before it sees it, and nobody is to be told of that.
+                    answer.exception()
+                else:
+                    answer.set_result(one)
+
+    def _take(self) -> list[tuple[Strip, asyncio.Future[Restored]]]:
+        """Take the strip that has waited longest, and the next ones of its shape."""
+        waiting = [each for each in self._waiting if not each[1].done()]
+        taken = [each for each in waiting if each[0].low.shape[1:] == waiting[0][0].low.shape[1:]][:MAX_STRIPS]
+        answers = {id(answer) for _, answer in taken}
+        self._waiting = [each for each in waiting if id(each[1]) not in answers]
+        return taken

@@ -34,11 +34,10 @@ def export(config: ExportConfig) -> None:
     card = describe(best, config.run, config.precision, config.evaluation)
     keep_freed_memory()  # PyTorch's part of the comparison takes most of the time, and half of it otherwise.
     model = build_graph(best.network, half=config.precision == "fp16")
+    # The restorer that proves it reads the metadata too.
+    add_metadata(model, card)
     with written(model, config.out) as temporary:
         check_graph(temporary)
-        # The restorer that proves it reads the metadata too.
-        add_metadata(model, card)
-        temporary.write_bytes(model.SerializeToString(deterministic=True))
         card["parity"] = prove_parity(best.network, temporary, slices, config.precision)
         add_metadata(model, card)
     print(summary(config.out, card, time.monotonic() - started))

@@ -4,16 +4,16 @@ import asyncio
 import os
 import re
 import secrets
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -22,10 +22,12 @@ from starlette.requests import ClientDisconnect
 
 from upfield.export.apipage import RESPONSES, SCAN_BODY, page_of
 from upfield.export.configuration import ServeConfig
+from upfield.export.cores import num_cores
 from upfield.export.counters import CONTENT_TYPE, Counters
 from upfield.export.guard import Guard, words
 from upfield.export.limits import ClientGoneError, Progress, Queue, RefusedError, clean_name, limited, settle
-from upfield.export.scanjob import Answer, Engine, enhance_upload, in_thread
+from upfield.export.outputs import as_nifti
+from upfield.export.scanjob import Answer, Engine, enhance_upload
 from upfield.sharding.errors import InputError, RunError
 from upfield.sharding.progress import say
 
@@ -48,7 +50,7 @@ class Desk:
         self.progress: dict[str, Progress] = {}
         self._engine = engine
         self._folder = folder
-        self._executor = ThreadPoolExecutor(min(config.scans_at_once, os.cpu_count() or 1), "scan")
+        self._executor = ThreadPoolExecutor(min(config.scans_at_once, num_cores()), "scan")
 
     async def answer(self, request: Request) -> tuple[Answer, str]:
         """Receive a scan, wait for its turn, and enhance it.
@@ -65,21 +67,26 @@ class Desk:
             raise RefusedError(
                 400, "id: expected 32 hexadecimal digits that no other request has, found something else"
             )
-        with self.queue.place():
-            progress = self.progress[owner] = Progress()
-            try:
-                async with asyncio.timeout(self.config.timeout_s):
-                    return await self._within_time(request, owner, progress)
-            except TimeoutError as error:
-                limit = f"{self.config.timeout_s:g}"
-                raise RefusedError(504, f"expected to be done within {limit} s, found it {progress.state}") from error
-            finally:
-                del self.progress[owner]
+        held: ExitStack = request.state.held
+        held.enter_context(self.queue.place())
+        progress = self.progress[owner] = Progress()
+        try:
+            async with asyncio.timeout(self.config.timeout_s):
+                answer, name = await self._within_time(request, owner, progress)
+        except TimeoutError as error:
+            limit = f"{self.config.timeout_s:g}"
+            raise RefusedError(504, f"expected to be done within {limit} s, found it {progress.state}") from error
+        finally:
+            del self.progress[owner]
+        for file in (answer.enhanced, answer.before):
+            if file is not None:
+                held.enter_context(file)
+        return answer, name
 
     async def _within_time(self, request: Request, owner: str, progress: Progress) -> tuple[Answer, str]:
         folder = Path(tempfile.mkdtemp(dir=self._folder))
         try:
-            upload, name = await receive_scan(request, folder, self.config.max_body_bytes)
+            upload, name = await receive_scan(request, folder, self.config)
             return await unless_gone(request, self._worked_on(upload, name, request, owner, progress)), name
         except InputError as error:
             raise RefusedError(422, without(str(error), folder)) from error
@@ -89,8 +96,8 @@ class Desk:
                 503, "the service is in trouble, the scan may be sent again", self.queue.retry_after_s()
             ) from error
         finally:
-            # Small: what a folder holds at the end is at most the upload.
-            await asyncio.shield(in_thread(self._executor, _remove, folder))
+            # Here, and not behind the scans in their threads: it holds at most the upload and two files.
+            shutil.rmtree(folder, ignore_errors=True)
 
     async def _worked_on(self, upload: Path, name: str, request: Request, owner: str, progress: Progress) -> Answer:
         with_before = FORM in request.headers.get("accept", "")
@@ -104,30 +111,24 @@ class Desk:
         self._executor.shutdown()
 
 
-def _remove(folder: Path) -> None:
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
-
-
 def without(sentence: str, folder: Path) -> str:
     """Take a folder of this machine out of a sentence, where a library has put it in."""
     return re.sub(rf"{re.escape(str(folder))}/?", "", sentence)
 
 
-async def receive_scan(request: Request, folder: Path, max_body_bytes: int) -> tuple[Path, str]:
+async def receive_scan(request: Request, folder: Path, config: ServeConfig) -> tuple[Path, str]:
     """Write an upload to `folder` as it comes in, and give its path and what the client calls it, if anything.
 
     Raises:
-        RefusedError: too long, or no file in the form.
+        RefusedError: too long, too slow, or no file in the form.
         InputError: the name is that of another kind of file.
         ClientGoneError: the client went away.
     """
-    limited_request = Request(request.scope, limited(request.receive, request.headers, max_body_bytes))
+    limited_request = Request(request.scope, limited(request.receive, request.headers, config))
     upload = folder / "upload"
-    name = clean_name(given) if (given := request.query_params.get("name", "")) else ""
+    name = clean_name(request.query_params.get("name", ""))
     try:
-        if request.headers.get("content-type", "").startswith(FORM):
+        if request.headers.get("content-type", "").lower().startswith(FORM):
             name = await _from_form(limited_request, upload) or name
         else:
             with upload.open("wb") as file:
@@ -147,7 +148,7 @@ async def _from_form(request: Request, upload: Path) -> str:
             with upload.open("wb") as file:
                 while chunk := await scan.read(CHUNK_BYTES):
                     file.write(chunk)
-            return clean_name(scan.filename) if scan.filename else ""
+            return clean_name(scan.filename or "")
     except (MultiPartException, HTTPException) as error:
         raise RefusedError(400, f"expected a form with one file, found another: {error}") from error
 
@@ -194,7 +195,7 @@ def build_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        desk.close()
+        await asyncio.to_thread(desk.close)
 
     app = FastAPI(
         title="upfield",
@@ -205,7 +206,7 @@ def build_app(
         lifespan=lifespan,
         responses=RESPONSES,
     )
-    app.add_middleware(Guard, token=token, counters=counters)
+    app.add_middleware(Guard, config=config, token=token, counters=counters)
     _answer_in_words(app)
     _add_scan_routes(app, desk)
     _add_watch_routes(app, engine, card, counters)
@@ -215,17 +216,13 @@ def build_app(
 
 def _answer_in_words(app: FastAPI) -> None:
     async def refused(request: Request, error: Exception) -> Response:
-        if isinstance(error, RequestValidationError):
-            error = RefusedError(
-                422, "; ".join(f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors())
-            )
-        elif isinstance(error, HTTPException):
-            error = RefusedError(error.status_code, f"{error.detail}; see /docs")
-        assert isinstance(error, RefusedError)
-        return words(error, request.state.request_id)
+        assert isinstance(error, HTTPException)
+        answer = words(RefusedError(error.status_code, f"{error.detail}; see /docs"), request.state.request_id)
+        answer.headers.update(error.headers or {})
+        return answer
 
-    for kind in (RefusedError, RequestValidationError, HTTPException):
-        app.add_exception_handler(kind, refused)
+    # What is refused here is put into words by the guard.
+    app.add_exception_handler(HTTPException, refused)
 
 
 def _add_scan_routes(app: FastAPI, desk: Desk) -> None:
@@ -295,7 +292,7 @@ def _add_pages(app: FastAPI) -> None:
 
 def file_response(answer: Answer, name: str) -> Response:
     """Stream an enhanced scan, and what it was interpolated to where that was asked for."""
-    stem = re.sub(r"(\.nii|\.mg[hz]|\.nii\.gz)$", "", name, flags=re.IGNORECASE) or "scan"
+    stem = as_nifti(Path(name)).name.removesuffix(".nii.gz") if name else "scan"
     named = disposition(f"{stem}_enhanced.nii.gz")
     headers = {"X-Upfield-Notes": quote("; ".join(answer.notes), safe=" ;,().:/")} if answer.notes else {}
     if answer.before is None:
@@ -332,6 +329,5 @@ async def _stream(parts: Sequence[bytes | BinaryIO]) -> AsyncIterator[bytes]:
         if isinstance(part, bytes):
             yield part
             continue
-        with part:
-            while chunk := part.read(CHUNK_BYTES):
-                yield chunk
+        while chunk := part.read(CHUNK_BYTES):
+            yield chunk

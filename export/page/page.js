@@ -6,6 +6,7 @@ const POLL_MS = 400;
 const $ = (id) => document.getElementById(id);
 let current = null; // the request at work
 let token = "";
+const ABOUT = $("about").textContent;
 
 const authorised = () => (token ? { Authorization: `Bearer ${token}` } : {});
 
@@ -86,10 +87,13 @@ async function inWords(xhr) {
   return `The service answered ${xhr.status} without saying why.`;
 }
 
-async function present(xhr, file) {
+async function present(xhr, file, request) {
   const type = xhr.getResponseHeader("Content-Type");
   const form = await new Response(xhr.response, { headers: { "Content-Type": type } }).formData();
+  if (current !== request) return;
   const [before, after] = await Promise.all(["before", "enhanced"].map((part) => readVolume(form.get(part))));
+  // Another scan may have been dropped meanwhile.
+  if (current !== request) return;
   const enhanced = form.get("enhanced");
   const link = $("download");
   URL.revokeObjectURL(link.href);
@@ -118,10 +122,12 @@ async function enhance(file) {
     request.answered = true;
     if (current !== request || xhr === null) return;
     if (xhr.status === 401) askForToken();
-    if (xhr.status !== 200) fail(await inWords(xhr));
-    else {
+    if (xhr.status !== 200) {
+      const sentence = await inWords(xhr);
+      if (current === request) fail(sentence);
+    } else {
       say("Unpacking");
-      await present(xhr, file);
+      await present(xhr, file, request);
     }
   } catch (error) {
     if (current === request) fail(error.message);
@@ -141,11 +147,14 @@ function askForToken() {
 
 async function introduce() {
   const response = await fetch("/model", { headers: authorised() }).catch(() => null);
-  if (response?.status === 401) askForToken();
+  if (response?.status === 401) {
+    if (token) fail("This token was refused; look for another in the service's token file.");
+    askForToken();
+  }
   if (!response?.ok) return;
   show("token-line", false);
   const { file, provider } = await response.json();
-  $("about").textContent += ` Model: ${file}, on ${provider.replace("ExecutionProvider", "")}.`;
+  $("about").textContent = `${ABOUT} Model: ${file}, on ${provider.replace("ExecutionProvider", "")}.`;
 }
 
 function useToken() {

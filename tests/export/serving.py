@@ -21,8 +21,8 @@ import uvicorn
 from upfield.export.configuration import ServeConfig
 from upfield.export.counters import Counters
 from upfield.export.restorer import OnnxRestorer
-from upfield.export.serve import about_model, listen
-from upfield.export.strips import Strip, restore_strips
+from upfield.export.serve import about_model, listen, options
+from upfield.export.strips import Batcher, Strip
 from upfield.export.webapp import build_app
 
 TIMEOUT_S = 60
@@ -98,13 +98,14 @@ class LocalEngine:
         self.error: Exception | None = None
         """Raised instead of an answer."""
         self._note = note
+        self._batcher = Batcher(self.restorer, batch_size)
 
     async def restore(self, owner: str, low: np.ndarray) -> np.ndarray:
         while not self.gate.is_set():
             await asyncio.sleep(0.01)
         if self.error:
             raise self.error
-        (restored,) = await asyncio.to_thread(restore_strips, self.restorer, [Strip(owner, low)], self.batch_size)
+        restored = await self._batcher.restore(Strip(owner, low))
         for batch in restored.batches:
             self._note(batch)
         return restored.high
@@ -130,7 +131,7 @@ def running(model: Path, folder: Path, token: str | None = None, **limits: Any) 
     engine = LocalEngine(model, config.batch_size, counters.note_batch)
     folder.mkdir(exist_ok=True)
     app = build_app(config, engine, about_model(config, engine.restorer.card, "here"), counters, token, folder)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, ws="none"))
+    server = uvicorn.Server(options(app, config))
     with listen("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()

@@ -137,6 +137,21 @@ def test_a_failure_leaves_nothing_and_what_was_there(tmp_path: Path, max_bytes: 
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
 
 
+def test_a_failure_leaves_the_weights_of_the_same_model(tmp_path: Path) -> None:
+    network = make_network()
+    write(network, tmp_path / "model.onnx", max_bytes=100_000)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(before) == 2
+
+    def fail() -> None:
+        with written(build_graph(network, half=False), tmp_path / "model.onnx", max_bytes=100_000):
+            raise RunError("off")
+
+    with pytest.raises(RunError, match="off"):
+        fail()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_a_graph_that_lost_its_weights_is_refused() -> None:
     network = make_network(dim=16)
     model = build_graph(network, half=False)

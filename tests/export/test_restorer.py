@@ -12,7 +12,8 @@ import onnxruntime as ort
 import pytest
 from onnx import helper
 
-from upfield.export.restorer import VERSION, BoundBatch, OnnxRestorer, is_model_file, num_cores, read_card
+from upfield.export.cores import num_cores
+from upfield.export.restorer import VERSION, BoundBatch, OnnxRestorer, is_model_file, read_card
 from upfield.sharding.errors import InputError
 
 HAS_GPU = Path("/proc/driver/nvidia/version").exists()
@@ -142,6 +143,16 @@ def test_batches_bound_to_memory_of_their_own_are_restored_alike(tiny_model: Pat
     found = [bound.run(np.ascontiguousarray(low), ort.RunOptions()) for low in batches]
     for one, low in zip(found, batches, strict=True):
         np.testing.assert_allclose(one, restorer.run(low), atol=1e-6)
+
+
+def test_smaller_batches_are_filled_up_where_values_depend_on_their_shape(tiny_model: Path) -> None:
+    session = ort.InferenceSession(tiny_model, providers=["CPUExecutionProvider"])
+    bound, low = BoundBatch(session, "cpu", batch_size=4), images(6)
+    whole = bound.run(low[:4], ort.RunOptions())
+    memory = bound._low
+    np.testing.assert_array_equal(bound.run(low[:3], ort.RunOptions()), whole[:3])
+    assert bound._low is memory
+    assert bound.run(low, ort.RunOptions()).shape == low.shape
 
 
 def test_threads_share_one_bound_batch(tiny_model: Path) -> None:

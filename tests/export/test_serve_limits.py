@@ -1,5 +1,6 @@
 """The service refuses what it should, in the command line's words, and leaves nothing behind."""
 
+import asyncio
 import http.client
 import json
 import re
@@ -7,6 +8,7 @@ import socket
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,11 @@ import pytest
 from serving import Service, ask, gzip_bomb, metric, running, send, send_form, wait_until, write_scan
 
 from upfield.export import enhance
-from upfield.export.limits import clean_name
+from upfield.export.configuration import ServeConfig
+from upfield.export.counters import Counters
+from upfield.export.guard import Guard, accepted_hosts
+from upfield.export.limits import Progress, Queue, clean_name
+from upfield.export.scanjob import in_thread
 from upfield.export.strips import EngineError
 
 TOKEN = "a-token"
@@ -94,7 +100,7 @@ def test_a_body_that_is_too_long_is_cut_off(service: Service, way: str) -> None:
 def test_who_asks_before_sending_too_much_sends_nothing(service: Service) -> None:
     with socket.create_connection(("127.0.0.1", service.port), timeout=10) as connection:
         connection.sendall(
-            b"POST /enhance HTTP/1.1\r\nHost: x\r\nContent-Length: 900000000\r\nExpect: 100-continue\r\n\r\n"
+            b"POST /enhance HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900000000\r\nExpect: 100-continue\r\n\r\n"
         )
         assert connection.recv(100).startswith(b"HTTP/1.1 413")
 
@@ -138,7 +144,7 @@ def test_the_name_of_a_file_is_only_shown(service: Service, scan: Path) -> None:
     assert "il_enhanced.nii.gz" in shown
     assert "etc" not in shown
     assert clean_name("a\r\nSet-Cookie: x.nii") == "aSet-Cookie: x.nii"
-    assert clean_name("///") == "scan"
+    assert clean_name("///") == ""
     assert len(clean_name("n" * 5000 + ".nii.gz")) <= 120
 
 
@@ -158,7 +164,7 @@ def test_one_scan_more_than_there_are_places_is_told_when_to_come_again(service:
     assert int(refused.headers["retry-after"]) >= 1
     assert "expected fewer than 2 scans at once" in refused.error
     assert [answer.status for answer in answers] == [200, 200]
-    assert metric(service.port, "upfield_scans") == 0
+    wait_until(lambda: metric(service.port, "upfield_scans") == 0)
 
 
 def test_progress_is_told_while_a_scan_is_enhanced(service: Service, scan: Path) -> None:
@@ -193,7 +199,7 @@ def test_a_client_that_goes_away_leaves_nothing_behind(service: Service, scan: P
     assert list(service.folder.iterdir()) == []
     service.engine.gate.set()
     with socket.create_connection(("127.0.0.1", service.port)) as half:
-        half.sendall(b"POST /enhance HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nonly this much")
+        half.sendall(b"POST /enhance HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nonly this much")
         wait_until(lambda: list(service.folder.iterdir()))
     wait_until(lambda: not list(service.folder.iterdir()))
 
@@ -221,6 +227,19 @@ def test_unknown_addresses_are_answered_in_words(service: Service) -> None:
         answer = ask(service.port, path, method)
         assert answer.status == status
         assert answer.error
+        assert answer.headers.get("allow") == ("POST" if status == 405 else None)
+
+
+def test_a_name_without_a_last_part_is_none(service: Service, scan: Path) -> None:
+    answer = send(service.port, scan.read_bytes(), "/enhance?name=///")
+    assert answer.status == 200
+    assert 'filename="scan_enhanced.nii.gz"' in answer.headers["content-disposition"]
+
+
+def test_a_form_is_known_in_any_case(service: Service, scan: Path) -> None:
+    sent = send_form(service.port, "a.NII.GZ", scan.read_bytes(), {"Content-Type": "Multipart/Form-Data; boundary=b"})
+    assert sent.status == 400
+    assert "expected a form with one file" in sent.error
 
 
 def test_every_answer_carries_what_protects_a_browser(service: Service) -> None:
@@ -281,3 +300,119 @@ def test_ready_says_whether_slices_would_be_restored(service: Service) -> None:
     assert answer.status == 503
     assert "retry-after" in answer.headers
     assert ask(service.port, "/health").status == 200
+
+
+def test_a_request_with_endless_headers_is_cut_off_before_anything_is_asked(service: Service) -> None:
+    with socket.create_connection(("127.0.0.1", service.port), timeout=30) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"a" * 100_000)
+        assert connection.recv(100).startswith(b"HTTP/1.1 400")
+
+
+@pytest.fixture(scope="module")
+def impatient(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The service with little patience, and a single place."""
+    with running(
+        tiny_model, tmp_path_factory.mktemp("work") / "w", scans_at_once=1, max_queue=0, idle_timeout_s=0.3
+    ) as started:
+        yield started
+
+
+def test_a_client_that_stops_sending_loses_its_place(impatient: Service, scan: Path) -> None:
+    with socket.create_connection(("127.0.0.1", impatient.port), timeout=30) as connection:
+        connection.sendall(b"POST /enhance HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nonly this")
+        answer = b"".join(iter(lambda: connection.recv(1000), b""))
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"expected the rest of the scan, found nothing for 0.3 s; send it again" in answer
+    assert list(impatient.folder.iterdir()) == []
+    wait_until(lambda: send(impatient.port, scan).status == 200)
+
+
+def guarded(app: Any, config: ServeConfig, send: Any) -> None:
+    """Send one request through a guard to an application."""
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", b"localhost")]}
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    asyncio.run(Guard(app, config, None, Counters(1))(scope, receive, send))
+
+
+@pytest.mark.parametrize("is_read", [True, False])
+def test_what_a_request_holds_is_let_go_once_its_answer_is_taken_or_is_not(tmp_path: Path, is_read: bool) -> None:
+    file = (tmp_path / "enhanced.nii.gz").open("w+b")
+    sent: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scope["state"]["held"].enter_context(file)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"all of it"})
+        assert not file.closed
+
+    async def send(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.body" and not is_read:
+            await asyncio.sleep(60)
+        sent.append(message["type"])
+
+    guarded(app, ServeConfig(idle_timeout_s=0.1), send)
+    assert file.closed
+    assert sent == ["http.response.start", "http.response.body"][: 2 if is_read else 1]
+
+
+def test_on_this_machine_only_its_own_names_are_answered(service: Service) -> None:
+    for name in ("localhost", "127.0.0.1:80", "[::1]", "[::1]:8000", "LOCALHOST:1"):
+        assert ask(service.port, "/health", headers={"Host": name}).status == 200
+    for name in ("elsewhere.example", "elsewhere.example:8000", "localhost.example", ""):
+        answer = ask(service.port, "/", headers={"Host": name})
+        assert answer.status == 421
+        assert "allowed_hosts" in answer.error
+
+
+def test_a_proxys_names_are_answered_where_they_are_allowed() -> None:
+    named = accepted_hosts(ServeConfig(allowed_hosts=["Upfield.example"]))
+    assert named is not None
+    assert {"upfield.example", "localhost"} <= named
+    assert accepted_hosts(ServeConfig(host="0.0.0.0")) is None
+    assert accepted_hosts(ServeConfig(host="0.0.0.0", allowed_hosts=["a.example"])) == {
+        "a.example",
+        "0.0.0.0",
+        "127.0.0.1",
+        "localhost",
+        "::1",
+    }
+
+
+def test_each_waiting_scan_is_told_its_own_position() -> None:
+    async def run() -> None:
+        queue, scans = Queue(1, 3), [Progress() for _ in range(4)]
+        ends = asyncio.Event()
+
+        async def worked_on(progress: Progress) -> None:
+            async with queue.turn(progress):
+                await ends.wait()
+
+        tasks = [asyncio.create_task(worked_on(progress)) for progress in scans]
+        await asyncio.sleep(0)
+        tasks[2].cancel()
+        await asyncio.wait(tasks[2:3])
+        assert [queue.position(progress) for progress in scans] == [0, 1, 0, 2]
+        ends.set()
+        await asyncio.wait(tasks)
+
+    asyncio.run(run())
+
+
+def test_a_scan_that_is_given_up_before_it_has_a_thread_is_not_read() -> None:
+    async def run() -> None:
+        gate, read = threading.Event(), []
+        with ThreadPoolExecutor(1) as executor:
+            held = executor.submit(gate.wait, 60)
+            late = asyncio.create_task(in_thread(executor, read.append, "a scan"))
+            await asyncio.sleep(0)
+            late.cancel()
+            await asyncio.wait([late], timeout=30)
+            assert late.cancelled()
+            gate.set()
+            assert held.result(60)
+        assert read == []
+
+    asyncio.run(run())

@@ -159,12 +159,19 @@ def test_a_token_is_asked_for_and_taken(browser: Browser, tiny_model: Path, scan
         browser.choose_file("#file", scan)
         browser.wait_for(ERROR)
         assert "token" in browser.ask(ERROR)
-        browser.ask('document.getElementById("token").focus()')
-        browser.call("Input.insertText", text="a-token")
-        browser.press("Enter")
+        for given in ("another", "a-token"):
+            browser.ask('document.getElementById("token").select()')
+            browser.call("Input.insertText", text=given)
+            browser.press("Enter")
+            if given == "another":
+                browser.wait_for(f"{ERROR}.includes('This token was refused')")
         browser.wait_for('document.getElementById("token-line").hidden')
+        assert browser.ask(ERROR) == ""
+        browser.ask('document.getElementById("token-use").click()')
         browser.choose_file("#file", scan)
         browser.wait_for(SHOWN)
+        about = browser.ask('document.getElementById("about").textContent')
+        assert about.count("Model:") == 1
 
 
 def test_a_phone_shows_all_of_it_without_scrolling_sideways(browser: Browser, service: Service, scan: Path) -> None:
