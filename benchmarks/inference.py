@@ -1,8 +1,9 @@
 """AMIR's inference: seconds per slice by every way tried, the memory of a volume, and the time around the network.
 
 Ways to run the same network are taken in turn within one run, so that a noisy machine disturbs all of them alike; the
-median of `--repeats` counts, and `ratio` compares with the first row. Where others keep the machine busy, one thread
-and `--clock cpu` still tell the ways apart. Quality is PSNR to what PyTorch gives in float32; with `--run` and
+median of `--repeats` counts, and `ratio` compares with the first row. With `--apart` each way runs in processes of its
+own, as it does in use: threads and memory of the others slow ONNX Runtime down. Where others keep the machine busy, one
+thread and `--clock cpu` still tell the ways apart. Quality is PSNR to what PyTorch gives in float32; with `--run` and
 `--shards`, the network is a trained one, slices are real, and what is lost is PSNR to their targets. `--against
 FILE.py:Class` adds the published formulation as the authors wrote it, as in model.py beside this.
 
@@ -40,6 +41,12 @@ from upfield.model.weights import load_model
 from upfield.sharding.intensity import NORMALISATION
 
 LEVELS = {"no graph optimisation": "ORT_DISABLE_ALL", "up to fusions, no layout": "ORT_ENABLE_EXTENDED"}
+APART = (
+    "PyTorch, ours, float32",
+    "PyTorch, ours, float32, memory kept",
+    "PyTorch, ours, bf16 autocast, memory kept",
+    "ONNX Runtime, as upfield runs it",
+)
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 VOLUME, NUM_RESTORED = (179, 221, 200), 4
 Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -52,9 +59,15 @@ def main() -> None:
         print(json.dumps(enhance_volume(Path(arguments.only), arguments.whole)))
         return
     torch.set_num_threads(arguments.threads)
+    if arguments.apart:
+        print_apart(arguments)
+        return
     network, slices = choose_network(arguments)
     with tempfile.TemporaryDirectory() as folder:
         files = write_files(network, Path(folder))
+        if arguments.way:
+            print(seconds_of(ways(arguments, network, files)[arguments.way], slices, arguments))
+            return
         if not arguments.few:
             files |= quantised(files["fp32"], slices, Path(folder))
         print(
@@ -81,6 +94,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=num_cores())
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu counts all threads, also those that wait")
+    parser.add_argument("--apart", action="store_true", help="each way in processes of its own")
+    parser.add_argument("--way", help=argparse.SUPPRESS)
     parser.add_argument("--few", action="store_true", help="PyTorch and what upfield runs alone, no batches")
     parser.add_argument("--against", help="FILE.py:Class")
     parser.add_argument("--arguments", type=json.loads, default={}, help="of that class, as JSON")
@@ -218,6 +233,31 @@ def print_ways(found: dict[str, Run], slices: Slices, arguments: argparse.Namesp
         shown = f"{base - quality[name]:.3f}" if arguments.shards else f"{quality[name]:.1f}"
         print(f"  {name:<46} {seconds:>7.3f} {times[first] / seconds:>7.2f} {shown:>11}", flush=True)
     return times["ONNX Runtime, as upfield runs it"]
+
+
+def print_apart(arguments: argparse.Namespace) -> None:
+    """Print a row for each way, each measured in processes of its own, in turn."""
+    names = [*(["PyTorch, published, float32"] if arguments.against else []), *APART]
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(arguments.repeats):
+        for name in names:
+            command = [sys.executable, *(word for word in sys.argv if word != "--apart"), "--few", "--way", name]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            times[name].append(float(done.stdout.split()[-1]))
+    print(
+        f"{processor()}, {arguments.threads} threads, torch {torch.__version__}, ONNX Runtime {ort.__version__}, "
+        f"{arguments.run or 'preset ' + arguments.preset}, {arguments.clock} time, median of {arguments.repeats}, each "
+        f"in a process of its own\n\n{'one slice on the CPU':<48} s/slice   ratio"
+    )
+    first = statistics.median(times[names[0]])
+    for name, seconds in times.items():
+        print(f"  {name:<46} {statistics.median(seconds):>7.3f} {first / statistics.median(seconds):>7.2f}")
+
+
+def seconds_of(run: Run, slices: Slices, arguments: argparse.Namespace) -> float:
+    """Give the median time of a way alone, its slow first run left out."""
+    run(slices.low[:1])
+    return statistics.median(interleaved({"": run}, slices.low[:1], arguments)[""] for _ in range(3))
 
 
 def psnr_of(run: Run, slices: Slices) -> float:
