@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from upfield.sharding.picture import COLOURS, blank_page, png_bytes
+from upfield.tune.space import spell
 
 CLEAR, GREY, INK = "none", "#808791", "#1b1e23"
 # Over lines of any colour, on light and dark pages.
@@ -93,7 +94,7 @@ def _places(values: list[Any]) -> tuple[list[float], list[tuple[float, str]]]:
     if len(distinct) <= 6 or not all(isinstance(value, int | float) for value in values):
         step = 1 / max(len(distinct) - 1, 1)
         at = {key: number * step if len(distinct) > 1 else 0.5 for number, key in enumerate(distinct)}
-        return [at[_key(value)] for value in values], [(at[key], _spell(key[-1])) for key in distinct]
+        return [at[_key(value)] for value in values], [(at[key], spell(key[-1])) for key in distinct]
     numbers = np.array(values, dtype=np.float64)
     if numbers.min() > 0 and numbers.max() / numbers.min() > 20:
         numbers = np.log(numbers)
@@ -102,17 +103,13 @@ def _places(values: list[Any]) -> tuple[list[float], list[tuple[float, str]]]:
         marks = np.linspace(numbers.min(), numbers.max(), 5)
     span = numbers.max() - numbers.min()
     places = ((numbers - numbers.min()) / span).tolist()
-    return places, [(number / 4, _spell(mark)) for number, mark in enumerate(marks.tolist())]
+    return places, [(number / 4, spell(mark)) for number, mark in enumerate(marks.tolist())]
 
 
 def _key(value: Any) -> tuple[int, float, Any]:
     """Order numbers as such, and anything else after them by its text."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return (0, float(value), value) if is_number else (1, 0.0, str(value))
-
-
-def _spell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _plain(axes: Any) -> None:

@@ -19,6 +19,7 @@ Point = dict[str, Any]
 KINDS = ("uniform", "loguniform", "int")
 OWN_KEYS = ("run.out", "run.resume", "processes", "data.trace")
 NAME_LENGTH = 100
+MOST_DRAWS = 100  # for each point wanted
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,14 @@ def grid_points(axes: Mapping[str, Axis]) -> list[Point]:
 
 
 def random_points(axes: Mapping[str, Axis], count: int, seed: int) -> list[Point]:
-    """Draw points, each a pure function of the seed and its number."""
-    return [dict(_draw(axes, np.random.default_rng((seed, number)))) for number in range(count)]
+    """Draw so many different points, fewer where the space holds no more; a larger count only adds to them."""
+    points: dict[str, Point] = {}
+    for number in range(count * MOST_DRAWS):
+        point = dict(_draw(axes, np.random.default_rng((seed, number))))
+        points.setdefault(json.dumps(point), point)
+        if len(points) == count:
+            break
+    return list(points.values())
 
 
 def _draw(axes: Mapping[str, Axis], generator: np.random.Generator) -> Iterator[tuple[str, Any]]:
@@ -137,11 +144,12 @@ def points_of(config: SweepConfig, axes: Mapping[str, Axis]) -> list[Point] | No
 
 def name_of(point: Mapping[str, Any]) -> str:
     """Name the run of a point: what differs, as far as it fits, and a hash of all of it."""
-    words = "_".join(f"{key.rsplit('.', 1)[-1]}={_short(value)}" for key, value in sorted(point.items()))
+    words = "_".join(f"{key.rsplit('.', 1)[-1]}={spell(value)}" for key, value in sorted(point.items()))
     plain = "".join(letter if letter.isalnum() or letter in "=_.+-" else "-" for letter in words)
     digest = hashlib.sha256(json.dumps(point, sort_keys=True).encode()).hexdigest()
     return f"{plain[:NAME_LENGTH]}_{digest[:8]}"
 
 
-def _short(value: Any) -> str:
+def spell(value: Any) -> str:
+    """Spell a value of a point."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

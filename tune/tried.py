@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from upfield.tune.configuration import SweepConfig
+from upfield.tune.space import with_point
 from upfield.tune.trial import EPOCH, FAILED, FINISHED, METRIC, point_of
 
-SEED = "run.seed"
+SEED, RUNS = "run.seed", "trials"
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Trained:
     status: str
     """`done`, `stopped early`, `failed: ...` or `crashed: ...`."""
     run: str
-    """Folder of its run."""
+    """Folder of its run, or its name where that is on a disk of a node."""
     best_step: int | None = None
     """Step of the best validation."""
     step: int = 0
@@ -101,8 +102,8 @@ def read_result(config: SweepConfig, result: Any) -> Trained:
         point,
         seed,
         score,
-        status_of(result, last),
-        str(last.get("run", "")),
+        status_of(result, last, with_point(config.train, point).run.epochs),
+        run_of(config, str(last.get("run", ""))),
         last.get("best_step"),
         int(last.get("step", 0)),
         int(last.get("processes", 1)),
@@ -113,13 +114,20 @@ def read_result(config: SweepConfig, result: Any) -> Trained:
     )
 
 
-def status_of(result: Any, last: Mapping[str, Any]) -> str:
-    """Say what became of a trial."""
+def run_of(config: SweepConfig, name: str) -> str:
+    """Give the folder of a run, wherever the sweep lies by now, or its name where it was uploaded."""
+    assert config.out is not None
+    return str(config.out.absolute() / RUNS / name) if name and config.storage is None else name
+
+
+def status_of(result: Any, last: Mapping[str, Any], epochs: float) -> str:
+    """Say what became of a trial that was to train for so many epochs."""
     if result.error:
         return f"crashed: {last_line(result.error)}"
     if last.get(FAILED):
         return f"failed: {last[FAILED]}"
-    return "done" if last.get(FINISHED) else "stopped early"
+    # ASHA may stop a trial at the validation that ends it.
+    return "done" if last.get(FINISHED) or last.get(EPOCH, 0.0) >= epochs else "stopped early"
 
 
 def last_line(error: object) -> str:
@@ -140,11 +148,6 @@ def curve_of(result: Any) -> tuple[tuple[float, float], ...]:
 
 def _score(trial: Trained) -> float:
     return -math.inf if trial.psnr_slice is None else trial.psnr_slice
-
-
-def spell(value: Any) -> str:
-    """Spell a value of a point."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def spell_score(one: Tried) -> str:

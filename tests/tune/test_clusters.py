@@ -82,6 +82,19 @@ def test_trials_upload_to_a_store_and_the_best_comes_home(tiny_shards: Path, tmp
         run_sweep(config, tmp_path / "sweep", "--storage", store, **keys)
         uploaded = [entry["Key"] for entry in client.list_objects_v2(Bucket="sweeps")["Contents"]]
         again = run_sweep(config, tmp_path / "sweep", "--storage", store, **keys)
+        shutil.rmtree(tmp_path / "sweep")  # as where the driver comes up on another machine
+        home = run_sweep(config, tmp_path / "sweep", "--storage", store, **keys)
+        (tmp_path / "colleague").mkdir()
+        text = "space: {optim.lr: [1.0e-4]}\n"
+        theirs = write_config(tmp_path / "colleague", tiny_shards, text, ", max_steps: 4, validate_every: 2")
+        refused = subprocess.run(
+            [*command(theirs, tmp_path / "colleague" / "sweep"), "--storage", store],
+            env=environment() | keys,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
     finally:
         server.stop()
     assert any(key.startswith("mine/sweep/") and key.endswith("best/model.safetensors") for key in uploaded)
@@ -91,3 +104,9 @@ def test_trials_upload_to_a_store_and_the_best_comes_home(tiny_shards: Path, tmp
     assert not (tmp_path / "sweep" / "trials").exists()
     assert {row["status"] for row in rows(tmp_path / "sweep" / "trials.csv")} == {"done"}
     assert "dB; export it with" in again.stdout
+    assert home.stdout == again.stdout
+    assert refused.returncode == 2
+    assert (
+        "s3://sweeps/mine/sweep/sweep.yaml: expected the configuration that this sweep was begun with" in refused.stderr
+    )
+    assert not (tmp_path / "colleague" / "sweep").exists()

@@ -10,7 +10,7 @@ import matplotlib.image
 import pytest
 
 from upfield.sharding.errors import RunError
-from upfield.tune.cluster import bundles_of, count_fitting
+from upfield.tune.cluster import count_fitting
 from upfield.tune.configuration import ResourceConfig
 from upfield.tune.figures import coordinates_png, learning_curves_png
 from upfield.tune.page import importance
@@ -125,8 +125,10 @@ def test_the_last_line_of_an_error_is_what_is_told() -> None:
     [
         (ResourceConfig(), [(2, 0)], 2),
         (ResourceConfig(cpus_per_worker=4), [(2, 0), (3, 0)], 0),
-        (ResourceConfig(workers_per_trial=2), [(2, 0)], 0),
-        (ResourceConfig(workers_per_trial=2), [(2, 0), (1, 0)], 1),
+        (ResourceConfig(workers_per_trial=2), [(1, 0)], 0),
+        (ResourceConfig(workers_per_trial=2), [(1, 0), (1, 0)], 1),
+        (ResourceConfig(workers_per_trial=2, cpus_per_worker=2), [(3, 0), (3, 0), (3, 0)], 1),
+        (ResourceConfig(cpus_per_worker=0.1), [(0.3, 0)], 3),
         (ResourceConfig(gpus_per_worker=0.5), [(8, 1)], 2),
         (ResourceConfig(workers_per_trial=8, cpus_per_worker=4, gpus_per_worker=1), [(64, 8)] * 3, 3),
         (ResourceConfig(gpus_per_worker=1), [(8, 0)], 0),
@@ -135,4 +137,4 @@ def test_the_last_line_of_an_error_is_what_is_told() -> None:
 def test_trials_are_counted_that_fit_node_by_node(
     resources: ResourceConfig, nodes: list[tuple[float, float]], count: int
 ) -> None:
-    assert count_fitting(bundles_of(resources), nodes) == count
+    assert count_fitting(resources, nodes) == count
