@@ -84,7 +84,8 @@ class SweepConfig:
     max_failures: int = 2
     """Times that a trial which crashed, or whose process was killed, goes on from its last checkpoint."""
     address: str | None = None
-    """Ray cluster: `auto` for the one that this node is part of, or an address; by default Ray is started here."""
+    """Ray cluster: `auto` for the one that this node is part of, or an address; by default that of RAY_ADDRESS, one
+    that runs here, or else a new one of this machine."""
     wait_for_nodes_s: float = 0
     """How long to wait for nodes that a trial fits, where an autoscaling cluster has yet to start them."""
     package: Path | None = None

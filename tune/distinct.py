@@ -37,8 +37,7 @@ class DistinctOptunaSearch(OptunaSearch):
         return self.FINISHED
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Pass on what a trial reports."""
-        super().on_trial_result(self._asked[trial_id][0], result)
+        """Keep a trial's reports from Optuna, whose sampler asks for the last only and wants none of them twice."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Pass on what became of a trial, and keep it."""

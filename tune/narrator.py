@@ -6,7 +6,7 @@ from ray.tune import Callback
 
 from upfield.sharding.progress import say
 from upfield.tune.space import spell
-from upfield.tune.trial import EPOCH, FAILED, FINISHED, METRIC, POINT
+from upfield.tune.trial import EPOCH, FAILED, FINISHED, METRIC, POINT, REPEAT
 
 
 class Narrator(Callback):
@@ -42,4 +42,5 @@ class Narrator(Callback):
 
 def label(config: dict[str, Any]) -> str:
     """Spell a trial's point."""
-    return ", ".join(f"{key} {spell(value)}" for key, value in config.get(POINT, config).items())
+    point = {"seed" if key == REPEAT else key: value for key, value in config.get(POINT, config).items()}
+    return ", ".join(f"{key} {spell(value)}" for key, value in point.items())

@@ -22,6 +22,7 @@ DRIVER_BYTES = 256 * 2**20
 
 def sweep(config: SweepConfig) -> None:
     """Train the points of the space, write the results, point `best` at the best run, and print the table."""
+    import logging
     import os
 
     import ray
@@ -38,6 +39,8 @@ def sweep(config: SweepConfig) -> None:
     axes = read_space(config)
     points = points_of(config, axes)
     refuse_incomplete(config, points)
+    if config.search == "random" and points is not None and len(points) < config.trials:
+        say(f"space: {len(points)} points in place of {config.trials}, for there are no other ones")
     out = config.out.absolute()
     refuse_other_sweep(config)
     # Trials report to this folder and are narrated here; Ray's own marks would print the same twice.
@@ -45,11 +48,12 @@ def sweep(config: SweepConfig) -> None:
     # How much a driver that is killed may forget; what it forgets is looked up in the runs.
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    # It advises in Python on what the next command does by itself.
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
     connect(config.address, config.package)
     try:
         settled = replace(config, resources=with_gpus(config.resources))
         at_once = trials_that_fit(settled.resources, config.wait_for_nodes_s)
-        out.mkdir(parents=True, exist_ok=True)
         with alone_in(out):
             keep_settings(config)
             with interruptible() as interrupted:
@@ -120,11 +124,17 @@ def alone_in(out: Path) -> Any:
     """Hold a sweep's folder, so that no two drivers write it.
 
     Raises:
-        InputError: another sweep is going on there.
+        InputError: another sweep is going on there, or it cannot be written.
     """
     from upfield.sharding.locking import try_lock
 
-    lock = (out / ".lock").open("w")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / ".lock").open("w")
+    except OSError as error:
+        raise InputError(
+            f"{out}: expected a folder that can be written, found: {error.strerror}; choose another --out"
+        ) from error
     if not try_lock(lock, out):
         lock.close()
         raise InputError(f"{out}: expected no other sweep there, found one that is going on; wait for it, or end it")
@@ -145,7 +155,7 @@ def make_tuner(
     """
     from ray import tune
 
-    from upfield.tune.settings import address_of
+    from upfield.tune.state import address_of, set_aside_damaged
     from upfield.tune.trial import Trials, run_trial
     from upfield.tune.tried import RUNS
 
@@ -153,6 +163,7 @@ def make_tuner(
     runs = "" if config.storage else str(config.out.absolute() / RUNS)
     trainable = tune.with_parameters(run_trial, trials=Trials(base, runs, config.resources))
     trainable = tune.with_resources(trainable, needs_of(config.resources))
+    set_aside_damaged(config)
     if tune.Tuner.can_restore(address_of(config)):
         return tune.Tuner.restore(address_of(config), trainable, resume_unfinished=True, resume_errored=True)
     return new_tuner(config, trainable, base.run.seed, axes, points, at_once)
@@ -185,7 +196,7 @@ def new_tuner(
 
     from upfield.tune.narrator import Narrator
     from upfield.tune.search import Rungs, scheduler_of, searcher_of, with_seeds
-    from upfield.tune.settings import state_of
+    from upfield.tune.state import state_of
     from upfield.tune.trial import METRIC, POINT
 
     storage, name = state_of(config)

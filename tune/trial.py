@@ -120,7 +120,7 @@ def wait_until_free(run: Path) -> None:
 
 def failure(run: Path, problem: str) -> dict[str, Any]:
     """Give the report of a trial that cannot be trained."""
-    return {METRIC: -math.inf, "psnr_slice": -math.inf, EPOCH: 0.0, "step": 0, "run": run.name, FAILED: problem}
+    return {METRIC: -math.inf, "psnr_slice": -math.inf, EPOCH: 0.0, "step": 0, FAILED: problem}
 
 
 class Reports:
@@ -146,7 +146,6 @@ class Reports:
             EPOCH: epoch,
             "step": progress.step,
             "best_step": progress.best_step,
-            "run": self._run.name,
             "processes": int(os.environ.get("WORLD_SIZE", "1")),
             "node": ray.get_runtime_context().get_node_id(),
         }
@@ -163,7 +162,7 @@ class Reports:
     def last(self, progress: Progress) -> dict[str, Any]:
         """Give the report that ends the trial; a run that stood at its end before has had no validation here."""
         best = -math.inf if progress.best_psnr is None else progress.best_psnr
-        ended = {METRIC: best, "psnr_slice": best, EPOCH: math.inf, "step": progress.step, "run": self._run.name}
+        ended = {METRIC: best, "psnr_slice": best, EPOCH: math.inf, "step": progress.step}
         return ended | {"best_step": progress.best_step} | self._sent | {FINISHED: True}
 
 

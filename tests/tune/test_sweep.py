@@ -67,6 +67,12 @@ def test_points_are_compared_over_seeds_and_a_finished_sweep_has_nothing_left_to
     before = {path: path.stat().st_mtime_ns for path in (out / "trials").rglob("*.safetensors")}
     again = run_sweep(config, out)
     assert again.stdout == done.stdout
+    # Half a state file, as of a driver that was killed: the runs hold all that counts.
+    newest = max((out / "ray").glob("experiment_state-*.json"))
+    newest.write_bytes(newest.read_bytes()[:1000])
+    mended = run_sweep(config, out)
+    assert mended.stdout == done.stdout
+    assert f"found a damaged {newest.name}" in mended.stderr
     assert {path: path.stat().st_mtime_ns for path in (out / "trials").rglob("*.safetensors")} == before
 
 
