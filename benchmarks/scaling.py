@@ -19,9 +19,9 @@ The model, every number of which is an option:
   less.
 
 `waits for` is what the whole training loses most time to beside computing, where that is above 5% of it; `steps` where
-an epoch has fewer than 100 of them, whatever else. With `--check`, two processes train here, and their step is compared
-with the model's, fed with what is measured here: the steps of two lone processes side by side, and the time of the
-exchange alone.
+an epoch has fewer than 100 of them, whatever else. With `--check`, two processes train here (some minutes), and their
+step is compared with the model's, fed with what is measured here: the steps of two lone processes side by side, and the
+time of the exchange alone. Once with whole slices, and once with slices so small that they wait for the gradients.
 """
 
 import argparse
@@ -148,9 +148,10 @@ def longest_of(count: int) -> float:
 
 def main() -> None:
     """Print the tables, draw the plot, and check the model if it is asked for."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for field in fields(Cluster):
-        parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
+        default = field.default
+        parser.add_argument(f"--{field.name}", type=type(default), default=default, help=f"default {default:g}")
     parser.add_argument("--plot", type=Path, help="PNG file to draw")
     parser.add_argument("--check", action="store_true", help="train two processes here and compare")
     parser.add_argument("--exchange", type=int, help=argparse.SUPPRESS)
@@ -166,9 +167,13 @@ def main() -> None:
     for subjects in SUBJECTS:
         print_table(cluster, subjects)
     if arguments.plot:
-        draw(cluster, arguments.plot)
+        try:
+            draw(cluster, arguments.plot)
+        except (OSError, ValueError) as error:
+            parser.error(f"--plot: expected a picture's file that can be written, found {arguments.plot}: {error}")
     if arguments.check:
-        check()
+        check("tiny", (221, 200))
+        check("report", (32, 32))
 
 
 def print_table(cluster: Cluster, subjects: int) -> None:
@@ -223,45 +228,55 @@ def draw(cluster: Cluster, path: Path) -> None:
     figure.savefig(path)
 
 
-def check() -> None:
-    """Train one, two lone and two joined processes here, and compare the joined ones' step with the model's."""
+def check(preset: str, size: tuple[int, int]) -> None:
+    """Train two lone and two joined processes here, and compare the joined ones' step with the model's."""
     from loop import make_shards
 
     from upfield.model.amir import Amir, AmirConfig
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        make_shards(root)
-        gradient_bytes = 4 * sum(p.numel() for p in Amir(AmirConfig.preset("tiny")).parameters())
-        exchange = measured_exchange_s(gradient_bytes)
+        make_shards(root, size)
+        gradient_bytes = 4.0 * sum(p.numel() for p in Amir(AmirConfig.preset(preset)).parameters())
+        exchange = measured_exchange_s(int(gradient_bytes))
         lone: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
         joined: list[float] = []
         # In turn, as the machine is not equally quiet all the time.
         for repeat in range(REPEATS):
-            started = {name: start(root, name, 1, batch=2) for name in (f"lone-{repeat}-0", f"lone-{repeat}-1")}
+            started = {name: start(root, name, preset, 1, 2) for name in (f"lone-{repeat}-0", f"lone-{repeat}-1")}
             one, other = (finished_steps_s(process, root / name, 2) for name, process in started.items())
             lone.append((one, other))
             name = f"joined-{repeat}"
-            joined.append(float(finished_steps_s(start(root, name, 2, batch=4), root / name, 4).mean()))
+            joined.append(float(finished_steps_s(start(root, name, preset, 2, 4), root / name, 4).mean()))
     compute = statistics.median(float(np.mean(pair)) for pair in lone)
     # Any step of one can meet any of the other.
     longest = statistics.median(float(np.maximum(one[:, None], other[None]).mean()) for one, other in lone)
-    expected = longest + max(0.0, exchange - Cluster.overlap * compute)
-    measured = statistics.median(joined)
-    print(f"two processes of `tiny`, 2 slices each, one thread each, {gradient_bytes / 1e6:.1f} MB of gradients")
+    here = Cluster(
+        slice_s=compute / 2,
+        slices_per_gpu=2,
+        spread=(longest / compute - 1) / longest_of(2),
+        gradient_bytes=gradient_bytes,
+        gpus_per_node=2,
+        link_bytes_s=gradient_bytes / exchange,
+        latency_s=0.0,
+    )
+    parts, measured = here.step_parts_s(2), statistics.median(joined)
+    expected = sum(parts.values())
+    print(f"two processes of `{preset}`, 2 slices of {size[0]} x {size[1]} each, one thread each")
     print(f"lone processes' step {1e3 * compute:.0f} ms, the longer of two {1e3 * longest:.0f} ms")
-    print(f"exchange alone {1e3 * exchange:.1f} ms")
-    print(f"joined step: model {1e3 * expected:.0f} ms, measured {1e3 * measured:.0f} ms, {measured / expected:.3f}")
+    print(f"exchange of {gradient_bytes / 1e6:.1f} MB alone {1e3 * exchange:.1f} ms")
+    print(", ".join(f"{name} {1e3 * seconds:.0f}" for name, seconds in parts.items()), "ms")
+    print(f"joined step: model {1e3 * expected:.0f} ms, measured {1e3 * measured:.0f} ms, {measured / expected:.3f}\n")
 
 
-def start(root: Path, name: str, processes: int, batch: int) -> "subprocess.Popen[bytes]":
+def start(root: Path, name: str, preset: str, processes: int, batch: int) -> "subprocess.Popen[bytes]":
     """Start a training of a few steps, one thread per process."""
     from upfield.distributed.launch import SCRIPT
 
     given = {
         "data.shards": root / "shards",
         "data.batch_size": batch,
-        "model.preset": "tiny",
+        "model.preset": preset,
         "run.out": root / name,
         "run.max_steps": 16,
         "run.log_every": 1,
