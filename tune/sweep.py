@@ -1,5 +1,7 @@
 """`upfield tune`: a Ray Tune sweep."""
 
+import logging
+import os
 import signal
 import sys
 import threading
@@ -22,9 +24,6 @@ DRIVER_BYTES = 256 * 2**20
 
 def sweep(config: SweepConfig) -> None:
     """Train the points of the space, write the results, point `best` at the best run, and print the table."""
-    import logging
-    import os
-
     import ray
 
     from upfield.distributed.train import with_absolute_paths
@@ -43,13 +42,7 @@ def sweep(config: SweepConfig) -> None:
         say(f"space: {len(points)} points in place of {config.trials}, for there are no other ones")
     out = config.out.absolute()
     refuse_other_sweep(config)
-    # Trials report to this folder and are narrated here; Ray's own marks would print the same twice.
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    # How much a driver that is killed may forget; what it forgets is looked up in the runs.
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    # It advises in Python on what the next command does by itself.
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    set_up_tune()
     connect(config.address, config.package)
     try:
         settled = replace(config, resources=with_gpus(config.resources))
@@ -64,6 +57,17 @@ def sweep(config: SweepConfig) -> None:
             write_results(out, collect(config, [grid[i] for i in range(len(grid))]))
     finally:
         ray.shutdown()
+
+
+def set_up_tune() -> None:
+    """Tell Ray Tune how to behave, before it begins."""
+    # Trials report to this folder and are narrated here; Ray's own marks would print the same twice.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # How much a driver that is killed may forget; what it forgets is looked up in the runs.
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    # It advises in Python on what the next command does by itself.
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
 
 
 @contextmanager
