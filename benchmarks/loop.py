@@ -53,12 +53,12 @@ def main() -> None:
             print(f"{preset:<12} {bare:>15.2f} {loop:>17.2f} {loop / bare:>7.3f} {wait:>11.2%}", flush=True)
 
 
-def make_shards(root: Path) -> None:
-    """Write phantoms and shards of their middle slices: few, since the run ends with a validation."""
+def make_shards(root: Path, size: tuple[int, int] = (221, 200)) -> None:
+    """Write phantoms and shards of their middle slices, of `size`: few, since the run ends with a validation."""
     quietly(phantom, [str(root / "cohort"), "--subjects", "4"])
     file = root / "cohort/cohorts.yaml"
     config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    config["geometry"] = {"low_shape": [10, 138, 40], "high_shape": [16, 221, 200]}
+    config["geometry"] = {"low_shape": [10, 138, 40], "high_shape": [16, *size]}
     file.write_text(yaml.safe_dump(config), encoding="utf-8")
     quietly(shard, ["--config", str(file), "--out", str(root / "shards")])
 

@@ -5,15 +5,24 @@ The model, every number of which is an option:
 - Each GPU takes `slices_per_gpu` slices a step, whatever their number (the global batch grows with them), in
   `slice_s` seconds each. The default is computed: 0.57 TFLOP a slice of the published network at a tenth of an H100's
   990 TFLOP/s; measure yours with benchmarks/gpu_training.py.
+- All wait for the slowest: a GPU's step varies by `spread` of its length (standard deviation of a normal
+  distribution, assumed), and the step of n is the expected longest of n.
 - Gradients (23.5 million float32) go round a ring in each node and one between nodes, and hide behind the share
   `overlap` of a step that is backward pass; what is longer is waited for.
-- Samples are read ahead at `read_samples_s` per process (measured, benchmarks/reader.txt). Where the set fits a node's
-  disk it is fetched once, otherwise in every epoch, by all nodes together from one store.
-- Saving, validation and slow nodes are not in it. Nor is learning: an epoch of few large steps teaches less.
+- Samples are read ahead at `read_samples_s` per process (measured, benchmarks/reader.txt).
+- Every node reads all shards, since samples are mixed over all of them. Where the set fits `cache_bytes`
+  (`--data.cache_bytes`, 50 GB unless it is raised) each node fetches it in the first epoch, otherwise in every epoch,
+  all nodes together from one store and each through its network. With `cache_bytes` 0 the store is a file system that
+  all nodes see, from which every process reads its own samples only. Either runs ahead, beside the steps: an epoch
+  takes the longer of the two.
+- Starting, saving, validation and broken nodes are not in it. Nor is learning: an epoch of few large steps teaches
+  less.
 
-`first to run out` is what a step waits for, or `steps` where an epoch has fewer than 100 of them. With `--check`, two
-processes train here, and their step is compared with the model's, fed with what is measured here: the step of two lone
-processes side by side, and the time of the exchange alone.
+`waits for` is what the whole training loses most time to beside computing, where that is above 5% of it; `steps` where
+an epoch has fewer than 100 of them, whatever else. With `--check`, two processes train here (some minutes), and their
+step is compared with the model's, fed with what is measured here: the steps of two lone processes side by side, and the
+time of the exchange alone. Once with whole slices, and once with slices so small that the gradients count. That they
+hide behind the backward pass on GPUs is not checked by it: here nothing is free to send them meanwhile.
 """
 
 import argparse
@@ -27,9 +36,15 @@ import time
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SUBJECTS = (450, 2_000, 10_000, 100_000)
 LEAST_STEPS = 100
+WORTH_NAMING = 0.05
+MAY_BE_ZERO = ("spread", "latency_s", "overlap", "cache_bytes")
 REPEATS = 3  # of the check
 
 
@@ -39,6 +54,7 @@ class Cluster:
 
     slice_s: float = 0.571 / 99
     slices_per_gpu: int = 4
+    spread: float = 0.02  # of a step
     gradient_bytes: float = 94e6
     gpus_per_node: int = 8
     link_bytes_s: float = 200e9  # between GPUs of a node, NVLink
@@ -48,65 +64,95 @@ class Cluster:
     sample_bytes: float = 2 * 221 * 200 * 2
     read_samples_s: float = 19_655.0
     store_bytes_s: float = 2e9  # of the store, for all nodes together
-    disk_bytes: float = 1e12  # of a node, for the cache
+    cache_bytes: float = 1e12  # of a node
     slices_per_subject: int = 179
     epochs: int = 60
     gpu_hour_cost: float = 2.5
 
+    def __post_init__(self) -> None:
+        """Refuse what no cluster has."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not (value > 0 or (value == 0 and field.name in MAY_BE_ZERO)):
+                raise ValueError(f"--{field.name}: expected a positive number, found {value}")
+        if self.overlap > 1:
+            raise ValueError(f"--overlap: expected a share of a step, 0 to 1, found {self.overlap}")
+
+    def nodes(self, gpus: int) -> int:
+        """Give the nodes that so many GPUs take."""
+        return -(-gpus // self.gpus_per_node)
+
     def exchange_s(self, gpus: int) -> float:
         """Give the seconds in which gradients go round."""
-        inside, nodes = min(gpus, self.gpus_per_node), max(gpus // self.gpus_per_node, 1)
-        rings = ((inside, self.link_bytes_s), (nodes, self.network_bytes_s))
+        rings = ((min(gpus, self.gpus_per_node), self.link_bytes_s), (self.nodes(gpus), self.network_bytes_s))
         return sum(
             2 * (n - 1) / n * self.gradient_bytes / bytes_s + 2 * (n - 1) * self.latency_s for n, bytes_s in rings
         )
 
-    def waits_s(self, gpus: int, subjects: int) -> dict[str, float]:
-        """Give what a step takes by each resource, in seconds; they go on side by side, but for the first two."""
+    def step_parts_s(self, gpus: int) -> dict[str, float]:
+        """Give what a step consists of while nothing has to be fetched, in seconds."""
         compute = self.slices_per_gpu * self.slice_s
-        step_bytes = gpus * self.slices_per_gpu * self.sample_bytes
-        set_bytes = subjects * self.slices_per_subject * self.sample_bytes
-        fetches = 1.0 if set_bytes > self.disk_bytes else max(gpus // self.gpus_per_node, 1) / self.epochs
-        return {
-            "compute": compute,
-            "gradients": max(0.0, self.exchange_s(gpus) - self.overlap * compute),
-            "reading": self.slices_per_gpu / self.read_samples_s,
-            "store": fetches * step_bytes / self.store_bytes_s,
-        }
-
-    def step_s(self, gpus: int, subjects: int) -> float:
-        """Give the seconds of a step."""
-        waits = self.waits_s(gpus, subjects)
-        return max(waits["compute"] + waits["gradients"], waits["reading"], waits["store"])
+        slowest = compute * self.spread * longest_of(gpus)
+        gradients = max(0.0, self.exchange_s(gpus) - self.overlap * compute)
+        computed = compute + slowest + gradients
+        reading = max(0.0, self.slices_per_gpu / self.read_samples_s - computed)
+        return {"compute": compute, "the slowest": slowest, "gradients": gradients, "reading": reading}
 
     def steps(self, gpus: int, subjects: int) -> int:
         """Give the steps of an epoch; the ragged tail is left out."""
         return subjects * self.slices_per_subject // (gpus * self.slices_per_gpu)
 
-    def epoch_s(self, gpus: int, subjects: int) -> float:
-        """Give the seconds of an epoch."""
-        return self.steps(gpus, subjects) * self.step_s(gpus, subjects)
+    def set_bytes(self, subjects: int) -> float:
+        """Give the size of a set."""
+        return subjects * self.slices_per_subject * self.sample_bytes
+
+    def fetch_s(self, gpus: int, subjects: int) -> float:
+        """Give the seconds in which every node fetches what it needs in an epoch."""
+        readers = self.nodes(gpus) if self.cache_bytes else 1
+        return self.set_bytes(subjects) * max(
+            readers / self.store_bytes_s, readers / self.nodes(gpus) / self.network_bytes_s
+        )
+
+    def epochs_s(self, gpus: int, subjects: int) -> tuple[float, float]:
+        """Give the seconds of the first epoch and of every later one."""
+        stepping = self.steps(gpus, subjects) * sum(self.step_parts_s(gpus).values())
+        first = max(stepping, self.fetch_s(gpus, subjects))
+        return first, stepping if self.set_bytes(subjects) <= self.cache_bytes else first
+
+    def whole_s(self, gpus: int, subjects: int) -> float:
+        """Give the seconds of all epochs."""
+        first, later = self.epochs_s(gpus, subjects)
+        return first + (self.epochs - 1) * later
 
     def efficiency(self, gpus: int, subjects: int) -> float:
-        """Give slices per second of each GPU over those of one GPU alone."""
-        return self.step_s(1, subjects) / self.step_s(gpus, subjects)
+        """Give slices per second of each GPU, over all epochs, over those that it could compute alone."""
+        slices = self.epochs * self.steps(gpus, subjects) * self.slices_per_gpu
+        return slices * self.slice_s / self.whole_s(gpus, subjects)
 
-    def first_to_run_out(self, gpus: int, subjects: int) -> str:
+    def waits_for(self, gpus: int, subjects: int) -> str:
         """Name what ends the scaling."""
         if self.steps(gpus, subjects) < LEAST_STEPS:
             return "steps"
-        waits = self.waits_s(gpus, subjects)
-        slowest = max(waits["reading"], waits["store"])
-        if slowest > waits["compute"] + waits["gradients"]:
-            return max(("reading", "store"), key=lambda name: waits[name])
-        return "gradients" if waits["gradients"] > 0.1 * waits["compute"] else "compute"
+        whole = self.whole_s(gpus, subjects)
+        steps = self.epochs * self.steps(gpus, subjects)
+        lost = {name: steps * seconds for name, seconds in self.step_parts_s(gpus).items()}
+        lost["store"] = whole - sum(lost.values())
+        del lost["compute"]
+        name = max(lost, key=lambda name: lost[name])
+        return name if lost[name] > WORTH_NAMING * whole else "-"
+
+
+def longest_of(count: int) -> float:
+    """Give the expected largest of so many standard normal values (Blom, 1958)."""
+    return float(norm.ppf((count - 0.375) / (count + 0.25))) if count > 1 else 0.0
 
 
 def main() -> None:
     """Print the tables, draw the plot, and check the model if it is asked for."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for field in fields(Cluster):
-        parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
+        default = field.default
+        parser.add_argument(f"--{field.name}", type=type(default), default=default, help=f"default {default:g}")
     parser.add_argument("--plot", type=Path, help="PNG file to draw")
     parser.add_argument("--check", action="store_true", help="train two processes here and compare")
     parser.add_argument("--exchange", type=int, help=argparse.SUPPRESS)
@@ -114,29 +160,36 @@ def main() -> None:
     if arguments.exchange:
         print_exchange(arguments.exchange)
         return
-    cluster = Cluster(**{field.name: getattr(arguments, field.name) for field in fields(Cluster)})
+    try:
+        cluster = Cluster(**{field.name: getattr(arguments, field.name) for field in fields(Cluster)})
+    except ValueError as error:
+        parser.error(str(error))
     print(f"{cluster}\n")
     for subjects in SUBJECTS:
         print_table(cluster, subjects)
     if arguments.plot:
-        draw(cluster, arguments.plot)
+        try:
+            draw(cluster, arguments.plot)
+        except (OSError, ValueError) as error:
+            parser.error(f"--plot: expected a picture's file that can be written, found {arguments.plot}: {error}")
     if arguments.check:
-        check()
+        check("tiny", (221, 200))
+        check("report", (32, 32))
 
 
 def print_table(cluster: Cluster, subjects: int) -> None:
     """Print a row per number of GPUs."""
-    size = subjects * cluster.slices_per_subject * cluster.sample_bytes
-    print(f"{subjects:,} subjects, {subjects * cluster.slices_per_subject:,} slices, {size / 1e9:,.0f} GB")
-    print("GPUs   batch   steps/epoch   step (ms)   epoch    efficiency   all epochs      cost   first to run out")
+    slices, size = subjects * cluster.slices_per_subject, cluster.set_bytes(subjects)
+    print(f"{subjects:,} subjects, {slices:,} slices, {size / 1e9:,.0f} GB")
+    print("GPUs   batch   steps/epoch   first epoch     epoch   all epochs   efficiency      cost   waits for")
     for gpus in GPUS:
-        epoch = cluster.epoch_s(gpus, subjects)
-        whole = cluster.epochs * epoch
+        first, later = cluster.epochs_s(gpus, subjects)
+        whole = cluster.whole_s(gpus, subjects)
         print(
             f"{gpus:>4} {gpus * cluster.slices_per_gpu:>7} {cluster.steps(gpus, subjects):>13,} "
-            f"{1e3 * cluster.step_s(gpus, subjects):>11.1f} {duration(epoch):>8} "
-            f"{cluster.efficiency(gpus, subjects):>11.0%} {duration(whole):>12} "
-            f"{gpus * whole / 3600 * cluster.gpu_hour_cost:>9,.0f}   {cluster.first_to_run_out(gpus, subjects)}"
+            f"{duration(first):>13} {duration(later):>9} {duration(whole):>12} "
+            f"{cluster.efficiency(gpus, subjects):>12.0%} {gpus * whole / 3600 * cluster.gpu_hour_cost:>9,.0f}   "
+            f"{cluster.waits_for(gpus, subjects)}"
         )
     print()
 
@@ -150,21 +203,24 @@ def duration(seconds: float) -> str:
 
 
 def draw(cluster: Cluster, path: Path) -> None:
-    """Draw epoch times and efficiencies."""
+    """Draw the time, the efficiency and the cost of all epochs."""
     from matplotlib.figure import Figure
 
-    figure = Figure((9, 3.6), dpi=120, layout="constrained")
-    times, shares = figure.subplots(1, 2)
+    figure = Figure((11, 3.6), dpi=110, layout="constrained")
+    times, shares, costs = figure.subplots(1, 3)
     for subjects in SUBJECTS:
-        epochs_min = [cluster.epoch_s(gpus, subjects) / 60 for gpus in GPUS]
-        times.plot(GPUS, epochs_min, marker="o", label=f"{subjects:,} subjects")
+        hours = np.array([cluster.whole_s(gpus, subjects) / 3600 for gpus in GPUS])
+        times.plot(GPUS, hours, marker="o", label=f"{subjects:,} subjects")
         shares.plot(GPUS, [100 * cluster.efficiency(gpus, subjects) for gpus in GPUS], marker="o")
-    times.set_yscale("log")
-    times.set_title("minutes per epoch", loc="left")
-    times.yaxis.set_major_formatter("{x:g}")
+        costs.plot(GPUS, hours * np.array(GPUS) * cluster.gpu_hour_cost, marker="o")
+    times.set_title(f"hours for {cluster.epochs} epochs", loc="left")
     shares.set_title("efficiency (%)", loc="left")
+    costs.set_title(f"cost at {cluster.gpu_hour_cost:g} per GPU hour", loc="left")
+    for axes in (times, costs):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:,g}")
     shares.set_ylim(0, 105)
-    for axes in (times, shares):
+    for axes in (times, shares, costs):
         axes.set_xscale("log", base=2)
         axes.set_xticks(GPUS, list(map(str, GPUS)))
         axes.set_xlabel("GPUs")
@@ -173,40 +229,57 @@ def draw(cluster: Cluster, path: Path) -> None:
     figure.savefig(path)
 
 
-def check() -> None:
-    """Train one, two lone and two joined processes here, and compare the joined ones' step with the model's."""
+def check(preset: str, size: tuple[int, int]) -> None:
+    """Train two lone and two joined processes here, and compare the joined ones' step with the model's."""
     from loop import make_shards
 
     from upfield.model.amir import Amir, AmirConfig
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        make_shards(root)
-        gradient_bytes = 4 * sum(p.numel() for p in Amir(AmirConfig.preset("tiny")).parameters())
-        exchange = measured_exchange_s(gradient_bytes)
-        lone_s: list[float] = []
-        joined_s: list[float] = []
+        make_shards(root, size)
+        gradient_bytes = 4.0 * sum(p.numel() for p in Amir(AmirConfig.preset(preset)).parameters())
+        exchange = measured_exchange_s(int(gradient_bytes))
+        lone: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
+        joined: list[float] = []
         # In turn, as the machine is not equally quiet all the time.
         for repeat in range(REPEATS):
-            started = {name: start(root, name, 1, batch=2) for name in (f"lone-{repeat}-0", f"lone-{repeat}-1")}
-            lone_s += [finished_step_s(process, root / name) for name, process in started.items()]
+            started = {name: start(root, name, preset, 1, 2) for name in (f"lone-{repeat}-0", f"lone-{repeat}-1")}
+            one, other = (finished_steps_s(process, root / name, 2) for name, process in started.items())
+            lone.append((one, other))
             name = f"joined-{repeat}"
-            joined_s.append(finished_step_s(start(root, name, 2, batch=4), root / name))
-    compute, joined = statistics.median(lone_s), statistics.median(joined_s)
-    expected = compute + max(0.0, exchange - Cluster.overlap * compute)
-    print(f"two processes of `tiny`, 2 slices each, one thread each, {gradient_bytes / 1e6:.1f} MB of gradients")
-    print(f"lone processes' step {1e3 * compute:.0f} ms, exchange alone {1e3 * exchange:.1f} ms")
-    print(f"joined step: model {1e3 * expected:.0f} ms, measured {1e3 * joined:.0f} ms, ratio {joined / expected:.3f}")
+            joined.append(float(finished_steps_s(start(root, name, preset, 2, 4), root / name, 4).mean()))
+    compute = statistics.median(float(np.mean(pair)) for pair in lone)
+    # Any step of one can meet any of the other.
+    longest = statistics.median(float(np.maximum(one[:, None], other[None]).mean()) for one, other in lone)
+    here = Cluster(
+        slice_s=compute / 2,
+        slices_per_gpu=2,
+        spread=(longest / compute - 1) / longest_of(2),
+        gradient_bytes=gradient_bytes,
+        gpus_per_node=2,
+        link_bytes_s=gradient_bytes / exchange,
+        latency_s=0.0,
+        # Every core computes: what exchanges gradients takes its time from that.
+        overlap=0.0,
+    )
+    parts, measured = here.step_parts_s(2), statistics.median(joined)
+    expected = sum(parts.values())
+    print(f"two processes of `{preset}`, 2 slices of {size[0]} x {size[1]} each, one thread each")
+    print(f"lone processes' step {1e3 * compute:.0f} ms, the longer of two {1e3 * longest:.0f} ms")
+    print(f"exchange of {gradient_bytes / 1e6:.1f} MB alone {1e3 * exchange:.1f} ms")
+    print(", ".join(f"{name} {1e3 * seconds:.0f}" for name, seconds in parts.items()), "ms")
+    print(f"joined step: model {1e3 * expected:.0f} ms, measured {1e3 * measured:.0f} ms, {measured / expected:.3f}\n")
 
 
-def start(root: Path, name: str, processes: int, batch: int) -> "subprocess.Popen[bytes]":
+def start(root: Path, name: str, preset: str, processes: int, batch: int) -> "subprocess.Popen[bytes]":
     """Start a training of a few steps, one thread per process."""
     from upfield.distributed.launch import SCRIPT
 
     given = {
         "data.shards": root / "shards",
         "data.batch_size": batch,
-        "model.preset": "tiny",
+        "model.preset": preset,
         "run.out": root / name,
         "run.max_steps": 16,
         "run.log_every": 1,
@@ -222,13 +295,13 @@ def start(root: Path, name: str, processes: int, batch: int) -> "subprocess.Pope
     )
 
 
-def finished_step_s(process: "subprocess.Popen[bytes]", run: Path) -> float:
-    """Wait for a training and give the seconds of its median step, the first quarter left out."""
-    assert process.wait() == 0
+def finished_steps_s(process: "subprocess.Popen[bytes]", run: Path, batch: int) -> NDArray[np.float64]:
+    """Wait for a training and give the seconds of its steps, the first quarter left out."""
+    if process.wait() != 0:
+        raise SystemExit(f"{run.name}: expected a training that ends, found exit code {process.returncode}")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    rates = [line["slices_per_s"] for line in lines if line["event"] == "train"]
-    batch = 2 if run.name.startswith("lone") else 4
-    return batch / statistics.median(rates[len(rates) // 4 :])
+    steps = [batch / line["slices_per_s"] for line in lines if line["event"] == "train"]
+    return np.array(steps[len(steps) // 4 :])
 
 
 def measured_exchange_s(num_bytes: int) -> float:

@@ -7,6 +7,11 @@
 # MASTER_ADDR is where node 0 can be reached, at MASTER_PORT.
 set -uo pipefail
 
+if [ "$((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1]))" -lt 501 ]; then
+  echo "expected bash 5.1 or newer, which can say whose exit code it has, found $BASH_VERSION; start ranks by another launcher" >&2
+  exit 2
+fi
+
 : "${NUM_NODES:?expected the number of nodes, found none}" "${NODE_RANK:?expected 0 for the first node, found none}"
 : "${PROCESSES:?expected the processes of this node, found none}" "${MASTER_ADDR:?expected the name of node 0, found none}"
 export MASTER_ADDR MASTER_PORT=${MASTER_PORT:-29500} WORLD_SIZE=$((NUM_NODES * PROCESSES)) LOCAL_WORLD_SIZE=$PROCESSES

@@ -217,8 +217,9 @@ def refuse_trackers(names: list[str]) -> None:
 def refuse_uneven_batch(batch_size: int, world_size: int) -> None:
     """Raise InputError where a global batch cannot be divided evenly."""
     if batch_size % world_size:
+        below = batch_size // world_size * world_size
+        near = {below or world_size, below + world_size}
         raise InputError(
             f"data.batch_size: expected a multiple of the {world_size} processes, since it is the global batch, "
-            f"found {batch_size}; choose {batch_size // world_size * world_size or world_size} "
-            f"or {(batch_size // world_size + 1) * world_size}"
+            f"found {batch_size}; choose {' or '.join(map(str, sorted(near)))}"
         )

@@ -22,7 +22,7 @@ from upfield.distributed.schedule import learning_rate
 from upfield.distributed.stopping import StopRequest, stop_signals
 from upfield.distributed.validation import validate
 from upfield.model.losses import restoration_loss
-from upfield.sharding.errors import InputError, RunError
+from upfield.sharding.errors import DivergedError, InputError, RunError
 from upfield.sharding.progress import say
 
 
@@ -176,7 +176,7 @@ def leave_out(run: Training, batch: Batch, found: StepValues) -> None:
     """Leave out a batch that cannot be learnt from, or stop the run. Collective: ALL ranks call it.
 
     Raises:
-        RunError: the configuration says to stop, or it happened too often; the weights are as before the step.
+        DivergedError: the configuration says to stop, or it happened too often; the weights are as before the step.
     """
     progress, config = run.progress, run.config.run
     # Gradient, load loss, and with it the loss, are shared by all; the other terms are those of a rank's own samples.
@@ -192,7 +192,7 @@ def leave_out(run: Training, batch: Batch, found: StepValues) -> None:
     )
     if config.on_nonfinite == "stop" or progress.skipped >= config.max_skips:
         before = f" after {progress.skipped} skipped before (run.max_skips)" if config.on_nonfinite == "skip" else ""
-        raise RunError(
+        raise DivergedError(
             f"{problem}{before}; the weights are as before the step. Look at these samples, check their shards with "
             f"upfield verify, or lower --optim.lr (now {run.config.optim.lr:g})"
         )

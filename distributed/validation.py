@@ -9,7 +9,7 @@ from torch import Tensor
 
 from upfield.distributed.reader import every_sample_in_step
 from upfield.model.quality import METRICS
-from upfield.sharding.errors import RunError
+from upfield.sharding.errors import DivergedError
 from upfield.sharding.shardset import ShardSplit
 
 NAMES = [*METRICS, *(f"cubic_{name}" for name in METRICS)]
@@ -45,7 +45,7 @@ def validate(
         num_pictures: slices to give as pictures, evenly over the split.
 
     Raises:
-        RunError: the network gives NaN.
+        DivergedError: the network gives NaN.
     """
     values: list[Tensor] = []
     pictures: list[Tensor] = []
@@ -79,11 +79,11 @@ def summarise(columns: Tensor) -> dict[str, float | int]:
         columns: `(1 + metrics, N)` float64: whether a column counts, then the metrics in the order of `NAMES`.
 
     Raises:
-        RunError: the network gave NaN.
+        DivergedError: the network gave NaN.
     """
     values = columns[1:, columns[0] > 0]
     if num_broken := int(values[0].isnan().sum()):
-        raise RunError(
+        raise DivergedError(
             f"validation: expected finite slices from the network, found NaN in {num_broken} of {values.shape[1]}; "
             "the weights have diverged: go on from an earlier checkpoint with a lower --optim.lr"
         )

@@ -39,5 +39,9 @@ class RunError(RuntimeError):
     """As in InputError."""
 
 
+class DivergedError(RunError):
+    """A training whose numbers are no longer finite: the same training again would end the same."""
+
+
 class FetchError(RunError):
     """A remote file cannot be had, which each process finds out for itself."""

@@ -1,11 +1,14 @@
 """The Ray cluster of a sweep: reached, with this package's code on every node, and large enough."""
 
 import hashlib
+import math
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 from ray.exceptions import GetTimeoutError
@@ -16,7 +19,9 @@ from upfield.sharding.tasks import connect_ray
 from upfield.tune.configuration import ResourceConfig
 
 ANSWER_S = 120.0
-MOST = 10_000
+POLL_S = 2.0
+# Of binary fractions: three workers of 0.1 CPUs fit 0.3.
+ROUNDING = 1e-9
 FOLDERS = ("sharding", "model", "distributed", "tune")
 
 
@@ -34,7 +39,7 @@ def connect(address: str | None, package: Path | None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             connect_ray(address, {"py_modules": unpack(package, Path(folder))})
     nodes = alive_nodes()
-    if len(nodes) > 1:
+    if package is not None or len(nodes) > 1:
         refuse_other_code(nodes)
 
 
@@ -93,41 +98,67 @@ def refuse_other_code(nodes: Iterable[Mapping[str, Any]]) -> None:
             )
 
 
-def bundles_of(resources: ResourceConfig) -> list[tuple[float, float]]:
-    """Give (CPUs, GPUs) of each process of a trial; several workers have a driver beside them."""
-    driver = [(1.0, 0.0)] if resources.workers_per_trial > 1 else []
-    worker = (float(resources.cpus_per_worker), float(resources.gpus_per_worker))
-    return [*driver, *[worker] * resources.workers_per_trial]
+def with_gpus(resources: ResourceConfig) -> ResourceConfig:
+    """Decide on the GPUs of a worker where they are not given: one, if the cluster has any."""
+    if resources.gpus_per_worker is not None:
+        return resources
+    return replace(resources, gpus_per_worker=1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0)
 
 
-def trials_that_fit(resources: ResourceConfig) -> int:
-    """Give how many trials the cluster can hold at once."""
+def trials_that_fit(resources: ResourceConfig, wait_s: float = 0) -> int:
+    """Give how many trials the cluster can hold at once, at least one.
+
+    Args:
+        resources: of a trial.
+        wait_s: how long to wait for nodes, which are asked for where the cluster scales by itself.
+
+    Raises:
+        InputError: none, so that Ray would wait for ever.
+    """
+    until = time.monotonic() + wait_s
+    try:
+        while (fitting := count_fitting(resources, free_of_nodes())) == 0:
+            if time.monotonic() >= until:
+                refuse_impossible(resources, wait_s)
+            ask_for_nodes(resources.workers_per_trial, resources)
+            time.sleep(POLL_S)
+    finally:
+        if wait_s:
+            ask_for_nodes(0, resources)
+    return fitting
+
+
+def free_of_nodes() -> list[tuple[float, float]]:
+    """Give (CPUs, GPUs) of each node."""
     found = [node["Resources"] for node in alive_nodes()]
-    free = [(float(node.get("CPU", 0)), float(node.get("GPU", 0))) for node in found]
-    return count_fitting(bundles_of(resources), free)
+    return [(float(node.get("CPU", 0)), float(node.get("GPU", 0))) for node in found]
 
 
-def count_fitting(bundles: list[tuple[float, float]], nodes: list[tuple[float, float]]) -> int:
-    """Give how many times all bundles can be placed, each on one node; all are (CPUs, GPUs)."""
-    free = list(nodes)
-    for count in range(MOST):
-        for cpus, gpus in bundles:
-            at = next((i for i, node in enumerate(free) if node[0] >= cpus and node[1] >= gpus), None)
-            if at is None:
-                return count
-            free[at] = (free[at][0] - cpus, free[at][1] - gpus)
-    return MOST
+def ask_for_nodes(workers: int, resources: ResourceConfig) -> None:
+    """Ask the cluster's autoscaler, if it has one, for room for so many workers; none takes an earlier wish back."""
+    from ray.autoscaler.sdk import request_resources
+
+    worker = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker or 0}
+    request_resources(bundles=[{name: number for name, number in worker.items() if number}] * workers)
 
 
-def refuse_impossible(resources: ResourceConfig, fitting: int) -> None:
-    """Raise InputError where no trial could ever be placed: Ray would wait for ever."""
-    if fitting > 0:
-        return
-    bundles = bundles_of(resources)
-    cpus, gpus = (sum(bundle[i] for bundle in bundles) for i in (0, 1))
+def count_fitting(resources: ResourceConfig, nodes: Iterable[tuple[float, float]]) -> int:
+    """Give how many trials nodes of (CPUs, GPUs) can hold at once, each worker on one of them."""
+    workers = 0
+    for cpus, gpus in nodes:
+        by_gpus = gpus / resources.gpus_per_worker if resources.gpus_per_worker else math.inf
+        workers += math.floor(min(cpus / resources.cpus_per_worker, by_gpus) + ROUNDING)
+    return workers // resources.workers_per_trial
+
+
+def refuse_impossible(resources: ResourceConfig, waited_s: float) -> NoReturn:
+    """Raise InputError with what a trial needs and what there is."""
+    workers, cpus, gpus = resources.workers_per_trial, resources.cpus_per_worker, resources.gpus_per_worker or 0
     total = ray.cluster_resources()
+    waited = f", after {waited_s:g} s," if waited_s else ""
     raise InputError(
-        f"resources: expected a trial that fits this cluster of {len(alive_nodes())} nodes with "
-        f"{total.get('CPU', 0):g} CPUs and {total.get('GPU', 0):g} GPUs, found {len(bundles)} processes that need "
-        f"{cpus:g} CPUs and {gpus:g} GPUs, each process on one node; ask for less"
+        f"resources: expected a trial that fits this cluster, found{waited} {workers} processes that need {cpus:g} "
+        f"CPUs and {gpus:g} GPUs each, on one node each, and {len(alive_nodes())} nodes with {total.get('CPU', 0):g} "
+        f"CPUs and {total.get('GPU', 0):g} GPUs together; ask for less, or, where the cluster starts nodes by itself, "
+        "give it time with --wait_for_nodes_s"
     )

@@ -1,5 +1,6 @@
 """The schema of a sweep."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,17 +15,25 @@ class ResourceConfig:
     workers_per_trial: int = 1
     """Processes that train a trial together. One trains in Ray Tune's own process, several in a Ray Train group."""
     cpus_per_worker: float = 1
-    """CPU cores of each process. The driver of several workers takes one more, which hardly computes."""
-    gpus_per_worker: float = 0
-    """GPUs of each process; a part of one lets several trials share it."""
+    """CPU cores of each process."""
+    gpus_per_worker: float | None = None
+    """GPUs of each process; by default one where the cluster has any now. A part of one lets several trials share it;
+    with 0 trials see none and train on CPUs."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that would never run."""
-        for name, least in (("workers_per_trial", 1), ("gpus_per_worker", 0)):
-            if (value := getattr(self, name)) < least:
-                raise ValueError(f"resources.{name}: expected at least {least}, found {value}")
-        if not self.cpus_per_worker > 0:
+        if self.workers_per_trial < 1:
+            raise ValueError(f"resources.workers_per_trial: expected at least 1, found {self.workers_per_trial}")
+        if not 0 < self.cpus_per_worker < math.inf:
             raise ValueError(f"resources.cpus_per_worker: expected a positive number, found {self.cpus_per_worker}")
+        gpus = self.gpus_per_worker or 0
+        if not 0 <= gpus < math.inf or (gpus > 1 and gpus != int(gpus)):
+            raise ValueError(f"resources.gpus_per_worker: expected 0, a part of 1, or whole GPUs, found {gpus}")
+        if self.workers_per_trial > 1 and gpus != int(gpus):
+            raise ValueError(
+                "resources.gpus_per_worker: expected whole GPUs where several workers train a trial, since NCCL wants "
+                f"one for each, found {gpus}"
+            )
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,10 @@ class SweepConfig:
     max_failures: int = 2
     """Times that a trial which crashed, or whose process was killed, goes on from its last checkpoint."""
     address: str | None = None
-    """Ray cluster: `auto` for the one that this node is part of, or an address; by default Ray is started here."""
+    """Ray cluster: `auto` for the one that this node is part of, or an address; by default that of RAY_ADDRESS, one
+    that runs here, or else a new one of this machine."""
+    wait_for_nodes_s: float = 0
+    """How long to wait for nodes that a trial fits, where an autoscaling cluster has yet to start them."""
     package: Path | None = None
     """A wheel of upfield that every node gets; without it upfield must be installed on all of them."""
     storage: str | None = None
@@ -85,9 +97,15 @@ class SweepConfig:
     def __post_init__(self) -> None:
         """Refuse numbers that would never run."""
         limits = (("trials", 1), ("seeds", 1), ("seed", 0), ("max_concurrent_trials", 0), ("max_failures", 0))
+        limits += (("wait_for_nodes_s", 0),)
         for name, least in limits:
             if (value := getattr(self, name)) < least:
                 raise ValueError(f"{name}: expected at least {least}, found {value}")
+        if self.scheduler == "asha" and self.seeds > 1:
+            raise ValueError(
+                "scheduler: expected none with several seeds, since runs of different lengths have no mean that says "
+                f"anything, found asha with seeds {self.seeds}; search with asha, and train its best points with seeds"
+            )
         if self.storage is not None and self.resources.workers_per_trial > 1:
             raise ValueError(
                 "storage: expected trials of one worker, since those of several need a folder that all of them see, "

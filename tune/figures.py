@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 
 from upfield.sharding.picture import COLOURS, blank_page, png_bytes
+from upfield.tune.space import spell
 
 CLEAR, GREY, INK = "none", "#808791", "#1b1e23"
 # Over lines of any colour, on light and dark pages.
 LABEL = {"facecolor": "#f4f6f8", "edgecolor": "none", "alpha": 0.85, "boxstyle": "round,pad=0.15"}
+MOST_MARKS, LEAST_APART = 6, 0.09
 WIDTH_IN, HEIGHT_IN, DPI = 9.0, 3.6, 150
 
 
@@ -86,33 +88,43 @@ def coordinates_png(points: Sequence[Mapping[str, Any]], scores: Sequence[float]
 def _places(values: list[Any]) -> tuple[list[float], list[tuple[float, str]]]:
     """Give where on an axis from 0 to 1 each value lies, and the marks of that axis.
 
-    Few different values, and those that are no numbers, lie at equal distances in their order; many numbers lie on a
-    straight axis, or on a logarithmic one where they span more than a factor of twenty.
+    What is no number lies at equal distances; numbers lie on a straight axis, or on a logarithmic one where they span
+    more than a factor of twenty.
     """
     distinct = sorted(set(map(_key, values)))
-    if len(distinct) <= 6 or not all(isinstance(value, int | float) for value in values):
+    if len(distinct) == 1 or any(key[0] for key in distinct):
         step = 1 / max(len(distinct) - 1, 1)
         at = {key: number * step if len(distinct) > 1 else 0.5 for number, key in enumerate(distinct)}
-        return [at[_key(value)] for value in values], [(at[key], _spell(key[-1])) for key in distinct]
+        return [at[_key(value)] for value in values], [(at[key], spell(key[-1])) for key in distinct]
     numbers = np.array(values, dtype=np.float64)
-    if numbers.min() > 0 and numbers.max() / numbers.min() > 20:
-        numbers = np.log(numbers)
-        marks = np.exp(np.linspace(numbers.min(), numbers.max(), 5))
+    is_wide = numbers.min() > 0 and numbers.max() / numbers.min() > 20
+    low, high = _scaled(numbers.min(), is_wide), _scaled(numbers.max(), is_wide)
+    if len(distinct) <= MOST_MARKS:
+        marks = [key[-1] for key in distinct]
     else:
-        marks = np.linspace(numbers.min(), numbers.max(), 5)
-    span = numbers.max() - numbers.min()
-    places = ((numbers - numbers.min()) / span).tolist()
-    return places, [(number / 4, _spell(mark)) for number, mark in enumerate(marks.tolist())]
+        between = np.linspace(low, high, MOST_MARKS)
+        marks = (np.exp(between) if is_wide else between).tolist()
+    ticks = [(float(_scaled(mark, is_wide) - low) / (high - low), spell(mark)) for mark in marks]
+    return ((_scaled(numbers, is_wide) - low) / (high - low)).tolist(), _apart(ticks)
+
+
+def _scaled(numbers: Any, is_wide: bool) -> Any:
+    return np.log(numbers) if is_wide else numbers
+
+
+def _apart(ticks: list[tuple[float, str]]) -> list[tuple[float, str]]:
+    """Leave out marks that would lie on others; the ends stay."""
+    kept = ticks[:1]
+    for height, text in ticks[1:-1]:
+        if height - kept[-1][0] >= LEAST_APART and ticks[-1][0] - height >= LEAST_APART:
+            kept.append((height, text))
+    return kept + ticks[1:][-1:]
 
 
 def _key(value: Any) -> tuple[int, float, Any]:
     """Order numbers as such, and anything else after them by its text."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return (0, float(value), value) if is_number else (1, 0.0, str(value))
-
-
-def _spell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _plain(axes: Any) -> None:

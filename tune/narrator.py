@@ -5,7 +5,8 @@ from typing import Any
 from ray.tune import Callback
 
 from upfield.sharding.progress import say
-from upfield.tune.trial import EPOCH, FAILED, FINISHED, METRIC
+from upfield.tune.space import spell
+from upfield.tune.trial import EPOCH, FAILED, FINISHED, METRIC, POINT, REPEAT
 
 
 class Narrator(Callback):
@@ -41,7 +42,5 @@ class Narrator(Callback):
 
 def label(config: dict[str, Any]) -> str:
     """Spell a trial's point."""
-    point = config.get("point", config)
-    return ", ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in point.items()
-    )
+    point = {"seed" if key == REPEAT else key: value for key, value in config.get(POINT, config).items()}
+    return ", ".join(f"{key} {spell(value)}" for key, value in point.items())

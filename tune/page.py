@@ -1,7 +1,7 @@
 """The report of a sweep: the table, learning curves, parallel coordinates, and what mattered."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,8 @@ import numpy as np
 
 from upfield.sharding import report
 from upfield.tune.figures import coordinates_png, learning_curves_png
-from upfield.tune.tried import Tried, spell, spell_score
+from upfield.tune.space import spell
+from upfield.tune.tried import Tried, spell_score
 
 NUM_BINS = 4
 IMPORTANCE = (
@@ -71,7 +72,7 @@ def write_sweep_report(path: Path, tried: Sequence[Tried]) -> None:
     report.write_report(path, "Sweep", sections)
 
 
-def importance(points: Sequence[dict[str, Any] | Any], scores: Sequence[float]) -> dict[str, float]:
+def importance(points: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> dict[str, float]:
     """Give parameter -> share of the scores' variance that it explains alone, the largest first.
 
     Args:

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 from upfield.sharding.atomic import point_symlink, replace_folder, write_text
 from upfield.sharding.errors import RunError
 from upfield.tune.page import write_sweep_report
-from upfield.tune.tried import SEED, Trained, Tried, spell, spell_score
+from upfield.tune.space import spell
+from upfield.tune.tried import SEED, Trained, Tried, spell_score
 
 BEST = "best"
 
@@ -40,12 +42,11 @@ def write_results(out: Path, tried: Sequence[Tried]) -> None:
 
 def place_best(out: Path, best: Trained) -> None:
     """Point `best` at the best run, or bring it there from where it was uploaded."""
-    run = Path(best.run)
-    if run.is_relative_to(out):
-        point_symlink(out / BEST, str(run.relative_to(out)))
+    if best.uploaded is None:
+        point_symlink(out / BEST, str(Path(best.run).relative_to(out)))
         return
-    assert best.uploaded is not None
     fetched = out / ".fetched"
+    shutil.rmtree(fetched, ignore_errors=True)
     best.uploaded.to_directory(fetched)
     replace_folder(fetched, out / BEST)
 

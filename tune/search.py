@@ -1,11 +1,17 @@
 """How Ray Tune is to search: samplers, repetitions and early stopping."""
 
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from ray.tune import Callback
 
 from upfield.tune.configuration import SweepConfig
 from upfield.tune.space import Axis, Point, Range, with_point
 from upfield.tune.trial import EPOCH, METRIC
+
+STATE = "state.pkl"
 
 
 def with_seeds(points: Sequence[Point], first: int, seeds: int) -> list[Point]:
@@ -18,10 +24,11 @@ def with_seeds(points: Sequence[Point], first: int, seeds: int) -> list[Point]:
 def searcher_of(config: SweepConfig, axes: Mapping[str, Axis]) -> Any:
     """Give the sampler that proposes points."""
     from ray.tune.search import Repeater
-    from ray.tune.search.optuna import OptunaSearch
+
+    from upfield.tune.distinct import DistinctOptunaSearch
 
     space = {key: _distribution(axis) for key, axis in axes.items()}
-    searcher = OptunaSearch(space, metric=METRIC, mode="max", seed=config.seed)
+    searcher = DistinctOptunaSearch(space, metric=METRIC, mode="max", seed=config.seed)
     return Repeater(searcher, repeat=config.seeds) if config.seeds > 1 else searcher
 
 
@@ -55,3 +62,25 @@ def most_epochs(config: SweepConfig, axes: Mapping[str, Axis]) -> int:
     axis = axes.get("run.epochs", [config.train.run.epochs])
     values = [int(axis.high)] if isinstance(axis, Range) else axis
     return max(with_point(config.train, {"run.epochs": value}).run.epochs for value in values)
+
+
+class Rungs(Callback):
+    """Keeps the state of the scheduler with the sweep's, which Ray leaves out: ASHA would forget whom it compared."""
+
+    def __init__(self, scheduler: Any) -> None:
+        """Take the scheduler."""
+        self.scheduler = scheduler
+
+    def get_state(self) -> dict[str, Any]:
+        """Give what the scheduler knows."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / STATE
+            self.scheduler.save(str(path))
+            return {STATE: path.read_bytes()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Let the scheduler know what it knew."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / STATE
+            path.write_bytes(state[STATE])
+            self.scheduler.restore(str(path))

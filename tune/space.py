@@ -18,7 +18,10 @@ from upfield.tune.configuration import SweepConfig
 Point = dict[str, Any]
 KINDS = ("uniform", "loguniform", "int")
 OWN_KEYS = ("run.out", "run.resume", "processes", "data.trace")
+# Points of different sets would be measured on different slices.
+SAME_FOR_ALL = ("data.shards",)
 NAME_LENGTH = 100
+MOST_DRAWS = 100  # for each point wanted
 
 
 @dataclass(frozen=True)
@@ -52,17 +55,45 @@ def read_space(config: SweepConfig) -> dict[str, Axis]:
     """
     if not config.space:
         raise InputError("space: expected at least one dotted training key with what to try, found none")
-    axes = {key: _read_axis(key, given) for key, given in config.space.items()}
-    for key, axis in axes.items():
+    axes: dict[str, Axis] = {}
+    for key, given in config.space.items():
+        if not isinstance(key, str):
+            raise InputError(f"space: {key}: expected a dotted training key, such as optim.lr, found a number")
         if key in OWN_KEYS or (key == "run.seed" and config.seeds > 1):
             raise InputError(f"space: {key}: expected a key that the sweep does not set itself, found it; leave it out")
-        for value in (axis.low, axis.high) if isinstance(axis, Range) else axis:
-            with_point(config.train, {key: int(value) if isinstance(axis, Range) and axis.kind == "int" else value})
+        if key in SAME_FOR_ALL:
+            raise InputError(
+                f"space: {key}: expected one for all points, whose validation splits are compared, found several; "
+                f"give --train.{key}"
+            )
+        axis = _read_axis(key, given)
         if isinstance(axis, Range) and config.search == "grid":
             raise InputError(
                 f"space: {key}: expected a list for the grid, found a range; use --search random or optuna"
             )
+        axes[key] = _as_trained(config.train, key, axis)
     return axes
+
+
+def _as_trained(base: TrainConfig, key: str, axis: Axis) -> Axis:
+    """Give an axis with the values that training makes of those given, each once: 1e-4 is text to YAML 1.1.
+
+    Raises:
+        InputError: no such key, or a value that it cannot take.
+    """
+    if isinstance(axis, Range):
+        for end in (axis.low, axis.high):
+            with_point(base, {key: int(end) if axis.kind == "int" else end})
+        return axis
+    values = [_value_at(with_point(base, {key: value}), key) for value in axis]
+    return [value for number, value in enumerate(values) if value not in values[:number]]
+
+
+def _value_at(config: TrainConfig, key: str) -> Any:
+    node: Any = to_tree(config)
+    for part in key.split("."):
+        node = node[part]
+    return node
 
 
 def _read_axis(key: str, given: Any) -> Axis:
@@ -95,7 +126,7 @@ def _number(value: Any) -> float | None:
 
 
 def with_point(base: TrainConfig, point: Mapping[str, Any]) -> TrainConfig:
-    """Give a training configuration with dotted keys replaced.
+    """Give a training configuration with dotted keys, text, replaced.
 
     Raises:
         InputError: no such key, or a value that it cannot take.
@@ -106,6 +137,8 @@ def with_point(base: TrainConfig, point: Mapping[str, Any]) -> TrainConfig:
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise InputError(f"space: {key}: expected a key of the training configuration, found one below a value")
         node[leaf] = value
     return from_tree(TrainConfig, tree, "space")
 
@@ -118,8 +151,14 @@ def grid_points(axes: Mapping[str, Axis]) -> list[Point]:
 
 
 def random_points(axes: Mapping[str, Axis], count: int, seed: int) -> list[Point]:
-    """Draw points, each a pure function of the seed and its number."""
-    return [dict(_draw(axes, np.random.default_rng((seed, number)))) for number in range(count)]
+    """Draw so many different points, fewer where the space holds no more; a larger count only adds to them."""
+    points: dict[str, Point] = {}
+    for number in range(count * MOST_DRAWS):
+        point = dict(_draw(axes, np.random.default_rng((seed, number))))
+        points.setdefault(json.dumps(point), point)
+        if len(points) == count:
+            break
+    return list(points.values())
 
 
 def _draw(axes: Mapping[str, Axis], generator: np.random.Generator) -> Iterator[tuple[str, Any]]:
@@ -137,11 +176,12 @@ def points_of(config: SweepConfig, axes: Mapping[str, Axis]) -> list[Point] | No
 
 def name_of(point: Mapping[str, Any]) -> str:
     """Name the run of a point: what differs, as far as it fits, and a hash of all of it."""
-    words = "_".join(f"{key.rsplit('.', 1)[-1]}={_short(value)}" for key, value in sorted(point.items()))
+    words = "_".join(f"{key.rsplit('.', 1)[-1]}={spell(value)}" for key, value in sorted(point.items()))
     plain = "".join(letter if letter.isalnum() or letter in "=_.+-" else "-" for letter in words)
     digest = hashlib.sha256(json.dumps(point, sort_keys=True).encode()).hexdigest()
     return f"{plain[:NAME_LENGTH]}_{digest[:8]}"
 
 
-def _short(value: Any) -> str:
+def spell(value: Any) -> str:
+    """Spell a value of a point."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

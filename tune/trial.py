@@ -14,8 +14,8 @@ from typing import Any
 import ray
 import ray.train
 from ray import tune
-from ray.train import FailureConfig, ScalingConfig
 from ray.train import RunConfig as TrainerConfig
+from ray.train import ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -25,13 +25,16 @@ from upfield.distributed.configuration import TrainConfig
 from upfield.distributed.loop import fit
 from upfield.distributed.stopping import StopRequest
 from upfield.sharding.command import from_tree, to_tree
-from upfield.sharding.errors import InputError, RunError
+from upfield.sharding.errors import DivergedError, InputError, RunError
 from upfield.tune.configuration import ResourceConfig
 from upfield.tune.space import name_of, with_point
 
 METRIC, EPOCH, FAILED, FINISHED, POINT = "best_psnr_slice", "epoch", "failed", "finished", "point"
 REPEAT = "__trial_index__"  # What Ray's Repeater calls the number of a repetition.
-PATIENCE_S = 60.0
+# What no second try would do better.
+FINAL = (InputError, DivergedError)
+# NFS keeps a dead node's locks for 90 s.
+PATIENCE_S = 180.0
 NOT_UPLOADED = ("last", ".lock", "tensorboard", "*.tmp*")
 
 
@@ -44,9 +47,7 @@ class Trials:
     out: str
     """Folder for their runs, the same on all nodes; empty where they train on disks of their own."""
     resources: ResourceConfig
-    """What each takes."""
-    max_failures: int
-    """Times that the workers of one are started again."""
+    """What each takes, with a number of GPUs."""
 
 
 def point_of(given: Mapping[str, Any], base: TrainConfig) -> dict[str, Any]:
@@ -72,13 +73,20 @@ def run_trial(given: dict[str, Any], trials: Trials) -> dict[str, Any]:
         config = replace(config, run=replace(config.run, out=run, resume="auto"), processes=1)
         wait_until_free(run)
         if trials.resources.workers_per_trial > 1:
-            return train_on_workers(config, trials)
+            return train_on_workers(config, trials.resources)
+        if not trials.resources.gpus_per_worker:
+            hide_gpus()
         reports = Reports(run, tune.report, uploads=not trials.out)
         try:
             progress = fit(config, StopRequest(), reports.validated)
-        except (InputError, RunError) as error:
+        except FINAL as error:
             return failure(run, str(error))
         return reports.last(progress)
+
+
+def hide_gpus() -> None:
+    """Let this process train on the CPU: Ray leaves GPUs in sight of those that asked for none."""
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
 
 
 @contextmanager
@@ -95,15 +103,24 @@ def place(out: str, name: str) -> Iterator[Path]:
 
 
 def wait_until_free(run: Path) -> None:
-    """Wait for an earlier process of this trial, whose driver was killed, to be gone."""
+    """Wait for an earlier process of this trial, whose driver or node was killed, to be gone.
+
+    Raises:
+        RunError: it is still there.
+    """
     until = time.monotonic() + PATIENCE_S
-    while is_held(run) and time.monotonic() < until:
+    while is_held(run):
+        if time.monotonic() > until:
+            raise RunError(
+                f"{run}: expected the trial's earlier process to be gone within {PATIENCE_S:g} s, found its lock held; "
+                "end it, and start the same sweep again"
+            )
         time.sleep(1)
 
 
 def failure(run: Path, problem: str) -> dict[str, Any]:
     """Give the report of a trial that cannot be trained."""
-    return {METRIC: -math.inf, "psnr_slice": -math.inf, EPOCH: 0.0, "step": 0, "run": str(run), FAILED: problem}
+    return {METRIC: -math.inf, "psnr_slice": -math.inf, EPOCH: 0.0, "step": 0, FAILED: problem}
 
 
 class Reports:
@@ -129,7 +146,6 @@ class Reports:
             EPOCH: epoch,
             "step": progress.step,
             "best_step": progress.best_step,
-            "run": str(self._run),
             "processes": int(os.environ.get("WORLD_SIZE", "1")),
             "node": ray.get_runtime_context().get_node_id(),
         }
@@ -146,13 +162,16 @@ class Reports:
     def last(self, progress: Progress) -> dict[str, Any]:
         """Give the report that ends the trial; a run that stood at its end before has had no validation here."""
         best = -math.inf if progress.best_psnr is None else progress.best_psnr
-        ended = {METRIC: best, "psnr_slice": best, EPOCH: math.inf, "step": progress.step, "run": str(self._run)}
+        ended = {METRIC: best, "psnr_slice": best, EPOCH: math.inf, "step": progress.step}
         return ended | {"best_step": progress.best_step} | self._sent | {FINISHED: True}
 
 
-def train_on_workers(config: TrainConfig, trials: Trials) -> dict[str, Any]:
-    """Train with a group of Ray Train workers, which report through here, and give the last report."""
-    resources, run = trials.resources, config.run.out
+def train_on_workers(config: TrainConfig, resources: ResourceConfig) -> dict[str, Any]:
+    """Train with a group of Ray Train workers, which report through here, and give the last report.
+
+    The group is not started again when a worker dies: the whole trial is, by Ray Tune, which counts its failures.
+    """
+    run = config.run.out
     assert run is not None
     sent: dict[str, Any] = {}
 
@@ -165,18 +184,17 @@ def train_on_workers(config: TrainConfig, trials: Trials) -> dict[str, Any]:
 
     trainer = TorchTrainer(
         train_as_worker,
-        train_loop_config={"config": to_tree(config)},
+        train_loop_config={"config": to_tree(config), "gpus": resources.gpus_per_worker},
         torch_config=TorchConfig(timeout_s=int(config.run.timeout_s)),
         scaling_config=ScalingConfig(
             num_workers=resources.workers_per_trial,
-            use_gpu=resources.gpus_per_worker > 0,
+            use_gpu=bool(resources.gpus_per_worker),
             resources_per_worker={"CPU": resources.cpus_per_worker}
             | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}),
         ),
         run_config=TrainerConfig(
             name=run.name,
             storage_path=str(run.parent.parent / "workers"),
-            failure_config=FailureConfig(max_failures=trials.max_failures),
             callbacks=[Forward()],
         ),
     )
@@ -188,18 +206,16 @@ def train_as_worker(given: dict[str, Any]) -> None:
     """Train as one process of a trial. Collective: ALL workers call it.
 
     Args:
-        given: `config`, a TrainConfig as plain values.
+        given: `config`, a TrainConfig as plain values, and `gpus`, those of each worker.
     """
-    import torch
-
     config = from_tree(TrainConfig, given["config"], "trial")
     assert config.run.out is not None
-    if not torch.cuda.is_available():
-        os.environ["ACCELERATE_USE_CPU"] = "true"
+    if not given["gpus"]:
+        hide_gpus()
     reports = Reports(config.run.out, ray.train.report, uploads=False)
     try:
         progress = fit(config, StopRequest(), reports.validated)
-    except (InputError, RunError) as error:
+    except FINAL as error:
         if not error.met_by_all:
             raise
         ray.train.report(failure(config.run.out, str(error)))

@@ -1,16 +1,19 @@
 """What became of the points of a sweep, read from Ray's results."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from upfield.tune.configuration import SweepConfig
+from upfield.tune.space import name_of, with_point
 from upfield.tune.trial import EPOCH, FAILED, FINISHED, METRIC, point_of
 
-SEED = "run.seed"
+SEED, RUNS, LOG = "run.seed", "trials", "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Trained:
     status: str
     """`done`, `stopped early`, `failed: ...` or `crashed: ...`."""
     run: str
-    """Folder of its run."""
+    """Folder of its run, or its name where that is on a disk of a node."""
     best_step: int | None = None
     """Step of the best validation."""
     step: int = 0
@@ -87,12 +90,13 @@ def collect(config: SweepConfig, results: Sequence[Any]) -> list[Tried]:
     tried = [
         Tried(trials[0].point, tuple(sorted(trials, key=lambda trial: -_score(trial)))) for trials in by_point.values()
     ]
-    return sorted(tried, key=lambda one: -one.mean)
+    return sorted(tried, key=lambda one: (-one.mean, str(sorted(one.point.items()))))
 
 
 def read_result(config: SweepConfig, result: Any) -> Trained:
     """Read one of Ray's results."""
     point = point_of(result.config, config.train)
+    name = name_of(point)
     seed = int(point.pop(SEED)) if config.seeds > 1 else None
     last = result.metrics or {}
     best = last.get(METRIC)
@@ -101,25 +105,32 @@ def read_result(config: SweepConfig, result: Any) -> Trained:
         point,
         seed,
         score,
-        status_of(result, last),
-        str(last.get("run", "")),
+        status_of(result, last, with_point(config.train, point).run.epochs),
+        run_of(config, name),
         last.get("best_step"),
         int(last.get("step", 0)),
         int(last.get("processes", 1)),
         str(last.get("node", "")),
         float(last.get("time_total_s", 0.0)),
-        curve_of(result),
+        curve_of(log_of(config, result, name)),
         result.checkpoint,
     )
 
 
-def status_of(result: Any, last: Mapping[str, Any]) -> str:
-    """Say what became of a trial."""
+def run_of(config: SweepConfig, name: str) -> str:
+    """Give the folder of a run, wherever the sweep lies by now, or its name where it was uploaded."""
+    assert config.out is not None
+    return str(config.out.absolute() / RUNS / name) if config.storage is None else name
+
+
+def status_of(result: Any, last: Mapping[str, Any], epochs: float) -> str:
+    """Say what became of a trial that was to train for so many epochs."""
     if result.error:
         return f"crashed: {last_line(result.error)}"
     if last.get(FAILED):
         return f"failed: {last[FAILED]}"
-    return "done" if last.get(FINISHED) else "stopped early"
+    # ASHA may stop a trial at the validation that ends it.
+    return "done" if last.get(FINISHED) or last.get(EPOCH, 0.0) >= epochs else "stopped early"
 
 
 def last_line(error: object) -> str:
@@ -128,23 +139,32 @@ def last_line(error: object) -> str:
     return lines[-1].strip() if lines else type(error).__name__
 
 
-def curve_of(result: Any) -> tuple[tuple[float, float], ...]:
-    """Give a trial's validations: (epochs, PSNR in dB)."""
-    frame = result.metrics_dataframe
-    if frame is None or "psnr_slice" not in frame:
-        return ()
-    rows = zip(frame[EPOCH].astype(float).tolist(), frame["psnr_slice"].astype(float).tolist(), strict=True)
-    finite = {epoch: psnr for epoch, psnr in rows if math.isfinite(epoch) and math.isfinite(psnr)}
-    return tuple(sorted(finite.items()))
+def log_of(config: SweepConfig, result: Any, name: str) -> str:
+    """Read the log of a trial's run, from its folder or from what it uploaded; Ray's own begins anew at a restart."""
+    try:
+        if config.storage is None:
+            return (Path(run_of(config, name)) / LOG).read_text(encoding="utf-8")
+        if result.checkpoint is None:
+            return ""
+        with result.checkpoint.filesystem.open_input_file(f"{result.checkpoint.path}/{LOG}") as file:
+            return file.readall().decode()
+    except FileNotFoundError:
+        return ""
+
+
+def curve_of(log: str) -> tuple[tuple[float, float], ...]:
+    """Give a run's validations: (epochs, PSNR in dB)."""
+    # What was killed may leave half a line.
+    lines = [json.loads(line) for line in log[: log.rfind("\n") + 1].splitlines()]
+    return tuple(
+        (line["epoch"], line["psnr_slice"])
+        for line in lines
+        if line["event"] == "validation" and line.get("psnr_slice")
+    )
 
 
 def _score(trial: Trained) -> float:
     return -math.inf if trial.psnr_slice is None else trial.psnr_slice
-
-
-def spell(value: Any) -> str:
-    """Spell a value of a point."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def spell_score(one: Tried) -> str:

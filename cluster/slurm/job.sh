@@ -52,16 +52,20 @@ step() {
   exec srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=0 "${container[@]}" "$@"
 }
 
-# A port of this job's own, for several may share a node.
+# Ports of this job's own, for several may share a node: of its processes, and of Ray's clients, which nobody is here.
 port_of_job() {
   echo $((15000 + SLURM_JOB_ID % 15000))
+}
+client_port_of_job() {
+  echo $((10000 + SLURM_JOB_ID % 5000))
 }
 
 # shellcheck disable=SC2016 # expanded by each node's shell
 RAY_NODE='
   common=(--num-cpus "${SLURM_CPUS_PER_TASK:-1}" --min-worker-port 0 --max-worker-port 0 --dashboard-agent-listen-port 0 --block)
   if [ "$SLURM_PROCID" = 0 ]; then
-    exec "$@" ray start --head --port "${RAY_ADDRESS##*:}" --temp-dir "$RAY_FOLDER" --include-dashboard false "${common[@]}"
+    exec "$@" ray start --head --port "${RAY_ADDRESS##*:}" --temp-dir "$RAY_FOLDER" \
+      --ray-client-server-port "$RAY_CLIENT_PORT" --include-dashboard false "${common[@]}"
   fi
   until (exec 3<> "/dev/tcp/${RAY_ADDRESS%:*}/${RAY_ADDRESS##*:}") 2> /dev/null; do sleep 1; done
   exec "$@" ray start --address "$RAY_ADDRESS" "${common[@]}"
@@ -77,9 +81,12 @@ start_ray() {
   RAY_ADDRESS="$(hostname):$(port_of_job)"
   # Short, since Unix allows sockets no long names; of this job alone.
   RAY_FOLDER=$(mktemp --directory "/tmp/ray-$SLURM_JOB_ID-XXXX")
+  RAY_CLIENT_PORT=$(client_port_of_job)
+  # Containers of one node meet in Ray's folder.
+  [ "${#container[@]}" -eq 0 ] || container[1]+=,/tmp:/tmp
   # Whoever reaches Ray's port may run anything: it lets in only who knows the job's token.
   RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
-  export RAY_ADDRESS RAY_FOLDER RAY_AUTH_TOKEN RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
+  export RAY_ADDRESS RAY_FOLDER RAY_CLIENT_PORT RAY_AUTH_TOKEN RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
   trap stop_ray EXIT
   step --ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES" bash -c "$RAY_NODE" node "${inside[@]}" &
   ray_step=$!
@@ -94,6 +101,8 @@ start_ray() {
 stop_ray() {
   [ -z "$ray_step" ] || kill -TERM "$ray_step" 2> /dev/null || true
   [ -z "$ray_step" ] || wait "$ray_step" || true
+  # Every node has one; where the job is cancelled, no step starts any more.
+  timeout 30 srun --overlap --ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES" rm -rf "$RAY_FOLDER" 2> /dev/null || true
   rm -rf "$RAY_FOLDER"
 }
 

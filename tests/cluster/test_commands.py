@@ -15,8 +15,6 @@ from upfield.sharding.command import parse
 LINES = [line for path in FILES for line in command_lines(path)]
 SHELL_SCRIPTS = [path for path in FILES if path.suffix in (".sh", ".sbatch")]
 PATHS = re.compile(r"(?:cluster|distributed|tune|benchmarks|sharding|export)/[\w./-]*\w")
-# A tune configuration or a service of its own stands in these files.
-NEEDS_A_FILE = ("cohorts",)
 
 
 def test_command_lines_are_found_where_they_are() -> None:

@@ -1,12 +1,17 @@
 """`ray up`'s file is read by Ray's own parser."""
 
+import re
+import tomllib
 from typing import Any
 
 import pytest
 import yaml
-from commandlines import CLUSTER, ROOT
+from commandlines import CLUSTER, ROOT, command_lines, command_of, without_readers_files
 from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
+
+from upfield.sharding.command import parse
+from upfield.tune.cluster import count_fitting
 
 
 def config() -> dict[str, Any]:
@@ -32,9 +37,25 @@ def test_machines_get_this_repository_and_install_its_versions() -> None:
     assert config()["file_mounts"][target] == "."
     (install,) = [line for line in config()["setup_commands"] if "pip install" in line]
     assert "--constraint ~/upfield/constraints.txt" in install
-    assert "$HOME/upfield[s3]" in install
+    extras = set(re.findall(r"\$HOME/upfield\[(.*?)\]", install)[0].split(","))
+    # Shards and checkpoints in S3, the sweep's report and its sampler.
+    assert extras == {"s3", "tune"}
+    assert extras <= tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"].keys()
     assert config()["auth"]["ssh_user"] == target.split("/")[2]
     assert (ROOT / "constraints.txt").is_file()
+
+
+def test_the_sweep_asks_for_gpus_and_waits_for_them_since_none_is_there_at_the_start() -> None:
+    types = config()["available_node_types"]
+    assert types["gpu"]["min_workers"] == types["head"]["resources"]["GPU"] == 0
+    (line,) = command_lines(CLUSTER / "ray" / "cluster.yaml")
+    sweep = parse(command_of("tune"), without_readers_files(line.arguments))
+    assert sweep.wait_for_nodes_s >= 600
+    assert count_fitting(sweep.resources, [(node["CPU"], node["GPU"]) for node in resources(types)]) == 1
+
+
+def resources(types: dict[str, Any]) -> list[dict[str, float]]:
+    return [kind["resources"] for kind in types.values()]
 
 
 def test_machines_get_the_token_that_lets_them_in() -> None:

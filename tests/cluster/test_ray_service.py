@@ -1,7 +1,6 @@
 """The RayService's application, by Ray Serve's own `serve run` with what the file gives it, on a CPU."""
 
 import contextlib
-import importlib.util
 import json
 import os
 import subprocess
@@ -20,7 +19,6 @@ pytestmark = pytest.mark.slow
 START_S = 240
 
 
-@pytest.mark.skipif(importlib.util.find_spec("upfield.export.rayservice") is None, reason="no service to import")
 def test_ray_serve_serves_the_application_of_the_file(tiny_model: Path, tmp_path: Path) -> None:
     documents = yaml.safe_load_all((CLUSTER / "k8s" / "serve.yaml").read_text())
     (service,) = (document for document in documents if document["kind"] == "RayService")

@@ -83,6 +83,23 @@ def test_a_run_preempted_by_its_time_limit_ends_as_an_undisturbed_one(
     assert (out / weights).read_bytes() == (undisturbed / weights).read_bytes()
 
 
+def test_ranks_that_slurm_signals_as_it_preempts_a_job_save_and_go_on_after_the_queue(
+    slurm: SlurmCluster, tiny_shards: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    job = slurm.submit("train.sbatch", SMALL, *training(tiny_shards, out, 60), "--run.checkpoint_every", 5)
+    deadline = time.monotonic() + 200
+    while not (out / "checkpoints" / "step-00000005").exists():
+        assert time.monotonic() < deadline, slurm.said(job)
+        time.sleep(0.1)
+    # The steps alone, as at the beginning of the grace time.
+    slurm.ask("scancel", "--signal=TERM", job)
+    (state,) = slurm.finished(job)
+    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), slurm.said(job)
+    assert "stopped by a signal after step" in slurm.said(job)
+    assert [line["step"] for line in lines(out / "trace.jsonl")] == list(range(1, 61))
+
+
 def test_wrong_input_ends_the_job_with_2_and_without_another_try(slurm: SlurmCluster, tmp_path: Path) -> None:
     job = slurm.submit("train.sbatch", SMALL, *training(tmp_path / "nowhere", tmp_path / "run", 2))
     (state,) = slurm.finished(job)
@@ -95,7 +112,7 @@ def test_an_image_file_is_entered_by_apptainer_on_every_rank(
 ) -> None:
     # In place of Apptainer, which is no Debian package: notes its arguments, and runs the command as it stands.
     stand_in = tmp_path / "apptainer"
-    stand_in.write_text(f'#!/bin/sh\necho "$RANK $*" >> {tmp_path}/entered\nshift 5\nexec "$@"\n')
+    stand_in.write_text(f'#!/bin/sh\necho "$RANK $LOCAL_WORLD_SIZE $*" >> {tmp_path}/entered\nshift 5\nexec "$@"\n')
     stand_in.chmod(0o755)
     path = f"{tmp_path}:{slurm.environment['PATH']}"
     image = tmp_path / "upfield.sif"
@@ -104,7 +121,7 @@ def test_an_image_file_is_entered_by_apptainer_on_every_rank(
     (state,) = slurm.finished(job)
     assert state["JobState"] == "COMPLETED", slurm.said(job)
     entered = sorted((tmp_path / "entered").read_text().splitlines())
-    assert [line.split()[0] for line in entered] == ["0", "1"]
+    assert [line.split()[:2] for line in entered] == [["0", "1"], ["1", "1"]]
     assert all("exec --nv --bind" in line and f"{image} upfield train" in line for line in entered)
 
 

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,14 +17,14 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def two_nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    """Address of a cluster of two nodes with a CPU each."""
+def two_nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cluster]:
+    """A cluster of two nodes with a CPU each."""
     for name, value in environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("RAY_ADDRESS")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     cluster.add_node(num_cpus=1)
-    yield str(cluster.address)
+    yield cluster
     cluster.shutdown()
 
 
@@ -39,11 +40,11 @@ def build_wheel(folder: Path, more: str = "") -> Path:
     return next(folder.glob("upfield-*.whl"))
 
 
-def test_two_nodes_train_with_the_package_that_was_sent(tiny_shards: Path, tmp_path: Path, two_nodes: str) -> None:
+def test_two_nodes_train_with_the_package_that_was_sent(tiny_shards: Path, tmp_path: Path, two_nodes: Cluster) -> None:
     text = "space: {optim.lr: [1.0e-3, 1.0e-4, 1.0e-5, 1.0e-6]}\n"
     config = write_config(tmp_path, tiny_shards, text, ", max_steps: 2")
     other = build_wheel(tmp_path / "other", "# another\n")
-    address = ["--address", two_nodes]
+    address = ["--address", str(two_nodes.address)]
     refused = subprocess.run(
         [*command(config, tmp_path / "refused"), *address, "--package", str(other)],
         env=environment(),
@@ -58,6 +59,31 @@ def test_two_nodes_train_with_the_package_that_was_sent(tiny_shards: Path, tmp_p
     trials = rows(tmp_path / "sweep" / "trials.csv")
     assert {row["status"] for row in trials} == {"done"}
     assert len({row["node"] for row in trials}) == 2
+
+
+def test_a_sweep_waits_for_the_nodes_that_it_needs(tiny_shards: Path, tmp_path: Path, two_nodes: Cluster) -> None:
+    text = "space: {optim.lr: [1.0e-3]}\nresources: {cpus_per_worker: 2}\n"
+    config = write_config(tmp_path, tiny_shards, text, ", max_steps: 2")
+    address = ["--address", str(two_nodes.address), "--wait_for_nodes_s"]
+    refused = subprocess.run(
+        [*command(config, tmp_path / "sweep"), *address, "1"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert refused.returncode == 2
+    assert (
+        "found, after 1 s, 1 processes that need 2 CPUs and 0 GPUs each, on one node each, and 2 nodes"
+        in refused.stderr
+    )
+    process = subprocess.Popen([*command(config, tmp_path / "sweep"), *address, "200"], env=environment())
+    time.sleep(15)
+    assert process.poll() is None
+    two_nodes.add_node(num_cpus=2)
+    assert process.wait(300) == 0
+    assert rows(tmp_path / "sweep" / "trials.csv")[0]["status"] == "done"
 
 
 def test_trials_upload_to_a_store_and_the_best_comes_home(tiny_shards: Path, tmp_path: Path) -> None:
@@ -82,6 +108,19 @@ def test_trials_upload_to_a_store_and_the_best_comes_home(tiny_shards: Path, tmp
         run_sweep(config, tmp_path / "sweep", "--storage", store, **keys)
         uploaded = [entry["Key"] for entry in client.list_objects_v2(Bucket="sweeps")["Contents"]]
         again = run_sweep(config, tmp_path / "sweep", "--storage", store, **keys)
+        shutil.rmtree(tmp_path / "sweep")  # as where the driver comes up on another machine
+        home = run_sweep(config, tmp_path / "sweep", "--storage", store, **keys)
+        (tmp_path / "colleague").mkdir()
+        text = "space: {optim.lr: [1.0e-4]}\n"
+        theirs = write_config(tmp_path / "colleague", tiny_shards, text, ", max_steps: 4, validate_every: 2")
+        refused = subprocess.run(
+            [*command(theirs, tmp_path / "colleague" / "sweep"), "--storage", store],
+            env=environment() | keys,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
     finally:
         server.stop()
     assert any(key.startswith("mine/sweep/") and key.endswith("best/model.safetensors") for key in uploaded)
@@ -91,3 +130,9 @@ def test_trials_upload_to_a_store_and_the_best_comes_home(tiny_shards: Path, tmp
     assert not (tmp_path / "sweep" / "trials").exists()
     assert {row["status"] for row in rows(tmp_path / "sweep" / "trials.csv")} == {"done"}
     assert "dB; export it with" in again.stdout
+    assert home.stdout == again.stdout
+    assert refused.returncode == 2
+    assert (
+        "s3://sweeps/mine/sweep/sweep.yaml: expected the configuration that this sweep was begun with" in refused.stderr
+    )
+    assert not (tmp_path / "colleague" / "sweep").exists()

@@ -11,7 +11,7 @@ import pytest
 from upfield.distributed.configuration import TrainConfig
 from upfield.tune.configuration import SweepConfig
 from upfield.tune.search import most_epochs, with_seeds
-from upfield.tune.space import Range, grid_points, name_of, points_of, random_points, read_space, with_point
+from upfield.tune.space import Range, grid_points, name_of, random_points, read_space, with_point
 from upfield.tune.sweep import COMMAND, main
 
 REPORT = Path(__file__).parents[2] / "tune" / "spaces" / "report.yaml"
@@ -25,7 +25,18 @@ def test_the_grid_holds_every_combination_once() -> None:
     axes = read_space(config({"optim.lr": [1e-4, 2e-4], "data.batch_size": [2, 4, 8]}))
     points = grid_points(axes)
     assert len({name_of(point) for point in points}) == len(points) == 6
-    assert points_of(config({"optim.lr": [1e-4, 1e-4]}), {"optim.lr": [1e-4, 1e-4]}) == [{"optim.lr": 1e-4}]
+
+
+def test_values_are_those_that_training_makes_of_them_each_once() -> None:
+    axes = read_space(config({"optim.lr": ["1e-4", 1e-4, 5e-4], "model.preset": ["tiny"]}))
+    assert axes == {"optim.lr": [1e-4, 5e-4], "model.preset": ["tiny"]}
+
+
+def test_random_points_are_as_many_as_asked_for_or_all_there_are() -> None:
+    axes = read_space(config({"data.batch_size": [2, 4, 8], "run.epochs": [1, 2]}))
+    for count in (3, 6, 50):
+        points = random_points(axes, count, seed=0)
+        assert len({name_of(point) for point in points}) == len(points) == min(count, 6)
 
 
 def test_random_points_lie_in_their_ranges_and_depend_on_the_seed_alone() -> None:
@@ -90,6 +101,9 @@ def test_the_reports_space_is_the_reports() -> None:
     [
         ("space: {}", "expected at least one dotted training key"),
         ("space: {optim.rate: [1]}", "unknown key optim.rate"),
+        ("space: {optim.lr.x: [1]}", "optim.lr.x: expected a key of the training configuration"),
+        ("space: {1: [1]}", "expected a dotted training key"),
+        ("space: {data.shards: [a, b]}", "expected one for all points"),
         ("space: {optim.lr: [-1]}", "expected a positive rate"),
         ("space: {optim.lr: []}", "expected at least one value"),
         ("space: {optim.lr: 1}", "expected a list of values or one of {uniform: [a, b]}"),
@@ -106,6 +120,8 @@ def test_the_reports_space_is_the_reports() -> None:
         ("space: {optim.lr: [1]}\nresources: {cpus_per_worker: 0}", "expected a positive number"),
         ("space: {optim.lr: [1]}\nasha: {reduction_factor: 1}", "expected more than 1"),
         ("storage: s3://a\nresources: {workers_per_trial: 2}", "expected trials of one worker"),
+        ("resources: {workers_per_trial: 2, gpus_per_worker: 0.5}", "expected whole GPUs"),
+        ("resources: {gpus_per_worker: 1.5}", "expected 0, a part of 1, or whole GPUs"),
         ("space: {optim.lr: [1]}\nsearch: genetic", "genetic"),
     ],
 )
@@ -126,6 +142,8 @@ def test_a_space_that_cannot_be_searched_is_refused(
         ("package: upfield.txt", "expected a wheel"),
         ("package: FOLDER/other.whl", "expected a wheel of upfield, found one of other"),
         ("package: FOLDER/torn.whl", "expected a wheel, found none that can be read"),
+        ("storage: s3//bucket", "storage: expected an address such as s3://bucket/folder"),
+        ("storage: folder", "storage: expected an address such as s3://bucket/folder"),
     ],
 )
 def test_what_no_trial_could_train_with_is_refused(
@@ -151,7 +169,11 @@ def test_a_folder_of_another_sweep_is_refused(tmp_path: Path, run_cli: Callable,
     code, _, err = run_cli(main, *given, "--out", other)
     assert code == 2
     assert "expected the configuration that this sweep was begun with" in err
-    assert "space" in err
+    assert "found another train.data.shards, space.optim.lr;" in err
+    (other / "sweep.yaml").write_text("a: {")
+    code, _, err = run_cli(main, *given, "--out", other)
+    assert code == 2
+    assert "expected the configuration of a sweep, found a damaged file" in err
     (other / "sweep.yaml").rename(other / "notes.txt")
     code, _, err = run_cli(main, *given, "--out", other)
     assert code == 2

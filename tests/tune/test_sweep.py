@@ -16,7 +16,8 @@ from upfield.tune import sweep
 
 # They differ from run to run.
 OF_THE_MACHINE = ("seconds", "slices_per_s", "data_wait", "memory_gb")
-TRIAL_PROCESS = "ray::ImplicitFunc"  # as Ray calls those of functions
+# As Ray calls those of functions, and those that train together.
+TRIAL_PROCESS, WORKER_PROCESS = "ray::ImplicitFunc", "RayTrainWorker"
 
 
 def log_of(run: Path, event: str) -> list[dict[str, Any]]:
@@ -66,6 +67,12 @@ def test_points_are_compared_over_seeds_and_a_finished_sweep_has_nothing_left_to
     before = {path: path.stat().st_mtime_ns for path in (out / "trials").rglob("*.safetensors")}
     again = run_sweep(config, out)
     assert again.stdout == done.stdout
+    # Half a state file, as of a driver that was killed: the runs hold all that counts.
+    newest = max((out / "ray").glob("experiment_state-*.json"))
+    newest.write_bytes(newest.read_bytes()[:1000])
+    mended = run_sweep(config, out)
+    assert mended.stdout == done.stdout
+    assert f"found a damaged {newest.name}" in mended.stderr
     assert {path: path.stat().st_mtime_ns for path in (out / "trials").rglob("*.safetensors")} == before
 
 
@@ -76,9 +83,31 @@ def test_a_trial_that_can_never_be_placed_is_refused_at_once(
     config = write_config(tmp_path, tiny_shards, "space: {optim.lr: [1.0e-3]}\nresources: {cpus_per_worker: 999}\n")
     code, _, err = run_cli(sweep.main, "--config", config, "--out", tmp_path / "sweep")
     assert code == 2
-    assert "found 1 processes that need 999 CPUs and 0 GPUs" in err
-    assert "this cluster of 1 nodes with" in err
+    assert "found 1 processes that need 999 CPUs and 0 GPUs each" in err
+    assert "and 1 nodes with" in err
     assert not (tmp_path / "sweep").exists()
+
+
+def test_asha_with_several_seeds_is_refused(tiny_shards: Path, tmp_path: Path, run_cli: Callable) -> None:
+    text = "space: {optim.lr: [1.0e-3]}\nscheduler: asha\nseeds: 2\n"
+    code, _, err = run_cli(sweep.main, "--config", write_config(tmp_path, tiny_shards, text), "--out", tmp_path / "out")
+    assert code == 2
+    assert "found asha with seeds 2" in err
+
+
+@pytest.mark.slow
+def test_a_finished_sweep_may_be_moved(tiny_shards: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, tiny_shards, "space: {optim.lr: [1.0e-3, 1.0e-4]}\n", ", max_steps: 2")
+    run_sweep(config, tmp_path / "sweep")
+    before = rows(tmp_path / "sweep" / "results.csv")
+    moved = tmp_path / "elsewhere" / "moved"
+    moved.parent.mkdir()
+    (tmp_path / "sweep").rename(moved)
+    run_sweep(config, moved.parent / ".." / "elsewhere" / "moved")
+    after = rows(moved / "results.csv")
+    assert [row["psnr_slice"] for row in after] == [row["psnr_slice"] for row in before]
+    assert (moved / "best" / "best" / "model.safetensors").is_file()
+    assert all(Path(row["run"]).is_dir() for row in after)
 
 
 @pytest.mark.slow
@@ -95,6 +124,24 @@ def test_asha_stops_bad_trials_early(tiny_shards: Path, tmp_path: Path) -> None:
     stopped = [found[lr] for lr in (1e-12, 1e-13, 1e-14)]
     assert {row["status"] for row in stopped} == {"stopped early"}
     assert all(int(row["step"]) < 4 * 45 for row in stopped)
+
+
+@pytest.mark.slow
+def test_asha_knows_after_a_restart_whom_it_compared(tiny_shards: Path, tmp_path: Path, started: Callable) -> None:
+    text = (
+        "space: {optim.lr: [3.0e-3, 1.0e-12]}\nscheduler: asha\nmax_concurrent_trials: 1\n"
+        "asha: {grace_epochs: 1, reduction_factor: 2}\n"
+    )
+    config = write_config(tmp_path, tiny_shards, text, ", epochs: 4")
+    process = started(config, tmp_path / "sweep")
+    log = tmp_path / "log-0"
+    wait_for(lambda: ": done" in log.read_text(), "the good trial")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(TIMEOUT_S) == 130
+    run_sweep(config, tmp_path / "sweep")
+    found = {float(row["optim.lr"]): row for row in rows(tmp_path / "sweep" / "trials.csv")}
+    assert (found[3e-3]["status"], found[1e-12]["status"]) == ("done", "stopped early")
+    assert int(found[1e-12]["step"]) < 4 * 45
 
 
 @pytest.mark.slow
@@ -123,6 +170,17 @@ def test_optuna_proposes_points(tiny_shards: Path, tmp_path: Path, seeds: int) -
     assert {row["seeds"] for row in results} == {str(seeds)}
     assert all(1e-5 <= float(row["optim.lr"]) <= 1e-2 and row["status"] == "done" for row in results)
     assert all(int(row["run.max_steps"]) in (1, 2, 3) for row in results)
+
+
+@pytest.mark.slow
+def test_optuna_tries_each_point_of_a_small_space_once(tiny_shards: Path, tmp_path: Path) -> None:
+    text = "space: {optim.lr: [1.0e-3, 1.0e-4], run.max_steps: {int: [1, 2]}}\nsearch: optuna\ntrials: 9\n"
+    config = write_config(tmp_path, tiny_shards, text)
+    done = run_sweep(config, tmp_path / "sweep")
+    results = rows(tmp_path / "sweep" / "results.csv")
+    assert len({(row["optim.lr"], row["run.max_steps"]) for row in results}) == len(results) == 4
+    assert {(row["status"], row["seeds"]) for row in results} == {("done", "1")}
+    assert "optuna: 4 points, and none else" in done.stderr
 
 
 def descendants(process: int, name: str) -> list[psutil.Process]:
@@ -190,6 +248,36 @@ def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(
     for event in ("train", "validation"):
         assert log_of(ours, event) == log_of(theirs, event)
     assert rows(out / "trials.csv")[0]["status"] == "done"
+
+
+@pytest.mark.slow
+def test_a_worker_of_several_that_is_killed_costs_one_failure(
+    tiny_shards: Path, tmp_path: Path, started: Callable
+) -> None:
+    text = "space: {optim.lr: [1.0e-3]}\nresources: {workers_per_trial: 2, cpus_per_worker: 0.5}\n"
+    config = write_config(tmp_path, tiny_shards, text, LONG)
+    out = tmp_path / "sweep"
+    process = started(config, out)
+    wait_for(lambda: list(out.glob("trials/*/checkpoints/step-00000010")), "a checkpoint")
+    victims = descendants(process.pid, WORKER_PROCESS)
+    assert len(victims) == 2
+    victims[1].kill()
+    assert process.wait(TIMEOUT_S) == 0, (tmp_path / "log-0").read_text()
+    assert "again after 1 failures" in (tmp_path / "log-0").read_text()
+    (run,) = (out / "trials").iterdir()
+    assert [line["step"] for line in log_of(run, "validation")] == [15, 30, 45, 60]
+    (trial,) = rows(out / "trials.csv")
+    assert (trial["status"], trial["processes"]) == ("done", "2")
+
+
+@pytest.mark.slow
+def test_what_diverges_on_several_workers_is_marked_and_not_tried_again(tiny_shards: Path, tmp_path: Path) -> None:
+    text = "space: {optim.lr: [1.0e+30, 1.0e-3]}\nresources: {workers_per_trial: 2, cpus_per_worker: 0.5}\n"
+    config = write_config(tmp_path, tiny_shards, text, ", max_steps: 4, validate_every: 2")
+    done = run_sweep(config, tmp_path / "sweep")
+    results = rows(tmp_path / "sweep" / "results.csv")
+    assert [row["status"][:12] for row in results] == ["done", "failed: step"]
+    assert "again after" not in done.stderr
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import pickle
 import re
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import matplotlib.image
 import pytest
 
 from upfield.sharding.errors import RunError
-from upfield.tune.cluster import bundles_of, count_fitting
+from upfield.tune.cluster import count_fitting
 from upfield.tune.configuration import ResourceConfig
-from upfield.tune.figures import coordinates_png, learning_curves_png
+from upfield.tune.figures import _places, coordinates_png, learning_curves_png
 from upfield.tune.page import importance
 from upfield.tune.results import result_rows, table, to_csv, trial_rows, write_results
-from upfield.tune.tried import Trained, Tried, last_line
+from upfield.tune.state import is_whole, newest_of_each_kind
+from upfield.tune.tried import Trained, Tried, curve_of, last_line
 
 CURVE = ((1.0, 20.0), (2.0, 21.0))
 
@@ -111,6 +113,35 @@ def test_any_kind_of_parameter_is_drawn(tmp_path: Path, values: list[object]) ->
     assert matplotlib.image.imread(tmp_path / "picture.png").std() > 0
 
 
+def test_numbers_lie_where_they_are_and_words_at_equal_distances() -> None:
+    places, marks = _places([1.0, 2.0, 5.0])
+    assert places == pytest.approx([0, 0.25, 1])
+    assert marks == [(0.0, "1"), (0.25, "2"), (1.0, "5")]
+    assert _places([1e-5, 1e-3, 1e-1])[0] == pytest.approx([0, 0.5, 1])
+    assert _places(["b", "a", "c"])[0] == [0.5, 0, 1]
+    # Marks that would lie on one another are left out.
+    assert _places([19.50, 19.51, 22.0])[1] == [(0.0, "19.5"), (1.0, "22")]
+
+
+def test_a_curve_is_read_from_the_runs_log_whatever_was_killed_in_between() -> None:
+    log = (
+        '{"event": "train", "epoch": 0.5}\n{"event": "validation", "epoch": 1.0, "psnr_slice": 20.0}\n'
+        '{"event": "validation", "epoch": 2.0, "psnr_slice": 21.5}\n{"event": "validation", "epo'
+    )
+    assert curve_of(log) == ((1.0, 20.0), (2.0, 21.5))
+    assert curve_of("") == ()
+
+
+def test_only_the_newest_state_files_count_and_half_a_file_is_not_whole() -> None:
+    names = ["tuner.pkl", "experiment_state-2026-01-02_03-04-05.json", "experiment_state-2026-01-02_03-04-06.json"]
+    assert newest_of_each_kind(names) == ["experiment_state-2026-01-02_03-04-06.json", "tuner.pkl"]
+    assert is_whole(b'{"a": 1}')
+    assert is_whole(pickle.dumps({"a": 1}))
+    assert not is_whole(b'{"a": ')
+    assert not is_whole(pickle.dumps({"a": 1})[:-3])
+    assert not is_whole(b"")
+
+
 def test_curves_of_one_validation_are_drawn() -> None:
     assert learning_curves_png([(((1.0, 20.0),), 0), (CURVE, 1)])
 
@@ -125,8 +156,10 @@ def test_the_last_line_of_an_error_is_what_is_told() -> None:
     [
         (ResourceConfig(), [(2, 0)], 2),
         (ResourceConfig(cpus_per_worker=4), [(2, 0), (3, 0)], 0),
-        (ResourceConfig(workers_per_trial=2), [(2, 0)], 0),
-        (ResourceConfig(workers_per_trial=2), [(2, 0), (1, 0)], 1),
+        (ResourceConfig(workers_per_trial=2), [(1, 0)], 0),
+        (ResourceConfig(workers_per_trial=2), [(1, 0), (1, 0)], 1),
+        (ResourceConfig(workers_per_trial=2, cpus_per_worker=2), [(3, 0), (3, 0), (3, 0)], 1),
+        (ResourceConfig(cpus_per_worker=0.1), [(0.3, 0)], 3),
         (ResourceConfig(gpus_per_worker=0.5), [(8, 1)], 2),
         (ResourceConfig(workers_per_trial=8, cpus_per_worker=4, gpus_per_worker=1), [(64, 8)] * 3, 3),
         (ResourceConfig(gpus_per_worker=1), [(8, 0)], 0),
@@ -135,4 +168,4 @@ def test_the_last_line_of_an_error_is_what_is_told() -> None:
 def test_trials_are_counted_that_fit_node_by_node(
     resources: ResourceConfig, nodes: list[tuple[float, float]], count: int
 ) -> None:
-    assert count_fitting(bundles_of(resources), nodes) == count
+    assert count_fitting(resources, nodes) == count
