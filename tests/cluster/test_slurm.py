@@ -117,11 +117,12 @@ def test_an_image_file_is_entered_by_apptainer_on_every_rank(
     path = f"{tmp_path}:{slurm.environment['PATH']}"
     image = tmp_path / "upfield.sif"
     arguments = training(tiny_shards, tmp_path / "run", 2)
-    job = slurm.submit("train.sbatch", SMALL, "--container", image, *arguments, PATH=path)
+    one_node = [*SMALL, "--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=2"]
+    job = slurm.submit("train.sbatch", one_node, "--container", image, *arguments, PATH=path)
     (state,) = slurm.finished(job)
     assert state["JobState"] == "COMPLETED", slurm.said(job)
     entered = sorted((tmp_path / "entered").read_text().splitlines())
-    assert [line.split()[:2] for line in entered] == [["0", "1"], ["1", "1"]]
+    assert [line.split()[:2] for line in entered] == [["0", "2"], ["1", "2"]]
     assert all("exec --nv --bind" in line and f"{image} upfield train" in line for line in entered)
 
 
