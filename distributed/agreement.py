@@ -11,9 +11,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from upfield.sharding.errors import FetchError, InputError, RunError
-from upfield.sharding.locking import try_lock
+from upfield.sharding.locking import LOCK, lock_folder, try_lock
 
-LOCK = ".lock"
 T = TypeVar("T")
 
 
@@ -126,15 +125,8 @@ def hold_folder(out: Path) -> TextIO | None:
     locks: list[TextIO] = []
 
     def take() -> None:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            lock = (out / LOCK).open("w")
-        except OSError as error:
-            raise InputError(
-                f"{out}: expected a folder that can be written, found: {error.strerror}; choose another --run.out"
-            ) from error
-        if not try_lock(lock, out):
-            lock.close()
+        lock = lock_folder(out, "--run.out")
+        if lock is None:
             raise InputError(
                 f"{out}: expected no other training to write this run, found one that is going on; wait for it, end "
                 "it, or choose another --run.out"

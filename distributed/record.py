@@ -14,6 +14,7 @@ from torch import Tensor
 from upfield.distributed.agreement import write_on_main_process
 from upfield.distributed.checkpoint import Progress
 from upfield.distributed.display import Bar
+from upfield.distributed.log import LOG
 from upfield.sharding.progress import say
 
 PROJECT = "upfield"  # What wandb and mlflow file the run under.
@@ -45,7 +46,7 @@ class Record:
         self._started = time.monotonic()
 
         def open_all() -> None:
-            self._metrics = self._open(out / "metrics.jsonl", progress)
+            self._metrics = self._open(out / LOG, progress)
             self._trace = self._open(trace, progress) if trace else None
 
         write_on_main_process(f"{out}: the log", open_all)

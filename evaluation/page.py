@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from upfield.distributed.log import LOG, parse_log
 from upfield.evaluation import comparison, figures
 from upfield.evaluation.measure import AGAINST, CUBIC, MODEL, VolumeImages
 from upfield.evaluation.metrics import METRICS
@@ -41,17 +42,8 @@ class TrainingRecord:
     @classmethod
     def of(cls, model: Path, configuration: str) -> "TrainingRecord":
         """Read a run's log; a model file has none."""
-        log = model / "metrics.jsonl"
-        lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-        return cls([entry for line in lines if (entry := _parsed(line))], configuration)
-
-
-def _parsed(line: str) -> dict[str, Any] | None:
-    """Read a line of the log; one that a killed job left unfinished says nothing."""
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
+        log = model / LOG
+        return cls(parse_log(log.read_text(encoding="utf-8")) if log.is_file() else [], configuration)
 
 
 def write_evaluation_report(

@@ -6,13 +6,13 @@ from typing import Any
 from upfield.sharding.atomic import write_text
 from upfield.sharding.command import to_tree, to_yaml
 from upfield.sharding.errors import InputError, RunError
+from upfield.sharding.locking import LOCK
 from upfield.tune.configuration import SweepConfig
 from upfield.tune.state import opened, shown_address_of
 
 SETTINGS = "sweep.yaml"
 # What may differ when a sweep goes on: where it runs, not what it searches. Ray keeps the limits on trials.
 FREE_KEYS = ("out", "address", "wait_for_nodes_s", "package", "resources")
-NOT_OF_A_SWEEP = (".lock",)
 
 
 def refuse_other_sweep(config: SweepConfig) -> None:
@@ -27,7 +27,7 @@ def refuse_other_sweep(config: SweepConfig) -> None:
     settings = out / SETTINGS
     if settings.is_file():
         _refuse_differing(config, settings.read_bytes(), str(settings), "--out")
-    elif out.exists() and (not out.is_dir() or any(path.name not in NOT_OF_A_SWEEP for path in out.iterdir())):
+    elif out.exists() and (not out.is_dir() or any(path.name != LOCK for path in out.iterdir())):
         raise InputError(f"{out}: expected a new folder or an earlier sweep, found something else; choose --out")
     if config.storage:
         stored = _read_stored(config)

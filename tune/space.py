@@ -170,8 +170,7 @@ def points_of(config: SweepConfig, axes: Mapping[str, Axis]) -> list[Point] | No
     """Give the points that are known beforehand, each once; None where a sampler proposes them."""
     if config.search == "optuna":
         return None
-    points = grid_points(axes) if config.search == "grid" else random_points(axes, config.trials, config.seed)
-    return list({json.dumps(point): point for point in points}.values())
+    return grid_points(axes) if config.search == "grid" else random_points(axes, config.trials, config.seed)
 
 
 def name_of(point: Mapping[str, Any]) -> str:

@@ -130,17 +130,10 @@ def alone_in(out: Path) -> Any:
     Raises:
         InputError: another sweep is going on there, or it cannot be written.
     """
-    from upfield.sharding.locking import try_lock
+    from upfield.sharding.locking import lock_folder
 
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = (out / ".lock").open("w")
-    except OSError as error:
-        raise InputError(
-            f"{out}: expected a folder that can be written, found: {error.strerror}; choose another --out"
-        ) from error
-    if not try_lock(lock, out):
-        lock.close()
+    lock = lock_folder(out, "--out")
+    if lock is None:
         raise InputError(f"{out}: expected no other sweep there, found one that is going on; wait for it, or end it")
     return lock
 

@@ -26,6 +26,7 @@ from upfield.distributed.loop import fit
 from upfield.distributed.stopping import StopRequest
 from upfield.sharding.command import from_tree, to_tree
 from upfield.sharding.errors import DivergedError, InputError, RunError
+from upfield.sharding.locking import LOCK
 from upfield.tune.configuration import ResourceConfig
 from upfield.tune.space import name_of, with_point
 
@@ -35,7 +36,7 @@ REPEAT = "__trial_index__"  # What Ray's Repeater calls the number of a repetiti
 FINAL = (InputError, DivergedError)
 # NFS keeps a dead node's locks for 90 s.
 PATIENCE_S = 180.0
-NOT_UPLOADED = ("last", ".lock", "tensorboard", "*.tmp*")
+NOT_UPLOADED = ("last", LOCK, "tensorboard", "*.tmp*")
 
 
 @dataclass(frozen=True)

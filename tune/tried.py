@@ -1,6 +1,5 @@
 """What became of the points of a sweep, read from Ray's results."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from upfield.distributed.log import LOG, parse_log
 from upfield.tune.configuration import SweepConfig
 from upfield.tune.space import name_of, with_point
 from upfield.tune.trial import EPOCH, FAILED, FINISHED, METRIC, point_of
 
-SEED, RUNS, LOG = "run.seed", "trials", "metrics.jsonl"
+SEED, RUNS = "run.seed", "trials"
 
 
 @dataclass(frozen=True)
@@ -154,11 +154,9 @@ def log_of(config: SweepConfig, result: Any, name: str) -> str:
 
 def curve_of(log: str) -> tuple[tuple[float, float], ...]:
     """Give a run's validations: (epochs, PSNR in dB)."""
-    # What was killed may leave half a line.
-    lines = [json.loads(line) for line in log[: log.rfind("\n") + 1].splitlines()]
     return tuple(
         (line["epoch"], line["psnr_slice"])
-        for line in lines
+        for line in parse_log(log)
         if line["event"] == "validation" and line.get("psnr_slice")
     )
 

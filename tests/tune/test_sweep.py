@@ -230,6 +230,17 @@ def started(tmp_path: Path) -> Iterator[Callable[[Path, Path], "subprocess.Popen
 LONG = ", max_steps: 60, validate_every: 15, checkpoint_every: 5, log_every: 5"
 
 
+def survives_a_kill(process: "subprocess.Popen[str]", out: Path, name: str, number: int) -> None:
+    """Kill the last of so many processes once there is a checkpoint; the sweep beside its log ends all the same."""
+    log = out.parent / "log-0"
+    wait_for(lambda: list(out.glob("trials/*/checkpoints/step-00000010")), "a checkpoint")
+    victims = descendants(process.pid, name)
+    assert len(victims) == number
+    victims[-1].kill()
+    assert process.wait(TIMEOUT_S) == 0, log.read_text()
+    assert "again after 1 failures" in log.read_text()
+
+
 @pytest.mark.slow
 def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(
     tiny_shards: Path, tmp_path: Path, started: Callable
@@ -237,13 +248,7 @@ def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(
     config = write_config(tmp_path, tiny_shards, "space: {optim.lr: [1.0e-3]}\n", LONG)
     run_sweep(config, tmp_path / "undisturbed")
     out = tmp_path / "sweep"
-    process = started(config, out)
-    wait_for(lambda: list(out.glob("trials/*/checkpoints/step-00000010")), "a checkpoint")
-    victims = descendants(process.pid, TRIAL_PROCESS)
-    assert len(victims) == 1
-    victims[0].kill()
-    assert process.wait(TIMEOUT_S) == 0, (tmp_path / "log-0").read_text()
-    assert "again after 1 failures" in (tmp_path / "log-0").read_text()
+    survives_a_kill(started(config, out), out, TRIAL_PROCESS, 1)
     (ours,), (theirs,) = (list((folder / "trials").iterdir()) for folder in (out, tmp_path / "undisturbed"))
     for event in ("train", "validation"):
         assert log_of(ours, event) == log_of(theirs, event)
@@ -257,13 +262,7 @@ def test_a_worker_of_several_that_is_killed_costs_one_failure(
     text = "space: {optim.lr: [1.0e-3]}\nresources: {workers_per_trial: 2, cpus_per_worker: 0.5}\n"
     config = write_config(tmp_path, tiny_shards, text, LONG)
     out = tmp_path / "sweep"
-    process = started(config, out)
-    wait_for(lambda: list(out.glob("trials/*/checkpoints/step-00000010")), "a checkpoint")
-    victims = descendants(process.pid, WORKER_PROCESS)
-    assert len(victims) == 2
-    victims[1].kill()
-    assert process.wait(TIMEOUT_S) == 0, (tmp_path / "log-0").read_text()
-    assert "again after 1 failures" in (tmp_path / "log-0").read_text()
+    survives_a_kill(started(config, out), out, WORKER_PROCESS, 2)
     (run,) = (out / "trials").iterdir()
     assert [line["step"] for line in log_of(run, "validation")] == [15, 30, 45, 60]
     (trial,) = rows(out / "trials.csv")
