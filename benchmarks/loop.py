@@ -23,7 +23,7 @@ from upfield.distributed.assembly import set_up, tear_down
 from upfield.distributed.configuration import DataConfig, ModelConfig, RunConfig, TrainConfig
 from upfield.distributed.loop import fit
 from upfield.distributed.noise import gating_noise
-from upfield.distributed.reader import read_batch
+from upfield.distributed.samples.reader import read_batch
 from upfield.model.losses import restoration_loss
 from upfield.sharding.phantom import main as phantom
 from upfield.sharding.shard import main as shard

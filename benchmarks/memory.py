@@ -31,10 +31,10 @@ LARGEST_RATIO = 1.05
 
 def write_set(folder: Path, num_subjects: int) -> float:
     """Write `num_subjects` volumes for training and one for validation; give the bytes of the former in GB."""
-    from upfield.sharding.cohort import Source, Subject
+    from upfield.sharding.cohorts.subjects import Source, Subject
     from upfield.sharding.configuration import ShardConfig
-    from upfield.sharding.manifest import Addition, content_config, write_manifest
-    from upfield.sharding.tarshard import INDEX_VERSION, Sample, ShardEntry, write_shard
+    from upfield.sharding.shardset.manifest import Addition, content_config, write_manifest
+    from upfield.sharding.shardset.tarshard import INDEX_VERSION, Sample, ShardEntry, write_shard
 
     noise = np.random.default_rng(0).random((SAMPLES_PER_SHARD, *SHAPE), dtype=np.float32).astype(np.float16)
     keys = [f"ixi-{i // SLICES:06d}-synthetic-0-x{i % SLICES:03d}" for i in range((num_subjects + 1) * SLICES)]
@@ -76,8 +76,8 @@ def resident_mb() -> float:
 def watch(folder: Path, num_workers: int, batch_size: int) -> list[float]:
     """Read all epochs; give the memory of the index's arrays, of all when opened, and the largest of each epoch."""
     from upfield.distributed.configuration import AugmentConfig
-    from upfield.distributed.reader import Sequencing, TrainingBatches, training_loader
-    from upfield.sharding.shardset import ShardSplit
+    from upfield.distributed.samples.reader import Sequencing, TrainingBatches, training_loader
+    from upfield.sharding.shardset.reading import ShardSplit
 
     split = ShardSplit(folder, "train")
     index_mb = sum(value.nbytes for value in vars(split).values() if isinstance(value, np.ndarray)) / 1e6

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import ndimage
 
-from upfield.sharding.resample import zoom_to
+from upfield.imaging.resample import zoom_to
 
 CASES = [
     ("low field up", (112, 138, 40), (179, 221, 200)),

@@ -36,9 +36,9 @@ import torch
 from host import processor
 
 from upfield.export.enhance import main as enhance
-from upfield.export.graph import add_metadata, build_graph, written
+from upfield.export.modelfile.graph import add_metadata, build_graph, written
+from upfield.imaging.normalisation import NORMALISATION
 from upfield.model.amir import Amir, AmirConfig
-from upfield.sharding.intensity import NORMALISATION
 
 SCRIPT = Path(__file__).parents[1] / "export/serve.py"
 # 38 and 35 slices of 46 x 40 and 50 x 35: no multiples of a batch, so that batches have room for other scans' slices.

@@ -170,8 +170,8 @@ def compare_volume_work(folder: Path) -> None:
     """Print the first table: volumes in memory to slices in memory, one thread each."""
     from threadpoolctl import threadpool_limits
 
-    from upfield.sharding import pairs
-    from upfield.sharding.cohort import find_subjects
+    from upfield.sharding.building import pairs
+    from upfield.sharding.cohorts.subjects import find_subjects
     from upfield.sharding.configuration import CohortConfig, ShardConfig
 
     print(f"\n{'volume work of one subject':<44} {'scipy (s)':>10} {'upfield (s)':>12} {'ratio':>7}")

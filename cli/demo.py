@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from upfield.cli.configuration import DemoConfig
-from upfield.sharding.command import Command, execute
-from upfield.sharding.errors import InputError, RunError
+from upfield.common.command import Command, execute
+from upfield.common.errors import InputError, RunError
 
 MARK, MARK_TEXT = "demo.json", '{"made_by": "upfield demo"}\n'
 RECIPE = "tiny_cpu.yaml"
@@ -163,8 +163,8 @@ def export(places: Places) -> None:
 def enhance(places: Places) -> None:
     """Enhance the held-out subject's low-field scan with the model file alone."""
     from upfield.export import enhance as stage
-    from upfield.export.scan import write_volume
-    from upfield.sharding.volume import read_stack
+    from upfield.export.scans.scan import write_volume
+    from upfield.imaging.volume import read_stack
 
     subject = held_out_subject(places)
     slices = sorted((places.cohort / "real" / "low").glob(f"{subject}_slice_*.nii.gz"))
@@ -177,7 +177,7 @@ def enhance(places: Places) -> None:
 
 def held_out_subject(places: Places) -> str:
     """Give the id of the first test subject."""
-    from upfield.sharding.manifest import read_manifest
+    from upfield.sharding.shardset.manifest import read_manifest
 
     return read_manifest(places.shards).subjects("test")[0]["subject"]
 
@@ -195,10 +195,10 @@ def call(main: Callable[[list[str]], int], *arguments: object) -> None:
 
 def write_demo_report(places: Places, times_s: dict[str, float]) -> None:
     """Write demo/report.html: configuration, curves, table, slices, files."""
-    from upfield.evaluation import figures
+    from upfield.common import html_page as report
     from upfield.evaluation.evaluate import SLICES_PNG
-    from upfield.evaluation.metricstable import metrics_table
-    from upfield.sharding import report
+    from upfield.evaluation.reports import figures
+    from upfield.evaluation.reports.metrics_table import metrics_table
 
     metrics = read_metrics(places)
     log = [json.loads(line) for line in (places.run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -10,8 +10,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
-from upfield.sharding.errors import FetchError, InputError, RunError
-from upfield.sharding.locking import LOCK, lock_folder, try_lock
+from upfield.common.errors import FetchError, InputError, RunError
+from upfield.common.locking import LOCK, lock_folder, try_lock
 
 T = TypeVar("T")
 

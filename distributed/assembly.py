@@ -13,6 +13,10 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch.optim import Optimizer
 
+from upfield.common.command import to_yaml
+from upfield.common.errors import InputError
+from upfield.common.files import write_text
+from upfield.common.progress import say
 from upfield.distributed.agreement import (
     done_by_all,
     done_by_main_process,
@@ -24,34 +28,30 @@ from upfield.distributed.agreement import (
 from upfield.distributed.average import WeightAverage
 from upfield.distributed.checkpoint import (
     Learner,
-    Progress,
+    TrainingProgress,
     checkpoints_of,
     clear_leftovers,
     find_checkpoint,
     is_own,
     load_checkpoint,
-    read_best,
+    read_best_score,
     read_progress,
 )
 from upfield.distributed.configuration import TrainConfig
 from upfield.distributed.launch import asked_world_size, make_accelerator, refuse_trackers, refuse_uneven_batch
-from upfield.distributed.reader import Sequencing, TrainingBatches
-from upfield.distributed.source import open_splits
+from upfield.distributed.samples.reader import Sequencing, TrainingBatches
+from upfield.distributed.samples.source import open_splits
 from upfield.model.amir import Amir
 from upfield.model.configuration import Checkpointing
 from upfield.model.losses import LEAST_SIZES
 from upfield.model.memory import choose_checkpointing, keep_freed_memory
 from upfield.model.weights import read_weights
-from upfield.sharding.atomic import write_text
-from upfield.sharding.command import to_yaml
-from upfield.sharding.errors import InputError
-from upfield.sharding.manifest import Manifest
-from upfield.sharding.progress import say
-from upfield.sharding.shardset import ShardSplit
+from upfield.sharding.shardset.manifest import Manifest
+from upfield.sharding.shardset.reading import ShardSplit
 
 Figures = dict[str, float | int]
 # Takes where the run stands, the epochs that are done, and what a validation found.
-OnValidation = Callable[[Progress, float, Figures], None]
+OnValidation = Callable[[TrainingProgress, float, Figures], None]
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Training:
     """What the step calls: the network under data parallelism and mixed precision."""
     optimizer: AcceleratedOptimizer
     """What steps: the learner's, under loss scaling."""
-    progress: Progress
+    progress: TrainingProgress
     total_steps: int
     out: Path
     lock: TextIO | None
@@ -87,7 +87,7 @@ class Start:
 
     checkpoint: Path | None
     """The checkpoint to go on from, if any."""
-    progress: Progress
+    progress: TrainingProgress
     """Where it stood."""
     seen: tuple[str, ...]
     """Checkpoints that were there when it was found."""
@@ -129,7 +129,7 @@ def find_start(config: TrainConfig, manifest: Manifest) -> Start:
         InputError: the checkpoint is damaged or of another order of samples.
     """
     assert config.run.out is not None
-    own = Progress(
+    own = TrainingProgress(
         data_sha256=manifest.data_sha256,
         batch_size=config.data.batch_size,
         seed=config.run.seed,
@@ -144,7 +144,7 @@ def find_start(config: TrainConfig, manifest: Manifest) -> Start:
     progress = read_progress(checkpoint)
     refuse_other_order(checkpoint, progress, own)
     # What the best model says of itself: it may be later than the checkpoint, and is not given up for a lesser one.
-    best = read_best(config.run.out) if is_own(config.run.out, checkpoint) else None
+    best = read_best_score(config.run.out) if is_own(config.run.out, checkpoint) else None
     progress.best_psnr, progress.best_step = best or (None, None)
     return Start(checkpoint, progress, seen)
 
@@ -314,7 +314,7 @@ def refuse_too_small(config: TrainConfig, split: ShardSplit, validation: ShardSp
         )
 
 
-def refuse_other_order(checkpoint: Path, found: Progress, asked: Progress) -> None:
+def refuse_other_order(checkpoint: Path, found: TrainingProgress, asked: TrainingProgress) -> None:
     """Raise InputError where a checkpoint's steps were counted along another order of samples."""
     for name in ("data_sha256", "batch_size", "seed", "window_shards"):
         theirs, ours = getattr(found, name), getattr(asked, name)

@@ -23,15 +23,15 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
+from upfield.common.command import to_yaml
+from upfield.common.errors import InputError
+from upfield.common.files import atomic_folder, point_symlink, replace_folder, write_json, write_text
+from upfield.common.progress import say
 from upfield.distributed.average import WeightAverage
 from upfield.distributed.configuration import TrainConfig
 from upfield.model.amir import Amir, AmirConfig
 from upfield.model.weights import CONFIG, METRICS, MODEL, read_weights, save_weights
-from upfield.sharding.atomic import atomic_folder, point_symlink, replace_folder, write_json, write_text
-from upfield.sharding.command import to_yaml
-from upfield.sharding.errors import InputError
-from upfield.sharding.progress import say
-from upfield.sharding.tarshard import hash_file
+from upfield.sharding.shardset.tarshard import hash_file
 
 AVERAGE, OPTIMIZER, PROGRESS, HASHES = "average.safetensors", "optimizer.pt", "progress.json", "sha256.json"
 NAME = re.compile(r"step-\d{8,}")
@@ -40,7 +40,7 @@ WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """Where a run stands; with weights, average and optimizer all that resuming needs."""
 
     step: int = 0
@@ -124,7 +124,7 @@ class Learner:
         set_model_state_dict(self.network, weights, options=WHOLE)
 
 
-def save_checkpoint(out: Path, sizes: AmirConfig, state: dict[str, Any], progress: Progress, keep: int) -> None:
+def save_checkpoint(out: Path, sizes: AmirConfig, state: dict[str, Any], progress: TrainingProgress, keep: int) -> None:
     """Write a checkpoint, point `last` at it, and remove the oldest. One rank calls it.
 
     Args:
@@ -150,7 +150,7 @@ def save_checkpoint(out: Path, sizes: AmirConfig, state: dict[str, Any], progres
         shutil.rmtree(old)
 
 
-def save_progress(out: Path, progress: Progress) -> None:
+def save_progress(out: Path, progress: TrainingProgress) -> None:
     """Write into the checkpoint of this very step what a validation has added since. One rank calls it."""
     write_json(checkpoint_folder(out, progress.step) / PROGRESS, asdict(progress))
 
@@ -211,7 +211,7 @@ def find_damage(folder: Path) -> str:
     return f"found {changed[0]} other than it was written" if changed else ""
 
 
-def read_progress(folder: Path) -> Progress:
+def read_progress(folder: Path) -> TrainingProgress:
     """Read where a checkpoint stood.
 
     Raises:
@@ -219,7 +219,7 @@ def read_progress(folder: Path) -> Progress:
         ValueError: it is not JSON.
         TypeError: it has other fields than this version knows.
     """
-    return Progress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
+    return TrainingProgress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
 
 
 def clear_leftovers(out: Path, checkpoint: Path | None, step: int) -> None:
@@ -258,7 +258,7 @@ def is_own(out: Path, checkpoint: Path) -> bool:
     return checkpoint.resolve().parent == (out / "checkpoints").resolve()
 
 
-def read_best(out: Path) -> tuple[float, int] | None:
+def read_best_score(out: Path) -> tuple[float, int] | None:
     """Give the validation PSNR in dB of a run's best model and the step it was measured at, or None without one."""
     if not (out / "best" / METRICS).is_file():
         return None

@@ -20,12 +20,12 @@ from accelerate.commands.config.config_args import default_config_file, load_con
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DataLoaderConfiguration, InitProcessGroupKwargs, LoggerType, ProjectConfiguration
 
+from upfield.common.command import EXIT_FAILURE, EXIT_INPUT, to_yaml
+from upfield.common.errors import InputError, RunError
+from upfield.common.progress import say
+from upfield.common.stop_signals import StopRequest, stop_signals
+from upfield.common.tasks import end_with_parent
 from upfield.distributed.configuration import TrainConfig
-from upfield.distributed.stopping import StopRequest, stop_signals
-from upfield.sharding.command import EXIT_FAILURE, EXIT_INPUT, to_yaml
-from upfield.sharding.errors import InputError, RunError
-from upfield.sharding.progress import say
-from upfield.sharding.tasks import end_with_parent
 
 SCRIPT = Path(__file__).with_name("train.py")
 ASK_EVERY_S = 0.2

@@ -9,24 +9,26 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from upfield.common.errors import DivergedError, InputError, RunError
+from upfield.common.progress import say
+from upfield.common.stop_signals import StopRequest, stop_signals
 from upfield.distributed.agreement import errors_met_by_all, write_on_main_process
 from upfield.distributed.assembly import Figures, OnValidation, Training, set_up, tear_down
-from upfield.distributed.checkpoint import Progress, save_best, save_checkpoint, save_progress
+from upfield.distributed.checkpoint import TrainingProgress, save_best, save_checkpoint, save_progress
 from upfield.distributed.configuration import TrainConfig
-from upfield.distributed.fetcher import fetched_ahead
 from upfield.distributed.meter import Meter
 from upfield.distributed.noise import gating_noise
-from upfield.distributed.reader import Batch, training_loader
 from upfield.distributed.record import Record
+from upfield.distributed.samples.fetcher import fetched_ahead
+from upfield.distributed.samples.reader import Batch, training_loader
 from upfield.distributed.schedule import learning_rate
-from upfield.distributed.stopping import StopRequest, stop_signals
 from upfield.distributed.validation import validate
 from upfield.model.losses import restoration_loss
-from upfield.sharding.errors import DivergedError, InputError, RunError
-from upfield.sharding.progress import say
 
 
-def fit(config: TrainConfig, stop: StopRequest | None = None, validated: OnValidation = lambda *_: None) -> Progress:
+def fit(
+    config: TrainConfig, stop: StopRequest | None = None, validated: OnValidation = lambda *_: None
+) -> TrainingProgress:
     """Train, from the beginning or from the last checkpoint, to the end or to a signal. Collective: ALL ranks call it.
 
     Args:

@@ -9,8 +9,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from upfield.distributed.checkpoint import Progress
-from upfield.distributed.reader import Batch
+from upfield.distributed.checkpoint import TrainingProgress
+from upfield.distributed.samples.reader import Batch
 
 
 class Meter:
@@ -19,7 +19,7 @@ class Meter:
     The terms are kept with the progress, so that a line that a checkpoint falls into is the same after it.
     """
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: TrainingProgress) -> None:
         """Start where the progress stands."""
         self._progress = progress
         self._restart()

@@ -11,11 +11,11 @@ from accelerate import Accelerator
 from accelerate.tracking import TensorBoardTracker
 from torch import Tensor
 
+from upfield.common.progress import say
 from upfield.distributed.agreement import write_on_main_process
-from upfield.distributed.checkpoint import Progress
+from upfield.distributed.checkpoint import TrainingProgress
 from upfield.distributed.display import Bar
 from upfield.distributed.log import LOG
-from upfield.sharding.progress import say
 
 PROJECT = "upfield"  # What wandb and mlflow file the run under.
 
@@ -24,7 +24,7 @@ class Record:
     """The run's log. Only the main process writes; on the others every call does nothing."""
 
     def __init__(
-        self, accelerator: Accelerator, out: Path, progress: Progress, total_steps: int, trace: Path | None
+        self, accelerator: Accelerator, out: Path, progress: TrainingProgress, total_steps: int, trace: Path | None
     ) -> None:
         """Open the files, and cut off what was logged after where the run goes on. Collective: ALL ranks call it.
 
@@ -57,7 +57,7 @@ class Record:
             accelerator.init_trackers(PROJECT)
         self._bar = Bar(self._active, progress.step, total_steps)
 
-    def _open(self, path: Path, progress: Progress) -> TextIO:
+    def _open(self, path: Path, progress: TrainingProgress) -> TextIO:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8", buffering=1)
         self._files.append(file)
@@ -126,7 +126,7 @@ def _is_json(value: object) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def _belongs(line: str, progress: Progress) -> bool:
+def _belongs(line: str, progress: TrainingProgress) -> bool:
     """Tell whether a line of the log is of what is done; one that a crash cut short is not."""
     try:
         entry = json.loads(line)

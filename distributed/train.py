@@ -6,18 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from upfield.common.addresses import is_remote
+from upfield.common.command import EXIT_FAILURE, EXIT_INPUT, Command, execute
+from upfield.common.errors import InputError, RunError
 from upfield.distributed.configuration import TrainConfig
-from upfield.sharding.address import is_remote
-from upfield.sharding.command import EXIT_FAILURE, EXIT_INPUT, Command, execute
-from upfield.sharding.errors import InputError, RunError
 
 if TYPE_CHECKING:
-    from upfield.distributed.stopping import StopRequest
+    from upfield.common.stop_signals import StopRequest
 
 
 def train(config: TrainConfig) -> int:
     """Check the configuration, start more processes if they are asked for, and train."""
-    from upfield.distributed.stopping import stop_signals
+    from upfield.common.stop_signals import stop_signals
 
     # What is imported next takes seconds, in which a scheduler may change its mind.
     with stop_signals() as stop:
@@ -33,10 +33,10 @@ def train(config: TrainConfig) -> int:
 
 def train_here(config: TrainConfig, stop: "StopRequest") -> int:
     """Train as one process of however many there are, and give its exit code; what all meet, one of them says."""
+    from upfield.common.tasks import end_with_parent
     from upfield.distributed.agreement import lost_another
     from upfield.distributed.launch import asked_world_size
     from upfield.distributed.loop import fit
-    from upfield.sharding.tasks import end_with_parent
 
     if asked_world_size() > 1:
         end_with_parent()

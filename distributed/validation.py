@@ -7,10 +7,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from upfield.distributed.reader import every_sample_in_step
+from upfield.common.errors import DivergedError
+from upfield.distributed.samples.reader import every_sample_in_step
 from upfield.model.quality import METRICS
-from upfield.sharding.errors import DivergedError
-from upfield.sharding.shardset import ShardSplit
+from upfield.sharding.shardset.reading import ShardSplit
 
 NAMES = [*METRICS, *(f"cubic_{name}" for name in METRICS)]
 

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
+from upfield.imaging.volume import Volume
+from upfield.sharding.building.pairs import Grids
 from upfield.sharding.configuration import GeometryConfig
-from upfield.sharding.manifest import Manifest
-from upfield.sharding.pairs import Grids
-from upfield.sharding.volume import Volume
+from upfield.sharding.shardset.manifest import Manifest
 
 # Of the radius at which the coarsest sampling along each axis ends; beyond 1 the scanner measured nothing.
 BANDS = (0.25, 0.5, 1.0)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from upfield.sharding.resample import apply_operators, grid_operator
+from upfield.imaging.resample import apply_operators, grid_operator
 
 SHIFT_VOX = 0.5
 NOISE_STD = 0.01

@@ -9,9 +9,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from upfield.common.command import Command, execute
+from upfield.common.errors import InputError
 from upfield.evaluation.configuration import EvaluateConfig
-from upfield.sharding.command import Command, execute
-from upfield.sharding.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from upfield.evaluation.measure import VolumeFigures, VolumeImages
     from upfield.evaluation.restorers import NamedRestorer
     from upfield.evaluation.summary import Evaluated
-    from upfield.sharding.shardset import ShardSplit
+    from upfield.sharding.shardset.reading import ShardSplit
 
 SLICES_PNG, VOLUMES = "slices.png", "volumes"
 
@@ -31,8 +31,8 @@ def evaluate(config: EvaluateConfig) -> int:
     from upfield.evaluation.gather import Gathered, leave_group
     from upfield.evaluation.restorers import open_restorer
     from upfield.evaluation.volumes import refuse_changed_shards
-    from upfield.sharding.manifest import read_manifest
-    from upfield.sharding.shardset import ShardSplit
+    from upfield.sharding.shardset.manifest import read_manifest
+    from upfield.sharding.shardset.reading import ShardSplit
 
     assert config.shards is not None
     assert config.out is not None
@@ -136,13 +136,13 @@ def evaluate_one(
         split: what to measure on.
         gathered: what is measured already; the model, and what it is compared with, is added.
     """
+    from upfield.common.files import write_json, write_text
     from upfield.evaluation.gather import gather_volumes
     from upfield.evaluation.measure import AGAINST, CUBIC, MODEL, Measuring, VolumeImages, real_first
     from upfield.evaluation.restorers import open_restorer
     from upfield.evaluation.summary import Evaluated, metrics_tree, slices_csv, table, volumes_csv
     from upfield.evaluation.volumes import save_volume
-    from upfield.sharding.atomic import write_json, write_text
-    from upfield.sharding.selection import group_volumes
+    from upfield.sharding.previews.selection import group_volumes
 
     # Full paths, so that no run can be called like the interpolation.
     names = {CUBIC: CUBIC, MODEL: identify(model)} | ({AGAINST: identify(config.against)} if config.against else {})
@@ -207,10 +207,10 @@ def write_page(
     restorer: "NamedRestorer",
 ) -> None:
     """Draw the report, and its slices as a picture of their own."""
-    from upfield.evaluation.figures import triplets_png
-    from upfield.evaluation.page import TrainingRecord, write_evaluation_report
+    from upfield.common.files import write_bytes
+    from upfield.evaluation.reports.figures import triplets_png
+    from upfield.evaluation.reports.page import TrainingRecord, write_evaluation_report
     from upfield.evaluation.triplets import pick_triplets
-    from upfield.sharding.atomic import write_bytes
 
     triplets = pick_triplets(evaluated, split, restorer)
     png = triplets_png(triplets) if triplets else None
@@ -228,9 +228,9 @@ def about(
     volumes: "Sequence[VolumeFigures]",
 ) -> dict[str, Any]:
     """Say what the figures are of and where they were computed."""
+    from upfield.common.command import to_tree
     from upfield.evaluation.measure import AGAINST, MODEL
     from upfield.evaluation.provenance import provenance
-    from upfield.sharding.command import to_tree
 
     models = {MODEL: restorer} | ({AGAINST: against} if against else {})
     return {
@@ -251,8 +251,8 @@ def compare_all(
     config: EvaluateConfig, trees: dict[str, dict[str, Any]], outs: list[Path], gathered: "Gathered"
 ) -> None:
     """Compare cubic interpolation, what the models were measured against, and the models."""
-    from upfield.evaluation.comparetable import write_comparison
     from upfield.evaluation.measure import CUBIC
+    from upfield.evaluation.reports.comparison_table import write_comparison
     from upfield.evaluation.summary import Evaluated
 
     assert config.out is not None

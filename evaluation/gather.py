@@ -8,10 +8,10 @@ from datetime import timedelta
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
+from upfield.common.progress import track
 from upfield.evaluation.measure import Measuring, VolumeFigures, VolumeImages, measure
-from upfield.sharding.progress import track
-from upfield.sharding.selection import VolumePair
-from upfield.sharding.shardset import ShardSplit
+from upfield.sharding.previews.selection import VolumePair
+from upfield.sharding.shardset.reading import ShardSplit
 
 # Processes wait for the one with the most to do, which may take hours on a CPU.
 TIMEOUT = timedelta(hours=24)

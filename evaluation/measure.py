@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from upfield.common.errors import RunError
 from upfield.evaluation.consistency import LowFieldSampling, check_consistency
 from upfield.evaluation.disagreement import disagreement
-from upfield.evaluation.headmask import head_mask
 from upfield.evaluation.metrics import METRICS, SLICE_METRICS, VOLUME_METRICS, ImagePair
 from upfield.evaluation.volumes import StackedPair, read_pair
-from upfield.export.scan import Restorer
-from upfield.sharding.errors import RunError
-from upfield.sharding.selection import VolumePair
-from upfield.sharding.shardset import ShardSplit
+from upfield.export.scans.scan import Restorer
+from upfield.imaging.head_mask import head_mask
+from upfield.sharding.previews.selection import VolumePair
+from upfield.sharding.shardset.reading import ShardSplit
 
 CUBIC, MODEL, AGAINST = "cubic", "model", "against"
 

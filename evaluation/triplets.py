@@ -3,13 +3,13 @@
 import numpy as np
 
 from upfield.evaluation.consistency import LowFieldSampling
-from upfield.evaluation.figures import Triplet
 from upfield.evaluation.measure import CUBIC, MODEL, restore_slices
+from upfield.evaluation.reports.figures import Triplet
 from upfield.evaluation.summary import Evaluated
 from upfield.evaluation.volumes import read_pair
-from upfield.export.scan import Restorer
-from upfield.sharding.selection import VolumePair, group_volumes
-from upfield.sharding.shardset import ShardSplit
+from upfield.export.scans.scan import Restorer
+from upfield.sharding.previews.selection import VolumePair, group_volumes
+from upfield.sharding.shardset.reading import ShardSplit
 
 # Slices of background are easy; a good figure there says nothing.
 RANKED_BY = "psnr_slice_foreground"

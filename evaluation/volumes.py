@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from upfield.export.scan import write_volume
-from upfield.sharding.atomic import atomic_path
-from upfield.sharding.errors import ShardSetError
-from upfield.sharding.progress import track
-from upfield.sharding.samplekey import SampleKey
-from upfield.sharding.selection import VolumePair
-from upfield.sharding.shardset import ShardSplit
-from upfield.sharding.tarshard import hash_file
-from upfield.sharding.volume import Volume
+from upfield.common.errors import ShardSetError
+from upfield.common.files import atomic_path
+from upfield.common.progress import track
+from upfield.export.scans.scan import write_volume
+from upfield.imaging.volume import Volume
+from upfield.sharding.previews.selection import VolumePair
+from upfield.sharding.shardset.reading import ShardSplit
+from upfield.sharding.shardset.samplekey import SampleKey
+from upfield.sharding.shardset.tarshard import hash_file
 
 
 @dataclass(frozen=True)

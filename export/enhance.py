@@ -2,10 +2,10 @@
 
 import sys
 
+from upfield.common.command import Command, execute
+from upfield.common.errors import InputError
 from upfield.export.configuration import EnhanceConfig
-from upfield.export.outputs import Job, plan_outputs
-from upfield.sharding.command import Command, execute
-from upfield.sharding.errors import InputError
+from upfield.export.scans.outputs import EnhanceTask, plan_outputs
 
 
 def enhance(config: EnhanceConfig) -> None:
@@ -14,21 +14,21 @@ def enhance(config: EnhanceConfig) -> None:
     Raises:
         InputError: the command cannot begin, or some scans could not be enhanced.
     """
-    from upfield.export.enhancer import Enhancer
-    from upfield.export.meter import Meter
-    from upfield.export.pipeline import Stages, run_pipeline
-    from upfield.sharding.progress import say
+    from upfield.common.progress import say
+    from upfield.export.scans.enhancer import Enhancer
+    from upfield.export.scans.pipeline import Stages, run_pipeline
+    from upfield.export.scans.scan_progress import ScanProgress
 
     assert config.model is not None
     assert config.out is not None
     plan = plan_outputs(config.scans, config.out, config.like)
     jobs, failures = plan.jobs, list(plan.problems)
     num_tried = len(jobs) + len(failures)
-    with Meter(len(jobs)) as meter:
+    with ScanProgress(len(jobs)) as meter:
         enhancer = Enhancer(config, meter)
         say(f"{config.model.name} on {enhancer.restorer.provider}")
 
-        def report(_: Job, error: InputError | None) -> None:
+        def report(_: EnhanceTask, error: InputError | None) -> None:
             meter.end()
             if error is not None:
                 failures.append(str(error))
@@ -55,7 +55,7 @@ def enhance(config: EnhanceConfig) -> None:
 
 def _name(failures: list[str]) -> None:
     """Name everything that went wrong once more in the end, where it is read."""
-    from upfield.sharding.progress import say
+    from upfield.common.progress import say
 
     if failures:
         say("could not be enhanced:")

@@ -9,9 +9,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from upfield.common.command import Command, execute
+from upfield.common.errors import InputError
 from upfield.export.configuration import ServeConfig
-from upfield.sharding.command import Command, execute
-from upfield.sharding.errors import InputError
 
 TOKEN_VARIABLE = "UPFIELD_TOKEN"
 # Ray keeps sockets in its folder, for whose names Unix has little room.
@@ -23,7 +23,7 @@ BACKLOG = 2048
 
 def serve(config: ServeConfig) -> None:
     """Serve until Ctrl-C or SIGTERM, which let the requests at work be answered."""
-    from upfield.sharding.progress import say
+    from upfield.common.progress import say
 
     expect_packages()
     token = read_token(config.token_file)
@@ -52,11 +52,11 @@ def run(config: ServeConfig, card: Any, listener: socket.socket, token: str | No
 
     import uvicorn
 
-    from upfield.export.counters import Counters
-    from upfield.export.service import RayEngine
-    from upfield.export.webapp import build_app
-    from upfield.export.workfolder import work_folder
-    from upfield.sharding.progress import say
+    from upfield.common.progress import say
+    from upfield.export.service.counters import Counters
+    from upfield.export.service.replicas import RayEngine
+    from upfield.export.service.webapp import build_app
+    from upfield.export.service.work_folder import work_folder
 
     assert config.model is not None
     counters = Counters(config.batch_size)
@@ -191,8 +191,8 @@ def describe(config: ServeConfig) -> Any:
     Raises:
         InputError: it does not.
     """
-    from upfield.export.restorer import OnnxRestorer
-    from upfield.sharding.intensity import NORMALISATION
+    from upfield.export.scans.restorer import OnnxRestorer
+    from upfield.imaging.normalisation import NORMALISATION
 
     assert config.model is not None
     # The machines of a cluster may have GPUs where this one has none.
@@ -209,8 +209,8 @@ def about_model(config: ServeConfig, card: Any, provider: str) -> dict[str, Any]
     """Give what `/model` says."""
     from importlib.metadata import version
 
-    from upfield.export.provenance import RESEARCH_USE
-    from upfield.sharding.tarshard import hash_file
+    from upfield.export.scans.provenance import RESEARCH_USE
+    from upfield.sharding.shardset.tarshard import hash_file
 
     assert config.model is not None
     return card.tree | {

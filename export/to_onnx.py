@@ -4,14 +4,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from upfield.common.command import Command, execute
+from upfield.common.errors import InputError, ShardSetError
 from upfield.export.configuration import ExportConfig
-from upfield.sharding.command import Command, execute
-from upfield.sharding.errors import InputError, ShardSetError
 
 if TYPE_CHECKING:
-    from upfield.export.parity import Slices
+    from upfield.export.modelfile.parity import Slices
     from upfield.model.weights import BestModel
-    from upfield.sharding.shardset import ShardSplit
+    from upfield.sharding.shardset.reading import ShardSplit
 
 PARITY_SLICES = 4
 
@@ -20,9 +20,9 @@ def export(config: ExportConfig) -> None:
     """Export the run's best model and print how closely the file follows PyTorch."""
     import time
 
-    from upfield.export.card import describe
-    from upfield.export.graph import add_metadata, build_graph, check_graph, written
-    from upfield.export.parity import prove_parity
+    from upfield.export.modelfile.card import describe
+    from upfield.export.modelfile.graph import add_metadata, build_graph, check_graph, written
+    from upfield.export.modelfile.parity import prove_parity
     from upfield.model.memory import keep_freed_memory
 
     assert config.run is not None
@@ -62,7 +62,7 @@ def claim(out: Path) -> None:
     """
     import tempfile
 
-    from upfield.export.restorer import is_model_file
+    from upfield.export.scans.restorer import is_model_file
 
     if out.suffix != ".onnx":
         raise InputError(f"{out}: expected a name ending in .onnx, found another; change --out")
@@ -129,8 +129,8 @@ def parity_slices(shards: Path, context: int, recorded: bool) -> "Slices":
     """
     import numpy as np
 
-    from upfield.export.parity import Slices
-    from upfield.sharding.shardset import ShardSplit
+    from upfield.export.modelfile.parity import Slices
+    from upfield.sharding.shardset.reading import ShardSplit
 
     try:
         split = ShardSplit(shards, "val")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from upfield.sharding.address import is_remote, shown
+from upfield.common.addresses import is_remote, shown
 
 Triple = tuple[int, int, int]
 SpacingMm = tuple[float, float, float]

@@ -12,18 +12,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from upfield.sharding.atomic import write_text
-from upfield.sharding.command import Command, execute
+from upfield.common.command import Command, execute
+from upfield.common.errors import InputError
+from upfield.common.files import write_text
+from upfield.common.progress import track
+from upfield.common.tasks import run_tasks
 from upfield.sharding.configuration import GeometryConfig, PhantomConfig
-from upfield.sharding.errors import InputError
-from upfield.sharding.progress import track
-from upfield.sharding.tasks import run_tasks
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from upfield.sharding.anatomy import Blur, Contrast, Morphology, Scanner, Template
+    from upfield.sharding.phantoms.anatomy import Blur, Contrast, Morphology, Scanner, Template
 
 LISTING = "cohorts.yaml"
 STAGING = ".tmp-phantom"
@@ -51,7 +51,7 @@ cohorts:
 
 
 @dataclass(frozen=True)
-class Subject:
+class PhantomSubject:
     """All that is drawn for one subject besides its random fields."""
 
     morphology: "Morphology"
@@ -63,7 +63,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Job:
+class PhantomTask:
     """One subject to write."""
 
     folder: Path
@@ -89,7 +89,7 @@ def write_phantoms(config: PhantomConfig) -> None:
     require_nilearn()
     num_pairs = math.ceil(config.subjects * 2 / 3)
     with _staging(config.out) as staging:
-        jobs = [Job(staging, config.seed, number, num_pairs) for number in range(config.subjects)]
+        jobs = [PhantomTask(staging, config.seed, number, num_pairs) for number in range(config.subjects)]
         for _ in track(run_tasks(_work, jobs, config.jobs), "phantoms", total=len(jobs)):
             pass
         _publish(staging, config.out, listing(config.subjects, config.seed))
@@ -157,25 +157,25 @@ def _publish(staging: Path, out: Path, text: str) -> None:
         raise
 
 
-def _work(job: Job) -> None:
+def _work(job: PhantomTask) -> None:
     write_subject(job, _template())
 
 
 @functools.cache
 def _template() -> "Template":
-    from upfield.sharding.anatomy import load_template
+    from upfield.sharding.phantoms.anatomy import load_template
 
     return load_template()
 
 
-def write_subject(job: Job, template: "Template") -> None:
+def write_subject(job: PhantomTask, template: "Template") -> None:
     """Make one subject and write its files: slices of both fields, or one IXI-like volume."""
     import numpy as np
 
-    from upfield.sharding.anatomy import Grid, blur_lines, make_tissues, measure
+    from upfield.sharding.phantoms.anatomy import TemplateGrid, blur_lines, make_tissues, measure
 
-    grid = Grid(job.geometry.high_shape, job.geometry.high_spacing_mm)
-    low_grid = Grid(job.geometry.low_shape, job.geometry.low_spacing_mm)
+    grid = TemplateGrid(job.geometry.high_shape, job.geometry.high_spacing_mm)
+    low_grid = TemplateGrid(job.geometry.low_shape, job.geometry.low_spacing_mm)
     generator = np.random.default_rng([job.seed, job.number])
     subject = draw_subject(generator)
     tissues = make_tissues(generator, grid, template, subject.morphology)
@@ -191,15 +191,15 @@ def write_subject(job: Job, template: "Template") -> None:
     write_slices(job.folder / "real" / "high", name, high, grid.affine)
 
 
-def draw_subject(generator: "np.random.Generator") -> Subject:
+def draw_subject(generator: "np.random.Generator") -> PhantomSubject:
     """Draw one subject's parameters: the T1 order white > grey > fluid at both fields, less of it at low field."""
-    from upfield.sharding.anatomy import Blur, Contrast, Morphology, Scanner
+    from upfield.sharding.phantoms.anatomy import Blur, Contrast, Morphology, Scanner
 
     def draw(least: float, most: float) -> float:
         return float(generator.uniform(least, most))
 
     low_white = draw(0.7, 0.78)
-    return Subject(
+    return PhantomSubject(
         morphology=Morphology(
             scale=(draw(0.93, 1.03), draw(0.93, 1.03), draw(0.93, 1.03)),
             rotation_deg=(draw(-5, 5), draw(-5, 5), draw(-5, 5)),

@@ -4,13 +4,13 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from upfield.sharding.atomic import write_bytes
-from upfield.sharding.command import Command, execute
+from upfield.common.command import Command, execute
+from upfield.common.errors import InputError
+from upfield.common.files import write_bytes
 from upfield.sharding.configuration import PreviewConfig
-from upfield.sharding.errors import InputError
 
 if TYPE_CHECKING:
-    from upfield.sharding.shardset import ShardSplit
+    from upfield.sharding.shardset.reading import ShardSplit
 
 # What fills one picture, and what a browser still opens gladly (some 40 MB).
 MOST_PAIRS = {".png": 80, ".html": 24}
@@ -18,7 +18,7 @@ MOST_PAIRS = {".png": 80, ".html": 24}
 
 def preview(config: PreviewConfig) -> None:
     """Draw the picture or the page and print what is on it."""
-    from upfield.sharding.shardset import ShardSplit
+    from upfield.sharding.shardset.reading import ShardSplit
 
     assert config.shards is not None
     assert config.out is not None
@@ -41,8 +41,8 @@ def preview(config: PreviewConfig) -> None:
 
 
 def _draw_picture(split: "ShardSplit", config: PreviewConfig) -> tuple[bytes, dict[tuple[str, str], int]]:
-    from upfield.sharding.contactsheet import draw_sheet
-    from upfield.sharding.selection import choose_groups
+    from upfield.sharding.previews.contactsheet import draw_sheet
+    from upfield.sharding.previews.selection import choose_groups
 
     groups = choose_groups(split, config.pairs, config.seed)
     shown = {(group.cohort, group.kind): len(group.shown) for group in groups}
@@ -50,10 +50,10 @@ def _draw_picture(split: "ShardSplit", config: PreviewConfig) -> tuple[bytes, di
 
 
 def _draw_page(split: "ShardSplit", config: PreviewConfig) -> tuple[bytes, dict[tuple[str, str], int]]:
-    from upfield.sharding.contactsheet import draw_histograms
-    from upfield.sharding.progress import track
-    from upfield.sharding.selection import choose_groups, choose_volumes
-    from upfield.sharding.slider import draw_slider
+    from upfield.common.progress import track
+    from upfield.sharding.previews.contactsheet import draw_histograms
+    from upfield.sharding.previews.selection import choose_groups, choose_volumes
+    from upfield.sharding.previews.slider import draw_slider
 
     histograms = draw_histograms(choose_groups(split, config.pairs, config.seed))
     pairs = choose_volumes(split, config.pairs, config.seed)

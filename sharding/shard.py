@@ -5,18 +5,18 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from upfield.sharding.address import is_address, is_remote, shown
-from upfield.sharding.command import Command, execute
+from upfield.common.addresses import is_address, is_remote, shown
+from upfield.common.command import Command, execute
+from upfield.common.errors import InputError, ShardSetError
 from upfield.sharding.configuration import ShardConfig
-from upfield.sharding.errors import InputError, ShardSetError
 
 if TYPE_CHECKING:
-    from upfield.sharding.privacy import Pseudonyms
+    from upfield.sharding.cohorts.privacy import Pseudonyms
 
 
 def shard(config: ShardConfig) -> None:
     """Build the set, here or in a staging folder from which it is sent where it belongs, and print what it holds."""
-    from upfield.sharding.build import build
+    from upfield.sharding.building.build import build
 
     assert config.out is not None
     if is_address(config.out) and (not is_remote(config.out) or "://" not in config.out):
@@ -30,9 +30,9 @@ def shard(config: ShardConfig) -> None:
 
 
 def _build_and_send(config: ShardConfig, url: str, pseudonyms: "Pseudonyms | None") -> None:
-    from upfield.sharding.build import build
-    from upfield.sharding.journal import alone
-    from upfield.sharding.remote import fetch_manifest, remove_staging, staging_folder, upload_set
+    from upfield.sharding.building.build import build
+    from upfield.sharding.building.journal import alone
+    from upfield.sharding.building.upload import fetch_manifest, remove_staging, staging_folder, upload_set
 
     staging = staging_folder(url)
     # From the first look to the last file: what is sent must be what was built.
@@ -50,9 +50,9 @@ def _build_and_send(config: ShardConfig, url: str, pseudonyms: "Pseudonyms | Non
 
 def _pseudonyms(config: ShardConfig) -> "Pseudonyms | None":
     """Open the key, or make one."""
-    from upfield.sharding.journal import is_unfinished
-    from upfield.sharding.manifest import MANIFEST
-    from upfield.sharding.privacy import open_key
+    from upfield.sharding.building.journal import is_unfinished
+    from upfield.sharding.cohorts.privacy import open_key
+    from upfield.sharding.shardset.manifest import MANIFEST
 
     assert config.out is not None
     if not config.pseudonymize:
@@ -72,9 +72,9 @@ def _pseudonyms(config: ShardConfig) -> "Pseudonyms | None":
 
 
 def _summarise(name: str, folder: Path) -> None:
-    from upfield.sharding.cohort import SPLITS
-    from upfield.sharding.manifest import read_manifest
-    from upfield.sharding.progress import say
+    from upfield.common.progress import say
+    from upfield.sharding.cohorts.subjects import SPLITS
+    from upfield.sharding.shardset.manifest import read_manifest
 
     manifest = read_manifest(folder)
     print(f"{name}: data {manifest.data_sha256[:12]}")

@@ -16,15 +16,15 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from upfield.sharding.cohort import SPLITS, Unit
-from upfield.sharding.command import Command, execute
+from upfield.common.command import Command, execute
+from upfield.common.errors import ShardSetError
+from upfield.common.progress import track
+from upfield.imaging.normalisation import NORMALISATION
+from upfield.sharding.building.journal import JOURNAL, is_unfinished
+from upfield.sharding.cohorts.subjects import SPLITS, Unit
 from upfield.sharding.configuration import VerifyConfig
-from upfield.sharding.errors import ShardSetError
-from upfield.sharding.intensity import NORMALISATION
-from upfield.sharding.journal import JOURNAL, is_unfinished
-from upfield.sharding.manifest import MANIFEST, Manifest, hash_manifest, hash_tree, read_manifest
-from upfield.sharding.progress import track
-from upfield.sharding.tarshard import INDEX_VERSION, MEMBERS, SUFFIXES, ShardEntry, hash_file
+from upfield.sharding.shardset.manifest import MANIFEST, Manifest, hash_manifest, hash_tree, read_manifest
+from upfield.sharding.shardset.tarshard import INDEX_VERSION, MEMBERS, SUFFIXES, ShardEntry, hash_file
 
 SHARD_NAME = {split: re.compile(rf"{split}/\d{{6}}") for split in SPLITS}
 # From +0 upwards the bit patterns of float16 ascend with the value, so one comparison finds what is above 1, negative,

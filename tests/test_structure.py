@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # The folders that each may import from.
 MAY_IMPORT = {
-    "sharding": set(),
-    "model": set(),
-    "distributed": {"model", "sharding"},
-    "export": {"model", "sharding"},
-    "evaluation": {"distributed", "export", "model", "sharding"},
-    "tune": {"distributed", "model", "sharding"},
-    "cli": {"sharding", "model", "distributed", "evaluation", "tune", "export"},
+    "common": set(),
+    "imaging": {"common"},
+    "sharding": {"common", "imaging"},
+    "model": {"common"},
+    "distributed": {"common", "imaging", "sharding", "model"},
+    "export": {"common", "imaging", "sharding", "model"},
+    "evaluation": {"common", "imaging", "sharding", "model", "distributed", "export"},
+    "tune": {"common", "imaging", "sharding", "model", "distributed"},
+    "cli": {"common", "imaging", "sharding", "model", "distributed", "evaluation", "tune", "export"},
 }
 ENTRIES = (
     "sharding.shard",
@@ -39,8 +42,10 @@ HEAVY = ("torch", "ray", "onnxruntime")
 ARRAY = re.compile(r"ndarray|NDArray|Tensor")
 SHAPE = re.compile(r"`\([^()\n]*,[^()\n]*\)`|shape|scalar", re.IGNORECASE)
 
-FILES = sorted(path for folder in MAY_IMPORT for path in (ROOT / folder).glob("*.py"))
+FILES = sorted(path for folder in MAY_IMPORT for path in (ROOT / folder).rglob("*.py"))
 TREES = {path.relative_to(ROOT): ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+PACKAGES = sorted(path.parent for path in TREES if path.name == "__init__.py")
+MOST_FILES = 16
 
 
 def imported_folders(nodes):
@@ -90,8 +95,8 @@ def test_the_dispatcher_and_the_demo_import_the_stages_inside_functions_only():
         for path, tree in TREES.items()
         if path.parts[0] == "cli"
         for folder, line in imported_folders(outside_functions(tree))
-        # The command grammar lives in `sharding` and is light.
-        if folder not in ("cli", "sharding")
+        # The command grammar lives in `common` and is light.
+        if folder not in ("cli", "common")
     ]
     assert not wrong, "\n".join(wrong)
 
@@ -144,13 +149,28 @@ def test_typings_link_to_the_folders(folder):
 def test_packages_are_the_folders():
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     assert {path.name for path in (ROOT / "typings/upfield").iterdir()} == MAY_IMPORT.keys()
-    assert sorted(setuptools["packages"]) == sorted(f"upfield.{folder}" for folder in MAY_IMPORT)
+    assert sorted(setuptools["packages"]) == sorted(f"upfield.{'.'.join(folder.parts)}" for folder in PACKAGES)
     assert setuptools["package-dir"] == {f"upfield.{folder}": folder for folder in MAY_IMPORT}
-    assert {path.parent.name for path in ROOT.glob("*/__init__.py")} == MAY_IMPORT.keys()
+    assert {folder.parts[0] for folder in PACKAGES} == MAY_IMPORT.keys()
 
 
-@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_every_folder_of_modules_is_a_package_of_at_most_16_files():
+    sizes = Counter(path.parent for path in TREES if path.name != "__init__.py")
+    assert sizes.keys() <= set(PACKAGES)
+    assert {str(folder): size for folder, size in sizes.items() if size > MOST_FILES} == {}
+
+
+def test_no_class_name_stands_for_two_things():
+    places = defaultdict(list)
+    for path, tree in TREES.items():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(str(path))
+    assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
+
+
+@pytest.mark.parametrize("folder", PACKAGES, ids=str)
 def test_a_folders_init_is_one_docstring(folder):
-    (only,) = ast.parse((ROOT / folder / "__init__.py").read_text(encoding="utf-8")).body
+    (only,) = TREES[folder / "__init__.py"].body
     assert isinstance(only, ast.Expr)
     assert isinstance(only.value, ast.Constant)

@@ -14,15 +14,15 @@ import ray
 from ray.exceptions import GetTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from upfield.sharding.errors import InputError
-from upfield.sharding.tasks import connect_ray
+from upfield.common.errors import InputError
+from upfield.common.tasks import connect_ray
 from upfield.tune.configuration import ResourceConfig
 
 ANSWER_S = 120.0
 POLL_S = 2.0
 # Of binary fractions: three workers of 0.1 CPUs fit 0.3.
 ROUNDING = 1e-9
-FOLDERS = ("sharding", "model", "distributed", "tune")
+FOLDERS = ("common", "imaging", "sharding", "model", "distributed", "tune")
 
 
 def connect(address: str | None, package: Path | None) -> None:
@@ -70,8 +70,9 @@ def own_code() -> str:
     """Give a hash of this package's code, as a process of the cluster sees it: a version stays while it is edited."""
     digest = hashlib.sha256()
     for folder in FOLDERS:
-        for path in sorted((Path(__file__).parents[1] / folder).glob("*.py")):
-            digest.update(f"{folder}/{path.name}\n".encode() + path.read_bytes())
+        root = Path(__file__).parents[1] / folder
+        for path in sorted(root.rglob("*.py")):
+            digest.update(f"{folder}/{path.relative_to(root)}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from upfield.sharding.picture import COLOURS, blank_page, png_bytes
+from upfield.common.drawing import COLOURS, blank_page, png_bytes
 from upfield.tune.space import spell
 
 CLEAR, GREY, INK = "none", "#808791", "#1b1e23"

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from upfield.sharding import report
+from upfield.common import html_page as report
 from upfield.tune.figures import coordinates_png, learning_curves_png
+from upfield.tune.outcomes import Tried, spell_score
 from upfield.tune.space import spell
-from upfield.tune.tried import Tried, spell_score
 
 NUM_BINS = 4
 IMPORTANCE = (

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from upfield.sharding.atomic import point_symlink, replace_folder, write_text
-from upfield.sharding.errors import RunError
+from upfield.common.errors import RunError
+from upfield.common.files import point_symlink, replace_folder, write_text
+from upfield.tune.outcomes import SEED, Trained, Tried, spell_score
 from upfield.tune.page import write_sweep_report
 from upfield.tune.space import spell
-from upfield.tune.tried import SEED, Trained, Tried, spell_score
 
 BEST = "best"
 

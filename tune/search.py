@@ -25,7 +25,7 @@ def searcher_of(config: SweepConfig, axes: Mapping[str, Axis]) -> Any:
     """Give the sampler that proposes points."""
     from ray.tune.search import Repeater
 
-    from upfield.tune.distinct import DistinctOptunaSearch
+    from upfield.tune.unique_search import DistinctOptunaSearch
 
     space = {key: _distribution(axis) for key, axis in axes.items()}
     searcher = DistinctOptunaSearch(space, metric=METRIC, mode="max", seed=config.seed)

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from upfield.common.command import from_tree, to_tree
+from upfield.common.errors import InputError
 from upfield.distributed.configuration import TrainConfig
-from upfield.sharding.command import from_tree, to_tree
-from upfield.sharding.errors import InputError
 from upfield.tune.configuration import SweepConfig
 
 Point = dict[str, Any]

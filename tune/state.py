@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from upfield.sharding.errors import InputError
-from upfield.sharding.progress import say
+from upfield.common.errors import InputError
+from upfield.common.progress import say
 from upfield.tune.configuration import SweepConfig
 
 FOLDER = "ray"

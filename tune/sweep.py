@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from upfield.sharding.command import Command, execute
-from upfield.sharding.errors import InputError
+from upfield.common.command import Command, execute
+from upfield.common.errors import InputError
 from upfield.tune.configuration import ResourceConfig, SweepConfig
 
 if TYPE_CHECKING:
@@ -26,13 +26,13 @@ def sweep(config: SweepConfig) -> None:
     """Train the points of the space, write the results, point `best` at the best run, and print the table."""
     import ray
 
+    from upfield.common.progress import say
     from upfield.distributed.train import with_absolute_paths
-    from upfield.sharding.progress import say
     from upfield.tune.cluster import connect, trials_that_fit, with_gpus
+    from upfield.tune.outcomes import collect
     from upfield.tune.results import write_results
-    from upfield.tune.settings import keep_settings, refuse_other_sweep
+    from upfield.tune.saved_config import keep_settings, refuse_other_sweep
     from upfield.tune.space import points_of, read_space
-    from upfield.tune.tried import collect
 
     assert config.out is not None
     axes = read_space(config)
@@ -108,7 +108,7 @@ def refuse_incomplete(config: SweepConfig, points: "Sequence[Point] | None") -> 
     import importlib.util
 
     from upfield.distributed.launch import refuse_uneven_batch
-    from upfield.distributed.source import read_set
+    from upfield.distributed.samples.source import read_set
     from upfield.tune.space import with_point
 
     if config.train.data.shards is None:
@@ -130,7 +130,7 @@ def alone_in(out: Path) -> Any:
     Raises:
         InputError: another sweep is going on there, or it cannot be written.
     """
-    from upfield.sharding.locking import lock_folder
+    from upfield.common.locking import lock_folder
 
     lock = lock_folder(out, "--out")
     if lock is None:
@@ -152,9 +152,9 @@ def make_tuner(
     """
     from ray import tune
 
+    from upfield.tune.outcomes import RUNS
     from upfield.tune.state import address_of, set_aside_damaged
     from upfield.tune.trial import Trials, run_trial
-    from upfield.tune.tried import RUNS
 
     assert config.out is not None
     runs = "" if config.storage else str(config.out.absolute() / RUNS)
@@ -191,7 +191,7 @@ def new_tuner(
     """Give the tuner of a sweep that begins."""
     from ray import tune
 
-    from upfield.tune.narrator import Narrator
+    from upfield.tune.progress_lines import Narrator
     from upfield.tune.search import Rungs, scheduler_of, searcher_of, with_seeds
     from upfield.tune.state import state_of
     from upfield.tune.trial import METRIC, POINT

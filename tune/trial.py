@@ -19,14 +19,14 @@ from ray.train import ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from upfield.common.command import from_tree, to_tree
+from upfield.common.errors import DivergedError, InputError, RunError
+from upfield.common.locking import LOCK
+from upfield.common.stop_signals import StopRequest
 from upfield.distributed.agreement import is_held
-from upfield.distributed.checkpoint import Progress
+from upfield.distributed.checkpoint import TrainingProgress
 from upfield.distributed.configuration import TrainConfig
 from upfield.distributed.loop import fit
-from upfield.distributed.stopping import StopRequest
-from upfield.sharding.command import from_tree, to_tree
-from upfield.sharding.errors import DivergedError, InputError, RunError
-from upfield.sharding.locking import LOCK
 from upfield.tune.configuration import ResourceConfig
 from upfield.tune.space import name_of, with_point
 
@@ -138,7 +138,7 @@ class Reports:
         self._run, self._send, self._uploads = run, send, uploads
         self._sent: dict[str, Any] = {}
 
-    def validated(self, progress: Progress, epoch: float, figures: Mapping[str, float]) -> None:
+    def validated(self, progress: TrainingProgress, epoch: float, figures: Mapping[str, float]) -> None:
         """Report a validation."""
         self._sent = {
             METRIC: -math.inf if progress.best_psnr is None else progress.best_psnr,
@@ -160,7 +160,7 @@ class Reports:
             shutil.copytree(self._run, staged, copy_function=os.link, ignore=ignore)
             self._send(self._sent, checkpoint=tune.Checkpoint.from_directory(staged))
 
-    def last(self, progress: Progress) -> dict[str, Any]:
+    def last(self, progress: TrainingProgress) -> dict[str, Any]:
         """Give the report that ends the trial; a run that stood at its end before has had no validation here."""
         best = -math.inf if progress.best_psnr is None else progress.best_psnr
         ended = {METRIC: best, "psnr_slice": best, EPOCH: math.inf, "step": progress.step}

@@ -8,7 +8,7 @@ import pytest
 
 from upfield.cli.demo import claim
 from upfield.cli.main import VERBS, main
-from upfield.sharding.errors import InputError
+from upfield.common.errors import InputError
 
 
 @pytest.mark.parametrize("verb", VERBS)

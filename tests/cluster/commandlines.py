@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 from upfield.cli.main import VERBS
-from upfield.sharding.command import Command
+from upfield.common.command import Command
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"

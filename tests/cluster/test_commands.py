@@ -10,7 +10,7 @@ from accelerate.commands.launch import launch_command_parser
 from commandlines import CLUSTER, FILES, ROOT, CommandLine, command_lines, command_of, installed, without_readers_files
 from torch.distributed.run import get_args_parser
 
-from upfield.sharding.command import parse
+from upfield.common.command import parse
 
 LINES = [line for path in FILES for line in command_lines(path)]
 SHELL_SCRIPTS = [path for path in FILES if path.suffix in (".sh", ".sbatch")]

@@ -12,7 +12,7 @@ from commandlines import CLUSTER, ROOT, command_of, installed
 from docker.utils.build import exclude_paths
 
 from upfield.cli.main import VERBS
-from upfield.sharding.command import parse
+from upfield.common.command import parse
 
 DOCKERFILE = CLUSTER / "Dockerfile"
 # What only a working tree has; it must not get into an image.

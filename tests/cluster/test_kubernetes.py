@@ -16,7 +16,7 @@ from commandlines import CLUSTER, command_of
 from kubernetes import client
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
-from upfield.sharding.command import from_tree, parse
+from upfield.common.command import from_tree, parse
 
 FILES = sorted((CLUSTER / "k8s").glob("*.yaml"))
 VERSIONS = ("1.30", "1.34")

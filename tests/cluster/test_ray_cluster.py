@@ -10,7 +10,7 @@ from commandlines import CLUSTER, ROOT, command_lines, command_of, without_reade
 from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from upfield.sharding.command import parse
+from upfield.common.command import parse
 from upfield.tune.cluster import count_fitting
 
 

@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from upfield.distributed.average import WeightAverage
-from upfield.distributed.checkpoint import Learner, Progress, load_checkpoint, save_checkpoint
+from upfield.distributed.checkpoint import Learner, TrainingProgress, load_checkpoint, save_checkpoint
 from upfield.model.amir import Amir, AmirConfig, BlockStack, noise_shapes
 
 STEPS, SAVED_AFTER = 4, 2
@@ -67,7 +67,7 @@ def main(out: Path) -> None:
     train(split, range(SAVED_AFTER))
     state = split.state()
     if main_process:
-        save_checkpoint(out, split.network.config, state, Progress(step=SAVED_AFTER), keep=1)
+        save_checkpoint(out, split.network.config, state, TrainingProgress(step=SAVED_AFTER), keep=1)
     torch.distributed.barrier()
     resumed = learner(split=True)
     load_checkpoint(out / "checkpoints" / "last", resumed)

@@ -15,12 +15,12 @@ import torch
 from runs import called, command, environment, lines, run, signalled_in_rank_one, started, trained, wait_for
 from safetensors.torch import load_file
 
-from upfield.distributed.checkpoint import Progress
+from upfield.common.errors import InputError
+from upfield.distributed.checkpoint import TrainingProgress
 from upfield.distributed.configuration import RunConfig, TrainConfig
 from upfield.distributed.launch import SCRIPT, free_port
-from upfield.sharding.errors import InputError
-from upfield.sharding.manifest import read_manifest
-from upfield.sharding.shardset import ShardSplit
+from upfield.sharding.shardset.manifest import read_manifest
+from upfield.sharding.shardset.reading import ShardSplit
 
 SPOILT = 77
 FULL_DISK = """
@@ -162,7 +162,7 @@ def test_a_scaler_whose_step_was_left_out_scales_the_next(monkeypatch: pytest.Mo
     monkeypatch.setattr(loop, "global_keys", lambda *_: ["a", "b"])
     config = TrainConfig(run=RunConfig(on_nonfinite="skip", max_skips=1))
     run: Any = SimpleNamespace(
-        progress=Progress(),
+        progress=TrainingProgress(),
         config=config,
         learner=SimpleNamespace(scaler=scaler),
         accelerator=SimpleNamespace(is_main_process=False),
@@ -176,7 +176,7 @@ def test_a_scaler_whose_step_was_left_out_scales_the_next(monkeypatch: pytest.Mo
             loop.leave_out(run, batch, found)
     assert scaler.get_scale() == 4.0
     # Overflows are the scaler's to count: they do not use up what may be left out.
-    run.progress = Progress(overflows=99)
+    run.progress = TrainingProgress(overflows=99)
     loop.leave_out(run, batch, found)
     assert (run.progress.skipped, run.progress.updates) == (1, -100)
 

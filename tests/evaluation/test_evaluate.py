@@ -21,9 +21,9 @@ from upfield.evaluation.metrics import METRICS, SLICE_METRICS
 from upfield.evaluation.restorers import TorchRestorer
 from upfield.evaluation.summary import Evaluated, metrics_tree, notes, slices_csv, statistics, table
 from upfield.evaluation.volumes import StackedPair, read_pair
-from upfield.sharding.samplekey import SampleKey
-from upfield.sharding.selection import group_volumes
-from upfield.sharding.shardset import ShardSplit
+from upfield.sharding.previews.selection import group_volumes
+from upfield.sharding.shardset.reading import ShardSplit
+from upfield.sharding.shardset.samplekey import SampleKey
 
 SUBJECTS, VOLUMES, SLICES = 6, 9, 180
 
@@ -77,7 +77,7 @@ def test_metrics_have_the_promised_shape(evaluated: Path) -> None:
 
 
 def test_cubic_figures_are_those_of_the_stored_input(evaluated: Path, tiny_shards: Path) -> None:
-    from upfield.distributed.reader import read_batch
+    from upfield.distributed.samples.reader import read_batch
 
     split = ShardSplit(tiny_shards, "train")
     batch = read_batch(split, range(split.num_samples))
@@ -353,7 +353,7 @@ def test_figures_of_subjects_that_were_seen_say_so(evaluated: Path) -> None:
 
 
 def test_a_log_line_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
-    from upfield.evaluation.page import TrainingRecord
+    from upfield.evaluation.reports.page import TrainingRecord
 
     (tmp_path / "best").mkdir()
     (tmp_path / "best" / "config.yaml").write_text("{}")

@@ -9,7 +9,7 @@ import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 from scipy.spatial.transform import Rotation
 
-from upfield.sharding.intensity import NORMALISATION
+from upfield.imaging.normalisation import NORMALISATION
 
 SHAPE, SPACING_MM = (24, 28, 10), (1.6, 1.6, 5.0)
 OBLIQUE = Rotation.from_euler("xyz", (0.2, 0.15, -0.1)).as_matrix()

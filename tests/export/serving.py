@@ -19,11 +19,11 @@ import numpy as np
 import uvicorn
 
 from upfield.export.configuration import ServeConfig
-from upfield.export.counters import Counters
-from upfield.export.restorer import OnnxRestorer
+from upfield.export.scans.restorer import OnnxRestorer
 from upfield.export.serve import about_model, listen, options
-from upfield.export.strips import Batcher, Strip
-from upfield.export.webapp import build_app
+from upfield.export.service.counters import Counters
+from upfield.export.service.strips import Batcher, Strip
+from upfield.export.service.webapp import build_app
 
 TIMEOUT_S = 60
 SHAPE, SPACING_MM = (12, 14, 6), (1.6, 1.6, 5.0)

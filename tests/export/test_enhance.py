@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from heads import OBLIQUE, SHAPE, load, write_scan
 
-from upfield.export import enhancer
+from upfield.common.files import write_json
 from upfield.export.enhance import main
-from upfield.export.restorer import OnnxRestorer
-from upfield.export.scan import finish, prepare, restore_volume, write_enhanced
-from upfield.sharding.atomic import write_json
-from upfield.sharding.tarshard import hash_file
+from upfield.export.scans import enhancer
+from upfield.export.scans.restorer import OnnxRestorer
+from upfield.export.scans.scan import finish, prepare, restore_volume, write_enhanced
+from upfield.sharding.shardset.tarshard import hash_file
 
 SCRIPT = Path(__file__).parents[2] / "export" / "enhance.py"
 
@@ -173,7 +173,7 @@ def test_a_file_that_was_cut_off_between_provenance_and_output_is_mended_without
 
     with monkeypatch.context() as patched:
         # The output is renamed last.
-        patched.setattr("upfield.export.enhancer.write_json", lambda *given: (write_json(*given), killed()))
+        patched.setattr("upfield.export.scans.enhancer.write_json", lambda *given: (write_json(*given), killed()))
         assert run_cli(main, tiny_model, scan, "--out", target)[0] == 130
     assert files_of(tmp_path / "out") == {"scan.json"}
     assert run_cli(main, tiny_model, scan, "--out", target)[0] == 0

@@ -12,7 +12,7 @@ import fsspec
 import numpy as np
 from moto.server import ThreadedMotoServer
 
-from upfield.sharding.manifest import FORMAT, MANIFEST, VERSION, hash_tree
+from upfield.sharding.shardset.manifest import FORMAT, MANIFEST, VERSION, hash_tree
 
 NAMES = ("train/000000", "train/000001", "val/000000", "test/000000", "train/000002")
 OLD = NAMES[:4]

@@ -9,11 +9,15 @@ import yaml
 from nibabel.nifti1 import Nifti1Image
 from nibabel.orientations import aff2axcodes
 
+from upfield.common.command import from_tree
+from upfield.imaging.volume import read_stack, read_volume
 from upfield.sharding import phantom
-from upfield.sharding.anatomy import (
+from upfield.sharding.configuration import GeometryConfig, ShardConfig
+from upfield.sharding.phantom import PhantomTask, draw_subject, listing, main, refuse_foreign, write_subject
+from upfield.sharding.phantoms.anatomy import (
     LEAST_JACOBIAN,
     Blur,
-    Grid,
+    TemplateGrid,
     add_rician,
     blur_lines,
     displace,
@@ -23,14 +27,10 @@ from upfield.sharding.anatomy import (
     signal,
     template_indices,
 )
-from upfield.sharding.command import from_tree
-from upfield.sharding.configuration import GeometryConfig, ShardConfig
-from upfield.sharding.phantom import Job, draw_subject, listing, main, refuse_foreign, write_subject
-from upfield.sharding.volume import read_stack, read_volume
 
 COARSE = GeometryConfig((37, 46, 13), (4.8, 4.8, 15.0), (60, 74, 67), (3.0, 3.0, 3.0))
-GRID = Grid(COARSE.high_shape, COARSE.high_spacing_mm)
-LOW_GRID = Grid(COARSE.low_shape, COARSE.low_spacing_mm)
+GRID = TemplateGrid(COARSE.high_shape, COARSE.high_spacing_mm)
+LOW_GRID = TemplateGrid(COARSE.low_shape, COARSE.low_spacing_mm)
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +122,8 @@ def test_noise_is_rician():
 
 def test_slices_average_their_slab_and_keep_the_mean():
     geometry = GeometryConfig()
-    fine = Grid(geometry.high_shape, geometry.high_spacing_mm)
-    coarse = Grid(geometry.low_shape, geometry.low_spacing_mm)
+    fine = TemplateGrid(geometry.high_shape, geometry.high_spacing_mm)
+    coarse = TemplateGrid(geometry.low_shape, geometry.low_spacing_mm)
     lines = blur_lines(coarse, fine, Blur(slab_mm=5.0, cutoff=1.0, taper=0.3))
     np.testing.assert_allclose(lines[2], np.kron(np.eye(40), np.full((1, 5), 0.2)), atol=1e-12)
     for line in lines:
@@ -133,8 +133,8 @@ def test_slices_average_their_slab_and_keep_the_mean():
 def test_the_same_seed_gives_the_same_bytes_and_another_subject_others(tmp_path, template):
     runs = [("a", 0, 0), ("b", 0, 0), ("c", 0, 1), ("d", 1, 0)]
     for name, seed, number in runs:
-        write_subject(Job(tmp_path / name, seed, number, 1, COARSE), template)
-        write_subject(Job(tmp_path / name, seed, number, 0, COARSE), template)
+        write_subject(PhantomTask(tmp_path / name, seed, number, 1, COARSE), template)
+        write_subject(PhantomTask(tmp_path / name, seed, number, 0, COARSE), template)
     first, again, *_ = (file_bytes(tmp_path / name) for name, *_ in runs)
     assert len(first) == COARSE.low_shape[2] + COARSE.high_shape[2] + 1
     assert first == again
@@ -163,7 +163,7 @@ def test_listing_is_a_shard_configuration_of_files_that_exist(cohort):
 @pytest.mark.parametrize("field", ["low", "high"])
 def test_slices_stack_to_the_grid(cohort, field):
     geometry = GeometryConfig()
-    grid = Grid(getattr(geometry, f"{field}_shape"), getattr(geometry, f"{field}_spacing_mm"))
+    grid = TemplateGrid(getattr(geometry, f"{field}_shape"), getattr(geometry, f"{field}_spacing_mm"))
     paths = sorted((cohort[0] / "real" / field).glob("sub-02_slice_*.nii.gz"))
     volume = read_stack(paths)
     assert volume.voxels.shape == grid.shape
@@ -192,7 +192,7 @@ def test_ixi_volumes_are_stored_posterior_superior_right(cohort):
     assert image.get_data_dtype() == np.int16
     volume = read_volume(path)
     assert volume.voxels.shape == GeometryConfig().high_shape
-    np.testing.assert_allclose(volume.affine, Grid(GeometryConfig().high_shape, (1, 1, 1)).affine, atol=1e-4)
+    np.testing.assert_allclose(volume.affine, TemplateGrid(GeometryConfig().high_shape, (1, 1, 1)).affine, atol=1e-4)
     # The face is in front and below: a flipped axis would put it elsewhere.
     assert volume.voxels[90, 180, 20] > 5 * volume.voxels[90, 20, 190]
 

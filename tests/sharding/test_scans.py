@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from upfield.sharding.cohort import SPLITS
-from upfield.sharding.manifest import read_manifest
+from upfield.sharding.cohorts.subjects import SPLITS
 from upfield.sharding.shard import main
-from upfield.sharding.shardset import ShardSplit
+from upfield.sharding.shardset.manifest import read_manifest
+from upfield.sharding.shardset.reading import ShardSplit
 from upfield.sharding.verify import main as verify
 
 DATA = Path(__file__).parents[3] / "shared/data"

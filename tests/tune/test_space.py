@@ -83,7 +83,7 @@ def test_names_tell_points_apart_that_look_alike_and_fit_a_folder() -> None:
 
 
 def test_the_reports_space_is_the_reports() -> None:
-    from upfield.sharding.command import parse
+    from upfield.common.command import parse
 
     found = parse(COMMAND, ["--config", str(REPORT), "--out", "sweep"])
     axes = read_space(found)
@@ -160,7 +160,7 @@ def test_what_no_trial_could_train_with_is_refused(
 
 
 def test_a_folder_of_another_sweep_is_refused(tmp_path: Path, run_cli: Callable, tiny_shards: Path) -> None:
-    from upfield.sharding.command import to_yaml
+    from upfield.common.command import to_yaml
 
     given = ["--train.data.shards", tiny_shards, "--space", '{"optim.lr": [1e-3]}']
     other = tmp_path / "other"

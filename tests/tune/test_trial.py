@@ -7,9 +7,9 @@ from typing import NoReturn
 import pytest
 import ray
 
+from upfield.common.errors import DivergedError, FetchError, InputError, RunError
 from upfield.distributed.agreement import hold_folder
 from upfield.distributed.configuration import TrainConfig
-from upfield.sharding.errors import DivergedError, FetchError, InputError, RunError
 from upfield.tune import trial
 from upfield.tune.cluster import with_gpus
 from upfield.tune.configuration import ResourceConfig

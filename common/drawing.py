@@ -1,0 +1,93 @@
+"""What every picture is drawn with: a page laid out in inches, the house colours, slices the right way up."""
+
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from upfield.common.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+PAPER, INK, FAINT = "#101317", "#e8eaed", "#9aa0a8"
+COLOURS = ("#5aa9e6", "#f2a541", "#63c586", "#e07a97", "#b195ea", "#cbbb5c")
+
+
+@dataclass(frozen=True)
+class Page:
+    """A picture laid out in inches from its top left corner."""
+
+    figure: "Figure"
+    """What is drawn on."""
+
+    def axes(self, left_in: float, top_in: float, width_in: float, height_in: float) -> "Axes":
+        """Add axes."""
+        width, height = self.figure.get_size_inches()
+        bottom_in = height - top_in - height_in
+        return self.figure.add_axes((left_in / width, bottom_in / height, width_in / width, height_in / height))
+
+    def image(self, box_in: tuple[float, float, float, float], pixels: "NDArray[Any]", **options: Any) -> "Axes":
+        """Draw a sagittal slice.
+
+        Args:
+            box_in: left, top, width, height.
+            pixels: `(Y, Z)` in [0, 1], Y toward anterior, Z toward superior.
+            options: of `imshow`.
+
+        Returns:
+            The axes, without frame.
+        """
+        axes = self.axes(*box_in)
+        axes.imshow(upright(pixels), **({"cmap": "gray", "vmin": 0, "vmax": 1} | options))
+        axes.set_axis_off()
+        return axes
+
+    def text(self, left_in: float, top_in: float, text: str, size: float = 9, **options: Any) -> None:
+        """Write text, its top left corner there unless `options` align it otherwise."""
+        width, height = self.figure.get_size_inches()
+        style = {"color": INK, "va": "top", "ha": "left", "fontsize": size, "parse_math": False} | options
+        self.figure.text(left_in / width, 1 - top_in / height, text, **style)
+
+
+def upright(pixels: "NDArray[Any]") -> "NDArray[Any]":
+    """Turn a sagittal slice to the way such slices are read: superior up, anterior to the left.
+
+    Args:
+        pixels: `(Y, Z)` or, with colours, `(Y, Z, C)`; Y toward anterior, Z toward superior.
+
+    Returns:
+        `(Z, Y)` or `(Z, Y, C)`, rows from the top and columns from the left, as image files hold them.
+    """
+    return pixels[::-1, ::-1].swapaxes(0, 1)
+
+
+def blank_page(width_in: float, height_in: float, paper: str, dpi: int = 100) -> Page:
+    """Give an empty page.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError(
+            "expected matplotlib, which draws the pictures, found none; pip install 'upfield[demo]'"
+        ) from error
+    return Page(Figure((width_in, height_in), dpi=dpi, facecolor=paper))
+
+
+def png_bytes(figure: "Figure") -> bytes:
+    """Render a figure to PNG; equal figures give equal bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=figure.dpi)
+    return buffer.getvalue()
+
+
+def shorten(text: str, width_in: float, size: float) -> str:
+    """Cut the middle out of a text that would be wider than `width_in` at a font size in points."""
+    most = max(int(width_in * 72 / (0.62 * size)), 4)
+    if len(text) <= most:
+        return text
+    return f"{text[: (most - 1) // 2]}…{text[len(text) - most // 2 :]}"

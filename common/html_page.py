@@ -1,0 +1,162 @@
+"""One HTML file that explains itself: its style and pictures are inside, and it loads nothing from elsewhere."""
+
+import base64
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from urllib.parse import quote
+
+from upfield.common.files import write_text
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+NUMBER = re.compile(r"[+\-]?\d[\d.,]*(e[+\-]?\d+)?( ?(dB|%|s|MB))?|[+\-]?(inf|nan)|-|")
+
+STYLE = """
+:root { color-scheme: light dark; --paper: #fff; --ink: #1b1e23; --faint: #59616b; --line: #d9dde2; --tint: #f4f6f8;
+  --link: #0b5cad; }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #14171b; --ink: #e4e7ea; --faint: #a0a8b1; --line: #31363d; --tint: #1d2126; --link: #79b8f5; } }
+* { box-sizing: border-box; }
+html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
+body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 66rem; background: var(--paper); color: var(--ink);
+  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; overflow-wrap: break-word; }
+h1 { font-size: 1.75rem; line-height: 1.25; margin: 0 0 1rem; }
+h2 { font-size: 1.25rem; line-height: 1.3; margin: 2.5rem 0 .75rem; padding-top: .75rem;
+  border-top: 1px solid var(--line); }
+p { max-width: 42rem; margin: .75rem 0; }
+a { color: var(--link); }
+.scroll { overflow-x: auto; margin: 1rem 0 .5rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .4rem .9rem .4rem 0; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
+td:first-child, td.number { white-space: nowrap; }
+th { font-size: .875rem; line-height: 1.3; color: var(--faint); font-weight: 600; vertical-align: bottom; }
+.number { text-align: right; }
+figure { margin: 1rem 0; }
+figcaption { max-width: 42rem; font-size: .875rem; color: var(--faint); }
+iframe { display: block; width: 100%; height: calc(var(--height) * min(100vw - 2rem, 64rem) + 4rem); border: 0;
+  border-radius: 4px; background: #000; }
+img { display: block; max-width: 100%; height: auto; border-radius: 4px; }
+details { margin: 1rem 0; }
+summary { cursor: pointer; }
+pre { overflow-x: auto; padding: .75rem 1rem; margin: .5rem 0; background: var(--tint); border-radius: 4px;
+  font: .8125rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
+@media (max-width: 45rem) {
+  body { padding-top: 1rem; } h1 { font-size: 1.5rem; } table { font-size: .875rem; } th { font-size: .8125rem; }
+  .scroll img { max-width: none; width: 42rem; } }
+"""
+# The page needs nothing from anywhere; so the browser may be told to fetch nothing.
+HEAD = """<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'{scripts}">
+<link rel="icon" href="data:,">"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A piece of a report."""
+
+    html: str
+    """Its body, safe to paste into a page."""
+    heading: str = ""
+    """Plain text; without it the piece continues the one before."""
+
+
+def paragraph(text: str, heading: str = "") -> Section:
+    """Make a paragraph of plain text; blank lines part it into several."""
+    parts = [part for part in re.split(r"\n\s*\n", text.strip()) if part]
+    return Section("\n".join(f"<p>{escape(part)}</p>" for part in parts), heading)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str | float]], heading: str = "") -> Section:
+    """Make a table; columns that hold nothing but numbers are aligned to the right.
+
+    Args:
+        header: a name per column.
+        rows: cells, numbers or text; the first cell of a row names it.
+        heading: of the section.
+    """
+    cells = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    right = [all(NUMBER.fullmatch(cell) for cell in column) for column in zip(*cells, strict=True)]
+    kinds = [' class="number"' if number else "" for number in right or [False] * len(header)]
+    head = "".join(f'<th scope="col"{k}>{escape(name)}</th>' for name, k in zip(header, kinds, strict=True))
+    body = "".join(
+        "<tr>" + "".join(f"<td{k}>{escape(cell)}</td>" for cell, k in zip(row, kinds, strict=True)) + "</tr>\n"
+        for row in cells
+    )
+    inside = f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>"
+    return Section(_scrolling(inside, heading or "table"), heading)
+
+
+def figure(png: bytes, alt: str, caption: str = "", heading: str = "") -> Section:
+    """Make a figure with its picture inside the page.
+
+    Args:
+        png: a PNG file's bytes.
+        alt: what the picture shows, for those who cannot see it.
+        caption: written below it.
+        heading: of the section.
+    """
+    assert png.startswith(PNG_SIGNATURE)
+    width, height = struct.unpack(">II", png[16:24])
+    source = f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
+    image = f'<img src="{source}" alt="{escape(alt)}" width="{width}" height="{height}">'
+    below = f"\n<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return Section(f"<figure>\n{_scrolling(image, heading or 'picture')}{below}\n</figure>", heading)
+
+
+def code_block(summary: str, text: str, heading: str = "") -> Section:
+    """Make a block of code, a configuration for instance, that opens at a click on `summary`."""
+    inside = f"<summary>{escape(summary)}</summary>\n<pre><code>{escape(text)}</code></pre>"
+    return Section(f"<details>\n{inside}\n</details>", heading)
+
+
+def link_list(links: Mapping[str, str], heading: str = "") -> Section:
+    """Make a list of links to files that travel with the report.
+
+    Args:
+        links: text -> path relative to the report's folder.
+        heading: of the section.
+    """
+    assert not any(path.startswith("/") for path in links.values())
+    # Quoting turns the colon of a scheme into a part of the path.
+    items = (f'<li><a href="{escape(quote(path))}">{escape(text)}</a></li>' for text, path in links.items())
+    return Section("<ul>\n" + "\n".join(items) + "\n</ul>", heading)
+
+
+def embedded(html: str, title: str, height: float, heading: str = "") -> Section:
+    """Make a page within the page, with scripts of its own that cannot reach this one.
+
+    Args:
+        html: the whole inner page.
+        title: what it shows.
+        height: of its picture, in units of its width; a row of controls is below it.
+        heading: of the section.
+    """
+    size = f'style="--height: {height:g}"'
+    frame = f'<iframe srcdoc="{escape(html)}" title="{escape(title)}" {size} sandbox="allow-scripts"></iframe>'
+    return Section(frame, heading)
+
+
+def _scrolling(inside: str, label: str) -> str:
+    """Wrap what may be wider than a phone; the keyboard can scroll it too."""
+    return f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">{inside}</div>'
+
+
+def write_report(path: Path, title: str, sections: Sequence[Section], scripts: bool = False) -> None:
+    """Write a report, complete or not at all.
+
+    Args:
+        path: the HTML file; an existing one is replaced.
+        title: plain text.
+        sections: in order.
+        scripts: let embedded pages run their own scripts; the report has none.
+    """
+    head = HEAD.format(scripts="; script-src 'unsafe-inline'" if scripts else "")
+    pieces = [(f"<h2>{escape(s.heading)}</h2>\n" if s.heading else "") + s.html for s in sections]
+    head = f"<head>\n{head}\n<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>"
+    body = "\n".join([f"<h1>{escape(title)}</h1>", *pieces])
+    write_text(path, f'<!DOCTYPE html>\n<html lang="en">\n{head}\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n')

@@ -1,0 +1,202 @@
+"""Fetch the shards of a run's next windows before they are needed, in threads of the rank's process."""
+
+import itertools
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upfield.common.stores import TransferCancelledError
+from upfield.distributed.samples.cache import release
+from upfield.distributed.samples.order import epoch_windows
+from upfield.distributed.samples.reader import Batch, TrainingBatches
+from upfield.distributed.samples.remote_files import RemoteFiles
+
+# Per rank. A few streams fill a node's network; the ranks of a node fetch different shards.
+NUM_FETCHES = 4
+CLOSE_WAIT_S = 5.0
+
+Hold = Callable[[int, threading.Event], int]
+"""Brings a shard by its number into the cache and gives the descriptor that keeps it there."""
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """Which windows of a run have to be there at a step: a pure function, like the order."""
+
+    seed: int
+    """The run's seed."""
+    shard_sizes: NDArray[np.int64]
+    """`(shards,)`, samples in each."""
+    window_shards: int
+    """Shards in a window."""
+    batch_size: int
+    """Of the global batch."""
+    stop: int
+    """The step at which the run ends."""
+    lookahead: int = 0
+    """Steps that the loader's workers are ahead."""
+
+    def windows_at(self, step: int) -> list[NDArray[np.int64]]:
+        """Give the windows that are needed while `step` is consumed, in order: `(up to window_shards,)` shards each.
+
+        They are the one with the step's first sample and the next, and what `lookahead` steps reach beyond these.
+        """
+        windows: list[NDArray[np.int64]] = []
+        for first_step, window in self._windows_from(step):
+            if len(windows) >= 2 and first_step > step + self.lookahead:
+                break
+            windows.append(window)
+        return windows
+
+    def _windows_from(self, step: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """Yield each window from that of `step`'s first sample to the end of the run, after the step that enters it."""
+        per_epoch = int(self.shard_sizes.sum()) // self.batch_size
+        for epoch in itertools.count(step // per_epoch):
+            start = 0
+            for window in epoch_windows(self.seed, epoch, len(self.shard_sizes), self.window_shards):
+                end = start + int(self.shard_sizes[window].sum())
+                entering, leaving = start // self.batch_size, (end - 1) // self.batch_size
+                first_step = epoch * per_epoch + entering
+                if first_step >= self.stop:
+                    return
+                # The last samples of an epoch that fill no batch may have a window of their own.
+                if entering < per_epoch and epoch * per_epoch + leaving >= step and end > start:
+                    yield first_step, window
+                start = end
+
+
+class Fetcher:
+    """Threads that fetch what `Horizon` tells, hold it in the cache, and let go of what is behind."""
+
+    def __init__(self, hold: Hold, horizon: Horizon) -> None:
+        """Start nothing yet.
+
+        Args:
+            hold: brings one shard; called in several threads.
+            horizon: which shards are needed when.
+        """
+        self._hold = hold
+        self._horizon = horizon
+        self._changed = threading.Condition()
+        self._stopped = threading.Event()
+        self._wanted: set[int] = set()
+        self._waiting: deque[int] = deque()
+        self._fetching: set[int] = set()
+        self._held: dict[int, int] = {}
+        self._error: Exception | None = None
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(NUM_FETCHES)]
+
+    def advance(self, step: int) -> None:
+        """Say that `step` is consumed next: what only earlier ones needed is let go, the next window is fetched.
+
+        Raises:
+            Exception: a thread's, which could not bring a shard.
+        """
+        with self._changed:
+            if self._error:
+                raise self._error
+            if step >= self._horizon.stop:
+                return
+            order = [int(shard) for window in self._horizon.windows_at(step) for shard in from_own_part(window)]
+            self._wanted = set(order)
+            for shard in self._held.keys() - self._wanted:
+                release(self._held.pop(shard))
+            self._waiting = deque(s for s in dict.fromkeys(order) if s not in self._held and s not in self._fetching)
+            self._changed.notify_all()
+
+    def start(self, step: int) -> None:
+        """Begin to fetch what `step` needs."""
+        self.advance(step)
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Break off what is under way and let go of everything."""
+        self._stopped.set()
+        with self._changed:
+            self._wanted, self._waiting = set(), deque()
+            self._changed.notify_all()
+        for thread in self._threads:
+            # What cannot be broken off ends with the process.
+            thread.join(CLOSE_WAIT_S)
+        with self._changed:
+            while self._held:
+                release(self._held.popitem()[1])
+
+    def _work(self) -> None:
+        try:
+            while (shard := self._next()) is not None:
+                self._keep(shard, self._hold(shard, self._stopped))
+        except TransferCancelledError:
+            pass
+        except Exception as error:
+            with self._changed:
+                self._error = self._error or error
+
+    def _next(self) -> int | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._error or self._stopped.is_set())
+            if self._error or self._stopped.is_set():
+                return None
+            shard = self._waiting.popleft()
+            self._fetching.add(shard)
+            return shard
+
+    def _keep(self, shard: int, descriptor: int) -> None:
+        with self._changed:
+            self._fetching.discard(shard)
+            if shard in self._wanted:
+                self._held[shard] = descriptor
+            else:
+                release(descriptor)
+
+
+def fetched_ahead(
+    loader: Generator[Batch, None, None], batches: TrainingBatches, steps: range, ahead: int
+) -> Generator[Batch, None, None]:
+    """Pass a loader's batches on; while they are consumed, fetch the shards of those to come, if they are remote.
+
+    Args:
+        loader: gives the batches of `steps`; closed with what this gives.
+        batches: what it reads.
+        steps: global steps, from 0.
+        ahead: batches that the loader may have read before they are asked for.
+
+    Raises:
+        FetchError: a shard could not be fetched.
+    """
+    with closing(loader), _fetching(batches, steps, ahead) as advance:
+        for step, batch in zip(steps, loader, strict=True):
+            yield batch
+            advance(step + 1)
+
+
+@contextmanager
+def _fetching(batches: TrainingBatches, steps: range, ahead: int) -> Iterator[Callable[[int], None]]:
+    """Fetch ahead if the shards are remote; give what to call with the step that is consumed next."""
+    source = batches.split.source
+    if not isinstance(source, RemoteFiles):
+        yield lambda _: None
+        return
+    entries, s = batches.split.entries, batches.sequencing
+    horizon = Horizon(s.seed, batches.split.shard_sizes, s.window_shards, s.batch_size, steps.stop, ahead)
+    fetcher = Fetcher(lambda shard, stopped: source.hold(entries[shard], stopped), horizon)
+    try:
+        fetcher.start(steps.start)
+        yield fetcher.advance
+    finally:
+        source.stop()
+        fetcher.close()
+
+
+def from_own_part(window: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Turn a window's shards `(shards,)` so that each rank of a node begins with another part of them."""
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return np.roll(window, -(len(window) * local_rank // local_world_size))

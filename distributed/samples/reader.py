@@ -1,0 +1,203 @@
+"""Batches of a shard set, read by offset straight into the batch's buffer."""
+
+import copy
+import threading
+import weakref
+from collections import defaultdict, deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from upfield.distributed.configuration import AugmentConfig
+from upfield.distributed.samples.augment import augment_pair
+from upfield.distributed.samples.order import epoch_order, rank_share
+from upfield.sharding.shardset.reading import ShardSplit
+
+# Gives memory of a shape, float16.
+Memory = Callable[[tuple[int, ...]], Tensor]
+
+
+@dataclass
+class Batch:
+    """Samples of one process at one step."""
+
+    low: Tensor
+    """`(N, 1 + 2*context, H, W)` float16 in [0, 1]."""
+    high: Tensor
+    """`(N, 1, H, W)` float16 in [0, 1]."""
+    samples: Tensor
+    """`(N,)` int64, sample numbers in their split."""
+
+    def split(self, size: int) -> list["Batch"]:
+        """Cut the batch into parts of `size` samples, the last of which may be smaller."""
+        tensors = (tensor.split(size) for tensor in (self.low, self.high, self.samples))
+        return [Batch(*parts) for parts in zip(*tensors, strict=True)]
+
+
+def fresh(shape: tuple[int, ...]) -> Tensor:
+    """Give memory of `shape` float16."""
+    return torch.empty(shape, dtype=torch.float16)
+
+
+def page_locked(shape: tuple[int, ...]) -> Tensor:
+    """Give memory of `shape` float16 from which copies to a GPU need not wait; torch reuses it when they are done."""
+    return torch.empty(shape, dtype=torch.float16, pin_memory=True)
+
+
+class Recycled:
+    """Memory that comes back when the last tensor on it is gone: the system would clear every page of fresh memory."""
+
+    def __init__(self) -> None:
+        """Start without any."""
+        self._free: dict[tuple[int, ...], list[NDArray[np.float16]]] = defaultdict(list)
+
+    def __call__(self, shape: tuple[int, ...]) -> Tensor:
+        """Give memory of `shape` float16."""
+        free = self._free[shape]
+        try:
+            buffer = free.pop()
+        except IndexError:
+            buffer = np.empty(shape, dtype=np.float16)
+        lent = buffer.view()
+        weakref.finalize(lent, free.append, buffer).atexit = False
+        return torch.from_numpy(lent)
+
+
+def read_batch(split: ShardSplit, samples: NDArray[np.int64] | Sequence[int], memory: Memory = fresh) -> Batch:
+    """Read samples `(N,)` by number into one batch, in memory of the given kind."""
+    numbers = np.array(samples, dtype=np.int64)
+    low = memory((len(numbers), *split.low_shape))
+    high = memory((len(numbers), *split.high_shape))
+    split.read_into(numbers, low.numpy(), high.numpy())
+    return Batch(low, high, torch.from_numpy(numbers))
+
+
+@dataclass(frozen=True)
+class Sequencing:
+    """Everything that decides which samples a step consumes."""
+
+    seed: int
+    """The run's seed."""
+    batch_size: int
+    """Of the global batch."""
+    window_shards: int
+    """Shards that are mixed."""
+    augment: AugmentConfig
+    """How pairs are changed."""
+    rank: int
+    """This process."""
+    world_size: int
+    """Number of processes."""
+
+
+class TrainingBatches:
+    """This process's batch at any global step. The step carries the epoch: workers need no state, none can age."""
+
+    def __init__(self, split: ShardSplit, sequencing: Sequencing) -> None:
+        """Make the dataset over `split`."""
+        self.split = split
+        self.sequencing = sequencing
+        self.steps_per_epoch = split.num_samples // sequencing.batch_size
+        self._epoch = -1
+        self._order = np.empty(0, dtype=np.int64)
+
+    def samples_at(self, step: int) -> NDArray[np.int64]:
+        """Give the sample numbers `(batch_size / world_size,)` of this process at global step `step`, from 0."""
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        s = self.sequencing
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = epoch_order(s.seed, epoch, self.split.shard_sizes, s.window_shards)
+        return rank_share(self._order, step_in_epoch, s.batch_size, s.rank, s.world_size)
+
+    def read(self, split: ShardSplit, step: int, samples: NDArray[np.int64], memory: Memory) -> Batch:
+        """Read the samples `(N,)` of a step, changed as the configuration says, from the caller's own `split`."""
+        batch = read_batch(split, samples, memory)
+        if self.sequencing.augment == AugmentConfig():
+            return batch
+        return self._augmented(batch, step // self.steps_per_epoch, memory)
+
+    def _augmented(self, batch: Batch, epoch: int, memory: Memory) -> Batch:
+        keys = ((self.sequencing.seed, epoch, sample) for sample in batch.samples.tolist())
+        pairs = zip(batch.low.numpy(), batch.high.numpy(), keys, strict=True)
+        changed = [augment_pair(low, high, self.sequencing.augment, key) for low, high, key in pairs]
+        low, high = (_stacked(images, memory) for images in zip(*changed, strict=True))
+        return Batch(low, high, batch.samples)
+
+
+def _stacked(images: Sequence[NDArray[np.float16]], memory: Memory) -> Tensor:
+    stack = memory((len(images), *images[0].shape))
+    np.stack(images, out=stack.numpy())
+    return stack
+
+
+def training_loader(
+    batches: TrainingBatches, steps: range, num_workers: int, prefetch: int, pin_memory: bool
+) -> Generator[Batch, None, None]:
+    """Give the batches of global steps `steps`, across epochs without a pause between them.
+
+    Every rank must make one with the same steps.
+
+    Args:
+        batches: what is read.
+        steps: global steps, from 0.
+        num_workers: threads that read ahead. They wait in system calls, which leave the interpreter to training, and
+            fill the very memory that a step uses, where processes would hand over each batch. With 0, a batch is read
+            when it is asked for.
+        prefetch: batches that each of them reads ahead.
+        pin_memory: read into page-locked memory, from which copies to a GPU need not wait.
+    """
+    memory = page_locked if pin_memory else Recycled()
+    if not num_workers:
+        return (batches.read(batches.split, step, batches.samples_at(step), memory) for step in steps)
+    return _read_ahead(batches, steps, num_workers, num_workers * prefetch, memory)
+
+
+def _read_ahead(
+    batches: TrainingBatches, steps: range, num_workers: int, num_ahead: int, memory: Memory
+) -> Generator[Batch, None, None]:
+    own = threading.local()
+
+    def open_own_files() -> None:
+        own.split = copy.copy(batches.split)
+
+    def read(step: int, samples: NDArray[np.int64]) -> Batch:
+        return batches.read(own.split, step, samples, memory)
+
+    pool = ThreadPoolExecutor(num_workers, "reader", open_own_files)
+    ahead: deque[Future[Batch]] = deque()
+    try:
+        for step in steps:
+            ahead.append(pool.submit(read, step, batches.samples_at(step)))
+            if len(ahead) > num_ahead:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def every_sample(split: ShardSplit, batch_size: int, rank: int, world_size: int) -> Iterator[Batch]:
+    """Give this process's part of all samples of a split, in stored order: over all ranks each sample once."""
+    mine = np.arange(split.num_samples)[rank::world_size]
+    for start in range(0, len(mine), batch_size):
+        yield read_batch(split, mine[start : start + batch_size])
+
+
+def every_sample_in_step(
+    split: ShardSplit, batch_size: int, rank: int, world_size: int
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Give the same as `every_sample`, as many batches of equal size to every rank, which may so work collectively.
+
+    Yields:
+        A batch, and `(N,)` bool: False for samples that fill the end up, which another batch holds.
+    """
+    rounds = -(-split.num_samples // (batch_size * world_size))
+    places = np.arange(rounds * batch_size) * world_size + rank
+    for chunk in places.reshape(rounds, batch_size):
+        yield read_batch(split, np.minimum(chunk, split.num_samples - 1)), torch.from_numpy(chunk < split.num_samples)

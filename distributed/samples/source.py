@@ -1,0 +1,76 @@
+"""Open the shard set that a configuration names, in a folder or at an address."""
+
+import os
+from pathlib import Path
+
+from upfield.common.addresses import is_remote, shown
+from upfield.common.errors import InputError
+from upfield.common.stores import Store
+from upfield.distributed.configuration import DataConfig
+from upfield.distributed.samples.cache import ShardCache
+from upfield.distributed.samples.remote_files import RemoteFiles
+from upfield.sharding.shardset.manifest import Manifest, read_manifest
+from upfield.sharding.shardset.reading import ShardSplit
+from upfield.sharding.shardset.tarshard import ShardEntry
+
+# Ranks may be in neighbouring shards of the validation split, which is read in stored order.
+VALIDATION_SHARDS = 2
+
+
+def open_splits(data: DataConfig) -> tuple[ShardSplit, ShardSplit]:
+    """Open the training and the validation split.
+
+    Raises:
+        InputError: no complete set is there, or the cache is too small for it.
+        RunError: a store does not answer as it should.
+    """
+    manifest, files = read_set(data)
+    root = shown(str(data.shards)) if files else str(data.shards)
+    if files:
+        refuse_small_cache(data, manifest)
+    return ShardSplit(root, "train", manifest, files), ShardSplit(root, "val", manifest, files)
+
+
+def read_set(data: DataConfig) -> tuple[Manifest, RemoteFiles | None]:
+    """Read a set's manifest; give with it where its files are, if that is not in a folder.
+
+    Raises:
+        InputError: no complete set is there, or an address that cannot be used.
+        RunError: a store does not answer as it should.
+    """
+    place = str(data.shards)
+    if not is_remote(place):
+        return read_manifest(Path(place)), None
+    if shown(place) != place:
+        raise InputError(
+            f"{shown(place)}: expected an address with two slashes and without password, since it is written into "
+            "the run's files, found another; give passwords by the store's own variables or fsspec's configuration"
+        )
+    store = Store(place, data.fetch_timeout_s)
+    files = RemoteFiles(store, ShardCache(cache_folder(data), data.cache_bytes), data.fetch_retries)
+    return files.manifest(), files
+
+
+def cache_folder(data: DataConfig) -> Path:
+    """Give the folder of the node's cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser()
+    return data.cache_dir or cache / "upfield" / "shards"
+
+
+def refuse_small_cache(data: DataConfig, manifest: Manifest) -> None:
+    """Raise InputError where the cache cannot hold the windows that are needed at once."""
+    entries = manifest.shards("train")
+    window_samples = sum(sorted(entry.samples for entry in entries)[: data.window_shards])
+    read_at_once = data.batch_size * (1 + data.prefetch * data.num_workers)
+    windows = 2 + (read_at_once - 1) // max(1, window_samples)
+    needed = largest(entries, windows * data.window_shards) + largest(manifest.shards("val"), VALIDATION_SHARDS)
+    if needed > data.cache_bytes:
+        raise InputError(
+            f"data.cache_bytes: expected at least {needed}, for {windows} windows of {data.window_shards} shards and "
+            f"{VALIDATION_SHARDS} of validation, found {data.cache_bytes}; raise it, or lower --data.window_shards"
+        )
+
+
+def largest(entries: list[ShardEntry], number: int) -> int:
+    """Give the bytes of the largest shards, so many of them."""
+    return sum(sorted((entry.bytes for entry in entries), reverse=True)[:number])

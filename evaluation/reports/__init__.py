@@ -1,0 +1,1 @@
+"""Takes what evaluation measured; gives tables, pictures and pages."""

@@ -1,0 +1,86 @@
+"""A 3-D viewer of one volume that works offline: nilearn's, with the restored volume over its cubic interpolation."""
+
+import base64
+import io
+import re
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upfield.common.errors import InputError
+from upfield.imaging.resample import box_centre, resample_box
+
+# nilearn writes each volume as one PNG in colours: at 1 mm a page of 20 MB, which takes long to draw and to load.
+SPACING_MM = 1.5
+JPEG_QUALITY = 88
+SPRITE = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=]+)")
+ICON = re.compile(r"<link\b[^>]*\bicon\b[^>]*>")
+STYLE = """<style>
+body { margin: 0; padding-top: .4rem; overflow: hidden; background: #000; color: #e8eaed;
+  font: 15px/1.4 system-ui, sans-serif; }
+canvas { touch-action: manipulation; }
+p { margin: 0 0 0 1rem; }
+input[type=range] { flex: 1; max-width: 30rem; height: 2.5rem; }
+</style>"""
+
+
+def viewer_html(
+    cubic: NDArray[np.float32], restored: NDArray[np.float32], spacing_mm: tuple[float, float, float], title: str
+) -> str:
+    """Give a whole page: three planes with a crosshair, and a slider that fades the restored volume in and out.
+
+    Args:
+        cubic: `(X, Y, Z)` in [0, 1], in RAS+ order.
+        restored: the same shape.
+        spacing_mm: of their voxels.
+        title: written on it.
+
+    Raises:
+        InputError: nilearn is not installed.
+    """
+    try:
+        import nibabel as nib
+        from nilearn.plotting import view_img
+    except ImportError as error:
+        raise InputError("expected nilearn, which draws the viewer, found none; pip install 'upfield[demo]'") from error
+    # One grid for both, isotropic: otherwise nilearn interpolates again, with means of its own.
+    images = [coarse(image, np.array(spacing_mm)) for image in (cubic, restored)]
+    affine = np.diag([SPACING_MM] * 3 + [1.0])
+    affine[:3, 3] = -SPACING_MM * box_centre(images[0].shape)
+    below, above = (nib.Nifti1Image(image, affine) for image in images)  # pyright: ignore[reportPrivateImportUsage]
+    view = view_img(
+        above,
+        bg_img=below,
+        cut_coords=[0, 0, 0],
+        cmap="gray",
+        vmin=0,
+        vmax=1,
+        symmetric_cmap=False,
+        threshold=None,
+        black_bg=True,
+        # nilearn would darken what lies below. Without that it is scaled to its own extremes, which here are 0 and 1.
+        dim=0,
+        title=title,
+        colorbar=False,
+    )
+    # Its icon would be loaded from elsewhere; its words are black, and say nothing of what the slider fades.
+    page = ICON.sub("", view.get_standalone()).replace("</head>", f"{STYLE}</head>", 1)
+    page = page.replace("<p>Opacity</p>", "<p>cubic to restored</p>", 1)
+    return SPRITE.sub(lambda found: smaller(found[1]), page)
+
+
+def coarse(image: NDArray[np.float32], spacing_mm: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Bring `(X, Y, Z)` in [0, 1] to the viewer's spacing, over the same field of view."""
+    first, second, third = (max(round(float(mm) / SPACING_MM), 1) for mm in np.array(image.shape) * spacing_mm)
+    shape = (first, second, third)
+    return np.clip(resample_box(image, spacing_mm, box_centre(image.shape), shape, np.full(3, SPACING_MM)), 0, 1)
+
+
+def smaller(png_base64: str) -> str:
+    """Turn a PNG in colours, all of them grey, into the address of a grey JPEG."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(base64.b64decode(png_base64))) as image:
+        image.convert("L").save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

@@ -1,0 +1,1 @@
+"""Takes a trained network; gives one ONNX file and the proof that it computes the same."""

@@ -1,0 +1,1 @@
+"""Takes scans and a model file; gives enhanced scans."""

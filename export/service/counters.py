@@ -1,0 +1,63 @@
+"""What the service counts, for Prometheus; all of it at its one entrance, whatever number of replicas there is."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from upfield.export.service.limits import Queue
+from upfield.export.service.strips import SliceBatch
+
+SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200)
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+
+class Counters:
+    """Counters with a registry of their own."""
+
+    def __init__(self, batch_size: int) -> None:
+        """Start at zero; batches have up to `batch_size` slices."""
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        sizes = sorted({*range(1, min(batch_size, 8) + 1), *(2**power for power in range(4, 12))})
+        sizes = [size for size in sizes if size < batch_size] + [batch_size]
+        self._requests = Counter(
+            "upfield_requests", "Requests answered.", ("method", "path", "status"), registry=self.registry
+        )
+        self._seconds = Histogram(
+            "upfield_request_seconds",
+            "From a request's start to its answer.",
+            ("path",),
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self._slices = Counter("upfield_slices_restored", "Slices restored.", registry=self.registry)
+        self._batch_slices = Histogram(
+            "upfield_batch_slices",
+            "Slices in a batch, without its filling.",
+            buckets=sizes,
+            registry=self.registry,
+        )
+        self._batch_scans = Histogram(
+            "upfield_batch_scans", "Scans that share a batch.", buckets=(1, 2, 3, 4, 6, 8), registry=self.registry
+        )
+
+    def watch(self, queue: Queue) -> None:
+        """Show how many scans wait, and how many have been taken in altogether."""
+        waiting = Gauge("upfield_queue_length", "Scans that wait for their turn.", registry=self.registry)
+        waiting.set_function(lambda: len(queue.waiting))
+        taken_in = Gauge("upfield_scans", "Scans received, waiting or worked on.", registry=self.registry)
+        taken_in.set_function(lambda: queue.taken_in)
+
+    def note_request(self, method: str, path: str, status: int, seconds: float) -> None:
+        """Count an answer."""
+        self._requests.labels(method, path, status).inc()
+        self._seconds.labels(path).observe(seconds)
+
+    def note_batch(self, batch: SliceBatch) -> None:
+        """Count a batch."""
+        self._slices.inc(batch.slices)
+        self._batch_slices.observe(batch.slices)
+        self._batch_scans.observe(batch.scans)
+
+    def exposition(self) -> bytes:
+        """Give everything in Prometheus's text format."""
+        return generate_latest(self.registry)

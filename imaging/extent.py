@@ -1,0 +1,144 @@
+"""Where volumes lie in the world, as their headers say, and whether two of them can be the fields of one pair."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal
+
+import numpy as np
+from nibabel.orientations import inv_ornt_aff, io_orientation
+from numpy.typing import NDArray
+
+from upfield.imaging.header import Header, carry_places, plane_shape, single_axis, spacing_of, stack_affine
+
+# Axes are resampled one by one, which a rotation between the two fields would make wrong.
+MAX_TILT_DEG = 2.0
+# Where one field ends, a sample is black in it and not in the other.
+LEAST_COVER = 0.8
+# Corner to corner, what lies farther from its place than two slices of 5 mm is another part of the head.
+MAX_SHIFT_MM = 10.0
+AXES = ("left-right", "posterior-anterior", "inferior-superior")
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The box that a volume fills, turned to RAS+."""
+
+    affine: NDArray[np.float64]
+    """`(4, 4)`, voxel index -> world mm; its columns point right, anterior and superior."""
+    shape: NDArray[np.int64]
+    """`(3,)`, voxels along each axis."""
+    is_placed: bool
+    """Whether its files say where in the scanner it lies; otherwise only its axes mean something."""
+
+    stacked_along: int | None = None
+    """The axis that its slices follow one another along, where it is a stack."""
+
+    @classmethod
+    def of(cls, headers: Sequence[Header]) -> "Extent":
+        """Find it in the headers of the one file of a volume, or of its slices in order; they must be sound."""
+        first = headers[0]
+        axis = single_axis(first.shape) if len(headers) > 1 else None
+        if axis is None:
+            return cls._turned(first.affine, first.shape, first.is_placed, None)
+        plane = plane_shape(first, axis)
+        shape = (*plane[:axis], len(headers), *plane[axis:])
+        return cls._turned(stack_affine(headers, axis), shape, first.is_placed and carry_places(headers), axis)
+
+    @classmethod
+    def _turned(
+        cls, affine: NDArray[np.float64], shape: tuple[int, ...], is_placed: bool, stacked_along: int | None
+    ) -> "Extent":
+        orientation = io_orientation(affine)
+        axes = orientation[:, 0].astype(int)
+        turned = np.empty(3, dtype=np.int64)
+        turned[axes] = shape
+        along = None if stacked_along is None else int(axes[stacked_along])
+        return cls(affine @ inv_ornt_aff(orientation, shape), turned, is_placed, along)
+
+    @property
+    def spacing_mm(self) -> NDArray[np.float64]:
+        """Voxel size along each axis, `(3,)`."""
+        return spacing_of(self.affine)
+
+    @property
+    def axes(self) -> NDArray[np.float64]:
+        """Where its axes point: three unit columns, `(3, 3)`."""
+        return self.affine[:3, :3] / self.spacing_mm
+
+    @property
+    def size_mm(self) -> NDArray[np.float64]:
+        """Its length along each axis, `(3,)`."""
+        return self.shape * self.spacing_mm
+
+    @property
+    def bounds_mm(self) -> NDArray[np.float64]:
+        """Lowest and highest world coordinates that its voxels reach, `(2, 3)`."""
+        corners = np.array(list(product(*([-0.5, size - 0.5] for size in self.shape))))
+        world = corners @ self.affine[:3, :3].T + self.affine[:3, 3]
+        return np.stack([world.min(axis=0), world.max(axis=0)])
+
+
+def tilt_problem(low: Extent, high: Extent) -> str | None:
+    """Say what is wrong where two fields are turned against each other, which resampling axis by axis cannot mend."""
+    if (tilt_deg := _tilt_deg(low.axes, high.axes)) <= MAX_TILT_DEG:
+        return None
+    return (
+        f"expected low and high field turned against each other by at most {MAX_TILT_DEG:g} degrees, found "
+        f"{tilt_deg:.1f}; register them with align: rigid"
+    )
+
+
+def resolution_doubt(low: Extent, high: Extent) -> str | None:
+    """Say so where the low field has the smaller voxels."""
+    sizes_mm3 = [float(np.prod(extent.spacing_mm)) for extent in (low, high)]
+    if sizes_mm3[0] >= sizes_mm3[1]:
+        return None
+    return (
+        f"expected the low field to have the larger voxels, found {sizes_mm3[0]:.2g} mm3 in low and {sizes_mm3[1]:.2g} "
+        "mm3 in high field; are the two exchanged?"
+    )
+
+
+def place_doubt(
+    low: Extent, high: Extent, fit: Literal["resize", "crop_pad"], grid_mm: NDArray[np.float64]
+) -> str | None:
+    """Say so where two fields that are taken as they lie do not seem to show the same part of a head.
+
+    Args:
+        low: the low field.
+        high: the high field.
+        fit: how both are brought to the grids.
+        grid_mm: `(3,)`, lengths of the box that samples show, where `fit` is `crop_pad`.
+
+    Returns:
+        None where they do, or where their files do not say where they lie.
+    """
+    if not (low.is_placed and high.is_placed):
+        return None
+    bounds_mm = low.bounds_mm, high.bounds_mm
+    if fit == "resize":
+        apart_mm = np.abs(bounds_mm[0] - bounds_mm[1]).max(axis=0)
+        worst = int(np.argmax(apart_mm))
+        if apart_mm[worst] <= MAX_SHIFT_MM:
+            return None
+        return (
+            f"expected fields of view with common borders, which fit: resize lays on each other, found some "
+            f"{apart_mm[worst]:.0f} mm apart {AXES[worst]} ({low.size_mm[worst]:.0f} mm of low, "
+            f"{high.size_mm[worst]:.0f} mm of high field); use fit: crop_pad, which keeps every voxel's place, or "
+            "align: rigid"
+        )
+    shared_mm = np.minimum(bounds_mm[0][1], bounds_mm[1][1]) - np.maximum(bounds_mm[0][0], bounds_mm[1][0])
+    wanted_mm = np.minimum(grid_mm, np.maximum(*(highest - lowest for lowest, highest in bounds_mm)))
+    least = int(np.argmin(shared_mm / wanted_mm))
+    if shared_mm[least] >= LEAST_COVER * wanted_mm[least]:
+        return None
+    return (
+        f"expected both fields to show the whole head, found fields of view that share {max(shared_mm[least], 0):.0f} "
+        f"of {wanted_mm[least]:.0f} mm {AXES[least]}; complete the shorter one, or register them with align: rigid"
+    )
+
+
+def _tilt_deg(low: NDArray[np.float64], high: NDArray[np.float64]) -> float:
+    cosine = np.clip((np.trace(high.T @ low) - 1) / 2, -1, 1)
+    return float(np.degrees(np.arccos(cosine)))

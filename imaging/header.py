@@ -1,0 +1,382 @@
+"""What a volume's or slice's file says of itself, read without its voxels."""
+
+import errno
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+import nibabel as nib
+import numpy as np
+from nibabel.analyze import AnalyzeHeader
+from nibabel.filebasedimages import ImageFileError
+from nibabel.freesurfer.mghformat import MGHError, MGHHeader, MGHImage
+from nibabel.nifti1 import Nifti1Header, Nifti1Image
+from nibabel.nifti2 import Nifti2Header, Nifti2Image
+from nibabel.orientations import axcodes2ornt
+from nibabel.spatialimages import HeaderDataError, SpatialImage
+from numpy.typing import NDArray
+
+from upfield.common.errors import RunError, VolumeError
+from upfield.imaging.compressed_files import DAMAGED, open_content
+
+UNREADABLE = (
+    *DAMAGED,
+    ImageFileError,
+    HeaderDataError,
+    MGHError,
+    ValueError,
+    # Codes of types that no format knows.
+    KeyError,
+    # A damaged header can ask for more voxels than a machine can count or hold.
+    OverflowError,
+    MemoryError,
+)
+MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE)
+OURS = (".nii", ".nii.gz", ".mgh", ".mgz")
+NIFTI1_MAGIC, NIFTI2_MAGIC = b"n+1\0", b"n+2\0"
+MGH_VERSION = b"\0\0\0\1"
+HEADER_BYTES = 540  # of NIfTI-2, the longest
+# 4 GiB as float32; a whole head at 0.25 mm has 0.8 thousand million voxels.
+MAX_VOXELS = 2**30
+# Slices that are no farther from each other have no places.
+UNPLACED_MM = 1e-3
+SPATIAL_UNITS: dict[int, Literal["m", "mm", "um"]] = {1: "m", 2: "mm", 3: "um"}  # nifti1.h, NIFTI_UNITS_*
+# Where the axes point that a file does not tell: what nibabel assumes for NIfTI, and FreeSurfer for MGH.
+NIFTI_FALLBACK, MGH_FALLBACK = "LAS", "LIA"
+
+# nibabel logs what it mends in a header; over a cohort that is a line per file.
+_silent = logging.Logger("silent")
+_silent.addHandler(logging.NullHandler())
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself."""
+
+    kind: type[SpatialImage]
+    """The class that reads it."""
+    shape: tuple[int, ...]
+    """Voxels per dimension; trailing ones beyond the third are dropped."""
+    dtype: np.dtype[Any]
+    """Type of the stored voxels, a real one."""
+    affine: NDArray[np.float64]
+    """`(4, 4)`, voxel index -> world mm; it may be unusable."""
+    is_oriented: bool
+    """Whether the file says where its axes point, or the caller did."""
+    is_placed: bool
+    """Whether the file says where it lies in the scanner."""
+    has_spacing: tuple[bool, bool, bool]
+    """Whether the file says how large its voxels are along each axis; otherwise 1 mm is assumed."""
+    forms_differ_deg: float
+    """Largest angle between the axes of sform and qform, NaN where the qform is no rotation; 0 where not both count."""
+    unit: Literal["m", "mm", "um"]
+    """What its lengths are in; `mm` where it does not say."""
+    end_bytes: int | None
+    """Where its voxels end in the file without compression; None for formats that keep them elsewhere."""
+
+    @property
+    def spacing_mm(self) -> NDArray[np.float64]:
+        """Voxel size along each axis, `(3,)`, in mm."""
+        return spacing_of(self.affine)
+
+
+def read_header(path: Path, orientation: str | None = None) -> Header:
+    """Read the header of a volume or slice file.
+
+    Args:
+        path: `.nii`, `.nii.gz`, `.mgh`, `.mgz`, or anything else that nibabel reads.
+        orientation: axis codes, `RAS` for instance, to assume where the file does not say where its axes point.
+
+    Raises:
+        VolumeError: missing, unreadable, or not of as many real voxels as a volume may have.
+    """
+    if not path.is_file():
+        raise VolumeError(
+            str(path), f"expected a NIfTI file, found {'a folder' if path.is_dir() else 'none'}; check the path"
+        )
+    try:
+        # A damaged affine may overflow; whoever uses it asks whether it is finite.
+        with np.errstate(all="ignore"):
+            header = _read_ours(path, orientation) if _is_ours(path) else _read_other(path, orientation)
+    except VolumeError:
+        raise
+    except UNREADABLE as error:
+        raise unreadable(path, error) from error
+    if header.dtype.kind not in "iufb":
+        raise VolumeError(str(path), f"expected real voxels, found type {header.dtype}; convert it first")
+    if min(header.shape, default=0) < 1:
+        raise VolumeError(str(path), f"expected voxels, found none (shape {header.shape}); leave it out")
+    if prod(header.shape) > MAX_VOXELS:
+        raise VolumeError(
+            str(path),
+            f"expected at most {MAX_VOXELS} voxels, found shape {header.shape}; the header may be damaged, "
+            "copy the file again or leave it out",
+        )
+    return header
+
+
+def files_of(path: Path) -> list[Path]:
+    """Give all files of the volume that `path` names: two of them in formats that keep header and voxels apart."""
+    if _is_ours(path):
+        return [path]
+    try:
+        image: Any = nib.load(path)  # pyright: ignore[reportPrivateImportUsage]
+    except UNREADABLE as error:
+        raise unreadable(path, error) from error
+    files = sorted({Path(holder.filename) for holder in image.file_map.values() if holder.filename})
+    return [file for file in files if file.is_file()]
+
+
+def unreadable(path: Path, error: Exception) -> VolumeError:
+    """Say what nibabel, gzip or the system found wrong with a file, without naming it.
+
+    Raises:
+        RunError: it is the machine that is in trouble, not the file.
+    """
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in MACHINE):
+        raise RunError(
+            f"{path}: expected to read it, found {error or 'no memory left'}; mend that and run the same command"
+        ) from error
+    return VolumeError(str(path), f"expected a readable NIfTI file, found {_reason(path, error)}")
+
+
+def _reason(path: Path, error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"one that the system cannot read ({error.strerror}); mend that or leave it out"
+    start = _start_of(path)
+    if not start:
+        return "an empty one; copy it again"
+    if start.startswith(b"version https://git-lfs"):
+        return "a text that points to the real one (Git LFS); fetch that"
+    text = str(error).replace(str(path), "the file").replace(path.name, "the file")
+    # Whatever of a path is left is nobody's business outside.
+    text = "" if "/" in text or path.name.split(".")[0] in text else f": {text}"
+    return f"{type(error).__name__}{text}; copy it again or leave it out"
+
+
+def _start_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(32)
+
+
+def _is_ours(path: Path) -> bool:
+    return path.name.lower().endswith(OURS)
+
+
+def _read_ours(path: Path, orientation: str | None) -> Header:
+    with open_content(path) as file:
+        start = file.read(HEADER_BYTES)
+    if start.startswith(MGH_VERSION) and path.name.lower().endswith((".mgh", ".mgz")):
+        return _mgh(start, orientation)
+    if start[344:348] == NIFTI1_MAGIC:
+        return _nifti(Nifti1Image, Nifti1Header(start[:348], check=False), orientation)
+    if start[4:8] == NIFTI2_MAGIC:
+        return _nifti(Nifti2Image, Nifti2Header(start, check=False), orientation)
+    raise ImageFileError(f"{len(start)} bytes that are no NIfTI or MGH header")
+
+
+def _read_other(path: Path, orientation: str | None) -> Header:
+    """Read a header through nibabel: formats in two files, and those of other programs."""
+    image: Any = nib.load(path)  # pyright: ignore[reportPrivateImportUsage]
+    if not isinstance(image, SpatialImage):
+        raise VolumeError(str(path), f"expected a volume, found {type(image).__name__}; convert it first")
+    if isinstance(image.header, Nifti1Header):
+        return _nifti(type(image), image.header, orientation)
+    if image.affine is None:
+        raise VolumeError(str(path), "expected an affine, found none; mend the header")
+    shape = _without_trailing_ones(image.shape)
+    affine = np.asarray(image.affine, dtype=np.float64)
+    # Analyze, which nibabel's classes for SPM derive from too, has no field for it that programs agree on.
+    oriented = not isinstance(image.header, AnalyzeHeader)
+    if orientation and not oriented:
+        affine = assumed_affine(shape, spacing_of(affine), orientation)
+    return Header(
+        kind=type(image),
+        shape=shape,
+        dtype=image.get_data_dtype(),
+        affine=affine,
+        is_oriented=oriented or orientation is not None,
+        is_placed=oriented,
+        has_spacing=(True, True, True),
+        forms_differ_deg=0.0,
+        unit="mm",
+        end_bytes=None,
+    )
+
+
+def _nifti(kind: type[SpatialImage], header: Any, orientation: str | None) -> Header:
+    stated_mm = np.array(header["pixdim"][1:4], dtype=np.float64)  # before nibabel turns zeros into ones
+    header.check_fix(logger=_silent)
+    header.get_slope_inter()  # raises where the two do not go together
+    shape = _without_trailing_ones(header.get_data_shape())
+    in_x, in_y, in_z = np.isfinite(stated_mm) & (stated_mm != 0)
+    has_sform, has_qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
+    if has_sform or has_qform:
+        affine = header.get_best_affine()
+    else:
+        affine = assumed_affine(shape, header["pixdim"][1:4], orientation or NIFTI_FALLBACK)
+    end_bytes = header.get_data_offset() + prod(shape) * header.get_data_dtype().itemsize
+    return Header(
+        kind=kind,
+        shape=shape,
+        dtype=header.get_data_dtype(),
+        affine=np.asarray(affine, dtype=np.float64),
+        is_oriented=has_sform or has_qform or orientation is not None,
+        is_placed=has_sform or has_qform,
+        has_spacing=(has_sform or bool(in_x), has_sform or bool(in_y), has_sform or bool(in_z)),
+        forms_differ_deg=_forms_differ_deg(header) if has_sform and has_qform else 0.0,
+        unit=SPATIAL_UNITS.get(int(header["xyzt_units"]) & 7, "mm"),
+        end_bytes=end_bytes if header.is_single else None,
+    )
+
+
+def _mgh(start: bytes, orientation: str | None) -> Header:
+    # nibabel replaces spacing and axes where the flag is 0, so both are taken from the bytes: offsets 28 and 30.
+    is_good = int.from_bytes(start[28:30], "big") == 1
+    spacing_mm = np.frombuffer(start, ">f4", 3, offset=30).astype(np.float64)
+    header: Any = MGHHeader(start[: MGHHeader.template_dtype.itemsize])
+    shape = _without_trailing_ones(header.get_data_shape())
+    has_spacing = bool(np.isfinite(spacing_mm).all() and (spacing_mm > 0).all())
+    affine = header.get_affine()
+    if not is_good:
+        affine = assumed_affine(shape, spacing_mm if has_spacing else np.ones(3), orientation or MGH_FALLBACK)
+    return Header(
+        kind=MGHImage,
+        shape=shape,
+        dtype=header.get_data_dtype(),
+        affine=np.asarray(affine, dtype=np.float64),
+        is_oriented=is_good or orientation is not None,
+        is_placed=is_good,
+        has_spacing=(has_spacing, has_spacing, has_spacing),
+        forms_differ_deg=0.0,
+        unit="mm",
+        end_bytes=header.get_data_offset() + prod(shape) * header.get_data_dtype().itemsize,
+    )
+
+
+def _without_trailing_ones(shape: Sequence[int]) -> tuple[int, ...]:
+    sizes = [int(size) for size in shape]
+    while len(sizes) > 3 and sizes[-1] == 1:
+        sizes.pop()
+    return tuple(sizes)
+
+
+def _forms_differ_deg(header: Any) -> float:
+    try:
+        angles = angles_deg(header.get_sform()[:3, :3], header.get_qform()[:3, :3])
+    except UNREADABLE:
+        return float("nan")
+    # An sform without three axes is no matter of side.
+    return float(np.nanmax(angles, initial=0.0))
+
+
+def angles_deg(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Measure the angle between each column of `first` `(3, N)` and that of `second` `(3, N)`.
+
+    Returns:
+        Degrees, `(N,)`; NaN where a column has no length.
+    """
+    lengths = np.linalg.norm(first, axis=0) * np.linalg.norm(second, axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cosines = np.sum(np.asarray(first, np.float64) * second, axis=0) / lengths
+    return np.rad2deg(np.arccos(np.clip(cosines, -1, 1)))
+
+
+def spacing_of(affine: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Give the length of each column of an affine or its upper left part, `(4, 4)` or `(3, 3)`: voxel sizes, `(3,)`."""
+    return np.linalg.norm(affine[:3, :3], axis=0)
+
+
+def assumed_affine(shape: Sequence[int], spacing_mm: NDArray[np.floating], orientation: str) -> NDArray[np.float64]:
+    """Build the affine of a volume that does not say where it is: its middle at the origin.
+
+    Args:
+        shape: voxels per dimension.
+        spacing_mm: `(3,)`, voxel size along each axis.
+        orientation: where the axes point, `RAS` for instance.
+
+    Returns:
+        `(4, 4)`, voxel index -> world mm.
+    """
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    for axis, (world, sign) in enumerate(axcodes2ornt(orientation)):
+        affine[int(world), axis] = sign * spacing_mm[axis]
+    sizes = np.array([*shape, 1, 1, 1][:3])
+    affine[:3, 3] = -affine[:3, :3] @ (sizes - 1) / 2
+    return affine
+
+
+def expect_three_dimensions(header: Header, path: Path) -> None:
+    """Raise VolumeError where a file holds no or several 3-D volumes."""
+    if len(header.shape) != 3:
+        raise VolumeError(
+            str(path),
+            f"expected 3 dimensions, found {len(header.shape)} (shape {header.shape}); extract one volume first",
+        )
+
+
+def slice_axis(header: Header, path: Path) -> int:
+    """Give the axis that a slice file is perpendicular to: its single-voxel one, or the third that it lacks.
+
+    Raises:
+        VolumeError: the file holds more or less than one slice.
+    """
+    axis = single_axis(header.shape)
+    if axis is None:
+        raise VolumeError(str(path), f"expected one slice, found shape {header.shape}; use a pattern without {{slice}}")
+    return axis
+
+
+def single_axis(shape: Sequence[int]) -> int | None:
+    """Give the last axis of a single voxel in a `shape`, the third one that it lacks, or None where there is none."""
+    if len(shape) == 2:
+        return 2
+    single = [axis for axis, size in enumerate(shape) if size == 1]
+    return single[-1] if len(shape) == 3 and single else None
+
+
+def unlike_the_first(headers: Sequence[Header], axes: Sequence[int]) -> Iterator[tuple[int, str]]:
+    """Name the slices of a stack that have another shape, or lie across another axis, than its first.
+
+    Args:
+        headers: of the slices, in order.
+        axes: what `slice_axis` gives for each.
+
+    Returns:
+        Number of each such slice, and what is wrong with it.
+    """
+    plane = plane_shape(headers[0], axes[0])
+    for number, (header, axis) in enumerate(zip(headers, axes, strict=True)):
+        if (own := plane_shape(header, axis)) != plane:
+            yield number, f"expected a slice of shape {plane} like the first of its stack, found {own}"
+        elif axis != axes[0]:
+            yield number, f"expected a slice across axis {axes[0]} like the first, found one across axis {axis}"
+
+
+def plane_shape(header: Header, axis: int) -> tuple[int, ...]:
+    """Give the shape of a slice file without its single-voxel `axis`."""
+    return tuple(size for number, size in enumerate(header.shape) if number != axis)
+
+
+def stack_affine(headers: Sequence[Header], axis: int) -> NDArray[np.float64]:
+    """Give the affine of slices stacked along `axis`.
+
+    Where their origins differ, the distance between the first and the last gives the step from slice to slice; where
+    all are the same, they carry no places and the first header's spacing does.
+
+    Returns:
+        `(4, 4)`, voxel index -> world mm.
+    """
+    affine = headers[0].affine.copy()
+    if carry_places(headers):
+        affine[:3, axis] = (headers[-1].affine[:3, 3] - affine[:3, 3]) / (len(headers) - 1)
+    return affine
+
+
+def carry_places(headers: Sequence[Header]) -> bool:
+    """Tell whether slices have origins of their own."""
+    return bool(np.linalg.norm(headers[-1].affine[:3, 3] - headers[0].affine[:3, 3]) > UNPLACED_MM)

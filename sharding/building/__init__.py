@@ -1,0 +1,1 @@
+"""Takes subjects; gives a finished shard set: planned, written, sealed and uploaded."""

@@ -1,0 +1,357 @@
+"""A pair whose two scanners do not share a world: the rigid motion that brings the high field onto the low field.
+
+The low field is never touched; all interpolation falls on the high field, and that once. Images are handed to SimpleITK
+with their RAS+ coordinates: its own LPS matters only where it reads or writes files, so transforms come back in RAS.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from upfield.common.errors import InputError
+from upfield.imaging.volume import Volume
+
+BINS = 32
+# Levels of the search: voxels of about this size, and how much they are blurred.
+COARSE_MM, COARSE_BLUR_MM = 4.0, 3.0
+FINE_MM, FINE_BLUR_MM = 2.0, 1.5
+# Voxels that the measure is sampled at, in and out of the mask, while searching.
+NUM_SAMPLES = 20_000
+# Around the head lies the edge that says most about its place; farther out lies nothing but noise.
+MASK_MARGIN_MM = 8.0
+# Rigid to 1e-6, which moves a voxel 100 mm away by 1e-4 mm; what is recorded is what was applied.
+MATRIX_DECIMALS = 6
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """A rigid motion of the high field, and how alike the two fields were before and after it."""
+
+    matrix: tuple[tuple[float, ...], ...]
+    """`(4, 4)`, a point of the high-field file, world mm (RAS) -> where it belongs in the low field's world."""
+    rotation_deg: tuple[float, float, float]
+    """Rotation vector about the right, anterior and superior axis; its length is the angle."""
+    translation_mm: tuple[float, float, float]
+    """How far the head's centre moved, in RAS."""
+    similarity_before: float
+    """Mattes mutual information (nats, larger is better) of the files as they lie in the world."""
+    similarity_after: float
+    """The same after the motion."""
+
+    def to_tree(self) -> dict[str, Any]:
+        """Give the motion and the similarities as plain values."""
+        return {
+            "matrix": [list(row) for row in self.matrix],
+            "rotation_deg": list(self.rotation_deg),
+            "translation_mm": list(self.translation_mm),
+            "similarity_before": self.similarity_before,
+            "similarity_after": self.similarity_after,
+        }
+
+
+def register(low: Volume, high: Volume, seed: int) -> Alignment:
+    """Find the rigid motion that brings the high field onto the low field.
+
+    Mattes mutual information, coarse to fine, from three starts: the files as they lie in the world, centre of the head
+    on centre of the head, and top on top, which is right where only one of the two shows the neck. The best
+    coarse result is refined, and taken only if it beats leaving the files as they are.
+
+    Args:
+        low: the low field, RAS+, which stays where it is.
+        high: the high field, RAS+.
+        seed: draws the voxels that the measure is sampled at.
+
+    Returns:
+        The motion; the same input and seed give the same bits, on any number of cores.
+
+    Raises:
+        InputError: SimpleITK is not installed.
+    """
+    sitk = _simpleitk()
+    fixed, moving = _Head(_scaled(low)), _Head(_scaled(_reduced(high, FINE_MM)))
+    # SimpleITK draws a seed of its own, from the clock, where it is given 0.
+    sampling_seed = seed % (2**32 - 1) + 1
+    with _single_thread(sitk):
+        coarse = _Level.of(sitk, fixed, moving, COARSE_MM, COARSE_BLUR_MM)
+        found = [coarse.descended(start, sampling_seed) for start in _starts(sitk, fixed, moving)]
+        best = coarse.refined(max(found, key=coarse.similarity), 1.0, sampling_seed)
+        fine = _Level.of(sitk, fixed, moving, None, FINE_BLUR_MM)
+        identity = sitk.Euler3DTransform()
+        motion = max(identity, fine.refined(best, 0.25, sampling_seed), key=fine.similarity)
+        before, after = fine.similarity(identity), fine.similarity(motion)
+    return _alignment(motion, fixed.centre_mm, before, after)
+
+
+def resample_aligned(high: Volume, alignment: Alignment, low: Volume, cover: Literal["low", "high"]) -> Volume:
+    """Move the high field and interpolate it once, by cubic B-spline, on a grid parallel to the low field's.
+
+    Args:
+        high: the high field, RAS+.
+        alignment: its motion.
+        low: the low field, RAS+.
+        cover: `high`: the grid holds the whole moved high field, corners included, at its own spacing; `low`: its
+            corner voxels lie on those of the low field, as `fit: resize` takes them to, at nearly its own spacing.
+
+    Returns:
+        Voxels `(I, J, K)` float32 within the high field's own range, and as dark as its darkest voxel outside it; the
+        affine is in the low field's world.
+
+    Raises:
+        InputError: SimpleITK is not installed.
+    """
+    sitk = _simpleitk()
+    matrix = np.array(alignment.matrix)
+    shape, affine = _grid(high, matrix, low, cover)
+    darkest, brightest = high.voxels.min(), high.voxels.max()
+    back = np.linalg.inv(matrix)
+    transform = sitk.AffineTransform(back[:3, :3].ravel().tolist(), back[:3, 3].tolist())
+    origin, spacing, direction = _geometry(affine)
+    with _single_thread(sitk):
+        # As quick as scipy.ndimage, whose constant mode takes the outer half from the voxels at the border.
+        moved = sitk.Resample(
+            _image(sitk, high),
+            [int(size) for size in shape],
+            transform,
+            sitk.sitkBSpline3,
+            origin,
+            spacing,
+            direction,
+            float(darkest),
+            sitk.sitkFloat32,
+        )
+    voxels = np.ascontiguousarray(sitk.GetArrayViewFromImage(moved).T)
+    return Volume(np.clip(voxels, darkest, brightest, out=voxels), affine, high.axcodes)
+
+
+def _grid(
+    high: Volume, matrix: NDArray[np.float64], low: Volume, cover: Literal["low", "high"]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Give the shape `(3,)` and the affine `(4, 4)` of the grid that the high field is moved to."""
+    axes = low.affine[:3, :3] / low.spacing_mm
+    held, volume = (low.affine, low) if cover == "low" else (matrix @ high.affine, high)
+    num_held = np.array(volume.voxels.shape)
+    spacing_mm = high.spacing_mm
+    if cover == "low":
+        span_mm = (num_held - 1) * low.spacing_mm
+        shape = np.maximum(np.round(span_mm / spacing_mm).astype(np.int64) + 1, 2)
+        spacing_mm = span_mm / (shape - 1)
+    else:
+        extent_vox = np.abs(np.linalg.inv(axes) @ held[:3, :3] * num_held).sum(axis=1) / spacing_mm
+        # A thousandth of a voxel is rounding, not a reason to grow.
+        shape = np.maximum(np.ceil(extent_vox - 1e-3), 1).astype(np.int64)
+    centre_mm = held[:3, :3] @ ((num_held - 1) / 2) + held[:3, 3]
+    affine = np.eye(4)
+    affine[:3, :3] = axes * spacing_mm
+    affine[:3, 3] = centre_mm - affine[:3, :3] @ ((shape - 1) / 2)
+    return shape, affine
+
+
+class _Head:
+    """A volume and where the head is in it."""
+
+    def __init__(self, volume: Volume) -> None:
+        self.volume = volume
+
+    @cached_property
+    def mask(self) -> NDArray[np.bool_]:
+        """The largest bright region, holes filled, `(I, J, K)`; everything where there is none."""
+        smooth = _blurred(self.volume, 3.0).voxels
+        regions, num_regions = ndimage.label(ndimage.binary_fill_holes(smooth > 0.6 * _otsu(smooth)))  # pyright: ignore[reportGeneralTypeIssues]
+        if num_regions == 0:
+            return np.ones(smooth.shape, dtype=bool)
+        return regions == 1 + np.argmax(np.bincount(regions.ravel())[1:])
+
+    @cached_property
+    def neighbourhood(self) -> NDArray[np.bool_]:
+        """The head and `MASK_MARGIN_MM` around it, `(I, J, K)`."""
+        away_mm = np.asarray(ndimage.distance_transform_edt(~self.mask, sampling=self.volume.spacing_mm))
+        return away_mm <= MASK_MARGIN_MM
+
+    @cached_property
+    def _points_mm(self) -> NDArray[np.float64]:
+        return np.argwhere(self.mask) @ self.volume.affine[:3, :3].T + self.volume.affine[:3, 3]
+
+    @property
+    def centre_mm(self) -> NDArray[np.float64]:
+        """The head's centre, world mm, `(3,)`."""
+        return self._points_mm.mean(axis=0)
+
+    @property
+    def top_mm(self) -> float:
+        """The height of its highest point, world mm."""
+        return float(self._points_mm[:, 2].max())
+
+
+@dataclass(frozen=True)
+class _Level:
+    """Both fields at one resolution, as SimpleITK images with RAS coordinates."""
+
+    sitk: Any
+    low: Any
+    mask: Any
+    high: Any
+    darkest: float
+
+    @classmethod
+    def of(cls, sitk: Any, fixed: _Head, moving: _Head, voxel_mm: float | None, blur_mm: float) -> "_Level":
+        low, high = _blurred(fixed.volume, blur_mm), _blurred(moving.volume, blur_mm)
+        mask = Volume(fixed.neighbourhood.astype(np.float32), low.affine)
+        if voxel_mm:
+            low, mask, high = (_reduced(volume, voxel_mm) for volume in (low, mask, high))
+        inside = _image(sitk, mask) > 0.5
+        return cls(sitk, _image(sitk, low), inside, _image(sitk, high), float(high.voxels.min()))
+
+    def descended(self, start: Any, seed: int) -> Any:
+        """Follow the gradient from a transform (low world -> high world): quick, but slow to the last degrees."""
+        method = self._measure(seed)
+        method.SetOptimizerAsRegularStepGradientDescent(4.0, 0.04, 60, 0.7, 1e-6)
+        return self._run(method, start)
+
+    def refined(self, start: Any, step_mm: float, seed: int) -> Any:
+        """Search line by line (Powell): a nearly round head lies in a narrow valley, where the gradient stalls."""
+        method = self._measure(seed)
+        method.SetOptimizerAsPowell(10, 20, step_mm, 0.01, 1e-4)
+        return self._run(method, start)
+
+    def _run(self, method: Any, start: Any) -> Any:
+        transform = self.sitk.Euler3DTransform(start)
+        # A turn counts as far as it moves the voxels.
+        method.SetOptimizerScalesFromPhysicalShift()
+        method.SetInitialTransform(transform, inPlace=True)
+        try:
+            method.Execute(self.low, self.high)
+        except RuntimeError:
+            # Too little of the two lies in one place to tell a direction: the start stands, and its similarity tells.
+            return start
+        return transform
+
+    def similarity(self, transform: Any) -> float:
+        """Give the mutual information at every masked voxel; where the high field shows nothing, it counts as air."""
+        moved = self.sitk.Resample(self.high, self.low, transform, self.sitk.sitkLinear, self.darkest)
+        method = self._measure()
+        method.SetInitialTransform(self.sitk.Euler3DTransform())
+        try:
+            # Rounded: the measure knows no more, and zero has no sign.
+            return round(-float(method.MetricEvaluate(self.low, moved)), 6) + 0.0
+        except RuntimeError:
+            return 0.0
+
+    def _measure(self, seed: int | None = None) -> Any:
+        method = self.sitk.ImageRegistrationMethod()
+        method.SetMetricAsMattesMutualInformation(BINS)
+        method.SetMetricFixedMask(self.mask)
+        method.SetInterpolator(self.sitk.sitkLinear)
+        if seed is not None:
+            method.SetMetricSamplingStrategy(method.RANDOM)
+            method.SetMetricSamplingPercentage(min(1.0, NUM_SAMPLES / self.low.GetNumberOfPixels()), seed)
+        return method
+
+
+def _starts(sitk: Any, fixed: _Head, moving: _Head) -> list[Any]:
+    """Give transforms low world -> high world that turn about the low field's head."""
+    shift_mm = moving.centre_mm - fixed.centre_mm
+    top_mm = np.array([shift_mm[0], shift_mm[1], moving.top_mm - fixed.top_mm])
+    starts = []
+    for translation_mm in (np.zeros(3), shift_mm, top_mm):
+        start = sitk.Euler3DTransform()
+        start.SetCenter(fixed.centre_mm.tolist())
+        start.SetTranslation(translation_mm.tolist())
+        starts.append(start)
+    return starts
+
+
+def _alignment(motion: Any, centre_mm: NDArray[np.float64], before: float, after: float) -> Alignment:
+    low_to_high = np.eye(4)
+    low_to_high[:3, :3] = np.reshape(motion.GetMatrix(), (3, 3))
+    low_to_high[:3, 3] = motion.TransformPoint((0.0, 0.0, 0.0))
+    # Adding zero makes -0.0 a plain 0.0.
+    matrix = np.round(np.linalg.inv(low_to_high), MATRIX_DECIMALS) + 0.0
+    rotation = np.round(Rotation.from_matrix(matrix[:3, :3]).as_rotvec(degrees=True), 4) + 0.0
+    moved_mm = np.round(centre_mm - motion.TransformPoint(centre_mm.tolist()), 4) + 0.0
+    return Alignment(
+        tuple(map(tuple, matrix.tolist())), tuple(rotation.tolist()), tuple(moved_mm.tolist()), before, after
+    )
+
+
+def _scaled(volume: Volume) -> Volume:
+    """Clip what a few voxels do to the histogram's ends, and scale to [0, 1]."""
+    darkest, brightest = np.percentile(volume.voxels, (0.5, 99.5))
+    if brightest <= darkest:
+        darkest, brightest = volume.voxels.min(), volume.voxels.max()
+    scaled = (np.clip(volume.voxels, darkest, brightest) - darkest) / (brightest - darkest)
+    return Volume(scaled.astype(np.float32), volume.affine)
+
+
+def _blurred(volume: Volume, sigma_mm: float) -> Volume:
+    blurred = ndimage.gaussian_filter(volume.voxels, sigma_mm / volume.spacing_mm, truncate=3.0)
+    return Volume(np.asarray(blurred, dtype=np.float32), volume.affine)
+
+
+def _reduced(volume: Volume, voxel_mm: float) -> Volume:
+    """Average blocks of voxels, so that each axis has voxels of about `voxel_mm`, or its own where those are larger."""
+    shape = np.array(volume.voxels.shape)
+    factor = np.clip(np.floor(voxel_mm / volume.spacing_mm + 0.5), 1, shape).astype(int)
+    (i, j, k), (a, b, c) = shape // factor, factor
+    blocks = volume.voxels[: i * a, : j * b, : k * c].reshape(i, a, j, b, k, c)
+    affine = volume.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ ((factor - 1) / 2)
+    affine[:3, :3] *= factor
+    return Volume(blocks.mean(axis=(1, 3, 5), dtype=np.float32), affine)
+
+
+def _otsu(voxels: NDArray[np.float32]) -> float:
+    """Give the threshold that separates two classes best (Otsu 1979), of `(I, J, K)`."""
+    counts, edges = np.histogram(voxels, 256)
+    centres = (edges[1:] + edges[:-1]) / 2
+    below, sums = np.cumsum(counts)[:-1], np.cumsum(counts * centres)
+    total = counts.sum()
+    separation = (sums[-1] * below / total - sums[:-1]) ** 2 / np.maximum(below * (total - below), 1)
+    return float(centres[np.argmax(separation)])
+
+
+def _geometry(affine: NDArray[np.float64]) -> tuple[list[float], list[float], list[float]]:
+    """Give ITK's origin, spacing and direction of an affine `(4, 4)`, without going over to LPS."""
+    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    return affine[:3, 3].tolist(), spacing_mm.tolist(), (affine[:3, :3] / spacing_mm).ravel().tolist()
+
+
+def _image(sitk: Any, volume: Volume) -> Any:
+    image = sitk.GetImageFromArray(np.ascontiguousarray(volume.voxels.T))
+    origin, spacing, direction = _geometry(volume.affine)
+    image.SetOrigin(origin)
+    image.SetSpacing(spacing)
+    image.SetDirection(direction)
+    return image
+
+
+@contextmanager
+def _single_thread(sitk: Any) -> Iterator[None]:
+    """Sums over threads depend on how many there are; pairs are what is worked on at once."""
+    num_threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(num_threads)
+
+
+def require_simpleitk() -> None:
+    """Raise InputError where SimpleITK is not installed."""
+    _simpleitk()
+
+
+def _simpleitk() -> Any:
+    try:
+        import SimpleITK
+    except ImportError as error:
+        raise InputError(
+            "align: expected SimpleITK, which registers the pairs, found none; pip install 'upfield[align]'"
+        ) from error
+    return SimpleITK

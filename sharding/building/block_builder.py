@@ -1,0 +1,149 @@
+"""Build one block: read its subjects, shuffle their samples together, write its shards."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upfield.common.errors import VolumeError
+from upfield.imaging.compressed_files import hash_voxels
+from upfield.imaging.volume import Volume
+from upfield.sharding.building.journal import BlockRecord, read_record, write_record
+from upfield.sharding.building.pairs import Pair, make_pairs
+from upfield.sharding.building.plan import Block, sample_order
+from upfield.sharding.building.saved_volumes import discard, saver
+from upfield.sharding.cohorts.problems import Problem
+from upfield.sharding.cohorts.source_fingerprints import describe_sources
+from upfield.sharding.cohorts.subjects import Subject
+from upfield.sharding.configuration import ShardConfig
+from upfield.sharding.shardset.tarshard import SUFFIXES, Sample, ShardEntry, hash_file, read_index, write_shard
+
+
+@dataclass(frozen=True)
+class BlockTask:
+    """One block and what a worker needs to build it."""
+
+    block: Block
+    """Subjects and shards."""
+    digest: str
+    """Of all that decides the block's bytes."""
+    config: ShardConfig
+    """The whole configuration of the build."""
+    out: Path
+    """Folder of the set."""
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """What became of a block."""
+
+    entries: list[ShardEntry]
+    """Its shards; none where it was given up."""
+    record: BlockRecord
+    """What reading its subjects led to."""
+
+
+def build_block(task: BlockTask) -> BlockResult:
+    """Write those of a block's shards that are not there, and describe them all.
+
+    Runs in a worker; it alone writes these files. Where a subject's voxels are not as they should be, the block has its
+    samples of the others if the configuration says skip, and no shards otherwise.
+    """
+    previous = record = read_record(task.out, task.block.name)
+    if record is None or record.digest != task.digest or not all(_is_there(task, name) for name in record.sizes):
+        pairs, record = read_pairs(task)
+        if record.problems and task.config.on_error == "fail":
+            return BlockResult([], record)
+        if previous and record != previous:
+            # Shards of other members must not stand beside those of these.
+            for name in previous.sizes:
+                _tar(task, name).unlink(missing_ok=True)
+        write_record(task.out, task.block.name, record)
+        return BlockResult(_write_missing(task, record, pairs), record)
+    return BlockResult([_describe(task, name) for name in record.sizes], record)
+
+
+def read_pairs(task: BlockTask) -> tuple[list[Pair], BlockRecord]:
+    """Make the pairs of all subjects of a block that are as they should be, and say what became of each subject."""
+    pairs: list[Pair] = []
+    problems: list[Problem] = []
+    sources: list[dict[str, str]] = []
+    for subject in task.block.subjects:
+        try:
+            source = describe_sources(subject)
+
+            def note(field: str, volume: Volume, source: dict[str, str] = source) -> None:
+                source[f"{field}_voxels"] = hash_voxels(volume.voxels)
+
+            pairs += list(make_pairs(subject, task.config, saver(task.config.save_volumes, subject), note))
+            sources.append(source)
+        except VolumeError as error:
+            problems.append(_problem(subject, error))
+            discard(task.config.save_volumes, subject)
+        except Exception as error:
+            error.add_note(f"This was subject {subject.name} of cohort {subject.cohort}: {subject.high}")
+            raise
+    sizes = task.block.shard_sizes(len(pairs) * task.config.geometry.high_shape[0])
+    return pairs, BlockRecord(task.digest, sizes, problems, _alignments(pairs), sources)
+
+
+def _problem(subject: Subject, error: VolumeError) -> Problem:
+    low = [str(subject.low), *map(str, subject.low.paths)] if subject.low else []
+    field = "low" if error.where in low else "high"
+    return Problem(subject.cohort, subject.name, field, "voxels", error.where, error.problem)
+
+
+def _alignments(pairs: list[Pair]) -> list[dict[str, Any]]:
+    return [
+        {"cohort": pair.unit.cohort, "subject": pair.unit.subject} | pair.parameters["alignment"]
+        for pair in pairs
+        if "alignment" in pair.parameters
+    ]
+
+
+def _tar(task: BlockTask, name: str) -> Path:
+    return task.out / f"{name}.tar"
+
+
+def _is_there(task: BlockTask, name: str) -> bool:
+    return all((task.out / f"{name}{suffix}").is_file() for suffix in SUFFIXES)
+
+
+def _write_missing(task: BlockTask, record: BlockRecord, pairs: list[Pair]) -> list[ShardEntry]:
+    if not record.sizes:
+        return []
+    order = sample_order(task.block, sum(record.sizes.values()), task.config.seed)
+    parts = np.split(order, np.cumsum(list(record.sizes.values()))[:-1])
+    return [
+        _describe(task, name) if _is_there(task, name) else write_shard(task.out, name, _samples(pairs, numbers, task))
+        for name, numbers in zip(record.sizes, parts, strict=True)
+    ]
+
+
+def _describe(task: BlockTask, name: str) -> ShardEntry:
+    tar = _tar(task, name)
+    return ShardEntry(name, len(read_index(tar.with_suffix(".idx")).keys), tar.stat().st_size, hash_file(tar))
+
+
+def _samples(pairs: list[Pair], numbers: NDArray[np.int64], task: BlockTask) -> Iterator[Sample]:
+    num_slices = task.config.geometry.high_shape[0]
+    metadata = {(subject.cohort, subject.id): subject.high.metadata for subject in task.block.subjects}
+    for number in numbers:
+        pair, x = pairs[number // num_slices], int(number % num_slices)
+        unit = pair.unit
+        record: dict[str, Any] = {
+            "cohort": unit.cohort,
+            "subject": unit.subject,
+            "kind": unit.kind,
+            "variant": unit.variant,
+            "slice": x,
+            "parameters": pair.parameters,
+        }
+        if fields := metadata[unit.cohort, unit.subject]:
+            record["metadata"] = fields
+        # Slices beyond the border repeat it, as far as the context reaches.
+        neighbours = np.clip(np.arange(x - task.config.context, x + task.config.context + 1), 0, num_slices - 1)
+        yield Sample(unit.key(x), pair.low[neighbours], pair.high[x : x + 1], record)

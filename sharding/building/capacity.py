@@ -1,0 +1,194 @@
+"""What a build needs of its machine, estimated from the plan and checked before it starts."""
+
+import math
+import os
+import resource
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from upfield.common.errors import InputError
+from upfield.common.progress import say
+from upfield.imaging.header import read_header
+from upfield.sharding.building.plan import Block
+from upfield.sharding.cohorts.subjects import Source, Subject
+from upfield.sharding.configuration import GeometryConfig, ShardConfig
+
+HALF_BYTES, SINGLE_BYTES = 2, 4
+TAR_BLOCK_BYTES, TAR_RECORD_BYTES = 512, 10240
+NPY_HEADER_BYTES = 128
+RECORD_BYTES = 1024
+# A line of the index: three names of at most 100 characters, offsets and sizes.
+INDEX_BYTES = 400
+# The manifest has a few lines per shard and per subject.
+MANIFEST_BYTES, ENTRY_BYTES = 8192, 300
+# A NIfTI volume of single precision, compressed, at most.
+SAVED_BYTES = 4
+# Python with numpy, scipy and nibabel loaded, per worker.
+WORKER_BYTES = 150e6
+# A volume as it is read: stored, in single precision, and turned to RAS+.
+READING_BYTES = 10
+# Volumes on the high-field grid that are at work at once, beside the file's own.
+VOLUMES_AT_ONCE = 5
+# The same while it is registered and moved by ITK, with room for the corners of a turned one.
+ALIGNING_BYTES = 30
+FILES_PER_WORKER, FILES_OF_DRIVER = 8, 48
+# Where Linux keeps the limits of control groups, version 2 and 1: limit, use, and the part of it that is only cache.
+CGROUPS = Path("/sys/fs/cgroup")
+CGROUP_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+
+
+def refuse_full_disks(needed: Mapping[Path, float]) -> None:
+    """Compare the room that folders need with what there is, those on one disk together.
+
+    Args:
+        needed: folder, made if missing -> bytes to be written into it.
+
+    Raises:
+        InputError: there is not enough.
+    """
+    by_disk: dict[int, list[Path]] = {}
+    for folder in needed:
+        folder.mkdir(parents=True, exist_ok=True)
+        by_disk.setdefault(folder.stat().st_dev, []).append(folder)
+    for folders in by_disk.values():
+        together, free = sum(needed[folder] for folder in folders), shutil.disk_usage(folders[0]).free
+        where = " and ".join(map(str, folders))
+        if together > free:
+            raise InputError(
+                f"{where}: expected room for {_size(together)}, found {_size(free)} free; free some or "
+                "choose a place on another disk"
+            )
+        say(f"{where}: about {_size(max(together, 0))} to write, {_size(free)} free")
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
+
+
+def fitting_jobs(groups: Sequence[Sequence[Subject]], config: ShardConfig) -> int:
+    """Compare memory and file descriptors with what the build will need.
+
+    Args:
+        groups: subjects that one worker takes at a time.
+        config: geometry, context and number of workers.
+
+    Returns:
+        The number of workers: as configured, or as many as cores and memory allow.
+
+    Raises:
+        InputError: there is not enough.
+    """
+    cores = len(os.sched_getaffinity(0))
+    if config.executor == "ray" or not groups:
+        return config.jobs or cores
+    worker_bytes = max(memory_bytes(subjects, config) for subjects in groups)
+    free_bytes = available_bytes()
+    fitting = int(free_bytes // worker_bytes)
+    jobs = min(config.jobs or min(cores, max(fitting, 1)), len(groups))
+    if jobs > fitting:
+        less = f"use --jobs {fitting}" if fitting else "free some, or use a smaller --subjects_per_block"
+        raise InputError(
+            f"--jobs: expected {jobs} x {worker_bytes / 1e9:.1f} GB of memory, found {free_bytes / 1e9:.1f} GB free; "
+            f"{less}"
+        )
+    _refuse_few_descriptors(jobs)
+    return jobs
+
+
+def _refuse_few_descriptors(jobs: int) -> None:
+    needed = FILES_OF_DRIVER + FILES_PER_WORKER * jobs
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if needed > soft:
+        raise InputError(
+            f"open files: expected a limit of at least {needed} for {jobs} workers, found {soft}; "
+            f"raise it with ulimit -n (at most {hard}) or use fewer --jobs"
+        )
+
+
+def set_bytes(blocks: Sequence[Block], config: ShardConfig) -> int:
+    """Give what a set takes on disk at most, manifest included; some tenths of a percent more than it does."""
+    if not blocks:
+        return 0
+    entries = sum(block.num_shards + len(block.subjects) for block in blocks)
+    return sum(block_bytes(block, config) for block in blocks) + MANIFEST_BYTES + ENTRY_BYTES * entries
+
+
+def block_bytes(block: Block, config: ShardConfig) -> int:
+    """Give what a block's tars and indices take on disk at most."""
+    voxels = config.geometry.high_shape[1] * config.geometry.high_shape[2]
+    members = [NPY_HEADER_BYTES + HALF_BYTES * voxels * channels for channels in (1 + 2 * config.context, 1)]
+    padded = sum(TAR_BLOCK_BYTES * math.ceil(1 + size / TAR_BLOCK_BYTES) for size in members)
+    samples = config.geometry.high_shape[0] * sum(len(subject.units) for subject in block.subjects)
+    each = padded + TAR_BLOCK_BYTES + RECORD_BYTES + INDEX_BYTES
+    # Two blocks end a tar, and its last record is filled.
+    return samples * each + block.num_shards * (TAR_RECORD_BYTES + 2 * TAR_BLOCK_BYTES)
+
+
+def volume_bytes(subjects: Iterable[Subject], geometry: GeometryConfig) -> int:
+    """Give what the saved volumes of some subjects take on disk at most."""
+    high, low = (math.prod(shape) for shape in (geometry.high_shape, geometry.low_shape))
+    return SAVED_BYTES * sum(high + low * len(subject.units) for subject in subjects)
+
+
+def memory_bytes(subjects: Sequence[Subject], config: ShardConfig) -> float:
+    """Estimate a worker's peak memory: all pairs in half precision, and the subject with the largest files."""
+    voxels = math.prod(config.geometry.high_shape)
+    pairs = sum(1 + len(subject.units) for subject in subjects)
+    at_work = max((subject_bytes(subject, voxels) for subject in subjects), default=0)
+    return WORKER_BYTES + HALF_BYTES * voxels * pairs + at_work
+
+
+def subject_bytes(subject: Subject, grid_voxels: int) -> int:
+    """Estimate the memory that one subject takes at most, from its files to its pairs on a grid of so many voxels."""
+    high, low = (source_voxels(source) if source else 0 for source in (subject.high, subject.low))
+    resampling = SINGLE_BYTES * (high + VOLUMES_AT_ONCE * grid_voxels)
+    aligning = ALIGNING_BYTES * high if subject.align == "rigid" else 0
+    return SINGLE_BYTES * low + max(READING_BYTES * high, resampling, aligning)
+
+
+def source_voxels(source: Source) -> int:
+    """Give the number of voxels of a volume or stack, by the header of its first file."""
+    return math.prod(read_header(source.paths[0]).shape) * len(source.paths)
+
+
+def available_bytes(root: Path = CGROUPS, membership: Path = Path("/proc/self/cgroup")) -> float:
+    """Give the memory that is free to this process, within the limits of the control groups that it is in.
+
+    Args:
+        root: where the system keeps control groups.
+        membership: where it says which ones this process is in.
+    """
+    free = float(psutil.virtual_memory().available)
+    for group in _groups(root, membership):
+        for limit, used, cache in CGROUP_FILES:
+            if (group / limit).is_file() and (text := (group / limit).read_text().strip()).isdigit():
+                # Files that were read stay in memory until it is wanted.
+                droppable = _statistic(group / "memory.stat", cache)
+                free = min(free, int(text) - int((group / used).read_text()) + droppable)
+    return free
+
+
+def _groups(root: Path, membership: Path) -> Iterator[Path]:
+    """Give the folders of the groups that hold this process, outermost first: each of them may have a limit."""
+    yield root
+    lines = membership.read_text().splitlines() if membership.is_file() else []
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        group = root / controllers
+        for part in Path(name).parts[1:]:
+            yield group
+            group = group / part
+        yield group
+
+
+def _statistic(path: Path, name: str) -> int:
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return next((int(line.split()[1]) for line in lines if line.split()[0] == name), 0)

@@ -1,0 +1,216 @@
+"""One subject's files -> its low/high volume pairs on the high-field grid, real and synthetic."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upfield.imaging.normalisation import normalise_in_place, percentiles
+from upfield.imaging.resample import box_centre, resample_box, zoom_to
+from upfield.imaging.volume import Volume, read_stack, read_volume
+from upfield.sharding.building.align import register, resample_aligned
+from upfield.sharding.building.synthetic import degrade, draw_degradation, generator_for
+from upfield.sharding.cohorts.subjects import Source, Subject, Unit
+from upfield.sharding.configuration import GeometryConfig, ShardConfig, SpacingMm, Triple
+
+TOP_MARGIN_MM = 2.0
+HIGH_NAME = "high"
+Save = Callable[[str, Volume], None]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One low-field volume brought to the high-field grid, and its high-field partner."""
+
+    unit: Unit
+    """Whose pair, of which kind and variant."""
+    low: NDArray[np.float16]
+    """`(X, Y, Z)` in [0, 1], on the high-field grid."""
+    high: NDArray[np.float16]
+    """`(X, Y, Z)` in [0, 1]."""
+    parameters: dict[str, Any]
+    """What a synthetic low field was made with, how a real pair was aligned."""
+
+
+def make_pairs(
+    subject: Subject, config: ShardConfig, save: Save | None = None, met: Save | None = None
+) -> Iterator[Pair]:
+    """Read a subject once and give the pair of each of its units.
+
+    Args:
+        subject: its files and units.
+        config: grids, ranges and seed.
+        save: called with each volume on its grid, before it is scaled.
+        met: called with `low` and `high` as they were read.
+
+    Raises:
+        VolumeError: a file is not what it should be.
+    """
+    low_file = _load(subject.low, subject) if subject.low else None
+    high_file = _load(subject.high, subject)
+    for name, volume in (("low", low_file), ("high", high_file)):
+        if met and volume:
+            met(name, volume)
+    high_file, alignment = _aligned(high_file, low_file, subject, config.seed)
+    grids = Grids.around(config.geometry, subject.fit, high_file)
+    high = grids.high_from_file(high_file)
+    _save(save, HIGH_NAME, high)
+    high_half = normalise_in_place(high.voxels, str(subject.high))
+    for unit in subject.units:
+        if unit.kind == "real":
+            assert low_file is not None
+            low = grids.low_from_file(low_file)
+            parameters = {"alignment": alignment} if alignment else {}
+        else:
+            low, parameters = _synthetic(high, grids, unit, config)
+        _save(save, unit.volume_name, low)
+        source = subject.low if unit.kind == "real" else subject.high
+        up = normalise_in_place(grids.low_to_high(low.voxels), str(source))
+        yield Pair(unit, up, high_half, parameters)
+
+
+def _load(source: Source, subject: Subject) -> Volume:
+    """Read a volume or slice stack, in RAS+."""
+    if source.stacked:
+        return read_stack(source.paths, subject.orientation)
+    return read_volume(source.paths[0], subject.orientation)
+
+
+def _aligned(high: Volume, low: Volume | None, subject: Subject, seed: int) -> tuple[Volume, dict[str, Any] | None]:
+    if low is None or subject.align == "none":
+        return high, None
+    alignment = register(low, high, seed)
+    # Corner to corner only means something where both fields cover the same place.
+    cover = "low" if subject.fit == "resize" else "high"
+    return resample_aligned(high, alignment, low, cover), alignment.to_tree()
+
+
+def _save(save: Save | None, name: str, volume: Volume) -> None:
+    if save:
+        save(name, volume)
+
+
+def _synthetic(high: Volume, grids: "Grids", unit: Unit, config: ShardConfig) -> tuple[Volume, dict[str, Any]]:
+    rng = generator_for(config.seed, unit.cohort, unit.subject, unit.variant)
+    parameters = draw_degradation(config.synthetic, rng)
+    small = grids.high_to_low(high)
+    voxels = degrade(np.clip(small.voxels, 0, 1), parameters, config.synthetic.noise_bright_ratio, rng)
+    return replace(small, voxels=voxels), parameters.to_tree()
+
+
+@dataclass(frozen=True)
+class Grids:
+    """The moves between files, the low-field grid and the high-field grid, under one `fit`.
+
+    `resize` works on arrays alone, corner voxel to corner voxel, as the report we follow does. `crop_pad` works in mm:
+    both grids are boxes around one point, so that proportions and the position of every voxel stay true.
+    """
+
+    geometry: GeometryConfig
+    """The two grids."""
+    centre_mm: NDArray[np.float64] | None
+    """Where both boxes are centred in the world, `(3,)`; None for `resize`."""
+
+    @classmethod
+    def around(cls, geometry: GeometryConfig, fit: str, high: Volume) -> "Grids":
+        """Place the grids around the head of a high-field volume."""
+        if fit == "resize":
+            return cls(geometry, None)
+        extent_mm = np.array(geometry.high_shape) * np.array(geometry.high_spacing_mm)
+        return cls(geometry, to_world(high.affine, head_centre(high, extent_mm)))
+
+    def high_from_file(self, volume: Volume) -> Volume:
+        """Bring a high-field volume to the high-field grid, `(X, Y, Z)`."""
+        return self._from_file(volume, self.geometry.high_shape, self.geometry.high_spacing_mm)
+
+    def low_from_file(self, volume: Volume) -> Volume:
+        """Bring a low-field volume to the low-field grid `(I, J, K)`."""
+        return self._from_file(volume, self.geometry.low_shape, self.geometry.low_spacing_mm)
+
+    def _from_file(self, volume: Volume, shape: Triple, spacing_mm: SpacingMm) -> Volume:
+        # Outside the file it is as dark as its darkest voxel, not zero, which may be the middle of a scale.
+        darkest = volume.voxels.min()
+        above = replace(volume, voxels=volume.voxels - darkest) if darkest else volume
+        if self.centre_mm is None:
+            placed = _zoomed(above, shape)
+        else:
+            placed = _boxed(above, to_voxel(volume.affine, self.centre_mm), shape, spacing_mm)
+        return replace(placed, voxels=placed.voxels + darkest) if darkest else placed
+
+    def low_to_high(self, low: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Interpolate `(I, J, K)` on the low-field grid to the high-field grid `(X, Y, Z)`."""
+        geometry = self.geometry
+        if self.centre_mm is None:
+            return zoom_to(low, geometry.high_shape)
+        spacings_mm = np.array(geometry.low_spacing_mm), np.array(geometry.high_spacing_mm)
+        return resample_box(low, spacings_mm[0], box_centre(low.shape), geometry.high_shape, spacings_mm[1])
+
+    def high_to_low(self, high: Volume) -> Volume:
+        """Sample a volume on the high-field grid at the low-field grid `(I, J, K)`."""
+        if self.centre_mm is None:
+            return _zoomed(high, self.geometry.low_shape)
+        centre = box_centre(high.voxels.shape)
+        return _boxed(high, centre, self.geometry.low_shape, self.geometry.low_spacing_mm)
+
+
+def _zoomed(volume: Volume, shape: Triple) -> Volume:
+    """Resample corner voxels to corner voxels, and move the affine along."""
+    step = (np.array(volume.voxels.shape) - 1) / (np.array(shape) - 1)
+    return Volume(zoom_to(volume.voxels, shape), volume.affine @ np.diag([*step, 1.0]))
+
+
+def _boxed(volume: Volume, centre_vox: NDArray[np.float64], shape: Triple, spacing_mm: SpacingMm) -> Volume:
+    """Resample to a box around a voxel, and move the affine along."""
+    step = np.array(spacing_mm) / volume.spacing_mm
+    voxels = resample_box(volume.voxels, volume.spacing_mm, centre_vox, shape, np.array(spacing_mm))
+    move = np.diag([*step, 1.0])
+    move[:3, 3] = centre_vox - step * box_centre(shape)
+    return Volume(voxels, volume.affine @ move)
+
+
+def to_world(affine: NDArray[np.float64], voxel: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Turn a voxel index `(3,)` into world mm `(3,)`."""
+    return affine[:3, :3] @ voxel + affine[:3, 3]
+
+
+def to_voxel(affine: NDArray[np.float64], world_mm: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Turn world mm `(3,)` into a voxel index `(3,)`."""
+    return np.linalg.inv(affine[:3, :3]) @ (world_mm - affine[:3, 3])
+
+
+def head_centre(volume: Volume, extent_mm: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Find where the box around the head should be centred.
+
+    The middle of the head along each axis; along the body axis, where neck and shoulders may fill the image, a head
+    taller than the box is aligned at its top instead, so that no brain is cut off. An axis that the box covers exactly
+    is left as it is: there is nothing to crop or pad.
+
+    Args:
+        volume: head in RAS+.
+        extent_mm: `(3,)`, the box.
+
+    Returns:
+        Voxel index `(3,)`, rounded to whole or half voxels.
+    """
+    darkest = volume.voxels.min()
+    mask = volume.voxels > darkest + 0.2 * (percentiles(volume.voxels, [99])[0] - darkest)
+    middle = box_centre(volume.voxels.shape)
+    box_vox = extent_mm / volume.spacing_mm
+    centre = middle.copy()
+    for axis in range(3):
+        if abs(box_vox[axis] - volume.voxels.shape[axis]) < 1:
+            continue
+        area = mask.sum(axis=tuple({0, 1, 2} - {axis}))
+        # A plane through the head's edge has some area; a few bright voxels of noise have not.
+        planes = np.flatnonzero(area > 0.02 * area.max())
+        first, last = (planes[0], planes[-1]) if len(planes) else (0, len(area) - 1)
+        too_tall = axis == 2 and last - first > box_vox[axis]
+        top = last + TOP_MARGIN_MM / volume.spacing_mm[axis]
+        wanted = top - box_vox[axis] / 2 if too_tall else (first + last) / 2
+        # Samples of an odd box fall on voxels when its centre does, those of an even one when it lies between two: at
+        # equal spacing nothing is then interpolated for no gain.
+        offset = (round(float(box_vox[axis])) - 1) % 2 / 2
+        centre[axis] = np.round(wanted - offset) + offset
+    return centre

@@ -1,0 +1,80 @@
+"""What goes where, decided before any voxel is read: blocks of subjects, and the shards that each block fills.
+
+A block is the unit of work: one worker reads its subjects, shuffles their samples together and writes its shards alone.
+Since membership and order follow from the plan, the bytes do not depend on how many workers there are or who is first.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upfield.sharding.building.synthetic import generator_for
+from upfield.sharding.cohorts.subjects import SPLITS, Split, Subject
+from upfield.sharding.configuration import ShardConfig
+
+
+@dataclass(frozen=True)
+class Block:
+    """Subjects whose samples are packed together."""
+
+    split: Split
+    """The split that the block belongs to."""
+    subjects: tuple[Subject, ...]
+    """Its subjects."""
+    first_shard: int
+    """Number of its first shard in the split."""
+    num_shards: int
+    """Number of its shards; fewer are used where subjects turn out to be unusable."""
+
+    @property
+    def name(self) -> str:
+        """A name that no other block of the set has."""
+        return f"{self.split}-{self.first_shard:06d}"
+
+    def shard_sizes(self, samples: int) -> dict[str, int]:
+        """Divide its samples evenly over its shards: name below the set's folder, without suffix -> samples."""
+        parts = min(self.num_shards, samples)
+        small, extra = divmod(samples, max(parts, 1))
+        return {f"{self.split}/{self.first_shard + i:06d}": small + (i < extra) for i in range(parts)}
+
+
+def plan_blocks(subjects: list[Subject], config: ShardConfig, taken: Mapping[str, int] | None = None) -> list[Block]:
+    """Divide subjects into blocks and blocks into shards.
+
+    Training subjects are shuffled over cohorts first; held-out ones keep their order, so that a reader can put volumes
+    together again slice by slice.
+
+    Args:
+        subjects: all subjects of all cohorts.
+        config: seed, block and shard sizes, geometry.
+        taken: shards that each split has already; new ones are numbered from there.
+    """
+    blocks: list[Block] = []
+    for split in SPLITS:
+        members = [subject for subject in subjects if subject.split == split and subject.units]
+        if split == "train":
+            members = [members[i] for i in generator_for(config.seed, "subjects").permutation(len(members))]
+        first_shard = (taken or {}).get(split, 0)
+        for start in range(0, len(members), config.subjects_per_block):
+            chosen = tuple(members[start : start + config.subjects_per_block])
+            samples = sum(len(subject.units) for subject in chosen) * config.geometry.high_shape[0]
+            num_shards = math.ceil(samples / config.samples_per_shard)
+            blocks.append(Block(split, chosen, first_shard, num_shards))
+            first_shard += num_shards
+    return blocks
+
+
+def sample_order(block: Block, samples: int, seed: int) -> NDArray[np.int64]:
+    """Give the order of a block's samples.
+
+    Sample `n` is slice `n % X` of unit `n // X`, X the number of sagittal slices.
+
+    Returns:
+        `(samples,)` int64: a permutation for training, ascending otherwise.
+    """
+    if block.split != "train":
+        return np.arange(samples)
+    return generator_for(seed, "samples", block.name).permutation(samples)

@@ -1,0 +1,403 @@
+"""Check every header of a cohort before anything is computed, and tell all that is wrong at once."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upfield.common.errors import VolumeError
+from upfield.common.progress import say
+from upfield.common.tasks import FILES_FOR_PROCESSES, run_tasks
+from upfield.imaging.compressed_files import DAMAGED, Trace, is_whole, same_content, trace
+from upfield.imaging.extent import Extent, place_doubt, resolution_doubt, tilt_problem
+from upfield.imaging.header import (
+    UNPLACED_MM,
+    Header,
+    angles_deg,
+    carry_places,
+    expect_three_dimensions,
+    read_header,
+    slice_axis,
+    spacing_of,
+    stack_affine,
+    unlike_the_first,
+    unreadable,
+)
+from upfield.sharding.cohorts.problems import TWIN, Field, Problem
+from upfield.sharding.cohorts.subjects import Source, Subject
+from upfield.sharding.configuration import GeometryConfig
+
+SUBJECTS_PER_TASK = 4
+# Finer than any scan of a living head, coarser than any slice that shows one.
+SPACING_MM = (0.1, 12.0)
+MAX_SHEAR_DEG = 1.0
+# Slices whose axes turn, or whose voxels or steps change by more than headers' rounding.
+MAX_TURN_DEG, MAX_CHANGE = 1.0, 0.01
+# More than the tilt of a head against a template's axes, less than exchanged axes.
+MAX_FORMS_DIFFER_DEG = 45.0
+
+# Of the usual length of a cohort's stacks: less is half a head, and what is worth a word.
+LEAST_STACK, TOLD_STACK = 0.75, 0.02
+# Black slices at the ends of stacks may well be the same in two of them.
+MOSTLY = 0.5
+DEFAULT_GEOMETRY = GeometryConfig()
+
+Place = tuple[str, str, Field]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong with one volume."""
+
+    check: str
+    """As in `Problem`."""
+    file: Path
+    """The first file that shows it."""
+    message: str
+    """Without names of files or subjects."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One volume after its headers were read."""
+
+    cohort: str
+    """Cohort name."""
+    subject: str
+    """Whose it is, as file names spell it."""
+    field: Field
+    """Which one."""
+    source: Source
+    """Its files."""
+    findings: list[Finding]
+    """What is wrong."""
+    traces: tuple[Trace, ...]
+    """What its files tell of their content; empty where some cannot be read, or are half of a format in two files."""
+    extent: Extent | None = None
+    """Where it lies; None where that cannot be told."""
+
+
+def preflight(subjects: Sequence[Subject], jobs: int = 0, geometry: GeometryConfig = DEFAULT_GEOMETRY) -> list[Problem]:
+    """Find every problem that headers show, over all subjects of all cohorts.
+
+    Args:
+        subjects: of all cohorts, for two subjects in different ones may share a file.
+        jobs: processes, where there are enough files for them; 0 is one per core.
+        geometry: the grids that they are to be brought to.
+
+    Returns:
+        Problems, sorted.
+    """
+    tasks = [subjects[first : first + SUBJECTS_PER_TASK] for first in range(0, len(subjects), SUBJECTS_PER_TASK)]
+    num_files = sum(len(source.paths) for subject in subjects for _, source in subject.volumes)
+    results = run_tasks(check_subjects, tasks, jobs if num_files >= FILES_FOR_PROCESSES else 1)
+    # Tasks finish in any order; which of several equal volumes is named must not depend on it.
+    checked = sorted((volume for some in results for volume in some), key=_place)
+    problems = [
+        _problem(volume, finding.check, str(finding.file), finding.message)
+        for volume in checked
+        for finding in volume.findings
+    ]
+    problems += _short(checked)
+    problems += _apart(checked, subjects, geometry)
+    problems += _same(checked)
+    problems += _mostly_same(checked, {(p.cohort, p.subject) for p in problems if p.check == "same"})
+    return sorted(problems)
+
+
+def check_subjects(subjects: Sequence[Subject]) -> list[Checked]:
+    """Read the headers of some subjects' volumes and check each by itself; runs in a worker."""
+    return [_check_volume(subject, field, source) for subject in subjects for field, source in subject.volumes]
+
+
+def _place(volume: Checked) -> Place:
+    return volume.cohort, volume.subject, volume.field
+
+
+def _problem(volume: Checked, check: str, file: str, message: str) -> Problem:
+    return Problem(volume.cohort, volume.subject, volume.field, check, file, message)
+
+
+def _check_volume(subject: Subject, field: Field, source: Source) -> Checked:
+    headers: list[Header] = []
+    traces: list[Trace] = []
+    refused: list[Finding] = []
+    for path in source.paths:
+        try:
+            header = read_header(path, subject.orientation)
+            traced = _traced(path, header)
+        except VolumeError as error:
+            refused.append(Finding("header", path, error.problem))
+        else:
+            headers.append(header)
+            traces.append(traced)
+    if refused:
+        return Checked(subject.cohort, subject.name, field, source, [_first_of(refused, source)], ())
+    findings = _check_stack(source, headers) if source.stacked else _check_whole(source.paths[0], headers[0])
+    in_one_file = all(header.end_bytes is not None for header in headers)
+    extent = None if findings else Extent.of(headers)
+    return Checked(subject.cohort, subject.name, field, source, findings, tuple(traces) if in_one_file else (), extent)
+
+
+def _traced(path: Path, header: Header) -> Trace:
+    """Trace a file, and refuse one that ends before its last voxel."""
+    try:
+        traced = trace(path)
+        if header.end_bytes is None or is_whole(path, traced, header.end_bytes):
+            return traced
+    except DAMAGED as error:
+        raise unreadable(path, error) from error
+    raise VolumeError(str(path), f"expected {header.end_bytes} bytes, found fewer or damaged ones; copy it again")
+
+
+def _first_of(findings: list[Finding], source: Source) -> Finding:
+    """Make one finding of those of a stack's slices."""
+    first, num_slices = findings[0], len(source.paths)
+    if not source.stacked:
+        return first
+    return Finding(first.check, first.file, f"in {len(findings)} of {num_slices} slices, the first: {first.message}")
+
+
+def _check_whole(path: Path, header: Header) -> list[Finding]:
+    try:
+        expect_three_dimensions(header, path)
+    except VolumeError as error:
+        return [Finding("header", path, error.problem)]
+    if min(header.shape) < 2:
+        message = (
+            f"expected at least 2 voxels along each axis, found shape {header.shape}; "
+            "use a pattern with {slice} for slice files"
+        )
+        return [Finding("header", path, message)]
+    found = _check_statements(header, range(3)) + _check_affine(header.affine)
+    return [Finding(check, path, message) for check, message in found]
+
+
+def _check_stack(source: Source, headers: list[Header]) -> list[Finding]:
+    paths = source.paths
+    if len(headers) < 2:
+        return [Finding("slices", paths[0], "expected at least 2 slices, found 1; use a pattern without {slice}")]
+    axes: list[int] = []
+    refused: list[Finding] = []
+    for path, header in zip(paths, headers, strict=True):
+        try:
+            axes.append(slice_axis(header, path))
+        except VolumeError as error:
+            refused.append(Finding("header", path, error.problem))
+    if refused:
+        return [_first_of(refused, source)]
+    if others := _of_another_scan(source, headers, axes):
+        return [_first_of(others, source)]
+    findings = _uneven(source, headers)
+    affine = stack_affine(headers, axes[0])
+    if findings:
+        # A step over a gap is no thickness.
+        affine[:3, axes[0]] = _usual_step_mm(headers)
+    # Slices that carry places need not say how thick they are.
+    needed = [axis for axis in range(3) if axis != axes[0] or not carry_places(headers)]
+    # Each slice may have its own fault of side or unit; the stack has one affine.
+    by_check: dict[str, list[Finding]] = {}
+    for path, header in zip(paths, headers, strict=True):
+        for check, message in _check_statements(header, needed):
+            by_check.setdefault(check, []).append(Finding(check, path, message))
+    findings += [_first_of(some, source) for some in by_check.values()]
+    return findings + [Finding(check, paths[0], message) for check, message in _check_affine(affine)]
+
+
+def _of_another_scan(source: Source, headers: list[Header], axes: list[int]) -> list[Finding]:
+    """Find slices whose shape, axes or voxels are not those of the first."""
+    columns = headers[0].affine[:3, :3]
+    found = dict(unlike_the_first(headers, axes))
+    for number, header in enumerate(headers):
+        if number not in found and (message := _turned(header, columns)):
+            found[number] = message
+    return [
+        Finding("slices", source.paths[number], f"{message}; leave out what is of another scan")
+        for number, message in sorted(found.items())
+    ]
+
+
+def _turned(header: Header, columns: NDArray[np.float64]) -> str | None:
+    if np.array_equal(header.affine[:3, :3], columns):
+        return None
+    turn_deg = angles_deg(columns, header.affine[:3, :3])
+    if (turn_deg > MAX_TURN_DEG).any():
+        return f"expected axes that point where the first slice's do, found one {turn_deg.max():.1f} degrees off"
+    spacing_mm = spacing_of(columns)
+    if (np.abs(header.spacing_mm - spacing_mm) > MAX_CHANGE * spacing_mm).any():
+        return f"expected the first slice's voxels of {_mm(spacing_mm)}, found {_mm(header.spacing_mm)}"
+    return None
+
+
+def _uneven(source: Source, headers: list[Header]) -> list[Finding]:
+    """Find a place where slices do not follow one another in equal steps along one line, where they carry places."""
+    origins_mm = np.array([header.affine[:3, 3] for header in headers])
+    travelled_mm = np.linalg.norm(origins_mm - origins_mm[0], axis=1)
+    if not np.isfinite(travelled_mm).all() or travelled_mm.max() <= UNPLACED_MM:
+        return []
+    steps_mm = np.diff(origins_mm, axis=0)
+    usual_mm = _usual_step_mm(headers)
+    off_mm = np.linalg.norm(steps_mm - usual_mm, axis=1)
+    # Headers round places to a hundredth of a millimetre at worst.
+    wrong = off_mm > max(0.02, 0.05 * float(np.linalg.norm(usual_mm)))
+    if not wrong.any():
+        return []
+    first = int(np.argmax(wrong))
+    message = (
+        f"expected slices that follow one another in equal steps, here of {np.linalg.norm(usual_mm):.2f} mm, found "
+        f"{int(wrong.sum())} of {len(steps_mm)} steps that differ, the first by {off_mm[first]:.2f} mm between slices "
+        f"{first} and {first + 1} counted from 0; check the order of the slice numbers and whether one is missing"
+    )
+    return [Finding("steps", source.paths[first + 1], message)]
+
+
+def _usual_step_mm(headers: list[Header]) -> NDArray[np.float64]:
+    return np.median(np.diff([header.affine[:3, 3] for header in headers], axis=0), axis=0)
+
+
+def _check_statements(header: Header, axes: Iterable[int]) -> list[tuple[str, str]]:
+    """Check what a header says besides its affine, voxel sizes along `axes` only; gives checks and messages."""
+    found: list[tuple[str, str]] = []
+    if not header.is_oriented:
+        message = (
+            "expected a header that says which side is left, found none (no qform or sform code, or their like); "
+            "mend the header, or set `orientation` of the cohort to where the files' axes point, `RAS` for instance"
+        )
+        found.append(("side", message))
+    elif not header.forms_differ_deg <= MAX_FORMS_DIFFER_DEG:  # NaN too
+        differ = (
+            "a qform that is no rotation"
+            if np.isnan(header.forms_differ_deg)
+            else f"axes that differ by up to {header.forms_differ_deg:.0f} degrees"
+        )
+        found.append(
+            ("side", f"expected qform and sform to agree where the axes point, found {differ}; keep the right one only")
+        )
+    if header.unit != "mm":
+        unit = {"m": "metres", "um": "micrometres"}[header.unit]
+        found.append(("spacing", f"expected lengths in mm, found {unit} in the header; mend the header"))
+    if not all(header.has_spacing[axis] for axis in axes):
+        found.append(("spacing", "expected a voxel size along each axis, found 0 or none; mend the header"))
+    return found
+
+
+def _check_affine(affine: NDArray[np.float64]) -> list[tuple[str, str]]:
+    """Check a volume's affine `(4, 4)`; gives checks and messages."""
+    columns = affine[:3, :3]
+    spacing_mm = spacing_of(columns)
+    usable = bool(np.isfinite(affine).all() and spacing_mm.all())
+    # Of axes of length 1 the determinant tells how far they are from lying in one plane, whatever the spacing.
+    if not usable or abs(np.linalg.det(columns / spacing_mm)) < 1e-3:
+        rows = np.round(affine[:3], 4).tolist()
+        return [("affine", f"expected three axes of the volume in mm, found {rows}; mend the header")]
+    found: list[tuple[str, str]] = []
+    pairs = list(combinations(range(3), 2))
+    between_deg = angles_deg(columns[:, [first for first, _ in pairs]], columns[:, [second for _, second in pairs]])
+    worst = int(np.argmax(np.abs(between_deg - 90)))
+    if abs(between_deg[worst] - 90) > MAX_SHEAR_DEG:
+        message = (
+            f"expected perpendicular axes, found axes {pairs[worst][0]} and {pairs[worst][1]} at "
+            f"{between_deg[worst]:.1f} degrees (sheared); resample it to perpendicular axes or mend the header"
+        )
+        found.append(("affine", message))
+    if spacing_mm.min() < SPACING_MM[0] or spacing_mm.max() > SPACING_MM[1]:
+        message = (
+            f"expected voxels of {SPACING_MM[0]:g} to {SPACING_MM[1]:g} mm, found {_mm(spacing_mm)}; mend the header"
+        )
+        found.append(("spacing", message))
+    return found
+
+
+def _mm(spacing_mm: NDArray[np.float64]) -> str:
+    return " x ".join(f"{size:.4g}" for size in spacing_mm) + " mm"
+
+
+def _short(checked: list[Checked]) -> Iterator[Problem]:
+    """Find stacks far shorter than those of most of their cohort: a part of the head is missing.
+
+    Smaller differences, which may come from the scan, are told on stderr.
+    """
+    lengths_mm: dict[tuple[str, Field], list[tuple[Checked, float]]] = defaultdict(list)
+    for volume in checked:
+        if volume.extent is not None and (axis := volume.extent.stacked_along) is not None:
+            lengths_mm[volume.cohort, volume.field].append((volume, float(volume.extent.size_mm[axis])))
+    for (cohort, field), volumes in lengths_mm.items():
+        usual_mm = median(length_mm for _, length_mm in volumes)
+        for volume, length_mm in volumes:
+            lengths = f"most stacks of its cohort show {usual_mm:.0f} mm, this one shows {length_mm:.0f}"
+            if length_mm < LEAST_STACK * usual_mm:
+                message = f"expected a whole head, but {lengths} mm; complete the stack, or leave the subject out"
+                yield _problem(volume, "place", str(volume.source), message)
+            elif abs(length_mm - usual_mm) > TOLD_STACK * usual_mm:
+                say(f"cohort {cohort}: {field}: {volume.subject}: {lengths} mm; is it complete?")
+
+
+def _apart(checked: list[Checked], subjects: Sequence[Subject], geometry: GeometryConfig) -> Iterator[Problem]:
+    """Find pairs whose fields do not go together, as they are to be taken as they lie."""
+    grid_mm = np.array(geometry.high_shape) * np.array(geometry.high_spacing_mm)
+    checked_at = {_place(volume): volume for volume in checked}
+    for subject in subjects:
+        if subject.low is None:
+            continue
+        low, high = (checked_at[subject.cohort, subject.name, field] for field in ("low", "high"))
+        if low.extent is None or high.extent is None:
+            continue
+        told = {"resolution": resolution_doubt(low.extent, high.extent)}
+        if subject.align == "none":
+            told["place"] = place_doubt(low.extent, high.extent, subject.fit, grid_mm)
+        if subject.align == "none" and subject.fit == "crop_pad":
+            told["affine"] = tilt_problem(low.extent, high.extent)
+        for check, message in told.items():
+            if message:
+                yield _problem(low, check, str(low.source), message)
+
+
+def _same(checked: list[Checked]) -> Iterator[Problem]:
+    """Find volumes that are the same content as another subject's, or as the same subject's other field."""
+    traced = [volume for volume in checked if volume.traces]
+    for group in same_content([volume.source.paths for volume in traced], [volume.traces for volume in traced]):
+        volumes = [traced[index] for index in group]
+        for volume in volumes:
+            others = [other for other in volumes if other is not volume]
+            # Another subject weighs more than the same one's other field.
+            other = min(others, key=lambda other: _place(other)[:2] == _place(volume)[:2])
+            whose = "its own" if _place(other)[:2] == _place(volume)[:2] else "another subject's"
+            message = (
+                f"expected a scan of its own, found the same content as {whose} {other.field} field; leave one out"
+            )
+            file = f"{volume.source.paths[0]}{TWIN}{other.source.paths[0]} ({other.cohort} {other.subject})"
+            yield _problem(volume, "same", file, message)
+
+
+def _mostly_same(checked: list[Checked], told: set[tuple[str, str]]) -> Iterator[Problem]:
+    """Find stacks that share most of their slices, black ones apart, with another subject's: a copy with some missing.
+
+    Args:
+        checked: all volumes.
+        told: subjects that are copies through and through.
+    """
+    stacks = [v for v in checked if v.source.stacked and v.traces and (v.cohort, v.subject) not in told]
+    holders: dict[Trace, list[int]] = defaultdict(list)
+    for number, volume in enumerate(stacks):
+        for traced in set(volume.traces):
+            if traced.crc is not None:
+                holders[traced].append(number)
+    shared: Counter[tuple[int, int]] = Counter()
+    for numbers in holders.values():
+        shared.update(combinations(numbers, 2))
+    for (first, second), count in sorted(shared.items()):
+        one, other = stacks[first], stacks[second]
+        if count <= MOSTLY * min(len(one.traces), len(other.traces)) or _place(one)[:2] == _place(other)[:2]:
+            continue
+        for volume, twin in ((one, other), (other, one)):
+            message = (
+                f"expected slices of its own, found {count} of {len(volume.traces)} to be slices of another subject's "
+                f"{twin.field} field; leave one of the two out"
+            )
+            file = f"{volume.source.paths[0]}{TWIN}{twin.source.paths[0]} ({twin.cohort} {twin.subject})"
+            yield _problem(volume, "same", file, message)

@@ -1,0 +1,127 @@
+"""What a published set says about subjects: pseudonyms in place of ids, and no paths.
+
+Pseudonyms are HMAC-SHA256 of cohort and name (RFC 2104), cut to 64 bits: nobody without the key can tell whether a
+name that is known belongs to a pseudonym, and the same key gives a subject the same pseudonym in every set.
+"""
+
+import csv
+import hashlib
+import hmac
+import io
+import os
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from upfield.common.errors import InputError
+from upfield.common.files import atomic_path
+
+LEAST_KEY_BYTES = 16
+WILD = "{*?"
+# Names of files may be any bytes.
+FILE_NAMES: Any = {"encoding": "utf-8", "errors": "surrogateescape"}
+
+
+@dataclass(frozen=True)
+class Pseudonyms:
+    """A key and what it makes of names."""
+
+    key: bytes = field(repr=False)
+    """The secret."""
+    names: Path | None = None
+    """The file that is to say who is who."""
+
+    def of(self, cohort: str, name: str) -> str:
+        """Give a subject's pseudonym."""
+        return f"p{self._digest(f'{cohort}/{name}')[:16]}"
+
+    def seal(self, text: str) -> str:
+        """Give text that is equal for equal `text` and says nothing else about it."""
+        return f"hidden:{self._digest(text)[:16]}"
+
+    def _digest(self, text: str) -> str:
+        return hmac.new(self.key, text.encode(errors="surrogateescape"), hashlib.sha256).hexdigest()
+
+
+def open_key(path: Path) -> Pseudonyms:
+    """Read the key, or make one where there is none, readable by its owner alone.
+
+    Raises:
+        InputError: too short to be a secret.
+    """
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+        _write_private(made, secrets.token_hex(32) + "\n")
+        _put_first(made, path)
+    key = path.read_bytes().strip()
+    if len(key) < LEAST_KEY_BYTES:
+        raise InputError(
+            f"{path}: expected a key of at least {LEAST_KEY_BYTES} bytes, found {len(key)}; remove it to have one made"
+        )
+    return Pseudonyms(key, path.with_name(f"{path.name}.names.csv"))
+
+
+def write_names(path: Path, rows: Iterable[tuple[str, str, str]]) -> None:
+    """Write who is who, readable by its owner alone.
+
+    Args:
+        path: a CSV; rows that it has already are kept.
+        rows: cohort, name, pseudonym.
+    """
+    known = set(rows)
+    if path.exists():
+        with path.open(newline="", **FILE_NAMES) as file:
+            known |= {(row[0], row[1], row[2]) for row in list(csv.reader(file))[1:]}
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("cohort", "subject", "pseudonym"), *sorted(known)])
+    _write_private(path, text.getvalue())
+
+
+def _put_first(made: Path, path: Path) -> None:
+    """Give a file its name, unless one of that name has come meanwhile: two builds at once then share that."""
+    try:
+        os.link(made, path)
+    except FileExistsError:
+        pass
+    except OSError:  # The file system has no links.
+        os.replace(made, path)
+        return
+    made.unlink()
+
+
+def _write_private(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", **FILE_NAMES) as file:
+            file.write(text)
+
+
+def public_cohort(tree: dict[str, Any], pseudonyms: Pseudonyms | None) -> dict[str, Any]:
+    """Give a cohort's configuration as a set may state it.
+
+    Args:
+        tree: the configuration, plain values.
+        pseudonyms: replace names and patterns; without it, patterns lose folders outside the listing's own.
+    """
+    public = dict(tree)
+    for name in ("low", "high"):
+        if pattern := tree[name]:
+            public[name] = pseudonyms.seal(pattern) if pseudonyms else _without_folders(pattern)
+    if pseudonyms:
+        public["split"] = {
+            split: sorted(pseudonyms.of(tree["name"], name) for name in wanted) if isinstance(wanted, list) else wanted
+            for split, wanted in tree["split"].items()
+        }
+    return public
+
+
+def _without_folders(pattern: str) -> str:
+    """Cut a pattern that leaves the listing's own folder to what tells files apart: whose disk it is on is private."""
+    path = PurePosixPath(pattern)
+    if not path.is_absolute() and ".." not in path.parts:
+        return pattern
+    first = next(number for number, part in enumerate(path.parts) if any(sign in part for sign in WILD))
+    return PurePosixPath("...", *path.parts[first:]).as_posix()

@@ -1,0 +1,113 @@
+"""What a set was made from: fingerprints of its source files, kept in the manifest.
+
+With them a later build finds a scan that the set holds already, under whatever name it comes, and files that are no
+longer those the set was made from.
+"""
+
+from collections.abc import Sequence
+
+from upfield.common.tasks import FILES_FOR_PROCESSES, run_tasks
+from upfield.imaging.compressed_files import DAMAGED, fingerprint
+from upfield.imaging.header import files_of, unreadable
+from upfield.sharding.cohorts.privacy import Pseudonyms
+from upfield.sharding.cohorts.problems import Field, Problem
+from upfield.sharding.cohorts.subjects import Subject
+from upfield.sharding.shardset.manifest import Manifest
+
+FIELDS: tuple[Field, ...] = ("high", "low")
+SECRET = (*FIELDS, *(f"{field}_voxels" for field in FIELDS))
+
+
+def describe_sources(subject: Subject) -> dict[str, str]:
+    """Give cohort, subject, and the fingerprint of each of a subject's volumes by field.
+
+    Raises:
+        VolumeError: a file is damaged or cannot be read.
+        RunError: it is the machine that is in trouble.
+    """
+    tree = {"cohort": subject.cohort, "subject": subject.id}
+    for field, source in subject.volumes:
+        try:
+            tree[field] = fingerprint([file for path in source.paths for file in files_of(path)])
+        except DAMAGED as error:
+            raise unreadable(source.paths[0], error) from error
+    return tree
+
+
+def describe_all(subjects: Sequence[Subject], jobs: int) -> list[dict[str, str]]:
+    """Describe the sources of subjects in order, with processes where there are many files."""
+    num_files = sum(len(source.paths) for subject in subjects for _, source in subject.volumes)
+    trees = run_tasks(describe_sources, subjects, jobs if num_files >= FILES_FOR_PROCESSES else 1)
+    found = {(tree["cohort"], tree["subject"]): tree for tree in trees}
+    return [found[subject.cohort, subject.id] for subject in subjects]
+
+
+def sealed(tree: dict[str, str], pseudonyms: Pseudonyms | None) -> dict[str, str]:
+    """Give what `describe_sources` gives as a set may state it.
+
+    Whoever has the scan could tell its pseudonym by the plain fingerprint; a keyed one tells only its owner.
+    """
+    if pseudonyms is None:
+        return tree
+    return {key: pseudonyms.seal(value) if key in SECRET else value for key, value in tree.items()}
+
+
+def held_already(subjects: Sequence[Subject], old: Manifest, pseudonyms: Pseudonyms | None, jobs: int) -> list[Problem]:
+    """Find new subjects with a volume that the set holds already, under another name or cohort.
+
+    Args:
+        subjects: those that are to be added, without other problems.
+        old: the set.
+        pseudonyms: those of the set.
+        jobs: processes; 0 is one per core.
+    """
+    there = {tree[field]: tree for tree in old.sources for field in FIELDS if field in tree}
+    problems: list[Problem] = []
+    for subject, described in zip(subjects, describe_all(subjects, jobs), strict=True):
+        tree = sealed(described, pseudonyms)
+        for field, source in subject.volumes:
+            if twin := there.get(tree[field]):
+                message = (
+                    "expected a scan that the set does not hold yet, found the same content as that of one of its "
+                    "subjects; leave one out"
+                )
+                files = f"{source.paths[0]} = {twin['cohort']} {twin['subject']}, in the set"
+                problems.append(Problem(subject.cohort, subject.name, field, "same", files, message))
+    return problems
+
+
+def changed_subjects(
+    subjects: Sequence[Subject], old: Manifest, pseudonyms: Pseudonyms | None, jobs: int
+) -> list[Subject]:
+    """Give those subjects of a set whose files do not hold what they held when it was built."""
+    there = {(tree["cohort"], tree["subject"]): tree for tree in old.sources}
+    known = [subject for subject in subjects if (subject.cohort, subject.id) in there]
+    described = describe_all(known, jobs)
+    return [
+        subject
+        for subject, tree in zip(known, described, strict=True)
+        if not sealed(tree, pseudonyms).items() <= there[subject.cohort, subject.id].items()
+    ]
+
+
+def same_voxels(new: Sequence[dict[str, str]], held: Sequence[dict[str, str]]) -> list[tuple[str, str, Field, str]]:
+    """Find new volumes that are, voxel for voxel, another one in another file: repacked, turned, with another header.
+
+    Args:
+        new: what was read just now, as the set states it.
+        held: what the set had before.
+
+    Returns:
+        Cohort, subject, field, and whom it equals, of each such volume.
+    """
+    first: dict[str, str] = {}
+    found: list[tuple[str, str, Field, str]] = []
+    for is_new, trees in ((False, held), (True, new)):
+        for tree in trees:
+            for field in FIELDS:
+                voxels = tree.get(f"{field}_voxels")
+                if voxels in first and is_new:
+                    found.append((tree["cohort"], tree["subject"], field, first[voxels]))
+                elif voxels is not None:
+                    first[voxels] = f"{tree['cohort']} {tree['subject']}"
+    return found

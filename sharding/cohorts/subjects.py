@@ -1,0 +1,350 @@
+"""Path patterns -> the subjects of a cohort, their files, and the split each one belongs to."""
+
+import glob
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from upfield.common.errors import InputError
+from upfield.common.progress import say
+from upfield.sharding.cohorts.privacy import Pseudonyms
+from upfield.sharding.cohorts.problems import Field, Problem
+from upfield.sharding.configuration import CohortConfig
+from upfield.sharding.shardset.samplekey import SampleKey
+
+SPLITS = ("train", "val", "test")
+Split = Literal["train", "val", "test"]
+FIELD = re.compile(r"{(\w+)}")
+# A key is a tar member's name: no dot (WebDataset cuts there), no space (the index is split at spaces), and short
+# enough for a plain tar header.
+NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9_-]")
+MAX_ID_LENGTH = 40
+
+
+@dataclass(frozen=True)
+class Source:
+    """The files of one volume."""
+
+    paths: tuple[Path, ...]
+    """One volume file, or slice files in slice order."""
+    stacked: bool
+    """Whether the files are slices."""
+    metadata: dict[str, str] = field(default_factory=dict)
+    """Values of the pattern's free fields."""
+
+    def __str__(self) -> str:
+        """Name the files as errors do."""
+        return str(self.paths[0]) if not self.stacked else f"{self.paths[0]} .. {self.paths[-1].name}"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One low/high pair of volumes: what a sample's key says besides its slice."""
+
+    cohort: str
+    """Cohort name."""
+    subject: str
+    """Subject id."""
+    kind: Literal["real", "synthetic"]
+    """Where the low field comes from."""
+    variant: int
+    """Number of the synthetic variant; 0 for real."""
+
+    @property
+    def volume_name(self) -> str:
+        """Name of its low-field volume among those of its subject: `low`, `low-synthetic-0`, ..."""
+        return "low" if self.kind == "real" else f"low-synthetic-{self.variant}"
+
+    def key(self, x: int) -> str:
+        """Give the sample key of sagittal slice `x`."""
+        return str(SampleKey(self.cohort, _key_part(self.subject), self.kind, self.variant, x))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One subject of a cohort."""
+
+    cohort: str
+    """Cohort name."""
+    id: str
+    """What shards call it: its name, or a pseudonym."""
+    name: str
+    """As the pattern found it in file names."""
+    split: Split
+    """The one split that all its samples are in."""
+    high: Source
+    """High-field files."""
+    low: Source | None
+    """Low-field files, or None where all pairs are synthetic."""
+    fit: Literal["resize", "crop_pad"]
+    """How its volumes are brought to the grids."""
+    units: tuple[Unit, ...]
+    """The pairs made from it."""
+    align: Literal["none", "rigid"] = "none"
+    """Whether its high field is registered to its low field."""
+    orientation: str | None = None
+    """Axis codes, `RAS` for instance, of files that do not say which way round they are."""
+
+    @property
+    def volumes(self) -> Iterator[tuple[Field, Source]]:
+        """Its volumes, each with its field."""
+        yield "high", self.high
+        if self.low is not None:
+            yield "low", self.low
+
+    @property
+    def key_part(self) -> str:
+        """Its id, as keys and file names spell it."""
+        return _key_part(self.id)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the patterns of one or more cohorts lead to."""
+
+    subjects: list[Subject]
+    """Subjects with all their volumes, sorted by id within a cohort; some of them may have problems."""
+    problems: list[Problem]
+    """What file names alone show to be wrong."""
+    ids: dict[tuple[str, str], str]
+    """(cohort, name) of everyone whom files name, with or without a partner -> the id in shards."""
+
+
+def join(parts: Iterable[Found]) -> Found:
+    """Put together what was found of several cohorts."""
+    subjects: list[Subject] = []
+    problems: list[Problem] = []
+    ids: dict[tuple[str, str], str] = {}
+    for part in parts:
+        subjects += part.subjects
+        problems += part.problems
+        ids |= part.ids
+    return Found(subjects, problems, ids)
+
+
+def find_subjects(cohort: CohortConfig, root: Path, pseudonyms: Pseudonyms | None = None) -> Found:
+    """Find a cohort's subjects, pair their files and assign their splits.
+
+    Args:
+        cohort: patterns, split and kinds.
+        root: folder that relative patterns start from.
+        pseudonyms: give shards these in place of names, and no free fields.
+
+    Raises:
+        InputError: a pattern matches nothing, or the split asks for what is not there.
+    """
+    high, problems = match(cohort.high, root, cohort.name, "high")
+    low: dict[str, Source] = {}
+    if cohort.low is not None:
+        low, more = match(cohort.low, root, cohort.name, "low")
+        problems += more + _unpaired(cohort, low, high)
+    names = sorted(low.keys() | high.keys())
+    ids = {name: pseudonyms.of(cohort.name, name) if pseudonyms else name for name in names}
+    problems += _unusable_names(cohort, ids, high)
+    # Over all that were found, those with problems too: whoever is mended later, or is left out, moves nobody.
+    splits = assign_splits(cohort, ids)
+    for name, source in high.items():
+        fields = {} if pseudonyms else (low[name].metadata if name in low else {}) | source.metadata
+        high[name] = replace(source, metadata=fields)
+    # By id, so that the order of samples says nothing about names behind pseudonyms.
+    paired = [name for name in sorted(high, key=ids.__getitem__) if cohort.low is None or name in low]
+    subjects = [_subject(cohort, name, ids[name], splits[name], high[name], low.get(name)) for name in paired]
+    return Found(subjects, problems, {(cohort.name, name): identifier for name, identifier in ids.items()})
+
+
+def _subject(
+    cohort: CohortConfig, name: str, identifier: str, split: Split, high: Source, low: Source | None
+) -> Subject:
+    units: list[Unit] = [Unit(cohort.name, identifier, "real", 0)] if low else []
+    # Held-out figures are of real pairs wherever the cohort has them.
+    if split == "train" or not low:
+        units += [Unit(cohort.name, identifier, "synthetic", variant) for variant in range(cohort.synthetic)]
+    fit = cohort.fit or ("resize" if high.stacked else "crop_pad")
+    return Subject(cohort.name, identifier, name, split, high, low, fit, tuple(units), cohort.align, cohort.orientation)
+
+
+def match(pattern: str, root: Path, cohort: str, field: Field) -> tuple[dict[str, Source], list[Problem]]:
+    """Find the files of a pattern and group them by `{subject}`.
+
+    Args:
+        pattern: path with `{subject}`, perhaps `{slice}`, free `{fields}`, and the wildcards `*`, `?` and `**`.
+        root: folder that a relative pattern starts from.
+        cohort: whose pattern it is.
+        field: low or high.
+
+    Returns:
+        Source per subject, slices in the order of their numbers, and the problems that the names show: doubled files,
+        gaps between slices.
+
+    Raises:
+        InputError: nothing matches.
+    """
+    anchored = (root / pattern).as_posix()
+    expression = re.compile(_to_regex(anchored))
+    found: dict[str, dict[int, Path]] = defaultdict(dict)
+    metadata: dict[str, dict[str, str]] = {}
+    problems: list[Problem] = []
+    others: list[str] = []
+    for name in sorted(glob.glob(_to_glob(anchored), recursive=True)):
+        if not (parts := expression.fullmatch(name)):
+            others.append(name)
+            continue
+        fields = parts.groupdict()
+        subject, number = fields.pop("subject"), int(fields.pop("slice", 0))
+        if number in found[subject]:
+            files = f"{found[subject][number]} and {name}"
+            problems.append(Problem(cohort, subject, field, "slices", files, _doubled(pattern)))
+            continue
+        found[subject][number] = Path(name)
+        metadata.setdefault(subject, fields)
+    if not found:
+        raise InputError(
+            f"cohort {cohort}: {field}: expected files like {anchored}, found none; check the pattern and the folder"
+        )
+    if others:
+        say(
+            f"cohort {cohort}: {field}: left aside {len(others)} files that are not quite like {pattern} ({{slice}} is "
+            f"a number, a field that stands twice is twice the same): {others[0]}{' and others' if others[1:] else ''}"
+        )
+    stacked = "{slice}" in pattern
+    sources: dict[str, Source] = {}
+    for subject, files in found.items():
+        sources[subject] = Source(tuple(files[number] for number in sorted(files)), stacked, metadata[subject])
+        if gap := _gap(sorted(files)):
+            problems.append(Problem(cohort, subject, field, "slices", str(sources[subject]), gap))
+    return sources, problems
+
+
+def _doubled(pattern: str) -> str:
+    expected = "one file per subject and slice" if "{slice}" in pattern else "one file per subject"
+    return f"expected {expected}, found two for the same; narrow the pattern or move one away"
+
+
+def _gap(numbers: list[int]) -> str | None:
+    missing = sorted(set(range(numbers[0], numbers[-1] + 1)) - set(numbers))
+    if not missing:
+        return None
+    return (
+        f"expected slices {numbers[0]} to {numbers[-1]} without gaps, found {len(missing)} missing ({_some(missing)}); "
+        "complete the stack or leave the subject out"
+    )
+
+
+def _unpaired(cohort: CohortConfig, low: dict[str, Source], high: dict[str, Source]) -> list[Problem]:
+    problems: list[Problem] = []
+    for name in sorted(low.keys() ^ high.keys()):
+        there, absent = ("low", "high") if name in low else ("high", "low")
+        message = f"expected low and high field, found {there} only; add its {absent} field or move it away"
+        source = low.get(name) or high[name]
+        problems.append(Problem(cohort.name, name, absent, "unpaired", str(source), message))
+    return problems
+
+
+def _unusable_names(cohort: CohortConfig, ids: dict[str, str], high: dict[str, Source]) -> list[Problem]:
+    taken: set[str] = set()
+    problems: list[Problem] = []
+    for name, identifier in ids.items():
+        part = _key_part(identifier)
+        if any("\ud800" <= character <= "\udfff" for character in name):
+            message = "expected file names in UTF-8, found other bytes; rename the files"
+            problems.append(Problem(cohort.name, name, "high", "name", str(high.get(name, name)), message))
+        if len(part) > MAX_ID_LENGTH or part in taken:
+            message = (
+                f"expected ids of at most {MAX_ID_LENGTH} characters that differ in letters, digits, '-' or '_', found "
+                f"{'one that is longer' if len(part) > MAX_ID_LENGTH else 'two that do not'}; rename the files"
+            )
+            problems.append(Problem(cohort.name, name, "high", "name", str(high.get(name, name)), message))
+        taken.add(part)
+    return problems
+
+
+def _key_part(subject: str) -> str:
+    return NOT_IN_KEYS.sub("_", subject)
+
+
+def _some(items: list) -> str:
+    return ", ".join(map(str, items[:5])) + (f" and {len(items) - 5} more" if len(items) > 5 else "")
+
+
+def assign_splits(cohort: CohortConfig, ids: dict[str, str]) -> dict[str, Split]:
+    """Assign each subject its split, by a list of names or by a stable hash of cohort and id.
+
+    Counts take the subjects with the smallest hashes, fractions those whose hash lies below a bound, so nothing depends
+    on other cohorts, on the order of files, or on the seed.
+
+    Args:
+        cohort: its name and what it holds out.
+        ids: name of each subject -> the id that is hashed.
+
+    Raises:
+        InputError: more subjects asked for than there are, a name that does not exist or stands in both splits.
+    """
+    splits: dict[str, Split] = {}
+    position = {name: _hash(cohort.name, identifier) for name, identifier in ids.items()}
+    bound = 0.0
+    # Lists first, so that a count never takes a subject that the other split names.
+    for split in sorted(("test", "val"), key=lambda split: not isinstance(cohort.split.get(split), list)):
+        wanted = cohort.split.get(split, 0)
+        free = [name for name in sorted(ids, key=position.__getitem__) if name not in splits]
+        if isinstance(wanted, list):
+            chosen = _listed(cohort, split, wanted, free)
+        elif isinstance(wanted, float) and 0 <= wanted < 1:
+            chosen = [name for name in free if bound <= position[name] < bound + wanted]
+            bound += wanted
+            if bound > 1:
+                raise InputError(f"cohort {cohort.name}: split: expected fractions up to 1 together, found {bound:g}")
+        else:
+            chosen = _counted(cohort, split, wanted, free)
+        splits |= dict.fromkeys(chosen, split)
+    return {name: splits.get(name, "train") for name in ids}
+
+
+def _listed(cohort: CohortConfig, name: str, wanted: list[Any], free: list[str]) -> list[str]:
+    if absent := [subject for subject in wanted if subject not in free]:
+        raise InputError(
+            f"cohort {cohort.name}: split.{name}: expected ids of its subjects, each in one split, "
+            f"found {_some(absent)}; known and free: {_some(sorted(free))}"
+        )
+    return wanted
+
+
+def _counted(cohort: CohortConfig, name: str, wanted: float, free: list[str]) -> list[str]:
+    if isinstance(wanted, float) or not 0 <= wanted <= len(free):
+        raise InputError(
+            f"cohort {cohort.name}: split.{name}: expected a count from 0 to {len(free)}, a fraction below 1 or "
+            f"a list, found {wanted}"
+        )
+    return free[:wanted]
+
+
+def _hash(cohort: str, subject: str) -> float:
+    digest = hashlib.sha256(f"{cohort}/{subject}".encode(errors="surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _to_glob(pattern: str) -> str:
+    """Replace each field by a wildcard; brackets are literal in our patterns."""
+    return FIELD.sub("*", pattern).replace("[", "[[]")
+
+
+def _to_regex(pattern: str) -> str:
+    seen: set[str] = set()
+    pieces = re.split(r"({\w+}|\*\*/|\*|\?)", pattern)
+    return "".join(_piece_to_regex(piece, seen) for piece in pieces)
+
+
+def _piece_to_regex(piece: str, seen: set[str]) -> str:
+    wildcards = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
+    if piece in wildcards:
+        return wildcards[piece]
+    if not (parts := FIELD.fullmatch(piece)):
+        return re.escape(piece)
+    name = parts[1]
+    if name in seen:
+        return f"(?P={name})"
+    seen.add(name)
+    return f"(?P<{name}>{r'[0-9]+' if name == 'slice' else '[^/]+?'})"

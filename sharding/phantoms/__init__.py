@@ -1,0 +1,1 @@
+"""Gives heads of varied anatomy, made from a template."""

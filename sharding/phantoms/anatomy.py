@@ -1,0 +1,388 @@
+"""Head phantoms: the MNI152 template, deformed and given contrasts of its own, then measured at high and at low field.
+
+Pure functions throughout; randomness comes in as a generator, or as parameters drawn from one. World mm have their
+origin at the centre of the field of view, axes run right, front, top.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+
+# The field of view's centre in MNI space: there the head with its scalp fits in 179 x 221 x 200 mm.
+VIEW_CENTRE_MM = (0.0, -17.0, 0.0)
+HULL_CLOSING_MM = 12.0
+# No brain lies further out than this: the hull is smoothed, so that a little does lie outside.
+HULL_MARGIN_MM = 4.0
+# Ellipsoids in MNI mm that stand for what the template was stripped of: (centre, half axes) of neck and face.
+STRIPPED_MM = (((0.0, -40.0, -100.0), (42.0, 42.0, 60.0)), ((0.0, 32.0, -65.0), (44.0, 42.0, 48.0)))
+COARSE_KNOT_MM = 55.0
+FINE_KNOT_MM = 18.0
+BIAS_KNOT_MM = 90.0
+LEAST_JACOBIAN = 0.25
+
+
+@dataclass(frozen=True)
+class TemplateGrid:
+    """A box of voxels whose centre lies at the world's origin."""
+
+    shape: tuple[int, int, int]
+    """Voxels along each axis."""
+    spacing_mm: tuple[float, float, float]
+    """Voxel size along each axis."""
+
+    def positions_mm(self, axis: int) -> F64:
+        """Give the voxel centres along one axis, `(shape[axis],)`, in world mm."""
+        steps = np.arange(self.shape[axis], dtype=np.float64)
+        return (steps - steps.mean()) * self.spacing_mm[axis]
+
+    @property
+    def affine(self) -> F64:
+        """Voxel index -> world mm, `(4, 4)`."""
+        affine = np.diag(np.array((*self.spacing_mm, 1.0), dtype=np.float64))
+        affine[:3, 3] = [self.positions_mm(axis)[0] for axis in range(3)]
+        return affine
+
+
+class Template(NamedTuple):
+    """The MNI152 head as fields `(I, J, K)` float32."""
+
+    grey: F32
+    """Share of grey matter, 0..1."""
+    white: F32
+    """Share of white matter, 0..1."""
+    brain: F32
+    """1 in the brain with its ventricles, 0 elsewhere."""
+    texture: F32
+    """T1 signal that the tissue shares do not explain, brightest voxel = 1; 0 outside the brain."""
+    hull_mm: F32
+    """Distance outwards from the brain's smooth hull, about 0 within it."""
+    head_mm: F32
+    """Distance outwards from hull, neck and face together."""
+    affine: F64
+    """`(4, 4)`, voxel index -> MNI mm."""
+
+
+class Tissues(NamedTuple):
+    """One subject's head on a grid: shares `(I, J, K)` float32 in 0..1, and the texture as in `Template`."""
+
+    white: F32
+    grey: F32
+    fluid: F32
+    skull: F32
+    muscle: F32
+    scalp: F32
+    texture: F32
+
+
+@dataclass(frozen=True)
+class Morphology:
+    """How one subject's head differs from the template."""
+
+    scale: tuple[float, float, float]
+    """Size relative to the template along each axis."""
+    rotation_deg: tuple[float, float, float]
+    """Turns about the three axes, in order."""
+    coarse_rms_mm: float
+    """Displacement per component of the deformation that moves lobes, before shrinking makes it free of folds."""
+    fine_rms_mm: float
+    """The same for the deformation that moves gyri."""
+    atrophy: float
+    """Weight of fluid against tissue: above 1 widens sulci and ventricles."""
+    sharpness: float
+    """Exponent on the tissue shares: the template is a mean of 152 heads, above 1 gives a single head's borders."""
+    fluid_mm: float
+    """Thickness of the fluid between the brain's hull and the skull."""
+    skull_mm: float
+    """Thickness of the skull."""
+    scalp_mm: float
+    """Thickness of the scalp."""
+
+
+class Contrast(NamedTuple):
+    """Signal of each tissue, relative to white matter at high field, and gain on the texture."""
+
+    white: float
+    grey: float
+    fluid: float
+    skull: float
+    muscle: float
+    scalp: float
+    texture: float
+
+
+@dataclass(frozen=True)
+class Scanner:
+    """How a scanner measures, at either field."""
+
+    log_bias_rms: float
+    """Root mean square of the logarithm of the smooth coil sensitivity that multiplies the signal."""
+    snr: float
+    """White matter's signal over the standard deviation of the noise in each of the two receiver channels."""
+    units: float
+    """Scanner units of a signal of 1."""
+
+
+@dataclass(frozen=True)
+class Blur:
+    """How the low field loses detail: another law than the Gaussian of the synthetic pairs."""
+
+    slab_mm: float
+    """Thickness that one slice averages; above the slice distance, neighbours overlap."""
+    cutoff: float
+    """Highest in-plane frequency measured, relative to the highest that the low-field voxels carry."""
+    taper: float
+    """Share of the measured frequencies that a Tukey window damps, above 0; the less, the more ringing."""
+
+
+def load_template(stride: int = 1) -> Template:
+    """Load the MNI152 template that nilearn ships.
+
+    Args:
+        stride: keep each `stride`-th voxel; 1 keeps the millimetre grid of `(197, 233, 189)`.
+    """
+    from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
+
+    images = [load(resolution=1) for load in (load_mni152_template, load_mni152_gm_template, load_mni152_wm_template)]
+    t1, grey, white = (
+        np.asarray(image.dataobj, dtype=np.float32)[::stride, ::stride, ::stride].copy() for image in images
+    )
+    affine = np.asarray(images[0].affine, dtype=np.float64) @ np.diag((stride, stride, stride, 1.0))
+    return make_template(t1, grey, white, affine)
+
+
+def make_template(t1: F32, grey: F32, white: F32, affine: F64) -> Template:
+    """Derive the fields that phantoms are made of.
+
+    Args:
+        t1: `(I, J, K)` skull-stripped T1 signal, 0..1, 0 outside the brain.
+        grey: `(I, J, K)` share of grey matter, 0..1.
+        white: `(I, J, K)` share of white matter, 0..1.
+        affine: `(4, 4)`, voxel index -> MNI mm, one spacing for all axes.
+    """
+    brain = np.asarray(ndimage.binary_fill_holes(t1 > 0))
+    shares = np.stack([grey[brain], white[brain], 1 - grey[brain] - white[brain]], axis=1, dtype=np.float64)
+    levels = np.linalg.solve(shares.T @ shares, shares.T @ t1[brain])
+    texture = np.zeros_like(t1)
+    texture[brain] = t1[brain] - shares @ levels
+    return Template(grey, white, brain.astype(np.float32), texture, *shell_distances_mm(brain, affine), affine)
+
+
+def shell_distances_mm(brain: NDArray[np.bool_], affine: F64) -> tuple[F32, F32]:
+    """Measure the distance outwards from the brain's hull, and from the head within its skull and scalp.
+
+    Args:
+        brain: `(I, J, K)` mask.
+        affine: `(4, 4)`, voxel index -> MNI mm, one spacing for all axes.
+
+    Returns:
+        `hull_mm` and `head_mm` of `Template`, `(I, J, K)` float32.
+    """
+    # Every second voxel will do for surfaces as smooth as a skull, in an eighth of the time.
+    step = 2 if affine[0, 0] < 2 else 1
+    spacing_mm = affine[0, 0] * step
+    margin = math.ceil(HULL_CLOSING_MM / spacing_mm) + 1
+    mask = np.pad(brain[::step, ::step, ::step], margin)
+    grown = _distance_mm(mask, spacing_mm) <= HULL_CLOSING_MM
+    hull = _distance_mm(~grown, spacing_mm) > HULL_CLOSING_MM
+    places_mm = np.ix_(*((np.arange(mask.shape[axis]) - margin) * spacing_mm + affine[axis, 3] for axis in range(3)))
+    head = hull.copy()
+    for centre, half in STRIPPED_MM:
+        head |= sum(((place - c) / h) ** 2 for place, c, h in zip(places_mm, centre, half, strict=True)) < 1
+    hats = [
+        np.maximum(0, 1 - abs(margin + np.arange(size)[:, None] / step - np.arange(coarse)))
+        for size, coarse in zip(brain.shape, mask.shape, strict=True)
+    ]
+    smooth = (ndimage.gaussian_filter(_distance_mm(inner, spacing_mm), 3.0 / spacing_mm) for inner in (hull, head))
+    hull_mm, head_mm = (apply_along_axes(distance, hats) for distance in smooth)
+    return hull_mm, head_mm
+
+
+def _distance_mm(mask: NDArray[np.bool_], spacing_mm: float) -> F32:
+    return np.asarray(ndimage.distance_transform_edt(~mask, sampling=spacing_mm), dtype=np.float32)
+
+
+def apply_along_axes(volume: NDArray[np.floating], matrices: list[F64]) -> F32:
+    """Apply one matrix along each axis: `(A, I)`, `(B, J)`, `(C, K)` on `(I, J, K)` give `(A, B, C)` float32."""
+    first, second, third = (np.asarray(matrix, dtype=np.float32) for matrix in matrices)
+    inner = second @ (np.asarray(volume, dtype=np.float32) @ third.T)
+    return np.asarray(np.tensordot(first, inner, axes=(1, 0)), dtype=np.float32)
+
+
+def smooth_field(generator: np.random.Generator, grid: TemplateGrid, knot_mm: float) -> F32:
+    """Draw a cubic B-spline over normal coefficients `knot_mm` apart: `(I, J, K)` float32 on `grid`, mean square 1."""
+    bases = []
+    for axis in range(3):
+        position = (grid.positions_mm(axis) + grid.shape[axis] * grid.spacing_mm[axis] / 2) / knot_mm
+        knots = np.arange(-1, math.ceil(position[-1]) + 2)
+        away = abs(position[:, None] - knots)
+        bases.append(np.where(away < 1, 2 / 3 - away**2 + away**3 / 2, np.maximum(0, 2 - away) ** 3 / 6))
+    coefficients = generator.standard_normal([basis.shape[1] for basis in bases])
+    field = apply_along_axes(coefficients, bases)
+    return field / np.float32(math.sqrt(np.mean(np.square(field))))
+
+
+def displace(generator: np.random.Generator, grid: TemplateGrid, morphology: Morphology) -> F32:
+    """Draw the displacement of one subject, shrunk until it has no fold.
+
+    Returns:
+        `(3, I, J, K)` float32 in mm; position plus displacement is a map whose Jacobian determinant exceeds
+        `LEAST_JACOBIAN` in every voxel.
+    """
+    field = np.empty((3, *grid.shape), np.float32)
+    for component in field:
+        component[:] = smooth_field(generator, grid, COARSE_KNOT_MM) * np.float32(morphology.coarse_rms_mm)
+        component += smooth_field(generator, grid, FINE_KNOT_MM) * np.float32(morphology.fine_rms_mm)
+        component -= component.mean()
+    trace, minors, determinant = _invariants(field, grid.spacing_mm)
+    amplitude = np.float32(1)
+    while np.min(1 + amplitude * (trace + amplitude * (minors + amplitude * determinant))) <= LEAST_JACOBIAN:
+        amplitude *= np.float32(0.95)
+    return field * amplitude
+
+
+def _invariants(field: F32, spacing_mm: tuple[float, float, float]) -> tuple[F32, F32, F32]:
+    """Give trace, sum of principal minors and determinant of the gradient: det(1 + a G) is 1 + a(t + a(m + a d))."""
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = (np.gradient(component, *spacing_mm) for component in field)
+    first = yy * zz - yz * zy
+    minors = first + (xx * zz - xz * zx) + (xx * yy - xy * yx)
+    determinant = xx * first - xy * (yx * zz - yz * zx) + xz * (yx * zy - yy * zx)
+    return xx + yy + zz, minors, determinant
+
+
+def template_indices(field: F32, grid: TemplateGrid, morphology: Morphology, affine: F64) -> F32:
+    """Map each voxel of a subject's grid into the template.
+
+    Args:
+        field: displacement `(3, I, J, K)` in mm.
+        grid: the subject's.
+        morphology: gives scale and rotation.
+        affine: the template's `(4, 4)`, voxel index -> MNI mm.
+
+    Returns:
+        `(3, I, J, K)` float32 indices into the template; some lie outside.
+    """
+    linear = Rotation.from_euler("xyz", morphology.rotation_deg, degrees=True).as_matrix() @ np.diag(
+        1 / np.asarray(morphology.scale)
+    )
+    inverse = np.linalg.inv(affine)
+    matrix = (inverse[:3, :3] @ linear).astype(np.float32)
+    offset = inverse[:3, :3] @ VIEW_CENTRE_MM + inverse[:3, 3]
+    places = field.copy()
+    for axis, steps in enumerate(np.ix_(*(grid.positions_mm(axis) for axis in range(3)))):
+        places[axis] += steps.astype(np.float32)
+    return np.tensordot(matrix, places, axes=1) + offset.astype(np.float32)[:, None, None, None]
+
+
+def make_tissues(
+    generator: np.random.Generator, grid: TemplateGrid, template: Template, morphology: Morphology
+) -> Tissues:
+    """Deform the template into one subject's head, on `grid`."""
+    indices = template_indices(displace(generator, grid, morphology), grid, morphology, template.affine)
+    hull_mm, head_mm = _sample(template.hull_mm, indices), _sample(template.head_mm, indices)
+    inside = hull_mm < HULL_MARGIN_MM
+    indices = indices[:, inside]
+    sources = (template.grey, template.white, template.brain, template.texture)
+    grey, white, brain, texture = (_sample(source, indices) for source in sources)
+    fluid = morphology.atrophy * np.maximum(brain - grey - white, 0) ** morphology.sharpness
+    grey, white = grey**morphology.sharpness, white**morphology.sharpness
+    share = brain / np.maximum(grey + white + fluid, np.float32(1e-6))
+    grey, white, fluid, texture, brain = (
+        _scatter(values, inside) for values in (grey * share, white * share, fluid * share, texture, brain)
+    )
+    skull_mm = morphology.fluid_mm + morphology.skull_mm
+    hull = np.maximum(_within(hull_mm, morphology.fluid_mm), brain)
+    bone = np.maximum(_within(hull_mm, skull_mm), hull)
+    flesh = np.maximum(_within(head_mm, skull_mm), bone)
+    skin = np.maximum(_within(head_mm, skull_mm + morphology.scalp_mm), flesh)
+    return Tissues(white, grey, fluid + hull - brain, bone - hull, flesh - bone, skin - flesh, texture)
+
+
+def _sample(field: F32, indices: F32) -> F32:
+    return np.asarray(ndimage.map_coordinates(field, indices, order=1, mode="nearest", output=np.float32), np.float32)
+
+
+def _scatter(values: NDArray[np.floating], inside: NDArray[np.bool_]) -> F32:
+    field = np.zeros(inside.shape, np.float32)
+    field[inside] = values
+    return field
+
+
+def _within(depth_mm: F32, edge_mm: float) -> F32:
+    """Give 1 up to the depth `edge_mm` and 0 beyond, with a slope of one millimetre as voxels average."""
+    return np.clip(np.float32(edge_mm + 0.5) - depth_mm, 0, 1, dtype=np.float32)
+
+
+def signal(tissues: Tissues, contrast: Contrast) -> F32:
+    """Give the noise-free signal `(I, J, K)` float32, white matter at high field about 1."""
+    total = tissues[0] * np.float32(contrast[0])
+    for share, level in zip(tissues[1:], contrast[1:], strict=True):
+        total += share * np.float32(level)
+    return np.maximum(total, 0)
+
+
+def blur_lines(coarse: TemplateGrid, fine: TemplateGrid, blur: Blur) -> list[F64]:
+    """Give the low field's blur, one matrix `(coarse, fine)` along each axis with rows that sum to 1.
+
+    In plane a Tukey-windowed part of k-space is measured, through plane a slab is averaged.
+    """
+    in_plane = [_truncation(coarse, fine, axis, blur) for axis in (0, 1)]
+    distance_mm = abs(coarse.positions_mm(2)[:, None] - fine.positions_mm(2))
+    slab = np.clip((blur.slab_mm / 2 - distance_mm) / fine.spacing_mm[2] + 0.5, 0, 1)
+    return [matrix / matrix.sum(axis=1, keepdims=True) for matrix in (*in_plane, slab)]
+
+
+def _truncation(coarse: TemplateGrid, fine: TemplateGrid, axis: int, blur: Blur) -> F64:
+    """Give the point spread of a Tukey-windowed k-space, `(coarse, fine)`: the window's Fourier integral."""
+    frequency = (np.arange(128) + 0.5) / 128
+    window = 0.5 + 0.5 * np.cos(np.pi * np.clip((frequency - 1) / blur.taper + 1, 0, 1))
+    distance_mm = coarse.positions_mm(axis)[:, None] - fine.positions_mm(axis)
+    highest_per_mm = blur.cutoff / (2 * coarse.spacing_mm[axis])
+    return np.cos(2 * np.pi * highest_per_mm * distance_mm[..., None] * frequency) @ window
+
+
+def add_rician(generator: np.random.Generator, clean: F32, noise_std: float) -> F32:
+    """Give the magnitude of two noisy receiver channels, sqrt((signal + n1)^2 + n2^2), never clipped.
+
+    Args:
+        generator: drawn from.
+        clean: signal `(I, J, K)` float32; the result is alike, and at least 0.
+        noise_std: standard deviation of n1 and n2, in units of the signal.
+    """
+    std = np.float32(noise_std)
+    real = clean + std * generator.standard_normal(clean.shape, dtype=np.float32)
+    return np.hypot(real, std * generator.standard_normal(clean.shape, dtype=np.float32))
+
+
+def measure(
+    generator: np.random.Generator,
+    tissues: Tissues,
+    grid: TemplateGrid,
+    contrast: Contrast,
+    scanner: Scanner,
+    lines: list[F64] | None = None,
+) -> F32:
+    """Measure a head as a scanner does: contrast, coil sensitivity, blur, noise, units.
+
+    Args:
+        generator: drawn from.
+        tissues: the head, fields `(I, J, K)`.
+        grid: where it lies.
+        contrast: signal of its tissues.
+        scanner: gives sensitivity, noise and units.
+        lines: blur as by `blur_lines`; None measures on the head's own grid.
+
+    Returns:
+        `(I, J, K)`, or `(A, B, C)` where `lines` lead there, float32 in scanner units.
+    """
+    sensitivity = np.exp(np.float32(scanner.log_bias_rms) * smooth_field(generator, grid, BIAS_KNOT_MM))
+    clean = signal(tissues, contrast) * sensitivity
+    measured = clean if lines is None else apply_along_axes(clean, lines)
+    return add_rician(generator, measured, contrast.white / scanner.snr) * np.float32(scanner.units)

@@ -1,0 +1,1 @@
+"""Takes a shard set; gives pictures of its pairs."""

@@ -1,0 +1,195 @@
+"""Which samples of a split a preview shows: spread over cohorts, kinds and subjects, the same for the same seed."""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upfield.common.errors import ShardSetError
+from upfield.sharding.shardset.reading import ShardSplit
+from upfield.sharding.shardset.samplekey import SampleKey
+
+T = TypeVar("T")
+
+BACKGROUND = 0.1
+LEAST_ANATOMY = 0.2
+READ_PER_GROUP, READ_PER_PAIR = 24, 6
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One sample, read."""
+
+    key: SampleKey
+    """Where it comes from."""
+    low: NDArray[np.float32]
+    """`(1 + 2*context, Y, Z)` in [0, 1]."""
+    high: NDArray[np.float32]
+    """`(Y, Z)` in [0, 1]."""
+
+    @property
+    def centre(self) -> NDArray[np.float32]:
+        """The low-field slice itself, `(Y, Z)`, without its neighbours."""
+        return self.low[len(self.low) // 2]
+
+
+@dataclass(frozen=True)
+class Group:
+    """What is shown of one cohort and kind."""
+
+    cohort: str
+    """Cohort name."""
+    kind: str
+    """`real` or `synthetic`."""
+    shown: list[Slice]
+    """Drawn as pictures."""
+    measured: list[Slice]
+    """Drawn as histograms; `shown` is among them."""
+
+
+@dataclass(frozen=True)
+class VolumePair:
+    """All samples of one pair of volumes."""
+
+    keys: tuple[SampleKey, ...]
+    """In the order of their slices."""
+    samples: tuple[int, ...]
+    """Their numbers in the split."""
+
+    @property
+    def first(self) -> SampleKey:
+        """Key of the first slice, which says all but `x` of the others too."""
+        return self.keys[0]
+
+
+def choose_groups(split: ShardSplit, pairs: int, seed: int) -> list[Group]:
+    """Choose pairs spread evenly over cohorts and kinds, and within them over subjects, from slices with anatomy.
+
+    Args:
+        split: what to choose from.
+        pairs: how many.
+        seed: of the choice.
+
+    Returns:
+        Every cohort and kind of the split in order, those that `pairs` does not reach with nothing shown.
+    """
+    members: dict[tuple[str, str], list[int]] = defaultdict(list)
+    keys = read_keys(split)
+    for sample, key in enumerate(keys):
+        members[key.cohort, key.kind].append(sample)
+    names = sorted(members)
+    shares = share_evenly([len(members[name]) for name in names], pairs)
+    groups: list[Group] = []
+    for name, share in zip(names, shares, strict=True):
+        drawn = sorted(members[name], key=lambda sample: _lot(keys[sample], seed))
+        order = _take_turns(drawn, lambda sample: keys[sample].subject)
+        slices = [read_slice(split, sample) for sample in order[: READ_PER_GROUP + READ_PER_PAIR * share]]
+        measured = _fullest_first(slices, share)
+        shown = sorted(measured[:share], key=lambda item: item.key)
+        groups.append(Group(*name, shown, measured))
+    return groups
+
+
+def _lot(key: SampleKey, seed: int) -> bytes:
+    """Draw a slice's place in the choice: the same for all kinds, so that real stands beside synthetic of its own."""
+    return hashlib.sha256(f"{seed}/{key.cohort}/{key.subject}/{key.x}".encode()).digest()
+
+
+def choose_volumes(split: ShardSplit, pairs: int, seed: int) -> list[VolumePair]:
+    """Choose pairs of volumes spread evenly over cohorts and kinds, real and synthetic ones of the same subjects.
+
+    Args:
+        split: what to choose from.
+        pairs: how many pairs of volumes.
+        seed: of the choice.
+
+    Returns:
+        Sorted, so that all pairs of a subject follow each other, real ones first.
+    """
+    volumes = group_volumes(split)
+    members = {(pair.first.cohort, pair.first.subject, pair.first.kind, pair.first.variant): pair for pair in volumes}
+    names = sorted({(cohort, kind) for cohort, _, kind, _ in members})
+    turns = _subject_turns({(cohort, subject) for cohort, subject, _, _ in members}, seed)
+    # The second variant of a subject waits until each subject has shown its first.
+    queues = [
+        sorted((unit for unit in members if (unit[0], unit[2]) == name), key=lambda unit: (unit[3], turns[unit[:2]]))
+        for name in names
+    ]
+    shares = share_evenly([len(queue) for queue in queues], pairs)
+    chosen = sorted(unit for queue, share in zip(queues, shares, strict=True) for unit in queue[:share])
+    return [members[unit] for unit in chosen]
+
+
+def group_volumes(split: ShardSplit) -> list[VolumePair]:
+    """Give every pair of volumes of a split, sorted by key, whatever the order in which slices are stored."""
+    samples: dict[SampleKey, int] = {key: sample for sample, key in enumerate(read_keys(split))}
+    members: dict[tuple[str, str, str, int], list[SampleKey]] = defaultdict(list)
+    for key in sorted(samples):
+        members[key.cohort, key.subject, key.kind, key.variant].append(key)
+    return [VolumePair(tuple(keys), tuple(samples[key] for key in keys)) for keys in members.values()]
+
+
+def _subject_turns(subjects: set[tuple[str, str]], seed: int) -> dict[tuple[str, str], int]:
+    order = np.random.default_rng(seed).permutation(len(subjects)).tolist()
+    return dict(zip(sorted(subjects), order, strict=True))
+
+
+def read_keys(split: ShardSplit) -> list[SampleKey]:
+    """Give the key of every sample of a split, in the order they are stored.
+
+    Raises:
+        ShardSetError: a key that `upfield shard` does not write.
+    """
+    return [SampleKey.parse(split.key(sample)) for sample in range(split.num_samples)]
+
+
+def read_slice(split: ShardSplit, sample: int) -> Slice:
+    """Read one sample as training reads it.
+
+    Raises:
+        ShardSetError: its shard is missing, cut off, or holds values that no shard has.
+    """
+    low = np.empty((1, *split.low_shape), dtype=np.float16)
+    high = np.empty((1, *split.high_shape), dtype=np.float16)
+    split.read_into([sample], low, high)
+    if not all(((array >= 0) & (array <= 1)).all() for array in (low, high)):
+        raise ShardSetError(
+            f"{split.root}: {split.key(sample)}: expected values in 0..1, found others; a shard is damaged, run "
+            "upfield verify"
+        )
+    return Slice(SampleKey.parse(split.key(sample)), low[0].astype(np.float32), high[0, 0].astype(np.float32))
+
+
+def share_evenly(sizes: Sequence[int], total: int) -> list[int]:
+    """Give each group its part of `total`, as even as the sizes allow, the first ones more where it does not divide."""
+    shares = [0] * len(sizes)
+    for _ in range(min(total, sum(sizes))):
+        open_groups = [i for i, size in enumerate(sizes) if shares[i] < size]
+        shares[min(open_groups, key=lambda i: shares[i])] += 1
+    return shares
+
+
+def _take_turns(items: Iterable[T], subject_of: Callable[[T], str]) -> list[T]:
+    """Order items so that each subject has had its turn before any has its next."""
+    seen: Counter[str] = Counter()
+    turns: list[tuple[int, T]] = []
+    for item in items:
+        subject = subject_of(item)
+        turns.append((seen[subject], item))
+        seen[subject] += 1
+    return [item for _, item in sorted(turns, key=lambda turn: turn[0])]
+
+
+def _fullest_first(slices: list[Slice], least: int) -> list[Slice]:
+    """Keep slices with anatomy, by turns; where they are fewer than `least`, the fullest of the others follow."""
+
+    def filled(item: Slice) -> float:
+        return float((item.high > BACKGROUND).mean())
+
+    kept = [item for item in slices if filled(item) >= LEAST_ANATOMY]
+    others = sorted((item for item in slices if filled(item) < LEAST_ANATOMY), key=filled, reverse=True)
+    return _take_turns(kept, lambda item: item.key.subject) + others[: max(least - len(kept), 0)]

@@ -1,0 +1,220 @@
+"""The manifest: what a shard set is. It is written last, so a set with a manifest is a complete set."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from upfield.common.addresses import is_remote, shown
+from upfield.common.command import to_tree
+from upfield.common.errors import ShardSetError
+from upfield.common.files import write_json
+from upfield.imaging.normalisation import NORMALISATION
+from upfield.sharding.building.journal import is_unfinished
+from upfield.sharding.cohorts.privacy import Pseudonyms, public_cohort
+from upfield.sharding.cohorts.subjects import SPLITS, Subject
+from upfield.sharding.configuration import ShardConfig
+from upfield.sharding.shardset.tarshard import ShardEntry
+
+FORMAT = "upfield-shards"
+VERSION = 2
+MANIFEST = "manifest.json"
+# Of aligned pairs, Mattes mutual information in nats. Phantom pairs reach 1.4 to 1.55, under heavy noise 0.65; another
+# subject's or a mirrored head at most 0.48. Chosen on those; true 64 mT pairs may lie elsewhere.
+MIN_SIMILARITY = 0.5
+# Between cohorts it varies with contrast and noise, within one much less.
+MIN_SHARE_OF_USUAL = 0.6
+# Where and how fast a set was built is not part of what it is.
+NOT_CONTENT = ("out", "root", "jobs", "executor", "on_error", "max_skipped", "save_volumes", "pseudonym_key")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A set's manifest, read."""
+
+    tree: dict[str, Any]
+    """The whole file."""
+
+    @property
+    def context(self) -> int:
+        """Neighbouring slices on each side of the low-field slice."""
+        return self.tree["config"]["context"]
+
+    @property
+    def normalisation(self) -> str:
+        """How intensities were brought to [0, 1]."""
+        return self.tree["normalisation"]
+
+    @property
+    def data_sha256(self) -> str:
+        """Hash of all shards' hashes: equal for equal data."""
+        return self.tree["data_sha256"]
+
+    def sample_shape(self, member: str) -> tuple[int, int, int]:
+        """Give the shape of `low` or `high` in a sample."""
+        channels, height, width = self.tree["sample"][member]["shape"]
+        return channels, height, width
+
+    def shards(self, split: str) -> list[ShardEntry]:
+        """Give the shards of a split."""
+        return [ShardEntry(**entry) for entry in self.tree["splits"][split]["shards"]]
+
+    def subjects(self, split: str) -> list[dict[str, str]]:
+        """Give the subjects of a split: cohort, subject."""
+        return self.tree["splits"][split]["subjects"]
+
+    @property
+    def subjects_of_all_splits(self) -> set[tuple[str, str]]:
+        """(cohort, subject) of each subject that has samples."""
+        return {(tree["cohort"], tree["subject"]) for split in SPLITS for tree in self.subjects(split)}
+
+    @property
+    def cohorts(self) -> dict[str, dict[str, Any]]:
+        """Configuration of each cohort in the set, by name."""
+        return {cohort["name"]: cohort for cohort in self.tree["config"]["cohorts"]}
+
+    @property
+    def skipped(self) -> list[dict[str, Any]]:
+        """Subjects that were left out: cohort, subject, problems (field, check, and perhaps reason)."""
+        return self.tree["skipped"]
+
+    @property
+    def doubts(self) -> list[dict[str, Any]]:
+        """Subjects that are in the set and may not be as they should: cohort, subject, problems."""
+        return self.tree["doubts"]
+
+    @property
+    def sources(self) -> list[dict[str, str]]:
+        """What each subject was made from: cohort, subject, and per field what `describe_sources` gives."""
+        return self.tree["sources"]
+
+    @property
+    def unlike_pairs(self) -> list[dict[str, Any]]:
+        """Real pairs whose similarity stayed low after alignment, by itself or beside the others of their cohort."""
+        by_cohort: dict[str, list[dict[str, Any]]] = {}
+        for one in self.tree["alignments"]:
+            by_cohort.setdefault(one["cohort"], []).append(one)
+        unlike: list[dict[str, Any]] = []
+        for pairs in by_cohort.values():
+            usual = median(one["similarity_after"] for one in pairs)
+            least = max(MIN_SIMILARITY, MIN_SHARE_OF_USUAL * usual)
+            unlike += [one for one in pairs if one["similarity_after"] < least]
+        return unlike
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What a build adds to a set, the first one to an empty set."""
+
+    subjects: list[Subject]
+    """Subjects whose samples are in the new shards."""
+    entries: list[ShardEntry]
+    """The new shards."""
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+    """Subjects that were left out."""
+    doubts: list[dict[str, Any]] = field(default_factory=list)
+    """Subjects that are in it and may not be as they should."""
+    alignments: list[dict[str, Any]] = field(default_factory=list)
+    """How real pairs were aligned."""
+    sources: list[dict[str, str]] = field(default_factory=list)
+    """What each subject was made from: cohort, subject, fingerprints of its files by field."""
+
+
+def content_config(config: ShardConfig, pseudonyms: Pseudonyms | None = None) -> dict[str, Any]:
+    """Give the part of a configuration that decides what a set holds, without what is private in it."""
+    tree = {key: value for key, value in to_tree(config).items() if key not in NOT_CONTENT}
+    tree["cohorts"] = [public_cohort(cohort, pseudonyms) for cohort in tree["cohorts"]]
+    if pseudonyms:
+        # Equal for equal keys: a set must not be extended with another one.
+        tree["pseudonymize"] = pseudonyms.seal("key")
+    return tree
+
+
+def hash_tree(tree: Any) -> str:
+    """Give the sha256 of a tree of plain values, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def hash_manifest(tree: dict[str, Any]) -> str:
+    """Give the hash of all that a manifest says, but for that hash itself: an edit anywhere is found."""
+    return hash_tree({key: value for key, value in tree.items() if key != "manifest_sha256"})
+
+
+def write_manifest(root: Path, content: dict[str, Any], addition: Addition, old: Manifest | None) -> None:
+    """Write the manifest of a set whose shards are all in place.
+
+    Args:
+        root: folder of the set.
+        content: its configuration, with all its cohorts, old ones first.
+        addition: what was built.
+        old: the set that it extends.
+    """
+    _, height, width = content["geometry"]["high_shape"]
+    splits = {split: _split_tree(split, addition, old) for split in SPLITS}
+    shards = [shard for split in sorted(SPLITS) for shard in splits[split]["shards"]]
+    tree = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": content,
+        "config_sha256": hash_tree(content),
+        "data_sha256": hash_tree([shard["sha256"] for shard in shards]),
+        "normalisation": NORMALISATION,
+        "sample": {
+            "low": {"shape": [1 + 2 * content["context"], height, width], "dtype": "float16"},
+            "high": {"shape": [1, height, width], "dtype": "float16"},
+        },
+        "splits": splits,
+        "skipped": [*(old.skipped if old else []), *addition.skipped],
+        "doubts": [*(old.tree["doubts"] if old else []), *addition.doubts],
+        "alignments": [*(old.tree["alignments"] if old else []), *addition.alignments],
+        "sources": [*(old.sources if old else []), *addition.sources],
+    }
+    tree["manifest_sha256"] = hash_manifest(tree)
+    write_json(root / MANIFEST, tree)
+
+
+def _split_tree(split: str, addition: Addition, old: Manifest | None) -> dict[str, Any]:
+    subjects = [{"cohort": s.cohort, "subject": s.id} for s in addition.subjects if s.split == split]
+    shards = [asdict(entry) for entry in addition.entries if entry.name.startswith(f"{split}/")]
+    if old:
+        subjects, shards = old.subjects(split) + subjects, [asdict(entry) for entry in old.shards(split)] + shards
+    return {"samples": sum(shard["samples"] for shard in shards), "subjects": subjects, "shards": shards}
+
+
+def read_manifest(root: Path) -> Manifest:
+    """Read the manifest of a shard set.
+
+    Raises:
+        ShardSetError: none there (an unfinished build, or no set at all), unreadable, or of another format version.
+    """
+    path = root / MANIFEST
+    if is_remote(str(root)):
+        raise ShardSetError(
+            f"{shown(str(root))}: expected a folder, found an address; copy the set to this machine first"
+        )
+    if not path.is_file():
+        what = "an unfinished build" if is_unfinished(root) else "no shard set"
+        raise ShardSetError(f"{path}: expected a complete shard set, found {what}; run upfield shard to build it")
+    return parse_manifest(path.read_bytes(), str(path))
+
+
+def parse_manifest(data: bytes, where: str) -> Manifest:
+    """Make a manifest of a file's bytes.
+
+    Args:
+        data: the whole file.
+        where: what to call it in errors, a path or an address.
+
+    Raises:
+        ShardSetError: no manifest, or of another format version.
+    """
+    try:
+        tree = json.loads(data)
+        found = (tree["format"], tree["version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ShardSetError(f"{where}: expected a shard set's manifest, found something else: {error}") from error
+    if found != (FORMAT, VERSION):
+        raise ShardSetError(f"{where}: expected format {FORMAT} version {VERSION}, found {found[0]} version {found[1]}")
+    return Manifest(tree)

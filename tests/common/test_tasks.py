@@ -1,0 +1,105 @@
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info
+
+from upfield.common.errors import InputError, VolumeError
+from upfield.common.tasks import connect_ray, run_tasks
+from upfield.imaging import volume
+from upfield.imaging.resample import zoom_to
+
+# Functions of installed modules: worker processes cannot import this file.
+REFUSED = "absent.nii"
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_every_task_gives_its_result_once(jobs):
+    assert sorted(run_tasks(os.fspath, ["a", "b", "c"], jobs)) == ["a", "b", "c"]
+
+
+def test_no_tasks_give_no_results():
+    assert list(run_tasks(os.fspath, [], jobs=2)) == []
+
+
+def test_one_process_needs_no_other():
+    assert list(run_tasks(lambda task: (task, os.getpid()), [1, 2], jobs=1)) == [(1, os.getpid()), (2, os.getpid())]
+
+
+def test_a_task_has_one_blas_thread_and_leaves_the_caller_its_own():
+    def threads(_=None):
+        return {pool["num_threads"] for pool in threadpool_info()}
+
+    before = threads()
+    assert list(run_tasks(threads, [0], jobs=1)) == [{1}]
+    assert threads() == before
+
+
+def test_a_volume_of_full_size_comes_out_the_same_for_any_number_of_jobs():
+    low = np.random.default_rng(0).random((112, 138, 40), dtype=np.float32)
+    enlarge = partial(zoom_to, shape=(179, 221, 200))
+    (alone,), (first, second) = run_tasks(enlarge, [low], jobs=1), run_tasks(enlarge, [low, low], jobs=2)
+    np.testing.assert_array_equal(first, alone)
+    np.testing.assert_array_equal(second, alone)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_failing_task_raises_its_own_error(tmp_path, jobs):
+    with pytest.raises(VolumeError, match="expected a NIfTI file, found none"):
+        list(run_tasks(volume.read_volume, [tmp_path / REFUSED] * 3, jobs))
+
+
+def test_after_a_failure_no_worker_is_left_at_work():
+    with pytest.raises(ValueError, match="sleep length must be non-negative"):
+        list(run_tasks(time.sleep, [0.5, -1, 0.5], jobs=2))
+    assert multiprocessing.active_children() == []
+
+
+@pytest.fixture
+def own_ray(monkeypatch):
+    """Ray on this machine alone, whatever cluster runs here."""
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_ray_gives_the_same_results_and_errors_and_is_left_as_it_was_found(tmp_path):
+    import ray
+
+    results = run_tasks(os.path.basename, ["x/a", "x/b", "x/c"], executor="ray")
+    first = next(results)
+    with pytest.raises(VolumeError, match="expected a NIfTI file, found none"):
+        list(run_tasks(volume.read_volume, [tmp_path / REFUSED], executor="ray"))
+    assert ray.is_initialized()
+    assert sorted([first, *results]) == ["a", "b", "c"]
+    assert not ray.is_initialized()
+
+
+@pytest.fixture
+def closed_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "auto", "nowhere"])
+def test_a_ray_cluster_that_is_not_there_is_told_at_once(monkeypatch, tmp_path, closed_port, address):
+    monkeypatch.setenv("RAY_ADDRESS", address.format(closed_port))
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with pytest.raises(InputError, match=r"RAY_ADDRESS: expected the address of a Ray cluster.*unset it"):
+        connect_ray()
+
+
+def test_an_address_that_a_cluster_left_behind_does_not_keep_ray_from_starting_here(short_folder, closed_port):
+    (short_folder / "ray").mkdir()
+    (short_folder / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{closed_port}")
+    program = "import ray; from upfield.common.tasks import connect_ray; connect_ray(); print(ray.is_initialized())"
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["RAY_TMPDIR"] = str(short_folder)
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "True", done.stderr

@@ -1,0 +1,129 @@
+"""Batches are the stored samples, the same for any number of processes and workers."""
+
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from upfield.common.errors import ShardSetError
+from upfield.distributed.configuration import AugmentConfig
+from upfield.distributed.noise import gating_noise
+from upfield.distributed.samples.reader import (
+    Recycled,
+    Sequencing,
+    TrainingBatches,
+    every_sample,
+    every_sample_in_step,
+    read_batch,
+    training_loader,
+)
+from upfield.model.amir import AmirConfig
+from upfield.sharding.shardset.reading import ShardSplit
+
+
+@pytest.fixture(scope="module")
+def split(tiny_shards: Path) -> ShardSplit:
+    return ShardSplit(tiny_shards, "train")
+
+
+def batches_of(split: ShardSplit, rank: int = 0, world_size: int = 1) -> TrainingBatches:
+    return TrainingBatches(split, Sequencing(0, 4, 2, AugmentConfig(), rank, world_size))
+
+
+def test_a_batch_holds_the_samples_it_names(split: ShardSplit) -> None:
+    batch = read_batch(split, [5, 0])
+    alone = read_batch(split, [0])
+    assert batch.low.shape == (2, *split.low_shape)
+    assert torch.equal(batch.high[1], alone.high[0])
+    assert batch.samples.tolist() == [5, 0]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_loader_gives_the_same_batches_for_any_number_of_workers(split: ShardSplit, num_workers: int) -> None:
+    dataset = batches_of(split)
+    steps = range(3, 3 + 2 * dataset.steps_per_epoch)
+    loaded = list(training_loader(dataset, steps, num_workers, prefetch=2, pin_memory=False))
+    assert [batch.samples.tolist() for batch in loaded] == [dataset.samples_at(step).tolist() for step in steps]
+    for batch in loaded:
+        alone = read_batch(split, batch.samples.tolist())
+        assert torch.equal(batch.low, alone.low)
+        assert torch.equal(batch.high, alone.high)
+
+
+def test_a_loader_that_is_left_early_leaves_no_threads_and_no_files(split: ShardSplit) -> None:
+    split.close()
+    threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    loader = training_loader(batches_of(split), range(1000), num_workers=2, prefetch=4, pin_memory=False)
+    next(loader)
+    assert threading.active_count() == threads + 2
+    del loader
+    assert threading.active_count() == threads
+    assert len(os.listdir("/proc/self/fd")) == files
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_damaged_shard_ends_the_loader(tiny_shards: Path, tmp_path: Path, num_workers: int) -> None:
+    root = shutil.copytree(tiny_shards, tmp_path / "shards")
+    dataset = batches_of(ShardSplit(root, "train"))
+    for tar in (root / "train").glob("*.tar"):
+        os.truncate(tar, 9000)
+    with pytest.raises(ShardSetError, match="truncated"):
+        list(training_loader(dataset, range(dataset.steps_per_epoch), num_workers, prefetch=2, pin_memory=False))
+
+
+def test_memory_is_used_again_when_nothing_looks_at_it() -> None:
+    memory = Recycled()
+    first, second = memory((2, 3)), memory((2, 3))
+    part, address = first[1:], first.data_ptr()
+    assert address != second.data_ptr()
+    del first
+    assert memory((2, 3)).data_ptr() != address
+    del part
+    assert address in {memory((2, 3)).data_ptr() for _ in range(2)}
+
+
+def test_two_ranks_share_what_one_reads(split: ShardSplit) -> None:
+    one, pair = batches_of(split), [batches_of(split, rank, 2) for rank in range(2)]
+    for step in range(4):
+        shared = np.concatenate([half.samples_at(step) for half in pair])
+        assert shared.tolist() == one.samples_at(step).tolist()
+
+
+def test_epoch_two_differs_from_epoch_one(split: ShardSplit) -> None:
+    dataset = batches_of(split)
+    first = [dataset.samples_at(step).tolist() for step in range(dataset.steps_per_epoch)]
+    second = [dataset.samples_at(dataset.steps_per_epoch + step).tolist() for step in range(dataset.steps_per_epoch)]
+    assert first != second
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_validation_reads_every_sample_once(tiny_shards: Path, world_size: int) -> None:
+    split = ShardSplit(tiny_shards, "val")
+    seen = [batch.samples for rank in range(world_size) for batch in every_sample(split, 3, rank, world_size)]
+    assert sorted(torch.cat(seen).tolist()) == list(range(split.num_samples))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_validation_in_step_has_every_sample_once_and_equal_batches_on_all_ranks(
+    tiny_shards: Path, world_size: int
+) -> None:
+    split = ShardSplit(tiny_shards, "val")
+    ranks = [list(every_sample_in_step(split, 3, rank, world_size)) for rank in range(world_size)]
+    assert len({len(batches) for batches in ranks}) == 1
+    assert {len(batch.samples) for batches in ranks for batch, _ in batches} == {3}
+    seen = torch.cat([batch.samples[valid] for batches in ranks for batch, valid in batches])
+    assert sorted(seen.tolist()) == list(range(split.num_samples))
+
+
+def test_gating_noise_depends_on_seed_step_and_sample_alone() -> None:
+    config, device = AmirConfig.preset("tiny"), torch.device("cpu")
+    together = gating_noise(config, (24, 28), (0, 7), torch.tensor([3, 9]), device)
+    alone = gating_noise(config, (24, 28), (0, 7), torch.tensor([9]), device)
+    later = gating_noise(config, (24, 28), (0, 8), torch.tensor([9]), device)
+    assert [level.shape for level in together] == [(2, 24 * 32, 4), (2, 12 * 16, 4), (2, 6 * 8, 4)]
+    assert all(torch.equal(a[1], b[0]) for a, b in zip(together, alone, strict=True))
+    assert not torch.equal(alone[0], later[0])

@@ -1,0 +1,156 @@
+"""The report of an evaluation in a real browser: whole, without complaints, readable on a phone, its slider alive."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+from browser import Browser, find_chromium
+
+from upfield.evaluation.evaluate import main
+from upfield.evaluation.metrics import METRICS
+from upfield.evaluation.reports.page import TrainingRecord
+
+PHONE, DESKTOP = 390, 1200
+CANVAS = "document.querySelector('canvas')"
+SLIDER = "document.querySelector('input[type=range]')"
+READY = f"{CANVAS} !== null && {CANVAS}.width > 0"
+DRAWN = f"{CANVAS}.toDataURL()"
+
+
+@pytest.fixture(scope="module")
+def report(tiny_run: Path, tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("page") / "report"
+    arguments = [str(tiny_run), "--shards", str(tiny_shards), "--out", str(out), "--against", str(tiny_run)]
+    assert main(arguments) == 0
+    return out / "report.html"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    program = find_chromium()
+    if program is None:
+        pytest.skip("no Chromium here: install chromium (Debian's package) to test the report in it")
+    browser = Browser(program)
+    yield browser
+    browser.close()
+
+
+def slide(browser: Browser, percent: int) -> None:
+    """Move the viewer's slider as a hand does."""
+    browser.ask(f"{SLIDER}.value = {percent}; {SLIDER}.dispatchEvent(new Event('input', {{bubbles: true}}))", frame=1)
+
+
+@pytest.mark.parametrize("width", [PHONE, DESKTOP])
+def test_it_renders_without_complaints(browser: Browser, report: Path, width: int) -> None:
+    browser.open(report, width)
+    browser.wait_for(READY, frame=1)
+    assert browser.complaints == []
+    assert browser.ask("document.querySelector('h1').innerText") == "Evaluation of run, split test"
+    sizes = browser.ask("[...document.images].map(image => image.naturalWidth)")
+    assert len(sizes) == 6
+    assert min(sizes) > 0
+
+
+def test_a_complaint_would_be_noticed(browser: Browser, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text("<!DOCTYPE html><link rel=icon href='data:,'><script>console.error('spoilt')</script>")
+    browser.open(page, DESKTOP)
+    assert browser.complaints == ["['spoilt']"]
+
+
+@pytest.mark.parametrize("width", [PHONE, DESKTOP])
+def test_nothing_is_wider_than_the_window(browser: Browser, report: Path, width: int) -> None:
+    browser.open(report, width)
+    # Not innerWidth, which on a phone grows with what is too wide.
+    assert browser.ask("document.documentElement.scrollWidth") <= width
+    assert browser.ask("document.body.scrollWidth") <= width
+    edges = "[...document.querySelectorAll('main > *')].map(e => e.getBoundingClientRect().right)"
+    assert max(browser.ask(edges)) <= width
+    sizes = "[...document.querySelectorAll('p, td, th')].map(e => parseFloat(getComputedStyle(e).fontSize))"
+    assert min(browser.ask(sizes)) >= 13
+
+
+@pytest.mark.parametrize("width", [PHONE, DESKTOP])
+def test_the_viewer_and_its_slider_lie_inside_their_frame(browser: Browser, report: Path, width: int) -> None:
+    browser.open(report, width)
+    browser.wait_for(READY, frame=1)
+    for element in (CANVAS, SLIDER):
+        box = f"{element}.getBoundingClientRect()"
+        below, beside = browser.ask(f"[innerHeight - {box}.bottom, innerWidth - {box}.right]", frame=1)
+        assert below >= 0
+        assert beside >= 0
+
+
+def test_the_slider_fades_the_restored_volume(browser: Browser, report: Path) -> None:
+    browser.open(report, DESKTOP)
+    browser.wait_for(READY, frame=1)
+    restored = browser.ask(DRAWN, frame=1)
+    slide(browser, 1)
+    browser.wait_for(f"{DRAWN} !== {json.dumps(restored)}", frame=1)
+    cubic = browser.ask(DRAWN, frame=1)
+    slide(browser, 100)
+    browser.wait_for(f"{DRAWN} !== {json.dumps(cubic)}", frame=1)
+    assert browser.ask(DRAWN, frame=1) == restored
+
+
+def test_a_click_moves_the_crosshair(browser: Browser, report: Path) -> None:
+    browser.open(report, DESKTOP)
+    browser.wait_for(READY, frame=1)
+    before = browser.ask(DRAWN, frame=1)
+    click = (
+        f"{CANVAS}.dispatchEvent(new MouseEvent('click', "
+        f"{{bubbles: true, clientX: {CANVAS}.width * 0.1, clientY: {CANVAS}.height * 0.4}}))"
+    )
+    browser.ask(click, frame=1)
+    browser.wait_for(f"{DRAWN} !== {json.dumps(before)}", frame=1)
+
+
+def test_the_page_asks_for_nothing_from_elsewhere(report: Path) -> None:
+    text = report.read_text()
+    assert not re.search(r"(src|href)\s*=\s*(&quot;|\"|')(https?:)?//", text)
+    assert "default-src 'none'" in text
+
+
+def test_all_that_was_found_is_on_it(report: Path) -> None:
+    text = report.read_text()
+    for metric in METRICS.values():
+        assert f"<td>{metric.name}</td>" in text
+    for heading in (
+        "Cubic interpolation and the model",
+        "The model against the other",
+        "PSNR per slice",
+        "Best, median, worst slice",
+        "In three dimensions",
+        "Per cohort, real and synthetic",
+        "Where might it have invented something?",
+        "Training",
+        "Definitions",
+        "Data and machine",
+    ):
+        assert f"<h2>{heading}</h2>" in text
+    tree = json.loads((report.parent / "metrics.json").read_text())
+    assert tree["about"]["data_sha256"] in text
+    assert tree["about"]["models"]["model"]["sha256"] in text
+    assert text.count("Maps of doubt") == 2
+    assert tree["worst_slices"]["inconsistency"][0]["key"] in text
+    assert "A single subject: no interval and no test can be given" in text
+    assert matplotlib.image.imread(report.parent / "slices.png").ndim == 3
+
+
+def test_a_model_file_has_no_training_curve(tmp_path: Path, tiny_run: Path) -> None:
+    assert TrainingRecord.of(tmp_path / "model.onnx", "lr: 1").log == []
+    record = TrainingRecord.of(tiny_run, "")
+    assert [line["step"] for line in record.log if line["event"] == "validation"] == [2]
+
+
+def test_the_report_of_a_model_file_has_its_configuration(tiny_model: Path, tiny_shards: Path, tmp_path: Path) -> None:
+    arguments = [str(tiny_model), "--shards", str(tiny_shards), "--out", str(tmp_path / "o"), "--perturb", "false"]
+    assert main(arguments) == 0
+    text = (tmp_path / "o" / "report.html").read_text()
+    assert "preset: tiny" in text
+    assert "A model file does not carry its training curve" in text
+    assert "Disagreement" not in text
+    assert text.count("Maps of doubt") == 1

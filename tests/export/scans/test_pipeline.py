@@ -1,0 +1,170 @@
+"""Three jobs at once and no more, each stage in order, and errors of one job beside the others."""
+
+import threading
+import time
+
+import pytest
+
+from upfield.common.errors import InputError, RunError
+from upfield.export.scans.pipeline import Stages, run_pipeline
+from upfield.export.scans.scan_progress import ScanProgress
+
+PATIENCE_S = 20.0
+
+
+class Watched:
+    """Stages that note what they do; jobs are numbers."""
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[str, int]] = []
+        self.ended: list[tuple[str, int]] = []
+        self.told: list[tuple[int, str | None]] = []
+        self.stopped = False
+
+    def read(self, job: int) -> int | None:
+        self.begun.append(("read", job))
+        if job % 5 == 3:
+            raise InputError(f"{job} cannot be read")
+        self.ended.append(("read", job))
+        return None if job % 5 == 4 else job
+
+    def restore(self, job: int, prepared: int) -> int:
+        assert prepared == job
+        self.begun.append(("restore", job))
+        time.sleep(0.02)
+        self.ended.append(("restore", job))
+        return job * 10
+
+    def write(self, job: int, prepared: int, restored: int) -> None:
+        assert (prepared, restored) == (job, job * 10)
+        self.begun.append(("write", job))
+        if job == 6:
+            raise InputError("6 cannot be written")
+        time.sleep(0.03)
+        self.ended.append(("write", job))
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def report(self, job: int, error: InputError | None) -> None:
+        self.told.append((job, str(error) if error else None))
+
+    def run(self, num_jobs: int) -> None:
+        run_pipeline(range(num_jobs), Stages(self.read, self.restore, self.write, self.stop), self.report)
+
+
+def test_every_job_is_told_of_once_and_errors_stay_with_their_job() -> None:
+    watched = Watched()
+    watched.run(12)
+    told = dict(watched.told)
+    assert len(watched.told) == len(told) == 12
+    assert {job: error for job, error in told.items() if error} == {
+        3: "3 cannot be read",
+        6: "6 cannot be written",
+        8: "8 cannot be read",
+    }
+    assert [job for stage, job in watched.ended if stage == "write"] == [0, 1, 2, 5, 7, 10, 11]
+    assert not watched.stopped
+    watched.run(0)
+
+
+def test_at_most_one_job_is_ahead_and_one_behind() -> None:
+    watched = Watched()
+    held: list[int] = []
+    alive = 0
+    lock = threading.Lock()
+
+    def read(job: int) -> int:
+        nonlocal alive
+        with lock:
+            alive += 1
+            held.append(alive)
+        return job
+
+    def write(job: int, prepared: int, restored: int) -> None:
+        nonlocal alive
+        time.sleep(0.03)
+        with lock:
+            alive -= 1
+
+    run_pipeline(range(20), Stages(read, watched.restore, write, watched.stop), watched.report)
+    assert max(held) <= 3
+    assert alive == 0
+
+
+def test_the_three_stages_run_at_the_same_time() -> None:
+    together = threading.Barrier(3)
+
+    def wait(*_: object) -> int:
+        together.wait(PATIENCE_S)
+        return 1
+
+    # Job 2 is read while 1 is restored and 0 is written: each waits for the other two.
+    def read(job: int) -> int:
+        return wait() if job == 2 else 1
+
+    def restore(job: int, prepared: int) -> int:
+        return wait() if job == 1 else 1
+
+    def write(job: int, prepared: int, restored: int) -> None:
+        if job == 0:
+            wait()
+
+    told: list[int] = []
+    run_pipeline(range(3), Stages(read, restore, write, lambda: None), lambda job, _: told.append(job))
+    assert told == [0, 1, 2]
+
+
+@pytest.mark.parametrize("stage", ["read", "restore", "write"])
+def test_an_error_that_concerns_all_ends_the_work_after_the_last_is_written(stage: str) -> None:
+    watched = Watched()
+
+    def fail(job: int, *rest: int) -> int | None:
+        if job == 2:
+            raise RunError("no disk")
+        return getattr(Watched, stage)(watched, job, *rest)
+
+    setattr(watched, stage, fail)
+    with pytest.raises(RunError, match="no disk"):
+        watched.run(12)
+    assert watched.stopped
+    written = [job for name, job in watched.ended if name == "write"]
+    assert written[:2] == [0, 1]
+    assert set(written) <= {0, 1}
+    assert ("read", 9) not in watched.begun
+
+
+def test_progress_away_from_a_terminal_is_told_in_lines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("upfield.export.scans.scan_progress.LINE_INTERVAL_S", 0)
+    with ScanProgress(2) as meter:
+        meter.begin("a.nii", 7)
+        meter.advance(4)
+        meter.advance(3)
+        meter.end()
+        meter.end()
+    assert capsys.readouterr().err.splitlines() == [
+        "a.nii: slice 4/7; scans: 0/2",
+        "a.nii: slice 7/7; scans: 0/2",
+        "scans: 1/2",
+        "scans: 2/2",
+    ]
+
+
+def test_progress_on_a_terminal_is_a_bar_for_scans_and_one_for_slices(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    with ScanProgress(2) as meter:
+        meter.begin("[a].nii", 7)
+        meter.advance(7)
+        meter.end()
+    out, err = capsys.readouterr()
+    assert not out
+    assert "[a].nii" in err
+    assert "7/7" in err
+    assert "scans" in err
+    assert "1/2" in err

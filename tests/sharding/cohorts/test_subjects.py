@@ -1,0 +1,265 @@
+from dataclasses import replace
+from itertools import product
+
+import pytest
+
+from upfield.common.errors import InputError
+from upfield.sharding.cohorts.privacy import Pseudonyms
+from upfield.sharding.cohorts.subjects import Unit, assign_splits, find_subjects, match
+from upfield.sharding.configuration import CohortConfig
+
+MANY = [f"s{number:03d}" for number in range(200)]
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A function that makes empty files and gives their folder."""
+
+    def make(*names):
+        for name in names:
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        return tmp_path
+
+    return make
+
+
+def names(source):
+    return [path.name for path in source.paths]
+
+
+def splits(split, subjects=MANY, name="a"):
+    return assign_splits(CohortConfig(name, "{subject}", split=split), {subject: subject for subject in subjects})
+
+
+def members(assigned, split):
+    return {subject for subject, found in assigned.items() if found == split}
+
+
+def test_free_fields_are_kept_as_metadata(files):
+    root = files("T1/IXI002-Guys-0828-T1.nii.gz", "T1/IXI012-HH-1211-T1.nii.gz", "T1/IXI012-HH-1211-T2.nii.gz")
+    found, _ = match("T1/{subject}-{site}-{scan}-T1.nii.gz", root, "a", "high")
+    assert sorted(found) == ["IXI002", "IXI012"]
+    assert found["IXI012"].metadata == {"site": "HH", "scan": "1211"}
+    assert not found["IXI012"].stacked
+
+
+def test_bids_trees_match_and_both_mentions_of_a_subject_must_agree(files):
+    root = files("sub-01/ses-a/anat/sub-01_ses-a_T1w.nii.gz", "sub-02/ses-b/anat/sub-03_ses-b_T1w.nii.gz")
+    found, _ = match("sub-{subject}/ses-{session}/anat/sub-{subject}_ses-{session}_T1w.nii.gz", root, "a", "high")
+    assert {subject: source.metadata for subject, source in found.items()} == {"01": {"session": "a"}}
+
+
+def test_files_that_are_not_quite_like_the_pattern_are_told(files, capsys):
+    root = files("a_slice_1.nii", "a_slice_2.nii", "a_slice_x.nii")
+    found, problems = match("{subject}_slice_{slice}.nii", root, "heads", "low")
+    assert (names(found["a"]), problems) == (["a_slice_1.nii", "a_slice_2.nii"], [])
+    said = capsys.readouterr().err
+    assert said.startswith("cohort heads: low: left aside 1 files that are not quite like {subject}_slice_{slice}.nii")
+    assert said.rstrip().endswith("a_slice_x.nii")
+
+
+def test_wildcards_match_within_and_across_folders(files):
+    root = files("x/s1/deep/er/T1_3.nii", "x/s2/T1_4.nii", "x/s3/T12_4.nii")
+    assert sorted(match("x/{subject}/**/T1_?.nii", root, "a", "high")[0]) == ["s1", "s2"]
+    assert sorted(match("x/{subject}/T1*.nii", root, "a", "high")[0]) == ["s2", "s3"]
+
+
+def test_brackets_and_dots_of_a_path_are_literal(files):
+    root = files("a[1]/s1.nii", "a1/s2.nii", "a[1]/s3_nii")
+    assert sorted(match("a[1]/{subject}.nii", root, "a", "high")[0]) == ["s1"]
+
+
+def test_absolute_patterns_need_no_root(files, tmp_path_factory):
+    root = files("s1.nii")
+    assert sorted(match(f"{root}/{{subject}}.nii", tmp_path_factory.mktemp("other"), "a", "high")[0]) == ["s1"]
+
+
+def test_slices_are_ordered_by_number_not_by_name(files):
+    root = files(*(f"s1_slice_{number}.nii" for number in range(1, 12)))
+    source = match("{subject}_slice_{slice}.nii", root, "a", "high")[0]["s1"]
+    assert names(source) == [f"s1_slice_{number}.nii" for number in range(1, 12)]
+    assert source.stacked
+
+
+def test_no_match_is_told_with_the_pattern(files):
+    with pytest.raises(InputError, match=r"^cohort a: high: expected files like .*/x/\{subject\}.nii, found none"):
+        match("x/{subject}.nii", files("y/s1.nii"), "a", "high")
+
+
+def test_gaps_in_a_stack_are_told_with_subject_and_numbers(files):
+    root = files(*(f"s1_{number}.nii" for number in (0, 1, 4)), "s2_0.nii")
+    _, (problem,) = match("{subject}_{slice}.nii", root, "a", "low")
+    assert (problem.cohort, problem.subject, problem.field, problem.check) == ("a", "s1", "low", "slices")
+    assert problem.message.startswith("expected slices 0 to 4 without gaps, found 2 missing (2, 3)")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "pattern"),
+    [
+        ("s1_2.nii", "s1_02.nii", "{subject}_{slice}.nii"),
+        ("s1-a.nii", "s1-b.nii", "{subject}-{scan}.nii"),
+    ],
+)
+def test_doubled_files_are_told_with_both(files, first, second, pattern):
+    _, (problem,) = match(pattern, files(first, second), "a", "high")
+    assert "expected one file per subject" in problem.message
+    assert first in problem.file
+    assert second in problem.file
+
+
+def test_unpaired_subjects_are_told_with_the_field_they_lack(files):
+    root = files("low/a.nii", "low/b.nii", "high/b.nii", "high/c.nii")
+    found = find_subjects(CohortConfig("x", low="low/{subject}.nii", high="high/{subject}.nii"), root)
+    assert [(p.subject, p.field, p.check) for p in found.problems] == [
+        ("a", "high", "unpaired"),
+        ("c", "low", "unpaired"),
+    ]
+    assert [subject.name for subject in found.subjects] == ["b"]
+
+
+def test_subjects_with_problems_keep_their_place_in_the_splits(files):
+    cohort = CohortConfig("x", low="low/{subject}.nii", high="high/{subject}.nii", split={"val": 2})
+    names = [f"s{number}" for number in range(6)]
+    whole = find_subjects(cohort, files(*(f"{field}/{name}.nii" for field in ("low", "high") for name in names)))
+    held_out = [subject.id for subject in whole.subjects if subject.split == "val"]
+    root = files(*(f"high/{name}.nii" for name in names), *(f"low/{name}.nii" for name in names))
+    (root / f"low/{held_out[0]}.nii").unlink()
+    left = find_subjects(cohort, root).subjects
+    assert [subject.id for subject in left if subject.split == "val"] == held_out[1:]
+
+
+def test_pseudonyms_replace_ids_and_free_fields_but_lists_name_subjects_by_their_files(files):
+    root = files("T1/anna-Guys.nii", "T1/ben-HH.nii", "T1/carl-HH.nii")
+    cohort = CohortConfig("x", "T1/{subject}-{site}.nii", split={"val": ["ben"]})
+    found = find_subjects(cohort, root, Pseudonyms(b"a key of some length")).subjects
+    assert {subject.name: subject.split for subject in found} == {"anna": "train", "ben": "val", "carl": "train"}
+    assert all(subject.id.startswith("p") and len(subject.id) == 17 for subject in found)
+    assert [subject.id for subject in found] == sorted(subject.id for subject in found)
+    assert all(subject.high.metadata == {} for subject in found)
+
+
+def test_subjects_are_paired_by_id_with_their_fit_by_kind_of_file(files):
+    root = files("low/b_0.nii", "low/b_1.nii", "high/b_0.nii", "high/b_1.nii", "whole/c.nii")
+    stacks = CohortConfig("x", low="low/{subject}_{slice}.nii", high="high/{subject}_{slice}.nii")
+    (subject,) = find_subjects(stacks, root).subjects
+    assert subject.low is not None
+    assert (names(subject.low), names(subject.high)) == (["b_0.nii", "b_1.nii"],) * 2
+    assert subject.fit == "resize"
+    whole = CohortConfig("y", high="whole/{subject}.nii")
+    assert [subject.fit for subject in find_subjects(whole, root).subjects] == ["crop_pad"]
+    assert [subject.fit for subject in find_subjects(replace(whole, fit="resize"), root).subjects] == ["resize"]
+
+
+def test_held_out_subjects_have_real_pairs_only_where_the_cohort_has_them(files):
+    root = files(*(f"{field}/{subject}.nii" for field, subject in product(("low", "high"), "abc")))
+    paired = CohortConfig("x", low="low/{subject}.nii", high="high/{subject}.nii", synthetic=2, split={"val": ["b"]})
+    kinds = {s.id: [(unit.kind, unit.variant) for unit in s.units] for s in find_subjects(paired, root).subjects}
+    assert kinds["b"] == [("real", 0)]
+    assert kinds["a"] == [("real", 0), ("synthetic", 0), ("synthetic", 1)]
+    alone = replace(paired, low=None)
+    assert {len(s.units) for s in find_subjects(alone, root).subjects} == {2}
+
+
+@pytest.mark.parametrize("split", [{}, {"val": 3, "test": 5}, {"val": 0.2, "test": 0.1}, {"val": ["s001"], "test": 2}])
+def test_every_subject_is_in_one_split(split):
+    assigned = splits(split)
+    assert sorted(assigned) == MANY
+    assert set(assigned.values()) <= {"train", "val", "test"}
+
+
+def test_counts_are_exact():
+    assigned = splits({"val": 3, "test": 5})
+    assert (len(members(assigned, "val")), len(members(assigned, "test"))) == (3, 5)
+
+
+def test_fractions_are_about_right_and_move_nobody_when_subjects_are_added():
+    split = {"val": 0.2, "test": 0.1}
+    assigned = splits(split)
+    assert 25 <= len(members(assigned, "val")) <= 55
+    assert 10 <= len(members(assigned, "test")) <= 32
+    assert splits(split, MANY[:90]) == {subject: assigned[subject] for subject in MANY[:90]}
+
+
+def test_fractions_of_one_leave_nobody_to_train():
+    assert not members(splits({"val": 0.5, "test": 0.5}), "train")
+
+
+def test_lists_are_taken_before_counts():
+    chosen = sorted(members(splits({"test": 1}), "test"))
+    assigned = splits({"val": chosen, "test": 1})
+    assert members(assigned, "val") == set(chosen)
+    assert len(members(assigned, "test")) == 1
+
+
+def test_splits_depend_on_names_not_on_order():
+    assert splits({"val": 3, "test": 5}, MANY[::-1]) == splits({"val": 3, "test": 5})
+    assert splits({"val": 3, "test": 5}, name="b") != splits({"val": 3, "test": 5})
+
+
+def test_adding_a_cohort_moves_nobody(files):
+    root = files(*(f"{cohort}/{subject}.nii" for cohort, subject in product("ab", MANY[:9])))
+    first, second = (CohortConfig(name, f"{name}/{{subject}}.nii", split={"val": 2, "test": 2}) for name in "ab")
+    before = {subject.id: subject.split for subject in find_subjects(first, root).subjects}
+    both = [subject for cohort in (second, first) for subject in find_subjects(cohort, root).subjects]
+    assert {subject.id: subject.split for subject in both if subject.cohort == "a"} == before
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ({"val": 201}, "split.val: expected a count from 0 to 200, a fraction below 1 or a list, found 201"),
+        ({"val": 150, "test": 51}, "split.val: expected a count from 0 to 149"),
+        ({"val": -1}, "found -1"),
+        ({"val": -0.5}, "found -0.5"),
+        ({"val": 1.5}, "found 1.5"),
+        ({"val": float("nan")}, "found nan"),
+        ({"val": float("inf")}, "found inf"),
+        ({"val": 0.7, "test": 0.7}, "expected fractions up to 1 together, found 1.4"),
+        ({"val": ["s001", "s999"]}, "split.val: expected ids of its subjects, each in one split, found s999;"),
+        ({"val": ["s001"], "test": ["s001"]}, "found s001"),
+    ],
+)
+def test_impossible_splits_are_refused(split, message):
+    with pytest.raises(InputError) as caught:
+        splits(split)
+    assert message in str(caught.value)
+
+
+def test_ids_with_dots_and_spaces_get_keys_that_webdataset_and_index_can_hold(files):
+    (subject,) = find_subjects(CohortConfig("x", "{subject}.nii"), files("s 1.ses-2.nii")).subjects
+    assert subject.id == "s 1.ses-2"
+    assert subject.units[0].key(9) == "x-s_1_ses-2-synthetic-0-x009"
+
+
+@pytest.mark.parametrize("pair", [("a.b", "a_b"), ("a b", "a.b")])
+def test_ids_whose_keys_would_be_one_are_told(files, pair):
+    root = files(*(f"{subject}.nii" for subject in pair))
+    (problem,) = find_subjects(CohortConfig("x", "{subject}.nii"), root).problems
+    assert problem.message.startswith("expected ids of at most 40 characters that differ in letters")
+
+
+def test_ids_and_names_too_long_for_a_tar_header_are_refused(files):
+    (problem,) = find_subjects(CohortConfig("x", "{subject}.nii"), files("a" * 41 + ".nii")).problems
+    assert "found one that is longer" in problem.message
+    with pytest.raises(ValueError, match="expected 1 to 30 letters"):
+        CohortConfig("x" * 31, "{subject}.nii")
+    assert len(Unit("x" * 30, "a" * 40, "synthetic", 99).key(100) + ".high.npy") <= 100
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "a-b"}, "expected 1 to 30 letters, digits and underscores, found 'a-b'"),
+        ({"name": "é"}, "letters"),
+        ({"high": "x.nii"}, r"high: expected a pattern with {subject}, found 'x.nii'"),
+        ({"low": "x.nii"}, r"low: expected a pattern with {subject}"),
+        ({"synthetic": 0}, "synthetic: expected at least 1, found 0"),
+        ({"synthetic": -1, "low": "{subject}"}, "synthetic: expected at least 0"),
+        ({"split": {"valid": 1}}, r"unknown \['valid'\]; known: val, test"),
+    ],
+)
+def test_cohorts_that_make_no_sense_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        CohortConfig(**{"name": "a", "high": "{subject}.nii"} | fields)

@@ -1,0 +1,171 @@
+"""Points are compared by their mean over seeds, whatever became of their trials, and the report says it all."""
+
+import csv
+import io
+import math
+import pickle
+import re
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+
+from upfield.common.errors import RunError
+from upfield.tune.cluster import count_fitting
+from upfield.tune.configuration import ResourceConfig
+from upfield.tune.figures import _places, coordinates_png, learning_curves_png
+from upfield.tune.outcomes import Trained, Tried, curve_of, last_line
+from upfield.tune.page import importance
+from upfield.tune.results import result_rows, table, to_csv, trial_rows, write_results
+from upfield.tune.state import is_whole, newest_of_each_kind
+
+CURVE = ((1.0, 20.0), (2.0, 21.0))
+
+
+def tried(scores: list[float | None], out: Path = Path("sweep"), **point: object) -> Tried:
+    trials = [
+        Trained(
+            point,
+            number if len(scores) > 1 else None,
+            score,
+            "done" if score is not None else "failed: step 3: expected a finite loss",
+            str(out / "trials" / f"{point}-{number}"),
+            curve=CURVE if score is not None else (),
+        )
+        for number, score in enumerate(scores)
+    ]
+    return Tried(point, tuple(sorted(trials, key=lambda trial: -(trial.psnr_slice or -math.inf))))
+
+
+def test_mean_and_spread_are_over_seeds() -> None:
+    one = tried([20.0, 22.0], lr=1)
+    assert one.mean == 21.0
+    assert one.spread == pytest.approx(math.sqrt(2))
+    assert tried([20.0], lr=1).spread is None
+
+
+def test_a_point_of_which_a_seed_failed_has_no_mean_and_says_why() -> None:
+    one = tried([20.0, None], lr=1)
+    assert one.mean == -math.inf
+    assert one.status == "done; failed: step 3: expected a finite loss"
+    rows = list(csv.DictReader(io.StringIO(to_csv(result_rows([one])))))
+    assert (rows[0]["psnr_slice"], rows[0]["status"]) == ("", one.status)
+    assert [row["psnr_slice"] for row in trial_rows([one])] == [20.0, ""]
+
+
+def test_results_are_written_and_best_is_the_best_run_of_the_best_point(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    points = [tried([22.0, 23.0], tmp_path, lr=0.1, size=2), tried([25.0, 19.0], tmp_path, lr=0.2, size=2)]
+    points.append(tried([None, None], tmp_path, lr=0.3, size=4))
+    for one in points:
+        for trial in one.trials:
+            Path(trial.run).mkdir(parents=True)
+    write_results(tmp_path, points)
+    assert (tmp_path / "best").resolve() == Path(points[0].trials[0].run).resolve()
+    text = (tmp_path / "report.html").read_text()
+    for words in ("Learning curves", "Parallel coordinates", "What mattered", "1 points without a result", "22.50 +- "):
+        assert words in text
+    assert not re.search(r"(src|href)\s*=\s*\"(https?:)?//", text)
+    printed = capsys.readouterr().out
+    assert "23.00 dB; export it with: upfield export" in printed
+    with (tmp_path / "results.csv").open() as file:
+        assert [row["rank"] for row in csv.DictReader(file)] == ["1", "2", "3"]
+    with (tmp_path / "trials.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 6
+
+
+def test_a_sweep_without_any_result_fails_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"found none among all 1 points; the first: failed: step 3"):
+        write_results(tmp_path, [tried([None], tmp_path, lr=1)])
+    assert (tmp_path / "results.csv").is_file()
+
+
+def test_the_table_aligns_its_columns() -> None:
+    header, first, second = table([tried([22.0], lr=0.0002, size=4), tried([None], lr=0.001, size=16)]).splitlines()
+    assert header.index("size") == first.index("4 ") == second.index("16")
+    assert header.index("status") == first.index("done") == second.index("failed")
+
+
+def test_what_explains_all_is_told_from_what_explains_nothing() -> None:
+    points = [{"lr": lr, "size": size} for lr in (0.1, 0.2, 0.3) for size in (2, 4)]
+    found = importance(points, [10.0 * point["lr"] for point in points])
+    assert list(found) == ["lr", "size"]
+    assert found["lr"] == pytest.approx(1)
+    assert found["size"] == pytest.approx(0, abs=1e-9)
+    assert importance(points, [1.0] * 6) == {"lr": 0.0, "size": 0.0}
+
+
+def test_many_numbers_are_put_into_bins() -> None:
+    points = [{"lr": number / 100} for number in range(40)]
+    steps = [float(number >= 20) for number in range(40)]
+    assert importance(points, steps)["lr"] == pytest.approx(1)
+    alternating = [float(number % 2) for number in range(40)]
+    assert importance(points, alternating)["lr"] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "values", [[1, 2], ["a", "b"], [True, False], list(range(9)), [10.0**-n for n in range(9)], [3, 3]]
+)
+def test_any_kind_of_parameter_is_drawn(tmp_path: Path, values: list[object]) -> None:
+    png = coordinates_png([{"key": value} for value in values], [float(number) for number in range(len(values))])
+    (tmp_path / "picture.png").write_bytes(png)
+    assert matplotlib.image.imread(tmp_path / "picture.png").std() > 0
+
+
+def test_numbers_lie_where_they_are_and_words_at_equal_distances() -> None:
+    places, marks = _places([1.0, 2.0, 5.0])
+    assert places == pytest.approx([0, 0.25, 1])
+    assert marks == [(0.0, "1"), (0.25, "2"), (1.0, "5")]
+    assert _places([1e-5, 1e-3, 1e-1])[0] == pytest.approx([0, 0.5, 1])
+    assert _places(["b", "a", "c"])[0] == [0.5, 0, 1]
+    # Marks that would lie on one another are left out.
+    assert _places([19.50, 19.51, 22.0])[1] == [(0.0, "19.5"), (1.0, "22")]
+
+
+def test_a_curve_is_read_from_the_runs_log_whatever_was_killed_in_between() -> None:
+    log = (
+        '{"event": "train", "epoch": 0.5}\n{"event": "validation", "epoch": 1.0, "psnr_slice": 20.0}\n'
+        '{"event": "validation", "epoch": 2.0, "psnr_slice": 21.5}\n{"event": "validation", "epo'
+    )
+    assert curve_of(log) == ((1.0, 20.0), (2.0, 21.5))
+    assert curve_of("") == ()
+
+
+def test_only_the_newest_state_files_count_and_half_a_file_is_not_whole() -> None:
+    names = ["tuner.pkl", "experiment_state-2026-01-02_03-04-05.json", "experiment_state-2026-01-02_03-04-06.json"]
+    assert newest_of_each_kind(names) == ["experiment_state-2026-01-02_03-04-06.json", "tuner.pkl"]
+    assert is_whole(b'{"a": 1}')
+    assert is_whole(pickle.dumps({"a": 1}))
+    assert not is_whole(b'{"a": ')
+    assert not is_whole(pickle.dumps({"a": 1})[:-3])
+    assert not is_whole(b"")
+
+
+def test_curves_of_one_validation_are_drawn() -> None:
+    assert learning_curves_png([(((1.0, 20.0),), 0), (CURVE, 1)])
+
+
+def test_the_last_line_of_an_error_is_what_is_told() -> None:
+    assert last_line("Traceback:\n  file\nValueError: no\n\n") == "ValueError: no"
+    assert last_line("") == "str"
+
+
+@pytest.mark.parametrize(
+    ("resources", "nodes", "count"),
+    [
+        (ResourceConfig(), [(2, 0)], 2),
+        (ResourceConfig(cpus_per_worker=4), [(2, 0), (3, 0)], 0),
+        (ResourceConfig(workers_per_trial=2), [(1, 0)], 0),
+        (ResourceConfig(workers_per_trial=2), [(1, 0), (1, 0)], 1),
+        (ResourceConfig(workers_per_trial=2, cpus_per_worker=2), [(3, 0), (3, 0), (3, 0)], 1),
+        (ResourceConfig(cpus_per_worker=0.1), [(0.3, 0)], 3),
+        (ResourceConfig(gpus_per_worker=0.5), [(8, 1)], 2),
+        (ResourceConfig(workers_per_trial=8, cpus_per_worker=4, gpus_per_worker=1), [(64, 8)] * 3, 3),
+        (ResourceConfig(gpus_per_worker=1), [(8, 0)], 0),
+    ],
+)
+def test_trials_are_counted_that_fit_node_by_node(
+    resources: ResourceConfig, nodes: list[tuple[float, float]], count: int
+) -> None:
+    assert count_fitting(resources, nodes) == count
