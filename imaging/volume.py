@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nibabel.freesurfer.mghformat import MGHImage
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.orientations import (
     apply_orientation,
     axcodes2ornt,
@@ -18,19 +19,9 @@ from nibabel.orientations import (
 from numpy.typing import NDArray
 
 from upfield.common.errors import VolumeError
-from upfield.imaging.compressed_files import is_compressed, read_content
-from upfield.imaging.header import (
-    UNREADABLE,
-    Header,
-    expect_three_dimensions,
-    plane_shape,
-    read_header,
-    slice_axis,
-    spacing_of,
-    stack_affine,
-    unlike_the_first,
-    unreadable,
-)
+from upfield.imaging.compressed_files import Trace, changed, is_compressed, read_content, trace
+from upfield.imaging.header import UNREADABLE, VoxelLayout, spacing_of, unreadable
+from upfield.imaging.volume_header import VolumeHeader, read_stack_header, read_volume_header
 
 
 @dataclass(frozen=True)
@@ -55,8 +46,8 @@ def read_volume(path: Path, orientation: str | None = None) -> Volume:
 
     Args:
         path: `.nii`, `.nii.gz`, `.mgh` or `.mgz` holding one 3-D volume; trailing dimensions of size 1 are dropped.
-        orientation: axis codes, `RAS` for instance, to assume where the file does not say where its axes point;
-            without them, what the format's own programs assume.
+        orientation: axis codes, `RAS` for instance, to assume if the file does not say where its axes point; without
+            them, what the format's own programs assume.
 
     Returns:
         Voxels `(I, J, K)` float32 in scanner units (slope and intercept applied) and their affine.
@@ -64,22 +55,18 @@ def read_volume(path: Path, orientation: str | None = None) -> Volume:
     Raises:
         VolumeError: missing, unreadable, not one 3-D real volume, not finite, constant, or no usable affine.
     """
-    header = read_header(path, orientation)
-    expect_three_dimensions(header, path)
-    volume = to_ras(_read_voxels(path, header), header.affine, str(path))
-    refuse_empty(volume.voxels, str(path))
-    return volume
+    return load_volume([path], read_volume_header(path, orientation))
 
 
 def read_stack(paths: Sequence[Path], orientation: str | None = None) -> Volume:
     """Read one slice per file, stack them in the order given, and turn the result to RAS+.
 
-    A slice file is 2-D, or 3-D with one axis of a single voxel; the volume grows along that axis. Where the slices'
+    A slice file is 2-D, or 3-D with one axis of a single voxel; the volume grows along that axis. If the slices'
     affines have different origins, the distance between the first and the last gives the spacing along the stack.
 
     Args:
         paths: files in slice order, at least two.
-        orientation: axis codes of the stack to assume where its files do not say where their axes point.
+        orientation: axis codes of the stack, to assume if its files do not say where their axes point.
 
     Returns:
         Voxels `(I, J, K)` float32 in scanner units and their affine.
@@ -87,16 +74,34 @@ def read_stack(paths: Sequence[Path], orientation: str | None = None) -> Volume:
     Raises:
         VolumeError: a slice is unreadable or of another shape than the first, or the stack is not finite or constant.
     """
-    where = f"{paths[0]} .. {paths[-1].name}"
-    if len(paths) < 2:
-        raise VolumeError(str(paths[0]), "expected at least 2 slices, found 1; use a pattern without {slice}")
-    headers = [read_header(path, orientation) for path in paths]
-    axes = [slice_axis(header, path) for path, header in zip(paths, headers, strict=True)]
-    for number, message in unlike_the_first(headers, axes):
-        raise VolumeError(str(paths[number]), message)
-    plane = plane_shape(headers[0], axes[0])
-    slices = [_read_voxels(path, header).reshape(plane) for path, header in zip(paths, headers, strict=True)]
-    volume = to_ras(np.stack(slices, axis=axes[0]), stack_affine(headers, axes[0]), where)
+    return load_volume(paths, read_stack_header(paths, orientation))
+
+
+def load_volume(paths: Sequence[Path], header: VolumeHeader, traces: Sequence[Trace] = ()) -> Volume:
+    """Read the voxels of a volume whose header has been read before, and turn it to RAS+.
+
+    Each file of our own formats is opened once, and its header is not parsed again.
+
+    Args:
+        paths: the volume's one file, or its slices in order.
+        header: their header.
+        traces: their traces from when the header was read; without them, a change of the files since is not noticed.
+
+    Returns:
+        Voxels `(I, J, K)` float32 in scanner units and their affine.
+
+    Raises:
+        VolumeError: a file is unreadable or has changed since, or the volume is not finite or constant, or has no
+            usable affine.
+    """
+    where = str(paths[0]) if header.stacked_axis is None else f"{paths[0]} .. {paths[-1].name}"
+    files = zip(paths, header.layouts, traces or [None] * len(paths), strict=True)
+    if (axis := header.stacked_axis) is None:
+        (voxels,) = (_read_voxels(*file) for file in files)
+    else:
+        plane = (*header.shape[:axis], *header.shape[axis + 1 :])
+        voxels = np.stack([_read_voxels(*file).reshape(plane) for file in files], axis=axis)
+    volume = to_ras(voxels, header.affine, where)
     refuse_empty(volume.voxels, where)
     return volume
 
@@ -141,17 +146,23 @@ def refuse_empty(voxels: NDArray[np.float32], where: str) -> None:
         raise VolumeError(where, f"expected an image, found the value {lowest:g} in every voxel; leave it out")
 
 
-def _read_voxels(path: Path, header: Header) -> NDArray[np.float32]:
-    """Give a file's voxels in the header's shape, float32 with slope and intercept applied."""
-    kind: Any = header.kind
+def _read_voxels(path: Path, layout: VoxelLayout, expected: Trace | None) -> NDArray[np.float32]:
+    """Read a file's voxels in the layout's shape, float32 with slope and intercept applied."""
     try:
-        # MGHImage leaves files open that it opens itself.
-        if header.end_bytes is not None and (is_compressed(path) or kind is MGHImage):
-            image: Any = kind.from_bytes(read_content(path, header.end_bytes))
+        if layout.end_bytes is None:
+            proxy: Any = layout.kind.from_filename(path).dataobj
         else:
-            image = kind.from_filename(path)
-        # Float32 from the start: get_fdata's float64 would take twice the memory.
-        voxels = image.get_fdata(dtype=np.float32, caching="unchanged")
+            stored: Any = str(path)
+            if is_compressed(path):
+                stored = BytesIO(read_content(path, layout.end_bytes, expected))
+            elif expected is not None and trace(path) != expected:
+                raise changed(path)
+            spec = (layout.shape, layout.dtype, layout.offset_bytes, layout.slope, layout.intercept)
+            proxy = ArrayProxy(stored, spec)
+        # Float32 from the start: float64, which get_fdata makes, would take twice the memory.
+        voxels = np.asanyarray(proxy, dtype=np.float32)
+    except VolumeError:
+        raise
     except UNREADABLE as error:
         raise unreadable(path, error) from error
-    return voxels.reshape(header.shape)
+    return voxels.reshape(layout.shape)
