@@ -11,8 +11,8 @@ import yaml
 from numpy.typing import NDArray
 
 from upfield.common.errors import InputError
+from upfield.export.scans.restoration import Restorer
 from upfield.export.scans.restorer import OnnxRestorer
-from upfield.export.scans.scan import Restorer
 from upfield.model.memory import keep_freed_memory
 from upfield.model.weights import MODEL, read_best
 from upfield.sharding.shardset.manifest import Manifest
