@@ -12,7 +12,7 @@ from upfield.export.scans.restoration import Restorer, restore_volume
 from upfield.imaging.header import NIFTI_FALLBACK, Header, angles_deg, read_header
 from upfield.imaging.nifti_writer import MARK, marked, write_file
 from upfield.imaging.normalisation import NORMALISATION, normalise
-from upfield.imaging.placement import Placement, read_placement
+from upfield.imaging.placement import Placement, placement_of
 from upfield.imaging.regrid import Grid, overlaps, regrid
 from upfield.imaging.resample import box_centre, resample_box
 from upfield.imaging.volume import Volume, from_ras, read_volume
@@ -71,9 +71,24 @@ def prepare(path: Path, normalisation: str, where: str) -> Prepared:
         )
     try:
         header = read_header(path)
-        placement, scan = read_placement(path, header), read_volume(path)
+        scan = read_volume(path)
     except VolumeError as error:
         raise VolumeError(where, error.problem) from error
+    return prepare_volume(scan, header, where)
+
+
+def prepare_volume(scan: Volume, header: Header, where: str) -> Prepared:
+    """Bring a scan that was read to the grid and the intensities that a model takes.
+
+    Args:
+        scan: voxels `(I, J, K)` in RAS+.
+        header: of its file.
+        where: how messages name the scan.
+
+    Raises:
+        VolumeError: the scan is not of a head's size.
+    """
+    placement = placement_of(header)
     grid = isotropic(scan, where, header.unit)
     return Prepared(normalise(grid.voxels, where), grid.affine, scan.axcodes, placement, doubts(header, placement))
 
