@@ -31,7 +31,7 @@ from upfield.distributed.average import WeightAverage
 from upfield.distributed.configuration import TrainConfig
 from upfield.model.amir import Amir, AmirConfig
 from upfield.model.weights import CONFIG, METRICS, MODEL, read_weights, save_weights
-from upfield.sharding.shardset.tarshard import hash_file
+from upfield.sharding.shardset.shard_index import hash_file
 
 AVERAGE, OPTIMIZER, PROGRESS, HASHES = "average.safetensors", "optimizer.pt", "progress.json", "sha256.json"
 NAME = re.compile(r"step-\d{8,}")

@@ -16,7 +16,7 @@ from upfield.export.scans.scan import Restorer
 from upfield.model.memory import keep_freed_memory
 from upfield.model.weights import MODEL, read_best
 from upfield.sharding.shardset.manifest import Manifest
-from upfield.sharding.shardset.tarshard import hash_file
+from upfield.sharding.shardset.shard_index import hash_file
 
 
 @dataclass(frozen=True)

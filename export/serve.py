@@ -210,7 +210,7 @@ def about_model(config: ServeConfig, card: Any, provider: str) -> dict[str, Any]
     from importlib.metadata import version
 
     from upfield.export.scans.provenance import RESEARCH_USE
-    from upfield.sharding.shardset.tarshard import hash_file
+    from upfield.sharding.shardset.shard_index import hash_file
 
     assert config.model is not None
     return card.tree | {

@@ -10,8 +10,8 @@ from upfield.distributed.configuration import DataConfig
 from upfield.distributed.samples.cache import ShardCache
 from upfield.distributed.samples.remote_files import RemoteFiles
 from upfield.sharding.shardset.manifest import Manifest, read_manifest
-from upfield.sharding.shardset.reading import ShardSplit
-from upfield.sharding.shardset.tarshard import ShardEntry
+from upfield.sharding.shardset.shard_index import ShardEntry
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 # Ranks may be in neighbouring shards of the validation split, which is read in stored order.
 VALIDATION_SHARDS = 2

@@ -25,7 +25,7 @@ from upfield.export.scans.scan import Layout, Prepared, expect_on_grid, prepare,
 from upfield.export.scans.scan_progress import ScanProgress
 from upfield.imaging.regrid import read_grid
 from upfield.imaging.volume import Volume
-from upfield.sharding.shardset.tarshard import hash_file
+from upfield.sharding.shardset.shard_index import hash_file
 
 PACKAGES = ("upfield", "numpy", "scipy", "nibabel")
 LEFT_S = 3600.0

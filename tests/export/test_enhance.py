@@ -21,7 +21,7 @@ from upfield.export.enhance import main
 from upfield.export.scans import enhancer
 from upfield.export.scans.restorer import OnnxRestorer
 from upfield.export.scans.scan import finish, prepare, restore_volume, write_enhanced
-from upfield.sharding.shardset.tarshard import hash_file
+from upfield.sharding.shardset.shard_index import hash_file
 
 SCRIPT = Path(__file__).parents[2] / "export" / "enhance.py"
 

@@ -16,7 +16,7 @@ import torch
 from upfield.export.scans.restorer import OnnxRestorer, read_card
 from upfield.export.to_onnx import main
 from upfield.model.weights import load_model
-from upfield.sharding.shardset.tarshard import hash_file
+from upfield.sharding.shardset.shard_index import hash_file
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 9, 9), (3, 1, 24, 28), (2, 1, 37, 61)])
