@@ -7,13 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upfield.common.errors import ShardSetError
-from upfield.common.files import atomic_path
+from upfield.common.files import atomic_path, hash_file
 from upfield.common.progress import track
-from upfield.export.scans.scan import write_volume
+from upfield.imaging.nifti_writer import write_volume
 from upfield.imaging.volume import Volume
 from upfield.sharding.previews.selection import VolumePair
 from upfield.sharding.shardset.sample_key import SampleKey
-from upfield.sharding.shardset.shard_index import hash_file
 from upfield.sharding.shardset.shard_split import ShardSplit
 
 

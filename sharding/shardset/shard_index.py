@@ -4,7 +4,6 @@ The first line holds the version and the number of samples. Each further line li
 `EXTENSION OFFSET SIZE NAME`, with OFFSET the position of the member's first byte in the tar (DALI, tools/wds2idx.py).
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,9 +84,3 @@ def parse_index(data: bytes, where: str) -> ShardIndex:
         raise ShardSetError(f"{where}: some offsets or sizes are not whole numbers: {error}. {REMEDY}") from error
     keys = np.array([row[3].removesuffix(f".{MEMBERS[0]}") for row in words], dtype=np.bytes_)
     return ShardIndex(keys, table[:, :3], table[:, 3:])
-
-
-def hash_file(path: Path) -> str:
-    """Compute the sha256 of a file's bytes, as hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
