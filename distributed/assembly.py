@@ -48,7 +48,7 @@ from upfield.model.configuration import Checkpointing
 from upfield.model.losses import LEAST_SIZES
 from upfield.model.weights import read_weights
 from upfield.sharding.shardset.manifest import Manifest
-from upfield.sharding.shardset.reading import ShardSplit
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 Figures = dict[str, float | int]
 # Takes where the run stands, the epochs that are done, and what a validation found.

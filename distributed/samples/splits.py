@@ -10,8 +10,8 @@ from upfield.distributed.configuration import DataConfig
 from upfield.distributed.samples.cache import ShardCache
 from upfield.distributed.samples.remote_files import RemoteFiles
 from upfield.sharding.shardset.manifest import Manifest, read_manifest
-from upfield.sharding.shardset.reading import ShardSplit
-from upfield.sharding.shardset.tarshard import ShardEntry
+from upfield.sharding.shardset.shard_index import ShardEntry
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 # Ranks may be in neighbouring shards of the validation split, which is read in stored order.
 VALIDATION_SHARDS = 2
@@ -43,8 +43,8 @@ def read_set(data: DataConfig) -> tuple[Manifest, RemoteFiles | None]:
         return read_manifest(Path(place)), None
     if format_address(place) != place:
         raise InputError(
-            f"{format_address(place)}: write the address with two slashes and without a password, because it is stored in "
-            "the run's files. Set passwords in the store's own variables or in fsspec's configuration."
+            f"{format_address(place)}: write the address with two slashes and without a password, because it is stored "
+            "in the run's files. Set passwords in the store's own variables or in fsspec's configuration."
         )
     store = Store(place, data.fetch_timeout_s)
     cache = ShardCache(data.cache_dir or user_cache_folder("shards"), data.cache_bytes)

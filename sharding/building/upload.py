@@ -21,7 +21,7 @@ from upfield.common.errors import InputError, RunError, ShardSetError
 from upfield.common.files import atomic_path, user_cache_folder
 from upfield.common.progress import say, track
 from upfield.sharding.shardset.manifest import FORMAT, MANIFEST, VERSION, Manifest, read_manifest
-from upfield.sharding.shardset.tarshard import SUFFIXES, ShardEntry
+from upfield.sharding.shardset.shard_index import SUFFIXES, ShardEntry
 
 MARKER = ".upload.json"
 MARKER_FORMAT = "upfield-upload"
