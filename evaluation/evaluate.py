@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from upfield.evaluation.measure import VolumeFigures, VolumeImages
     from upfield.evaluation.restorers import NamedRestorer
     from upfield.evaluation.summary import Evaluated
-    from upfield.sharding.shardset.reading import ShardSplit
+    from upfield.sharding.shardset.shard_split import ShardSplit
 
 SLICES_PNG, VOLUMES = "slices.png", "volumes"
 
@@ -32,7 +32,7 @@ def evaluate(config: EvaluateConfig) -> int:
     from upfield.evaluation.restorers import open_restorer
     from upfield.evaluation.volumes import refuse_changed_shards
     from upfield.sharding.shardset.manifest import read_manifest
-    from upfield.sharding.shardset.reading import ShardSplit
+    from upfield.sharding.shardset.shard_split import ShardSplit
 
     assert config.shards is not None
     assert config.out is not None

@@ -9,7 +9,7 @@ from upfield.evaluation.summary import Evaluated
 from upfield.evaluation.volumes import read_pair
 from upfield.export.scans.restoration import Restorer, restore_volume
 from upfield.sharding.previews.selection import VolumePair, group_volumes
-from upfield.sharding.shardset.reading import ShardSplit
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 # Slices of background are easy; a good figure there says nothing.
 RANKED_BY = "psnr_slice_foreground"

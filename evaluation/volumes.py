@@ -12,8 +12,8 @@ from upfield.common.progress import track
 from upfield.imaging.nifti_writer import write_volume
 from upfield.imaging.volume import Volume
 from upfield.sharding.previews.selection import VolumePair
-from upfield.sharding.shardset.reading import ShardSplit
-from upfield.sharding.shardset.samplekey import SampleKey
+from upfield.sharding.shardset.sample_key import SampleKey
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 
 @dataclass(frozen=True)
