@@ -150,19 +150,32 @@ def _read_voxels(path: Path, layout: VoxelLayout, expected: Trace | None) -> NDA
     """Read a file's voxels in the layout's shape, float32 with slope and intercept applied."""
     try:
         if layout.end_bytes is None:
-            proxy: Any = layout.kind.from_filename(path).dataobj
-        else:
-            stored: Any = str(path)
-            if is_compressed(path):
-                stored = BytesIO(read_content(path, layout.end_bytes, expected))
-            elif expected is not None and trace(path) != expected:
-                raise changed(path)
-            spec = (layout.shape, layout.dtype, layout.offset_bytes, layout.slope, layout.intercept)
-            proxy = ArrayProxy(stored, spec)
-        # Float32 from the start: float64, which get_fdata makes, would take twice the memory.
-        voxels = np.asanyarray(proxy, dtype=np.float32)
+            image: Any = layout.kind.from_filename(path)
+            return np.asanyarray(image.dataobj, dtype=np.float32).reshape(layout.shape)
+        if is_compressed(path):
+            return decode_voxels(BytesIO(read_content(path, layout.end_bytes, expected)), layout)
+        if expected is not None and trace(path) != expected:
+            raise changed(path)
+        return decode_voxels(path, layout)
     except VolumeError:
         raise
     except UNREADABLE as error:
         raise unreadable(path, error) from error
-    return voxels.reshape(layout.shape)
+
+
+def decode_voxels(content: BytesIO | Path, layout: VoxelLayout) -> NDArray[np.float32]:
+    """Return the voxels of a NIfTI or MGH file without parsing its header again.
+
+    Args:
+        content: the file's content from its start to the last voxel, or an uncompressed file, whose voxels are mapped.
+        layout: how the file stores its voxels.
+
+    Returns:
+        `layout.shape` float32 with slope and intercept applied.
+
+    Raises:
+        OSError, ValueError, OverflowError, MemoryError: the content is too short, or more than the machine can hold.
+    """
+    spec = (layout.shape, layout.dtype, layout.offset_bytes, layout.slope, layout.intercept)
+    # Float32 from the start: float64, the proxy's default, would take twice the memory.
+    return np.asanyarray(ArrayProxy(content, spec), dtype=np.float32)

@@ -16,7 +16,7 @@ from upfield.imaging.volume_header import VolumeHeader
 from upfield.sharding.cohorts.privacy import Pseudonyms
 from upfield.sharding.cohorts.problems import Field, Problem
 from upfield.sharding.configuration import CohortConfig
-from upfield.sharding.shardset.samplekey import SampleKey
+from upfield.sharding.shardset.sample_key import SampleKey
 
 SPLITS = ("train", "val", "test")
 Split = Literal["train", "val", "test"]

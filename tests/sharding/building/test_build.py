@@ -24,7 +24,7 @@ from upfield.sharding.cohorts.subjects import SPLITS, find_subjects
 from upfield.sharding.configuration import CohortConfig, ShardConfig
 from upfield.sharding.shard import main
 from upfield.sharding.shardset.manifest import read_manifest
-from upfield.sharding.shardset.reading import ShardSplit
+from upfield.sharding.shardset.shard_split import ShardSplit
 from upfield.sharding.verify import main as verify
 
 NUM_SLICES = 20
