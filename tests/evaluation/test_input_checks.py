@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from upfield.evaluation.evaluate import main
-from upfield.evaluation.restorers import TorchRestorer
+from upfield.evaluation.restorers import RunRestorer
 
 
 @pytest.mark.parametrize("place", ["SHARDS/report", "RUN", "RUN/best", "RUN/checkpoints/x", "FILE", "FILE/x"])
@@ -32,10 +32,10 @@ def test_a_place_that_is_taken_is_refused_before_anything_is_measured(
 def test_a_model_that_gives_nan_ends_it(
     tiny_shards: Path, tiny_run: Path, tmp_path: Path, monkeypatch, run_cli
 ) -> None:
-    def nothing(self: TorchRestorer, low: np.ndarray) -> np.ndarray:
+    def nothing(self: RunRestorer, low: np.ndarray) -> np.ndarray:
         return np.full_like(low, np.nan)
 
-    monkeypatch.setattr(TorchRestorer, "restore", nothing)
+    monkeypatch.setattr(RunRestorer, "restore", nothing)
     code, _, err = run_cli(main, tiny_run, "--shards", tiny_shards, "--out", tmp_path / "o")
     assert code == 1
     assert "expected finite slices from the model, found NaN" in err
