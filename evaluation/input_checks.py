@@ -1,16 +1,15 @@
 """Check the user's input to an evaluation, before processes are started and before anything is measured."""
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from upfield.common.errors import InputError, ShardSetError
+from upfield.common.files import check_writable, hash_file
 from upfield.common.progress import track
 from upfield.evaluation.configuration import EvaluateConfig
 from upfield.evaluation.restorers import open_restorer
 from upfield.sharding.shardset.manifest import Manifest, read_manifest
 from upfield.sharding.shardset.reading import ShardSplit
-from upfield.sharding.shardset.tarshard import hash_file
 
 
 @dataclass(frozen=True)
@@ -102,15 +101,7 @@ def check_report_folder(folder: Path, config: EvaluateConfig) -> None:
     taken += [other for other in inside if other.resolve() in (place, *place.parents)]
     if taken:
         raise InputError(f"{folder}: a report cannot be written into {taken[0]}. Choose another --out.")
-    is_new = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-        if is_new:
-            folder.rmdir()
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror}). Choose another --out.") from error
+    check_writable(folder, "--out")
 
 
 def refuse_changed_shards(split: ShardSplit) -> None:
@@ -125,6 +116,6 @@ def refuse_changed_shards(split: ShardSplit) -> None:
             raise ShardSetError(f"{path}: this shard is missing. Run upfield verify.")
         if (found := hash_file(path)) != entry.sha256:
             raise ShardSetError(
-                f"{path}: expected sha256 {entry.sha256} as in the manifest, found {found}. The shard is damaged or was "
-                "changed: run upfield verify, then build the set again."
+                f"{path}: expected sha256 {entry.sha256} as in the manifest, found {found}. Run upfield verify, then "
+                "build the set again."
             )

@@ -109,9 +109,7 @@ def disagreement_of(
     return disagreement(pair.low, restored, lambda low: restore_slices(low, restorer, batch_size), seed)
 
 
-def trust_measures(
-    check: Consistency, doubt: NDArray[np.float32] | None, head: NDArray[np.bool_]
-) -> TrustMeasures:
+def trust_measures(check: Consistency, doubt: NDArray[np.float32] | None, head: NDArray[np.bool_]) -> TrustMeasures:
     """Summarise how far one restored volume can be trusted.
 
     Args:

@@ -1,4 +1,4 @@
-"""Models that can be evaluated, behind one interface: a run's best model in PyTorch, or a model file in ONNX Runtime."""
+"""Models to evaluate, behind one interface: a run's best model in PyTorch, or a model file in ONNX Runtime."""
 
 import os
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
+from upfield.common.allocator import keep_freed_memory
 from upfield.common.errors import InputError
+from upfield.common.files import hash_file
 from upfield.evaluation.measurements import AGAINST, MODEL
 from upfield.export.scans.restorer import OnnxRestorer
 from upfield.export.scans.scan import Restorer
-from upfield.model.memory import keep_freed_memory
 from upfield.model.weights import MODEL as WEIGHTS
 from upfield.model.weights import read_best
 from upfield.sharding.shardset.manifest import Manifest
-from upfield.sharding.shardset.tarshard import hash_file
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,7 @@ def trust_tree(result: EvaluationResult, method: str) -> dict[str, Any]:
 
 
 def worst_slices(result: EvaluationResult) -> dict[str, list[dict[str, Any]]]:
-    """Find the slices in which the model contradicts the scan most, and those in which it disagrees with itself most."""
+    """Find the slices in which the model contradicts the scan most, or disagrees with itself most."""
     columns = {
         "inconsistency": [volume.trust[MODEL].slice_residual for volume in result.volumes],
         "disagreement": [

@@ -54,6 +54,6 @@ def read_pair(split: ShardSplit, pair: VolumePair) -> StackedPair:
     split.read_into(pair.samples, low, high)
     if not all(((array >= 0) & (array <= 1)).all() for array in (low, high)):
         raise ShardSetError(
-            f"{split.root}: {pair.first}: the volume has values outside 0..1, so a shard is damaged. Run upfield verify."
+            f"{split.root}: {pair.first}: values outside 0..1, so a shard is damaged. Run upfield verify."
         )
     return StackedPair(pair.keys, low.astype(np.float32), high[:, 0].astype(np.float32))

@@ -14,11 +14,12 @@ from upfield.evaluation.measurements import AGAINST, CUBIC, MODEL, SplitMeasurem
 from upfield.evaluation.process_group import current_rank, leave_group, measure_split
 from upfield.evaluation.provenance import describe_evaluation
 from upfield.evaluation.reports.comparison_report import write_comparison
+from upfield.evaluation.reports.content import ReportContent, TrainingRecord
 from upfield.evaluation.reports.metrics_text import metrics_text
-from upfield.evaluation.reports.model_report import ReportContent, TrainingRecord, write_model_report
+from upfield.evaluation.reports.model_report import write_model_report
 from upfield.evaluation.reports.restored_volumes import save_volume, stale_volumes
 from upfield.evaluation.restorers import ModelRestorer, choose_device, open_restorers
-from upfield.evaluation.summary import EvaluationResult
+from upfield.evaluation.summary import EvaluationResult, metrics_tree
 from upfield.sharding.shardset.reading import ShardSplit
 
 SCRIPT = Path(__file__).with_name("evaluate.py")
@@ -131,13 +132,14 @@ def report(
     assert measurements.shown is not None
     restorer, folder = restorers[MODEL], target.folder
     content = ReportContent(
+        metrics_tree(result),
         result,
         choose_example_slices(result, split, restorer),
         measurements.shown.select(method_names(target.model, config.against)),
         TrainingRecord.of(target.model, restorer.configuration),
     )
     page = write_model_report(folder, content)
-    print(metrics_text(result.metrics))
+    print(metrics_text(content.metrics))
     saved = {volume.name for volume in result.volumes} if config.save_volumes else set[str]()
     if stale := stale_volumes(folder / VOLUMES, saved):
         print(f"{folder / VOLUMES}: {len(stale)} volumes are left from an earlier evaluation, such as {stale[0].name}")

@@ -42,7 +42,9 @@ def viewer_html(
         import nibabel as nib
         from nilearn.plotting import view_img
     except ImportError as error:
-        raise InputError("nilearn, which draws the viewer, is not installed. Run pip install 'upfield[demo]'.") from error
+        raise InputError(
+            "nilearn, which draws the viewer, is not installed. Run pip install 'upfield[demo]'."
+        ) from error
     # One isotropic grid for both, because otherwise nilearn interpolates them again in its own way.
     images = [coarse(image, np.array(spacing_mm)) for image in (cubic, restored)]
     affine = np.diag([SPACING_MM] * 3 + [1.0])

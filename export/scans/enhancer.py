@@ -14,8 +14,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from upfield.common.errors import InputError, RunError
-from upfield.common.files import atomic_path, write_json
+from upfield.common.errors import InputError, RunError, UnwritableError
+from upfield.common.files import atomic_path, hash_file, write_json
 from upfield.common.progress import say
 from upfield.export.configuration import EnhanceConfig
 from upfield.export.scans.outputs import EnhanceTask
@@ -25,7 +25,6 @@ from upfield.export.scans.scan import Layout, Prepared, expect_on_grid, prepare,
 from upfield.export.scans.scan_progress import ScanProgress
 from upfield.imaging.regrid import read_grid
 from upfield.imaging.volume import Volume
-from upfield.sharding.shardset.tarshard import hash_file
 
 PACKAGES = ("upfield", "numpy", "scipy", "nibabel")
 LEFT_S = 3600.0
@@ -174,7 +173,7 @@ def _unwritten(target: Path, error: OSError) -> InputError | RunError:
             "--resume"
         )
     if error.errno in OF_THE_PLACE:
-        return InputError(f"{target}: expected to be able to write it, found: {error.strerror}; choose another --out")
+        return UnwritableError(target, "--out", error)
     return RunError(
         f"{target}: expected to write it, found: {error.strerror or error}; mend that and run with --resume"
     )

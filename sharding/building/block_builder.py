@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upfield.common.errors import VolumeError
+from upfield.common.files import hash_file
 from upfield.imaging.compressed_files import hash_voxels
 from upfield.imaging.volume import Volume
 from upfield.sharding.building.journal import BlockRecord, read_record, write_record
@@ -19,7 +20,7 @@ from upfield.sharding.cohorts.problems import Problem
 from upfield.sharding.cohorts.source_fingerprints import describe_sources
 from upfield.sharding.cohorts.subjects import Subject
 from upfield.sharding.configuration import ShardConfig
-from upfield.sharding.shardset.tarshard import SUFFIXES, Sample, ShardEntry, hash_file, read_index, write_shard
+from upfield.sharding.shardset.tarshard import SUFFIXES, Sample, ShardEntry, read_index, write_shard
 
 
 @dataclass(frozen=True)

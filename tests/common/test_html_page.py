@@ -50,7 +50,9 @@ def validation(step, psnr=25.0):
 
 def make_example(key="a-b-real-0-x001"):
     scan, cubic, restored, high = RNG.random((4, 22, 20))
-    return ExampleSlice(key, scan, cubic, restored, high, {"psnr_slice": 30.0, "cubic_psnr_slice": 25.0, "ssim_slice": 0.9})
+    return ExampleSlice(
+        key, scan, cubic, restored, high, {"psnr_slice": 30.0, "cubic_psnr_slice": 25.0, "ssim_slice": 0.9}
+    )
 
 
 def decode(png, tmp_path):

@@ -379,7 +379,9 @@ def test_real_and_synthetic_volumes_are_counted_apart(evaluated: Path) -> None:
     tree = read(evaluated)
     assert sum(tree["about"]["volumes"].values()) == VOLUMES
     real = tree["about"]["volumes"]["real"]
-    assert metrics_text(tree).startswith(f"{SLICES} slices of {real} real and {VOLUMES - real} synthetic volumes, 6 subjects")
+    assert metrics_text(tree).startswith(
+        f"{SLICES} slices of {real} real and {VOLUMES - real} synthetic volumes, 6 subjects"
+    )
 
 
 def test_what_several_models_are_compared_with_is_measured_once(
@@ -417,5 +419,5 @@ def test_volumes_of_an_earlier_evaluation_are_named(
     arguments = ["--shards", tiny_shards, "--out", tmp_path, "--perturb", "false", "--save_volumes", "true"]
     code, out, _ = run_cli(main, tiny_run, *arguments)
     assert code == 0
-    assert "1 volumes are of an earlier evaluation, old.nii.gz for one" in out
+    assert "1 volumes are left from an earlier evaluation, such as old.nii.gz" in out
     assert len(list((tmp_path / "volumes").iterdir())) == 1 + sum(read(tmp_path)["about"]["volumes"].values())
