@@ -3,11 +3,10 @@
 import numpy as np
 
 from upfield.evaluation.consistency import LowFieldSampling
-from upfield.evaluation.measure import restore_slices
 from upfield.evaluation.measurements import CUBIC, MODEL, ExampleSlice
 from upfield.evaluation.summary import EvaluationResult
 from upfield.evaluation.volume_pairs import read_pair
-from upfield.export.scans.scan import Restorer
+from upfield.export.scans.restoration import Restorer, restore_volume
 from upfield.sharding.previews.selection import VolumePair, group_volumes
 from upfield.sharding.shardset.reading import ShardSplit
 
@@ -50,5 +49,5 @@ def _example_slice(
         for metric in SHOWN
     }
     cubic = pair.cubic
-    restored = restore_slices(pair.low[at : at + 1], restorer, 1)[0]
+    restored = restore_volume(pair.low[at : at + 1], restorer, 1)[0]
     return ExampleSlice(f"{label}{key}", sampling.scan(cubic)[at], cubic[at], restored, pair.high[at], values)

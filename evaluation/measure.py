@@ -17,7 +17,7 @@ from upfield.evaluation.disagreement import disagreement
 from upfield.evaluation.measurements import TrustMeasures, VolumeImages, VolumeMeasurements
 from upfield.evaluation.metrics import METRICS, SLICE_METRICS, VOLUME_METRICS, ImagePair
 from upfield.evaluation.volume_pairs import StackedPair, read_pair
-from upfield.export.scans.scan import Restorer
+from upfield.export.scans.restoration import Restorer, restore_volume
 from upfield.imaging.head_mask import head_mask
 from upfield.sharding.previews.selection import VolumePair
 from upfield.sharding.shardset.reading import ShardSplit
@@ -76,7 +76,7 @@ def measure_volume(
         if restorer is None:
             restored[method] = cubic
             continue
-        restored[method] = restore_slices(pair.low, restorer, settings.batch_size)
+        restored[method] = restore_volume(pair.low, restorer, settings.batch_size)
         if not np.isfinite(restored[method]).all():
             raise RunError(f"{pair.name}: the model returned values that are not finite. Train it again.")
         if settings.perturb:
@@ -106,7 +106,7 @@ def disagreement_of(
     """Compute `(X, Y, Z)`, the standard deviation of a model's answers to perturbed input, beside `restored`."""
     # Seeded by name, so that the noise does not depend on which process measures the volume.
     seed = zlib.crc32(pair.name.encode())
-    return disagreement(pair.low, restored, lambda low: restore_slices(low, restorer, batch_size), seed)
+    return disagreement(pair.low, restored, lambda low: restore_volume(low, restorer, batch_size), seed)
 
 
 def trust_measures(check: Consistency, doubt: NDArray[np.float32] | None, head: NDArray[np.bool_]) -> TrustMeasures:
@@ -124,15 +124,6 @@ def trust_measures(check: Consistency, doubt: NDArray[np.float32] | None, head: 
         float(doubt[head].mean()) if doubt is not None and head.any() else None,
         doubt.mean(axis=(1, 2), dtype=np.float64) if doubt is not None else None,
     )
-
-
-def restore_slices(low: NDArray[np.float32], restorer: Restorer, batch_size: int) -> NDArray[np.float32]:
-    """Restore `(X, 1 + 2*context, Y, Z)` to `(X, Y, Z)`, both in [0, 1], `batch_size` slices at once."""
-    restored = np.empty((len(low), *low.shape[2:]), dtype=np.float32)
-    for start in range(0, len(low), batch_size):
-        chosen = slice(start, start + batch_size)
-        restored[chosen] = restorer.restore(low[chosen])[:, 0]
-    return restored
 
 
 def to_pair(

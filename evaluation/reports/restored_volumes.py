@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upfield.common.files import atomic_path
-from upfield.export.scans.scan import write_volume
+from upfield.imaging.nifti_writer import write_volume
 from upfield.imaging.volume import Volume
 
 SUFFIX = ".nii.gz"

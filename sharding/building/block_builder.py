@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from upfield.common.errors import VolumeError
 from upfield.common.files import hash_file
 from upfield.imaging.compressed_files import hash_voxels
+from upfield.imaging.slices import neighbour_indices
 from upfield.imaging.volume import Volume
 from upfield.sharding.building.journal import BlockRecord, read_record, write_record
 from upfield.sharding.building.pairs import Pair, make_pairs
@@ -145,6 +146,5 @@ def _samples(pairs: list[Pair], numbers: NDArray[np.int64], task: BlockTask) -> 
         }
         if fields := metadata[unit.cohort, unit.subject]:
             record["metadata"] = fields
-        # Slices beyond the border repeat it, as far as the context reaches.
-        neighbours = np.clip(np.arange(x - task.config.context, x + task.config.context + 1), 0, num_slices - 1)
+        (neighbours,) = neighbour_indices(np.array([x]), num_slices, task.config.context)
         yield Sample(unit.key(x), pair.low[neighbours], pair.high[x : x + 1], record)

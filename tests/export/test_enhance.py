@@ -19,8 +19,9 @@ from heads import OBLIQUE, SHAPE, load, write_scan
 from upfield.common.files import hash_file, write_json
 from upfield.export.enhance import main
 from upfield.export.scans import enhancer
+from upfield.export.scans.restoration import restore_volume
 from upfield.export.scans.restorer import OnnxRestorer
-from upfield.export.scans.scan import finish, prepare, restore_volume, write_enhanced
+from upfield.export.scans.scan import finish, prepare, write_enhanced
 
 SCRIPT = Path(__file__).parents[2] / "export" / "enhance.py"
 
