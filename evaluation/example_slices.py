@@ -8,7 +8,7 @@ from upfield.evaluation.summary import EvaluationResult
 from upfield.evaluation.volume_pairs import read_pair
 from upfield.export.scans.restoration import Restorer, restore_volume
 from upfield.sharding.previews.selection import VolumePair, group_volumes
-from upfield.sharding.shardset.reading import ShardSplit
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 # Slices of background are easy: a good value there says nothing.
 RANKED_BY = "psnr_slice_foreground"

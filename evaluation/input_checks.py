@@ -9,7 +9,7 @@ from upfield.common.progress import track
 from upfield.evaluation.configuration import EvaluateConfig
 from upfield.evaluation.restorers import open_restorer
 from upfield.sharding.shardset.manifest import Manifest, read_manifest
-from upfield.sharding.shardset.reading import ShardSplit
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from upfield.evaluation.volume_pairs import StackedPair, read_pair
 from upfield.export.scans.restoration import Restorer, restore_volume
 from upfield.imaging.head_mask import head_mask
 from upfield.sharding.previews.selection import VolumePair
-from upfield.sharding.shardset.reading import ShardSplit
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 
 @dataclass(frozen=True)

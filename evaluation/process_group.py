@@ -11,7 +11,7 @@ from upfield.common.progress import track
 from upfield.evaluation.measure import MeasurementSettings, measure_volumes
 from upfield.evaluation.measurements import SplitMeasurements, VolumeImages, VolumeMeasurements
 from upfield.sharding.previews.selection import VolumePair, group_volumes
-from upfield.sharding.shardset.reading import ShardSplit
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 # Processes wait for the one with the most work, which may take hours on a CPU.
 TIMEOUT = timedelta(hours=24)

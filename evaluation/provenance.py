@@ -17,7 +17,7 @@ from upfield.common.cores import processor_name
 from upfield.evaluation.configuration import EvaluateConfig
 from upfield.evaluation.measurements import AGAINST, MODEL, VolumeMeasurements
 from upfield.evaluation.restorers import ModelRestorer
-from upfield.sharding.shardset.reading import ShardSplit
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 PACKAGES = ("upfield", "numpy", "scipy", "scikit-image", "torchmetrics")
 

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from upfield.common.errors import ShardSetError
 from upfield.sharding.previews.selection import VolumePair
-from upfield.sharding.shardset.reading import ShardSplit
-from upfield.sharding.shardset.samplekey import SampleKey
+from upfield.sharding.shardset.sample_key import SampleKey
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from upfield.evaluation.reports.model_report import write_model_report
 from upfield.evaluation.reports.restored_volumes import save_volume, stale_volumes
 from upfield.evaluation.restorers import ModelRestorer, choose_device, open_restorers
 from upfield.evaluation.summary import EvaluationResult, metrics_tree
-from upfield.sharding.shardset.reading import ShardSplit
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 SCRIPT = Path(__file__).with_name("evaluate.py")
 VOLUMES = "volumes"

@@ -21,7 +21,8 @@ from upfield.sharding.cohorts.problems import Problem
 from upfield.sharding.cohorts.source_fingerprints import describe_sources
 from upfield.sharding.cohorts.subjects import Subject
 from upfield.sharding.configuration import ShardConfig
-from upfield.sharding.shardset.tarshard import SUFFIXES, Sample, ShardEntry, read_index, write_shard
+from upfield.sharding.shardset.shard_index import SUFFIXES, ShardEntry, read_index
+from upfield.sharding.shardset.shard_writer import Sample, write_shard
 
 
 @dataclass(frozen=True)
