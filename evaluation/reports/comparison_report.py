@@ -6,8 +6,9 @@ from typing import Any
 
 from upfield.common import html_page
 from upfield.common.files import write_json, write_text
+from upfield.common.tables import text_table
 from upfield.evaluation.metrics import METRICS
-from upfield.evaluation.paired_differences import CONFIDENCE
+from upfield.evaluation.reports.cells import DIFFERENCE_HEADER, difference_cells, number_cell
 from upfield.evaluation.reports.csv_files import means_csv
 from upfield.evaluation.reports.notes import counts_text
 from upfield.evaluation.summary import EvaluationResult, comparison_tree
@@ -15,7 +16,7 @@ from upfield.evaluation.summary import EvaluationResult, comparison_tree
 MAIN_METRICS = ("psnr_slice", "psnr_slice_foreground", "ssim_slice", "ms_ssim_axial", "nrmse", "score_ulf_enc")
 FIRST = "psnr_slice"
 PAGE, COMPARE_JSON, COMPARE_CSV = "compare.html", "compare.json", "compare.csv"
-DIFFERENCE_HEADER = ("difference", f"{CONFIDENCE:.0%} interval", "p", "subjects")
+HEADER = ("difference", *DIFFERENCE_HEADER, "subjects")
 
 
 def write_comparison(out: Path, result: EvaluationResult, models: Sequence[str], pages: Mapping[str, str]) -> None:
@@ -33,9 +34,11 @@ def write_comparison(out: Path, result: EvaluationResult, models: Sequence[str],
     write_page(out / PAGE, result, tree, pages)
     print(f"\n{counts_text(result.about)}: means")
     header = ["", *(label(metric) for metric in MAIN_METRICS)]
-    print_table(header, [[name, *(mean(tree, name, metric) for metric in MAIN_METRICS)] for name in result.methods])
+    rows = [[name, *(mean(tree, name, metric) for metric in MAIN_METRICS)] for name in result.methods]
+    print(text_table(header, rows, numeric=True))
     print(f"\n{METRICS[FIRST].label}, differences over subjects")
-    print_table(["", *DIFFERENCE_HEADER], [[row[0], *row[2:]] for row in difference_rows(tree, (FIRST,))])
+    rows = [[pair, *cells] for pair, _, *cells in difference_rows(tree, (FIRST,))]
+    print(text_table(["", *HEADER], rows, numeric=True))
     print(f"{out / PAGE}", flush=True)
 
 
@@ -46,29 +49,16 @@ def label(metric: str) -> str:
 
 def mean(tree: dict[str, Any], method: str, metric: str) -> str:
     """Format a method's mean under a metric; `-` if it has none."""
-    value = tree["methods"][method][metric]["mean"]
-    return "-" if value is None else f"{value:.{METRICS[metric].digits}f}"
+    return number_cell(tree["methods"][method][metric]["mean"], METRICS[metric].digits)
 
 
 def difference_rows(tree: dict[str, Any], metrics: Sequence[str]) -> Iterator[list[str]]:
-    """Yield a row per pair of methods and metric: the pair, the metric, and the cells that DIFFERENCE_HEADER names."""
+    """Yield a row per pair of methods and metric: the pair, the metric, and the cells that HEADER names."""
     for pair in tree["differences"]:
         for metric in metrics:
-            difference = pair["metrics"].get(metric)
-            if difference:
-                digits = METRICS[metric].digits
-                interval, p = "-", "-"
-                if difference["low"] is not None:
-                    interval = f"{difference['low']:+.{digits}f} to {difference['high']:+.{digits}f}"
-                    p = f"{difference['p']:.3f}"
-                yield [
-                    f"{pair['method']} - {pair['other']}",
-                    label(metric),
-                    f"{difference['mean']:+.{digits}f}",
-                    interval,
-                    p,
-                    str(difference["subjects"]),
-                ]
+            if difference := pair["metrics"].get(metric):
+                cells = difference_cells(difference, METRICS[metric].digits)
+                yield [f"{pair['method']} - {pair['other']}", label(metric), *cells, str(difference["subjects"])]
 
 
 def write_page(path: Path, result: EvaluationResult, tree: dict[str, Any], pages: Mapping[str, str]) -> None:
@@ -81,18 +71,10 @@ def write_page(path: Path, result: EvaluationResult, tree: dict[str, Any], pages
         html_page.paragraph(f"{counts_text(about)}. Means are over slices or volumes."),
         html_page.table(["metric", *result.methods], rows, "Means"),
         html_page.paragraph(tree["differences_method"], "Differences"),
-        html_page.table(["", "metric", *DIFFERENCE_HEADER], list(difference_rows(tree, MAIN_METRICS))),
+        html_page.table(["", "metric", *HEADER], list(difference_rows(tree, MAIN_METRICS))),
         html_page.table(["metric", "definition"], list(tree["definitions"].items()), "Definitions"),
         html_page.table(["", "value"], [["data hash", about["data_sha256"]], *machine], "Data and machine"),
         html_page.link_list({f"Report of {name}": page for name, page in pages.items()}, "Reports"),
         html_page.link_list({name: name for name in (COMPARE_JSON, COMPARE_CSV)}),
     ]
     html_page.write_report(path, f"Comparison of {len(pages)} models", sections)
-
-
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print columns, the first aligned left, the others aligned right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for name, *cells in (header, *rows):
-        right = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
-        print("  ".join([f"{name:<{widths[0]}}", *right]).rstrip())

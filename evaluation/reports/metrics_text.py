@@ -2,13 +2,11 @@
 
 from typing import Any
 
+from upfield.common.tables import text_table
 from upfield.evaluation.measurements import AGAINST, CUBIC, MODEL
 from upfield.evaluation.metrics import METRICS
-from upfield.evaluation.paired_differences import CONFIDENCE
+from upfield.evaluation.reports.cells import DIFFERENCE_HEADER, difference_cells, number_cell
 from upfield.evaluation.reports.notes import counts_text, notes
-
-# Columns that do not have the usual width.
-WIDTHS = {f"{CONFIDENCE:.0%} interval": 22, "p": 8}
 
 
 def metrics_text(tree: dict[str, Any]) -> str:
@@ -19,32 +17,22 @@ def metrics_text(tree: dict[str, Any]) -> str:
     """
     methods = [method for method in (CUBIC, MODEL, AGAINST) if method in tree]
     about = tree["about"]
-    columns = WIDTHS if about["subjects"] > 1 else {}
+    # A single subject has neither interval nor p.
+    difference_header = DIFFERENCE_HEADER if about["subjects"] > 1 else ()
     others = [other for other in (CUBIC, AGAINST) if other in methods]
-    titles = [f"{method} mean" for method in methods]
-    titles += [title for other in others for title in (f"{MODEL} - {other}", *columns)]
-    lines = [f"{counts_text(about)}: {about['restorer']}"]
-    lines += [f"against: {about['against']}"] if AGAINST in methods else []
-    lines.append(f"{'':<22}" + "".join(f"{title:>{WIDTHS.get(title, 16)}}" for title in titles))
+    header = ["", *(f"{method} mean" for method in methods)]
+    header += [title for other in others for title in (f"{MODEL} - {other}", *difference_header)]
+    rows: list[list[str]] = []
     for name, metric in METRICS.items():
         means = [tree[method][name]["mean"] for method in methods]
         if means == [None] * len(means):
             continue
-        numbers = "".join(f"{'-':>16}" if mean is None else f"{mean:>16.{metric.digits}f}" for mean in means)
-        numbers += "".join(
-            _difference(tree["differences"][f"{MODEL} - {other}"].get(name), metric.digits, bool(columns))
-            for other in others
-        )
-        lines.append(f"{name if metric.higher_is_better else f'{name} (lower)':<22}{numbers}".rstrip())
-    return "\n".join([*lines, *notes(tree)])
-
-
-def _difference(difference: dict[str, Any] | None, digits: int, with_interval: bool) -> str:
-    room = sum(WIDTHS.values()) if with_interval else 0
-    if difference is None:
-        return f"{'-':>16}{'':{room}}" if room else f"{'-':>16}"
-    mean = f"{difference['mean']:>+16.{digits}f}"
-    if difference["low"] is None:
-        return mean + " " * room
-    interval = f"{difference['low']:+.{digits}f} .. {difference['high']:+.{digits}f}"
-    return f"{mean}{interval:>22}{difference['p']:>8.3f}"
+        row = [name if metric.higher_is_better else f"{name} (lower)"]
+        row += [number_cell(mean, metric.digits) for mean in means]
+        for other in others:
+            cells = difference_cells(tree["differences"][f"{MODEL} - {other}"].get(name), metric.digits)
+            row += cells[: 1 + len(difference_header)]
+        rows.append(row)
+    against = [f"against: {about['against']}"] if AGAINST in methods else []
+    table = text_table(header, rows, numeric=True)
+    return "\n".join([f"{counts_text(about)}: {about['restorer']}", *against, table, *notes(tree)])

@@ -11,8 +11,9 @@ from upfield.common import html_page
 from upfield.common.html_page import Section
 from upfield.evaluation.measurements import AGAINST, CUBIC, MODEL, VolumeImages
 from upfield.evaluation.metrics import METRICS
-from upfield.evaluation.paired_differences import CONFIDENCE, METHOD
+from upfield.evaluation.paired_differences import METHOD
 from upfield.evaluation.reports import figures
+from upfield.evaluation.reports.cells import DIFFERENCE_HEADER, difference_cells, number_cell
 from upfield.evaluation.reports.content import ReportContent, TrainingRecord
 from upfield.evaluation.reports.metrics_table import metric_label, metrics_table
 from upfield.evaluation.reports.notes import counts_text, notes
@@ -23,7 +24,6 @@ from upfield.evaluation.summary import TRUST, EvaluationResult, groups
 VIEWER_ROOM = 1.12
 GROUP_METRICS = ("psnr_slice", "psnr_slice_foreground", "ssim_slice", "ms_ssim_axial", "nrmse", "score_ulf_enc")
 GAIN_METRICS = ("psnr_slice", "ssim_slice")
-INTERVAL_HEADER = (f"{CONFIDENCE:.0%} interval", "p")
 RESEARCH_USE = (
     "A neural network made the restored images. They are for research, not for diagnosis. Structure that the low-field "
     "scan does not contain cannot come from the scan."
@@ -119,28 +119,10 @@ def _against(tree: dict[str, Any]) -> list[Section]:
     if not differences:
         return []
     rows = [
-        [metric_label(METRICS[name]), *_difference_cells(one, METRICS[name].digits)]
-        for name, one in differences.items()
+        [metric_label(METRICS[name]), *difference_cells(one, METRICS[name].digits)] for name, one in differences.items()
     ]
-    header = ["metric", "model - against", *INTERVAL_HEADER]
+    header = ["metric", "model - against", *DIFFERENCE_HEADER]
     return [html_page.table(header, rows, "The model against the other")]
-
-
-def _difference_cells(difference: dict[str, Any] | None, digits: int) -> list[str]:
-    """Format a difference, its interval and its p."""
-    if difference is None:
-        return ["-"] * 3
-    low, high = (_signed(difference[end], digits) for end in ("low", "high"))
-    interval = "-" if difference["low"] is None else f"{low} to {high}"
-    return [_signed(difference["mean"], digits), interval, _p(difference)]
-
-
-def _signed(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:+.{digits}f}"
-
-
-def _p(difference: dict[str, Any]) -> str:
-    return "-" if difference["p"] is None else f"{difference['p']:.3f}"
 
 
 def _spread(result: EvaluationResult) -> Section:
@@ -157,13 +139,13 @@ def _groups(tree: dict[str, Any], result: EvaluationResult) -> list[Section]:
         group_tree = tree["groups"][name]
         subjects = str(len({(volume.cohort, volume.subject) for volume in group.volumes}))
         for method in group.methods:
-            row = [_shown(group_tree[method][metric]["mean"], METRICS[metric].digits) for metric in GROUP_METRICS]
+            row = [number_cell(group_tree[method][metric]["mean"], METRICS[metric].digits) for metric in GROUP_METRICS]
             means.append([name, subjects, method, *row])
         differences = group_tree["differences"][f"{MODEL} - {CUBIC}"]
-        cells = [_difference_cells(differences.get(metric), METRICS[metric].digits) for metric in GAIN_METRICS]
+        cells = [difference_cells(differences.get(metric), METRICS[metric].digits) for metric in GAIN_METRICS]
         gains.append([name, subjects, *(cell for row in cells for cell in row)])
     labels = [metric_label(METRICS[metric]) for metric in GROUP_METRICS]
-    header = [title for metric in GAIN_METRICS for title in (f"{METRICS[metric].label}, gain", *INTERVAL_HEADER)]
+    header = [title for metric in GAIN_METRICS for title in (f"{METRICS[metric].label}, gain", *DIFFERENCE_HEADER)]
     return [
         html_page.table(["cohort, kind", "subjects", "method", *labels], means, "Per cohort, real and synthetic"),
         html_page.table(["cohort, kind", "subjects", *header], gains),
@@ -172,16 +154,12 @@ def _groups(tree: dict[str, Any], result: EvaluationResult) -> list[Section]:
 
 def _subjects(tree: dict[str, Any], methods: tuple[str, ...]) -> list[Section]:
     rows = [
-        [f"{row['cohort']}, {row['subject']}", *(_shown(row[m]["psnr_slice"], 2) for m in methods)]
-        + [_shown(row[m]["ssim_slice"], 4) for m in methods]
+        [f"{row['cohort']}, {row['subject']}", *(number_cell(row[m]["psnr_slice"], 2) for m in methods)]
+        + [number_cell(row[m]["ssim_slice"], 4) for m in methods]
         for row in tree["subjects"]
     ]
     header = ["subject", *(f"PSNR slice, {m}" for m in methods), *(f"SSIM slice, {m}" for m in methods)]
     return [html_page.table(header, rows, "Per subject")]
-
-
-def _shown(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _doubts(tree: dict[str, Any], images: VolumeImages) -> list[Section]:
@@ -194,8 +172,8 @@ def _doubts(tree: dict[str, Any], images: VolumeImages) -> list[Section]:
     words.append(RESOLUTION_LIMIT.format(measures="these measures" if is_perturbed else "this measure"))
     doubts = [f"disagreement, {method}" for method in models if is_perturbed]
     rows = [
-        [name, *(_shown(trust[method]["volumes"][name]["inconsistency"], 4) for method in trust)]
-        + [_shown(trust[method]["volumes"][name]["disagreement"], 4) for method in models if is_perturbed]
+        [name, *(number_cell(trust[method]["volumes"][name]["inconsistency"], 4) for method in trust)]
+        + [number_cell(trust[method]["volumes"][name]["disagreement"], 4) for method in models if is_perturbed]
         for name in trust[MODEL]["volumes"]
     ]
     return [
