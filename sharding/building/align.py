@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
+from skimage.filters import threshold_otsu
 
 from upfield.common.errors import InputError
 from upfield.imaging.volume import Volume
@@ -163,7 +164,7 @@ class _Head:
     def mask(self) -> NDArray[np.bool_]:
         """The largest bright region, holes filled, `(I, J, K)`; everything where there is none."""
         smooth = _blurred(self.volume, 3.0).voxels
-        regions, num_regions = ndimage.label(ndimage.binary_fill_holes(smooth > 0.6 * _otsu(smooth)))  # pyright: ignore[reportGeneralTypeIssues]
+        regions, num_regions = ndimage.label(ndimage.binary_fill_holes(smooth > 0.6 * threshold_otsu(smooth.ravel())))  # pyright: ignore[reportGeneralTypeIssues]
         if num_regions == 0:
             return np.ones(smooth.shape, dtype=bool)
         return regions == 1 + np.argmax(np.bincount(regions.ravel())[1:])
@@ -304,16 +305,6 @@ def _reduced(volume: Volume, voxel_mm: float) -> Volume:
     affine[:3, 3] += affine[:3, :3] @ ((factor - 1) / 2)
     affine[:3, :3] *= factor
     return Volume(blocks.mean(axis=(1, 3, 5), dtype=np.float32), affine)
-
-
-def _otsu(voxels: NDArray[np.float32]) -> float:
-    """Give the threshold that separates two classes best (Otsu 1979), of `(I, J, K)`."""
-    counts, edges = np.histogram(voxels, 256)
-    centres = (edges[1:] + edges[:-1]) / 2
-    below, sums = np.cumsum(counts)[:-1], np.cumsum(counts * centres)
-    total = counts.sum()
-    separation = (sums[-1] * below / total - sums[:-1]) ** 2 / np.maximum(below * (total - below), 1)
-    return float(centres[np.argmax(separation)])
 
 
 def _geometry(affine: NDArray[np.float64]) -> tuple[list[float], list[float], list[float]]:
