@@ -417,12 +417,12 @@ def test_shards_of_a_block_with_other_members_are_not_kept(run_cli, killed, tiny
             "save_volumes: expected a place on this machine, found",
         ),
         (("--out", "local:///data/set"), "--out: expected a folder or an address like s3://bucket/set, found local:"),
-        (("--save_volumes", "cohort/cohorts.yaml"), "--save_volumes: expected a folder, found the file"),
+        (("--save_volumes", "cohort/cohorts.yaml"), "cohorts.yaml is a file, not a folder"),
         (("--pseudonym_key", "my.key"), "pseudonym_key: expected --pseudonymize with it"),
         (("--seed", "-1"), "seed: expected at least 0, found -1"),
         (("--save_volumes", "s3://me:secret@host/x"), "found the address s3://host/x"),
         (("--out", "s3:/bucket/set"), "--out: expected a folder or an address like s3://bucket/set, found s3:/bucket"),
-        (("--out", "cohort/cohorts.yaml"), "cohorts.yaml: expected a folder, found a file; choose another --out"),
+        (("--out", "cohort/cohorts.yaml"), "cohorts.yaml: this is a file, not a folder. Choose another --out."),
     ],
 )
 def test_places_that_are_none_are_refused_at_once(run_cli, cohort, tmp_path, monkeypatch, flags, said):
@@ -442,7 +442,7 @@ def test_pairs_that_do_not_lie_in_one_place_are_told_and_built(run_cli, cohort, 
     code, out, err = run_cli(main, *arguments(cohort, tmp_path / "shards"))
     assert code == 0
     assert "1 doubts of 1 subjects\nThese subjects are built all the same" in err
-    said = "some 15 mm apart posterior-anterior"
+    said = "some are 15 mm apart posterior-anterior"
     for _ in range(2):
         assert "in doubt: 1 subjects" in out
         assert said in out
