@@ -142,7 +142,7 @@ def write_ixi(path: Path, voxels: NDArray[np.float32], affine: NDArray[np.float6
 
 
 def _save(path: Path, voxels: NDArray[np.float32], affine: NDArray[np.float64]) -> None:
-    # nibabel compresses at level 1, which is fast, and writes no time into the file, so that equal voxels are equal bytes.
+    # nibabel compresses at level 1, which is fast, and writes no time into the file: equal voxels make equal bytes.
     image = Nifti1Image(np.rint(voxels).astype(np.int16), affine)
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code="scanner")
