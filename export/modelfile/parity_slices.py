@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upfield.common.errors import InputError, ShardSetError
-from upfield.sharding.shardset.reading import ShardSplit
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 NUM_SLICES = 4
 
