@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from upfield.common import html_page as report
 from upfield.common.html_page import Section
-from upfield.distributed.log import LOG, parse_log
+from upfield.distributed.logs.metrics_log import LOG, parse_log
 from upfield.evaluation import comparison
 from upfield.evaluation.measure import AGAINST, CUBIC, MODEL, VolumeImages
 from upfield.evaluation.metrics import METRICS
