@@ -97,7 +97,7 @@ def relaunch(script: Path, config: Any, stop: StopRequest | None = None) -> int:
             ranks: list[subprocess.Popen[bytes]] = []
             for rank in range(count):
                 own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                # In its own session, so that a signal from a terminal or scheduler reaches it once, through this process.
+                # In its own session, so that a signal from a terminal or scheduler comes once, through this process.
                 process = subprocess.Popen(
                     command, env=environment | own, preexec_fn=prepare_rank, start_new_session=True
                 )
