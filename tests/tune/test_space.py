@@ -138,7 +138,7 @@ def test_a_space_that_cannot_be_searched_is_refused(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("resources: {workers_per_trial: 3}", "expected a multiple of the 3 processes"),
+        ("resources: {workers_per_trial: 3}", "expected a multiple of 3, the number of processes"),
         ("package: upfield.txt", "expected a wheel"),
         ("package: FOLDER/other.whl", "expected a wheel of upfield, found one of other"),
         ("package: FOLDER/torn.whl", "expected a wheel, found none that can be read"),
