@@ -34,7 +34,8 @@ def write_set(folder: Path, num_subjects: int) -> float:
     from upfield.sharding.cohorts.subjects import Source, Subject
     from upfield.sharding.configuration import ShardConfig
     from upfield.sharding.shardset.manifest import Addition, content_config, write_manifest
-    from upfield.sharding.shardset.tarshard import INDEX_VERSION, Sample, ShardEntry, write_shard
+    from upfield.sharding.shardset.shard_index import INDEX_VERSION, ShardEntry
+    from upfield.sharding.shardset.shard_writer import Sample, write_shard
 
     noise = np.random.default_rng(0).random((SAMPLES_PER_SHARD, *SHAPE), dtype=np.float32).astype(np.float16)
     keys = [f"ixi-{i // SLICES:06d}-synthetic-0-x{i % SLICES:03d}" for i in range((num_subjects + 1) * SLICES)]
@@ -77,7 +78,7 @@ def watch(folder: Path, num_workers: int, batch_size: int) -> list[float]:
     """Read all epochs; give the memory of the index's arrays, of all when opened, and the largest of each epoch."""
     from upfield.distributed.configuration import AugmentConfig
     from upfield.distributed.samples.reader import Sequencing, TrainingBatches, training_loader
-    from upfield.sharding.shardset.reading import ShardSplit
+    from upfield.sharding.shardset.shard_split import ShardSplit
 
     split = ShardSplit(folder, "train")
     index_mb = sum(value.nbytes for value in vars(split).values() if isinstance(value, np.ndarray)) / 1e6

@@ -73,7 +73,7 @@ def write_upfield(folder: Path, num_samples: int) -> None:
     """Write a shard set as `upfield shard` does."""
     from upfield.sharding.configuration import ShardConfig
     from upfield.sharding.shardset.manifest import Addition, content_config, write_manifest
-    from upfield.sharding.shardset.tarshard import Sample, write_shard
+    from upfield.sharding.shardset.shard_writer import Sample, write_shard
 
     noise, entries = draw_noise(), []
     for numbers in np.array_split(np.arange(num_samples), NUM_SHARDS):
@@ -132,7 +132,7 @@ def read_upfield(folder: Path, batch_size: int, num_workers: int) -> Iterator[Ep
     """Read as training does."""
     from upfield.distributed.configuration import AugmentConfig
     from upfield.distributed.samples.reader import Sequencing, TrainingBatches, training_loader
-    from upfield.sharding.shardset.reading import ShardSplit
+    from upfield.sharding.shardset.shard_split import ShardSplit
 
     batches = TrainingBatches(ShardSplit(folder / OURS, "train"), Sequencing(0, batch_size, 16, AugmentConfig(), 0, 1))
     loader = training_loader(batches, range(2**40), num_workers, prefetch=4, pin_memory=False)

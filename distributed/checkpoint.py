@@ -17,12 +17,11 @@ from torch import Tensor
 
 from upfield.common.command import to_yaml
 from upfield.common.errors import InputError
-from upfield.common.files import atomic_folder, point_symlink, replace_folder, write_json, write_text
+from upfield.common.files import atomic_folder, hash_file, point_symlink, replace_folder, write_json, write_text
 from upfield.common.progress import say
 from upfield.distributed.configuration import TrainConfig
 from upfield.model.amir import AmirConfig
 from upfield.model.weights import CONFIG, METRICS, MODEL, save_weights
-from upfield.sharding.shardset.tarshard import hash_file
 
 AVERAGE, OPTIMIZER, PROGRESS, HASHES = "average.safetensors", "optimizer.pt", "progress.json", "sha256.json"
 CHECKPOINT_NAME = re.compile(r"step-\d{8,}")

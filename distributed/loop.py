@@ -75,7 +75,7 @@ def finish_step(run: TrainingRun, log: RunLog, interval: LogInterval, batch: Bat
     config, step = run.config, run.progress.step
     if config.data.trace:
         log.trace((step - 1) // run.batches.steps_per_epoch, step, global_keys(run, batch))
-    log.advance(step)
+    log.advance()
     if step % config.run.log_every == 0 or step == run.total_steps:
         log_step(run, log, interval)
     save_now = stop.agreed or is_due(run, config.run.checkpoint_every)

@@ -13,7 +13,7 @@ from upfield.distributed.configuration import TrainConfig
 from upfield.distributed.samples.source import open_splits
 from upfield.model.losses import LEAST_SIZES
 from upfield.sharding.shardset.manifest import Manifest
-from upfield.sharding.shardset.reading import ShardSplit
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 
 def refuse_unusable(config: TrainConfig, world_size: int) -> None:

@@ -29,7 +29,7 @@ from upfield.distributed.preconditions import open_data, refuse_other_file, refu
 from upfield.distributed.samples.reader import Sequencing, TrainingBatches
 from upfield.distributed.weight_average import WeightAverage
 from upfield.sharding.shardset.manifest import Manifest
-from upfield.sharding.shardset.reading import ShardSplit
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 Figures = dict[str, float | int]
 # Takes the progress, the number of epochs done, and the figures of a validation.

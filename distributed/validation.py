@@ -10,7 +10,7 @@ from torch import Tensor
 from upfield.common.errors import DivergedError
 from upfield.distributed.samples.reader import every_sample_in_step
 from upfield.model.quality import METRICS
-from upfield.sharding.shardset.reading import ShardSplit
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 NAMES = [*METRICS, *(f"cubic_{name}" for name in METRICS)]
 

@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 from upfield.common.progress import track
 from upfield.evaluation.measure import Measuring, VolumeFigures, VolumeImages, measure
 from upfield.sharding.previews.selection import VolumePair
-from upfield.sharding.shardset.reading import ShardSplit
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 # Processes wait for the one with the most to do, which may take hours on a CPU.
 TIMEOUT = timedelta(hours=24)

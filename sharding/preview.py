@@ -10,7 +10,7 @@ from upfield.common.files import write_bytes
 from upfield.sharding.configuration import PreviewConfig
 
 if TYPE_CHECKING:
-    from upfield.sharding.shardset.reading import ShardSplit
+    from upfield.sharding.shardset.shard_split import ShardSplit
 
 # What fills one picture, and what a browser still opens gladly (some 40 MB).
 MOST_PAIRS = {".png": 80, ".html": 24}
@@ -18,7 +18,7 @@ MOST_PAIRS = {".png": 80, ".html": 24}
 
 def preview(config: PreviewConfig) -> None:
     """Draw the picture or the page and print what is on it."""
-    from upfield.sharding.shardset.reading import ShardSplit
+    from upfield.sharding.shardset.shard_split import ShardSplit
 
     assert config.shards is not None
     assert config.out is not None
@@ -41,7 +41,7 @@ def preview(config: PreviewConfig) -> None:
 
 
 def _draw_picture(split: "ShardSplit", config: PreviewConfig) -> tuple[bytes, dict[tuple[str, str], int]]:
-    from upfield.sharding.previews.contactsheet import draw_sheet
+    from upfield.sharding.previews.contact_sheet import draw_sheet
     from upfield.sharding.previews.selection import choose_groups
 
     groups = choose_groups(split, config.pairs, config.seed)
@@ -51,7 +51,7 @@ def _draw_picture(split: "ShardSplit", config: PreviewConfig) -> tuple[bytes, di
 
 def _draw_page(split: "ShardSplit", config: PreviewConfig) -> tuple[bytes, dict[tuple[str, str], int]]:
     from upfield.common.progress import track
-    from upfield.sharding.previews.contactsheet import draw_histograms
+    from upfield.sharding.previews.contact_sheet import draw_histograms
     from upfield.sharding.previews.selection import choose_groups, choose_volumes
     from upfield.sharding.previews.slider import draw_slider
 

@@ -11,12 +11,18 @@ from accelerate import Accelerator
 from accelerate.tracking import TensorBoardTracker
 from torch import Tensor
 
-from upfield.common.progress import say
+from upfield.common.progress import ProgressBar, say
 from upfield.distributed.agreement import write_on_main_process
 from upfield.distributed.checkpoint import TrainingProgress
-from upfield.distributed.display import Bar
 from upfield.distributed.logs.metrics_log import LOG
 
+# How the bar shows figures of a training interval.
+BAR_FIGURES = {
+    "loss": "loss {:.4f}",
+    "slices_per_s": "{:.1f} slices/s",
+    "data_wait": "data wait {:.0%}",
+    "memory_gb": "{:.1f} GB",
+}
 PROJECT = "upfield"  # the project of the run in wandb and mlflow
 
 
@@ -55,7 +61,8 @@ class RunLog:
         accelerator.log_with = [own if str(kind) == "tensorboard" else kind for kind in accelerator.log_with]
         if accelerator.log_with:
             accelerator.init_trackers(PROJECT)
-        self._bar = Bar(self._active, progress.step, total_steps)
+        # Without a terminal the log's own lines show the progress.
+        self._bar = ProgressBar("steps", total_steps, progress.step, visible=self._active, has_lines=False)
 
     def _open(self, path: Path, progress: TrainingProgress) -> TextIO:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,9 +78,9 @@ class RunLog:
         file.truncate(kept)
         return file
 
-    def advance(self, step: int) -> None:
-        """Show that `step` steps are done."""
-        self._bar.advance(step)
+    def advance(self) -> None:
+        """Count one more step as done."""
+        self._bar.advance()
 
     def metrics(self, event: str, step: int, epoch: float, values: dict[str, Any]) -> None:
         """Log a training interval or a validation to metrics.jsonl, to the trackers and on stderr.
@@ -93,7 +100,8 @@ class RunLog:
         numbers = {f"{event}/{key}": value for key, value in values.items() if isinstance(value, int | float)}
         self._accelerator.log(numbers, step=step)
         if event == "train":
-            self._bar.figures(values)
+            figures = [form.format(values[name]) for name, form in BAR_FIGURES.items() if name in values]
+            self._bar.show_figures("  ".join(figures))
         # The file also holds the statistics over slices, which would make the printed line too long.
         plain = {key: value for key, value in values.items() if not key.endswith(("_median", "_std", "_min", "_max"))}
         shown = "  ".join(f"{key} {value:.4g}" for key, value in plain.items() if isinstance(value, int | float))

@@ -16,7 +16,7 @@ from torch import Tensor
 from upfield.distributed.configuration import AugmentConfig
 from upfield.distributed.samples.augment import augment_pair
 from upfield.distributed.samples.order import epoch_order, rank_share
-from upfield.sharding.shardset.reading import ShardSplit
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 # Gives memory of a shape, float16.
 Memory = Callable[[tuple[int, ...]], Tensor]

@@ -9,15 +9,17 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from tarfile import BLOCKSIZE
 
 import numpy as np
 
 from upfield.common.addresses import shown
 from upfield.common.errors import FetchError, InputError, ShardSetError
+from upfield.common.files import hash_file
 from upfield.common.stores import NEVER, Store, TransferCancelledError
 from upfield.distributed.samples.cache import CachedFile, ShardCache
 from upfield.sharding.shardset.manifest import MANIFEST, Manifest, hash_manifest, parse_manifest
-from upfield.sharding.shardset.tarshard import BLOCK_BYTES, ShardEntry, ShardIndex, hash_file, parse_index
+from upfield.sharding.shardset.shard_index import ShardEntry, ShardIndex, parse_index
 
 NUM_INDEX_FETCHES = 16
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
@@ -207,8 +209,8 @@ def checked_index(data: bytes, where: str, entry: ShardEntry) -> ShardIndex:
     index = parse_index(data, where)
     sizes, offsets = index.sizes.ravel(), index.offsets.ravel()
     # A header's block, then the member, filled up to a whole block.
-    room = BLOCK_BYTES - (-sizes // BLOCK_BYTES) * BLOCK_BYTES
-    expected = np.cumsum(room) - room + BLOCK_BYTES
+    room = BLOCKSIZE - (-sizes // BLOCKSIZE) * BLOCKSIZE
+    expected = np.cumsum(room) - room + BLOCKSIZE
     if len(index.keys) != entry.samples or (offsets != expected).any() or room.sum() > entry.bytes:
         raise ShardSetError(
             f"{where}: expected the index of a tar of {entry.bytes} bytes, found another; rebuild the set"

@@ -14,7 +14,7 @@ from upfield.common.progress import say
 from upfield.sharding.cohorts.privacy import Pseudonyms
 from upfield.sharding.cohorts.problems import Field, Problem
 from upfield.sharding.configuration import CohortConfig
-from upfield.sharding.shardset.samplekey import SampleKey
+from upfield.sharding.shardset.sample_key import SampleKey
 
 SPLITS = ("train", "val", "test")
 Split = Literal["train", "val", "test"]

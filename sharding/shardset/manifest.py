@@ -16,7 +16,7 @@ from upfield.sharding.building.journal import is_unfinished
 from upfield.sharding.cohorts.privacy import Pseudonyms, public_cohort
 from upfield.sharding.cohorts.subjects import SPLITS, Subject
 from upfield.sharding.configuration import ShardConfig
-from upfield.sharding.shardset.tarshard import ShardEntry
+from upfield.sharding.shardset.shard_index import ShardEntry
 
 FORMAT = "upfield-shards"
 VERSION = 2

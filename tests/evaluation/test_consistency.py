@@ -18,7 +18,7 @@ from upfield.sharding.building.synthetic import Degradation, degrade
 from upfield.sharding.configuration import GeometryConfig
 from upfield.sharding.previews.selection import group_volumes
 from upfield.sharding.shardset.manifest import Manifest
-from upfield.sharding.shardset.reading import ShardSplit
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 GEOMETRY = GeometryConfig(
     low_shape=(20, 24, 12), low_spacing_mm=(1.6, 1.6, 4.0), high_shape=(32, 40, 48), high_spacing_mm=(1, 1, 1)

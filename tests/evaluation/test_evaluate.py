@@ -22,8 +22,8 @@ from upfield.evaluation.restorers import TorchRestorer
 from upfield.evaluation.summary import Evaluated, metrics_tree, notes, slices_csv, statistics, table
 from upfield.evaluation.volumes import StackedPair, read_pair
 from upfield.sharding.previews.selection import group_volumes
-from upfield.sharding.shardset.reading import ShardSplit
-from upfield.sharding.shardset.samplekey import SampleKey
+from upfield.sharding.shardset.sample_key import SampleKey
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 SUBJECTS, VOLUMES, SLICES = 6, 9, 180
 

@@ -8,7 +8,7 @@ import pytest
 from upfield.sharding.configuration import GeometryConfig, ShardConfig
 from upfield.sharding.preview import main
 from upfield.sharding.shardset.manifest import Addition, content_config, write_manifest
-from upfield.sharding.shardset.tarshard import Sample, write_shard
+from upfield.sharding.shardset.shard_writer import Sample, write_shard
 
 
 def write_foreign(root, keys):

@@ -22,7 +22,7 @@ from upfield.distributed.samples.reader import (
     training_loader,
 )
 from upfield.model.amir import AmirConfig
-from upfield.sharding.shardset.reading import ShardSplit
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from upfield.sharding.building.journal import alone, read_record, write_record
 from upfield.sharding.cohorts.subjects import SPLITS
 from upfield.sharding.shard import main
 from upfield.sharding.shardset.manifest import read_manifest
-from upfield.sharding.shardset.reading import ShardSplit
+from upfield.sharding.shardset.shard_split import ShardSplit
 from upfield.sharding.verify import main as verify
 
 NUM_SLICES = 20
