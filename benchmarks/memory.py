@@ -77,12 +77,12 @@ def resident_mb() -> float:
 def watch(folder: Path, num_workers: int, batch_size: int) -> list[float]:
     """Read all epochs; give the memory of the index's arrays, of all when opened, and the largest of each epoch."""
     from upfield.distributed.configuration import AugmentConfig
-    from upfield.distributed.samples.reader import Sequencing, TrainingBatches, training_loader
+    from upfield.distributed.samples.reader import BatchPlan, TrainingBatches, training_loader
     from upfield.sharding.shardset.shard_split import ShardSplit
 
     split = ShardSplit(folder, "train")
     index_mb = sum(value.nbytes for value in vars(split).values() if isinstance(value, np.ndarray)) / 1e6
-    batches = TrainingBatches(split, Sequencing(0, batch_size, 16, AugmentConfig(), 0, 1))
+    batches = TrainingBatches(split, BatchPlan(0, batch_size, 16, AugmentConfig(), 0, 1))
     steps = batches.steps_per_epoch
     found_mb = [index_mb, resident_mb(), *[0.0] * EPOCHS]
     for step, _ in enumerate(

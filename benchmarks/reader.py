@@ -131,10 +131,10 @@ def worker_options(num_workers: int) -> dict[str, Any]:
 def read_upfield(folder: Path, batch_size: int, num_workers: int) -> Iterator[Epoch]:
     """Read as training does."""
     from upfield.distributed.configuration import AugmentConfig
-    from upfield.distributed.samples.reader import Sequencing, TrainingBatches, training_loader
+    from upfield.distributed.samples.reader import BatchPlan, TrainingBatches, training_loader
     from upfield.sharding.shardset.shard_split import ShardSplit
 
-    batches = TrainingBatches(ShardSplit(folder / OURS, "train"), Sequencing(0, batch_size, 16, AugmentConfig(), 0, 1))
+    batches = TrainingBatches(ShardSplit(folder / OURS, "train"), BatchPlan(0, batch_size, 16, AugmentConfig(), 0, 1))
     loader = training_loader(batches, range(2**40), num_workers, prefetch=4, pin_memory=False)
     while True:
         yield ((batch.low, batch.high) for batch in islice(loader, batches.steps_per_epoch))

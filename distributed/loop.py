@@ -10,7 +10,7 @@ from upfield.distributed.checkpoint import TrainingProgress, save_best, save_che
 from upfield.distributed.configuration import TrainConfig
 from upfield.distributed.logs.log_interval import LogInterval
 from upfield.distributed.logs.run_log import RunLog
-from upfield.distributed.samples.fetcher import fetched_ahead
+from upfield.distributed.samples.fetcher import fetch_ahead
 from upfield.distributed.samples.reader import Batch, training_loader
 from upfield.distributed.training_run import Figures, OnValidation, TrainingRun, close_run, open_run
 from upfield.distributed.training_step import global_keys, train_step
@@ -59,7 +59,7 @@ def train(run: TrainingRun, log: RunLog, stop: StopRequest) -> None:
     steps = range(run.progress.step, run.total_steps)
     pin_memory = run.accelerator.device.type == "cuda"
     batches = training_loader(run.batches, steps, config.num_workers, config.prefetch, pin_memory)
-    batches = fetched_ahead(batches, run.batches, steps, config.num_workers * config.prefetch)
+    batches = fetch_ahead(batches, run.batches, steps, config.num_workers * config.prefetch)
     with closing(batches):
         for batch in interval.time_waits(batches):
             interval.add(train_step(run, batch, stop), config.batch_size)

@@ -10,7 +10,7 @@ from accelerate.utils import LoggerType
 
 from upfield.common.errors import InputError
 from upfield.distributed.configuration import TrainConfig
-from upfield.distributed.samples.source import open_splits
+from upfield.distributed.samples.splits import open_splits
 from upfield.model.losses import LEAST_SIZES
 from upfield.sharding.shardset.manifest import Manifest
 from upfield.sharding.shardset.shard_split import ShardSplit

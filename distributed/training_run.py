@@ -26,7 +26,7 @@ from upfield.distributed.configuration import TrainConfig
 from upfield.distributed.launch import expected_world_size, make_accelerator
 from upfield.distributed.learner import Learner, build_network, build_optimizer
 from upfield.distributed.preconditions import open_data, refuse_other_file, refuse_other_view, refuse_unusable
-from upfield.distributed.samples.reader import Sequencing, TrainingBatches
+from upfield.distributed.samples.reader import BatchPlan, TrainingBatches
 from upfield.distributed.weight_average import WeightAverage
 from upfield.sharding.shardset.manifest import Manifest
 from upfield.sharding.shardset.shard_split import ShardSplit
@@ -89,7 +89,7 @@ def _open_run(config: TrainConfig) -> TrainingRun:
     split, validation = run_on_all_processes(lambda: open_data(config))
     start, lock = claim_folder(config, split.manifest)
     order = (config.run.seed, config.data.batch_size, config.data.window_shards, config.data.augment)
-    batches = TrainingBatches(split, Sequencing(*order, accelerator.process_index, world_size))
+    batches = TrainingBatches(split, BatchPlan(*order, accelerator.process_index, world_size))
     total_steps = min(config.run.epochs * batches.steps_per_epoch, config.run.max_steps or 2**62)
     network = build_network(config, split.manifest, accelerator)
     # Before loading, because wrappers that split the weights over processes replace the parameters.

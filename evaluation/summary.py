@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from upfield.common.tables import text_table
 from upfield.evaluation import comparison
 from upfield.evaluation.consistency import BAND_NAMES
 from upfield.evaluation.measure import AGAINST, CUBIC, MODEL, VolumeFigures
@@ -20,7 +21,6 @@ HELD_OUT = {
     "val": "split val: the best model was chosen on these subjects, so the figures flatter it",
 }
 # Of columns of the table that are not of the usual width.
-WIDTHS = {f"{comparison.CONFIDENCE:.0%} interval": 22, "p": 8}
 DIFFERENCES = ((MODEL, CUBIC), (MODEL, AGAINST))
 TRUST = {
     "inconsistency": (
@@ -240,23 +240,25 @@ def table(tree: dict[str, Any]) -> str:
     """
     methods = [method for method in (CUBIC, MODEL, AGAINST) if method in tree]
     about = tree["about"]
-    columns = WIDTHS if about["subjects"] > 1 else {}
+    has_interval = about["subjects"] > 1
     others = [other for other in (CUBIC, AGAINST) if other in methods]
-    titles = [f"{method} mean" for method in methods]
-    titles += [title for other in others for title in (f"{MODEL} - {other}", *columns)]
-    lines = [f"{counted(about)}: {about['restorer']}"]
-    lines += [f"against: {about['against']}"] if AGAINST in methods else []
-    lines.append(f"{'':<22}" + "".join(f"{title:>{WIDTHS.get(title, 16)}}" for title in titles))
+    header = ["", *(f"{method} mean" for method in methods)]
+    for other in others:
+        header += [f"{MODEL} - {other}", *([f"{comparison.CONFIDENCE:.0%} interval", "p"] if has_interval else [])]
+    rows: list[list[str]] = []
     for name, metric in METRICS.items():
         means = [tree[method][name]["mean"] for method in methods]
         if means == [None] * len(means):
             continue
-        numbers = "".join(f"{'-':>16}" if mean is None else f"{mean:>16.{metric.digits}f}" for mean in means)
-        numbers += "".join(
-            _difference(tree["differences"][f"{MODEL} - {other}"].get(name), metric.digits, bool(columns))
-            for other in others
-        )
-        lines.append(f"{name if metric.higher_is_better else f'{name} (lower)':<22}{numbers}".rstrip())
+        row = [name if metric.higher_is_better else f"{name} (lower)"]
+        row += ["-" if mean is None else f"{mean:.{metric.digits}f}" for mean in means]
+        for other in others:
+            cells = _difference_cells(tree["differences"][f"{MODEL} - {other}"].get(name), metric.digits)
+            row += cells if has_interval else cells[:1]
+        rows.append(row)
+    lines = [f"{counted(about)}: {about['restorer']}"]
+    lines += [f"against: {about['against']}"] if AGAINST in methods else []
+    lines.append(text_table(header, rows, numeric=True))
     return "\n".join([*lines, *notes(tree)])
 
 
@@ -268,15 +270,15 @@ def counted(about: dict[str, Any]) -> str:
     return f"{about['slices']} slices of {volumes} volume{plural}, {subjects}, split {about['split']}"
 
 
-def _difference(difference: dict[str, Any] | None, digits: int, with_interval: bool) -> str:
-    room = sum(WIDTHS.values()) if with_interval else 0
+def _difference_cells(difference: dict[str, Any] | None, digits: int) -> list[str]:
+    """Return the cells of a difference, its interval and its p."""
     if difference is None:
-        return f"{'-':>16}{'':{room}}" if room else f"{'-':>16}"
-    mean = f"{difference['mean']:>+16.{digits}f}"
+        return ["-", "", ""]
+    mean = f"{difference['mean']:+.{digits}f}"
     if difference["low"] is None:
-        return mean + " " * room
+        return [mean, "", ""]
     interval = f"{difference['low']:+.{digits}f} .. {difference['high']:+.{digits}f}"
-    return f"{mean}{interval:>22}{difference['p']:>8.3f}"
+    return [mean, interval, f"{difference['p']:.3f}"]
 
 
 def notes(tree: dict[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from upfield.common.addresses import is_address, is_remote, shown
+from upfield.common.addresses import format_address, is_address, is_remote
 from upfield.common.command import Command, execute
 from upfield.common.errors import InputError, ShardSetError
 from upfield.sharding.configuration import ShardConfig
@@ -42,9 +42,11 @@ def _build_and_send(config: ShardConfig, url: str, pseudonyms: "Pseudonyms | Non
             build(config, staging, pseudonyms)
         except ShardSetError as error:
             # The set is what the user knows, not where its manifest lies meanwhile.
-            raise ShardSetError(re.sub(rf"^{re.escape(str(staging))}(?=: )", shown(url), str(error))) from error
+            raise ShardSetError(
+                re.sub(rf"^{re.escape(str(staging))}(?=: )", format_address(url), str(error))
+            ) from error
         upload_set(staging, url)
-        _summarise(shown(url), staging)
+        _summarise(format_address(url), staging)
         remove_staging(staging)
 
 
@@ -59,7 +61,8 @@ def _pseudonyms(config: ShardConfig) -> "Pseudonyms | None":
         return None
     if config.pseudonym_key is None and is_remote(config.out):
         raise InputError(
-            f"--pseudonym_key: expected a file, found none; a key does not belong beside a set at {shown(config.out)}"
+            f"--pseudonym_key: expected a file, found none; a key does not belong beside a set at "
+            f"{format_address(config.out)}"
         )
     out = Path(config.out).absolute()
     key = config.pseudonym_key or out.with_name(f"{out.name}.key")

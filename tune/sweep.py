@@ -108,7 +108,7 @@ def refuse_incomplete(config: SweepConfig, points: "Sequence[Point] | None") -> 
     import importlib.util
 
     from upfield.distributed.preconditions import refuse_uneven_batch
-    from upfield.distributed.samples.source import read_set
+    from upfield.distributed.samples.splits import read_set
     from upfield.tune.space import with_point
 
     if config.train.data.shards is None:

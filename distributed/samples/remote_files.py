@@ -13,11 +13,11 @@ from tarfile import BLOCKSIZE
 
 import numpy as np
 
-from upfield.common.addresses import shown
+from upfield.common.addresses import format_address
 from upfield.common.errors import FetchError, InputError, ShardSetError
 from upfield.common.files import hash_file
 from upfield.common.stores import NEVER, Store, TransferCancelledError
-from upfield.distributed.samples.cache import CachedFile, ShardCache
+from upfield.distributed.samples.cache import FileIdentity, ShardCache
 from upfield.sharding.shardset.manifest import MANIFEST, Manifest, hash_manifest, parse_manifest
 from upfield.sharding.shardset.shard_index import ShardEntry, ShardIndex, parse_index
 
@@ -115,7 +115,7 @@ class RemoteFiles:
             raise
 
     def _where(self, name: str) -> str:
-        return f"{shown(self.store.address)}/{name}"
+        return f"{format_address(self.store.address)}/{name}"
 
     def _read_manifest(self, part: Path) -> Manifest:
         manifest = parse_manifest(part.read_bytes(), self._where(MANIFEST))
@@ -127,7 +127,7 @@ class RemoteFiles:
         return manifest
 
     def _index(self, entry: ShardEntry) -> ShardIndex:
-        file, name = CachedFile(f"{entry.sha256}.idx"), f"{entry.name}.idx"
+        file, name = FileIdentity(f"{entry.sha256}.idx"), f"{entry.name}.idx"
 
         def read(path: Path) -> ShardIndex:
             return checked_index(path.read_bytes(), self._where(name), entry)
@@ -223,5 +223,5 @@ def backoff_s(attempt: int) -> float:
     return min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (attempt - 1)) * JITTER.uniform(0.5, 1)
 
 
-def _tar(entry: ShardEntry) -> CachedFile:
-    return CachedFile(f"{entry.sha256}.tar", entry.bytes, entry.sha256)
+def _tar(entry: ShardEntry) -> FileIdentity:
+    return FileIdentity(f"{entry.sha256}.tar", entry.bytes, entry.sha256)

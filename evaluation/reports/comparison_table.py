@@ -8,6 +8,7 @@ from typing import Any
 
 from upfield.common import html_page as report
 from upfield.common.files import write_json, write_text
+from upfield.common.tables import text_table
 from upfield.evaluation import comparison
 from upfield.evaluation.measure import CUBIC
 from upfield.evaluation.metrics import METRICS
@@ -36,9 +37,9 @@ def write_comparison(out: Path, evaluated: Evaluated, models: Sequence[str], rep
     differences = list(difference_rows(tree, (FIRST,)))
     write_page(out / "compare.html", evaluated, tree, reports)
     print(f"\n{title}")
-    print_table(header, rows)
+    print(text_table(header, rows, numeric=True))
     print(f"\n{METRICS[FIRST].label}, differences over subjects")
-    print_table(["", *DIFFERENCE_HEADER], [[row[0], *row[2:]] for row in differences])
+    print(text_table(["", *DIFFERENCE_HEADER], [[row[0], *row[2:]] for row in differences], numeric=True))
     print(f"{out / 'compare.html'}", flush=True)
 
 
@@ -134,11 +135,3 @@ def write_page(path: Path, evaluated: Evaluated, tree: dict[str, Any], reports: 
         report.link_list({name: name for name in ("compare.json", "compare.csv")}),
     ]
     report.write_report(path, f"Comparison of {len(reports)} models", sections)
-
-
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print columns, the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for name, *cells in (header, *rows):
-        right = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
-        print("  ".join([f"{name:<{widths[0]}}", *right]).rstrip())

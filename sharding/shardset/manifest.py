@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from upfield.common.addresses import is_remote, shown
+from upfield.common.addresses import format_address, is_remote
 from upfield.common.command import to_tree
 from upfield.common.errors import ShardSetError
 from upfield.common.files import write_json
@@ -192,7 +192,7 @@ def read_manifest(root: Path) -> Manifest:
     path = root / MANIFEST
     if is_remote(str(root)):
         raise ShardSetError(
-            f"{shown(str(root))}: expected a folder, found an address; copy the set to this machine first"
+            f"{format_address(str(root))}: expected a folder, found an address; copy the set to this machine first"
         )
     if not path.is_file():
         what = "an unfinished build" if is_unfinished(root) else "no shard set"
