@@ -24,9 +24,10 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from host import processor
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 from scipy import ndimage
+
+from upfield.common.cores import processor_name
 
 # The grids of the report, and files as scanners give them: both fields need to be resampled.
 LOW_SHAPE, LOW_SPACING_MM = (112, 138, 40), (1.6, 1.6, 5.0)
@@ -258,7 +259,8 @@ def main() -> None:
     parser.add_argument("--subjects", type=int, nargs="*", default=[18])
     parser.add_argument("--folder", type=Path, default=None)
     options = parser.parse_args()
-    print(f"{processor()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, best of {REPEATS}")
+    cores = len(os.sched_getaffinity(0))
+    print(f"{processor_name()}, {cores} cores, Python {platform.python_version()}, best of {REPEATS}")
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         write_cohort(folder, PLAIN_SUBJECTS, PLAIN_SUBJECTS)
