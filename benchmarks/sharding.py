@@ -172,6 +172,7 @@ def compare_volume_work(folder: Path) -> None:
     from threadpoolctl import threadpool_limits
 
     from upfield.sharding.building import pairs
+    from upfield.sharding.cohorts.preflight import preflight
     from upfield.sharding.cohorts.subjects import find_subjects
     from upfield.sharding.configuration import CohortConfig, ShardConfig
 
@@ -185,19 +186,19 @@ def compare_volume_work(folder: Path) -> None:
     ]
     config, load = ShardConfig(), pairs._load
     for name, cohort in cases:
-        subject = find_subjects(cohort, folder).subjects[0]
+        subject = preflight(find_subjects(cohort, folder).subjects).subjects[0]
         sources = [source for source in (subject.high, subject.low) if source]
-        read = {source.paths: load(source, subject) for source in sources}
+        read = {source.paths: load(source) for source in sources}
         high = read[subject.high.paths].voxels
         low = read[subject.low.paths].voxels if subject.low else None
 
         def work(subject: Any = subject) -> None:
-            for pair in pairs.make_pairs(subject, config):
+            for pair in pairs.make_pairs(subject, config).pairs:
                 for x in range(HIGH_SHAPE[0]):
                     pair.low[[x]], pair.high[x : x + 1]
 
         # The same arrays each time: as they are resampled first, nothing is scaled in their own memory.
-        pairs._load = lambda source, _, read=read: read[source.paths]  # pyright: ignore[reportAttributeAccessIssue]
+        pairs._load = lambda source, read=read: read[source.paths]  # pyright: ignore[reportAttributeAccessIssue]
         with threadpool_limits(limits=1):
             work()
             fast_s = best_of(work)

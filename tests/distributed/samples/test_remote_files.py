@@ -179,8 +179,8 @@ def test_the_horizon_covers_what_is_read_and_one_window_more(window_shards: int,
     [
         ("https://user:secret@host/set", r"^https://host/set: write the address .*without a password"),
         ("s3:/bucket/set", r"^s3://bucket/set: write the address with two slashes"),
-        ("gs://bucket/set", r"^gs://bucket/set: expected a package for gs://, .*pip install gcsfs"),
-        ("nonsense://bucket/set", r"^nonsense://bucket/set: expected an address such as s3://bucket/set"),
+        ("gs://bucket/set", r"^gs://bucket/set: the package for gs:// is missing .*pip install gcsfs"),
+        ("nonsense://bucket/set", r"^nonsense://bucket/set: this is not an address such as s3://bucket/folder"),
     ],
 )
 def test_addresses_that_cannot_be_read_are_refused(data: DataConfig, address: str, message: str) -> None:
