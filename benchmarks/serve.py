@@ -33,10 +33,11 @@ import nibabel as nib
 import numpy as np
 import psutil
 import torch
-from host import processor
 
+from upfield.common.cores import processor_name
 from upfield.export.enhance import main as enhance
-from upfield.export.modelfile.graph import add_metadata, build_graph, written
+from upfield.export.modelfile.card import write_card
+from upfield.export.modelfile.graph import build_graph, write_model
 from upfield.imaging.normalisation import NORMALISATION
 from upfield.model.amir import Amir, AmirConfig
 
@@ -66,7 +67,7 @@ def main() -> None:
         alike_expected = enhanced_in_one_call(model, alike, folder / "alike_expected")
         small = make_scans(folder / "small", 10, SMALL_SHAPES)
         small_expected = enhanced_in_one_call(model, small, folder / "small_expected")
-        print(f"{processor()}, {len(os.sched_getaffinity(0))} threads")
+        print(f"{processor_name()}, {len(os.sched_getaffinity(0))} threads")
         print(f"{len(scans)} scans of 35 or 38 slices, tiny, 1 replica, concurrency {arguments.concurrency}")
         with started(model) as (port, process):
             load = Load(port, scans, expected, arguments.concurrency)
@@ -83,8 +84,8 @@ def make_model(path: Path) -> Path:
     network = Amir(AmirConfig.preset("tiny")).eval()
     graph = build_graph(network, half=False)
     card = {"config": {}, "context": 0, "normalisation": NORMALISATION, "data_sha256": "", "step": 0}
-    add_metadata(graph, card | {"model": network.config.to_tree()})
-    with written(graph, path):
+    write_card(graph, card | {"model": network.config.to_tree()})
+    with write_model(graph, path):
         return path
 
 

@@ -1,6 +1,5 @@
 """The files of a remote set, by way of the node's cache: fetched with retries, checked as they arrive."""
 
-import errno
 import os
 import random
 import tempfile
@@ -9,16 +8,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from tarfile import BLOCKSIZE
 
 import numpy as np
 
-from upfield.common.addresses import shown
 from upfield.common.errors import FetchError, InputError, ShardSetError
 from upfield.common.files import hash_file
-from upfield.common.stores import NEVER, Store, TransferCancelledError
-from upfield.distributed.samples.cache import CachedFile, ShardCache
+from upfield.common.stores import NEVER, Store, TransferCancelledError, describe_error, is_local
+from upfield.distributed.samples.cache import FileIdentity, ShardCache
 from upfield.sharding.shardset.manifest import MANIFEST, Manifest, hash_manifest, parse_manifest
-from upfield.sharding.shardset.tarshard import BLOCK_BYTES, ShardEntry, ShardIndex, parse_index
+from upfield.sharding.shardset.shard_index import ShardEntry, ShardIndex, parse_index
 
 NUM_INDEX_FETCHES = 16
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
@@ -114,7 +113,7 @@ class RemoteFiles:
             raise
 
     def _where(self, name: str) -> str:
-        return f"{shown(self.store.address)}/{name}"
+        return f"{self.store.name}/{name}"
 
     def _read_manifest(self, part: Path) -> Manifest:
         manifest = parse_manifest(part.read_bytes(), self._where(MANIFEST))
@@ -126,7 +125,7 @@ class RemoteFiles:
         return manifest
 
     def _index(self, entry: ShardEntry) -> ShardIndex:
-        file, name = CachedFile(f"{entry.sha256}.idx"), f"{entry.name}.idx"
+        file, name = FileIdentity(f"{entry.sha256}.idx"), f"{entry.name}.idx"
 
         def read(path: Path) -> ShardIndex:
             return checked_index(path.read_bytes(), self._where(name), entry)
@@ -172,7 +171,7 @@ class RemoteFiles:
                 raise
             except Exception as error:  # Each store's client has errors of its own, and none of them is ours to import.
                 self._refuse_hopeless(name, error)
-                found = " ".join(str(error).split()) or type(error).__name__
+                found = describe_error(error)
         what = f"{entry.bytes} bytes of sha256 {entry.sha256}" if entry else "a whole file"
         raise FetchError(
             f"{self._where(name)}: expected {what}, found in {self.retries + 1} tries, in the last one: {found}; "
@@ -183,13 +182,8 @@ class RemoteFiles:
         """Raise what no other try would mend."""
         if isinstance(error, InputError) and not isinstance(error, ShardSetError):
             raise error
-        if isinstance(error, OSError) and (error.filename is not None or error.errno == errno.ENOSPC):
-            raise error  # This machine's disk.
-        if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
-            raise InputError(
-                f"{self._where(name)}: expected leave to read, found none ({' '.join(str(error).split())}); "
-                "check the credentials and the bucket's policy"
-            ) from error
+        if is_local(error):
+            raise error
         if name == MANIFEST and isinstance(error, FileNotFoundError):
             raise ShardSetError(
                 f"{self._where(name)}: expected a complete shard set, found none; check --data.shards, or send the set "
@@ -208,8 +202,8 @@ def checked_index(data: bytes, where: str, entry: ShardEntry) -> ShardIndex:
     index = parse_index(data, where)
     sizes, offsets = index.sizes.ravel(), index.offsets.ravel()
     # A header's block, then the member, filled up to a whole block.
-    room = BLOCK_BYTES - (-sizes // BLOCK_BYTES) * BLOCK_BYTES
-    expected = np.cumsum(room) - room + BLOCK_BYTES
+    room = BLOCKSIZE - (-sizes // BLOCKSIZE) * BLOCKSIZE
+    expected = np.cumsum(room) - room + BLOCKSIZE
     if len(index.keys) != entry.samples or (offsets != expected).any() or room.sum() > entry.bytes:
         raise ShardSetError(
             f"{where}: expected the index of a tar of {entry.bytes} bytes, found another; rebuild the set"
@@ -222,5 +216,5 @@ def backoff_s(attempt: int) -> float:
     return min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (attempt - 1)) * JITTER.uniform(0.5, 1)
 
 
-def _tar(entry: ShardEntry) -> CachedFile:
-    return CachedFile(f"{entry.sha256}.tar", entry.bytes, entry.sha256)
+def _tar(entry: ShardEntry) -> FileIdentity:
+    return FileIdentity(f"{entry.sha256}.tar", entry.bytes, entry.sha256)

@@ -8,7 +8,7 @@ import uvicorn
 
 from upfield.common.progress import say
 from upfield.export.configuration import ServeConfig
-from upfield.export.scans.restorer import ModelCard
+from upfield.export.modelfile.card import ModelCard
 from upfield.export.service.access import read_token
 from upfield.export.service.counters import Counters
 from upfield.export.service.model_info import model_info, read_model

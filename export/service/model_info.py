@@ -6,8 +6,9 @@ from typing import Any
 from upfield.common.errors import InputError
 from upfield.common.files import hash_file
 from upfield.export.configuration import ServeConfig
+from upfield.export.modelfile.card import ModelCard
+from upfield.export.modelfile.onnx_restorer import OnnxRestorer
 from upfield.export.scans.provenance import RESEARCH_USE
-from upfield.export.scans.restorer import ModelCard, OnnxRestorer
 from upfield.imaging.normalisation import NORMALISATION
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from upfield.common.addresses import is_remote, shown
+from upfield.common.addresses import format_address, is_remote
 from upfield.common.command import to_tree
 from upfield.common.errors import ShardSetError
 from upfield.common.files import write_json
@@ -16,7 +16,7 @@ from upfield.sharding.building.journal import is_unfinished
 from upfield.sharding.cohorts.privacy import Pseudonyms, public_cohort
 from upfield.sharding.cohorts.subjects import SPLITS, Subject
 from upfield.sharding.configuration import ShardConfig
-from upfield.sharding.shardset.tarshard import ShardEntry
+from upfield.sharding.shardset.shard_index import ShardEntry
 
 FORMAT = "upfield-shards"
 VERSION = 2
@@ -192,7 +192,7 @@ def read_manifest(root: Path) -> Manifest:
     path = root / MANIFEST
     if is_remote(str(root)):
         raise ShardSetError(
-            f"{shown(str(root))}: expected a folder, found an address; copy the set to this machine first"
+            f"{format_address(str(root))}: this command reads sets from a folder. Copy the set to this machine first."
         )
     if not path.is_file():
         what = "an unfinished build" if is_unfinished(root) else "no shard set"
@@ -201,20 +201,25 @@ def read_manifest(root: Path) -> Manifest:
 
 
 def parse_manifest(data: bytes, where: str) -> Manifest:
-    """Make a manifest of a file's bytes.
+    """Parse the bytes of a manifest, read from a folder or from a store.
 
     Args:
         data: the whole file.
-        where: what to call it in errors, a path or an address.
+        where: its path or address, for errors.
 
     Raises:
-        ShardSetError: no manifest, or of another format version.
+        ShardSetError: this is not a manifest, or one of another format version.
     """
     try:
         tree = json.loads(data)
         found = (tree["format"], tree["version"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ShardSetError(f"{where}: expected a shard set's manifest, found something else: {error}") from error
+        raise ShardSetError(
+            f"{where}: this is not the manifest of a shard set ({type(error).__name__}: {error}). Choose another place."
+        ) from error
     if found != (FORMAT, VERSION):
-        raise ShardSetError(f"{where}: expected format {FORMAT} version {VERSION}, found {found[0]} version {found[1]}")
+        raise ShardSetError(
+            f"{where}: expected {FORMAT} version {VERSION}, found {found[0]} version {found[1]}. "
+            "Build the set again, or choose another place."
+        )
     return Manifest(tree)

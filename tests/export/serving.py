@@ -19,7 +19,7 @@ import numpy as np
 import uvicorn
 
 from upfield.export.configuration import ServeConfig
-from upfield.export.scans.restorer import OnnxRestorer
+from upfield.export.modelfile.onnx_restorer import OnnxRestorer
 from upfield.export.service.counters import Counters
 from upfield.export.service.model_info import model_info
 from upfield.export.service.replicas.strips import Strip, StripBatcher

@@ -22,7 +22,7 @@ from upfield.common.errors import RunError
 from upfield.common.progress import say
 from upfield.common.ray_cluster import connect_ray
 from upfield.export.configuration import ServeConfig
-from upfield.export.scans.restorer import ModelCard
+from upfield.export.modelfile.card import ModelCard
 from upfield.export.service.errors import EngineError
 from upfield.export.service.replicas.replica import QUIET, replica_deployment, replica_resources
 from upfield.export.service.replicas.strips import RestoredStrip, SliceBatch, Strip

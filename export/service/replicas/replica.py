@@ -11,7 +11,7 @@ from ray.serve.schema import LoggingConfig
 from upfield.common.cores import num_cores
 from upfield.common.errors import InputError
 from upfield.export.configuration import ServeConfig
-from upfield.export.scans.restorer import OnnxRestorer
+from upfield.export.modelfile.onnx_restorer import OnnxRestorer
 from upfield.export.service.replicas.strips import MAX_STRIPS, RestoredStrip, Strip, StripBatcher
 from upfield.export.service.scan_requests.enhancement import STRIPS_IN_FLIGHT
 

@@ -25,7 +25,7 @@ from serving import TIMEOUT_S, Answer, ask, metric, send, send_form, wait_until,
 from upfield.common.errors import InputError
 from upfield.export import enhance
 from upfield.export.configuration import ServeConfig
-from upfield.export.scans.restorer import OnnxRestorer
+from upfield.export.modelfile.onnx_restorer import OnnxRestorer
 from upfield.export.serve import main
 from upfield.export.service import work_folder as workfolder
 from upfield.export.service.access import read_token
@@ -219,10 +219,10 @@ sys.exit(main([sys.argv[1], "--port", "0"]))
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere.onnx"], "expected an ONNX file, found none"),
+        (["nowhere.onnx"], "nowhere.onnx: there is no such file"),
         (["MODEL", "--port", "TAKEN"], "is taken. Choose another --port"),
         (["MODEL", "--host", "203.0.113.7"], "is not an address of this machine"),
-        (["MODEL", "--device", "cuda"], "expected an NVIDIA GPU"),
+        (["MODEL", "--device", "cuda"], "cuda needs an NVIDIA GPU"),
         (["MODEL", "--token_file", "nowhere"], "token_file nowhere: cannot read the token"),
         (
             ["MODEL", "--address", "127.0.0.1:1"],

@@ -1,0 +1,71 @@
+"""Open the shard set that a configuration names, in a folder or at an address."""
+
+from pathlib import Path
+
+from upfield.common.addresses import format_address, is_remote
+from upfield.common.errors import InputError
+from upfield.common.files import user_cache_folder
+from upfield.common.stores import Store
+from upfield.distributed.configuration import DataConfig
+from upfield.distributed.samples.cache import ShardCache
+from upfield.distributed.samples.remote_files import RemoteFiles
+from upfield.sharding.shardset.manifest import Manifest, read_manifest
+from upfield.sharding.shardset.shard_index import ShardEntry
+from upfield.sharding.shardset.shard_split import ShardSplit
+
+# Ranks may be in neighbouring shards of the validation split, which is read in stored order.
+VALIDATION_SHARDS = 2
+
+
+def open_splits(data: DataConfig) -> tuple[ShardSplit, ShardSplit]:
+    """Open the training and the validation split.
+
+    Raises:
+        InputError: no complete set is there, or the cache is too small for it.
+        RunError: a store does not answer as it should.
+    """
+    manifest, files = read_set(data)
+    root = format_address(str(data.shards)) if files else str(data.shards)
+    if files:
+        refuse_small_cache(data, manifest)
+    return ShardSplit(root, "train", manifest, files), ShardSplit(root, "val", manifest, files)
+
+
+def read_set(data: DataConfig) -> tuple[Manifest, RemoteFiles | None]:
+    """Read a set's manifest; give with it where its files are, if that is not in a folder.
+
+    Raises:
+        InputError: no complete set is there, or an address that cannot be used.
+        RunError: a store does not answer as it should.
+    """
+    place = str(data.shards)
+    if not is_remote(place):
+        return read_manifest(Path(place)), None
+    if format_address(place) != place:
+        raise InputError(
+            f"{format_address(place)}: write the address with two slashes and without a password, because it is stored "
+            "in the run's files. Set passwords in the store's own variables or in fsspec's configuration."
+        )
+    store = Store(place, data.fetch_timeout_s)
+    cache = ShardCache(data.cache_dir or user_cache_folder("shards"), data.cache_bytes)
+    files = RemoteFiles(store, cache, data.fetch_retries)
+    return files.manifest(), files
+
+
+def refuse_small_cache(data: DataConfig, manifest: Manifest) -> None:
+    """Raise InputError where the cache cannot hold the windows that are needed at once."""
+    entries = manifest.shards("train")
+    window_samples = sum(sorted(entry.samples for entry in entries)[: data.window_shards])
+    read_at_once = data.batch_size * (1 + data.prefetch * data.num_workers)
+    windows = 2 + (read_at_once - 1) // max(1, window_samples)
+    needed = largest(entries, windows * data.window_shards) + largest(manifest.shards("val"), VALIDATION_SHARDS)
+    if needed > data.cache_bytes:
+        raise InputError(
+            f"data.cache_bytes: expected at least {needed}, for {windows} windows of {data.window_shards} shards and "
+            f"{VALIDATION_SHARDS} of validation, found {data.cache_bytes}; raise it, or lower --data.window_shards"
+        )
+
+
+def largest(entries: list[ShardEntry], number: int) -> int:
+    """Give the bytes of the largest shards, so many of them."""
+    return sum(sorted((entry.bytes for entry in entries), reverse=True)[:number])

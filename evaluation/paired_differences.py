@@ -1,0 +1,115 @@
+"""Differences between two methods, over subjects: slices of one subject are not independent observations."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from upfield.evaluation.measurements import VolumeMeasurements
+from upfield.evaluation.metrics import METRICS
+
+CONFIDENCE = 0.95
+RESAMPLES = 9999
+SEED = 0
+METHOD = (
+    "Differences are means per subject, over what both have a finite value for; intervals "
+    f"({CONFIDENCE:.0%}) are percentiles of {RESAMPLES} bootstrap samples of subjects, p is a two-sided sign-flip "
+    "permutation test over subjects. Slices of one subject are not independent and are not counted as if they were."
+)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """By how much one method differs from another under one metric."""
+
+    mean: float
+    """Mean over subjects, in the metric's unit."""
+    low: float | None
+    """Lower end of the confidence interval; None for a single subject."""
+    high: float | None
+    """Upper end of the confidence interval; None for a single subject."""
+    p: float | None
+    """Two-sided p-value of a sign-flip permutation test; None for a single subject."""
+    subjects: int
+    """Number of subjects for which both methods have a finite value."""
+
+    def to_tree(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return asdict(self)
+
+
+def subject_means(volumes: Sequence[VolumeMeasurements], method: str, metric: str) -> dict[tuple[str, str], float]:
+    """Compute (cohort, subject) -> mean over the subject's finite values; subjects without any are left out."""
+    collected: dict[tuple[str, str], list[NDArray[np.float64]]] = defaultdict(list)
+    for volume in volumes:
+        collected[volume.cohort, volume.subject].append(values_of(volume, method, metric))
+    means: dict[tuple[str, str], float] = {}
+    for subject, parts in collected.items():
+        values = np.concatenate(parts)
+        if len(finite := values[np.isfinite(values)]):
+            means[subject] = float(finite.mean())
+    return means
+
+
+def values_of(volume: VolumeMeasurements, method: str, metric: str) -> NDArray[np.float64]:
+    """Return a metric's values in one volume: `(X,)` or, for a volume metric, `(1,)`."""
+    if METRICS[metric].level == "slice":
+        return volume.slices[method][metric]
+    return np.array([volume.values[method][metric]])
+
+
+def compare(volumes: Sequence[VolumeMeasurements], method: str, other: str, metric: str) -> Difference | None:
+    """Compute by how much `method` exceeds `other`, over values that are finite under both.
+
+    Returns:
+        The difference, or None if no value is finite under both.
+    """
+    collected: dict[tuple[str, str], list[NDArray[np.float64]]] = defaultdict(list)
+    for volume in volumes:
+        first, second = (values_of(volume, name, metric) for name in (method, other))
+        both = np.isfinite(first) & np.isfinite(second)
+        collected[volume.cohort, volume.subject].append(first[both] - second[both])
+    by_subject = [np.concatenate(parts) for parts in collected.values()]
+    means = [float(values.mean()) for values in by_subject if len(values)]
+    return difference_of(np.array(means)) if means else None
+
+
+def difference_of(differences: NDArray[np.float64]) -> Difference:
+    """Summarise differences `(subjects,)` of at least one subject.
+
+    The interval is the percentile bootstrap, and p the sign-flip permutation test, both of scipy.stats.
+    """
+    mean, count = float(differences.mean()), len(differences)
+    if count < 2:
+        return Difference(mean, None, None, None, count)
+    if np.ptp(differences) == 0:
+        low = high = mean
+    else:
+        interval = stats.bootstrap(
+            (differences,),
+            np.mean,
+            n_resamples=RESAMPLES,
+            confidence_level=CONFIDENCE,
+            method="percentile",
+            rng=np.random.default_rng(SEED),
+        ).confidence_interval
+        low, high = float(interval.low), float(interval.high)
+    test = stats.permutation_test(
+        (differences,),
+        np.mean,
+        permutation_type="samples",
+        n_resamples=RESAMPLES,
+        vectorized=True,
+        rng=np.random.default_rng(SEED),
+    )
+    return Difference(mean, low, high, float(test.pvalue), count)
+
+
+def differences(volumes: Sequence[VolumeMeasurements], method: str, other: str) -> dict[str, dict[str, Any]]:
+    """Compute metric -> by how much `method` exceeds `other`; metrics without a common finite value are left out."""
+    compared = {metric: compare(volumes, method, other, metric) for metric in METRICS}
+    return {metric: difference.to_tree() for metric, difference in compared.items() if difference}

@@ -1,0 +1,261 @@
+"""Remote sets train as local ones do, through what networks do to them."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faulty import FAULTS, Answer, FaultyServer
+
+from upfield.common.errors import FetchError, InputError, ShardSetError
+from upfield.distributed.configuration import DataConfig
+from upfield.distributed.launch import SCRIPT, launch_command
+from upfield.distributed.samples import remote_files
+from upfield.distributed.samples.fetcher import Fetcher, FetchSchedule, fetch_ahead
+from upfield.distributed.samples.order import epoch_order
+from upfield.distributed.samples.reader import Batch, BatchPlan, TrainingBatches, read_every_sample, training_loader
+from upfield.distributed.samples.remote_files import RemoteFiles
+from upfield.distributed.samples.splits import open_splits
+
+SHARD = "train/000000.tar"
+
+
+@pytest.fixture
+def data(server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
+    monkeypatch.setattr(remote_files, "FIRST_BACKOFF_S", 0.001)
+    return DataConfig(
+        server.url,
+        window_shards=2,
+        cache_dir=tmp_path / "cache",
+        cache_bytes=10**9,
+        fetch_retries=2,
+    )
+
+
+@pytest.fixture
+def s3_data(s3: FaultyServer, data: DataConfig) -> DataConfig:
+    return replace(data, shards="s3://sets/tiny")
+
+
+def impatient(data: DataConfig, fault: str) -> DataConfig:
+    """Notice stalls soon, and bear with those that only a busy machine makes."""
+    return replace(data, fetch_timeout_s=0.5, fetch_retries=9) if fault == "stall" else data
+
+
+def every_value(data: DataConfig) -> list[list[float]]:
+    return [
+        batch.high.flatten().tolist() for split in open_splits(data) for batch in read_every_sample(split, 20, 0, 1)
+    ]
+
+
+def values_trained_on(data: DataConfig, steps: range) -> list[Batch]:
+    split, _ = open_splits(data)
+    batches = TrainingBatches(split, BatchPlan(3, data.batch_size, data.window_shards, data.augment, 0, 1))
+    loader = training_loader(batches, steps, data.num_workers, data.prefetch, pin_memory=False)
+    return list(fetch_ahead(loader, batches, steps, data.num_workers * data.prefetch))
+
+
+def cached_bytes(data: DataConfig) -> int:
+    assert data.cache_dir is not None
+    return sum(path.stat().st_size for path in data.cache_dir.iterdir())
+
+
+def test_a_remote_set_reads_as_the_local_one(tiny_shards: Path, data: DataConfig, server: FaultyServer) -> None:
+    expected = every_value(DataConfig(tiny_shards))
+    assert every_value(data) == expected
+    server.asked.clear()
+    assert every_value(data) == expected
+    assert server.asked == {"/manifest.json": 1}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_file_that_fails_twice_arrives_the_third_time(
+    tiny_shards: Path, data: DataConfig, server: FaultyServer, fault: str
+) -> None:
+    for name in ("/manifest.json", SHARD, "val/000000.tar"):
+        server.fail(name, [fault, fault])
+    server.fail("train/000001.idx", [fault])
+    assert every_value(impatient(data, fault)) == every_value(DataConfig(tiny_shards))
+    assert server.asked[SHARD] >= 3
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_so_it_does_from_s3(tiny_shards: Path, s3_data: DataConfig, s3: FaultyServer, fault: str) -> None:
+    s3.fail(SHARD, [fault] * 2)
+    assert every_value(impatient(s3_data, fault)) == every_value(DataConfig(tiny_shards))
+    assert s3.asked[SHARD] >= 3
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_shard_that_stays_bad_is_named(data: DataConfig, server: FaultyServer, fault: str) -> None:
+    server.fail_always(SHARD, fault)
+    split, _ = open_splits(data)
+    assert isinstance(split.source, RemoteFiles)
+    split.source.store.timeout_s = 0.2
+    with pytest.raises(FetchError, match=rf"{SHARD}: expected \d+ bytes of sha256 .*, found in 3 tries"):
+        split.record(0)
+    assert server.asked[SHARD] == 3
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_training_reads_the_same_and_keeps_the_cache_small(
+    tiny_shards: Path, data: DataConfig, num_workers: int
+) -> None:
+    data = replace(data, window_shards=1, batch_size=4, num_workers=num_workers)
+    with pytest.raises(InputError, match=r"expected at least \d+, for \d windows of 1 shards") as refused:
+        open_splits(replace(data, cache_bytes=1))
+    least = int(str(refused.value).split("at least ")[1].split(",")[0])
+    data = replace(data, cache_bytes=least)
+    steps = range(17, 117)
+    local = values_trained_on(DataConfig(tiny_shards, batch_size=4, window_shards=1), steps)
+    remote = values_trained_on(data, steps)
+    assert [batch.samples.tolist() for batch in remote] == [batch.samples.tolist() for batch in local]
+    assert all(one.low.equal(other.low) for one, other in zip(remote, local, strict=True))
+    assert cached_bytes(data) <= least
+
+
+def test_the_next_window_is_fetched_while_this_one_is_consumed() -> None:
+    schedule = FetchSchedule(0, np.full(6, 8), window_shards=2, batch_size=4, stop=24)
+    held, changed = set[int](), threading.Condition()
+
+    def hold(shard: int, _: threading.Event) -> int:
+        with changed:
+            held.add(shard)
+            changed.notify_all()
+        return os.open("/dev/null", os.O_RDONLY)
+
+    fetcher = Fetcher(hold, schedule)
+    fetcher.start(0)
+    expected = set[int]()
+    for step in (0, 4, 8, 12):
+        fetcher.advance(step)
+        expected |= {int(shard) for window in schedule.windows_at(step) for shard in window}
+        with changed:
+            assert changed.wait_for(lambda: held == expected, timeout=10)  # noqa: B023
+    fetcher.close()
+
+
+def test_a_shard_of_the_next_window_that_stays_bad_is_told_at_the_next_step() -> None:
+    schedule, refused = FetchSchedule(0, np.full(6, 8), window_shards=2, batch_size=4, stop=24), threading.Event()
+    bad = int(schedule.windows_at(0)[1][0])
+
+    def hold(shard: int, _: threading.Event) -> int:
+        if shard == bad:
+            refused.set()
+            raise FetchError("lost")
+        return os.open("/dev/null", os.O_RDONLY)
+
+    fetcher = Fetcher(hold, schedule)
+    fetcher.start(0)
+    refused.wait()
+    fetcher.close()
+    with pytest.raises(FetchError, match="lost"):
+        fetcher.advance(1)
+
+
+@pytest.mark.parametrize(("window_shards", "lookahead"), [(1, 0), (2, 0), (2, 5), (9, 3)])
+def test_the_horizon_covers_what_is_read_and_one_window_more(window_shards: int, lookahead: int) -> None:
+    sizes, batch_size, stop = np.array([7, 3, 11, 5, 9]), 4, 22
+    shard_of, per_epoch = np.repeat(np.arange(len(sizes)), sizes), int(sizes.sum()) // batch_size
+    schedule = FetchSchedule(5, sizes, window_shards, batch_size, stop, lookahead)
+    for step in range(stop):
+        windows = schedule.windows_at(step)
+        for ahead in range(step, min(step + lookahead + 1, stop)):
+            epoch, within = divmod(ahead, per_epoch)
+            read = epoch_order(5, epoch, sizes, window_shards)[within * batch_size : (within + 1) * batch_size]
+            assert set(shard_of[read]) <= {int(shard) for window in windows for shard in window}
+        if not lookahead:
+            assert len(windows) <= 3
+    assert len(schedule.windows_at(stop - 1)) <= 2
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("https://user:secret@host/set", r"^https://host/set: write the address .*without a password"),
+        ("s3:/bucket/set", r"^s3://bucket/set: write the address with two slashes"),
+        ("gs://bucket/set", r"^gs://bucket/set: the package for gs:// is missing .*pip install gcsfs"),
+        ("nonsense://bucket/set", r"^nonsense://bucket/set: this is not an address such as s3://bucket/folder"),
+    ],
+)
+def test_addresses_that_cannot_be_read_are_refused(data: DataConfig, address: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        open_splits(replace(data, shards=address))
+
+
+def test_no_set_is_refused_at_once(data: DataConfig, server: FaultyServer) -> None:
+    with pytest.raises(ShardSetError, match=r"/nowhere/manifest\.json: expected a complete shard set, found none"):
+        open_splits(replace(data, shards=f"{server.url}/nowhere/"))
+    assert sum(server.asked.values()) == 1
+
+
+def test_an_index_that_does_not_follow_its_tar_is_refused(data: DataConfig, server: FaultyServer) -> None:
+    right = server.answer
+
+    def shifted(path: str, headers: dict[str, str]) -> Answer:
+        code, sent, body = right(path, headers)
+        return code, sent, body.replace(b" 512 ", b" 513 ") if path.endswith("train/000001.idx") else body
+
+    server.answer = shifted
+    with pytest.raises(FetchError, match=r"train/000001\.idx: .*expected the index of a tar of \d+ bytes"):
+        open_splits(data)
+
+
+def run(data: DataConfig, out: Path, *arguments: str, processes: int = 1) -> "subprocess.CompletedProcess[str]":
+    start = launch_command(processes) if processes > 1 else [sys.executable]
+    command = [*start, str(SCRIPT), "--data.shards", str(data.shards), "--data.window_shards", "2", *arguments]
+    command += ["--run.out", str(out), "--model.preset", "tiny", "--run.precision", "no", "--run.max_steps", "9"]
+    command += ["--data.cache_dir", str(data.cache_dir), "--data.fetch_retries", "1", "--data.fetch_timeout_s", "5"]
+    command += ["--data.trace", str(out / "trace.jsonl")]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def local_trace(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    out = tmp_path_factory.mktemp("local") / "run"
+    done = run(DataConfig(tiny_shards, cache_dir=out / "unused"), out)
+    assert done.returncode == 0, done.stderr
+    assert not (out / "unused").exists()
+    return (out / "trace.jsonl").read_text().splitlines()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_remote_run_consumes_what_a_local_one_does(
+    s3_data: DataConfig, s3: FaultyServer, local_trace: list[str], tmp_path: Path, num_workers: int
+) -> None:
+    s3.fail(SHARD, ["truncation"])
+    done = run(s3_data, tmp_path / "run", "--data.num_workers", str(num_workers))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "trace.jsonl").read_text().splitlines() == local_trace
+    assert len(local_trace) == 9
+
+
+def test_two_ranks_share_the_cache(
+    data: DataConfig, server: FaultyServer, local_trace: list[str], tmp_path: Path
+) -> None:
+    done = run(data, tmp_path / "run", processes=2)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "trace.jsonl").read_text().splitlines() == local_trace
+    assert {name: count for name, count in server.asked.items() if count > 1} == {"/manifest.json": 2}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_shard_that_stays_bad_stops_the_run_in_one_line(
+    data: DataConfig, server: FaultyServer, local_trace: list[str], tmp_path: Path, num_workers: int
+) -> None:
+    first_key = json.loads(local_trace[0])["keys"][0]
+    split, _ = open_splits(data)
+    sample = [split.key(number) for number in range(split.num_samples)].index(first_key)
+    bad = f"{split.entries[int(np.searchsorted(split.shard_starts, sample, side='right')) - 1].name}.tar"
+    server.fail_always(bad, "corruption")
+    done = run(data, tmp_path / "run", "--data.num_workers", str(num_workers))
+    assert done.returncode == 1, done.stderr
+    (said,) = (line for line in done.stderr.splitlines() if "error" in line)
+    assert said.startswith(f"upfield train: error: {server.url}/{bad}: expected")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,153 @@
+"""What cannot be measured is refused, in a sentence, before anything is written."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from upfield.evaluation.evaluate import main
+from upfield.evaluation.restorers import RunRestorer
+
+
+@pytest.mark.parametrize("place", ["SHARDS/report", "RUN", "RUN/best", "RUN/checkpoints/x", "FILE", "FILE/x"])
+def test_a_place_that_is_taken_is_refused_before_anything_is_measured(
+    tiny_shards: Path, tiny_run: Path, tmp_path: Path, run_cli, place: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    out = (
+        place.replace("SHARDS", str(tiny_shards)).replace("RUN", str(tiny_run)).replace("FILE", str(tmp_path / "file"))
+    )
+    code, _, err = run_cli(main, tiny_run, "--shards", tiny_shards, "--out", out)
+    assert code == 2
+    assert "Choose another --out" in err
+    assert "volumes:" not in err
+
+
+def test_a_model_that_gives_nan_ends_it(
+    tiny_shards: Path, tiny_run: Path, tmp_path: Path, monkeypatch, run_cli
+) -> None:
+    def nothing(self: RunRestorer, low: np.ndarray) -> np.ndarray:
+        return np.full_like(low, np.nan)
+
+    monkeypatch.setattr(RunRestorer, "restore", nothing)
+    code, _, err = run_cli(main, tiny_run, "--shards", tiny_shards, "--out", tmp_path / "o")
+    assert code == 1
+    assert "the model returned values that are not finite" in err
+    assert "Traceback" not in err
+
+
+def change(name: str) -> Callable[[dict[str, Any]], None]:
+    """Give what spoils a manifest, by name."""
+
+    def other_context(tree: dict[str, Any]) -> None:
+        tree["config"]["context"] = 1
+
+    def other_normalisation(tree: dict[str, Any]) -> None:
+        tree["normalisation"] = "another"
+
+    def empty(tree: dict[str, Any]) -> None:
+        tree["splits"]["test"]["shards"] = []
+
+    def without_split(tree: dict[str, Any]) -> None:
+        del tree["splits"]["test"]
+
+    def other_shape(tree: dict[str, Any]) -> None:
+        tree["sample"]["high"]["shape"] = [1, 24, 30]
+
+    def other_count(tree: dict[str, Any]) -> None:
+        tree["config"]["geometry"]["high_shape"][0] = 21
+
+    return locals()[name]
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "arguments", "message"),
+    [
+        (None, ["nowhere"], "nowhere: no such run or .onnx file"),
+        (None, ["nowhere.onnx"], "nowhere.onnx: no such run or .onnx file"),
+        (None, ["FILE"], "file: neither the folder of a run nor an .onnx file"),
+        (None, ["FOLDER"], "folder.onnx.best: expected a run's best model, found no model.safetensors"),
+        (None, ["RUN", "--shards", "nowhere"], "expected a complete shard set"),
+        (None, ["RUN", "--split", "tset"], "tset"),
+        (None, ["RUN", "--device", "cuda"], "--device cuda needs an NVIDIA GPU"),
+        (None, ["RUN", "--against", "nowhere.onnx"], "nowhere.onnx: no such run or .onnx file"),
+        (None, ["RUN", "RUN"], "a model is named twice"),
+        (None, ["RUN", "--batch_size", "0"], "batch_size: expected at least 1, found 0"),
+        (None, ["RUN", "--processes", "0"], "processes: expected at least 1, found 0"),
+        (None, [], "expected MODELS, found none"),
+        (
+            "other_normalisation",
+            ["RUN"],
+            "expected a model trained with normalisation 'another'.*found 'clip to percentiles",
+        ),
+        ("other_context", ["RUN"], "expected a model trained with context 1, as in the shard set, found 0"),
+        ("empty", ["RUN"], "split test has no samples. Choose another --split"),
+        ("without_split", ["RUN"], "the shard set has no split test, only train, val"),
+        ("other_shape", ["RUN"], r"expected high members of shape \(1, 24, 30\)"),
+        ("other_count", ["RUN"], "expected 21 slices numbered from 0, found 20 numbered 0 to 19"),
+    ],
+)
+def test_bad_input_is_refused(
+    tiny_run: Path,
+    tiny_shards: Path,
+    tmp_path: Path,
+    run_cli: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    spoilt: str | None,
+    arguments: list[str],
+    message: str,
+) -> None:
+    if torch.cuda.is_available() and "cuda" in arguments:
+        pytest.skip("there is a GPU")
+    monkeypatch.chdir(tmp_path)
+    shards = tiny_shards
+    if spoilt:
+        shards = tmp_path / "set"
+        shutil.copytree(tiny_shards, shards)
+        tree = json.loads((shards / "manifest.json").read_text())
+        change(spoilt)(tree)
+        (shards / "manifest.json").write_text(json.dumps(tree))
+    (tmp_path / "file").write_text("no model")
+    (tmp_path / "folder.onnx").mkdir()
+    places = {"RUN": str(tiny_run), "FILE": str(tmp_path / "file"), "FOLDER": str(tmp_path / "folder.onnx")}
+    given = [places.get(argument, argument) for argument in arguments]
+    given = given if "--shards" in given else [*given, "--shards", str(shards)]
+    code, _, err = run_cli(main, *given, "--out", "o")
+    assert code == 2, err
+    assert re.search(message, err.splitlines()[-1]), err
+    assert "Traceback" not in err
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_set_whose_shards_are_gone_is_refused(
+    tiny_run: Path, tiny_shards: Path, tmp_path: Path, run_cli: Callable
+) -> None:
+    shards = tmp_path / "set"
+    shutil.copytree(tiny_shards, shards)
+    for file in (shards / "test").glob("*.tar"):
+        file.unlink()
+    code, _, err = run_cli(main, tiny_run, "--shards", shards, "--out", tmp_path / "o")
+    assert code == 2
+    assert "this shard is missing. Run upfield verify" in err
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_shard_that_was_changed_is_refused(
+    tiny_run: Path, tiny_shards: Path, tmp_path: Path, run_cli: Callable
+) -> None:
+    shards = tmp_path / "set"
+    shutil.copytree(tiny_shards, shards)
+    tar = next((shards / "test").glob("*.tar"))
+    content = bytearray(tar.read_bytes())
+    content[len(content) // 2] ^= 1
+    tar.write_bytes(content)
+    code, _, err = run_cli(main, tiny_run, "--shards", shards, "--out", tmp_path / "o")
+    assert code == 2
+    assert re.search(r"\.tar: expected sha256 \w+ as in the manifest", err)
+    assert not (tmp_path / "o").exists()

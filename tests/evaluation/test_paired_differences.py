@@ -1,0 +1,96 @@
+"""Differences over subjects, intervals and tests against cases that can be computed by hand."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from upfield.evaluation.measurements import VolumeMeasurements
+from upfield.evaluation.metrics import SLICE_METRICS, VOLUME_METRICS
+from upfield.evaluation.paired_differences import RESAMPLES, compare, difference_of, subject_means
+
+
+def volume(subject: str, cubic: list[float], model: list[float], kind: str = "real") -> VolumeMeasurements:
+    """Figures in which every metric has the same values; the volumes' are the mean."""
+    slices = {
+        method: dict.fromkeys(SLICE_METRICS, np.array(values))
+        for method, values in (("cubic", cubic), ("model", model))
+    }
+    values = {method: dict.fromkeys(VOLUME_METRICS, float(np.mean(v["mae_slice"]))) for method, v in slices.items()}
+    keys = tuple(f"c-{subject}-{kind}-0-x{x:03d}" for x in range(len(cubic)))
+    return VolumeMeasurements("c", subject, kind, f"c-{subject}-{kind}-0", keys, slices, values, {})
+
+
+def sign_flips(differences: list[float]) -> float:
+    """Two-sided p: twice the smaller tail of all sums under flipped signs."""
+    sums = np.array([np.dot(signs, differences) for signs in product((1, -1), repeat=len(differences))])
+    observed, slack = sum(differences), 1e-9
+    return min(1.0, 2 * min((sums >= observed - slack).mean(), (sums <= observed + slack).mean()))
+
+
+@pytest.mark.parametrize(
+    ("differences", "p"),
+    [
+        ([1.0, 2.0], 0.5),
+        ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 2 / 64),
+        ([-1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 4 / 64),
+        ([3.0, -3.0], 1.0),
+    ],
+)
+def test_p_is_that_of_all_sign_flips(differences, p):
+    assert sign_flips(differences) == pytest.approx(p)
+    assert difference_of(np.array(differences)).p == pytest.approx(p)
+
+
+def test_more_subjects_than_can_be_flipped_each_way_are_sampled():
+    differences = np.random.default_rng(0).normal(0.4, 1, 20)
+    assert RESAMPLES < 2**20
+    found = difference_of(differences)
+    assert found.p == difference_of(differences).p
+    # Sums under flipped signs are close to normal.
+    z = differences.sum() / np.linalg.norm(differences)
+    assert found.p == pytest.approx(2 * stats.norm.sf(abs(z)), abs=0.02)
+
+
+def test_the_interval_is_that_of_all_samples_of_subjects():
+    differences = [0.0, 1.0, 5.0, 2.0]
+    means = np.array([np.mean(chosen) for chosen in product(differences, repeat=4)])
+    found = difference_of(np.array(differences))
+    assert (found.mean, found.subjects) == (2.0, 4)
+    # Percentiles of all 256 samples; those of 9999 drawn ones fall on the same or the next mean.
+    assert found.low == pytest.approx(np.percentile(means, 2.5), abs=0.26)
+    assert found.high == pytest.approx(np.percentile(means, 97.5), abs=0.26)
+
+
+def test_equal_differences_have_no_width():
+    found = difference_of(np.full(5, 0.25))
+    assert (found.mean, found.low, found.high, found.p) == (0.25, 0.25, 0.25, pytest.approx(2 / 32))
+
+
+def test_a_single_subject_has_neither_interval_nor_test():
+    found = difference_of(np.array([1.5]))
+    assert (found.mean, found.low, found.high, found.p, found.subjects) == (1.5, None, None, None, 1)
+
+
+def test_subjects_count_not_slices_nor_volumes():
+    volumes = [
+        volume("a", [1.0, 1.0, 1.0], [2.0, 2.0, 2.0]),
+        volume("a", [1.0], [6.0], kind="synthetic"),
+        volume("b", [1.0, 3.0], [1.0, 3.0]),
+    ]
+    assert subject_means(volumes, "model", "psnr_slice") == {("c", "a"): 3.0, ("c", "b"): 2.0}
+    found = compare(volumes, "model", "cubic", "psnr_slice")
+    assert found is not None
+    assert (found.mean, found.subjects) == (pytest.approx(np.mean([2.0, 0.0])), 2)
+    of_volumes = compare(volumes, "model", "cubic", "nrmse")
+    assert of_volumes is not None
+    assert of_volumes.mean == pytest.approx(np.mean([(1 + 5) / 2, 0.0]))
+
+
+def test_only_what_both_have_is_compared():
+    volumes = [volume("a", [1.0, 2.0, np.nan], [np.inf, 5.0, 9.0]), volume("b", [np.inf, np.inf], [1.0, 2.0])]
+    found = compare(volumes, "model", "cubic", "psnr_slice")
+    assert found is not None
+    assert (found.mean, found.subjects) == (3.0, 1)
+    assert compare(volumes[1:], "model", "cubic", "psnr_slice") is None
