@@ -21,7 +21,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from host import processor
+
+from upfield.common.cores import processor_name
 
 SLICES, SAMPLES_PER_SHARD, SHAPE = 179, 512, (1, 221, 200)
 TRAINED_BATCH = 64
@@ -167,7 +168,8 @@ def main() -> None:
         return
     cores = len(os.sched_getaffinity(0))
     print(
-        f"{processor()}, {cores} cores, Python {platform.python_version()}, batches of {options.batch_size}; RSS in MB"
+        f"{processor_name()}, {cores} cores, Python {platform.python_version()}, batches of {options.batch_size}; "
+        "RSS in MB"
     )
     show(options.subjects, options.workers, options.batch_size, options.folder)
 

@@ -33,7 +33,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from host import processor
+
+from upfield.common.cores import processor_name
 
 SHAPE = (1, 221, 200)
 NUM_SHARDS = 8
@@ -350,7 +351,7 @@ def describe(peers: Path | None) -> str:
         except importlib.metadata.PackageNotFoundError:
             versions.append(f"{package} not installed")
     cores = len(os.sched_getaffinity(0))
-    return f"{processor()}, {cores} cores, Python {platform.python_version()}\n{', '.join(versions)}"
+    return f"{processor_name()}, {cores} cores, Python {platform.python_version()}\n{', '.join(versions)}"
 
 
 def main() -> None:

@@ -14,9 +14,9 @@ import ray
 from upfield.common.errors import InputError
 from upfield.common.locking import lock_folder
 from upfield.common.progress import say
-from upfield.distributed.launch import refuse_uneven_batch
+from upfield.distributed.job import with_absolute_paths
+from upfield.distributed.preconditions import refuse_uneven_batch
 from upfield.distributed.samples.splits import read_set
-from upfield.distributed.train import with_absolute_paths
 from upfield.tune.cluster import connect, count_concurrent_trials, settle_gpus
 from upfield.tune.configuration import SweepConfig
 from upfield.tune.outcomes import read_outcomes

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from upfield.distributed.log import LOG, parse_log
+from upfield.distributed.logs.metrics_log import LOG, parse_log
 from upfield.tune.configuration import SweepConfig
 from upfield.tune.space import apply_point, name_run
 from upfield.tune.trial import EPOCH, FAILED, FINISHED, METRIC, read_point

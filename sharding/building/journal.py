@@ -47,7 +47,7 @@ class BlockRecord:
 
 
 @contextmanager
-def alone(out: Path) -> Iterator[None]:
+def lock_build(out: Path) -> Iterator[None]:
     """Hold the lock of the build in `out`; the system releases it when the process ends, however it ends.
 
     Raises:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from upfield.evaluation.consistency import BAND_NAMES, LowFieldSampling, band_shares, check_consistency, fit_line
-from upfield.evaluation.volumes import StackedPair, read_pair
+from upfield.evaluation.volume_pairs import StackedPair, read_pair
 from upfield.imaging.normalisation import normalise_in_place
 from upfield.imaging.volume import Volume
 from upfield.sharding.building.pairs import Grids

@@ -8,7 +8,8 @@ import pytest
 from upfield.common.command import parse
 from upfield.common.errors import ShardSetError
 from upfield.sharding.building.pairs import make_pairs
-from upfield.sharding.cohorts.subjects import find_subjects
+from upfield.sharding.cohorts.preflight import preflight
+from upfield.sharding.cohorts.subjects import find_cohorts
 from upfield.sharding.shard import COMMAND
 from upfield.sharding.shardset.shard_split import MAX_OPEN_FILES, ShardSplit
 
@@ -28,8 +29,8 @@ def read(split, samples):
 
 def test_what_was_made_is_read_back(tiny_cohort, train):
     config = parse(COMMAND, ["--config", str(tiny_cohort / "cohorts.yaml"), "--out", "x"])
-    subjects = [subject for cohort in config.cohorts for subject in find_subjects(cohort, tiny_cohort).subjects]
-    pairs = {pair.unit: pair for subject in subjects for pair in make_pairs(subject, config)}
+    subjects = preflight(find_cohorts(config.cohorts, tiny_cohort).subjects).subjects
+    pairs = {pair.unit: pair for subject in subjects for pair in make_pairs(subject, config).pairs}
     slices = {unit.key(x): (unit, x) for unit in pairs for x in range(20)}
     low, high = read(train, range(train.num_samples))
     for number in range(train.num_samples):
@@ -92,10 +93,10 @@ def test_open_files_are_bounded_and_closed(train, monkeypatch):
     ("damage", "message"),
     [
         (lambda root: (root / "manifest.json").unlink(), "expected a complete shard set, found no shard set"),
-        (lambda root: (root / "manifest.json").write_text("[]"), "expected a shard set's manifest"),
+        (lambda root: (root / "manifest.json").write_text("[]"), "this is not the manifest of a shard set"),
         (
             lambda root: (root / "manifest.json").write_text('{"format": "upfield-shards", "version": 99}'),
-            "expected format upfield-shards version 2, found upfield-shards version 99",
+            "expected upfield-shards version 2, found upfield-shards version 99",
         ),
         (lambda root: (root / "train/000000.idx").unlink(), "000000.idx: this shard index is missing"),
         (
