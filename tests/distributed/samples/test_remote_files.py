@@ -14,7 +14,7 @@ from faulty import FAULTS, Answer, FaultyServer
 
 from upfield.common.errors import FetchError, InputError, ShardSetError
 from upfield.distributed.configuration import DataConfig
-from upfield.distributed.launch import SCRIPT, launcher
+from upfield.distributed.launch import SCRIPT, launch_command
 from upfield.distributed.samples import remote_files
 from upfield.distributed.samples.fetcher import Fetcher, FetchSchedule, fetch_ahead
 from upfield.distributed.samples.order import epoch_order
@@ -207,7 +207,7 @@ def test_an_index_that_does_not_follow_its_tar_is_refused(data: DataConfig, serv
 
 
 def run(data: DataConfig, out: Path, *arguments: str, processes: int = 1) -> "subprocess.CompletedProcess[str]":
-    start = launcher(processes) if processes > 1 else [sys.executable]
+    start = launch_command(processes) if processes > 1 else [sys.executable]
     command = [*start, str(SCRIPT), "--data.shards", str(data.shards), "--data.window_shards", "2", *arguments]
     command += ["--run.out", str(out), "--model.preset", "tiny", "--run.precision", "no", "--run.max_steps", "9"]
     command += ["--data.cache_dir", str(data.cache_dir), "--data.fetch_retries", "1", "--data.fetch_timeout_s", "5"]
