@@ -1,0 +1,158 @@
+"""The log that a run writes: metrics.jsonl, Accelerate's trackers, the trace of samples, printed lines and a bar."""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from accelerate import Accelerator
+from accelerate.tracking import TensorBoardTracker
+from torch import Tensor
+
+from upfield.common.progress import ProgressBar, say
+from upfield.distributed.agreement import write_on_main_process
+from upfield.distributed.checkpoint import TrainingProgress
+from upfield.distributed.logs.metrics_log import LOG
+
+# How the bar shows figures of a training interval.
+BAR_FIGURES = {
+    "loss": "loss {:.4f}",
+    "slices_per_s": "{:.1f} slices/s",
+    "data_wait": "data wait {:.0%}",
+    "memory_gb": "{:.1f} GB",
+}
+PROJECT = "upfield"  # the project of the run in wandb and mlflow
+
+
+class RunLog:
+    """Writes the log on the main process. On other processes every method does nothing."""
+
+    def __init__(
+        self, accelerator: Accelerator, out: Path, progress: TrainingProgress, total_steps: int, trace: Path | None
+    ) -> None:
+        """Open the files and cut off lines later than the step to resume from. Collective: ALL ranks call it.
+
+        Args:
+            accelerator: the process group and the trackers.
+            out: folder of the run.
+            progress: where the run resumes; step 0 starts a new log.
+            total_steps: steps of the whole run.
+            trace: file for the keys of the samples consumed, if any.
+
+        Raises:
+            RunError: a file cannot be written.
+        """
+        self._accelerator = accelerator
+        self._active = accelerator.is_main_process
+        self._files: list[TextIO] = []
+        self._metrics: TextIO | None = None
+        self._trace: TextIO | None = None
+        self._started = time.monotonic()
+
+        def open_all() -> None:
+            self._metrics = self._open(out / LOG, progress)
+            self._trace = self._open(trace, progress) if trace else None
+
+        write_on_main_process(f"{out}: the log", open_all)
+        # Its curves are cut off as well. The name is the folder in the run.
+        own = TensorBoardTracker("tensorboard", out, purge_step=progress.step + 1)
+        accelerator.log_with = [own if str(kind) == "tensorboard" else kind for kind in accelerator.log_with]
+        if accelerator.log_with:
+            accelerator.init_trackers(PROJECT)
+        # Without a terminal the log's own lines show the progress.
+        self._bar = ProgressBar("steps", total_steps, progress.step, visible=self._active, has_lines=False)
+
+    def _open(self, path: Path, progress: TrainingProgress) -> TextIO:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8", buffering=1)
+        self._files.append(file)
+        file.seek(0)
+        kept = 0
+        # Line by line, because the trace of many subjects is larger than anything else in memory.
+        for line in iter(file.readline, ""):
+            if not _belongs(line, progress):
+                break
+            kept = file.tell()
+        file.truncate(kept)
+        return file
+
+    def advance(self) -> None:
+        """Count one more step as done."""
+        self._bar.advance()
+
+    def metrics(self, event: str, step: int, epoch: float, values: dict[str, Any]) -> None:
+        """Log a training interval or a validation to metrics.jsonl, to the trackers and on stderr.
+
+        Args:
+            event: `train` or `validation`.
+            step: steps done.
+            epoch: epochs done.
+            values: figures by name.
+        """
+        if self._metrics is None:
+            return
+        seconds = round(time.monotonic() - self._started, 3)
+        line = {"event": event, "step": step, "epoch": round(epoch, 4), "seconds": seconds}
+        line |= {key: value if _is_json(value) else None for key, value in values.items()}
+        self._metrics.write(json.dumps(line, allow_nan=False) + "\n")
+        numbers = {f"{event}/{key}": value for key, value in values.items() if isinstance(value, int | float)}
+        self._accelerator.log(numbers, step=step)
+        if event == "train":
+            figures = [form.format(values[name]) for name, form in BAR_FIGURES.items() if name in values]
+            self._bar.show_figures("  ".join(figures))
+        # The file also holds the statistics over slices, which would make the printed line too long.
+        plain = {key: value for key, value in values.items() if not key.endswith(("_median", "_std", "_min", "_max"))}
+        shown = "  ".join(f"{key} {value:.4g}" for key, value in plain.items() if isinstance(value, int | float))
+        say(f"{event:<10} step {step}  epoch {epoch:.2f}  {shown}")
+
+    def pictures(self, step: int, pictures: Tensor) -> None:
+        """Send pictures to the trackers that show them.
+
+        Args:
+            step: steps done.
+            pictures: `(N, 1, H, 3*W)` in [0, 1]: low field, restored and high field side by side.
+        """
+        if not self._active or not len(pictures):
+            return
+        images = pictures.permute(0, 2, 3, 1).cpu().numpy()
+        for tracker in self._accelerator.trackers:
+            if hasattr(tracker, "log_images"):
+                options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images({"validation/low, restored, high": images}, step=step, **options)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def trace(self, epoch: int, step: int, keys: Sequence[str]) -> None:
+        """Append a step to the trace.
+
+        Args:
+            epoch: number of the epoch, from 0.
+            step: number of the step, from 1.
+            keys: the samples that it consumed, in global order.
+        """
+        if self._trace is not None:
+            self._trace.write(json.dumps({"epoch": epoch, "step": step, "keys": list(keys)}) + "\n")
+
+    def close(self) -> None:
+        """Close the bar, the files and the trackers."""
+        self._bar.close()
+        for file in self._files:
+            file.close()
+        for tracker in self._accelerator.trackers:
+            tracker.finish()
+
+
+def _is_json(value: object) -> bool:
+    """Return whether JSON can hold a value: it has no infinity and no NaN."""
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _belongs(line: str, progress: TrainingProgress) -> bool:
+    """Return whether a log line is whole and not later than the progress."""
+    try:
+        entry = json.loads(line)
+        if entry.get("event") == "validation" and entry["step"] > progress.validated_step:
+            return False
+        return line.endswith("\n") and 0 < entry["step"] <= progress.step
+    except (ValueError, KeyError, TypeError):
+        return False

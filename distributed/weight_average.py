@@ -1,0 +1,51 @@
+"""An exponential moving average of the weights, which is smoother than the weights and often the better model."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+
+class WeightAverage:
+    """The average: one tensor per parameter, on the same device and split over processes like it."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        """Start at the network's weights.
+
+        Args:
+            network: not wrapped.
+            decay: weight of the previous average at each update, reached after a warm-up.
+        """
+        self._parameters: list[Tensor] = list(network.parameters())
+        self._decay = decay
+        self._average = [parameter.detach().clone() for parameter in self._parameters]
+
+    @torch.no_grad()
+    def update(self, updates: int) -> None:
+        """Add the current weights to the average.
+
+        After n updates the decay is at most (1 + n) / (10 + n), so that the random initial weights fade quickly.
+
+        Args:
+            updates: number of earlier updates.
+        """
+        decay = min(self._decay, (1 + updates) / (10 + updates))
+        get_ema_multi_avg_fn(decay)(self._average, self._parameters, updates)
+
+    @contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        """Give the network the averaged weights inside the `with` block."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for parameter, average in zip(self._parameters, self._average, strict=True):
+            present = parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(present)

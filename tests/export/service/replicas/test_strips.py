@@ -1,0 +1,115 @@
+"""Strips of several scans share batches, and nobody gets another's values, or waits for ever."""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from upfield.export.modelfile.onnx_restorer import OnnxRestorer
+from upfield.export.scans.restoration import restore_volume
+from upfield.export.service.replicas.strips import MAX_STRIPS, RestoredStrip, Strip, StripBatcher, restore_strips
+
+BATCH = 4
+
+
+def test_a_strips_values_do_not_depend_on_its_company(tiny_model: Path) -> None:
+    restorer = OnnxRestorer(tiny_model, "cpu", 1)
+    rng = np.random.default_rng(0)
+    volumes = [rng.random((count, 20, 24), np.float32) for count in (11, 5, 1)]
+    alone = [restore_volume(volume, restorer, BATCH) for volume in volumes]
+    strips = [Strip(str(number), volume[:, None]) for number, volume in enumerate(volumes)]
+    together = restore_strips(restorer, strips, BATCH)
+    for restored, expected in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(restored.high[:, 0], expected)
+    told = [batch for restored in together for batch in restored.batches]
+    assert [(batch.slices, batch.scans) for batch in told] == [(4, 1), (4, 1), (4, 2), (4, 1), (1, 1)]
+
+
+class Held:
+    """A model that gives back what it gets, or fails, once it is let go."""
+
+    context, normalisation = 0, ""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, ...]] = []
+        self.gate = threading.Event()
+        self.failing = False
+
+    def restore(self, low: np.ndarray) -> np.ndarray:
+        assert self.gate.wait(60)
+        self.calls.append(low.shape)
+        if self.failing:
+            raise ValueError("no luck")
+        return low
+
+
+def strip(owner: str, count: int, rows: int = 2) -> Strip:
+    return Strip(owner, np.full((count, 1, rows, 2), float(ord(owner)), np.float32))
+
+
+async def waiting(batcher: StripBatcher, strips: list[Strip]) -> list[asyncio.Task[RestoredStrip]]:
+    """Hand strips in, one after the other, until all of them wait."""
+    tasks = [asyncio.create_task(batcher.restore(one)) for one in strips]
+    for _ in range(len(strips) + 2):
+        await asyncio.sleep(0)
+    return tasks
+
+
+def run_held(work: Callable[[Held, StripBatcher], Awaitable[None]]) -> Held:
+    """Run `work` with a batcher whose model is at work on a first strip."""
+    model = Held()
+
+    async def run() -> None:
+        batcher = StripBatcher(model, BATCH)
+        first = await waiting(batcher, [strip("a", 3)])
+        try:
+            await work(model, batcher)
+        finally:
+            model.gate.set()
+        await asyncio.wait(first)
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+    return model
+
+
+def test_strips_that_come_during_a_call_share_the_next_one() -> None:
+    async def work(model: Held, batcher: StripBatcher) -> None:
+        strips = [strip("b", 1), strip("c", 3), strip("d", 2, rows=3), strip("e", 2), strip("b", 2), strip("c", 1)]
+        tasks = await waiting(batcher, strips)
+        model.gate.set()
+        for task, one in zip(tasks, strips, strict=True):
+            np.testing.assert_array_equal((await task).high, one.low)
+        told = [batch for task in tasks for batch in task.result().batches]
+        assert [(batch.slices, batch.scans) for batch in told] == [(4, 2), (4, 2), (2, 1), (1, 1)]
+
+    # The first alone; four of one shape, of two other scans and one more; the one of another shape; what is left.
+    assert [shape[0] for shape in run_held(work).calls] == [3, 4, 4, 2, 1]
+    assert MAX_STRIPS == 4
+
+
+def test_whoever_has_gone_is_not_restored_and_the_others_are() -> None:
+    async def work(model: Held, batcher: StripBatcher) -> None:
+        tasks = await waiting(batcher, [strip("b", 4), strip("c", 4)])
+        tasks[0].cancel()
+        await asyncio.wait(tasks[:1])
+        model.gate.set()
+        assert (await tasks[1]).high[0, 0, 0, 0] == ord("c")
+
+    assert [shape[0] for shape in run_held(work).calls] == [3, 4]
+
+
+def test_a_call_that_fails_is_told_to_all_its_strips_and_the_next_one_goes_on() -> None:
+    async def work(model: Held, batcher: StripBatcher) -> None:
+        model.failing = True
+        tasks = await waiting(batcher, [strip("b", 4), strip("c", 4)])
+        model.gate.set()
+        for task in tasks:
+            with pytest.raises(ValueError, match="no luck"):
+                await task
+        model.failing = False
+        assert (await batcher.restore(strip("d", 1))).high.shape == (1, 1, 2, 2)
+
+    run_held(work)
