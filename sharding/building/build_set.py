@@ -98,7 +98,8 @@ def _summarise(name: str, folder: Path) -> None:
 
 def _list_subjects(trees: list[dict[str, Any]]) -> None:
     for one in trees:
-        reasons = " ".join(
-            f"{problem['field']}: {problem.get('reason', problem['check'])}" for problem in one["problems"]
-        )
-        print(f"    {one['cohort']} {one['subject']}: {reasons}")
+        reasons = [
+            f"{problem['field']}: {problem.get('reason', problem['check'])}".removesuffix(".")
+            for problem in one["problems"]
+        ]
+        print(f"    {one['cohort']} {one['subject']}: {'; '.join(reasons)}")
