@@ -9,15 +9,15 @@ from typing import Literal
 class EvaluateConfig:
     """Measure runs or ONNX files on a split, beside cubic interpolation, and write metrics and a report of each."""
 
-    models: list[Path] = field(default_factory=list)
+    models: list[Path]
     """Folders of runs, or `.onnx` files; several are each measured into a folder of `out`, and compared in a table."""
     against: Path | None = None
     """Another run or `.onnx` file, measured beside each of them."""
-    shards: Path | None = None
+    shards: Path = field(kw_only=True)
     """Folder of the shard set."""
     split: Literal["train", "val", "test"] = "test"
     """Split to measure on."""
-    out: Path | None = None
+    out: Path = field(kw_only=True)
     """Folder of the report."""
     batch_size: int = 4
     """Slices restored at once."""
@@ -32,7 +32,9 @@ class EvaluateConfig:
     at 1."""
 
     def __post_init__(self) -> None:
-        """Refuse an empty batch and no process."""
+        """Refuse an empty list of models, an empty batch, and no process."""
+        if not self.models:
+            raise ValueError("models: the list is empty. Name at least one run or model file.")
         for name in ("batch_size", "processes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")

@@ -264,7 +264,7 @@ def compare_all(
     write_comparison(config.out, evaluated, list(trees), reports)
 
 
-COMMAND = Command("evaluate", EvaluateConfig, evaluate, positional=("models",), required=("models", "shards", "out"))
+COMMAND = Command("evaluate", EvaluateConfig, evaluate, positional=("models",))
 
 
 def main(argv: list[str] | None = None) -> int:

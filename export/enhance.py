@@ -63,7 +63,7 @@ def _name(failures: list[str]) -> None:
         say(f"  {failure}")
 
 
-COMMAND = Command("enhance", EnhanceConfig, enhance, positional=("model", "scans"), required=("model", "scans", "out"))
+COMMAND = Command("enhance", EnhanceConfig, enhance, positional=("model", "scans"))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -223,7 +223,7 @@ def about_model(config: ServeConfig, card: Any, provider: str) -> dict[str, Any]
     }
 
 
-COMMAND = Command("serve", ServeConfig, serve, positional=("model",), required=("model",))
+COMMAND = Command("serve", ServeConfig, serve, positional=("model",))
 
 
 def main(argv: list[str] | None = None) -> int:

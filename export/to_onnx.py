@@ -167,7 +167,7 @@ def inner_samples(split: "ShardSplit") -> list[int]:
     return [ordered[int(at)] for at in np.linspace(0.25, 0.75, PARITY_SLICES) * (len(ordered) - 1)]
 
 
-COMMAND = Command("export", ExportConfig, export, positional=("run",), required=("run", "out"))
+COMMAND = Command("export", ExportConfig, export, positional=("run",))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -278,7 +278,7 @@ def _save(path: Path, voxels: "NDArray[np.float32]", affine: "NDArray[np.float64
     image.to_filename(path)
 
 
-COMMAND = Command("phantom", PhantomConfig, write_phantoms, positional=("out",), required=("out",))
+COMMAND = Command("phantom", PhantomConfig, write_phantoms, positional=("out",))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -67,7 +67,7 @@ def _title(split: "ShardSplit", config: PreviewConfig) -> str:
     return f"{config.split}: {split.num_samples} samples, data {data}, seed {config.seed}"
 
 
-COMMAND = Command("preview", PreviewConfig, preview, positional=("shards",), required=("shards", "out"))
+COMMAND = Command("preview", PreviewConfig, preview, positional=("shards",))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -106,7 +106,7 @@ def _list_subjects(trees: list[dict[str, Any]]) -> None:
         print(f"    {one['cohort']} {one['subject']}: {reasons}")
 
 
-COMMAND = Command("shard", ShardConfig, shard, required=("out",), folder_of={"root": "cohorts"})
+COMMAND = Command("shard", ShardConfig, shard, folder_of={"root": "cohorts"})
 
 
 def main(argv: list[str] | None = None) -> int:

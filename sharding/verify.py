@@ -247,7 +247,7 @@ def split_problems(listed: dict[tuple[str, str], set[str]], met: dict[tuple[str,
             )
 
 
-COMMAND = Command("verify", VerifyConfig, verify, positional=("shards",), required=("shards",))
+COMMAND = Command("verify", VerifyConfig, verify, positional=("shards",))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -223,7 +223,7 @@ def new_tuner(
     )
 
 
-COMMAND = Command("tune", SweepConfig, sweep, required=("out",))
+COMMAND = Command("tune", SweepConfig, sweep)
 
 
 def main(argv: list[str] | None = None) -> int:
