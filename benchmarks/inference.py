@@ -31,13 +31,13 @@ from host import processor
 from numpy.typing import NDArray
 
 from model import Row, build, read_size
+from upfield.common.allocator import keep_freed_memory
 from upfield.export.modelfile.graph import add_metadata, build_graph, written
 from upfield.export.modelfile.parity import Slices, draw, psnr_slice_db
 from upfield.export.scans.restorer import OnnxRestorer, num_cores
 from upfield.export.to_onnx import parity_slices
 from upfield.imaging.normalisation import NORMALISATION
 from upfield.model.amir import Amir, pad_to_multiple
-from upfield.model.memory import keep_freed_memory
 from upfield.model.weights import load_model
 
 LEVELS = {"no graph optimisation": "ORT_DISABLE_ALL", "up to fusions, no layout": "ORT_ENABLE_EXTENDED"}

@@ -8,8 +8,8 @@ what plain matrix products reach here in the same precision, TF32 for float32 on
 `--against FILE.py:Class` adds another implementation with the same parameter names, built with the arguments of
 `--arguments` (JSON) and given our weights; it runs as it is, in float32 and under autocast. `ratio` compares with the
 first row of the same precision, `to first` with the first row of all. Memory is that of a process of its own for each
-row: all of it on a CPU, what torch allocated on a GPU. "memory kept" is `upfield.model.memory.keep_freed_memory`, which
-training on a CPU turns on. On a GPU the table ends with the times that the host waited for the device within one
+row: all of it on a CPU, what torch allocated on a GPU. "memory kept" is `upfield.common.allocator.keep_freed_memory`,
+which training on a CPU turns on. On a GPU the table ends with the times that the host waited for the device within one
 forward pass, which should be none.
 """
 
@@ -30,10 +30,10 @@ from host import processor
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from upfield.common.allocator import keep_freed_memory
 from upfield.model.amir import Amir, AmirConfig, Checkpointing
 from upfield.model.configuration import LossConfig
 from upfield.model.losses import restoration_loss
-from upfield.model.memory import keep_freed_memory
 
 FORWARD, STEP = "forward", "training step"
 

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch.optim import Optimizer
 
+from upfield.common.allocator import keep_freed_memory
 from upfield.common.command import to_yaml
 from upfield.common.errors import InputError
 from upfield.common.files import write_text
@@ -41,10 +42,10 @@ from upfield.distributed.configuration import TrainConfig
 from upfield.distributed.launch import asked_world_size, make_accelerator, refuse_trackers, refuse_uneven_batch
 from upfield.distributed.samples.reader import Sequencing, TrainingBatches
 from upfield.distributed.samples.source import open_splits
+from upfield.model.activation_memory import choose_checkpointing
 from upfield.model.amir import Amir
 from upfield.model.configuration import Checkpointing
 from upfield.model.losses import LEAST_SIZES
-from upfield.model.memory import choose_checkpointing, keep_freed_memory
 from upfield.model.weights import read_weights
 from upfield.sharding.shardset.manifest import Manifest
 from upfield.sharding.shardset.reading import ShardSplit

@@ -10,10 +10,10 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
+from upfield.common.allocator import keep_freed_memory
 from upfield.common.errors import InputError
 from upfield.export.scans.restorer import OnnxRestorer
 from upfield.export.scans.scan import Restorer
-from upfield.model.memory import keep_freed_memory
 from upfield.model.weights import MODEL, read_best
 from upfield.sharding.shardset.manifest import Manifest
 from upfield.sharding.shardset.tarshard import hash_file

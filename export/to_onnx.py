@@ -20,10 +20,10 @@ def export(config: ExportConfig) -> None:
     """Export the run's best model and print how closely the file follows PyTorch."""
     import time
 
+    from upfield.common.allocator import keep_freed_memory
     from upfield.export.modelfile.card import describe
     from upfield.export.modelfile.graph import add_metadata, build_graph, check_graph, written
     from upfield.export.modelfile.parity import prove_parity
-    from upfield.model.memory import keep_freed_memory
 
     assert config.run is not None
     assert config.out is not None

@@ -1,31 +1,16 @@
-"""What training needs of memory is foreseen, and what a CPU has is kept."""
+"""The estimate of activation memory is what the network keeps."""
 
-import platform
-import subprocess
-import sys
 from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
+from upfield.model.activation_memory import activation_bytes, choose_checkpointing
 from upfield.model.amir import Amir, AmirConfig, Checkpointing
-from upfield.model.memory import activation_bytes, choose_checkpointing
 
 LEVELS: tuple[Checkpointing, ...] = get_args(Checkpointing)
 GIB = 2**30
-CHURN = """
-import sys
-from resource import RUSAGE_SELF, getrusage
-import torch
-from upfield.model.memory import keep_freed_memory
-keep_freed_memory(sys.argv[1] == "keep")
-torch.zeros(2**24)
-before = getrusage(RUSAGE_SELF).ru_minflt
-for _ in range(40):
-    torch.zeros(2**24)  # 64 MiB, freed at once
-print(getrusage(RUSAGE_SELF).ru_minflt - before)
-"""
 
 
 def kept_bytes(config: AmirConfig, checkpointing: Checkpointing, size: int) -> int:
@@ -68,13 +53,3 @@ def test_the_least_checkpointing_that_fits_is_chosen(
     batch: int, value_bytes: int, memory: int, expected: Checkpointing
 ) -> None:
     assert choose_checkpointing(AmirConfig(), (221, 200), batch, value_bytes, memory * GIB) == expected
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc alone")
-def test_freed_memory_is_used_again_without_page_faults() -> None:
-    kept, returned = (
-        int(subprocess.run([sys.executable, "-c", CHURN, how], capture_output=True, text=True, check=True).stdout)
-        for how in ("keep", "return")
-    )
-    assert returned > 1000  # a fault a page, or one for each huge page
-    assert kept < returned / 5  # The heap takes a few rounds to settle.
