@@ -4,6 +4,7 @@ jsonargparse parses and checks. Positional arguments are shorthand for the flags
 YAML key too.
 """
 
+import copy
 import errno
 import json
 import re
@@ -19,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
-from upfield.common.configuration_errors import REFUSALS, explain, leaves, nearest, values_that_do_not_fit
+from upfield.common.configuration_errors import REFUSALS, explain, leaves, nearest, problem_of, values_that_do_not_fit
 from upfield.common.errors import InputError, RunError
 
 EXIT_INPUT = 2
@@ -76,7 +77,8 @@ def execute(command: Command, argv: list[str] | None = None) -> int:
         return _fail(command, *_from_system(error), debug)
     except Exception:
         traceback.print_exc()
-        return _fail(command, "this is a bug in upfield, not a problem with your input. Please report it with the traceback above.", EXIT_FAILURE, debug=False)
+        message = "this is a bug in upfield, not in your input. Please report it with the traceback above."
+        return _fail(command, message, EXIT_FAILURE, debug=False)
 
 
 def _from_system(error: OSError) -> tuple[str, int]:
@@ -102,18 +104,36 @@ def parse(command: Command, argv: list[str]) -> Any:
     Raises:
         InputError: a flag or key is unknown, a value has the wrong type, or a required one is missing.
     """
-    parser, sources = _build_parser(command)
+    parser = _build_parser(command)
     tokens = _name_values(argv, command)
+    files = [Path(token.split("=", 1)[1]) for token in tokens if token.startswith("--config=")]
+    # jsonargparse refuses a file without keys.
+    empty = {f"--config={file}" for file in files if _has_no_keys(file)}
+    tokens = [token for token in tokens if token not in empty]
     given = dict(token.removeprefix("--").split("=", 1) for token in tokens if "=" in token)
-    files = [token.split("=", 1)[1] for token in tokens if token.startswith("--config=")]
 
     def shown(key: str) -> str:
         return key.upper() if key in command.positional else f"--{key}"
 
-    trees = {file: partial(read_yaml, Path(file)) for file in files}
+    trees = {str(file): partial(read_yaml, file) for file in files}
     config = _checked(lambda: parser.parse_args(tokens), parser, command.schema, trees, given, shown)
-    folders = {name: sources[key] for name, key in command.folder_of.items() if key in sources}
-    return replace(config, **{name: folder for name, folder in folders.items() if getattr(config, name) is None})
+    for name, key in command.folder_of.items():
+        if getattr(config, name) is None and key not in given and (file := _last_with(key, files)):
+            config = replace(config, **{name: file.absolute().parent})
+    return config
+
+
+def _has_no_keys(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    return all(not line.strip() or line.lstrip().startswith("#") for line in lines)
+
+
+def _last_with(key: str, files: list[Path]) -> Path | None:
+    if len(files) < 2:
+        return files[0] if files else None
+    return next((file for file in reversed(files) if key in read_yaml(file)), None)
 
 
 def from_tree(schema: type[C], tree: dict[str, Any], where: str) -> C:
@@ -127,9 +147,14 @@ def from_tree(schema: type[C], tree: dict[str, Any], where: str) -> C:
     Raises:
         InputError: a key is unknown or missing, or a value has the wrong type.
     """
-    parser, _ = _build_parser(Command("", schema, lambda _: 0))
+    parser = _build_parser(Command("", schema, lambda _: 0))
+    if not isinstance(tree, dict):
+        raise InputError(f"{where}: {problem_of(tree, schema)}")
+    # jsonargparse writes into what it parses.
     try:
-        return _checked(lambda: parser.parse_object(tree), parser, schema, {where: lambda: tree}, {}, str)
+        return _checked(
+            lambda: parser.parse_object(copy.deepcopy(tree)), parser, schema, {where: lambda: tree}, {}, str
+        )
     except InputError as error:
         message = str(error)
         raise InputError(message if message.startswith(f"{where}: ") else f"{where}: {message}") from error
@@ -189,29 +214,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path}: the configuration file cannot be read ({error.strerror}). Check --config.") from error
+        raise InputError(f"{path}: the file cannot be read ({error.strerror}). Check --config.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: this is not valid YAML: {error}.") from error
     return {} if tree is None else tree
 
 
-def _build_parser(command: Command) -> tuple[Any, dict[str, Path]]:
-    """Build the parser of a command, and the dictionary in which it notes the folder of the file that set each key."""
+def _build_parser(command: Command) -> Any:
     import yaml
-    from jsonargparse import ActionConfigFile, ArgumentParser, set_loader, set_parsing_settings
-
-    sources: dict[str, Path] = {}
-
-    class ConfigFile(ActionConfigFile):
-        """Notes which file set the keys that other fields depend on; skips files that hold only comments."""
-
-        def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-            path = Path(values)
-            if path.is_file() and _has_no_keys(path):
-                return
-            before = {key: cfg.get(key) for key in command.folder_of.values()}
-            super().__call__(parser, cfg, values, option_string)
-            sources.update({key: path.absolute().parent for key, old in before.items() if cfg.get(key) is not old})
+    from jsonargparse import ArgumentParser, set_loader, set_parsing_settings
 
     set_loader("yaml", load_yaml, (yaml.YAMLError,))
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -223,17 +234,12 @@ def _build_parser(command: Command) -> tuple[Any, dict[str, Path]]:
         allow_abbrev=False,
     )
     words = "YAML file with any of the keys below. Later flags override it."
-    parser.add_argument("--config", action=ConfigFile, help=words)
+    parser.add_argument("--config", action="config", help=words)
     parser.add_class_arguments(command.schema, as_group=False)
     parser.set_defaults(command.preset)
     # Without a default it stays out of what --print_config prints, which must read back.
     parser.add_argument("--debug", action="store_true", default=SUPPRESS, help="Show the traceback of an error.")
-    return parser, sources
-
-
-def _has_no_keys(path: Path) -> bool:
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return all(not line.strip() or line.lstrip().startswith("#") for line in lines)
+    return parser
 
 
 def _usage(command: Command) -> str:

@@ -5,6 +5,7 @@ the position in a list. After it has refused a configuration, the functions here
 parts, until the wrong key is found.
 """
 
+import copy
 import difflib
 import json
 import re
@@ -133,7 +134,7 @@ def accept(value: Any, kind: Any) -> Any:
         parser.add_class_arguments(kind, "value")
     else:
         parser.add_argument("--value", type=kind)
-    return parser.instantiate(parser.parse_object({"value": value})).value
+    return parser.instantiate(parser.parse_object({"value": copy.deepcopy(value)})).value
 
 
 def values_that_do_not_fit(config: Any, kind: Any, key: str = "") -> Iterator[tuple[str, str]]:

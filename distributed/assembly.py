@@ -100,9 +100,6 @@ def refuse_unusable(config: TrainConfig, world_size: int) -> None:
     Raises:
         InputError: a place is missing, the batch cannot be divided, precision or trackers cannot be had.
     """
-    if config.data.shards is None or config.run.out is None:
-        missing = "data.shards" if config.data.shards is None else "run.out"
-        raise InputError(f"expected --{missing}, found none; give it, or its key in the configuration")
     refuse_uneven_batch(config.data.batch_size, world_size)
     if config.run.precision == "fp16" and not torch.cuda.is_available():
         raise InputError("run.precision: expected bf16 or no where there is no GPU, found fp16")
@@ -129,7 +126,6 @@ def find_start(config: TrainConfig, manifest: Manifest) -> Start:
     Raises:
         InputError: the checkpoint is damaged or of another order of samples.
     """
-    assert config.run.out is not None
     own = TrainingProgress(
         data_sha256=manifest.data_sha256,
         batch_size=config.data.batch_size,
@@ -170,7 +166,6 @@ def set_up(config: TrainConfig) -> Training:
     """
     with errors_met_by_all(InputError):
         refuse_unusable(config, asked_world_size())
-    assert config.run.out is not None
     out = config.run.out
     accelerator = make_accelerator(config, out)
     split, validation = done_by_all(lambda: open_data(config))

@@ -34,8 +34,6 @@ def evaluate(config: EvaluateConfig) -> int:
     from upfield.sharding.shardset.manifest import read_manifest
     from upfield.sharding.shardset.reading import ShardSplit
 
-    assert config.shards is not None
-    assert config.out is not None
     if not config.models:
         raise InputError("expected a run or an ONNX file, found none; give one, or several to compare them")
     if len({model.resolve() for model in config.models}) < len(config.models):
@@ -76,7 +74,6 @@ def claim(out: Path, config: EvaluateConfig) -> None:
     Raises:
         InputError: it cannot be written, or lies in a shard set or where a run keeps its models.
     """
-    assert config.shards is not None
     place = out.resolve()
     runs = [model for model in config.models if model.is_dir()]
     inside = [config.shards, *(run / name for run in runs for name in ("best", "checkpoints"))]
@@ -255,7 +252,6 @@ def compare_all(
     from upfield.evaluation.reports.comparison_table import write_comparison
     from upfield.evaluation.summary import Evaluated
 
-    assert config.out is not None
     names = {CUBIC: CUBIC} | ({str(config.against): identify(config.against)} if config.against else {})
     names |= {name: identify(Path(name)) for name in trees}
     first = next(iter(trees.values()))

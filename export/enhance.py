@@ -19,8 +19,6 @@ def enhance(config: EnhanceConfig) -> None:
     from upfield.export.scans.pipeline import Stages, run_pipeline
     from upfield.export.scans.scan_progress import ScanProgress
 
-    assert config.model is not None
-    assert config.out is not None
     plan = plan_outputs(config.scans, config.out, config.like)
     jobs, failures = plan.jobs, list(plan.problems)
     num_tried = len(jobs) + len(failures)

@@ -58,7 +58,6 @@ def run(config: ServeConfig, card: Any, listener: socket.socket, token: str | No
     from upfield.export.service.webapp import build_app
     from upfield.export.service.work_folder import work_folder
 
-    assert config.model is not None
     counters = Counters(config.batch_size)
     with work_folder(Path(tempfile.gettempdir())) as folder, work_folder(SHORT_FOLDER) as ray_folder:
         engine = RayEngine(config, card, counters.note_batch, ray_folder)
@@ -194,7 +193,6 @@ def describe(config: ServeConfig) -> Any:
     from upfield.export.scans.restorer import OnnxRestorer
     from upfield.imaging.normalisation import NORMALISATION
 
-    assert config.model is not None
     # The machines of a cluster may have GPUs where this one has none.
     card = OnnxRestorer(config.model, "cpu" if config.address else config.device).card
     if card.normalisation != NORMALISATION:
@@ -212,7 +210,6 @@ def about_model(config: ServeConfig, card: Any, provider: str) -> dict[str, Any]
     from upfield.export.scans.provenance import RESEARCH_USE
     from upfield.sharding.shardset.tarshard import hash_file
 
-    assert config.model is not None
     return card.tree | {
         "file": config.model.name,
         "sha256": hash_file(config.model),

@@ -25,8 +25,6 @@ def export(config: ExportConfig) -> None:
     from upfield.export.modelfile.graph import add_metadata, build_graph, check_graph, written
     from upfield.export.modelfile.parity import prove_parity
 
-    assert config.run is not None
-    assert config.out is not None
     started = time.monotonic()
     claim(config.out)
     best = read_run(config.run)

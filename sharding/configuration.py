@@ -78,7 +78,7 @@ class CohortConfig:
     """Pattern of the low-field files; without it all pairs are synthetic."""
     synthetic: int = 1
     """Synthetic low-field variants made from each high-field volume (training subjects; others only without `low`)."""
-    split: dict[str, Any] = field(default_factory=dict)
+    split: dict[str, str | int | float | list[str | int | float]] = field(default_factory=dict)
     """Subjects held out, for `val` and `test`: a count, a fraction below 1, or a list of ids."""
     fit: Literal["resize", "crop_pad"] | None = None
     """`resize` forces the shape (default for slice stacks), `crop_pad` keeps proportions (default for volumes)."""
@@ -104,7 +104,7 @@ class CohortConfig:
                 "a cohort without `low` has only synthetic pairs"
             )
         for name, wanted in self.split.items():
-            if isinstance(wanted, bool) or not isinstance(wanted, int | float | list):
+            if isinstance(wanted, str):
                 raise ValueError(
                     f"cohort {self.name}: split.{name}: expected a number or a list of ids, found {wanted!r}."
                 )

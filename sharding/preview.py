@@ -20,8 +20,6 @@ def preview(config: PreviewConfig) -> None:
     """Draw the picture or the page and print what is on it."""
     from upfield.sharding.shardset.reading import ShardSplit
 
-    assert config.shards is not None
-    assert config.out is not None
     suffix = config.out.suffix.lower()
     if suffix not in MOST_PAIRS:
         raise InputError(

@@ -18,7 +18,6 @@ def shard(config: ShardConfig) -> None:
     """Build the set, here or in a staging folder from which it is sent where it belongs, and print what it holds."""
     from upfield.sharding.building.build import build
 
-    assert config.out is not None
     if is_address(config.out) and (not is_remote(config.out) or "://" not in config.out):
         raise InputError(f"--out: expected a folder or an address like s3://bucket/set, found {config.out}")
     pseudonyms = _pseudonyms(config)
@@ -54,7 +53,6 @@ def _pseudonyms(config: ShardConfig) -> "Pseudonyms | None":
     from upfield.sharding.cohorts.privacy import open_key
     from upfield.sharding.shardset.manifest import MANIFEST
 
-    assert config.out is not None
     if not config.pseudonymize:
         return None
     if config.pseudonym_key is None and is_remote(config.out):

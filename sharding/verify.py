@@ -40,7 +40,6 @@ def verify(config: VerifyConfig) -> None:
         ShardSetError: the set is not what its manifest says, or has none.
     """
     root = config.shards
-    assert root is not None
     verification = Verification(root, read_manifest(root), config.quick)
     problems: list[str] = []
     for problem in verification.problems():

@@ -119,7 +119,6 @@ def read_result(config: SweepConfig, result: Any) -> Trained:
 
 def run_of(config: SweepConfig, name: str) -> str:
     """Give the folder of a run, wherever the sweep lies by now, or its name where it was uploaded."""
-    assert config.out is not None
     return str(config.out.absolute() / RUNS / name) if config.storage is None else name
 
 

@@ -12,7 +12,7 @@ from upfield.tune.state import opened, shown_address_of
 
 SETTINGS = "sweep.yaml"
 # What may differ when a sweep goes on: where it runs, not what it searches. Ray keeps the limits on trials.
-FREE_KEYS = ("out", "address", "wait_for_nodes_s", "package", "resources")
+FREE_KEYS = ("out", "address", "wait_for_nodes_s", "package", "resources", "train.run.out")
 
 
 def refuse_other_sweep(config: SweepConfig) -> None:
@@ -22,7 +22,6 @@ def refuse_other_sweep(config: SweepConfig) -> None:
         InputError: it was made with another configuration, or holds something else.
         RunError: the store does not answer.
     """
-    assert config.out is not None
     out = config.out
     settings = out / SETTINGS
     if settings.is_file():
@@ -42,7 +41,6 @@ def keep_settings(config: SweepConfig) -> None:
     Raises:
         RunError: the store cannot be written.
     """
-    assert config.out is not None
     write_text(config.out / SETTINGS, to_yaml(config))
     if config.storage:
         _write_stored(config, to_yaml(config))
@@ -59,12 +57,16 @@ def _refuse_differing(config: SweepConfig, stored: bytes, where: str, other: str
         raise InputError(
             f"{where}: expected the configuration of a sweep, found a damaged file; choose another {other}"
         )
-    differing = [key for key in differing_keys(before, to_tree(config)) if key.split(".")[0] not in FREE_KEYS]
+    differing = [key for key in differing_keys(before, to_tree(config)) if not _is_free(key)]
     if differing:
         raise InputError(
             f"{where}: expected the configuration that this sweep was begun with, found another "
             f"{', '.join(differing)}; go on with the old one, or choose another {other}"
         )
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
 
 
 def differing_keys(before: Any, now: Any, parent: str = "") -> list[str]:

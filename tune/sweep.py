@@ -34,7 +34,6 @@ def sweep(config: SweepConfig) -> None:
     from upfield.tune.saved_config import keep_settings, refuse_other_sweep
     from upfield.tune.space import points_of, read_space
 
-    assert config.out is not None
     axes = read_space(config)
     points = points_of(config, axes)
     refuse_incomplete(config, points)
@@ -111,8 +110,6 @@ def refuse_incomplete(config: SweepConfig, points: "Sequence[Point] | None") -> 
     from upfield.distributed.samples.source import read_set
     from upfield.tune.space import with_point
 
-    if config.train.data.shards is None:
-        raise InputError("expected --train.data.shards, found none; give it, or its key in the configuration")
     read_set(config.train.data)
     for point in points or []:
         refuse_uneven_batch(with_point(config.train, point).data.batch_size, config.resources.workers_per_trial)
@@ -156,7 +153,6 @@ def make_tuner(
     from upfield.tune.state import address_of, set_aside_damaged
     from upfield.tune.trial import Trials, run_trial
 
-    assert config.out is not None
     runs = "" if config.storage else str(config.out.absolute() / RUNS)
     trainable = tune.with_parameters(run_trial, trials=Trials(base, runs, config.resources))
     trainable = tune.with_resources(trainable, needs_of(config.resources))
@@ -223,7 +219,8 @@ def new_tuner(
     )
 
 
-COMMAND = Command("tune", SweepConfig, sweep)
+# Each trial gets a folder of its own for its run.
+COMMAND = Command("tune", SweepConfig, sweep, preset={"train.run.out": Path("set-per-trial")})
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -173,7 +173,6 @@ def train_on_workers(config: TrainConfig, resources: ResourceConfig) -> dict[str
     The group is not started again when a worker dies: the whole trial is, by Ray Tune, which counts its failures.
     """
     run = config.run.out
-    assert run is not None
     sent: dict[str, Any] = {}
 
     class Forward(TuneReportCallback):
@@ -210,7 +209,6 @@ def train_as_worker(given: dict[str, Any]) -> None:
         given: `config`, a TrainConfig as plain values, and `gpus`, those of each worker.
     """
     config = from_tree(TrainConfig, given["config"], "trial")
-    assert config.run.out is not None
     if not given["gpus"]:
         hide_gpus()
     reports = Reports(config.run.out, ray.train.report, uploads=False)

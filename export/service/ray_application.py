@@ -61,7 +61,6 @@ def application(args: dict[str, Any]) -> Any:
 
 def build_entrance(config: ServeConfig) -> FastAPI:
     """Build the web application where Ray Serve runs it, before the replicas that it sends strips to."""
-    assert config.model is not None
     card = OnnxRestorer(config.model, "cpu").card
     counters = Counters(config.batch_size)
     handle = serve.get_deployment_handle(Replica.__name__, app_name=serve.get_replica_context().app_name)

@@ -72,7 +72,6 @@ class RayEngine:
             InputError: there is no such cluster, or it has not what a replica needs.
             RunError: Ray or the replicas do not start.
         """
-        assert config.model is not None
         self.batch_size = config.batch_size
         self.context, self.normalisation = card.context, card.normalisation
         self._note = note
@@ -172,7 +171,6 @@ def replicas_of(config: ServeConfig, cores: int, gpus: float) -> Any:
         logging_config=QUIET,
         **scaling,
     )
-    assert config.model is not None
     # Ray's workers start in folders of their own.
     return deployment.bind(str(config.model.absolute()), config.device, config.batch_size, cores)
 

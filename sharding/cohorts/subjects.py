@@ -298,6 +298,7 @@ def assign_splits(cohort: CohortConfig, ids: dict[str, str]) -> dict[str, Split]
             if bound > 1:
                 raise InputError(f"cohort {cohort.name}: split: expected fractions up to 1 together, found {bound:g}")
         else:
+            assert not isinstance(wanted, str), "CohortConfig refuses text"
             chosen = _counted(cohort, split, wanted, free)
         splits |= dict.fromkeys(chosen, split)
     return {name: splits.get(name, "train") for name in ids}

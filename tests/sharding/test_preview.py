@@ -15,7 +15,7 @@ def write_foreign(root, keys):
     """A set of blank samples with these keys, all for training."""
     half = np.zeros((1, 22, 20), np.float16)
     entries = [write_shard(root, "train/000000", [Sample(key, half, half, {}) for key in keys])] if keys else []
-    config = ShardConfig(geometry=GeometryConfig(high_shape=(12, 22, 20)))
+    config = ShardConfig("out", geometry=GeometryConfig(high_shape=(12, 22, 20)))
     write_manifest(root, content_config(config), Addition([], entries), None)
     return root
 

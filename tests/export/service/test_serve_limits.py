@@ -353,7 +353,7 @@ def test_what_a_request_holds_is_let_go_once_its_answer_is_taken_or_is_not(tmp_p
             await asyncio.sleep(60)
         sent.append(message["type"])
 
-    guarded(app, ServeConfig(idle_timeout_s=0.1), send)
+    guarded(app, ServeConfig(Path("model.onnx"), idle_timeout_s=0.1), send)
     assert file.closed
     assert sent == ["http.response.start", "http.response.body"][: 2 if is_read else 1]
 
@@ -368,11 +368,11 @@ def test_on_this_machine_only_its_own_names_are_answered(service: Service) -> No
 
 
 def test_a_proxys_names_are_answered_where_they_are_allowed() -> None:
-    named = accepted_hosts(ServeConfig(allowed_hosts=["Upfield.example"]))
+    named = accepted_hosts(ServeConfig(Path("model.onnx"), allowed_hosts=["Upfield.example"]))
     assert named is not None
     assert {"upfield.example", "localhost"} <= named
-    assert accepted_hosts(ServeConfig(host="0.0.0.0")) is None
-    assert accepted_hosts(ServeConfig(host="0.0.0.0", allowed_hosts=["a.example"])) == {
+    assert accepted_hosts(ServeConfig(Path("model.onnx"), host="0.0.0.0")) is None
+    assert accepted_hosts(ServeConfig(Path("model.onnx"), host="0.0.0.0", allowed_hosts=["a.example"])) == {
         "a.example",
         "0.0.0.0",
         "127.0.0.1",
