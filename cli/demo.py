@@ -163,7 +163,7 @@ def export(places: Places) -> None:
 def enhance(places: Places) -> None:
     """Enhance the held-out subject's low-field scan with the model file alone."""
     from upfield.export import enhance as stage
-    from upfield.export.scans.scan import write_volume
+    from upfield.imaging.nifti_writer import write_volume
     from upfield.imaging.volume import read_stack
 
     subject = held_out_subject(places)

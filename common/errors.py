@@ -1,5 +1,7 @@
 """Errors that the user can mend; every command turns them into one line and exit code 2."""
 
+from pathlib import Path
+
 
 class InputError(ValueError):
     """The user's input or configuration is wrong; the message says what was expected, found, where, what to do."""
@@ -26,6 +28,20 @@ class VolumeError(InputError):
     def __str__(self) -> str:
         """Give the whole message."""
         return f"{self.where}: {self.problem}"
+
+
+class UnwritableError(InputError):
+    """Files cannot be created in the folder that the user chose for them."""
+
+    def __init__(self, place: Path, option: str, error: OSError) -> None:
+        """Word the system's error.
+
+        Args:
+            place: folder or file as the user named it.
+            option: option that named it, such as `--out`.
+            error: what the system answered.
+        """
+        super().__init__(f"{place}: cannot write there ({error.strerror or error}). Choose another {option}.")
 
 
 class ShardSetError(InputError):

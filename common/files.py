@@ -1,15 +1,68 @@
 """Files that are complete or absent: written under a temporary name, synced, renamed."""
 
 import ctypes
+import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from upfield.common.errors import UnwritableError
+
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Check that files can be created in a folder, and change nothing on the disk.
+
+    A folder that does not exist is not created for the check: another process may be creating it right now. Its nearest
+    parent that exists is checked instead.
+
+    Args:
+        folder: where results will be written.
+        option: option that named the folder, for the message.
+
+    Raises:
+        UnwritableError: the folder cannot be created or written, or a file has its name.
+    """
+    nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise UnwritableError(folder, option, error) from error
+
+
+def make_writable_folder(folder: Path, option: str) -> None:
+    """Create a folder if it is missing, and check that files can be created in it.
+
+    Args:
+        folder: where results will be written.
+        option: option that named the folder, for the message.
+
+    Raises:
+        UnwritableError: the folder cannot be created or written, or a file has its name.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnwritableError(folder, option, error) from error
+    check_writable(folder, option)
+
+
+def user_cache_folder(purpose: str) -> Path:
+    """Return `upfield/PURPOSE` in the user's cache folder: `$XDG_CACHE_HOME`, or `~/.cache`. It may not exist yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "upfield" / purpose
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file's bytes, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -5,7 +5,8 @@ import fcntl
 from pathlib import Path
 from typing import TextIO
 
-from upfield.common.errors import InputError
+from upfield.common.errors import UnwritableError
+from upfield.common.files import make_writable_folder
 from upfield.common.progress import say
 
 LOCK = ".lock"
@@ -38,15 +39,13 @@ def lock_folder(folder: Path, option: str) -> TextIO | None:
         option: that names it, for the message.
 
     Raises:
-        InputError: it cannot be written.
+        UnwritableError: it cannot be written.
     """
+    make_writable_folder(folder, option)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK).open("w")
     except OSError as error:
-        raise InputError(
-            f"{folder}: expected a folder that can be written, found: {error.strerror}; choose another {option}"
-        ) from error
+        raise UnwritableError(folder / LOCK, option, error) from error
     if not try_lock(lock, folder):
         lock.close()
         return None

@@ -1,9 +1,12 @@
-"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress of long work on stderr: bars on a terminal, plain lines elsewhere."""
 
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 T = TypeVar("T")
 
@@ -11,30 +14,110 @@ LINE_INTERVAL_S = 10.0
 
 
 def say(message: str) -> None:
-    """Print one line about what is going on, on stderr: stdout is for results."""
+    """Print one line on stderr, because stdout is for results."""
     print(message, file=sys.stderr, flush=True)
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
-    """Pass `items` on and show how many of `total` are done."""
-    if sys.stderr.isatty():
-        yield from _bar(items, description, total)
-    else:
-        yield from _lines(items, description, total)
+    """Yield `items` and show how many of `total` are done."""
+    with ProgressBar(description, total) as bar:
+        for item in items:
+            yield item
+            bar.advance()
 
 
-def _bar(items: Iterable[T], description: str, total: int) -> Iterator[T]:
+class ProgressBar:
+    """Items done of a total, with a second bar for the parts of the current item and with the latest figures.
+
+    On a terminal, lines printed meanwhile appear above the bars. Elsewhere a plain line follows every LINE_INTERVAL_S
+    seconds and after the last item.
+    """
+
+    def __init__(
+        self, description: str, total: int, done: int = 0, *, visible: bool = True, has_lines: bool = True
+    ) -> None:
+        """Show the bar.
+
+        Args:
+            description: what is counted.
+            total: number of items.
+            done: items done before.
+            visible: False shows nothing at all, for processes that leave the bar to another one.
+            has_lines: False prints no plain lines, for work that logs lines of its own.
+        """
+        self._description, self._done, self._total = description, done, total
+        self._part, self._part_done, self._part_total = "", 0, 0
+        self._has_lines = visible and has_lines
+        self._last_line_s = time.monotonic()
+        self._bars = _terminal_bars() if visible and sys.stderr.isatty() else None
+        if self._bars is not None:
+            self._part_bar = self._bars.add_task("", total=None, visible=False, figures="")
+            self._bar = self._bars.add_task(description, total=total, completed=done, figures="")
+            self._bars.start()
+
+    def __enter__(self) -> "ProgressBar":
+        """Return this bar."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the bars."""
+        self.close()
+
+    def close(self) -> None:
+        """Leave the bars as they are and give the terminal back."""
+        if self._bars is not None:
+            self._bars.stop()
+
+    def advance(self) -> None:
+        """Count one more item as done."""
+        self._done += 1
+        if self._bars is not None:
+            self._bars.update(self._bar, completed=self._done)
+        elif self._done == self._total or self._is_line_due():
+            self._print(f"{self._description}: {self._done}/{self._total}")
+
+    def begin_parts(self, description: str, total: int) -> None:
+        """Show a second bar for the `total` parts of the next item; a single item needs no bar of its own then."""
+        self._part, self._part_done, self._part_total = description, 0, total
+        if self._bars is not None:
+            self._bars.reset(self._part_bar, total=total, description=description, visible=True)
+            self._bars.update(self._bar, visible=self._total > 1)
+
+    def advance_parts(self, count: int) -> None:
+        """Count `count` more parts of the item as done."""
+        self._part_done += count
+        if self._bars is not None:
+            self._bars.update(self._part_bar, completed=self._part_done)
+        elif self._is_line_due():
+            parts = f"{self._part} {self._part_done}/{self._part_total}"
+            self._print(f"{parts}; {self._description}: {self._done}/{self._total}")
+
+    def show_figures(self, figures: str) -> None:
+        """Show the latest figures beside the bar."""
+        if self._bars is not None:
+            self._bars.update(self._bar, figures=figures)
+
+    def _is_line_due(self) -> bool:
+        return time.monotonic() - self._last_line_s >= LINE_INTERVAL_S
+
+    def _print(self, line: str) -> None:
+        self._last_line_s = time.monotonic()
+        if self._has_lines:
+            say(line)
+
+
+def _terminal_bars() -> "Progress":
+    # Only a terminal needs rich, and importing it takes longer than a short command runs.
     from rich.console import Console
-    from rich.progress import track as rich_track
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    yield from rich_track(items, description=description, total=total, console=Console(stderr=True))
-
-
-def _lines(items: Iterable[T], description: str, total: int) -> Iterator[T]:
-    last = time.monotonic()
-    for done, item in enumerate(items, start=1):
-        yield item
-        now = time.monotonic()
-        if done == total or now - last >= LINE_INTERVAL_S:
-            last = now
-            say(f"{description}: {done}/{total}")
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}", markup=False),
+        console=Console(stderr=True),
+        # Results go where the caller sends them. They pass above the bars only if stdout is the same terminal.
+        redirect_stdout=sys.stdout.isatty(),
+    )

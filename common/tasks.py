@@ -3,18 +3,17 @@
 import ctypes
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-from upfield.common.errors import InputError, RunError
+from upfield.common.errors import RunError
+from upfield.common.ray_cluster import connect_ray
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-ANSWER_S = 10
 # Below this many files to be looked into, starting processes takes longer than looking.
 FILES_FOR_PROCESSES = 5000
 
@@ -75,59 +74,6 @@ def _single_threaded(function: Callable[[T], R], task: T) -> R:
 
     with threadpool_limits(limits=1):
         return function(task)
-
-
-def connect_ray(address: str | None = None, runtime_env: dict[str, Any] | None = None) -> None:
-    """Connect to a cluster: that given, that of RAY_ADDRESS, the one running here; else start Ray on this machine.
-
-    Ray itself tries for many minutes to reach a cluster that is gone, also one of which only the address is left in
-    its folder; here a place where nothing listens is told from a cluster within seconds.
-
-    Args:
-        address: of a cluster, `auto` for one running here, `local` for none.
-        runtime_env: what its processes need, as Ray takes it.
-
-    Raises:
-        InputError: there is no cluster at that address, or none at the address that RAY_ADDRESS gives.
-        RunError: Ray cannot start on this machine.
-    """
-    import ray
-    from ray._private.services import canonicalize_bootstrap_address
-
-    named = address or os.environ.get("RAY_ADDRESS", "")
-    try:
-        found = canonicalize_bootstrap_address(named.removeprefix("ray://") or cast(Any, None))
-        if named == "auto" and not found:
-            raise ConnectionError("none runs here")
-        if found and not answers(found):
-            if named:
-                raise ConnectionError("nothing answers there")
-            found = None
-        ray.init(
-            named or found or "local",
-            include_dashboard=False,
-            log_to_driver=False,
-            configure_logging=False,
-            runtime_env=runtime_env,
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        if named in ("", "local"):
-            raise RunError(f"expected Ray to start on this machine, found {type(error).__name__}: {error}") from error
-        what = "address" if address else "RAY_ADDRESS"
-        raise InputError(
-            f"{what}: expected the address of a Ray cluster, found {named}: {error}; start the cluster, mend the "
-            f"address, or {'leave it out' if address else 'unset it'} to use this machine"
-        ) from error
-
-
-def answers(address: str) -> bool:
-    """Tell whether something listens at `HOST:PORT`."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def _on_ray(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:

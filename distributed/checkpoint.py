@@ -25,13 +25,12 @@ from torch.optim import Optimizer
 
 from upfield.common.command import to_yaml
 from upfield.common.errors import InputError
-from upfield.common.files import atomic_folder, point_symlink, replace_folder, write_json, write_text
+from upfield.common.files import atomic_folder, hash_file, point_symlink, replace_folder, write_json, write_text
 from upfield.common.progress import say
 from upfield.distributed.average import WeightAverage
 from upfield.distributed.configuration import TrainConfig
 from upfield.model.amir import Amir, AmirConfig
 from upfield.model.weights import CONFIG, METRICS, MODEL, read_weights, save_weights
-from upfield.sharding.shardset.tarshard import hash_file
 
 AVERAGE, OPTIMIZER, PROGRESS, HASHES = "average.safetensors", "optimizer.pt", "progress.json", "sha256.json"
 NAME = re.compile(r"step-\d{8,}")

@@ -212,7 +212,7 @@ def after_step(run: Training, record: Record, meter: Meter, batch: Batch, stop: 
     per_epoch = run.batches.steps_per_epoch
     if config.data.trace:
         record.trace((step - 1) // per_epoch, step, global_keys(run, batch))
-    record.advance(step)
+    record.advance()
     if step % config.run.log_every == 0 or step == run.total_steps:
         values = meter.read(run.accelerator)
         left_out = {"skipped": run.progress.skipped} | (

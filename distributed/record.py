@@ -11,12 +11,18 @@ from accelerate import Accelerator
 from accelerate.tracking import TensorBoardTracker
 from torch import Tensor
 
-from upfield.common.progress import say
+from upfield.common.progress import ProgressBar, say
 from upfield.distributed.agreement import write_on_main_process
 from upfield.distributed.checkpoint import TrainingProgress
-from upfield.distributed.display import Bar
 from upfield.distributed.log import LOG
 
+# What the bar shows of a training step's values.
+BAR_FIGURES = {
+    "loss": "loss {:.4f}",
+    "slices_per_s": "{:.1f} slices/s",
+    "data_wait": "data wait {:.0%}",
+    "memory_gb": "{:.1f} GB",
+}
 PROJECT = "upfield"  # What wandb and mlflow file the run under.
 
 
@@ -55,7 +61,8 @@ class Record:
         accelerator.log_with = [own if str(kind) == "tensorboard" else kind for kind in accelerator.log_with]
         if accelerator.log_with:
             accelerator.init_trackers(PROJECT)
-        self._bar = Bar(self._active, progress.step, total_steps)
+        # The log's lines say it all where there is no terminal.
+        self._bar = ProgressBar("steps", total_steps, progress.step, visible=self._active, has_lines=False)
 
     def _open(self, path: Path, progress: TrainingProgress) -> TextIO:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,9 +78,9 @@ class Record:
         file.truncate(kept)
         return file
 
-    def advance(self, step: int) -> None:
-        """Say that `step` steps are done."""
-        self._bar.advance(step)
+    def advance(self) -> None:
+        """Count one more step as done."""
+        self._bar.advance()
 
     def metrics(self, event: str, step: int, epoch: float, values: dict[str, Any]) -> None:
         """Log a training step or a validation: a JSON line, the trackers, and a line for people."""
@@ -86,7 +93,8 @@ class Record:
         numbers = {f"{event}/{key}": value for key, value in values.items() if isinstance(value, int | float)}
         self._accelerator.log(numbers, step=step)
         if event == "train":
-            self._bar.figures(values)
+            figures = [form.format(values[name]) for name, form in BAR_FIGURES.items() if name in values]
+            self._bar.show_figures("  ".join(figures))
         # The spread over slices is in the file; a line holds what is looked at.
         plain = {key: value for key, value in values.items() if not key.endswith(("_median", "_std", "_min", "_max"))}
         shown = "  ".join(f"{key} {value:.4g}" for key, value in plain.items() if isinstance(value, int | float))

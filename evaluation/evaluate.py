@@ -2,7 +2,6 @@
 
 import os
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from upfield.common.command import Command, execute
 from upfield.common.errors import InputError
+from upfield.common.files import check_writable
 from upfield.evaluation.configuration import EvaluateConfig
 
 if TYPE_CHECKING:
@@ -81,17 +81,7 @@ def claim(out: Path, config: EvaluateConfig) -> None:
     taken += [folder for folder in inside if folder.resolve() in (place, *place.parents)]
     if taken:
         raise InputError(f"{out}: expected a folder of the report's own, found {taken[0]}; choose another --out")
-    is_new = not out.exists()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-        if is_new:
-            out.rmdir()
-    except OSError as error:
-        raise InputError(
-            f"{out}: expected a folder that can be written, found: {error.strerror}; choose another --out"
-        ) from error
+    check_writable(out, "--out")
 
 
 def rank() -> int:

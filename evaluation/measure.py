@@ -16,7 +16,7 @@ from upfield.evaluation.consistency import LowFieldSampling, check_consistency
 from upfield.evaluation.disagreement import disagreement
 from upfield.evaluation.metrics import METRICS, SLICE_METRICS, VOLUME_METRICS, ImagePair
 from upfield.evaluation.volumes import StackedPair, read_pair
-from upfield.export.scans.scan import Restorer
+from upfield.export.scans.restoration import Restorer, restore_volume
 from upfield.imaging.head_mask import head_mask
 from upfield.sharding.previews.selection import VolumePair
 from upfield.sharding.shardset.reading import ShardSplit
@@ -162,13 +162,13 @@ def measure_volume(how: Measuring, pair: StackedPair, sampling: LowFieldSampling
         if restorer is None:
             restored[method] = cubic
             continue
-        restored[method] = restore_slices(pair.low, restorer, how.batch_size)
+        restored[method] = restore_volume(pair.low, restorer, how.batch_size)
         if not np.isfinite(restored[method]).all():
             raise RunError(f"{pair.name}: expected finite slices from the model, found NaN among them; train it anew")
         if how.perturb:
 
             def restore(low: NDArray[np.float32], restorer: Restorer = restorer) -> NDArray[np.float32]:
-                return restore_slices(low, restorer, how.batch_size)
+                return restore_volume(low, restorer, how.batch_size)
 
             # By name, so that the noise is the same whichever process measures the volume.
             seed = zlib.crc32(pair.name.encode())
@@ -199,15 +199,6 @@ def measure_volume(how: Measuring, pair: StackedPair, sampling: LowFieldSampling
     spacing_mm = sampling.grids.geometry.high_spacing_mm
     scan = sampling.scan(cubic)
     return figures, VolumeImages(pair.name, scan, pair.high, restored, residuals, doubts, spacing_mm)
-
-
-def restore_slices(low: NDArray[np.float32], restorer: Restorer, batch_size: int) -> NDArray[np.float32]:
-    """Restore `(X, 1 + 2*context, Y, Z)` to `(X, Y, Z)`, `batch_size` slices at once."""
-    restored = np.empty((len(low), *low.shape[2:]), dtype=np.float32)
-    for start in range(0, len(low), batch_size):
-        chosen = slice(start, start + batch_size)
-        restored[chosen] = restorer.restore(low[chosen])[:, 0]
-    return restored
 
 
 def to_pair(

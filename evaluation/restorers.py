@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from upfield.common.allocator import keep_freed_memory
 from upfield.common.errors import InputError
+from upfield.common.files import hash_file
+from upfield.export.scans.restoration import Restorer
 from upfield.export.scans.restorer import OnnxRestorer
-from upfield.export.scans.scan import Restorer
 from upfield.model.weights import MODEL, read_best
 from upfield.sharding.shardset.manifest import Manifest
-from upfield.sharding.shardset.tarshard import hash_file
 
 
 @dataclass(frozen=True)

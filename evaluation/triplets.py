@@ -3,11 +3,11 @@
 import numpy as np
 
 from upfield.evaluation.consistency import LowFieldSampling
-from upfield.evaluation.measure import CUBIC, MODEL, restore_slices
+from upfield.evaluation.measure import CUBIC, MODEL
 from upfield.evaluation.reports.figures import Triplet
 from upfield.evaluation.summary import Evaluated
 from upfield.evaluation.volumes import read_pair
-from upfield.export.scans.scan import Restorer
+from upfield.export.scans.restoration import Restorer, restore_volume
 from upfield.sharding.previews.selection import VolumePair, group_volumes
 from upfield.sharding.shardset.reading import ShardSplit
 
@@ -50,5 +50,5 @@ def _triplet(
         for metric in SHOWN
     }
     cubic = pair.cubic
-    restored = restore_slices(pair.low[at : at + 1], restorer, 1)[0]
+    restored = restore_volume(pair.low[at : at + 1], restorer, 1)[0]
     return Triplet(f"{label}{key}", sampling.scan(cubic)[at], cubic[at], restored, pair.high[at], values)

@@ -7,14 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upfield.common.errors import ShardSetError
-from upfield.common.files import atomic_path
+from upfield.common.files import atomic_path, hash_file
 from upfield.common.progress import track
-from upfield.export.scans.scan import write_volume
+from upfield.imaging.nifti_writer import write_volume
 from upfield.imaging.volume import Volume
 from upfield.sharding.previews.selection import VolumePair
 from upfield.sharding.shardset.reading import ShardSplit
 from upfield.sharding.shardset.samplekey import SampleKey
-from upfield.sharding.shardset.tarshard import hash_file
 
 
 @dataclass(frozen=True)

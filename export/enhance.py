@@ -14,20 +14,19 @@ def enhance(config: EnhanceConfig) -> None:
     Raises:
         InputError: the command cannot begin, or some scans could not be enhanced.
     """
-    from upfield.common.progress import say
+    from upfield.common.progress import ProgressBar, say
     from upfield.export.scans.enhancer import Enhancer
     from upfield.export.scans.pipeline import Stages, run_pipeline
-    from upfield.export.scans.scan_progress import ScanProgress
 
     plan = plan_outputs(config.scans, config.out, config.like)
     jobs, failures = plan.jobs, list(plan.problems)
     num_tried = len(jobs) + len(failures)
-    with ScanProgress(len(jobs)) as meter:
-        enhancer = Enhancer(config, meter)
+    with ProgressBar("scans", len(jobs)) as bar:
+        enhancer = Enhancer(config, bar)
         say(f"{config.model.name} on {enhancer.restorer.provider}")
 
         def report(_: EnhanceTask, error: InputError | None) -> None:
-            meter.end()
+            bar.advance()
             if error is not None:
                 failures.append(str(error))
                 if num_tried > 1:

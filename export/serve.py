@@ -207,8 +207,8 @@ def about_model(config: ServeConfig, card: Any, provider: str) -> dict[str, Any]
     """Give what `/model` says."""
     from importlib.metadata import version
 
+    from upfield.common.files import hash_file
     from upfield.export.scans.provenance import RESEARCH_USE
-    from upfield.sharding.shardset.tarshard import hash_file
 
     return card.tree | {
         "file": config.model.name,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from upfield.common.command import Command, execute
 from upfield.common.errors import InputError, ShardSetError
+from upfield.common.files import check_writable
 from upfield.export.configuration import ExportConfig
 
 if TYPE_CHECKING:
@@ -58,25 +59,13 @@ def claim(out: Path) -> None:
     Raises:
         InputError: one of these.
     """
-    import tempfile
-
     from upfield.export.scans.restorer import is_model_file
 
     if out.suffix != ".onnx":
         raise InputError(f"{out}: expected a name ending in .onnx, found another; change --out")
     if out.exists() and not is_model_file(out):
         raise InputError(f"{out}: expected a new file or an older model file, found another; choose another --out")
-    missing = [folder for folder in (out.parent, *out.parent.parents) if not folder.exists()]
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out.parent):
-            pass
-        for folder in missing:
-            folder.rmdir()
-    except OSError as error:
-        raise InputError(
-            f"{out}: expected a folder that can be written, found: {error.strerror}; choose another --out"
-        ) from error
+    check_writable(out.parent, "--out")
 
 
 def read_run(run: Path) -> "BestModel":

@@ -43,6 +43,8 @@ HEADER_BYTES = 540  # of NIfTI-2, the longest
 MAX_VOXELS = 2**30
 # Slices that are no farther from each other have no places.
 UNPLACED_MM = 1e-3
+SCANNER = 1  # nifti1.h, NIFTI_XFORM_SCANNER_ANAT
+TIME_UNIT_BITS = 0b111000
 SPATIAL_UNITS: dict[int, Literal["m", "mm", "um"]] = {1: "m", 2: "mm", 3: "um"}  # nifti1.h, NIFTI_UNITS_*
 # Where the axes point that a file does not tell: what nibabel assumes for NIfTI, and FreeSurfer for MGH.
 NIFTI_FALLBACK, MGH_FALLBACK = "LAS", "LIA"
@@ -74,8 +76,24 @@ class Header:
     """Largest angle between the axes of sform and qform, NaN where the qform is no rotation; 0 where not both count."""
     unit: Literal["m", "mm", "um"]
     """What its lengths are in; `mm` where it does not say."""
+    start_bytes: int
+    """Where its voxels begin in the file without compression."""
     end_bytes: int | None
     """Where its voxels end in the file without compression; None for formats that keep them elsewhere."""
+    slope: float = 1.0
+    """Scanner units = `slope` * stored voxel + `intercept`."""
+    intercept: float = 0.0
+    """See `slope`."""
+    sform_code: int = 0
+    """Space that the sform leads to (nifti1.h, NIFTI_XFORM_*), as stored; 0 if there is no sform."""
+    qform_code: int = 0
+    """Space that the qform leads to, as stored; 0 if there is no usable qform."""
+    qform: NDArray[np.float64] | None = None
+    """`(4, 4)`, voxel index -> mm in the qform's space; None if there is no usable qform."""
+    time_unit: int = 0
+    """The bits of `xyzt_units` that are about time."""
+    descrip: bytes = b""
+    """The description, without padding."""
 
     @property
     def spacing_mm(self) -> NDArray[np.float64]:
@@ -98,13 +116,39 @@ def read_header(path: Path, orientation: str | None = None) -> Header:
             str(path), f"expected a NIfTI file, found {'a folder' if path.is_dir() else 'none'}; check the path"
         )
     try:
-        # A damaged affine may overflow; whoever uses it asks whether it is finite.
+        if _is_ours(path):
+            with open_content(path) as file:
+                start = file.read(HEADER_BYTES)
+            return parse_header(path, start, orientation)
         with np.errstate(all="ignore"):
-            header = _read_ours(path, orientation) if _is_ours(path) else _read_other(path, orientation)
+            return _expect_voxels(path, _read_other(path, orientation))
     except VolumeError:
         raise
     except UNREADABLE as error:
         raise unreadable(path, error) from error
+
+
+def parse_header(path: Path, start: bytes, orientation: str | None = None) -> Header:
+    """Parse the header of a NIfTI or MGH file.
+
+    Args:
+        path: the file, of which nothing is read; its suffix tells NIfTI from MGH.
+        start: the first `HEADER_BYTES` of its content without compression.
+        orientation: as in `read_header`.
+
+    Raises:
+        VolumeError: not a header, or not of as many real voxels as a volume may have.
+    """
+    try:
+        # A damaged affine may overflow; its users check whether it is finite.
+        with np.errstate(all="ignore"):
+            header = _parse(path, start, orientation)
+    except UNREADABLE as error:
+        raise unreadable(path, error) from error
+    return _expect_voxels(path, header)
+
+
+def _expect_voxels(path: Path, header: Header) -> Header:
     if header.dtype.kind not in "iufb":
         raise VolumeError(str(path), f"expected real voxels, found type {header.dtype}; convert it first")
     if min(header.shape, default=0) < 1:
@@ -166,9 +210,7 @@ def _is_ours(path: Path) -> bool:
     return path.name.lower().endswith(OURS)
 
 
-def _read_ours(path: Path, orientation: str | None) -> Header:
-    with open_content(path) as file:
-        start = file.read(HEADER_BYTES)
+def _parse(path: Path, start: bytes, orientation: str | None) -> Header:
     if start.startswith(MGH_VERSION) and path.name.lower().endswith((".mgh", ".mgz")):
         return _mgh(start, orientation)
     if start[344:348] == NIFTI1_MAGIC:
@@ -203,14 +245,18 @@ def _read_other(path: Path, orientation: str | None) -> Header:
         has_spacing=(True, True, True),
         forms_differ_deg=0.0,
         unit="mm",
+        start_bytes=0,
         end_bytes=None,
+        **_one_space(affine, oriented),
     )
 
 
 def _nifti(kind: type[SpatialImage], header: Any, orientation: str | None) -> Header:
-    stated_mm = np.array(header["pixdim"][1:4], dtype=np.float64)  # before nibabel turns zeros into ones
+    # Before nibabel turns zeros into ones, and unknown codes into 0.
+    stated_mm = np.array(header["pixdim"][1:4], dtype=np.float64)
+    spaces = _spaces(header)
     header.check_fix(logger=_silent)
-    header.get_slope_inter()  # raises where the two do not go together
+    slope, intercept = header.get_slope_inter()
     shape = _without_trailing_ones(header.get_data_shape())
     in_x, in_y, in_z = np.isfinite(stated_mm) & (stated_mm != 0)
     has_sform, has_qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
@@ -229,8 +275,34 @@ def _nifti(kind: type[SpatialImage], header: Any, orientation: str | None) -> He
         has_spacing=(has_sform or bool(in_x), has_sform or bool(in_y), has_sform or bool(in_z)),
         forms_differ_deg=_forms_differ_deg(header) if has_sform and has_qform else 0.0,
         unit=SPATIAL_UNITS.get(int(header["xyzt_units"]) & 7, "mm"),
+        start_bytes=header.get_data_offset(),
         end_bytes=end_bytes if header.is_single else None,
+        slope=1.0 if slope is None else slope,
+        intercept=0.0 if intercept is None else intercept,
+        time_unit=int(header["xyzt_units"]) & TIME_UNIT_BITS,
+        descrip=bytes(header["descrip"]).rstrip(b"\0 "),
+        **spaces,
     )
+
+
+def _spaces(header: Nifti1Header) -> dict[str, Any]:
+    """Return the fields of `Header` that say which spaces a NIfTI header names."""
+    sform_code, qform_code = max(int(header["sform_code"]), 0), max(int(header["qform_code"]), 0)
+    qform = _qform(header) if qform_code else None
+    return {"sform_code": sform_code, "qform_code": qform_code if qform is not None else 0, "qform": qform}
+
+
+def _one_space(affine: NDArray[np.float64], is_placed: bool) -> dict[str, Any]:
+    """Return the same fields for a format that knows the scanner's space alone."""
+    return {"sform_code": SCANNER, "qform_code": SCANNER, "qform": affine} if is_placed else {}
+
+
+def _qform(header: Nifti1Header) -> NDArray[np.float64] | None:
+    try:
+        qform = np.asarray(header.get_qform(), dtype=np.float64)
+    except (HeaderDataError, ValueError):
+        return None
+    return qform if np.isfinite(qform).all() and abs(np.linalg.det(qform[:3, :3])) > 0 else None
 
 
 def _mgh(start: bytes, orientation: str | None) -> Header:
@@ -253,7 +325,9 @@ def _mgh(start: bytes, orientation: str | None) -> Header:
         has_spacing=(has_spacing, has_spacing, has_spacing),
         forms_differ_deg=0.0,
         unit="mm",
+        start_bytes=header.get_data_offset(),
         end_bytes=header.get_data_offset() + prod(shape) * header.get_data_dtype().itemsize,
+        **_one_space(np.asarray(affine, dtype=np.float64), is_good),
     )
 
 

@@ -1,19 +1,15 @@
 """Where a file says that its voxels lie: what of a scan's header is carried over to the enhanced one's."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Header
-from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from upfield.imaging.compressed_files import open_content
-from upfield.imaging.header import HEADER_BYTES, Header, spacing_of
+from upfield.imaging.header import SCANNER, Header, spacing_of
 
-UNKNOWN, SCANNER, ALIGNED = 0, 1, 2  # nifti1.h, NIFTI_XFORM_*
+UNKNOWN, ALIGNED = 0, 2  # nifti1.h, NIFTI_XFORM_*
 SPACES = {UNKNOWN: "unknown", SCANNER: "scanner", ALIGNED: "aligned", 3: "talairach", 4: "mni", 5: "template"}
-TIME_UNIT_BITS = 0b111000
 SAME_SPACING = 0.01
 
 
@@ -46,38 +42,16 @@ class Placement:
         return self.sform_code > UNKNOWN or self.qform_code > UNKNOWN
 
 
-def read_placement(path: Path, header: Header) -> Placement:
-    """Read where a file's voxels lie.
-
-    Args:
-        path: the file.
-        header: what `read_header` gives for it.
-    """
-    if not issubclass(header.kind.header_class, Nifti1Header):
-        code = SCANNER if header.is_placed else UNKNOWN
-        return Placement(header.affine, code, code, header.affine if header.is_placed else None)
-    with open_content(path) as file:
-        start = file.read(HEADER_BYTES)
-    kind = header.kind.header_class
-    fields = kind(start[: kind.template_dtype.itemsize], check=False)
-    sform_code, qform_code = max(int(fields["sform_code"]), 0), max(int(fields["qform_code"]), 0)
-    qform = _qform(fields) if qform_code else None
+def placement_of(header: Header) -> Placement:
+    """Return where a file's header says that its voxels lie."""
     return Placement(
         affine=header.affine,
-        sform_code=sform_code,
-        qform_code=qform_code if qform is not None else UNKNOWN,
-        qform=qform,
-        time_unit=int(fields["xyzt_units"]) & TIME_UNIT_BITS,
-        descrip=bytes(fields["descrip"]).rstrip(b"\0 "),
+        sform_code=header.sform_code,
+        qform_code=header.qform_code,
+        qform=header.qform,
+        time_unit=header.time_unit,
+        descrip=header.descrip,
     )
-
-
-def _qform(fields: Nifti1Header) -> NDArray[np.float64] | None:
-    try:
-        qform = np.asarray(fields.get_qform(), dtype=np.float64)
-    except (HeaderDataError, ValueError):
-        return None
-    return qform if np.isfinite(qform).all() and abs(np.linalg.det(qform[:3, :3])) > 0 else None
 
 
 def place(fields: Nifti1Header, affine: NDArray[np.float64], placement: Placement) -> None:

@@ -12,7 +12,7 @@ from scipy import ndimage
 from upfield.common.cores import num_cores
 from upfield.common.errors import VolumeError
 from upfield.imaging.header import read_header
-from upfield.imaging.placement import Placement, read_placement
+from upfield.imaging.placement import Placement, placement_of
 from upfield.imaging.resample import ORDER, apply_operators, grid_operator
 
 # Grids whose axes deviate by less than this over their whole length count as parallel.
@@ -39,7 +39,7 @@ def read_grid(path: Path) -> Grid:
         VolumeError: unreadable, fewer than 3 dimensions, or a header that does not say where the image lies.
     """
     header = read_header(path)
-    placement = read_placement(path, header)
+    placement = placement_of(header)
     if len(header.shape) < 3:
         raise VolumeError(str(path), f"like: expected at least 3 dimensions, found shape {header.shape}")
     affine = placement.affine

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.freesurfer.mghformat import MGHImage
 from nibabel.orientations import (
     apply_orientation,
@@ -142,16 +144,37 @@ def refuse_empty(voxels: NDArray[np.float32], where: str) -> None:
 
 
 def _read_voxels(path: Path, header: Header) -> NDArray[np.float32]:
-    """Give a file's voxels in the header's shape, float32 with slope and intercept applied."""
-    kind: Any = header.kind
+    """Return a file's voxels in the header's shape, float32 with slope and intercept applied."""
     try:
-        # MGHImage leaves files open that it opens itself.
-        if header.end_bytes is not None and (is_compressed(path) or kind is MGHImage):
-            image: Any = kind.from_bytes(read_content(path, header.end_bytes))
-        else:
-            image = kind.from_filename(path)
-        # Float32 from the start: get_fdata's float64 would take twice the memory.
-        voxels = image.get_fdata(dtype=np.float32, caching="unchanged")
+        if header.end_bytes is None:
+            image: Any = header.kind.from_filename(path)
+            # Float32 from the start: get_fdata's float64 would take twice the memory.
+            return image.get_fdata(dtype=np.float32, caching="unchanged").reshape(header.shape)
+        if is_read_whole(path, header):
+            return decode_voxels(BytesIO(read_content(path, header.end_bytes)), header)
+        return decode_voxels(path, header)
     except UNREADABLE as error:
         raise unreadable(path, error) from error
-    return voxels.reshape(header.shape)
+
+
+def is_read_whole(path: Path, header: Header) -> bool:
+    """Return whether a file's content is read into memory; the voxels of other files are mapped."""
+    return is_compressed(path) or header.kind is MGHImage
+
+
+def decode_voxels(content: BytesIO | Path, header: Header) -> NDArray[np.float32]:
+    """Return the voxels of a NIfTI or MGH file without parsing its header again.
+
+    Args:
+        content: the file's content from its start to the last voxel, or an uncompressed file.
+        header: the file's.
+
+    Returns:
+        `header.shape` float32 with slope and intercept applied.
+
+    Raises:
+        OSError, ValueError, OverflowError, MemoryError: the content is too short, or more than the machine can hold.
+    """
+    spec = (header.shape, header.dtype, header.start_bytes, header.slope, header.intercept)
+    # Float32 from the start: float64, the proxy's default, would take twice the memory.
+    return np.asanyarray(ArrayProxy(content, spec), dtype=np.float32)

@@ -18,13 +18,14 @@ import numpy as np
 
 from upfield.common.command import Command, execute
 from upfield.common.errors import ShardSetError
+from upfield.common.files import hash_file
 from upfield.common.progress import track
 from upfield.imaging.normalisation import NORMALISATION
 from upfield.sharding.building.journal import JOURNAL, is_unfinished
 from upfield.sharding.cohorts.subjects import SPLITS, Unit
 from upfield.sharding.configuration import VerifyConfig
 from upfield.sharding.shardset.manifest import MANIFEST, Manifest, hash_manifest, hash_tree, read_manifest
-from upfield.sharding.shardset.tarshard import INDEX_VERSION, MEMBERS, SUFFIXES, ShardEntry, hash_file
+from upfield.sharding.shardset.tarshard import INDEX_VERSION, MEMBERS, SUFFIXES, ShardEntry
 
 SHARD_NAME = {split: re.compile(rf"{split}/\d{{6}}") for split in SPLITS}
 # From +0 upwards the bit patterns of float16 ascend with the value, so one comparison finds what is above 1, negative,

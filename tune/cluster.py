@@ -15,7 +15,7 @@ from ray.exceptions import GetTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from upfield.common.errors import InputError
-from upfield.common.tasks import connect_ray
+from upfield.common.ray_cluster import connect_ray
 from upfield.tune.configuration import ResourceConfig
 
 ANSWER_S = 120.0
@@ -37,7 +37,7 @@ def connect(address: str | None, package: Path | None) -> None:
     else:
         # Not the wheel itself, with which Ray would install all that it depends on, in a new environment on every node.
         with tempfile.TemporaryDirectory() as folder:
-            connect_ray(address, {"py_modules": unpack(package, Path(folder))})
+            connect_ray(address, runtime_env={"py_modules": unpack(package, Path(folder))})
     nodes = alive_nodes()
     if package is not None or len(nodes) > 1:
         refuse_other_code(nodes)

@@ -14,10 +14,11 @@ import numpy as np
 
 from upfield.common.addresses import shown
 from upfield.common.errors import FetchError, InputError, ShardSetError
+from upfield.common.files import hash_file
 from upfield.common.stores import NEVER, Store, TransferCancelledError
 from upfield.distributed.samples.cache import CachedFile, ShardCache
 from upfield.sharding.shardset.manifest import MANIFEST, Manifest, hash_manifest, parse_manifest
-from upfield.sharding.shardset.tarshard import BLOCK_BYTES, ShardEntry, ShardIndex, hash_file, parse_index
+from upfield.sharding.shardset.tarshard import BLOCK_BYTES, ShardEntry, ShardIndex, parse_index
 
 NUM_INDEX_FETCHES = 16
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0

@@ -1,10 +1,10 @@
 """Open the shard set that a configuration names, in a folder or at an address."""
 
-import os
 from pathlib import Path
 
 from upfield.common.addresses import is_remote, shown
 from upfield.common.errors import InputError
+from upfield.common.files import user_cache_folder
 from upfield.common.stores import Store
 from upfield.distributed.configuration import DataConfig
 from upfield.distributed.samples.cache import ShardCache
@@ -47,14 +47,9 @@ def read_set(data: DataConfig) -> tuple[Manifest, RemoteFiles | None]:
             "the run's files, found another; give passwords by the store's own variables or fsspec's configuration"
         )
     store = Store(place, data.fetch_timeout_s)
-    files = RemoteFiles(store, ShardCache(cache_folder(data), data.cache_bytes), data.fetch_retries)
+    cache = ShardCache(data.cache_dir or user_cache_folder("shards"), data.cache_bytes)
+    files = RemoteFiles(store, cache, data.fetch_retries)
     return files.manifest(), files
-
-
-def cache_folder(data: DataConfig) -> Path:
-    """Give the folder of the node's cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser()
-    return data.cache_dir or cache / "upfield" / "shards"
 
 
 def refuse_small_cache(data: DataConfig, manifest: Manifest) -> None:

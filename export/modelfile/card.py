@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from upfield.common.errors import InputError
+from upfield.common.files import hash_file
 from upfield.common.progress import say
 from upfield.model.weights import MODEL, BestModel
-from upfield.sharding.shardset.tarshard import hash_file
 
 # They name people and machines, and a model file travels.
 PATHS = {"data": ("shards", "trace", "cache_dir"), "run": ("out", "resume"), "model": ("init",)}

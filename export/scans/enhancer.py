@@ -14,18 +14,17 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from upfield.common.errors import InputError, RunError
-from upfield.common.files import atomic_path, write_json
-from upfield.common.progress import say
+from upfield.common.errors import InputError, RunError, UnwritableError
+from upfield.common.files import atomic_path, hash_file, write_json
+from upfield.common.progress import ProgressBar, say
 from upfield.export.configuration import EnhanceConfig
 from upfield.export.scans.outputs import EnhanceTask
 from upfield.export.scans.provenance import RESEARCH_USE, is_done, provenance_path
+from upfield.export.scans.restoration import restore_volume
 from upfield.export.scans.restorer import OnnxRestorer
-from upfield.export.scans.scan import Layout, Prepared, expect_on_grid, prepare, restore_volume, write_enhanced
-from upfield.export.scans.scan_progress import ScanProgress
+from upfield.export.scans.scan import Layout, Prepared, expect_on_grid, prepare, write_enhanced
 from upfield.imaging.regrid import read_grid
 from upfield.imaging.volume import Volume
-from upfield.sharding.shardset.tarshard import hash_file
 
 PACKAGES = ("upfield", "numpy", "scipy", "nibabel")
 LEFT_S = 3600.0
@@ -47,13 +46,13 @@ class Read:
 class Enhancer:
     """Takes scans from file to file with one model."""
 
-    def __init__(self, config: EnhanceConfig, meter: ScanProgress) -> None:
+    def __init__(self, config: EnhanceConfig, bar: ProgressBar) -> None:
         """Load the model, and the other image's grid if there is one.
 
         Raises:
             InputError: either cannot be used, or the device is not there.
         """
-        self._config, self._meter = config, meter
+        self._config, self._bar = config, bar
         self.layout = Layout(config.keep_ras, read_grid(config.like) if config.like else None)
         self.restorer = OnnxRestorer(config.model, config.device, batch_size=config.batch_size)
         self.model_sha256 = hash_file(config.model)
@@ -79,7 +78,7 @@ class Enhancer:
         """Restore a scan slice by slice: `(X, Y, Z)` in [0, 1]."""
         for note in read.prepared.notes:
             say(f"{job.scan}: {note}")
-        self._meter.begin(job.scan.name, len(read.prepared.low))
+        self._bar.begin_parts(f"{job.scan.name}: slice", len(read.prepared.low))
         return restore_volume(read.prepared.low, self.restorer, self._config.batch_size, self._advance)
 
     def stop(self) -> None:
@@ -88,7 +87,7 @@ class Enhancer:
         self.restorer.stop()
 
     def _advance(self, num_slices: int) -> None:
-        self._meter.advance(num_slices)
+        self._bar.advance_parts(num_slices)
         if self._stopped.is_set():
             raise KeyboardInterrupt
 
@@ -172,7 +171,7 @@ def _unwritten(target: Path, error: OSError) -> InputError | RunError:
             "--resume"
         )
     if error.errno in OF_THE_PLACE:
-        return InputError(f"{target}: expected to be able to write it, found: {error.strerror}; choose another --out")
+        return UnwritableError(target, "--out", error)
     return RunError(
         f"{target}: expected to write it, found: {error.strerror or error}; mend that and run with --resume"
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from upfield.common.errors import InputError
+from upfield.common.files import check_writable
 from upfield.export.scans.provenance import provenance_path, read_provenance
 
 SUFFIXES = (".nii", ".nii.gz", ".mgh", ".mgz")
@@ -68,7 +69,7 @@ def plan_outputs(scans: Sequence[Path], out: Path, like: Path | None = None) -> 
     if is_file:
         jobs[:] = [EnhanceTask(job.scan, out) for job in jobs]
     _refuse_clashes(jobs, like)
-    _refuse_unwritable(out.parent if is_file else out)
+    check_writable(out.parent if is_file else out, "--out")
     return plan
 
 
@@ -138,15 +139,3 @@ def _refuse_clashes(jobs: Sequence[EnhanceTask], like: Path | None) -> None:
 def _is_foreign(target: Path) -> bool:
     """Tell whether something is there that has no provenance of ours beside it, and so is somebody's original."""
     return target.exists() and read_provenance(provenance_path(target)) is None
-
-
-def _refuse_unwritable(folder: Path) -> None:
-    """Fail before hours of work where their results could not be written."""
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    if not there.is_dir():
-        raise InputError(f"{there}: expected a folder to write to, found a file; choose another --out")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(
-            f"{there}: expected to be allowed to write there, found that it is not; change the permissions, or choose "
-            "another --out"
-        )

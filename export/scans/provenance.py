@@ -33,7 +33,7 @@ def read_provenance(path: Path) -> dict[str, Any] | None:
 
 def is_done(target: Path, source_sha256: str, model_sha256: str, parameters: Mapping[str, Any]) -> bool:
     """Tell whether a scan's output is there, whole, and made of the same scan by the same model in the same way."""
-    from upfield.sharding.shardset.tarshard import hash_file
+    from upfield.common.files import hash_file
 
     found = read_provenance(provenance_path(target))
     if found is None or not target.is_file():

@@ -3,56 +3,24 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from upfield.common.errors import InputError, VolumeError
+from upfield.export.scans.restoration import Restorer, restore_volume
 from upfield.imaging.header import NIFTI_FALLBACK, Header, angles_deg, read_header
-from upfield.imaging.nifti_writer import MARK, marked, write_file, write_volume
+from upfield.imaging.nifti_writer import MARK, marked, write_file
 from upfield.imaging.normalisation import NORMALISATION, normalise
-from upfield.imaging.placement import Placement, read_placement
+from upfield.imaging.placement import Placement, placement_of
 from upfield.imaging.regrid import Grid, overlaps, regrid
 from upfield.imaging.resample import box_centre, resample_box
 from upfield.imaging.volume import Volume, from_ras, read_volume
-
-__all__ = [
-    "Layout",
-    "Prepared",
-    "Restorer",
-    "enhance_volume",
-    "expect_on_grid",
-    "finish",
-    "isotropic",
-    "prepare",
-    "restore_volume",
-    "write_enhanced",
-    "write_volume",
-]
 
 SPACING_MM = 1.0
 MIN_EXTENT_MM, MAX_EXTENT_MM = 9.0, 600.0
 SHEAR_DEG = FORMS_DIFFER_DEG = 1.0
 UNITS = {"m": "metres", "um": "micrometres"}
-
-
-class Restorer(Protocol):
-    """Whatever maps low-field slices to restored ones."""
-
-    @property
-    def context(self) -> int:
-        """Neighbouring slices on each side of the one restored."""
-        ...
-
-    @property
-    def normalisation(self) -> str:
-        """How intensities must be brought to [0, 1]."""
-        ...
-
-    def restore(self, low: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Map `(N, 1 + 2*context, H, W)` in [0, 1] to `(N, 1, H, W)` in [0, 1]."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -103,9 +71,24 @@ def prepare(path: Path, normalisation: str, where: str) -> Prepared:
         )
     try:
         header = read_header(path)
-        placement, scan = read_placement(path, header), read_volume(path)
+        scan = read_volume(path)
     except VolumeError as error:
         raise VolumeError(where, error.problem) from error
+    return prepare_volume(scan, header, where)
+
+
+def prepare_volume(scan: Volume, header: Header, where: str) -> Prepared:
+    """Bring a scan that was read to the grid and the intensities that a model takes.
+
+    Args:
+        scan: voxels `(I, J, K)` in RAS+.
+        header: of its file.
+        where: how messages name the scan.
+
+    Raises:
+        VolumeError: the scan is not of a head's size.
+    """
+    placement = placement_of(header)
     grid = isotropic(scan, where, header.unit)
     return Prepared(normalise(grid.voxels, where), grid.affine, scan.axcodes, placement, doubts(header, placement))
 
@@ -188,7 +171,7 @@ def write_enhanced(prepared: Prepared, restored: NDArray[np.float32], path: Path
 
 
 def enhance_volume(
-    path: Path, restorer: Restorer, batch_size: int, done: Callable[[int], None] = lambda _: None
+    path: Path, restorer: Restorer, batch_size: int, advance: Callable[[int], None] = lambda _: None
 ) -> Volume:
     """Enhance one scan.
 
@@ -196,7 +179,7 @@ def enhance_volume(
         path: NIfTI file in any orientation and on any grid.
         restorer: the model.
         batch_size: slices restored at once.
-        done: called with the number of slices after each batch.
+        advance: called with the number of slices after each batch.
 
     Returns:
         Voxels `(I, J, K)` in [0, 1] in the scan's own axis order, and the affine that puts them where the scan was.
@@ -205,7 +188,7 @@ def enhance_volume(
         VolumeError: the file is not one 3-D real volume, or not of a head's size.
     """
     prepared = prepare(path, restorer.normalisation, str(path))
-    return finish(prepared, restore_volume(prepared.low, restorer, batch_size, done))
+    return finish(prepared, restore_volume(prepared.low, restorer, batch_size, advance))
 
 
 def isotropic(scan: Volume, where: str, unit: str = "mm") -> Volume:
@@ -237,28 +220,3 @@ def isotropic(scan: Volume, where: str, unit: str = "mm") -> Volume:
     step = np.diag([*ratio, 1.0])
     step[:3, 3] = centre_vox - ratio * box_centre(shape)
     return Volume(voxels, scan.affine @ step, scan.axcodes)
-
-
-def restore_volume(
-    low: NDArray[np.float32], restorer: Restorer, batch_size: int, done: Callable[[int], None] = lambda _: None
-) -> NDArray[np.float32]:
-    """Restore a volume slice by slice along its sagittal axis.
-
-    Args:
-        low: `(X, Y, Z)` in [0, 1].
-        restorer: the model.
-        batch_size: slices restored at once; the last batch may have fewer.
-        done: called with the number of slices after each batch.
-
-    Returns:
-        `(X, Y, Z)` float32 in [0, 1].
-    """
-    count, context = len(low), restorer.context
-    offsets = np.arange(-context, context + 1)
-    restored = np.empty_like(low)
-    for start in range(0, count, batch_size):
-        centres = np.arange(start, min(start + batch_size, count))
-        batch = low[np.clip(centres[:, None] + offsets, 0, count - 1)]
-        restored[centres] = restorer.restore(batch)[:, 0]
-        done(len(centres))
-    return restored

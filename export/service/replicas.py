@@ -22,7 +22,7 @@ from ray.serve.schema import LoggingConfig
 from upfield.common.cores import num_cores
 from upfield.common.errors import InputError, RunError
 from upfield.common.progress import say
-from upfield.common.tasks import answers
+from upfield.common.ray_cluster import connect_ray
 from upfield.export.configuration import ServeConfig
 from upfield.export.scans.restorer import ModelCard, OnnxRestorer
 from upfield.export.service.scan_job import WINDOW
@@ -186,33 +186,16 @@ def connect(address: str | None, folder: Path) -> None:
         InputError: no cluster at that address.
         RunError: Ray cannot start on this machine.
     """
-    from ray._private.services import canonicalize_bootstrap_address
-
-    quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    own: dict[str, Any] = {
+        "object_store_memory": STORE_BYTES,
+        "_temp_dir": str(folder / "ray"),
+        "num_cpus": len(os.sched_getaffinity(0)),
+    }
     with _own_signals():
         if address is None:
-            try:
-                ray.init(
-                    "local",
-                    include_dashboard=False,
-                    object_store_memory=STORE_BYTES,
-                    _temp_dir=str(folder / "ray"),
-                    num_cpus=len(os.sched_getaffinity(0)),
-                    **quiet,
-                )
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                raise RunError(f"expected Ray to start on this machine, found: {error}") from error
-            return
-        try:
-            found = canonicalize_bootstrap_address(address)
-            if not found or not answers(found):
-                raise ConnectionError("nothing answers there")
-            ray.init(found, **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise InputError(
-                f"address: expected that of a Ray cluster, HOST:PORT or auto, found {address}: {error}; start the "
-                "cluster, mend the address, or leave it out to use this machine"
-            ) from error
+            connect_ray("local", **own)
+        else:
+            connect_ray(address)
 
 
 def needs(config: ServeConfig, nodes: Sequence[dict[str, Any]]) -> tuple[int, float]:

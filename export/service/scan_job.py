@@ -1,7 +1,6 @@
 """One scan through the service: read, restored slice by slice beside other scans, written."""
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -12,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upfield.export.configuration import ServeConfig
-from upfield.export.scans.scan import Prepared, finish, prepare, write_enhanced, write_volume
+from upfield.export.scans.restoration import slice_batches
+from upfield.export.scans.scan import Prepared, finish, prepare, write_enhanced
 from upfield.export.service.limits import RequestProgress, check_scan
+from upfield.imaging.nifti_writer import write_volume
 
 # Strips of one scan that are on their way at the same time: enough to fill a replica's batches, few enough to be fair.
 WINDOW = 4
@@ -133,18 +134,14 @@ async def restore_scan(
     Returns:
         `(X, Y, Z)` float32 in [0, 1].
     """
-    count, size = len(low), engine.batch_size
-    offsets = np.arange(-engine.context, engine.context + 1)
     restored = np.empty_like(low)
-    starts = deque(range(0, count, size))
+    # The workers share the iterator, so that each takes the next strip.
+    strips = slice_batches(low, engine.context, engine.batch_size)
 
     async def restore_strips() -> None:
-        while starts:
-            start = starts.popleft()
-            centres = np.arange(start, min(start + size, count))
-            strip = low[np.clip(centres[:, None] + offsets, 0, count - 1)]
-            restored[centres] = (await engine.restore(owner, strip))[:, 0]
-            progress.slices_done += len(centres)
+        for rows, strip in strips:
+            restored[rows] = (await engine.restore(owner, strip))[:, 0]
+            progress.slices_done += len(strip)
 
     workers = [asyncio.create_task(restore_strips()) for _ in range(WINDOW)]
     try:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upfield.common.errors import RunError
-from upfield.export.scans.scan import Restorer
+from upfield.export.scans.restoration import Restorer
 
 # Strips that are restored at once: few enough that whoever waits is soon taken in, enough to fill the last batches.
 MAX_STRIPS = 4

@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upfield.common.errors import VolumeError
+from upfield.common.files import hash_file
 from upfield.imaging.compressed_files import hash_voxels
+from upfield.imaging.slices import neighbour_indices
 from upfield.imaging.volume import Volume
 from upfield.sharding.building.journal import BlockRecord, read_record, write_record
 from upfield.sharding.building.pairs import Pair, make_pairs
@@ -19,7 +21,7 @@ from upfield.sharding.cohorts.problems import Problem
 from upfield.sharding.cohorts.source_fingerprints import describe_sources
 from upfield.sharding.cohorts.subjects import Subject
 from upfield.sharding.configuration import ShardConfig
-from upfield.sharding.shardset.tarshard import SUFFIXES, Sample, ShardEntry, hash_file, read_index, write_shard
+from upfield.sharding.shardset.tarshard import SUFFIXES, Sample, ShardEntry, read_index, write_shard
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,5 @@ def _samples(pairs: list[Pair], numbers: NDArray[np.int64], task: BlockTask) -> 
         }
         if fields := metadata[unit.cohort, unit.subject]:
             record["metadata"] = fields
-        # Slices beyond the border repeat it, as far as the context reaches.
-        neighbours = np.clip(np.arange(x - task.config.context, x + task.config.context + 1), 0, num_slices - 1)
+        (neighbours,) = neighbour_indices(np.array([x]), num_slices, task.config.context)
         yield Sample(unit.key(x), pair.low[neighbours], pair.high[x : x + 1], record)

@@ -7,7 +7,6 @@ shows an object when all of it has arrived, so an object of the right size behin
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -19,7 +18,7 @@ from typing import Any
 
 from upfield.common.addresses import shown
 from upfield.common.errors import InputError, RunError, ShardSetError
-from upfield.common.files import atomic_path
+from upfield.common.files import atomic_path, user_cache_folder
 from upfield.common.progress import say, track
 from upfield.sharding.shardset.manifest import FORMAT, MANIFEST, VERSION, Manifest, read_manifest
 from upfield.sharding.shardset.tarshard import SUFFIXES, ShardEntry
@@ -36,10 +35,9 @@ READ_ONLY = ("http", "https")
 
 def staging_folder(url: str) -> Path:
     """Give the local folder in which the set for `url` is built: the same one for the same URL, not made here."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser()
     plain = url.rstrip("/")
     readable = re.sub(r"[^A-Za-z0-9._]+", "-", shown(plain).partition("://")[2])[-60:].strip("-.")
-    return cache / "upfield" / "staging" / f"{readable}-{hashlib.sha256(plain.encode()).hexdigest()[:12]}"
+    return user_cache_folder("staging") / f"{readable}-{hashlib.sha256(plain.encode()).hexdigest()[:12]}"
 
 
 def fetch_manifest(url: str, staging: Path) -> bool:

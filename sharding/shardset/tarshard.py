@@ -169,9 +169,3 @@ def parse_index(data: bytes, where: str) -> ShardIndex:
         raise ShardSetError(f"{where}: expected whole numbers as offsets and sizes, found others: {error}") from error
     keys = np.array([row[3].removesuffix(f".{MEMBERS[0]}") for row in words], dtype=np.bytes_)
     return ShardIndex(keys, table[:, :3], table[:, 3:])
-
-
-def hash_file(path: Path) -> str:
-    """Give the sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,12 +1,21 @@
 """Files and folders are complete or absent."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from upfield.common import files as atomic
-from upfield.common.files import atomic_folder, atomic_path, point_symlink, replace_folder
+from upfield.common import files
+from upfield.common.errors import UnwritableError
+from upfield.common.files import (
+    atomic_folder,
+    atomic_path,
+    check_writable,
+    make_writable_folder,
+    point_symlink,
+    replace_folder,
+)
 
 
 def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path: Path) -> None:
@@ -29,7 +38,7 @@ def test_a_folder_that_fails_half_way_never_appears(tmp_path: Path) -> None:
 @pytest.mark.parametrize("can_exchange", [True, False])
 def test_a_folder_takes_another_s_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool) -> None:
     if not can_exchange:
-        monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
+        monkeypatch.setattr(files, "_exchange", lambda *_: False)
     for name in ("old", "new"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "content").write_text(name)
@@ -42,3 +51,22 @@ def test_a_link_is_switched(tmp_path: Path) -> None:
     for target in ("a", "b"):
         point_symlink(tmp_path / "last", target)
     assert (tmp_path / "last").readlink() == Path("b")
+
+
+def test_the_check_of_a_folder_changes_nothing_on_the_disk(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a" / "b", "--out")
+    check_writable(tmp_path, "--out")
+    assert list(tmp_path.iterdir()) == []
+    make_writable_folder(tmp_path / "a" / "b", "--out")
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "b"]
+
+
+@pytest.mark.parametrize("prepare", [check_writable, make_writable_folder])
+@pytest.mark.parametrize("place", ["file", "file/folder", "broken_link", "broken_link/folder"])
+def test_a_folder_that_cannot_be_created_is_refused_with_its_option(
+    tmp_path: Path, prepare: Callable[[Path, str], None], place: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "broken_link").symlink_to("/proc/1/nowhere/at/all")
+    with pytest.raises(UnwritableError, match=rf"{place}: cannot write there \(.*\)\. Choose another --run\.out\."):
+        prepare(tmp_path / place, "--run.out")

@@ -1,8 +1,5 @@
 import multiprocessing
 import os
-import socket
-import subprocess
-import sys
 import time
 from functools import partial
 
@@ -10,8 +7,8 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
-from upfield.common.errors import InputError, VolumeError
-from upfield.common.tasks import connect_ray, run_tasks
+from upfield.common.errors import VolumeError
+from upfield.common.tasks import run_tasks
 from upfield.imaging import volume
 from upfield.imaging.resample import zoom_to
 
@@ -78,28 +75,3 @@ def test_ray_gives_the_same_results_and_errors_and_is_left_as_it_was_found(tmp_p
     assert ray.is_initialized()
     assert sorted([first, *results]) == ["a", "b", "c"]
     assert not ray.is_initialized()
-
-
-@pytest.fixture
-def closed_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "auto", "nowhere"])
-def test_a_ray_cluster_that_is_not_there_is_told_at_once(monkeypatch, tmp_path, closed_port, address):
-    monkeypatch.setenv("RAY_ADDRESS", address.format(closed_port))
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    with pytest.raises(InputError, match=r"RAY_ADDRESS: expected the address of a Ray cluster.*unset it"):
-        connect_ray()
-
-
-def test_an_address_that_a_cluster_left_behind_does_not_keep_ray_from_starting_here(short_folder, closed_port):
-    (short_folder / "ray").mkdir()
-    (short_folder / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{closed_port}")
-    program = "import ray; from upfield.common.tasks import connect_ray; connect_ray(); print(ray.is_initialized())"
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    environment["RAY_TMPDIR"] = str(short_folder)
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120)
-    assert done.stdout.strip() == "True", done.stderr

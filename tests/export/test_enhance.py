@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from heads import OBLIQUE, SHAPE, load, write_scan
 
-from upfield.common.files import write_json
+from upfield.common.files import hash_file, write_json
 from upfield.export.enhance import main
 from upfield.export.scans import enhancer
+from upfield.export.scans.restoration import restore_volume
 from upfield.export.scans.restorer import OnnxRestorer
-from upfield.export.scans.scan import finish, prepare, restore_volume, write_enhanced
-from upfield.sharding.shardset.tarshard import hash_file
+from upfield.export.scans.scan import finish, prepare, write_enhanced
 
 SCRIPT = Path(__file__).parents[2] / "export" / "enhance.py"
 
@@ -282,7 +282,7 @@ def test_an_interrupt_ends_promptly_and_keeps_what_is_done(tiny_model: Path, tmp
         (["MODEL", "SCAN", "--out", "out", "--like", "nowhere.nii"], "nowhere.nii: expected a NIfTI file, found none"),
         (["MODEL", "SCAN", "--out", "out", "--batch_size", "0"], "batch_size: expected at least 1"),
         (["MODEL", "text.txt", "--out", "out"], "expected a file ending in .nii, .nii.gz, .mgh, .mgz"),
-        (["MODEL", "SCAN", "--out", "text.txt"], "expected a folder to write to, found a file"),
+        (["MODEL", "SCAN", "--out", "text.txt"], "text.txt: cannot write there (Not a directory)"),
         (["MODEL", "empty", "--out", "out"], "files in the folder, found none"),
     ],
 )

@@ -13,10 +13,10 @@ import onnx
 import pytest
 import torch
 
+from upfield.common.files import hash_file
 from upfield.export.scans.restorer import OnnxRestorer, read_card
 from upfield.export.to_onnx import main
 from upfield.model.weights import load_model
-from upfield.sharding.shardset.tarshard import hash_file
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 9, 9), (3, 1, 24, 28), (2, 1, 37, 61)])
@@ -147,7 +147,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(
     # The run is not looked at: there is none.
     code, _, err = run_cli(main, tmp_path / "nowhere", "--out", tmp_path / "file" / "model.onnx")
     assert code == 2
-    assert "expected a folder that can be written" in err
+    assert "cannot write there (Not a directory). Choose another --out." in err
 
 
 def test_shards_that_have_gone_are_asked_for(tiny_run: Path, tmp_path: Path, run_cli: Callable) -> None:

@@ -9,7 +9,8 @@ from heads import OBLIQUE, SHAPE, Unchanged, draw, load, off_mm, scan_affine, wr
 from scipy.spatial.transform import Rotation
 
 from upfield.common.errors import VolumeError
-from upfield.export.scans.scan import Layout, expect_on_grid, prepare, restore_volume, write_enhanced
+from upfield.export.scans.restoration import restore_volume
+from upfield.export.scans.scan import Layout, expect_on_grid, prepare, write_enhanced
 from upfield.imaging import regrid as module
 from upfield.imaging.normalisation import NORMALISATION
 from upfield.imaging.placement import Placement

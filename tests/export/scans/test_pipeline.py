@@ -7,7 +7,6 @@ import pytest
 
 from upfield.common.errors import InputError, RunError
 from upfield.export.scans.pipeline import Stages, run_pipeline
-from upfield.export.scans.scan_progress import ScanProgress
 
 PATIENCE_S = 20.0
 
@@ -132,39 +131,3 @@ def test_an_error_that_concerns_all_ends_the_work_after_the_last_is_written(stag
     assert written[:2] == [0, 1]
     assert set(written) <= {0, 1}
     assert ("read", 9) not in watched.begun
-
-
-def test_progress_away_from_a_terminal_is_told_in_lines(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("upfield.export.scans.scan_progress.LINE_INTERVAL_S", 0)
-    with ScanProgress(2) as meter:
-        meter.begin("a.nii", 7)
-        meter.advance(4)
-        meter.advance(3)
-        meter.end()
-        meter.end()
-    assert capsys.readouterr().err.splitlines() == [
-        "a.nii: slice 4/7; scans: 0/2",
-        "a.nii: slice 7/7; scans: 0/2",
-        "scans: 1/2",
-        "scans: 2/2",
-    ]
-
-
-def test_progress_on_a_terminal_is_a_bar_for_scans_and_one_for_slices(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "100")
-    with ScanProgress(2) as meter:
-        meter.begin("[a].nii", 7)
-        meter.advance(7)
-        meter.end()
-    out, err = capsys.readouterr()
-    assert not out
-    assert "[a].nii" in err
-    assert "7/7" in err
-    assert "scans" in err
-    assert "1/2" in err

@@ -23,7 +23,8 @@ from nibabel.freesurfer.mghformat import MGHImage
 from nibabel.nifti1 import Nifti1Extension
 
 from upfield.common.errors import InputError, VolumeError
-from upfield.export.scans.scan import Layout, Prepared, enhance_volume, prepare, restore_volume, write_enhanced
+from upfield.export.scans.restoration import restore_volume
+from upfield.export.scans.scan import Layout, Prepared, enhance_volume, prepare, write_enhanced
 from upfield.imaging.normalisation import NORMALISATION
 
 HALF_VOXEL_MM = 0.5

@@ -222,7 +222,10 @@ sys.exit(main([sys.argv[1], "--port", "0"]))
         (["MODEL", "--host", "203.0.113.7"], "expected an address of this machine"),
         (["MODEL", "--device", "cuda"], "expected an NVIDIA GPU"),
         (["MODEL", "--token_file", "nowhere"], "expected a token in it"),
-        (["MODEL", "--address", "127.0.0.1:1"], "expected that of a Ray cluster"),
+        (
+            ["MODEL", "--address", "127.0.0.1:1"],
+            "--address: cannot connect to a Ray cluster at 127.0.0.1:1: nothing listens there",
+        ),
         (["MODEL", "--scans_at_once", "0"], "scans_at_once: expected at least 1, found 0"),
         (["MODEL", "--max_replicas", "0"], "max_replicas: expected at least replicas"),
         (["MODEL", "--port", "70000"], "expected at most 65535"),

@@ -1,0 +1,76 @@
+"""The one connection to Ray, for shard building, sweeps and the service."""
+
+import os
+import socket
+from typing import Any, cast
+
+from upfield.common.errors import InputError, RunError
+
+CONNECT_TIMEOUT_S = 10
+
+
+def connect_ray(address: str | None = None, **options: Any) -> None:
+    """Connect to a Ray cluster, or start Ray on this machine.
+
+    Without an address, the cluster that RAY_ADDRESS names is used, then one that runs on this machine. If there is
+    none, Ray starts here.
+
+    Ray itself tries for many minutes to reach a cluster that is gone, even if only its address is left in Ray's folder.
+    So this function first checks within seconds that something listens at the address.
+
+    Args:
+        address: `HOST:PORT`, `ray://HOST:PORT`, `auto` for a cluster that runs on this machine, or `local` to start Ray
+            here whatever else runs.
+        options: further arguments of `ray.init`.
+
+    Raises:
+        InputError: no cluster answers at `address` or at RAY_ADDRESS.
+        RunError: Ray cannot start on this machine.
+    """
+    import ray
+
+    named = address or os.environ.get("RAY_ADDRESS", "")
+    try:
+        found = _listening_address(named)
+        ray.init(
+            named or found or "local", include_dashboard=False, log_to_driver=False, configure_logging=False, **options
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if named in ("", "local"):
+            raise RunError(f"Ray cannot start on this machine: {type(error).__name__}: {error}") from error
+        source, way_out = ("--address", "leave it out") if address else ("RAY_ADDRESS", "unset it")
+        raise InputError(
+            f"{source}: cannot connect to a Ray cluster at {named}: {str(error).rstrip('.')}. Start the cluster, "
+            f"correct the address, or {way_out} to use this machine."
+        ) from error
+
+
+def _listening_address(named: str) -> str | None:
+    """Return `HOST:PORT` of the cluster that `named` stands for; None if Ray should start on this machine.
+
+    Raises:
+        ConnectionError: a cluster is named, but nothing listens there.
+        ValueError: the address is malformed.
+    """
+    # Ray has no public function that resolves `auto`, and the address that a cluster left in Ray's folder, without
+    # connecting to it. Connecting to a cluster that is gone is what takes minutes.
+    from ray._private.services import canonicalize_bootstrap_address
+
+    found = canonicalize_bootstrap_address(named.removeprefix("ray://") or cast(Any, None))
+    if named == "auto" and not found:
+        raise ConnectionError("no cluster runs on this machine")
+    if found and not _listens(found):
+        if named:
+            raise ConnectionError("nothing listens there")
+        return None
+    return found
+
+
+def _listens(address: str) -> bool:
+    """Return whether something listens at `HOST:PORT`."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, ValueError):
+        return False
+    return True

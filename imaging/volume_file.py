@@ -1,0 +1,57 @@
+"""A volume's file read in one pass, from front to back: the header, then the voxels."""
+
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+from upfield.imaging.compressed_files import CHUNK_BYTES
+from upfield.imaging.header import HEADER_BYTES, UNREADABLE, expect_three_dimensions, parse_header, unreadable
+from upfield.imaging.volume import Volume, decode_voxels, is_read_whole, refuse_empty, to_ras
+
+
+class VolumeFile:
+    """An open NIfTI or MGH file: the caller sees the header, and may refuse the file, before any voxel is read."""
+
+    def __init__(self, path: Path, content: BinaryIO) -> None:
+        """Parse the header.
+
+        Args:
+            path: the file; its suffix tells the format, and errors name it.
+            content: the file's content without compression, open at its start.
+
+        Raises:
+            VolumeError: the content is not one 3-D volume of real voxels.
+        """
+        self._path, self._content = path, content
+        try:
+            self._start = content.read(HEADER_BYTES)
+        except UNREADABLE as error:
+            raise unreadable(path, error) from error
+        self.header = parse_header(path, self._start)
+        expect_three_dimensions(self.header, path)
+
+    def read_volume(self) -> Volume:
+        """Read the voxels, and turn the volume to RAS+.
+
+        Returns:
+            Voxels `(I, J, K)` float32 in scanner units (slope and intercept applied) and their affine.
+
+        Raises:
+            VolumeError: cut off, damaged, not finite, constant, or no usable affine.
+        """
+        path, header = self._path, self.header
+        assert header.end_bytes is not None
+        try:
+            if is_read_whole(path, header):
+                rest = self._content.read(max(header.end_bytes - len(self._start), 0))
+                # To the end, where gzip has its CRC.
+                while self._content.read(CHUNK_BYTES):
+                    pass
+                voxels = decode_voxels(BytesIO(self._start + rest), header)
+            else:
+                voxels = decode_voxels(path, header)
+        except UNREADABLE as error:
+            raise unreadable(path, error) from error
+        volume = to_ras(voxels, header.affine, str(path))
+        refuse_empty(volume.voxels, str(path))
+        return volume

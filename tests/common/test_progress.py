@@ -1,0 +1,80 @@
+import pytest
+
+from upfield.common.progress import ProgressBar, track
+
+
+def imitate_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make stderr a terminal; pytest replaces stderr between a fixture and its test, so a fixture could not."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+def test_away_from_a_terminal_a_short_loop_prints_its_end_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(track("abc", "letters", 3)) == ["a", "b", "c"]
+    assert capsys.readouterr().err == "letters: 3/3\n"
+
+
+def test_on_a_terminal_a_loop_has_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    imitate_terminal(monkeypatch)
+    assert list(track("abc", "upload to [here]", 3)) == ["a", "b", "c"]
+    out, err = capsys.readouterr()
+    assert not out
+    assert "━" in err
+    assert "upload to [here]" in err
+    assert "3/3" in err
+
+
+def test_the_bar_of_a_training_begins_where_the_run_goes_on_and_shows_figures(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imitate_terminal(monkeypatch)
+    with ProgressBar("steps", 9, 4, has_lines=False) as bar:
+        bar.advance()
+        bar.show_figures("loss 0.1234")
+    err = capsys.readouterr().err
+    assert "5/9" in err
+    assert "loss 0.1234" in err
+
+
+@pytest.mark.parametrize("options", [{"visible": False}, {"has_lines": False}])
+def test_work_that_logs_its_own_lines_prints_no_others(
+    capsys: pytest.CaptureFixture[str], options: dict[str, bool]
+) -> None:
+    with ProgressBar("steps", 1, **options) as bar:
+        bar.advance()
+    assert capsys.readouterr().err == ""
+
+
+def test_away_from_a_terminal_progress_is_plain_lines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("upfield.common.progress.LINE_INTERVAL_S", 0)
+    with ProgressBar("scans", 2) as bar:
+        bar.begin_parts("a.nii: slice", 7)
+        bar.advance_parts(4)
+        bar.advance_parts(3)
+        bar.advance()
+        bar.advance()
+    assert capsys.readouterr().err.splitlines() == [
+        "a.nii: slice 4/7; scans: 0/2",
+        "a.nii: slice 7/7; scans: 0/2",
+        "scans: 1/2",
+        "scans: 2/2",
+    ]
+
+
+def test_on_a_terminal_scans_and_their_slices_have_a_bar_each(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imitate_terminal(monkeypatch)
+    with ProgressBar("scans", 2) as bar:
+        bar.begin_parts("[a].nii: slice", 7)
+        bar.advance_parts(7)
+        bar.advance()
+    out, err = capsys.readouterr()
+    assert not out
+    assert "[a].nii" in err
+    assert "7/7" in err
+    assert "scans" in err
+    assert "1/2" in err

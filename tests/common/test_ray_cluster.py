@@ -1,0 +1,36 @@
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from upfield.common.errors import InputError
+from upfield.common.ray_cluster import connect_ray
+
+
+@pytest.fixture
+def closed_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "auto", "nowhere"])
+def test_a_ray_cluster_that_is_gone_is_reported_at_once(monkeypatch, tmp_path, closed_port, address):
+    monkeypatch.setenv("RAY_ADDRESS", address.format(closed_port))
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with pytest.raises(InputError, match=r"RAY_ADDRESS: cannot connect to a Ray cluster at .*unset it"):
+        connect_ray()
+
+
+def test_an_address_that_a_cluster_left_behind_does_not_keep_ray_from_starting_here(short_folder, closed_port):
+    (short_folder / "ray").mkdir()
+    (short_folder / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{closed_port}")
+    program = (
+        "import ray; from upfield.common.ray_cluster import connect_ray; connect_ray(); print(ray.is_initialized())"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["RAY_TMPDIR"] = str(short_folder)
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "True", done.stderr
