@@ -80,7 +80,7 @@ def change(name: str) -> Callable[[dict[str, Any]], None]:
         (None, ["RUN", "RUN"], "expected each of them once"),
         (None, ["RUN", "--batch_size", "0"], "batch_size: expected at least 1, found 0"),
         (None, ["RUN", "--processes", "0"], "processes: expected at least 1, found 0"),
-        (None, [], "expected MODELS, found none"),
+        (None, [], "MODELS is missing"),
         ("other_normalisation", ["RUN"], "expected a model of normalisation 'another'.*found 'clip to percentiles"),
         ("other_context", ["RUN"], "expected a model of context 1 like the shard set's, found 0"),
         ("empty", ["RUN"], "expected samples in split test, found none; choose another --split"),

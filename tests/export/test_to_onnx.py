@@ -64,7 +64,7 @@ def test_restored_slices_are_within_range(tiny_model: Path) -> None:
         (["RUN", "--out", "model.onnx", "--evaluation", "nowhere.json"], "expected the metrics.json of an evaluation"),
         (["RUN", "--out", "model.onnx", "--evaluation", "."], "found a folder; name the file in it"),
         (["RUN", "--out", "model.onnx", "--shards", "nowhere"], "expected a complete shard set"),
-        (["RUN"], "expected --out"),
+        (["RUN"], "--out is missing"),
     ],
 )
 def test_bad_input_is_refused(

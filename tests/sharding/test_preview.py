@@ -54,7 +54,7 @@ def test_each_overlay_is_another_picture(tiny_shards, tmp_path, run_cli, name):
         (["--out", "grid.png", "--pairs", "999"], "expected at most 80 in a .png, found 999"),
         (["--out", "grid.html", "--pairs", "80"], "expected at most 24 in a .html, found 80"),
         (["--out", "grid.png", "--overlay", "blink"], "overlay"),
-        ([], "expected --out, found none"),
+        ([], "--out is missing"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(tiny_shards, tmp_path, monkeypatch, run_cli, flags, message):
