@@ -27,11 +27,11 @@ import nibabel as nib
 import numpy as np
 import onnxruntime as ort
 import torch
-from host import processor
 from numpy.typing import NDArray
 
 from model import Row, build, read_size
 from upfield.common.allocator import keep_freed_memory
+from upfield.common.cores import processor_name
 from upfield.export.modelfile.graph import add_metadata, build_graph, written
 from upfield.export.modelfile.parity import Slices, draw, psnr_slice_db
 from upfield.export.scans.restorer import OnnxRestorer, num_cores
@@ -70,9 +70,10 @@ def main() -> None:
             return
         if not arguments.few:
             files |= quantised(files["fp32"], slices, Path(folder))
+        size = " x ".join(map(str, slices.low.shape[2:]))
         print(
-            f"{processor()}, {arguments.threads} threads, torch {torch.__version__}, ONNX Runtime {ort.__version__}, "
-            f"{arguments.run or 'preset ' + arguments.preset}, slices of {' x '.join(map(str, slices.low.shape[2:]))}, "
+            f"{processor_name()}, {arguments.threads} threads, torch {torch.__version__}, "
+            f"ONNX Runtime {ort.__version__}, {arguments.run or 'preset ' + arguments.preset}, slices of {size}, "
             f"{arguments.clock} time, median of {arguments.repeats}"
         )
         per_slice = print_ways(ways(arguments, network, files), slices, arguments)
@@ -245,7 +246,7 @@ def print_apart(arguments: argparse.Namespace) -> None:
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             times[name].append(float(done.stdout.split()[-1]))
     print(
-        f"{processor()}, {arguments.threads} threads, torch {torch.__version__}, ONNX Runtime {ort.__version__}, "
+        f"{processor_name()}, {arguments.threads} threads, torch {torch.__version__}, ONNX Runtime {ort.__version__}, "
         f"{arguments.run or 'preset ' + arguments.preset}, {arguments.clock} time, median of {arguments.repeats}, each "
         f"in a process of its own\n\n{'one slice on the CPU':<48} s/slice   ratio"
     )

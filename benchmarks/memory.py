@@ -21,7 +21,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from host import processor
+
+from upfield.common.cores import processor_name
 
 SLICES, SAMPLES_PER_SHARD, SHAPE = 179, 512, (1, 221, 200)
 TRAINED_BATCH = 64
@@ -34,7 +35,8 @@ def write_set(folder: Path, num_subjects: int) -> float:
     from upfield.sharding.cohorts.subjects import Source, Subject
     from upfield.sharding.configuration import ShardConfig
     from upfield.sharding.shardset.manifest import Addition, content_config, write_manifest
-    from upfield.sharding.shardset.tarshard import INDEX_VERSION, Sample, ShardEntry, write_shard
+    from upfield.sharding.shardset.shard_index import INDEX_VERSION, ShardEntry
+    from upfield.sharding.shardset.shard_writer import Sample, write_shard
 
     noise = np.random.default_rng(0).random((SAMPLES_PER_SHARD, *SHAPE), dtype=np.float32).astype(np.float16)
     keys = [f"ixi-{i // SLICES:06d}-synthetic-0-x{i % SLICES:03d}" for i in range((num_subjects + 1) * SLICES)]
@@ -76,12 +78,12 @@ def resident_mb() -> float:
 def watch(folder: Path, num_workers: int, batch_size: int) -> list[float]:
     """Read all epochs; give the memory of the index's arrays, of all when opened, and the largest of each epoch."""
     from upfield.distributed.configuration import AugmentConfig
-    from upfield.distributed.samples.reader import Sequencing, TrainingBatches, training_loader
-    from upfield.sharding.shardset.reading import ShardSplit
+    from upfield.distributed.samples.reader import BatchPlan, TrainingBatches, training_loader
+    from upfield.sharding.shardset.shard_split import ShardSplit
 
     split = ShardSplit(folder, "train")
     index_mb = sum(value.nbytes for value in vars(split).values() if isinstance(value, np.ndarray)) / 1e6
-    batches = TrainingBatches(split, Sequencing(0, batch_size, 16, AugmentConfig(), 0, 1))
+    batches = TrainingBatches(split, BatchPlan(0, batch_size, 16, AugmentConfig(), 0, 1))
     steps = batches.steps_per_epoch
     found_mb = [index_mb, resident_mb(), *[0.0] * EPOCHS]
     for step, _ in enumerate(
@@ -166,7 +168,8 @@ def main() -> None:
         return
     cores = len(os.sched_getaffinity(0))
     print(
-        f"{processor()}, {cores} cores, Python {platform.python_version()}, batches of {options.batch_size}; RSS in MB"
+        f"{processor_name()}, {cores} cores, Python {platform.python_version()}, batches of {options.batch_size}; "
+        "RSS in MB"
     )
     show(options.subjects, options.workers, options.batch_size, options.folder)
 

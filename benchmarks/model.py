@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from host import processor
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from upfield.common.allocator import keep_freed_memory
+from upfield.common.cores import processor_name
 from upfield.model.amir import Amir, AmirConfig, Checkpointing
 from upfield.model.configuration import LossConfig
 from upfield.model.losses import restoration_loss
@@ -295,7 +295,7 @@ def machine(device: str) -> str:
     """Name what is measured."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{processor()}, {torch.get_num_threads()} threads"
+    return f"{processor_name()}, {torch.get_num_threads()} threads"
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from host import processor
+
+from upfield.common.cores import processor_name
 
 SHAPE = (1, 221, 200)
 NUM_SHARDS = 8
@@ -73,7 +74,7 @@ def write_upfield(folder: Path, num_samples: int) -> None:
     """Write a shard set as `upfield shard` does."""
     from upfield.sharding.configuration import ShardConfig
     from upfield.sharding.shardset.manifest import Addition, content_config, write_manifest
-    from upfield.sharding.shardset.tarshard import Sample, write_shard
+    from upfield.sharding.shardset.shard_writer import Sample, write_shard
 
     noise, entries = draw_noise(), []
     for numbers in np.array_split(np.arange(num_samples), NUM_SHARDS):
@@ -131,10 +132,10 @@ def worker_options(num_workers: int) -> dict[str, Any]:
 def read_upfield(folder: Path, batch_size: int, num_workers: int) -> Iterator[Epoch]:
     """Read as training does."""
     from upfield.distributed.configuration import AugmentConfig
-    from upfield.distributed.samples.reader import Sequencing, TrainingBatches, training_loader
-    from upfield.sharding.shardset.reading import ShardSplit
+    from upfield.distributed.samples.reader import BatchPlan, TrainingBatches, training_loader
+    from upfield.sharding.shardset.shard_split import ShardSplit
 
-    batches = TrainingBatches(ShardSplit(folder / OURS, "train"), Sequencing(0, batch_size, 16, AugmentConfig(), 0, 1))
+    batches = TrainingBatches(ShardSplit(folder / OURS, "train"), BatchPlan(0, batch_size, 16, AugmentConfig(), 0, 1))
     loader = training_loader(batches, range(2**40), num_workers, prefetch=4, pin_memory=False)
     while True:
         yield ((batch.low, batch.high) for batch in islice(loader, batches.steps_per_epoch))
@@ -350,7 +351,7 @@ def describe(peers: Path | None) -> str:
         except importlib.metadata.PackageNotFoundError:
             versions.append(f"{package} not installed")
     cores = len(os.sched_getaffinity(0))
-    return f"{processor()}, {cores} cores, Python {platform.python_version()}\n{', '.join(versions)}"
+    return f"{processor_name()}, {cores} cores, Python {platform.python_version()}\n{', '.join(versions)}"
 
 
 def main() -> None:

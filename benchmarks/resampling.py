@@ -4,13 +4,13 @@ Prints a table: the time of each, their ratio, and the largest difference as a s
 """
 
 import os
-import platform
 import time
 from collections.abc import Callable
 
 import numpy as np
 from scipy import ndimage
 
+from upfield.common.cores import processor_name
 from upfield.imaging.resample import zoom_to
 
 CASES = [
@@ -34,7 +34,7 @@ def best_of(function: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
 
 def main() -> None:
     """Print the table."""
-    print(f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores, best of {REPEATS}")
+    print(f"{processor_name()}, {len(os.sched_getaffinity(0))} cores, best of {REPEATS}")
     print(f"{'':<28} {'scipy (s)':>10} {'matrices (s)':>13} {'ratio':>7} {'difference':>11}")
     rng = np.random.default_rng(0)
     for name, shape, target in CASES:

@@ -33,8 +33,8 @@ import nibabel as nib
 import numpy as np
 import psutil
 import torch
-from host import processor
 
+from upfield.common.cores import processor_name
 from upfield.export.enhance import main as enhance
 from upfield.export.modelfile.graph import add_metadata, build_graph, written
 from upfield.imaging.normalisation import NORMALISATION
@@ -66,7 +66,7 @@ def main() -> None:
         alike_expected = enhanced_in_one_call(model, alike, folder / "alike_expected")
         small = make_scans(folder / "small", 10, SMALL_SHAPES)
         small_expected = enhanced_in_one_call(model, small, folder / "small_expected")
-        print(f"{processor()}, {len(os.sched_getaffinity(0))} threads")
+        print(f"{processor_name()}, {len(os.sched_getaffinity(0))} threads")
         print(f"{len(scans)} scans of 35 or 38 slices, tiny, 1 replica, concurrency {arguments.concurrency}")
         with started(model) as (port, process):
             load = Load(port, scans, expected, arguments.concurrency)

@@ -24,9 +24,10 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from host import processor
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 from scipy import ndimage
+
+from upfield.common.cores import processor_name
 
 # The grids of the report, and files as scanners give them: both fields need to be resampled.
 LOW_SHAPE, LOW_SPACING_MM = (112, 138, 40), (1.6, 1.6, 5.0)
@@ -171,6 +172,7 @@ def compare_volume_work(folder: Path) -> None:
     from threadpoolctl import threadpool_limits
 
     from upfield.sharding.building import pairs
+    from upfield.sharding.cohorts.preflight import preflight
     from upfield.sharding.cohorts.subjects import find_subjects
     from upfield.sharding.configuration import CohortConfig, ShardConfig
 
@@ -184,19 +186,19 @@ def compare_volume_work(folder: Path) -> None:
     ]
     config, load = ShardConfig("out"), pairs._load
     for name, cohort in cases:
-        subject = find_subjects(cohort, folder).subjects[0]
+        subject = preflight(find_subjects(cohort, folder).subjects).subjects[0]
         sources = [source for source in (subject.high, subject.low) if source]
-        read = {source.paths: load(source, subject) for source in sources}
+        read = {source.paths: load(source) for source in sources}
         high = read[subject.high.paths].voxels
         low = read[subject.low.paths].voxels if subject.low else None
 
         def work(subject: Any = subject) -> None:
-            for pair in pairs.make_pairs(subject, config):
+            for pair in pairs.make_pairs(subject, config).pairs:
                 for x in range(HIGH_SHAPE[0]):
                     pair.low[[x]], pair.high[x : x + 1]
 
         # The same arrays each time: as they are resampled first, nothing is scaled in their own memory.
-        pairs._load = lambda source, _, read=read: read[source.paths]  # pyright: ignore[reportAttributeAccessIssue]
+        pairs._load = lambda source, read=read: read[source.paths]  # pyright: ignore[reportAttributeAccessIssue]
         with threadpool_limits(limits=1):
             work()
             fast_s = best_of(work)
@@ -258,7 +260,8 @@ def main() -> None:
     parser.add_argument("--subjects", type=int, nargs="*", default=[18])
     parser.add_argument("--folder", type=Path, default=None)
     options = parser.parse_args()
-    print(f"{processor()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, best of {REPEATS}")
+    cores = len(os.sched_getaffinity(0))
+    print(f"{processor_name()}, {cores} cores, Python {platform.python_version()}, best of {REPEATS}")
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         write_cohort(folder, PLAIN_SUBJECTS, PLAIN_SUBJECTS)

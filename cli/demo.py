@@ -196,9 +196,9 @@ def call(main: Callable[[list[str]], int], *arguments: object) -> None:
 def write_demo_report(places: Places, times_s: dict[str, float]) -> None:
     """Write demo/report.html: configuration, curves, table, slices, files."""
     from upfield.common import html_page as report
-    from upfield.evaluation.evaluate import SLICES_PNG
     from upfield.evaluation.reports import figures
     from upfield.evaluation.reports.metrics_table import metrics_table
+    from upfield.evaluation.reports.model_report import SLICES_PNG
 
     metrics = read_metrics(places)
     log = [json.loads(line) for line in (places.run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -236,13 +236,13 @@ def read_metrics(places: Places) -> dict[str, Any]:
 
 def final_table(places: Places, times_s: dict[str, float]) -> str:
     """Give the table that ends the demonstration."""
-    from upfield.evaluation.summary import table
+    from upfield.evaluation.reports.metrics_text import metrics_text
 
     took = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in times_s.items())
     return "\n".join(
         [
             f"Held-out phantom subject {held_out_subject(places)}",
-            table(read_metrics(places)),
+            metrics_text(read_metrics(places)),
             HONESTY,
             f"Time: {sum(times_s.values()):.0f} s ({took})",
             f"Report: {places.out / 'report.html'}",

@@ -18,6 +18,6 @@ def is_remote(place: str) -> bool:
     return found is not None and found[1] not in LOCAL
 
 
-def shown(address: str) -> str:
+def format_address(address: str) -> str:
     """Give an address with both slashes and without its password."""
     return re.sub(r"(?<=://)[^/@:]*:[^/@]*@", "", re.sub(r"(?<=:)/(?!/)", "//", address, count=1))

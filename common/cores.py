@@ -1,6 +1,8 @@
-"""The processor cores that computing may be spread over."""
+"""The processor: its name, and the cores that computation may be spread over."""
 
 import os
+import platform
+from pathlib import Path
 
 
 def num_cores() -> int:
@@ -9,3 +11,11 @@ def num_cores() -> int:
 
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(psutil.cpu_count(logical=False) or allowed, allowed)
+
+
+def processor_name() -> str:
+    """Return the name of the processor, as figures are reported with it."""
+    listing = Path("/proc/cpuinfo")
+    lines = listing.read_text(encoding="utf-8", errors="replace").splitlines() if listing.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()

@@ -8,7 +8,7 @@ from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
-from upfield.common.addresses import shown
+from upfield.common.addresses import format_address
 from upfield.common.errors import InputError
 
 POLL_S = 0.1
@@ -96,11 +96,12 @@ def _open(address: str) -> tuple[Any, str]:
     except ImportError as error:
         package = PACKAGES.get(scheme, "the package that it names")
         raise InputError(
-            f"{shown(address)}: expected a package for {scheme}://, found none ({error}); pip install {package}"
+            f"{format_address(address)}: expected a package for {scheme}://, found none ({error}); "
+            f"pip install {package}"
         ) from error
     except ValueError as error:
         raise InputError(
-            f"{shown(address)}: expected an address such as s3://bucket/set, found none: {error}"
+            f"{format_address(address)}: expected an address such as s3://bucket/set, found none: {error}"
         ) from error
     return client, root.rstrip("/")
 

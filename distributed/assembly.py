@@ -40,15 +40,15 @@ from upfield.distributed.checkpoint import (
 )
 from upfield.distributed.configuration import TrainConfig
 from upfield.distributed.launch import asked_world_size, make_accelerator, refuse_trackers, refuse_uneven_batch
-from upfield.distributed.samples.reader import Sequencing, TrainingBatches
-from upfield.distributed.samples.source import open_splits
+from upfield.distributed.samples.reader import BatchPlan, TrainingBatches
+from upfield.distributed.samples.splits import open_splits
 from upfield.model.activation_memory import choose_checkpointing
 from upfield.model.amir import Amir
 from upfield.model.configuration import Checkpointing
 from upfield.model.losses import LEAST_SIZES
 from upfield.model.weights import read_weights
 from upfield.sharding.shardset.manifest import Manifest
-from upfield.sharding.shardset.reading import ShardSplit
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 Figures = dict[str, float | int]
 # Takes where the run stands, the epochs that are done, and what a validation found.
@@ -175,7 +175,7 @@ def set_up(config: TrainConfig) -> Training:
     lock = hold_folder(out)
     # Another job may have gone on until now.
     start = done_by_main_process(lambda: start if still_there(out, start) else find_start(config, manifest))
-    sequencing = Sequencing(
+    plan = BatchPlan(
         config.run.seed,
         config.data.batch_size,
         config.data.window_shards,
@@ -183,7 +183,7 @@ def set_up(config: TrainConfig) -> Training:
         accelerator.process_index,
         accelerator.num_processes,
     )
-    batches = TrainingBatches(split, sequencing)
+    batches = TrainingBatches(split, plan)
     total_steps = min(config.run.epochs * batches.steps_per_epoch, config.run.max_steps or 2**62)
     network, optimizer = build_network(config, manifest, accelerator)
     # Before anything is loaded: what splits weights over processes makes new parameters of them.

@@ -19,7 +19,7 @@ from upfield.distributed.configuration import TrainConfig
 from upfield.distributed.meter import Meter
 from upfield.distributed.noise import gating_noise
 from upfield.distributed.record import Record
-from upfield.distributed.samples.fetcher import fetched_ahead
+from upfield.distributed.samples.fetcher import fetch_ahead
 from upfield.distributed.samples.reader import Batch, training_loader
 from upfield.distributed.schedule import learning_rate
 from upfield.distributed.validation import validate
@@ -74,7 +74,7 @@ def train(run: Training, record: Record, stop: StopRequest) -> None:
     steps = range(run.progress.step, run.total_steps)
     pin_memory = run.accelerator.device.type == "cuda"
     batches = training_loader(run.batches, steps, config.num_workers, config.prefetch, pin_memory)
-    batches = fetched_ahead(batches, run.batches, steps, config.num_workers * config.prefetch)
+    batches = fetch_ahead(batches, run.batches, steps, config.num_workers * config.prefetch)
     with closing(batches):
         for batch in meter.waiting(batches):
             meter.add(train_step(run, batch, stop), config.batch_size)

@@ -8,9 +8,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from upfield.common.errors import DivergedError
-from upfield.distributed.samples.reader import every_sample_in_step
+from upfield.distributed.samples.reader import read_equal_batches
 from upfield.model.quality import METRICS
-from upfield.sharding.shardset.reading import ShardSplit
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 NAMES = [*METRICS, *(f"cubic_{name}" for name in METRICS)]
 
@@ -51,7 +51,7 @@ def validate(
     pictures: list[Tensor] = []
     context, rank, world_size = split.manifest.context, accelerator.process_index, accelerator.num_processes
     shown = evenly(split.num_samples, num_pictures, world_size)
-    for batch, valid in every_sample_in_step(split, batch_size, rank, world_size):
+    for batch, valid in read_equal_batches(split, batch_size, rank, world_size):
         low, high = batch.low.to(accelerator.device).float(), batch.high.to(accelerator.device).float()
         with accelerator.autocast():
             restored = restore(low).float().clamp(0, 1)

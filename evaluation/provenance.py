@@ -1,25 +1,62 @@
-"""What a figure depends on beside model and data: the machine and the versions of what computed it."""
+"""What measurements depend on: the models, the data, the machine, and the versions of the software."""
 
 import os
 import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import onnxruntime
 import torch
 
+from upfield.common.command import to_tree
+from upfield.common.cores import processor_name
+from upfield.evaluation.configuration import EvaluateConfig
+from upfield.evaluation.measurements import AGAINST, MODEL, VolumeMeasurements
+from upfield.evaluation.restorers import ModelRestorer
+from upfield.sharding.shardset.shard_split import ShardSplit
+
 PACKAGES = ("upfield", "numpy", "scipy", "scikit-image", "torchmetrics")
 
 
-def provenance() -> dict[str, Any]:
-    """Say when, on what machine, over how many processes and with what versions this process computes."""
+def describe_evaluation(
+    config: EvaluateConfig,
+    restorers: Mapping[str, ModelRestorer],
+    split: ShardSplit,
+    volumes: Sequence[VolumeMeasurements],
+) -> dict[str, Any]:
+    """Return what was measured, where and with what configuration, as metrics.json holds it under `about`.
+
+    Args:
+        config: of the command.
+        restorers: the model as `MODEL`, and perhaps the one it is measured against as `AGAINST`.
+        split: the split that was measured.
+        volumes: its measurements.
+    """
+    return {
+        "restorer": restorers[MODEL].origin.description,
+        "against": restorers[AGAINST].origin.description if AGAINST in restorers else None,
+        "models": {role: asdict(restorer.origin) for role, restorer in restorers.items()},
+        "split": config.split,
+        "data_sha256": split.manifest.data_sha256,
+        "slices": split.num_samples,
+        "subjects": len({(volume.cohort, volume.subject) for volume in volumes}),
+        "volumes": dict(sorted(Counter(volume.kind for volume in volumes).items())),
+        "machine": describe_machine(),
+        "configuration": to_tree(config),
+    }
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return the time, the machine, the number of processes and the versions that this process computes with."""
     gpu = {"GPU": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "system": platform.platform(),
-        "processor": processor(),
+        "processor": processor_name(),
         "cores": len(os.sched_getaffinity(0)),
         **gpu,
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
@@ -28,11 +65,3 @@ def provenance() -> dict[str, Any]:
         "onnxruntime": onnxruntime.__version__,
         **{name: version(name) for name in PACKAGES},
     }
-
-
-def processor() -> str:
-    """Name the processor."""
-    listing = Path("/proc/cpuinfo")
-    lines = listing.read_text(encoding="utf-8", errors="replace").splitlines() if listing.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""Whatever can be evaluated, behind one face: a run's best model in PyTorch, or a model file in ONNX Runtime."""
+"""Models to evaluate, behind one interface: a run's best model in PyTorch, or a model file in ONNX Runtime."""
 
 import os
 from dataclasses import dataclass
@@ -13,43 +13,45 @@ from numpy.typing import NDArray
 from upfield.common.allocator import keep_freed_memory
 from upfield.common.errors import InputError
 from upfield.common.files import hash_file
+from upfield.evaluation.measurements import AGAINST, MODEL
 from upfield.export.scans.restoration import Restorer
 from upfield.export.scans.restorer import OnnxRestorer
-from upfield.model.weights import MODEL, read_best
+from upfield.model.weights import MODEL as WEIGHTS
+from upfield.model.weights import read_best
 from upfield.sharding.shardset.manifest import Manifest
 
 
 @dataclass(frozen=True)
-class Origin:
+class ModelOrigin:
     """Where a model comes from, as reports state it."""
 
     path: str
-    """As it was given."""
+    """As the user wrote it."""
     step: int
     """Optimizer steps it was trained for."""
     runtime: str
-    """What computes it, and on what."""
+    """Library and device that compute it."""
     sha256: str
     """Of the weights, or of the model file."""
     trained_on_sha256: str
-    """Hash of the shard set that it was trained on."""
+    """Data hash of the shard set that it was trained on."""
 
     @property
     def description(self) -> str:
-        """In a line."""
+        """All but the hashes, in one line."""
         return f"{self.path} (step {self.step}), {self.runtime}"
 
 
-class NamedRestorer(Restorer, Protocol):
-    """A restorer that can say what it is."""
+class ModelRestorer(Restorer, Protocol):
+    """A restorer that knows where its model comes from."""
 
-    origin: Origin
+    origin: ModelOrigin
     configuration: str
     """Of its training, as YAML."""
 
 
-class TorchRestorer:
-    """Restores batches of slices with a run's best model."""
+class RunRestorer:
+    """Restores batches of slices with a run's best model, in PyTorch."""
 
     def __init__(self, run: Path, device: str = "auto") -> None:
         """Load the model.
@@ -59,13 +61,12 @@ class TorchRestorer:
             device: `auto`, `cuda` or `cpu`.
 
         Raises:
-            InputError: no best model there, or CUDA asked for where it cannot run.
+            InputError: the run has no best model, or `cuda` is asked for and there is no GPU.
         """
         if device == "cuda" and not torch.cuda.is_available():
-            raise InputError("device: expected a GPU for --device cuda, found none; use auto or cpu")
-        on_gpu = device != "cpu" and torch.cuda.is_available()
-        self._device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
-        if not on_gpu:
+            raise InputError("--device cuda needs an NVIDIA GPU, but PyTorch finds none. Use --device auto or cpu.")
+        self._device = choose_device(device)
+        if self._device.type == "cpu":
             keep_freed_memory()
         try:
             best = read_best(run / "best")
@@ -73,10 +74,8 @@ class TorchRestorer:
             raise InputError(str(error)) from error
         self._network = best.network.to(self._device)
         self.context, self.normalisation = best.context, best.normalisation
-        weights = hash_file(run / "best" / MODEL)
-        self.origin = Origin(
-            str(run), best.step, f"PyTorch on {self._device.type}, best model", weights, best.data_sha256
-        )
+        runtime = f"PyTorch on {self._device.type}, best model"
+        self.origin = ModelOrigin(str(run), best.step, runtime, hash_file(run / "best" / WEIGHTS), best.data_sha256)
         self.configuration = yaml.safe_dump(best.config, sort_keys=False)
 
     @torch.inference_mode()
@@ -85,31 +84,55 @@ class TorchRestorer:
         return self._network(torch.from_numpy(low).to(self._device)).clamp(0, 1).cpu().numpy()
 
 
-class OnnxFile(OnnxRestorer):
-    """A model file that can say what it is."""
+class ModelFileRestorer(OnnxRestorer):
+    """Restores batches of slices with a model file, and knows where the model comes from."""
 
     def __init__(self, path: Path, device: str = "auto") -> None:
         """Load the file; see OnnxRestorer."""
         super().__init__(path, device)
         tree: dict[str, Any] = self.card.tree
         runtime = f"ONNX Runtime, {self.provider}"
-        self.origin = Origin(str(path), tree["step"], runtime, hash_file(path), tree["data_sha256"])
+        self.origin = ModelOrigin(str(path), tree["step"], runtime, hash_file(path), tree["data_sha256"])
         self.configuration = yaml.safe_dump(tree["config"], sort_keys=False)
 
 
-def open_restorer(model: Path, device: str, manifest: Manifest) -> NamedRestorer:
-    """Open a run or a model file, and make sure that it fits a shard set.
+def choose_device(device: str) -> torch.device:
+    """Return this process's own GPU if there is one and `device` is not `cpu`, otherwise the CPU."""
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
+
+
+def open_restorers(model: Path, against: Path | None, device: str, manifest: Manifest) -> dict[str, ModelRestorer]:
+    """Open a model as `MODEL` and, if there is one, the model that it is measured against as `AGAINST`.
 
     Raises:
-        InputError: neither of the two, or trained on another context or normalisation.
+        InputError: as in open_restorer.
+    """
+    models = {MODEL: model} | ({AGAINST: against} if against else {})
+    return {role: open_restorer(path, device, manifest) for role, path in models.items()}
+
+
+def open_restorer(model: Path, device: str, manifest: Manifest) -> ModelRestorer:
+    """Open a run or a model file, and check that it fits a shard set.
+
+    Args:
+        model: folder of a run, or an `.onnx` file.
+        device: `auto`, `cuda` or `cpu`.
+        manifest: of the shard set.
+
+    Raises:
+        InputError: `model` is neither, or was trained with another context or normalisation.
     """
     if not model.exists():
-        raise InputError(f"{model}: expected the folder of a run or an .onnx file, found nothing; check the path")
+        raise InputError(f"{model}: no such run or .onnx file. Check the path.")
     if model.is_file() and model.suffix != ".onnx":
-        raise InputError(f"{model}: expected the folder of a run or an .onnx file, found another file")
-    restorer = TorchRestorer(model, device) if model.is_dir() else OnnxFile(model, device)
+        raise InputError(f"{model}: neither the folder of a run nor an .onnx file. Check the path.")
+    restorer = RunRestorer(model, device) if model.is_dir() else ModelFileRestorer(model, device)
     for name in ("context", "normalisation"):
-        theirs, ours = getattr(restorer, name), getattr(manifest, name)
-        if theirs != ours:
-            raise InputError(f"{model}: expected a model of {name} {ours!r} like the shard set's, found {theirs!r}")
+        trained, stored = getattr(restorer, name), getattr(manifest, name)
+        if trained != stored:
+            raise InputError(
+                f"{model}: expected a model trained with {name} {stored!r}, as in the shard set, found {trained!r}. "
+                f"Choose another model, or build the shard set with the model's {name}."
+            )
     return restorer

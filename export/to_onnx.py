@@ -12,7 +12,7 @@ from upfield.export.configuration import ExportConfig
 if TYPE_CHECKING:
     from upfield.export.modelfile.parity import Slices
     from upfield.model.weights import BestModel
-    from upfield.sharding.shardset.reading import ShardSplit
+    from upfield.sharding.shardset.shard_split import ShardSplit
 
 PARITY_SLICES = 4
 
@@ -117,7 +117,7 @@ def parity_slices(shards: Path, context: int, recorded: bool) -> "Slices":
     import numpy as np
 
     from upfield.export.modelfile.parity import Slices
-    from upfield.sharding.shardset.reading import ShardSplit
+    from upfield.sharding.shardset.shard_split import ShardSplit
 
     try:
         split = ShardSplit(shards, "val")

@@ -1,6 +1,5 @@
 """Where volumes lie in the world, as their headers say, and whether two of them can be the fields of one pair."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal
@@ -9,7 +8,8 @@ import numpy as np
 from nibabel.orientations import inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 
-from upfield.imaging.header import Header, carry_places, plane_shape, single_axis, spacing_of, stack_affine
+from upfield.imaging.header import spacing_of
+from upfield.imaging.volume_header import VolumeHeader
 
 # Axes are resampled one by one, which a rotation between the two fields would make wrong.
 MAX_TILT_DEG = 2.0
@@ -35,26 +35,14 @@ class Extent:
     """The axis that its slices follow one another along, where it is a stack."""
 
     @classmethod
-    def of(cls, headers: Sequence[Header]) -> "Extent":
-        """Find it in the headers of the one file of a volume, or of its slices in order; they must be sound."""
-        first = headers[0]
-        axis = single_axis(first.shape) if len(headers) > 1 else None
-        if axis is None:
-            return cls._turned(first.affine, first.shape, first.is_placed, None)
-        plane = plane_shape(first, axis)
-        shape = (*plane[:axis], len(headers), *plane[axis:])
-        return cls._turned(stack_affine(headers, axis), shape, first.is_placed and carry_places(headers), axis)
-
-    @classmethod
-    def _turned(
-        cls, affine: NDArray[np.float64], shape: tuple[int, ...], is_placed: bool, stacked_along: int | None
-    ) -> "Extent":
-        orientation = io_orientation(affine)
+    def of(cls, header: VolumeHeader) -> "Extent":
+        """Build the extent of a volume from its header, whose affine must have three axes."""
+        orientation = io_orientation(header.affine)
         axes = orientation[:, 0].astype(int)
-        turned = np.empty(3, dtype=np.int64)
-        turned[axes] = shape
-        along = None if stacked_along is None else int(axes[stacked_along])
-        return cls(affine @ inv_ornt_aff(orientation, shape), turned, is_placed, along)
+        shape = np.empty(3, dtype=np.int64)
+        shape[axes] = header.shape
+        along = None if header.stacked_axis is None else int(axes[header.stacked_axis])
+        return cls(header.affine @ inv_ornt_aff(orientation, header.shape), shape, header.is_placed, along)
 
     @property
     def spacing_mm(self) -> NDArray[np.float64]:

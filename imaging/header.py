@@ -2,7 +2,7 @@
 
 import errno
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -20,7 +20,7 @@ from nibabel.spatialimages import HeaderDataError, SpatialImage
 from numpy.typing import NDArray
 
 from upfield.common.errors import RunError, VolumeError
-from upfield.imaging.compressed_files import DAMAGED, open_content
+from upfield.imaging.compressed_files import DAMAGED, Trace, read_start
 
 UNREADABLE = (
     *DAMAGED,
@@ -41,8 +41,6 @@ MGH_VERSION = b"\0\0\0\1"
 HEADER_BYTES = 540  # of NIfTI-2, the longest
 # 4 GiB as float32; a whole head at 0.25 mm has 0.8 thousand million voxels.
 MAX_VOXELS = 2**30
-# Slices that are no farther from each other have no places.
-UNPLACED_MM = 1e-3
 SCANNER = 1  # nifti1.h, NIFTI_XFORM_SCANNER_ANAT
 TIME_UNIT_BITS = 0b111000
 SPATIAL_UNITS: dict[int, Literal["m", "mm", "um"]] = {1: "m", 2: "mm", 3: "um"}  # nifti1.h, NIFTI_UNITS_*
@@ -55,15 +53,34 @@ _silent.addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True)
-class Header:
-    """What a file says of itself."""
+class VoxelLayout:
+    """How a file stores its voxels: all that reading them needs. The slices of a stack mostly have the same."""
 
     kind: type[SpatialImage]
-    """The class that reads it."""
+    """nibabel's class for the format."""
     shape: tuple[int, ...]
-    """Voxels per dimension; trailing ones beyond the third are dropped."""
+    """Voxels per dimension; trailing dimensions of size 1 beyond the third are dropped."""
     dtype: np.dtype[Any]
     """Type of the stored voxels, a real one."""
+    offset_bytes: int | None = None
+    """Where the voxels begin in the file without compression; None for formats that keep them in another file."""
+    slope: float = 1.0
+    """What stored values are multiplied by."""
+    intercept: float = 0.0
+    """What is added to the product."""
+
+    @property
+    def end_bytes(self) -> int | None:
+        """Where the voxels end in the file without compression; None for formats that keep them in another file."""
+        return None if self.offset_bytes is None else self.offset_bytes + prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Header:
+    """The header of one volume or slice file."""
+
+    layout: VoxelLayout
+    """How the file stores its voxels."""
     affine: NDArray[np.float64]
     """`(4, 4)`, voxel index -> world mm; it may be unusable."""
     is_oriented: bool
@@ -75,15 +92,7 @@ class Header:
     forms_differ_deg: float
     """Largest angle between the axes of sform and qform, NaN where the qform is no rotation; 0 where not both count."""
     unit: Literal["m", "mm", "um"]
-    """What its lengths are in; `mm` where it does not say."""
-    start_bytes: int
-    """Where its voxels begin in the file without compression."""
-    end_bytes: int | None
-    """Where its voxels end in the file without compression; None for formats that keep them elsewhere."""
-    slope: float = 1.0
-    """Scanner units = `slope` * stored voxel + `intercept`."""
-    intercept: float = 0.0
-    """See `slope`."""
+    """Unit of its lengths; `mm` if the file does not say."""
     sform_code: int = 0
     """Space that the sform leads to (nifti1.h, NIFTI_XFORM_*), as stored; 0 if there is no sform."""
     qform_code: int = 0
@@ -96,6 +105,16 @@ class Header:
     """The description, without padding."""
 
     @property
+    def kind(self) -> type[SpatialImage]:
+        """nibabel's class for the format."""
+        return self.layout.kind
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels per dimension; trailing dimensions of size 1 beyond the third are dropped."""
+        return self.layout.shape
+
+    @property
     def spacing_mm(self) -> NDArray[np.float64]:
         """Voxel size along each axis, `(3,)`, in mm."""
         return spacing_of(self.affine)
@@ -106,10 +125,26 @@ def read_header(path: Path, orientation: str | None = None) -> Header:
 
     Args:
         path: `.nii`, `.nii.gz`, `.mgh`, `.mgz`, or anything else that nibabel reads.
-        orientation: axis codes, `RAS` for instance, to assume where the file does not say where its axes point.
+        orientation: axis codes, `RAS` for instance, to assume if the file does not say where its axes point.
 
     Raises:
         VolumeError: missing, unreadable, or not of as many real voxels as a volume may have.
+    """
+    return read_header_and_trace(path, orientation)[0]
+
+
+def read_header_and_trace(path: Path, orientation: str | None = None) -> tuple[Header, Trace | None]:
+    """Read the header of a volume or slice file and the trace of its content, opening the file once.
+
+    Args:
+        path: as for `read_header`.
+        orientation: as for `read_header`.
+
+    Returns:
+        The header, and the trace; None for formats that nibabel reads for us, which may be in two files.
+
+    Raises:
+        VolumeError: as for `read_header`.
     """
     if not path.is_file():
         raise VolumeError(
@@ -117,11 +152,10 @@ def read_header(path: Path, orientation: str | None = None) -> Header:
         )
     try:
         if _is_ours(path):
-            with open_content(path) as file:
-                start = file.read(HEADER_BYTES)
-            return parse_header(path, start, orientation)
+            start, trace = read_start(path, HEADER_BYTES)
+            return parse_header(path, start, orientation), trace
         with np.errstate(all="ignore"):
-            return _expect_voxels(path, _read_other(path, orientation))
+            return _expect_voxels(path, _read_other(path, orientation)), None
     except VolumeError:
         raise
     except UNREADABLE as error:
@@ -149,8 +183,8 @@ def parse_header(path: Path, start: bytes, orientation: str | None = None) -> He
 
 
 def _expect_voxels(path: Path, header: Header) -> Header:
-    if header.dtype.kind not in "iufb":
-        raise VolumeError(str(path), f"expected real voxels, found type {header.dtype}; convert it first")
+    if (dtype := header.layout.dtype).kind not in "iufb":
+        raise VolumeError(str(path), f"expected real voxels, found type {dtype}; convert it first")
     if min(header.shape, default=0) < 1:
         raise VolumeError(str(path), f"expected voxels, found none (shape {header.shape}); leave it out")
     if prod(header.shape) > MAX_VOXELS:
@@ -236,17 +270,13 @@ def _read_other(path: Path, orientation: str | None) -> Header:
     if orientation and not oriented:
         affine = assumed_affine(shape, spacing_of(affine), orientation)
     return Header(
-        kind=type(image),
-        shape=shape,
-        dtype=image.get_data_dtype(),
+        layout=VoxelLayout(type(image), shape, image.get_data_dtype()),
         affine=affine,
         is_oriented=oriented or orientation is not None,
         is_placed=oriented,
         has_spacing=(True, True, True),
         forms_differ_deg=0.0,
         unit="mm",
-        start_bytes=0,
-        end_bytes=None,
         **_one_space(affine, oriented),
     )
 
@@ -264,21 +294,22 @@ def _nifti(kind: type[SpatialImage], header: Any, orientation: str | None) -> He
         affine = header.get_best_affine()
     else:
         affine = assumed_affine(shape, header["pixdim"][1:4], orientation or NIFTI_FALLBACK)
-    end_bytes = header.get_data_offset() + prod(shape) * header.get_data_dtype().itemsize
+    layout = VoxelLayout(
+        kind,
+        shape,
+        header.get_data_dtype(),
+        header.get_data_offset() if header.is_single else None,
+        1.0 if slope is None else slope,
+        0.0 if intercept is None else intercept,
+    )
     return Header(
-        kind=kind,
-        shape=shape,
-        dtype=header.get_data_dtype(),
+        layout=layout,
         affine=np.asarray(affine, dtype=np.float64),
         is_oriented=has_sform or has_qform or orientation is not None,
         is_placed=has_sform or has_qform,
         has_spacing=(has_sform or bool(in_x), has_sform or bool(in_y), has_sform or bool(in_z)),
         forms_differ_deg=_forms_differ_deg(header) if has_sform and has_qform else 0.0,
         unit=SPATIAL_UNITS.get(int(header["xyzt_units"]) & 7, "mm"),
-        start_bytes=header.get_data_offset(),
-        end_bytes=end_bytes if header.is_single else None,
-        slope=1.0 if slope is None else slope,
-        intercept=0.0 if intercept is None else intercept,
         time_unit=int(header["xyzt_units"]) & TIME_UNIT_BITS,
         descrip=bytes(header["descrip"]).rstrip(b"\0 "),
         **spaces,
@@ -316,17 +347,13 @@ def _mgh(start: bytes, orientation: str | None) -> Header:
     if not is_good:
         affine = assumed_affine(shape, spacing_mm if has_spacing else np.ones(3), orientation or MGH_FALLBACK)
     return Header(
-        kind=MGHImage,
-        shape=shape,
-        dtype=header.get_data_dtype(),
+        layout=VoxelLayout(MGHImage, shape, header.get_data_dtype(), header.get_data_offset()),
         affine=np.asarray(affine, dtype=np.float64),
         is_oriented=is_good or orientation is not None,
         is_placed=is_good,
         has_spacing=(has_spacing, has_spacing, has_spacing),
         forms_differ_deg=0.0,
         unit="mm",
-        start_bytes=header.get_data_offset(),
-        end_bytes=header.get_data_offset() + prod(shape) * header.get_data_dtype().itemsize,
         **_one_space(np.asarray(affine, dtype=np.float64), is_good),
     )
 
@@ -385,72 +412,9 @@ def assumed_affine(shape: Sequence[int], spacing_mm: NDArray[np.floating], orien
 
 
 def expect_three_dimensions(header: Header, path: Path) -> None:
-    """Raise VolumeError where a file holds no or several 3-D volumes."""
+    """Raise VolumeError if a file holds no 3-D volume or several."""
     if len(header.shape) != 3:
         raise VolumeError(
             str(path),
             f"expected 3 dimensions, found {len(header.shape)} (shape {header.shape}); extract one volume first",
         )
-
-
-def slice_axis(header: Header, path: Path) -> int:
-    """Give the axis that a slice file is perpendicular to: its single-voxel one, or the third that it lacks.
-
-    Raises:
-        VolumeError: the file holds more or less than one slice.
-    """
-    axis = single_axis(header.shape)
-    if axis is None:
-        raise VolumeError(str(path), f"expected one slice, found shape {header.shape}; use a pattern without {{slice}}")
-    return axis
-
-
-def single_axis(shape: Sequence[int]) -> int | None:
-    """Give the last axis of a single voxel in a `shape`, the third one that it lacks, or None where there is none."""
-    if len(shape) == 2:
-        return 2
-    single = [axis for axis, size in enumerate(shape) if size == 1]
-    return single[-1] if len(shape) == 3 and single else None
-
-
-def unlike_the_first(headers: Sequence[Header], axes: Sequence[int]) -> Iterator[tuple[int, str]]:
-    """Name the slices of a stack that have another shape, or lie across another axis, than its first.
-
-    Args:
-        headers: of the slices, in order.
-        axes: what `slice_axis` gives for each.
-
-    Returns:
-        Number of each such slice, and what is wrong with it.
-    """
-    plane = plane_shape(headers[0], axes[0])
-    for number, (header, axis) in enumerate(zip(headers, axes, strict=True)):
-        if (own := plane_shape(header, axis)) != plane:
-            yield number, f"expected a slice of shape {plane} like the first of its stack, found {own}"
-        elif axis != axes[0]:
-            yield number, f"expected a slice across axis {axes[0]} like the first, found one across axis {axis}"
-
-
-def plane_shape(header: Header, axis: int) -> tuple[int, ...]:
-    """Give the shape of a slice file without its single-voxel `axis`."""
-    return tuple(size for number, size in enumerate(header.shape) if number != axis)
-
-
-def stack_affine(headers: Sequence[Header], axis: int) -> NDArray[np.float64]:
-    """Give the affine of slices stacked along `axis`.
-
-    Where their origins differ, the distance between the first and the last gives the step from slice to slice; where
-    all are the same, they carry no places and the first header's spacing does.
-
-    Returns:
-        `(4, 4)`, voxel index -> world mm.
-    """
-    affine = headers[0].affine.copy()
-    if carry_places(headers):
-        affine[:3, axis] = (headers[-1].affine[:3, 3] - affine[:3, 3]) / (len(headers) - 1)
-    return affine
-
-
-def carry_places(headers: Sequence[Header]) -> bool:
-    """Tell whether slices have origins of their own."""
-    return bool(np.linalg.norm(headers[-1].affine[:3, 3] - headers[0].affine[:3, 3]) > UNPLACED_MM)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from nibabel.arrayproxy import ArrayProxy
-from nibabel.freesurfer.mghformat import MGHImage
 from nibabel.orientations import (
     apply_orientation,
     axcodes2ornt,
@@ -20,19 +19,9 @@ from nibabel.orientations import (
 from numpy.typing import NDArray
 
 from upfield.common.errors import VolumeError
-from upfield.imaging.compressed_files import is_compressed, read_content
-from upfield.imaging.header import (
-    UNREADABLE,
-    Header,
-    expect_three_dimensions,
-    plane_shape,
-    read_header,
-    slice_axis,
-    spacing_of,
-    stack_affine,
-    unlike_the_first,
-    unreadable,
-)
+from upfield.imaging.compressed_files import Trace, changed, is_compressed, read_content, trace
+from upfield.imaging.header import UNREADABLE, VoxelLayout, spacing_of, unreadable
+from upfield.imaging.volume_header import VolumeHeader, read_stack_header, read_volume_header
 
 
 @dataclass(frozen=True)
@@ -57,8 +46,8 @@ def read_volume(path: Path, orientation: str | None = None) -> Volume:
 
     Args:
         path: `.nii`, `.nii.gz`, `.mgh` or `.mgz` holding one 3-D volume; trailing dimensions of size 1 are dropped.
-        orientation: axis codes, `RAS` for instance, to assume where the file does not say where its axes point;
-            without them, what the format's own programs assume.
+        orientation: axis codes, `RAS` for instance, to assume if the file does not say where its axes point; without
+            them, what the format's own programs assume.
 
     Returns:
         Voxels `(I, J, K)` float32 in scanner units (slope and intercept applied) and their affine.
@@ -66,22 +55,18 @@ def read_volume(path: Path, orientation: str | None = None) -> Volume:
     Raises:
         VolumeError: missing, unreadable, not one 3-D real volume, not finite, constant, or no usable affine.
     """
-    header = read_header(path, orientation)
-    expect_three_dimensions(header, path)
-    volume = to_ras(_read_voxels(path, header), header.affine, str(path))
-    refuse_empty(volume.voxels, str(path))
-    return volume
+    return load_volume([path], read_volume_header(path, orientation))
 
 
 def read_stack(paths: Sequence[Path], orientation: str | None = None) -> Volume:
     """Read one slice per file, stack them in the order given, and turn the result to RAS+.
 
-    A slice file is 2-D, or 3-D with one axis of a single voxel; the volume grows along that axis. Where the slices'
+    A slice file is 2-D, or 3-D with one axis of a single voxel; the volume grows along that axis. If the slices'
     affines have different origins, the distance between the first and the last gives the spacing along the stack.
 
     Args:
         paths: files in slice order, at least two.
-        orientation: axis codes of the stack to assume where its files do not say where their axes point.
+        orientation: axis codes of the stack, to assume if its files do not say where their axes point.
 
     Returns:
         Voxels `(I, J, K)` float32 in scanner units and their affine.
@@ -89,16 +74,34 @@ def read_stack(paths: Sequence[Path], orientation: str | None = None) -> Volume:
     Raises:
         VolumeError: a slice is unreadable or of another shape than the first, or the stack is not finite or constant.
     """
-    where = f"{paths[0]} .. {paths[-1].name}"
-    if len(paths) < 2:
-        raise VolumeError(str(paths[0]), "expected at least 2 slices, found 1; use a pattern without {slice}")
-    headers = [read_header(path, orientation) for path in paths]
-    axes = [slice_axis(header, path) for path, header in zip(paths, headers, strict=True)]
-    for number, message in unlike_the_first(headers, axes):
-        raise VolumeError(str(paths[number]), message)
-    plane = plane_shape(headers[0], axes[0])
-    slices = [_read_voxels(path, header).reshape(plane) for path, header in zip(paths, headers, strict=True)]
-    volume = to_ras(np.stack(slices, axis=axes[0]), stack_affine(headers, axes[0]), where)
+    return load_volume(paths, read_stack_header(paths, orientation))
+
+
+def load_volume(paths: Sequence[Path], header: VolumeHeader, traces: Sequence[Trace] = ()) -> Volume:
+    """Read the voxels of a volume whose header has been read before, and turn it to RAS+.
+
+    Each file of our own formats is opened once, and its header is not parsed again.
+
+    Args:
+        paths: the volume's one file, or its slices in order.
+        header: their header.
+        traces: their traces from when the header was read; without them, a change of the files since is not noticed.
+
+    Returns:
+        Voxels `(I, J, K)` float32 in scanner units and their affine.
+
+    Raises:
+        VolumeError: a file is unreadable or has changed since, or the volume is not finite or constant, or has no
+            usable affine.
+    """
+    where = str(paths[0]) if header.stacked_axis is None else f"{paths[0]} .. {paths[-1].name}"
+    files = zip(paths, header.layouts, traces or [None] * len(paths), strict=True)
+    if (axis := header.stacked_axis) is None:
+        (voxels,) = (_read_voxels(*file) for file in files)
+    else:
+        plane = (*header.shape[:axis], *header.shape[axis + 1 :])
+        voxels = np.stack([_read_voxels(*file).reshape(plane) for file in files], axis=axis)
+    volume = to_ras(voxels, header.affine, where)
     refuse_empty(volume.voxels, where)
     return volume
 
@@ -143,38 +146,36 @@ def refuse_empty(voxels: NDArray[np.float32], where: str) -> None:
         raise VolumeError(where, f"expected an image, found the value {lowest:g} in every voxel; leave it out")
 
 
-def _read_voxels(path: Path, header: Header) -> NDArray[np.float32]:
-    """Return a file's voxels in the header's shape, float32 with slope and intercept applied."""
+def _read_voxels(path: Path, layout: VoxelLayout, expected: Trace | None) -> NDArray[np.float32]:
+    """Read a file's voxels in the layout's shape, float32 with slope and intercept applied."""
     try:
-        if header.end_bytes is None:
-            image: Any = header.kind.from_filename(path)
-            # Float32 from the start: get_fdata's float64 would take twice the memory.
-            return image.get_fdata(dtype=np.float32, caching="unchanged").reshape(header.shape)
-        if is_read_whole(path, header):
-            return decode_voxels(BytesIO(read_content(path, header.end_bytes)), header)
-        return decode_voxels(path, header)
+        if layout.end_bytes is None:
+            image: Any = layout.kind.from_filename(path)
+            return np.asanyarray(image.dataobj, dtype=np.float32).reshape(layout.shape)
+        if is_compressed(path):
+            return decode_voxels(BytesIO(read_content(path, layout.end_bytes, expected)), layout)
+        if expected is not None and trace(path) != expected:
+            raise changed(path)
+        return decode_voxels(path, layout)
+    except VolumeError:
+        raise
     except UNREADABLE as error:
         raise unreadable(path, error) from error
 
 
-def is_read_whole(path: Path, header: Header) -> bool:
-    """Return whether a file's content is read into memory; the voxels of other files are mapped."""
-    return is_compressed(path) or header.kind is MGHImage
-
-
-def decode_voxels(content: BytesIO | Path, header: Header) -> NDArray[np.float32]:
+def decode_voxels(content: BytesIO | Path, layout: VoxelLayout) -> NDArray[np.float32]:
     """Return the voxels of a NIfTI or MGH file without parsing its header again.
 
     Args:
-        content: the file's content from its start to the last voxel, or an uncompressed file.
-        header: the file's.
+        content: the file's content from its start to the last voxel, or an uncompressed file, whose voxels are mapped.
+        layout: how the file stores its voxels.
 
     Returns:
-        `header.shape` float32 with slope and intercept applied.
+        `layout.shape` float32 with slope and intercept applied.
 
     Raises:
         OSError, ValueError, OverflowError, MemoryError: the content is too short, or more than the machine can hold.
     """
-    spec = (header.shape, header.dtype, header.start_bytes, header.slope, header.intercept)
+    spec = (layout.shape, layout.dtype, layout.offset_bytes, layout.slope, layout.intercept)
     # Float32 from the start: float64, the proxy's default, would take twice the memory.
     return np.asanyarray(ArrayProxy(content, spec), dtype=np.float32)

@@ -4,9 +4,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
-from upfield.imaging.compressed_files import CHUNK_BYTES
+from upfield.imaging.compressed_files import CHUNK_BYTES, is_compressed
 from upfield.imaging.header import HEADER_BYTES, UNREADABLE, expect_three_dimensions, parse_header, unreadable
-from upfield.imaging.volume import Volume, decode_voxels, is_read_whole, refuse_empty, to_ras
+from upfield.imaging.volume import Volume, decode_voxels, refuse_empty, to_ras
 
 
 class VolumeFile:
@@ -39,19 +39,19 @@ class VolumeFile:
         Raises:
             VolumeError: cut off, damaged, not finite, constant, or no usable affine.
         """
-        path, header = self._path, self.header
-        assert header.end_bytes is not None
+        path, layout = self._path, self.header.layout
+        assert layout.end_bytes is not None
         try:
-            if is_read_whole(path, header):
-                rest = self._content.read(max(header.end_bytes - len(self._start), 0))
+            if is_compressed(path):
+                rest = self._content.read(max(layout.end_bytes - len(self._start), 0))
                 # To the end, where gzip has its CRC.
                 while self._content.read(CHUNK_BYTES):
                     pass
-                voxels = decode_voxels(BytesIO(self._start + rest), header)
+                voxels = decode_voxels(BytesIO(self._start + rest), layout)
             else:
-                voxels = decode_voxels(path, header)
+                voxels = decode_voxels(path, layout)
         except UNREADABLE as error:
             raise unreadable(path, error) from error
-        volume = to_ras(voxels, header.affine, str(path))
+        volume = to_ras(voxels, self.header.affine, str(path))
         refuse_empty(volume.voxels, str(path))
         return volume

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from upfield.common.addresses import is_remote, shown
+from upfield.common.addresses import format_address, is_remote
 
 Triple = tuple[int, int, int]
 SpacingMm = tuple[float, float, float]
@@ -176,7 +176,9 @@ class ShardConfig:
         for name in ("save_volumes", "pseudonym_key"):
             path = getattr(self, name)
             if path and is_remote(str(path)):
-                raise ValueError(f"{name}: expected a place on this machine, found the address {shown(str(path))}")
+                raise ValueError(
+                    f"{name}: expected a place on this machine, found the address {format_address(str(path))}"
+                )
             if self.out and path and path.absolute().is_relative_to(Path(self.out).absolute()):
                 raise ValueError(f"{name}: expected a place outside the set, found {path}")
         if self.pseudonym_key and not self.pseudonymize:

@@ -1,114 +1,23 @@
 """`upfield shard`: builds shards from cohorts, or extends a set with a new cohort."""
 
-import re
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from upfield.common.addresses import is_address, is_remote, shown
 from upfield.common.command import Command, execute
-from upfield.common.errors import InputError, ShardSetError
 from upfield.sharding.configuration import ShardConfig
-
-if TYPE_CHECKING:
-    from upfield.sharding.cohorts.privacy import Pseudonyms
 
 
 def shard(config: ShardConfig) -> None:
-    """Build the set, here or in a staging folder from which it is sent where it belongs, and print what it holds."""
-    from upfield.sharding.building.build import build
+    """Build the set, in a folder or at an address, and print what it holds."""
+    from upfield.sharding.building.build_set import build_set
 
-    if is_address(config.out) and (not is_remote(config.out) or "://" not in config.out):
-        raise InputError(f"--out: expected a folder or an address like s3://bucket/set, found {config.out}")
-    pseudonyms = _pseudonyms(config)
-    if is_remote(config.out):
-        _build_and_send(config, config.out, pseudonyms)
-    else:
-        build(config, Path(config.out), pseudonyms)
-        _summarise(config.out, Path(config.out))
-
-
-def _build_and_send(config: ShardConfig, url: str, pseudonyms: "Pseudonyms | None") -> None:
-    from upfield.sharding.building.build import build
-    from upfield.sharding.building.journal import alone
-    from upfield.sharding.building.upload import fetch_manifest, remove_staging, staging_folder, upload_set
-
-    staging = staging_folder(url)
-    # From the first look to the last file: what is sent must be what was built.
-    with alone(staging.with_name(f"{staging.name}.sending")):
-        fetch_manifest(url, staging)
-        try:
-            build(config, staging, pseudonyms)
-        except ShardSetError as error:
-            # The set is what the user knows, not where its manifest lies meanwhile.
-            raise ShardSetError(re.sub(rf"^{re.escape(str(staging))}(?=: )", shown(url), str(error))) from error
-        upload_set(staging, url)
-        _summarise(shown(url), staging)
-        remove_staging(staging)
-
-
-def _pseudonyms(config: ShardConfig) -> "Pseudonyms | None":
-    """Open the key, or make one."""
-    from upfield.sharding.building.journal import is_unfinished
-    from upfield.sharding.cohorts.privacy import open_key
-    from upfield.sharding.shardset.manifest import MANIFEST
-
-    if not config.pseudonymize:
-        return None
-    if config.pseudonym_key is None and is_remote(config.out):
-        raise InputError(
-            f"--pseudonym_key: expected a file, found none; a key does not belong beside a set at {shown(config.out)}"
-        )
-    out = Path(config.out).absolute()
-    key = config.pseudonym_key or out.with_name(f"{out.name}.key")
-    if not key.exists() and ((out / MANIFEST).exists() or is_unfinished(out)):
-        raise InputError(
-            f"{key}: expected the key that {out} was built with, found none; bring it back, or say where it is with "
-            "--pseudonym_key (with another key nobody could tell who is in the set already)"
-        )
-    return open_key(key)
-
-
-def _summarise(name: str, folder: Path) -> None:
-    from upfield.common.progress import say
-    from upfield.sharding.cohorts.subjects import SPLITS
-    from upfield.sharding.shardset.manifest import read_manifest
-
-    manifest = read_manifest(folder)
-    print(f"{name}: data {manifest.data_sha256[:12]}")
-    for split in SPLITS:
-        entries = manifest.shards(split)
-        samples, size = sum(entry.samples for entry in entries), sum(entry.bytes for entry in entries)
-        subjects = len(manifest.subjects(split))
-        print(
-            f"  {split:<5} {subjects:>5} subjects {samples:>8} samples {len(entries):>5} shards {size / 1e6:>9.1f} MB"
-        )
-        if not subjects:
-            say(f"{name}: no subjects in {split}; training wants train and val, evaluation wants test: see `split`")
-    if manifest.skipped:
-        print(f"  left out: {len(manifest.skipped)} subjects; when mended, give them as a cohort of their own")
-    _list_subjects(manifest.skipped)
-    if manifest.doubts:
-        print(f"  in doubt: {len(manifest.doubts)} subjects; look at them with upfield preview")
-    _list_subjects(manifest.doubts)
-    for one in manifest.unlike_pairs:
-        print(
-            f"  low similarity: {one['cohort']} {one['subject']}: {one['similarity_before']:.3f} before alignment, "
-            f"{one['similarity_after']:.3f} after; look at it with upfield preview"
-        )
-
-
-def _list_subjects(trees: list[dict[str, Any]]) -> None:
-    for one in trees:
-        reasons = "; ".join(f"{told['field']}: {told.get('reason', told['check'])}" for told in one["problems"])
-        print(f"    {one['cohort']} {one['subject']}: {reasons}")
+    build_set(config)
 
 
 COMMAND = Command("shard", ShardConfig, shard, folder_of={"root": "cohorts"})
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command and give its exit code."""
+    """Run the command and return its exit code."""
     return execute(COMMAND, argv)
 
 

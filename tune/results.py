@@ -4,12 +4,14 @@ import csv
 import io
 import math
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from upfield.common.errors import RunError
 from upfield.common.files import point_symlink, replace_folder, write_text
+from upfield.common.tables import terminal_width, text_table
 from upfield.tune.outcomes import SEED, Trained, Tried, spell_score
 from upfield.tune.page import write_sweep_report
 from upfield.tune.space import spell
@@ -103,9 +105,7 @@ def table(tried: Sequence[Tried]) -> str:
     keys = list(tried[0].point)
     header = ["", *keys, "validation PSNR (dB)", "status"]
     rows = [
-        [str(number), *(spell(one.point[key]) for key in keys), spell_score(one), one.status[:60]]
+        [str(number), *(spell(one.point[key]) for key in keys), spell_score(one), one.status]
         for number, one in enumerate(tried, start=1)
     ]
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = ("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in (header, *rows))
-    return "\n".join(line.rstrip() for line in lines)
+    return text_table(header, rows, wrapped=("status",), width=terminal_width(sys.stdout))

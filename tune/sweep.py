@@ -107,7 +107,7 @@ def refuse_incomplete(config: SweepConfig, points: "Sequence[Point] | None") -> 
     import importlib.util
 
     from upfield.distributed.launch import refuse_uneven_batch
-    from upfield.distributed.samples.source import read_set
+    from upfield.distributed.samples.splits import read_set
     from upfield.tune.space import with_point
 
     read_set(config.train.data)

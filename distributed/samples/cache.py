@@ -33,7 +33,7 @@ ROOM_WAIT_S = 300.0
 
 
 @dataclass(frozen=True)
-class CachedFile:
+class FileIdentity:
     """A file as it has to be."""
 
     name: str
@@ -44,7 +44,7 @@ class CachedFile:
     """Of its bytes, where it is known."""
 
 
-Bring = Callable[[Path], None]
+Download = Callable[[Path], None]
 """Writes a file, checked, to the given path, or raises FetchError."""
 
 
@@ -64,7 +64,7 @@ class ShardCache:
         self._checked: set[str] = set()
         folder.mkdir(parents=True, exist_ok=True)
 
-    def hold(self, file: CachedFile, bring: Bring, stopped: threading.Event = NEVER) -> int:
+    def hold(self, file: FileIdentity, bring: Download, stopped: threading.Event = NEVER) -> int:
         """Give a descriptor of a file that keeps it from being evicted until `release`; fetch it if it is absent.
 
         Args:
@@ -80,7 +80,7 @@ class ShardCache:
             self._fetch(file, bring, stopped)
         return descriptor
 
-    def open(self, file: CachedFile, bring: Bring, stopped: threading.Event = NEVER) -> int:
+    def open(self, file: FileIdentity, bring: Download, stopped: threading.Event = NEVER) -> int:
         """Give a descriptor to read a file from; fetch it if it is absent. It may be evicted and stays readable.
 
         Raises:
@@ -91,11 +91,11 @@ class ShardCache:
         fcntl.flock(descriptor, fcntl.LOCK_UN)
         return descriptor
 
-    def discard(self, file: CachedFile) -> None:
+    def discard(self, file: FileIdentity) -> None:
         """Remove a file that is not what it should be."""
         (self.folder / file.name).unlink(missing_ok=True)
 
-    def _present(self, file: CachedFile) -> int | None:
+    def _present(self, file: FileIdentity) -> int | None:
         """Give a descriptor under a shared lock if the file is there and whole."""
         path = f"{self.folder}/{file.name}"
         try:
@@ -112,7 +112,7 @@ class ShardCache:
         release(descriptor)
         return None
 
-    def _is_whole(self, file: CachedFile, descriptor: int) -> bool:
+    def _is_whole(self, file: FileIdentity, descriptor: int) -> bool:
         if file.bytes not in (None, os.fstat(descriptor).st_size):
             return False
         if file.sha256 is not None and file.name not in self._checked:
@@ -123,7 +123,7 @@ class ShardCache:
             self._checked.add(file.name)
         return True
 
-    def _fetch(self, file: CachedFile, bring: Bring, stopped: threading.Event) -> None:
+    def _fetch(self, file: FileIdentity, bring: Download, stopped: threading.Event) -> None:
         """Bring a file into the folder, unless another process did so meanwhile."""
         path = self.folder / file.name
         part = self.folder / f"{file.name}.part"

@@ -26,7 +26,7 @@ Hold = Callable[[int, threading.Event], int]
 
 
 @dataclass(frozen=True)
-class Horizon:
+class FetchSchedule:
     """Which windows of a run have to be there at a step: a pure function, like the order."""
 
     seed: int
@@ -72,17 +72,17 @@ class Horizon:
 
 
 class Fetcher:
-    """Threads that fetch what `Horizon` tells, hold it in the cache, and let go of what is behind."""
+    """Threads that fetch what `FetchSchedule` tells, hold it in the cache, and let go of what is behind."""
 
-    def __init__(self, hold: Hold, horizon: Horizon) -> None:
+    def __init__(self, hold: Hold, schedule: FetchSchedule) -> None:
         """Start nothing yet.
 
         Args:
             hold: brings one shard; called in several threads.
-            horizon: which shards are needed when.
+            schedule: which shards are needed when.
         """
         self._hold = hold
-        self._horizon = horizon
+        self._schedule = schedule
         self._changed = threading.Condition()
         self._stopped = threading.Event()
         self._wanted: set[int] = set()
@@ -101,9 +101,9 @@ class Fetcher:
         with self._changed:
             if self._error:
                 raise self._error
-            if step >= self._horizon.stop:
+            if step >= self._schedule.stop:
                 return
-            order = [int(shard) for window in self._horizon.windows_at(step) for shard in from_own_part(window)]
+            order = [int(shard) for window in self._schedule.windows_at(step) for shard in rotate_to_own_part(window)]
             self._wanted = set(order)
             for shard in self._held.keys() - self._wanted:
                 release(self._held.pop(shard))
@@ -157,7 +157,7 @@ class Fetcher:
                 release(descriptor)
 
 
-def fetched_ahead(
+def fetch_ahead(
     loader: Generator[Batch, None, None], batches: TrainingBatches, steps: range, ahead: int
 ) -> Generator[Batch, None, None]:
     """Pass a loader's batches on; while they are consumed, fetch the shards of those to come, if they are remote.
@@ -184,9 +184,9 @@ def _fetching(batches: TrainingBatches, steps: range, ahead: int) -> Iterator[Ca
     if not isinstance(source, RemoteFiles):
         yield lambda _: None
         return
-    entries, s = batches.split.entries, batches.sequencing
-    horizon = Horizon(s.seed, batches.split.shard_sizes, s.window_shards, s.batch_size, steps.stop, ahead)
-    fetcher = Fetcher(lambda shard, stopped: source.hold(entries[shard], stopped), horizon)
+    entries, s = batches.split.entries, batches.plan
+    schedule = FetchSchedule(s.seed, batches.split.shard_sizes, s.window_shards, s.batch_size, steps.stop, ahead)
+    fetcher = Fetcher(lambda shard, stopped: source.hold(entries[shard], stopped), schedule)
     try:
         fetcher.start(steps.start)
         yield fetcher.advance
@@ -195,7 +195,7 @@ def _fetching(batches: TrainingBatches, steps: range, ahead: int) -> Iterator[Ca
         fetcher.close()
 
 
-def from_own_part(window: NDArray[np.int64]) -> NDArray[np.int64]:
+def rotate_to_own_part(window: NDArray[np.int64]) -> NDArray[np.int64]:
     """Turn a window's shards `(shards,)` so that each rank of a node begins with another part of them."""
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -16,10 +16,10 @@ from torch import Tensor
 from upfield.distributed.configuration import AugmentConfig
 from upfield.distributed.samples.augment import augment_pair
 from upfield.distributed.samples.order import epoch_order, rank_share
-from upfield.sharding.shardset.reading import ShardSplit
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 # Gives memory of a shape, float16.
-Memory = Callable[[tuple[int, ...]], Tensor]
+Allocator = Callable[[tuple[int, ...]], Tensor]
 
 
 @dataclass
@@ -39,17 +39,17 @@ class Batch:
         return [Batch(*parts) for parts in zip(*tensors, strict=True)]
 
 
-def fresh(shape: tuple[int, ...]) -> Tensor:
+def allocate(shape: tuple[int, ...]) -> Tensor:
     """Give memory of `shape` float16."""
     return torch.empty(shape, dtype=torch.float16)
 
 
-def page_locked(shape: tuple[int, ...]) -> Tensor:
+def allocate_page_locked(shape: tuple[int, ...]) -> Tensor:
     """Give memory of `shape` float16 from which copies to a GPU need not wait; torch reuses it when they are done."""
     return torch.empty(shape, dtype=torch.float16, pin_memory=True)
 
 
-class Recycled:
+class BufferPool:
     """Memory that comes back when the last tensor on it is gone: the system would clear every page of fresh memory."""
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class Recycled:
         return torch.from_numpy(lent)
 
 
-def read_batch(split: ShardSplit, samples: NDArray[np.int64] | Sequence[int], memory: Memory = fresh) -> Batch:
+def read_batch(split: ShardSplit, samples: NDArray[np.int64] | Sequence[int], memory: Allocator = allocate) -> Batch:
     """Read samples `(N,)` by number into one batch, in memory of the given kind."""
     numbers = np.array(samples, dtype=np.int64)
     low = memory((len(numbers), *split.low_shape))
@@ -78,7 +78,7 @@ def read_batch(split: ShardSplit, samples: NDArray[np.int64] | Sequence[int], me
 
 
 @dataclass(frozen=True)
-class Sequencing:
+class BatchPlan:
     """Everything that decides which samples a step consumes."""
 
     seed: int
@@ -98,39 +98,39 @@ class Sequencing:
 class TrainingBatches:
     """This process's batch at any global step. The step carries the epoch: workers need no state, none can age."""
 
-    def __init__(self, split: ShardSplit, sequencing: Sequencing) -> None:
+    def __init__(self, split: ShardSplit, plan: BatchPlan) -> None:
         """Make the dataset over `split`."""
         self.split = split
-        self.sequencing = sequencing
-        self.steps_per_epoch = split.num_samples // sequencing.batch_size
+        self.plan = plan
+        self.steps_per_epoch = split.num_samples // plan.batch_size
         self._epoch = -1
         self._order = np.empty(0, dtype=np.int64)
 
     def samples_at(self, step: int) -> NDArray[np.int64]:
         """Give the sample numbers `(batch_size / world_size,)` of this process at global step `step`, from 0."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        s = self.sequencing
+        s = self.plan
         if epoch != self._epoch:
             self._epoch = epoch
             self._order = epoch_order(s.seed, epoch, self.split.shard_sizes, s.window_shards)
         return rank_share(self._order, step_in_epoch, s.batch_size, s.rank, s.world_size)
 
-    def read(self, split: ShardSplit, step: int, samples: NDArray[np.int64], memory: Memory) -> Batch:
+    def read(self, split: ShardSplit, step: int, samples: NDArray[np.int64], memory: Allocator) -> Batch:
         """Read the samples `(N,)` of a step, changed as the configuration says, from the caller's own `split`."""
         batch = read_batch(split, samples, memory)
-        if self.sequencing.augment == AugmentConfig():
+        if self.plan.augment == AugmentConfig():
             return batch
         return self._augmented(batch, step // self.steps_per_epoch, memory)
 
-    def _augmented(self, batch: Batch, epoch: int, memory: Memory) -> Batch:
-        keys = ((self.sequencing.seed, epoch, sample) for sample in batch.samples.tolist())
+    def _augmented(self, batch: Batch, epoch: int, memory: Allocator) -> Batch:
+        keys = ((self.plan.seed, epoch, sample) for sample in batch.samples.tolist())
         pairs = zip(batch.low.numpy(), batch.high.numpy(), keys, strict=True)
-        changed = [augment_pair(low, high, self.sequencing.augment, key) for low, high, key in pairs]
+        changed = [augment_pair(low, high, self.plan.augment, key) for low, high, key in pairs]
         low, high = (_stacked(images, memory) for images in zip(*changed, strict=True))
         return Batch(low, high, batch.samples)
 
 
-def _stacked(images: Sequence[NDArray[np.float16]], memory: Memory) -> Tensor:
+def _stacked(images: Sequence[NDArray[np.float16]], memory: Allocator) -> Tensor:
     stack = memory((len(images), *images[0].shape))
     np.stack(images, out=stack.numpy())
     return stack
@@ -152,14 +152,14 @@ def training_loader(
         prefetch: batches that each of them reads ahead.
         pin_memory: read into page-locked memory, from which copies to a GPU need not wait.
     """
-    memory = page_locked if pin_memory else Recycled()
+    memory = allocate_page_locked if pin_memory else BufferPool()
     if not num_workers:
         return (batches.read(batches.split, step, batches.samples_at(step), memory) for step in steps)
     return _read_ahead(batches, steps, num_workers, num_workers * prefetch, memory)
 
 
 def _read_ahead(
-    batches: TrainingBatches, steps: range, num_workers: int, num_ahead: int, memory: Memory
+    batches: TrainingBatches, steps: range, num_workers: int, num_ahead: int, memory: Allocator
 ) -> Generator[Batch, None, None]:
     own = threading.local()
 
@@ -182,17 +182,17 @@ def _read_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def every_sample(split: ShardSplit, batch_size: int, rank: int, world_size: int) -> Iterator[Batch]:
+def read_every_sample(split: ShardSplit, batch_size: int, rank: int, world_size: int) -> Iterator[Batch]:
     """Give this process's part of all samples of a split, in stored order: over all ranks each sample once."""
     mine = np.arange(split.num_samples)[rank::world_size]
     for start in range(0, len(mine), batch_size):
         yield read_batch(split, mine[start : start + batch_size])
 
 
-def every_sample_in_step(
+def read_equal_batches(
     split: ShardSplit, batch_size: int, rank: int, world_size: int
 ) -> Iterator[tuple[Batch, Tensor]]:
-    """Give the same as `every_sample`, as many batches of equal size to every rank, which may so work collectively.
+    """Read the same samples as `read_every_sample` in batches of equal size and number on every rank.
 
     Yields:
         A batch, and `(N,)` bool: False for samples that fill the end up, which another batch holds.

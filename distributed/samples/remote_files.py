@@ -9,16 +9,17 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from tarfile import BLOCKSIZE
 
 import numpy as np
 
-from upfield.common.addresses import shown
+from upfield.common.addresses import format_address
 from upfield.common.errors import FetchError, InputError, ShardSetError
 from upfield.common.files import hash_file
 from upfield.common.stores import NEVER, Store, TransferCancelledError
-from upfield.distributed.samples.cache import CachedFile, ShardCache
+from upfield.distributed.samples.cache import FileIdentity, ShardCache
 from upfield.sharding.shardset.manifest import MANIFEST, Manifest, hash_manifest, parse_manifest
-from upfield.sharding.shardset.tarshard import BLOCK_BYTES, ShardEntry, ShardIndex, parse_index
+from upfield.sharding.shardset.shard_index import ShardEntry, ShardIndex, parse_index
 
 NUM_INDEX_FETCHES = 16
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
@@ -114,7 +115,7 @@ class RemoteFiles:
             raise
 
     def _where(self, name: str) -> str:
-        return f"{shown(self.store.address)}/{name}"
+        return f"{format_address(self.store.address)}/{name}"
 
     def _read_manifest(self, part: Path) -> Manifest:
         manifest = parse_manifest(part.read_bytes(), self._where(MANIFEST))
@@ -126,7 +127,7 @@ class RemoteFiles:
         return manifest
 
     def _index(self, entry: ShardEntry) -> ShardIndex:
-        file, name = CachedFile(f"{entry.sha256}.idx"), f"{entry.name}.idx"
+        file, name = FileIdentity(f"{entry.sha256}.idx"), f"{entry.name}.idx"
 
         def read(path: Path) -> ShardIndex:
             return checked_index(path.read_bytes(), self._where(name), entry)
@@ -208,8 +209,8 @@ def checked_index(data: bytes, where: str, entry: ShardEntry) -> ShardIndex:
     index = parse_index(data, where)
     sizes, offsets = index.sizes.ravel(), index.offsets.ravel()
     # A header's block, then the member, filled up to a whole block.
-    room = BLOCK_BYTES - (-sizes // BLOCK_BYTES) * BLOCK_BYTES
-    expected = np.cumsum(room) - room + BLOCK_BYTES
+    room = BLOCKSIZE - (-sizes // BLOCKSIZE) * BLOCKSIZE
+    expected = np.cumsum(room) - room + BLOCKSIZE
     if len(index.keys) != entry.samples or (offsets != expected).any() or room.sum() > entry.bytes:
         raise ShardSetError(
             f"{where}: expected the index of a tar of {entry.bytes} bytes, found another; rebuild the set"
@@ -222,5 +223,5 @@ def backoff_s(attempt: int) -> float:
     return min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (attempt - 1)) * JITTER.uniform(0.5, 1)
 
 
-def _tar(entry: ShardEntry) -> CachedFile:
-    return CachedFile(f"{entry.sha256}.tar", entry.bytes, entry.sha256)
+def _tar(entry: ShardEntry) -> FileIdentity:
+    return FileIdentity(f"{entry.sha256}.tar", entry.bytes, entry.sha256)

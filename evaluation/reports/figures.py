@@ -1,47 +1,29 @@
 """The pictures of a report: training curves, restored slices beside their inputs, the spread of a metric.
 
-Curves have no background and mid-grey ink, so that one picture is readable on white and on black pages.
+Curves are mid-grey on a transparent background, so that one picture is readable on white and on black pages.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from upfield.common.drawing import INK, PAPER, Page, blank_page, png_bytes, shorten
+from upfield.evaluation.measurements import ExampleSlice
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CLEAR, GREY = "none", "#7d838c"
-MODEL, CUBIC = "#2f86d6", "#d9822b"  # in every picture
+MODEL, CUBIC = "#2f86d6", "#d9822b"  # the same in every picture
 SERIES = (CUBIC, MODEL, "#3fa66a", "#c75d7e")
 CURVES_IN, CURVES_DPI = (9.0, 3.4), 160
-TRIPLETS_DPI = 120
-TRIPLET_HEADS = ("low field", "cubic interpolation", "restored", "high field", "error, cubic", "error, restored")
-NUM_IMAGES = 4  # of them; the others are errors
+SLICES_DPI = 120
+COLUMN_TITLES = ("low field", "cubic interpolation", "restored", "high field", "error, cubic", "error, restored")
+NUM_IMAGES = 4  # the columns after them are errors
 IMAGE_IN, GAP_IN, HEAD_IN, CAPTION_IN, KEY_IN = 2.0, 0.06, 0.42, 0.3, 0.32
 BAR_IN, BAR_BELOW_IN = 0.14, 0.42
-
-
-@dataclass(frozen=True)
-class Triplet:
-    """One slice before and after, with its target; all `(Y, Z)` in [0, 1], Y anterior, Z superior."""
-
-    key: str
-    """Key of the sample."""
-    scan: NDArray[np.floating[Any]]
-    """Low field, in blocks of its own voxels."""
-    cubic: NDArray[np.floating[Any]]
-    """The same, cubically interpolated."""
-    restored: NDArray[np.floating[Any]]
-    """What the model made of it."""
-    high: NDArray[np.floating[Any]]
-    """High field."""
-    values: Mapping[str, float] = field(default_factory=dict)
-    """`psnr_slice` (dB), `ssim_slice`, and the same with `cubic_` before; those given are written below the images."""
 
 
 def curves_png(metrics: Sequence[Mapping[str, Any]]) -> bytes:
@@ -51,7 +33,7 @@ def curves_png(metrics: Sequence[Mapping[str, Any]]) -> bytes:
         metrics: lines of a run's `metrics.jsonl`.
 
     Returns:
-        A PNG without background.
+        A PNG with a transparent background.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -62,7 +44,7 @@ def curves_png(metrics: Sequence[Mapping[str, Any]]) -> bytes:
     right = page.axes(CURVES_IN[0] / 2 + 0.65, 0.4, width_in, height_in)
     _draw_loss(left, [line for line in metrics if line["event"] == "train"])
     _draw_validation(right, [line for line in metrics if line["event"] == "validation"])
-    # Not at the top: only blank_page says what to do where matplotlib is missing.
+    # Imported here because blank_page says what to do if matplotlib is not installed.
     from matplotlib.ticker import MaxNLocator
 
     for axes, title in ((left, "training loss"), (right, "validation PSNR (dB)")):
@@ -102,7 +84,7 @@ def _draw_validation(axes: "Axes", lines: list[Mapping[str, Any]]) -> None:
 
 
 def _dot(lines: list[Mapping[str, Any]]) -> str:
-    """Mark the points where they are too few to make a line."""
+    """Return a marker if there are too few points to make a line."""
     return "." if len(lines) < 20 else ""
 
 
@@ -115,15 +97,15 @@ def _plain(axes: "Axes", title: str) -> None:
 
 
 def distribution_png(values: Mapping[str, NDArray[np.floating[Any]]], label: str = "PSNR per slice (dB)") -> bytes:
-    """Draw how a metric is spread over slices, one histogram per name with its median.
+    """Draw the distribution of a metric over slices: one histogram per name, with its median.
 
     Args:
-        values: `(N,)` per name, in the order they are drawn (cubic first); those that are not finite are left out and
+        values: `(N,)` per name, in the order they are drawn (cubic first); values that are not finite are left out and
             counted in the legend.
-        label: of the horizontal axis.
+        label: label of the horizontal axis.
 
     Returns:
-        A PNG without background.
+        A PNG with a transparent background.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -152,34 +134,34 @@ def _spread_label(name: str, finite: NDArray[np.floating[Any]], num_left_out: in
     return f"{name}, {median}" + (f" ({num_left_out} not finite, left out)" if num_left_out else "")
 
 
-def triplets_png(triplets: Sequence[Triplet]) -> bytes:
-    """Draw a row per slice: low field, interpolated, restored, high field, and the absolute error of the two between.
+def example_slices_png(examples: Sequence[ExampleSlice]) -> bytes:
+    """Draw a row per slice: low field, interpolated, restored, high field, and the absolute errors of the middle two.
 
     Args:
-        triplets: at least one.
+        examples: at least one.
 
     Returns:
-        A PNG on black; all errors share one scale, which is drawn below them.
+        A PNG on black; all errors share one colour scale, which is drawn below them.
 
     Raises:
         InputError: matplotlib is not installed.
     """
-    assert triplets
-    errors = [[np.abs(image - t.high) for image in (t.cubic, t.restored)] for t in triplets]
-    # A few voxels at misplaced edges would leave everything else black.
+    assert examples
+    errors = [[np.abs(image - t.high) for image in (t.cubic, t.restored)] for t in examples]
+    # With the maximum as the limit, a few voxels at misplaced edges would leave everything else black.
     most = max(float(np.percentile(np.concatenate([e.ravel() for row in errors for e in row]), 99.5)), 1e-6)
-    image_in = IMAGE_IN * triplets[0].high.shape[1] / triplets[0].high.shape[0]
+    image_in = IMAGE_IN * examples[0].high.shape[1] / examples[0].high.shape[0]
     row_in = KEY_IN + image_in + CAPTION_IN
-    width_in = len(TRIPLET_HEADS) * (IMAGE_IN + GAP_IN) + GAP_IN
-    page = blank_page(width_in, HEAD_IN + len(triplets) * row_in + BAR_IN + BAR_BELOW_IN, PAPER, TRIPLETS_DPI)
-    for column, head in enumerate(TRIPLET_HEADS):
+    width_in = len(COLUMN_TITLES) * (IMAGE_IN + GAP_IN) + GAP_IN
+    page = blank_page(width_in, HEAD_IN + len(examples) * row_in + BAR_IN + BAR_BELOW_IN, PAPER, SLICES_DPI)
+    for column, head in enumerate(COLUMN_TITLES):
         page.text(_left(column) + IMAGE_IN / 2, 0.14, head, 11, ha="center", weight="bold")
-    for row, (triplet, pair) in enumerate(zip(triplets, errors, strict=True)):
-        _draw_triplet(page, triplet, HEAD_IN + row * row_in, image_in)
+    for row, (example, pair) in enumerate(zip(examples, errors, strict=True)):
+        _draw_example(page, example, HEAD_IN + row * row_in, image_in)
         for column, error in enumerate(pair, start=NUM_IMAGES):
             box_in = (_left(column), HEAD_IN + row * row_in + KEY_IN, IMAGE_IN, image_in)
             page.image(box_in, error, cmap="inferno", vmax=most)
-    bar_in = (_left(NUM_IMAGES), HEAD_IN + len(triplets) * row_in, 2 * IMAGE_IN + GAP_IN, BAR_IN)
+    bar_in = (_left(NUM_IMAGES), HEAD_IN + len(examples) * row_in, 2 * IMAGE_IN + GAP_IN, BAR_IN)
     _draw_scale(page, bar_in, "inferno", (0, most))
     return png_bytes(page.figure)
 
@@ -188,12 +170,12 @@ def _left(column: int) -> float:
     return GAP_IN + column * (IMAGE_IN + GAP_IN)
 
 
-def _draw_triplet(page: Page, triplet: Triplet, top_in: float, image_in: float) -> None:
-    page.text(GAP_IN, top_in + 0.07, shorten(triplet.key, len(TRIPLET_HEADS) * IMAGE_IN, 10), 10)
-    for column, image in enumerate((triplet.scan, triplet.cubic, triplet.restored, triplet.high)):
+def _draw_example(page: Page, example: ExampleSlice, top_in: float, image_in: float) -> None:
+    page.text(GAP_IN, top_in + 0.07, shorten(example.key, len(COLUMN_TITLES) * IMAGE_IN, 10), 10)
+    for column, image in enumerate((example.scan, example.cubic, example.restored, example.high)):
         page.image((_left(column), top_in + KEY_IN, IMAGE_IN, image_in), image)
     for column, prefix in enumerate(("cubic_", ""), start=1):
-        caption = _quality(triplet.values, prefix)
+        caption = _quality(example.values, prefix)
         page.text(_left(column) + IMAGE_IN / 2, top_in + KEY_IN + image_in + 0.06, caption, 10, ha="center")
 
 
@@ -206,18 +188,19 @@ def _draw_scale(page: Page, box_in: tuple[float, float, float, float], colours: 
     axes = page.axes(*box_in)
     axes.imshow(np.linspace(0, 1, 256)[None], cmap=colours, aspect="auto", extent=(*ends, 0, 1))
     axes.set_yticks([])
-    # Bars lie side by side: what stands at the end of one would run into the next one's.
+    # Bars lie side by side: a label at the end of one would run into the first label of the next.
     axes.set_xticks([tick for tick in axes.get_xticks() if ends[0] <= tick <= ends[0] + 0.92 * (ends[1] - ends[0])])
     axes.tick_params(colors=INK, labelsize=9)
     axes.spines[:].set_visible(False)
 
 
 def doubts_png(images: Mapping[str, NDArray[np.floating[Any]]], limits: Mapping[str, float]) -> bytes:
-    """Draw one slice's images in a row: grey ones, and maps of what is doubtful in colours with their scale below.
+    """Draw one slice's images in a row: grey images, and coloured maps of doubt with their scales below.
 
     Args:
-        images: title -> `(Y, Z)`; those with a limit are maps, the others images in [0, 1].
-        limits: title -> where a map's colours end; they start there too, below zero, where a map has values below zero.
+        images: title -> `(Y, Z)`; those with a limit are maps, the others are images in [0, 1].
+        limits: title -> upper end of a map's colour scale; the lower end is 0, or minus the limit if the map has
+            negative values.
 
     Returns:
         A PNG on black.
@@ -227,7 +210,7 @@ def doubts_png(images: Mapping[str, NDArray[np.floating[Any]]], limits: Mapping[
     """
     height, width = next(iter(images.values())).shape[::-1]
     image_in = IMAGE_IN * height / width
-    page = blank_page(len(images) * (IMAGE_IN + GAP_IN) + GAP_IN, HEAD_IN + image_in + 0.6, PAPER, TRIPLETS_DPI)
+    page = blank_page(len(images) * (IMAGE_IN + GAP_IN) + GAP_IN, HEAD_IN + image_in + 0.6, PAPER, SLICES_DPI)
     for column, (title, image) in enumerate(images.items()):
         page.text(_left(column) + IMAGE_IN / 2, 0.14, title, 11, ha="center", weight="bold")
         box_in = (_left(column), HEAD_IN, IMAGE_IN, image_in)
@@ -242,13 +225,13 @@ def doubts_png(images: Mapping[str, NDArray[np.floating[Any]]], limits: Mapping[
 
 
 def bands_png(bands: Mapping[str, Mapping[str, float]]) -> bytes:
-    """Draw how much of a scan's energy is contradicted, per band of spatial frequency.
+    """Draw the energy that contradicts a scan, as a share of the scan's energy, per band of spatial frequency.
 
     Args:
         bands: method -> band -> energy share.
 
     Returns:
-        A PNG without background.
+        A PNG with a transparent background.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -257,15 +240,15 @@ def bands_png(bands: Mapping[str, Mapping[str, float]]) -> bytes:
     axes = page.axes(0.9, 0.4, CURVES_IN[0] - 1.1, CURVES_IN[1] - 1.0)
     names = list(next(iter(bands.values())))
     for number, (method, shares) in enumerate(bands.items()):
-        # A share of nothing has no place on a logarithmic axis.
+        # A logarithmic axis has no place for zero.
         heights = [max(100 * shares[name], 1e-6) for name in names]
         axes.plot(range(len(names)), heights, color=SERIES[number % len(SERIES)], marker="o", label=method)
-    _plain(axes, "energy that contradicts the scan, % of the scan's in the band")
+    _plain(axes, "energy that contradicts the scan, % of the scan's energy in the band")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xticks(range(len(names)), names)
     axes.margins(x=0.1)
     axes.grid(color=GREY, alpha=0.2)
-    axes.set_xlabel("spatial frequency, in units of what the low-field grid can hold", color=GREY, fontsize=10)
+    axes.set_xlabel("spatial frequency, in units of the limit of the low-field grid", color=GREY, fontsize=10)
     axes.legend(frameon=False, fontsize=9, labelcolor=GREY)
     return png_bytes(page.figure)

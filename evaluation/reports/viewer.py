@@ -1,4 +1,4 @@
-"""A 3-D viewer of one volume that works offline: nilearn's, with the restored volume over its cubic interpolation."""
+"""A 3-D viewer of one volume that works offline: nilearn's, with the restored volume over the cubic interpolation."""
 
 import base64
 import io
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from upfield.common.errors import InputError
 from upfield.imaging.resample import box_centre, resample_box
 
-# nilearn writes each volume as one PNG in colours: at 1 mm a page of 20 MB, which takes long to draw and to load.
+# nilearn writes each volume as one PNG in colours. At 1 mm this makes a page of 20 MB, which is slow to draw and load.
 SPACING_MM = 1.5
 JPEG_QUALITY = 88
 SPRITE = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=]+)")
@@ -27,13 +27,13 @@ input[type=range] { flex: 1; max-width: 30rem; height: 2.5rem; }
 def viewer_html(
     cubic: NDArray[np.float32], restored: NDArray[np.float32], spacing_mm: tuple[float, float, float], title: str
 ) -> str:
-    """Give a whole page: three planes with a crosshair, and a slider that fades the restored volume in and out.
+    """Build a whole page: three planes with a crosshair, and a slider that fades the restored volume in and out.
 
     Args:
         cubic: `(X, Y, Z)` in [0, 1], in RAS+ order.
-        restored: the same shape.
-        spacing_mm: of their voxels.
-        title: written on it.
+        restored: `(X, Y, Z)` in [0, 1], on the same grid.
+        spacing_mm: spacing of their voxels.
+        title: written on the page.
 
     Raises:
         InputError: nilearn is not installed.
@@ -42,8 +42,10 @@ def viewer_html(
         import nibabel as nib
         from nilearn.plotting import view_img
     except ImportError as error:
-        raise InputError("expected nilearn, which draws the viewer, found none; pip install 'upfield[demo]'") from error
-    # One grid for both, isotropic: otherwise nilearn interpolates again, with means of its own.
+        raise InputError(
+            "nilearn, which draws the viewer, is not installed. Run pip install 'upfield[demo]'."
+        ) from error
+    # One isotropic grid for both, because otherwise nilearn interpolates them again in its own way.
     images = [coarse(image, np.array(spacing_mm)) for image in (cubic, restored)]
     affine = np.diag([SPACING_MM] * 3 + [1.0])
     affine[:3, 3] = -SPACING_MM * box_centre(images[0].shape)
@@ -58,26 +60,26 @@ def viewer_html(
         symmetric_cmap=False,
         threshold=None,
         black_bg=True,
-        # nilearn would darken what lies below. Without that it is scaled to its own extremes, which here are 0 and 1.
+        # By default nilearn darkens the lower volume. With 0 it scales that volume to its own extremes, here 0 and 1.
         dim=0,
         title=title,
         colorbar=False,
     )
-    # Its icon would be loaded from elsewhere; its words are black, and say nothing of what the slider fades.
+    # nilearn's icon would be fetched from the web, its text is black, and it calls the slider `Opacity`.
     page = ICON.sub("", view.get_standalone()).replace("</head>", f"{STYLE}</head>", 1)
     page = page.replace("<p>Opacity</p>", "<p>cubic to restored</p>", 1)
-    return SPRITE.sub(lambda found: smaller(found[1]), page)
+    return SPRITE.sub(lambda match: smaller(match[1]), page)
 
 
 def coarse(image: NDArray[np.float32], spacing_mm: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Bring `(X, Y, Z)` in [0, 1] to the viewer's spacing, over the same field of view."""
+    """Resample `(X, Y, Z)` in [0, 1] to the viewer's spacing, over the same field of view."""
     first, second, third = (max(round(float(mm) / SPACING_MM), 1) for mm in np.array(image.shape) * spacing_mm)
     shape = (first, second, third)
     return np.clip(resample_box(image, spacing_mm, box_centre(image.shape), shape, np.full(3, SPACING_MM)), 0, 1)
 
 
 def smaller(png_base64: str) -> str:
-    """Turn a PNG in colours, all of them grey, into the address of a grey JPEG."""
+    """Convert a colour PNG that holds only greys to the data address of a grey JPEG."""
     from PIL import Image
 
     buffer = io.BytesIO()

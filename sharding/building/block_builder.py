@@ -10,18 +10,17 @@ from numpy.typing import NDArray
 
 from upfield.common.errors import VolumeError
 from upfield.common.files import hash_file
-from upfield.imaging.compressed_files import hash_voxels
 from upfield.imaging.slices import neighbour_indices
-from upfield.imaging.volume import Volume
 from upfield.sharding.building.journal import BlockRecord, read_record, write_record
 from upfield.sharding.building.pairs import Pair, make_pairs
 from upfield.sharding.building.plan import Block, sample_order
-from upfield.sharding.building.saved_volumes import discard, saver
+from upfield.sharding.building.saved_volumes import discard
 from upfield.sharding.cohorts.problems import Problem
 from upfield.sharding.cohorts.source_fingerprints import describe_sources
-from upfield.sharding.cohorts.subjects import Subject
+from upfield.sharding.cohorts.subjects import SourceVolume, Subject
 from upfield.sharding.configuration import ShardConfig
-from upfield.sharding.shardset.tarshard import SUFFIXES, Sample, ShardEntry, read_index, write_shard
+from upfield.sharding.shardset.shard_index import SUFFIXES, ShardEntry, read_index
+from upfield.sharding.shardset.shard_writer import Sample, write_shard
 
 
 @dataclass(frozen=True)
@@ -48,62 +47,82 @@ class BlockResult:
     """What reading its subjects led to."""
 
 
-def build_block(task: BlockTask) -> BlockResult:
-    """Write those of a block's shards that are not there, and describe them all.
+@dataclass(frozen=True)
+class VolumeTask:
+    """A subject whose volumes are to be written, because its shards were built without them."""
 
-    Runs in a worker; it alone writes these files. Where a subject's voxels are not as they should be, the block has its
+    subject: Subject[SourceVolume]
+    """The subject."""
+    config: ShardConfig
+    """The configuration of the build, with `save_volumes` set."""
+
+
+def save_volumes(task: VolumeTask) -> None:
+    """Write the volumes of one subject whose shards are built already; runs in a worker.
+
+    Raises:
+        VolumeError: a file's voxels cannot be used.
+    """
+    make_pairs(task.subject, task.config)
+
+
+def finished_record(task: BlockTask) -> BlockRecord | None:
+    """Return the record of a block whose shards are all in place; None if the block must be built."""
+    record = read_record(task.out, task.block.name)
+    if record is None or record.digest != task.digest or not all(_is_there(task, name) for name in record.sizes):
+        return None
+    return record
+
+
+def build_block(task: BlockTask) -> BlockResult:
+    """Write those shards of a block that are missing, and describe all of them.
+
+    Runs in a worker; no other worker writes these files. If a subject's voxels cannot be used, the block has the
     samples of the others if the configuration says skip, and no shards otherwise.
     """
-    previous = record = read_record(task.out, task.block.name)
-    if record is None or record.digest != task.digest or not all(_is_there(task, name) for name in record.sizes):
-        pairs, record = read_pairs(task)
-        if record.problems and task.config.on_error == "fail":
-            return BlockResult([], record)
-        if previous and record != previous:
-            # Shards of other members must not stand beside those of these.
-            for name in previous.sizes:
-                _tar(task, name).unlink(missing_ok=True)
-        write_record(task.out, task.block.name, record)
-        return BlockResult(_write_missing(task, record, pairs), record)
-    return BlockResult([_describe(task, name) for name in record.sizes], record)
+    if record := finished_record(task):
+        return BlockResult([_describe(task, name) for name in record.sizes], record)
+    previous = read_record(task.out, task.block.name)
+    pairs, record = read_pairs(task)
+    if record.problems and task.config.on_error == "fail":
+        return BlockResult([], record)
+    if previous and record != previous:
+        # Shards with other members must not stay beside these.
+        for name in previous.sizes:
+            _tar(task, name).unlink(missing_ok=True)
+    write_record(task.out, task.block.name, record)
+    return BlockResult(_write_missing(task, record, pairs), record)
 
 
 def read_pairs(task: BlockTask) -> tuple[list[Pair], BlockRecord]:
-    """Make the pairs of all subjects of a block that are as they should be, and say what became of each subject."""
+    """Make the pairs of all subjects of a block whose voxels can be used, and record the outcome for each subject."""
     pairs: list[Pair] = []
     problems: list[Problem] = []
+    alignments: list[dict[str, Any]] = []
     sources: list[dict[str, str]] = []
     for subject in task.block.subjects:
         try:
             source = describe_sources(subject)
-
-            def note(field: str, volume: Volume, source: dict[str, str] = source) -> None:
-                source[f"{field}_voxels"] = hash_voxels(volume.voxels)
-
-            pairs += list(make_pairs(subject, task.config, saver(task.config.save_volumes, subject), note))
-            sources.append(source)
+            made = make_pairs(subject, task.config)
         except VolumeError as error:
             problems.append(_problem(subject, error))
             discard(task.config.save_volumes, subject)
+            continue
         except Exception as error:
             error.add_note(f"This was subject {subject.name} of cohort {subject.cohort}: {subject.high}")
             raise
+        pairs += made.pairs
+        sources.append(source | {f"{field}_voxels": digest for field, digest in made.voxel_hashes.items()})
+        if made.alignment:
+            alignments.append({"cohort": subject.cohort, "subject": subject.id} | made.alignment.to_tree())
     sizes = task.block.shard_sizes(len(pairs) * task.config.geometry.high_shape[0])
-    return pairs, BlockRecord(task.digest, sizes, problems, _alignments(pairs), sources)
+    return pairs, BlockRecord(task.digest, sizes, problems, alignments, sources)
 
 
 def _problem(subject: Subject, error: VolumeError) -> Problem:
     low = [str(subject.low), *map(str, subject.low.paths)] if subject.low else []
     field = "low" if error.where in low else "high"
     return Problem(subject.cohort, subject.name, field, "voxels", error.where, error.problem)
-
-
-def _alignments(pairs: list[Pair]) -> list[dict[str, Any]]:
-    return [
-        {"cohort": pair.unit.cohort, "subject": pair.unit.subject} | pair.parameters["alignment"]
-        for pair in pairs
-        if "alignment" in pair.parameters
-    ]
 
 
 def _tar(task: BlockTask, name: str) -> Path:

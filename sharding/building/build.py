@@ -1,4 +1,8 @@
-"""Build, finish or extend a shard set: find subjects, look at their headers, plan, write shards, then the manifest."""
+"""Build a shard set: find its subjects, check their headers, plan, write shards and volumes, seal with the manifest.
+
+One flow builds a new set, finishes an interrupted build, extends a complete set, and saves volumes that are missing:
+these differ only in what is left to be done.
+"""
 
 import errno
 from collections.abc import Iterable, Iterator
@@ -7,61 +11,63 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from upfield.common.errors import InputError, RunError, ShardSetError
+from upfield.common.errors import InputError, RunError, VolumeError
 from upfield.common.progress import say, track
 from upfield.common.tasks import run_tasks
-from upfield.imaging.header import files_of
 from upfield.sharding.building.align import require_simpleitk
-from upfield.sharding.building.block_builder import BlockResult, BlockTask, build_block
-from upfield.sharding.building.capacity import fitting_jobs, refuse_full_disks, set_bytes, volume_bytes
-from upfield.sharding.building.journal import (
-    JOURNAL,
-    alone,
-    begin,
-    begun_config,
-    clear,
-    finish,
-    has_records,
-    is_unfinished,
+from upfield.sharding.building.block_builder import (
+    BlockResult,
+    BlockTask,
+    VolumeTask,
+    build_block,
+    finished_record,
+    save_volumes,
 )
+from upfield.sharding.building.capacity import fitting_jobs, refuse_full_disks, set_bytes, volume_bytes
+from upfield.sharding.building.journal import begin, clear, finish, is_unfinished, lock_build
 from upfield.sharding.building.plan import Block, plan_blocks
-from upfield.sharding.building.saved_volumes import VolumeTask, are_missing, save_volumes
+from upfield.sharding.building.request import BuildRequest, compare_with_folder, refuse_foreign_folder
+from upfield.sharding.building.saved_volumes import are_missing
 from upfield.sharding.cohorts.preflight import preflight
 from upfield.sharding.cohorts.privacy import Pseudonyms, write_names
 from upfield.sharding.cohorts.problems import TWIN, Problem
 from upfield.sharding.cohorts.quarantine import Quarantine
-from upfield.sharding.cohorts.source_fingerprints import changed_subjects, held_already, same_voxels, sealed
-from upfield.sharding.cohorts.subjects import Found, Source, Subject, find_subjects, join
+from upfield.sharding.cohorts.source_fingerprints import held_already, same_voxels, sealed
+from upfield.sharding.cohorts.subjects import Source, SourceVolume, Subject, find_cohorts
 from upfield.sharding.configuration import ShardConfig
-from upfield.sharding.shardset.manifest import (
-    MANIFEST,
-    Addition,
-    Manifest,
-    content_config,
-    hash_tree,
-    read_manifest,
-    write_manifest,
-)
+from upfield.sharding.shardset.manifest import Addition, hash_tree, write_manifest
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-# The bytes that a set of this version holds: part of what a record of finished work is good for.
+# Version of the bytes of a set. It is part of the digest by which a finished block is known.
 BYTES_VERSION = 3
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a build is asked for, and what the set has already."""
+class SourceCheck:
+    """The subjects whose headers allow them to be used."""
 
-    content: dict[str, Any]
-    """Configuration of the set to be, with the cohorts that it has and those that are new."""
-    new: set[str]
-    """Cohorts that are not in the set."""
-    old: Manifest | None
-    """The set that is extended."""
+    new: list[Subject[SourceVolume]]
+    """Subjects whose samples are to be written."""
+    unsaved: list[Subject[SourceVolume]]
+    """Subjects of the complete set whose volumes alone are to be written."""
+    quarantine: Quarantine
+    """The problems of the others."""
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """The work of a build, for which the machine has been found large enough."""
+
+    blocks: list[BlockTask]
+    """All blocks of the new subjects; those that are finished cost nothing."""
+    volumes: list[VolumeTask]
+    """Subjects whose shards are finished and whose volumes are missing."""
+    jobs: int
+    """Worker processes."""
 
 
 def build(config: ShardConfig, out: Path, pseudonyms: Pseudonyms | None = None) -> None:
-    """Build the set, finish an interrupted build of it, extend it, or find that it is complete.
+    """Build the set, finish an interrupted build of it, extend it, or report that it is complete.
 
     Args:
         config: cohorts and how they become shards.
@@ -69,101 +75,89 @@ def build(config: ShardConfig, out: Path, pseudonyms: Pseudonyms | None = None) 
         pseudonyms: what stands in shards in place of names.
 
     Raises:
-        InputError: cohorts or their files are not as they should be, or `out` holds another set.
-        RunError: the disk is full, or workers were killed; what is finished is kept.
+        InputError: cohorts or their files cannot be used, or `out` holds another set.
+        RunError: the disk is full, or workers were killed; finished shards are kept.
     """
     if not config.cohorts:
         raise InputError("cohorts: expected at least one cohort, found none; give them in a file with --config")
-    root = config.root or Path.cwd()
-    # Workers of a cluster stand in other folders.
+    # Workers of a cluster run in other folders.
     out, volumes = out.absolute(), config.save_volumes and config.save_volumes.absolute()
     config = replace(config, save_volumes=volumes)
     if volumes and volumes.exists() and not volumes.is_dir():
         raise InputError(f"--save_volumes: expected a folder, found the file {volumes}; choose another")
-    found = join(find_subjects(cohort, root, pseudonyms) for cohort in config.cohorts)
-    _refuse_foreign_folder(out)
-    with _room(out), alone(out):
-        old = read_manifest(out) if (out / MANIFEST).is_file() else None
-        if old and begun_config(out) == old.tree["config"]:
-            # Killed between its manifest and its end.
-            finish(out)
-        asked = _compare(out, content_config(config, pseudonyms), old)
-        _refuse_other_subjects(out, asked, found)
-        _refuse_changed_files(out, asked, found, pseudonyms, config.jobs)
-        if asked.new:
-            if pseudonyms and pseudonyms.names:
-                write_names(pseudonyms.names, [(*who, public) for who, public in found.ids.items()])
-            _extend(asked, config, found, out, pseudonyms)
-            finish(out)
-        elif is_unfinished(out):
-            say(f"{out}: complete, but for an extension that is under way; give its own configuration to finish it")
-        else:
-            say(f"{out}: complete already, nothing to do")
-        _save_missing_volumes(config, found.subjects, read_manifest(out))
+    files = find_cohorts(config.cohorts, config.root or Path.cwd(), pseudonyms)
+    refuse_foreign_folder(out)
+    with _disk_errors(out), lock_build(out):
+        request = compare_with_folder(config, out, files, pseudonyms)
+        if not request.new_cohorts:
+            _say_complete(out)
+        if request.new_cohorts or request.unsaved_subjects:
+            check = check_sources(request)
+            plan = plan_build(request, check)
+            results = write_blocks(request, plan, check.quarantine)
+            if request.new_cohorts:
+                seal(request, check, results)
 
 
-def _save_missing_volumes(config: ShardConfig, subjects: list[Subject], manifest: Manifest) -> None:
-    """Write the volumes of subjects whose shards an earlier build has written without them."""
-    if (folder := config.save_volumes) is None:
-        return
-    held = manifest.subjects_of_all_splits
-    missing = [s for s in subjects if (s.cohort, s.id) in held and are_missing(folder, s)]
-    if not missing:
-        return
-    refuse_full_disks({folder: volume_bytes(missing, config.geometry)})
-    jobs = fitting_jobs([[subject] for subject in missing], config)
-    tasks = [VolumeTask(subject, config) for subject in missing]
-    for _ in track(run_tasks(save_volumes, tasks, jobs, config.executor), "volumes", len(tasks)):
-        pass
+def _say_complete(out: Path) -> None:
+    if is_unfinished(out):
+        say(f"{out}: complete, but for an extension that is under way; give its own configuration to finish it")
+    else:
+        say(f"{out}: complete already, nothing to do")
 
 
-def _extend(asked: Asked, config: ShardConfig, found: Found, out: Path, pseudonyms: Pseudonyms | None) -> None:
-    """Check the new cohorts' files, write their shards, then the manifest."""
-    fresh = [subject for subject in found.subjects if subject.cohort in asked.new]
-    if any(subject.align == "rigid" for subject in fresh):
+def check_sources(request: BuildRequest) -> SourceCheck:
+    """Read the headers, and find the subjects that can be used.
+
+    Raises:
+        InputError: subjects have problems that the configuration does not allow, or no subject is left.
+    """
+    config, subjects, unsaved = request.config, request.files.subjects, request.unsaved_subjects
+    quarantine = Quarantine(
+        config,
+        request.out.with_name(f"{request.out.name}.problems.json"),
+        sum(cohort in request.new_cohorts for cohort, _ in request.files.ids),
+    )
+    if any(subject.align == "rigid" for subject in request.new_subjects):
         require_simpleitk()
-    num_subjects = sum(cohort in asked.new for cohort, _ in found.ids)
-    quarantine = Quarantine(config, out.with_name(f"{out.name}.problems.json"), num_subjects)
-    # All headers, for a new subject must not be an old one over again.
-    problems = _once(found.problems, preflight(found.subjects, config.jobs, config.geometry))
-    if asked.old:
+    if request.new_cohorts and request.pseudonyms and request.pseudonyms.names:
+        write_names(request.pseudonyms.names, [(*who, public) for who, public in request.files.ids.items()])
+    # The headers of all cohorts, because a new subject must not be a copy of an old one.
+    headers = preflight(subjects if request.new_cohorts else unsaved, config.jobs, config.geometry)
+    by_id = {(subject.cohort, subject.id): subject for subject in headers.subjects}
+    for subject in unsaved:
+        if (subject.cohort, subject.id) not in by_id:
+            problem = next(p for p in headers.problems if (p.cohort, p.subject) == (subject.cohort, subject.name))
+            raise VolumeError(problem.file, problem.message)
+    with_headers = [by_id[subject.cohort, subject.id] for subject in unsaved]
+    if not request.new_cohorts:
+        return SourceCheck([], with_headers, quarantine)
+    fresh = [subject for subject in headers.subjects if subject.cohort in request.new_cohorts]
+    problems = _once(request.files.problems, headers.problems)
+    if request.old:
         odd = {(problem.cohort, problem.subject) for problem in problems}
         sound = [subject for subject in fresh if (subject.cohort, subject.name) not in odd]
-        problems += held_already(sound, asked.old, pseudonyms, config.jobs)
-    quarantine.admit([problem for problem in problems if problem.cohort in asked.new])
-    _tell_namesakes(found.subjects)
-    if not (chosen := quarantine.healthy(fresh)):
-        raise InputError(f"{out}: expected subjects that can be used, found none of {len(fresh)}")
-    blocks = plan_blocks(chosen, config, _taken(asked.old))
-    digests = {block.name: _digest(block, asked.content) for block in blocks}
-    finished_bytes = clear(out, digests, _listed(asked.old))
-    needed = {out: set_bytes(blocks, config) - finished_bytes}
-    if config.save_volumes:
-        unsaved = [subject for subject in chosen if are_missing(config.save_volumes, subject)]
-        needed[config.save_volumes] = volume_bytes(unsaved, config.geometry)
-    refuse_full_disks(needed)
-    jobs = fitting_jobs([block.subjects for block in blocks], config)
-    begin(out, asked.content)
-    tasks = [BlockTask(block, digests[block.name], config, out) for block in blocks]
-    results = _run(tasks, out, config.executor, jobs, quarantine)
-    entries = sorted((entry for result in results for entry in result.entries), key=lambda entry: entry.name)
-    if not entries:
-        raise InputError(f"{out}: expected subjects that can be used, found none of {len(fresh)}")
-    sources = _by_subject(sealed(one, pseudonyms) for result in results for one in result.record.sources)
-    quarantine.refuse(_copies(fresh, sources, asked.old))
-    addition = Addition(
-        subjects=quarantine.healthy(fresh),
-        entries=entries,
-        skipped=quarantine.public_problems(pseudonyms),
-        doubts=quarantine.public_doubts(pseudonyms),
-        alignments=_by_subject(one for result in results for one in result.record.alignments),
-        sources=sources,
-    )
-    write_manifest(out, asked.content, addition, asked.old)
+        problems += held_already(sound, request.old, request.pseudonyms, config.jobs)
+    quarantine.admit([problem for problem in problems if problem.cohort in request.new_cohorts])
+    _say_namesakes(subjects)
+    healthy = quarantine.healthy(fresh)
+    if not healthy:
+        raise _nobody(request)
+    return SourceCheck(healthy, with_headers, quarantine)
 
 
-def _tell_namesakes(subjects: list[Subject]) -> None:
-    """Name subjects of one name in several cohorts that are in different splits: one person may be behind both."""
+def _nobody(request: BuildRequest) -> InputError:
+    return InputError(f"{request.out}: expected subjects that can be used, found none of {len(request.new_subjects)}")
+
+
+def _once(by_name: list[Problem], by_header: list[Problem]) -> list[Problem]:
+    """Join problems, without those of headers that only repeat what file names show: that slices are missing."""
+    gaps = {(problem.cohort, problem.subject) for problem in by_name if problem.check == "slices"}
+    return by_name + [p for p in by_header if p.check not in ("steps", "place") or (p.cohort, p.subject) not in gaps]
+
+
+def _say_namesakes(subjects: list[Subject[Source]]) -> None:
+    """Report names that occur in several cohorts and in different splits: one person may be behind both."""
     splits: dict[str, set[str]] = {}
     for subject in subjects:
         splits.setdefault(subject.name, set()).add(subject.split)
@@ -174,11 +168,118 @@ def _tell_namesakes(subjects: list[Subject]) -> None:
         )
 
 
-def _copies(fresh: list[Subject], sources: list[dict[str, str]], old: Manifest | None) -> list[Problem]:
-    """Find scans among the new ones that are others over again, in another file."""
-    subjects = {(subject.cohort, subject.id): subject for subject in fresh}
+def plan_build(request: BuildRequest, check: SourceCheck) -> BuildPlan:
+    """Divide the work into tasks, remove what earlier builds left of others, and check that the machine can do it.
+
+    Raises:
+        InputError: there is too little room, memory or open files.
+    """
+    config, out, folder = request.config, request.out, request.config.save_volumes
+    blocks = plan_blocks(check.new, config, request.next_shards)
+    tasks = [BlockTask(block, _digest(block, request.content), config, out) for block in blocks]
+    needed: dict[Path, float] = {}
+    if request.new_cohorts:
+        finished_bytes = clear(out, {task.block.name: task.digest for task in tasks}, request.old_shards)
+        needed[out] = set_bytes(blocks, config) - finished_bytes
+    alone = check.unsaved + [subject for task in tasks for subject in _without_volumes(task)]
+    if folder:
+        missing = [subject for subject in check.new if are_missing(folder, subject)] + check.unsaved
+        needed[folder] = volume_bytes(missing, config.geometry)
+    refuse_full_disks(needed)
+    jobs = fitting_jobs([block.subjects for block in blocks] + [(subject,) for subject in alone], config)
+    return BuildPlan(tasks, [VolumeTask(subject, config) for subject in alone], jobs)
+
+
+def _without_volumes(task: BlockTask) -> list[Subject[SourceVolume]]:
+    """Find the subjects of a finished block whose volumes are missing: those of other blocks are read anyway."""
+    folder, record = task.config.save_volumes, finished_record(task)
+    if folder is None or record is None:
+        return []
+    left_out = {(problem.cohort, problem.subject) for problem in record.problems}
+    subjects = [subject for subject in task.block.subjects if (subject.cohort, subject.name) not in left_out]
+    return [subject for subject in subjects if are_missing(folder, subject)]
+
+
+def _digest(block: Block, content: dict[str, Any]) -> str:
+    """Compute a hash of all that decides a block's bytes: files by name, size and time of change."""
+    shared = {key: value for key, value in content.items() if key != "cohorts"}
+    subjects = [_file_stats(subject) for subject in block.subjects]
+    return hash_tree([BYTES_VERSION, shared, block.name, block.num_shards, subjects])
+
+
+def _file_stats(subject: Subject[SourceVolume]) -> list[Any]:
+    def files(volume: SourceVolume | None) -> list[Any]:
+        stats = [(path.name, path.stat()) for path in (volume.files if volume else ())]
+        return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+
+    units = [[unit.kind, unit.variant] for unit in subject.units]
+    how = [subject.fit, subject.align, subject.orientation, subject.high.metadata]
+    return [subject.cohort, subject.id, subject.split, units, how, files(subject.low), files(subject.high)]
+
+
+def write_blocks(request: BuildRequest, plan: BuildPlan, quarantine: Quarantine) -> list[BlockResult]:
+    """Run all tasks and return the blocks' results in the order in which they finished.
+
+    A block that is given up does not stop the others: all problems with voxels are reported together at the end.
+
+    Raises:
+        InputError: subjects have problems that the configuration does not allow.
+        RunError: workers were killed, or write to another disk.
+    """
+    out, executor = request.out, request.config.executor
+    results: list[BlockResult] = []
+    if plan.blocks:
+        begin(out, request.content)
+        tasks = run_tasks(build_block, plan.blocks, plan.jobs, executor)
+        for result in track(tasks, "blocks", len(plan.blocks)):
+            results.append(result)
+            for entry in result.entries:
+                if not (out / f"{entry.name}.tar").is_file():
+                    raise RunError(
+                        f"{out}: expected a folder that all nodes of the cluster share, found {entry.name}.tar written "
+                        "elsewhere; choose another --out"
+                    )
+            quarantine.note(result.record.problems)
+        quarantine.judge()
+    if plan.volumes:
+        for _ in track(run_tasks(save_volumes, plan.volumes, plan.jobs, executor), "volumes", len(plan.volumes)):
+            pass
+    return results
+
+
+def seal(request: BuildRequest, check: SourceCheck, results: list[BlockResult]) -> None:
+    """Write the manifest, which makes the set complete, and empty the journal.
+
+    Raises:
+        InputError: no subject is left, or two scans hold the same voxels.
+    """
+    quarantine, pseudonyms = check.quarantine, request.pseudonyms
+    entries = sorted((entry for result in results for entry in result.entries), key=lambda entry: entry.name)
+    if not entries:
+        raise _nobody(request)
+    sources = _by_subject(sealed(one, pseudonyms) for result in results for one in result.record.sources)
+    quarantine.refuse(_copies(request, sources))
+    addition = Addition(
+        subjects=quarantine.healthy(check.new),
+        entries=entries,
+        skipped=quarantine.public_problems(pseudonyms),
+        doubts=quarantine.public_doubts(pseudonyms),
+        alignments=_by_subject(one for result in results for one in result.record.alignments),
+        sources=sources,
+    )
+    write_manifest(request.out, request.content, addition, request.old)
+    finish(request.out)
+
+
+def _by_subject(trees: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(trees, key=lambda tree: (tree["cohort"], tree["subject"]))
+
+
+def _copies(request: BuildRequest, sources: list[dict[str, str]]) -> list[Problem]:
+    """Find new scans that hold the voxels of another scan, in another file."""
+    subjects = {(subject.cohort, subject.id): subject for subject in request.new_subjects}
     problems: list[Problem] = []
-    for cohort, identifier, field, twin in same_voxels(sources, old.sources if old else []):
+    for cohort, identifier, field, twin in same_voxels(sources, request.old.sources if request.old else []):
         subject = subjects[cohort, identifier]
         source = dict(subject.volumes)[field]
         message = "expected a scan of its own, found the voxels of another one in another file; leave one of them out"
@@ -186,117 +287,8 @@ def _copies(fresh: list[Subject], sources: list[dict[str, str]], old: Manifest |
     return problems
 
 
-def _by_subject(trees: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    return sorted(trees, key=lambda tree: (tree["cohort"], tree["subject"]))
-
-
-def _once(by_name: list[Problem], by_header: list[Problem]) -> list[Problem]:
-    """Join problems; what follows from slices that file names have shown to be missing, headers need not repeat."""
-    told = {(problem.cohort, problem.subject) for problem in by_name if problem.check == "slices"}
-    return by_name + [p for p in by_header if p.check not in ("steps", "place") or (p.cohort, p.subject) not in told]
-
-
-def _run(tasks: list[BlockTask], out: Path, executor: str, jobs: int, quarantine: Quarantine) -> list[BlockResult]:
-    """Build all blocks; give the results as they came.
-
-    A block that is given up does not stop the others: all that is wrong with the voxels is told at the end, at once.
-    """
-    results: list[BlockResult] = []
-    for result in track(run_tasks(build_block, tasks, jobs, executor), "blocks", len(tasks)):
-        results.append(result)
-        for entry in result.entries:
-            if not (out / f"{entry.name}.tar").is_file():
-                raise RunError(
-                    f"{out}: expected a folder that all nodes of the cluster share, found {entry.name}.tar written "
-                    "elsewhere; choose another --out"
-                )
-        quarantine.note(result.record.problems)
-    quarantine.judge()
-    return results
-
-
-def _compare(out: Path, content: dict[str, Any], old: Manifest | None) -> Asked:
-    """Find what is new in what is asked for, and refuse what does not fit the set or the unfinished build in `out`."""
-    held = old.cohorts if old else {}
-    if old:
-        _refuse_difference(out, old.tree["config"], content)
-    new = [cohort for cohort in content["cohorts"] if cohort["name"] not in held]
-    content = content | {"cohorts": [*held.values(), *new]}
-    if new and (begun := begun_config(out)) is not None and has_records(out):
-        _refuse_difference(out / JOURNAL, begun, content)
-        names = [[cohort["name"] for cohort in tree["cohorts"]] for tree in (begun, content)]
-        if names[0] != names[1]:
-            raise ShardSetError(
-                f"{out / JOURNAL}: expected the cohorts of the unfinished build, {names[0]}, found {names[1]}; give "
-                "those, or remove this folder to drop the unfinished work"
-            )
-    return Asked(content, {cohort["name"] for cohort in new}, old)
-
-
-def _refuse_difference(out: Path, there: dict[str, Any], asked: dict[str, Any], where: str = "") -> None:
-    """Compare two configurations, cohorts that both have by name."""
-    for key in sorted((there.keys() | asked.keys()) - {"cohorts"}):
-        if there.get(key) == asked.get(key):
-            continue
-        if isinstance(there.get(key), dict) and isinstance(asked.get(key), dict) and key != "split":
-            _refuse_difference(out, there[key], asked[key], f"{where}{key}.")
-        if key == "pseudonymize":
-            found, mend = "another key or none", "give the --pseudonym_key that it was built with"
-        else:
-            found, mend = (
-                f"another in {where}{key}: {there.get(key)} there, {asked.get(key)} now",
-                "build into a new folder",
-            )
-        if out.name == JOURNAL:
-            mend += ", or remove this one to drop the unfinished work"
-        raise ShardSetError(f"{out}: expected the configuration it was built with, found {found}; {mend}")
-    cohorts = [{cohort["name"]: cohort for cohort in tree.get("cohorts", [])} for tree in (there, asked)]
-    for name in sorted(cohorts[0].keys() & cohorts[1].keys()):
-        _refuse_difference(out, cohorts[0][name], cohorts[1][name], f"cohort {name}: ")
-
-
-def _refuse_other_subjects(out: Path, asked: Asked, found: Found) -> None:
-    """Raise ShardSetError where a cohort that the set has is found with other subjects than the set lists."""
-    if asked.old is None:
-        return
-    there = {(s.cohort, s.id) for s in found.subjects if s.cohort not in asked.new}
-    cohorts = {cohort for cohort, _ in there}
-    held = {(cohort, subject) for cohort, subject in asked.old.subjects_of_all_splits if cohort in cohorts}
-    skipped = {(tree["cohort"], tree["subject"]) for tree in asked.old.skipped}
-    for odd, what in (
-        (there - held - skipped, "more; give them as a cohort of their own"),
-        (held - there, "fewer; bring their files back"),
-    ):
-        if odd:
-            raise ShardSetError(
-                f"{out}: expected the {len(held)} subjects it was built from, found {len(odd)} {what}, or build into a "
-                f"new folder ({', '.join(sorted(subject for _, subject in odd)[:5])}{', ...' if len(odd) > 5 else ''})"
-            )
-
-
-def _refuse_changed_files(out: Path, asked: Asked, found: Found, pseudonyms: Pseudonyms | None, jobs: int) -> None:
-    """Raise ShardSetError where files that the set was built from hold something else by now."""
-    if asked.old and (changed := changed_subjects(found.subjects, asked.old, pseudonyms, jobs)):
-        names = [f"{subject.cohort} {subject.name}" for subject in changed]
-        raise ShardSetError(
-            f"{out}: expected the files it was built from, found other content in those of {len(names)} subjects; "
-            f"bring them back, or build into a new folder ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
-        )
-
-
-def _refuse_foreign_folder(out: Path) -> None:
-    """Raise InputError where `out` holds something that is no set of ours; nothing is left in it."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: expected a folder, found a file; choose another --out")
-    others = sorted(out.iterdir()) if out.is_dir() else []
-    if others and not any((out / name).exists() for name in (MANIFEST, JOURNAL)):
-        raise InputError(
-            f"{out}: expected a new folder or a shard set, found {others[0].name} and others; choose another --out"
-        )
-
-
 @contextmanager
-def _room(out: Path) -> Iterator[None]:
+def _disk_errors(out: Path) -> Iterator[None]:
     """Turn the errors of a disk that is full or cannot be written into ones that say what to do."""
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -308,31 +300,3 @@ def _room(out: Path) -> Iterator[None]:
             f"{error.filename or out}: expected a disk that can be written, found: {error.strerror}; mend that and run "
             "the same command: finished shards are kept"
         ) from error
-
-
-def _taken(old: Manifest | None) -> dict[str, int]:
-    """Give the first free shard number of each split."""
-    names = [name.split("/") for name in _listed(old)]
-    return {split: 1 + max(int(number) for its, number in names if its == split) for split in {s for s, _ in names}}
-
-
-def _listed(old: Manifest | None) -> list[str]:
-    return [shard["name"] for split in old.tree["splits"].values() for shard in split["shards"]] if old else []
-
-
-def _digest(block: Block, content: dict[str, Any]) -> str:
-    """Give a hash of all that decides a block's bytes: files by name, size and time of change."""
-    shared = {key: value for key, value in content.items() if key != "cohorts"}
-    subjects = [_file_stats(subject) for subject in block.subjects]
-    return hash_tree([BYTES_VERSION, shared, block.name, block.num_shards, subjects])
-
-
-def _file_stats(subject: Subject) -> list[Any]:
-    def files(source: Source | None) -> list[Any]:
-        paths = [file for path in source.paths for file in files_of(path)] if source else []
-        stats = [(path.name, path.stat()) for path in paths]
-        return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
-
-    units = [[unit.kind, unit.variant] for unit in subject.units]
-    how = [subject.fit, subject.align, subject.orientation, subject.high.metadata]
-    return [subject.cohort, subject.id, subject.split, units, how, files(subject.low), files(subject.high)]

@@ -11,9 +11,8 @@ import psutil
 
 from upfield.common.errors import InputError
 from upfield.common.progress import say
-from upfield.imaging.header import read_header
 from upfield.sharding.building.plan import Block
-from upfield.sharding.cohorts.subjects import Source, Subject
+from upfield.sharding.cohorts.subjects import Source, SourceVolume, Subject
 from upfield.sharding.configuration import GeometryConfig, ShardConfig
 
 HALF_BYTES, SINGLE_BYTES = 2, 4
@@ -71,7 +70,7 @@ def _size(num_bytes: float) -> str:
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
 
 
-def fitting_jobs(groups: Sequence[Sequence[Subject]], config: ShardConfig) -> int:
+def fitting_jobs(groups: Sequence[Sequence[Subject[SourceVolume]]], config: ShardConfig) -> int:
     """Compare memory and file descriptors with what the build will need.
 
     Args:
@@ -130,13 +129,13 @@ def block_bytes(block: Block, config: ShardConfig) -> int:
     return samples * each + block.num_shards * (TAR_RECORD_BYTES + 2 * TAR_BLOCK_BYTES)
 
 
-def volume_bytes(subjects: Iterable[Subject], geometry: GeometryConfig) -> int:
+def volume_bytes(subjects: Iterable[Subject[Source]], geometry: GeometryConfig) -> int:
     """Give what the saved volumes of some subjects take on disk at most."""
     high, low = (math.prod(shape) for shape in (geometry.high_shape, geometry.low_shape))
     return SAVED_BYTES * sum(high + low * len(subject.units) for subject in subjects)
 
 
-def memory_bytes(subjects: Sequence[Subject], config: ShardConfig) -> float:
+def memory_bytes(subjects: Sequence[Subject[SourceVolume]], config: ShardConfig) -> float:
     """Estimate a worker's peak memory: all pairs in half precision, and the subject with the largest files."""
     voxels = math.prod(config.geometry.high_shape)
     pairs = sum(1 + len(subject.units) for subject in subjects)
@@ -144,17 +143,12 @@ def memory_bytes(subjects: Sequence[Subject], config: ShardConfig) -> float:
     return WORKER_BYTES + HALF_BYTES * voxels * pairs + at_work
 
 
-def subject_bytes(subject: Subject, grid_voxels: int) -> int:
+def subject_bytes(subject: Subject[SourceVolume], grid_voxels: int) -> int:
     """Estimate the memory that one subject takes at most, from its files to its pairs on a grid of so many voxels."""
-    high, low = (source_voxels(source) if source else 0 for source in (subject.high, subject.low))
+    high, low = (math.prod(volume.header.shape) if volume else 0 for volume in (subject.high, subject.low))
     resampling = SINGLE_BYTES * (high + VOLUMES_AT_ONCE * grid_voxels)
     aligning = ALIGNING_BYTES * high if subject.align == "rigid" else 0
     return SINGLE_BYTES * low + max(READING_BYTES * high, resampling, aligning)
-
-
-def source_voxels(source: Source) -> int:
-    """Give the number of voxels of a volume or stack, by the header of its first file."""
-    return math.prod(read_header(source.paths[0]).shape) * len(source.paths)
 
 
 def available_bytes(root: Path = CGROUPS, membership: Path = Path("/proc/self/cgroup")) -> float:

@@ -19,7 +19,7 @@ from upfield.common.files import write_json
 from upfield.common.locking import try_lock
 from upfield.sharding.cohorts.problems import Problem
 from upfield.sharding.cohorts.subjects import SPLITS
-from upfield.sharding.shardset.tarshard import SUFFIXES
+from upfield.sharding.shardset.shard_index import SUFFIXES
 
 JOURNAL = ".build"
 CONFIG = "config.json"
@@ -47,7 +47,7 @@ class BlockRecord:
 
 
 @contextmanager
-def alone(out: Path) -> Iterator[None]:
+def lock_build(out: Path) -> Iterator[None]:
     """Hold the lock of the build in `out`; the system releases it when the process ends, however it ends.
 
     Raises:

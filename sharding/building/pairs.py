@@ -1,6 +1,5 @@
 """One subject's files -> its low/high volume pairs on the high-field grid, real and synthetic."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,15 +8,16 @@ from numpy.typing import NDArray
 
 from upfield.imaging.normalisation import normalise_in_place, percentiles
 from upfield.imaging.resample import box_centre, resample_box, zoom_to
-from upfield.imaging.volume import Volume, read_stack, read_volume
-from upfield.sharding.building.align import register, resample_aligned
+from upfield.imaging.volume import Volume, load_volume
+from upfield.sharding.building.align import Alignment, register, resample_aligned
+from upfield.sharding.building.saved_volumes import HIGH_NAME, save_volume
 from upfield.sharding.building.synthetic import degrade, draw_degradation, generator_for
-from upfield.sharding.cohorts.subjects import Source, Subject, Unit
+from upfield.sharding.cohorts.duplicates import hash_voxels
+from upfield.sharding.cohorts.problems import Field
+from upfield.sharding.cohorts.subjects import SourceVolume, Subject, Unit
 from upfield.sharding.configuration import GeometryConfig, ShardConfig, SpacingMm, Triple
 
 TOP_MARGIN_MM = 2.0
-HIGH_NAME = "high"
-Save = Callable[[str, Volume], None]
 
 
 @dataclass(frozen=True)
@@ -34,62 +34,65 @@ class Pair:
     """What a synthetic low field was made with, how a real pair was aligned."""
 
 
-def make_pairs(
-    subject: Subject, config: ShardConfig, save: Save | None = None, met: Save | None = None
-) -> Iterator[Pair]:
-    """Read a subject once and give the pair of each of its units.
+@dataclass(frozen=True)
+class SubjectPairs:
+    """The pairs of one subject, and what reading its files showed."""
+
+    pairs: list[Pair]
+    """One per unit of the subject."""
+    alignment: Alignment | None
+    """The motion of its high field; None if it was not registered."""
+    voxel_hashes: dict[Field, str]
+    """`hash_voxels` of each volume as it was read."""
+
+
+def make_pairs(subject: Subject[SourceVolume], config: ShardConfig) -> SubjectPairs:
+    """Read a subject's files once and make the pair of each of its units.
+
+    Each volume is written to `config.save_volumes`, if that is set, as soon as it is on its grid. Scaling the high
+    field overwrites it, so that only the pairs, in half precision, and the volume at work stay in memory.
 
     Args:
-        subject: its files and units.
-        config: grids, ranges and seed.
-        save: called with each volume on its grid, before it is scaled.
-        met: called with `low` and `high` as they were read.
+        subject: its files, with their headers, and units.
+        config: grids, ranges, seed, and where to save volumes.
 
     Raises:
-        VolumeError: a file is not what it should be.
+        VolumeError: a file's voxels cannot be used, or the file has changed since its header was read.
     """
-    low_file = _load(subject.low, subject) if subject.low else None
-    high_file = _load(subject.high, subject)
-    for name, volume in (("low", low_file), ("high", high_file)):
-        if met and volume:
-            met(name, volume)
-    high_file, alignment = _aligned(high_file, low_file, subject, config.seed)
+    low_file = _load(subject.low) if subject.low else None
+    high_file = _load(subject.high)
+    voxel_hashes: dict[Field, str] = {"low": hash_voxels(low_file.voxels)} if low_file else {}
+    voxel_hashes["high"] = hash_voxels(high_file.voxels)
+    alignment = register(low_file, high_file, config.seed) if low_file and subject.align == "rigid" else None
+    if low_file and alignment:
+        high_file = _aligned(high_file, low_file, alignment, subject)
     grids = Grids.around(config.geometry, subject.fit, high_file)
     high = grids.high_from_file(high_file)
-    _save(save, HIGH_NAME, high)
+    save_volume(config.save_volumes, subject, HIGH_NAME, high)
     high_half = normalise_in_place(high.voxels, str(subject.high))
+    pairs: list[Pair] = []
     for unit in subject.units:
         if unit.kind == "real":
             assert low_file is not None
             low = grids.low_from_file(low_file)
-            parameters = {"alignment": alignment} if alignment else {}
+            parameters = {"alignment": alignment.to_tree()} if alignment else {}
         else:
             low, parameters = _synthetic(high, grids, unit, config)
-        _save(save, unit.volume_name, low)
+        save_volume(config.save_volumes, subject, unit.volume_name, low)
         source = subject.low if unit.kind == "real" else subject.high
         up = normalise_in_place(grids.low_to_high(low.voxels), str(source))
-        yield Pair(unit, up, high_half, parameters)
+        pairs.append(Pair(unit, up, high_half, parameters))
+    return SubjectPairs(pairs, alignment, voxel_hashes)
 
 
-def _load(source: Source, subject: Subject) -> Volume:
+def _load(source: SourceVolume) -> Volume:
     """Read a volume or slice stack, in RAS+."""
-    if source.stacked:
-        return read_stack(source.paths, subject.orientation)
-    return read_volume(source.paths[0], subject.orientation)
+    return load_volume(source.paths, source.header, source.traces)
 
 
-def _aligned(high: Volume, low: Volume | None, subject: Subject, seed: int) -> tuple[Volume, dict[str, Any] | None]:
-    if low is None or subject.align == "none":
-        return high, None
-    alignment = register(low, high, seed)
-    # Corner to corner only means something where both fields cover the same place.
-    cover = "low" if subject.fit == "resize" else "high"
-    return resample_aligned(high, alignment, low, cover), alignment.to_tree()
-
-
-def _save(save: Save | None, name: str, volume: Volume) -> None:
-    if save:
-        save(name, volume)
+def _aligned(high: Volume, low: Volume, alignment: Alignment, subject: Subject) -> Volume:
+    # Corner to corner only means something if both fields cover the same place.
+    return resample_aligned(high, alignment, low, "low" if subject.fit == "resize" else "high")
 
 
 def _synthetic(high: Volume, grids: "Grids", unit: Unit, config: ShardConfig) -> tuple[Volume, dict[str, Any]]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upfield.sharding.building.synthetic import generator_for
-from upfield.sharding.cohorts.subjects import SPLITS, Split, Subject
+from upfield.sharding.cohorts.subjects import SPLITS, SourceVolume, Split, Subject
 from upfield.sharding.configuration import ShardConfig
 
 
@@ -22,7 +22,7 @@ class Block:
 
     split: Split
     """The split that the block belongs to."""
-    subjects: tuple[Subject, ...]
+    subjects: tuple[Subject[SourceVolume], ...]
     """Its subjects."""
     first_shard: int
     """Number of its first shard in the split."""
@@ -41,7 +41,9 @@ class Block:
         return {f"{self.split}/{self.first_shard + i:06d}": small + (i < extra) for i in range(parts)}
 
 
-def plan_blocks(subjects: list[Subject], config: ShardConfig, taken: Mapping[str, int] | None = None) -> list[Block]:
+def plan_blocks(
+    subjects: list[Subject[SourceVolume]], config: ShardConfig, taken: Mapping[str, int] | None = None
+) -> list[Block]:
     """Divide subjects into blocks and blocks into shards.
 
     Training subjects are shuffled over cohorts first; held-out ones keep their order, so that a reader can put volumes

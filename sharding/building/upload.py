@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from upfield.common.addresses import shown
+from upfield.common.addresses import format_address
 from upfield.common.errors import InputError, RunError, ShardSetError
 from upfield.common.files import atomic_path, user_cache_folder
 from upfield.common.progress import say, track
 from upfield.sharding.shardset.manifest import FORMAT, MANIFEST, VERSION, Manifest, read_manifest
-from upfield.sharding.shardset.tarshard import SUFFIXES, ShardEntry
+from upfield.sharding.shardset.shard_index import SUFFIXES, ShardEntry
 
 MARKER = ".upload.json"
 MARKER_FORMAT = "upfield-upload"
@@ -36,7 +36,7 @@ READ_ONLY = ("http", "https")
 def staging_folder(url: str) -> Path:
     """Give the local folder in which the set for `url` is built: the same one for the same URL, not made here."""
     plain = url.rstrip("/")
-    readable = re.sub(r"[^A-Za-z0-9._]+", "-", shown(plain).partition("://")[2])[-60:].strip("-.")
+    readable = re.sub(r"[^A-Za-z0-9._]+", "-", format_address(plain).partition("://")[2])[-60:].strip("-.")
     return user_cache_folder("staging") / f"{readable}-{hashlib.sha256(plain.encode()).hexdigest()[:12]}"
 
 
@@ -221,20 +221,24 @@ def _open(url: str) -> _Store:
 
     scheme = url.partition("://")[0]
     if scheme in READ_ONLY:
-        raise InputError(f"{shown(url)}: expected a store to write to (s3://, gs://, ...), found {scheme}://")
+        raise InputError(f"{format_address(url)}: expected a store to write to (s3://, gs://, ...), found {scheme}://")
     try:
         fs, root = fsspec.core.url_to_fs(url)
     except ImportError as error:
         package = "'upfield[s3]'" if scheme in ("s3", "s3a") else "the package that it names"
         raise InputError(
-            f"{shown(url)}: expected a package for {scheme}://, found none ({error}); pip install {package}"
+            f"{format_address(url)}: expected a package for {scheme}://, found none ({error}); pip install {package}"
         ) from error
     except ValueError as error:
-        raise InputError(f"{shown(url)}: expected a URL such as s3://bucket/set, found none: {error}") from error
+        raise InputError(
+            f"{format_address(url)}: expected a URL such as s3://bucket/set, found none: {error}"
+        ) from error
     root = root.rstrip("/")
     if not root:
-        raise InputError(f"{shown(url)}: expected a bucket and a folder, found none; give s3://bucket/set or alike")
-    return _Store(fs, root, shown(url.rstrip("/")))
+        raise InputError(
+            f"{format_address(url)}: expected a bucket and a folder, found none; give s3://bucket/set or alike"
+        )
+    return _Store(fs, root, format_address(url.rstrip("/")))
 
 
 def _look(store: _Store) -> _There:

@@ -1,7 +1,7 @@
 """Check every header of a cohort before anything is computed, and tell all that is wrong at once."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -13,23 +13,28 @@ from numpy.typing import NDArray
 from upfield.common.errors import VolumeError
 from upfield.common.progress import say
 from upfield.common.tasks import FILES_FOR_PROCESSES, run_tasks
-from upfield.imaging.compressed_files import DAMAGED, Trace, is_whole, same_content, trace
+from upfield.imaging.compressed_files import DAMAGED, Trace, is_whole
 from upfield.imaging.extent import Extent, place_doubt, resolution_doubt, tilt_problem
 from upfield.imaging.header import (
-    UNPLACED_MM,
     Header,
     angles_deg,
-    carry_places,
     expect_three_dimensions,
-    read_header,
-    slice_axis,
+    files_of,
+    read_header_and_trace,
     spacing_of,
-    stack_affine,
-    unlike_the_first,
     unreadable,
 )
+from upfield.imaging.volume_header import (
+    UNPLACED_MM,
+    VolumeHeader,
+    carry_places,
+    slice_axis,
+    stack_affine,
+    unlike_the_first,
+)
+from upfield.sharding.cohorts.duplicates import same_content
 from upfield.sharding.cohorts.problems import TWIN, Field, Problem
-from upfield.sharding.cohorts.subjects import Source, Subject
+from upfield.sharding.cohorts.subjects import Source, SourceVolume, Subject
 from upfield.sharding.configuration import GeometryConfig
 
 SUBJECTS_PER_TASK = 4
@@ -63,27 +68,47 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Checked:
-    """One volume after its headers were read."""
+class VolumeCheck:
+    """The outcome of reading one volume's headers."""
 
     cohort: str
     """Cohort name."""
     subject: str
-    """Whose it is, as file names spell it."""
+    """Name of its subject, as file names spell it."""
     field: Field
-    """Which one."""
+    """Which of the subject's two volumes it is."""
     source: Source
     """Its files."""
     findings: list[Finding]
     """What is wrong."""
     traces: tuple[Trace, ...]
-    """What its files tell of their content; empty where some cannot be read, or are half of a format in two files."""
-    extent: Extent | None = None
-    """Where it lies; None where that cannot be told."""
+    """A trace per file; empty if some cannot be read, or for formats of two files."""
+    volume: SourceVolume | None = None
+    """The files with their header; None if something is wrong with them."""
+
+    @property
+    def extent(self) -> Extent | None:
+        """Where the volume lies; None if something is wrong with its headers."""
+        return Extent.of(self.volume.header) if self.volume else None
 
 
-def preflight(subjects: Sequence[Subject], jobs: int = 0, geometry: GeometryConfig = DEFAULT_GEOMETRY) -> list[Problem]:
-    """Find every problem that headers show, over all subjects of all cohorts.
+@dataclass(frozen=True)
+class Preflight:
+    """The outcome of reading the headers of all cohorts."""
+
+    problems: list[Problem]
+    """Everything that is wrong, sorted."""
+    subjects: list[Subject[SourceVolume]]
+    """The subjects whose headers are sound by themselves, in the order given; `problems` may name them all the same."""
+
+
+def preflight(
+    subjects: Sequence[Subject[Source]], jobs: int = 0, geometry: GeometryConfig = DEFAULT_GEOMETRY
+) -> Preflight:
+    """Read every header once, and find every problem that headers show, over all subjects of all cohorts.
+
+    Each file is opened once. Two exceptions open it again: files of equal length and CRC are compared byte by byte,
+    and a gzip file whose trailer does not fit its header is read through.
 
     Args:
         subjects: of all cohorts, for two subjects in different ones may share a file.
@@ -91,7 +116,7 @@ def preflight(subjects: Sequence[Subject], jobs: int = 0, geometry: GeometryConf
         geometry: the grids that they are to be brought to.
 
     Returns:
-        Problems, sorted.
+        The problems, and the subjects with their headers.
     """
     tasks = [subjects[first : first + SUBJECTS_PER_TASK] for first in range(0, len(subjects), SUBJECTS_PER_TASK)]
     num_files = sum(len(source.paths) for subject in subjects for _, source in subject.volumes)
@@ -107,52 +132,80 @@ def preflight(subjects: Sequence[Subject], jobs: int = 0, geometry: GeometryConf
     problems += _apart(checked, subjects, geometry)
     problems += _same(checked)
     problems += _mostly_same(checked, {(p.cohort, p.subject) for p in problems if p.check == "same"})
-    return sorted(problems)
+    volumes = {_place(check): check.volume for check in checked if check.volume}
+    return Preflight(sorted(problems), [whole for subject in subjects if (whole := _with_headers(subject, volumes))])
 
 
-def check_subjects(subjects: Sequence[Subject]) -> list[Checked]:
+def _with_headers(subject: Subject[Source], volumes: Mapping[Place, SourceVolume]) -> Subject[SourceVolume] | None:
+    """Put the headers into a subject; None if a volume has none."""
+    high, low = (volumes.get((subject.cohort, subject.name, field)) for field in ("high", "low"))
+    if high is None or (subject.low is not None and low is None):
+        return None
+    return Subject(
+        subject.cohort,
+        subject.id,
+        subject.name,
+        subject.split,
+        high,
+        low,
+        subject.fit,
+        subject.units,
+        subject.align,
+        subject.orientation,
+    )
+
+
+def check_subjects(subjects: Sequence[Subject]) -> list[VolumeCheck]:
     """Read the headers of some subjects' volumes and check each by itself; runs in a worker."""
     return [_check_volume(subject, field, source) for subject in subjects for field, source in subject.volumes]
 
 
-def _place(volume: Checked) -> Place:
+def _place(volume: VolumeCheck) -> Place:
     return volume.cohort, volume.subject, volume.field
 
 
-def _problem(volume: Checked, check: str, file: str, message: str) -> Problem:
+def _problem(volume: VolumeCheck, check: str, file: str, message: str) -> Problem:
     return Problem(volume.cohort, volume.subject, volume.field, check, file, message)
 
 
-def _check_volume(subject: Subject, field: Field, source: Source) -> Checked:
+def _check_volume(subject: Subject[Source], field: Field, source: Source) -> VolumeCheck:
     headers: list[Header] = []
-    traces: list[Trace] = []
+    traces: list[Trace | None] = []
     refused: list[Finding] = []
     for path in source.paths:
         try:
-            header = read_header(path, subject.orientation)
-            traced = _traced(path, header)
+            header, trace = _read(path, subject.orientation)
         except VolumeError as error:
             refused.append(Finding("header", path, error.problem))
         else:
             headers.append(header)
-            traces.append(traced)
+            traces.append(trace)
     if refused:
-        return Checked(subject.cohort, subject.name, field, source, [_first_of(refused, source)], ())
+        return VolumeCheck(subject.cohort, subject.name, field, source, [_first_of(refused, source)], ())
     findings = _check_stack(source, headers) if source.stacked else _check_whole(source.paths[0], headers[0])
-    in_one_file = all(header.end_bytes is not None for header in headers)
-    extent = None if findings else Extent.of(headers)
-    return Checked(subject.cohort, subject.name, field, source, findings, tuple(traces) if in_one_file else (), extent)
+    in_one_file = tuple(trace for trace in traces if trace is not None)
+    known = in_one_file if len(in_one_file) == len(traces) else ()
+    volume = None if findings else _with_header(source, headers, known)
+    return VolumeCheck(subject.cohort, subject.name, field, source, findings, known, volume)
 
 
-def _traced(path: Path, header: Header) -> Trace:
-    """Trace a file, and refuse one that ends before its last voxel."""
+def _with_header(source: Source, headers: list[Header], traces: tuple[Trace, ...]) -> SourceVolume:
+    files = source.paths if traces else tuple(file for path in source.paths for file in files_of(path))
+    return SourceVolume(
+        source.paths, source.stacked, source.metadata, header=VolumeHeader.of(headers), traces=traces, files=files
+    )
+
+
+def _read(path: Path, orientation: str | None) -> tuple[Header, Trace | None]:
+    """Read a file's header and trace, and refuse a file that ends before its last voxel."""
+    header, trace = read_header_and_trace(path, orientation)
+    end_bytes = header.layout.end_bytes
     try:
-        traced = trace(path)
-        if header.end_bytes is None or is_whole(path, traced, header.end_bytes):
-            return traced
+        if trace is None or end_bytes is None or is_whole(path, trace, end_bytes):
+            return header, trace
     except DAMAGED as error:
         raise unreadable(path, error) from error
-    raise VolumeError(str(path), f"expected {header.end_bytes} bytes, found fewer or damaged ones; copy it again")
+    raise VolumeError(str(path), f"expected {end_bytes} bytes, found fewer or damaged ones; copy it again")
 
 
 def _first_of(findings: list[Finding], source: Source) -> Finding:
@@ -317,12 +370,12 @@ def _mm(spacing_mm: NDArray[np.float64]) -> str:
     return " x ".join(f"{size:.4g}" for size in spacing_mm) + " mm"
 
 
-def _short(checked: list[Checked]) -> Iterator[Problem]:
+def _short(checked: list[VolumeCheck]) -> Iterator[Problem]:
     """Find stacks far shorter than those of most of their cohort: a part of the head is missing.
 
     Smaller differences, which may come from the scan, are told on stderr.
     """
-    lengths_mm: dict[tuple[str, Field], list[tuple[Checked, float]]] = defaultdict(list)
+    lengths_mm: dict[tuple[str, Field], list[tuple[VolumeCheck, float]]] = defaultdict(list)
     for volume in checked:
         if volume.extent is not None and (axis := volume.extent.stacked_along) is not None:
             lengths_mm[volume.cohort, volume.field].append((volume, float(volume.extent.size_mm[axis])))
@@ -337,7 +390,7 @@ def _short(checked: list[Checked]) -> Iterator[Problem]:
                 say(f"cohort {cohort}: {field}: {volume.subject}: {lengths} mm; is it complete?")
 
 
-def _apart(checked: list[Checked], subjects: Sequence[Subject], geometry: GeometryConfig) -> Iterator[Problem]:
+def _apart(checked: list[VolumeCheck], subjects: Sequence[Subject], geometry: GeometryConfig) -> Iterator[Problem]:
     """Find pairs whose fields do not go together, as they are to be taken as they lie."""
     grid_mm = np.array(geometry.high_shape) * np.array(geometry.high_spacing_mm)
     checked_at = {_place(volume): volume for volume in checked}
@@ -357,7 +410,7 @@ def _apart(checked: list[Checked], subjects: Sequence[Subject], geometry: Geomet
                 yield _problem(low, check, str(low.source), message)
 
 
-def _same(checked: list[Checked]) -> Iterator[Problem]:
+def _same(checked: list[VolumeCheck]) -> Iterator[Problem]:
     """Find volumes that are the same content as another subject's, or as the same subject's other field."""
     traced = [volume for volume in checked if volume.traces]
     for group in same_content([volume.source.paths for volume in traced], [volume.traces for volume in traced]):
@@ -374,7 +427,7 @@ def _same(checked: list[Checked]) -> Iterator[Problem]:
             yield _problem(volume, "same", file, message)
 
 
-def _mostly_same(checked: list[Checked], told: set[tuple[str, str]]) -> Iterator[Problem]:
+def _mostly_same(checked: list[VolumeCheck], told: set[tuple[str, str]]) -> Iterator[Problem]:
     """Find stacks that share most of their slices, black ones apart, with another subject's: a copy with some missing.
 
     Args:

@@ -1,8 +1,6 @@
 """What is wrong with a subject's files: found one by one, told all at once."""
 
-import shutil
 import sys
-import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,11 +8,13 @@ from pathlib import Path
 from typing import Literal
 
 from upfield.common.files import write_json
+from upfield.common.tables import terminal_width, text_table
 
 Field = Literal["low", "high"]
 TWIN = " = "
 # What may be meant so: it is told, and built.
 DOUBTS = ("place", "resolution")
+LEAST_FILE_WIDTH = 24
 
 
 @dataclass(frozen=True, order=True)
@@ -50,26 +50,16 @@ def report(problems: Sequence[Problem], width: int | None = None, what: str = "p
         width: characters per line; None takes the terminal's, and elsewhere as many as file names need.
         what: what they are called in the last line.
     """
+    width = width or terminal_width(sys.stderr)
     longest = max((len(problem.file) for problem in problems), default=0)
-    width = width or (shutil.get_terminal_size().columns if sys.stderr.isatty() else max(160, 3 * longest))
-    names = ("cohort", "subject", "field", "check")
-    rows = [tuple(str(getattr(problem, name)) for name in names) for problem in problems]
-    widths = [max(len(row[number]) for row in (names, *rows)) for number in range(len(names))]
-    room = max(width - sum(widths) - 2 * (len(names) + 1), 60)
-    message_width, file_width = room - room * 2 // 5, room * 2 // 5
-    lines = [_line((*names, "message", "file"), (*widths, message_width, file_width))]
-    lines.append(_line([size * "-" for size in (*widths, message_width, file_width)], (*widths, message_width, 0)))
-    for row, problem in zip(rows, problems, strict=True):
-        wrapped = textwrap.wrap(problem.message, message_width) or [""]
-        lines.append(_line((*row, wrapped[0], _shortened(problem.file, file_width)), (*widths, message_width, 0)))
-        lines += [" " * (sum(widths) + 2 * len(names)) + more for more in wrapped[1:]]
+    file_width = longest if width is None else max(width * 3 // 10, LEAST_FILE_WIDTH)
+    names = ("cohort", "subject", "field", "check", "message")
+    rows = [
+        [*(str(getattr(problem, name)) for name in names), _shortened(problem.file, file_width)] for problem in problems
+    ]
+    table = text_table([*names, "file"], rows, wrapped=("message",), width=width or max(160, longest + 100))
     subjects = Counter((problem.cohort, problem.subject) for problem in problems)
-    lines.append(f"{len(problems)} {what} of {len(subjects)} subjects")
-    return "\n".join(lines)
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+    return f"{table}\n{len(problems)} {what} of {len(subjects)} subjects"
 
 
 def _shortened(text: str, width: int) -> str:

@@ -7,11 +7,12 @@ longer those the set was made from.
 from collections.abc import Sequence
 
 from upfield.common.tasks import FILES_FOR_PROCESSES, run_tasks
-from upfield.imaging.compressed_files import DAMAGED, fingerprint
+from upfield.imaging.compressed_files import DAMAGED
 from upfield.imaging.header import files_of, unreadable
+from upfield.sharding.cohorts.duplicates import fingerprint
 from upfield.sharding.cohorts.privacy import Pseudonyms
 from upfield.sharding.cohorts.problems import Field, Problem
-from upfield.sharding.cohorts.subjects import Subject
+from upfield.sharding.cohorts.subjects import SourceVolume, Subject
 from upfield.sharding.shardset.manifest import Manifest
 
 FIELDS: tuple[Field, ...] = ("high", "low")
@@ -28,7 +29,10 @@ def describe_sources(subject: Subject) -> dict[str, str]:
     tree = {"cohort": subject.cohort, "subject": subject.id}
     for field, source in subject.volumes:
         try:
-            tree[field] = fingerprint([file for path in source.paths for file in files_of(path)])
+            if isinstance(source, SourceVolume) and source.traces:
+                tree[field] = fingerprint(source.files, source.traces)
+            else:
+                tree[field] = fingerprint([file for path in source.paths for file in files_of(path)])
         except DAMAGED as error:
             raise unreadable(source.paths[0], error) from error
     return tree

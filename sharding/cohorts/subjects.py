@@ -7,14 +7,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from upfield.common.errors import InputError
 from upfield.common.progress import say
+from upfield.imaging.compressed_files import Trace
+from upfield.imaging.volume_header import VolumeHeader
 from upfield.sharding.cohorts.privacy import Pseudonyms
 from upfield.sharding.cohorts.problems import Field, Problem
 from upfield.sharding.configuration import CohortConfig
-from upfield.sharding.shardset.samplekey import SampleKey
+from upfield.sharding.shardset.sample_key import SampleKey
 
 SPLITS = ("train", "val", "test")
 Split = Literal["train", "val", "test"]
@@ -42,6 +44,21 @@ class Source:
 
 
 @dataclass(frozen=True)
+class SourceVolume(Source):
+    """The files of one volume together with their header, which is read once, by the preflight."""
+
+    header: VolumeHeader = field(kw_only=True)
+    """What the files say about the volume."""
+    traces: tuple[Trace, ...] = field(kw_only=True)
+    """A trace per file; empty for formats that keep header and voxels in two files."""
+    files: tuple[Path, ...] = field(kw_only=True)
+    """All files of the volume: `paths`, and their partners in formats of two files."""
+
+
+S_co = TypeVar("S_co", bound=Source, covariant=True)
+
+
+@dataclass(frozen=True)
 class Unit:
     """One low/high pair of volumes: what a sample's key says besides its slice."""
 
@@ -65,8 +82,8 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Subject:
-    """One subject of a cohort."""
+class Subject(Generic[S_co]):
+    """One subject of a cohort; of `SourceVolume`s once its headers are read."""
 
     cohort: str
     """Cohort name."""
@@ -76,9 +93,9 @@ class Subject:
     """As the pattern found it in file names."""
     split: Split
     """The one split that all its samples are in."""
-    high: Source
+    high: S_co
     """High-field files."""
-    low: Source | None
+    low: S_co | None
     """Low-field files, or None where all pairs are synthetic."""
     fit: Literal["resize", "crop_pad"]
     """How its volumes are brought to the grids."""
@@ -90,7 +107,7 @@ class Subject:
     """Axis codes, `RAS` for instance, of files that do not say which way round they are."""
 
     @property
-    def volumes(self) -> Iterator[tuple[Field, Source]]:
+    def volumes(self) -> Iterator[tuple[Field, S_co]]:
         """Its volumes, each with its field."""
         yield "high", self.high
         if self.low is not None:
@@ -103,30 +120,28 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What the patterns of one or more cohorts lead to."""
+class CohortFiles:
+    """The subjects of one or more cohorts, by the names of their files."""
 
-    subjects: list[Subject]
+    subjects: list[Subject[Source]]
     """Subjects with all their volumes, sorted by id within a cohort; some of them may have problems."""
     problems: list[Problem]
-    """What file names alone show to be wrong."""
+    """Problems that file names alone show."""
     ids: dict[tuple[str, str], str]
     """(cohort, name) of everyone whom files name, with or without a partner -> the id in shards."""
 
 
-def join(parts: Iterable[Found]) -> Found:
-    """Put together what was found of several cohorts."""
-    subjects: list[Subject] = []
-    problems: list[Problem] = []
-    ids: dict[tuple[str, str], str] = {}
-    for part in parts:
-        subjects += part.subjects
-        problems += part.problems
-        ids |= part.ids
-    return Found(subjects, problems, ids)
+def find_cohorts(cohorts: Iterable[CohortConfig], root: Path, pseudonyms: Pseudonyms | None = None) -> CohortFiles:
+    """Find the subjects of several cohorts; see `find_subjects`."""
+    parts = [find_subjects(cohort, root, pseudonyms) for cohort in cohorts]
+    return CohortFiles(
+        [subject for part in parts for subject in part.subjects],
+        [problem for part in parts for problem in part.problems],
+        {who: identifier for part in parts for who, identifier in part.ids.items()},
+    )
 
 
-def find_subjects(cohort: CohortConfig, root: Path, pseudonyms: Pseudonyms | None = None) -> Found:
+def find_subjects(cohort: CohortConfig, root: Path, pseudonyms: Pseudonyms | None = None) -> CohortFiles:
     """Find a cohort's subjects, pair their files and assign their splits.
 
     Args:
@@ -153,7 +168,7 @@ def find_subjects(cohort: CohortConfig, root: Path, pseudonyms: Pseudonyms | Non
     # By id, so that the order of samples says nothing about names behind pseudonyms.
     paired = [name for name in sorted(high, key=ids.__getitem__) if cohort.low is None or name in low]
     subjects = [_subject(cohort, name, ids[name], splits[name], high[name], low.get(name)) for name in paired]
-    return Found(subjects, problems, {(cohort.name, name): identifier for name, identifier in ids.items()})
+    return CohortFiles(subjects, problems, {(cohort.name, name): identifier for name, identifier in ids.items()})
 
 
 def _subject(

@@ -1,1 +1,1 @@
-"""Gives heads of varied anatomy, made from a template."""
+"""Phantom heads: take a template, return cohorts of scans with varied anatomy."""

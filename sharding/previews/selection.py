@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upfield.common.errors import ShardSetError
-from upfield.sharding.shardset.reading import ShardSplit
-from upfield.sharding.shardset.samplekey import SampleKey
+from upfield.sharding.shardset.sample_key import SampleKey
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from upfield.common.drawing import COLOURS, FAINT, INK, PAPER, upright
 from upfield.common.errors import InputError
 from upfield.sharding.previews.overlay import draw_overlay
 from upfield.sharding.previews.selection import VolumePair, read_slice
-from upfield.sharding.shardset.reading import ShardSplit
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 # A default page of 8 pairs of 179 slices stays near 12 MB, where PNG would make it 70.
 QUALITY = 60

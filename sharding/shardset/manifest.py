@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from upfield.common.addresses import is_remote, shown
+from upfield.common.addresses import format_address, is_remote
 from upfield.common.command import to_tree
 from upfield.common.errors import ShardSetError
 from upfield.common.files import write_json
@@ -16,7 +16,7 @@ from upfield.sharding.building.journal import is_unfinished
 from upfield.sharding.cohorts.privacy import Pseudonyms, public_cohort
 from upfield.sharding.cohorts.subjects import SPLITS, Subject
 from upfield.sharding.configuration import ShardConfig
-from upfield.sharding.shardset.tarshard import ShardEntry
+from upfield.sharding.shardset.shard_index import ShardEntry
 
 FORMAT = "upfield-shards"
 VERSION = 2
@@ -192,7 +192,7 @@ def read_manifest(root: Path) -> Manifest:
     path = root / MANIFEST
     if is_remote(str(root)):
         raise ShardSetError(
-            f"{shown(str(root))}: expected a folder, found an address; copy the set to this machine first"
+            f"{format_address(str(root))}: expected a folder, found an address; copy the set to this machine first"
         )
     if not path.is_file():
         what = "an unfinished build" if is_unfinished(root) else "no shard set"

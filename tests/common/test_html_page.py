@@ -6,9 +6,10 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from upfield.common import html_page as report
+from upfield.common import html_page
 from upfield.common.errors import InputError
-from upfield.evaluation.reports.figures import Triplet, curves_png, distribution_png, triplets_png
+from upfield.evaluation.measurements import ExampleSlice
+from upfield.evaluation.reports.figures import curves_png, distribution_png, example_slices_png
 from upfield.evaluation.reports.metrics_table import metrics_table
 
 HOSTILE = "<script>alert('$x')</script> & \"quoted\" $x"
@@ -47,13 +48,15 @@ def validation(step, psnr=25.0):
     return {"event": "validation", "step": step, "psnr_slice": psnr, "cubic_psnr_slice": 23.0}
 
 
-def make_triplet(key="a-b-real-0-x001"):
+def make_example(key="a-b-real-0-x001"):
     scan, cubic, restored, high = RNG.random((4, 22, 20))
-    return Triplet(key, scan, cubic, restored, high, {"psnr_slice": 30.0, "cubic_psnr_slice": 25.0, "ssim_slice": 0.9})
+    return ExampleSlice(
+        key, scan, cubic, restored, high, {"psnr_slice": 30.0, "cubic_psnr_slice": 25.0, "ssim_slice": 0.9}
+    )
 
 
 def decode(png, tmp_path):
-    assert png.startswith(report.PNG_SIGNATURE)
+    assert png.startswith(html_page.PNG_SIGNATURE)
     (tmp_path / "picture.png").write_bytes(png)
     return matplotlib.image.imread(tmp_path / "picture.png")
 
@@ -63,15 +66,15 @@ def page(tmp_path_factory):
     """A report with one section of each kind, hostile text in every place that takes text."""
     sides = {name: {"psnr_slice": {"mean": 20.0 + i, "median": 21.0}} for i, name in enumerate(("cubic", "model"))}
     sections = [
-        report.paragraph(f"first {HOSTILE}\n\nsecond", f"words {HOSTILE}"),
-        report.table(["name", HOSTILE], [[HOSTILE, 1.5], ["other", "2.25 dB"]], "cells"),
-        report.figure(triplets_png([make_triplet(HOSTILE)]), HOSTILE, HOSTILE, "slices"),
-        report.code_block(HOSTILE, f"lr: 0.0002 # {HOSTILE}", "configuration"),
-        report.link_list({HOSTILE: f"a folder/{HOSTILE}", "evil": "javascript:alert(1)"}, "files"),
+        html_page.paragraph(f"first {HOSTILE}\n\nsecond", f"words {HOSTILE}"),
+        html_page.table(["name", HOSTILE], [[HOSTILE, 1.5], ["other", "2.25 dB"]], "cells"),
+        html_page.figure(example_slices_png([make_example(HOSTILE)]), HOSTILE, HOSTILE, "slices"),
+        html_page.code_block(HOSTILE, f"lr: 0.0002 # {HOSTILE}", "configuration"),
+        html_page.link_list({HOSTILE: f"a folder/{HOSTILE}", "evil": "javascript:alert(1)"}, "files"),
         metrics_table(sides | {"split": "test"}, "metrics"),
     ]
     path = tmp_path_factory.mktemp("report") / "deep" / "report.html"
-    report.write_report(path, f"title {HOSTILE}", sections)
+    html_page.write_report(path, f"title {HOSTILE}", sections)
     assert [file.name for file in path.parent.iterdir()] == ["report.html"]
     return Page(path.read_text(encoding="utf-8"))
 
@@ -82,7 +85,7 @@ def test_nothing_is_loaded_from_elsewhere(page):
     sources = [attrs[name] for _, attrs in page.tags for name in ("src", "href") if name in attrs]
     assert len(sources) == 4
     assert not [source for source in sources if re.match(r"(?!data:)[a-z]+:|//", source)]
-    assert not re.search(r"url\(|@import", report.STYLE)
+    assert not re.search(r"url\(|@import", html_page.STYLE)
 
 
 def test_hostile_text_stays_text(page):
@@ -111,11 +114,11 @@ def test_a_page_has_what_browsers_and_readers_need(page):
     assert {"lang": "en"} in attributes
     assert {"charset": "utf-8"} in attributes
     assert any(attrs.get("name") == "viewport" for attrs in attributes)
-    assert "prefers-color-scheme: dark" in report.STYLE
+    assert "prefers-color-scheme: dark" in html_page.STYLE
 
 
 def test_only_columns_of_numbers_are_aligned_right():
-    html = report.table(["a", "b", "c"], [["x", 1.0, "+2.5 dB"], ["y", 20, "-"], ["3", 1e-9, "1,000"]]).html
+    html = html_page.table(["a", "b", "c"], [["x", 1.0, "+2.5 dB"], ["y", 20, "-"], ["3", 1e-9, "1,000"]]).html
     assert re.findall(r'<th scope="col"( class="number")?>', html) == ["", ' class="number"', ' class="number"']
 
 
@@ -148,15 +151,15 @@ def test_curves_need_no_certain_number_of_lines(metrics, tmp_path):
     assert picture[0, 0, 3] == 0
 
 
-def test_each_triplet_makes_the_picture_taller(tmp_path):
-    one, three = (decode(triplets_png([make_triplet()] * count), tmp_path) for count in (1, 3))
+def test_each_example_makes_the_picture_taller(tmp_path):
+    one, three = (decode(example_slices_png([make_example()] * count), tmp_path) for count in (1, 3))
     assert one.shape[1] == three.shape[1]
     assert one.shape[0] < three.shape[0]
 
 
-def test_equal_triplets_have_no_error_to_scale(tmp_path):
+def test_equal_examples_have_no_error_to_scale(tmp_path):
     image = np.zeros((22, 20))
-    assert decode(triplets_png([Triplet("same", image, image, image, image)]), tmp_path).ndim == 3
+    assert decode(example_slices_png([ExampleSlice("same", image, image, image, image)]), tmp_path).ndim == 3
 
 
 @pytest.mark.parametrize("cubic", [[20.0, np.inf, 22.0], [np.inf], []])
@@ -166,6 +169,6 @@ def test_perfect_slices_do_not_spoil_the_distribution(cubic, tmp_path):
 
 def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    for draw in (lambda: curves_png([]), lambda: triplets_png([make_triplet()]), lambda: distribution_png({})):
+    for draw in (lambda: curves_png([]), lambda: example_slices_png([make_example()]), lambda: distribution_png({})):
         with pytest.raises(InputError, match=r"pip install 'upfield\[demo\]'"):
             draw()

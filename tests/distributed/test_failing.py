@@ -20,7 +20,7 @@ from upfield.distributed.checkpoint import TrainingProgress
 from upfield.distributed.configuration import DataConfig, RunConfig, TrainConfig
 from upfield.distributed.launch import SCRIPT, free_port
 from upfield.sharding.shardset.manifest import read_manifest
-from upfield.sharding.shardset.reading import ShardSplit
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 SPOILT = 77
 FULL_DISK = """

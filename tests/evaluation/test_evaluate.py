@@ -13,17 +13,23 @@ import numpy as np
 import pytest
 import torch
 
-from upfield.evaluation import gather, measure
+from upfield.evaluation import measure
 from upfield.evaluation.consistency import LowFieldSampling
-from upfield.evaluation.evaluate import folders_for, main
-from upfield.evaluation.measure import CUBIC, MODEL, Measuring, measure_volume
+from upfield.evaluation.evaluate import main
+from upfield.evaluation.input_checks import report_folders
+from upfield.evaluation.measure import MeasurementSettings, measure_volume
+from upfield.evaluation.measurements import CUBIC, MODEL
 from upfield.evaluation.metrics import METRICS, SLICE_METRICS
-from upfield.evaluation.restorers import TorchRestorer
-from upfield.evaluation.summary import Evaluated, metrics_tree, notes, slices_csv, statistics, table
-from upfield.evaluation.volumes import StackedPair, read_pair
+from upfield.evaluation.process_group import measure_split
+from upfield.evaluation.reports.csv_files import slices_csv
+from upfield.evaluation.reports.metrics_text import metrics_text
+from upfield.evaluation.reports.notes import notes
+from upfield.evaluation.restorers import RunRestorer
+from upfield.evaluation.summary import EvaluationResult, metrics_tree, statistics
+from upfield.evaluation.volume_pairs import StackedPair, read_pair
 from upfield.sharding.previews.selection import group_volumes
-from upfield.sharding.shardset.reading import ShardSplit
-from upfield.sharding.shardset.samplekey import SampleKey
+from upfield.sharding.shardset.sample_key import SampleKey
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 SUBJECTS, VOLUMES, SLICES = 6, 9, 180
 
@@ -108,7 +114,7 @@ def test_shuffled_slices_are_stacked_again(tiny_shards: Path) -> None:
 
 def test_saved_volumes_are_what_the_model_gives(evaluated: Path, tiny_run: Path, tiny_shards: Path) -> None:
     split = ShardSplit(tiny_shards, "train")
-    restorer = TorchRestorer(tiny_run, "cpu")
+    restorer = RunRestorer(tiny_run, "cpu")
     assert len(list((evaluated / "volumes").iterdir())) == VOLUMES
     pair = read_pair(split, group_volumes(split)[0])
     image = nib.load(evaluated / "volumes" / f"{pair.name}.nii.gz")
@@ -214,8 +220,8 @@ def test_several_models_are_compared(
 
 def test_folders_of_models_of_one_name_differ() -> None:
     models = [Path("a/run"), Path("b/run"), Path("run.onnx")]
-    assert folders_for(models, Path("o")) == [Path("o/run"), Path("o/run-2"), Path("o/run-3")]
-    assert folders_for(models[:1], Path("o")) == [Path("o")]
+    assert report_folders(models, Path("o")) == [Path("o/run"), Path("o/run-2"), Path("o/run-3")]
+    assert report_folders(models[:1], Path("o")) == [Path("o")]
 
 
 def test_two_processes_find_the_same(
@@ -272,20 +278,19 @@ def test_one_volume_is_in_memory_at_a_time(tiny_shards: Path, monkeypatch: pytes
     monkeypatch.setattr(measure, "read_pair", read_and_count)
     monkeypatch.setattr(measure, "measure_volume", measure_and_count)
     split = ShardSplit(tiny_shards, "train")
-    how = Measuring({CUBIC: None, MODEL: Identity()}, 4, perturb=False, device=torch.device("cpu"))
-    volumes, _ = gather.gather_volumes(how, split, group_volumes(split))
-    assert len(volumes) == VOLUMES
+    how = MeasurementSettings({CUBIC: None, MODEL: Identity()}, 4, perturb=False, device=torch.device("cpu"))
+    assert len(measure_split(how, split).volumes) == VOLUMES
     assert most["pairs"] == 0, "a volume is still there when the next one is read"
     # The one shown, the one before, and the one just measured.
     assert most["images"] <= 3
 
 
-def measure_stack(low: np.ndarray, high: np.ndarray, tiny_shards: Path) -> Evaluated:
+def measure_stack(low: np.ndarray, high: np.ndarray, tiny_shards: Path) -> EvaluationResult:
     """Measure `(20, 24, 28)` volumes through the identity."""
     keys = tuple(SampleKey("a", "b", "real", 0, x) for x in range(20))
     split = ShardSplit(tiny_shards, "test")
     sampling = LowFieldSampling.of(split.manifest, "real", {"kind": "real", "parameters": {}})
-    how = Measuring({CUBIC: None, MODEL: Identity()}, 4, perturb=True, device=torch.device("cpu"))
+    how = MeasurementSettings({CUBIC: None, MODEL: Identity()}, 4, perturb=True, device=torch.device("cpu"))
     figures, _ = measure_volume(how, StackedPair(keys, low[:, None], high), sampling)
     about = {
         "subjects": 1,
@@ -296,7 +301,7 @@ def measure_stack(low: np.ndarray, high: np.ndarray, tiny_shards: Path) -> Evalu
         "against": None,
         "models": {},
     }
-    return Evaluated((figures,), about)
+    return EvaluationResult((figures,), about)
 
 
 @pytest.fixture(scope="module")
@@ -323,8 +328,8 @@ def test_a_perfect_model_has_no_psnr_but_all_else(tiny_shards: Path, stack: Stac
     assert tree["model"]["psnr_slice"]["mean"] is None
     assert tree["model"]["ssim_slice"]["mean"] == pytest.approx(1, abs=1e-6)
     assert "psnr_slice" not in tree["differences"]["model - cubic"]
-    assert "ssim_slice" in table(tree)
-    assert "psnr_slice  " not in table(tree)
+    assert "ssim_slice" in metrics_text(tree)
+    assert "psnr_slice  " not in metrics_text(tree)
     line = slices_csv(evaluated).splitlines()[1].split(",")
     assert line[4 + len(SLICE_METRICS)] == "inf"
 
@@ -353,7 +358,7 @@ def test_figures_of_subjects_that_were_seen_say_so(evaluated: Path) -> None:
 
 
 def test_a_log_line_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
-    from upfield.evaluation.reports.page import TrainingRecord
+    from upfield.evaluation.reports.content import TrainingRecord
 
     (tmp_path / "best").mkdir()
     (tmp_path / "best" / "config.yaml").write_text("{}")
@@ -374,7 +379,9 @@ def test_real_and_synthetic_volumes_are_counted_apart(evaluated: Path) -> None:
     tree = read(evaluated)
     assert sum(tree["about"]["volumes"].values()) == VOLUMES
     real = tree["about"]["volumes"]["real"]
-    assert table(tree).startswith(f"{SLICES} slices of {real} real and {VOLUMES - real} synthetic volumes, 6 subjects")
+    assert metrics_text(tree).startswith(
+        f"{SLICES} slices of {real} real and {VOLUMES - real} synthetic volumes, 6 subjects"
+    )
 
 
 def test_what_several_models_are_compared_with_is_measured_once(
@@ -388,7 +395,7 @@ def test_what_several_models_are_compared_with_is_measured_once(
     measured: list[str] = []
     once = measure.measure_volume
 
-    def measure_and_note(how: Measuring, *arguments: Any) -> Any:
+    def measure_and_note(how: MeasurementSettings, *arguments: Any) -> Any:
         measured.extend(how.restorers)
         return once(how, *arguments)
 
@@ -412,5 +419,5 @@ def test_volumes_of_an_earlier_evaluation_are_named(
     arguments = ["--shards", tiny_shards, "--out", tmp_path, "--perturb", "false", "--save_volumes", "true"]
     code, out, _ = run_cli(main, tiny_run, *arguments)
     assert code == 0
-    assert "1 volumes are of an earlier evaluation, old.nii.gz for one" in out
+    assert "1 volumes are left from an earlier evaluation, such as old.nii.gz" in out
     assert len(list((tmp_path / "volumes").iterdir())) == 1 + sum(read(tmp_path)["about"]["volumes"].values())

@@ -4,7 +4,7 @@ import struct
 import numpy as np
 import pytest
 
-from upfield.imaging.compressed_files import DAMAGED, Trace, is_whole, read_content, same_content, trace
+from upfield.imaging.compressed_files import DAMAGED, Trace, is_whole, read_content, trace
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 3_000_000, np.uint8).tobytes()
 OTHER = CONTENT[:1_500_000] + b"\0" + CONTENT[1_500_001:]
@@ -30,10 +30,6 @@ def blocked(path, content):
     return path
 
 
-def found_among(*volumes):
-    return same_content(volumes, [[trace(path) for path in paths] for paths in volumes])
-
-
 def test_gzip_tells_length_and_crc_without_being_read_through(tmp_path):
     path = compressed(tmp_path / "a.nii.gz", b"123456789")
     assert trace(path) == Trace(9, 0xCBF43926)  # CRC-32's published check value
@@ -47,54 +43,6 @@ def test_blocked_gzip_is_traced_by_what_it_holds(tmp_path):
     path = blocked(tmp_path / "a.nii.gz", CONTENT)
     assert gzip.decompress(path.read_bytes()) == CONTENT
     assert trace(path) == trace(compressed(tmp_path / "b.nii.gz", CONTENT))
-
-
-def test_the_same_content_is_found_whatever_the_compression(tmp_path):
-    volumes = [
-        [compressed(tmp_path / "a.nii.gz", CONTENT)],
-        [compressed(tmp_path / "b.nii.gz", OTHER)],
-        [compressed(tmp_path / "c.nii.gz", CONTENT, level=1)],
-        [compressed(tmp_path / "d.nii.gz", CONTENT, mtime=1_600_000_000)],
-        [plain(tmp_path / "e.nii", CONTENT)],
-        [blocked(tmp_path / "f.nii.gz", CONTENT)],
-        [plain(tmp_path / "g.nii", OTHER)],
-    ]
-    assert found_among(*volumes) == [[0, 2, 3, 4, 5], [1, 6]]
-
-
-def test_plain_files_of_one_size_are_told_apart_by_every_byte(tmp_path):
-    volumes = [
-        [plain(tmp_path / f"{name}.nii", content)]
-        for name, content in zip("abc", (CONTENT, OTHER, CONTENT), strict=True)
-    ]
-    assert found_among(*volumes) == [[0, 2]]
-
-
-def test_one_file_by_two_names_is_the_same_content(tmp_path):
-    path = compressed(tmp_path / "a.nii.gz", CONTENT)
-    (tmp_path / "b.nii.gz").symlink_to(path)
-    (tmp_path / "c.nii.gz").hardlink_to(path)
-    assert found_among(*([tmp_path / f"{name}.nii.gz"] for name in "abc")) == [[0, 1, 2]]
-
-
-def test_a_stack_is_the_same_only_with_all_its_slices_in_order(tmp_path):
-    black = compressed(tmp_path / "0.nii.gz", bytes(100))
-    one, two = (compressed(tmp_path / f"{number}.nii.gz", bytes([number]) * 100) for number in (1, 2))
-    assert found_among([black, one, two], [black, two, one], [black, one, black], [black, one, two], [black, one]) == [
-        [0, 3]
-    ]
-
-
-def test_equal_length_and_crc_alone_make_no_match(tmp_path):
-    first, second = compressed(tmp_path / "a.nii.gz", CONTENT), compressed(tmp_path / "b.nii.gz", OTHER)
-    assert same_content([[first], [second]], [[Trace(1, 1)], [Trace(1, 1)]]) == []
-
-
-def test_files_that_cannot_be_read_equal_none(tmp_path):
-    volumes = [[plain(tmp_path / f"{name}.nii", CONTENT)] for name in "abc"]
-    traces = [[trace(path)] for (path,) in volumes]
-    volumes[0][0].unlink()
-    assert same_content(volumes, traces) == [[1, 2]]
 
 
 @pytest.mark.parametrize("make", [plain, compressed, blocked])

@@ -5,6 +5,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 
 from upfield.imaging.extent import Extent, place_doubt, resolution_doubt, tilt_problem
 from upfield.imaging.header import read_header
+from upfield.imaging.volume_header import VolumeHeader
 
 SHAPE, SPACING_MM = (20, 30, 40), (1.0, 2.0, 3.0)
 
@@ -35,7 +36,7 @@ def turned(path, codes, code=1):
 
 @pytest.mark.parametrize("codes", ["RAS", "PSR", "LPI", "SAL"])
 def test_an_extent_is_the_same_however_the_voxels_are_stored(tmp_path, codes):
-    found = Extent.of([read_header(turned(tmp_path / "a.nii", codes))])
+    found = Extent.of(VolumeHeader.of([read_header(turned(tmp_path / "a.nii", codes))]))
     np.testing.assert_allclose(found.affine, affine((5, 6, 7)), atol=1e-4)
     assert tuple(found.shape) == SHAPE
     np.testing.assert_allclose(found.bounds_mm, [[4.5, 5, 5.5], [24.5, 65, 125.5]], atol=1e-4)
@@ -46,7 +47,7 @@ def test_an_extent_is_the_same_however_the_voxels_are_stored(tmp_path, codes):
 def test_a_file_without_codes_says_nothing_of_its_place_even_where_the_cohort_gives_its_axes(tmp_path):
     header = read_header(turned(tmp_path / "a.nii", "RAS", code=0), "RAS")
     assert header.is_oriented
-    assert not Extent.of([header]).is_placed
+    assert not Extent.of(VolumeHeader.of([header])).is_placed
 
 
 @pytest.mark.parametrize("steps_mm", [0.0, 3.0])
@@ -56,7 +57,7 @@ def test_a_stack_is_placed_where_its_slices_are(tmp_path, steps_mm):
         image = nib.Nifti1Image(np.zeros((20, 30, 1), np.int16), affine((0, 0, steps_mm * number)))
         image.to_filename(tmp_path / f"{number}.nii")
         headers.append(read_header(tmp_path / f"{number}.nii"))
-    found = Extent.of(headers)
+    found = Extent.of(VolumeHeader.of(headers))
     assert tuple(found.shape) == (20, 30, 4)
     assert found.size_mm[2] == 12
     assert found.is_placed == (steps_mm > 0)

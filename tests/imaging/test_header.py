@@ -56,7 +56,7 @@ def test_a_header_is_what_nibabel_reads(tmp_path, name, kind):
     # nib.load would leave an .mgh file open.
     image: Any = nib.load(path) if kind is nib.Nifti1Pair else kind.from_bytes(read_content(path, 10_000))
     assert header.shape == image.shape
-    assert header.dtype == image.get_data_dtype()
+    assert header.layout.dtype == image.get_data_dtype()
     np.testing.assert_array_equal(header.affine, image.affine)
     np.testing.assert_allclose(header.spacing_mm, [1.5, 2, 3], rtol=1e-6)
     assert header.is_oriented
@@ -216,7 +216,7 @@ def test_headers_with_random_damage_are_read_or_refused(tmp_path):
                 assert "Jane" not in error.problem  # noqa: PT017
                 continue
             assert header.affine.shape == (4, 4)
-            assert header.dtype.kind in "iufb"
+            assert header.layout.dtype.kind in "iufb"
 
 
 @pytest.mark.parametrize("trouble", [MemoryError(), OSError(errno.EMFILE, "Too many open files")])
@@ -226,6 +226,6 @@ def test_a_machine_in_trouble_is_no_fault_of_the_file(tmp_path, monkeypatch, tro
     def failing(*_):
         raise trouble
 
-    monkeypatch.setattr(header_module, "open_content", failing)
+    monkeypatch.setattr(header_module, "read_start", failing)
     with pytest.raises(RunError, match=r"a\.nii\.gz: expected to read it, found .*; mend that and run"):
         read_header(path)

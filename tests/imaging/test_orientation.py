@@ -10,7 +10,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff
 from scipy import ndimage
 
 from upfield.sharding.shard import main
-from upfield.sharding.shardset.reading import ShardSplit
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 GEOMETRY = "{low_shape: [6, 7, 4], low_spacing_mm: [2, 2, 3], high_shape: [10, 12, 9], high_spacing_mm: [1, 1, 1]}"
 # Longer and shorter than the grid, so that volumes are cropped, padded and interpolated.

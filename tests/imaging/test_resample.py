@@ -5,6 +5,7 @@ from scipy import ndimage
 
 from upfield.imaging.resample import box_centre, resample_box, zoom_to
 from upfield.sharding.building.pairs import make_pairs
+from upfield.sharding.cohorts.preflight import preflight
 from upfield.sharding.cohorts.subjects import Source, Subject, Unit
 from upfield.sharding.configuration import GeometryConfig, ShardConfig
 
@@ -66,7 +67,8 @@ def test_pairs_of_stored_psr_volumes_are_those_of_a_plain_scipy_pipeline(tmp_pat
         sources.append(Source((tmp_path / f"{name}.nii",), stacked=False))
     unit = Unit("a", "1", "real", 0)
     subject = Subject("a", "1", "1", "train", sources[1], sources[0], "resize", (unit,))
-    (pair,) = make_pairs(subject, ShardConfig("out", geometry=geometry))
+    (with_headers,) = preflight([subject]).subjects
+    (pair,) = make_pairs(with_headers, ShardConfig("out", geometry=geometry)).pairs
     expected_low = plain_scale(plain_zoom(plain_zoom(low, geometry.low_shape), geometry.high_shape))
     expected_high = plain_scale(plain_zoom(high, geometry.high_shape))
     for x in range(geometry.high_shape[0]):

@@ -11,9 +11,9 @@ from nibabel.orientations import aff2axcodes
 
 from upfield.common.command import from_tree
 from upfield.imaging.volume import read_stack, read_volume
-from upfield.sharding import phantom
 from upfield.sharding.configuration import GeometryConfig, ShardConfig
-from upfield.sharding.phantom import PhantomTask, draw_subject, listing, main, refuse_foreign, write_subject
+from upfield.sharding.phantom import main
+from upfield.sharding.phantoms import cohort_writer
 from upfield.sharding.phantoms.anatomy import (
     LEAST_JACOBIAN,
     Blur,
@@ -27,6 +27,8 @@ from upfield.sharding.phantoms.anatomy import (
     signal,
     template_indices,
 )
+from upfield.sharding.phantoms.cohort_writer import listing, refuse_foreign
+from upfield.sharding.phantoms.subject_writer import PhantomTask, draw_subject, write_subject
 
 COARSE = GeometryConfig((37, 46, 13), (4.8, 4.8, 15.0), (60, 74, 67), (3.0, 3.0, 3.0))
 GRID = TemplateGrid(COARSE.high_shape, COARSE.high_spacing_mm)
@@ -209,7 +211,7 @@ def test_an_edited_listing_is_refused_and_a_finished_or_interrupted_cohort_is_no
     (tmp_path / "cohorts.yaml").write_text(listing(4, 0) + "  - name: mine\n")
     assert main([str(tmp_path)]) == 2
     assert "that was edited" in capsys.readouterr().err
-    (tmp_path / phantom.STAGING).mkdir()
+    (tmp_path / cohort_writer.STAGING).mkdir()
     refuse_foreign(tmp_path)
 
 
@@ -239,7 +241,7 @@ def test_a_failed_build_leaves_nothing(tmp_path, capsys, monkeypatch):
         raise OSError(28, "No space left on device")
         yield
 
-    monkeypatch.setattr(phantom, "run_tasks", fail)
+    monkeypatch.setattr(cohort_writer, "run_tasks", fail)
     assert main([str(tmp_path / "out")]) == 1
     assert "No space left" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -8,7 +8,7 @@ import pytest
 from upfield.sharding.configuration import GeometryConfig, ShardConfig
 from upfield.sharding.preview import main
 from upfield.sharding.shardset.manifest import Addition, content_config, write_manifest
-from upfield.sharding.shardset.tarshard import Sample, write_shard
+from upfield.sharding.shardset.shard_writer import Sample, write_shard
 
 
 def write_foreign(root, keys):
@@ -48,11 +48,11 @@ def test_each_overlay_is_another_picture(tiny_shards, tmp_path, run_cli, name):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--out", "grid.jpg"], "a file name that ends in .png, for a picture, or .html, for sliders, found grid.jpg"),
-        (["--out", "grid"], "a file name that ends in .png, for a picture, or .html, for sliders, found grid"),
+        (["--out", "grid.jpg"], "must end in .png (a picture) or .html (sliders), found grid.jpg"),
+        (["--out", "grid"], "must end in .png (a picture) or .html (sliders), found grid"),
         (["--out", "grid.png", "--pairs", "0"], "expected at least 1, found 0"),
-        (["--out", "grid.png", "--pairs", "999"], "expected at most 80 in a .png, found 999"),
-        (["--out", "grid.html", "--pairs", "80"], "expected at most 24 in a .html, found 80"),
+        (["--out", "grid.png", "--pairs", "999"], "expected at most 80 in a .png file, found 999"),
+        (["--out", "grid.html", "--pairs", "80"], "expected at most 24 in a .html file, found 80"),
         (["--out", "grid.png", "--overlay", "blink"], "overlay"),
         ([], "--out is missing"),
     ],
@@ -69,7 +69,7 @@ def test_what_cannot_be_drawn_is_refused(tiny_shards, tmp_path, monkeypatch, run
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ([], "expected samples in split train, found none; see --split"),
+        ([], "split train has no samples. Choose another --split."),
         (["000017"], "expected a key like cohort-subject-kind-variant-x090, found '000017'"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from upfield.sharding.cohorts.subjects import SPLITS
 from upfield.sharding.shard import main
 from upfield.sharding.shardset.manifest import read_manifest
-from upfield.sharding.shardset.reading import ShardSplit
+from upfield.sharding.shardset.shard_split import ShardSplit
 from upfield.sharding.verify import main as verify
 
 DATA = Path(__file__).parents[3] / "shared/data"

@@ -7,7 +7,8 @@ from tarfile import TarInfo
 import numpy as np
 import pytest
 
-from upfield.sharding.verify import array_problem, main
+from upfield.sharding.shardset.verification import array_problem
+from upfield.sharding.verify import main
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def edit_manifest(shards, edit):
 
 def test_a_clean_set_passes_and_its_counts_are_told(run_cli, tiny_shards):
     code, out, _ = run_cli(main, tiny_shards)
-    assert (code, out) == (0, f"{tiny_shards}: 220 samples of 8 subjects are as the manifest says\n")
+    assert (code, out) == (0, f"{tiny_shards}: 220 samples of 8 subjects match the manifest\n")
     assert run_cli(main, tiny_shards, "--quick")[0] == 0
 
 
@@ -76,8 +77,8 @@ def test_values_out_of_range_are_found(run_cli, shards, value):
         (npy(np.zeros((1, 3, 2), np.float16)), "expected float16 (1, 2, 3) in C order"),
         (npy(np.zeros((1, 2, 3), np.float32)), "found float32 (1, 2, 3)"),
         (npy(np.zeros((1, 2, 3), np.float16, order="F")), "expected float16 (1, 2, 3) in C order"),
-        (b"picture", "expected an npy header, found none"),
-        (b"", "expected an npy header, found none"),
+        (b"picture", "this is not an npy header"),
+        (b"", "this is not an npy header"),
     ],
 )
 def test_arrays_that_are_not_as_the_manifest_says_are_found(data, message):
@@ -102,7 +103,7 @@ def test_a_truncated_shard_is_found(run_cli, shards, quick, length):
     code, out, err = run_cli(main, shards, *quick)
     assert code == 2
     assert out.startswith(f"{tar}: expected {size} bytes, found {length}\n")
-    assert err.splitlines()[-1].startswith(f"upfield verify: error: {shards}: expected the set")
+    assert err.splitlines()[-1].startswith(f"upfield verify: error: {shards}: found ")
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".idx"])
@@ -111,7 +112,7 @@ def test_a_missing_file_is_found(run_cli, shards, suffix):
     path.unlink()
     code, out, _ = run_cli(main, shards, "--quick")
     assert code == 2
-    assert f"{path}: expected a file that the manifest lists, found none" in out
+    assert f"{path}: the manifest lists this file, but it is missing" in out
 
 
 @pytest.mark.parametrize("name", ["train/000099.tar", "train/.tmp-7-000001.tar", "more/000000.idx"])
@@ -120,9 +121,7 @@ def test_an_extra_file_is_found(run_cli, shards, name):
     (shards / name).write_bytes(b"")
     code, out, _ = run_cli(main, shards, "--quick")
     assert code == 2
-    assert out.splitlines() == [
-        f"{shards / name}: expected only files that the manifest lists, found one more; move it away"
-    ]
+    assert out.splitlines() == [f"{shards / name}: the manifest does not list this file, so move it out of the set"]
 
 
 def test_a_swapped_index_is_found(run_cli, shards):
@@ -149,15 +148,15 @@ def test_swapped_shards_are_found_in_their_subjects_too(run_cli, shards):
         (shards / "kept").rename(shards / f"test/000000{suffix}")
     code, out, _ = run_cli(main, shards, "--quick")
     assert code == 2
-    assert "found it listed in ['test'], its samples in ['val']" in out
+    assert "is listed in ['test'] and has samples in ['val']" in out
 
 
 def test_doubled_keys_are_found(run_cli, shards):
     for suffix in (".tar", ".idx"):
         shutil.copy(shards / f"val/000000{suffix}", shards / f"test/000000{suffix}")
     out = run_cli(main, shards, "--quick")[1]
-    assert f"expected each key once, found this one in {shards / 'val/000000.tar'} too" in out
-    assert "its samples in ['test', 'val']" in out
+    assert f"this key is also in {shards / 'val/000000.tar'}" in out
+    assert "has samples in ['test', 'val']" in out
 
 
 def test_a_record_of_another_slice_is_found(run_cli, shards):
@@ -166,7 +165,7 @@ def test_a_record_of_another_slice_is_found(run_cli, shards):
     record = tar.read_bytes()[offset : offset + size]
     other = record.replace(b'"kind":"real"', b'"kind":"fake"').replace(b'"kind":"synthetic"', b'"kind":"imaginary"')
     overwrite(tar, offset, other)
-    assert "json: expected the record of this key, found that of" in run_cli(main, shards, "--quick")[1]
+    assert "json: this is the record of another sample" in run_cli(main, shards, "--quick")[1]
 
 
 @pytest.mark.parametrize(
@@ -179,14 +178,14 @@ def test_a_record_of_another_slice_is_found(run_cli, shards):
         (lambda tree: tree["splits"]["train"]["shards"].reverse(), "splits.train.shards"),
         (lambda tree: tree["sample"]["low"].update(shape=[3, 24, 28]), "sample.low.shape"),
         (lambda tree: tree.update(normalisation="none"), "normalisation"),
-        (lambda tree: tree["splits"]["val"]["subjects"].pop(), "expected to be listed in one split"),
+        (lambda tree: tree["splits"]["val"]["subjects"].pop(), "must be listed in one split"),
         (lambda tree: tree["skipped"].append({"cohort": "a", "subject": "b", "problems": []}), "manifest_sha256"),
         (lambda tree: tree["alignments"].append({"cohort": "a", "subject": "b"}), "manifest_sha256"),
         (lambda tree: tree["sources"].pop(), "manifest_sha256"),
-        (lambda tree: tree["skipped"].append({"cohort": "a"}), "expected a manifest's keys"),
-        (lambda tree: tree.update(skipped=None), "expected a manifest's keys"),
-        (lambda tree: tree["splits"]["val"].pop("subjects"), "expected a manifest's keys"),
-        (lambda tree: tree["sample"]["low"].update(shape=4), "expected a manifest's keys"),
+        (lambda tree: tree["skipped"].append({"cohort": "a"}), "this is not a valid manifest"),
+        (lambda tree: tree.update(skipped=None), "this is not a valid manifest"),
+        (lambda tree: tree["splits"]["val"].pop("subjects"), "this is not a valid manifest"),
+        (lambda tree: tree["sample"]["low"].update(shape=4), "this is not a valid manifest"),
     ],
 )
 def test_an_edited_manifest_is_found(run_cli, shards, edit, name):

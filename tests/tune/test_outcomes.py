@@ -82,7 +82,7 @@ def test_a_sweep_without_any_result_fails_with_the_reason(tmp_path: Path) -> Non
 
 
 def test_the_table_aligns_its_columns() -> None:
-    header, first, second = table([tried([22.0], lr=0.0002, size=4), tried([None], lr=0.001, size=16)]).splitlines()
+    header, _, first, second = table([tried([22.0], lr=0.0002, size=4), tried([None], lr=0.001, size=16)]).splitlines()
     assert header.index("size") == first.index("4 ") == second.index("16")
     assert header.index("status") == first.index("done") == second.index("failed")
 

@@ -15,7 +15,7 @@ from faulty import FaultyServer
 from upfield.common.errors import FetchError
 from upfield.common.stores import Store
 from upfield.distributed.samples import cache as cache_module
-from upfield.distributed.samples.cache import CachedFile, ShardCache, release
+from upfield.distributed.samples.cache import FileIdentity, ShardCache, release
 from upfield.distributed.samples.remote_files import RemoteFiles
 
 SIZE = 1000
@@ -33,18 +33,18 @@ print(os.fstat(files.open(entry)).st_size == entry.bytes, flush=True)
 OPEN_MANY = """
 import random, sys
 from pathlib import Path
-from upfield.distributed.samples.cache import CachedFile, ShardCache
+from upfield.distributed.samples.cache import FileIdentity, ShardCache
 folder, seed = Path(sys.argv[1]), int(sys.argv[2])
 cache = ShardCache(folder, 4000)
 for number in random.Random(seed).choices(range(12), k=60):
-    cache.open(CachedFile(f"{number}.tar", 1000), lambda part: part.write_bytes(bytes(1000)))
+    cache.open(FileIdentity(f"{number}.tar", 1000), lambda part: part.write_bytes(bytes(1000)))
     with cache._counting():
         assert sum(path.stat().st_size for path in folder.glob("*.tar")) <= 4000
 """
 
 
-def file_of(number: int) -> CachedFile:
-    return CachedFile(f"{number}.tar", SIZE, hashlib.sha256(content_of(number)).hexdigest())
+def file_of(number: int) -> FileIdentity:
+    return FileIdentity(f"{number}.tar", SIZE, hashlib.sha256(content_of(number)).hexdigest())
 
 
 def content_of(number: int) -> bytes:

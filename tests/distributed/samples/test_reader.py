@@ -13,16 +13,16 @@ from upfield.common.errors import ShardSetError
 from upfield.distributed.configuration import AugmentConfig
 from upfield.distributed.noise import gating_noise
 from upfield.distributed.samples.reader import (
-    Recycled,
-    Sequencing,
+    BatchPlan,
+    BufferPool,
     TrainingBatches,
-    every_sample,
-    every_sample_in_step,
     read_batch,
+    read_equal_batches,
+    read_every_sample,
     training_loader,
 )
 from upfield.model.amir import AmirConfig
-from upfield.sharding.shardset.reading import ShardSplit
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def split(tiny_shards: Path) -> ShardSplit:
 
 
 def batches_of(split: ShardSplit, rank: int = 0, world_size: int = 1) -> TrainingBatches:
-    return TrainingBatches(split, Sequencing(0, 4, 2, AugmentConfig(), rank, world_size))
+    return TrainingBatches(split, BatchPlan(0, 4, 2, AugmentConfig(), rank, world_size))
 
 
 def test_a_batch_holds_the_samples_it_names(split: ShardSplit) -> None:
@@ -76,7 +76,7 @@ def test_a_damaged_shard_ends_the_loader(tiny_shards: Path, tmp_path: Path, num_
 
 
 def test_memory_is_used_again_when_nothing_looks_at_it() -> None:
-    memory = Recycled()
+    memory = BufferPool()
     first, second = memory((2, 3)), memory((2, 3))
     part, address = first[1:], first.data_ptr()
     assert address != second.data_ptr()
@@ -103,7 +103,7 @@ def test_epoch_two_differs_from_epoch_one(split: ShardSplit) -> None:
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_validation_reads_every_sample_once(tiny_shards: Path, world_size: int) -> None:
     split = ShardSplit(tiny_shards, "val")
-    seen = [batch.samples for rank in range(world_size) for batch in every_sample(split, 3, rank, world_size)]
+    seen = [batch.samples for rank in range(world_size) for batch in read_every_sample(split, 3, rank, world_size)]
     assert sorted(torch.cat(seen).tolist()) == list(range(split.num_samples))
 
 
@@ -112,7 +112,7 @@ def test_validation_in_step_has_every_sample_once_and_equal_batches_on_all_ranks
     tiny_shards: Path, world_size: int
 ) -> None:
     split = ShardSplit(tiny_shards, "val")
-    ranks = [list(every_sample_in_step(split, 3, rank, world_size)) for rank in range(world_size)]
+    ranks = [list(read_equal_batches(split, 3, rank, world_size)) for rank in range(world_size)]
     assert len({len(batches) for batches in ranks}) == 1
     assert {len(batch.samples) for batches in ranks for batch, _ in batches} == {3}
     seen = torch.cat([batch.samples[valid] for batches in ranks for batch, valid in batches])

@@ -11,7 +11,7 @@ from browser import Browser, find_chromium
 
 from upfield.evaluation.evaluate import main
 from upfield.evaluation.metrics import METRICS
-from upfield.evaluation.reports.page import TrainingRecord
+from upfield.evaluation.reports.content import TrainingRecord
 
 PHONE, DESKTOP = 390, 1200
 CANVAS = "document.querySelector('canvas')"
@@ -125,7 +125,7 @@ def test_all_that_was_found_is_on_it(report: Path) -> None:
         "Best, median, worst slice",
         "In three dimensions",
         "Per cohort, real and synthetic",
-        "Where might it have invented something?",
+        "Where may the model have invented structure?",
         "Training",
         "Definitions",
         "Data and machine",
@@ -136,7 +136,7 @@ def test_all_that_was_found_is_on_it(report: Path) -> None:
     assert tree["about"]["models"]["model"]["sha256"] in text
     assert text.count("Maps of doubt") == 2
     assert tree["worst_slices"]["inconsistency"][0]["key"] in text
-    assert "A single subject: no interval and no test can be given" in text
+    assert "A single subject: no interval and no test is possible" in text
     assert matplotlib.image.imread(report.parent / "slices.png").ndim == 3
 
 
@@ -151,6 +151,6 @@ def test_the_report_of_a_model_file_has_its_configuration(tiny_model: Path, tiny
     assert main(arguments) == 0
     text = (tmp_path / "o" / "report.html").read_text()
     assert "preset: tiny" in text
-    assert "A model file does not carry its training curve" in text
+    assert "A model file does not contain the training curve" in text
     assert "Disagreement" not in text
     assert text.count("Maps of doubt") == 1

@@ -1,6 +1,7 @@
 import gzip
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -14,11 +15,16 @@ import numpy as np
 import pytest
 
 from upfield.common.errors import ShardSetError
-from upfield.sharding.building.journal import alone, read_record, write_record
-from upfield.sharding.cohorts.subjects import SPLITS
+from upfield.sharding.building import build as build_module
+from upfield.sharding.building.block_builder import BlockTask
+from upfield.sharding.building.journal import lock_build, read_record, write_record
+from upfield.sharding.building.plan import Block
+from upfield.sharding.cohorts.preflight import preflight
+from upfield.sharding.cohorts.subjects import SPLITS, find_subjects
+from upfield.sharding.configuration import CohortConfig, ShardConfig
 from upfield.sharding.shard import main
 from upfield.sharding.shardset.manifest import read_manifest
-from upfield.sharding.shardset.reading import ShardSplit
+from upfield.sharding.shardset.shard_split import ShardSplit
 from upfield.sharding.verify import main as verify
 
 NUM_SLICES = 20
@@ -267,7 +273,7 @@ def test_a_folder_of_other_things_is_refused_and_left_alone(run_cli, tiny_cohort
 
 
 def test_a_second_build_at_once_is_refused(run_cli, tiny_cohort, tmp_path):
-    with alone(tmp_path / "shards"):
+    with lock_build(tmp_path / "shards"):
         code, _, err = run_cli(main, *arguments(tiny_cohort, tmp_path / "shards"))
     assert code == 2
     assert "expected no other build there, found one running" in err
@@ -586,6 +592,89 @@ def test_the_lock_is_taken_where_another_build_ends_that_moment(tmp_path, monkey
         return plain(path, *arguments, **options)
 
     monkeypatch.setattr(Path, "open", opened)
-    with alone(tmp_path / "shards"):
+    with lock_build(tmp_path / "shards"):
         assert (tmp_path / "shards/.build/lock").is_file()
     assert not (tmp_path / "shards").exists()
+
+
+OPENED: list[str] = []
+
+
+@pytest.fixture(scope="module")
+def watched():
+    """Names of the files that are opened, in order; an audit hook cannot be removed, so there is one for all tests."""
+
+    def note(event, arguments):
+        if event == "open" and str(arguments[0]).endswith(".nii.gz"):
+            OPENED.append(str(arguments[0]))
+
+    sys.addaudithook(note)
+    return OPENED
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """A list that grows by one for each NIfTI header that is parsed from bytes."""
+    parses: list[int] = []
+    plain = nib.Nifti1Header.__init__
+
+    def counted(self, binaryblock=None, *arguments, **options):
+        if binaryblock is not None:
+            parses.append(len(binaryblock))
+        plain(self, binaryblock, *arguments, **options)
+
+    monkeypatch.setattr(nib.Nifti1Header, "__init__", counted)
+    return parses
+
+
+def test_each_compressed_file_is_opened_twice_and_its_header_parsed_once(
+    run_cli, watched, parsed, tiny_cohort, tiny_shards, tmp_path
+):
+    watched.clear()
+    assert run_cli(main, *arguments(tiny_cohort, tmp_path / "shards"))[0] == 0
+    files = [str(path) for path in tiny_cohort.rglob("*.nii.gz")]
+    assert {path: watched.count(path) for path in files} == dict.fromkeys(files, 2)
+    assert len(parsed) == len(files)
+    assert contents(tmp_path / "shards") == contents(tiny_shards)
+
+
+def test_a_complete_set_opens_each_compressed_file_once_and_parses_no_header(
+    run_cli, watched, parsed, tiny_cohort, tiny_shards
+):
+    watched.clear()
+    assert run_cli(main, *arguments(tiny_cohort, tiny_shards))[0] == 0
+    assert max(watched.count(path) for path in watched) == 1
+    assert parsed == []
+
+
+def test_a_file_that_is_replaced_after_its_header_was_read_is_refused(
+    run_cli, monkeypatch, cohort, tiny_shards, tmp_path
+):
+    path = sorted((cohort / "IXI-T1").iterdir())[0]
+
+    def replace_file(*arguments, plan=build_module.plan_build):
+        image = nib.Nifti1Image.from_filename(path)
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[:, :, ::-1], image.affine), path)
+        return plan(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build_module, "plan_build", replace_file)
+        code, _, err = run_cli(main, *arguments(cohort, tmp_path / "shards"))
+    assert code == 2
+    assert f"{path}: this file changed after its header was read" in err
+
+
+def test_a_stack_of_many_slices_is_a_small_task(tmp_path):
+    for field in ("low", "high"):
+        (tmp_path / field).mkdir()
+        for number in range(200):
+            affine = np.eye(4)
+            affine[2, 3] = number
+            voxels = np.full((4, 5, 1), number, np.int16)
+            voxels[0, 0, 0] = field == "low"
+            nib.Nifti1Image(voxels, affine).to_filename(tmp_path / field / f"a_{number}.nii.gz")
+    cohort = CohortConfig("a", "high/{subject}_{slice}.nii.gz", "low/{subject}_{slice}.nii.gz")
+    (subject,) = preflight(find_subjects(cohort, tmp_path).subjects).subjects
+    task = BlockTask(Block("train", (subject,), 0, 1), "", ShardConfig(out=str(tmp_path)), tmp_path)
+    # Paths of this length take about 60 bytes each, traces 20.
+    assert len(pickle.dumps(task)) < 400 * 120

@@ -10,11 +10,11 @@ import pytest
 
 from upfield.common.command import parse
 from upfield.common.errors import InputError
-from upfield.sharding.building import block_builder as block_module
-from upfield.sharding.building import capacity as needs
+from upfield.sharding.building import block_builder, capacity
 from upfield.sharding.building.capacity import available_bytes, refuse_full_disks, set_bytes
 from upfield.sharding.building.plan import Block, plan_blocks
-from upfield.sharding.cohorts.subjects import Source, find_subjects
+from upfield.sharding.cohorts.preflight import preflight
+from upfield.sharding.cohorts.subjects import Source, find_cohorts
 from upfield.sharding.configuration import ShardConfig
 from upfield.sharding.shard import COMMAND, main
 from upfield.sharding.verify import main as verify
@@ -24,11 +24,11 @@ Memory = namedtuple("Memory", "available")
 
 
 def fitting_jobs(blocks, config):
-    return needs.fitting_jobs([block.subjects for block in blocks], config)
+    return capacity.fitting_jobs([block.subjects for block in blocks], config)
 
 
 def memory_bytes(block, config):
-    return needs.memory_bytes(block.subjects, config)
+    return capacity.memory_bytes(block.subjects, config)
 
 
 @pytest.fixture(autouse=True)
@@ -37,10 +37,10 @@ def machine(monkeypatch):
 
     def become(disk_bytes=1e15, memory_bytes=1e12, cores=8, files=10**6):
         monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(disk_bytes, 0, disk_bytes))
-        monkeypatch.setattr(needs.psutil, "virtual_memory", lambda: Memory(memory_bytes))
-        monkeypatch.setattr(available_bytes, "__defaults__", (needs.Path("/nowhere"), needs.Path("/nowhere")))
+        monkeypatch.setattr(capacity.psutil, "virtual_memory", lambda: Memory(memory_bytes))
+        monkeypatch.setattr(available_bytes, "__defaults__", (capacity.Path("/nowhere"), capacity.Path("/nowhere")))
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
-        monkeypatch.setattr(needs.resource, "getrlimit", lambda _: (files, 2 * files))
+        monkeypatch.setattr(capacity.resource, "getrlimit", lambda _: (files, 2 * files))
 
     become()
     return become
@@ -53,7 +53,7 @@ def plan(tiny_cohort, tmp_path):
     def make(*flags) -> tuple[list[Block], ShardConfig]:
         arguments = ["--config", tiny_cohort / "cohorts.yaml", "--out", tmp_path / "shards", *flags]
         config = parse(COMMAND, [str(argument) for argument in arguments])
-        subjects = [s for cohort in config.cohorts for s in find_subjects(cohort, tiny_cohort).subjects]
+        subjects = preflight(find_cohorts(config.cohorts, tiny_cohort).subjects).subjects
         return plan_blocks(subjects, config), config
 
     return make
@@ -130,7 +130,7 @@ def test_a_blocks_memory_grows_with_its_files(tiny_cohort, plan, tmp_path):
     blocks, config = plan()
     path = tmp_path / "large.nii"
     nib.Nifti1Image(np.zeros((100, 200, 300), np.uint8), np.eye(4)).to_filename(path)
-    large = replace(blocks[0].subjects[0], high=Source((path,), stacked=False))
+    (large,) = preflight([replace(blocks[0].subjects[0], high=Source((path,), stacked=False))]).subjects
     with_large = replace(blocks[0], subjects=(large, *blocks[0].subjects[1:]))
     assert memory_bytes(with_large, config) > memory_bytes(blocks[0], config) + 5e7
 
@@ -248,13 +248,13 @@ def test_a_set_whose_extension_was_refused_for_want_of_room_still_verifies(run_c
 def test_a_build_that_ran_out_of_room_goes_on_with_room_for_the_rest(
     run_cli, machine, monkeypatch, tiny_cohort, plan, tmp_path
 ):
-    def fill_up(root, name, samples, write=block_module.write_shard):
+    def fill_up(root, name, samples, write=block_builder.write_shard):
         if len(list(root.rglob("*.tar"))) == 5:
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(root, name, samples)
 
     with monkeypatch.context() as patch:
-        patch.setattr(block_module, "write_shard", fill_up)
+        patch.setattr(block_builder, "write_shard", fill_up)
         code, _, err = run_cli(main, *arguments(tiny_cohort, tmp_path / "shards"))
     assert (code, "run the same command: finished shards are kept" in err) == (1, True)
     done = bytes_below(tmp_path / "shards")

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from upfield.sharding.shard import main
-from upfield.sharding.shardset import tarshard
+from upfield.sharding.shardset import shard_writer
 from upfield.sharding.verify import main as verify
 
 SCRIPT = Path(__file__).with_name("crash.py")
@@ -89,7 +89,7 @@ def test_a_build_killed_with_its_workers_leaves_none_of_them_behind(run_cli, tin
 
 def fail_after(monkeypatch, count, error):
     """Let the write of the `count`-th sample fail as a full disk does."""
-    plain, done = tarshard._write_sample, 0
+    plain, done = shard_writer._write_sample, 0
 
     def failing(out, sample):
         nonlocal done
@@ -98,7 +98,7 @@ def fail_after(monkeypatch, count, error):
             raise OSError(error, os.strerror(error))
         return plain(out, sample)
 
-    monkeypatch.setattr(tarshard, "_write_sample", failing)
+    monkeypatch.setattr(shard_writer, "_write_sample", failing)
 
 
 def test_a_disk_that_fills_up_is_told_and_what_is_finished_is_kept(

@@ -14,7 +14,7 @@ from upfield.sharding.building import build
 from upfield.sharding.cohorts.subjects import SPLITS
 from upfield.sharding.shard import main
 from upfield.sharding.shardset.manifest import read_manifest
-from upfield.sharding.shardset.reading import ShardSplit
+from upfield.sharding.shardset.shard_split import ShardSplit
 from upfield.sharding.verify import main as verify
 
 NEW = "  - {name: site_b, high: 'B/{subject}-x.nii.gz', split: {val: 1}}\n"

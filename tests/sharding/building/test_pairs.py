@@ -6,6 +6,7 @@ from upfield.common.command import parse
 from upfield.common.errors import VolumeError
 from upfield.imaging.volume import Volume
 from upfield.sharding.building.pairs import Grids, head_centre, make_pairs, to_world
+from upfield.sharding.cohorts.preflight import preflight
 from upfield.sharding.cohorts.subjects import find_subjects
 from upfield.sharding.configuration import GeometryConfig
 from upfield.sharding.shard import COMMAND
@@ -24,7 +25,7 @@ def pairs(config, tiny_cohort):
     subjects = [
         next(s for s in find_subjects(cohort, tiny_cohort).subjects if s.split == "train") for cohort in config.cohorts
     ]
-    return [list(make_pairs(subject, config)) for subject in subjects]
+    return [make_pairs(subject, config).pairs for subject in preflight(subjects).subjects]
 
 
 def ball(shape, centre, radius, spacing_mm=(1.0, 1.0, 1.0)):
@@ -119,11 +120,11 @@ def test_a_nearly_constant_volume_is_refused_with_its_path(tmp_path, config, tin
     nib.Nifti1Image(voxels, np.eye(4)).to_filename(tmp_path / "IXI001-A-1-T1.nii.gz")
     cohort = config.cohorts[1]
     constant = type(cohort)("ixi", f"{tmp_path}/{{subject}}-A-1-T1.nii.gz", fit="resize")
-    (subject,) = find_subjects(constant, tiny_cohort).subjects
+    (subject,) = preflight(find_subjects(constant, tiny_cohort).subjects).subjects
     with pytest.raises(
         VolumeError, match=rf"^{tmp_path}/IXI001-A-1-T1.nii.gz: expected percentiles 1 and 99 to differ"
     ):
-        list(make_pairs(subject, config))
+        make_pairs(subject, config)
 
 
 @pytest.mark.parametrize("darkest", [-32768, -5, 7, 1000])

@@ -3,8 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from upfield.imaging.volume_header import VolumeHeader
 from upfield.sharding.building.plan import plan_blocks, sample_order
-from upfield.sharding.cohorts.subjects import Source, Subject, Unit
+from upfield.sharding.cohorts.subjects import SourceVolume, Subject, Unit
 from upfield.sharding.configuration import GeometryConfig, ShardConfig
 
 NUM_SLICES = 10
@@ -16,7 +17,9 @@ CONFIG = ShardConfig(
 def subject(number, split, units=2):
     name = f"s{number:02d}"
     kinds = tuple(Unit("a", name, "synthetic", variant) for variant in range(units))
-    return Subject("a", name, name, split, Source((Path(name),), stacked=False), None, "resize", kinds)
+    header = VolumeHeader(np.eye(4), (4, 4, 4), (), is_placed=True)
+    high = SourceVolume((Path(name),), stacked=False, header=header, traces=(), files=(Path(name),))
+    return Subject("a", name, name, split, high, None, "resize", kinds)
 
 
 SUBJECTS = [subject(number, "train") for number in range(10)] + [subject(number, "val") for number in range(10, 14)]

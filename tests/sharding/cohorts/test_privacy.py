@@ -16,7 +16,7 @@ from upfield.sharding.cohorts.privacy import Pseudonyms, open_key, public_cohort
 from upfield.sharding.configuration import CohortConfig
 from upfield.sharding.shard import main
 from upfield.sharding.shardset.manifest import read_manifest
-from upfield.sharding.shardset.reading import ShardSplit
+from upfield.sharding.shardset.shard_split import ShardSplit
 from upfield.sharding.verify import main as verify
 
 ONE, OTHER = Pseudonyms(b"k" * 32), Pseudonyms(b"K" * 32)

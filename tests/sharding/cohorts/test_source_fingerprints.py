@@ -67,7 +67,7 @@ def test_the_machines_trouble_is_not_the_subjects_and_a_damaged_file_is_named_wi
         describe_sources(subject(path))
     assert "Jane" not in told.value.problem
 
-    def stale(_):
+    def stale(*_):
         raise OSError(errno.ESTALE, "Stale file handle", str(path))
 
     monkeypatch.setattr(sources, "fingerprint", stale)

@@ -6,8 +6,8 @@ import pytest
 from upfield.sharding.configuration import GeometryConfig, ShardConfig
 from upfield.sharding.previews.selection import BACKGROUND, choose_groups, choose_volumes, share_evenly
 from upfield.sharding.shardset.manifest import Addition, content_config, write_manifest
-from upfield.sharding.shardset.reading import ShardSplit
-from upfield.sharding.shardset.tarshard import Sample, write_shard
+from upfield.sharding.shardset.shard_split import ShardSplit
+from upfield.sharding.shardset.shard_writer import Sample, write_shard
 
 GROUPS = [("a", "real"), ("a", "synthetic"), ("b", "synthetic")]
 NUM_SLICES = 12

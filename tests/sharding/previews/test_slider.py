@@ -14,8 +14,8 @@ from upfield.sharding.configuration import GeometryConfig, ShardConfig
 from upfield.sharding.previews.selection import choose_volumes, read_keys, read_slice
 from upfield.sharding.previews.slider import draw_slider, encode_webp
 from upfield.sharding.shardset.manifest import Addition, content_config, write_manifest
-from upfield.sharding.shardset.reading import ShardSplit
-from upfield.sharding.shardset.tarshard import Sample, write_shard
+from upfield.sharding.shardset.shard_split import ShardSplit
+from upfield.sharding.shardset.shard_writer import Sample, write_shard
 
 PNG = b"\x89PNG of histograms"
 

@@ -13,7 +13,7 @@ import pytest
 
 from upfield.sharding.cohorts.subjects import SPLITS
 from upfield.sharding.shard import main
-from upfield.sharding.shardset.reading import ShardSplit
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 MEMBERS = ["low.npy", "high.npy", "json"]
 # Reads a split with DALI, on the CPU, and writes what it gave: argv are the archive to write and the tars.

@@ -1,14 +1,16 @@
 import hashlib
 import io
 import json
+import subprocess
+import sys
 import tarfile
 from typing import Any
 
 import numpy as np
 import pytest
 
-from upfield.common.errors import ShardSetError
-from upfield.sharding.shardset.tarshard import Sample, read_index, write_shard
+from upfield.sharding.shardset.shard_index import read_index
+from upfield.sharding.shardset.shard_writer import Sample, write_shard
 
 # A sample takes 9 blocks, headers included, a tar record 20: so 1 to 20 samples end everywhere in a record.
 SHAPE = (1, 10, 20)
@@ -111,19 +113,15 @@ def test_a_failure_among_the_samples_leaves_no_file(tmp_path):
     assert list((tmp_path / "train").iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "found none that can be read"),
-        ("v1.1 0\n", "expected 'v1.2 0' as its first line, found 'v1.1 0'"),
-        ("v1.2 2\nlow.npy 512 9 a.low.npy\n", "expected 'v1.2 1' as its first line, found 'v1.2 2'"),
-        ("v1.2 1\nlow.npy 512 9 a.low.npy\n", "expected members low.npy, high.npy, json in every line"),
-        ("v1.2 1\nlow.npy x 9 a.low.npy high.npy 9 9 a.high.npy json 9 9 a.json\n", "expected whole numbers"),
-        (f"v1.2 1\nlow.npy {2**70} 9 a.low.npy high.npy 9 9 a.high.npy json 9 9 a.json\n", "expected whole numbers"),
-    ],
-)
-def test_a_damaged_index_is_refused_with_its_path(tmp_path, text, message):
-    (tmp_path / "a.idx").write_text(text)
-    with pytest.raises(ShardSetError, match=message) as caught:
-        read_index(tmp_path / "a.idx")
-    assert str(caught.value).startswith(f"{tmp_path / 'a.idx'}: expected")
+def test_the_writer_leaves_torch_alone_and_webdataset_whole(tmp_path):
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from upfield.sharding.shardset.shard_writer import write_shard\n"
+        "write_shard(Path(sys.argv[1]), 'a', [])\n"
+        "assert 'torch' not in sys.modules\n"
+        "import torch, webdataset\n"
+        "assert issubclass(webdataset.WebLoader, webdataset.DataPipeline)\n"
+        "assert webdataset.pytorch.DataLoader is torch.utils.data.DataLoader\n"
+    )
+    subprocess.run([sys.executable, "-c", program, tmp_path], check=True)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from upfield.evaluation.evaluate import main
-from upfield.evaluation.restorers import TorchRestorer
+from upfield.evaluation.restorers import RunRestorer
 
 
 @pytest.mark.parametrize("place", ["SHARDS/report", "RUN", "RUN/best", "RUN/checkpoints/x", "FILE", "FILE/x"])
@@ -25,20 +25,20 @@ def test_a_place_that_is_taken_is_refused_before_anything_is_measured(
     )
     code, _, err = run_cli(main, tiny_run, "--shards", tiny_shards, "--out", out)
     assert code == 2
-    assert "choose another --out" in err.lower()
+    assert "Choose another --out" in err
     assert "volumes:" not in err
 
 
 def test_a_model_that_gives_nan_ends_it(
     tiny_shards: Path, tiny_run: Path, tmp_path: Path, monkeypatch, run_cli
 ) -> None:
-    def nothing(self: TorchRestorer, low: np.ndarray) -> np.ndarray:
+    def nothing(self: RunRestorer, low: np.ndarray) -> np.ndarray:
         return np.full_like(low, np.nan)
 
-    monkeypatch.setattr(TorchRestorer, "restore", nothing)
+    monkeypatch.setattr(RunRestorer, "restore", nothing)
     code, _, err = run_cli(main, tiny_run, "--shards", tiny_shards, "--out", tmp_path / "o")
     assert code == 1
-    assert "expected finite slices from the model, found NaN" in err
+    assert "the model returned values that are not finite" in err
     assert "Traceback" not in err
 
 
@@ -69,24 +69,28 @@ def change(name: str) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("spoilt", "arguments", "message"),
     [
-        (None, ["nowhere"], "nowhere: expected the folder of a run or an .onnx file, found nothing"),
-        (None, ["nowhere.onnx"], "nowhere.onnx: expected the folder of a run or an .onnx file, found nothing"),
-        (None, ["FILE"], "file: expected the folder of a run or an .onnx file, found another file"),
+        (None, ["nowhere"], "nowhere: no such run or .onnx file"),
+        (None, ["nowhere.onnx"], "nowhere.onnx: no such run or .onnx file"),
+        (None, ["FILE"], "file: neither the folder of a run nor an .onnx file"),
         (None, ["FOLDER"], "folder.onnx.best: expected a run's best model, found no model.safetensors"),
         (None, ["RUN", "--shards", "nowhere"], "expected a complete shard set"),
         (None, ["RUN", "--split", "tset"], "tset"),
-        (None, ["RUN", "--device", "cuda"], "expected a GPU"),
-        (None, ["RUN", "--against", "nowhere.onnx"], "nowhere.onnx: expected the folder of a run or an .onnx"),
-        (None, ["RUN", "RUN"], "expected each of them once"),
+        (None, ["RUN", "--device", "cuda"], "--device cuda needs an NVIDIA GPU"),
+        (None, ["RUN", "--against", "nowhere.onnx"], "nowhere.onnx: no such run or .onnx file"),
+        (None, ["RUN", "RUN"], "a model is named twice"),
         (None, ["RUN", "--batch_size", "0"], "batch_size: expected at least 1, found 0"),
         (None, ["RUN", "--processes", "0"], "processes: expected at least 1, found 0"),
         (None, [], "MODELS is missing"),
-        ("other_normalisation", ["RUN"], "expected a model of normalisation 'another'.*found 'clip to percentiles"),
-        ("other_context", ["RUN"], "expected a model of context 1 like the shard set's, found 0"),
-        ("empty", ["RUN"], "expected samples in split test, found none; choose another --split"),
-        ("without_split", ["RUN"], "expected a split test, found train, val"),
+        (
+            "other_normalisation",
+            ["RUN"],
+            "expected a model trained with normalisation 'another'.*found 'clip to percentiles",
+        ),
+        ("other_context", ["RUN"], "expected a model trained with context 1, as in the shard set, found 0"),
+        ("empty", ["RUN"], "split test has no samples. Choose another --split"),
+        ("without_split", ["RUN"], "the shard set has no split test, only train, val"),
         ("other_shape", ["RUN"], r"expected high members of shape \(1, 24, 30\)"),
-        ("other_count", ["RUN"], "expected 21 slices of the volume, found 20"),
+        ("other_count", ["RUN"], "expected 21 slices numbered from 0, found 20 numbered 0 to 19"),
     ],
 )
 def test_bad_input_is_refused(
@@ -130,7 +134,7 @@ def test_a_set_whose_shards_are_gone_is_refused(
         file.unlink()
     code, _, err = run_cli(main, tiny_run, "--shards", shards, "--out", tmp_path / "o")
     assert code == 2
-    assert "expected a shard, found none; run upfield verify" in err
+    assert "this shard is missing. Run upfield verify" in err
     assert not (tmp_path / "o").exists()
 
 
@@ -145,5 +149,5 @@ def test_a_shard_that_was_changed_is_refused(
     tar.write_bytes(content)
     code, _, err = run_cli(main, tiny_run, "--shards", shards, "--out", tmp_path / "o")
     assert code == 2
-    assert re.search(r"\.tar: expected sha256 \w+ as the manifest says", err)
+    assert re.search(r"\.tar: expected sha256 \w+ as in the manifest", err)
     assert not (tmp_path / "o").exists()

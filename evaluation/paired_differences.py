@@ -1,4 +1,4 @@
-"""Is one method better than another? Over subjects, since slices of one subject are alike and do not count as many."""
+"""Differences between two methods, over subjects: slices of one subject are not independent observations."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from upfield.evaluation.measure import VolumeFigures
+from upfield.evaluation.measurements import VolumeMeasurements
 from upfield.evaluation.metrics import METRICS
 
 CONFIDENCE = 0.95
@@ -29,21 +29,21 @@ class Difference:
     mean: float
     """Mean over subjects, in the metric's unit."""
     low: float | None
-    """Lower end of the interval; None for a single subject."""
+    """Lower end of the confidence interval; None for a single subject."""
     high: float | None
-    """Upper end of the interval."""
+    """Upper end of the confidence interval; None for a single subject."""
     p: float | None
-    """Probability of so large a difference if signs were chance; None for a single subject."""
+    """Two-sided p-value of a sign-flip permutation test; None for a single subject."""
     subjects: int
-    """Subjects for which both are defined."""
+    """Number of subjects for which both methods have a finite value."""
 
     def to_tree(self) -> dict[str, Any]:
-        """Give it as plain values."""
+        """Return it as plain values."""
         return asdict(self)
 
 
-def subject_means(volumes: Sequence[VolumeFigures], method: str, metric: str) -> dict[tuple[str, str], float]:
-    """Give (cohort, subject) -> mean over its slices or volumes; what is not finite is left out, subjects too."""
+def subject_means(volumes: Sequence[VolumeMeasurements], method: str, metric: str) -> dict[tuple[str, str], float]:
+    """Compute (cohort, subject) -> mean over the subject's finite values; subjects without any are left out."""
     collected: dict[tuple[str, str], list[NDArray[np.float64]]] = defaultdict(list)
     for volume in volumes:
         collected[volume.cohort, volume.subject].append(values_of(volume, method, metric))
@@ -55,15 +55,19 @@ def subject_means(volumes: Sequence[VolumeFigures], method: str, metric: str) ->
     return means
 
 
-def values_of(volume: VolumeFigures, method: str, metric: str) -> NDArray[np.float64]:
-    """Give a metric's values in one volume: `(X,)` or, for a volume metric, `(1,)`."""
+def values_of(volume: VolumeMeasurements, method: str, metric: str) -> NDArray[np.float64]:
+    """Return a metric's values in one volume: `(X,)` or, for a volume metric, `(1,)`."""
     if METRICS[metric].level == "slice":
         return volume.slices[method][metric]
     return np.array([volume.values[method][metric]])
 
 
-def compare(volumes: Sequence[VolumeFigures], method: str, other: str, metric: str) -> Difference | None:
-    """Give how much `method` exceeds `other` where both are finite, or None where they never are."""
+def compare(volumes: Sequence[VolumeMeasurements], method: str, other: str, metric: str) -> Difference | None:
+    """Compute by how much `method` exceeds `other`, over values that are finite under both.
+
+    Returns:
+        The difference, or None if no value is finite under both.
+    """
     collected: dict[tuple[str, str], list[NDArray[np.float64]]] = defaultdict(list)
     for volume in volumes:
         ours, theirs = (values_of(volume, name, metric) for name in (method, other))
@@ -75,7 +79,10 @@ def compare(volumes: Sequence[VolumeFigures], method: str, other: str, metric: s
 
 
 def difference_of(differences: NDArray[np.float64]) -> Difference:
-    """Summarise differences `(subjects,)`, at least one."""
+    """Summarise differences `(subjects,)` of at least one subject.
+
+    The interval is the percentile bootstrap, and p the sign-flip permutation test, both of scipy.stats.
+    """
     mean, count = float(differences.mean()), len(differences)
     if count < 2:
         return Difference(mean, None, None, None, count)
@@ -102,7 +109,7 @@ def difference_of(differences: NDArray[np.float64]) -> Difference:
     return Difference(mean, low, high, float(test.pvalue), count)
 
 
-def differences(volumes: Sequence[VolumeFigures], method: str, other: str) -> dict[str, dict[str, Any]]:
-    """Give metric -> by how much `method` exceeds `other`, for those under which both are ever finite."""
-    found = {metric: compare(volumes, method, other, metric) for metric in METRICS}
-    return {metric: difference.to_tree() for metric, difference in found.items() if difference}
+def differences(volumes: Sequence[VolumeMeasurements], method: str, other: str) -> dict[str, dict[str, Any]]:
+    """Compute metric -> by how much `method` exceeds `other`; metrics without a common finite value are left out."""
+    compared = {metric: compare(volumes, method, other, metric) for metric in METRICS}
+    return {metric: difference.to_tree() for metric, difference in compared.items() if difference}

@@ -8,9 +8,10 @@ import pytest
 from upfield.common.command import parse
 from upfield.common.errors import ShardSetError
 from upfield.sharding.building.pairs import make_pairs
-from upfield.sharding.cohorts.subjects import find_subjects
+from upfield.sharding.cohorts.preflight import preflight
+from upfield.sharding.cohorts.subjects import find_cohorts
 from upfield.sharding.shard import COMMAND
-from upfield.sharding.shardset.reading import MAX_OPEN_FILES, ShardSplit
+from upfield.sharding.shardset.shard_split import MAX_OPEN_FILES, ShardSplit
 
 
 @pytest.fixture
@@ -28,8 +29,8 @@ def read(split, samples):
 
 def test_what_was_made_is_read_back(tiny_cohort, train):
     config = parse(COMMAND, ["--config", str(tiny_cohort / "cohorts.yaml"), "--out", "x"])
-    subjects = [subject for cohort in config.cohorts for subject in find_subjects(cohort, tiny_cohort).subjects]
-    pairs = {pair.unit: pair for subject in subjects for pair in make_pairs(subject, config)}
+    subjects = preflight(find_cohorts(config.cohorts, tiny_cohort).subjects).subjects
+    pairs = {pair.unit: pair for subject in subjects for pair in make_pairs(subject, config).pairs}
     slices = {unit.key(x): (unit, x) for unit in pairs for x in range(20)}
     low, high = read(train, range(train.num_samples))
     for number in range(train.num_samples):
@@ -55,7 +56,7 @@ def test_samples_come_in_the_order_asked_for(train):
 
 def test_members_that_lie_apart_are_read_as_well(train, monkeypatch):
     expected = read(train, [3, 170])
-    monkeypatch.setattr("upfield.sharding.shardset.reading.MAX_GAP_BYTES", 0)
+    monkeypatch.setattr("upfield.sharding.shardset.shard_split.MAX_GAP_BYTES", 0)
     np.testing.assert_array_equal(read(train, [3, 170]), expected)
 
 
@@ -78,7 +79,7 @@ def test_a_split_sent_to_another_process_opens_its_own_files(train):
 
 
 def test_open_files_are_bounded_and_closed(train, monkeypatch):
-    monkeypatch.setattr("upfield.sharding.shardset.reading.MAX_OPEN_FILES", 2)
+    monkeypatch.setattr("upfield.sharding.shardset.shard_split.MAX_OPEN_FILES", 2)
     assert MAX_OPEN_FILES > 2
     before = len(os.listdir("/proc/self/fd"))
     read(train, train.shard_starts[:-1])
@@ -97,7 +98,7 @@ def test_open_files_are_bounded_and_closed(train, monkeypatch):
             lambda root: (root / "manifest.json").write_text('{"format": "upfield-shards", "version": 99}'),
             "expected format upfield-shards version 2, found upfield-shards version 99",
         ),
-        (lambda root: (root / "train/000000.idx").unlink(), "000000.idx: expected a shard index"),
+        (lambda root: (root / "train/000000.idx").unlink(), "000000.idx: this shard index is missing"),
         (
             lambda root: (root / "train/000000.idx").write_text("v1.2 0\n"),
             "000000.idx: expected 20 samples as the manifest says, found 0",

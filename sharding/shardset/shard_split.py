@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from upfield.common.errors import ShardSetError
 from upfield.sharding.shardset.manifest import Manifest, read_manifest
-from upfield.sharding.shardset.tarshard import ShardEntry, ShardIndex, read_index
+from upfield.sharding.shardset.shard_index import ShardEntry, ShardIndex, read_index
 
 MAX_OPEN_FILES = 64
 # Members that follow each other are read in one call, with the tar header between them.

@@ -1,7 +1,7 @@
 import pytest
 
 from upfield.common.errors import ShardSetError
-from upfield.sharding.shardset.samplekey import SampleKey
+from upfield.sharding.shardset.sample_key import SampleKey
 
 KEYS = [
     ("ixi-IXI015-synthetic-0-x098", SampleKey("ixi", "IXI015", "synthetic", 0, 98)),

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from upfield.evaluation.comparison import RESAMPLES, compare, difference_of, subject_means
-from upfield.evaluation.measure import VolumeFigures
+from upfield.evaluation.measurements import VolumeMeasurements
 from upfield.evaluation.metrics import SLICE_METRICS, VOLUME_METRICS
+from upfield.evaluation.paired_differences import RESAMPLES, compare, difference_of, subject_means
 
 
-def volume(subject: str, cubic: list[float], model: list[float], kind: str = "real") -> VolumeFigures:
+def volume(subject: str, cubic: list[float], model: list[float], kind: str = "real") -> VolumeMeasurements:
     """Figures in which every metric has the same values; the volumes' are the mean."""
     slices = {
         method: dict.fromkeys(SLICE_METRICS, np.array(values))
@@ -19,7 +19,7 @@ def volume(subject: str, cubic: list[float], model: list[float], kind: str = "re
     }
     values = {method: dict.fromkeys(VOLUME_METRICS, float(np.mean(v["mae_slice"]))) for method, v in slices.items()}
     keys = tuple(f"c-{subject}-{kind}-0-x{x:03d}" for x in range(len(cubic)))
-    return VolumeFigures("c", subject, kind, f"c-{subject}-{kind}-0", keys, slices, values, {})
+    return VolumeMeasurements("c", subject, kind, f"c-{subject}-{kind}-0", keys, slices, values, {})
 
 
 def sign_flips(differences: list[float]) -> float:

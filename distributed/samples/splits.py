@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from upfield.common.addresses import is_remote, shown
+from upfield.common.addresses import format_address, is_remote
 from upfield.common.errors import InputError
 from upfield.common.files import user_cache_folder
 from upfield.common.stores import Store
@@ -10,8 +10,8 @@ from upfield.distributed.configuration import DataConfig
 from upfield.distributed.samples.cache import ShardCache
 from upfield.distributed.samples.remote_files import RemoteFiles
 from upfield.sharding.shardset.manifest import Manifest, read_manifest
-from upfield.sharding.shardset.reading import ShardSplit
-from upfield.sharding.shardset.tarshard import ShardEntry
+from upfield.sharding.shardset.shard_index import ShardEntry
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 # Ranks may be in neighbouring shards of the validation split, which is read in stored order.
 VALIDATION_SHARDS = 2
@@ -25,7 +25,7 @@ def open_splits(data: DataConfig) -> tuple[ShardSplit, ShardSplit]:
         RunError: a store does not answer as it should.
     """
     manifest, files = read_set(data)
-    root = shown(str(data.shards)) if files else str(data.shards)
+    root = format_address(str(data.shards)) if files else str(data.shards)
     if files:
         refuse_small_cache(data, manifest)
     return ShardSplit(root, "train", manifest, files), ShardSplit(root, "val", manifest, files)
@@ -41,10 +41,10 @@ def read_set(data: DataConfig) -> tuple[Manifest, RemoteFiles | None]:
     place = str(data.shards)
     if not is_remote(place):
         return read_manifest(Path(place)), None
-    if shown(place) != place:
+    if format_address(place) != place:
         raise InputError(
-            f"{shown(place)}: expected an address with two slashes and without password, since it is written into "
-            "the run's files, found another; give passwords by the store's own variables or fsspec's configuration"
+            f"{format_address(place)}: write the address with two slashes and without a password, because it is stored "
+            "in the run's files. Set passwords in the store's own variables or in fsspec's configuration."
         )
     store = Store(place, data.fetch_timeout_s)
     cache = ShardCache(data.cache_dir or user_cache_folder("shards"), data.cache_bytes)

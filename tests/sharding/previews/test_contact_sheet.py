@@ -4,7 +4,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from upfield.sharding.previews.contactsheet import (
+from upfield.sharding.previews.contact_sheet import (
     CAPTION_IN,
     COLUMN_IN,
     GAP_IN,
@@ -14,7 +14,7 @@ from upfield.sharding.previews.contactsheet import (
     draw_sheet,
 )
 from upfield.sharding.previews.selection import Group, Slice
-from upfield.sharding.shardset.samplekey import SampleKey
+from upfield.sharding.shardset.sample_key import SampleKey
 
 
 def make_group(num_shown, context=0, shift=0, kind="real"):

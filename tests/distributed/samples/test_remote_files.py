@@ -15,19 +15,19 @@ from faulty import FAULTS, Answer, FaultyServer
 from upfield.common.errors import FetchError, InputError, ShardSetError
 from upfield.distributed.configuration import DataConfig
 from upfield.distributed.launch import SCRIPT, launcher
-from upfield.distributed.samples import remote_files as remotefiles
-from upfield.distributed.samples.fetcher import Fetcher, Horizon, fetched_ahead
+from upfield.distributed.samples import remote_files
+from upfield.distributed.samples.fetcher import Fetcher, FetchSchedule, fetch_ahead
 from upfield.distributed.samples.order import epoch_order
-from upfield.distributed.samples.reader import Batch, Sequencing, TrainingBatches, every_sample, training_loader
+from upfield.distributed.samples.reader import Batch, BatchPlan, TrainingBatches, read_every_sample, training_loader
 from upfield.distributed.samples.remote_files import RemoteFiles
-from upfield.distributed.samples.source import open_splits
+from upfield.distributed.samples.splits import open_splits
 
 SHARD = "train/000000.tar"
 
 
 @pytest.fixture
 def data(server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
-    monkeypatch.setattr(remotefiles, "FIRST_BACKOFF_S", 0.001)
+    monkeypatch.setattr(remote_files, "FIRST_BACKOFF_S", 0.001)
     return DataConfig(
         server.url,
         window_shards=2,
@@ -48,14 +48,16 @@ def impatient(data: DataConfig, fault: str) -> DataConfig:
 
 
 def every_value(data: DataConfig) -> list[list[float]]:
-    return [batch.high.flatten().tolist() for split in open_splits(data) for batch in every_sample(split, 20, 0, 1)]
+    return [
+        batch.high.flatten().tolist() for split in open_splits(data) for batch in read_every_sample(split, 20, 0, 1)
+    ]
 
 
 def values_trained_on(data: DataConfig, steps: range) -> list[Batch]:
     split, _ = open_splits(data)
-    batches = TrainingBatches(split, Sequencing(3, data.batch_size, data.window_shards, data.augment, 0, 1))
+    batches = TrainingBatches(split, BatchPlan(3, data.batch_size, data.window_shards, data.augment, 0, 1))
     loader = training_loader(batches, steps, data.num_workers, data.prefetch, pin_memory=False)
-    return list(fetched_ahead(loader, batches, steps, data.num_workers * data.prefetch))
+    return list(fetch_ahead(loader, batches, steps, data.num_workers * data.prefetch))
 
 
 def cached_bytes(data: DataConfig) -> int:
@@ -118,7 +120,7 @@ def test_training_reads_the_same_and_keeps_the_cache_small(
 
 
 def test_the_next_window_is_fetched_while_this_one_is_consumed() -> None:
-    horizon = Horizon(0, np.full(6, 8), window_shards=2, batch_size=4, stop=24)
+    schedule = FetchSchedule(0, np.full(6, 8), window_shards=2, batch_size=4, stop=24)
     held, changed = set[int](), threading.Condition()
 
     def hold(shard: int, _: threading.Event) -> int:
@@ -127,20 +129,20 @@ def test_the_next_window_is_fetched_while_this_one_is_consumed() -> None:
             changed.notify_all()
         return os.open("/dev/null", os.O_RDONLY)
 
-    fetcher = Fetcher(hold, horizon)
+    fetcher = Fetcher(hold, schedule)
     fetcher.start(0)
     expected = set[int]()
     for step in (0, 4, 8, 12):
         fetcher.advance(step)
-        expected |= {int(shard) for window in horizon.windows_at(step) for shard in window}
+        expected |= {int(shard) for window in schedule.windows_at(step) for shard in window}
         with changed:
             assert changed.wait_for(lambda: held == expected, timeout=10)  # noqa: B023
     fetcher.close()
 
 
 def test_a_shard_of_the_next_window_that_stays_bad_is_told_at_the_next_step() -> None:
-    horizon, refused = Horizon(0, np.full(6, 8), window_shards=2, batch_size=4, stop=24), threading.Event()
-    bad = int(horizon.windows_at(0)[1][0])
+    schedule, refused = FetchSchedule(0, np.full(6, 8), window_shards=2, batch_size=4, stop=24), threading.Event()
+    bad = int(schedule.windows_at(0)[1][0])
 
     def hold(shard: int, _: threading.Event) -> int:
         if shard == bad:
@@ -148,7 +150,7 @@ def test_a_shard_of_the_next_window_that_stays_bad_is_told_at_the_next_step() ->
             raise FetchError("lost")
         return os.open("/dev/null", os.O_RDONLY)
 
-    fetcher = Fetcher(hold, horizon)
+    fetcher = Fetcher(hold, schedule)
     fetcher.start(0)
     refused.wait()
     fetcher.close()
@@ -160,23 +162,23 @@ def test_a_shard_of_the_next_window_that_stays_bad_is_told_at_the_next_step() ->
 def test_the_horizon_covers_what_is_read_and_one_window_more(window_shards: int, lookahead: int) -> None:
     sizes, batch_size, stop = np.array([7, 3, 11, 5, 9]), 4, 22
     shard_of, per_epoch = np.repeat(np.arange(len(sizes)), sizes), int(sizes.sum()) // batch_size
-    horizon = Horizon(5, sizes, window_shards, batch_size, stop, lookahead)
+    schedule = FetchSchedule(5, sizes, window_shards, batch_size, stop, lookahead)
     for step in range(stop):
-        windows = horizon.windows_at(step)
+        windows = schedule.windows_at(step)
         for ahead in range(step, min(step + lookahead + 1, stop)):
             epoch, within = divmod(ahead, per_epoch)
             read = epoch_order(5, epoch, sizes, window_shards)[within * batch_size : (within + 1) * batch_size]
             assert set(shard_of[read]) <= {int(shard) for window in windows for shard in window}
         if not lookahead:
             assert len(windows) <= 3
-    assert len(horizon.windows_at(stop - 1)) <= 2
+    assert len(schedule.windows_at(stop - 1)) <= 2
 
 
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("https://user:secret@host/set", r"^https://host/set: expected an address .*without password"),
-        ("s3:/bucket/set", r"^s3://bucket/set: expected an address with two slashes"),
+        ("https://user:secret@host/set", r"^https://host/set: write the address .*without a password"),
+        ("s3:/bucket/set", r"^s3://bucket/set: write the address with two slashes"),
         ("gs://bucket/set", r"^gs://bucket/set: expected a package for gs://, .*pip install gcsfs"),
         ("nonsense://bucket/set", r"^nonsense://bucket/set: expected an address such as s3://bucket/set"),
     ],

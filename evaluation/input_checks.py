@@ -1,0 +1,117 @@
+"""Check the user's input to an evaluation, before processes are started and before anything is measured."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from upfield.common.errors import InputError, ShardSetError
+from upfield.common.files import check_writable, hash_file
+from upfield.common.progress import track
+from upfield.evaluation.configuration import EvaluateConfig
+from upfield.evaluation.restorers import open_restorer
+from upfield.sharding.shardset.manifest import Manifest, read_manifest
+from upfield.sharding.shardset.shard_split import ShardSplit
+
+
+@dataclass(frozen=True)
+class EvaluationTarget:
+    """One model to evaluate."""
+
+    model: Path
+    """Folder of a run, or an `.onnx` file."""
+    folder: Path
+    """Folder of its report."""
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What an evaluation measures, after its input has been checked."""
+
+    split: ShardSplit
+    """The split to measure on; it has samples."""
+    targets: tuple[EvaluationTarget, ...]
+    """At least one; each model once."""
+
+
+def check_input(config: EvaluateConfig) -> EvaluationPlan:
+    """Check the models, the shard set and the folders of the reports.
+
+    Raises:
+        InputError: a model is missing, named twice or does not fit the set; the set has no such split; or a report
+            cannot be written where it should be.
+    """
+    if not config.models:
+        raise InputError("MODELS is missing. Name a run or an .onnx file, or several to compare them.")
+    if len({model.resolve() for model in config.models}) < len(config.models):
+        raise InputError("models: a model is named twice. Name each model once.")
+    manifest = read_manifest(config.shards)
+    split = open_split(config, manifest)
+    for model in [*config.models, *([config.against] if config.against else [])]:
+        open_restorer(model, config.device, manifest)
+    folders = report_folders(config.models, config.out)
+    for folder in folders:
+        check_report_folder(folder, config)
+    pairs = zip(config.models, folders, strict=True)
+    return EvaluationPlan(split, tuple(EvaluationTarget(model, folder) for model, folder in pairs))
+
+
+def open_split(config: EvaluateConfig, manifest: Manifest) -> ShardSplit:
+    """Open the split to measure on.
+
+    Raises:
+        InputError: the shard set has no such split, or the split has no samples.
+    """
+    known = manifest.tree["splits"]
+    if config.split not in known:
+        raise InputError(
+            f"{config.shards}: the shard set has no split {config.split}, only {', '.join(known)}. "
+            "Choose another --split."
+        )
+    split = ShardSplit(config.shards, config.split, manifest)
+    if split.num_samples == 0:
+        raise InputError(f"{config.shards}: split {config.split} has no samples. Choose another --split.")
+    return split
+
+
+def report_folders(models: list[Path], out: Path) -> list[Path]:
+    """Return the folder of each model's report: `out` for one model, otherwise folders in it, named like the models."""
+    if len(models) == 1:
+        return [out]
+    names: list[str] = []
+    for model in models:
+        name = model.resolve().stem if model.suffix == ".onnx" else model.resolve().name
+        same = sum(taken == name or taken.startswith(f"{name}-") for taken in names)
+        names.append(f"{name}-{same + 1}" if same else name)
+    return [out / name for name in names]
+
+
+def check_report_folder(folder: Path, config: EvaluateConfig) -> None:
+    """Check that a report can be written to a folder, before hours are spent on measuring.
+
+    Raises:
+        InputError: the folder cannot be written, or it is part of a shard set or of a run.
+    """
+    place = folder.resolve()
+    runs = [model for model in config.models if model.is_dir()]
+    inside = [config.shards, *(run / name for run in runs for name in ("best", "checkpoints"))]
+    taken = [run for run in runs if place == run.resolve()]
+    taken += [other for other in inside if other.resolve() in (place, *place.parents)]
+    if taken:
+        raise InputError(f"{folder}: a report cannot be written into {taken[0]}. Choose another --out.")
+    check_writable(folder, "--out")
+
+
+def refuse_changed_shards(split: ShardSplit) -> None:
+    """Compare each shard of a split with its hash in the manifest.
+
+    Raises:
+        ShardSetError: a shard is missing, or its content differs.
+    """
+    for entry in track(split.entries, "shards checked", len(split.entries)):
+        path = Path(split.root) / f"{entry.name}.tar"
+        if not path.is_file():
+            raise ShardSetError(f"{path}: this shard is missing. Run upfield verify.")
+        if (found := hash_file(path)) != entry.sha256:
+            raise ShardSetError(
+                f"{path}: expected sha256 {entry.sha256} as in the manifest, found {found}. Run upfield verify, then "
+                "build the set again."
+            )

@@ -1,0 +1,71 @@
+"""Share the volumes of a split over the processes of a job, and gather their measurements."""
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from upfield.common.progress import track
+from upfield.evaluation.measure import MeasurementSettings, measure_volumes
+from upfield.evaluation.measurements import SplitMeasurements, VolumeImages, VolumeMeasurements
+from upfield.sharding.previews.selection import VolumePair, group_volumes
+from upfield.sharding.shardset.shard_split import ShardSplit
+
+# Processes wait for the one with the most work, which may take hours on a CPU.
+TIMEOUT = timedelta(hours=24)
+
+
+def current_rank() -> int:
+    """Return the rank of this process in the job; 0 without a launcher."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Return the number of processes in the job; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def measure_split(
+    settings: MeasurementSettings, split: ShardSplit, use: Callable[[VolumeImages], None] = lambda _: None
+) -> SplitMeasurements:
+    """Measure every volume of a split once, over all processes. Collective: ALL ranks call it.
+
+    Args:
+        settings: methods to measure, and how.
+        split: the split.
+        use: receives the images of each volume that this process has measured; they are not kept.
+
+    Returns:
+        The measurements of all volumes on every rank, and on the main process the images of one volume, a real one if
+        there is any.
+
+    Raises:
+        RunError: a model returns values that are not finite.
+    """
+    rank = 0
+    if world_size() > 1:
+        state = PartialState(cpu=settings.device.type == "cpu", timeout=TIMEOUT)
+        rank = state.process_index
+    own = real_first(group_volumes(split))[rank :: world_size()]
+    measured: list[VolumeMeasurements] = []
+    shown: VolumeImages | None = None
+    for measurements, images in track(measure_volumes(settings, split, own), "volumes", len(own)):
+        measured.append(measurements)
+        use(images)
+        if rank == 0 and shown is None:
+            shown = images
+    volumes = gather_object(measured) if world_size() > 1 else measured
+    return SplitMeasurements(tuple(sorted(volumes, key=lambda volume: volume.keys[0])), shown)
+
+
+def real_first(pairs: list[VolumePair]) -> list[VolumePair]:
+    """Sort pairs of volumes so that real ones come first: the report shows the first one."""
+    return sorted(pairs, key=lambda pair: pair.first.kind != "real")
+
+
+def leave_group() -> None:
+    """Leave the process group, if there is one. Collective: ALL ranks call it."""
+    if world_size() > 1:
+        PartialState().destroy_process_group()

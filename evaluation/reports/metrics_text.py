@@ -1,0 +1,38 @@
+"""The table of metrics.json as plain text, which ends the command."""
+
+from typing import Any
+
+from upfield.common.tables import text_table
+from upfield.evaluation.measurements import AGAINST, CUBIC, MODEL
+from upfield.evaluation.metrics import METRICS
+from upfield.evaluation.reports.cells import DIFFERENCE_HEADER, difference_cells, number_cell
+from upfield.evaluation.reports.notes import counts_text, notes
+
+
+def metrics_text(tree: dict[str, Any]) -> str:
+    """Format each method's mean under each metric, the model's differences, and the notes.
+
+    Args:
+        tree: the contents of metrics.json.
+    """
+    methods = [method for method in (CUBIC, MODEL, AGAINST) if method in tree]
+    about = tree["about"]
+    # A single subject has neither interval nor p.
+    difference_header = DIFFERENCE_HEADER if about["subjects"] > 1 else ()
+    others = [other for other in (CUBIC, AGAINST) if other in methods]
+    header = ["", *(f"{method} mean" for method in methods)]
+    header += [title for other in others for title in (f"{MODEL} - {other}", *difference_header)]
+    rows: list[list[str]] = []
+    for name, metric in METRICS.items():
+        means = [tree[method][name]["mean"] for method in methods]
+        if means == [None] * len(means):
+            continue
+        row = [name if metric.higher_is_better else f"{name} (lower)"]
+        row += [number_cell(mean, metric.digits) for mean in means]
+        for other in others:
+            cells = difference_cells(tree["differences"][f"{MODEL} - {other}"].get(name), metric.digits)
+            row += cells[: 1 + len(difference_header)]
+        rows.append(row)
+    against = [f"against: {about['against']}"] if AGAINST in methods else []
+    table = text_table(header, rows, numeric=True)
+    return "\n".join([f"{counts_text(about)}: {about['restorer']}", *against, table, *notes(tree)])

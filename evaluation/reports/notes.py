@@ -1,0 +1,67 @@
+"""What a reader must know beside the figures: how much was measured, and what limits the conclusions."""
+
+from typing import Any
+
+from upfield.evaluation.measurements import AGAINST, CUBIC, MODEL
+from upfield.evaluation.metrics import METRICS
+
+NOT_HELD_OUT = {
+    "train": "split train: the model was trained on these subjects, so the figures say nothing about other subjects",
+    "val": "split val: the best model was chosen on these subjects, so the figures are too favourable",
+}
+# A paired test over fewer subjects cannot reach p < 0.05.
+FEW_SUBJECTS = 6
+
+
+def counts_text(about: dict[str, Any]) -> str:
+    """Return in words how much was measured: slices, volumes of each kind, subjects, and the split."""
+    subjects = "1 subject" if about["subjects"] == 1 else f"{about['subjects']} subjects"
+    volumes = " and ".join(f"{count} {kind}" for kind, count in about["volumes"].items())
+    plural = "s" if sum(about["volumes"].values()) > 1 else ""
+    return f"{about['slices']} slices of {volumes} volume{plural}, {subjects}, split {about['split']}"
+
+
+def notes(tree: dict[str, Any]) -> list[str]:
+    """Return what limits the conclusions: whose figures they are, what was left out, and how few subjects there are.
+
+    Args:
+        tree: the contents of metrics.json.
+    """
+    return [*_notes_on_subjects(tree["about"]), *_notes_on_values(tree), *_notes_on_tests(tree["about"]["subjects"])]
+
+
+def _notes_on_subjects(about: dict[str, Any]) -> list[str]:
+    texts = [NOT_HELD_OUT[about["split"]]] if about["split"] in NOT_HELD_OUT else []
+    if len(about["volumes"]) > 1:
+        texts.append("these means mix real and synthetic volumes; the report also lists the two separately")
+    for name, origin in about["models"].items():
+        if (trained_on := origin["trained_on_sha256"]) != (measured_on := about["data_sha256"]):
+            texts.append(
+                f"{name}: trained on shards of data hash {trained_on[:12]}, not on those of this set "
+                f"({measured_on[:12]}), so it is unknown whether it was trained on these subjects"
+            )
+    return texts
+
+
+def _notes_on_values(tree: dict[str, Any]) -> list[str]:
+    texts = ["means are over slices or volumes; differences are over subjects, each with the same weight"]
+    for method in (CUBIC, MODEL, AGAINST):
+        for name, metric in METRICS.items():
+            one = tree.get(method, {}).get(name, {})
+            if one.get("infinite"):
+                texts.append(f"{method}, {name}: {one['infinite']} {metric.level}s without any error are left out")
+            # Slices with little of the head are left out by definition.
+            if one.get("undefined") and one["count"] and metric.level == "volume":
+                texts.append(f"{method}, {name}: undefined for {one['undefined']} volumes, which are left out")
+    undefined = [name for name in METRICS if tree[MODEL][name]["mean"] is None]
+    if undefined:
+        texts.append(f"undefined for images of this size or content: {', '.join(undefined)}")
+    return texts
+
+
+def _notes_on_tests(subjects: int) -> list[str]:
+    if subjects < 2:
+        return ["a single subject: no interval and no test is possible, because its slices are not independent"]
+    if subjects < FEW_SUBJECTS:
+        return [f"{subjects} subjects: a paired test over so few cannot give a p below {2 / 2**subjects:.3g}"]
+    return []

@@ -1,0 +1,59 @@
+"""Read the volumes of a split one at a time: stack their slices in anatomical order, however they are stored."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upfield.common.errors import ShardSetError
+from upfield.sharding.previews.selection import VolumePair
+from upfield.sharding.shardset.sample_key import SampleKey
+from upfield.sharding.shardset.shard_split import ShardSplit
+
+
+@dataclass(frozen=True)
+class StackedPair:
+    """The voxels of one pair of volumes."""
+
+    keys: tuple[SampleKey, ...]
+    """Keys of its slices, in anatomical order from left to right."""
+    low: NDArray[np.float32]
+    """`(X, 1 + 2*context, Y, Z)` in [0, 1]: the cubic interpolation of the scan, each slice with its neighbours."""
+    high: NDArray[np.float32]
+    """`(X, Y, Z)` in [0, 1]."""
+
+    @property
+    def name(self) -> str:
+        """The part that the keys share: the key without the slice."""
+        return str(self.keys[0]).rpartition("-")[0]
+
+    @property
+    def cubic(self) -> NDArray[np.float32]:
+        """The cubic interpolation of the scan, `(X, Y, Z)` in [0, 1]."""
+        return np.ascontiguousarray(self.low[:, self.low.shape[1] // 2])
+
+
+def read_pair(split: ShardSplit, pair: VolumePair) -> StackedPair:
+    """Read all slices of a pair of volumes.
+
+    Args:
+        split: the split that holds the pair.
+        pair: sample numbers and keys of its slices.
+
+    Raises:
+        ShardSetError: a shard is missing or truncated, slices are missing, or a value is outside 0..1.
+    """
+    count = len(pair.samples)
+    expected = split.manifest.tree["config"]["geometry"]["high_shape"][0]
+    if [key.x for key in pair.keys] != list(range(expected)):
+        raise ShardSetError(
+            f"{split.root}: {pair.first}: expected {expected} slices numbered from 0, found {count} numbered "
+            f"{pair.keys[0].x} to {pair.keys[-1].x}. Run upfield verify."
+        )
+    low, high = (np.empty((count, *shape), dtype=np.float16) for shape in (split.low_shape, split.high_shape))
+    split.read_into(pair.samples, low, high)
+    if not all(((array >= 0) & (array <= 1)).all() for array in (low, high)):
+        raise ShardSetError(
+            f"{split.root}: {pair.first}: values outside 0..1, so a shard is damaged. Run upfield verify."
+        )
+    return StackedPair(pair.keys, low.astype(np.float32), high[:, 0].astype(np.float32))

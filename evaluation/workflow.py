@@ -1,0 +1,158 @@
+"""The steps of an evaluation: check the input, measure, gather over processes, summarise, report."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from upfield.distributed.launch import relaunch
+from upfield.evaluation.configuration import EvaluateConfig
+from upfield.evaluation.example_slices import choose_example_slices
+from upfield.evaluation.input_checks import EvaluationPlan, EvaluationTarget, check_input, refuse_changed_shards
+from upfield.evaluation.measure import MeasurementSettings
+from upfield.evaluation.measurements import AGAINST, CUBIC, MODEL, SplitMeasurements, VolumeImages
+from upfield.evaluation.process_group import current_rank, leave_group, measure_split
+from upfield.evaluation.provenance import describe_evaluation
+from upfield.evaluation.reports.comparison_report import write_comparison
+from upfield.evaluation.reports.content import ReportContent, TrainingRecord
+from upfield.evaluation.reports.metrics_text import metrics_text
+from upfield.evaluation.reports.model_report import write_model_report
+from upfield.evaluation.reports.restored_volumes import save_volume, stale_volumes
+from upfield.evaluation.restorers import ModelRestorer, choose_device, open_restorers
+from upfield.evaluation.summary import EvaluationResult, metrics_tree
+from upfield.sharding.shardset.shard_split import ShardSplit
+
+SCRIPT = Path(__file__).with_name("evaluate.py")
+VOLUMES = "volumes"
+
+
+def evaluate_models(config: EvaluateConfig) -> int:
+    """Evaluate every model, compare them if there are several, and return the exit code.
+
+    Collective: ALL ranks of a launched job call it.
+    """
+    plan = check_input(config)
+    if config.processes > 1 and "WORLD_SIZE" not in os.environ:
+        return relaunch(SCRIPT, with_absolute_paths(config))
+    if current_rank() == 0:
+        refuse_changed_shards(plan.split)
+    measurements = SplitMeasurements()
+    results: list[EvaluationResult] = []
+    for target in plan.targets:
+        restorers = open_restorers(target.model, config.against, config.device, plan.split.manifest)
+        measurements = measure_target(config, target, restorers, plan.split, measurements)
+        if current_rank() == 0:
+            results.append(summarise(config, target, restorers, plan.split, measurements))
+            report(config, target, restorers, plan.split, results[-1], measurements)
+    if len(results) > 1:
+        compare(config, plan, results, measurements)
+    leave_group()
+    return 0
+
+
+def with_absolute_paths(config: EvaluateConfig) -> EvaluateConfig:
+    """Return the configuration with absolute paths: other processes read it from another folder."""
+    paths = {
+        name: value.absolute() for name in ("against", "shards", "out") if (value := getattr(config, name)) is not None
+    }
+    return replace(config, models=[model.absolute() for model in config.models], **paths)
+
+
+def unique_name(model: Path) -> str:
+    """Return the name under which a model is measured."""
+    return str(model.resolve())
+
+
+def method_names(model: Path, against: Path | None) -> dict[str, str]:
+    """Return the methods of one model's report: name in the report -> name under which it is measured."""
+    models = {MODEL: model} | ({AGAINST: against} if against else {})
+    return {CUBIC: CUBIC} | {role: unique_name(path) for role, path in models.items()}
+
+
+def measure_target(
+    config: EvaluateConfig,
+    target: EvaluationTarget,
+    restorers: Mapping[str, ModelRestorer],
+    split: ShardSplit,
+    measurements: SplitMeasurements,
+) -> SplitMeasurements:
+    """Measure the methods of one model's report that have not been measured yet. Collective: ALL ranks call it.
+
+    Args:
+        config: of the command.
+        target: the model, and the folder of its report.
+        restorers: the model as `MODEL`, and perhaps the one it is measured against as `AGAINST`.
+        split: the split to measure on.
+        measurements: what has been measured.
+
+    Returns:
+        `measurements` with the missing methods added.
+
+    Raises:
+        RunError: a model returns values that are not finite.
+    """
+    names = method_names(target.model, config.against)
+    missing = {name: restorers.get(role) for role, name in names.items() if name not in measurements.methods}
+    if config.save_volumes:
+        # An earlier model may have been measured against this one, but then its volumes were not saved.
+        missing[names[MODEL]] = restorers[MODEL]
+    if not missing:
+        return measurements
+
+    def save(images: VolumeImages) -> None:
+        if config.save_volumes:
+            save_volume(target.folder / VOLUMES, images.name, images.restored[names[MODEL]], images.spacing_mm)
+
+    settings = MeasurementSettings(missing, config.batch_size, config.perturb, choose_device(config.device))
+    return measurements.merge(measure_split(settings, split, save))
+
+
+def summarise(
+    config: EvaluateConfig,
+    target: EvaluationTarget,
+    restorers: Mapping[str, ModelRestorer],
+    split: ShardSplit,
+    measurements: SplitMeasurements,
+) -> EvaluationResult:
+    """Return the result for one model: its measurements beside those of the methods that it is compared with."""
+    names = method_names(target.model, config.against)
+    volumes = tuple(volume.select(names) for volume in measurements.volumes)
+    return EvaluationResult(volumes, describe_evaluation(config, restorers, split, volumes))
+
+
+def report(
+    config: EvaluateConfig,
+    target: EvaluationTarget,
+    restorers: Mapping[str, ModelRestorer],
+    split: ShardSplit,
+    result: EvaluationResult,
+    measurements: SplitMeasurements,
+) -> None:
+    """Write one model's report, and print its table."""
+    assert measurements.shown is not None
+    restorer, folder = restorers[MODEL], target.folder
+    content = ReportContent(
+        metrics_tree(result),
+        result,
+        choose_example_slices(result, split, restorer),
+        measurements.shown.select(method_names(target.model, config.against)),
+        TrainingRecord.of(target.model, restorer.configuration),
+    )
+    page = write_model_report(folder, content)
+    print(metrics_text(content.metrics))
+    saved = {volume.name for volume in result.volumes} if config.save_volumes else set[str]()
+    if stale := stale_volumes(folder / VOLUMES, saved):
+        print(f"{folder / VOLUMES}: {len(stale)} volumes are left from an earlier evaluation, such as {stale[0].name}")
+    print(page, flush=True)
+
+
+def compare(
+    config: EvaluateConfig, plan: EvaluationPlan, results: list[EvaluationResult], measurements: SplitMeasurements
+) -> None:
+    """Compare cubic interpolation, the model that the others were measured against, and the models."""
+    models = [str(target.model) for target in plan.targets]
+    names = {CUBIC: CUBIC} | ({str(config.against): unique_name(config.against)} if config.against else {})
+    names |= {str(target.model): unique_name(target.model) for target in plan.targets}
+    volumes = tuple(volume.select(names) for volume in measurements.volumes)
+    pages = {str(target.model): f"{target.folder.name}/report.html" for target in plan.targets}
+    write_comparison(config.out, EvaluationResult(volumes, results[0].about), models, pages)
