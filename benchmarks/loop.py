@@ -19,11 +19,11 @@ from pathlib import Path
 import torch
 import yaml
 
-from upfield.distributed.assembly import set_up, tear_down
 from upfield.distributed.configuration import DataConfig, ModelConfig, RunConfig, TrainConfig
+from upfield.distributed.gating_noise import draw_gating_noise
 from upfield.distributed.loop import fit
-from upfield.distributed.noise import gating_noise
 from upfield.distributed.samples.reader import read_batch
+from upfield.distributed.training_run import close_run, open_run
 from upfield.model.losses import restoration_loss
 from upfield.sharding.phantom import main as phantom
 from upfield.sharding.shard import main as shard
@@ -92,11 +92,11 @@ def training(arguments: argparse.Namespace, root: Path, preset: str, out: Path) 
 def bare_rate(config: TrainConfig, steps: int) -> float:
     """Give slices per second of the median step alone, over the batches that the loop will have."""
     with contextlib.redirect_stderr(io.StringIO()):
-        run = set_up(replace(config, run=replace(config.run, out=config.run.out and config.run.out / "bare")))
+        run = open_run(replace(config, run=replace(config.run, out=config.run.out and config.run.out / "bare")))
     device = run.accelerator.device
     batches = [read_batch(run.batches.split, run.batches.samples_at(step)) for step in range(steps + 1)]
     size = (batches[0].low.shape[-2], batches[0].low.shape[-1])
-    noise = gating_noise(run.learner.network.config, size, (0, 0), batches[0].samples, device)
+    noise = draw_gating_noise(run.learner.network.config, size, (0, 0), batches[0].samples, device)
     times_s: list[float] = []
     for batch in batches:
         begun = time.perf_counter()
@@ -108,7 +108,7 @@ def bare_rate(config: TrainConfig, steps: int) -> float:
         synchronise(device)
         times_s.append(time.perf_counter() - begun)
     run.lock and run.lock.close()
-    tear_down(run)
+    close_run(run)
     return len(batches[0].samples) / statistics.median(times_s[1:])
 
 

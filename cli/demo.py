@@ -121,14 +121,14 @@ def make_shards(places: Places) -> None:
 
 def train(config: DemoConfig, places: Places) -> None:
     """Train the tiny preset in processes of its own, as on a cluster: through `accelerate launch`."""
-    from upfield.distributed.launch import SCRIPT, launcher, run_launcher
+    from upfield.distributed.launch import SCRIPT, launch_command, run_launcher
 
     recipe = SCRIPT.parent / "recipes" / RECIPE
     arguments = ["--config", recipe, "--data.shards", places.shards, "--run.out", places.run, "--run.seed", config.seed]
     arguments += ["--run.precision", precision()]
     if config.max_steps is not None:
         arguments += ["--run.max_steps", config.max_steps]
-    command = [*launcher(processes=1), str(SCRIPT), *map(str, arguments)]
+    command = [*launch_command(processes=1), str(SCRIPT), *map(str, arguments)]
     code, stopped = run_launcher(command, dict(os.environ))
     if stopped:
         raise RunError("training: stopped by a signal; the same command starts the demonstration anew")

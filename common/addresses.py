@@ -1,23 +1,23 @@
-"""Addresses of remote stores, told from paths of this machine and shown without passwords."""
+"""Addresses of remote stores: how they differ from local paths, and how messages show them."""
 
 import re
 
-# A path that was made of an address has one of its two slashes left.
+# `Path` collapses the two slashes of an address to one.
 ADDRESS = re.compile(r"([A-Za-z][\w.+:-]+):/")
 LOCAL = ("file", "local")
 
 
 def is_address(place: str) -> bool:
-    """Tell whether `place` has the form of an address, of this machine's files or others."""
+    """Return whether `place` has the form of an address, such as `s3://bucket/set` or `file:///data`."""
     return ADDRESS.match(place) is not None
 
 
 def is_remote(place: str) -> bool:
-    """Tell whether `place` is the address of anything but local files."""
-    found = ADDRESS.match(place)
-    return found is not None and found[1] not in LOCAL
+    """Return whether `place` is an address outside this machine's file system."""
+    match = ADDRESS.match(place)
+    return match is not None and match[1] not in LOCAL
 
 
 def format_address(address: str) -> str:
-    """Give an address with both slashes and without its password."""
+    """Return an address for messages: with both slashes and without its password."""
     return re.sub(r"(?<=://)[^/@:]*:[^/@]*@", "", re.sub(r"(?<=:)/(?!/)", "//", address, count=1))

@@ -1,64 +1,178 @@
-"""The store that a remote set lies in, read through fsspec."""
+"""Remote stores: the one place that opens an address, and the one place that words a store's errors.
+
+`Store` is a folder at an address, opened with fsspec. Training reads shard sets from it, and `upfield shard` sends them
+to it. Ray opens the storage of a sweep with Arrow; what has to find the same files opens it with `open_with_arrow`.
+"""
 
 import asyncio
+import errno
 import os
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from upfield.common.addresses import format_address
-from upfield.common.errors import InputError
+from upfield.common.errors import InputError, RunError
 
 POLL_S = 0.1
+STALL_S = 60.0
+# A file is sent in parts of this size, of which S3 takes 10,000. Size and number bound the memory: by default, s3fs
+# reads 10 parts of 50 MiB of each file.
+PART_BYTES, PARTS_AT_ONCE = 16 * 2**20, 2
 PACKAGES = {"s3": "'upfield[s3]'", "s3a": "'upfield[s3]'", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp"}
 PACKAGES |= {"https": "aiohttp", "az": "adlfs", "abfs": "adlfs"}
 NEVER = threading.Event()
 
 
 class TransferCancelledError(Exception):
-    """A transfer ended because its caller asked it to."""
+    """The caller cancelled a transfer."""
 
 
 class Store:
-    """A folder at an address. Each process opens a client of its own: fsspec's do not survive a fork."""
+    """A folder at an address. Each process opens its own client, because clients of fsspec do not survive a fork."""
 
-    def __init__(self, address: str, timeout_s: float) -> None:
-        """Take the address.
+    def __init__(self, address: str, timeout_s: float = STALL_S) -> None:
+        """Remember the address; nothing is opened yet.
 
         Args:
             address: such as `s3://bucket/set`.
-            timeout_s: a transfer that brings no byte for so long is given up.
+            timeout_s: `fetch` gives up when no byte has arrived for this long.
         """
-        self.address = address.rstrip("/")
+        scheme, _, folder = address.partition("://")
+        self.address = f"{scheme}://{folder.rstrip('/')}"
         self.timeout_s = timeout_s
-        # By process; what a fork inherits is kept, for its end would wait for threads that are not there.
+        # By process id. A fork keeps the client that it inherits: closing it would wait for threads that do not exist.
         self._clients: dict[int, tuple[Any, str]] = {}
 
-    def fetch(self, name: str, path: Path, most_bytes: int | None = None, stopped: threading.Event = NEVER) -> None:
-        """Copy a file to a path of this machine.
+    @property
+    def name(self) -> str:
+        """The address as messages show it."""
+        return format_address(self.address)
 
-        Args:
-            name: below the address.
-            path: a new file.
-            most_bytes: give up when more than this comes.
-            stopped: ends the transfer.
+    @property
+    def root(self) -> str:
+        """The folder's path in the store, without a slash at the end.
 
         Raises:
-            InputError: no package for such addresses, or no address.
-            TransferCancelledError: asked to.
-            Exception: whatever the store's client makes of a failure; TimeoutError where nothing came.
+            InputError: the address cannot be opened.
         """
+        return self._client()[1]
+
+    @property
+    def takes_threads(self) -> bool:
+        """Whether several threads may transfer files at once: fsspec promises it for asynchronous clients only.
+
+        Raises:
+            InputError: the address cannot be opened.
+        """
+        return self._client()[0].async_impl
+
+    def list_sizes(self) -> dict[str, int]:
+        """Return the size in bytes of each object, by its name below the folder.
+
+        Raises:
+            InputError: the address cannot be opened, access is denied, or there is no such bucket.
+            RunError: the store does not answer as it should.
+        """
+        client, root = self._client()
+        with self._errors("listing"):
+            client.invalidate_cache()
+            objects = client.find(root, detail=True)
+            # fsspec would answer a later question about one object from this listing, even if it is outdated.
+            client.invalidate_cache()
+        sizes = {path.removeprefix(f"{root}/"): info["size"] for path, info in objects.items()}
+        # Consoles mark an empty folder with an object whose name ends in a slash.
+        return {name: size for name, size in sizes.items() if name and not name.endswith("/")}
+
+    def read(self, name: str) -> bytes | None:
+        """Read a small object. Return None if it does not exist.
+
+        Raises:
+            InputError: access is denied.
+            RunError: the store does not answer as it should.
+        """
+        client, root = self._client()
+        with self._errors(f"reading {name}"):
+            try:
+                return client.cat_file(f"{root}/{name}")
+            except FileNotFoundError:
+                return None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a small object.
+
+        Raises:
+            InputError: access is denied, or there is no such bucket.
+            RunError: the store does not answer as it should.
+        """
+        client, root = self._client()
+        with self._errors(f"writing {name}"):
+            client.pipe_file(f"{root}/{name}", data)
+
+    def remove(self, name: str) -> None:
+        """Remove an object.
+
+        Raises:
+            InputError: access is denied, or there is no such object.
+            RunError: the store does not answer as it should.
+        """
+        client, root = self._client()
+        with self._errors(f"removing {name}"):
+            client.rm_file(f"{root}/{name}")
+
+    def send(self, path: Path, name: str) -> None:
+        """Send a file, and check that all of it has arrived.
+
+        Raises:
+            InputError: access is denied, or there is no such bucket.
+            RunError: the store does not answer as it should, or holds another number of bytes afterwards.
+        """
+        client, root = self._client()
+        parts = {"chunksize": PART_BYTES, "max_concurrency": PARTS_AT_ONCE} if "s3" in client.protocol else {}
+        with self._errors(f"sending {name}"):
+            client.put_file(str(path), f"{root}/{name}", **parts)
+            arrived = client.info(f"{root}/{name}")["size"]
+        if arrived != path.stat().st_size:
+            raise RunError(
+                f"{self.name}/{name}: expected {path.stat().st_size} bytes after sending, found {arrived}. "
+                "Run the same command again."
+            )
+
+    def fetch(self, name: str, path: Path, most_bytes: int | None = None, stopped: threading.Event = NEVER) -> None:
+        """Copy an object to a new file on this machine.
+
+        Args:
+            name: below the folder.
+            path: the new file.
+            most_bytes: the transfer fails if more than this arrives.
+            stopped: set by the caller to cancel the transfer.
+
+        Raises:
+            InputError: the address cannot be opened, or access is denied. Trying again does not help.
+            TransferCancelledError: `stopped` was set.
+            TimeoutError: no byte has arrived for `timeout_s`.
+            Exception: any other error of the store's client, unchanged; trying again may help.
+        """
+        try:
+            self._fetch(name, path, most_bytes, stopped)
+        except Exception as error:
+            refuse_denied(f"{self.name}/{name}", "reading", "read", error)
+            raise
+
+    def _fetch(self, name: str, path: Path, most_bytes: int | None, stopped: threading.Event) -> None:
         from fsspec.callbacks import Callback
 
         client, root = self._client()
         if not client.async_impl:
-            # Such a client has no transfer that could be broken off; it may have time limits of its own.
+            # Such a client offers no transfer that could be cancelled. It may have its own time limits.
             client.get_file(f"{root}/{name}", str(path))
             return
         arrived = Callback()
-        # In order and one part at a time: many shards arrive at once already.
+        # One part at a time and in order, because many shards already arrive at once.
         options = {"max_concurrency": 1} if "s3" in client.protocol else {}
         coroutine = client._get_file(f"{root}/{name}", str(path), callback=arrived, **options)
         transfer = asyncio.run_coroutine_threadsafe(coroutine, client.loop)
@@ -69,7 +183,7 @@ class Store:
         transfer.result()
 
     def _watch(self, transfer: "Future[Any]", arrived: Any, most_bytes: int | None, stopped: threading.Event) -> None:
-        """Return when a transfer has ended; raise where it stalls or has brought too much."""
+        """Wait until a transfer has ended; raise if it stalls, brings too much, or is cancelled."""
         before, since_s = 0, time.monotonic()
         while not wait([transfer], POLL_S).done:
             if stopped.is_set():
@@ -79,31 +193,102 @@ class Store:
             if arrived.value != before:
                 before, since_s = arrived.value, time.monotonic()
             elif time.monotonic() - since_s > self.timeout_s:
-                raise TimeoutError(f"no byte for {self.timeout_s:g} s, after {before}")
+                raise TimeoutError(f"no data for {self.timeout_s:g} s after {before} bytes")
 
     def _client(self) -> tuple[Any, str]:
         if os.getpid() not in self._clients:
-            self._clients[os.getpid()] = _open(self.address)
+            self._clients[os.getpid()] = open_with_fsspec(self.address)
         return self._clients[os.getpid()]
 
+    @contextmanager
+    def _errors(self, doing: str) -> Iterator[None]:
+        """Turn the errors of a store's client into ours, which name the address."""
+        try:
+            yield
+        except Exception as error:
+            refuse_denied(self.name, doing, "list, read and write", error)
+            if isinstance(error, FileNotFoundError) and error.filename is None:
+                raise InputError(
+                    f"{self.name}: no such bucket or folder, seen while {doing} ({describe_error(error)}). "
+                    "Create it, or check the address."
+                ) from error
+            raise RunError(
+                f"{self.name}: {doing} failed ({describe_error(error)}). "
+                "Check the connection and run the same command again; it continues from here."
+            ) from error
 
-def _open(address: str) -> tuple[Any, str]:
+
+def refuse_denied(place: str, doing: str, rights: str, error: Exception) -> None:
+    """Raise InputError if an error of a store's client means that access is denied.
+
+    Args:
+        place: address for the message.
+        doing: what failed, such as `reading`.
+        rights: what upfield must be allowed to do there.
+        error: of any class, because each client has its own, and those cannot be imported here.
+    """
+    by_store = isinstance(error, PermissionError) and error.filename is None
+    if by_store or "Credentials" in type(error).__name__:
+        raise InputError(
+            f"{place}: permission denied while {doing} ({describe_error(error)}). "
+            f"Check the credentials and the bucket's policy: upfield needs to {rights} there."
+        ) from error
+
+
+def is_local(error: Exception) -> bool:
+    """Return whether an error comes from this machine's disk instead of the store."""
+    return isinstance(error, OSError) and (error.filename is not None or error.errno == errno.ENOSPC)
+
+
+def describe_error(error: Exception) -> str:
+    """Return an error's text on one line, or its class if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def open_with_fsspec(address: str) -> tuple[Any, str]:
+    """Open an address; return fsspec's file system and the path in it, without a slash at the end.
+
+    Raises:
+        InputError: the package for such addresses is missing, or this is not an address.
+    """
     import fsspec
 
     scheme = address.partition("://")[0]
     try:
         client, root = fsspec.core.url_to_fs(address, skip_instance_cache=True, **_options(scheme))
     except ImportError as error:
-        package = PACKAGES.get(scheme, "the package that it names")
+        remedy = f"Run pip install {PACKAGES[scheme]}." if scheme in PACKAGES else "Install the package that it names."
         raise InputError(
-            f"{format_address(address)}: expected a package for {scheme}://, found none ({error}); "
-            f"pip install {package}"
+            f"{format_address(address)}: the package for {scheme}:// is missing ({error}). {remedy}"
         ) from error
     except ValueError as error:
-        raise InputError(
-            f"{format_address(address)}: expected an address such as s3://bucket/set, found none: {error}"
-        ) from error
+        raise _no_address(address, error) from error
     return client, root.rstrip("/")
+
+
+def open_with_arrow(address: str) -> tuple[Any, str]:
+    """Open an address as Ray does; return Arrow's file system and the path in it.
+
+    Ray reads and writes a sweep's storage with Arrow, which takes options at the end of the address
+    (`s3://bucket/folder?region=eu-central-1`) that fsspec does not know. With fsspec, the same address could lead to
+    another store.
+
+    Raises:
+        InputError: Arrow cannot open the address.
+    """
+    from pyarrow.fs import FileSystem
+
+    try:
+        return FileSystem.from_uri(address)
+    except (OSError, ValueError) as error:
+        raise _no_address(address, error) from error
+
+
+def _no_address(address: str, error: Exception) -> InputError:
+    return InputError(
+        f"{format_address(address)}: this is not an address such as s3://bucket/folder ({describe_error(error)}). "
+        "Check the address."
+    )
 
 
 def _options(scheme: str) -> dict[str, Any]:
@@ -111,5 +296,5 @@ def _options(scheme: str) -> dict[str, Any]:
         return {}
     import aiohttp
 
-    # Its default ends every transfer after five minutes, however well it goes.
+    # By default, aiohttp ends every transfer after five minutes, even one that makes progress.
     return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None)}}

@@ -1,4 +1,4 @@
-"""What the processes of a job must agree on when something goes wrong, lest some wait for ever or all say the same."""
+"""Agreement between the processes of a job: all fail together, none waits forever, and one prints the error."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +18,10 @@ T = TypeVar("T")
 
 @contextmanager
 def errors_met_by_all(kind: type[InputError | RunError] = RunError) -> Iterator[None]:
-    """Mark errors that every process of the job meets alike; by default those of a run, which it fails together."""
+    """Mark errors of `kind` as shared by all processes of the job, so that one of them prints the error.
+
+    A `FetchError` is not shared, because each process fetches its own files.
+    """
     try:
         yield
     except kind as error:
@@ -26,36 +29,36 @@ def errors_met_by_all(kind: type[InputError | RunError] = RunError) -> Iterator[
         raise
 
 
-def done_by_all(work: Callable[[], T]) -> T:
-    """Do the same on every process, and fail on all where it failed on one. Collective: ALL ranks call it.
+def run_on_all_processes(work: Callable[[], T]) -> T:
+    """Call `work` on every process, and fail on all if it failed on one. Collective: ALL ranks call it.
 
     Args:
-        work: without anything collective in it.
+        work: must not contain a collective call.
 
     Returns:
-        What it gave here.
+        The result on this process.
 
     Raises:
-        InputError: it raised that on some process.
-        RunError: likewise.
+        InputError: `work` raised it on some process.
+        RunError: `work` raised it on some process.
     """
     results: list[T] = []
     problem = _caught(lambda: results.append(work()))
-    problems = [found for found in gather_object([problem]) if found is not None]
+    problems = [each for each in gather_object([problem]) if each is not None]
     if problems:
         _raise(problems[0])
     return results[0]
 
 
-def done_by_main_process(work: Callable[[], T]) -> T:
-    """Let the main process do something, and give all what it gave. Collective: ALL ranks call it.
+def run_on_main_process(work: Callable[[], T]) -> T:
+    """Call `work` on the main process and return its result on all. Collective: ALL ranks call it.
 
     Args:
-        work: gives what can be sent to other processes.
+        work: returns something that can be pickled.
 
     Raises:
-        InputError: it raised that.
-        RunError: likewise.
+        InputError: `work` raised it.
+        RunError: `work` raised it.
     """
     outcome: list[Any] = [None, None]
     if PartialState().is_main_process:
@@ -71,7 +74,7 @@ def done_by_main_process(work: Callable[[], T]) -> T:
 
 
 def _caught(work: Callable[[], object]) -> tuple[bool, str] | None:
-    """Do it and give what was raised: whether the input is to blame, and the message."""
+    """Call `work` and return its error: whether it is an InputError, and the message."""
     try:
         work()
     except (InputError, RunError) as error:
@@ -86,10 +89,10 @@ def _raise(problem: tuple[bool, str]) -> NoReturn:
 
 
 def write_on_main_process(what: str, write: Callable[[], None]) -> None:
-    """Let the main process write, and fail on all where it failed. Collective: ALL ranks call it.
+    """Call `write` on the main process, and fail on all if it failed. Collective: ALL ranks call it.
 
     Args:
-        what: what is written and where, for the message.
+        what: where and what it writes, for the message.
         write: called on the main process.
 
     Raises:
@@ -99,28 +102,28 @@ def write_on_main_process(what: str, write: Callable[[], None]) -> None:
     def attempt() -> None:
         try:
             write()
-        # A library in between may turn the system's error into one of its own, of any class.
+        # A library may turn the system's error into one of its own, of any class.
         except Exception as error:
             problem = (error.strerror if isinstance(error, OSError) else None) or str(error)
             raise RunError(
-                f"{what}: expected to write it, found: {problem}; what was written before is whole. Make room, or mend "
-                "what is wrong there, and start the same command again"
+                f"{what} could not be written ({problem}). Everything written before is intact: free space or fix the "
+                "cause, then run the same command again."
             ) from error
 
-    done_by_main_process(attempt)
+    run_on_main_process(attempt)
 
 
 def hold_folder(out: Path) -> TextIO | None:
-    """Let this job alone write a run. Collective: ALL ranks call it.
+    """Lock a run's folder, so that no other job writes it. Collective: ALL ranks call it.
 
     Args:
         out: folder of the run.
 
     Returns:
-        On the main process, the lock: to be closed at the run's end, unless the process ends before.
+        On the main process the lock, which the caller closes at the end of the run.
 
     Raises:
-        InputError: another job writes there.
+        InputError: another job holds the lock.
     """
     locks: list[TextIO] = []
 
@@ -128,12 +131,11 @@ def hold_folder(out: Path) -> TextIO | None:
         lock = lock_folder(out, "--run.out")
         if lock is None:
             raise InputError(
-                f"{out}: expected no other training to write this run, found one that is going on; wait for it, end "
-                "it, or choose another --run.out"
+                f"{out}: another training is writing this run. Wait until it ends, end it, or choose another --run.out."
             )
         locks.append(lock)
 
-    done_by_main_process(take)
+    run_on_main_process(take)
     return locks[0] if locks else None
 
 
@@ -150,19 +152,22 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
-    """Sum values `(N, ...)` over the processes; their gradient is summed too. Collective, as is the backward pass."""
+    """Sum values `(N, ...)` over the processes, and their gradients in the backward pass.
+
+    Collective, forward and backward: ALL ranks call it.
+    """
     total = _SumOverProcesses.apply(values)
     assert isinstance(total, Tensor)
     return total
 
 
-def lost_another(error: RuntimeError) -> bool:
-    """Tell whether an error means that another process of the job has gone, or did not come in time."""
+def is_lost_process(error: RuntimeError) -> bool:
+    """Return whether an error means that another process of the job ended or did not answer in time."""
     return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
 
 
 def is_held(out: Path) -> bool:
-    """Tell whether a job is writing the run in `out`."""
+    """Return whether a job is writing the run in `out`."""
     try:
         with (out / LOCK).open("a") as lock:
             return not try_lock(lock, out)

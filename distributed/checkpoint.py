@@ -1,7 +1,7 @@
-"""Checkpoints that are complete or absent, and the best model.
+"""Checkpoints, each complete or absent, and the best model.
 
-No generator's state is in them: gating noise and augmentation are pure functions of (seed, step or epoch, sample), and
-nothing else draws.
+Checkpoints hold no generator state: gating noise and augmentation are pure functions of (seed, step or epoch, sample),
+and nothing else is random.
 """
 
 import json
@@ -14,38 +14,27 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
-from torch.optim import Optimizer
 
 from upfield.common.command import to_yaml
 from upfield.common.errors import InputError
 from upfield.common.files import atomic_folder, hash_file, point_symlink, replace_folder, write_json, write_text
 from upfield.common.progress import say
-from upfield.distributed.average import WeightAverage
 from upfield.distributed.configuration import TrainConfig
-from upfield.model.amir import Amir, AmirConfig
-from upfield.model.weights import CONFIG, METRICS, MODEL, read_weights, save_weights
+from upfield.model.amir import AmirConfig
+from upfield.model.weights import CONFIG, METRICS, MODEL, save_weights
 
 AVERAGE, OPTIMIZER, PROGRESS, HASHES = "average.safetensors", "optimizer.pt", "progress.json", "sha256.json"
-NAME = re.compile(r"step-\d{8,}")
-# Whole tensors on the CPU, however the training splits them; then a checkpoint fits any number of processes.
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+CHECKPOINT_NAME = re.compile(r"step-\d{8,}")
 
 
 @dataclass
 class TrainingProgress:
-    """Where a run stands; with weights, average and optimizer all that resuming needs."""
+    """How far a run has come. Together with the learner's state it is all that resuming needs."""
 
     step: int = 0
     """Global batches consumed."""
     skipped: int = 0
-    """Those of them that were left out, since loss or gradient was not finite."""
+    """Those of them that were skipped because their loss or gradient was not finite."""
     overflows: int = 0
     """Those of them that fp16's loss scaling left out, to try again with a lower scale."""
     validated_step: int = 0
@@ -53,19 +42,19 @@ class TrainingProgress:
     best_psnr: float | None = None
     """Best validation PSNR so far, in dB."""
     best_step: int | None = None
-    """The step it was measured at."""
+    """The step at which it was measured."""
     data_sha256: str = ""
-    """The shard set that the order belongs to."""
+    """Data hash of the shard set that defines the order of samples."""
     batch_size: int = 0
-    """The global batch that the steps were counted in."""
+    """Size of the global batches that the steps count."""
     seed: int = 0
-    """The seed of the order."""
+    """Seed of the order."""
     window_shards: int = 0
-    """Shards that the order mixes."""
+    """Number of shards that the order mixes."""
     pending: dict[str, float] = field(default_factory=dict)
-    """Loss terms summed since the last line of the log."""
+    """Loss terms summed since the last log line."""
     pending_steps: int = 0
-    """Over how many steps."""
+    """Number of steps in these sums."""
 
     @property
     def updates(self) -> int:
@@ -74,53 +63,19 @@ class TrainingProgress:
 
 
 @dataclass(frozen=True)
-class Learner:
-    """All that learns, and so all that a checkpoint holds beside the progress."""
+class ResumePoint:
+    """Where a run starts."""
 
-    network: Amir
-    """Unwrapped."""
-    optimizer: Optimizer
-    """Unwrapped."""
-    average: WeightAverage | None
-    """Of the network's weights, where one is kept."""
-    scaler: torch.amp.GradScaler | None
-    """Of the loss, in fp16."""
+    checkpoint: Path | None
+    """The checkpoint to resume from, if any."""
+    progress: TrainingProgress
+    """The progress saved in it, or that of a new run."""
+    existing: tuple[str, ...]
+    """Names of the checkpoints that the run's folder held at the time."""
 
-    def state(self) -> dict[str, Any]:
-        """Give everything as whole tensors on the CPU, on the main process. Collective: ALL ranks call it."""
-        average = {}
-        if self.average is not None:
-            with self.average.swapped_in():
-                average = self.weights()
-        optimizer = get_optimizer_state_dict(self.network, self.optimizer, options=WHOLE)
-        scaler = self.scaler.state_dict() if self.scaler is not None else {}
-        return {"weights": self.weights(), "average": average, "optimizer": optimizer, "scaler": scaler}
-
-    def weights(self) -> dict[str, Tensor]:
-        """Give the weights, whole tensors of the network's shapes on the CPU, on the main process.
-
-        Collective: ALL ranks call it.
-        """
-        state: dict[str, Any] = get_model_state_dict(self.network, options=WHOLE)
-        # What was on the CPU already is the parameters' own memory, which goes on changing.
-        on_cpu = next(self.network.parameters()).device.type == "cpu"
-        return {name: tensor.clone() for name, tensor in state.items()} if on_cpu else state
-
-    def load(self, folder: Path) -> None:
-        """Take over what a checkpoint holds. Collective: ALL ranks call it."""
-        if self.average is not None:
-            with self.average.swapped_in():
-                # A run that kept no average so far starts it at its weights.
-                file = folder / AVERAGE
-                self._load_weights(read_weights(file if file.is_file() else folder / MODEL))
-        self._load_weights(read_weights(folder / MODEL))
-        saved = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
-        set_optimizer_state_dict(self.network, self.optimizer, saved["optimizer"], options=WHOLE)
-        if self.scaler is not None and saved["scaler"]:
-            self.scaler.load_state_dict(saved["scaler"])
-
-    def _load_weights(self, weights: dict[str, Any]) -> None:
-        set_model_state_dict(self.network, weights, options=WHOLE)
+    def is_current(self, out: Path) -> bool:
+        """Return whether the run's folder still holds the same checkpoints."""
+        return tuple(path.name for path in list_checkpoints(out)) == self.existing
 
 
 def save_checkpoint(out: Path, sizes: AmirConfig, state: dict[str, Any], progress: TrainingProgress, keep: int) -> None:
@@ -130,11 +85,11 @@ def save_checkpoint(out: Path, sizes: AmirConfig, state: dict[str, Any], progres
         out: folder of the run.
         sizes: of the network.
         state: the learner's.
-        progress: where the run stands.
-        keep: checkpoints to keep.
+        progress: the run's.
+        keep: number of checkpoints to keep.
 
     Raises:
-        OSError: it could not be written; what was there before is as it was.
+        OSError: it could not be written; earlier checkpoints are intact.
     """
     folder = checkpoint_folder(out, progress.step)
     with atomic_folder(folder) as temporary:
@@ -145,102 +100,138 @@ def save_checkpoint(out: Path, sizes: AmirConfig, state: dict[str, Any], progres
         write_json(temporary / HASHES, {file.name: hash_file(file) for file in sorted(temporary.iterdir())})
         write_json(temporary / PROGRESS, asdict(progress))
     point_symlink(out / "checkpoints" / "last", folder.name)
-    for old in checkpoints_of(out)[:-keep]:
+    for old in list_checkpoints(out)[:-keep]:
         shutil.rmtree(old)
 
 
 def save_progress(out: Path, progress: TrainingProgress) -> None:
-    """Write into the checkpoint of this very step what a validation has added since. One rank calls it."""
+    """Rewrite the progress in the checkpoint of its step, after a validation has changed it. One rank calls it."""
     write_json(checkpoint_folder(out, progress.step) / PROGRESS, asdict(progress))
 
 
 def checkpoint_folder(out: Path, step: int) -> Path:
-    """Give the place of a run's checkpoint."""
+    """Return the folder of a run's checkpoint."""
     return out / "checkpoints" / f"step-{step:08d}"
 
 
-def checkpoints_of(out: Path) -> list[Path]:
-    """Give a run's checkpoints, oldest first."""
-    return sorted(path for path in (out / "checkpoints").glob("step-*") if NAME.fullmatch(path.name))
+def list_checkpoints(out: Path) -> list[Path]:
+    """Return the folders of a run's checkpoints, oldest first."""
+    return sorted(path for path in (out / "checkpoints").glob("step-*") if CHECKPOINT_NAME.fullmatch(path.name))
+
+
+def find_resume_point(out: Path, resume: str, fresh: TrainingProgress) -> ResumePoint:
+    """Find where a run starts.
+
+    Args:
+        out: folder of the run.
+        resume: `auto`, `none`, or a checkpoint's path.
+        fresh: progress of a new run with this data and configuration.
+
+    Raises:
+        InputError: the checkpoint is damaged, or counts samples in another order.
+    """
+    existing = tuple(path.name for path in list_checkpoints(out))
+    checkpoint = find_checkpoint(out, resume)
+    if checkpoint is None:
+        return ResumePoint(None, fresh, existing)
+    progress = read_progress(checkpoint)
+    refuse_other_order(checkpoint, progress, fresh)
+    # The best model may be later than the checkpoint, and only a better one replaces it.
+    best = read_best_score(out) if is_own(out, checkpoint) else None
+    progress.best_psnr, progress.best_step = best or (None, None)
+    return ResumePoint(checkpoint, progress, existing)
+
+
+def refuse_other_order(checkpoint: Path, saved: TrainingProgress, fresh: TrainingProgress) -> None:
+    """Check that a checkpoint counts samples in the order of this run.
+
+    Raises:
+        InputError: it does not.
+    """
+    for name in ("data_sha256", "batch_size", "seed", "window_shards"):
+        theirs, ours = getattr(saved, name), getattr(fresh, name)
+        if theirs != ours:
+            raise InputError(
+                f"{checkpoint}: expected {name} {theirs} as in its training, found {ours}, which changes the order of "
+                "samples. Choose another --run.out, with --model.init to start from these weights."
+            )
 
 
 def find_checkpoint(out: Path, resume: str) -> Path | None:
-    """Give the checkpoint to go on from, or None to start anew.
+    """Return the checkpoint to resume from, or None to start from the beginning.
 
     Args:
         out: folder of the run.
         resume: `auto`, `none`, or a checkpoint's path.
 
     Raises:
-        InputError: the named checkpoint is not one, or is damaged, or all of the run's are.
+        InputError: the named checkpoint is none or damaged, or all of the run's are damaged.
     """
     if resume == "none":
         return None
     if resume != "auto":
         if damage := find_damage(Path(resume)):
-            known = (
-                ", ".join(str(path) for path in checkpoints_of(Path(resume))) or "auto, none, or a checkpoint's folder"
-            )
-            raise InputError(f"{resume}: expected a checkpoint, {damage}; name another with --run.resume: {known}")
+            known = ", ".join(map(str, list_checkpoints(Path(resume)))) or "auto, none, or a checkpoint's folder"
+            raise InputError(f"{resume}: cannot resume from it because {damage}. Set --run.resume to {known}.")
         return Path(resume).resolve()
-    folders = checkpoints_of(out)
+    folders = list_checkpoints(out)
     for folder in reversed(folders):
         if not (damage := find_damage(folder)):
             return folder
-        say(f"warning: {folder}: {damage}; going on from an older checkpoint")
+        say(f"warning: {folder}: {damage}; resuming from an older checkpoint")
     if folders:
         raise InputError(
-            f"{out}: expected a whole checkpoint to go on from, found {len(folders)} damaged; start anew with another "
-            f"--run.out, from the best model so far, if there is one, with --model.init {out / 'best' / MODEL}"
+            f"{out}: all {len(folders)} checkpoints are damaged. Choose another --run.out, and start from the best "
+            f"model so far, if there is one, with --model.init {out / 'best' / MODEL}."
         )
     return None
 
 
 def find_damage(folder: Path) -> str:
-    """Say what is wrong with a checkpoint, nothing where it is as it was written."""
+    """Return what is wrong with a checkpoint, or an empty string if it is as written."""
     if missing := [name for name in (MODEL, OPTIMIZER, PROGRESS, HASHES) if not (folder / name).is_file()]:
-        return f"found no {missing[0]} in it"
+        return f"{missing[0]} is missing"
     try:
         read_progress(folder)
         hashes = json.loads((folder / HASHES).read_text(encoding="utf-8"))
         # A validation rewrites the progress.
         changed = [name for name, sha256 in hashes.items() if name != PROGRESS and hash_file(folder / name) != sha256]
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        return f"found it unreadable ({error})"
-    return f"found {changed[0]} other than it was written" if changed else ""
+        return f"it cannot be read ({error})"
+    return f"the checksum of {changed[0]} is wrong" if changed else ""
 
 
 def read_progress(folder: Path) -> TrainingProgress:
-    """Read where a checkpoint stood.
+    """Read the progress saved in a checkpoint.
 
     Raises:
         OSError: it cannot be read.
         ValueError: it is not JSON.
-        TypeError: it has other fields than this version knows.
+        TypeError: it has fields that this version does not know.
     """
     return TrainingProgress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
 
 
 def clear_leftovers(out: Path, checkpoint: Path | None, step: int) -> None:
-    """Remove what the run to come will not continue. One rank calls it.
+    """Remove what the run will not continue. One rank calls it.
 
-    That is what a killed process left half-written, and every checkpoint after the one resumed from: a later start
-    would mistake them for this run's. The best model stays until a better one is found, unless the run starts anew or
+    That is what a killed process left half-written, and every checkpoint after the one to resume from: a later start
+    would resume from it. The best model stays until a better one is found, unless the run starts from the beginning or
     from a checkpoint of another run.
 
     Args:
         out: folder of the run.
-        checkpoint: the checkpoint resumed from; None starts anew.
-        step: where it stood; 0 starts anew.
+        checkpoint: what the run resumes from; None starts from the beginning.
+        step: the step of that checkpoint, or 0.
     """
     folder = out / "checkpoints"
     own = checkpoint is not None and is_own(out, checkpoint)
-    stale = [path for path in checkpoints_of(out) if not own or path.name > checkpoint_folder(out, step).name]
+    stale = [path for path in list_checkpoints(out) if not own or path.name > checkpoint_folder(out, step).name]
     if not own:
         stale += [path for path in (out / "best", out / "tensorboard") if path.exists()]
     if stale:
         names = ", ".join(path.name for path in stale)
-        say(f"{out}: removing {names}, of an earlier run or later than where this one goes on")
+        say(f"{out}: removing {names}, which this run does not continue")
     for path in [*folder.glob(".tmp-*"), *stale]:
         if path.is_symlink():
             path.unlink()
@@ -253,29 +244,16 @@ def clear_leftovers(out: Path, checkpoint: Path | None, step: int) -> None:
 
 
 def is_own(out: Path, checkpoint: Path) -> bool:
-    """Tell whether a checkpoint is a run's own."""
+    """Return whether a checkpoint belongs to the run in `out`."""
     return checkpoint.resolve().parent == (out / "checkpoints").resolve()
 
 
 def read_best_score(out: Path) -> tuple[float, int] | None:
-    """Give the validation PSNR in dB of a run's best model and the step it was measured at, or None without one."""
+    """Read the validation PSNR in dB of a run's best model and the step of its measurement; None without a model."""
     if not (out / "best" / METRICS).is_file():
         return None
     record = json.loads((out / "best" / METRICS).read_text(encoding="utf-8"))
     return record["validation"]["psnr_slice"], record["step"]
-
-
-def load_checkpoint(folder: Path, learner: Learner) -> None:
-    """Load what learns from a checkpoint. Collective: ALL ranks call it.
-
-    Raises:
-        InputError: the weights do not fit the network.
-    """
-    try:
-        learner.load(folder)
-    except (RuntimeError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{folder}: expected weights that fit the configured model, found others: {reason}") from error
 
 
 def save_best(
@@ -288,7 +266,7 @@ def save_best(
         weights: whole tensors, of the network's shapes.
         sizes: of the network.
         config: the run's configuration.
-        record: what was measured, with the data's description.
+        record: the validation's figures and the description of the data.
     """
     folder = out / "checkpoints" / ".tmp-best"
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Validation: every sample of a split once, over all processes, the model beside cubic interpolation."""
+"""Validation: the model beside cubic interpolation on every sample of a split, shared by all processes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ NAMES = [*METRICS, *(f"cubic_{name}" for name in METRICS)]
 
 @dataclass(frozen=True)
 class Validation:
-    """What a validation found."""
+    """The result of a validation."""
 
     figures: dict[str, float | int]
-    """Per metric, for the model and, prefixed `cubic_`, for the interpolated input: the mean over all slices, and with
-    a suffix their `_median`, `_std`, `_min` and `_max`. Slices without any error have no PSNR: left out, and counted.
-    """
+    """Per metric the mean over all slices and, with a suffix, `_median`, `_std`, `_min` and `_max`; for the model and,
+    with prefix `cubic_`, for the interpolated input. PSNR leaves out slices without any error; `perfect_slices` counts
+    them."""
     pictures: Tensor
     """`(N, 1, H, 3*W)` on the main process: low field, restored and high field side by side, in [0, 1]."""
 
@@ -39,18 +39,18 @@ def validate(
 
     Args:
         accelerator: the process group and the precision.
-        restore: maps `(N, 1 + 2*context, H, W)` to `(N, 1, H, W)`; the network in evaluation mode.
-        split: what to measure on.
+        restore: the network in evaluation mode; maps `(N, 1 + 2*context, H, W)` in [0, 1] to `(N, 1, H, W)`.
+        split: the slices to measure on.
         batch_size: slices per process.
-        num_pictures: slices to give as pictures, evenly over the split.
+        num_pictures: number of slices to return as pictures, spread evenly over the split.
 
     Raises:
-        DivergedError: the network gives NaN.
+        DivergedError: the network returned NaN.
     """
     values: list[Tensor] = []
     pictures: list[Tensor] = []
     context, rank, world_size = split.manifest.context, accelerator.process_index, accelerator.num_processes
-    shown = evenly(split.num_samples, num_pictures, world_size)
+    shown = spread_evenly(split.num_samples, num_pictures, world_size)
     for batch, valid in read_equal_batches(split, batch_size, rank, world_size):
         low, high = batch.low.to(accelerator.device).float(), batch.high.to(accelerator.device).float()
         with accelerator.autocast():
@@ -66,26 +66,26 @@ def validate(
     return Validation(summarise(gathered.T.cpu().double()), torch.cat(pictures))
 
 
-def evenly(num_samples: int, count: int, world_size: int) -> Tensor:
-    """Give `(count,)` sample numbers of the main process's share, evenly over a split."""
+def spread_evenly(num_samples: int, count: int, world_size: int) -> Tensor:
+    """Return `(count,)` sample numbers of the main process's share, spread evenly over a split."""
     own = torch.arange(0, num_samples, world_size)
     return own[torch.linspace(0, len(own) - 1, count + 2).long()[1:-1]]
 
 
 def summarise(columns: Tensor) -> dict[str, float | int]:
-    """Give the figures of all slices.
+    """Compute the figures of all slices.
 
     Args:
-        columns: `(1 + metrics, N)` float64: whether a column counts, then the metrics in the order of `NAMES`.
+        columns: `(1 + metrics, N)` float64: 1 for a column that counts, then the metrics in the order of `NAMES`.
 
     Raises:
-        DivergedError: the network gave NaN.
+        DivergedError: the network returned NaN.
     """
     values = columns[1:, columns[0] > 0]
     if num_broken := int(values[0].isnan().sum()):
         raise DivergedError(
-            f"validation: expected finite slices from the network, found NaN in {num_broken} of {values.shape[1]}; "
-            "the weights have diverged: go on from an earlier checkpoint with a lower --optim.lr"
+            f"validation: the network returned NaN for {num_broken} of {values.shape[1]} slices, so the weights have "
+            "diverged. Resume from an earlier checkpoint with a lower --optim.lr."
         )
     figures: dict[str, float | int] = {}
     for name, row in zip(NAMES, values, strict=True):

@@ -1,1 +1,1 @@
-"""Takes a run or an ONNX file and a shard set; gives metrics beside cubic interpolation, pictures and a report."""
+"""Takes runs or ONNX files and a shard set; gives their metrics beside those of cubic interpolation, and a report."""

@@ -1,8 +1,9 @@
-"""Does the restored volume still say what the scanner measured? Sampled as the scanner samples, it must.
+"""Check that a restored volume does not contradict the scan that it was made from.
 
-A restored volume may be sharper than its input, but what the input holds it must not contradict. It is put through the
-known low-field sampling, which gives an image to compare with the input; what is left between the two was changed, not
-restored. What lies beyond the scanner's resolution leaves no trace there: this test cannot see it.
+A restored volume may be sharper than its scan, but sampled as the scanner samples, it must give the scan again. The
+check puts the volume through the known low-field sampling and compares the image with the scan: the difference is what
+the model changed instead of restoring. Structure beyond the scanner's resolution leaves no trace in the scan, so this
+check cannot see it.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from upfield.sharding.building.pairs import Grids
 from upfield.sharding.configuration import GeometryConfig
 from upfield.sharding.shardset.manifest import Manifest
 
-# Of the radius at which the coarsest sampling along each axis ends; beyond 1 the scanner measured nothing.
+# Upper ends of the bands, as shares of the highest frequency that the low-field grid holds along each axis.
+# Beyond 1 the scanner measured nothing.
 BANDS = (0.25, 0.5, 1.0)
 BAND_NAMES = ("below 1/4", "1/4 to 1/2", "1/2 to 1", "beyond")
 FWHM_PER_SIGMA = 2 * np.sqrt(2 * np.log(2))
@@ -25,41 +27,47 @@ FWHM_PER_SIGMA = 2 * np.sqrt(2 * np.log(2))
 
 @dataclass(frozen=True)
 class LowFieldSampling:
-    """How a volume of a set is seen by the low-field scanner."""
+    """How the low-field scanner samples a volume of a shard set."""
 
     grids: Grids
-    """The two grids."""
+    """The low-field and the high-field grid."""
     sigma_vox: float | None
-    """Blur of a synthetic scan in voxels of the low-field grid; None for a real one."""
+    """Blur of a synthetic scan in voxels of the low-field grid; None for a real scan."""
     gamma: float
-    """Darkening of a synthetic scan."""
+    """Darkening of a synthetic scan; 1 for a real scan."""
 
     @classmethod
     def of(cls, manifest: Manifest, cohort: str, record: dict[str, Any]) -> "LowFieldSampling":
-        """Give the sampling of a volume.
+        """Return the sampling of a volume.
 
         Args:
-            manifest: of its set.
-            cohort: its cohort.
-            record: of any of its samples: kind, and what a synthetic one was made with.
+            manifest: manifest of the shard set.
+            cohort: cohort of the volume.
+            record: record of any of its samples, with its kind and the parameters of a synthetic scan.
         """
         geometry = GeometryConfig(
             **{name: tuple(values) for name, values in manifest.tree["config"]["geometry"].items()}
         )
         tree = manifest.cohorts[cohort]
-        # Slice stacks are resized by default. A pseudonymised set hides its patterns; its stacks are taken for volumes,
-        # which puts them right but for the 2% between corners and edges.
+        # Slice stacks are resized by default. A pseudonymised set hides its path patterns, so its stacks are treated as
+        # volumes. The error is the 2% between aligning corners and aligning edges.
         resized = (tree["fit"] or ("resize" if "{slice}" in tree["high"] else "crop_pad")) == "resize"
-        # Where the boxes lie in the world matters to files alone; here both are centred on the same volume.
+        # The position in the world matters for files only. Here both grids are centred on the same volume.
         centre_mm = None if resized else np.zeros(3)
         parameters = record["parameters"] if record["kind"] == "synthetic" else {}
         return cls(Grids(geometry, centre_mm), parameters.get("sigma_vox"), parameters.get("gamma", 1.0))
 
     def see(self, volume: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Put a volume `(X, Y, Z)` in [0, 1] through the sampling, and up again to its own grid by cubic interpolation.
+        """Sample a volume as the scanner does, and interpolate the result back to the volume's grid (cubic).
 
-        A synthetic scan has its recorded blur and darkening; a real one is averaged over its voxels, by a Gaussian as
-        wide at half height as a voxel.
+        For a synthetic scan this applies the recorded blur and darkening. For a real scan it averages over the voxels
+        of the scan, with a Gaussian whose full width at half maximum is one voxel.
+
+        Args:
+            volume: `(X, Y, Z)` in [0, 1] on the high-field grid.
+
+        Returns:
+            `(X, Y, Z)` on the same grid.
         """
         geometry = self.grids.geometry
         high_mm, low_mm = np.array(geometry.high_spacing_mm), np.array(geometry.low_spacing_mm)
@@ -72,7 +80,14 @@ class LowFieldSampling:
         return self.grids.low_to_high(low)
 
     def scan(self, cubic: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Give the voxels that the scanner gave, each as the block it is, `(X, Y, Z)`, from their interpolation."""
+        """Recover the scan's own voxels from its cubic interpolation, and draw each as a block.
+
+        Args:
+            cubic: `(X, Y, Z)` in [0, 1] on the high-field grid.
+
+        Returns:
+            `(X, Y, Z)` on the same grid, constant within each voxel of the scan.
+        """
         affine = np.diag([*self.grids.geometry.high_spacing_mm, 1.0])
         low = self.grids.high_to_low(Volume(cubic, affine)).voxels
         nearest = [np.arange(size) * low.shape[axis] // size for axis, size in enumerate(cubic.shape)]
@@ -80,20 +95,20 @@ class LowFieldSampling:
 
 
 def gaussian(volume: NDArray[np.float32], sigma_vox: float | NDArray[np.float64]) -> NDArray[np.float32]:
-    """Blur `(I, J, K)` by a Gaussian of one width, or of one per axis."""
+    """Blur `(I, J, K)` with a Gaussian of one width for all axes, or one per axis."""
     return np.asarray(ndimage.gaussian_filter(volume, sigma_vox), dtype=np.float32)
 
 
 @dataclass(frozen=True)
 class Consistency:
-    """How far a volume, seen by the scanner, is from what the scanner gave."""
+    """How far a volume, sampled as the scanner samples, is from the scan."""
 
     residual: NDArray[np.float32]
-    """`(X, Y, Z)`: the scanner's image minus the volume's, in the intensities of the input, [-1, 1]."""
+    """`(X, Y, Z)`: the scan minus the sampled volume, in the intensities of the scan, in [-1, 1]."""
     nrmse: float
-    """Its energy's share of the input's, square root of."""
+    """Square root of the residual's energy over the scan's energy."""
     bands: tuple[float, ...]
-    """Per band of BAND_NAMES: the residual's energy over the input's."""
+    """For each band of BAND_NAMES, the residual's energy over the scan's energy (no root)."""
 
 
 def check_consistency(
@@ -101,13 +116,13 @@ def check_consistency(
 ) -> Consistency:
     """Compare a volume with the scan that it was made from.
 
-    Contrast and brightness differ between the two fields, so a straight line is fitted between the intensities first,
-    over voxels that the set's scaling has not cut off at 0 or 1, and cut off like them.
+    Contrast and brightness differ between the two fields, so a straight line is fitted between the intensities first.
+    The fit uses only voxels that the set's normalisation has not clipped at 0 or 1; the fitted image is clipped alike.
 
     Args:
-        volume: `(X, Y, Z)` in [0, 1]: restored, or anything else on its grid.
+        volume: `(X, Y, Z)` in [0, 1]: the restored volume, or another image on its grid.
         scan: `(X, Y, Z)` in [0, 1]: cubic interpolation of the low-field scan.
-        sampling: of the scan.
+        sampling: how the low-field scanner samples.
     """
     seen = sampling.see(volume)
     whole = (scan > 0) & (scan < 1)
@@ -122,7 +137,10 @@ def check_consistency(
 
 
 def fit_line(x: NDArray[np.float32], y: NDArray[np.float32]) -> tuple[float, float]:
-    """Give slope and offset of the least squares line from `x` to `y`, of one shape; a constant `x` has slope 0."""
+    """Fit the least-squares line from `x` to `y`, arrays of the same shape; return slope and offset.
+
+    A constant `x` gets slope 0.
+    """
     mean_x, mean_y = x.mean(dtype=np.float64), y.mean(dtype=np.float64)
     centred = x - np.float32(mean_x)
     spread = energy(centred)
@@ -131,16 +149,25 @@ def fit_line(x: NDArray[np.float32], y: NDArray[np.float32]) -> tuple[float, flo
 
 
 def energy(image: NDArray[np.float32]) -> float:
-    """Give the sum of squares of an image of any shape."""
+    """Compute the sum of squares of an image of any shape."""
     return float(np.square(image, dtype=np.float64).sum())
 
 
 def band_shares(
     residual: NDArray[np.float32], scan: NDArray[np.float32], geometry: GeometryConfig
 ) -> tuple[float, ...]:
-    """Give, per band of spatial frequency, the residual's energy over the scan's, both `(X, Y, Z)`.
+    """Compute the residual's energy over the scan's energy, per band of spatial frequency.
 
-    A frequency's radius is its length in units of what each axis of the low-field grid can hold.
+    The radius of a frequency is its length after each component is divided by the highest frequency that the low-field
+    grid holds along that axis.
+
+    Args:
+        residual: `(X, Y, Z)`.
+        scan: `(X, Y, Z)`.
+        geometry: spacings of the two grids.
+
+    Returns:
+        One share for each band of BAND_NAMES.
     """
     radius_squared = np.zeros(1, dtype=np.float32)
     for axis, size in enumerate(scan.shape):
@@ -155,5 +182,5 @@ def band_shares(
 
 
 def _spectrum(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Give the energy of each spatial frequency of `(X, Y, Z)`, its mean left out."""
+    """Compute the energy of each spatial frequency of `(X, Y, Z)`, after subtracting the mean."""
     return np.square(np.abs(np.asarray(fft.rfftn(image - image.mean()))))

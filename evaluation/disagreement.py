@@ -1,7 +1,7 @@
-"""Where the model is not sure of itself: its answers to inputs that ought to make no difference.
+"""Measure how much a model disagrees with itself when its input is perturbed in ways that should not matter.
 
-The input is mirrored, moved by half a voxel, and given faint noise; what comes out is put back and compared. A model
-that follows its input gives the same image each time. Structure that comes and goes was not in the scan.
+The input is mirrored, moved by half a voxel, and disturbed by faint noise. Each output is moved back and compared. A
+model that follows its input returns the same image each time. Structure that comes and goes was not in the scan.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,20 +19,20 @@ Restore = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 def answers(
     low: NDArray[np.float32], restored: NDArray[np.float32], restore: Restore, seed: int
 ) -> Iterator[NDArray[np.float32]]:
-    """Give what the model makes of each perturbed input, moved back to where the input was.
+    """Restore each perturbed input, and move the output back to the position of the input.
 
     Args:
         low: `(N, 1 + 2*context, Y, Z)` in [0, 1].
-        restored: `(N, Y, Z)`: the answer to `low` itself.
+        restored: `(N, Y, Z)`: the model's output for `low` itself.
         restore: the model, `(N, 1 + 2*context, Y, Z)` to `(N, Y, Z)`.
-        seed: of the noise.
+        seed: seed of the noise.
 
     Yields:
-        `(N, Y, Z)`, once for the mirror, the shift and the noise.
+        `(N, Y, Z)`, once each for the mirrored, the shifted and the noisy input.
     """
-    # Neighbouring slices change places too, as they do in a mirrored head.
+    # The order of neighbouring slices is reversed too, as in a mirrored head.
     yield restore(low[:, ::-1, ::-1].copy())[:, ::-1]
-    # Compared where it was moved to: only what differs is interpolated back, which would blur the whole image.
+    # Only the difference is interpolated back, because interpolating the whole image would blur it.
     difference = restore(shift(low, SHIFT_VOX)) - shift(restored, SHIFT_VOX)
     yield restored + moved(difference, -SHIFT_VOX)
     noise = np.random.default_rng(seed).standard_normal(low.shape, dtype=np.float32)
@@ -47,25 +47,25 @@ def moved(images: NDArray[np.float32], distance_vox: float) -> NDArray[np.float3
 
 
 def shift(images: NDArray[np.float32], distance_vox: float) -> NDArray[np.float32]:
-    """Move images `(..., Y, Z)` in [0, 1], which interpolation might leave."""
+    """Move images `(..., Y, Z)` in [0, 1], and clip them to [0, 1], which interpolation may leave."""
     return np.clip(moved(images, distance_vox), 0, 1)
 
 
 def disagreement(
     low: NDArray[np.float32], restored: NDArray[np.float32], restore: Restore, seed: int
 ) -> NDArray[np.float32]:
-    """Give the standard deviation of the model's answers, per voxel.
+    """Compute the standard deviation of the model's four outputs, per voxel.
 
     Args:
         low: `(N, 1 + 2*context, Y, Z)` in [0, 1].
-        restored: `(N, Y, Z)`: the answer to `low` itself, one of the four.
-        restore: the model.
-        seed: of the noise.
+        restored: `(N, Y, Z)`: the output for `low` itself, one of the four.
+        restore: the model, `(N, 1 + 2*context, Y, Z)` to `(N, Y, Z)`.
+        seed: seed of the noise.
 
     Returns:
         `(N, Y, Z)`, intensities in [0, 1].
     """
-    # Welford's sums: the difference of two large ones would leave nothing of a small deviation in single precision.
+    # Welford's method: in single precision, the difference of two large sums would lose a small deviation.
     mean, squares, count = restored.astype(np.float32), np.zeros_like(restored, dtype=np.float32), 1
     for answer in answers(low, restored, restore, seed):
         count += 1

@@ -124,7 +124,7 @@ class SplitMeasurements:
         """Return the measurements of the same volumes under the methods of both; either may be empty."""
         if not (self.volumes and other.volumes):
             return self if self.volumes else other
-        volumes = tuple(ours.merge(theirs) for ours, theirs in zip(self.volumes, other.volumes, strict=True))
+        volumes = tuple(mine.merge(added) for mine, added in zip(self.volumes, other.volumes, strict=True))
         shown = self.shown.merge(other.shown) if self.shown and other.shown else None
         return SplitMeasurements(volumes, shown)
 

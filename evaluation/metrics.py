@@ -1,7 +1,7 @@
-"""Every metric of evaluation by name, with its definition: a figure without one says nothing.
+"""Every metric of evaluation by name, with its definition.
 
-Slice metrics give a value per sagittal slice, volume metrics one per volume. A value that is not defined is NaN, the
-PSNR of a perfect image infinite; both are counted and left out of means.
+A slice metric has one value per sagittal slice, a volume metric one per volume. An undefined value is NaN, and the PSNR
+of a perfect image is infinite. Both are counted and left out of means.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from torchmetrics.functional.image import multiscale_structural_similarity_index
 from upfield.model import quality
 
 LEAST_FOREGROUND = 0.05
-# Five scales, each half the one before, under a window of 11 (torchmetrics refuses less).
+# MS-SSIM halves the image four times under a window of 11 pixels; torchmetrics refuses smaller images.
 LEAST_MS_SSIM_SIZE = 176
 UNIFORM_WINDOW = 7
 ULF_ENC_PSNR, ULF_ENC_EPSILON = 32.0, 1e-8
@@ -40,39 +40,39 @@ class ImagePair:
 
     @property
     def has_head(self) -> Tensor:
-        """Which slices `(X,)` hold enough of the head."""
+        """`(X,)`: whether the head fills at least LEAST_FOREGROUND of a slice."""
         return self.head.float().mean(dim=(1, 2, 3)) >= LEAST_FOREGROUND
 
     def numpy(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
-        """Give the three as arrays `(X, Y, Z)`."""
+        """Return restored volume, target and head as arrays `(X, Y, Z)` on the CPU."""
         restored, high, head = (tensor[:, 0].cpu().numpy() for tensor in (self.restored, self.high, self.head))
         return restored, high, head
 
 
 def psnr_slice(pair: ImagePair) -> Tensor:
-    """Give `(X,)` dB; see METRICS."""
+    """Compute the PSNR of each whole slice, `(X,)` in dB; infinite for a perfect slice."""
     return quality.psnr_slice(pair.restored, pair.high)
 
 
 def psnr_slice_foreground(pair: ImagePair) -> Tensor:
-    """Give `(X,)` dB; see METRICS."""
+    """Compute the PSNR of each whole slice, `(X,)` in dB; NaN for slices with too little of the head."""
     return psnr_slice(pair).where(pair.has_head, torch.nan)
 
 
 def psnr_slice_head(pair: ImagePair) -> Tensor:
-    """Give `(X,)` dB; see METRICS."""
+    """Compute the PSNR over the head in each slice, `(X,)` in dB; NaN for slices with too little of the head."""
     squared = (pair.restored - pair.high).square() * pair.head
     error = squared.sum(dim=(1, 2, 3)) / pair.head.sum(dim=(1, 2, 3))
     return (10 * torch.log10(quality.DATA_RANGE**2 / error)).where(pair.has_head, torch.nan)
 
 
 def ssim_slice(pair: ImagePair) -> Tensor:
-    """Give `(X,)`; see METRICS."""
+    """Compute the SSIM of each whole slice, `(X,)`, with an 11 x 11 Gaussian window (Wang et al. 2004)."""
     return in_chunks(quality.ssim_slice, pair.restored, pair.high)
 
 
 def in_chunks(function: Callable[[Tensor, Tensor], Tensor], restored: Tensor, high: Tensor) -> Tensor:
-    """Give `(N,)` of two `(N, 1, H, W)`, a few images at a time and on as many threads as torch may use."""
+    """Compute `(N,)` from two `(N, 1, H, W)`, a few images at a time, on as many threads as torch uses on a CPU."""
     chunks = (restored.split(CHUNK), high.split(CHUNK))
     threads = torch.get_num_threads() if restored.device.type == "cpu" else 1
     with without_onednn(), ThreadPoolExecutor(threads) as pool:
@@ -81,7 +81,7 @@ def in_chunks(function: Callable[[Tensor, Tensor], Tensor], restored: Tensor, hi
 
 @contextmanager
 def without_onednn() -> Iterator[None]:
-    """Let the CPU convolve without oneDNN, which takes twice the time for windows over a single channel."""
+    """Turn oneDNN off on the CPU, because it takes twice the time for windows over a single channel."""
     before = torch.backends.mkldnn.enabled
     torch.backends.mkldnn.enabled = False
     try:
@@ -91,37 +91,37 @@ def without_onednn() -> Iterator[None]:
 
 
 def mae_slice(pair: ImagePair) -> Tensor:
-    """Give `(X,)`; see METRICS."""
+    """Compute the mean absolute error of each whole slice, `(X,)`, intensities in [0, 1]."""
     return quality.mae_slice(pair.restored, pair.high)
 
 
 def ms_ssim_slice(pair: ImagePair) -> Tensor:
-    """Give `(X,)`; see METRICS."""
+    """Compute the MS-SSIM of each whole sagittal slice, `(X,)`; NaN for slices that are too small."""
     return _ms_ssim(pair.restored, pair.high)
 
 
 def ms_ssim_axial(pair: ImagePair) -> float:
-    """Give one value; see METRICS."""
+    """Compute the mean MS-SSIM over axial slices, each scaled to [0, 1] by its own extremes; NaN if undefined."""
     restored, high = (_stretched(image[:, 0].permute(2, 0, 1)[:, None]) for image in (pair.restored, pair.high))
     values = _ms_ssim(restored, high)
-    # A slice without any contrast cannot be stretched.
+    # A slice without contrast cannot be scaled to [0, 1].
     defined = values[values.isfinite()]
     return float(defined.mean()) if len(defined) else float("nan")
 
 
 def _stretched(images: Tensor) -> Tensor:
-    """Scale each of `(N, 1, H, W)` to [0, 1] by its own least and largest value; NaN where these are equal."""
+    """Scale each image of `(N, 1, H, W)` to [0, 1] by its own minimum and maximum; NaN if these are equal."""
     low, high = images.amin(dim=(1, 2, 3), keepdim=True), images.amax(dim=(1, 2, 3), keepdim=True)
     return (images - low) / (high - low)
 
 
 def _ms_ssim(restored: Tensor, high: Tensor) -> Tensor:
-    """Give `(N,)` for `(N, 1, H, W)`; NaN for images too small for five scales."""
+    """Compute the MS-SSIM (Wang et al. 2003) of images `(N, 1, H, W)`, `(N,)`; NaN if too small for five scales."""
     if min(high.shape[-2:]) < LEAST_MS_SSIM_SIZE:
         return torch.full((len(high),), torch.nan)
 
     def measure(restored: Tensor, high: Tensor) -> Tensor:
-        # A negative similarity at a coarse scale has no fractional power; zero is what it is taken for.
+        # A negative similarity at a coarse scale has no fractional power. `relu` sets it to zero.
         values = multiscale_structural_similarity_index_measure(
             restored, high, data_range=quality.DATA_RANGE, reduction="none", normalize="relu"
         )
@@ -131,7 +131,7 @@ def _ms_ssim(restored: Tensor, high: Tensor) -> Tensor:
 
 
 def psnr_volume(pair: ImagePair) -> float:
-    """Give dB; see METRICS."""
+    """Compute the PSNR of the volume in dB, with the maximum of `high` as the range; NaN if `high` is all zero."""
     restored, high, _ = pair.numpy()
     if not high.max() > 0:
         return float("nan")
@@ -141,7 +141,7 @@ def psnr_volume(pair: ImagePair) -> float:
 
 
 def ssim_volume(pair: ImagePair) -> float:
-    """Give one value; see METRICS."""
+    """Compute the mean SSIM over sagittal slices with a 7 x 7 uniform window, as fastMRI does; NaN if undefined."""
     restored, high, _ = pair.numpy()
     most = float(high.max())
     if not most > 0 or min(high.shape[1:]) < UNIFORM_WINDOW:
@@ -154,7 +154,7 @@ def ssim_volume(pair: ImagePair) -> float:
 
 
 def nrmse(pair: ImagePair) -> float:
-    """Give one value; see METRICS."""
+    """Compute the norm of the error over the norm of `high`; NaN if `high` is all zero."""
     restored, high, _ = pair.numpy()
     if not high.any():
         return float("nan")
@@ -162,17 +162,19 @@ def nrmse(pair: ImagePair) -> float:
 
 
 def mae(pair: ImagePair) -> float:
-    """Give one value; see METRICS."""
+    """Compute the mean absolute error of the volume, intensities in [0, 1]."""
     return float((pair.restored - pair.high).abs().double().mean())
 
 
 def score_ulf_enc(pair: ImagePair) -> float:
-    """Give one value; see METRICS."""
+    """Compute the score of the ULF-EnC challenge inside the head, by the definition in METRICS; NaN if undefined."""
     restored, high, head = pair.numpy()
     if not head.any() or min(high.shape) < UNIFORM_WINDOW:
         return float("nan")
-    found = structural_similarity(high, restored, win_size=UNIFORM_WINDOW, data_range=quality.DATA_RANGE, full=True)
-    similarity = np.asarray(found[1])
+    ssim_and_map = structural_similarity(
+        high, restored, win_size=UNIFORM_WINDOW, data_range=quality.DATA_RANGE, full=True
+    )
+    similarity = np.asarray(ssim_and_map[1])
     error = restored[head].astype(np.float64) - high[head]
     squared = np.square(error)
     psnr = np.mean(10 * np.log10(quality.DATA_RANGE**2 / (squared + ULF_ENC_EPSILON)))
@@ -186,26 +188,26 @@ class Metric:
     """One named metric."""
 
     name: str
-    """As metrics.json, tables and columns call it."""
+    """Name in metrics.json, tables and CSV columns."""
     level: Literal["slice", "volume"]
-    """What it gives a value for."""
+    """Whether it has one value per slice or one per volume."""
     function: Callable[[ImagePair], Tensor] | Callable[[ImagePair], float]
-    """`(X,)` for slices, a number for a volume."""
+    """Returns `(X,)` for a slice metric, one number for a volume metric."""
     definition: str
-    """In a sentence."""
+    """One sentence, stored in metrics.json."""
     unit: str = ""
-    """`dB`, or nothing."""
+    """`dB`, or empty for a metric without unit."""
     higher_is_better: bool = True
-    """Errors are better when lower."""
+    """False for errors."""
 
     @property
     def digits(self) -> int:
-        """Decimals to show."""
+        """Number of decimals to show."""
         return 2 if self.unit == "dB" else 4
 
     @property
     def label(self) -> str:
-        """Its name for tables."""
+        """Name for tables."""
         words = self.name.replace("ms_ssim", "MS-SSIM").replace("psnr", "PSNR").replace("ssim", "SSIM")
         for name in ("mae", "nrmse"):
             words = words.upper() if words == name else words.replace(f"{name}_", f"{name.upper()}_")

@@ -70,9 +70,9 @@ def compare(volumes: Sequence[VolumeMeasurements], method: str, other: str, metr
     """
     collected: dict[tuple[str, str], list[NDArray[np.float64]]] = defaultdict(list)
     for volume in volumes:
-        ours, theirs = (values_of(volume, name, metric) for name in (method, other))
-        both = np.isfinite(ours) & np.isfinite(theirs)
-        collected[volume.cohort, volume.subject].append(ours[both] - theirs[both])
+        first, second = (values_of(volume, name, metric) for name in (method, other))
+        both = np.isfinite(first) & np.isfinite(second)
+        collected[volume.cohort, volume.subject].append(first[both] - second[both])
     by_subject = [np.concatenate(parts) for parts in collected.values()]
     means = [float(values.mean()) for values in by_subject if len(values)]
     return difference_of(np.array(means)) if means else None

@@ -190,7 +190,7 @@ def describe(config: ServeConfig) -> Any:
     Raises:
         InputError: it does not.
     """
-    from upfield.export.scans.restorer import OnnxRestorer
+    from upfield.export.modelfile.onnx_restorer import OnnxRestorer
     from upfield.imaging.normalisation import NORMALISATION
 
     # The machines of a cluster may have GPUs where this one has none.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from upfield.distributed.log import LOG, parse_log
+from upfield.distributed.logs.metrics_log import LOG, parse_log
 from upfield.tune.configuration import SweepConfig
 from upfield.tune.space import name_of, with_point
 from upfield.tune.trial import EPOCH, FAILED, FINISHED, METRIC, point_of

@@ -9,6 +9,7 @@ from typing import Any
 
 from upfield.common.errors import InputError
 from upfield.common.progress import say
+from upfield.common.stores import open_with_arrow
 from upfield.tune.configuration import SweepConfig
 
 FOLDER = "ray"
@@ -37,14 +38,10 @@ def opened(config: SweepConfig) -> tuple[Any, str]:
     Raises:
         InputError: no such address.
     """
-    from pyarrow.fs import FileSystem
-
     try:
-        return FileSystem.from_uri(address_of(config))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"storage: expected an address such as s3://bucket/folder, found {config.storage}: {error}"
-        ) from error
+        return open_with_arrow(address_of(config))
+    except InputError as error:
+        raise InputError(f"storage: {error}") from error
 
 
 def set_aside_damaged(config: SweepConfig) -> None:

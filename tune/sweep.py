@@ -27,7 +27,7 @@ def sweep(config: SweepConfig) -> None:
     import ray
 
     from upfield.common.progress import say
-    from upfield.distributed.train import with_absolute_paths
+    from upfield.distributed.job import with_absolute_paths
     from upfield.tune.cluster import connect, trials_that_fit, with_gpus
     from upfield.tune.outcomes import collect
     from upfield.tune.results import write_results
@@ -106,7 +106,7 @@ def refuse_incomplete(config: SweepConfig, points: "Sequence[Point] | None") -> 
     """
     import importlib.util
 
-    from upfield.distributed.launch import refuse_uneven_batch
+    from upfield.distributed.preconditions import refuse_uneven_batch
     from upfield.distributed.samples.splits import read_set
     from upfield.tune.space import with_point
 

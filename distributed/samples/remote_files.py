@@ -1,6 +1,5 @@
 """The files of a remote set, by way of the node's cache: fetched with retries, checked as they arrive."""
 
-import errno
 import os
 import random
 import tempfile
@@ -13,10 +12,9 @@ from tarfile import BLOCKSIZE
 
 import numpy as np
 
-from upfield.common.addresses import format_address
 from upfield.common.errors import FetchError, InputError, ShardSetError
 from upfield.common.files import hash_file
-from upfield.common.stores import NEVER, Store, TransferCancelledError
+from upfield.common.stores import NEVER, Store, TransferCancelledError, describe_error, is_local
 from upfield.distributed.samples.cache import FileIdentity, ShardCache
 from upfield.sharding.shardset.manifest import MANIFEST, Manifest, hash_manifest, parse_manifest
 from upfield.sharding.shardset.shard_index import ShardEntry, ShardIndex, parse_index
@@ -115,7 +113,7 @@ class RemoteFiles:
             raise
 
     def _where(self, name: str) -> str:
-        return f"{format_address(self.store.address)}/{name}"
+        return f"{self.store.name}/{name}"
 
     def _read_manifest(self, part: Path) -> Manifest:
         manifest = parse_manifest(part.read_bytes(), self._where(MANIFEST))
@@ -173,7 +171,7 @@ class RemoteFiles:
                 raise
             except Exception as error:  # Each store's client has errors of its own, and none of them is ours to import.
                 self._refuse_hopeless(name, error)
-                found = " ".join(str(error).split()) or type(error).__name__
+                found = describe_error(error)
         what = f"{entry.bytes} bytes of sha256 {entry.sha256}" if entry else "a whole file"
         raise FetchError(
             f"{self._where(name)}: expected {what}, found in {self.retries + 1} tries, in the last one: {found}; "
@@ -184,13 +182,8 @@ class RemoteFiles:
         """Raise what no other try would mend."""
         if isinstance(error, InputError) and not isinstance(error, ShardSetError):
             raise error
-        if isinstance(error, OSError) and (error.filename is not None or error.errno == errno.ENOSPC):
-            raise error  # This machine's disk.
-        if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
-            raise InputError(
-                f"{self._where(name)}: expected leave to read, found none ({' '.join(str(error).split())}); "
-                "check the credentials and the bucket's policy"
-            ) from error
+        if is_local(error):
+            raise error
         if name == MANIFEST and isinstance(error, FileNotFoundError):
             raise ShardSetError(
                 f"{self._where(name)}: expected a complete shard set, found none; check --data.shards, or send the set "

@@ -1,1 +1,1 @@
-"""Takes what evaluation measured; gives tables, pictures and pages."""
+"""Takes the measurements of an evaluation; gives tables, pictures and pages."""

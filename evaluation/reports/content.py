@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from upfield.distributed.log import LOG, parse_log
+from upfield.distributed.logs.metrics_log import LOG, parse_log
 from upfield.evaluation.measurements import ExampleSlice, VolumeImages
 from upfield.evaluation.summary import EvaluationResult
 

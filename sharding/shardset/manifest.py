@@ -192,7 +192,7 @@ def read_manifest(root: Path) -> Manifest:
     path = root / MANIFEST
     if is_remote(str(root)):
         raise ShardSetError(
-            f"{format_address(str(root))}: expected a folder, found an address; copy the set to this machine first"
+            f"{format_address(str(root))}: this command reads sets from a folder. Copy the set to this machine first."
         )
     if not path.is_file():
         what = "an unfinished build" if is_unfinished(root) else "no shard set"
@@ -201,20 +201,25 @@ def read_manifest(root: Path) -> Manifest:
 
 
 def parse_manifest(data: bytes, where: str) -> Manifest:
-    """Make a manifest of a file's bytes.
+    """Parse the bytes of a manifest, read from a folder or from a store.
 
     Args:
         data: the whole file.
-        where: what to call it in errors, a path or an address.
+        where: its path or address, for errors.
 
     Raises:
-        ShardSetError: no manifest, or of another format version.
+        ShardSetError: this is not a manifest, or one of another format version.
     """
     try:
         tree = json.loads(data)
         found = (tree["format"], tree["version"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ShardSetError(f"{where}: expected a shard set's manifest, found something else: {error}") from error
+        raise ShardSetError(
+            f"{where}: this is not the manifest of a shard set ({type(error).__name__}: {error}). Choose another place."
+        ) from error
     if found != (FORMAT, VERSION):
-        raise ShardSetError(f"{where}: expected format {FORMAT} version {VERSION}, found {found[0]} version {found[1]}")
+        raise ShardSetError(
+            f"{where}: expected {FORMAT} version {VERSION}, found {found[0]} version {found[1]}. "
+            "Build the set again, or choose another place."
+        )
     return Manifest(tree)

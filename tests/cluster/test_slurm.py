@@ -75,7 +75,7 @@ def test_a_run_preempted_by_its_time_limit_ends_as_an_undisturbed_one(
     assert restarts >= 1
     # One log holds them all, in their order.
     assert said.count("back into the queue") == restarts
-    assert said.count("the same command goes on from there") >= 1
+    assert said.count("the same command continues from there") >= 1
     assert said.count("ended with 0") == 1
     assert losses(out) == losses(undisturbed)
     assert (out / "trace.jsonl").read_bytes() == (undisturbed / "trace.jsonl").read_bytes()

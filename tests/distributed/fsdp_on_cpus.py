@@ -1,28 +1,27 @@
-"""Run by `accelerate launch` with a configuration of FSDP: the entry script, with FSDP on CPUs as it is on GPUs.
+"""The entry script with FSDP on CPUs, to be started by `accelerate launch` with an FSDP configuration.
 
-Accelerate itself falls back to plain data parallelism on CPUs, without a word.
+On CPUs Accelerate would silently use plain data parallelism instead.
 """
 
 import sys
-from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
-from upfield.distributed import assembly
+from upfield.distributed import training_run
 from upfield.distributed.configuration import TrainConfig
 from upfield.distributed.train import main
 
-make_accelerator = assembly.make_accelerator
+make_accelerator = training_run.make_accelerator
 
 
-def with_fsdp(config: TrainConfig, out: Path) -> Accelerator:
-    accelerator = make_accelerator(config, out)
+def with_fsdp(config: TrainConfig, world_size: int) -> Accelerator:
+    accelerator = make_accelerator(config, world_size)
     accelerator.state._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin()
     accelerator.state._shared_state["distributed_type"] = DistributedType.FSDP
     return accelerator
 
 
 if __name__ == "__main__":
-    assembly.make_accelerator = with_fsdp
+    training_run.make_accelerator = with_fsdp
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""Start training through the real entry script, and read what it left."""
+"""Start training through the real entry script, and read what it wrote."""
 
 import contextlib
 import io
@@ -12,19 +12,18 @@ from pathlib import Path
 import torch
 from accelerate.state import AcceleratorState
 
-from upfield.distributed.launch import SCRIPT, launcher
+from upfield.distributed.launch import SCRIPT, launch_command
 from upfield.distributed.train import main
 
 SMALL = ["--model.preset", "tiny", "--run.precision", "no", "--run.log_every", "1", "--optim.lr", "1e-3"]
 
 
 def command(shards: Path, out: Path, *arguments: str, processes: int = 1) -> list[str]:
-    start = launcher(processes) if processes > 1 else [sys.executable]
+    start = launch_command(processes) if processes > 1 else [sys.executable]
     return [*start, str(SCRIPT), "--data.shards", str(shards), "--run.out", str(out), *SMALL, *arguments]
 
 
 def environment() -> dict[str, str]:
-    # Warnings are errors here, not in programs that the tests start.
     return {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 
@@ -33,14 +32,14 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def trained(shards: Path, out: Path, *arguments: str, processes: int = 1) -> Path:
-    """Train to the end: one process in this one, which has imported everything already, several through a launcher."""
+    """Train to the end. One process trains here, where everything is imported already; several start in a launcher."""
     arguments = (*arguments, "--data.trace", str(out / "trace.jsonl"))
     if processes > 1:
         done = run(*command(shards, out, *arguments, processes=processes))
         assert done.returncode == 0, done.stderr
         return out
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in processes of their own; more would add up in another order
+    torch.set_num_threads(1)  # as in a process of its own; more threads would add in another order
     try:
         code, said = called(*command(shards, out, *arguments)[2:])
     finally:
@@ -50,7 +49,7 @@ def trained(shards: Path, out: Path, *arguments: str, processes: int = 1) -> Pat
 
 
 def called(*arguments: str) -> tuple[int, str]:
-    """Call the entry script's `main`; give its exit code and what it said."""
+    """Call the entry script's `main` and return its exit code and what it printed."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
         code = main([*arguments])
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -72,12 +71,12 @@ def losses(out: Path) -> list[float]:
 def wait_for(path: Path) -> None:
     deadline = time.monotonic() + 120
     while not path.exists():
-        assert time.monotonic() < deadline, f"{path} never came"
+        assert time.monotonic() < deadline, f"{path} did not appear"
         time.sleep(0.02)
 
 
 def started(shards: Path, out: Path, *arguments: str) -> "subprocess.Popen[bytes]":
-    """Start a run that would take for ever, and wait for its first checkpoint."""
+    """Start a run without an end, and wait for its first checkpoint."""
     long = ("--run.max_steps", "100000", "--run.epochs", "100000", "--run.checkpoint_every", "2", *arguments)
     process = subprocess.Popen(
         command(shards, out, *long), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -92,7 +91,7 @@ def assert_saved_where_it_stopped(out: Path) -> None:
 
 
 def rank_one(launcher: int) -> str:
-    """Give the process number of a launcher's second rank."""
+    """Return the process number of a launcher's second rank."""
     for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
         if b"LOCAL_RANK=1" in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
             return child
@@ -100,7 +99,7 @@ def rank_one(launcher: int) -> str:
 
 
 def signalled_in_rank_one(arguments: list[str], out: Path, name: str) -> tuple[int | None, str]:
-    """Start a job of two processes that saves at step 2, signal its second rank then, and give how the job ends."""
+    """Signal the second rank of a job that saves at step 2, and return the job's exit code and stderr."""
     with subprocess.Popen(arguments, env=environment(), stderr=subprocess.PIPE, text=True) as process:
         wait_for(out / "checkpoints" / "step-00000002")
         subprocess.run(["kill", f"-{name}", rank_one(process.pid)], check=True)

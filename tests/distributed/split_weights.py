@@ -1,7 +1,7 @@
-"""Run by torchrun: a learner whose weights are split over the processes is saved whole, and goes on from what is whole.
+"""Train a learner whose weights are split over processes, to be started by torchrun with a folder as argument.
 
-With the name of a folder: train a few steps, save in the middle, take that over into a fresh learner, and write what
-both end with beside what a single process computes.
+It trains a few steps, saves a checkpoint in the middle, resumes from it in another learner, and writes the states in
+which both end beside the state that a single process reaches.
 """
 
 import sys
@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from upfield.distributed.average import WeightAverage
-from upfield.distributed.checkpoint import Learner, TrainingProgress, load_checkpoint, save_checkpoint
+from upfield.distributed.checkpoint import TrainingProgress, save_checkpoint
+from upfield.distributed.learner import Learner
+from upfield.distributed.weight_average import WeightAverage
 from upfield.model.amir import Amir, AmirConfig, BlockStack, noise_shapes
 
 STEPS, SAVED_AFTER = 4, 2
@@ -35,7 +36,7 @@ def learner(split: bool) -> Learner:
 
 
 def train(learner: Learner, steps: range) -> None:
-    """Train on the same slice everywhere, so that any number of processes must agree."""
+    """Train on the same slice in every process, so that any number of processes must agree."""
     for step in steps:
         generator = torch.Generator().manual_seed(step)
         low, high = (torch.rand(1, 1, *SIZE, generator=generator) for _ in range(2))
@@ -50,14 +51,14 @@ def train(learner: Learner, steps: range) -> None:
 
 
 def flat(state: dict[str, Any], prefix: str = "") -> dict[str, Tensor]:
-    """Give all tensors of nested dictionaries under joined names."""
-    found: dict[str, Tensor] = {}
+    """Return the tensors of nested dictionaries by their joined names."""
+    tensors: dict[str, Tensor] = {}
     for key, value in state.items():
         if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{key}/")
+            tensors |= flat(value, f"{prefix}{key}/")
         elif isinstance(value, Tensor):
-            found[f"{prefix}{key}"] = value.clone()
-    return found
+            tensors[f"{prefix}{key}"] = value.clone()
+    return tensors
 
 
 def main(out: Path) -> None:
@@ -70,20 +71,20 @@ def main(out: Path) -> None:
         save_checkpoint(out, split.network.config, state, TrainingProgress(step=SAVED_AFTER), keep=1)
     torch.distributed.barrier()
     resumed = learner(split=True)
-    load_checkpoint(out / "checkpoints" / "last", resumed)
+    resumed.load(out / "checkpoints" / "last")
     whole = learner(split=False)
-    load_checkpoint(out / "checkpoints" / "last", whole)
-    for one in (split, resumed, whole):
-        train(one, range(SAVED_AFTER, STEPS))
+    whole.load(out / "checkpoints" / "last")
+    for each in (split, resumed, whole):
+        train(each, range(SAVED_AFTER, STEPS))
     states = {"split": split.state(), "resumed": resumed.state()}
     alone = learner(split=False)
     train(alone, range(STEPS))
-    # Whole state is gathered by all processes of a group, also where nothing is split.
+    # All processes of a group must gather a state, even if nothing is split.
     states |= {"whole": whole.state(), "alone": alone.state()}
     if main_process:
-        for name, found in states.items():
+        for name, state in states.items():
             save_file(
-                flat({key: found[key] for key in ("weights", "average", "optimizer")}), out / f"{name}.safetensors"
+                flat({key: state[key] for key in ("weights", "average", "optimizer")}), out / f"{name}.safetensors"
             )
     local = next(split.network.parameters()).to_local()  # pyright: ignore[reportAttributeAccessIssue]
     assert local.numel() < next(alone.network.parameters()).numel()

@@ -1,4 +1,4 @@
-"""What goes wrong in a run costs no more than it must, and is said once."""
+"""A failure costs as little work as possible, and is reported once."""
 
 import json
 import shutil
@@ -45,40 +45,42 @@ def copied(four_steps: Path, tmp_path: Path) -> Path:
 
 
 def one_line(stderr: str) -> str:
-    """The one error in what a job printed, whose processes print their warnings too."""
+    """Return the only error that a job printed, among the warnings of its processes."""
     errors = [line for line in stderr.splitlines() if "error:" in line and "upfield train" in line]
     assert len(errors) == 1, stderr
     return errors[0]
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(tiny_shards: Path, copied: Path) -> None:
+def test_a_run_resumes_from_an_older_checkpoint_if_the_last_is_damaged(tiny_shards: Path, copied: Path) -> None:
     weights = copied / "checkpoints" / "step-00000004" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\x00\x01\x02\x03")
     done = run(*command(tiny_shards, copied, "--run.max_steps", "5"))
     assert done.returncode == 0
-    assert "step-00000004: found model.safetensors other than it was written; going on from an older" in done.stderr
+    assert "step-00000004: the checksum of model.safetensors is wrong; resuming from an older checkpoint" in done.stderr
     assert "training from step 2 to step 5" in done.stderr
     assert (copied / "checkpoints" / "last").resolve().name == "step-00000005"
 
 
-def test_a_run_without_a_whole_checkpoint_is_refused(copied: Path) -> None:
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused(copied: Path) -> None:
     from upfield.distributed.checkpoint import find_checkpoint
 
     for folder in (copied / "checkpoints").glob("step-*"):
         (folder / "optimizer.pt").unlink()
-    with pytest.raises(InputError, match="expected a whole checkpoint to go on from, found 2 damaged"):
+    with pytest.raises(InputError, match="all 2 checkpoints are damaged"):
         find_checkpoint(copied, "auto")
-    with pytest.raises(InputError, match=r"found no optimizer.pt in it; name another"):
+    with pytest.raises(InputError, match=r"because optimizer.pt is missing. Set --run.resume to"):
         find_checkpoint(copied, str(copied / "checkpoints" / "step-00000002"))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt"])
-def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(tiny_shards: Path, copied: Path, name: str) -> None:
+def test_a_full_disk_ends_the_run_and_leaves_the_previous_checkpoint(
+    tiny_shards: Path, copied: Path, name: str
+) -> None:
     size = (copied / "checkpoints/last" / name).stat().st_size
     arguments = command(tiny_shards, copied, "--run.max_steps", "6", "--run.checkpoint_every", "1")[2:]
     done = run(sys.executable, "-c", FULL_DISK, str(size * 3 // 4), *arguments)
     assert done.returncode == 1
-    assert "the checkpoint of step 5: expected to write it, found" in one_line(done.stderr)
+    assert "the checkpoint of step 5 could not be written" in one_line(done.stderr)
     assert sorted(path.name for path in (copied / "checkpoints").iterdir()) == [
         "last",
         "step-00000002",
@@ -94,22 +96,22 @@ def test_a_second_job_for_the_same_run_is_refused(tiny_shards: Path, tmp_path: P
     process.kill()
     process.wait()
     assert done.returncode == 2
-    assert "expected no other training to write this run" in one_line(done.stderr)
+    assert "another training is writing this run" in one_line(done.stderr)
 
 
-def test_batches_without_a_finite_loss_can_be_left_out_up_to_a_limit(tiny_shards: Path, tmp_path: Path) -> None:
+def test_batches_without_a_finite_loss_can_be_skipped_up_to_a_limit(tiny_shards: Path, tmp_path: Path) -> None:
     arguments = ("--optim.lr", "1e30", "--run.on_nonfinite", "skip", "--run.max_skips", "2", "--run.max_steps", "9")
     done = run(*command(tiny_shards, tmp_path / "run", *arguments))
     assert done.returncode == 1
-    assert "left out, 1 of at most 2" in done.stderr
-    assert "left out, 2 of at most 2" in done.stderr
-    assert "after 2 skipped before (run.max_skips)" in one_line(done.stderr)
+    assert "batch skipped, 1 of at most 2" in done.stderr
+    assert "batch skipped, 2 of at most 2" in done.stderr
+    assert "after 2 skipped batches (run.max_skips)" in one_line(done.stderr)
     assert lines(tmp_path / "run" / "metrics.jsonl")[-1]["skipped"] == 2
 
 
 @pytest.fixture(scope="module")
 def spoilt_shards(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`tiny_shards` with NaN in one training sample, the one that `spoilt_key` names."""
+    """`tiny_shards` with a NaN in the training sample number `SPOILT`."""
     shards = tmp_path_factory.mktemp("spoilt") / "shards"
     shutil.copytree(tiny_shards, shards)
     split = ShardSplit(shards, "train")
@@ -121,7 +123,7 @@ def spoilt_shards(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -
     return shards
 
 
-def test_a_batch_with_one_bad_sample_is_left_out_and_training_goes_on(
+def test_a_batch_with_one_bad_sample_is_skipped_and_training_continues(
     tiny_shards: Path, spoilt_shards: Path, tmp_path: Path
 ) -> None:
     arguments = ("--run.max_steps", "45", "--run.checkpoint_every", "1", "--run.keep_checkpoints", "99")
@@ -133,9 +135,9 @@ def test_a_batch_with_one_bad_sample_is_left_out_and_training_goes_on(
     spoilt = ShardSplit(tiny_shards, "train").key(SPOILT)
     entry = next(line for line in lines(out / "trace.jsonl") if spoilt in line["keys"])
     step, place = entry["step"], entry["keys"].index(spoilt)
-    said = next(line for line in done.stderr.splitlines() if "left out, 1 of at most 10" in line)
+    said = next(line for line in done.stderr.splitlines() if "batch skipped, 1 of at most 10" in line)
     assert said.startswith(f"step {step}: expected a finite loss")
-    # The two samples of the rank that met it, and not those of the other.
+    # The message names the two samples of the rank that read the bad one, and not those of the other.
     assert [key in said for key in entry["keys"]] == [i // 2 == place // 2 for i in range(4)]
     before, after, later = (
         load_file(out / f"checkpoints/step-{s:08d}/model.safetensors") for s in step_and_around(step)
@@ -153,13 +155,13 @@ def step_and_around(step: int) -> tuple[int, int, int]:
     return step - 1, step, step + 1
 
 
-def test_a_scaler_whose_step_was_left_out_scales_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    from upfield.distributed import loop
+def test_a_scaler_whose_step_was_skipped_scales_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    from upfield.distributed import training_step
 
     layer = torch.nn.Linear(1, 1)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    monkeypatch.setattr(loop, "global_keys", lambda *_: ["a", "b"])
+    monkeypatch.setattr(training_step, "global_keys", lambda *_: ["a", "b"])
     config = TrainConfig(DataConfig("shards"), run=RunConfig(Path("run"), on_nonfinite="skip", max_skips=1))
     run: Any = SimpleNamespace(
         progress=TrainingProgress(),
@@ -168,37 +170,32 @@ def test_a_scaler_whose_step_was_left_out_scales_the_next(monkeypatch: pytest.Mo
         accelerator=SimpleNamespace(is_main_process=False),
     )
     batch: Any = None
-    found = loop.StepValues(("loss", "l1", "grad_norm"), ((float("nan"), float("nan"), 1.0),))
+    values = training_step.StepValues(("loss", "l1", "grad_norm"), ((float("nan"), float("nan"), 1.0),))
     for _ in range(2):
         scaler.scale(layer(torch.ones(1, 1)).sum()).backward()
-        scaler.unscale_(optimizer)  # raises where the scaler was not told of the step before
+        scaler.unscale_(optimizer)  # raises unless the scaler was updated after the previous step
         if run.progress.skipped == 0:
-            loop.leave_out(run, batch, found)
+            training_step.skip_batch(run, batch, values)
     assert scaler.get_scale() == 4.0
-    # Overflows are the scaler's to count: they do not use up what may be left out.
+    # Overflows belong to the scaler and do not count as skipped batches.
     run.progress = TrainingProgress(overflows=99)
-    loop.leave_out(run, batch, found)
+    training_step.skip_batch(run, batch, values)
     assert (run.progress.skipped, run.progress.updates) == (1, -100)
 
 
 def test_a_process_that_sees_another_set_or_no_checkpoint_is_refused(tiny_shards: Path, tmp_path: Path) -> None:
-    from upfield.distributed.assembly import refuse_other_view
+    from upfield.distributed.preconditions import refuse_other_view
 
     manifest = read_manifest(tiny_shards)
     config = TrainConfig(DataConfig("shards"), run=RunConfig(Path("run")))
     refuse_other_view(config, manifest, manifest.data_sha256, tmp_path)
-    with pytest.raises(InputError, match="expected the same shard set on every node"):
+    with pytest.raises(InputError, match="the shard set differs between nodes"):
         refuse_other_view(config, manifest, "0" * 64, None)
-    with pytest.raises(InputError, match="the first node found, found none on another"):
-        refuse_other_view(
-            config,
-            manifest,
-            manifest.data_sha256,
-            tmp_path / "gone",
-        )
+    with pytest.raises(InputError, match="the first node found this checkpoint, but another node cannot see it"):
+        refuse_other_view(config, manifest, manifest.data_sha256, tmp_path / "gone")
 
 
-def test_names_that_only_look_like_checkpoints_are_let_be(tiny_shards: Path, copied: Path) -> None:
+def test_folders_with_names_like_checkpoints_are_not_touched(tiny_shards: Path, copied: Path) -> None:
     (copied / "checkpoints" / "step-best").mkdir()
     kept = copied / "checkpoints" / "kept_good"
     shutil.copytree(copied / "checkpoints" / "step-00000002", kept)
@@ -207,32 +204,55 @@ def test_names_that_only_look_like_checkpoints_are_let_be(tiny_shards: Path, cop
     assert found == ["kept_good", "last", "step-00000002", "step-00000003", "step-best"]
 
 
-def test_a_launcher_that_starts_fewer_processes_than_asked_is_refused(tiny_shards: Path, tmp_path: Path) -> None:
-    start = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
+MULTI_CPU = {
+    "compute_environment": "LOCAL_MACHINE",
+    "distributed_type": "MULTI_CPU",
+    "num_processes": 2,
+    "use_cpu": True,
+}
+
+
+@pytest.mark.parametrize("how", ["flags", "configuration file"])
+def test_a_launcher_that_starts_fewer_processes_than_asked_is_refused(
+    tiny_shards: Path, tmp_path: Path, how: str
+) -> None:
+    file = tmp_path / "accelerate.yaml"
+    file.write_text(json.dumps(MULTI_CPU))
+    asked = ("--cpu", "--num_processes", "2") if how == "flags" else ("--config_file", str(file))
+    start = (sys.executable, "-m", "accelerate.commands.launch", *asked)
     done = run(*start, *command(tiny_shards, tmp_path / "run", "--run.max_steps", "1")[1:])
     assert done.returncode != 0
-    assert "expected 2 processes in one group, found 1" in one_line(done.stderr)
+    assert "accelerate launch was asked for several processes (MASTER_ADDR is set) but started only one" in one_line(
+        done.stderr
+    )
 
 
-def test_a_file_that_is_no_trace_is_not_written_over(tiny_shards: Path, tmp_path: Path) -> None:
+def test_a_launcher_that_is_asked_for_one_process_trains(tiny_shards: Path, tmp_path: Path) -> None:
+    start = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1")
+    done = run(*start, *command(tiny_shards, tmp_path / "run", "--run.max_steps", "1")[1:])
+    assert done.returncode == 0, done.stderr
+    assert "1 process on cpu" in done.stderr
+
+
+def test_a_file_that_is_not_a_trace_is_not_overwritten(tiny_shards: Path, tmp_path: Path) -> None:
     notes = tmp_path / "notes.txt"
     notes.write_text("remember\n")
     code, said = called(
         "--data.shards", str(tiny_shards), "--run.out", str(tmp_path / "run"), "--data.trace", str(notes)
     )
     assert code == 2
-    assert "expected a new file or an earlier trace" in said
+    assert "this file exists and is not a trace" in said
     assert notes.read_text() == "remember\n"
 
 
-def test_two_processes_say_a_refusal_once(tiny_shards: Path, four_steps: Path, tmp_path: Path) -> None:
+def test_two_processes_print_a_refusal_once(tiny_shards: Path, four_steps: Path, tmp_path: Path) -> None:
     arguments = ("--run.resume", str(four_steps / "checkpoints/last"), "--run.seed", "9")
     done = run(*command(tiny_shards, tmp_path / "run", *arguments, "--processes", "2"))
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     done = run(*command(tiny_shards, tmp_path / "run", *arguments, processes=2))
     assert done.returncode != 0
-    assert "expected seed 0 as it was trained with, found 9" in one_line(done.stderr)
+    assert "expected seed 0 as in its training, found 9" in one_line(done.stderr)
 
 
 def test_a_process_that_dies_takes_the_job_with_it(tiny_shards: Path, tmp_path: Path) -> None:
@@ -240,19 +260,19 @@ def test_a_process_that_dies_takes_the_job_with_it(tiny_shards: Path, tmp_path: 
     arguments = ("--run.epochs", "100000", "--run.checkpoint_every", "2")
     code, stderr = signalled_in_rank_one(command(tiny_shards, out, *arguments, processes=2), out, "KILL")
     assert code not in (0, None)
-    assert "expected all processes of the job to take part, found one gone" in one_line(stderr)
+    assert "Another process of the job ended or was silent" in one_line(stderr)
 
 
-@pytest.mark.parametrize(("name", "message"), [("tensorbord", "found tensorbord"), ("wandb", "found it not installed")])
+@pytest.mark.parametrize(("name", "message"), [("tensorbord", "found tensorbord"), ("wandb", "wandb is not installed")])
 def test_unknown_and_missing_trackers_are_refused(name: str, message: str) -> None:
-    from upfield.distributed.launch import refuse_trackers
+    from upfield.distributed.preconditions import refuse_trackers
 
     with pytest.raises(InputError, match=message):
         refuse_trackers(["tensorboard", name])
 
 
 def node(shards: Path, out: Path, rank: int, port: int, *arguments: str) -> "subprocess.Popen[str]":
-    """Start one machine's part of a job of two machines of one process each."""
+    """Start one machine's part of a job with two machines of one process each."""
     start = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "2"]
     start += ["--num_processes", "2", "--machine_rank", str(rank), "--main_process_ip", "127.0.0.1"]
     start += ["--main_process_port", str(port), "--mixed_precision", "no", "--dynamo_backend", "no"]
@@ -260,14 +280,14 @@ def node(shards: Path, out: Path, rank: int, port: int, *arguments: str) -> "sub
     return subprocess.Popen([*start, str(SCRIPT), *arguments], env=environment(), stderr=subprocess.PIPE, text=True)
 
 
-def test_two_machines_train_one_run_and_one_ends_when_the_other_is_gone(tiny_shards: Path, tmp_path: Path) -> None:
+def test_two_machines_train_one_run_and_one_ends_after_the_other(tiny_shards: Path, tmp_path: Path) -> None:
     out, port = tmp_path / "run", free_port()
     arguments = ("--run.epochs", "100000", "--run.checkpoint_every", "2", "--run.timeout_s", "20")
     first, second = (node(tiny_shards, out, rank, port, *arguments) for rank in range(2))
     with first, second:
         try:
             wait_for(out / "checkpoints" / "step-00000002")
-            second.kill()  # Its rank goes with it.
+            second.kill()  # Its rank ends with it.
             begun = time.monotonic()
             _, stderr = first.communicate(timeout=120)
             assert time.monotonic() - begun < 100
@@ -276,5 +296,5 @@ def test_two_machines_train_one_run_and_one_ends_when_the_other_is_gone(tiny_sha
             second.kill()
     assert first.returncode not in (0, None)
     assert "2 processes on cpu" in stderr
-    assert "expected all processes of the job to take part" in one_line(stderr)
+    assert "Another process of the job ended or was silent" in one_line(stderr)
     assert json.loads((out / "checkpoints/last/progress.json").read_text())["step"] >= 2

@@ -22,8 +22,6 @@ from runs import (
 )
 from safetensors.torch import load_file
 
-from upfield.distributed.launch import listens
-
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -54,13 +52,16 @@ def test_a_signal_saves_and_leaves_with_zero(tiny_shards: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data.batch_size", "3", "--processes", "2"], "expected a multiple of the 2 processes"),
+        (
+            ["--data.batch_size", "3", "--processes", "2"],
+            "expected a multiple of 2, the number of processes, found 3. Choose 2 or 4.",
+        ),
         (["--data.shards", "nowhere"], "expected a complete shard set"),
         (["--data.batch_sise", "4"], "did you mean --data.batch_size?"),
         (["--optim.lr", "-1"], "expected a positive rate"),
-        (["--run.precision", "fp16"], "expected bf16 or no where there is no GPU"),
-        (["--run.resume", "nowhere"], "expected a checkpoint"),
-        (["--data.batch_size", "100000"], "expected at least data.batch_size"),
+        (["--run.precision", "fp16"], "fp16 needs a GPU, and none was found"),
+        (["--run.resume", "nowhere"], "cannot resume from it because model.safetensors is missing"),
+        (["--data.batch_size", "100000"], "expected at least 100000 training samples (data.batch_size)"),
         (["--loss.ms_ssim_weight", "1"], "expected slices or crops of at least 176 x 176, found 24 x 28"),
         (["--data.augment.crop", "[9, 9]", "--loss.ssim_weight", "1"], "expected slices or crops of at least 11 x 11"),
         (["--run.trackers", '["tensorbord"]'], "found tensorbord"),
@@ -87,7 +88,7 @@ def test_other_data_or_batches_are_refused_on_resume(tiny_shards: Path, undistur
     assert "expected batch_size 4" in done.stderr
 
 
-def test_starting_anew_leaves_nothing_of_the_earlier_run(tiny_shards: Path, tmp_path: Path) -> None:
+def test_a_run_without_resume_leaves_nothing_of_the_earlier_run(tiny_shards: Path, tmp_path: Path) -> None:
     out = trained(tiny_shards, tmp_path / "run", "--run.max_steps", "4", "--run.checkpoint_every", "2")
     trained(tiny_shards, out, "--run.max_steps", "2", "--run.resume", "none", "--run.seed", "1")
     assert [path.name for path in (out / "checkpoints").glob("step-*")] == ["step-00000002"]
@@ -127,7 +128,7 @@ def test_a_signal_to_the_launching_command_reaches_every_rank(tiny_shards: Path,
     assert_saved_where_it_stopped(tmp_path / "run")
 
 
-def test_a_signal_before_the_processes_are_there_is_not_lost(tiny_shards: Path, tmp_path: Path) -> None:
+def test_a_signal_before_the_processes_have_started_is_not_lost(tiny_shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     arguments = ("--run.max_steps", "100000", "--run.epochs", "100000", "--processes", "2")
     process = subprocess.Popen(command(tiny_shards, out, *arguments), env=environment(), stderr=subprocess.DEVNULL)
@@ -138,11 +139,17 @@ def test_a_signal_before_the_processes_are_there_is_not_lost(tiny_shards: Path, 
 
 
 def wait_until_caught(process: int, number: int) -> None:
-    """Wait until a process has a handler of its own for a signal."""
+    """Wait until a process has installed a handler for a signal."""
     deadline = time.monotonic() + 60
-    while not listens(process, number):
+    while not has_handler(process, number):
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def has_handler(process: int, number: int) -> bool:
+    """Return whether a process catches a signal, as Linux reports it."""
+    status = Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace")
+    return bool(int(status.partition("\nSigCgt:")[2].split()[0], 16) >> (number - 1) & 1)
 
 
 def test_a_signal_to_one_process_makes_all_save_at_the_same_step(tiny_shards: Path, tmp_path: Path) -> None:
@@ -160,7 +167,7 @@ def test_going_back_to_an_earlier_checkpoint_drops_those_after_it(tiny_shards: P
     trained(tiny_shards, out, "--run.max_steps", "4", "--run.resume", back, *arguments)
     steps = sorted(path.name for path in (out / "checkpoints").glob("step-*"))
     assert steps == ["step-00000002", "step-00000004"]
-    # The best model is not given up for having gone back.
+    # The best model survives, although it is later than the checkpoint.
     assert json.loads((out / "best" / "metrics.json").read_text())["step"] == 6
 
 
@@ -168,7 +175,7 @@ def test_another_seed_is_refused_on_resume(tiny_shards: Path, undisturbed: Path,
     arguments = ("--run.resume", str(undisturbed / "checkpoints/last"), "--run.seed", "9")
     done = run(*command(tiny_shards, tmp_path / "run", *arguments))
     assert done.returncode == 2
-    assert "expected seed 0 as it was trained with, found 9" in done.stderr
+    assert "expected seed 0 as in its training, found 9" in done.stderr
 
 
 def test_activation_checkpointing_changes_memory_and_not_the_weights(

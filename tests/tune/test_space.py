@@ -146,12 +146,12 @@ def test_a_sweep_without_a_shard_set_is_refused(tmp_path: Path, run_cli: Callabl
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("resources: {workers_per_trial: 3}", "expected a multiple of the 3 processes"),
+        ("resources: {workers_per_trial: 3}", "expected a multiple of 3, the number of processes"),
         ("package: upfield.txt", "expected a wheel"),
         ("package: FOLDER/other.whl", "expected a wheel of upfield, found one of other"),
         ("package: FOLDER/torn.whl", "expected a wheel, found none that can be read"),
-        ("storage: s3//bucket", "storage: expected an address such as s3://bucket/folder"),
-        ("storage: folder", "storage: expected an address such as s3://bucket/folder"),
+        ("storage: s3//bucket", "storage: s3//bucket/sweep: this is not an address such as s3://bucket/folder"),
+        ("storage: folder", "storage: folder/sweep: this is not an address such as s3://bucket/folder"),
     ],
 )
 def test_what_no_trial_could_train_with_is_refused(

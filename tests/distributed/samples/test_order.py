@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from upfield.distributed.configuration import OptimConfig
+from upfield.distributed.learning_rate import learning_rate
 from upfield.distributed.samples.order import epoch_order, rank_share
-from upfield.distributed.schedule import learning_rate
 
 SIZES = np.array([7, 3, 11, 5, 9])
 

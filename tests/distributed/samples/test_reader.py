@@ -11,7 +11,7 @@ import torch
 
 from upfield.common.errors import ShardSetError
 from upfield.distributed.configuration import AugmentConfig
-from upfield.distributed.noise import gating_noise
+from upfield.distributed.gating_noise import draw_gating_noise
 from upfield.distributed.samples.reader import (
     BatchPlan,
     BufferPool,
@@ -121,9 +121,9 @@ def test_validation_in_step_has_every_sample_once_and_equal_batches_on_all_ranks
 
 def test_gating_noise_depends_on_seed_step_and_sample_alone() -> None:
     config, device = AmirConfig.preset("tiny"), torch.device("cpu")
-    together = gating_noise(config, (24, 28), (0, 7), torch.tensor([3, 9]), device)
-    alone = gating_noise(config, (24, 28), (0, 7), torch.tensor([9]), device)
-    later = gating_noise(config, (24, 28), (0, 8), torch.tensor([9]), device)
+    together = draw_gating_noise(config, (24, 28), (0, 7), torch.tensor([3, 9]), device)
+    alone = draw_gating_noise(config, (24, 28), (0, 7), torch.tensor([9]), device)
+    later = draw_gating_noise(config, (24, 28), (0, 8), torch.tensor([9]), device)
     assert [level.shape for level in together] == [(2, 24 * 32, 4), (2, 12 * 16, 4), (2, 6 * 8, 4)]
     assert all(torch.equal(a[1], b[0]) for a, b in zip(together, alone, strict=True))
     assert not torch.equal(alone[0], later[0])

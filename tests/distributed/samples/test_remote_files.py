@@ -14,7 +14,7 @@ from faulty import FAULTS, Answer, FaultyServer
 
 from upfield.common.errors import FetchError, InputError, ShardSetError
 from upfield.distributed.configuration import DataConfig
-from upfield.distributed.launch import SCRIPT, launcher
+from upfield.distributed.launch import SCRIPT, launch_command
 from upfield.distributed.samples import remote_files
 from upfield.distributed.samples.fetcher import Fetcher, FetchSchedule, fetch_ahead
 from upfield.distributed.samples.order import epoch_order
@@ -179,8 +179,8 @@ def test_the_horizon_covers_what_is_read_and_one_window_more(window_shards: int,
     [
         ("https://user:secret@host/set", r"^https://host/set: write the address .*without a password"),
         ("s3:/bucket/set", r"^s3://bucket/set: write the address with two slashes"),
-        ("gs://bucket/set", r"^gs://bucket/set: expected a package for gs://, .*pip install gcsfs"),
-        ("nonsense://bucket/set", r"^nonsense://bucket/set: expected an address such as s3://bucket/set"),
+        ("gs://bucket/set", r"^gs://bucket/set: the package for gs:// is missing .*pip install gcsfs"),
+        ("nonsense://bucket/set", r"^nonsense://bucket/set: this is not an address such as s3://bucket/folder"),
     ],
 )
 def test_addresses_that_cannot_be_read_are_refused(data: DataConfig, address: str, message: str) -> None:
@@ -207,7 +207,7 @@ def test_an_index_that_does_not_follow_its_tar_is_refused(data: DataConfig, serv
 
 
 def run(data: DataConfig, out: Path, *arguments: str, processes: int = 1) -> "subprocess.CompletedProcess[str]":
-    start = launcher(processes) if processes > 1 else [sys.executable]
+    start = launch_command(processes) if processes > 1 else [sys.executable]
     command = [*start, str(SCRIPT), "--data.shards", str(data.shards), "--data.window_shards", "2", *arguments]
     command += ["--run.out", str(out), "--model.preset", "tiny", "--run.precision", "no", "--run.max_steps", "9"]
     command += ["--data.cache_dir", str(data.cache_dir), "--data.fetch_retries", "1", "--data.fetch_timeout_s", "5"]

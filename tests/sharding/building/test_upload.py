@@ -12,12 +12,19 @@ import pytest
 from s3fs import S3FileSystem
 from stores import NAMES, OLD, failing_after, files, held, outside, put, remove, watching, write_set
 
+from upfield.common import stores
 from upfield.common.addresses import is_remote
 from upfield.common.errors import InputError, RunError, ShardSetError
-from upfield.sharding.building import upload as remote
-from upfield.sharding.building.upload import MARKER, fetch_manifest, staging_folder, upload_set
+from upfield.sharding.building.upload import (
+    MARKER,
+    MARKER_FORMAT,
+    _marker_bytes,
+    fetch_manifest,
+    staging_folder,
+    upload_set,
+)
 from upfield.sharding.shard import main
-from upfield.sharding.shardset.manifest import MANIFEST
+from upfield.sharding.shardset.manifest import MANIFEST, read_manifest
 
 pytestmark = pytest.mark.usefixtures("hooks")
 
@@ -46,13 +53,13 @@ def test_urls_that_read_alike_have_different_staging_folders():
 
 
 def test_no_password_of_an_address_that_was_taken_for_a_path_shows():
-    with pytest.raises(ShardSetError, match=r"^s3://host/set: expected a folder, found an address"):
-        remote.read_manifest(Path("s3://user:secret@host/set"))
+    with pytest.raises(ShardSetError, match=r"^s3://host/set: this command reads sets from a folder"):
+        read_manifest(Path("s3://user:secret@host/set"))
 
 
 def test_no_password_shows(monkeypatch):
     assert "secret" not in str(staging_folder("ftp://user:secret@host/set"))
-    with pytest.raises(InputError, match=r"^https://host/set: .*found https://"):
+    with pytest.raises(InputError, match=r"^https://host/set: https:// addresses can only be read"):
         fetch_manifest("https://user:secret@host/set", Path("nowhere"))
 
 
@@ -78,7 +85,7 @@ def test_the_command_builds_there_repeats_and_extends(run_cli, tiny_cohort, tiny
     assert shard("first")[0] == 0
     before = held(f"{bucket}/set")
     code, said, err = shard("first")
-    assert (code, "complete already" in err, said.splitlines()[0].split(":")[:2]) == (
+    assert (code, "already complete" in err, said.splitlines()[0].split(":")[:2]) == (
         0,
         True,
         ["s3", f"//{bucket[5:]}/set"],
@@ -104,11 +111,11 @@ def test_a_complete_set_is_not_sent_again(url, staging, sent, capsys):
     sent.clear()
     upload_set(staging, f"{url}/")
     assert sent == []
-    assert f"{url}: complete already" in capsys.readouterr().err
+    assert f"{url}: already complete" in capsys.readouterr().err
 
 
 def test_a_failed_upload_leaves_no_manifest_and_is_continued(url, staging, capsys):
-    said = rf"^{url}: sending .* failed \(connection reset\); .*same command"
+    said = rf"^{url}: sending .* failed \(connection reset\)\. .*same command"
     with failing_after(3, OSError("connection reset")), pytest.raises(RunError, match=said):
         upload_set(staging, url)
     there = held(url)
@@ -119,7 +126,7 @@ def test_a_failed_upload_leaves_no_manifest_and_is_continued(url, staging, capsy
         upload_set(staging, url)
     assert held(url) == files(staging)
     assert sorted([*names, *there.keys() - {MARKER}]) == sorted(files(staging))
-    assert f"{url}: 3 of 10 files are there already" in capsys.readouterr().err
+    assert f"{url}: 3 of 10 files are already there" in capsys.readouterr().err
 
 
 def test_a_killed_upload_is_continued(bucket, staging, server):
@@ -155,10 +162,12 @@ def test_a_server_that_goes_away_is_one_clear_line_and_the_same_call_continues(b
         if len(names) == 4:
             server.stop()
 
-    said = rf"^{bucket}/set: sending .* failed \(.*{server.url}.*\); mend .*$"
+    said = rf"^{bucket}/set: sending .* failed \(.*{server.url}.*\)\. Check the connection .*$"
     with watching(before=stop), pytest.raises(RunError, match=said):
         upload_set(staging, f"{bucket}/set")
-    with pytest.raises(RunError, match=rf"^{bucket}/set: listing failed \(.*{server.url}.*\); mend .*$"):
+    with pytest.raises(
+        RunError, match=rf"^{bucket}/set: listing failed \(.*{server.url}.*\)\. Check the connection .*$"
+    ):
         fetch_manifest(f"{bucket}/set", staging)
     server.start()
     assert not fetch_manifest(f"{bucket}/set", staging)
@@ -190,7 +199,9 @@ def test_a_file_that_does_not_arrive_whole_is_an_error(url, staging):
 def test_what_is_not_ours_is_refused_and_stays(url, staging, tmp_path):
     put(f"{url}/thesis.pdf", b"years of work")
     for call in (lambda: upload_set(staging, url), lambda: fetch_manifest(url, tmp_path / "new")):
-        with pytest.raises(InputError, match=rf"^{url}: expected an empty folder or a shard set, found thesis.pdf"):
+        with pytest.raises(
+            InputError, match=rf"^{url}: the folder is neither empty nor a shard set; it holds thesis.pdf"
+        ):
             call()
     assert held(url) == {"thesis.pdf": b"years of work"}
 
@@ -198,7 +209,7 @@ def test_what_is_not_ours_is_refused_and_stays(url, staging, tmp_path):
 @pytest.mark.parametrize("name", [MANIFEST, MARKER])
 def test_files_of_our_names_that_are_not_ours_are_refused(url, staging, name):
     put(f"{url}/{name}", b"[]")
-    with pytest.raises(InputError, match=rf"^{url}/{name}: expected .*, found something else; choose another"):
+    with pytest.raises(InputError, match=rf"^{url}/{name}: this is not the .*\. Choose another"):
         upload_set(staging, url)
     assert held(url) == {name: b"[]"}
 
@@ -206,7 +217,7 @@ def test_files_of_our_names_that_are_not_ours_are_refused(url, staging, name):
 def test_another_set_is_refused_and_stays(url, staging, tmp_path):
     other = write_set(tmp_path / "other", OLD, seed=1)
     upload_set(other, url)
-    with pytest.raises(ShardSetError, match=rf"^{url}: expected a set that this one extends, found another: .*000000"):
+    with pytest.raises(ShardSetError, match=rf"^{url}: another shard set is there; .*000000"):
         upload_set(staging, url)
     assert held(url) == files(other)
 
@@ -216,15 +227,15 @@ def test_another_sets_unfinished_upload_is_refused(url, staging, tmp_path, capsy
         upload_set(write_set(tmp_path / "other", NAMES, seed=1), url)
     there = held(url)
     assert not fetch_manifest(url, tmp_path / "new")
-    assert f"{url}: holds an unfinished upload of data" in capsys.readouterr().err
-    with pytest.raises(ShardSetError, match=r"expected no other upload, found .* delete everything there, or choose"):
+    assert f"{url}: an unfinished upload of data" in capsys.readouterr().err
+    with pytest.raises(ShardSetError, match=r"an unfinished upload .* is there, .* delete everything there, or choose"):
         upload_set(staging, url)
     assert held(url) == there
 
 
 def test_an_upload_that_another_one_overtook_writes_no_manifest(url, staging):
-    other = json.dumps({"format": remote.MARKER_FORMAT, "data_sha256": "0" * 64}).encode()
-    said = r"expected this upload's marker, found another upload's: .*no manifest was"
+    other = json.dumps({"format": MARKER_FORMAT, "data_sha256": "0" * 64}).encode()
+    said = r"the marker of this upload was replaced by another upload's, .*no manifest was"
 
     def overtake(name):
         if name == "train/000000.tar":
@@ -249,7 +260,7 @@ def test_the_same_upload_from_two_machines_ends_well(url, staging):
 
 def test_a_marker_that_a_kill_left_behind_a_complete_set_is_removed(url, staging, sent):
     upload_set(staging, url)
-    put(f"{url}/{MARKER}", remote._marker(remote.read_manifest(staging)))
+    put(f"{url}/{MARKER}", _marker_bytes(read_manifest(staging)))
     sent.clear()
     upload_set(staging, url)
     assert held(url) == files(staging)
@@ -273,15 +284,15 @@ def test_a_folder_made_in_a_console_is_empty(bucket, staging):
 
 def test_what_others_wrote_meanwhile_is_seen_through_fsspecs_listing_cache(bucket, staging):
     fs, root = fsspec.core.url_to_fs(f"{bucket}/set")
-    put(f"{bucket}/set/{MARKER}", remote._marker(remote.read_manifest(staging)))
+    put(f"{bucket}/set/{MARKER}", _marker_bytes(read_manifest(staging)))
     assert fs.ls(root, detail=False) == [f"{root}/{MARKER}"]
     put(f"{bucket}/set/train/000009.tar", b"stray")
-    with pytest.raises(ShardSetError, match=r"found train/000009.tar"):
+    with pytest.raises(ShardSetError, match=r"no manifest there lists train/000009.tar"):
         upload_set(staging, f"{bucket}/set")
 
 
 def test_large_shards_are_sent_in_parts(bucket, tmp_path, monkeypatch):
-    monkeypatch.setattr(remote, "PART_BYTES", 5 * 2**20)
+    monkeypatch.setattr(stores, "PART_BYTES", 5 * 2**20)
     large = write_set(tmp_path / "large", NAMES[:1], num_bytes=12 * 2**20)
     upload_set(large, f"{bucket}/set")
     assert held(f"{bucket}/set") == files(large)
@@ -291,12 +302,12 @@ def test_large_shards_are_sent_in_parts(bucket, tmp_path, monkeypatch):
 
 def test_a_missing_bucket_is_refused(bucket, staging):
     for call in (fetch_manifest, lambda url, folder: upload_set(folder, url)):
-        with pytest.raises(InputError, match=r"^s3://absent-bucket/set: expected a bucket .* create it, or check"):
+        with pytest.raises(InputError, match=r"^s3://absent-bucket/set: no such bucket .* Create it, or check"):
             call("s3://absent-bucket/set", staging)
 
 
 def test_denied_access_is_refused(url, staging):
-    said = rf"^{url}: expected leave to .*\(Access Denied\); check the credentials"
+    said = rf"^{url}: permission denied .*\(Access Denied\)\. Check the credentials .* list, read and write there"
     with failing_after(0, PermissionError("Access Denied")), pytest.raises(InputError, match=said):
         upload_set(staging, url)
 
@@ -307,7 +318,7 @@ def test_missing_credentials_are_refused(bucket, staging, monkeypatch, tmp_path)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     S3FileSystem.clear_instance_cache()
-    with pytest.raises(InputError, match=rf"^{bucket}/set: expected leave to .*credentials.*; check the credentials"):
+    with pytest.raises(InputError, match=rf"^{bucket}/set: permission denied .*credentials.*\. Check the credentials"):
         upload_set(staging, f"{bucket}/set")
     S3FileSystem.clear_instance_cache()
 
@@ -316,11 +327,20 @@ def test_a_missing_package_is_named(staging, monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
     # The registry of file systems found so far; `fsspec.registry` as an attribute is a read-only view of it.
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
-    with pytest.raises(InputError, match=r"^s3://b/set: expected a package for s3://.*pip install 'upfield\[s3\]'"):
+    with pytest.raises(
+        InputError, match=r"^s3://b/set: the package for s3:// is missing .*pip install 'upfield\[s3\]'"
+    ):
         upload_set(staging, "s3://b/set")
 
 
-@pytest.mark.parametrize("bad", ["nonsense://b/set", "s3://", "https://host/set"])
-def test_urls_that_name_no_place_to_write_are_refused(bad, staging):
-    with pytest.raises(InputError, match=rf"^{bad}: expected .*, found "):
+@pytest.mark.parametrize(
+    ("bad", "problem"),
+    [
+        ("nonsense://b/set", "this is not an address"),
+        ("s3://", "the address names no bucket or folder"),
+        ("https://host/set", "https:// addresses can only be read"),
+    ],
+)
+def test_urls_that_name_no_place_to_write_are_refused(bad, problem, staging):
+    with pytest.raises(InputError, match=rf"^{bad}: {problem}"):
         upload_set(staging, bad)

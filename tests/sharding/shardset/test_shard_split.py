@@ -93,10 +93,10 @@ def test_open_files_are_bounded_and_closed(train, monkeypatch):
     ("damage", "message"),
     [
         (lambda root: (root / "manifest.json").unlink(), "expected a complete shard set, found no shard set"),
-        (lambda root: (root / "manifest.json").write_text("[]"), "expected a shard set's manifest"),
+        (lambda root: (root / "manifest.json").write_text("[]"), "this is not the manifest of a shard set"),
         (
             lambda root: (root / "manifest.json").write_text('{"format": "upfield-shards", "version": 99}'),
-            "expected format upfield-shards version 2, found upfield-shards version 99",
+            "expected upfield-shards version 2, found upfield-shards version 99",
         ),
         (lambda root: (root / "train/000000.idx").unlink(), "000000.idx: this shard index is missing"),
         (

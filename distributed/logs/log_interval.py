@@ -1,4 +1,4 @@
-"""What is measured between two log lines."""
+"""The measurements between two log lines."""
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,20 +13,20 @@ from upfield.distributed.checkpoint import TrainingProgress
 from upfield.distributed.samples.reader import Batch
 
 
-class Meter:
-    """Averages between two log lines: loss terms, slices per second, share of time waiting for data; and memory.
+class LogInterval:
+    """Mean loss terms, slices per second, share of time spent waiting for data, and memory, between two log lines.
 
-    The terms are kept with the progress, so that a line that a checkpoint falls into is the same after it.
+    The sums of the terms are part of the progress, so that a log line that spans a restart is the same as without it.
     """
 
     def __init__(self, progress: TrainingProgress) -> None:
-        """Start where the progress stands."""
+        """Continue the interval that the progress holds."""
         self._progress = progress
         self._restart()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out the time that something other than training takes."""
+        """Exclude the time of something other than training."""
         begun = time.monotonic()
         yield
         self._since += time.monotonic() - begun
@@ -36,8 +36,8 @@ class Meter:
         self._waited_s = 0.0
         self._since = time.monotonic()
 
-    def waiting(self, loader: Iterable[Batch]) -> Iterator[Batch]:
-        """Pass batches on and measure how long they took to come."""
+    def time_waits(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield the loader's batches and measure how long each took to arrive."""
         iterator = iter(loader)
         while True:
             begun = time.monotonic()
@@ -48,7 +48,12 @@ class Meter:
             yield batch
 
     def add(self, terms: Mapping[str, float], slices: int) -> None:
-        """Count a step with its terms, means over all ranks; without terms one that was left out."""
+        """Count a step.
+
+        Args:
+            terms: its loss terms, means over all ranks; empty if the batch was skipped.
+            slices: size of the global batch.
+        """
         self._slices += slices
         if terms:
             pending = self._progress.pending
@@ -56,10 +61,10 @@ class Meter:
                 pending[name] = pending.get(name, 0.0) + value
             self._progress.pending_steps += 1
 
-    def read(self, accelerator: Accelerator) -> dict[str, float]:
-        """Give the averages, and restart. Collective: ALL ranks call it.
+    def finish(self, accelerator: Accelerator) -> dict[str, float]:
+        """Return the interval's figures and start the next one. Collective: ALL ranks call it.
 
-        Time spent waiting and memory are those of the rank that waited longest and of the one that holds most.
+        Waiting time is that of the rank that waited longest, and memory that of the rank that holds most.
         """
         progress = self._progress
         values = {name: total / progress.pending_steps for name, total in progress.pending.items()}
@@ -75,7 +80,7 @@ class Meter:
 
 
 def used_memory_bytes(device: torch.device) -> int:
-    """Give the most that this process ever held on a GPU, or what it holds now on a CPU."""
+    """Return this process's peak memory on a GPU, or its current memory on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return psutil.Process().memory_info().rss

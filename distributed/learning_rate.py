@@ -1,4 +1,4 @@
-"""The learning rate: a pure function of the step, so that resuming needs no state and ranks cannot disagree."""
+"""The learning rate: a pure function of the step, so that resuming needs no state and all ranks agree."""
 
 import math
 
@@ -6,11 +6,11 @@ from upfield.distributed.configuration import OptimConfig
 
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
-    """Give the learning rate of a step.
+    """Return the learning rate of a step.
 
     Args:
         config: rate, warm-up and schedule.
-        step: steps done before this one.
+        step: number of steps before this one.
         total_steps: steps of the whole run.
     """
     if step < config.warmup_steps:

@@ -1,9 +1,9 @@
-"""The average of the weights is its formula, and gives way to the weights without a trace."""
+"""The average of the weights follows its formula, and swapping it with the weights changes neither."""
 
 import pytest
 import torch
 
-from upfield.distributed.average import WeightAverage
+from upfield.distributed.weight_average import WeightAverage
 
 
 def test_it_follows_its_formula_and_swaps_exactly() -> None:
@@ -24,7 +24,7 @@ def test_it_follows_its_formula_and_swaps_exactly() -> None:
     assert all(parameter.equal(b) for parameter, b in zip(layer.parameters(), before, strict=True))
 
 
-def test_it_gives_way_when_something_fails_inside() -> None:
+def test_weights_are_restored_when_something_fails_inside() -> None:
     layer = torch.nn.Linear(1, 1)
     before = layer.weight.detach().clone()
     average = WeightAverage(layer, 0.5)

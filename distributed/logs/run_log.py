@@ -1,4 +1,4 @@
-"""What a run writes down as it goes: metrics.jsonl, Accelerate's trackers, the trace of samples, lines and a bar."""
+"""The log that a run writes: metrics.jsonl, Accelerate's trackers, the trace of samples, printed lines and a bar."""
 
 import json
 import math
@@ -14,32 +14,32 @@ from torch import Tensor
 from upfield.common.progress import ProgressBar, say
 from upfield.distributed.agreement import write_on_main_process
 from upfield.distributed.checkpoint import TrainingProgress
-from upfield.distributed.log import LOG
+from upfield.distributed.logs.metrics_log import LOG
 
-# What the bar shows of a training step's values.
+# How the bar shows figures of a training interval.
 BAR_FIGURES = {
     "loss": "loss {:.4f}",
     "slices_per_s": "{:.1f} slices/s",
     "data_wait": "data wait {:.0%}",
     "memory_gb": "{:.1f} GB",
 }
-PROJECT = "upfield"  # What wandb and mlflow file the run under.
+PROJECT = "upfield"  # the project of the run in wandb and mlflow
 
 
-class Record:
-    """The run's log. Only the main process writes; on the others every call does nothing."""
+class RunLog:
+    """Writes the log on the main process. On other processes every method does nothing."""
 
     def __init__(
         self, accelerator: Accelerator, out: Path, progress: TrainingProgress, total_steps: int, trace: Path | None
     ) -> None:
-        """Open the files, and cut off what was logged after where the run goes on. Collective: ALL ranks call it.
+        """Open the files and cut off lines later than the step to resume from. Collective: ALL ranks call it.
 
         Args:
-            accelerator: knows which process this is, and the trackers.
+            accelerator: the process group and the trackers.
             out: folder of the run.
-            progress: where the run goes on; step 0 starts a new log.
-            total_steps: of the whole run.
-            trace: file for the samples consumed, if any.
+            progress: where the run resumes; step 0 starts a new log.
+            total_steps: steps of the whole run.
+            trace: file for the keys of the samples consumed, if any.
 
         Raises:
             RunError: a file cannot be written.
@@ -56,12 +56,12 @@ class Record:
             self._trace = self._open(trace, progress) if trace else None
 
         write_on_main_process(f"{out}: the log", open_all)
-        # TensorBoard's curves are cut off as well; the name is its folder in the run.
+        # Its curves are cut off as well. The name is the folder in the run.
         own = TensorBoardTracker("tensorboard", out, purge_step=progress.step + 1)
         accelerator.log_with = [own if str(kind) == "tensorboard" else kind for kind in accelerator.log_with]
         if accelerator.log_with:
             accelerator.init_trackers(PROJECT)
-        # The log's lines say it all where there is no terminal.
+        # Without a terminal the log's own lines show the progress.
         self._bar = ProgressBar("steps", total_steps, progress.step, visible=self._active, has_lines=False)
 
     def _open(self, path: Path, progress: TrainingProgress) -> TextIO:
@@ -70,7 +70,7 @@ class Record:
         self._files.append(file)
         file.seek(0)
         kept = 0
-        # Line by line: a trace of many subjects is larger than what else is in memory.
+        # Line by line, because the trace of many subjects is larger than anything else in memory.
         for line in iter(file.readline, ""):
             if not _belongs(line, progress):
                 break
@@ -83,7 +83,14 @@ class Record:
         self._bar.advance()
 
     def metrics(self, event: str, step: int, epoch: float, values: dict[str, Any]) -> None:
-        """Log a training step or a validation: a JSON line, the trackers, and a line for people."""
+        """Log a training interval or a validation to metrics.jsonl, to the trackers and on stderr.
+
+        Args:
+            event: `train` or `validation`.
+            step: steps done.
+            epoch: epochs done.
+            values: figures by name.
+        """
         if self._metrics is None:
             return
         seconds = round(time.monotonic() - self._started, 3)
@@ -95,17 +102,17 @@ class Record:
         if event == "train":
             figures = [form.format(values[name]) for name, form in BAR_FIGURES.items() if name in values]
             self._bar.show_figures("  ".join(figures))
-        # The spread over slices is in the file; a line holds what is looked at.
+        # The file also holds the statistics over slices, which would make the printed line too long.
         plain = {key: value for key, value in values.items() if not key.endswith(("_median", "_std", "_min", "_max"))}
         shown = "  ".join(f"{key} {value:.4g}" for key, value in plain.items() if isinstance(value, int | float))
         say(f"{event:<10} step {step}  epoch {epoch:.2f}  {shown}")
 
     def pictures(self, step: int, pictures: Tensor) -> None:
-        """Give pictures to the trackers that show them.
+        """Send pictures to the trackers that show them.
 
         Args:
-            step: when they were made.
-            pictures: `(N, 1, H, 3*W)` in [0, 1]: low field, restored and high field each.
+            step: steps done.
+            pictures: `(N, 1, H, 3*W)` in [0, 1]: low field, restored and high field side by side.
         """
         if not self._active or not len(pictures):
             return
@@ -116,12 +123,18 @@ class Record:
                 tracker.log_images({"validation/low, restored, high": images}, step=step, **options)  # pyright: ignore[reportAttributeAccessIssue]
 
     def trace(self, epoch: int, step: int, keys: Sequence[str]) -> None:
-        """Append the keys that a step consumed, in global order."""
+        """Append a step to the trace.
+
+        Args:
+            epoch: number of the epoch, from 0.
+            step: number of the step, from 1.
+            keys: the samples that it consumed, in global order.
+        """
         if self._trace is not None:
             self._trace.write(json.dumps({"epoch": epoch, "step": step, "keys": list(keys)}) + "\n")
 
     def close(self) -> None:
-        """Close the files, the trackers and the bar."""
+        """Close the bar, the files and the trackers."""
         self._bar.close()
         for file in self._files:
             file.close()
@@ -130,12 +143,12 @@ class Record:
 
 
 def _is_json(value: object) -> bool:
-    """Tell whether JSON has a word for a value: it has none for what is not finite."""
+    """Return whether JSON can hold a value: it has no infinity and no NaN."""
     return not isinstance(value, float) or math.isfinite(value)
 
 
 def _belongs(line: str, progress: TrainingProgress) -> bool:
-    """Tell whether a line of the log is of what is done; one that a crash cut short is not."""
+    """Return whether a log line is whole and not later than the progress."""
     try:
         entry = json.loads(line)
         if entry.get("event") == "validation" and entry["step"] > progress.validated_step:

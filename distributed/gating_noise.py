@@ -1,7 +1,6 @@
-"""The gating noise of training, keyed by (seed, step, sample).
+"""The gating noise of training: a pure function of (seed, step, sample).
 
-It depends on nothing else: not on the number of processes, not on what was drawn before, so resuming needs no generator
-state.
+It depends neither on the number of processes nor on earlier draws, so resuming needs no generator state.
 """
 
 import hashlib
@@ -12,7 +11,7 @@ from torch import Tensor
 from upfield.model.amir import AmirConfig, noise_shapes
 
 
-def gating_noise(
+def draw_gating_noise(
     config: AmirConfig, size: tuple[int, int], key: tuple[int, int], samples: Tensor, device: torch.device
 ) -> list[Tensor]:
     """Draw the noise of one batch.
@@ -22,7 +21,7 @@ def gating_noise(
         size: height and width of the slices.
         key: the run's seed and the global step.
         samples: `(B,)` sample numbers.
-        device: where to draw; CPU and GPU generators give different numbers.
+        device: where to draw; CPU and GPU generators return different numbers.
 
     Returns:
         One standard normal `(B, pixels, experts)` per encoder level.

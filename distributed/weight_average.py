@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights: smoother than the weights themselves, and often the better model."""
+"""An exponential moving average of the weights, which is smoother than the weights and often the better model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,14 +9,14 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class WeightAverage:
-    """The average, one tensor beside each parameter, on the same device and split like it."""
+    """The average: one tensor per parameter, on the same device and split over processes like it."""
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         """Start at the network's weights.
 
         Args:
-            network: unwrapped.
-            decay: weight of the past at each update, reached after a warm-up.
+            network: not wrapped.
+            decay: weight of the previous average at each update, reached after a warm-up.
         """
         self._parameters: list[Tensor] = list(network.parameters())
         self._decay = decay
@@ -24,16 +24,19 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, updates: int) -> None:
-        """Take the present weights in, after `updates` earlier updates.
+        """Add the current weights to the average.
 
-        The first ones count for more, (1 + n) / (10 + n) at most, so that the random weights of the start fade soon.
+        After n updates the decay is at most (1 + n) / (10 + n), so that the random initial weights fade quickly.
+
+        Args:
+            updates: number of earlier updates.
         """
         decay = min(self._decay, (1 + updates) / (10 + updates))
         get_ema_multi_avg_fn(decay)(self._average, self._parameters, updates)
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Let the network have the averaged weights for a while."""
+        """Give the network the averaged weights inside the `with` block."""
         self._swap()
         try:
             yield

@@ -1,0 +1,103 @@
+"""A training job on this machine: launch its processes or be one of them, and turn the outcome into an exit code."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from upfield.common.addresses import is_remote
+from upfield.common.command import EXIT_FAILURE, EXIT_INPUT
+from upfield.common.errors import InputError, RunError
+from upfield.common.stop_signals import StopRequest
+from upfield.common.tasks import end_with_parent
+from upfield.distributed.agreement import is_lost_process
+from upfield.distributed.configuration import TrainConfig
+from upfield.distributed.launch import SCRIPT, expected_world_size, relaunch
+from upfield.distributed.loop import fit
+from upfield.distributed.preconditions import open_data, refuse_unusable
+from upfield.distributed.training_run import find_start
+
+
+def run_job(config: TrainConfig, stop: StopRequest) -> int:
+    """Train in this process, or in `config.processes` processes started here, and return the exit code.
+
+    Args:
+        config: the run's.
+        stop: set when a signal asks the run to stop.
+
+    Raises:
+        InputError: the shard set, the configuration or a checkpoint cannot be used.
+        RunError: the run cannot continue.
+    """
+    config = with_absolute_paths(config)
+    if config.processes > 1 and "WORLD_SIZE" not in os.environ:
+        check_before_launch(config)
+        return relaunch(SCRIPT, config, stop)
+    return train_in_process(config, stop)
+
+
+def check_before_launch(config: TrainConfig) -> None:
+    """Make the checks of the processes to be launched, so that an error appears once and at once.
+
+    Raises:
+        InputError: the shard set, the configuration or a checkpoint cannot be used.
+        RunError: a remote store does not answer.
+    """
+    refuse_unusable(config, config.processes)
+    find_start(config, open_data(config)[0].manifest)
+
+
+def train_in_process(config: TrainConfig, stop: StopRequest) -> int:
+    """Train as one process of the job and return its exit code. Collective: ALL ranks call it.
+
+    An error that all ranks share is raised only by the first process of each machine, so that it appears once.
+
+    Raises:
+        InputError: the shard set, the configuration or a checkpoint cannot be used.
+        RunError: the run cannot continue, or another process of the job is gone.
+    """
+    if expected_world_size() > 1:
+        end_with_parent()
+    try:
+        progress = fit(config, stop)
+    except (InputError, RunError) as error:
+        if error.met_by_all and not is_first_on_machine():
+            return EXIT_INPUT if isinstance(error, InputError) else EXIT_FAILURE
+        raise
+    except RuntimeError as error:
+        if not is_lost_process(error):
+            raise
+        if not is_first_on_machine():
+            return EXIT_FAILURE
+        raise RunError(
+            f"Another process of the job ended or was silent for {config.run.timeout_s:g} s (run.timeout_s). "
+            "Look for its own error, then run the same command again."
+        ) from error
+    if os.environ.get("RANK", "0") == "0":
+        best = "none yet" if progress.best_psnr is None else f"{progress.best_psnr:.2f} dB"
+        print(f"{config.run.out}: step {progress.step}, best validation PSNR {best}")
+    return config.run.stopped_code if stop.agreed else 0
+
+
+def is_first_on_machine() -> bool:
+    """Return whether this process is the first of the job on its machine."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """Return the configuration with absolute paths, because a run's copy of it is read from other folders."""
+
+    def absolute(path: Path | None) -> Path | None:
+        return path and path.absolute()
+
+    resume = config.run.resume if config.run.resume in ("auto", "none") else str(Path(config.run.resume).absolute())
+    return replace(
+        config,
+        data=replace(
+            config.data,
+            shards=config.data.shards if is_remote(str(config.data.shards)) else Path(config.data.shards).absolute(),
+            trace=absolute(config.data.trace),
+            cache_dir=absolute(config.data.cache_dir),
+        ),
+        model=replace(config.model, init=absolute(config.model.init)),
+        run=replace(config.run, out=config.run.out.absolute(), resume=resume),
+    )

@@ -1,0 +1,154 @@
+"""Everything that learns: the network, its optimizer, the average of its weights, and the loss scaler."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.optim import Optimizer
+
+from upfield.common.allocator import keep_freed_memory
+from upfield.common.errors import InputError
+from upfield.distributed.agreement import sum_over_processes
+from upfield.distributed.checkpoint import AVERAGE, OPTIMIZER
+from upfield.distributed.configuration import TrainConfig
+from upfield.distributed.weight_average import WeightAverage
+from upfield.model.activation_memory import choose_checkpointing
+from upfield.model.amir import Amir
+from upfield.model.configuration import Checkpointing
+from upfield.model.weights import MODEL, read_weights
+from upfield.sharding.shardset.manifest import Manifest
+
+# Whole tensors on the CPU, however training splits them, so that a checkpoint fits any number of processes.
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+@dataclass(frozen=True)
+class Learner:
+    """The state that a checkpoint holds beside the progress."""
+
+    network: Amir
+    """Not wrapped."""
+    optimizer: Optimizer
+    """Not wrapped."""
+    average: WeightAverage | None
+    """Moving average of the network's weights, if the run keeps one."""
+    scaler: torch.amp.GradScaler | None
+    """Loss scaler, in fp16."""
+
+    def state(self) -> dict[str, Any]:
+        """Return the whole state as tensors on the CPU, on the main process. Collective: ALL ranks call it."""
+        average = {}
+        if self.average is not None:
+            with self.average.swapped_in():
+                average = self.weights()
+        optimizer = get_optimizer_state_dict(self.network, self.optimizer, options=WHOLE)
+        scaler = self.scaler.state_dict() if self.scaler is not None else {}
+        return {"weights": self.weights(), "average": average, "optimizer": optimizer, "scaler": scaler}
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the weights as whole tensors of the network's shapes on the CPU, on the main process.
+
+        Collective: ALL ranks call it.
+        """
+        state: dict[str, Any] = get_model_state_dict(self.network, options=WHOLE)
+        # On a CPU these tensors are the parameters' own memory, which training goes on changing.
+        on_cpu = next(self.network.parameters()).device.type == "cpu"
+        return {name: tensor.clone() for name, tensor in state.items()} if on_cpu else state
+
+    def load(self, folder: Path) -> None:
+        """Load the state from a checkpoint. Collective: ALL ranks call it.
+
+        Raises:
+            InputError: the weights do not fit the network.
+        """
+        try:
+            self._load(folder)
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"{folder}: the weights do not fit the configured model: {reason} "
+                "Restore the model's sizes or choose another --run.out."
+            ) from error
+
+    def _load(self, folder: Path) -> None:
+        if self.average is not None:
+            with self.average.swapped_in():
+                # If the run kept no average so far, it starts at the weights.
+                file = folder / AVERAGE
+                self._load_weights(read_weights(file if file.is_file() else folder / MODEL))
+        self._load_weights(read_weights(folder / MODEL))
+        saved = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
+        set_optimizer_state_dict(self.network, self.optimizer, saved["optimizer"], options=WHOLE)
+        if self.scaler is not None and saved["scaler"]:
+            self.scaler.load_state_dict(saved["scaler"])
+
+    def _load_weights(self, weights: dict[str, Any]) -> None:
+        set_model_state_dict(self.network, weights, options=WHOLE)
+
+
+def build_network(config: TrainConfig, manifest: Manifest, accelerator: Accelerator) -> Amir:
+    """Build the network, with the same weights on every rank, on the rank's device.
+
+    Raises:
+        InputError: the weights of `model.init` do not fit the configured model.
+    """
+    torch.manual_seed(config.run.seed)
+    network = Amir(config.model.amir(manifest.context)).train()
+    if config.model.init is not None:
+        try:
+            network.load_state_dict(read_weights(config.model.init), strict=True)
+        except (RuntimeError, ValueError) as error:
+            raise InputError(
+                f"{config.model.init}: the weights do not fit the configured model. "
+                f"Check --model.preset and the other sizes: {error}"
+            ) from error
+    network.to(accelerator.device)
+    gpu_bytes = None
+    if accelerator.device.type == "cuda":
+        gpu_bytes, _ = torch.cuda.mem_get_info(accelerator.device)
+    else:
+        keep_freed_memory()
+    network.set_checkpointing(wanted_checkpointing(config, manifest, accelerator.num_processes, gpu_bytes))
+    if config.run.compile:
+        network.compile_blocks()
+    if accelerator.num_processes > 1:
+        network.sum_usage = sum_over_processes  # Sums gradients too, of which data parallelism takes the mean.
+    return network
+
+
+def build_optimizer(config: TrainConfig, network: Amir) -> Optimizer:
+    """Build Adam over the network's parameters."""
+    # Fused: one pass over weights and averages instead of one per operation.
+    return torch.optim.Adam(network.parameters(), lr=config.optim.lr, betas=config.optim.betas, fused=True)
+
+
+def wanted_checkpointing(
+    config: TrainConfig, manifest: Manifest, world_size: int, gpu_bytes: int | None
+) -> Checkpointing:
+    """Return the configured activation checkpointing or, for `auto`, the least that fits the GPU's memory.
+
+    Args:
+        config: the run's.
+        manifest: of the shard set.
+        world_size: number of processes.
+        gpu_bytes: free memory of the GPU; None on a CPU, where memory rarely runs out first.
+    """
+    if config.run.activation_checkpointing != "auto":
+        return config.run.activation_checkpointing
+    if gpu_bytes is None:
+        return "none"
+    _, height, width = manifest.sample_shape("low")
+    size = config.data.augment.crop or (height, width)
+    batch = config.data.micro_batch or config.data.batch_size // world_size
+    value_bytes = 4 if config.run.precision == "no" else 2
+    return choose_checkpointing(config.model.amir(manifest.context), size, batch, value_bytes, gpu_bytes)

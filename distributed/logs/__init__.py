@@ -1,0 +1,1 @@
+"""The log of a run: written during training, and read by evaluation and sweeps."""

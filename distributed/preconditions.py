@@ -1,0 +1,147 @@
+"""Checks before a run's first step, so that a wrong configuration costs seconds and not hours."""
+
+import contextlib
+import json
+from pathlib import Path
+
+import torch
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType
+
+from upfield.common.errors import InputError
+from upfield.distributed.configuration import TrainConfig
+from upfield.distributed.samples.splits import open_splits
+from upfield.model.losses import LEAST_SIZES
+from upfield.sharding.shardset.manifest import Manifest
+from upfield.sharding.shardset.shard_split import ShardSplit
+
+
+def refuse_unusable(config: TrainConfig, world_size: int) -> None:
+    """Check everything that can be checked without reading a file.
+
+    Args:
+        config: the run's.
+        world_size: number of processes in the job.
+
+    Raises:
+        InputError: a required place is missing, the batch cannot be divided, or precision or trackers are unavailable.
+    """
+    refuse_uneven_batch(config.data.batch_size, world_size)
+    if config.run.precision == "fp16" and not torch.cuda.is_available():
+        raise InputError("run.precision: fp16 needs a GPU, and none was found. Choose bf16 or no.")
+    refuse_trackers(config.run.trackers)
+
+
+def refuse_uneven_batch(batch_size: int, world_size: int) -> None:
+    """Check that the processes can share a global batch evenly.
+
+    Raises:
+        InputError: they cannot.
+    """
+    if batch_size % world_size:
+        below = batch_size // world_size * world_size
+        near = sorted({below or world_size, below + world_size})
+        raise InputError(
+            f"data.batch_size: expected a multiple of {world_size}, the number of processes, found {batch_size}. "
+            f"Choose {' or '.join(map(str, near))}."
+        )
+
+
+def refuse_trackers(names: list[str]) -> None:
+    """Check that Accelerate knows the trackers and that their packages are installed.
+
+    Raises:
+        InputError: a tracker is unknown or not installed.
+    """
+    known = sorted(str(kind) for kind in LoggerType if kind != LoggerType.ALL)
+    if unknown := [name for name in names if name not in known]:
+        raise InputError(f"run.trackers: expected any of {', '.join(known)}, found {unknown[0]}.")
+    available = {str(kind) for kind in get_available_trackers()}
+    if missing := [name for name in names if name not in available]:
+        raise InputError(f"run.trackers: {missing[0]} is not installed. Install its package with pip.")
+
+
+def open_data(config: TrainConfig) -> tuple[ShardSplit, ShardSplit]:
+    """Open the training and validation split, and check that the configuration fits them.
+
+    Raises:
+        InputError: the shard set is missing, damaged or too small, or the configuration does not fit it.
+        RunError: a remote store does not answer as it should.
+    """
+    split, validation = open_splits(config.data)
+    refuse_too_small(config, split, validation)
+    if config.model.init is not None and not config.model.init.is_file():
+        raise InputError(f"{config.model.init}: this file of weights does not exist. Check --model.init.")
+    return split, validation
+
+
+def refuse_too_small(config: TrainConfig, split: ShardSplit, validation: ShardSplit) -> None:
+    """Check that slices fit crop and loss, and that there is a training batch and something to validate on.
+
+    Raises:
+        InputError: something is too small.
+    """
+    crop, (_, *size) = config.data.augment.crop, split.high_shape
+    if crop and (crop[0] > size[0] or crop[1] > size[1]):
+        raise InputError(
+            f"data.augment.crop: expected at most {size[0]} x {size[1]}, the size of the slices, "
+            f"found {crop[0]} x {crop[1]}."
+        )
+    height, width = crop or size
+    for name, least in LEAST_SIZES.items():
+        if getattr(config.loss, name) and min(height, width) < least:
+            raise InputError(
+                f"loss.{name}: expected slices or crops of at least {least} x {least}, found {height} x {width}. "
+                "Set the weight to 0 or use larger crops."
+            )
+    if split.num_samples < config.data.batch_size:
+        raise InputError(
+            f"{split.root}: expected at least {config.data.batch_size} training samples (data.batch_size), "
+            f"found {split.num_samples}. Choose a smaller --data.batch_size or add subjects."
+        )
+    if validation.num_samples == 0:
+        raise InputError(
+            f"{split.root}: the val split has no subjects to choose the best model on. "
+            "Give a cohort `split: {val: N}` and build the set again."
+        )
+
+
+def refuse_other_file(trace: Path) -> None:
+    """Check that a trace would not overwrite a file of another kind.
+
+    Raises:
+        InputError: it would.
+    """
+    is_trace = False
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        first = ""
+        if trace.exists():
+            with trace.open(encoding="utf-8") as file:
+                first = file.readline()
+        is_trace = not first or "keys" in json.loads(first)
+    if not is_trace:
+        raise InputError(f"{trace}: this file exists and is not a trace. Choose another --data.trace.")
+
+
+def refuse_other_view(config: TrainConfig, manifest: Manifest, main_data: str, checkpoint: Path | None) -> None:
+    """Check that this process sees the same shard set and checkpoint as the main process.
+
+    Args:
+        config: the run's.
+        manifest: of the shard set, as this process reads it.
+        main_data: data hash of the shard set that the main process reads.
+        checkpoint: what the main process resumes from, if anything.
+
+    Raises:
+        InputError: it does not.
+    """
+    if manifest.data_sha256 != main_data:
+        raise InputError(
+            f"{config.data.shards}: the shard set differs between nodes: data {manifest.data_sha256} on one and "
+            f"{main_data} on the first. Copy or build it again."
+        )
+    if checkpoint and not checkpoint.is_dir():
+        raise InputError(
+            f"{checkpoint}: the first node found this checkpoint, but another node cannot see it. "
+            "Put run.out on storage that all nodes share."
+        )

@@ -1,0 +1,174 @@
+"""A training run: what it holds while it lasts, how it opens, and how it closes."""
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+
+from upfield.common.command import to_yaml
+from upfield.common.errors import InputError, RunError
+from upfield.common.files import write_text
+from upfield.common.progress import say
+from upfield.distributed.agreement import (
+    errors_met_by_all,
+    hold_folder,
+    run_on_all_processes,
+    run_on_main_process,
+    write_on_main_process,
+)
+from upfield.distributed.checkpoint import ResumePoint, TrainingProgress, clear_leftovers, find_resume_point
+from upfield.distributed.configuration import TrainConfig
+from upfield.distributed.launch import expected_world_size, make_accelerator
+from upfield.distributed.learner import Learner, build_network, build_optimizer
+from upfield.distributed.preconditions import open_data, refuse_other_file, refuse_other_view, refuse_unusable
+from upfield.distributed.samples.reader import BatchPlan, TrainingBatches
+from upfield.distributed.weight_average import WeightAverage
+from upfield.sharding.shardset.manifest import Manifest
+from upfield.sharding.shardset.shard_split import ShardSplit
+
+Figures = dict[str, float | int]
+# Takes the progress, the number of epochs done, and the figures of a validation.
+OnValidation = Callable[[TrainingProgress, float, Figures], None]
+
+
+@dataclass
+class TrainingRun:
+    """What lives as long as a run."""
+
+    config: TrainConfig
+    accelerator: Accelerator
+    batches: TrainingBatches
+    validation: ShardSplit
+    learner: Learner
+    wrapped: torch.nn.Module
+    """The network under data parallelism and mixed precision; each step calls it."""
+    optimizer: AcceleratedOptimizer
+    """The learner's optimizer under loss scaling; each step calls it."""
+    progress: TrainingProgress
+    total_steps: int
+    out: Path
+    lock: TextIO | None
+    """Lock on the run's folder, on the main process."""
+    on_validation: OnValidation = lambda *_: None
+    """Called after each validation."""
+
+    @property
+    def epoch(self) -> float:
+        """How many passes over the training split are done."""
+        return self.progress.step / self.batches.steps_per_epoch
+
+
+def open_run(config: TrainConfig) -> TrainingRun:
+    """Form the process group, build the network and load the last checkpoint. Collective: ALL ranks call it.
+
+    Raises:
+        InputError: the shard set, the configuration or a checkpoint cannot be used.
+        RunError: processes are missing, or the run's folder cannot be written.
+    """
+    try:
+        return _open_run(config)
+    except (InputError, RunError) as error:
+        # Destroy the group while all ranks are here. At the interpreter's end it may abort the process.
+        if error.met_by_all and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        raise
+
+
+def _open_run(config: TrainConfig) -> TrainingRun:
+    with errors_met_by_all(InputError):
+        world_size = expected_world_size()
+        refuse_unusable(config, world_size)
+    out = config.run.out
+    accelerator = make_accelerator(config, world_size)
+    split, validation = run_on_all_processes(lambda: open_data(config))
+    start, lock = claim_folder(config, split.manifest)
+    order = (config.run.seed, config.data.batch_size, config.data.window_shards, config.data.augment)
+    batches = TrainingBatches(split, BatchPlan(*order, accelerator.process_index, world_size))
+    total_steps = min(config.run.epochs * batches.steps_per_epoch, config.run.max_steps or 2**62)
+    network = build_network(config, split.manifest, accelerator)
+    # Before loading, because wrappers that split the weights over processes replace the parameters.
+    wrapped, optimizer = accelerator.prepare(network, build_optimizer(config, network))
+    decay = config.optim.ema_decay
+    average = WeightAverage(network, decay) if decay is not None else None
+    learner = Learner(network, optimizer.optimizer, average, accelerator.scaler)
+    if start.checkpoint:
+        learner.load(start.checkpoint)
+    if start.progress.step < total_steps:
+        write_on_main_process(f"{out}: the configuration", lambda: prepare_folder(config, out, start))
+    run = TrainingRun(
+        config, accelerator, batches, validation, learner, wrapped, optimizer, start.progress, total_steps, out, lock
+    )
+    announce(run)
+    return run
+
+
+def claim_folder(config: TrainConfig, manifest: Manifest) -> tuple[ResumePoint, TextIO | None]:
+    """Lock the run's folder and find where the run starts. Collective: ALL ranks call it.
+
+    Returns:
+        Where the run starts and, on the main process, the lock.
+
+    Raises:
+        InputError: another job writes the run, a checkpoint cannot be used, or processes see different files.
+    """
+    out = config.run.out
+    start = run_on_main_process(lambda: find_start(config, manifest))
+    run_on_all_processes(lambda: refuse_other_view(config, manifest, start.progress.data_sha256, start.checkpoint))
+    lock = hold_folder(out)
+    # Until the lock was taken, another job may have saved checkpoints.
+    start = run_on_main_process(lambda: start if start.is_current(out) else find_start(config, manifest))
+    return start, lock
+
+
+def find_start(config: TrainConfig, manifest: Manifest) -> ResumePoint:
+    """Find where the run starts. One rank calls it.
+
+    Raises:
+        InputError: the checkpoint is damaged or counts samples in another order, or the trace is another file.
+    """
+    if config.data.trace is not None:
+        refuse_other_file(config.data.trace)
+    fresh = TrainingProgress(
+        data_sha256=manifest.data_sha256,
+        batch_size=config.data.batch_size,
+        seed=config.run.seed,
+        window_shards=config.data.window_shards,
+    )
+    return find_resume_point(config.run.out, config.run.resume, fresh)
+
+
+def prepare_folder(config: TrainConfig, out: Path, start: ResumePoint) -> None:
+    """Clear the run's folder of what the run does not continue, and write its configuration. One rank calls it."""
+    clear_leftovers(out, start.checkpoint, start.progress.step)
+    write_text(out / "config.yaml", to_yaml(config))
+
+
+def announce(run: TrainingRun) -> None:
+    """Print on the main process what the run is about to do."""
+    if not run.accelerator.is_main_process:
+        return
+    step, count = run.progress.step, run.accelerator.num_processes
+    if step >= run.total_steps:
+        say(f"{run.out}: already at step {step} of {run.total_steps}; nothing is left to train")
+        return
+    start = f"from step {step}" if step else "from the beginning"
+    say(
+        f"training {start} to step {run.total_steps}: {run.batches.split.num_samples} samples, global batch "
+        f"{run.config.data.batch_size}, {count} process{'es' if count > 1 else ''} on "
+        f"{run.accelerator.device.type}, precision {run.config.run.precision}"
+    )
+
+
+def close_run(run: TrainingRun) -> None:
+    """Leave the process group, after which the run cannot be used. Collective: ALL ranks call it."""
+    # Data parallelism holds a reference to the group. If it is the last one, the group's destructor waits for its
+    # threads while it holds the interpreter's lock, and they may be waiting for that lock.
+    run.accelerator.free_memory()
+    del run.wrapped, run.optimizer
+    gc.collect()
+    run.accelerator.state.destroy_process_group()
