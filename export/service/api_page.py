@@ -41,7 +41,7 @@ SCAN_BODY: dict[str, Any] = {
     ],
     "requestBody": {
         "required": True,
-        "description": "The scan, `.nii`, `.nii.gz`, `.mgh` or `.mgz`, as the body itself or as the one file of a form.",
+        "description": "A `.nii`, `.nii.gz`, `.mgh` or `.mgz` scan, as the body itself or as the one file of a form.",
         "content": {
             "application/octet-stream": BINARY,
             "multipart/form-data": {
