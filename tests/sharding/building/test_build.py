@@ -198,7 +198,7 @@ def test_context_gives_the_neighbouring_slices_and_repeats_the_border(run_cli, t
 
 
 def test_a_killed_build_is_refused_by_the_reader(killed):
-    with pytest.raises(ShardSetError, match="expected a complete shard set, found an unfinished build"):
+    with pytest.raises(ShardSetError, match="the shard set is not finished"):
         ShardSplit(killed, "train")
 
 
