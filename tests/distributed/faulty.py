@@ -1,4 +1,4 @@
-"""A store on loopback that fails when it is told to: HTTP from a folder, or in front of an S3 server."""
+"""A store on loopback that fails on command: HTTP from a folder, or a proxy for an S3 server."""
 
 import itertools
 import threading
@@ -14,7 +14,7 @@ FAULTS = ("error", "stall", "truncation", "corruption")
 
 
 def from_folder(root: Path) -> Callable[[str, dict[str, str]], Answer]:
-    """Answer with the files of a folder."""
+    """Serve the files of a folder."""
 
     def answer(path: str, _: dict[str, str]) -> Answer:
         file = root / path.lstrip("/")
@@ -24,7 +24,7 @@ def from_folder(root: Path) -> Callable[[str, dict[str, str]], Answer]:
 
 
 def from_server(url: str) -> Callable[[str, dict[str, str]], Answer]:
-    """Answer as another server does."""
+    """Forward requests to another server."""
 
     def answer(path: str, headers: dict[str, str]) -> Answer:
         try:
@@ -41,11 +41,11 @@ class _QuietServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing: clients hang up on what stalls."""
+        """Print nothing, because clients disconnect from stalled responses."""
 
 
 class FaultyServer:
-    """Counts the files asked for, and gives for each the faults laid down for it before it answers rightly."""
+    """Counts the requests per file, and answers the next ones with the faults set for it."""
 
     def __init__(self, answer: Callable[[str, dict[str, str]], Answer]) -> None:
         self.answer = answer
@@ -62,7 +62,7 @@ class FaultyServer:
         return "http://{}:{}".format(*self._server.server_address[:2])
 
     def fail(self, name: str, faults: Iterable[str]) -> None:
-        """Lay down the faults of the next requests for a file, by the end of its path."""
+        """Set the faults of the next requests for a file, named by the end of its path."""
         self._faults[name] = iter(faults)
 
     def fail_always(self, name: str, fault: str) -> None:
@@ -102,7 +102,7 @@ class FaultyServer:
                 if fault == "gate":
                     self.wfile.write(body[len(body) // 2 :])
 
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name in the base class
                 pass
 
         return Handler
