@@ -31,11 +31,12 @@ from numpy.typing import NDArray
 
 from model import Row, build, read_size
 from upfield.common.allocator import keep_freed_memory
-from upfield.common.cores import processor_name
-from upfield.export.modelfile.graph import add_metadata, build_graph, written
-from upfield.export.modelfile.parity import Slices, draw, psnr_slice_db
-from upfield.export.scans.restorer import OnnxRestorer, num_cores
-from upfield.export.to_onnx import parity_slices
+from upfield.common.cores import num_cores, processor_name
+from upfield.export.modelfile.card import write_card
+from upfield.export.modelfile.graph import build_graph, write_model
+from upfield.export.modelfile.onnx_restorer import OnnxRestorer
+from upfield.export.modelfile.parity import draw, psnr_slice_db
+from upfield.export.modelfile.parity_slices import SlicePairs, read_parity_slices
 from upfield.imaging.normalisation import NORMALISATION
 from upfield.model.amir import Amir, pad_to_multiple
 from upfield.model.weights import load_model
@@ -107,12 +108,12 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def choose_network(arguments: argparse.Namespace) -> tuple[Amir, Slices]:
+def choose_network(arguments: argparse.Namespace) -> tuple[Amir, SlicePairs]:
     """Give the network and slices to measure with: real ones with their targets, or a drawn one."""
     if arguments.run:
         network = load_model(arguments.run / "best" / "model.safetensors")
         if arguments.shards:
-            return network, parity_slices(arguments.shards, network.config.in_channels // 2, recorded=False)
+            return network, read_parity_slices(arguments.shards, network.config.in_channels // 2, is_recorded=False)
     else:
         made = build(arguments, Row("ours"))
         assert isinstance(made, Amir)
@@ -120,7 +121,7 @@ def choose_network(arguments: argparse.Namespace) -> tuple[Amir, Slices]:
     image = np.tile(draw(*arguments.size), (1, network.config.in_channels, 1, 1))
     with torch.inference_mode():
         high = network(torch.from_numpy(image)).numpy()
-    return network, Slices(image, np.clip(high, 0, 1))
+    return network, SlicePairs(image, np.clip(high, 0, 1))
 
 
 def write_files(network: Amir, folder: Path) -> dict[str, Path]:
@@ -130,13 +131,13 @@ def write_files(network: Amir, folder: Path) -> dict[str, Path]:
     files = {name: folder / f"{name}.onnx" for name in ("fp32", "fp16")}
     for name, path in files.items():
         model = build_graph(network, half=name == "fp16")
-        add_metadata(model, card)
-        with written(model, path):
+        write_card(model, card)
+        with write_model(model, path):
             pass
     return files
 
 
-def quantised(path: Path, slices: Slices, folder: Path) -> dict[str, Path]:
+def quantised(path: Path, slices: SlicePairs, folder: Path) -> dict[str, Path]:
     """Write the model with matrix products, or convolutions, in int8."""
     import logging
 
@@ -220,7 +221,7 @@ def session_run(path: Path, threads: int, level: str = "ORT_ENABLE_ALL", arena: 
     return lambda low: np.asarray(session.run(["high"], {"low": low})[0])
 
 
-def print_ways(found: dict[str, Run], slices: Slices, arguments: argparse.Namespace) -> float:
+def print_ways(found: dict[str, Run], slices: SlicePairs, arguments: argparse.Namespace) -> float:
     """Print a row for each way, and give the seconds per slice of the one that upfield takes."""
     keep_freed_memory(False)
     low = slices.low[:1]
@@ -255,13 +256,13 @@ def print_apart(arguments: argparse.Namespace) -> None:
         print(f"  {name:<46} {statistics.median(seconds):>7.3f} {first / statistics.median(seconds):>7.2f}")
 
 
-def seconds_of(run: Run, slices: Slices, arguments: argparse.Namespace) -> float:
+def seconds_of(run: Run, slices: SlicePairs, arguments: argparse.Namespace) -> float:
     """Give the median time of a way alone, its slow first run left out."""
     run(slices.low[:1])
     return statistics.median(interleaved({"": run}, slices.low[:1], arguments)[""] for _ in range(3))
 
 
-def psnr_of(run: Run, slices: Slices) -> float:
+def psnr_of(run: Run, slices: SlicePairs) -> float:
     """Give the mean PSNR of restored slices, in dB."""
     restored = np.concatenate([run(slices.low[number : number + 1]) for number in range(len(slices.low))])
     return float(psnr_slice_db(restored, slices.high).mean())
@@ -281,7 +282,7 @@ def interleaved(
     return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
-def print_batches(restorer: OnnxRestorer, slices: Slices, arguments: argparse.Namespace) -> None:
+def print_batches(restorer: OnnxRestorer, slices: SlicePairs, arguments: argparse.Namespace) -> None:
     """Print the cost of a slice alone and in a batch, split as upfield does on a CPU, and whole."""
     count = arguments.batch
     batch = np.ascontiguousarray(np.broadcast_to(slices.low[:1], (count, *slices.low.shape[1:])))
@@ -298,7 +299,7 @@ def print_batches(restorer: OnnxRestorer, slices: Slices, arguments: argparse.Na
         print(f"  {name:<46} {seconds / count:>7.3f} {seconds / times[alone]:>6.2f}", flush=True)
 
 
-def print_gpu(files: dict[str, Path], slices: Slices, arguments: argparse.Namespace) -> None:
+def print_gpu(files: dict[str, Path], slices: SlicePairs, arguments: argparse.Namespace) -> None:
     """Print what CUDA takes for batches of one shape."""
     count = max(arguments.batch, 32)
     batch = np.ascontiguousarray(np.broadcast_to(slices.low[:1], (count, *slices.low.shape[1:])))

@@ -9,7 +9,7 @@ The model, every number of which is an option:
   distribution, assumed), and the step of n is the expected longest of n.
 - Gradients (23.5 million float32) go round a ring in each node and one between nodes, and hide behind the share
   `overlap` of a step that is backward pass; what is longer is waited for.
-- Samples are read ahead at `read_samples_s` per process (measured, benchmarks/reader.txt).
+- Samples are read ahead at `read_samples_s` per process (measured, benchmarks/tables/reader.txt).
 - Every node reads all shards, since samples are mixed over all of them. Where the set fits `cache_bytes`
   (`--data.cache_bytes`, 50 GB unless it is raised) each node fetches it in the first epoch, otherwise in every epoch,
   all nodes together from one store and each through its network. With `cache_bytes` 0 the store is a file system that

@@ -36,7 +36,8 @@ import torch
 
 from upfield.common.cores import processor_name
 from upfield.export.enhance import main as enhance
-from upfield.export.modelfile.graph import add_metadata, build_graph, written
+from upfield.export.modelfile.card import write_card
+from upfield.export.modelfile.graph import build_graph, write_model
 from upfield.imaging.normalisation import NORMALISATION
 from upfield.model.amir import Amir, AmirConfig
 
@@ -83,8 +84,8 @@ def make_model(path: Path) -> Path:
     network = Amir(AmirConfig.preset("tiny")).eval()
     graph = build_graph(network, half=False)
     card = {"config": {}, "context": 0, "normalisation": NORMALISATION, "data_sha256": "", "step": 0}
-    add_metadata(graph, card | {"model": network.config.to_tree()})
-    with written(graph, path):
+    write_card(graph, card | {"model": network.config.to_tree()})
+    with write_model(graph, path):
         return path
 
 

@@ -14,8 +14,8 @@ from upfield.common.allocator import keep_freed_memory
 from upfield.common.errors import InputError
 from upfield.common.files import hash_file
 from upfield.evaluation.measurements import AGAINST, MODEL
+from upfield.export.modelfile.onnx_restorer import OnnxRestorer
 from upfield.export.scans.restoration import Restorer
-from upfield.export.scans.restorer import OnnxRestorer
 from upfield.model.weights import MODEL as WEIGHTS
 from upfield.model.weights import read_best
 from upfield.sharding.shardset.manifest import Manifest

@@ -191,7 +191,7 @@ def describe(config: ServeConfig) -> Any:
     Raises:
         InputError: it does not.
     """
-    from upfield.export.scans.restorer import OnnxRestorer
+    from upfield.export.modelfile.onnx_restorer import OnnxRestorer
     from upfield.imaging.normalisation import NORMALISATION
 
     assert config.model is not None

@@ -1,4 +1,4 @@
-"""Where the head is: what of a volume is not air, so that figures need not be those of black background."""
+"""The head mask: the voxels of a volume that are not air, so that metrics do not measure black background."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,15 +13,17 @@ LEAST_SHARE = 0.05
 def head_mask(high: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Find the head in a high-field volume.
 
-    Half of Otsu's threshold; of its connected parts those of at least 5% of the largest, since skull parts brain from
-    scalp; closed by 3 voxels, with all holes of sagittal and axial sections filled; the largest part of that. Computed
-    on every second voxel of each axis.
+    The steps, on every second voxel of each axis:
+    1. Take the voxels above half of Otsu's threshold.
+    2. Keep connected parts of at least 5% of the largest: the dark skull separates brain from scalp.
+    3. Close by 3 voxels, and fill all holes of sagittal and axial sections.
+    4. Keep the largest connected part.
 
     Args:
         high: `(X, Y, Z)` in [0, 1].
 
     Returns:
-        `(X, Y, Z)`; nothing at all where the volume is constant.
+        `(X, Y, Z)` bool; false everywhere if the volume is constant.
     """
     coarse = high[::STRIDE, ::STRIDE, ::STRIDE]
     if coarse.min() == coarse.max():
@@ -29,7 +31,7 @@ def head_mask(high: NDArray[np.float32]) -> NDArray[np.bool_]:
     bright = coarse > threshold_otsu(coarse) / 2
     parts, sizes = connected_parts(bright)
     large = (sizes >= LEAST_SHARE * sizes.max())[parts]
-    # Padded, so that closing does not take the border for air.
+    # Padded, because closing would treat everything beyond the border as air.
     padded = np.pad(large, CLOSING_VOX, mode="edge")
     inner = (slice(CLOSING_VOX, -CLOSING_VOX),) * 3
     closed = np.asarray(ndimage.binary_closing(padded, iterations=CLOSING_VOX))[inner]
@@ -45,7 +47,11 @@ def head_mask(high: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 
 def connected_parts(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Number the connected parts of `(X, Y, Z)`, in the same shape, 0 outside; and give their sizes, that of 0 as 0."""
+    """Label the connected parts of a mask `(X, Y, Z)`.
+
+    Returns:
+        Labels of the same shape, 0 outside all parts, and the voxels of each label `(labels,)`, 0 for label 0.
+    """
     parts = np.empty(mask.shape, dtype=np.int32)
     ndimage.label(mask, output=parts)
     sizes = np.bincount(parts.ravel())

@@ -1,4 +1,4 @@
-"""Where a file says that its voxels lie: what of a scan's header is carried over to the enhanced one's."""
+"""The placement of a file's voxels in world space, which an enhanced scan takes over from its source."""
 
 from dataclasses import dataclass
 
@@ -15,35 +15,35 @@ SAME_SPACING = 0.01
 
 @dataclass(frozen=True)
 class Placement:
-    """The spaces that a file's header names, and where its voxels lie in them."""
+    """The spaces that a file's header names, and the position of its voxels in each."""
 
     affine: NDArray[np.float64]
-    """`(4, 4)`, voxel index -> world mm: the one that counts, or what is assumed where none is stated."""
+    """`(4, 4)`, voxel index -> world mm: the affine that readers use, which is a default if the header has none."""
     sform_code: int = UNKNOWN
-    """Space that the sform leads to; 0 where there is none."""
+    """Code of the space that the sform leads to; 0 without an sform."""
     qform_code: int = UNKNOWN
-    """The same of the qform."""
+    """Code of the space that the qform leads to; 0 without a qform."""
     qform: NDArray[np.float64] | None = None
-    """`(4, 4)`, voxel index -> mm in the qform's space, if there is one."""
+    """`(4, 4)`, voxel index -> mm in the qform's space, if there is a qform."""
     time_unit: int = 0
-    """The bits of `xyzt_units` that are about time."""
+    """The bits of `xyzt_units` that state the unit of time."""
     descrip: bytes = b""
     """The header's description."""
 
     @property
     def space(self) -> str:
-        """What the space of `affine` is called."""
+        """Name of the space that `affine` leads to."""
         code = self.sform_code or self.qform_code
         return SPACES.get(code, str(code))
 
     @property
     def is_placed(self) -> bool:
-        """Tell whether the file says where it lies."""
+        """Whether the file states a position in world space."""
         return self.sform_code > UNKNOWN or self.qform_code > UNKNOWN
 
 
 def placement_of(header: Header) -> Placement:
-    """Return where a file's header says that its voxels lie."""
+    """Return the placement that a file's header states."""
     return Placement(
         affine=header.affine,
         sform_code=header.sform_code,
@@ -55,22 +55,22 @@ def placement_of(header: Header) -> Placement:
 
 
 def place(fields: Nifti1Header, affine: NDArray[np.float64], placement: Placement) -> None:
-    """Write into a header where its voxels lie: the same place in each space that a source's header names.
+    """Write the position of the voxels into a header, for each space that the source's header names.
 
     Args:
-        fields: with its shape set.
+        fields: header to write to; its shape must be set.
         affine: `(4, 4)`, voxel index -> the world that `placement.affine` leads to.
-        placement: the source's.
+        placement: placement of the source.
     """
     fields.set_zooms(spacing_of(affine).tolist())
     if placement.qform is not None:
-        # By way of the source's voxels, as sform and qform may lead to different spaces.
+        # Through the source's voxels, because sform and qform may lead to different spaces.
         qform = placement.qform @ np.linalg.inv(placement.affine) @ affine
-        # A qform has neither shears nor spacings of its own, and is left out where it would need them.
+        # A qform cannot hold shears or a spacing of its own, so it is left out if it would need them.
         if np.allclose(spacing_of(qform), spacing_of(affine), rtol=SAME_SPACING):
             fields.set_qform(qform, code=placement.qform_code)
     if placement.sform_code:
         fields.set_sform(affine, code=placement.sform_code)
     elif not fields["qform_code"] and not np.allclose(fields.get_base_affine(), affine, atol=1e-3):
-        # Who states no place gets what readers assume, unless they would assume another one for the new voxels.
+        # A source without a position stays without one, unless readers would then misplace the new voxels.
         fields.set_sform(affine, code=ALIGNED)

@@ -1,4 +1,4 @@
-"""Volumes on another image's grid, by cubic interpolation in world space."""
+"""Resample a volume onto another image's grid, by cubic interpolation in world space."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,46 +15,47 @@ from upfield.imaging.header import read_header
 from upfield.imaging.placement import Placement, placement_of
 from upfield.imaging.resample import ORDER, apply_operators, grid_operator
 
-# Grids whose axes deviate by less than this over their whole length count as parallel.
+# Two grids are parallel if their axes deviate by less than this over their whole length.
 PARALLEL_VOX = 1e-3
 PROBES = 64
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Another image's voxels, without their values."""
+    """The voxel grid of another image."""
 
     name: str
-    """The image's file, without its folder."""
+    """File name of the image, without its folder."""
     shape: tuple[int, int, int]
     """Voxels along each axis."""
     placement: Placement
-    """Where they lie."""
+    """Position of the voxels."""
 
 
 def read_grid(path: Path) -> Grid:
-    """Read the grid of an image from its header; of a series, that of each of its volumes.
+    """Read the grid of an image, or of each volume of a series, from its header.
 
     Raises:
-        VolumeError: unreadable, fewer than 3 dimensions, or a header that does not say where the image lies.
+        VolumeError: unreadable, fewer than 3 dimensions, or no usable position (sform or qform) in the header.
     """
     header = read_header(path)
     placement = placement_of(header)
     if len(header.shape) < 3:
-        raise VolumeError(str(path), f"like: expected at least 3 dimensions, found shape {header.shape}")
+        raise VolumeError(
+            str(path), f"like: expected at least 3 dimensions, found {len(header.shape)} (shape {header.shape})."
+        )
     affine = placement.affine
     if not placement.is_placed or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise VolumeError(
             str(path),
-            "like: expected a header that says where the image lies (sform or qform), found none that can "
-            "be used; choose another image",
+            "like: the header has no usable position (sform or qform). Choose another image.",
         )
     first, second, third = header.shape[:3]
     return Grid(path.name, (first, second, third), placement)
 
 
 def overlaps(shape: tuple[int, ...], affine: NDArray[np.float64], grid: Grid) -> bool:
-    """Tell whether a grid has voxels in the field of view of a volume of `shape` with `affine` `(4, 4)`."""
+    """Return whether a grid has voxels in the field of view of a volume of `shape` with `affine` `(4, 4)`."""
     to_index = np.linalg.inv(affine) @ grid.placement.affine
     probes = [np.linspace(0, size - 1, min(size, PROBES)) for size in grid.shape]
     index = _indices(to_index, *probes)
@@ -62,12 +63,12 @@ def overlaps(shape: tuple[int, ...], affine: NDArray[np.float64], grid: Grid) ->
 
 
 def regrid(voxels: NDArray[np.float32], affine: NDArray[np.float64], grid: Grid) -> NDArray[np.float32]:
-    """Interpolate a volume at another grid's voxels; outside its field of view lies zero.
+    """Interpolate a volume at the voxels of another grid; outside the volume's field of view, the result is zero.
 
     Args:
         voxels: `(I, J, K)`.
-        affine: `(4, 4)`, their voxel index -> world mm.
-        grid: where to; its world is the same.
+        affine: `(4, 4)`, voxel index -> world mm.
+        grid: the target, in the same world space.
 
     Returns:
         `grid.shape` float32.
@@ -78,7 +79,7 @@ def regrid(voxels: NDArray[np.float32], affine: NDArray[np.float64], grid: Grid)
 
 
 def _parallel_axes(to_index: NDArray[np.float64], shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Give the grid's axis that runs along each of the volume's, or None where they are not parallel."""
+    """Return, for each axis of the volume, the parallel axis of the grid, or None if the grids are not parallel."""
     travel = np.abs(to_index[:3, :3]) * shape
     axes = tuple(int(axis) for axis in np.abs(to_index[:3, :3]).argmax(axis=1))
     rest = travel.copy()
@@ -101,7 +102,7 @@ def _along_axes(
 def _obliquely(
     voxels: NDArray[np.float32], to_index: NDArray[np.float64], shape: tuple[int, ...]
 ) -> NDArray[np.float32]:
-    single: Any = np.float32  # the stubs know float64 only
+    single: Any = np.float32  # the type stubs know float64 only
     splines = np.asarray(ndimage.spline_filter(voxels, order=ORDER, output=single, mode="mirror"))
     result = np.zeros(shape, dtype=np.float32)
     second, third = (np.arange(size, dtype=np.float64) for size in shape[1:])
@@ -111,20 +112,20 @@ def _obliquely(
         index = _indices(to_index, np.array([float(plane)]), second, third)
         inside = _inside(index, voxels.shape)
         if inside.any():
-            # A voxel has an extent: up to half of one outside, the border's value holds.
+            # A voxel has an extent, so up to half a voxel outside the volume the border value is used.
             places = np.clip(index[:, inside], 0, last)
             result[plane][inside[0]] = ndimage.map_coordinates(
                 splines, places, order=ORDER, mode="mirror", prefilter=False, output=single
             )
 
-    # scipy gives the interpreter's lock away while it interpolates.
+    # scipy releases the GIL while it interpolates.
     with ThreadPoolExecutor(num_cores()) as threads:
         list(threads.map(fill, range(shape[0])))
     return result
 
 
 def _indices(to_index: NDArray[np.float64], *places: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Give the volume's index `(3, A, B, C)` at each combination of places along a grid's axes."""
+    """Compute the volume's index `(3, A, B, C)` at each combination of places along a grid's axes."""
     first, second, third = np.meshgrid(*places, indexing="ij", sparse=True)
     rows = [row[0] * first + row[1] * second + row[2] * third + row[3] for row in to_index[:3]]
     return np.stack(rows)

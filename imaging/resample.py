@@ -1,7 +1,11 @@
 """Cubic resampling as one small banded matrix per axis.
 
-Spline interpolation on a grid is linear in the voxels and separable, so an operator of scipy.ndimage is known as soon
-as it is known on unit vectors. Three matrix products then replace the per-voxel spline evaluation.
+Spline interpolation on a grid is linear in the voxels and separable. scipy.ndimage applied to unit vectors therefore
+yields the whole matrix of an axis, and three matrix products replace scipy's spline evaluation per voxel.
+
+Measured on two cores against `scipy.ndimage.zoom` (benchmarks/tables/resampling.txt): 118 times as fast for the low
+field up to the high-field grid (0.012 s), 26 times for the high field down (0.010 s), 65 times for an IXI volume
+(0.027 s), with differences of at most 2e-7 of the range.
 """
 
 from collections.abc import Sequence
@@ -14,20 +18,20 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 ORDER = 3
-# A spline's weights fall by 0.27 per voxel: beyond these is less than single precision resolves.
+# A spline's weights fall by a factor of 0.27 per voxel. Below this, they are less than single precision resolves.
 NEGLIGIBLE = 1e-8
-# Rows taken together: fewer waste the matrix product, more take in weights that are nothing.
+# Rows per block: with fewer, the matrix products become inefficient; with more, they include too many zeros.
 BLOCK_ROWS = 48
 
 
 @dataclass(frozen=True)
 class Operator:
-    """A linear operator along one axis, with the zeros far from its diagonal left out."""
+    """A linear operator along one axis, without the zeros far from its diagonal."""
 
     shape: tuple[int, int]
     """(num_out, num_in)."""
     blocks: tuple[tuple[slice, slice, NDArray[np.float32]], ...]
-    """Output rows, the inputs that they depend on, and the weights `(rows, inputs)`."""
+    """Per block: output rows, the inputs that they depend on, and the weights `(rows, inputs)`."""
 
     @classmethod
     def of(cls, matrix: NDArray[np.float64]) -> "Operator":
@@ -44,7 +48,7 @@ class Operator:
         return cls((num_out, num_in), tuple(blocks))
 
     def apply(self, voxels: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-        """Apply to one axis of `(I, J, K)`; the result is contiguous."""
+        """Apply the operator to one axis of `(I, J, K)` and return a contiguous array."""
         shape = tuple(self.shape[0] if i == axis else size for i, size in enumerate(voxels.shape))
         result = np.empty(shape, dtype=np.float32)
         for rows, inputs, weights in self.blocks:
@@ -61,10 +65,10 @@ class Operator:
 
 @lru_cache(maxsize=64)
 def zoom_operator(num_in: int, num_out: int) -> Operator:
-    """Give `scipy.ndimage.zoom(order=3)` along one axis; end voxels stay put.
+    """Return `scipy.ndimage.zoom(order=3)` along one axis, which keeps the end voxels in place.
 
-    That is the definition, to the letter: for some sizes (256 to 200, 240 to 112) scipy rounds the place of the last
-    voxel to outside and gives 0 there.
+    scipy is followed exactly: for some sizes (256 to 200, 240 to 112), it rounds the position of the last voxel to
+    outside the volume and returns 0 there.
     """
     columns = [np.asarray(ndimage.zoom(unit, num_out / num_in, order=ORDER)) for unit in np.eye(num_in)]
     return Operator.of(np.stack(columns, axis=1))
@@ -72,9 +76,9 @@ def zoom_operator(num_in: int, num_out: int) -> Operator:
 
 @lru_cache(maxsize=256)
 def grid_operator(num_in: int, num_out: int, step: float, start: float) -> Operator:
-    """Give cubic interpolation at the input indices `start + step * i`.
+    """Return cubic interpolation at the input indices `start + step * i`.
 
-    Up to half a voxel outside, the border value holds: a voxel has an extent. Farther out lies zero.
+    A voxel has an extent, so up to half a voxel outside the volume the border value is used. Farther out is zero.
 
     Args:
         num_in: input voxels.
@@ -85,7 +89,7 @@ def grid_operator(num_in: int, num_out: int, step: float, start: float) -> Opera
     index = start + step * np.arange(num_out)
     inside = (index >= -0.5) & (index <= num_in - 0.5)
     clamped = np.clip(index, 0, num_in - 1)
-    # The same prefilter as zoom's, so that the two agree wherever their sample points do.
+    # The same prefilter as in zoom, so that the two operators agree at equal sample points.
     splines = ndimage.spline_filter1d(np.eye(num_in), order=ORDER, axis=1, mode="mirror")
     columns = [ndimage.map_coordinates(row, [clamped], order=ORDER, mode="mirror", prefilter=False) for row in splines]
     return Operator.of(np.stack(columns, axis=1) * inside[:, None])
@@ -96,10 +100,10 @@ def apply_operators(voxels: NDArray[np.float32], operators: Sequence[Operator | 
 
     Args:
         voxels: `(I, J, K)`.
-        operators: along I, J and K; None leaves an axis as it is.
+        operators: along I, J and K; None leaves an axis unchanged.
 
     Returns:
-        `(I', J', K')` float32; `voxels` itself where all are None.
+        `(I', J', K')` float32; `voxels` itself if all operators are None.
     """
 
     def growth(axis: int) -> float:
@@ -107,7 +111,7 @@ def apply_operators(voxels: NDArray[np.float32], operators: Sequence[Operator | 
         return 1.0 if operator is None else operator.shape[0] / operator.shape[1]
 
     result = voxels
-    # The axis that shrinks the most goes first: what it drops, the others need not compute.
+    # The axis that shrinks most goes first, which leaves the least work for the others.
     for axis in sorted(range(3), key=growth):
         if (operator := operators[axis]) is not None:
             result = operator.apply(result, axis)
@@ -115,7 +119,7 @@ def apply_operators(voxels: NDArray[np.float32], operators: Sequence[Operator | 
 
 
 def zoom_to(voxels: NDArray[np.float32], shape: tuple[int, int, int]) -> NDArray[np.float32]:
-    """Resample `(I, J, K)` to `shape` as `scipy.ndimage.zoom(order=3)` does, corner voxels on corner voxels."""
+    """Resample `(I, J, K)` to `shape` as `scipy.ndimage.zoom(order=3)` does: corner voxels stay on corner voxels."""
     if voxels.shape == shape:
         return voxels
     sizes = zip(voxels.shape, shape, strict=True)
@@ -129,26 +133,26 @@ def resample_box(
     shape: tuple[int, int, int],
     new_spacing_mm: NDArray[np.float64],
 ) -> NDArray[np.float32]:
-    """Resample onto a box of its own spacing, cropping or padding with zero, true proportions kept.
+    """Resample onto a box with a spacing of its own; crop or pad with zero, so that proportions stay true.
 
     Args:
         voxels: `(I, J, K)`.
-        spacing_mm: `(3,)`, their spacing.
-        centre_vox: `(3,)`, the input index that lies at the box's centre.
-        shape: the box's voxels `(I', J', K')`.
-        new_spacing_mm: `(3,)`, the box's spacing.
+        spacing_mm: `(3,)`, spacing of `voxels`.
+        centre_vox: `(3,)`, input index at the centre of the box.
+        shape: voxels of the box `(I', J', K')`.
+        new_spacing_mm: `(3,)`, spacing of the box.
 
     Returns:
         `(I', J', K')` float32.
     """
-    # Rounded so that equal geometries share a cached operator: a millionth of a voxel moves nothing.
+    # Rounded to a millionth of a voxel, so that equal geometries share a cached operator.
     step = np.round(new_spacing_mm / spacing_mm, 6)
     start = np.round(centre_vox - new_spacing_mm / spacing_mm * (np.array(shape) - 1) / 2, 6)
     source, target = [slice(None)] * 3, [slice(None)] * 3
     operators: list[Operator | None] = [None] * 3
     for axis in range(3):
         if step[axis] == 1 and start[axis] == int(start[axis]):
-            # Voxels fall on voxels: they are copied, and what lies outside is left out or stays zero.
+            # Voxels coincide, so they are copied.
             source[axis], target[axis] = _overlap(voxels.shape[axis], shape[axis], int(start[axis]))
         else:
             operators[axis] = grid_operator(voxels.shape[axis], shape[axis], float(step[axis]), float(start[axis]))
@@ -160,11 +164,11 @@ def resample_box(
 
 
 def _overlap(num_in: int, num_out: int, start: int) -> tuple[slice, slice]:
-    """Give the part of the input that the output covers, and where in the output it lies."""
+    """Return the part of the input that the output covers, and its position in the output."""
     first, last = max(start, 0), max(min(start + num_out, num_in), 0)
     return slice(first, last), slice(max(first - start, 0), max(last - start, 0))
 
 
 def box_centre(shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """Give the index `(3,)` at the middle of a grid of `shape`."""
+    """Return the index `(3,)` of the centre of a grid of `shape`."""
     return (np.array(shape, dtype=np.float64) - 1) / 2

@@ -1,119 +1,92 @@
-"""What a model file says of itself: where it comes from and what was measured, and no folder, name or time."""
+"""The card of a model file: metadata inside the ONNX file that say what the model is and what input it takes."""
 
 import json
-import re
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
+from google.protobuf.message import DecodeError
+
 from upfield.common.errors import InputError
-from upfield.common.files import hash_file
-from upfield.common.progress import say
-from upfield.model.weights import MODEL, BestModel
 
-# They name people and machines, and a model file travels.
-PATHS = {"data": ("shards", "trace", "cache_dir"), "run": ("out", "resume"), "model": ("init",)}
-PACKAGES = ("upfield", "torch", "onnx")
-STEP = re.compile(r"\bstep (\d+)\)")
+FORMAT = "upfield-model"
+VERSION = 1
+REQUIRED = ("config", "context", "data_sha256", "model", "normalisation", "step")
 
 
-def describe(best: BestModel, run: Path, precision: str, evaluation: Path | None) -> dict[str, Any]:
-    """Give a run's metadata, all but the parity.
+@dataclass(frozen=True)
+class ModelCard:
+    """A model file's metadata."""
 
-    Args:
-        best: the run's best model.
-        run: its folder.
-        precision: of the file, `fp32` or `fp16`.
-        evaluation: a metrics.json about this run.
+    tree: dict[str, Any]
+    """All keys and values; `describe_run` in run_metadata.py lists them."""
 
-    Raises:
-        InputError: the evaluation is none, or of another model.
-    """
-    weights_sha256 = hash_file(run / "best" / MODEL)
-    metrics = {"validation": best.validation}
-    if evaluation is not None:
-        metrics |= read_evaluation(evaluation, best, weights_sha256)
-    return {
-        "config": without_paths(best.config),
-        "model": best.network.config.to_tree(),
-        "precision": precision,
-        "context": best.context,
-        "normalisation": best.normalisation,
-        "data_sha256": best.data_sha256,
-        "weights_sha256": weights_sha256,
-        "step": best.step,
-        "metrics": metrics,
-        "versions": {name: version(name) for name in PACKAGES},
-    }
+    @property
+    def context(self) -> int:
+        """Neighbouring slices on each side of the restored slice."""
+        return self.tree["context"]
+
+    @property
+    def normalisation(self) -> str:
+        """Name of the method that brings intensities to [0, 1]."""
+        return self.tree["normalisation"]
 
 
-def without_paths(training: dict[str, Any]) -> dict[str, Any]:
-    """Give a training configuration without its folders."""
-    return {
-        section: {key: value for key, value in values.items() if key not in PATHS.get(section, ())}
-        if isinstance(values, dict)
-        else values
-        for section, values in training.items()
-    }
+def write_card(model: onnx.ModelProto, tree: dict[str, Any]) -> None:
+    """Replace the metadata of a model in memory: one JSON text for each key, and the format's name and version."""
+    del model.metadata_props[:]
+    for key, value in sorted(({"format": FORMAT, "format_version": VERSION} | tree).items()):
+        model.metadata_props.add(key=key, value=json.dumps(value, sort_keys=True, allow_nan=False))
 
 
-def read_evaluation(path: Path, best: BestModel, weights_sha256: str) -> dict[str, Any]:
-    """Give, under the name of its split, what an evaluation measured and on what.
+def read_card(path: Path) -> ModelCard:
+    """Read a model file's metadata without opening an ONNX Runtime session, which takes seconds.
 
     Raises:
-        InputError: no evaluation, or one of another model.
+        InputError: the file is missing, damaged, not written by `upfield export`, or of another format version.
     """
-    measured = _read_json(path)
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder. Name the .onnx file in it.")
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file. Write a model file with upfield export.")
+    custom = _read_metadata(path)
+    if custom is None:
+        raise InputError(f"{path}: is not an ONNX file, or is cut short or damaged. Copy it or export the run again.")
+    if not {"format", "format_version"} <= custom.keys():
+        raise InputError(f"{path}: was not written by upfield export: its metadata are missing. Export a run.")
     try:
-        about = measured["about"]
-        found = {"cubic": measured["cubic"], "model": measured["model"]}
-        found |= {key: about[key] for key in ("split", "data_sha256", "slices", "subjects")}
-        checked = _expect_same_model(about, best, weights_sha256, path)
-        if checked != "weights":
-            say(f"{path}: it does not say which weights it is of; checked by {checked} alone")
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path}: expected the metrics.json of upfield evaluate, found no {error} in it") from error
-    return {found["split"]: found | {"checked": checked}}
-
-
-def _expect_same_model(about: dict[str, Any], best: BestModel, weights_sha256: str, path: Path) -> str:
-    """Compare what an evaluation says of its model with the run's, and tell by what they were found to be the same."""
-    said = about.get("models", {}).get("model", {})
-    step = said.get("step", _step_in(about["restorer"]))
-    if step != best.step:
-        raise InputError(
-            f"{path}: expected an evaluation of this run's best model, of step {best.step}, found one of step {step} "
-            f"({about['restorer']}); evaluate the run again"
-        )
-    if said.get("sha256") == weights_sha256:
-        return "weights"
-    # A model file's hash is not its weights'; of a run it is.
-    if "PyTorch" in about["restorer"] and "sha256" in said:
-        raise InputError(
-            f"{path}: expected an evaluation of this run's weights, found one of others of the same step "
-            f"({about['restorer']}); evaluate the run again"
-        )
-    if said.get("trained_on_sha256", best.data_sha256) != best.data_sha256:
-        raise InputError(
-            f"{path}: expected an evaluation of a model trained on this run's shards, found one trained on others "
-            f"({about['restorer']}); evaluate the run again"
-        )
-    return "step and training data" if "trained_on_sha256" in said else "step"
-
-
-def _step_in(restorer: str) -> int | None:
-    found = STEP.search(restorer)
-    return int(found[1]) if found else None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError) as error:
-        found = "a folder; name the file in it" if path.is_dir() else "none; check the path"
-        raise InputError(f"{path}: expected the metrics.json of an evaluation, found {found}") from error
+        tree = {key: json.loads(value) for key, value in custom.items()}
     except ValueError as error:
-        raise InputError(f"{path}: expected a JSON file, found none that can be read: {error}") from error
-    if not isinstance(tree, dict):
-        raise InputError(f"{path}: expected the metrics.json of an evaluation, found {type(tree).__name__}")
-    return tree
+        raise InputError(f"{path}: its metadata are not valid JSON ({error}). Export the run again.") from error
+    _expect_version(tree, path)
+    if missing := [key for key in REQUIRED if key not in tree]:
+        raise InputError(f"{path}: its metadata lack {', '.join(missing)}. Export the run again.")
+    return ModelCard(tree)
+
+
+def is_model_file(path: Path) -> bool:
+    """Return whether `upfield export`, of any version, wrote this file."""
+    custom = _read_metadata(path) if path.is_file() else None
+    return (custom or {}).get("format") == json.dumps(FORMAT)
+
+
+def _read_metadata(path: Path) -> dict[str, str] | None:
+    """Return the metadata of an ONNX file, or None if the file is not one."""
+    try:
+        model = onnx.load_model(path, load_external_data=False)
+    except DecodeError:
+        return None
+    return {entry.key: entry.value for entry in model.metadata_props} if model.graph.node else None
+
+
+def _expect_version(tree: dict[str, Any], path: Path) -> None:
+    name, version = tree["format"], tree["format_version"]
+    if name != FORMAT or not isinstance(version, int):
+        raise InputError(f"{path}: expected format {FORMAT} {VERSION}, found {name} {version}. Export the run again.")
+    if version > VERSION:
+        raise InputError(
+            f"{path}: expected format version {VERSION}, found {version}, which a newer upfield wrote. Update upfield."
+        )
+    if version < VERSION:
+        raise InputError(f"{path}: expected format version {VERSION}, found {version}. Export the run again.")

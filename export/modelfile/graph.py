@@ -1,13 +1,11 @@
-"""A trained network -> one ONNX file with its metadata: the same network gives the same bytes."""
+"""Turns a trained network into one ONNX file; the same network always gives the same bytes."""
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import onnx
 from onnx import helper
@@ -16,25 +14,24 @@ from upfield.common.errors import RunError
 from upfield.common.files import atomic_path
 from upfield.export.modelfile.layers import write_network
 from upfield.export.modelfile.nodes import FLOAT, NodeWriter
-from upfield.export.scans.restorer import FORMAT, VERSION
 from upfield.model.amir import Amir
 
 OPSET, IR_VERSION = 20, 10
-# A protobuf message ends at 2 GiB; what the metadata may take is left free.
+# A protobuf message cannot exceed 2 GiB; 16 MiB of that stay free for the metadata.
 MAX_FILE_BYTES = 2**31 - 2**24
-# What a file may hold beyond its parameters: nodes, names, and channels filled up to whole blocks.
+# Bounds on what a file holds beside its parameters: nodes, names, and the zeros that fill blocks of channels.
 MAX_EXCESS, MAX_GRAPH_BYTES = 1.25, 2**21
 
 
 def build_graph(network: Amir, half: bool) -> onnx.ModelProto:
-    """Give the graph: input `low` (N, C, H, W), output `high` (N, 1, H, W), float32, all of N, H, W dynamic.
+    """Build the ONNX model: input `low` (N, C, H, W), output `high` (N, 1, H, W), both float32; N, H, W are dynamic.
 
     Args:
         network: in evaluation mode, on the CPU.
-        half: weights and images within are float16, with float32 where half precision would not do.
+        half: whether weights and images inside are float16; layers that need float32 keep it.
 
     Raises:
-        RunError: its size is not that of the network's parameters.
+        RunError: the size of the model does not fit the network's parameters.
     """
     writer = NodeWriter(half)
     last = write_network(writer, network, "low")
@@ -54,52 +51,51 @@ def build_graph(network: Amir, half: bool) -> onnx.ModelProto:
 
 
 def check_size(model: onnx.ModelProto, network: Amir, half: bool) -> None:
-    """Compare a graph's size with its network's parameters: what was lost, or stored twice, shows.
+    """Check that a model is as large as its network's parameters, so that none was lost or stored twice.
 
     Raises:
-        RunError: it is too small or too large.
+        RunError: the model is too small or too large.
     """
     used = (tensor for name, tensor in network.named_parameters() if not name.endswith("w_noise"))
     expected = sum(math.prod(tensor.shape) for tensor in used) * (2 if half else 4)
     found = model.ByteSize()
     if not expected <= found <= MAX_EXCESS * expected + MAX_GRAPH_BYTES:
         raise RunError(
-            f"expected a graph of about {expected} bytes for the network's parameters, found {found}; "
-            "the export is wrong, nothing was written"
+            f"expected a graph of about {expected} bytes for the network's parameters, found {found}. The export is "
+            "wrong, and nothing was written."
         )
 
 
 def check_graph(path: Path) -> None:
-    """Let ONNX's own checker read a file, with inferred shapes and types.
+    """Run ONNX's checker on a file, with shape and type inference.
 
     Raises:
-        RunError: it finds the graph wrong.
+        RunError: the checker finds the graph invalid.
     """
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = str(error).splitlines()[0]
-        raise RunError(f"{path}: expected a valid ONNX graph, found: {reason}; nothing was written") from error
-
-
-def add_metadata(model: onnx.ModelProto, card: dict[str, Any]) -> None:
-    """Put metadata in a model, one JSON text for each key, in place of what was there."""
-    del model.metadata_props[:]
-    for key, value in sorted(({"format": FORMAT, "format_version": VERSION} | card).items()):
-        model.metadata_props.add(key=key, value=json.dumps(value, sort_keys=True, allow_nan=False))
+        raise RunError(f"{path}: the ONNX graph is invalid ({reason}). Nothing was written.") from error
 
 
 @contextmanager
-def written(model: onnx.ModelProto, out: Path, max_bytes: int = MAX_FILE_BYTES) -> Iterator[Path]:
-    """Write a model to a temporary file, let the caller prove it and change its metadata, and then put it at `out`.
+def write_model(model: onnx.ModelProto, out: Path, max_bytes: int = MAX_FILE_BYTES) -> Iterator[Path]:
+    """Write a model to a temporary file for the caller to check, and rename it to `out` at the end.
 
-    Weights go to a second file beside it only where one file cannot hold the model. That file's name has their hash, so
-    that an older model which is replaced keeps its own until the very end.
+    The caller may change the metadata of `model` meanwhile: it is serialised again before the renaming. If the caller
+    raises, what was at `out` stays as it was.
+
+    If one file cannot hold the model, its weights go to a second file beside it. The name of that file contains a hash
+    of the weights, so that a model which is replaced keeps its own weights until the end.
 
     Args:
-        model: what is written; larger models lose their weights to the second file.
-        out: the final name.
-        max_bytes: the largest single file.
+        model: the model; its weights are moved out of it if it is larger than `max_bytes`.
+        out: path of the finished file.
+        max_bytes: size limit of a single file.
+
+    Yields:
+        Path of the temporary file.
     """
     weights: Path | None = None
     with atomic_path(out) as temporary:
@@ -116,13 +112,13 @@ def written(model: onnx.ModelProto, out: Path, max_bytes: int = MAX_FILE_BYTES) 
 
 
 def _write_weights(model: onnx.ModelProto, out: Path) -> Path | None:
-    """Move a model's weights to their file, and give it where it is new."""
+    """Move a model's weights to their own file, and return its path, or None if the file was there already."""
     digest = hashlib.sha256()
     for tensor in model.graph.initializer:
         digest.update(tensor.raw_data)
     weights = out.with_name(f"{out.stem}-{digest.hexdigest()[:12]}.data")
     is_new = not weights.exists()
-    # In a folder of its own first: an older model may be using a file of the same content.
+    # In a temporary folder first, because an older model may be using a file of the same content.
     with TemporaryDirectory(prefix=".tmp-", dir=out.parent) as folder:
         onnx.save_model(
             model, Path(folder) / "graph", save_as_external_data=True, location=weights.name, size_threshold=1024

@@ -1,4 +1,4 @@
-"""Nodes of an ONNX graph written one by one: names are numbers in order, so that equal networks give equal bytes."""
+"""Writes the nodes of an ONNX graph one by one; names are numbered, so that equal networks give equal bytes."""
 
 from typing import Any
 
@@ -12,13 +12,16 @@ FLOAT, HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 
 
 class NodeWriter:
-    """Collects nodes and constants; images are `(N, C, H, W)` in the writer's precision, float32 or float16."""
+    """Collects nodes and constants; images are `(N, C, H, W)` in the graph's precision, float32 or float16.
+
+    Constants and layers that stay float32 in a float16 graph are called islands.
+    """
 
     def __init__(self, half: bool) -> None:
-        """Begin an empty graph.
+        """Start an empty graph.
 
         Args:
-            half: images and weights are float16; what is called an island stays float32.
+            half: whether images and weights are float16.
         """
         self.half = half
         self.nodes: list[onnx.NodeProto] = []
@@ -26,34 +29,34 @@ class NodeWriter:
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        """Add a node of one output and give that output's name."""
+        """Add a node with one output, and return the name of the output."""
         return self.ops(kind, *inputs, num_outputs=1, **attributes)[0]
 
     def ops(self, kind: str, *inputs: str, num_outputs: int, **attributes: Any) -> list[str]:
-        """Add a node and give its outputs' names."""
+        """Add a node, and return the names of its outputs."""
         number = len(self.nodes)
         outputs = [f"{kind}_{number}"] if num_outputs == 1 else [f"{kind}_{number}_{i}" for i in range(num_outputs)]
         self.nodes.append(helper.make_node(kind, list(inputs), outputs, name=f"node_{number}", **attributes))
         return outputs
 
     def weight(self, tensor: Tensor) -> str:
-        """Give the name of a parameter, of any shape, in the graph's precision."""
+        """Store a parameter of any shape in the graph's precision, and return its name."""
         return self.constant(tensor.detach().numpy().astype(np.float16 if self.half else np.float32))
 
     def island(self, tensor: Tensor) -> str:
-        """Give the name of a parameter, of any shape, in float32."""
+        """Store a parameter of any shape in float32, and return its name."""
         return self.constant(tensor.detach().numpy().astype(np.float32))
 
     def integers(self, *values: int) -> str:
-        """Give the name of a vector of integers: shapes, axes and places."""
+        """Store int64 values (shapes, dimensions or positions) as a vector, and return its name."""
         return self.constant(np.array(values, dtype=np.int64))
 
     def scalar(self, value: float) -> str:
-        """Give the name of a float32 number."""
+        """Store a float32 scalar, and return its name."""
         return self.constant(np.array(value, dtype=np.float32))
 
     def constant(self, array: NDArray[Any]) -> str:
-        """Give the name of a constant of any shape; equal ones are stored once."""
+        """Store a constant of any shape, and return its name; equal constants are stored once."""
         array = np.ascontiguousarray(array)
         key = (str(array.dtype), array.shape, array.tobytes())
         if key not in self._constants:
@@ -62,9 +65,9 @@ class NodeWriter:
         return self._constants[key]
 
     def to_island(self, name: str) -> str:
-        """Turn an image to float32, where it is not."""
+        """Cast an image to float32 if the graph is float16, and return its name."""
         return self.op("Cast", name, to=FLOAT) if self.half else name
 
     def from_island(self, name: str) -> str:
-        """Turn an image to the graph's precision, where it is not."""
+        """Cast a float32 image to float16 if the graph is float16, and return its name."""
         return self.op("Cast", name, to=HALF) if self.half else name

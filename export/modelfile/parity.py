@@ -1,6 +1,5 @@
-"""The proof that a model file computes what PyTorch computes, and what half precision costs."""
+"""Compares a model file with PyTorch, and measures what half precision costs."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,45 +8,36 @@ import torch
 from numpy.typing import NDArray
 
 from upfield.common.errors import RunError
-from upfield.export.scans.restorer import OnnxRestorer
+from upfield.export.modelfile.onnx_restorer import OnnxRestorer
+from upfield.export.modelfile.parity_slices import SlicePairs
 from upfield.model.amir import MIN_SIZE, Amir
 
-# Half precision is held to the targets of real slices; here only a graph that is wrong shall show.
+# For fp16 this only detects a wrong graph; `half_loss` limits what half precision may cost on real slices.
 MAX_DIFFERENCE = {"fp32": 1e-3, "fp16": 5e-2}
-# Two experts whose logits are equal to the last digits may be taken for each other, and so may a few pixels differ.
+# If the logits of two experts agree in their last digits, rounding decides which of them serves the pixel.
 MAX_SHARE_BEYOND = 1e-3
 MAX_LOSS_DB = 0.05
-# Real slices that are also compared cut to other sizes: a shape that the graph cannot do shows on any.
-NUM_CUT = 2
+# Real slices that are also compared cropped to other sizes. A size that the graph cannot handle fails on any slice.
+NUM_CROPPED = 2
 
 
-@dataclass(frozen=True)
-class Slices:
-    """Real slices with their targets."""
-
-    low: NDArray[np.float32]
-    """`(N, 1 + 2*context, H, W)` in [0, 1]."""
-    high: NDArray[np.float32]
-    """`(N, 1, H, W)` in [0, 1]."""
-
-
-def prove_parity(network: Amir, path: Path, slices: Slices, precision: str) -> dict[str, Any]:
-    """Compare a model file with PyTorch on real slices and a drawn one, whole and cut to two other sizes.
+def prove_parity(network: Amir, path: Path, slices: SlicePairs, precision: str) -> dict[str, Any]:
+    """Compare a model file with PyTorch on real slices and a drawn one, at full size and cropped to two other sizes.
 
     Args:
-        network: what was exported, in evaluation mode, on the CPU.
-        path: the exported file.
-        slices: real ones.
-        precision: of the file, `fp32` or `fp16`.
+        network: the exported network, in evaluation mode, on the CPU.
+        path: the model file.
+        slices: real slices.
+        precision: `fp32` or `fp16`, of the file.
 
     Returns:
-        What metadata record: `max_abs_difference`, the share of values beyond `limit`, `psnr_db` against PyTorch (None
-        where nothing differs), what was compared and where; for `fp16` also what `half_loss` gives.
+        The values recorded in the metadata: the keys of `summarise`, what was compared, the ONNX Runtime provider, and
+        for `fp16` the keys of `half_loss`.
 
     Raises:
-        RunError: the two differ.
+        RunError: the file differs from PyTorch, or half precision costs too much.
     """
-    # A CPU computes half precision in float32 and rounds at the islands' shores alone: a GPU tells the whole loss.
+    # On a CPU, ONNX Runtime computes fp16 in float32 and rounds only around the islands; a GPU shows the whole loss.
     restorer = OnnxRestorer(path, "auto" if precision == "fp16" else "cpu")
     real, channels, height, width = slices.low.shape
     sizes = [(height, width), (max(height * 2 // 3, MIN_SIZE), max(width // 2, MIN_SIZE)), (height - 1, width - 3)]
@@ -56,8 +46,8 @@ def prove_parity(network: Amir, path: Path, slices: Slices, precision: str) -> d
     for rows, columns in sizes:
         drawn = np.broadcast_to(draw(rows, columns), (1, channels, rows, columns))
         whole = (rows, columns) == (height, width)
-        low = np.concatenate([slices.low[: real if whole else NUM_CUT, :, :rows, :columns], drawn])
-        # One by one, as PyTorch's memory grows with the batch.
+        low = np.concatenate([slices.low[: real if whole else NUM_CROPPED, :, :rows, :columns], drawn])
+        # One by one, because PyTorch's memory grows with the batch.
         with torch.inference_mode():
             expected = np.concatenate([network(torch.from_numpy(one)).numpy() for one in np.split(low, len(low))])
         found = restorer.run(low)
@@ -70,18 +60,27 @@ def prove_parity(network: Amir, path: Path, slices: Slices, precision: str) -> d
 
 
 def summarise(differences: NDArray[np.float32], limit: float, path: Path) -> dict[str, Any]:
-    """Give the figures of all values' differences, shape `(values,)`.
+    """Compute the figures of the differences between the file's values and PyTorch's.
+
+    Args:
+        differences: `(values,)`, intensities.
+        limit: largest difference that counts as equal.
+        path: the file, for error messages.
+
+    Returns:
+        `max_abs_difference`, `share_beyond` (the share of values beyond `limit`), `limit`, and `psnr_db` against
+        PyTorch, None if nothing differs.
 
     Raises:
-        RunError: more of them than ties explain are beyond the limit, or not a number.
+        RunError: a value is not finite, or more values are beyond the limit than equal logits explain.
     """
     largest = float(np.abs(differences).max())
-    # Not `> limit`: what is no number is beyond every limit.
+    # Not `> limit`, so that NaN counts as beyond.
     beyond = float(np.mean(~(np.abs(differences) <= limit)))
     if beyond > MAX_SHARE_BEYOND or not np.isfinite(largest):
         raise RunError(
-            f"{path}: expected the graph to give PyTorch's values within {limit}, found {100 * beyond:.3g}% of them "
-            f"beyond and a largest difference of {largest:.3g}; the export is wrong, nothing was written"
+            f"{path}: {100 * beyond:.3g}% of the values differ from PyTorch's by more than {limit}, the largest by "
+            f"{largest:.3g}. The export is wrong, and nothing was written."
         )
     squared = float(np.mean(np.square(differences, dtype=np.float64)))
     psnr_db = -10 * float(np.log10(squared)) if squared else None
@@ -91,34 +90,45 @@ def summarise(differences: NDArray[np.float32], limit: float, path: Path) -> dic
 def half_loss(
     expected: NDArray[np.float32], found: NDArray[np.float32], high: NDArray[np.float32], path: Path
 ) -> dict[str, Any]:
-    """Give what a half-precision file loses against PyTorch's float32, beside the targets.
+    """Compute how much PSNR against the targets a half-precision file loses compared with PyTorch in float32.
 
     Args:
-        expected: PyTorch's slices `(N, 1, H, W)`.
-        found: the file's, of the same shape.
-        high: the targets, of the same shape, in [0, 1].
-        path: the file.
+        expected: `(N, 1, H, W)`, PyTorch's slices.
+        found: `(N, 1, H, W)`, the file's slices.
+        high: `(N, 1, H, W)` in [0, 1], the targets.
+        path: the file, for error messages.
+
+    Returns:
+        `psnr_slice_float32_db`, `psnr_slice_db` and their difference `psnr_lost_db`, in dB.
 
     Raises:
-        RunError: it loses more than 0.05 dB.
+        RunError: the file loses more than 0.05 dB.
     """
     before, after = (float(np.mean(psnr_slice_db(restored, high))) for restored in (expected, found))
     if not before - after <= MAX_LOSS_DB:
         raise RunError(
-            f"{path}: expected half precision to lose at most {MAX_LOSS_DB} dB, found PSNR {after:.3f} dB where "
-            f"PyTorch in float32 has {before:.3f} dB; nothing was written, export with --precision fp32"
+            f"{path}: half precision may lose at most {MAX_LOSS_DB} dB, but its PSNR is {after:.3f} dB and that of "
+            f"PyTorch in float32 {before:.3f} dB. Nothing was written: export with --precision fp32."
         )
     return {"psnr_slice_float32_db": before, "psnr_slice_db": after, "psnr_lost_db": before - after}
 
 
 def psnr_slice_db(restored: NDArray[np.float32], high: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Give the PSNR of each slice, `(N,)`, of `(N, 1, H, W)` clipped to [0, 1] against targets of the same shape."""
+    """Compute the PSNR of each slice for a data range of 1.
+
+    Args:
+        restored: `(N, 1, H, W)`; clipped to [0, 1].
+        high: `(N, 1, H, W)` in [0, 1], the targets.
+
+    Returns:
+        `(N,)`, dB.
+    """
     squares = np.square(np.clip(restored, 0, 1) - high, dtype=np.float64)
     return -10 * np.log10(np.maximum(squares.mean(axis=(1, 2, 3)), 1e-12))
 
 
 def draw(rows: int, columns: int) -> NDArray[np.float32]:
-    """Draw an image `(rows, columns)` in [0, 1] that no flip, shift or exchange leaves as it is: rings on a ramp."""
+    """Draw rings on a ramp, `(rows, columns)` in [0, 1]: an image that every flip, shift or transposition changes."""
     down, across = np.meshgrid(np.linspace(0, 1, rows), np.linspace(0, 1, columns), indexing="ij")
     rings = np.cos(40 * ((down - 0.4) ** 2 + (across - 0.3) ** 2))
     return ((0.5 + 0.5 * rings) * (0.2 + 0.5 * down + 0.3 * across)).astype(np.float32)

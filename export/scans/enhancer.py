@@ -18,10 +18,10 @@ from upfield.common.errors import InputError, RunError, UnwritableError
 from upfield.common.files import atomic_path, hash_file, write_json
 from upfield.common.progress import ProgressBar, say
 from upfield.export.configuration import EnhanceConfig
+from upfield.export.modelfile.onnx_restorer import OnnxRestorer
 from upfield.export.scans.outputs import EnhanceTask
 from upfield.export.scans.provenance import RESEARCH_USE, is_done, provenance_path
 from upfield.export.scans.restoration import restore_volume
-from upfield.export.scans.restorer import OnnxRestorer
 from upfield.export.scans.scan import Layout, Prepared, expect_on_grid, prepare, write_enhanced
 from upfield.imaging.regrid import read_grid
 from upfield.imaging.volume import Volume

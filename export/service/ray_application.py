@@ -15,7 +15,8 @@ from ray import serve
 from upfield.common.command import from_tree
 from upfield.common.errors import InputError
 from upfield.export.configuration import ServeConfig
-from upfield.export.scans.restorer import ModelCard, OnnxRestorer
+from upfield.export.modelfile.card import ModelCard
+from upfield.export.modelfile.onnx_restorer import OnnxRestorer
 from upfield.export.serve import about_model, read_token
 from upfield.export.service.counters import Counters
 from upfield.export.service.replicas import QUIET, RayEngine, Replica, replicas_of

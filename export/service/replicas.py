@@ -24,7 +24,8 @@ from upfield.common.errors import InputError, RunError
 from upfield.common.progress import say
 from upfield.common.ray_cluster import connect_ray
 from upfield.export.configuration import ServeConfig
-from upfield.export.scans.restorer import ModelCard, OnnxRestorer
+from upfield.export.modelfile.card import ModelCard
+from upfield.export.modelfile.onnx_restorer import OnnxRestorer
 from upfield.export.service.scan_job import WINDOW
 from upfield.export.service.strips import MAX_STRIPS, Batcher, EngineError, Restored, SliceBatch, Strip
 

@@ -38,7 +38,7 @@ def test_an_unknown_verb_is_refused(run_cli: Callable) -> None:
 def test_serve_needs_a_model(run_cli: Callable) -> None:
     code, _, err = run_cli(main, "serve", "nowhere.onnx")
     assert code == 2
-    assert "nowhere.onnx: expected an ONNX file" in err
+    assert "nowhere.onnx: there is no such file" in err
 
 
 def test_the_demonstration_replaces_only_an_earlier_one(tmp_path: Path) -> None:

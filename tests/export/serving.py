@@ -19,7 +19,7 @@ import numpy as np
 import uvicorn
 
 from upfield.export.configuration import ServeConfig
-from upfield.export.scans.restorer import OnnxRestorer
+from upfield.export.modelfile.onnx_restorer import OnnxRestorer
 from upfield.export.serve import about_model, listen, options
 from upfield.export.service.counters import Counters
 from upfield.export.service.strips import Batcher, Strip

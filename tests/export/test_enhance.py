@@ -18,9 +18,9 @@ from heads import OBLIQUE, SHAPE, load, write_scan
 
 from upfield.common.files import hash_file, write_json
 from upfield.export.enhance import main
+from upfield.export.modelfile.onnx_restorer import OnnxRestorer
 from upfield.export.scans import enhancer
 from upfield.export.scans.restoration import restore_volume
-from upfield.export.scans.restorer import OnnxRestorer
 from upfield.export.scans.scan import finish, prepare, write_enhanced
 
 SCRIPT = Path(__file__).parents[2] / "export" / "enhance.py"
@@ -275,8 +275,8 @@ def test_an_interrupt_ends_promptly_and_keeps_what_is_done(tiny_model: Path, tmp
         (["MODEL", "SCAN", "SCAN", "--out", "one.nii.gz"], "expected a folder to write 2 scans to"),
         (["MODEL", "SCAN", "SCAN", "--out", "out"], "expected one scan for each output"),
         (["MODEL", "SCAN", "--out", "SCAN"], "expected a new file or an enhanced one"),
-        (["MODEL", "SCAN", "--out", "out", "--device", "cuda"], "expected an NVIDIA GPU"),
-        (["nowhere.onnx", "SCAN", "--out", "out"], "expected an ONNX file"),
+        (["MODEL", "SCAN", "--out", "out", "--device", "cuda"], "cuda needs an NVIDIA GPU"),
+        (["nowhere.onnx", "SCAN", "--out", "out"], "nowhere.onnx: there is no such file"),
         (["MODEL", "--out", "out"], "expected SCANS"),
         (["MODEL", "TINY", "--out", "out"], "expected a field of view of at least 9 mm"),
         (["MODEL", "SCAN", "--out", "out", "--like", "nowhere.nii"], "nowhere.nii: expected a NIfTI file, found none"),

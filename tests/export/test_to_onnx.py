@@ -1,4 +1,4 @@
-"""A model file computes what PyTorch computes, at any size, and says what it is."""
+"""A model file computes what PyTorch computes at any size, and its metadata say what it is."""
 
 import json
 import os
@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from upfield.common.files import hash_file
-from upfield.export.scans.restorer import OnnxRestorer, read_card
+from upfield.export.modelfile.card import read_card
+from upfield.export.modelfile.onnx_restorer import OnnxRestorer
 from upfield.export.to_onnx import main
 from upfield.model.weights import load_model
 
@@ -57,12 +58,12 @@ def test_restored_slices_are_within_range(tiny_model: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere", "--out", "model.onnx"], "expected the folder of a run, found nothing"),
-        (["RUN/best", "--out", "model.onnx"], "found one within it; name"),
-        (["RUN", "--out", "model.pt"], "expected a name ending in .onnx"),
+        (["nowhere", "--out", "model.onnx"], "there is no such folder"),
+        (["RUN/best", "--out", "model.onnx"], "is a folder inside a run. Name"),
+        (["RUN", "--out", "model.pt"], "the name must end in .onnx"),
         (["RUN", "--out", "model.onnx", "--precision", "int8"], "expected fp32 or fp16"),
-        (["RUN", "--out", "model.onnx", "--evaluation", "nowhere.json"], "expected the metrics.json of an evaluation"),
-        (["RUN", "--out", "model.onnx", "--evaluation", "."], "found a folder; name the file in it"),
+        (["RUN", "--out", "model.onnx", "--evaluation", "nowhere.json"], "nowhere.json: there is no such file"),
+        (["RUN", "--out", "model.onnx", "--evaluation", "."], "is a folder. Name the metrics.json in it"),
         (["RUN", "--out", "model.onnx", "--shards", "nowhere"], "expected a complete shard set"),
         (["RUN"], "expected --out"),
     ],
@@ -126,9 +127,7 @@ def test_an_older_model_file_is_replaced(tiny_run: Path, tiny_model: Path, tmp_p
 
 
 @pytest.mark.parametrize("content", [b"", b"a letter", None])
-def test_what_is_no_model_file_is_not_replaced(
-    tiny_run: Path, tmp_path: Path, run_cli: Callable, content: bytes | None
-) -> None:
+def test_other_files_are_not_replaced(tiny_run: Path, tmp_path: Path, run_cli: Callable, content: bytes | None) -> None:
     out = tmp_path / "letter.onnx"
     if content is None:
         out.mkdir()
@@ -136,21 +135,21 @@ def test_what_is_no_model_file_is_not_replaced(
         out.write_bytes(content)
     code, _, err = run_cli(main, tiny_run, "--out", out)
     assert code == 2
-    assert "expected a new file or an older model file, found another" in err
+    assert "exists and is not a model file of upfield" in err
     assert content is None or out.read_bytes() == content
 
 
-def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
     tmp_path: Path, run_cli: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    # The run is not looked at: there is none.
+    # The run does not exist, so only a check before reading it can name --out.
     code, _, err = run_cli(main, tmp_path / "nowhere", "--out", tmp_path / "file" / "model.onnx")
     assert code == 2
     assert "cannot write there (Not a directory). Choose another --out." in err
 
 
-def test_shards_that_have_gone_are_asked_for(tiny_run: Path, tmp_path: Path, run_cli: Callable) -> None:
+def test_the_error_for_missing_shards_names_the_option(tiny_run: Path, tmp_path: Path, run_cli: Callable) -> None:
     run = tmp_path / "run"
     shutil.copytree(tiny_run / "best", run / "best")
     config = run / "best" / "config.yaml"
@@ -159,7 +158,7 @@ def test_shards_that_have_gone_are_asked_for(tiny_run: Path, tmp_path: Path, run
     code, _, err = run_cli(main, run, "--out", tmp_path / "model.onnx")
     assert code == 2
     assert "/gone/manifest.json: expected a complete shard set" in err
-    assert "name the place where it is now with --shards" in err
+    assert "if it has moved, name it with --shards" in err
 
 
 def evaluation(tiny_run: Path, **said) -> dict:
@@ -195,8 +194,8 @@ def test_an_evaluation_is_recorded_under_its_split(tiny_run: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ({"step": 77}, "expected an evaluation of this run's best model, of step 2, found one of step 77"),
-        ({"sha256": "0" * 64}, "found one of others of the same step"),
+        ({"step": 77}, "expected an evaluation of the run's best model, step 2, found one of step 77"),
+        ({"sha256": "0" * 64}, "is an evaluation of other weights of the same step"),
     ],
 )
 def test_an_evaluation_of_another_model_is_refused(
@@ -211,7 +210,9 @@ def test_an_evaluation_of_another_model_is_refused(
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"about": {}, "cubic": {}, "model": {}}', "no JSON"])
-def test_what_is_no_evaluation_is_refused(tiny_run: Path, tmp_path: Path, run_cli: Callable, content: str) -> None:
+def test_files_that_are_not_evaluations_are_refused(
+    tiny_run: Path, tmp_path: Path, run_cli: Callable, content: str
+) -> None:
     measured = tmp_path / "metrics.json"
     measured.write_text(content)
     code, _, err = run_cli(main, tiny_run, "--out", tmp_path / "model.onnx", "--evaluation", measured)

@@ -40,7 +40,7 @@ def test_normalising_leaves_its_input_alone_and_forgets_the_unit():
 def test_a_nearly_constant_volume_is_refused_with_its_name():
     voxels = flat(3)
     voxels[0, 0, 0] = 9
-    with pytest.raises(VolumeError, match=r"^head: expected percentiles 1 and 99 to differ, found 3 for both"):
+    with pytest.raises(VolumeError, match=r"^head: percentiles 1 and 99 are both 3,"):
         normalise(voxels, "head")
 
 

@@ -1,4 +1,4 @@
-"""The graph computes what PyTorch computes, whatever the network's sizes, and is what its file claims to be."""
+"""The graph computes what PyTorch computes for networks of any size, and damaged graphs are refused."""
 
 from collections import Counter
 from pathlib import Path
@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from upfield.common.errors import RunError
-from upfield.export.modelfile.graph import add_metadata, build_graph, check_graph, check_size, written
-from upfield.export.scans.restorer import OnnxRestorer
+from upfield.export.modelfile.card import write_card
+from upfield.export.modelfile.graph import build_graph, check_graph, check_size, write_model
+from upfield.export.modelfile.onnx_restorer import OnnxRestorer
 from upfield.model.amir import Amir, AmirConfig
 
 SMALL = {"dim": 8, "num_blocks": (1, 1, 1, 1), "num_refinement_blocks": 1, "num_tokens": 4}
@@ -21,7 +22,7 @@ ISLANDS = ("LayerNormalization", "Softmax", "LogSoftmax", "ReduceSumSquare", "Re
 def make_network(**sizes) -> Amir:
     torch.manual_seed(0)
     network = Amir(AmirConfig(**(SMALL | sizes))).eval()
-    # Fresh networks have parameters of zero, whose place in the graph would not show.
+    # These start at zero, so that their place in the graph would not be tested.
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if name.endswith(("gamma", "beta", "temperature", "body.bias")):
@@ -31,8 +32,8 @@ def make_network(**sizes) -> Amir:
 
 def write(network: Amir, path: Path, half: bool = False, **how) -> Path:
     model = build_graph(network, half)
-    with written(model, path, **how):
-        add_metadata(model, CARD)
+    with write_model(model, path, **how):
+        write_card(model, CARD)
     return path
 
 
@@ -75,7 +76,7 @@ def test_half_precision_stays_near_pytorch(tmp_path: Path, channels: int) -> Non
     np.testing.assert_allclose(found, restore(network, low), atol=0.02)
 
 
-def test_half_precision_keeps_its_islands_in_float32_and_no_others() -> None:
+def test_half_precision_keeps_only_its_islands_in_float32() -> None:
     model = onnx.shape_inference.infer_shapes(build_graph(make_network(), half=True), data_prop=True)
     known = [*model.graph.value_info, *model.graph.input, *model.graph.output]
     types = {value.name: value.type.tensor_type.elem_type for value in known}
@@ -105,7 +106,7 @@ def test_the_graph_is_of_opset_20_or_later_and_of_standard_operators() -> None:
     assert dims == [["N", 1, "H", "W"]]
 
 
-def test_a_model_too_large_for_one_file_has_its_weights_beside_it(tmp_path: Path) -> None:
+def test_a_model_too_large_for_one_file_has_its_weights_in_a_second(tmp_path: Path) -> None:
     network, low = make_network(), images(1, 24, 28)
     whole = write(network, tmp_path / "one/model.onnx")
     parted = write(network, tmp_path / "two/model.onnx", max_bytes=100_000)
@@ -117,19 +118,19 @@ def test_a_model_too_large_for_one_file_has_its_weights_beside_it(tmp_path: Path
     np.testing.assert_array_equal(OnnxRestorer(parted, "cpu").run(low), OnnxRestorer(whole, "cpu").run(low))
 
 
-def test_one_file_holds_what_it_can(tmp_path: Path) -> None:
+def test_a_model_that_fits_is_one_file(tmp_path: Path) -> None:
     path = write(make_network(), tmp_path / "model.onnx")
     assert [found.name for found in tmp_path.iterdir()] == [path.name]
 
 
 @pytest.mark.parametrize("max_bytes", [100_000, 10**9])
-def test_a_failure_leaves_nothing_and_what_was_there(tmp_path: Path, max_bytes: int) -> None:
+def test_a_failure_leaves_the_older_file_and_nothing_else(tmp_path: Path, max_bytes: int) -> None:
     old = write(make_network(), tmp_path / "model.onnx")
     before = old.read_bytes()
     other = build_graph(make_network(dim=16), half=False)
 
     def fail() -> None:
-        with written(other, old, max_bytes=max_bytes):
+        with write_model(other, old, max_bytes=max_bytes):
             raise RunError("off")
 
     with pytest.raises(RunError, match="off"):
@@ -137,14 +138,14 @@ def test_a_failure_leaves_nothing_and_what_was_there(tmp_path: Path, max_bytes: 
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
 
 
-def test_a_failure_leaves_the_weights_of_the_same_model(tmp_path: Path) -> None:
+def test_a_failure_keeps_the_weights_file_of_an_equal_model(tmp_path: Path) -> None:
     network = make_network()
     write(network, tmp_path / "model.onnx", max_bytes=100_000)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert len(before) == 2
 
     def fail() -> None:
-        with written(build_graph(network, half=False), tmp_path / "model.onnx", max_bytes=100_000):
+        with write_model(build_graph(network, half=False), tmp_path / "model.onnx", max_bytes=100_000):
             raise RunError("off")
 
     with pytest.raises(RunError, match="off"):
@@ -152,7 +153,7 @@ def test_a_failure_leaves_the_weights_of_the_same_model(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_graph_that_lost_its_weights_is_refused() -> None:
+def test_a_graph_without_some_weights_is_refused() -> None:
     network = make_network(dim=16)
     model = build_graph(network, half=False)
     largest = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
@@ -161,7 +162,7 @@ def test_a_graph_that_lost_its_weights_is_refused() -> None:
         check_size(model, network, half=False)
 
 
-def test_a_graph_that_holds_its_weights_twice_is_refused() -> None:
+def test_a_graph_with_weights_stored_twice_is_refused() -> None:
     network = make_network(dim=32)
     model = build_graph(network, half=False)
     model.graph.initializer.extend(list(model.graph.initializer))
@@ -169,9 +170,9 @@ def test_a_graph_that_holds_its_weights_twice_is_refused() -> None:
         check_size(model, network, half=False)
 
 
-def test_a_graph_whose_nodes_do_not_join_is_refused(tmp_path: Path) -> None:
+def test_a_graph_with_an_unknown_input_is_refused(tmp_path: Path) -> None:
     model = build_graph(make_network(), half=False)
     model.graph.node[5].input[0] = "nowhere"
     onnx.save_model(model, tmp_path / "model.onnx")
-    with pytest.raises(RunError, match="expected a valid ONNX graph"):
+    with pytest.raises(RunError, match="the ONNX graph is invalid"):
         check_graph(tmp_path / "model.onnx")

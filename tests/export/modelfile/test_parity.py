@@ -1,4 +1,4 @@
-"""A file that does not compute what PyTorch computes, or loses too much in half precision, is not written."""
+"""A file that computes other values than PyTorch, or loses too much in half precision, is not written."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from upfield.common.errors import RunError
-from upfield.export.modelfile import graph
+from upfield.export.modelfile import export_run
 from upfield.export.modelfile.parity import MAX_LOSS_DB, draw, half_loss, psnr_slice_db, summarise
 from upfield.export.to_onnx import main
 
@@ -17,20 +17,20 @@ PATH = Path("model.onnx")
 
 
 def spoil_weights(model: onnx.ModelProto) -> None:
-    """Exchange the channels of the first convolution: shapes and size stay right."""
+    """Reverse the channels of the first convolution, which changes no shape and no size."""
     name = next(node.input[1] for node in model.graph.node if node.op_type == "Conv" and len(node.input) == 2)
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
     tensor.raw_data = numpy_helper.to_array(tensor)[::-1].tobytes()
 
 
 def spoil_padding(model: onnx.ModelProto) -> None:
-    """Repeat the last row and column in place of reflecting, which only the ends of some sizes show."""
+    """Pad by repetition instead of reflection, which changes only the last rows and columns of some sizes."""
     (pad,) = [node for node in model.graph.node if node.op_type == "Pad" and node.attribute]
     pad.attribute[0].s = b"edge"
 
 
 def spoil_faintly(model: onnx.ModelProto) -> None:
-    """Add ripples too faint to look like a wrong graph."""
+    """Add ripples that are too faint for the check of the graph itself."""
     model.graph.node[-1].output[0] = "clean"
     for name, value in (("often", 300.0), ("faint", 0.049)):
         model.graph.initializer.append(numpy_helper.from_array(np.array(value, dtype=np.float32), name))
@@ -50,14 +50,14 @@ def export_spoilt(
     tiny_run: Path, tmp_path: Path, run_cli: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[int, str]]:
     def export(spoil: Callable[[onnx.ModelProto], None], *arguments: str) -> tuple[int, str]:
-        right = graph.build_graph
+        right = export_run.build_graph
 
         def wrong(*given, **named) -> onnx.ModelProto:
             model = right(*given, **named)
             spoil(model)
             return model
 
-        monkeypatch.setattr(graph, "build_graph", wrong)
+        monkeypatch.setattr(export_run, "build_graph", wrong)
         code, _, err = run_cli(main, tiny_run, "--out", tmp_path / "out" / "model.onnx", *arguments)
         assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
         return code, err
@@ -69,15 +69,15 @@ def export_spoilt(
 def test_a_wrong_graph_is_not_written(export_spoilt: Callable, spoil: Callable) -> None:
     code, err = export_spoilt(spoil)
     assert code == 1
-    assert "expected the graph to give PyTorch's values within 0.001" in err
+    assert "differ from PyTorch's by more than 0.001" in err
     assert "nothing was written" in err
 
 
 def test_half_precision_that_loses_too_much_is_not_written(export_spoilt: Callable) -> None:
     code, err = export_spoilt(spoil_faintly, "--precision", "fp16")
     assert code == 1
-    assert "expected half precision to lose at most 0.05 dB, found PSNR" in err
-    assert "PyTorch in float32 has" in err
+    assert "half precision may lose at most 0.05 dB, but its PSNR is" in err
+    assert "that of PyTorch in float32" in err
 
 
 def test_the_loss_is_the_difference_of_both_means() -> None:
@@ -88,11 +88,11 @@ def test_the_loss_is_the_difference_of_both_means() -> None:
     assert 0 < loss["psnr_lost_db"] < MAX_LOSS_DB
     assert loss["psnr_lost_db"] == pytest.approx(loss["psnr_slice_float32_db"] - loss["psnr_slice_db"])
     worse = np.clip(high + 0.102, 0, 1).astype(np.float32)
-    with pytest.raises(RunError, match=r"at most 0.05 dB, found PSNR \d+\.\d+ dB where PyTorch in float32 has \d+"):
+    with pytest.raises(RunError, match=r"but its PSNR is \d+\.\d+ dB and that of PyTorch in float32 \d+"):
         half_loss(expected, worse, high, PATH)
 
 
-def test_values_that_are_no_numbers_are_refused_in_either_check() -> None:
+def test_nan_is_refused_in_either_check() -> None:
     high = np.full((1, 1, 4, 4), 0.5, dtype=np.float32)
     broken = np.full_like(high, np.nan)
     with pytest.raises(RunError):
@@ -103,14 +103,14 @@ def test_values_that_are_no_numbers_are_refused_in_either_check() -> None:
         summarise(differences, 1e-3, PATH)
 
 
-def test_a_few_pixels_of_tied_experts_are_counted_and_many_are_refused() -> None:
+def test_a_few_values_beyond_the_limit_are_counted_and_many_are_refused() -> None:
     differences = np.zeros(100_000, dtype=np.float32)
     differences[:50] = 0.01
     found = summarise(differences, 1e-3, PATH)
     assert found["share_beyond"] == pytest.approx(0.0005)
     assert found["max_abs_difference"] == pytest.approx(0.01)
     differences[:200] = 0.01
-    with pytest.raises(RunError, match=r"0\.2% of them"):
+    with pytest.raises(RunError, match=r"0\.2% of the values"):
         summarise(differences, 1e-3, PATH)
 
 
@@ -118,13 +118,13 @@ def test_equal_graphs_have_no_psnr_between_them() -> None:
     assert summarise(np.zeros(10, dtype=np.float32), 1e-3, PATH)["psnr_db"] is None
 
 
-def test_psnr_is_that_of_its_definition() -> None:
+def test_psnr_follows_its_definition() -> None:
     high = np.zeros((2, 1, 3, 3), dtype=np.float32)
     restored = high + np.array([0.1, 0.01], dtype=np.float32).reshape(2, 1, 1, 1)
     np.testing.assert_allclose(psnr_slice_db(restored, high), [20, 40], rtol=1e-5)
 
 
-def test_the_drawn_slice_has_no_symmetry_that_would_hide_a_wrong_order() -> None:
+def test_the_drawn_slice_has_no_symmetry() -> None:
     image = draw(40, 40)
     assert image.min() >= 0
     assert image.max() <= 1

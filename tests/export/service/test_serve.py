@@ -25,7 +25,7 @@ from serving import TIMEOUT_S, Answer, ask, metric, send, send_form, wait_until,
 from upfield.common.errors import InputError
 from upfield.export import enhance
 from upfield.export.configuration import ServeConfig
-from upfield.export.scans.restorer import OnnxRestorer
+from upfield.export.modelfile.onnx_restorer import OnnxRestorer
 from upfield.export.serve import begin_to_listen, is_loopback, listen, main, read_token
 from upfield.export.service import work_folder as workfolder
 from upfield.export.service.work_folder import PREFIX, work_folder
@@ -217,10 +217,10 @@ sys.exit(main([sys.argv[1], "--port", "0"]))
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere.onnx"], "expected an ONNX file, found none"),
+        (["nowhere.onnx"], "nowhere.onnx: there is no such file"),
         (["MODEL", "--port", "TAKEN"], "expected a free one, found"),
         (["MODEL", "--host", "203.0.113.7"], "expected an address of this machine"),
-        (["MODEL", "--device", "cuda"], "expected an NVIDIA GPU"),
+        (["MODEL", "--device", "cuda"], "cuda needs an NVIDIA GPU"),
         (["MODEL", "--token_file", "nowhere"], "expected a token in it"),
         (
             ["MODEL", "--address", "127.0.0.1:1"],

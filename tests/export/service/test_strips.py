@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from upfield.export.modelfile.onnx_restorer import OnnxRestorer
 from upfield.export.scans.restoration import restore_volume
-from upfield.export.scans.restorer import OnnxRestorer
 from upfield.export.service.strips import MAX_STRIPS, Batcher, Restored, Strip, restore_strips
 
 BATCH = 4

@@ -1,0 +1,84 @@
+"""Exports a run: reads its best model, writes the ONNX file, and compares the file with PyTorch."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from upfield.common.allocator import keep_freed_memory
+from upfield.common.errors import InputError
+from upfield.common.files import check_writable
+from upfield.export.configuration import ExportConfig
+from upfield.export.modelfile.card import is_model_file, write_card
+from upfield.export.modelfile.graph import build_graph, check_graph, write_model
+from upfield.export.modelfile.parity import prove_parity
+from upfield.export.modelfile.parity_slices import read_parity_slices, training_shards
+from upfield.export.modelfile.run_metadata import describe_run
+from upfield.model.weights import MODEL, BestModel, read_best
+
+
+def export_run(config: ExportConfig) -> None:
+    """Export a run's best model, and print how closely the file follows PyTorch.
+
+    Raises:
+        InputError: the run, its shards, the evaluation or the output path cannot be used.
+        RunError: the file does not compute what PyTorch computes; it is not written.
+    """
+    assert config.run is not None
+    assert config.out is not None
+    started = time.monotonic()
+    check_out(config.out)
+    best = read_run(config.run)
+    shards = config.shards or training_shards(best.config, config.run)
+    slices = read_parity_slices(shards, best.context, is_recorded=config.shards is None)
+    card = describe_run(best, config.run, config.precision, config.evaluation)
+    # PyTorch's part of the comparison takes most of the time, and 1.6 times as long without this.
+    keep_freed_memory()
+    model = build_graph(best.network, half=config.precision == "fp16")
+    # The comparison opens the file as `upfield enhance` does, which needs the metadata.
+    write_card(model, card)
+    with write_model(model, config.out) as temporary:
+        check_graph(temporary)
+        card["parity"] = prove_parity(best.network, temporary, slices, config.precision)
+        write_card(model, card)
+    print(summarise_export(config.out, card, time.monotonic() - started))
+
+
+def summarise_export(out: Path, card: dict[str, Any], seconds: float) -> str:
+    """Return a line that says what was written and how close to PyTorch it is."""
+    parity = card["parity"]
+    loss = f", {parity['psnr_lost_db']:.4f} dB lost" if "psnr_lost_db" in parity else ""
+    return (
+        f"{out}: {card['precision']}, {out.stat().st_size / 1e6:.1f} MB in {seconds:.0f} s; largest difference from "
+        f"PyTorch {parity['max_abs_difference']:.2g} on {parity['slices']} real slices and a drawn one at "
+        f"{len(parity['sizes'])} sizes{loss}"
+    )
+
+
+def check_out(out: Path) -> None:
+    """Check that the model file can be written, before the long work.
+
+    Raises:
+        InputError: the name does not end in .onnx, the folder cannot be written, or another kind of file is there.
+    """
+    if out.suffix != ".onnx":
+        raise InputError(f"{out}: the name must end in .onnx. Change --out.")
+    check_writable(out.parent, "--out")
+    if out.exists() and not is_model_file(out):
+        raise InputError(f"{out}: exists and is not a model file of upfield. Choose another --out.")
+
+
+def read_run(run: Path) -> BestModel:
+    """Read a run's best model; if the run averaged its weights, these are the averaged weights that it validated.
+
+    Raises:
+        InputError: the folder is not a run, or its best model is missing or damaged.
+    """
+    if not run.is_dir():
+        problem = "is a file, not the folder of a run" if run.exists() else "there is no such folder"
+        raise InputError(f"{run}: {problem}. Name the folder that upfield train wrote.")
+    if (run / MODEL).is_file():
+        raise InputError(f"{run}: is a folder inside a run. Name {run.parent}.")
+    try:
+        return read_best(run / "best")
+    except ValueError as error:
+        raise InputError(str(error)) from error

@@ -1,0 +1,88 @@
+"""The validation slices on which a model file is compared with PyTorch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upfield.common.errors import InputError, ShardSetError
+from upfield.sharding.shardset.shard_split import ShardSplit
+
+NUM_SLICES = 4
+
+
+@dataclass(frozen=True)
+class SlicePairs:
+    """Low-field slices and their high-field targets."""
+
+    low: NDArray[np.float32]
+    """`(N, 1 + 2*context, H, W)` in [0, 1]."""
+    high: NDArray[np.float32]
+    """`(N, 1, H, W)` in [0, 1]."""
+
+
+def training_shards(training: dict[str, Any], run: Path) -> Path:
+    """Return the shard set that a run was trained on.
+
+    Args:
+        training: the run's training configuration.
+        run: folder of the run, for error messages.
+
+    Raises:
+        InputError: the configuration does not name a shard set, or names a remote one.
+    """
+    try:
+        shards = str(training["data"]["shards"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{run}: its configuration has no data.shards. Name the shard set with --shards.") from error
+    if "://" in shards:
+        raise InputError(f"{run}: was trained on {shards}, which is remote. Name a local copy with --shards.")
+    return Path(shards)
+
+
+def read_parity_slices(shards: Path, context: int, is_recorded: bool) -> SlicePairs:
+    """Read a few validation slices with their targets, spread over the inner half of the head.
+
+    Args:
+        shards: the shard set.
+        context: the model's.
+        is_recorded: whether the run's configuration names the shard set, instead of the user.
+
+    Raises:
+        InputError: the shard set is missing, has no validation slices, or has another context.
+    """
+    try:
+        split = ShardSplit(shards, "val")
+    except ShardSetError as error:
+        hint = " The run was trained on this shard set: if it has moved, name it with --shards." if is_recorded else ""
+        raise ShardSetError(f"{error}{hint}") from error
+    if split.manifest.context != context:
+        raise InputError(
+            f"{shards}: expected context {context}, as the model has, found {split.manifest.context}. Name another "
+            "shard set with --shards."
+        )
+    samples = choose_samples(split)
+    low = np.empty((len(samples), *split.low_shape), dtype=np.float16)
+    high = np.empty((len(samples), *split.high_shape), dtype=np.float16)
+    split.read_into(samples, low, high)
+    return SlicePairs(low.astype(np.float32), high.astype(np.float32))
+
+
+def choose_samples(split: ShardSplit) -> list[int]:
+    """Choose samples that show anatomy, evenly between the first and the third quarter of the sorted slice numbers.
+
+    Samples of real pairs are preferred if the split has any.
+
+    Raises:
+        InputError: the split is empty.
+    """
+    records = [split.record(sample) for sample in range(split.num_samples)]
+    if not records:
+        raise InputError(f"{split.root}: has no validation slices. Name another shard set with --shards.")
+    kinds = {record["kind"] for record in records}
+    kind = "real" if "real" in kinds else min(kinds)
+    places = [(record["slice"], number) for number, record in enumerate(records) if record["kind"] == kind]
+    ordered = [number for _, number in sorted(places)]
+    return [ordered[int(place)] for place in np.linspace(0.25, 0.75, NUM_SLICES) * (len(ordered) - 1)]

@@ -1,0 +1,83 @@
+"""Metadata that cannot be used, and files that are not model files, are refused with the reason."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import helper
+
+from upfield.common.errors import InputError
+from upfield.export.modelfile.card import VERSION, is_model_file, read_card
+from upfield.export.modelfile.onnx_restorer import OnnxRestorer
+
+
+@pytest.fixture
+def altered(tiny_model: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A function that copies the model with other metadata; a key whose value is None is left out."""
+
+    def alter(**values: str | None) -> Path:
+        model = onnx.load_model(tiny_model)
+        custom = {entry.key: entry.value for entry in model.metadata_props} | values
+        del model.metadata_props[:]
+        for key, value in custom.items():
+            if value is not None:
+                model.metadata_props.add(key=key, value=value)
+        onnx.save_model(model, tmp_path / "altered.onnx")
+        return tmp_path / "altered.onnx"
+
+    return alter
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"format": None}, "its metadata are missing"),
+        ({"format": json.dumps("another")}, "expected format upfield-model 1, found another 1"),
+        ({"format_version": json.dumps(VERSION + 1)}, "found 2, which a newer upfield wrote. Update upfield."),
+        ({"format_version": json.dumps(VERSION - 1)}, "expected format version 1, found 0. Export the run again."),
+        ({"context": "no JSON"}, "its metadata are not valid JSON"),
+        ({"context": None, "step": None}, "its metadata lack context, step"),
+    ],
+)
+def test_metadata_that_cannot_be_used_are_refused(altered: Callable, values: dict, message: str) -> None:
+    path = altered(**values)
+    with pytest.raises(InputError, match=message) as refused:
+        OnnxRestorer(path, "cpu")
+    assert str(path) in str(refused.value)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no such file"):
+        read_card(tmp_path / "model.onnx")
+    with pytest.raises(InputError, match="is a folder"):
+        read_card(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.9, 0.999])
+def test_a_truncated_file_is_refused(tiny_model: Path, tmp_path: Path, kept: float) -> None:
+    content = tiny_model.read_bytes()
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(InputError, match="is not an ONNX file, or is cut short or damaged"):
+        OnnxRestorer(path, "cpu")
+    assert not is_model_file(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no model", bytes(1000), b"\x1f\x8b" + bytes(100)])
+def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="is not an ONNX file, or is cut short or damaged"):
+        OnnxRestorer(path, "cpu")
+
+
+def test_an_onnx_file_of_another_program_is_refused(tmp_path: Path) -> None:
+    value = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    result = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "other", [value], [result])
+    onnx.save_model(helper.make_model(graph), tmp_path / "other.onnx")
+    with pytest.raises(InputError, match="was not written by upfield export"):
+        OnnxRestorer(tmp_path / "other.onnx", "cpu")
+    assert not is_model_file(tmp_path / "other.onnx")

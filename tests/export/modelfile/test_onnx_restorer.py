@@ -1,0 +1,110 @@
+"""ONNX Runtime restores slices alike in any batch, from any number of threads; unusable devices are refused."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from upfield.common.cores import num_cores
+from upfield.common.errors import InputError
+from upfield.export.modelfile.onnx_restorer import BoundBatch, OnnxRestorer
+
+HAS_GPU = Path("/proc/driver/nvidia/version").exists()
+
+
+def images(count: int, height: int = 24, width: int = 28) -> np.ndarray:
+    return np.random.default_rng(count).random((count, 1, height, width), np.float32)
+
+
+def test_a_model_without_its_second_file_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    model = onnx.load_model(tiny_model)
+    onnx.save_model(model, tmp_path / "model.onnx", save_as_external_data=True, location="weights.data")
+    (tmp_path / "weights.data").unlink()
+    with pytest.raises(InputError, match="ONNX Runtime cannot load the file"):
+        OnnxRestorer(tmp_path / "model.onnx", "cpu")
+
+
+@pytest.mark.skipif(HAS_GPU, reason="tests a machine without a GPU")
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_a_named_device_that_is_missing_is_an_error(tiny_model: Path, device: str) -> None:
+    with pytest.raises(InputError, match=f"device: {device} needs an NVIDIA GPU .*Use auto or cpu"):
+        OnnxRestorer(tiny_model, device)
+
+
+@pytest.mark.skipif(HAS_GPU, reason="tests a machine without a GPU")
+def test_auto_uses_the_cpu_if_there_is_no_gpu(tiny_model: Path) -> None:
+    assert OnnxRestorer(tiny_model).provider == "CPUExecutionProvider"
+
+
+def test_slices_are_restored_alike_alone_and_in_batches_and_with_any_number_of_threads(tiny_model: Path) -> None:
+    low = images(5)
+    together = OnnxRestorer(tiny_model, "cpu", threads=2).restore(low)
+    alone = OnnxRestorer(tiny_model, "cpu", threads=1)
+    np.testing.assert_allclose(np.concatenate([alone.restore(one) for one in np.split(low, 5)]), together, atol=1e-6)
+
+
+def test_threads_share_one_restorer(tiny_model: Path) -> None:
+    restorer = OnnxRestorer(tiny_model, "cpu")
+    batches = [images(count, height=16 + count) for count in range(1, 9)]
+    expected = [restorer.restore(low) for low in batches]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(restorer.restore, batches * 3))
+    for one, right in zip(found, expected * 3, strict=True):
+        np.testing.assert_allclose(one, right, atol=1e-6)
+
+
+def test_input_may_have_any_memory_order_and_precision(tiny_model: Path) -> None:
+    restorer, low = OnnxRestorer(tiny_model, "cpu"), images(2)
+    turned: Any = np.asfortranarray(low.astype(np.float64))
+    np.testing.assert_array_equal(restorer.run(turned), restorer.run(low))
+
+
+def test_bound_batches_are_restored_alike(tiny_model: Path) -> None:
+    session = ort.InferenceSession(tiny_model, providers=["CPUExecutionProvider"])
+    bound, restorer = BoundBatch(session, "cpu"), OnnxRestorer(tiny_model, "cpu")
+    batches = [images(2), images(2)[::-1], images(3), images(2, 16, 19), images(2)]
+    found = [bound.run(np.ascontiguousarray(low), ort.RunOptions()) for low in batches]
+    for one, low in zip(found, batches, strict=True):
+        np.testing.assert_allclose(one, restorer.run(low), atol=1e-6)
+
+
+def test_bound_batches_are_padded_to_one_shape(tiny_model: Path) -> None:
+    session = ort.InferenceSession(tiny_model, providers=["CPUExecutionProvider"])
+    bound, low = BoundBatch(session, "cpu", batch_size=4), images(6)
+    whole = bound.run(low[:4], ort.RunOptions())
+    memory = bound._low
+    np.testing.assert_array_equal(bound.run(low[:3], ort.RunOptions()), whole[:3])
+    assert bound._low is memory
+    assert bound.run(low, ort.RunOptions()).shape == low.shape
+
+
+def test_threads_share_one_bound_batch(tiny_model: Path) -> None:
+    session = ort.InferenceSession(tiny_model, providers=["CPUExecutionProvider"])
+    bound, restorer = BoundBatch(session, "cpu"), OnnxRestorer(tiny_model, "cpu")
+    batches = [(images(2) / number).astype(np.float32) for number in range(1, 9)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda low: bound.run(low, ort.RunOptions()), batches))
+    for one, low in zip(found, batches, strict=True):
+        np.testing.assert_allclose(one, restorer.run(low), atol=1e-6)
+
+
+def test_warming_up_changes_nothing(tiny_model: Path) -> None:
+    restorer, low = OnnxRestorer(tiny_model, "cpu"), images(2)
+    before = restorer.restore(low)
+    restorer.warm_up((2, 1, 24, 28))
+    np.testing.assert_array_equal(restorer.restore(low), before)
+
+
+def test_a_stopped_restorer_restores_nothing_more(tiny_model: Path) -> None:
+    restorer = OnnxRestorer(tiny_model, "cpu")
+    restorer.stop()
+    with pytest.raises(Exception, match="terminate"):
+        restorer.restore(images(1))
+
+
+def test_cores_are_those_that_this_process_may_use() -> None:
+    assert num_cores() >= 1
