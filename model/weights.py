@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -45,8 +46,6 @@ def read_best(folder: Path) -> BestModel:
     Raises:
         ValueError: a file is missing or damaged.
     """
-    import yaml
-
     if missing := [name for name in (MODEL, CONFIG, METRICS) if not (folder / name).is_file()]:
         raise ValueError(f"{folder}: {missing[0]} is missing from the best model. Train until the first validation.")
     network = load_model(folder / MODEL)

@@ -53,8 +53,8 @@ def test_a_folder_keeps_its_structure_and_every_bad_file_is_named_in_the_end(
     assert code == 2
     assert "2 of 4 scans could not be enhanced" in err
     end = err[err.index("could not be enhanced:") :]
-    assert f"{scans}/bad.nii: expected a readable NIfTI file" in end
-    assert f"{scans}/a/gone.nii.gz: expected a NIfTI file, found none" in end
+    assert f"{scans}/bad.nii: this is not a readable NIfTI file" in end
+    assert f"{scans}/a/gone.nii.gz: there is no such file" in end
     assert "Traceback" not in err
     assert "CPUExecutionProvider" in err
     assert files_of(tmp_path / "out") == {"one.nii.gz", "one.json", "a/two.nii.gz", "a/two.json"}
@@ -279,7 +279,7 @@ def test_an_interrupt_ends_promptly_and_keeps_what_is_done(tiny_model: Path, tmp
         (["nowhere.onnx", "SCAN", "--out", "out"], "nowhere.onnx: there is no such file"),
         (["MODEL", "--out", "out"], "expected SCANS"),
         (["MODEL", "TINY", "--out", "out"], "expected a field of view of at least 9 mm"),
-        (["MODEL", "SCAN", "--out", "out", "--like", "nowhere.nii"], "nowhere.nii: expected a NIfTI file, found none"),
+        (["MODEL", "SCAN", "--out", "out", "--like", "nowhere.nii"], "nowhere.nii: there is no such file"),
         (["MODEL", "SCAN", "--out", "out", "--batch_size", "0"], "batch_size: expected at least 1"),
         (["MODEL", "text.txt", "--out", "out"], "expected a file ending in .nii, .nii.gz, .mgh, .mgz"),
         (["MODEL", "SCAN", "--out", "text.txt"], "text.txt: cannot write there (Not a directory)"),
