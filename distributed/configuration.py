@@ -38,7 +38,7 @@ class AugmentConfig:
 class DataConfig:
     """Where samples come from, and how they are batched."""
 
-    shards: str | Path | None = None
+    shards: str | Path
     """The shard set: a folder or an address (`s3://`, `gs://`, `https://`, or another scheme of an installed fsspec
     package)."""
     batch_size: int = 4
@@ -152,7 +152,7 @@ class OptimConfig:
 class RunConfig:
     """Length and output of the run, and how often it saves, validates and logs."""
 
-    out: Path | None = None
+    out: Path
     """Folder of the run."""
     epochs: int = 60
     """Passes over the training split."""
@@ -219,7 +219,7 @@ class RunConfig:
 class TrainConfig:
     """Train AMIR on a shard set."""
 
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig
     """Samples and batches."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The network."""
@@ -227,7 +227,7 @@ class TrainConfig:
     """The loss."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """The optimizer."""
-    run: RunConfig = field(default_factory=RunConfig)
+    run: RunConfig = field(kw_only=True)
     """The run."""
     processes: int = 1
     """Processes to start on this machine. Under `accelerate launch` or torchrun it has no effect."""
