@@ -1,4 +1,4 @@
-"""A store on loopback that fails on command: HTTP from a folder, or a proxy for an S3 server."""
+"""A store on loopback that fails on demand: HTTP from a folder, or a proxy of an S3 server."""
 
 import itertools
 import threading
@@ -14,7 +14,7 @@ FAULTS = ("error", "stall", "truncation", "corruption")
 
 
 def from_folder(root: Path) -> Callable[[str, dict[str, str]], Answer]:
-    """Serve the files of a folder."""
+    """Answer with the files of a folder."""
 
     def answer(path: str, _: dict[str, str]) -> Answer:
         file = root / path.lstrip("/")
@@ -24,7 +24,7 @@ def from_folder(root: Path) -> Callable[[str, dict[str, str]], Answer]:
 
 
 def from_server(url: str) -> Callable[[str, dict[str, str]], Answer]:
-    """Forward requests to another server."""
+    """Pass on the answers of another server."""
 
     def answer(path: str, headers: dict[str, str]) -> Answer:
         try:
@@ -41,11 +41,11 @@ class _QuietServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Print nothing, because clients disconnect from stalled responses."""
+        """Print nothing, because clients close stalled connections."""
 
 
 class FaultyServer:
-    """Counts the requests per file, and answers the next ones with the faults set for it."""
+    """Counts the requests for each file, and answers with the faults planned for it before it answers correctly."""
 
     def __init__(self, answer: Callable[[str, dict[str, str]], Answer]) -> None:
         self.answer = answer
@@ -62,7 +62,7 @@ class FaultyServer:
         return "http://{}:{}".format(*self._server.server_address[:2])
 
     def fail(self, name: str, faults: Iterable[str]) -> None:
-        """Set the faults of the next requests for a file, named by the end of its path."""
+        """Plan the faults of the next requests for a file, named by the end of its path."""
         self._faults[name] = iter(faults)
 
     def fail_always(self, name: str, fault: str) -> None:
@@ -102,7 +102,7 @@ class FaultyServer:
                 if fault == "gate":
                     self.wfile.write(body[len(body) // 2 :])
 
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name in the base class
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
                 pass
 
         return Handler
