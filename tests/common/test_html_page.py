@@ -13,7 +13,7 @@ HOSTILE = "<script>alert('$x')</script> & \"quoted\" $x"
 
 
 class Page(HTMLParser):
-    """The tags, attributes and text of a page; the content of scripts and styles counts as text."""
+    """The tags, attributes and text of a page, where the content of scripts and styles counts as text."""
 
     def __init__(self, html):
         super().__init__()
@@ -44,7 +44,7 @@ def drawn_png():
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """A report with one section of each kind, and hostile text wherever text is accepted."""
+    """A report with one section of each kind, and hostile text wherever it accepts text."""
     sides = {name: {"psnr_slice": {"mean": 20.0 + i, "median": 21.0}} for i, name in enumerate(("cubic", "model"))}
     sections = [
         html_page.paragraph(f"first {HOSTILE}\n\nsecond", f"words {HOSTILE}"),
@@ -76,7 +76,7 @@ def test_hostile_text_stays_text(page):
     assert not [attrs for _, attrs in page.tags if any(name.startswith("on") for name in attrs)]
 
 
-def test_every_section_is_there_under_its_heading(page):
+def test_every_section_stands_under_its_heading(page):
     assert [tag for tag, _ in page.tags if tag in {"h1", "h2"}] == ["h1"] + 6 * ["h2"]
     for words in (
         "first",
