@@ -173,7 +173,7 @@ def _unwritten(target: Path, error: OSError) -> InputError | RunError:
             "--resume"
         )
     if error.errno in OF_THE_PLACE:
-        return UnwritableError(target, "--out", error)
+        return UnwritableError.from_system(target, "--out", error)
     return RunError(
         f"{target}: expected to write it, found: {error.strerror or error}; mend that and run with --resume"
     )
