@@ -1,4 +1,4 @@
-"""Scans on other images' grids: landmarks keep their place, and nothing lies outside the field of view."""
+"""Scans resampled onto other images' grids: landmarks keep their place, and the field of view is zero outside."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ SWAPPED = np.array([[0.0, 1, 0], [0, 0, -1], [1, 0, 0]])
 
 
 def grid_affine(axes: np.ndarray, spacing_mm: tuple[float, ...], shape: tuple[int, ...]) -> np.ndarray:
-    """An affine whose grid lies around (0, 20, 10)."""
+    """Return an affine whose grid is centred near (0, 20, 10)."""
     affine = np.eye(4)
     affine[:3, :3] = axes * spacing_mm
     affine[:3, 3] = (0, 20, 10) - affine[:3, :3] @ (np.array(shape) - 1) / 2
@@ -84,7 +84,7 @@ def test_a_ramp_stays_a_ramp_and_outside_lies_zero(axes: np.ndarray) -> None:
     to_index = np.linalg.inv(affine) @ grid.placement.affine
     index = np.tensordot(to_index, np.stack([*np.indices(target), np.ones(target)]), 1)[:3]
     ends = np.array(shape)[:, None, None, None] - 1
-    # Near the border a spline through mirrored voxels bends; in the middle it is the ramp itself.
+    # Near the border, a spline through mirrored voxels bends; in the middle it equals the ramp.
     inner = ((index >= 5) & (index <= ends - 5)).all(axis=0)
     assert inner.any()
     np.testing.assert_allclose(found[inner], (np.tensordot(slopes, index, 1) + 20)[inner], rtol=1e-3)

@@ -28,7 +28,7 @@ def plain_scale(voxels):
 
 
 def indices_mm(shape, spacing_mm):
-    """World mm of each voxel along each axis, the box's centre at 0."""
+    """Return the world mm of each voxel along each axis, with the centre of the box at 0."""
     return np.ix_(*((np.arange(size) - (size - 1) / 2) * step for size, step in zip(shape, spacing_mm, strict=True)))
 
 
@@ -68,7 +68,7 @@ def test_pairs_of_stored_psr_volumes_are_those_of_a_plain_scipy_pipeline(tmp_pat
     unit = Unit("a", "1", "real", 0)
     subject = Subject("a", "1", "1", "train", sources[1], sources[0], "resize", (unit,))
     (with_headers,) = preflight([subject]).subjects
-    (pair,) = make_pairs(with_headers, ShardConfig(geometry=geometry)).pairs
+    (pair,) = make_pairs(with_headers, ShardConfig("out", geometry=geometry)).pairs
     expected_low = plain_scale(plain_zoom(plain_zoom(low, geometry.low_shape), geometry.high_shape))
     expected_high = plain_scale(plain_zoom(high, geometry.high_shape))
     for x in range(geometry.high_shape[0]):
@@ -82,7 +82,7 @@ def test_box_keeps_every_place_in_mm():
     voxels = (2 * x - y + 0.5 * z).astype(np.float32)
     found = resample_box(voxels, spacing_mm, box_centre(voxels.shape), (20, 24, 18), new_spacing_mm)
     x, y, z = indices_mm((20, 24, 18), new_spacing_mm)
-    # The spline mirrors the ramp at its ends: three voxels in, nothing of that is left.
+    # The spline mirrors the ramp at its ends, which has no effect from the third voxel on.
     np.testing.assert_allclose(found, 2 * x - y + 0.5 * z, atol=0.05)
 
 

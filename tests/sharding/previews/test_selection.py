@@ -14,7 +14,7 @@ NUM_SLICES = 12
 
 
 def make_samples():
-    """Three groups of two subjects; every other slice is empty, as at the sides of a head."""
+    """Three groups of two subjects, in which every other slice is empty, as at the sides of a head."""
     rng = np.random.default_rng(0)
     for cohort, kind in GROUPS:
         for subject in ("sub-1", "sub-real-2"):
@@ -29,7 +29,7 @@ def split(tmp_path_factory):
     root = tmp_path_factory.mktemp("selection") / "set"
     samples = list(make_samples())
     order = np.random.default_rng(1).permutation(len(samples))
-    config = ShardConfig(geometry=GeometryConfig(high_shape=(NUM_SLICES, 22, 20)))
+    config = ShardConfig("out", geometry=GeometryConfig(high_shape=(NUM_SLICES, 22, 20)))
     entry = write_shard(root, "train/000000", (samples[i] for i in order))
     write_manifest(root, content_config(config), Addition([], [entry]), None)
     return ShardSplit(root, "train")
