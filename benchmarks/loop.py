@@ -1,7 +1,7 @@
 """What the training loop costs beside the network: slices per second of the real loop against the bare step.
 
-The bare step is forward, loss, backward and optimizer on one batch in memory. The loop is `upfield train`
-itself: it reads shards of phantoms made here, draws noise, measures, logs, and agrees between ranks at every step. Both run in
+The bare step is forward, loss, backward and optimizer on one batch in memory. The loop is `upfield train` itself: it
+reads shards of phantoms made here, draws noise, measures, logs, and agrees between ranks at every step. Both run in
 this process, in turn, on the same batches; the median step counts, the best of all repeats. `data wait` is the share of
 all steps' time, the worst of all repeats. The first step of each is a warm-up.
 """

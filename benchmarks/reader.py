@@ -1,19 +1,19 @@
 """Compare the reader with other libraries' loaders, and with plain reads of the same files.
 
 The same samples, of the real size, are written in four formats: ours, WebDataset's own (the same tars), MosaicML
-Streaming's and LitData's. Each contestant reads shuffled batches of low and high as float16 tensors, epoch after
-epoch, from files in the page cache. Before it is timed, each proves that an epoch holds every sample once. Each runs in
-a process of its own, and all take turns, round after round, so that a noisy machine disturbs all alike; the best round
-counts. Clocks start after an epoch's first batches, so starting workers is not timed. torch has one thread, because with
-more threads collating is many times slower if another process uses the second core.
+Streaming's and LitData's. Each contestant reads shuffled batches of low and high as float16 tensors, epoch after epoch,
+from files in the page cache. Before it is timed, each proves that an epoch holds every sample once. Each runs in a
+process of its own, and all take turns, round after round, so that a noisy machine disturbs all alike; the best round
+counts. Clocks start after an epoch's first batches, so starting workers is not timed. torch has one thread, because
+with more threads collating is many times slower if another process uses the second core.
 
 Two bounds are measured without workers and batches: whole files with one `read()` each, and 1 MiB at a time into the
-same memory, the fastest way out of the page cache. Targets: at least 5 times the best other loader, and at least
-half of the faster bound without workers.
+same memory, the fastest way out of the page cache. Targets: at least 5 times the best other loader, and at least half
+of the faster bound without workers.
 
-Install the other libraries outside the project's environment:
-`pip install --no-deps --target PEERS -r benchmarks/reader-requirements.txt`, then `benchmarks/reader.py --peers PEERS`.
-A library that cannot be loaded is left out, and the table says so.
+Install the other libraries outside the project's environment: `pip install --no-deps --target PEERS -r
+benchmarks/reader-requirements.txt`, then `benchmarks/reader.py --peers PEERS`. A library that cannot be loaded is left
+out, and the table says so.
 """
 
 import argparse

@@ -1,11 +1,11 @@
 """Compare sharding with a plain pipeline, and measure it over many subjects.
 
 Prints three tables. The first two do the same work side by side in one run: the volumes of one subject (both
-resamplings, normalisation, slicing), and the whole way from NIfTI files to shards. The plain pipeline is a simple program
-with nibabel, scipy.ndimage.zoom, numpy.percentile and webdataset.ShardWriter, in one process. Both kinds of `fit` are
-compared with the same zooms, because scipy would also need the further steps of crop_pad. `upfield shard` gets a block
-per subject, so that two jobs share six subjects; start-up takes more than a second of its time. The third table shows
-time and memory over many subjects, whose files are made on the fly.
+resamplings, normalisation, slicing), and the whole way from NIfTI files to shards. The plain pipeline is a simple
+program with nibabel, scipy.ndimage.zoom, numpy.percentile and webdataset.ShardWriter, in one process. Both kinds of
+`fit` are compared with the same zooms, because scipy would also need the further steps of crop_pad. `upfield shard`
+gets a block per subject, so that two jobs share six subjects; start-up takes more than a second of its time. The third
+table shows time and memory over many subjects, whose files are made on the fly.
 
 `--subjects 18 200 450` is the whole third table; `--folder` says where files are made (450 subjects: about 25 GB).
 """
