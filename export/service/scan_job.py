@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from upfield.export.configuration import ServeConfig
 from upfield.export.scans.restoration import slice_batches
-from upfield.export.scans.scan import Prepared, finish, prepare, write_enhanced
+from upfield.export.scans.scan import ModelInput, finish, prepare, write_enhanced
 from upfield.export.service.limits import RequestProgress, check_scan
 from upfield.imaging.nifti_writer import write_volume
 
@@ -99,14 +99,14 @@ async def enhance_upload(
     return Answer(*files, notes=prepared.notes)
 
 
-def _read(upload: Path, name: str, normalisation: str, config: ServeConfig) -> Prepared:
+def _read(upload: Path, name: str, normalisation: str, config: ServeConfig) -> ModelInput:
     check_scan(upload, name, config)
     prepared = prepare(upload, normalisation, name)
     upload.unlink()
     return prepared
 
 
-def _write(prepared: Prepared, restored: NDArray[np.float32], folder: Path, with_before: bool) -> list[BinaryIO]:
+def _write(prepared: ModelInput, restored: NDArray[np.float32], folder: Path, with_before: bool) -> list[BinaryIO]:
     paths = [folder / "enhanced.nii.gz"]
     write_enhanced(prepared, restored, paths[0])
     if with_before:
