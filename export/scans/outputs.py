@@ -52,7 +52,9 @@ def plan_outputs(scans: Sequence[Path], out: Path, like: Path | None = None) -> 
     tasks = plan.tasks
     is_file = out.name.lower().endswith(OUTPUTS)
     if out.name.lower().endswith(tuple(set(SUFFIXES) - set(OUTPUTS))) and not out.is_dir():
-        raise InputError(f"{out}: the output must be a folder, or a file whose name ends in {' or '.join(OUTPUTS)}.")
+        raise InputError(
+            f"{out}: outputs are NIfTI files. Name a folder, or a file that ends in {' or '.join(OUTPUTS)}."
+        )
     for scan in scans:
         if scan.is_dir():
             inside = list(_search(scan, out, plan))

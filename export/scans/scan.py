@@ -97,24 +97,28 @@ def prepare_volume(scan: Volume, header: Header, where: str) -> ModelInput:
 
 def doubts(header: Header, placement: Placement) -> tuple[str, ...]:
     """Return a sentence for each doubt about the header, for those who will look at the enhanced scan."""
-    found: list[str] = []
+    sentences: list[str] = []
     if not header.is_oriented:
-        found.append(
+        sentences.append(
             f"the header does not say where the axes point; {NIFTI_FALLBACK} or what its format assumes is taken, "
             "and left and right may be exchanged"
         )
     axes = header.affine[:3, :3]
     skew = float(np.abs(angles_deg(axes, np.roll(axes, 1, axis=1)) - 90).max())
     if skew > SHEAR_DEG:
-        found.append(f"the axes are {skew:.0f} degrees off right angles (sheared), and what is made of them as well")
+        sentences.append(
+            f"the axes are {skew:.0f} degrees off right angles (sheared), and what is made of them as well"
+        )
     same_space = placement.sform_code == placement.qform_code
     if same_space and not header.forms_differ_deg <= FORMS_DIFFER_DEG:
-        found.append(f"sform and qform differ by {header.forms_differ_deg:.0f} degrees; the sform is taken")
+        sentences.append(f"sform and qform differ by {header.forms_differ_deg:.0f} degrees; the sform is taken")
     if placement.descrip.startswith(MARK):
-        found.append("its description says that it has been enhanced already, and no model has learnt from such scans")
+        sentences.append(
+            "its description says that it has been enhanced already, and no model has learnt from such scans"
+        )
     if header.unit != "mm":
-        found.append(f"the header gives lengths in {UNITS[header.unit]}; they are taken as mm")
-    return tuple(found)
+        sentences.append(f"the header gives lengths in {UNITS[header.unit]}; they are taken as mm")
+    return tuple(sentences)
 
 
 def expect_on_grid(model_input: ModelInput, grid: Grid, where: str) -> None:
@@ -216,15 +220,15 @@ def isotropic(scan: Volume, where: str, unit: str = "mm") -> Volume:
         VolumeError: the field of view is smaller than the smallest slice that the network takes, or larger than a head.
     """
     extent_mm = np.array(scan.voxels.shape) * scan.spacing_mm
-    found = f"found {' x '.join(f'{mm:.4g}' for mm in extent_mm)} mm"
+    size = f"found {' x '.join(f'{mm:.4g}' for mm in extent_mm)} mm"
     remedy = "Fix the spacing in the header, or leave the scan out."
     if unit != "mm":
         remedy = f"The header gives lengths in {UNITS[unit]}: convert it to mm."
     if extent_mm.min() < MIN_EXTENT_MM:
         expected = f"expected a field of view of at least {MIN_EXTENT_MM:g} mm along every axis"
-        raise VolumeError(where, f"{expected}, {found}. {remedy}")
+        raise VolumeError(where, f"{expected}, {size}. {remedy}")
     if extent_mm.max() > MAX_EXTENT_MM:
-        raise VolumeError(where, f"expected a field of view of at most {MAX_EXTENT_MM:g} mm, {found}. {remedy}")
+        raise VolumeError(where, f"expected a field of view of at most {MAX_EXTENT_MM:g} mm, {size}. {remedy}")
     count_i, count_j, count_k = (max(round(float(mm) / SPACING_MM), 1) for mm in extent_mm)
     shape = (count_i, count_j, count_k)
     centre_vox, ratio = box_centre(scan.voxels.shape), SPACING_MM / scan.spacing_mm
