@@ -61,66 +61,73 @@ class ServeConfig:
     model: Path | None = None
     """The `.onnx` file."""
     host: str = "127.0.0.1"
-    """Address to listen on; with another than the default, other machines can reach the service: set a token."""
+    """Address to listen on. By default, only this machine can reach the service; with another address, set a token."""
     port: int = 8000
     """Port to listen on."""
     device: Device = "auto"
-    """`auto` takes a GPU where there is one; `cuda` and `tensorrt` fail where they cannot run."""
+    """`auto` uses a GPU if there is one; `cuda` and `tensorrt` fail if they cannot run."""
     address: str | None = None
-    """Ray cluster to restore on, HOST:PORT, or `auto` for the one of this node; without it, this machine alone."""
+    """Ray cluster to restore on: HOST:PORT, or `auto` for the cluster of this node. By default, the service uses this
+    machine alone."""
     replicas: int = 1
-    """Processes that restore slices, at least."""
+    """Fewest processes that restore slices."""
     max_replicas: int | None = None
-    """At most, started while slices wait and stopped when none do; default: as many as `replicas`. More than
-    `scans_at_once` would never be started: so many have strips for one replica each."""
+    """Most processes that restore slices. They start while slices wait, and stop when none do. At most `scans_at_once`,
+    because each scan has strips for one replica. Default: `replicas`."""
     cores_per_replica: int = 0
-    """CPU cores of each; 0 shares this machine's cores out, or takes one on a cluster."""
+    """CPU cores of each replica. 0 divides this machine's cores among the replicas, or takes one core on a cluster."""
     gpus_per_replica: float = 1.0
-    """GPUs of each, or the share of one; without a GPU, or with `device: cpu`, they take none."""
+    """GPUs of each replica, or the share of one. Replicas take none if there is no GPU, or with `device: cpu`."""
     batch_size: int = 4
-    """Slices restored at once, of one scan or several; `enhance` gives the same values with the same batch size."""
+    """Slices restored at once, of one scan or several. `enhance` gives the same values with the same batch size."""
     scans_at_once: int = 4
-    """Scans that are read, restored and written at the same time; each holds its voxels in memory."""
+    """Scans that are read, restored and written at the same time. Each holds its voxels in memory."""
     max_queue: int = 16
-    """Scans that may wait besides; further ones are answered with 503 and told when to come again."""
+    """Scans that may wait besides. Further scans are refused with 503, and with the time after which to try again."""
     timeout_s: float = 900.0
-    """From a request's first byte to its answer; then it is given up with 504."""
+    """Longest time from a request's first byte to its answer; then the request is refused with 504."""
     idle_timeout_s: float = 30.0
-    """Longest pause of a client that sends its scan (408) or takes its answer (the connection ends)."""
+    """Longest pause of a client. A client that pauses while it sends its scan gets 408; if it pauses while it receives
+    its answer, the connection ends."""
     max_body_bytes: int = 256 * 2**20
     """Largest upload."""
     max_decompressed_bytes: int = 2**30
     """Largest content of a compressed upload."""
     max_voxels: int = 2**27
-    """Most voxels of a scan, and of what it becomes at 1 mm."""
+    """Most voxels of a scan, as it is stored and after interpolation to 1 mm."""
     token_file: Path | None = None
-    """File that holds the token which requests must carry; the variable UPFIELD_TOKEN does it too."""
+    """File with the token that requests must carry. The variable UPFIELD_TOKEN can hold the token instead."""
     allowed_hosts: list[str] = field(default_factory=list)
-    """Names that requests may ask for the service by, besides this machine's own: those that a proxy in front passes
-    on, as `[NAME]`. Without any, a service that other machines reach takes all."""
+    """Names that requests may use for the service besides this machine's own, for instance the name that a proxy
+    forwards, as `[NAME]`. If the list is empty, a service that other machines can reach accepts every name."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers that would serve nobody."""
+        """Refuse values that no service can run with."""
         for name, least in SERVE_LEAST.items():
             if not getattr(self, name) >= least:
-                raise ValueError(f"{name}: expected at least {least}, found {getattr(self, name)}")
+                raise ValueError(f"{name}: expected at least {least}, found {getattr(self, name)}.")
         if self.port > 65535:
-            raise ValueError(f"port: expected at most 65535, found {self.port}")
-        if self.max_replicas is not None and self.max_replicas < self.replicas:
-            raise ValueError(f"max_replicas: expected at least replicas ({self.replicas}), found {self.max_replicas}")
-        if self.max_replicas is not None and self.max_replicas > max(self.replicas, self.scans_at_once):
-            raise ValueError(
-                f"max_replicas: expected at most scans_at_once ({self.scans_at_once}), found {self.max_replicas}; more "
-                "would never be started: raise scans_at_once"
-            )
+            raise ValueError(f"port: expected at most 65535, found {self.port}.")
         for name in ("timeout_s", "idle_timeout_s"):
             if not isfinite(getattr(self, name)):
-                raise ValueError(f"{name}: expected a number of seconds, found {getattr(self, name)}")
-        gpus = self.gpus_per_replica
+                raise ValueError(f"{name}: expected a finite number of seconds, found {getattr(self, name)}.")
+        if named := [name for name in self.allowed_hosts if "*" in name]:
+            raise ValueError(f"allowed_hosts: {named[0]} contains a wildcard. Write out each name.")
+        self._check_replicas()
+
+    def _check_replicas(self) -> None:
+        most, gpus = self.max_replicas, self.gpus_per_replica
+        if most is not None and most < self.replicas:
+            raise ValueError(f"max_replicas: expected at least replicas ({self.replicas}), found {most}.")
+        if most is not None and most > max(self.replicas, self.scans_at_once):
+            raise ValueError(
+                f"max_replicas: expected at most scans_at_once ({self.scans_at_once}), found {most}. Raise "
+                "scans_at_once, because more replicas would never be started."
+            )
         if not gpus > 0:
-            raise ValueError(f"gpus_per_replica: expected more than 0, found {gpus}; or device: cpu")
+            raise ValueError(f"gpus_per_replica: expected more than 0, found {gpus}. Set device: cpu to use no GPU.")
         if gpus > 1 and not gpus.is_integer():
-            raise ValueError(f"gpus_per_replica: expected whole ones, or a share of one, found {gpus}")
+            raise ValueError(f"gpus_per_replica: expected a whole number, or a share below 1, found {gpus}.")
 
 
 SERVE_LEAST = {

@@ -2,17 +2,25 @@
 
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol
 
 from upfield.imaging.compressed_files import CHUNK_BYTES, is_compressed
 from upfield.imaging.header import HEADER_BYTES, UNREADABLE, expect_three_dimensions, parse_header, unreadable
 from upfield.imaging.volume import Volume, decode_voxels, refuse_empty, to_ras
 
 
+class Readable(Protocol):
+    """A source of bytes."""
+
+    def read(self, size: int, /) -> bytes:
+        """Read `size` bytes, fewer if the source ends."""
+        ...
+
+
 class VolumeFile:
     """An open NIfTI or MGH file: the caller sees the header, and may refuse the file, before any voxel is read."""
 
-    def __init__(self, path: Path, content: BinaryIO) -> None:
+    def __init__(self, path: Path, content: Readable) -> None:
         """Parse the header.
 
         Args:

@@ -1,4 +1,4 @@
-"""A tiny cohort and its shard set, built once per session; treat both as read-only and copy what a test changes."""
+"""A tiny cohort and what is made from it, built once per session. Treat it as read-only; copy what a test changes."""
 
 import contextlib
 import io
@@ -16,7 +16,7 @@ from scipy import ndimage
 
 LOW_SHAPE, LOW_SPACING_MM = (12, 14, 6), (1.6, 1.6, 5.0)
 HIGH_SHAPE, HIGH_SPACING_MM = (20, 24, 28), (1.0, 1.0, 1.0)
-# An IXI volume is larger than the grid, so that it is cropped.
+# An IXI volume is larger than the grid, so it is cropped.
 IXI_SHAPE = (24, 26, 32)
 COHORTS = """\
 geometry: {low_shape: [12, 14, 6], low_spacing_mm: [1.6, 1.6, 5], high_shape: [20, 24, 28], high_spacing_mm: [1, 1, 1]}
@@ -53,19 +53,19 @@ def tiny_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_shards(tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shard set of `tiny_cohort`: slices of 24 x 28, 180 for training, 20 each for validation and test."""
+    """The shard set of `tiny_cohort`: 180 slices of 24 x 28 for training, 20 each for validation and test."""
     from upfield.sharding.shard import main
 
     out = tmp_path_factory.mktemp("tiny") / "shards"
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as errors:
         code = main(["--config", str(tiny_cohort / "cohorts.yaml"), "--out", str(out), "--jobs", "1"])
-    assert code == 0, said.getvalue()
+    assert code == 0, errors.getvalue()
     return out
 
 
 @pytest.fixture(scope="session")
 def tiny_run(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two steps on `tiny_shards`, made by the real script in a process of its own."""
+    """A run of two steps on `tiny_shards`, made by the real script in a separate process."""
     from upfield.distributed.launch import SCRIPT
 
     out = tmp_path_factory.mktemp("training") / "run"
@@ -78,19 +78,19 @@ def tiny_run(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="session")
 def tiny_model(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model file of `tiny_run`."""
+    """The model file exported from `tiny_run`."""
     from upfield.export.to_onnx import main
 
     out = tmp_path_factory.mktemp("export") / "model.onnx"
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as errors:
         code = main([str(tiny_run), "--out", str(out)])
-    assert code == 0, said.getvalue()
+    assert code == 0, errors.getvalue()
     return out
 
 
 @pytest.fixture
 def run_cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """A function that calls a script's `main` with arguments and gives (exit code, stdout, stderr)."""
+    """A function that calls a script's `main` with arguments and returns (exit code, stdout, stderr)."""
 
     def run(main: Callable[[list[str]], int], *arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -114,13 +114,21 @@ def draw_head(generator: np.random.Generator, shape: tuple[int, int, int]) -> np
 
 
 def measure_high(generator: np.random.Generator, head: np.ndarray) -> np.ndarray:
-    """Give `(I, J, K)` int16 scanner units of a head of the same shape."""
+    """Simulate a high-field scan: `(I, J, K)` int16 scanner units from a head of the same shape."""
     noisy = np.abs(head + 0.01 * generator.standard_normal(head.shape))
     return np.rint(1000 * noisy).astype(np.int16)
 
 
 def measure_low(generator: np.random.Generator, head: np.ndarray) -> np.ndarray:
-    """Give `LOW_SHAPE` int16 scanner units of a head `HIGH_SHAPE`: blurred along the slices, darker, noisier."""
+    """Simulate a low-field scan, blurred across slices, darker and noisier.
+
+    Args:
+        generator: for the noise.
+        head: `HIGH_SHAPE`, in 0..1.
+
+    Returns:
+        `LOW_SHAPE` int16 scanner units.
+    """
     blurred = ndimage.gaussian_filter(head, (0.7, 0.7, 2.0))
     factors = np.array(LOW_SHAPE) / HIGH_SHAPE
     coarse = np.clip(np.asarray(ndimage.zoom(blurred, factors, order=1)), 0, 1) ** 1.3
@@ -129,7 +137,7 @@ def measure_low(generator: np.random.Generator, head: np.ndarray) -> np.ndarray:
 
 
 def write_slices(folder: Path, subject: str, voxels: np.ndarray, spacing_mm: tuple[float, float, float]) -> None:
-    """Write each axial slice of `(I, J, K)` to a file of its own, with its own place in world space."""
+    """Write each axial slice of `(I, J, K)` to a separate file, with its position in world space."""
     for k in range(voxels.shape[2]):
         affine = np.diag((*spacing_mm, 1.0))
         affine[2, 3] = k * spacing_mm[2]

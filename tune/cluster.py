@@ -1,4 +1,4 @@
-"""The Ray cluster of a sweep: reached, with this package's code on every node, and large enough."""
+"""The Ray cluster of a sweep: connection, the same code on every node, and room for trials."""
 
 import hashlib
 import math
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import ray
+from ray.autoscaler.sdk import request_resources
 from ray.exceptions import GetTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -20,146 +21,165 @@ from upfield.tune.configuration import ResourceConfig
 
 ANSWER_S = 120.0
 POLL_S = 2.0
-# Of binary fractions: three workers of 0.1 CPUs fit 0.3.
+# 0.3 CPUs hold three workers of 0.1, although 0.3 // 0.1 is 2 in binary fractions.
 ROUNDING = 1e-9
-FOLDERS = ("common", "imaging", "sharding", "model", "distributed", "tune")
+BUILD = "Build one with: pip wheel --no-deps ."
 
 
 def connect(address: str | None, package: Path | None) -> None:
-    """Connect to a cluster, or start Ray here, and make sure that every node has this code.
+    """Connect to a cluster, or start Ray here, and check that every node has this code.
+
+    Args:
+        address: of the cluster; see `connect_ray`.
+        package: a wheel of upfield to send to every node; None uses what is installed there.
 
     Raises:
-        InputError: there is no cluster at that address, or a node lacks this code.
+        InputError: no cluster answers at that address, `package` is not a wheel of upfield, or a node has other code.
         RunError: Ray cannot start on this machine.
     """
     if package is None:
         connect_ray(address)
     else:
-        # Not the wheel itself, with which Ray would install all that it depends on, in a new environment on every node.
+        # The unpacked modules are sent, not the wheel: for a wheel, Ray would install all dependencies of the package
+        # in a new environment on every node.
         with tempfile.TemporaryDirectory() as folder:
-            connect_ray(address, runtime_env={"py_modules": unpack(package, Path(folder))})
+            connect_ray(address, runtime_env={"py_modules": unpack_wheel(package, Path(folder))})
     nodes = alive_nodes()
     if package is not None or len(nodes) > 1:
         refuse_other_code(nodes)
 
 
-def unpack(wheel: Path, folder: Path) -> list[str]:
-    """Unpack a wheel of this package, and give the folders that it consists of: modules, and their metadata.
+def unpack_wheel(wheel: Path, folder: Path) -> list[str]:
+    """Unpack a wheel of upfield into `folder`, and return the folders of its modules and its metadata.
 
     Raises:
-        InputError: it is none.
+        InputError: the file is not a wheel of upfield.
     """
     try:
         with zipfile.ZipFile(wheel) as file:
             file.extractall(folder)
     except (OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{wheel}: expected a wheel, found none that can be read: {error}") from error
+        raise InputError(f"--package: {wheel} cannot be read as a wheel: {error}. {BUILD}") from error
     parts = [*folder.glob("upfield"), *folder.glob("upfield-*.dist-info")]
     if len(parts) != 2:
-        found = ", ".join(sorted(path.name for path in folder.iterdir()))
-        raise InputError(f"{wheel}: expected a wheel of upfield, found one of {found or 'nothing'}")
+        content = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+        raise InputError(f"--package: expected a wheel of upfield, found one of {content}: {wheel}. {BUILD}")
     return [str(part) for part in parts]
 
 
 def alive_nodes() -> list[Mapping[str, Any]]:
-    """Give the cluster's nodes, as Ray describes them."""
+    """Return the cluster's live nodes, as `ray.nodes` describes them."""
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def own_code() -> str:
-    """Give a hash of this package's code, as a process of the cluster sees it: a version stays while it is edited."""
+def hash_code(root: Path) -> str:
+    """Return a hash of all modules of the package.
+
+    The version number would not do, because it stays the same while the code is edited.
+
+    Args:
+        root: folder that holds the folders of the package: `upfield` in an installation, or a checkout.
+    """
     digest = hashlib.sha256()
-    for folder in FOLDERS:
-        root = Path(__file__).parents[1] / folder
-        for path in sorted(root.rglob("*.py")):
-            digest.update(f"{folder}/{path.relative_to(root)}\n".encode() + path.read_bytes())
+    # In a checkout, only the folders of the package have an __init__.py.
+    for package in sorted(root.glob("*/__init__.py")):
+        for path in sorted(package.parent.rglob("*.py")):
+            digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
+def hash_own_code() -> str:
+    """Return the hash of the package that the calling process imports."""
+    return hash_code(Path(__file__).parents[1])
+
+
 def refuse_other_code(nodes: Iterable[Mapping[str, Any]]) -> None:
-    """Raise InputError where a node has not the code that this process has."""
-    expected = own_code()
-    asked: list[tuple[str, Any]] = []
+    """Check that each node imports the code that this process imports.
+
+    Raises:
+        InputError: a node has other code, lacks it, or does not answer within ANSWER_S.
+    """
+    expected = hash_own_code()
+    references: list[tuple[str, Any]] = []
     for node in nodes:
-        where = NodeAffinitySchedulingStrategy(str(node["NodeID"]), soft=False)
-        task = ray.remote(own_code).options(num_cpus=0, scheduling_strategy=where)
-        asked.append((str(node["NodeManagerAddress"]), task.remote()))
-    for address, reference in asked:
+        on_node = NodeAffinitySchedulingStrategy(str(node["NodeID"]), soft=False)
+        task = ray.remote(hash_own_code).options(num_cpus=0, scheduling_strategy=on_node)
+        references.append((str(node["NodeManagerAddress"]), task.remote()))
+    for address, reference in references:
         try:
-            found = ray.get(reference, timeout=ANSWER_S)
+            code = ray.get(reference, timeout=ANSWER_S)
+            problem = f"its code of upfield ({code}) differs from the code here ({expected})"
         except GetTimeoutError:
-            found = f"no answer within {ANSWER_S:g} s"
-        # What the task needs is imported where it runs.
+            code, problem = None, f"it did not answer within {ANSWER_S:g} s"
+        # The task imports upfield on the node, so any exception can come back.
         except Exception as error:
-            found = f"none that can be imported ({type(error).__name__})"
-        if found != expected:
+            code, problem = None, f"it cannot import upfield ({type(error).__name__})"
+        if code != expected:
             raise InputError(
-                f"node {address}: expected upfield's code as it is here ({expected}), found {found}; install the same "
-                "version there, or send it along with --package WHEEL (pip wheel --no-deps .)"
+                f"node {address}: {problem}. Install the same version there, or send it along with --package WHEEL "
+                "(pip wheel --no-deps .)."
             )
 
 
-def with_gpus(resources: ResourceConfig) -> ResourceConfig:
-    """Decide on the GPUs of a worker where they are not given: one, if the cluster has any."""
+def settle_gpus(resources: ResourceConfig) -> ResourceConfig:
+    """Fill in the GPUs of a worker if they are not given: one if the cluster has any, otherwise none."""
     if resources.gpus_per_worker is not None:
         return resources
     return replace(resources, gpus_per_worker=1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0)
 
 
-def trials_that_fit(resources: ResourceConfig, wait_s: float = 0) -> int:
-    """Give how many trials the cluster can hold at once, at least one.
+def count_concurrent_trials(resources: ResourceConfig, wait_s: float = 0) -> int:
+    """Return how many trials the cluster can hold at once, at least one.
 
     Args:
-        resources: of a trial.
-        wait_s: how long to wait for nodes, which are asked for where the cluster scales by itself.
+        resources: of one trial.
+        wait_s: how long to wait until a trial fits; meanwhile the cluster's autoscaler, if any, is asked for nodes.
 
     Raises:
-        InputError: none, so that Ray would wait for ever.
+        InputError: no trial fits, so that Ray would wait for ever.
     """
-    until = time.monotonic() + wait_s
+    deadline = time.monotonic() + wait_s
     try:
-        while (fitting := count_fitting(resources, free_of_nodes())) == 0:
-            if time.monotonic() >= until:
+        while (num_trials := count_fitting(resources, list_capacities())) == 0:
+            if time.monotonic() >= deadline:
                 refuse_impossible(resources, wait_s)
-            ask_for_nodes(resources.workers_per_trial, resources)
+            request_nodes(resources.workers_per_trial, resources)
             time.sleep(POLL_S)
     finally:
         if wait_s:
-            ask_for_nodes(0, resources)
-    return fitting
+            request_nodes(0, resources)
+    return num_trials
 
 
-def free_of_nodes() -> list[tuple[float, float]]:
-    """Give (CPUs, GPUs) of each node."""
-    found = [node["Resources"] for node in alive_nodes()]
-    return [(float(node.get("CPU", 0)), float(node.get("GPU", 0))) for node in found]
+def list_capacities() -> list[tuple[float, float]]:
+    """Return (CPUs, GPUs) of each live node."""
+    capacities = [node["Resources"] for node in alive_nodes()]
+    return [(float(capacity.get("CPU", 0)), float(capacity.get("GPU", 0))) for capacity in capacities]
 
 
-def ask_for_nodes(workers: int, resources: ResourceConfig) -> None:
-    """Ask the cluster's autoscaler, if it has one, for room for so many workers; none takes an earlier wish back."""
-    from ray.autoscaler.sdk import request_resources
-
+def request_nodes(num_workers: int, resources: ResourceConfig) -> None:
+    """Ask the cluster's autoscaler, if any, for room for `num_workers` workers; 0 withdraws the earlier request."""
     worker = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker or 0}
-    request_resources(bundles=[{name: number for name, number in worker.items() if number}] * workers)
+    request_resources(bundles=[{name: number for name, number in worker.items() if number}] * num_workers)
 
 
 def count_fitting(resources: ResourceConfig, nodes: Iterable[tuple[float, float]]) -> int:
-    """Give how many trials nodes of (CPUs, GPUs) can hold at once, each worker on one of them."""
-    workers = 0
+    """Return how many trials nodes of (CPUs, GPUs) can hold at once, if no worker spans two nodes."""
+    num_workers = 0
     for cpus, gpus in nodes:
         by_gpus = gpus / resources.gpus_per_worker if resources.gpus_per_worker else math.inf
-        workers += math.floor(min(cpus / resources.cpus_per_worker, by_gpus) + ROUNDING)
-    return workers // resources.workers_per_trial
+        num_workers += math.floor(min(cpus / resources.cpus_per_worker, by_gpus) + ROUNDING)
+    return num_workers // resources.workers_per_trial
 
 
 def refuse_impossible(resources: ResourceConfig, waited_s: float) -> NoReturn:
-    """Raise InputError with what a trial needs and what there is."""
+    """Raise InputError that states what a trial needs and what the cluster has."""
     workers, cpus, gpus = resources.workers_per_trial, resources.cpus_per_worker, resources.gpus_per_worker or 0
     total = ray.cluster_resources()
-    waited = f", after {waited_s:g} s," if waited_s else ""
+    waited = f" after {waited_s:g} s" if waited_s else ""
     raise InputError(
-        f"resources: expected a trial that fits this cluster, found{waited} {workers} processes that need {cpus:g} "
-        f"CPUs and {gpus:g} GPUs each, on one node each, and {len(alive_nodes())} nodes with {total.get('CPU', 0):g} "
-        f"CPUs and {total.get('GPU', 0):g} GPUs together; ask for less, or, where the cluster starts nodes by itself, "
-        "give it time with --wait_for_nodes_s"
+        f"resources: a trial needs {workers} processes of {cpus:g} CPUs and {gpus:g} GPUs each, which do not fit the "
+        f"cluster{waited}: it has {len(alive_nodes())} nodes with {total.get('CPU', 0):g} CPUs and "
+        f"{total.get('GPU', 0):g} GPUs in total. Ask for less, or allow an autoscaling cluster more time with "
+        "--wait_for_nodes_s."
     )

@@ -1,4 +1,4 @@
-"""Pictures of a sweep."""
+"""Pictures of a sweep: learning curves and parallel coordinates."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,50 +6,50 @@ from typing import Any
 import numpy as np
 
 from upfield.common.drawing import COLOURS, blank_page, png_bytes
-from upfield.tune.space import spell
+from upfield.tune.space import format_value
 
 CLEAR, GREY, INK = "none", "#808791", "#1b1e23"
-# Over lines of any colour, on light and dark pages.
+# Labels lie over lines of any colour, on light and dark pages.
 LABEL = {"facecolor": "#f4f6f8", "edgecolor": "none", "alpha": 0.85, "boxstyle": "round,pad=0.15"}
 MOST_MARKS, LEAST_APART = 6, 0.09
 WIDTH_IN, HEIGHT_IN, DPI = 9.0, 3.6, 150
 
 
 def learning_curves_png(curves: Sequence[tuple[Sequence[tuple[float, float]], int]]) -> bytes:
-    """Draw validation PSNR over epochs, the best point's trials in colour.
+    """Draw validation PSNR over epochs, with the trials of the best point in colour.
 
     Args:
-        curves: per trial its (epochs, PSNR in dB) and the place of its point, 0 for the best.
+        curves: per trial, (epoch, PSNR in dB) of each validation and the rank of its point, 0 for the best.
 
     Returns:
-        A PNG without background.
+        A PNG with a transparent background.
 
     Raises:
         InputError: matplotlib is not installed.
     """
     page = blank_page(WIDTH_IN, HEIGHT_IN, CLEAR, DPI)
     axes = page.axes(0.8, 0.4, WIDTH_IN - 1.0, HEIGHT_IN - 1.0)
-    for points, place in sorted(curves, key=lambda curve: -curve[1]):
+    for points, rank in sorted(curves, key=lambda curve: -curve[1]):
         epochs, psnr = zip(*points, strict=True)
-        is_best = place == 0
+        is_best = rank == 0
         colour, alpha, width = (COLOURS[0], 1.0, 1.8) if is_best else (GREY, 0.5, 1.0)
         axes.plot(epochs, psnr, color=colour, alpha=alpha, linewidth=width, marker="." if len(points) < 20 else "")
     axes.set_title("validation PSNR (dB)", color=GREY, fontsize=11, loc="left", parse_math=False)
     axes.set_xlabel("epoch", color=GREY, fontsize=10)
     axes.grid(color=GREY, alpha=0.2)
-    _plain(axes)
+    _style(axes)
     return png_bytes(page.figure)
 
 
 def coordinates_png(points: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> bytes:
-    """Draw each point as a line through its parameters to its score, brighter for better ones.
+    """Draw each point as a line through its parameters to its score, brighter for better scores.
 
     Args:
-        points: of one set of keys.
+        points: dotted key -> value; all have the same keys.
         scores: one per point, finite.
 
     Returns:
-        A PNG without background.
+        A PNG with a transparent background.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -86,16 +86,16 @@ def coordinates_png(points: Sequence[Mapping[str, Any]], scores: Sequence[float]
 
 
 def _places(values: list[Any]) -> tuple[list[float], list[tuple[float, str]]]:
-    """Give where on an axis from 0 to 1 each value lies, and the marks of that axis.
+    """Return the place of each value on an axis from 0 to 1, and the marks (place, text) of that axis.
 
-    What is no number lies at equal distances; numbers lie on a straight axis, or on a logarithmic one where they span
-    more than a factor of twenty.
+    Numbers lie on a linear axis, or on a logarithmic one if they span more than a factor of twenty. Other values lie at
+    equal distances.
     """
     distinct = sorted(set(map(_key, values)))
     if len(distinct) == 1 or any(key[0] for key in distinct):
         step = 1 / max(len(distinct) - 1, 1)
         at = {key: number * step if len(distinct) > 1 else 0.5 for number, key in enumerate(distinct)}
-        return [at[_key(value)] for value in values], [(at[key], spell(key[-1])) for key in distinct]
+        return [at[_key(value)] for value in values], [(at[key], format_value(key[-1])) for key in distinct]
     numbers = np.array(values, dtype=np.float64)
     is_wide = numbers.min() > 0 and numbers.max() / numbers.min() > 20
     low, high = _scaled(numbers.min(), is_wide), _scaled(numbers.max(), is_wide)
@@ -104,7 +104,7 @@ def _places(values: list[Any]) -> tuple[list[float], list[tuple[float, str]]]:
     else:
         between = np.linspace(low, high, MOST_MARKS)
         marks = (np.exp(between) if is_wide else between).tolist()
-    ticks = [(float(_scaled(mark, is_wide) - low) / (high - low), spell(mark)) for mark in marks]
+    ticks = [(float(_scaled(mark, is_wide) - low) / (high - low), format_value(mark)) for mark in marks]
     return ((_scaled(numbers, is_wide) - low) / (high - low)).tolist(), _apart(ticks)
 
 
@@ -113,7 +113,7 @@ def _scaled(numbers: Any, is_wide: bool) -> Any:
 
 
 def _apart(ticks: list[tuple[float, str]]) -> list[tuple[float, str]]:
-    """Leave out marks that would lie on others; the ends stay."""
+    """Leave out marks that would overlap others; the two ends stay."""
     kept = ticks[:1]
     for height, text in ticks[1:-1]:
         if height - kept[-1][0] >= LEAST_APART and ticks[-1][0] - height >= LEAST_APART:
@@ -122,12 +122,12 @@ def _apart(ticks: list[tuple[float, str]]) -> list[tuple[float, str]]:
 
 
 def _key(value: Any) -> tuple[int, float, Any]:
-    """Order numbers as such, and anything else after them by its text."""
+    """Return a sort key: numbers by their value, then everything else by its text."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return (0, float(value), value) if is_number else (1, 0.0, str(value))
 
 
-def _plain(axes: Any) -> None:
+def _style(axes: Any) -> None:
     axes.set_facecolor(CLEAR)
     axes.tick_params(which="both", colors=GREY, labelsize=9)
     axes.spines[["top", "right"]].set_visible(False)

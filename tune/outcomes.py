@@ -1,4 +1,4 @@
-"""What became of the points of a sweep, read from Ray's results."""
+"""Outcomes of the points and trials of a sweep, read from Ray's results."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,50 +10,50 @@ import numpy as np
 
 from upfield.distributed.logs.metrics_log import LOG, parse_log
 from upfield.tune.configuration import SweepConfig
-from upfield.tune.space import name_of, with_point
-from upfield.tune.trial import EPOCH, FAILED, FINISHED, METRIC, point_of
+from upfield.tune.space import apply_point, name_run
+from upfield.tune.trial import EPOCH, FAILED, FINISHED, METRIC, read_point
 
 SEED, RUNS = "run.seed", "trials"
 
 
 @dataclass(frozen=True)
-class Trained:
-    """One trial."""
+class TrialOutcome:
+    """Outcome of one trial."""
 
     point: Mapping[str, Any]
-    """Without the seed where every point has several."""
+    """Dotted key -> value, without the seed if every point has several."""
     seed: int | None
-    """Of its run, where every point has several."""
+    """Seed of the run if every point has several; None otherwise."""
     psnr_slice: float | None
-    """Best validation PSNR in dB; None where there is none."""
+    """Best validation PSNR in dB; None if no validation had a finite one."""
     status: str
     """`done`, `stopped early`, `failed: ...` or `crashed: ...`."""
     run: str
-    """Folder of its run, or its name where that is on a disk of a node."""
+    """Folder of the run; only its name if the run was uploaded to a store."""
     best_step: int | None = None
     """Step of the best validation."""
     step: int = 0
-    """Steps it was trained for."""
+    """Steps that were trained."""
     processes: int = 1
-    """That trained it together."""
+    """Number of processes that trained the run together."""
     node: str = ""
-    """Ray's id of the machine of the first of them."""
+    """Ray's id of the node of the first process."""
     seconds: float = 0.0
-    """Time that its last attempt took."""
+    """Duration of the last attempt."""
     curve: tuple[tuple[float, float], ...] = ()
-    """(epochs, validation PSNR in dB) of each validation."""
+    """(epoch, validation PSNR in dB) of each validation."""
     uploaded: Any = field(default=None, compare=False)
-    """Its run as a Ray checkpoint, where it is not in a folder that is seen here."""
+    """The run as a Ray checkpoint, if it was uploaded to a store."""
 
 
 @dataclass(frozen=True)
-class Tried:
-    """One point, trained once or with several seeds."""
+class PointOutcome:
+    """Outcome of one point, trained with one or several seeds."""
 
     point: Mapping[str, Any]
     """Dotted key -> value."""
-    trials: tuple[Trained, ...]
-    """The best first."""
+    trials: tuple[TrialOutcome, ...]
+    """One per seed, best first."""
 
     @property
     def scores(self) -> list[float]:
@@ -62,88 +62,91 @@ class Tried:
 
     @property
     def mean(self) -> float:
-        """Mean over seeds, in dB; minus infinity where a trial has none."""
+        """Mean over seeds, in dB; minus infinity if a trial has no score."""
         return float(np.mean(self.scores)) if len(self.scores) == len(self.trials) else -math.inf
 
     @property
     def spread(self) -> float | None:
-        """Sample standard deviation over seeds, in dB."""
+        """Sample standard deviation over seeds, in dB; None for fewer than two scores."""
         return float(np.std(self.scores, ddof=1)) if len(self.scores) > 1 else None
 
     @property
     def status(self) -> str:
-        """What became of its trials."""
+        """The different states of its trials."""
         return "; ".join(dict.fromkeys(trial.status for trial in self.trials))
 
 
-def collect(config: SweepConfig, results: Sequence[Any]) -> list[Tried]:
-    """Bring Ray's results to points, the best first.
+def read_outcomes(config: SweepConfig, results: Sequence[Any]) -> list[PointOutcome]:
+    """Group Ray's results by point and return the outcomes, best first.
 
     Args:
-        config: of the sweep.
-        results: Ray's, one per trial.
+        config: the sweep.
+        results: Ray's results, one per trial.
     """
-    by_point: dict[str, list[Trained]] = {}
+    by_point: dict[str, list[TrialOutcome]] = {}
     for result in results:
-        trial = read_result(config, result)
+        trial = read_trial(config, result)
         by_point.setdefault(str(sorted(trial.point.items())), []).append(trial)
-    tried = [
-        Tried(trials[0].point, tuple(sorted(trials, key=lambda trial: -_score(trial)))) for trials in by_point.values()
+    outcomes = [
+        PointOutcome(trials[0].point, tuple(sorted(trials, key=lambda trial: -_score(trial))))
+        for trials in by_point.values()
     ]
-    return sorted(tried, key=lambda one: (-one.mean, str(sorted(one.point.items()))))
+    return sorted(outcomes, key=lambda outcome: (-outcome.mean, str(sorted(outcome.point.items()))))
 
 
-def read_result(config: SweepConfig, result: Any) -> Trained:
+def read_trial(config: SweepConfig, result: Any) -> TrialOutcome:
     """Read one of Ray's results."""
-    point = point_of(result.config, config.train)
-    name = name_of(point)
+    point = read_point(result.config, config.train)
+    name = name_run(point)
     seed = int(point.pop(SEED)) if config.seeds > 1 else None
     last = result.metrics or {}
     best = last.get(METRIC)
-    score = float(best) if best is not None and math.isfinite(best) else None
-    return Trained(
+    return TrialOutcome(
         point,
         seed,
-        score,
-        status_of(result, last, with_point(config.train, point).run.epochs),
-        run_of(config, name),
-        last.get("best_step"),
-        int(last.get("step", 0)),
-        int(last.get("processes", 1)),
-        str(last.get("node", "")),
-        float(last.get("time_total_s", 0.0)),
-        curve_of(log_of(config, result, name)),
-        result.checkpoint,
+        psnr_slice=float(best) if best is not None and math.isfinite(best) else None,
+        status=describe_status(result, last, apply_point(config.train, point).run.epochs),
+        run=locate_run(config, name),
+        best_step=last.get("best_step"),
+        step=int(last.get("step", 0)),
+        processes=int(last.get("processes", 1)),
+        node=str(last.get("node", "")),
+        seconds=float(last.get("time_total_s", 0.0)),
+        curve=read_curve(read_log(config, result, name)),
+        uploaded=result.checkpoint,
     )
 
 
-def run_of(config: SweepConfig, name: str) -> str:
-    """Give the folder of a run, wherever the sweep lies by now, or its name where it was uploaded."""
+def locate_run(config: SweepConfig, name: str) -> str:
+    """Return the folder of a run, also after the sweep was moved; only its name if the run was uploaded."""
     assert config.out is not None
     return str(config.out.absolute() / RUNS / name) if config.storage is None else name
 
 
-def status_of(result: Any, last: Mapping[str, Any], epochs: float) -> str:
-    """Say what became of a trial that was to train for so many epochs."""
+def describe_status(result: Any, last: Mapping[str, Any], epochs: float) -> str:
+    """Return the status of a trial that was configured to train for `epochs`, from its result and last report."""
     if result.error:
         return f"crashed: {last_line(result.error)}"
     if last.get(FAILED):
         return f"failed: {last[FAILED]}"
-    # ASHA may stop a trial at the validation that ends it.
+    # ASHA may stop a trial at its very last validation.
     return "done" if last.get(FINISHED) or last.get(EPOCH, 0.0) >= epochs else "stopped early"
 
 
 def last_line(error: object) -> str:
-    """Give the line of a remote traceback that says what happened."""
+    """Return the last line of a remote traceback, which names the error."""
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__
 
 
-def log_of(config: SweepConfig, result: Any, name: str) -> str:
-    """Read the log of a trial's run, from its folder or from what it uploaded; Ray's own begins anew at a restart."""
+def read_log(config: SweepConfig, result: Any, name: str) -> str:
+    """Read the log of a trial's run, from its folder or from its upload; empty if there is none.
+
+    Ray's own record of a trial starts again at every restart, so it cannot replace the log.
+    """
     try:
         if config.storage is None:
-            return (Path(run_of(config, name)) / LOG).read_text(encoding="utf-8")
+            return (Path(locate_run(config, name)) / LOG).read_text(encoding="utf-8")
         if result.checkpoint is None:
             return ""
         with result.checkpoint.filesystem.open_input_file(f"{result.checkpoint.path}/{LOG}") as file:
@@ -152,8 +155,8 @@ def log_of(config: SweepConfig, result: Any, name: str) -> str:
         return ""
 
 
-def curve_of(log: str) -> tuple[tuple[float, float], ...]:
-    """Give a run's validations: (epochs, PSNR in dB)."""
+def read_curve(log: str) -> tuple[tuple[float, float], ...]:
+    """Return (epoch, PSNR in dB) of each validation in the log of a run."""
     return tuple(
         (line["epoch"], line["psnr_slice"])
         for line in parse_log(log)
@@ -161,13 +164,13 @@ def curve_of(log: str) -> tuple[tuple[float, float], ...]:
     )
 
 
-def _score(trial: Trained) -> float:
+def _score(trial: TrialOutcome) -> float:
     return -math.inf if trial.psnr_slice is None else trial.psnr_slice
 
 
-def spell_score(one: Tried) -> str:
-    """Spell a point's mean over seeds, and their spread."""
-    if not math.isfinite(one.mean):
+def format_score(outcome: PointOutcome) -> str:
+    """Format the mean of a point over seeds, in dB, with its spread."""
+    if not math.isfinite(outcome.mean):
         return "-"
-    spread = "" if one.spread is None else f" +- {one.spread:.2f} ({len(one.trials)} seeds)"
-    return f"{one.mean:.2f}{spread}"
+    spread = "" if outcome.spread is None else f" +- {outcome.spread:.2f} ({len(outcome.trials)} seeds)"
+    return f"{outcome.mean:.2f}{spread}"

@@ -1,26 +1,26 @@
-"""A line for each thing that happens in a sweep."""
+"""Plain lines about the trials of a running sweep."""
 
 from typing import Any
 
 from ray.tune import Callback
 
 from upfield.common.progress import say
-from upfield.tune.space import spell
+from upfield.tune.space import format_value
 from upfield.tune.trial import EPOCH, FAILED, FINISHED, METRIC, POINT, REPEAT
 
 
-class Narrator(Callback):
-    """Says what trials do."""
+class ProgressLines(Callback):
+    """Print a line when a trial starts, validates, ends or crashes."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Say that a trial starts, for the first time or again."""
+        """Print that a trial starts, for the first time or again."""
         again = f", again after {trial.num_failures} failures" if trial.num_failures else ""
-        say(f"trial {trial.trial_id}: {label(trial.config)}{again}")
+        say(f"trial {trial.trial_id}: {describe_point(trial.config)}{again}")
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """Say what a validation found."""
+        """Print the result of a validation, or the reason for a failure."""
         if FAILED in result:
             say(f"trial {trial.trial_id}: failed: {result[FAILED]}")
         elif FINISHED not in result:
@@ -30,17 +30,17 @@ class Narrator(Callback):
             )
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Say that a trial has ended, and whether by itself."""
+        """Print whether a trial trained to its end or was stopped early."""
         last = trial.last_result or {}
         if FAILED not in last:
             say(f"trial {trial.trial_id}: {'done' if FINISHED in last else 'stopped early'}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Say that a trial is given up."""
+        """Print that a trial is not tried again."""
         say(f"trial {trial.trial_id}: given up after {trial.num_failures} failures")
 
 
-def label(config: dict[str, Any]) -> str:
-    """Spell a trial's point."""
+def describe_point(config: dict[str, Any]) -> str:
+    """Return the keys and values of a trial's point, for a line of text."""
     point = {"seed" if key == REPEAT else key: value for key, value in config.get(POINT, config).items()}
-    return ", ".join(f"{key} {spell(value)}" for key, value in point.items())
+    return ", ".join(f"{key} {format_value(value)}" for key, value in point.items())

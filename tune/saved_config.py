@@ -1,7 +1,9 @@
-"""What a sweep was begun with: kept in its folder, and beside the trials' checkpoints where these lie in a store."""
+"""The configuration that a sweep was started with, saved in its folder and in its store if it has one."""
 
 from collections.abc import Mapping
 from typing import Any
+
+import yaml
 
 from upfield.common.command import to_tree, to_yaml
 from upfield.common.errors import InputError, RunError
@@ -10,93 +12,90 @@ from upfield.common.locking import LOCK
 from upfield.tune.configuration import SweepConfig
 from upfield.tune.state import opened, shown_address_of
 
-SETTINGS = "sweep.yaml"
-# What may differ when a sweep goes on: where it runs, not what it searches. Ray keeps the limits on trials.
+SAVED_CONFIG = "sweep.yaml"
+# These keys may change when a sweep continues: they say where it runs, not what it searches. The limits on trials may
+# not, because Ray keeps the first ones.
 FREE_KEYS = ("out", "address", "wait_for_nodes_s", "package", "resources")
 
 
 def refuse_other_sweep(config: SweepConfig) -> None:
-    """Refuse a folder, or a place in a store, that holds another sweep.
+    """Check that the sweep's folder, and its place in the store, are empty or hold this same sweep.
 
     Raises:
-        InputError: it was made with another configuration, or holds something else.
-        RunError: the store does not answer.
+        InputError: another sweep or something else is there.
+        RunError: the store cannot be read.
     """
     assert config.out is not None
     out = config.out
-    settings = out / SETTINGS
-    if settings.is_file():
-        _refuse_differing(config, settings.read_bytes(), str(settings), "--out")
-    elif out.exists() and (not out.is_dir() or any(path.name != LOCK for path in out.iterdir())):
-        raise InputError(f"{out}: expected a new folder or an earlier sweep, found something else; choose --out")
+    path = out / SAVED_CONFIG
+    if path.is_file():
+        _refuse_differing(config, path.read_bytes(), str(path), "--out")
+    elif out.exists() and (not out.is_dir() or any(entry.name != LOCK for entry in out.iterdir())):
+        raise InputError(f"{out} exists and is not the folder of a sweep. Choose another --out.")
     if config.storage:
         stored = _read_stored(config)
         if stored is not None:
-            where = f"{shown_address_of(config)}/{SETTINGS}"
-            _refuse_differing(config, stored, where, "--storage, or another name for --out")
+            place = f"{shown_address_of(config)}/{SAVED_CONFIG}"
+            _refuse_differing(config, stored, place, "--storage, or another name for --out")
 
 
-def keep_settings(config: SweepConfig) -> None:
-    """Write down what a sweep is begun with.
+def save_config(config: SweepConfig) -> None:
+    """Write the configuration of the sweep to its folder and its store.
 
     Raises:
         RunError: the store cannot be written.
     """
     assert config.out is not None
-    write_text(config.out / SETTINGS, to_yaml(config))
+    write_text(config.out / SAVED_CONFIG, to_yaml(config))
     if config.storage:
         _write_stored(config, to_yaml(config))
 
 
-def _refuse_differing(config: SweepConfig, stored: bytes, where: str, other: str) -> None:
-    import yaml
-
+def _refuse_differing(config: SweepConfig, stored: bytes, place: str, option: str) -> None:
     try:
         before = yaml.safe_load(stored)
     except (yaml.YAMLError, UnicodeDecodeError):
         before = None
     if not isinstance(before, Mapping):
-        raise InputError(
-            f"{where}: expected the configuration of a sweep, found a damaged file; choose another {other}"
-        )
+        raise InputError(f"{place}: the saved configuration of the sweep is damaged. Choose another {option}.")
     differing = [key for key in differing_keys(before, to_tree(config)) if key.split(".")[0] not in FREE_KEYS]
     if differing:
         raise InputError(
-            f"{where}: expected the configuration that this sweep was begun with, found another "
-            f"{', '.join(differing)}; go on with the old one, or choose another {other}"
+            f"{place}: this sweep was started with other values of {', '.join(differing)}. Continue with the old "
+            f"values, or choose another {option}."
         )
 
 
 def differing_keys(before: Any, now: Any, parent: str = "") -> list[str]:
-    """Give the dotted keys in which two trees differ; those of a space hold dots themselves."""
+    """Return the dotted keys whose values differ between two trees; the keys of a space contain dots themselves."""
     if not isinstance(before, Mapping) or not isinstance(now, Mapping):
         return [] if before == now else [parent]
     keys = dict.fromkeys([*now, *before])
     below = {key: f"{parent}.{key}" if parent else str(key) for key in keys}
-    return [found for key in keys for found in differing_keys(before.get(key), now.get(key), below[key])]
+    return [dotted for key in keys for dotted in differing_keys(before.get(key), now.get(key), below[key])]
 
 
 def _read_stored(config: SweepConfig) -> bytes | None:
     filesystem, folder = opened(config)
     try:
-        with filesystem.open_input_file(f"{folder}/{SETTINGS}") as file:
+        with filesystem.open_input_file(f"{folder}/{SAVED_CONFIG}") as file:
             return file.readall()
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise _unanswered(config, error) from error
+        raise _store_error(config, error) from error
 
 
 def _write_stored(config: SweepConfig, text: str) -> None:
     filesystem, folder = opened(config)
     try:
-        # In a store folders come with their files; on a disk they do not.
+        # A store creates folders along with their files; a disk does not.
         filesystem.create_dir(folder, recursive=True)
-        with filesystem.open_output_stream(f"{folder}/{SETTINGS}") as file:
+        with filesystem.open_output_stream(f"{folder}/{SAVED_CONFIG}") as file:
             file.write(text.encode())
     except OSError as error:
-        raise _unanswered(config, error) from error
+        raise _store_error(config, error) from error
 
 
-def _unanswered(config: SweepConfig, error: OSError) -> RunError:
-    return RunError(f"{shown_address_of(config)}: expected a store that can be read and written, found: {error}")
+def _store_error(config: SweepConfig, error: OSError) -> RunError:
+    return RunError(f"{shown_address_of(config)} cannot be read or written: {error}")

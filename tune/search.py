@@ -1,4 +1,4 @@
-"""How Ray Tune is to search: samplers, repetitions and early stopping."""
+"""Ray Tune's samplers, seeds and early stopping for a sweep."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -6,33 +6,33 @@ from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Repeater, Searcher
 
 from upfield.tune.configuration import SweepConfig
-from upfield.tune.space import Axis, Point, Range, with_point
+from upfield.tune.space import Axis, Point, Range, apply_point
 from upfield.tune.trial import EPOCH, METRIC
+from upfield.tune.unique_search import UniqueOptunaSearch
 
 STATE = "state.pkl"
 
 
-def with_seeds(points: Sequence[Point], first: int, seeds: int) -> list[Point]:
-    """Give each point once per seed, and as it is where there is one."""
+def repeat_with_seeds(points: Sequence[Point], first: int, seeds: int) -> list[Point]:
+    """Return each point once per seed; with one seed, return the points as they are."""
     if seeds == 1:
         return list(points)
     return [point | {"run.seed": first + number} for number in range(seeds) for point in points]
 
 
-def searcher_of(config: SweepConfig, axes: Mapping[str, Axis]) -> Any:
-    """Give the sampler that proposes points."""
-    from ray.tune.search import Repeater
-
-    from upfield.tune.unique_search import DistinctOptunaSearch
-
+def make_searcher(config: SweepConfig, axes: Mapping[str, Axis]) -> Searcher:
+    """Return the Optuna sampler that proposes points, each trained with every seed."""
     space = {key: _distribution(axis) for key, axis in axes.items()}
-    searcher = DistinctOptunaSearch(space, metric=METRIC, mode="max", seed=config.seed)
+    searcher = UniqueOptunaSearch(space, metric=METRIC, mode="max", seed=config.seed)
     return Repeater(searcher, repeat=config.seeds) if config.seeds > 1 else searcher
 
 
 def _distribution(axis: Axis) -> Any:
+    # Optuna is an extra that only `search: optuna` needs.
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if not isinstance(axis, Range):
@@ -42,44 +42,42 @@ def _distribution(axis: Axis) -> Any:
     return FloatDistribution(axis.low, axis.high, log=axis.kind == "loguniform")
 
 
-def scheduler_of(config: SweepConfig, axes: Mapping[str, Axis]) -> Any:
-    """Give what stops trials early, if anything is to."""
-    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
-
+def make_scheduler(config: SweepConfig, axes: Mapping[str, Axis]) -> TrialScheduler:
+    """Return the scheduler: ASHA, or one that stops no trial."""
     if config.scheduler == "none":
         return FIFOScheduler()
     return ASHAScheduler(
         time_attr=EPOCH,
         grace_period=config.asha.grace_epochs,  # pyright: ignore[reportArgumentType]
         reduction_factor=config.asha.reduction_factor,
-        # Trials end by themselves; this only bounds the rungs.
+        # Trials end by themselves; this limit only bounds the rungs.
         max_t=max(most_epochs(config, axes), config.asha.grace_epochs) + 1,  # pyright: ignore[reportArgumentType]
     )
 
 
 def most_epochs(config: SweepConfig, axes: Mapping[str, Axis]) -> int:
-    """Give the most epochs that any trial trains."""
+    """Return the largest number of epochs that any trial trains."""
     axis = axes.get("run.epochs", [config.train.run.epochs])
     values = [int(axis.high)] if isinstance(axis, Range) else axis
-    return max(with_point(config.train, {"run.epochs": value}).run.epochs for value in values)
+    return max(apply_point(config.train, {"run.epochs": value}).run.epochs for value in values)
 
 
-class Rungs(Callback):
-    """Keeps the state of the scheduler with the sweep's, which Ray leaves out: ASHA would forget whom it compared."""
+class SchedulerState(Callback):
+    """Save the scheduler's state with the sweep's; Ray leaves it out, and ASHA would forget the trials it compared."""
 
-    def __init__(self, scheduler: Any) -> None:
-        """Take the scheduler."""
+    def __init__(self, scheduler: TrialScheduler) -> None:
+        """Keep the scheduler whose state is saved."""
         self.scheduler = scheduler
 
     def get_state(self) -> dict[str, Any]:
-        """Give what the scheduler knows."""
+        """Return the scheduler's state."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / STATE
             self.scheduler.save(str(path))
             return {STATE: path.read_bytes()}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Let the scheduler know what it knew."""
+        """Restore the scheduler's state."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / STATE
             path.write_bytes(state[STATE])

@@ -1,4 +1,4 @@
-"""What a sweep searches: dotted training keys with their values or ranges, and the points of it."""
+"""The space of a sweep, dotted training keys with values or ranges, and its points."""
 
 import hashlib
 import itertools
@@ -18,10 +18,10 @@ from upfield.tune.configuration import SweepConfig
 Point = dict[str, Any]
 KINDS = ("uniform", "loguniform", "int")
 OWN_KEYS = ("run.out", "run.resume", "processes", "data.trace")
-# Points of different sets would be measured on different slices.
+# Points with different shard sets would be validated on different slices.
 SAME_FOR_ALL = ("data.shards",)
 NAME_LENGTH = 100
-MOST_DRAWS = 100  # for each point wanted
+MOST_DRAWS = 100  # per point
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class Range:
     """A range of numbers."""
 
     kind: str
-    """`uniform`, `loguniform`, or `int`, whose ends are both included."""
+    """`uniform`, `loguniform`, or `int`, which includes both ends."""
     low: float
     """Lower end."""
     high: float
     """Upper end."""
 
     def draw(self, generator: np.random.Generator) -> float | int:
-        """Draw a number."""
+        """Draw a number from the range."""
         if self.kind == "int":
             return int(generator.integers(int(self.low), int(self.high), endpoint=True))
         if self.kind == "loguniform":
@@ -48,44 +48,45 @@ Axis = list[Any] | Range
 
 
 def read_space(config: SweepConfig) -> dict[str, Axis]:
-    """Read the space, and make sure that training takes every value of it.
+    """Read the space and check that training accepts every value of it.
 
     Raises:
-        InputError: nothing to search, an unknown key, a range that is none, or a value that training refuses.
+        InputError: the space is empty, a key is unknown, a range is malformed, or training refuses a value.
     """
     if not config.space:
-        raise InputError("space: expected at least one dotted training key with what to try, found none")
+        raise InputError("space: no key to search. Name at least one training key, such as optim.lr, with its values.")
     axes: dict[str, Axis] = {}
     for key, given in config.space.items():
         if not isinstance(key, str):
-            raise InputError(f"space: {key}: expected a dotted training key, such as optim.lr, found a number")
+            raise InputError(f"space: expected a dotted training key such as optim.lr, found {key}.")
         if key in OWN_KEYS or (key == "run.seed" and config.seeds > 1):
-            raise InputError(f"space: {key}: expected a key that the sweep does not set itself, found it; leave it out")
+            raise InputError(f"space: {key} is set by the sweep itself. Remove it from the space.")
         if key in SAME_FOR_ALL:
             raise InputError(
-                f"space: {key}: expected one for all points, whose validation splits are compared, found several; "
-                f"give --train.{key}"
+                f"space: {key} must be the same for all points, because its validation split compares them. Set "
+                f"--train.{key} instead."
             )
         axis = _read_axis(key, given)
         if isinstance(axis, Range) and config.search == "grid":
             raise InputError(
-                f"space: {key}: expected a list for the grid, found a range; use --search random or optuna"
+                f"space: {key}: a grid needs a list of values, not a range. List the values, or use --search random or "
+                "optuna."
             )
-        axes[key] = _as_trained(config.train, key, axis)
+        axes[key] = _parse_values(config.train, key, axis)
     return axes
 
 
-def _as_trained(base: TrainConfig, key: str, axis: Axis) -> Axis:
-    """Give an axis with the values that training makes of those given, each once: 1e-4 is text to YAML 1.1.
+def _parse_values(base: TrainConfig, key: str, axis: Axis) -> Axis:
+    """Return an axis with its values as training parses them, each once, because YAML 1.1 reads 1e-4 as text.
 
     Raises:
-        InputError: no such key, or a value that it cannot take.
+        InputError: the key is unknown, or training refuses a value.
     """
     if isinstance(axis, Range):
         for end in (axis.low, axis.high):
-            with_point(base, {key: int(end) if axis.kind == "int" else end})
+            apply_point(base, {key: int(end) if axis.kind == "int" else end})
         return axis
-    values = [_value_at(with_point(base, {key: value}), key) for value in axis]
+    values = [_value_at(apply_point(base, {key: value}), key) for value in axis]
     return [value for number, value in enumerate(values) if value not in values[:number]]
 
 
@@ -99,25 +100,25 @@ def _value_at(config: TrainConfig, key: str) -> Any:
 def _read_axis(key: str, given: Any) -> Axis:
     if isinstance(given, list):
         if not given:
-            raise InputError(f"space: {key}: expected at least one value to try, found none")
+            raise InputError(f"space: {key}: the list of values is empty. Add at least one value, or remove the key.")
         return given
     if not isinstance(given, dict) or len(given) != 1 or next(iter(given)) not in KINDS:
         expected = ", ".join(f"{{{kind}: [a, b]}}" for kind in KINDS)
-        raise InputError(f"space: {key}: expected a list of values or one of {expected}, found {json.dumps(given)}")
+        raise InputError(f"space: {key}: expected a list of values or one of {expected}, found {json.dumps(given)}.")
     [(kind, ends)] = given.items()
     numbers = [_number(end) for end in ends] if isinstance(ends, list) else []
     low, high = numbers if len(numbers) == 2 else (None, None)
     if low is None or high is None or not low < high:
-        raise InputError(f"space: {key}: expected two numbers [a, b] with a below b, found {json.dumps(ends)}")
+        raise InputError(f"space: {key}: expected two numbers [a, b] with a below b, found {json.dumps(ends)}.")
     if kind == "loguniform" and low <= 0:
-        raise InputError(f"space: {key}: expected a loguniform range above 0, found {json.dumps(ends)}")
+        raise InputError(f"space: {key}: expected a loguniform range above 0, found {json.dumps(ends)}.")
     if kind == "int" and (low, high) != (int(low), int(high)):
-        raise InputError(f"space: {key}: expected whole numbers, found {json.dumps(ends)}")
+        raise InputError(f"space: {key}: expected whole numbers, found {json.dumps(ends)}.")
     return Range(kind, low, high)
 
 
 def _number(value: Any) -> float | None:
-    """Read a number; YAML 1.1 takes 1e-4 for text."""
+    """Return a value as a number, None if it is not a finite one; YAML 1.1 reads 1e-4 as text."""
     try:
         number = None if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
@@ -125,33 +126,39 @@ def _number(value: Any) -> float | None:
     return number if number is not None and math.isfinite(number) else None
 
 
-def with_point(base: TrainConfig, point: Mapping[str, Any]) -> TrainConfig:
-    """Give a training configuration with dotted keys, text, replaced.
+def apply_point(base: TrainConfig, point: Mapping[str, Any]) -> TrainConfig:
+    """Return a training configuration in which the dotted keys of `point` are replaced.
 
     Raises:
-        InputError: no such key, or a value that it cannot take.
+        InputError: a key is unknown, or training refuses its value.
     """
     tree = to_tree(base)
     for key, value in point.items():
         *parents, leaf = key.split(".")
         node = tree
-        for parent in parents:
+        for number, parent in enumerate(parents, start=1):
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
-                raise InputError(f"space: {key}: expected a key of the training configuration, found one below a value")
+                raise InputError(
+                    f"space: {key} is not a training key, because {'.'.join(parents[:number])} has no keys below it. "
+                    "Correct the key."
+                )
         node[leaf] = value
     return from_tree(TrainConfig, tree, "space")
 
 
 def grid_points(axes: Mapping[str, Axis]) -> list[Point]:
-    """Give all combinations of lists."""
+    """Return all combinations of the values of axes that are lists."""
     lists = [axis for axis in axes.values() if isinstance(axis, list)]
     assert len(lists) == len(axes)
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*lists)]
 
 
 def random_points(axes: Mapping[str, Axis], count: int, seed: int) -> list[Point]:
-    """Draw so many different points, fewer where the space holds no more; a larger count only adds to them."""
+    """Draw `count` different points, or fewer if the space holds no more.
+
+    A larger count with the same seed draws the same points first.
+    """
     points: dict[str, Point] = {}
     for number in range(count * MOST_DRAWS):
         point = dict(_draw(axes, np.random.default_rng((seed, number))))
@@ -166,21 +173,21 @@ def _draw(axes: Mapping[str, Axis], generator: np.random.Generator) -> Iterator[
         yield key, axis.draw(generator) if isinstance(axis, Range) else axis[int(generator.integers(len(axis)))]
 
 
-def points_of(config: SweepConfig, axes: Mapping[str, Axis]) -> list[Point] | None:
-    """Give the points that are known beforehand, each once; None where a sampler proposes them."""
+def list_points(config: SweepConfig, axes: Mapping[str, Axis]) -> list[Point] | None:
+    """Return the points that are known before the sweep starts, each once; None if a sampler proposes them."""
     if config.search == "optuna":
         return None
     return grid_points(axes) if config.search == "grid" else random_points(axes, config.trials, config.seed)
 
 
-def name_of(point: Mapping[str, Any]) -> str:
-    """Name the run of a point: what differs, as far as it fits, and a hash of all of it."""
-    words = "_".join(f"{key.rsplit('.', 1)[-1]}={spell(value)}" for key, value in sorted(point.items()))
+def name_run(point: Mapping[str, Any]) -> str:
+    """Return the name of a point's run: its keys and values, cut to NAME_LENGTH characters, and a hash of them all."""
+    words = "_".join(f"{key.rsplit('.', 1)[-1]}={format_value(value)}" for key, value in sorted(point.items()))
     plain = "".join(letter if letter.isalnum() or letter in "=_.+-" else "-" for letter in words)
     digest = hashlib.sha256(json.dumps(point, sort_keys=True).encode()).hexdigest()
     return f"{plain[:NAME_LENGTH]}_{digest[:8]}"
 
 
-def spell(value: Any) -> str:
-    """Spell a value of a point."""
+def format_value(value: Any) -> str:
+    """Format a value of a point, numbers with four significant digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

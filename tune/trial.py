@@ -1,4 +1,4 @@
-"""One trial: a point of the space trained through the same `fit` as `upfield train`, reporting to Ray Tune."""
+"""One trial: a point of the space, trained by the same `fit` as `upfield train` and reported to Ray Tune."""
 
 import math
 import os
@@ -28,71 +28,72 @@ from upfield.distributed.checkpoint import TrainingProgress
 from upfield.distributed.configuration import TrainConfig
 from upfield.distributed.loop import fit
 from upfield.tune.configuration import ResourceConfig
-from upfield.tune.space import name_of, with_point
+from upfield.tune.space import apply_point, name_run
 
 METRIC, EPOCH, FAILED, FINISHED, POINT = "best_psnr_slice", "epoch", "failed", "finished", "point"
-REPEAT = "__trial_index__"  # What Ray's Repeater calls the number of a repetition.
-# What no second try would do better.
+REPEAT = "__trial_index__"  # The key under which Ray's Repeater passes the number of a repetition.
+# These errors would come back at every further attempt.
 FINAL = (InputError, DivergedError)
-# NFS keeps a dead node's locks for 90 s.
+# NFS keeps the locks of a dead node for 90 s.
 PATIENCE_S = 180.0
 NOT_UPLOADED = ("last", LOCK, "tensorboard", "*.tmp*")
 
 
 @dataclass(frozen=True)
-class Trials:
-    """What all trials of a sweep share."""
+class TrialSetup:
+    """Settings that all trials of a sweep share."""
 
     base: TrainConfig
-    """What points change."""
+    """The training configuration that points change."""
     out: str
-    """Folder for their runs, the same on all nodes; empty where they train on disks of their own."""
+    """Folder for the runs, the same on all nodes; empty if each node trains on a disk of its own."""
     resources: ResourceConfig
-    """What each takes, with a number of GPUs."""
+    """Resources of each trial, with the number of GPUs settled."""
 
 
-def point_of(given: Mapping[str, Any], base: TrainConfig) -> dict[str, Any]:
-    """Give the point of a trial from what Ray hands to it."""
+def read_point(given: Mapping[str, Any], base: TrainConfig) -> dict[str, Any]:
+    """Return the point of a trial from the configuration that Ray passes to it."""
     if POINT in given:
         return dict(given[POINT])
     point = {key: value for key, value in given.items() if key != REPEAT}
     return point | ({"run.seed": base.run.seed + given[REPEAT]} if REPEAT in given else {})
 
 
-def run_trial(given: dict[str, Any], trials: Trials) -> dict[str, Any]:
-    """Train a point, from its last checkpoint where it has one, and give its last report.
+def run_trial(given: dict[str, Any], setup: TrialSetup) -> dict[str, Any]:
+    """Train a point, from its last checkpoint if there is one, and return its last report.
 
-    What no second try would do better ends the trial as failed; anything else is raised, and Ray tries again.
+    An error that would come back at every attempt ends the trial as failed. Any other error is raised, and Ray tries
+    the trial again.
 
     Args:
-        given: the point, as Ray has it.
-        trials: what it shares with the others.
+        given: the configuration that Ray passes to the trial.
+        setup: what the trial shares with the others.
     """
-    point = point_of(given, trials.base)
-    config = with_point(trials.base, point)
-    with place(trials.out, name_of(point)) as run:
+    point = read_point(given, setup.base)
+    config = apply_point(setup.base, point)
+    with open_run_folder(setup.out, name_run(point)) as run:
         config = replace(config, run=replace(config.run, out=run, resume="auto"), processes=1)
         wait_until_free(run)
-        if trials.resources.workers_per_trial > 1:
-            return train_on_workers(config, trials.resources)
-        if not trials.resources.gpus_per_worker:
+        if setup.resources.workers_per_trial > 1:
+            return train_on_workers(config, setup.resources)
+        if not setup.resources.gpus_per_worker:
             hide_gpus()
-        reports = Reports(run, tune.report, uploads=not trials.out)
+        reporter = TrialReporter(run, tune.report, uploads=not setup.out)
         try:
-            progress = fit(config, StopRequest(), reports.validated)
+            progress = fit(config, StopRequest(), reporter.report_validation)
         except FINAL as error:
-            return failure(run, str(error))
-        return reports.last(progress)
+            return failure_report(str(error))
+        return reporter.final_report(progress)
 
 
 def hide_gpus() -> None:
-    """Let this process train on the CPU: Ray leaves GPUs in sight of those that asked for none."""
+    """Make this process train on the CPU, because Ray leaves GPUs visible to processes that reserved none."""
     os.environ |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
 
 
 @contextmanager
-def place(out: str, name: str) -> Iterator[Path]:
-    """Give the folder of a trial's run: below `out`, or one of this node's with what was uploaded from another."""
+def open_run_folder(out: str, name: str) -> Iterator[Path]:
+    """Yield the folder of a trial's run: below `out`, or a temporary one that holds what was uploaded before."""
     if out:
         yield Path(out) / name
         return
@@ -104,43 +105,43 @@ def place(out: str, name: str) -> Iterator[Path]:
 
 
 def wait_until_free(run: Path) -> None:
-    """Wait for an earlier process of this trial, whose driver or node was killed, to be gone.
+    """Wait until an earlier process of this trial, whose driver or node was killed, has released the run.
 
     Raises:
-        RunError: it is still there.
+        RunError: it still holds the run after PATIENCE_S.
     """
-    until = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + PATIENCE_S
     while is_held(run):
-        if time.monotonic() > until:
+        if time.monotonic() > deadline:
             raise RunError(
-                f"{run}: expected the trial's earlier process to be gone within {PATIENCE_S:g} s, found its lock held; "
-                "end it, and start the same sweep again"
+                f"{run}: an earlier process of this trial still locks the run after {PATIENCE_S:g} s. End that "
+                "process, and start the same sweep again."
             )
         time.sleep(1)
 
 
-def failure(run: Path, problem: str) -> dict[str, Any]:
-    """Give the report of a trial that cannot be trained."""
+def failure_report(problem: str) -> dict[str, Any]:
+    """Return the report of a trial that cannot be trained."""
     return {METRIC: -math.inf, "psnr_slice": -math.inf, EPOCH: 0.0, "step": 0, FAILED: problem}
 
 
-class Reports:
-    """Reports of one trial's validations."""
+class TrialReporter:
+    """Reports the validations of one trial to Ray."""
 
     def __init__(self, run: Path, send: Callable[..., None], uploads: bool) -> None:
-        """Begin.
+        """Prepare to report.
 
         Args:
             run: folder of the trial's run.
             send: `tune.report`, or `ray.train.report` in a worker.
-            uploads: send the run with each report.
+            uploads: upload the run with each report.
         """
         self._run, self._send, self._uploads = run, send, uploads
-        self._sent: dict[str, Any] = {}
+        self._last: dict[str, Any] = {}
 
-    def validated(self, progress: TrainingProgress, epoch: float, figures: Mapping[str, float]) -> None:
+    def report_validation(self, progress: TrainingProgress, epoch: float, figures: Mapping[str, float]) -> None:
         """Report a validation."""
-        self._sent = {
+        self._last = {
             METRIC: -math.inf if progress.best_psnr is None else progress.best_psnr,
             "psnr_slice": figures["psnr_slice"],
             "cubic_psnr_slice": figures["cubic_psnr_slice"],
@@ -151,36 +152,36 @@ class Reports:
             "node": ray.get_runtime_context().get_node_id(),
         }
         if not self._uploads:
-            self._send(self._sent)
+            self._send(self._last)
             return
         with tempfile.TemporaryDirectory(dir=self._run.parent) as folder:
             staged = Path(folder) / "run"
-            # Hard links: a run is large, and goes on changing.
+            # Hard links, because a run is large and changes while it is uploaded.
             ignore = shutil.ignore_patterns(*NOT_UPLOADED)
             shutil.copytree(self._run, staged, copy_function=os.link, ignore=ignore)
-            self._send(self._sent, checkpoint=tune.Checkpoint.from_directory(staged))
+            self._send(self._last, checkpoint=tune.Checkpoint.from_directory(staged))
 
-    def last(self, progress: TrainingProgress) -> dict[str, Any]:
-        """Give the report that ends the trial; a run that stood at its end before has had no validation here."""
+    def final_report(self, progress: TrainingProgress) -> dict[str, Any]:
+        """Return the report that ends the trial; a run that was complete before has had no validation here."""
         best = -math.inf if progress.best_psnr is None else progress.best_psnr
         ended = {METRIC: best, "psnr_slice": best, EPOCH: math.inf, "step": progress.step}
-        return ended | {"best_step": progress.best_step} | self._sent | {FINISHED: True}
+        return ended | {"best_step": progress.best_step} | self._last | {FINISHED: True}
 
 
 def train_on_workers(config: TrainConfig, resources: ResourceConfig) -> dict[str, Any]:
-    """Train with a group of Ray Train workers, which report through here, and give the last report.
+    """Train with a group of Ray Train workers, forward their reports, and return the last one.
 
-    The group is not started again when a worker dies: the whole trial is, by Ray Tune, which counts its failures.
+    When a worker dies, its group is not started again. Ray Tune starts the whole trial again and counts the failure.
     """
     run = config.run.out
     assert run is not None
-    sent: dict[str, Any] = {}
+    last: dict[str, Any] = {}
 
-    class Forward(TuneReportCallback):
-        """Reports to Ray Tune, and keeps the last one."""
+    class ReportForwarder(TuneReportCallback):
+        """Forwards reports to Ray Tune and keeps the last one."""
 
         def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-            sent.update(metrics[0])
+            last.update(metrics[0])
             super().after_report(run_context, metrics, checkpoint)
 
     trainer = TorchTrainer(
@@ -196,10 +197,10 @@ def train_on_workers(config: TrainConfig, resources: ResourceConfig) -> dict[str
         run_config=TrainerConfig(
             name=run.name,
             storage_path=str(run.parent.parent / "workers"),
-            callbacks=[Forward()],
+            callbacks=[ReportForwarder()],
         ),
     )
-    metrics = trainer.fit().metrics or sent
+    metrics = trainer.fit().metrics or last
     return dict(metrics)
 
 
@@ -207,18 +208,18 @@ def train_as_worker(given: dict[str, Any]) -> None:
     """Train as one process of a trial. Collective: ALL workers call it.
 
     Args:
-        given: `config`, a TrainConfig as plain values, and `gpus`, those of each worker.
+        given: `config`, a TrainConfig as plain values, and `gpus`, the number of GPUs per worker.
     """
     config = from_tree(TrainConfig, given["config"], "trial")
     assert config.run.out is not None
     if not given["gpus"]:
         hide_gpus()
-    reports = Reports(config.run.out, ray.train.report, uploads=False)
+    reporter = TrialReporter(config.run.out, ray.train.report, uploads=False)
     try:
-        progress = fit(config, StopRequest(), reports.validated)
+        progress = fit(config, StopRequest(), reporter.report_validation)
     except FINAL as error:
         if not error.met_by_all:
             raise
-        ray.train.report(failure(config.run.out, str(error)))
+        ray.train.report(failure_report(str(error)))
         return
-    ray.train.report(reports.last(progress))
+    ray.train.report(reporter.final_report(progress))

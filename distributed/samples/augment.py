@@ -1,6 +1,7 @@
-"""Augmentation of pairs: a pure function of (seed, epoch, sample), so that it repeats whatever reads the sample.
+"""Augmentation of pairs: a pure function of (seed, epoch, sample), so that every process and worker repeats it.
 
-Geometry changes both fields alike; intensities change the low field alone, whose scale is what scanners differ in.
+A change of geometry applies to both fields. A change of intensity applies to the low field alone, because scanners
+differ in its scale.
 """
 
 import numpy as np
@@ -12,32 +13,32 @@ from upfield.distributed.configuration import AugmentConfig
 def augment_pair(
     low: NDArray[np.float16], high: NDArray[np.float16], config: AugmentConfig, key: tuple[int, int, int]
 ) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
-    """Give a changed pair; the arguments stay as they are.
+    """Return an augmented copy of a pair.
 
     Args:
         low: `(1 + 2*context, H, W)` in [0, 1].
         high: `(1, H, W)` in [0, 1].
-        config: what to change.
-        key: the run's seed, the epoch and the sample's number.
+        config: changes to make, and their ranges.
+        key: the run's seed, the epoch, and the sample's number.
 
     Returns:
-        `low` and `high` of `config.crop`, or of their own size without one, in [0, 1].
+        `low` and `high` in [0, 1], of size `config.crop` if it is set, otherwise of their own size.
     """
-    # Every draw is made whatever is switched on, so that switching one on leaves the others as they were.
+    # All numbers are drawn whatever is switched on, so that switching one change on does not alter the others.
     rng = np.random.default_rng(key)
     down, across = rng.integers(-config.shift_pixels, config.shift_pixels, size=2, endpoint=True)
     gain, exponent = rng.uniform(-config.intensity_jitter, config.intensity_jitter, size=2)
     place = rng.random(2)
-    low, high = (_shifted(image, int(down), int(across)) for image in (low, high))
-    low, high = (_cropped(image, config.crop, place) for image in (low, high))
+    low, high = (_shift(image, int(down), int(across)) for image in (low, high))
+    low, high = (_crop(image, config.crop, place) for image in (low, high))
     if config.intensity_jitter:
         jittered = (1 + gain) * low.astype(np.float32) ** np.exp(exponent)
         low = np.clip(jittered, 0, 1).astype(np.float16)
     return low, high
 
 
-def _shifted(image: NDArray[np.float16], down: int, across: int) -> NDArray[np.float16]:
-    """Move `image` `(S, H, W)` by whole pixels; air, 0, comes in."""
+def _shift(image: NDArray[np.float16], down: int, across: int) -> NDArray[np.float16]:
+    """Move `image` `(S, H, W)` by whole pixels, and fill the rest with 0, which is air."""
     _, height, width = image.shape
     moved = np.zeros_like(image)
     target = np.s_[:, max(down, 0) : height + min(down, 0), max(across, 0) : width + min(across, 0)]
@@ -46,10 +47,8 @@ def _shifted(image: NDArray[np.float16], down: int, across: int) -> NDArray[np.f
     return moved
 
 
-def _cropped(
-    image: NDArray[np.float16], size: tuple[int, int] | None, place: NDArray[np.float64]
-) -> NDArray[np.float16]:
-    """Cut `size` out of `image` `(S, H, W)`; `place` `(2,)` in [0, 1) says where."""
+def _crop(image: NDArray[np.float16], size: tuple[int, int] | None, place: NDArray[np.float64]) -> NDArray[np.float16]:
+    """Cut a part of `size` out of `image` `(S, H, W)`, at the relative position `place` `(2,)` in [0, 1)."""
     if size is None:
         return image
     top, left = (int(at * (length - part + 1)) for at, length, part in zip(place, image.shape[1:], size, strict=True))

@@ -1,4 +1,4 @@
-"""Fetch the shards of a run's next windows before they are needed, in threads of the rank's process."""
+"""Threads of the rank's process that download the shards of the next windows before they are needed."""
 
 import itertools
 import os
@@ -17,35 +17,36 @@ from upfield.distributed.samples.order import epoch_windows
 from upfield.distributed.samples.reader import Batch, TrainingBatches
 from upfield.distributed.samples.remote_files import RemoteFiles
 
-# Per rank. A few streams fill a node's network; the ranks of a node fetch different shards.
+# Per rank. A few streams fill a node's network, and the ranks of a node begin with different shards.
 NUM_FETCHES = 4
 CLOSE_WAIT_S = 5.0
 
 Hold = Callable[[int, threading.Event], int]
-"""Brings a shard by its number into the cache and gives the descriptor that keeps it there."""
+"""Downloads a shard, by its number, into the cache and returns the descriptor that keeps it there."""
 
 
 @dataclass(frozen=True)
 class FetchSchedule:
-    """Which windows of a run have to be there at a step: a pure function, like the order."""
+    """The windows of shards that must be in the cache at each step: a pure function, like the order of samples."""
 
     seed: int
     """The run's seed."""
     shard_sizes: NDArray[np.int64]
-    """`(shards,)`, samples in each."""
+    """`(shards,)` int64, samples in each shard."""
     window_shards: int
     """Shards in a window."""
     batch_size: int
-    """Of the global batch."""
+    """Samples in the global batch."""
     stop: int
     """The step at which the run ends."""
     lookahead: int = 0
-    """Steps that the loader's workers are ahead."""
+    """Steps that the loader reads ahead."""
 
     def windows_at(self, step: int) -> list[NDArray[np.int64]]:
-        """Give the windows that are needed while `step` is consumed, in order: `(up to window_shards,)` shards each.
+        """Compute the windows that are needed during `step`, in order: `(up to window_shards,)` shard numbers each.
 
-        They are the one with the step's first sample and the next, and what `lookahead` steps reach beyond these.
+        These are the window with the step's first sample, the next window, and any later ones that the following
+        `lookahead` steps reach.
         """
         windows: list[NDArray[np.int64]] = []
         for first_step, window in self._windows_from(step):
@@ -55,7 +56,7 @@ class FetchSchedule:
         return windows
 
     def _windows_from(self, step: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Yield each window from that of `step`'s first sample to the end of the run, after the step that enters it."""
+        """Yield the windows from that of `step`'s first sample to the run's end, each after the step that enters it."""
         per_epoch = int(self.shard_sizes.sum()) // self.batch_size
         for epoch in itertools.count(step // per_epoch):
             start = 0
@@ -65,21 +66,21 @@ class FetchSchedule:
                 first_step = epoch * per_epoch + entering
                 if first_step >= self.stop:
                     return
-                # The last samples of an epoch that fill no batch may have a window of their own.
+                # A window may hold only the last samples of an epoch, which fill no batch.
                 if entering < per_epoch and epoch * per_epoch + leaving >= step and end > start:
                     yield first_step, window
                 start = end
 
 
 class Fetcher:
-    """Threads that fetch what `FetchSchedule` tells, hold it in the cache, and let go of what is behind."""
+    """Threads that download the shards of a schedule, hold them in the cache, and release those of earlier steps."""
 
     def __init__(self, hold: Hold, schedule: FetchSchedule) -> None:
-        """Start nothing yet.
+        """Create the threads; `start` starts them.
 
         Args:
-            hold: brings one shard; called in several threads.
-            schedule: which shards are needed when.
+            hold: downloads and holds one shard; called in several threads.
+            schedule: the shards that each step needs.
         """
         self._hold = hold
         self._schedule = schedule
@@ -93,10 +94,10 @@ class Fetcher:
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(NUM_FETCHES)]
 
     def advance(self, step: int) -> None:
-        """Say that `step` is consumed next: what only earlier ones needed is let go, the next window is fetched.
+        """Move on to `step`: release the shards that only earlier steps needed, and fetch those of the next window.
 
         Raises:
-            Exception: a thread's, which could not bring a shard.
+            Exception: the error of a thread that could not download a shard.
         """
         with self._changed:
             if self._error:
@@ -111,19 +112,19 @@ class Fetcher:
             self._changed.notify_all()
 
     def start(self, step: int) -> None:
-        """Begin to fetch what `step` needs."""
+        """Start the threads with the shards that `step` needs."""
         self.advance(step)
         for thread in self._threads:
             thread.start()
 
     def close(self) -> None:
-        """Break off what is under way and let go of everything."""
+        """Cancel the downloads and release all shards."""
         self._stopped.set()
         with self._changed:
             self._wanted, self._waiting = set(), deque()
             self._changed.notify_all()
         for thread in self._threads:
-            # What cannot be broken off ends with the process.
+            # A download that cannot be cancelled ends with the process.
             thread.join(CLOSE_WAIT_S)
         with self._changed:
             while self._held:
@@ -160,26 +161,26 @@ class Fetcher:
 def fetch_ahead(
     loader: Generator[Batch, None, None], batches: TrainingBatches, steps: range, ahead: int
 ) -> Generator[Batch, None, None]:
-    """Pass a loader's batches on; while they are consumed, fetch the shards of those to come, if they are remote.
+    """Yield a loader's batches. Meanwhile, download the shards of later batches if the set is remote.
 
     Args:
-        loader: gives the batches of `steps`; closed with what this gives.
-        batches: what it reads.
+        loader: yields the batches of `steps`; it is closed together with this generator.
+        batches: the batches that the loader reads.
         steps: global steps, from 0.
-        ahead: batches that the loader may have read before they are asked for.
+        ahead: batches that the loader may read before they are asked for.
 
     Raises:
-        FetchError: a shard could not be fetched.
+        FetchError: a shard could not be downloaded.
     """
-    with closing(loader), _fetching(batches, steps, ahead) as advance:
+    with closing(loader), _run_fetcher(batches, steps, ahead) as advance:
         for step, batch in zip(steps, loader, strict=True):
             yield batch
             advance(step + 1)
 
 
 @contextmanager
-def _fetching(batches: TrainingBatches, steps: range, ahead: int) -> Iterator[Callable[[int], None]]:
-    """Fetch ahead if the shards are remote; give what to call with the step that is consumed next."""
+def _run_fetcher(batches: TrainingBatches, steps: range, ahead: int) -> Iterator[Callable[[int], None]]:
+    """Run a fetcher if the set is remote. Yield the function to call with the number of the next step."""
     source = batches.split.source
     if not isinstance(source, RemoteFiles):
         yield lambda _: None
@@ -196,7 +197,7 @@ def _fetching(batches: TrainingBatches, steps: range, ahead: int) -> Iterator[Ca
 
 
 def rotate_to_own_part(window: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Turn a window's shards `(shards,)` so that each rank of a node begins with another part of them."""
+    """Rotate the shards `(shards,)` of a window, so that each rank of a node begins with a different part of them."""
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return np.roll(window, -(len(window) * local_rank // local_world_size))

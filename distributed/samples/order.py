@@ -1,7 +1,7 @@
 """The order of samples: a pure function of (seed, epoch), so that any position of any epoch is known without reading.
 
-From it follow equal steps on every rank, the same batches on any number of processes, and exact resume from a step
-number.
+Three things follow from it: every rank makes the same number of steps, any number of processes trains on the same
+batches, and a run resumes exactly from its step number.
 """
 
 import numpy as np
@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 
 def epoch_order(seed: int, epoch: int, shard_sizes: NDArray[np.int64], window_shards: int) -> NDArray[np.int64]:
-    """Give the order in which an epoch visits all samples.
+    """Compute the order in which an epoch visits all samples.
 
-    A permutation of shards, then of the samples within each window of shards: as good as a full shuffle when a window
-    holds many subjects, and remote shards are needed one window at a time.
+    The shards are permuted, then the samples within each window of shards. This is as good as a full shuffle if a
+    window holds many subjects, and it needs the shards of a remote set one window at a time.
 
     Args:
         seed: the run's seed.
@@ -30,7 +30,7 @@ def epoch_order(seed: int, epoch: int, shard_sizes: NDArray[np.int64], window_sh
 
 
 def epoch_windows(seed: int, epoch: int, num_shards: int, window_shards: int) -> list[NDArray[np.int64]]:
-    """Give the windows of `epoch_order` in turn: for each, the numbers of its shards `(up to window_shards,)`."""
+    """Compute the windows of `epoch_order`, in order: the shard numbers `(up to window_shards,)` of each."""
     return _windows(np.random.default_rng((seed, epoch)), num_shards, window_shards)
 
 
@@ -44,13 +44,13 @@ def _samples(shards: NDArray[np.int64], starts: NDArray[np.int64], shard_sizes: 
 
 
 def rank_share(order: NDArray[np.int64], step: int, batch_size: int, rank: int, world_size: int) -> NDArray[np.int64]:
-    """Give one process's equal share of global batch `step` of an epoch.
+    """Return one process's equal share of global batch `step` of an epoch.
 
     Args:
         order: `(samples,)`, the epoch's order.
         step: number of the batch in the epoch, from 0.
-        batch_size: of the global batch; a multiple of `world_size`.
-        rank: the process.
+        batch_size: size of the global batch, a multiple of `world_size`.
+        rank: number of the process.
         world_size: number of processes.
 
     Returns:

@@ -1,4 +1,16 @@
-"""Batches of a shard set, read by offset straight into the batch's buffer."""
+"""Batches of a shard set, read by offset straight into the batch's buffer.
+
+The reader is written by hand because the libraries for this are slower. Samples/s in benchmarks/reader.txt, for batches
+of 4 and of 16 samples (2,048 samples of the real size in the page cache, 2 cores):
+
+    workers                              0                     2
+    this reader                 32,907  39,405        19,655  26,871
+    WebDataset                   3,059   2,798         1,770   3,175
+    MosaicML Streaming           2,340   2,554         1,442   3,008
+    the same, tuned             10,567  12,106         2,078   4,295
+    LitData                      5,933   5,530         1,818   4,033
+    plain read(), 1 MiB a call      37,516
+"""
 
 import copy
 import threading
@@ -18,7 +30,7 @@ from upfield.distributed.samples.augment import augment_pair
 from upfield.distributed.samples.order import epoch_order, rank_share
 from upfield.sharding.shardset.shard_split import ShardSplit
 
-# Gives memory of a shape, float16.
+# Returns memory of a given shape, float16.
 Allocator = Callable[[tuple[int, ...]], Tensor]
 
 
@@ -31,33 +43,33 @@ class Batch:
     high: Tensor
     """`(N, 1, H, W)` float16 in [0, 1]."""
     samples: Tensor
-    """`(N,)` int64, sample numbers in their split."""
+    """`(N,)` int64, numbers of the samples in their split."""
 
     def split(self, size: int) -> list["Batch"]:
-        """Cut the batch into parts of `size` samples, the last of which may be smaller."""
+        """Cut the batch into parts of `size` samples. The last part may be smaller."""
         tensors = (tensor.split(size) for tensor in (self.low, self.high, self.samples))
         return [Batch(*parts) for parts in zip(*tensors, strict=True)]
 
 
 def allocate(shape: tuple[int, ...]) -> Tensor:
-    """Give memory of `shape` float16."""
+    """Allocate memory of `shape`, float16."""
     return torch.empty(shape, dtype=torch.float16)
 
 
 def allocate_page_locked(shape: tuple[int, ...]) -> Tensor:
-    """Give memory of `shape` float16 from which copies to a GPU need not wait; torch reuses it when they are done."""
+    """Allocate page-locked memory of `shape`, float16. Copies to a GPU need not wait; torch reuses it after them."""
     return torch.empty(shape, dtype=torch.float16, pin_memory=True)
 
 
 class BufferPool:
-    """Memory that comes back when the last tensor on it is gone: the system would clear every page of fresh memory."""
+    """Memory that is reused once no tensor refers to it. The system would clear every page of new memory first."""
 
     def __init__(self) -> None:
-        """Start without any."""
+        """Start with an empty pool."""
         self._free: dict[tuple[int, ...], list[NDArray[np.float16]]] = defaultdict(list)
 
     def __call__(self, shape: tuple[int, ...]) -> Tensor:
-        """Give memory of `shape` float16."""
+        """Return memory of `shape`, float16, from the pool if a buffer of this shape is free."""
         free = self._free[shape]
         try:
             buffer = free.pop()
@@ -69,7 +81,17 @@ class BufferPool:
 
 
 def read_batch(split: ShardSplit, samples: NDArray[np.int64] | Sequence[int], memory: Allocator = allocate) -> Batch:
-    """Read samples `(N,)` by number into one batch, in memory of the given kind."""
+    """Read samples `(N,)` by number into one batch.
+
+    Args:
+        split: split to read from.
+        samples: `(N,)` sample numbers.
+        memory: allocates the batch.
+
+    Raises:
+        ShardSetError: a shard is missing or truncated.
+        FetchError: a remote shard could not be fetched.
+    """
     numbers = np.array(samples, dtype=np.int64)
     low = memory((len(numbers), *split.low_shape))
     high = memory((len(numbers), *split.high_shape))
@@ -79,27 +101,27 @@ def read_batch(split: ShardSplit, samples: NDArray[np.int64] | Sequence[int], me
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Everything that decides which samples a step consumes."""
+    """Everything that decides which samples a process reads at a step, and how they are changed."""
 
     seed: int
     """The run's seed."""
     batch_size: int
-    """Of the global batch."""
+    """Samples in the global batch."""
     window_shards: int
-    """Shards that are mixed."""
+    """Shards whose samples are mixed."""
     augment: AugmentConfig
-    """How pairs are changed."""
+    """Augmentation of pairs."""
     rank: int
-    """This process."""
+    """Number of this process."""
     world_size: int
     """Number of processes."""
 
 
 class TrainingBatches:
-    """This process's batch at any global step. The step carries the epoch: workers need no state, none can age."""
+    """This process's batch at any global step. The step implies the epoch, so workers have no state that could age."""
 
     def __init__(self, split: ShardSplit, plan: BatchPlan) -> None:
-        """Make the dataset over `split`."""
+        """Remember the split and the plan; nothing is read yet."""
         self.split = split
         self.plan = plan
         self.steps_per_epoch = split.num_samples // plan.batch_size
@@ -107,7 +129,7 @@ class TrainingBatches:
         self._order = np.empty(0, dtype=np.int64)
 
     def samples_at(self, step: int) -> NDArray[np.int64]:
-        """Give the sample numbers `(batch_size / world_size,)` of this process at global step `step`, from 0."""
+        """Compute the sample numbers `(batch_size / world_size,)` of this process at global step `step`, from 0."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         s = self.plan
         if epoch != self._epoch:
@@ -116,21 +138,32 @@ class TrainingBatches:
         return rank_share(self._order, step_in_epoch, s.batch_size, s.rank, s.world_size)
 
     def read(self, split: ShardSplit, step: int, samples: NDArray[np.int64], memory: Allocator) -> Batch:
-        """Read the samples `(N,)` of a step, changed as the configuration says, from the caller's own `split`."""
+        """Read and augment the samples `(N,)` of a step.
+
+        Args:
+            split: the caller's own copy of the split, because open files are not shared between threads.
+            step: global step, from 0.
+            samples: `(N,)` sample numbers.
+            memory: allocates the batch.
+
+        Raises:
+            ShardSetError: a shard is missing or truncated.
+            FetchError: a remote shard could not be fetched.
+        """
         batch = read_batch(split, samples, memory)
         if self.plan.augment == AugmentConfig():
             return batch
-        return self._augmented(batch, step // self.steps_per_epoch, memory)
+        return self._augment(batch, step // self.steps_per_epoch, memory)
 
-    def _augmented(self, batch: Batch, epoch: int, memory: Allocator) -> Batch:
+    def _augment(self, batch: Batch, epoch: int, memory: Allocator) -> Batch:
         keys = ((self.plan.seed, epoch, sample) for sample in batch.samples.tolist())
         pairs = zip(batch.low.numpy(), batch.high.numpy(), keys, strict=True)
         changed = [augment_pair(low, high, self.plan.augment, key) for low, high, key in pairs]
-        low, high = (_stacked(images, memory) for images in zip(*changed, strict=True))
+        low, high = (_stack(images, memory) for images in zip(*changed, strict=True))
         return Batch(low, high, batch.samples)
 
 
-def _stacked(images: Sequence[NDArray[np.float16]], memory: Allocator) -> Tensor:
+def _stack(images: Sequence[NDArray[np.float16]], memory: Allocator) -> Tensor:
     stack = memory((len(images), *images[0].shape))
     np.stack(images, out=stack.numpy())
     return stack
@@ -139,17 +172,17 @@ def _stacked(images: Sequence[NDArray[np.float16]], memory: Allocator) -> Tensor
 def training_loader(
     batches: TrainingBatches, steps: range, num_workers: int, prefetch: int, pin_memory: bool
 ) -> Generator[Batch, None, None]:
-    """Give the batches of global steps `steps`, across epochs without a pause between them.
+    """Yield the batches of global steps `steps`, without a pause between epochs.
 
-    Every rank must make one with the same steps.
+    Every rank must create one with the same steps.
 
     Args:
-        batches: what is read.
+        batches: batches to read.
         steps: global steps, from 0.
-        num_workers: threads that read ahead. They wait in system calls, which leave the interpreter to training, and
-            fill the very memory that a step uses, where processes would hand over each batch. With 0, a batch is read
-            when it is asked for.
-        prefetch: batches that each of them reads ahead.
+        num_workers: threads that read ahead. Threads wait in system calls, which leaves the interpreter to training,
+            and they fill the memory that a step uses, whereas processes would have to hand over each batch. With 0, a
+            batch is read when it is asked for.
+        prefetch: batches that each thread reads ahead.
         pin_memory: read into page-locked memory, from which copies to a GPU need not wait.
     """
     memory = allocate_page_locked if pin_memory else BufferPool()
@@ -183,7 +216,7 @@ def _read_ahead(
 
 
 def read_every_sample(split: ShardSplit, batch_size: int, rank: int, world_size: int) -> Iterator[Batch]:
-    """Give this process's part of all samples of a split, in stored order: over all ranks each sample once."""
+    """Yield this process's part of all samples of a split, in stored order; over all ranks, each sample once."""
     mine = np.arange(split.num_samples)[rank::world_size]
     for start in range(0, len(mine), batch_size):
         yield read_batch(split, mine[start : start + batch_size])
@@ -192,10 +225,12 @@ def read_every_sample(split: ShardSplit, batch_size: int, rank: int, world_size:
 def read_equal_batches(
     split: ShardSplit, batch_size: int, rank: int, world_size: int
 ) -> Iterator[tuple[Batch, Tensor]]:
-    """Read the same samples as `read_every_sample` in batches of equal size and number on every rank.
+    """Yield the same samples as `read_every_sample`, in batches of equal size and equally many on every rank.
+
+    Ranks can therefore make a collective call for each batch.
 
     Yields:
-        A batch, and `(N,)` bool: False for samples that fill the end up, which another batch holds.
+        A batch, and `(N,)` bool: False for samples that only fill up the batch and belong to another one.
     """
     rounds = -(-split.num_samples // (batch_size * world_size))
     places = np.arange(rounds * batch_size) * world_size + rank

@@ -1,4 +1,4 @@
-"""The files of a remote set, by way of the node's cache: fetched with retries, checked as they arrive."""
+"""The files of a remote set: downloaded into the node's cache with retries, and checked as they arrive."""
 
 import os
 import random
@@ -21,40 +21,40 @@ from upfield.sharding.shardset.shard_index import ShardEntry, ShardIndex, parse_
 
 NUM_INDEX_FETCHES = 16
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
-# Not the global generator: the run's random numbers must not depend on the network.
+# Not the global generator, because the run's random numbers must not depend on the network.
 JITTER = random.SystemRandom()
 
 
 class RemoteFiles:
-    """Where the files of a remote set are: in the cache, once they are fetched. A `ShardFiles`."""
+    """Access to the files of a remote set through the cache. Implements `ShardFiles`."""
 
-    # An evicted file takes its room on the disk for as long as it is open.
+    # An evicted file occupies the disk for as long as it is open.
     max_open_files = 1
 
     def __init__(self, store: Store, cache: ShardCache, retries: int) -> None:
-        """Take where files come from and go to.
+        """Connect a store with a cache; nothing is fetched yet.
 
         Args:
             store: the set's folder.
-            cache: of this node.
-            retries: tries after the first that failed.
+            cache: the node's cache.
+            retries: tries after the first one has failed.
         """
         self.store = store
         self.cache = cache
         self.retries = retries
-        # What one reader could not have ends the run: no other one should wait for what it wants.
+        # A shard that one reader cannot get ends the run, so the other readers need not wait for theirs.
         self._failure: FetchError | None = None
         self._failed = threading.Event()
 
     def where(self, entry: ShardEntry) -> str:
-        """Name a shard's place in errors."""
+        """Return the address of a shard's tar, for errors."""
         return self._where(f"{entry.name}.tar")
 
     def manifest(self) -> Manifest:
-        """Fetch the manifest, which is not kept: it says whether the set is still the same.
+        """Fetch the manifest. It is not cached, because it shows whether the set is still the same.
 
         Raises:
-            InputError: no complete set is there, it may not be read, or there is no package for such addresses.
+            InputError: there is no complete set, access is denied, or the package for such addresses is missing.
             FetchError: the store does not answer as it should.
         """
         with tempfile.TemporaryDirectory() as folder:
@@ -63,10 +63,10 @@ class RemoteFiles:
             return self._read_manifest(part)
 
     def indices(self, entries: Sequence[ShardEntry]) -> list[ShardIndex]:
-        """Read the shards' indices.
+        """Read the indices of shards.
 
         Raises:
-            FetchError: one could not be fetched.
+            FetchError: an index could not be fetched.
         """
         with ThreadPoolExecutor(NUM_INDEX_FETCHES) as pool:
             reads = [pool.submit(self._index, entry) for entry in entries]
@@ -77,30 +77,32 @@ class RemoteFiles:
                 raise
 
     def open(self, entry: ShardEntry) -> int:
-        """Give a descriptor to read a shard's tar from.
+        """Open a shard's tar for reading, and return its descriptor.
 
         Raises:
-            FetchError: it could not be fetched.
+            FetchError: the shard could not be fetched.
         """
-        with self._failing_together():
-            return self.cache.open(_tar(entry), lambda part: self._bring_tar(entry, part, self._failed), self._failed)
+        with self._share_failure():
+            return self.cache.open(
+                _tar(entry), lambda part: self._download_tar(entry, part, self._failed), self._failed
+            )
 
     def hold(self, entry: ShardEntry, stopped: threading.Event) -> int:
-        """Keep a shard in the cache until the descriptor that this gives is released.
+        """Return a descriptor of a shard that keeps it in the cache until the descriptor is released.
 
         Raises:
-            FetchError: it could not be fetched.
-            TransferCancelledError: asked to.
+            FetchError: the shard could not be fetched.
+            TransferCancelledError: `stopped` was set.
         """
-        with self._failing_together():
-            return self.cache.hold(_tar(entry), lambda part: self._bring_tar(entry, part, stopped), stopped)
+        with self._share_failure():
+            return self.cache.hold(_tar(entry), lambda part: self._download_tar(entry, part, stopped), stopped)
 
     def stop(self) -> None:
-        """Break off what threads that read are waiting for; nothing can be read any more."""
+        """Cancel all transfers that reading threads wait for. Nothing can be read afterwards."""
         self._failed.set()
 
     @contextmanager
-    def _failing_together(self) -> Iterator[None]:
+    def _share_failure(self) -> Iterator[None]:
         try:
             yield
         except FetchError as error:
@@ -120,7 +122,7 @@ class RemoteFiles:
         said, follows = manifest.tree.get("manifest_sha256"), hash_manifest(manifest.tree)
         if said != follows:
             raise ValueError(
-                f"a manifest that was changed: its manifest_sha256 is {said}, of the rest follows {follows}"
+                f"the manifest was changed: its manifest_sha256 is {said}, but the rest of it has {follows}"
             )
         return manifest
 
@@ -128,23 +130,23 @@ class RemoteFiles:
         file, name = FileIdentity(f"{entry.sha256}.idx"), f"{entry.name}.idx"
 
         def read(path: Path) -> ShardIndex:
-            return checked_index(path.read_bytes(), self._where(name), entry)
+            return parse_fitting_index(path.read_bytes(), self._where(name), entry)
 
         while True:
             descriptor = self.cache.open(file, lambda part: self._try(name, part, None, read, NEVER))
             with os.fdopen(descriptor, "rb") as stream:
                 data = stream.read()
             try:
-                return checked_index(data, self._where(name), entry)
-            except ValueError:  # It was checked as it arrived: the disk has lost it since.
+                return parse_fitting_index(data, self._where(name), entry)
+            except ValueError:  # The index was right when it arrived, so the disk has damaged it since.
                 self.cache.discard(file)
 
-    def _bring_tar(self, entry: ShardEntry, part: Path, stopped: threading.Event) -> None:
+    def _download_tar(self, entry: ShardEntry, part: Path, stopped: threading.Event) -> None:
         def check(path: Path) -> None:
             if (found := path.stat().st_size) != entry.bytes:
                 raise ValueError(f"{found} bytes")
             if (sha256 := hash_file(path)) != entry.sha256:
-                raise ValueError(f"other bytes, of sha256 {sha256}")
+                raise ValueError(f"bytes of sha256 {sha256}")
 
         self._try(f"{entry.name}.tar", part, entry, check, stopped)
 
@@ -156,12 +158,12 @@ class RemoteFiles:
         check: Callable[[Path], object],
         stopped: threading.Event,
     ) -> None:
-        """Fetch a file that passes a check, in several tries."""
-        found = ""
+        """Fetch a file and check it, and try again if either fails."""
+        problem = ""
         for attempt in range(self.retries + 1):
             if attempt and stopped.wait(backoff_s(attempt)):
                 raise TransferCancelledError
-            # A transfer that was given up may write a little longer, to a file without a name.
+            # A cancelled transfer may go on writing for a moment: to the unlinked file, not to the new one.
             part.unlink(missing_ok=True)
             try:
                 self.store.fetch(name, part, entry.bytes if entry else None, stopped)
@@ -169,32 +171,37 @@ class RemoteFiles:
                 return
             except TransferCancelledError:
                 raise
-            except Exception as error:  # Each store's client has errors of its own, and none of them is ours to import.
+            except Exception as error:  # Each client has its own error classes, which cannot be imported here.
                 self._refuse_hopeless(name, error)
-                found = describe_error(error)
+                problem = describe_error(error)
         what = f"{entry.bytes} bytes of sha256 {entry.sha256}" if entry else "a whole file"
         raise FetchError(
-            f"{self._where(name)}: expected {what}, found in {self.retries + 1} tries, in the last one: {found}; "
-            "mend the connection or the file there, and run the same command again"
+            f"{self._where(name)}: {self.retries + 1} tries did not bring {what}; the last one ended with: {problem}. "
+            "Check the connection and the file there, and run the same command again."
         )
 
     def _refuse_hopeless(self, name: str, error: Exception) -> None:
-        """Raise what no other try would mend."""
+        """Raise the errors that another try cannot fix."""
         if isinstance(error, InputError) and not isinstance(error, ShardSetError):
             raise error
         if is_local(error):
             raise error
         if name == MANIFEST and isinstance(error, FileNotFoundError):
             raise ShardSetError(
-                f"{self._where(name)}: expected a complete shard set, found none; check --data.shards, or send the set "
-                "there with upfield shard"
+                f"{self._where(name)}: no complete shard set is there. Check --data.shards, or send the set there with "
+                "upfield shard."
             ) from error
         if name == MANIFEST and isinstance(error, ShardSetError):
             raise error
 
 
-def checked_index(data: bytes, where: str, entry: ShardEntry) -> ShardIndex:
-    """Make an index of a file's bytes and make sure that it is its shard's, for the manifest has no hash of it.
+def parse_fitting_index(data: bytes, where: str, entry: ShardEntry) -> ShardIndex:
+    """Parse the bytes of an index, and check that it fits its shard, because the manifest has no hash of the index.
+
+    Args:
+        data: the whole file.
+        where: its address, for errors.
+        entry: the shard.
 
     Raises:
         ShardSetError: the members do not follow one another through the whole shard, as they do in a tar.
@@ -205,14 +212,12 @@ def checked_index(data: bytes, where: str, entry: ShardEntry) -> ShardIndex:
     room = BLOCKSIZE - (-sizes // BLOCKSIZE) * BLOCKSIZE
     expected = np.cumsum(room) - room + BLOCKSIZE
     if len(index.keys) != entry.samples or (offsets != expected).any() or room.sum() > entry.bytes:
-        raise ShardSetError(
-            f"{where}: expected the index of a tar of {entry.bytes} bytes, found another; rebuild the set"
-        )
+        raise ShardSetError(f"{where}: the index does not fit its tar of {entry.bytes} bytes. Build the set again.")
     return index
 
 
 def backoff_s(attempt: int) -> float:
-    """Give the pause before another try, the first being 1: twice as long each time, and not the same for all ranks."""
+    """Return the pause before try `attempt`, from 1, in seconds: doubled each time, and random within limits."""
     return min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (attempt - 1)) * JITTER.uniform(0.5, 1)
 
 

@@ -1,4 +1,4 @@
-"""Open the shard set that a configuration names, in a folder or at an address."""
+"""The splits of the shard set that a configuration names, in a folder or at an address."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from upfield.sharding.shardset.manifest import Manifest, read_manifest
 from upfield.sharding.shardset.shard_index import ShardEntry
 from upfield.sharding.shardset.shard_split import ShardSplit
 
-# Ranks may be in neighbouring shards of the validation split, which is read in stored order.
+# The validation split is read in stored order, so that ranks may be in neighbouring shards.
 VALIDATION_SHARDS = 2
 
 
@@ -21,7 +21,7 @@ def open_splits(data: DataConfig) -> tuple[ShardSplit, ShardSplit]:
     """Open the training and the validation split.
 
     Raises:
-        InputError: no complete set is there, or the cache is too small for it.
+        InputError: there is no complete set, or the cache is too small for it.
         RunError: a store does not answer as it should.
     """
     manifest, files = read_set(data)
@@ -32,10 +32,13 @@ def open_splits(data: DataConfig) -> tuple[ShardSplit, ShardSplit]:
 
 
 def read_set(data: DataConfig) -> tuple[Manifest, RemoteFiles | None]:
-    """Read a set's manifest; give with it where its files are, if that is not in a folder.
+    """Read the manifest of the configured set.
+
+    Returns:
+        The manifest, and access to the files of a remote set; None if the set is in a folder.
 
     Raises:
-        InputError: no complete set is there, or an address that cannot be used.
+        InputError: there is no complete set, or the address cannot be used.
         RunError: a store does not answer as it should.
     """
     place = str(data.shards)
@@ -53,7 +56,7 @@ def read_set(data: DataConfig) -> tuple[Manifest, RemoteFiles | None]:
 
 
 def refuse_small_cache(data: DataConfig, manifest: Manifest) -> None:
-    """Raise InputError where the cache cannot hold the windows that are needed at once."""
+    """Raise InputError if the cache cannot hold the windows that are needed at once."""
     entries = manifest.shards("train")
     window_samples = sum(sorted(entry.samples for entry in entries)[: data.window_shards])
     read_at_once = data.batch_size * (1 + data.prefetch * data.num_workers)
@@ -62,10 +65,10 @@ def refuse_small_cache(data: DataConfig, manifest: Manifest) -> None:
     if needed > data.cache_bytes:
         raise InputError(
             f"data.cache_bytes: expected at least {needed}, for {windows} windows of {data.window_shards} shards and "
-            f"{VALIDATION_SHARDS} of validation, found {data.cache_bytes}; raise it, or lower --data.window_shards"
+            f"{VALIDATION_SHARDS} validation shards, found {data.cache_bytes}. Raise it, or lower --data.window_shards."
         )
 
 
 def largest(entries: list[ShardEntry], number: int) -> int:
-    """Give the bytes of the largest shards, so many of them."""
+    """Return the bytes of the `number` largest shards together."""
     return sum(sorted((entry.bytes for entry in entries), reverse=True)[:number])

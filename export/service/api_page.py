@@ -70,7 +70,7 @@ SCAN_BODY: dict[str, Any] = {
 }
 
 
-def page_of(schema: dict[str, Any]) -> str:
+def schema_page(schema: dict[str, Any]) -> str:
     """Write an OpenAPI schema as a page of plain HTML."""
     info = schema["info"]
     parts = [

@@ -3,8 +3,8 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from upfield.export.service.limits import Queue
-from upfield.export.service.strips import SliceBatch
+from upfield.export.service.replicas.strips import SliceBatch
+from upfield.export.service.scan_requests.admission import AdmissionQueue
 
 SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200)
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -40,12 +40,12 @@ class Counters:
             "upfield_batch_scans", "Scans that share a batch.", buckets=(1, 2, 3, 4, 6, 8), registry=self.registry
         )
 
-    def watch(self, queue: Queue) -> None:
+    def watch(self, queue: AdmissionQueue) -> None:
         """Show how many scans wait, and how many have been taken in altogether."""
         waiting = Gauge("upfield_queue_length", "Scans that wait for their turn.", registry=self.registry)
         waiting.set_function(lambda: len(queue.waiting))
         taken_in = Gauge("upfield_scans", "Scans received, waiting or worked on.", registry=self.registry)
-        taken_in.set_function(lambda: queue.taken_in)
+        taken_in.set_function(lambda: queue.num_admitted)
 
     def note_request(self, method: str, path: str, status: int, seconds: float) -> None:
         """Count an answer."""

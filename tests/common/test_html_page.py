@@ -17,7 +17,7 @@ RNG = np.random.default_rng(0)
 
 
 class Page(HTMLParser):
-    """The tags, attributes and text of a page; script and style content counts as text."""
+    """The tags, attributes and text of a page; the content of scripts and styles counts as text."""
 
     def __init__(self, html):
         super().__init__()
@@ -63,7 +63,7 @@ def decode(png, tmp_path):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """A report with one section of each kind, hostile text in every place that takes text."""
+    """A report with one section of each kind, and hostile text wherever text is accepted."""
     sides = {name: {"psnr_slice": {"mean": 20.0 + i, "median": 21.0}} for i, name in enumerate(("cubic", "model"))}
     sections = [
         html_page.paragraph(f"first {HOSTILE}\n\nsecond", f"words {HOSTILE}"),

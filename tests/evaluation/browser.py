@@ -1,4 +1,4 @@
-"""A headless Chromium and as much of its debugging protocol as it takes to look at a page."""
+"""A headless Chromium, driven through the parts of its debugging protocol that the tests of pages need."""
 
 import base64
 import json
@@ -14,7 +14,7 @@ import websocket
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
     "--headless",
-    "--no-sandbox",  # which root cannot have
+    "--no-sandbox",  # the sandbox does not start for root
     "--disable-gpu",
     "--disable-dev-shm-usage",
     "--disable-quic",
@@ -22,7 +22,7 @@ FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    # Otherwise a frame that may not reach its page lives in a process of its own, out of this connection's sight.
+    # Otherwise a sandboxed frame gets its own process, which this connection cannot see.
     "--disable-features=IsolateSandboxedIframes",
     "--remote-debugging-port=0",
 )
@@ -30,16 +30,16 @@ TIMEOUT_S = 60
 
 
 def find_chromium() -> str | None:
-    """Give the path of a Chromium, if there is one."""
+    """Return the path of an installed Chromium, or None."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 class Browser:
-    """One page in a Chromium of its own."""
+    """One page in its own Chromium process."""
 
     def __init__(self, program: str) -> None:
-        """Start it, and connect to its one page."""
-        # Its last files may come while the folder is being removed.
+        """Start Chromium, and connect to its only page."""
+        # Chromium may still write files while the folder is being removed.
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self._process = subprocess.Popen(
             [program, *FLAGS, f"--user-data-dir={self._folder.name}", "about:blank"],
@@ -56,9 +56,9 @@ class Browser:
         self._number = 0
         self._session = ""
         self.complaints: list[str] = []
-        """Errors of scripts, of the console, and of what the page is not allowed to do."""
+        """Script errors, console errors, and violations of the page's security policy."""
         self.contexts: list[int] = []
-        """Of the page and of its frames, in the order they were made."""
+        """Execution contexts of the page and its frames, in the order of their creation."""
         self.loaded = False
         targets = self.call("Target.getTargets")["targetInfos"]
         page = next(target for target in targets if target["type"] == "page")
@@ -77,7 +77,7 @@ class Browser:
         return f"ws://127.0.0.1:{lines[0]}{lines[1]}"
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Ask for something and wait for the answer."""
+        """Call a method of the debugging protocol, and return its result."""
         self._number += 1
         session = {"sessionId": self._session} if self._session else {}
         self._socket.send(json.dumps({"id": self._number, "method": method, "params": parameters, **session}))
@@ -104,7 +104,7 @@ class Browser:
             self.loaded = True
 
     def open(self, page: Path | str, width: int, height: int = 900) -> None:
-        """Show a file or an address in a window of a size in CSS pixels, and wait until all of it is there."""
+        """Open a file or an address in a window of the given size in CSS pixels, and wait until it has loaded."""
         mobile = width < 600
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
         self.complaints.clear()
@@ -114,7 +114,7 @@ class Browser:
             self._note(json.loads(self._socket.recv()))
 
     def ask(self, expression: str, frame: int = 0) -> Any:
-        """Give the value of a JavaScript expression in the page, or in a frame of it, counted from 1."""
+        """Return the value of a JavaScript expression in the page (frame 0) or in one of its frames, counted from 1."""
         result = self.call(
             "Runtime.evaluate",
             expression=expression,
@@ -126,20 +126,20 @@ class Browser:
         return result["result"].get("value")
 
     def wait_for(self, expression: str, frame: int = 0) -> None:
-        """Wait until an expression holds."""
+        """Wait until a JavaScript expression is true."""
         deadline = time.monotonic() + TIMEOUT_S
         while not self.ask(expression, frame):
-            assert time.monotonic() < deadline, f"{expression} never held"
+            assert time.monotonic() < deadline, f"{expression} never became true"
             time.sleep(0.05)
 
     def choose_file(self, selector: str, path: Path) -> None:
-        """Choose a file in a field of the page, as a person does."""
+        """Choose a file in a file input of the page, as a person does."""
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.call("DOM.setFileInputFiles", files=[str(path)], nodeId=node)
 
     def press(self, key: str) -> None:
-        """Press a key, by the name that scripts know it by."""
+        """Press a key, named as in JavaScript's `KeyboardEvent.key`."""
         codes = {"Tab": 9, "Enter": 13, "PageUp": 33, "PageDown": 34}
         codes |= {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
         text = {"text": "\r"} if key == "Enter" else {}
@@ -148,11 +148,11 @@ class Browser:
         self.call("Input.dispatchKeyEvent", type="keyUp", **named)
 
     def screenshot(self, whole: bool = False) -> bytes:
-        """Give a PNG of the window, or of the whole page."""
+        """Return a PNG of the window, or of the whole page."""
         return base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"])
 
     def close(self) -> None:
-        """End it."""
+        """End Chromium."""
         self._socket.close()
         self._end()
 

@@ -1,4 +1,4 @@
-"""What the scanner measured must be found again in the restored volume; what contradicts it is found and placed."""
+"""A volume that agrees with its scan passes the consistency check, and a contradiction is found at its frequency."""
 
 import json
 from dataclasses import replace
@@ -27,7 +27,7 @@ REAL = LowFieldSampling(Grids(GEOMETRY, np.zeros(3)), None, 1.0)
 
 
 def draw(seed: int = 0) -> NDArray[np.float32]:
-    """A head-like volume `(32, 40, 48)` float32 in [0, 1]: structure of all sizes inside, nothing outside."""
+    """Draw a head-like volume `(32, 40, 48)` float32 in [0, 1]: structure of several sizes inside, zero outside."""
     rng = np.random.default_rng(seed)
     places = np.meshgrid(*(np.linspace(-1, 1, size) for size in GEOMETRY.high_shape), indexing="ij")
     radius = np.sqrt(sum(np.square(place) for place in places))
@@ -39,7 +39,7 @@ def draw(seed: int = 0) -> NDArray[np.float32]:
 
 
 def grating(cycles_per_voxel: float) -> NDArray[np.float32]:
-    """A wave along the first axis, of amplitude 0.05 in the middle of the volume."""
+    """Add a wave of amplitude 0.05 along the first axis to the head-like volume, `(32, 40, 48)`."""
     wave = 0.05 * np.cos(2 * np.pi * cycles_per_voxel * np.arange(GEOMETRY.high_shape[0]))
     return (np.clip(draw(), 0.2, 0.8) + wave[:, None, None]).astype(np.float32)
 
@@ -76,13 +76,13 @@ def test_brightness_and_contrast_are_no_contradiction():
 
 @pytest.mark.parametrize(("share_of_limit", "band"), [(0.15, 0), (0.4, 1), (0.75, 2)])
 def test_structure_planted_inside_the_scanner_s_band_is_found_there(share_of_limit, band):
-    # The low grid's voxels of 1.6 mm hold half a cycle each.
+    # A voxel of the low-field grid, 1.6 mm wide, holds at most half a cycle.
     cycles = share_of_limit * 0.5 / 1.6
     clean, planted = grating(0) - np.float32(0.05), grating(cycles)
     scan = REAL.see(clean)
     found = check_consistency(planted, scan, REAL)
     assert found.nrmse > 10 * check_consistency(clean, scan, REAL).nrmse
-    # In energy, not in shares: the scan has more of it at low frequencies.
+    # Compared in energy, not in shares, because the scan has more energy at low frequencies.
     spectrum = np.square(np.abs(np.fft.fft(found.residual.mean(axis=(1, 2)))))
     assert abs(np.fft.fftfreq(32))[spectrum.argmax()] == pytest.approx(cycles, abs=1 / 32)
     assert found.bands[band] > 0.05 * max(found.bands)
@@ -94,13 +94,13 @@ def test_a_band_s_share_is_its_energy_alone():
     rng = np.random.default_rng(0)
     scan = np.clip(0.5 + 0.05 * rng.standard_normal(GEOMETRY.high_shape), 0.01, 0.99).astype(np.float32)
     x = np.arange(32)[:, None, None]
-    # A whole number of waves, 3 of 32: 0.3 of the limit.
+    # Three whole waves in 32 voxels: 0.3 of the limit.
     wave = (0.05 * np.cos(2 * np.pi * 3 / 32 * x) + np.zeros(GEOMETRY.high_shape)).astype(np.float32)
     assert 0.25 < 3 / 32 / limit < 0.5
     shares = band_shares(wave, scan, GEOMETRY)
     assert shares[1] > 0.01
     assert max(shares[0], shares[2], shares[3]) < 1e-6
-    # All energies together are Parseval's; one band with everything in it gives their ratio.
+    # A grid so coarse that all frequencies lie in the last band: its share is the ratio of the total energies.
     coarse = GeometryConfig(
         low_shape=(2, 2, 2), low_spacing_mm=(100, 100, 100), high_shape=GEOMETRY.high_shape, high_spacing_mm=(1, 1, 1)
     )
@@ -113,7 +113,7 @@ def test_structure_beyond_the_scanner_leaves_little_trace():
     clean = grating(0) - np.float32(0.05)
     scan = REAL.see(clean)
     inside, beyond = (check_consistency(grating(cycles), scan, REAL).nrmse for cycles in (0.1, 0.47))
-    # What aliases into the band, weakened by the average over a voxel.
+    # Structure beyond the limit is aliased into the band, weakened by the average over a voxel.
     assert beyond < 0.3 * inside
 
 

@@ -1,4 +1,4 @@
-"""A model that follows its input agrees with itself; one that draws what it likes does not."""
+"""A model that follows its input agrees with itself; a model that invents structure does not."""
 
 import numpy as np
 import pytest
@@ -8,21 +8,21 @@ from upfield.evaluation.disagreement import NOISE_STD, answers, disagreement, mo
 
 
 def draw(channels: int = 1) -> np.ndarray:
-    """`(6, channels, 40, 36)` in [0, 1], smooth."""
+    """Draw smooth images `(6, channels, 40, 36)` in [0, 1]."""
     rng = np.random.default_rng(0)
     image = ndimage.gaussian_filter(rng.standard_normal((6, channels, 40, 36)), (0, 0, 2, 2))
     return ((image - image.min()) / np.ptp(image)).astype(np.float32)
 
 
 def middle(low: np.ndarray) -> np.ndarray:
-    """The model that gives back the slice itself."""
+    """Restore nothing: return the middle slice of the input."""
     return low[:, low.shape[1] // 2].copy()
 
 
 def test_moving_is_scipy_s():
     images = draw(2)
     expected = ndimage.shift(images.astype(np.float64), (0, 0, 0.5, 0.5), order=3, mode="nearest")
-    # Outside the image the two go on differently.
+    # Near the border the two differ, because they continue the image differently.
     assert np.abs(moved(images, 0.5) - expected)[..., 10:-10, 10:-10].max() < 1e-5
     assert shift(images, 0.5).min() >= 0
 
@@ -46,7 +46,7 @@ def test_the_same_answer_each_time_is_no_disagreement():
 def test_it_is_the_standard_deviation_of_four_answers():
     low = draw()
     given = np.random.default_rng(1).random((4, 6, 40, 36)).astype(np.float32)
-    # Nothing to mirror or to move back: flat images that differ in height alone.
+    # Constant images are unchanged by mirroring and moving; they differ in their level alone.
     given[:] = given[:, :1, :1, :1]
     calls = iter(given[1:])
     found = disagreement(low, given[0], lambda _: next(calls).copy(), seed=0)

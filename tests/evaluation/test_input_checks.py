@@ -1,4 +1,4 @@
-"""What cannot be measured is refused, in a sentence, before anything is written."""
+"""Input that cannot be evaluated is refused with a message before anything is written."""
 
 import json
 import re
@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from upfield.evaluation.evaluate import main
+from upfield.evaluation.input_checks import report_folders
 from upfield.evaluation.restorers import RunRestorer
 
 
@@ -43,7 +44,7 @@ def test_a_model_that_gives_nan_ends_it(
 
 
 def change(name: str) -> Callable[[dict[str, Any]], None]:
-    """Give what spoils a manifest, by name."""
+    """Return the function that spoils a manifest, by name."""
 
     def other_context(tree: dict[str, Any]) -> None:
         tree["config"]["context"] = 1
@@ -151,3 +152,9 @@ def test_a_shard_that_was_changed_is_refused(
     assert code == 2
     assert re.search(r"\.tar: expected sha256 \w+ as in the manifest", err)
     assert not (tmp_path / "o").exists()
+
+
+def test_folders_of_models_of_one_name_differ() -> None:
+    models = [Path("a/run"), Path("b/run"), Path("run.onnx")]
+    assert report_folders(models, Path("o")) == [Path("o/run"), Path("o/run-2"), Path("o/run-3")]
+    assert report_folders(models[:1], Path("o")) == [Path("o")]

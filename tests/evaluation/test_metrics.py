@@ -1,4 +1,4 @@
-"""Every metric against a computation of its own, written here from its definition."""
+"""Every metric agrees with an independent computation, written here from the metric's definition."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def to_pair(restored: np.ndarray, high: np.ndarray, head: np.ndarray | None = No
 
 
 def draw(shape: tuple[int, int, int], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A smooth image with a background of nothing, and the same blurred and noisy: `(X, Y, Z)` float32 in [0, 1]."""
+    """Draw a smooth image on a zero background, and a blurred and noisy copy: `(X, Y, Z)` float32 in [0, 1]."""
     rng = np.random.default_rng(seed)
     high = ndimage.gaussian_filter(rng.standard_normal(shape), 1.5)
     high = np.clip((high - high.min()) / np.ptp(high) * 1.6 - 0.6, 0, 1)
@@ -41,12 +41,12 @@ def gaussian_window() -> np.ndarray:
 
 
 def similarity(a: np.ndarray, b: np.ndarray, average, most: float, sample: bool = False) -> tuple[np.ndarray, ...]:
-    """Luminance times contrast, and contrast alone, per pixel: Wang et al. 2004, from windows' means."""
+    """Compute luminance times contrast, and contrast alone, per pixel from windowed means (Wang et al. 2004)."""
     c1, c2 = (0.01 * most) ** 2, (0.03 * most) ** 2
     mean_a, mean_b = average(a), average(b)
     variance_a, variance_b = average(a * a) - mean_a**2, average(b * b) - mean_b**2
     covariance = average(a * b) - mean_a * mean_b
-    if sample:  # of n pixels, the estimate with n - 1
+    if sample:  # the unbiased estimate, with n - 1 for n pixels
         count = 7**a.ndim
         variance_a, variance_b, covariance = (v * count / (count - 1) for v in (variance_a, variance_b, covariance))
     contrast = (2 * covariance + c2) / (variance_a + variance_b + c2)
@@ -54,25 +54,25 @@ def similarity(a: np.ndarray, b: np.ndarray, average, most: float, sample: bool 
 
 
 def filtered(image: np.ndarray) -> np.ndarray:
-    """Means under the Gaussian window, the image mirrored at its border without repeating it."""
+    """Average under the Gaussian window; the image is mirrored at its border without repeating the border pixel."""
     return signal.convolve2d(np.pad(image, 5, mode="reflect"), gaussian_window(), mode="valid")
 
 
 def ms_ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """Wang et al. 2003: contrast at five scales and luminance at the last, each a mean over pixels."""
-    found = 1.0
+    """Compute MS-SSIM (Wang et al. 2003): mean contrast at five scales, and mean luminance at the last."""
+    product = 1.0
     for scale, weight in enumerate(MS_SSIM_WEIGHTS):
         whole, contrast = similarity(a, b, filtered, 1.0)
-        # Only pixels whose window lies inside count at the scales that give contrast alone.
+        # At the scales that contribute contrast alone, only pixels whose window lies inside the image count.
         value = whole.mean() if scale == 4 else contrast[5:-5, 5:-5].mean()
-        found *= max(value, 0) ** weight
+        product *= max(value, 0) ** weight
         a, b = (
             x[: x.shape[0] // 2 * 2, : x.shape[1] // 2 * 2]
             .reshape(x.shape[0] // 2, 2, x.shape[1] // 2, 2)
             .mean(axis=(1, 3))
             for x in (a, b)
         )
-    return found
+    return product
 
 
 def uniform(image: np.ndarray) -> np.ndarray:
@@ -192,7 +192,7 @@ def test_ulf_enc_score(images):
 def test_perfect_images(images):
     _, high = images
     expected = {"nrmse": 0, "mae": 0, "ssim_volume": 1, "psnr_volume": np.inf}
-    # Its PSNR of a perfect voxel is 80 dB.
+    # The challenge's PSNR of a perfect voxel is 80 dB.
     expected["score_ulf_enc"] = 0.7 + 0.1 * 80 / 32 + 0.2
     for name, value in expected.items():
         assert measured(name, high, high) == pytest.approx(value, abs=1e-5)

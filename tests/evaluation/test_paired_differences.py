@@ -1,4 +1,4 @@
-"""Differences over subjects, intervals and tests against cases that can be computed by hand."""
+"""Differences over subjects, intervals and p-values agree with cases that can be enumerated."""
 
 from itertools import product
 
@@ -12,7 +12,7 @@ from upfield.evaluation.paired_differences import RESAMPLES, compare, difference
 
 
 def volume(subject: str, cubic: list[float], model: list[float], kind: str = "real") -> VolumeMeasurements:
-    """Figures in which every metric has the same values; the volumes' are the mean."""
+    """Make measurements in which every slice metric has the same values, and every volume metric their mean."""
     slices = {
         method: dict.fromkeys(SLICE_METRICS, np.array(values))
         for method, values in (("cubic", cubic), ("model", model))
@@ -23,7 +23,7 @@ def volume(subject: str, cubic: list[float], model: list[float], kind: str = "re
 
 
 def sign_flips(differences: list[float]) -> float:
-    """Two-sided p: twice the smaller tail of all sums under flipped signs."""
+    """Compute the two-sided p: twice the smaller tail of the sums under all sign flips."""
     sums = np.array([np.dot(signs, differences) for signs in product((1, -1), repeat=len(differences))])
     observed, slack = sum(differences), 1e-9
     return min(1.0, 2 * min((sums >= observed - slack).mean(), (sums <= observed + slack).mean()))
@@ -48,7 +48,7 @@ def test_more_subjects_than_can_be_flipped_each_way_are_sampled():
     assert RESAMPLES < 2**20
     found = difference_of(differences)
     assert found.p == difference_of(differences).p
-    # Sums under flipped signs are close to normal.
+    # The sums under random sign flips are nearly normally distributed.
     z = differences.sum() / np.linalg.norm(differences)
     assert found.p == pytest.approx(2 * stats.norm.sf(abs(z)), abs=0.02)
 
@@ -58,7 +58,7 @@ def test_the_interval_is_that_of_all_samples_of_subjects():
     means = np.array([np.mean(chosen) for chosen in product(differences, repeat=4)])
     found = difference_of(np.array(differences))
     assert (found.mean, found.subjects) == (2.0, 4)
-    # Percentiles of all 256 samples; those of 9999 drawn ones fall on the same or the next mean.
+    # The percentiles of 9999 random samples fall on the same mean as those of all 256 samples, or on the next one.
     assert found.low == pytest.approx(np.percentile(means, 2.5), abs=0.26)
     assert found.high == pytest.approx(np.percentile(means, 97.5), abs=0.26)
 

@@ -20,9 +20,10 @@ import uvicorn
 
 from upfield.export.configuration import ServeConfig
 from upfield.export.modelfile.onnx_restorer import OnnxRestorer
-from upfield.export.serve import about_model, listen, options
 from upfield.export.service.counters import Counters
-from upfield.export.service.strips import Batcher, Strip
+from upfield.export.service.model_info import model_info
+from upfield.export.service.replicas.strips import Strip, StripBatcher
+from upfield.export.service.web_server import listen, uvicorn_config
 from upfield.export.service.webapp import build_app
 
 TIMEOUT_S = 60
@@ -89,7 +90,7 @@ class LocalEngine:
 
     def __init__(self, model: Path, batch_size: int, note: Any) -> None:
         self.restorer = OnnxRestorer(model, "cpu", 1)
-        self.context, self.normalisation = self.restorer.context, self.restorer.normalisation
+        self.context = self.restorer.context
         self.batch_size = batch_size
         self.gate = threading.Event()
         """Strips wait until it is set."""
@@ -98,7 +99,7 @@ class LocalEngine:
         self.error: Exception | None = None
         """Raised instead of an answer."""
         self._note = note
-        self._batcher = Batcher(self.restorer, batch_size)
+        self._batcher = StripBatcher(self.restorer, batch_size)
 
     async def restore(self, owner: str, low: np.ndarray) -> np.ndarray:
         while not self.gate.is_set():
@@ -130,8 +131,8 @@ def running(model: Path, folder: Path, token: str | None = None, **limits: Any) 
     counters = Counters(config.batch_size)
     engine = LocalEngine(model, config.batch_size, counters.note_batch)
     folder.mkdir(exist_ok=True)
-    app = build_app(config, engine, about_model(config, engine.restorer.card, "here"), counters, token, folder)
-    server = uvicorn.Server(options(app, config))
+    app = build_app(config, engine, model_info(config, engine.restorer.card, "here"), counters, token, folder)
+    server = uvicorn.Server(uvicorn_config(app, config))
     with listen("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()

@@ -14,17 +14,17 @@ from upfield.common.errors import RunError
 from upfield.tune.cluster import count_fitting
 from upfield.tune.configuration import ResourceConfig
 from upfield.tune.figures import _places, coordinates_png, learning_curves_png
-from upfield.tune.outcomes import Trained, Tried, curve_of, last_line
-from upfield.tune.page import importance
-from upfield.tune.results import result_rows, table, to_csv, trial_rows, write_results
+from upfield.tune.outcomes import PointOutcome, TrialOutcome, last_line, read_curve
+from upfield.tune.results import result_rows, results_table, to_csv, trial_rows, write_results
 from upfield.tune.state import is_whole, newest_of_each_kind
+from upfield.tune.sweep_report import importance
 
 CURVE = ((1.0, 20.0), (2.0, 21.0))
 
 
-def tried(scores: list[float | None], out: Path = Path("sweep"), **point: object) -> Tried:
+def outcome(scores: list[float | None], out: Path = Path("sweep"), **point: object) -> PointOutcome:
     trials = [
-        Trained(
+        TrialOutcome(
             point,
             number if len(scores) > 1 else None,
             score,
@@ -34,18 +34,18 @@ def tried(scores: list[float | None], out: Path = Path("sweep"), **point: object
         )
         for number, score in enumerate(scores)
     ]
-    return Tried(point, tuple(sorted(trials, key=lambda trial: -(trial.psnr_slice or -math.inf))))
+    return PointOutcome(point, tuple(sorted(trials, key=lambda trial: -(trial.psnr_slice or -math.inf))))
 
 
 def test_mean_and_spread_are_over_seeds() -> None:
-    one = tried([20.0, 22.0], lr=1)
+    one = outcome([20.0, 22.0], lr=1)
     assert one.mean == 21.0
     assert one.spread == pytest.approx(math.sqrt(2))
-    assert tried([20.0], lr=1).spread is None
+    assert outcome([20.0], lr=1).spread is None
 
 
 def test_a_point_of_which_a_seed_failed_has_no_mean_and_says_why() -> None:
-    one = tried([20.0, None], lr=1)
+    one = outcome([20.0, None], lr=1)
     assert one.mean == -math.inf
     assert one.status == "done; failed: step 3: expected a finite loss"
     rows = list(csv.DictReader(io.StringIO(to_csv(result_rows([one])))))
@@ -56,8 +56,8 @@ def test_a_point_of_which_a_seed_failed_has_no_mean_and_says_why() -> None:
 def test_results_are_written_and_best_is_the_best_run_of_the_best_point(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    points = [tried([22.0, 23.0], tmp_path, lr=0.1, size=2), tried([25.0, 19.0], tmp_path, lr=0.2, size=2)]
-    points.append(tried([None, None], tmp_path, lr=0.3, size=4))
+    points = [outcome([22.0, 23.0], tmp_path, lr=0.1, size=2), outcome([25.0, 19.0], tmp_path, lr=0.2, size=2)]
+    points.append(outcome([None, None], tmp_path, lr=0.3, size=4))
     for one in points:
         for trial in one.trials:
             Path(trial.run).mkdir(parents=True)
@@ -76,13 +76,15 @@ def test_results_are_written_and_best_is_the_best_run_of_the_best_point(
 
 
 def test_a_sweep_without_any_result_fails_with_the_reason(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"found none among all 1 points; the first: failed: step 3"):
-        write_results(tmp_path, [tried([None], tmp_path, lr=1)])
+    with pytest.raises(RunError, match=r"no trial of the 1 points reached .* first point: failed: step 3"):
+        write_results(tmp_path, [outcome([None], tmp_path, lr=1)])
     assert (tmp_path / "results.csv").is_file()
 
 
 def test_the_table_aligns_its_columns() -> None:
-    header, _, first, second = table([tried([22.0], lr=0.0002, size=4), tried([None], lr=0.001, size=16)]).splitlines()
+    header, _, first, second = results_table(
+        [outcome([22.0], lr=0.0002, size=4), outcome([None], lr=0.001, size=16)]
+    ).splitlines()
     assert header.index("size") == first.index("4 ") == second.index("16")
     assert header.index("status") == first.index("done") == second.index("failed")
 
@@ -128,8 +130,8 @@ def test_a_curve_is_read_from_the_runs_log_whatever_was_killed_in_between() -> N
         '{"event": "train", "epoch": 0.5}\n{"event": "validation", "epoch": 1.0, "psnr_slice": 20.0}\n'
         '{"event": "validation", "epoch": 2.0, "psnr_slice": 21.5}\n{"event": "validation", "epo'
     )
-    assert curve_of(log) == ((1.0, 20.0), (2.0, 21.5))
-    assert curve_of("") == ()
+    assert read_curve(log) == ((1.0, 20.0), (2.0, 21.5))
+    assert read_curve("") == ()
 
 
 def test_only_the_newest_state_files_count_and_half_a_file_is_not_whole() -> None:

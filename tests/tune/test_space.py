@@ -10,8 +10,8 @@ import pytest
 
 from upfield.distributed.configuration import TrainConfig
 from upfield.tune.configuration import SweepConfig
-from upfield.tune.search import most_epochs, with_seeds
-from upfield.tune.space import Range, grid_points, name_of, random_points, read_space, with_point
+from upfield.tune.search import most_epochs, repeat_with_seeds
+from upfield.tune.space import Range, apply_point, grid_points, name_run, random_points, read_space
 from upfield.tune.sweep import COMMAND, main
 
 REPORT = Path(__file__).parents[2] / "tune" / "spaces" / "report.yaml"
@@ -24,7 +24,7 @@ def config(space: dict[str, Any], **others: Any) -> SweepConfig:
 def test_the_grid_holds_every_combination_once() -> None:
     axes = read_space(config({"optim.lr": [1e-4, 2e-4], "data.batch_size": [2, 4, 8]}))
     points = grid_points(axes)
-    assert len({name_of(point) for point in points}) == len(points) == 6
+    assert len({name_run(point) for point in points}) == len(points) == 6
 
 
 def test_values_are_those_that_training_makes_of_them_each_once() -> None:
@@ -36,7 +36,7 @@ def test_random_points_are_as_many_as_asked_for_or_all_there_are() -> None:
     axes = read_space(config({"data.batch_size": [2, 4, 8], "run.epochs": [1, 2]}))
     for count in (3, 6, 50):
         points = random_points(axes, count, seed=0)
-        assert len({name_of(point) for point in points}) == len(points) == min(count, 6)
+        assert len({name_run(point) for point in points}) == len(points) == min(count, 6)
 
 
 def test_random_points_lie_in_their_ranges_and_depend_on_the_seed_alone() -> None:
@@ -61,23 +61,23 @@ def test_random_points_lie_in_their_ranges_and_depend_on_the_seed_alone() -> Non
 
 
 def test_points_change_the_keys_they_name_and_no_others() -> None:
-    changed = with_point(TrainConfig(), {"optim.lr": "1e-3", "model.preset": "tiny"})
+    changed = apply_point(TrainConfig(), {"optim.lr": "1e-3", "model.preset": "tiny"})
     assert (changed.optim.lr, changed.model.preset) == (1e-3, "tiny")
     assert changed.data == TrainConfig().data
     assert changed.optim.betas == TrainConfig().optim.betas
 
 
 def test_every_point_is_trained_with_every_seed() -> None:
-    points = with_seeds([{"optim.lr": 1e-3}, {"optim.lr": 1e-4}], first=5, seeds=3)
-    assert len({name_of(point) for point in points}) == 6
+    points = repeat_with_seeds([{"optim.lr": 1e-3}, {"optim.lr": 1e-4}], first=5, seeds=3)
+    assert len({name_run(point) for point in points}) == 6
     assert {point["run.seed"] for point in points} == {5, 6, 7}
-    assert with_seeds([{"optim.lr": 1e-3}], first=5, seeds=1) == [{"optim.lr": 1e-3}]
+    assert repeat_with_seeds([{"optim.lr": 1e-3}], first=5, seeds=1) == [{"optim.lr": 1e-3}]
 
 
 def test_names_tell_points_apart_that_look_alike_and_fit_a_folder() -> None:
     near = [{"optim.lr": 1e-4}, {"optim.lr": 1.00001e-4}]
-    assert len({name_of(point) for point in near}) == 2
-    long = name_of({f"model.key{number}": "x/y " * 9 for number in range(20)})
+    assert len({name_run(point) for point in near}) == 2
+    long = name_run({f"model.key{number}": "x/y " * 9 for number in range(20)})
     assert len(long) < 200
     assert "/" not in long
 
@@ -99,23 +99,23 @@ def test_the_reports_space_is_the_reports() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("space: {}", "expected at least one dotted training key"),
+        ("space: {}", "no key to search"),
         ("space: {optim.rate: [1]}", "unknown key optim.rate"),
-        ("space: {optim.lr.x: [1]}", "optim.lr.x: expected a key of the training configuration"),
+        ("space: {optim.lr.x: [1]}", "optim.lr.x is not a training key"),
         ("space: {1: [1]}", "expected a dotted training key"),
-        ("space: {data.shards: [a, b]}", "expected one for all points"),
+        ("space: {data.shards: [a, b]}", "data.shards must be the same for all points"),
         ("space: {optim.lr: [-1]}", "expected a positive rate"),
-        ("space: {optim.lr: []}", "expected at least one value"),
+        ("space: {optim.lr: []}", "the list of values is empty"),
         ("space: {optim.lr: 1}", "expected a list of values or one of {uniform: [a, b]}"),
         ("space: {optim.lr: {normal: [0, 1]}}", "expected a list of values or one of"),
         ("space: {optim.lr: {uniform: [2, 1]}}\nsearch: random", "with a below b"),
         ("space: {optim.lr: {uniform: [1]}}\nsearch: random", "expected two numbers"),
         ("space: {optim.lr: {loguniform: [0, 1]}}\nsearch: random", "above 0"),
         ("space: {run.epochs: {int: [1, 2.5]}}\nsearch: random", "expected whole numbers"),
-        ("space: {optim.lr: {uniform: [0.1, 0.2]}}", "expected a list for the grid, found a range"),
-        ("space: {run.out: [a]}", "expected a key that the sweep does not set itself"),
-        ("space: {run.seed: [1]}\nseeds: 2", "expected a key that the sweep does not set itself"),
-        ("space: {optim.lr: [1]}", "expected --train.data.shards"),
+        ("space: {optim.lr: {uniform: [0.1, 0.2]}}", "a grid needs a list of values, not a range"),
+        ("space: {run.out: [a]}", "run.out is set by the sweep itself"),
+        ("space: {run.seed: [1]}\nseeds: 2", "run.seed is set by the sweep itself"),
+        ("space: {optim.lr: [1]}", "--train.data.shards is not set"),
         ("space: {optim.lr: [1]}\ntrials: 0", "trials: expected at least 1, found 0"),
         ("space: {optim.lr: [1]}\nresources: {cpus_per_worker: 0}", "expected a positive number"),
         ("space: {optim.lr: [1]}\nasha: {reduction_factor: 1}", "expected more than 1"),
@@ -139,9 +139,9 @@ def test_a_space_that_cannot_be_searched_is_refused(
     ("content", "message"),
     [
         ("resources: {workers_per_trial: 3}", "expected a multiple of 3, the number of processes"),
-        ("package: upfield.txt", "expected a wheel"),
+        ("package: upfield.txt", "upfield.txt is not a wheel"),
         ("package: FOLDER/other.whl", "expected a wheel of upfield, found one of other"),
-        ("package: FOLDER/torn.whl", "expected a wheel, found none that can be read"),
+        ("package: FOLDER/torn.whl", "torn.whl cannot be read as a wheel"),
         ("storage: s3//bucket", "storage: s3//bucket/sweep: this is not an address such as s3://bucket/folder"),
         ("storage: folder", "storage: folder/sweep: this is not an address such as s3://bucket/folder"),
     ],
@@ -168,13 +168,12 @@ def test_a_folder_of_another_sweep_is_refused(tmp_path: Path, run_cli: Callable,
     (other / "sweep.yaml").write_text(to_yaml(config({"optim.lr": [1e-4]})))
     code, _, err = run_cli(main, *given, "--out", other)
     assert code == 2
-    assert "expected the configuration that this sweep was begun with" in err
-    assert "found another train.data.shards, space.optim.lr;" in err
+    assert "this sweep was started with other values of train.data.shards, space.optim.lr." in err
     (other / "sweep.yaml").write_text("a: {")
     code, _, err = run_cli(main, *given, "--out", other)
     assert code == 2
-    assert "expected the configuration of a sweep, found a damaged file" in err
+    assert "the saved configuration of the sweep is damaged" in err
     (other / "sweep.yaml").rename(other / "notes.txt")
     code, _, err = run_cli(main, *given, "--out", other)
     assert code == 2
-    assert "expected a new folder or an earlier sweep, found something else" in err
+    assert "exists and is not the folder of a sweep" in err

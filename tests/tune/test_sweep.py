@@ -70,9 +70,9 @@ def test_points_are_compared_over_seeds_and_a_finished_sweep_has_nothing_left_to
     # Half a state file, as of a driver that was killed: the runs hold all that counts.
     newest = max((out / "ray").glob("experiment_state-*.json"))
     newest.write_bytes(newest.read_bytes()[:1000])
-    mended = run_sweep(config, out)
-    assert mended.stdout == done.stdout
-    assert f"found a damaged {newest.name}" in mended.stderr
+    repaired = run_sweep(config, out)
+    assert repaired.stdout == done.stdout
+    assert f"found a damaged {newest.name}" in repaired.stderr
     assert {path: path.stat().st_mtime_ns for path in (out / "trials").rglob("*.safetensors")} == before
 
 
@@ -83,8 +83,8 @@ def test_a_trial_that_can_never_be_placed_is_refused_at_once(
     config = write_config(tmp_path, tiny_shards, "space: {optim.lr: [1.0e-3]}\nresources: {cpus_per_worker: 999}\n")
     code, _, err = run_cli(sweep.main, "--config", config, "--out", tmp_path / "sweep")
     assert code == 2
-    assert "found 1 processes that need 999 CPUs and 0 GPUs each" in err
-    assert "and 1 nodes with" in err
+    assert "a trial needs 1 processes of 999 CPUs and 0 GPUs each" in err
+    assert "it has 1 nodes with" in err
     assert not (tmp_path / "sweep").exists()
 
 
@@ -180,7 +180,7 @@ def test_optuna_tries_each_point_of_a_small_space_once(tiny_shards: Path, tmp_pa
     results = rows(tmp_path / "sweep" / "results.csv")
     assert len({(row["optim.lr"], row["run.max_steps"]) for row in results}) == len(results) == 4
     assert {(row["status"], row["seeds"]) for row in results} == {("done", "1")}
-    assert "optuna: 4 points, and none else" in done.stderr
+    assert "optuna: 4 points, and no other one" in done.stderr
 
 
 def descendants(process: int, name: str) -> list[psutil.Process]:
@@ -317,7 +317,7 @@ def test_a_sweep_that_is_asked_to_end_says_how_to_go_on(
     process.send_signal(number)
     assert process.wait(TIMEOUT_S) == 130
     log = (tmp_path / "log-0").read_text()
-    assert "interrupted; the same command goes on from there" in log
+    assert "interrupted; the same command continues the sweep" in log
     assert "Traceback" not in log
     assert not (out / "results.csv").exists()
     run_sweep(config, out)

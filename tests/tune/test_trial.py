@@ -11,15 +11,15 @@ from upfield.common.errors import DivergedError, FetchError, InputError, RunErro
 from upfield.distributed.agreement import hold_folder
 from upfield.distributed.configuration import TrainConfig
 from upfield.tune import trial
-from upfield.tune.cluster import with_gpus
+from upfield.tune.cluster import settle_gpus
 from upfield.tune.configuration import ResourceConfig
-from upfield.tune.trial import FAILED, POINT, Trials, run_trial
+from upfield.tune.trial import FAILED, POINT, TrialSetup, run_trial
 
 GIVEN = {POINT: {"optim.lr": 1e-3}}
 
 
-def trials(out: Path, gpus: float = 0) -> Trials:
-    return Trials(TrainConfig(), str(out), ResourceConfig(gpus_per_worker=gpus))
+def setup(out: Path, gpus: float = 0) -> TrialSetup:
+    return TrialSetup(TrainConfig(), str(out), ResourceConfig(gpus_per_worker=gpus))
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
@@ -37,25 +37,25 @@ def test_what_would_end_the_same_is_reported_as_failed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
 ) -> None:
     failing(monkeypatch, error)
-    assert run_trial(GIVEN, trials(tmp_path))[FAILED] == str(error)
+    assert run_trial(GIVEN, setup(tmp_path))[FAILED] == str(error)
 
 
 @pytest.mark.parametrize("error", [FetchError("no answer"), RunError("disk full"), OSError("torn")])
 def test_what_may_pass_is_raised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception) -> None:
     failing(monkeypatch, error)
     with pytest.raises(type(error), match=str(error)):
-        run_trial(GIVEN, trials(tmp_path))
+        run_trial(GIVEN, setup(tmp_path))
 
 
 def test_a_run_that_another_process_writes_is_waited_for_and_then_raised(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(trial, "PATIENCE_S", 1.0)
-    run = tmp_path / trial.name_of(GIVEN[POINT])
+    run = tmp_path / trial.name_run(GIVEN[POINT])
     lock = hold_folder(run)
     assert lock is not None
-    with lock, pytest.raises(RunError, match="expected the trial's earlier process to be gone within 1 s"):
-        run_trial(GIVEN, trials(tmp_path))
+    with lock, pytest.raises(RunError, match="an earlier process of this trial still locks the run after 1 s"):
+        run_trial(GIVEN, setup(tmp_path))
 
 
 @pytest.mark.parametrize(("gpus", "seen"), [(0, ""), (1, "0,1")])
@@ -64,7 +64,7 @@ def test_gpus_are_hidden_from_trials_that_asked_for_none(
 ) -> None:
     failing(monkeypatch, InputError("here"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    run_trial(GIVEN, trials(tmp_path, gpus))
+    run_trial(GIVEN, setup(tmp_path, gpus))
     assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
 
 
@@ -75,4 +75,4 @@ def test_a_worker_has_a_gpu_by_default_where_there_are_any(
     monkeypatch: pytest.MonkeyPatch, given: float | None, there: float, found: float
 ) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": there})
-    assert with_gpus(ResourceConfig(gpus_per_worker=given)).gpus_per_worker == found
+    assert settle_gpus(ResourceConfig(gpus_per_worker=given)).gpus_per_worker == found

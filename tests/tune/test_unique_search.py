@@ -5,16 +5,16 @@ from pathlib import Path
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from ray.tune.search import Searcher
 
-from upfield.tune.unique_search import DistinctOptunaSearch
+from upfield.tune.unique_search import UniqueOptunaSearch
 
 SPACE = {"lr": CategoricalDistribution([0.1, 0.2, 0.3]), "size": IntDistribution(1, 3)}
 
 
-def searcher(seed: int) -> DistinctOptunaSearch:
-    return DistinctOptunaSearch(SPACE, metric="psnr", mode="max", seed=seed)
+def searcher(seed: int) -> UniqueOptunaSearch:
+    return UniqueOptunaSearch(SPACE, metric="psnr", mode="max", seed=seed)
 
 
-def points_until_finished(search: DistinctOptunaSearch, prefix: str) -> list[tuple[float, int]]:
+def points_until_finished(search: UniqueOptunaSearch, prefix: str) -> list[tuple[float, int]]:
     """Ask for points, each trained before the next is asked for, as long as there are any."""
     found: list[tuple[float, int]] = []
     while (point := search.suggest(f"{prefix}{len(found)}")) != Searcher.FINISHED:

@@ -101,7 +101,7 @@ def test_what_is_held_is_never_evicted(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(cache_module, "ROOM_WAIT_S", 0.0)
     cache = ShardCache(tmp_path, 2 * SIZE)
     first, second = (cache.hold(file_of(number), bring(number)) for number in range(2))
-    with pytest.raises(FetchError, match=r"2\.tar.*1000 bytes too few: of 2000.*--data\.cache_bytes"):
+    with pytest.raises(FetchError, match=r"2\.tar.*1000 bytes are missing, .*of the 2000\. .*--data\.cache_bytes"):
         opened(cache, 2)
     release(first)
     assert opened(cache, 2) == content_of(2)

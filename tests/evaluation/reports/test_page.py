@@ -1,4 +1,4 @@
-"""The report of an evaluation in a real browser: whole, without complaints, readable on a phone, its slider alive."""
+"""The report works in a real browser: complete, without errors, readable on a phone, with a slider that works."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def browser() -> Iterator[Browser]:
 
 
 def slide(browser: Browser, percent: int) -> None:
-    """Move the viewer's slider as a hand does."""
+    """Move the viewer's slider as a person does."""
     browser.ask(f"{SLIDER}.value = {percent}; {SLIDER}.dispatchEvent(new Event('input', {{bubbles: true}}))", frame=1)
 
 
@@ -64,7 +64,7 @@ def test_a_complaint_would_be_noticed(browser: Browser, tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [PHONE, DESKTOP])
 def test_nothing_is_wider_than_the_window(browser: Browser, report: Path, width: int) -> None:
     browser.open(report, width)
-    # Not innerWidth, which on a phone grows with what is too wide.
+    # Not innerWidth, which on a phone grows with content that is too wide.
     assert browser.ask("document.documentElement.scrollWidth") <= width
     assert browser.ask("document.body.scrollWidth") <= width
     edges = "[...document.querySelectorAll('main > *')].map(e => e.getBoundingClientRect().right)"

@@ -1,4 +1,4 @@
-"""The viewer shows both volumes, in small files, and asks for nothing."""
+"""The viewer shows both volumes as small pictures, and loads nothing from the web."""
 
 import base64
 import io
@@ -16,7 +16,7 @@ SPRITES = re.compile(r"data:image/jpeg;base64,([A-Za-z0-9+/=]+)")
 
 
 def volume(level: float) -> np.ndarray:
-    """`(30, 33, 36)` float32: a box of one level in nothing, with a bright core."""
+    """Draw `(30, 33, 36)` float32: a box of one level on a zero background, with a bright core."""
     image = np.zeros((30, 33, 36), dtype=np.float32)
     image[6:24, 6:27, 6:30] = level
     image[12:18, 14:20, 15:21] = 1
@@ -29,7 +29,7 @@ def test_both_volumes_are_there_in_grey() -> None:
     assert len(images) == 2
     assert {image.mode for image in images} == {"L"}
     assert {image.size for image in images} == {(4 * 22, 5 * 24)}  # 20 sagittal slices of 22 x 24
-    # Brightness is the same in both: what changes as one fades into the other is the image.
+    # Both have the same brightness scale, so fading from one to the other changes the image alone.
     levels = [np.asarray(image) / 255 for image in images]
     found = [np.median(level[(level > 0.2) & (level < 0.95)]) for level in levels]
     assert found == pytest.approx([0.4, 0.8], abs=0.02)

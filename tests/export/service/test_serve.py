@@ -26,8 +26,10 @@ from upfield.common.errors import InputError
 from upfield.export import enhance
 from upfield.export.configuration import ServeConfig
 from upfield.export.modelfile.onnx_restorer import OnnxRestorer
-from upfield.export.serve import begin_to_listen, is_loopback, listen, main, read_token
+from upfield.export.serve import main
 from upfield.export.service import work_folder as workfolder
+from upfield.export.service.access import read_token
+from upfield.export.service.web_server import begin_to_listen, is_loopback, listen
 from upfield.export.service.work_folder import PREFIX, work_folder
 
 SCRIPT = Path(enhance.__file__).parent / "serve.py"
@@ -192,11 +194,11 @@ def test_sigterm_ends_it_with_0(tiny_model: Path) -> None:
     program = """
 import sys, types
 class RayEngine:
-    batch_size, context, normalisation, provider = 4, 0, "", "none"
+    batch_size, context, provider = 4, 0, "none"
     def __init__(self, *_): pass
     def stop(self): print("stopped", file=sys.stderr)
 # Ray takes most of the time that a start takes, and has no part in this.
-sys.modules["upfield.export.service.replicas"] = types.SimpleNamespace(RayEngine=RayEngine)
+sys.modules["upfield.export.service.replicas.ray_engine"] = types.SimpleNamespace(RayEngine=RayEngine)
 from upfield.export.serve import main
 sys.exit(main([sys.argv[1], "--port", "0"]))
 """
@@ -218,10 +220,10 @@ sys.exit(main([sys.argv[1], "--port", "0"]))
     ("arguments", "message"),
     [
         (["nowhere.onnx"], "nowhere.onnx: there is no such file"),
-        (["MODEL", "--port", "TAKEN"], "expected a free one, found"),
-        (["MODEL", "--host", "203.0.113.7"], "expected an address of this machine"),
+        (["MODEL", "--port", "TAKEN"], "is taken. Choose another --port"),
+        (["MODEL", "--host", "203.0.113.7"], "is not an address of this machine"),
         (["MODEL", "--device", "cuda"], "cuda needs an NVIDIA GPU"),
-        (["MODEL", "--token_file", "nowhere"], "expected a token in it"),
+        (["MODEL", "--token_file", "nowhere"], "token_file nowhere: cannot read the token"),
         (
             ["MODEL", "--address", "127.0.0.1:1"],
             "--address: cannot connect to a Ray cluster at 127.0.0.1:1: nothing listens there",
@@ -255,7 +257,7 @@ def test_bad_input_is_refused(
 def test_of_two_starts_on_one_port_the_second_is_refused_in_words() -> None:
     with listen("127.0.0.1", 0) as first, listen("127.0.0.1", first.getsockname()[1]) as second:
         begin_to_listen(first, 30)
-        with pytest.raises(InputError, match=r"port: expected a free one, found .* taken"):
+        with pytest.raises(InputError, match=r"port: port \d+ is taken"):
             begin_to_listen(second, 30)
 
 
@@ -275,9 +277,10 @@ def test_the_system_gives_up_what_a_client_does_not_take() -> None:
     ("options", "message"),
     [
         ({"replicas": 2, "max_replicas": 5}, "max_replicas: expected at most scans_at_once"),
-        ({"gpus_per_replica": 1.5}, "gpus_per_replica: expected whole ones, or a share of one, found 1.5"),
-        ({"gpus_per_replica": float("inf")}, "gpus_per_replica: expected whole ones"),
-        ({"timeout_s": float("inf")}, "timeout_s: expected a number of seconds"),
+        ({"gpus_per_replica": 1.5}, "gpus_per_replica: expected a whole number, or a share below 1, found 1.5"),
+        ({"gpus_per_replica": float("inf")}, "gpus_per_replica: expected a whole number"),
+        ({"timeout_s": float("inf")}, "timeout_s: expected a finite number of seconds"),
+        ({"allowed_hosts": ["*.example"]}, r"allowed_hosts: \*\.example contains a wildcard"),
         ({"idle_timeout_s": 0}, "idle_timeout_s: expected at least 0.1"),
     ],
 )
@@ -287,13 +290,13 @@ def test_numbers_that_cannot_be_meant_are_refused(options: dict[str, Any], messa
 
 
 def test_scans_that_are_worked_on_have_strips_for_as_many_replicas(quiet_ray: None) -> None:
-    from upfield.export.service.replicas import replicas_of
-    from upfield.export.service.scan_job import WINDOW
+    from upfield.export.service.replicas.replica import replica_deployment
+    from upfield.export.service.scan_requests.enhancement import STRIPS_IN_FLIGHT
 
     config = ServeConfig(model=Path("model.onnx"), replicas=2, max_replicas=8, scans_at_once=8)
-    deployment = replicas_of(config, 1, 0.0)._bound_deployment
+    deployment = replica_deployment(config, 1, 0.0)._bound_deployment
     target = deployment._deployment_config.autoscaling_config.target_ongoing_requests
-    assert config.scans_at_once * WINDOW >= 8 * target
+    assert config.scans_at_once * STRIPS_IN_FLIGHT >= 8 * target
     assert deployment.init_args[0] == str(Path.cwd() / "model.onnx")
 
 
@@ -307,7 +310,7 @@ def test_a_token_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatc
     assert read_token(file) == "from-a-file"
     for empty in ("", " \n", "two words", "\u00e9"):
         file.write_text(empty)
-        with pytest.raises(InputError, match=r"token_file .*expected"):
+        with pytest.raises(InputError, match=r"token_file .*(must be one word|cannot read the token)"):
             read_token(file)
 
 
@@ -316,7 +319,7 @@ def quiet_ray() -> None:
     """Ray Serve, imported without its own warnings, of pydantic."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import upfield.export.service.replicas  # noqa: F401
+        import upfield.export.service.replicas.replica  # noqa: F401
 
 
 def node(cores: int, gpus: int = 0, alive: bool = True) -> dict[str, Any]:
@@ -342,13 +345,13 @@ def node(cores: int, gpus: int = 0, alive: bool = True) -> dict[str, Any]:
 def test_replicas_that_would_never_start_are_refused(
     quiet_ray: None, options: dict[str, Any], nodes: list[dict[str, Any]], expected: tuple[int, float] | None
 ) -> None:
-    from upfield.export.service.replicas import needs
+    from upfield.export.service.replicas.replica import replica_resources
 
     if expected is None:
-        with pytest.raises(InputError, match="replicas: expected room for"):
-            needs(ServeConfig(**options), nodes)
+        with pytest.raises(InputError, match="replicas: there is room for"):
+            replica_resources(ServeConfig(**options), nodes)
     else:
-        assert needs(ServeConfig(**options), nodes) == expected
+        assert replica_resources(ServeConfig(**options), nodes) == expected
 
 
 def test_only_loopback_addresses_are_this_machines_own() -> None:

@@ -19,11 +19,15 @@ from serving import Service, ask, gzip_bomb, metric, running, send, send_form, w
 
 from upfield.export import enhance
 from upfield.export.configuration import ServeConfig
+from upfield.export.service.access import accepted_hosts
 from upfield.export.service.counters import Counters
-from upfield.export.service.guard import Guard, accepted_hosts
-from upfield.export.service.limits import Queue, RequestProgress, clean_name
-from upfield.export.service.scan_job import in_thread
-from upfield.export.service.strips import EngineError
+from upfield.export.service.errors import EngineError
+from upfield.export.service.middleware import RequestMiddleware
+from upfield.export.service.scan_requests.admission import AdmissionQueue
+from upfield.export.service.scan_requests.enhancement import in_thread
+from upfield.export.service.scan_requests.scan_request import EnhancedFiles, RequestProgress, ScanRequest
+from upfield.export.service.scan_requests.scan_response import ScanResponse
+from upfield.export.service.scan_requests.upload import clean_name
 
 TOKEN = "a-token"
 BAD = ("4-D", "NaN", "constant", "small", "cut off", "empty", "text", "text named gzip", "another kind")
@@ -113,7 +117,7 @@ def test_a_gzip_bomb_is_refused_without_being_expanded(service: Service) -> None
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert answer.status == 413
-    assert answer.error == "bomb.nii.gz: expected at most 1000000 bytes without compression, found more"
+    assert answer.error == "bomb.nii.gz: expected at most 1000000 bytes without compression, found more. Crop the scan."
     assert peak < 20_000_000
 
 
@@ -162,7 +166,7 @@ def test_one_scan_more_than_there_are_places_is_told_when_to_come_again(service:
         sender.join(60)
     assert refused.status == 503
     assert int(refused.headers["retry-after"]) >= 1
-    assert "expected fewer than 2 scans at once" in refused.error
+    assert "already has 2 scans, its limit" in refused.error
     assert [answer.status for answer in answers] == [200, 200]
     wait_until(lambda: metric(service.port, "upfield_scans") == 0)
 
@@ -239,7 +243,7 @@ def test_a_name_without_a_last_part_is_none(service: Service, scan: Path) -> Non
 def test_a_form_is_known_in_any_case(service: Service, scan: Path) -> None:
     sent = send_form(service.port, "a.NII.GZ", scan.read_bytes(), {"Content-Type": "Multipart/Form-Data; boundary=b"})
     assert sent.status == 400
-    assert "expected a form with one file" in sent.error
+    assert "not a form with one file" in sent.error
 
 
 def test_every_answer_carries_what_protects_a_browser(service: Service) -> None:
@@ -288,7 +292,7 @@ def test_a_request_that_takes_too_long_is_given_up(tiny_model: Path, tmp_path: P
         service.engine.gate.clear()
         answer = send(service.port, scan)
         assert answer.status == 504
-        assert answer.error == "expected to be done within 0.5 s, found it restoring"
+        assert answer.error == "The scan was not done within 0.5 s; it was still restoring."
         assert list(service.folder.iterdir()) == []
 
 
@@ -322,19 +326,20 @@ def test_a_client_that_stops_sending_loses_its_place(impatient: Service, scan: P
         connection.sendall(b"POST /enhance HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nonly this")
         answer = b"".join(iter(lambda: connection.recv(1000), b""))
     assert answer.startswith(b"HTTP/1.1 408")
-    assert b"expected the rest of the scan, found nothing for 0.3 s; send it again" in answer
+    assert b"The upload paused for more than 0.3 s. Send the scan again." in answer
     assert list(impatient.folder.iterdir()) == []
     wait_until(lambda: send(impatient.port, scan).status == 200)
 
 
-def guarded(app: Any, config: ServeConfig, send: Any) -> None:
-    """Send one request through a guard to an application."""
+def pass_through(app: Any, idle_timeout_s: float, send: Any) -> None:
+    """Send one request through the middleware to an application."""
     scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", b"localhost")]}
 
     async def receive() -> dict[str, Any]:
+        await asyncio.sleep(60)
         return {"type": "http.disconnect"}
 
-    asyncio.run(Guard(app, config, None, Counters(1))(scope, receive, send))
+    asyncio.run(RequestMiddleware(app, idle_timeout_s, Counters(1))(scope, receive, send))
 
 
 @pytest.mark.parametrize("is_read", [True, False])
@@ -342,20 +347,21 @@ def test_what_a_request_holds_is_let_go_once_its_answer_is_taken_or_is_not(tmp_p
     file = (tmp_path / "enhanced.nii.gz").open("w+b")
     sent: list[str] = []
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        scope["state"]["held"].enter_context(file)
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"all of it"})
-        assert not file.closed
+    file.write(b"all of it")
+    file.seek(0)
+    request = ScanRequest(id="", log_id="", wants_before=False, deadline_s=0, folder=tmp_path)
+    request.resources.enter_context(file)
+    app = ScanResponse(request, EnhancedFiles(file))
 
     async def send(message: dict[str, Any]) -> None:
+        assert not file.closed
         if message["type"] == "http.response.body" and not is_read:
             await asyncio.sleep(60)
         sent.append(message["type"])
 
-    guarded(app, ServeConfig(idle_timeout_s=0.1), send)
+    pass_through(app, 0.1, send)
     assert file.closed
-    assert sent == ["http.response.start", "http.response.body"][: 2 if is_read else 1]
+    assert sent == ["http.response.start", "http.response.body", "http.response.body"][: 3 if is_read else 1]
 
 
 def test_on_this_machine_only_its_own_names_are_answered(service: Service) -> None:
@@ -369,21 +375,20 @@ def test_on_this_machine_only_its_own_names_are_answered(service: Service) -> No
 
 def test_a_proxys_names_are_answered_where_they_are_allowed() -> None:
     named = accepted_hosts(ServeConfig(allowed_hosts=["Upfield.example"]))
-    assert named is not None
-    assert {"upfield.example", "localhost"} <= named
-    assert accepted_hosts(ServeConfig(host="0.0.0.0")) is None
-    assert accepted_hosts(ServeConfig(host="0.0.0.0", allowed_hosts=["a.example"])) == {
+    assert {"Upfield.example", "localhost"} <= set(named)
+    assert accepted_hosts(ServeConfig(host="0.0.0.0")) == ["*"]
+    assert set(accepted_hosts(ServeConfig(host="0.0.0.0", allowed_hosts=["a.example"]))) == {
         "a.example",
         "0.0.0.0",
         "127.0.0.1",
         "localhost",
-        "::1",
+        "[::1]",
     }
 
 
 def test_each_waiting_scan_is_told_its_own_position() -> None:
     async def run() -> None:
-        queue, scans = Queue(1, 3), [RequestProgress() for _ in range(4)]
+        queue, scans = AdmissionQueue(1, 3), [RequestProgress() for _ in range(4)]
         ends = asyncio.Event()
 
         async def worked_on(progress: RequestProgress) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from upfield.export.modelfile.onnx_restorer import OnnxRestorer
 from upfield.export.scans.restoration import restore_volume
-from upfield.export.service.strips import MAX_STRIPS, Batcher, Restored, Strip, restore_strips
+from upfield.export.service.replicas.strips import MAX_STRIPS, RestoredStrip, Strip, StripBatcher, restore_strips
 
 BATCH = 4
 
@@ -50,7 +50,7 @@ def strip(owner: str, count: int, rows: int = 2) -> Strip:
     return Strip(owner, np.full((count, 1, rows, 2), float(ord(owner)), np.float32))
 
 
-async def waiting(batcher: Batcher, strips: list[Strip]) -> list[asyncio.Task[Restored]]:
+async def waiting(batcher: StripBatcher, strips: list[Strip]) -> list[asyncio.Task[RestoredStrip]]:
     """Hand strips in, one after the other, until all of them wait."""
     tasks = [asyncio.create_task(batcher.restore(one)) for one in strips]
     for _ in range(len(strips) + 2):
@@ -58,12 +58,12 @@ async def waiting(batcher: Batcher, strips: list[Strip]) -> list[asyncio.Task[Re
     return tasks
 
 
-def run_held(work: Callable[[Held, Batcher], Awaitable[None]]) -> Held:
+def run_held(work: Callable[[Held, StripBatcher], Awaitable[None]]) -> Held:
     """Run `work` with a batcher whose model is at work on a first strip."""
     model = Held()
 
     async def run() -> None:
-        batcher = Batcher(model, BATCH)
+        batcher = StripBatcher(model, BATCH)
         first = await waiting(batcher, [strip("a", 3)])
         try:
             await work(model, batcher)
@@ -76,7 +76,7 @@ def run_held(work: Callable[[Held, Batcher], Awaitable[None]]) -> Held:
 
 
 def test_strips_that_come_during_a_call_share_the_next_one() -> None:
-    async def work(model: Held, batcher: Batcher) -> None:
+    async def work(model: Held, batcher: StripBatcher) -> None:
         strips = [strip("b", 1), strip("c", 3), strip("d", 2, rows=3), strip("e", 2), strip("b", 2), strip("c", 1)]
         tasks = await waiting(batcher, strips)
         model.gate.set()
@@ -91,7 +91,7 @@ def test_strips_that_come_during_a_call_share_the_next_one() -> None:
 
 
 def test_whoever_has_gone_is_not_restored_and_the_others_are() -> None:
-    async def work(model: Held, batcher: Batcher) -> None:
+    async def work(model: Held, batcher: StripBatcher) -> None:
         tasks = await waiting(batcher, [strip("b", 4), strip("c", 4)])
         tasks[0].cancel()
         await asyncio.wait(tasks[:1])
@@ -102,7 +102,7 @@ def test_whoever_has_gone_is_not_restored_and_the_others_are() -> None:
 
 
 def test_a_call_that_fails_is_told_to_all_its_strips_and_the_next_one_goes_on() -> None:
-    async def work(model: Held, batcher: Batcher) -> None:
+    async def work(model: Held, batcher: StripBatcher) -> None:
         model.failing = True
         tasks = await waiting(batcher, [strip("b", 4), strip("c", 4)])
         model.gate.set()

@@ -1,0 +1,98 @@
+"""What every request and every answer has: an id, a line in the log, safe headers, and errors as JSON."""
+
+import asyncio
+import re
+import secrets
+import time
+import traceback
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from upfield.common.progress import say
+from upfield.export.service.access import OPEN_PATHS
+from upfield.export.service.counters import Counters
+from upfield.export.service.errors import ClientGoneError, RefusedError, error_response
+
+# Clients ask these every few seconds; a line for each would bury the others.
+UNLOGGED = ("/health", "/ready", "/metrics", "/progress", "/page")
+METHODS = ("GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE")
+CLIENT_GONE = 499  # nginx's status for it; only the log and the counters show it
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+class RequestMiddleware:
+    """Outermost ASGI middleware: every request passes through it, and every error becomes an answer here."""
+
+    def __init__(self, app: ASGIApp, idle_timeout_s: float, counters: Counters) -> None:
+        """Set how long a client may take to accept a part of its answer, and what counts requests."""
+        self._app = app
+        self._idle_timeout_s = idle_timeout_s
+        self._counters = counters
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, complete its answer, and log it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = scope.setdefault("state", {})["request_id"] = secrets.token_hex(8)
+        started, status = time.monotonic(), 0
+
+        async def send_completed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            try:
+                async with asyncio.timeout(self._idle_timeout_s):
+                    await send(message)
+            except TimeoutError as error:
+                raise ClientGoneError from error
+
+        try:
+            await self._app(scope, receive, send_completed)
+        except ClientGoneError:
+            pass
+        except RefusedError as refusal:
+            await error_response(refusal, request_id)(scope, receive, send_completed)
+        except Exception:
+            say(f"request {request_id}:\n{traceback.format_exc()}")
+            if status:
+                raise
+            failure = RefusedError(500, "The service failed. Its log says more.")
+            await error_response(failure, request_id)(scope, receive, send_completed)
+        finally:
+            self._note(scope, status or CLIENT_GONE, time.monotonic() - started)
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        path = known_path(scope)
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        self._counters.note_request(method, path, status, seconds)
+        if not path.startswith(UNLOGGED) or status >= 400:
+            # Without the query, which can contain a file's name, and with it a person's.
+            line = f"{method} {path} {status} {seconds:.2f} s {scope['state']['request_id']}"
+            say(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {line}")
+
+
+def known_path(scope: Scope) -> str:
+    """Return the route of a request, `other` if there is none.
+
+    Paths that clients make up must not become labels of counters, nor lines of a log.
+    """
+    route = scope.get("route")
+    path = getattr(route, "path", None) or scope["path"]
+    return re.sub(r"/\{.*", "", path) if route is not None or path in OPEN_PATHS else "other"

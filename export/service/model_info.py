@@ -1,0 +1,48 @@
+"""The model that the service uses: checked before anything starts, and described to clients."""
+
+from importlib.metadata import version
+from typing import Any
+
+from upfield.common.errors import InputError
+from upfield.common.files import hash_file
+from upfield.export.configuration import ServeConfig
+from upfield.export.modelfile.card import ModelCard
+from upfield.export.modelfile.onnx_restorer import OnnxRestorer
+from upfield.export.scans.provenance import RESEARCH_USE
+from upfield.imaging.normalisation import NORMALISATION
+
+
+def read_model(config: ServeConfig) -> ModelCard:
+    """Load a model file once, to be sure that it runs on the configured device, and return its metadata.
+
+    Raises:
+        InputError: the file cannot be used, or the device is missing.
+    """
+    assert config.model is not None
+    # The nodes of a cluster may have GPUs that this machine lacks.
+    card = OnnxRestorer(config.model, "cpu" if config.address else config.device).card
+    if card.normalisation != NORMALISATION:
+        raise InputError(
+            f"{config.model}: expected a model with normalisation {NORMALISATION!r}, found {card.normalisation!r}. "
+            "Use the version of upfield that exported it."
+        )
+    return card
+
+
+def model_info(config: ServeConfig, card: ModelCard, provider: str) -> dict[str, Any]:
+    """Return what `/model` answers.
+
+    Args:
+        config: of the service.
+        card: the model's metadata.
+        provider: ONNX Runtime's execution provider, or the device.
+    """
+    assert config.model is not None
+    return card.tree | {
+        "file": config.model.name,
+        "sha256": hash_file(config.model),
+        "provider": provider,
+        "batch_size": config.batch_size,
+        "versions": {name: version(name) for name in ("upfield", "onnx", "ray", "fastapi")},
+        "note": RESEARCH_USE,
+    }

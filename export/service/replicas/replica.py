@@ -1,0 +1,93 @@
+"""One replica: a process that restores strips, and what Ray Serve is told to start it."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from ray.serve.schema import LoggingConfig
+
+from upfield.common.cores import num_cores
+from upfield.common.errors import InputError
+from upfield.export.configuration import ServeConfig
+from upfield.export.modelfile.onnx_restorer import OnnxRestorer
+from upfield.export.service.replicas.strips import MAX_STRIPS, RestoredStrip, Strip, StripBatcher
+from upfield.export.service.scan_requests.enhancement import STRIPS_IN_FLIGHT
+
+# With floats, 1.0 // 0.2 is 4.
+ROUNDING = 1e-6
+HEALTH_CHECK_PERIOD_S = 2.0
+SPARE_CALLS = 8
+QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
+
+
+class Replica:
+    """One process that restores strips of any scan."""
+
+    def __init__(self, model: str, device: str, batch_size: int, threads: int) -> None:
+        """Load the model."""
+        self._restorer = OnnxRestorer(Path(model), device, threads, batch_size)
+        # Ray Serve's own batches close as soon as they may, even while another one is computed: few would be full.
+        self._batcher = StripBatcher(self._restorer, batch_size)
+
+    async def restore(self, strip: Strip) -> RestoredStrip:
+        """Restore one strip, in batches shared with others."""
+        return await self._batcher.restore(strip)
+
+    async def describe(self) -> dict[str, Any]:
+        """Return what this process runs on."""
+        return {"provider": self._restorer.provider, "pid": os.getpid()}
+
+
+def replica_deployment(config: ServeConfig, cores: int, gpus: float) -> Any:
+    """Return the deployment of the replicas, bound to their arguments.
+
+    Args:
+        config: how many replicas, and of which model.
+        cores: CPU cores of each replica.
+        gpus: GPUs of each replica, or the share of one.
+    """
+    most = config.max_replicas or config.replicas
+    scaling: dict[str, Any] = {"num_replicas": config.replicas}
+    if most > config.replicas:
+        limits = {"min_replicas": config.replicas, "max_replicas": most, "target_ongoing_requests": MAX_STRIPS}
+        scaling = {"autoscaling_config": limits}
+    deployment: Any = serve.deployment(
+        Replica,
+        # Health checks must get through to a busy replica.
+        max_ongoing_requests=config.scans_at_once * STRIPS_IN_FLIGHT + SPARE_CALLS,
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        ray_actor_options={"num_cpus": cores, "num_gpus": gpus},
+        logging_config=QUIET,
+        **scaling,
+    )
+    assert config.model is not None
+    # Ray's workers start in folders of their own.
+    return deployment.bind(str(config.model.absolute()), config.device, config.batch_size, cores)
+
+
+def replica_resources(config: ServeConfig, nodes: Sequence[dict[str, Any]]) -> tuple[int, float]:
+    """Return the cores and GPUs of one replica.
+
+    Args:
+        config: how many replicas, and what each of them gets.
+        nodes: the answer of `ray.nodes`.
+
+    Raises:
+        InputError: the nodes have too few cores or GPUs, so that some replicas would never start.
+    """
+    resources = [node["Resources"] for node in nodes if node["Alive"]]
+    cores = config.cores_per_replica or (1 if config.address else max(num_cores() // config.replicas, 1))
+    has_gpu = config.device != "cpu" and any(resource.get("GPU", 0) for resource in resources)
+    gpus = config.gpus_per_replica if has_gpu else 0.0
+    room = sum(
+        min(int(resource.get("CPU", 0) // cores), int(resource.get("GPU", 0) / gpus + ROUNDING) if gpus else 2**31)
+        for resource in resources
+    )
+    if room < config.replicas:
+        raise InputError(
+            f"replicas: there is room for {room} of {config.replicas} replicas with {cores} cores and {gpus:g} GPUs "
+            "each. Ask for fewer replicas, or lower --cores_per_replica and --gpus_per_replica."
+        )
+    return cores, gpus

@@ -1,0 +1,13 @@
+"""The table that ends the command says what it measured, and compares the methods."""
+
+import json
+from pathlib import Path
+
+from upfield.evaluation.reports.metrics_text import metrics_text
+
+
+def test_real_and_synthetic_volumes_are_counted_apart(evaluated: Path) -> None:
+    tree = json.loads((evaluated / "metrics.json").read_text())
+    assert sum(tree["about"]["volumes"].values()) == 9
+    real = tree["about"]["volumes"]["real"]
+    assert metrics_text(tree).startswith(f"180 slices of {real} real and {9 - real} synthetic volumes, 6 subjects")

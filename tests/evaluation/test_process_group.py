@@ -1,0 +1,46 @@
+"""Volumes are measured one after the other."""
+
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from identity_model import IdentityModel
+
+from upfield.evaluation import measure
+from upfield.evaluation.measure import MeasurementSettings
+from upfield.evaluation.measurements import CUBIC, MODEL
+from upfield.evaluation.process_group import measure_split
+from upfield.evaluation.volume_pairs import StackedPair, read_pair
+from upfield.sharding.shardset.shard_split import ShardSplit
+
+VOLUMES = 9
+
+
+def test_one_volume_is_in_memory_at_a_time(tiny_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[weakref.ref[Any]] = []
+    most = {"pairs": 0, "images": 0}
+
+    def read_and_count(split: ShardSplit, pair: Any) -> StackedPair:
+        most["pairs"] = max(most["pairs"], sum(isinstance(one(), StackedPair) for one in alive))
+        stacked = read_pair(split, pair)
+        alive.append(weakref.ref(stacked))
+        return stacked
+
+    measured = measure.measure_volume
+
+    def measure_and_count(*arguments: Any) -> Any:
+        figures, images = measured(*arguments)
+        alive.append(weakref.ref(images))
+        most["images"] = max(most["images"], sum(isinstance(one(), type(images)) for one in alive))
+        return figures, images
+
+    monkeypatch.setattr(measure, "read_pair", read_and_count)
+    monkeypatch.setattr(measure, "measure_volume", measure_and_count)
+    split = ShardSplit(tiny_shards, "train")
+    settings = MeasurementSettings({CUBIC: None, MODEL: IdentityModel()}, 4, perturb=False, device=torch.device("cpu"))
+    assert len(measure_split(settings, split).volumes) == VOLUMES
+    assert most["pairs"] == 0, "a volume is still there when the next one is read"
+    # The images of the volume that is shown, of the one before, and of the one just measured.
+    assert most["images"] <= 3

@@ -1,0 +1,59 @@
+"""A scan is read in one pass: its header is parsed once, and its content is inflated once."""
+
+import gzip
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from isal import igzip
+from nibabel.freesurfer.mghformat import MGHHeader, MGHImage
+from nibabel.nifti1 import Nifti1Header
+from serving import running, send, write_scan
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Counts headers parsed from bytes, and gzip files opened for reading."""
+    counts: Counter[str] = Counter()
+
+    def count(name: str, kind: Any, is_counted: Any) -> None:
+        original = kind.__init__
+
+        def counting(self: Any, *args: Any, **kwargs: Any) -> None:
+            if type(self) is kind and is_counted(*args, **kwargs):
+                counts[name] += 1
+            original(self, *args, **kwargs)
+
+        monkeypatch.setattr(kind, "__init__", counting)
+
+    for header in (Nifti1Header, MGHHeader):
+        count("parsed", header, lambda binaryblock=None, *_, **__: binaryblock is not None)
+    for file in (igzip.IGzipFile, gzip.GzipFile):
+        count("inflated", file, lambda *_, **__: True)
+    return counts
+
+
+def mgz(folder: Path) -> Path:
+    voxels = np.random.default_rng(0).random((12, 14, 6), np.float32)
+    path = folder / "scan.mgz"
+    image: Any = MGHImage
+    image(voxels, np.diag((1.6, 1.6, 5.0, 1.0))).to_filename(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["nii.gz", "nii.gz without a name", "nii", "mgz", "mgz without a name"])
+def test_a_header_is_parsed_once_and_an_upload_is_inflated_once(
+    tiny_model: Path, tmp_path: Path, counted: Counter[str], kind: str
+) -> None:
+    suffix = kind.split(maxsplit=1)[0]
+    scan = mgz(tmp_path) if suffix == "mgz" else write_scan(tmp_path / f"scan.{suffix}")
+    with running(tiny_model, tmp_path / "w") as service:
+        counted.clear()
+        answer = send(service.port, scan.read_bytes() if "without" in kind else scan)
+    assert answer.status == 200
+    assert counted["parsed"] == 1
+    assert counted["inflated"] == (0 if suffix == "nii" else 1)
+    assert nib.Nifti1Image.from_bytes(gzip.decompress(answer.body)).shape == (19, 22, 30)
