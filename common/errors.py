@@ -1,63 +1,69 @@
-"""Errors that the user can mend; every command turns them into one line and exit code 2."""
+"""Errors that every command turns into one line: exit code 2 if the user can fix them, otherwise 1."""
 
 from pathlib import Path
 
 
 class InputError(ValueError):
-    """The user's input or configuration is wrong; the message says what was expected, found, where, what to do."""
+    """The user's input or configuration is wrong. The message names the place, the problem and the remedy."""
 
     met_by_all = False
-    """Whether every process of a job meets this error alike, so that one of them may speak for all."""
+    """Whether every process of a job raises this same error, so that one of them may report it for all."""
 
 
 class VolumeError(InputError):
-    """A file that should hold one 3-D volume does not.
+    """A file does not hold one usable 3-D volume.
 
-    Keeps apart where the file is, which is nobody's business outside, and what is wrong with it, which may be
-    published.
+    The error keeps two parts separate: the file's place, which is private, and the problem, which may be published.
     """
 
     def __init__(self, where: str, problem: str) -> None:
-        """State the file or volume, and what was expected, found and is to be done, in words without names of files."""
-        # Libraries word theirs over several lines.
+        """Combine the two parts.
+
+        Args:
+            where: file or volume.
+            problem: what is wrong and what to do, without names of files.
+        """
+        # Messages of libraries may span several lines.
         problem = " ".join(problem.split())
         super().__init__(where, problem)
         self.where = where
         self.problem = problem
 
     def __str__(self) -> str:
-        """Give the whole message."""
+        """Return the whole message."""
         return f"{self.where}: {self.problem}"
 
 
 class UnwritableError(InputError):
     """Files cannot be created in the folder that the user chose for them."""
 
-    def __init__(self, place: Path, option: str, error: OSError) -> None:
-        """Word the system's error.
+    # Not a constructor of its own: an error must keep the usual one to be unpickled in another process.
+    @classmethod
+    def from_system(cls, place: Path, option: str, error: OSError) -> "UnwritableError":
+        """Word an error of the system.
 
         Args:
             place: folder or file as the user named it.
             option: option that named it, such as `--out`.
-            error: what the system answered.
+            error: the system's error.
         """
-        super().__init__(f"{place}: cannot write there ({error.strerror or error}). Choose another {option}.")
+        return cls(f"{place}: cannot write there ({error.strerror or error}). Choose another {option}.")
 
 
 class ShardSetError(InputError):
-    """A shard set that is missing, incomplete, damaged, or does not fit what is asked of it."""
+    """A shard set is missing, incomplete or damaged, or does not suit the command."""
 
 
 class RunError(RuntimeError):
-    """Work that began rightly cannot go on: one line and exit code 1."""
+    """Work that started correctly cannot continue: one line and exit code 1."""
 
     met_by_all = False
-    """As in InputError."""
+    """See `InputError`."""
 
 
 class DivergedError(RunError):
-    """A training whose numbers are no longer finite: the same training again would end the same."""
+    """The numbers of a training run are no longer finite. Running it again would end the same way."""
 
 
 class FetchError(RunError):
-    """A remote file cannot be had, which each process finds out for itself."""
+    """A remote file could not be downloaded. Each process of a job finds this out by itself."""

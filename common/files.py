@@ -1,4 +1,7 @@
-"""Files that are complete or absent: written under a temporary name, synced, renamed."""
+"""Files that are complete or absent, the check that a folder can be written, the user's cache folder, and file hashes.
+
+A file is written under a temporary name, synced and renamed.
+"""
 
 import ctypes
 import hashlib
@@ -34,7 +37,7 @@ def check_writable(folder: Path, option: str) -> None:
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
-        raise UnwritableError(folder, option, error) from error
+        raise UnwritableError.from_system(folder, option, error) from error
 
 
 def make_writable_folder(folder: Path, option: str) -> None:
@@ -50,7 +53,7 @@ def make_writable_folder(folder: Path, option: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UnwritableError(folder, option, error) from error
+        raise UnwritableError.from_system(folder, option, error) from error
     check_writable(folder, option)
 
 
@@ -67,13 +70,13 @@ def hash_file(path: Path) -> str:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; on a clean exit sync it and rename it to `path`, otherwise remove it.
+    """Yield a temporary path beside `path`. A clean exit syncs it and renames it to `path`, an error removes it.
 
     Args:
-        path: the final name; its folder is made if it is missing, an existing file is replaced.
+        path: the final name. Its folder is created if it is missing, and an existing file is replaced.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays: writers such as nibabel choose the format by it.
+    # The suffix stays the same, because writers such as nibabel choose the format by it.
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
         yield temporary
@@ -90,7 +93,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `path`; on a clean exit sync its files and rename it, otherwise remove it.
+    """Yield a temporary folder beside `path`. A clean exit syncs its files and renames it, an error removes it.
 
     Args:
         path: the final name, which must not exist yet.
@@ -111,9 +114,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Put the folder `new` in the place of the folder `target`, and remove what was there.
+    """Put the folder `new` in the place of the folder `target`, and remove the old one.
 
-    In one step where the system can exchange two names (Linux); otherwise `target` is absent for a moment.
+    On Linux this is one step, because the system can exchange two names. Elsewhere `target` is absent for a moment.
     """
     if not target.exists():
         os.rename(new, target)
@@ -128,7 +131,7 @@ def replace_folder(new: Path, target: Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Exchange the names of two files or folders; tell whether the system could."""
+    """Exchange the names of two files or folders. Return whether the system could."""
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
     if renameat2 is None:
         return False
@@ -136,23 +139,23 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path`, complete or not at all."""
+    """Write `content` to `path`, completely or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path`, complete or not at all."""
+    """Write `text` to `path`, completely or not at all."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON with sorted keys, so that equal values are equal bytes."""
+    """Write `value` as indented JSON with sorted keys, so that equal values give equal bytes."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
 def point_symlink(link: Path, target: str) -> None:
-    """Make `link` a symbolic link to the relative name `target`, replacing an older link in one step."""
+    """Make `link` a symbolic link to the relative name `target`. An older link is replaced in one step."""
     temporary = link.with_name(f".tmp-{os.getpid()}-{link.name}")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)
@@ -161,7 +164,7 @@ def point_symlink(link: Path, target: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Force a file's bytes, or a folder's names, to the disk."""
+    """Flush a file's bytes, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Locks that the system lets go of when their holder dies, however it dies."""
+"""Locks that the system releases when their holder dies, however it dies."""
 
 import errno
 import fcntl
@@ -14,11 +14,14 @@ NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def try_lock(file: TextIO, folder: Path) -> bool:
-    """Take the lock on an open file, and tell whether it was free; where the file system has no locks, say so.
+    """Take the lock on an open file if it is free. If the file system has no locks, warn and go on.
 
     Args:
-        file: the lock is held until it is closed, or its process is gone.
-        folder: what the lock is for, for the message.
+        file: open file; closing it, or the end of its process, releases the lock.
+        folder: folder that the lock protects, for the message.
+
+    Returns:
+        Whether the lock was free, or the file system has none.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -27,25 +30,28 @@ def try_lock(file: TextIO, folder: Path) -> bool:
     except OSError as error:
         if error.errno not in NO_LOCKS_HERE:
             raise
-        say(f"{folder}: its file system has no locks; see to it that only one process writes there")
+        say(f"{folder}: its file system has no locks; make sure that only one process writes there")
     return True
 
 
 def lock_folder(folder: Path, option: str) -> TextIO | None:
-    """Make a folder and take the lock in it, held until the file is closed; None where another process has it.
+    """Create a folder if it is missing, and take the lock in it.
 
     Args:
-        folder: to be written by one process alone.
-        option: that names it, for the message.
+        folder: folder that only one process may write.
+        option: option that named the folder, for the message.
+
+    Returns:
+        The lock, held until this file is closed; None if another process holds it.
 
     Raises:
-        UnwritableError: it cannot be written.
+        UnwritableError: the folder cannot be written.
     """
     make_writable_folder(folder, option)
     try:
         lock = (folder / LOCK).open("w")
     except OSError as error:
-        raise UnwritableError(folder / LOCK, option, error) from error
+        raise UnwritableError.from_system(folder / LOCK, option, error) from error
     if not try_lock(lock, folder):
         lock.close()
         return None

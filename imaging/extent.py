@@ -1,4 +1,4 @@
-"""Where volumes lie in the world, as their headers say, and whether two of them can be the fields of one pair."""
+"""Compare where two volumes lie in the world, by their headers, to judge whether they can be the fields of one pair."""
 
 from dataclasses import dataclass
 from itertools import product
@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from upfield.imaging.header import spacing_of
 from upfield.imaging.volume_header import VolumeHeader
 
-# Axes are resampled one by one, which a rotation between the two fields would make wrong.
+# Axes are resampled one by one, which is wrong for fields that are rotated against each other.
 MAX_TILT_DEG = 2.0
-# Where one field ends, a sample is black in it and not in the other.
+# Beyond the end of one field, a sample is black in that field and not in the other.
 LEAST_COVER = 0.8
-# Corner to corner, what lies farther from its place than two slices of 5 mm is another part of the head.
+# `fit: resize` lays corner on corner. What lies more than two slices of 5 mm away is another part of the head.
 MAX_SHIFT_MM = 10.0
 AXES = ("left-right", "posterior-anterior", "inferior-superior")
 
@@ -30,9 +30,8 @@ class Extent:
     """`(3,)`, voxels along each axis."""
     is_placed: bool
     """Whether its files say where in the scanner it lies; otherwise only its axes mean something."""
-
     stacked_along: int | None = None
-    """The axis that its slices follow one another along, where it is a stack."""
+    """The axis along which its slices follow one another; None for a volume in one file."""
 
     @classmethod
     def of(cls, header: VolumeHeader) -> "Extent":
@@ -68,39 +67,39 @@ class Extent:
 
 
 def tilt_problem(low: Extent, high: Extent) -> str | None:
-    """Say what is wrong where two fields are turned against each other, which resampling axis by axis cannot mend."""
+    """Return what is wrong with fields rotated against each other, which resampling axis by axis cannot correct."""
     if (tilt_deg := _tilt_deg(low.axes, high.axes)) <= MAX_TILT_DEG:
         return None
     return (
         f"expected low and high field turned against each other by at most {MAX_TILT_DEG:g} degrees, found "
-        f"{tilt_deg:.1f}; register them with align: rigid"
+        f"{tilt_deg:.1f}. Register them with align: rigid."
     )
 
 
 def resolution_doubt(low: Extent, high: Extent) -> str | None:
-    """Say so where the low field has the smaller voxels."""
+    """Return a doubt about a pair whose low field has the smaller voxels; None for others."""
     sizes_mm3 = [float(np.prod(extent.spacing_mm)) for extent in (low, high)]
     if sizes_mm3[0] >= sizes_mm3[1]:
         return None
     return (
-        f"expected the low field to have the larger voxels, found {sizes_mm3[0]:.2g} mm3 in low and {sizes_mm3[1]:.2g} "
-        "mm3 in high field; are the two exchanged?"
+        f"the low field has the smaller voxels: {sizes_mm3[0]:.2g} mm3, the high field {sizes_mm3[1]:.2g} mm3. "
+        "Check that the two are not exchanged."
     )
 
 
 def place_doubt(
     low: Extent, high: Extent, fit: Literal["resize", "crop_pad"], grid_mm: NDArray[np.float64]
 ) -> str | None:
-    """Say so where two fields that are taken as they lie do not seem to show the same part of a head.
+    """Return a doubt about two unregistered fields that do not seem to show the same part of a head.
 
     Args:
         low: the low field.
         high: the high field.
-        fit: how both are brought to the grids.
-        grid_mm: `(3,)`, lengths of the box that samples show, where `fit` is `crop_pad`.
+        fit: how both are resampled to the grids.
+        grid_mm: `(3,)`, side lengths of the box that samples show; used if `fit` is `crop_pad`.
 
     Returns:
-        None where they do, or where their files do not say where they lie.
+        The doubt in words; None if they do, or if their files do not say where they lie.
     """
     if not (low.is_placed and high.is_placed):
         return None
@@ -111,10 +110,10 @@ def place_doubt(
         if apart_mm[worst] <= MAX_SHIFT_MM:
             return None
         return (
-            f"expected fields of view with common borders, which fit: resize lays on each other, found some "
+            f"fit: resize lays the borders of both fields of view on each other, but some are "
             f"{apart_mm[worst]:.0f} mm apart {AXES[worst]} ({low.size_mm[worst]:.0f} mm of low, "
-            f"{high.size_mm[worst]:.0f} mm of high field); use fit: crop_pad, which keeps every voxel's place, or "
-            "align: rigid"
+            f"{high.size_mm[worst]:.0f} mm of high field). Use fit: crop_pad, which keeps every voxel's place, or "
+            "align: rigid."
         )
     shared_mm = np.minimum(bounds_mm[0][1], bounds_mm[1][1]) - np.maximum(bounds_mm[0][0], bounds_mm[1][0])
     wanted_mm = np.minimum(grid_mm, np.maximum(*(highest - lowest for lowest, highest in bounds_mm)))
@@ -122,8 +121,8 @@ def place_doubt(
     if shared_mm[least] >= LEAST_COVER * wanted_mm[least]:
         return None
     return (
-        f"expected both fields to show the whole head, found fields of view that share {max(shared_mm[least], 0):.0f} "
-        f"of {wanted_mm[least]:.0f} mm {AXES[least]}; complete the shorter one, or register them with align: rigid"
+        f"both fields must show the whole head, but their fields of view share only {max(shared_mm[least], 0):.0f} of "
+        f"{wanted_mm[least]:.0f} mm {AXES[least]}. Complete the shorter scan, or register the two with align: rigid."
     )
 
 

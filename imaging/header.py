@@ -1,4 +1,4 @@
-"""What a volume's or slice's file says of itself, read without its voxels."""
+"""Read the header of a volume or slice file, without its voxels."""
 
 import errno
 import logging
@@ -44,10 +44,10 @@ MAX_VOXELS = 2**30
 SCANNER = 1  # nifti1.h, NIFTI_XFORM_SCANNER_ANAT
 TIME_UNIT_BITS = 0b111000
 SPATIAL_UNITS: dict[int, Literal["m", "mm", "um"]] = {1: "m", 2: "mm", 3: "um"}  # nifti1.h, NIFTI_UNITS_*
-# Where the axes point that a file does not tell: what nibabel assumes for NIfTI, and FreeSurfer for MGH.
+# Axis codes assumed for files that do not state any: nibabel's for NIfTI, FreeSurfer's for MGH.
 NIFTI_FALLBACK, MGH_FALLBACK = "LAS", "LIA"
 
-# nibabel logs what it mends in a header; over a cohort that is a line per file.
+# nibabel logs each correction of a header, which over a cohort would be a line per file.
 _silent = logging.Logger("silent")
 _silent.addHandler(logging.NullHandler())
 
@@ -82,7 +82,7 @@ class Header:
     layout: VoxelLayout
     """How the file stores its voxels."""
     affine: NDArray[np.float64]
-    """`(4, 4)`, voxel index -> world mm; it may be unusable."""
+    """`(4, 4)`, voxel index -> world mm; it may not be invertible or finite."""
     is_oriented: bool
     """Whether the file says where its axes point, or the caller did."""
     is_placed: bool
@@ -148,7 +148,8 @@ def read_header_and_trace(path: Path, orientation: str | None = None) -> tuple[H
     """
     if not path.is_file():
         raise VolumeError(
-            str(path), f"expected a NIfTI file, found {'a folder' if path.is_dir() else 'none'}; check the path"
+            str(path),
+            f"{'this is a folder, not a file' if path.is_dir() else 'there is no such file'}. Check the path.",
         )
     try:
         if _is_ours(path):
@@ -184,20 +185,24 @@ def parse_header(path: Path, start: bytes, orientation: str | None = None) -> He
 
 def _expect_voxels(path: Path, header: Header) -> Header:
     if (dtype := header.layout.dtype).kind not in "iufb":
-        raise VolumeError(str(path), f"expected real voxels, found type {dtype}; convert it first")
+        raise VolumeError(str(path), f"expected real voxels, found type {dtype}. Convert the file first.")
     if min(header.shape, default=0) < 1:
-        raise VolumeError(str(path), f"expected voxels, found none (shape {header.shape}); leave it out")
+        raise VolumeError(str(path), f"the file holds no voxels (shape {header.shape}). Leave it out.")
     if prod(header.shape) > MAX_VOXELS:
         raise VolumeError(
             str(path),
-            f"expected at most {MAX_VOXELS} voxels, found shape {header.shape}; the header may be damaged, "
-            "copy the file again or leave it out",
+            f"expected at most {MAX_VOXELS} voxels, found shape {header.shape}. Copy the file again or "
+            "leave it out, because its header may be damaged.",
         )
     return header
 
 
 def files_of(path: Path) -> list[Path]:
-    """Give all files of the volume that `path` names: two of them in formats that keep header and voxels apart."""
+    """Return all files of the volume that `path` names: two in formats that keep header and voxels apart.
+
+    Raises:
+        VolumeError: nibabel cannot read the file.
+    """
     if _is_ours(path):
         return [path]
     try:
@@ -209,30 +214,30 @@ def files_of(path: Path) -> list[Path]:
 
 
 def unreadable(path: Path, error: Exception) -> VolumeError:
-    """Say what nibabel, gzip or the system found wrong with a file, without naming it.
+    """Return the error for a file that nibabel, gzip or the system could not read, in words that do not name it.
 
     Raises:
-        RunError: it is the machine that is in trouble, not the file.
+        RunError: the machine is at fault, not the file.
     """
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in MACHINE):
         raise RunError(
-            f"{path}: expected to read it, found {error or 'no memory left'}; mend that and run the same command"
+            f"{path}: the file cannot be read: {error or 'no memory left'}. Fix that and run the same command again."
         ) from error
-    return VolumeError(str(path), f"expected a readable NIfTI file, found {_reason(path, error)}")
+    return VolumeError(str(path), _reason(path, error))
 
 
 def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
-        return f"one that the system cannot read ({error.strerror}); mend that or leave it out"
+        return f"the system cannot read this file ({error.strerror}). Fix that or leave the file out."
     start = _start_of(path)
     if not start:
-        return "an empty one; copy it again"
+        return "the file is empty. Copy it again."
     if start.startswith(b"version https://git-lfs"):
-        return "a text that points to the real one (Git LFS); fetch that"
+        return "this text only points to the real file (Git LFS). Fetch the real file."
     text = str(error).replace(str(path), "the file").replace(path.name, "the file")
-    # Whatever of a path is left is nobody's business outside.
+    # What is left of a path must not be published.
     text = "" if "/" in text or path.name.split(".")[0] in text else f": {text}"
-    return f"{type(error).__name__}{text}; copy it again or leave it out"
+    return f"this is not a readable NIfTI file ({type(error).__name__}{text}). Copy it again or leave it out."
 
 
 def _start_of(path: Path) -> bytes:
@@ -258,14 +263,14 @@ def _read_other(path: Path, orientation: str | None) -> Header:
     """Read a header through nibabel: formats in two files, and those of other programs."""
     image: Any = nib.load(path)  # pyright: ignore[reportPrivateImportUsage]
     if not isinstance(image, SpatialImage):
-        raise VolumeError(str(path), f"expected a volume, found {type(image).__name__}; convert it first")
+        raise VolumeError(str(path), f"expected a volume, found {type(image).__name__}. Convert the file first.")
     if isinstance(image.header, Nifti1Header):
         return _nifti(type(image), image.header, orientation)
     if image.affine is None:
-        raise VolumeError(str(path), "expected an affine, found none; mend the header")
+        raise VolumeError(str(path), "the header has no affine. Fix the header.")
     shape = _without_trailing_ones(image.shape)
     affine = np.asarray(image.affine, dtype=np.float64)
-    # Analyze, which nibabel's classes for SPM derive from too, has no field for it that programs agree on.
+    # Programs do not agree on how Analyze, from which nibabel's classes for SPM derive too, states its axes.
     oriented = not isinstance(image.header, AnalyzeHeader)
     if orientation and not oriented:
         affine = assumed_affine(shape, spacing_of(affine), orientation)
@@ -370,15 +375,15 @@ def _forms_differ_deg(header: Any) -> float:
         angles = angles_deg(header.get_sform()[:3, :3], header.get_qform()[:3, :3])
     except UNREADABLE:
         return float("nan")
-    # An sform without three axes is no matter of side.
+    # An sform without three axes is reported as a bad affine.
     return float(np.nanmax(angles, initial=0.0))
 
 
 def angles_deg(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Measure the angle between each column of `first` `(3, N)` and that of `second` `(3, N)`.
+    """Compute the angle between each column of `first` `(3, N)` and that of `second` `(3, N)`.
 
     Returns:
-        Degrees, `(N,)`; NaN where a column has no length.
+        Degrees, `(N,)`; NaN for a column without length.
     """
     lengths = np.linalg.norm(first, axis=0) * np.linalg.norm(second, axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -387,17 +392,17 @@ def angles_deg(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDA
 
 
 def spacing_of(affine: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Give the length of each column of an affine or its upper left part, `(4, 4)` or `(3, 3)`: voxel sizes, `(3,)`."""
+    """Compute voxel sizes `(3,)`, the lengths of the columns of an affine `(4, 4)` or of its upper left `(3, 3)`."""
     return np.linalg.norm(affine[:3, :3], axis=0)
 
 
 def assumed_affine(shape: Sequence[int], spacing_mm: NDArray[np.floating], orientation: str) -> NDArray[np.float64]:
-    """Build the affine of a volume that does not say where it is: its middle at the origin.
+    """Build the affine of a volume that does not say where it is, with its middle at the origin.
 
     Args:
         shape: voxels per dimension.
         spacing_mm: `(3,)`, voxel size along each axis.
-        orientation: where the axes point, `RAS` for instance.
+        orientation: axis codes, `RAS` for instance.
 
     Returns:
         `(4, 4)`, voxel index -> world mm.
@@ -416,5 +421,5 @@ def expect_three_dimensions(header: Header, path: Path) -> None:
     if len(header.shape) != 3:
         raise VolumeError(
             str(path),
-            f"expected 3 dimensions, found {len(header.shape)} (shape {header.shape}); extract one volume first",
+            f"expected 3 dimensions, found {len(header.shape)} (shape {header.shape}). Extract one volume first.",
         )

@@ -33,7 +33,7 @@ class Volume:
     affine: NDArray[np.float64]
     """`(4, 4)`, voxel index -> world mm."""
     axcodes: tuple[str, str, str] = ("R", "A", "S")
-    """Where the axes of the file that it came from point."""
+    """Axis codes of the file that it was read from."""
 
     @property
     def spacing_mm(self) -> NDArray[np.float64]:
@@ -112,38 +112,40 @@ def to_ras(voxels: NDArray[np.float32], affine: NDArray[np.float64], where: str)
     Args:
         voxels: `(I, J, K)` in any order.
         affine: `(4, 4)`, voxel index -> world mm.
-        where: what to call the volume in errors.
+        where: the name of the volume in errors.
 
     Raises:
         VolumeError: the affine is not finite or maps two axes onto one.
     """
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise VolumeError(where, f"expected an invertible affine, found {affine.tolist()}; mend the header")
+        raise VolumeError(where, f"the affine cannot be inverted: {affine.tolist()}. Fix the header.")
     orientation = io_orientation(affine)
     if np.isnan(orientation).any():
-        raise VolumeError(where, f"expected three distinct axes, found {affine.tolist()}; mend the header")
+        raise VolumeError(where, f"the affine maps two axes onto one: {affine.tolist()}. Fix the header.")
     turned = np.ascontiguousarray(apply_orientation(voxels, orientation))
     first, second, third = ornt2axcodes(orientation)
     return Volume(turned, affine @ inv_ornt_aff(orientation, voxels.shape), (first, second, third))
 
 
 def from_ras(volume: Volume) -> Volume:
-    """Turn a RAS+ volume back to the axis order of the file that it came from; the place in the world stays."""
+    """Turn a RAS+ volume back to the axis order of the file that it was read from; its place in the world stays."""
     orientation = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(volume.axcodes))
     voxels = np.ascontiguousarray(apply_orientation(volume.voxels, orientation))
     return Volume(voxels, volume.affine @ inv_ornt_aff(orientation, volume.voxels.shape), volume.axcodes)
 
 
 def refuse_empty(voxels: NDArray[np.float32], where: str) -> None:
-    """Raise VolumeError where `voxels` `(I, J, K)` hold nothing, NaN or infinity, or a single value throughout."""
+    """Raise VolumeError if `voxels` `(I, J, K)` are none, contain NaN or infinity, or all have the same value."""
     if voxels.size == 0:
-        raise VolumeError(where, f"expected voxels, found none (shape {voxels.shape}); leave it out")
+        raise VolumeError(where, f"the image holds no voxels (shape {voxels.shape}). Leave it out.")
     lowest, highest = voxels.min(), voxels.max()
     if not (np.isfinite(lowest) and np.isfinite(highest)):
         bad = int(voxels.size - np.isfinite(voxels).sum())
-        raise VolumeError(where, f"expected finite voxels, found {bad} that are NaN or infinite; mend or leave it out")
+        raise VolumeError(
+            where, f"voxels must be finite, but {bad} are NaN or infinite. Replace them or leave the file out."
+        )
     if lowest == highest:
-        raise VolumeError(where, f"expected an image, found the value {lowest:g} in every voxel; leave it out")
+        raise VolumeError(where, f"every voxel has the value {lowest:g}. Leave the file out.")
 
 
 def _read_voxels(path: Path, layout: VoxelLayout, expected: Trace | None) -> NDArray[np.float32]:

@@ -74,7 +74,7 @@ def read_stack_header(paths: Sequence[Path], orientation: str | None = None) -> 
         VolumeError: a slice is missing, unreadable, or of another shape than the first.
     """
     if len(paths) < 2:
-        raise VolumeError(str(paths[0]), "expected at least 2 slices, found 1; use a pattern without {slice}")
+        raise VolumeError(str(paths[0]), "expected at least 2 slices, found 1. Use a pattern without {slice}.")
     headers = [read_header(path, orientation) for path in paths]
     axes = [slice_axis(header, path) for path, header in zip(paths, headers, strict=True)]
     for number, message in unlike_the_first(headers, axes):
@@ -90,7 +90,9 @@ def slice_axis(header: Header, path: Path) -> int:
     """
     axis = single_axis(header.shape)
     if axis is None:
-        raise VolumeError(str(path), f"expected one slice, found shape {header.shape}; use a pattern without {{slice}}")
+        raise VolumeError(
+            str(path), f"expected one slice, found shape {header.shape}. Use a pattern without {{slice}}."
+        )
     return axis
 
 

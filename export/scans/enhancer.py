@@ -175,7 +175,7 @@ def _unwritten(target: Path, error: OSError) -> InputError | RunError:
             "--resume."
         )
     if error.errno in PATH_ERRORS:
-        return UnwritableError(target, "--out", error)
+        return UnwritableError.from_system(target, "--out", error)
     return RunError(
         f"{target}: cannot be written ({error.strerror or error}). Fix that, and run the same command with --resume."
     )

@@ -1,7 +1,7 @@
-"""A pair whose two scanners do not share a world: the rigid motion that brings the high field onto the low field.
+"""Register the high field to the low field of a pair from two scanners by a rigid motion.
 
-The low field is never touched; all interpolation falls on the high field, and that once. Images are handed to SimpleITK
-with their RAS+ coordinates: its own LPS matters only where it reads or writes files, so transforms come back in RAS.
+The low field is never interpolated, and the high field only once. SimpleITK gets images with RAS+ coordinates. Its own
+LPS convention matters only when it reads or writes files, so its transforms are in RAS too.
 """
 
 from collections.abc import Iterator
@@ -14,39 +14,40 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
+from skimage.filters import threshold_otsu
 
 from upfield.common.errors import InputError
 from upfield.imaging.volume import Volume
 
 BINS = 32
-# Levels of the search: voxels of about this size, and how much they are blurred.
+# Levels of the search: approximate voxel size, and blur (standard deviation).
 COARSE_MM, COARSE_BLUR_MM = 4.0, 3.0
 FINE_MM, FINE_BLUR_MM = 2.0, 1.5
-# Voxels that the measure is sampled at, in and out of the mask, while searching.
+# Voxels, inside and outside the mask, at which the search samples the measure.
 NUM_SAMPLES = 20_000
-# Around the head lies the edge that says most about its place; farther out lies nothing but noise.
+# The edge of the head says most about its place; farther out there is only noise.
 MASK_MARGIN_MM = 8.0
-# Rigid to 1e-6, which moves a voxel 100 mm away by 1e-4 mm; what is recorded is what was applied.
+# The recorded matrix is the one that is applied; rounding it to 1e-6 moves a voxel 100 mm away by 1e-4 mm.
 MATRIX_DECIMALS = 6
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """A rigid motion of the high field, and how alike the two fields were before and after it."""
+    """A rigid motion of the high field, and the similarity of the two fields before and after it."""
 
     matrix: tuple[tuple[float, ...], ...]
-    """`(4, 4)`, a point of the high-field file, world mm (RAS) -> where it belongs in the low field's world."""
+    """`(4, 4)`, a point in the high-field file's world (mm, RAS) -> the same point in the low field's world."""
     rotation_deg: tuple[float, float, float]
-    """Rotation vector about the right, anterior and superior axis; its length is the angle."""
+    """Rotation vector about the right, anterior and superior axes; its length is the angle."""
     translation_mm: tuple[float, float, float]
-    """How far the head's centre moved, in RAS."""
+    """Displacement of the head's centre, in RAS."""
     similarity_before: float
-    """Mattes mutual information (nats, larger is better) of the files as they lie in the world."""
+    """Mattes mutual information (nats, larger is better) before the motion."""
     similarity_after: float
-    """The same after the motion."""
+    """Mattes mutual information (nats, larger is better) after the motion."""
 
     def to_tree(self) -> dict[str, Any]:
-        """Give the motion and the similarities as plain values."""
+        """Return the motion and the similarities as plain values."""
         return {
             "matrix": [list(row) for row in self.matrix],
             "rotation_deg": list(self.rotation_deg),
@@ -59,14 +60,14 @@ class Alignment:
 def register(low: Volume, high: Volume, seed: int) -> Alignment:
     """Find the rigid motion that brings the high field onto the low field.
 
-    Mattes mutual information, coarse to fine, from three starts: the files as they lie in the world, centre of the head
-    on centre of the head, and top on top, which is right where only one of the two shows the neck. The best
-    coarse result is refined, and taken only if it beats leaving the files as they are.
+    The search maximises Mattes mutual information, coarse to fine, from three starts: the files as they lie in the
+    world, centre of the head on centre of the head, and top on top, which is right if only one field shows the neck.
+    The best coarse result is refined, and used only if it beats leaving the files as they are.
 
     Args:
-        low: the low field, RAS+, which stays where it is.
+        low: the low field, RAS+; it does not move.
         high: the high field, RAS+.
-        seed: draws the voxels that the measure is sampled at.
+        seed: seed of the choice of voxels at which the measure is sampled.
 
     Returns:
         The motion; the same input and seed give the same bits, on any number of cores.
@@ -76,7 +77,7 @@ def register(low: Volume, high: Volume, seed: int) -> Alignment:
     """
     sitk = _simpleitk()
     fixed, moving = _Head(_scaled(low)), _Head(_scaled(_reduced(high, FINE_MM)))
-    # SimpleITK draws a seed of its own, from the clock, where it is given 0.
+    # For seed 0, SimpleITK would draw a seed from the clock.
     sampling_seed = seed % (2**32 - 1) + 1
     with _single_thread(sitk):
         coarse = _Level.of(sitk, fixed, moving, COARSE_MM, COARSE_BLUR_MM)
@@ -96,12 +97,13 @@ def resample_aligned(high: Volume, alignment: Alignment, low: Volume, cover: Lit
         high: the high field, RAS+.
         alignment: its motion.
         low: the low field, RAS+.
-        cover: `high`: the grid holds the whole moved high field, corners included, at its own spacing; `low`: its
-            corner voxels lie on those of the low field, as `fit: resize` takes them to, at nearly its own spacing.
+        cover: with `high`, the grid holds the whole moved high field, corners included, at its own spacing. With `low`,
+            the grid's corner voxels lie on those of the low field, as `fit: resize` assumes, at nearly the high field's
+            spacing.
 
     Returns:
-        Voxels `(I, J, K)` float32 within the high field's own range, and as dark as its darkest voxel outside it; the
-        affine is in the low field's world.
+        Voxels `(I, J, K)` float32 within the high field's own range; outside its field of view they have the value of
+        its darkest voxel. The affine is in the low field's world.
 
     Raises:
         InputError: SimpleITK is not installed.
@@ -114,7 +116,7 @@ def resample_aligned(high: Volume, alignment: Alignment, low: Volume, cover: Lit
     transform = sitk.AffineTransform(back[:3, :3].ravel().tolist(), back[:3, 3].tolist())
     origin, spacing, direction = _geometry(affine)
     with _single_thread(sitk):
-        # As quick as scipy.ndimage, whose constant mode takes the outer half from the voxels at the border.
+        # As fast as scipy.ndimage, whose constant mode would take away the outer half of the voxels at the border.
         moved = sitk.Resample(
             _image(sitk, high),
             [int(size) for size in shape],
@@ -133,7 +135,7 @@ def resample_aligned(high: Volume, alignment: Alignment, low: Volume, cover: Lit
 def _grid(
     high: Volume, matrix: NDArray[np.float64], low: Volume, cover: Literal["low", "high"]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Give the shape `(3,)` and the affine `(4, 4)` of the grid that the high field is moved to."""
+    """Compute the shape `(3,)` and the affine `(4, 4)` of the grid that the high field is moved to."""
     axes = low.affine[:3, :3] / low.spacing_mm
     held, volume = (low.affine, low) if cover == "low" else (matrix @ high.affine, high)
     num_held = np.array(volume.voxels.shape)
@@ -144,7 +146,7 @@ def _grid(
         spacing_mm = span_mm / (shape - 1)
     else:
         extent_vox = np.abs(np.linalg.inv(axes) @ held[:3, :3] * num_held).sum(axis=1) / spacing_mm
-        # A thousandth of a voxel is rounding, not a reason to grow.
+        # A thousandth of a voxel is rounding and must not add a voxel.
         shape = np.maximum(np.ceil(extent_vox - 1e-3), 1).astype(np.int64)
     centre_mm = held[:3, :3] @ ((num_held - 1) / 2) + held[:3, 3]
     affine = np.eye(4)
@@ -154,16 +156,16 @@ def _grid(
 
 
 class _Head:
-    """A volume and where the head is in it."""
+    """A volume and the place of the head in it."""
 
     def __init__(self, volume: Volume) -> None:
         self.volume = volume
 
     @cached_property
     def mask(self) -> NDArray[np.bool_]:
-        """The largest bright region, holes filled, `(I, J, K)`; everything where there is none."""
+        """The largest bright region, holes filled, `(I, J, K)`; all voxels if there is no such region."""
         smooth = _blurred(self.volume, 3.0).voxels
-        regions, num_regions = ndimage.label(ndimage.binary_fill_holes(smooth > 0.6 * _otsu(smooth)))  # pyright: ignore[reportGeneralTypeIssues]
+        regions, num_regions = ndimage.label(ndimage.binary_fill_holes(smooth > 0.6 * threshold_otsu(smooth.ravel())))  # pyright: ignore[reportGeneralTypeIssues]
         if num_regions == 0:
             return np.ones(smooth.shape, dtype=bool)
         return regions == 1 + np.argmax(np.bincount(regions.ravel())[1:])
@@ -185,7 +187,7 @@ class _Head:
 
     @property
     def top_mm(self) -> float:
-        """The height of its highest point, world mm."""
+        """The height of the head's highest point, world mm."""
         return float(self._points_mm[:, 2].max())
 
 
@@ -209,36 +211,36 @@ class _Level:
         return cls(sitk, _image(sitk, low), inside, _image(sitk, high), float(high.voxels.min()))
 
     def descended(self, start: Any, seed: int) -> Any:
-        """Follow the gradient from a transform (low world -> high world): quick, but slow to the last degrees."""
+        """Follow the gradient from a transform (low world -> high world); this is fast except for the last degrees."""
         method = self._measure(seed)
         method.SetOptimizerAsRegularStepGradientDescent(4.0, 0.04, 60, 0.7, 1e-6)
         return self._run(method, start)
 
     def refined(self, start: Any, step_mm: float, seed: int) -> Any:
-        """Search line by line (Powell): a nearly round head lies in a narrow valley, where the gradient stalls."""
+        """Search line by line (Powell), because a nearly round head makes a narrow valley in which gradients stall."""
         method = self._measure(seed)
         method.SetOptimizerAsPowell(10, 20, step_mm, 0.01, 1e-4)
         return self._run(method, start)
 
     def _run(self, method: Any, start: Any) -> Any:
         transform = self.sitk.Euler3DTransform(start)
-        # A turn counts as far as it moves the voxels.
+        # Rotations are scaled by how far they move the voxels.
         method.SetOptimizerScalesFromPhysicalShift()
         method.SetInitialTransform(transform, inPlace=True)
         try:
             method.Execute(self.low, self.high)
         except RuntimeError:
-            # Too little of the two lies in one place to tell a direction: the start stands, and its similarity tells.
+            # The two overlap too little for a direction. The start is returned, and its low similarity rules it out.
             return start
         return transform
 
     def similarity(self, transform: Any) -> float:
-        """Give the mutual information at every masked voxel; where the high field shows nothing, it counts as air."""
+        """Compute the mutual information over all masked voxels; outside its field of view, the high field is air."""
         moved = self.sitk.Resample(self.high, self.low, transform, self.sitk.sitkLinear, self.darkest)
         method = self._measure()
         method.SetInitialTransform(self.sitk.Euler3DTransform())
         try:
-            # Rounded: the measure knows no more, and zero has no sign.
+            # The measure is no more precise than that. Adding zero makes -0.0 a plain 0.0.
             return round(-float(method.MetricEvaluate(self.low, moved)), 6) + 0.0
         except RuntimeError:
             return 0.0
@@ -255,7 +257,7 @@ class _Level:
 
 
 def _starts(sitk: Any, fixed: _Head, moving: _Head) -> list[Any]:
-    """Give transforms low world -> high world that turn about the low field's head."""
+    """Return the three starting transforms, low world -> high world, which rotate about the low field's head."""
     shift_mm = moving.centre_mm - fixed.centre_mm
     top_mm = np.array([shift_mm[0], shift_mm[1], moving.top_mm - fixed.top_mm])
     starts = []
@@ -281,7 +283,7 @@ def _alignment(motion: Any, centre_mm: NDArray[np.float64], before: float, after
 
 
 def _scaled(volume: Volume) -> Volume:
-    """Clip what a few voxels do to the histogram's ends, and scale to [0, 1]."""
+    """Clip to the percentiles 0.5 and 99.5, and scale to [0, 1]."""
     darkest, brightest = np.percentile(volume.voxels, (0.5, 99.5))
     if brightest <= darkest:
         darkest, brightest = volume.voxels.min(), volume.voxels.max()
@@ -295,7 +297,7 @@ def _blurred(volume: Volume, sigma_mm: float) -> Volume:
 
 
 def _reduced(volume: Volume, voxel_mm: float) -> Volume:
-    """Average blocks of voxels, so that each axis has voxels of about `voxel_mm`, or its own where those are larger."""
+    """Average blocks of voxels, so that voxels have about `voxel_mm` along each axis unless they are larger already."""
     shape = np.array(volume.voxels.shape)
     factor = np.clip(np.floor(voxel_mm / volume.spacing_mm + 0.5), 1, shape).astype(int)
     (i, j, k), (a, b, c) = shape // factor, factor
@@ -306,18 +308,8 @@ def _reduced(volume: Volume, voxel_mm: float) -> Volume:
     return Volume(blocks.mean(axis=(1, 3, 5), dtype=np.float32), affine)
 
 
-def _otsu(voxels: NDArray[np.float32]) -> float:
-    """Give the threshold that separates two classes best (Otsu 1979), of `(I, J, K)`."""
-    counts, edges = np.histogram(voxels, 256)
-    centres = (edges[1:] + edges[:-1]) / 2
-    below, sums = np.cumsum(counts)[:-1], np.cumsum(counts * centres)
-    total = counts.sum()
-    separation = (sums[-1] * below / total - sums[:-1]) ** 2 / np.maximum(below * (total - below), 1)
-    return float(centres[np.argmax(separation)])
-
-
 def _geometry(affine: NDArray[np.float64]) -> tuple[list[float], list[float], list[float]]:
-    """Give ITK's origin, spacing and direction of an affine `(4, 4)`, without going over to LPS."""
+    """Return the origin, spacing and direction of an affine `(4, 4)` for ITK, without a conversion to LPS."""
     spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
     return affine[:3, 3].tolist(), spacing_mm.tolist(), (affine[:3, :3] / spacing_mm).ravel().tolist()
 
@@ -333,7 +325,7 @@ def _image(sitk: Any, volume: Volume) -> Any:
 
 @contextmanager
 def _single_thread(sitk: Any) -> Iterator[None]:
-    """Sums over threads depend on how many there are; pairs are what is worked on at once."""
+    """Limit ITK to one thread, because sums over threads depend on their number; subjects are what runs in parallel."""
     num_threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     try:
@@ -343,7 +335,7 @@ def _single_thread(sitk: Any) -> Iterator[None]:
 
 
 def require_simpleitk() -> None:
-    """Raise InputError where SimpleITK is not installed."""
+    """Raise InputError if SimpleITK is not installed."""
     _simpleitk()
 
 
@@ -352,6 +344,6 @@ def _simpleitk() -> Any:
         import SimpleITK
     except ImportError as error:
         raise InputError(
-            "align: expected SimpleITK, which registers the pairs, found none; pip install 'upfield[align]'"
+            "align: rigid needs SimpleITK, which is not installed. Run pip install 'upfield[align]'."
         ) from error
     return SimpleITK

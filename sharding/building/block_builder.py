@@ -25,12 +25,12 @@ from upfield.sharding.shardset.shard_writer import Sample, write_shard
 
 @dataclass(frozen=True)
 class BlockTask:
-    """One block and what a worker needs to build it."""
+    """All that a worker needs to build one block."""
 
     block: Block
-    """Subjects and shards."""
+    """Its subjects and shards."""
     digest: str
-    """Of all that decides the block's bytes."""
+    """Hash of all that decides the block's bytes."""
     config: ShardConfig
     """The whole configuration of the build."""
     out: Path
@@ -39,12 +39,12 @@ class BlockTask:
 
 @dataclass(frozen=True)
 class BlockResult:
-    """What became of a block."""
+    """A block that has been built, or could not be."""
 
     entries: list[ShardEntry]
-    """Its shards; none where it was given up."""
+    """Its shards; empty if the block could not be built."""
     record: BlockRecord
-    """What reading its subjects led to."""
+    """The outcome of reading its subjects."""
 
 
 @dataclass(frozen=True)

@@ -79,12 +79,12 @@ def build(config: ShardConfig, out: Path, pseudonyms: Pseudonyms | None = None) 
         RunError: the disk is full, or workers were killed; finished shards are kept.
     """
     if not config.cohorts:
-        raise InputError("cohorts: expected at least one cohort, found none; give them in a file with --config")
+        raise InputError("cohorts: there are none. List them in a file and pass it with --config.")
     # Workers of a cluster run in other folders.
     out, volumes = out.absolute(), config.save_volumes and config.save_volumes.absolute()
     config = replace(config, save_volumes=volumes)
     if volumes and volumes.exists() and not volumes.is_dir():
-        raise InputError(f"--save_volumes: expected a folder, found the file {volumes}; choose another")
+        raise InputError(f"--save_volumes: {volumes} is a file, not a folder. Choose another.")
     files = find_cohorts(config.cohorts, config.root or Path.cwd(), pseudonyms)
     refuse_foreign_folder(out)
     with _disk_errors(out), lock_build(out):
@@ -101,9 +101,9 @@ def build(config: ShardConfig, out: Path, pseudonyms: Pseudonyms | None = None) 
 
 def _say_complete(out: Path) -> None:
     if is_unfinished(out):
-        say(f"{out}: complete, but for an extension that is under way; give its own configuration to finish it")
+        say(f"{out}: complete, but an extension of it is unfinished. Run that with its own configuration to finish it.")
     else:
-        say(f"{out}: complete already, nothing to do")
+        say(f"{out}: already complete, nothing to do")
 
 
 def check_sources(request: BuildRequest) -> SourceCheck:
@@ -147,7 +147,9 @@ def check_sources(request: BuildRequest) -> SourceCheck:
 
 
 def _nobody(request: BuildRequest) -> InputError:
-    return InputError(f"{request.out}: expected subjects that can be used, found none of {len(request.new_subjects)}")
+    return InputError(
+        f"{request.out}: none of the {len(request.new_subjects)} subjects can be used. Fix the problems listed above."
+    )
 
 
 def _once(by_name: list[Problem], by_header: list[Problem]) -> list[Problem]:
@@ -163,8 +165,8 @@ def _say_namesakes(subjects: list[Subject[Source]]) -> None:
         splits.setdefault(subject.name, set()).add(subject.split)
     if names := sorted(name for name, its in splits.items() if len(its) > 1):
         say(
-            f"{len(names)} names stand in several cohorts and in different splits ({', '.join(names[:5])}"
-            f"{', ...' if names[5:] else ''}); where they are the same people, hold both out with lists in `split`"
+            f"{len(names)} names occur in several cohorts and in different splits ({', '.join(names[:5])}"
+            f"{', ...' if names[5:] else ''}). If they are the same people, hold both out with lists in `split`."
         )
 
 
@@ -220,11 +222,11 @@ def _file_stats(subject: Subject[SourceVolume]) -> list[Any]:
 def write_blocks(request: BuildRequest, plan: BuildPlan, quarantine: Quarantine) -> list[BlockResult]:
     """Run all tasks and return the blocks' results in the order in which they finished.
 
-    A block that is given up does not stop the others: all problems with voxels are reported together at the end.
+    A block that cannot be built does not stop the others: all problems with voxels are reported together at the end.
 
     Raises:
         InputError: subjects have problems that the configuration does not allow.
-        RunError: workers were killed, or write to another disk.
+        RunError: workers were killed, or write to the disk of another node.
     """
     out, executor = request.out, request.config.executor
     results: list[BlockResult] = []
@@ -236,8 +238,8 @@ def write_blocks(request: BuildRequest, plan: BuildPlan, quarantine: Quarantine)
             for entry in result.entries:
                 if not (out / f"{entry.name}.tar").is_file():
                     raise RunError(
-                        f"{out}: expected a folder that all nodes of the cluster share, found {entry.name}.tar written "
-                        "elsewhere; choose another --out"
+                        f"{out}: {entry.name}.tar was written to the disk of another node. "
+                        "Choose an --out that all nodes of the cluster share."
                     )
             quarantine.note(result.record.problems)
         quarantine.judge()
@@ -282,7 +284,7 @@ def _copies(request: BuildRequest, sources: list[dict[str, str]]) -> list[Proble
     for cohort, identifier, field, twin in same_voxels(sources, request.old.sources if request.old else []):
         subject = subjects[cohort, identifier]
         source = dict(subject.volumes)[field]
-        message = "expected a scan of its own, found the voxels of another one in another file; leave one of them out"
+        message = "this scan has the same voxels as another one in another file. Leave one of them out."
         problems.append(Problem(cohort, subject.name, field, "same", f"{source.paths[0]}{TWIN}{twin}", message))
     return problems
 
@@ -297,6 +299,6 @@ def _disk_errors(out: Path) -> Iterator[None]:
         if error.errno not in NO_ROOM:
             raise
         raise RunError(
-            f"{error.filename or out}: expected a disk that can be written, found: {error.strerror}; mend that and run "
-            "the same command: finished shards are kept"
+            f"{error.filename or out}: the disk cannot be written: {error.strerror}. Fix that and run the same command "
+            "again; finished shards are kept."
         ) from error

@@ -25,7 +25,7 @@ def build_set(config: ShardConfig) -> None:
     """
     assert config.out is not None
     if is_address(config.out) and (not is_remote(config.out) or "://" not in config.out):
-        raise InputError(f"--out: expected a folder or an address like s3://bucket/set, found {config.out}")
+        raise InputError(f"--out: expected a folder or an address like s3://bucket/set, found {config.out}.")
     pseudonyms = _pseudonyms(config)
     if is_remote(config.out):
         _build_and_upload(config, config.out, pseudonyms)
@@ -58,15 +58,15 @@ def _pseudonyms(config: ShardConfig) -> Pseudonyms | None:
         return None
     if config.pseudonym_key is None and is_remote(config.out):
         raise InputError(
-            "--pseudonym_key: expected a file, found none; a key does not belong beside a set at "
-            f"{format_address(config.out)}"
+            "--pseudonym_key: name a file on this machine. Without it, the key would lie beside the set, at "
+            f"{format_address(config.out)}."
         )
     out = Path(config.out).absolute()
     key = config.pseudonym_key or out.with_name(f"{out.name}.key")
     if not key.exists() and ((out / MANIFEST).exists() or is_unfinished(out)):
         raise InputError(
-            f"{key}: expected the key that {out} was built with, found none; bring it back, or say where it is with "
-            "--pseudonym_key (with another key nobody could tell who is in the set already)"
+            f"{key}: the key that {out} was built with is missing, and a new key could not tell who is in the set. "
+            "Bring it back, or name its file with --pseudonym_key."
         )
     return open_key(key)
 
@@ -82,21 +82,23 @@ def _summarise(name: str, folder: Path) -> None:
             f"  {split:<5} {subjects:>5} subjects {samples:>8} samples {len(entries):>5} shards {size / 1e6:>9.1f} MB"
         )
         if not subjects:
-            say(f"{name}: no subjects in {split}; training wants train and val, evaluation wants test: see `split`")
+            say(f"{name}: no subjects in {split}. Training needs train and val, evaluation needs test: see `split`.")
     if manifest.skipped:
-        print(f"  left out: {len(manifest.skipped)} subjects; when mended, give them as a cohort of their own")
+        print(f"  left out: {len(manifest.skipped)} subjects. Once they are fixed, add them as a cohort of their own.")
     _list_subjects(manifest.skipped)
     if manifest.doubts:
-        print(f"  in doubt: {len(manifest.doubts)} subjects; look at them with upfield preview")
+        print(f"  in doubt: {len(manifest.doubts)} subjects. Look at them with upfield preview.")
     _list_subjects(manifest.doubts)
     for one in manifest.unlike_pairs:
         print(
             f"  low similarity: {one['cohort']} {one['subject']}: {one['similarity_before']:.3f} before alignment, "
-            f"{one['similarity_after']:.3f} after; look at it with upfield preview"
+            f"{one['similarity_after']:.3f} after. Look at it with upfield preview."
         )
 
 
 def _list_subjects(trees: list[dict[str, Any]]) -> None:
     for one in trees:
-        reasons = "; ".join(f"{told['field']}: {told.get('reason', told['check'])}" for told in one["problems"])
+        reasons = " ".join(
+            f"{problem['field']}: {problem.get('reason', problem['check'])}" for problem in one["problems"]
+        )
         print(f"    {one['cohort']} {one['subject']}: {reasons}")

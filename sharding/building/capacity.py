@@ -1,4 +1,4 @@
-"""What a build needs of its machine, estimated from the plan and checked before it starts."""
+"""Estimate the disk space, memory and open files that a build needs, and check that the machine has them."""
 
 import math
 import os
@@ -19,22 +19,22 @@ HALF_BYTES, SINGLE_BYTES = 2, 4
 TAR_BLOCK_BYTES, TAR_RECORD_BYTES = 512, 10240
 NPY_HEADER_BYTES = 128
 RECORD_BYTES = 1024
-# A line of the index: three names of at most 100 characters, offsets and sizes.
+# The index lines of a sample: three names of at most 100 characters, with offsets and sizes.
 INDEX_BYTES = 400
 # The manifest has a few lines per shard and per subject.
 MANIFEST_BYTES, ENTRY_BYTES = 8192, 300
-# A NIfTI volume of single precision, compressed, at most.
+# A compressed NIfTI voxel of single precision, at most.
 SAVED_BYTES = 4
 # Python with numpy, scipy and nibabel loaded, per worker.
 WORKER_BYTES = 150e6
-# A volume as it is read: stored, in single precision, and turned to RAS+.
+# Per voxel of a volume that is being read: as stored, in single precision, and turned to RAS+.
 READING_BYTES = 10
-# Volumes on the high-field grid that are at work at once, beside the file's own.
+# Volumes on the high-field grid that are in memory at once, besides the file's own.
 VOLUMES_AT_ONCE = 5
-# The same while it is registered and moved by ITK, with room for the corners of a turned one.
+# Per voxel of a volume that ITK registers and moves, with room for the corners of a turned one.
 ALIGNING_BYTES = 30
 FILES_PER_WORKER, FILES_OF_DRIVER = 8, 48
-# Where Linux keeps the limits of control groups, version 2 and 1: limit, use, and the part of it that is only cache.
+# Files in which Linux keeps control groups, version 2 and 1: limit, use, and the part of the use that is only cache.
 CGROUPS = Path("/sys/fs/cgroup")
 CGROUP_FILES = (
     ("memory.max", "memory.current", "inactive_file"),
@@ -43,13 +43,13 @@ CGROUP_FILES = (
 
 
 def refuse_full_disks(needed: Mapping[Path, float]) -> None:
-    """Compare the room that folders need with what there is, those on one disk together.
+    """Compare the space that folders need with the free space, adding up folders on one disk.
 
     Args:
         needed: folder, made if missing -> bytes to be written into it.
 
     Raises:
-        InputError: there is not enough.
+        InputError: there is not enough space.
     """
     by_disk: dict[int, list[Path]] = {}
     for folder in needed:
@@ -60,8 +60,8 @@ def refuse_full_disks(needed: Mapping[Path, float]) -> None:
         where = " and ".join(map(str, folders))
         if together > free:
             raise InputError(
-                f"{where}: expected room for {_size(together)}, found {_size(free)} free; free some or "
-                "choose a place on another disk"
+                f"{where}: expected room for {_size(together)}, found {_size(free)} free. "
+                "Free some or choose a place on another disk."
             )
         say(f"{where}: about {_size(max(together, 0))} to write, {_size(free)} free")
 
@@ -74,14 +74,14 @@ def fitting_jobs(groups: Sequence[Sequence[Subject[SourceVolume]]], config: Shar
     """Compare memory and file descriptors with what the build will need.
 
     Args:
-        groups: subjects that one worker takes at a time.
+        groups: the subjects that a worker handles together.
         config: geometry, context and number of workers.
 
     Returns:
         The number of workers: as configured, or as many as cores and memory allow.
 
     Raises:
-        InputError: there is not enough.
+        InputError: there is too little memory, or too few files can be open.
     """
     cores = len(os.sched_getaffinity(0))
     if config.executor == "ray" or not groups:
@@ -91,10 +91,10 @@ def fitting_jobs(groups: Sequence[Sequence[Subject[SourceVolume]]], config: Shar
     fitting = int(free_bytes // worker_bytes)
     jobs = min(config.jobs or min(cores, max(fitting, 1)), len(groups))
     if jobs > fitting:
-        less = f"use --jobs {fitting}" if fitting else "free some, or use a smaller --subjects_per_block"
+        remedy = f"Use --jobs {fitting}." if fitting else "Free some, or use a smaller --subjects_per_block."
         raise InputError(
-            f"--jobs: expected {jobs} x {worker_bytes / 1e9:.1f} GB of memory, found {free_bytes / 1e9:.1f} GB free; "
-            f"{less}"
+            f"--jobs: expected {jobs} x {worker_bytes / 1e9:.1f} GB of memory, found {free_bytes / 1e9:.1f} GB free. "
+            f"{remedy}"
         )
     _refuse_few_descriptors(jobs)
     return jobs
@@ -105,13 +105,13 @@ def _refuse_few_descriptors(jobs: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if needed > soft:
         raise InputError(
-            f"open files: expected a limit of at least {needed} for {jobs} workers, found {soft}; "
-            f"raise it with ulimit -n (at most {hard}) or use fewer --jobs"
+            f"open files: expected a limit of at least {needed} for {jobs} workers, found {soft}. "
+            f"Raise it with ulimit -n (at most {hard}) or use fewer --jobs."
         )
 
 
 def set_bytes(blocks: Sequence[Block], config: ShardConfig) -> int:
-    """Give what a set takes on disk at most, manifest included; some tenths of a percent more than it does."""
+    """Return an upper bound of the bytes of a set, manifest included; it is a few tenths of a percent too high."""
     if not blocks:
         return 0
     entries = sum(block.num_shards + len(block.subjects) for block in blocks)
@@ -119,24 +119,24 @@ def set_bytes(blocks: Sequence[Block], config: ShardConfig) -> int:
 
 
 def block_bytes(block: Block, config: ShardConfig) -> int:
-    """Give what a block's tars and indices take on disk at most."""
+    """Return an upper bound of the bytes of a block's tars and indices."""
     voxels = config.geometry.high_shape[1] * config.geometry.high_shape[2]
     members = [NPY_HEADER_BYTES + HALF_BYTES * voxels * channels for channels in (1 + 2 * config.context, 1)]
     padded = sum(TAR_BLOCK_BYTES * math.ceil(1 + size / TAR_BLOCK_BYTES) for size in members)
     samples = config.geometry.high_shape[0] * sum(len(subject.units) for subject in block.subjects)
     each = padded + TAR_BLOCK_BYTES + RECORD_BYTES + INDEX_BYTES
-    # Two blocks end a tar, and its last record is filled.
+    # A tar ends with two empty blocks and is padded to a full record.
     return samples * each + block.num_shards * (TAR_RECORD_BYTES + 2 * TAR_BLOCK_BYTES)
 
 
 def volume_bytes(subjects: Iterable[Subject[Source]], geometry: GeometryConfig) -> int:
-    """Give what the saved volumes of some subjects take on disk at most."""
+    """Return an upper bound of the bytes of some subjects' saved volumes."""
     high, low = (math.prod(shape) for shape in (geometry.high_shape, geometry.low_shape))
     return SAVED_BYTES * sum(high + low * len(subject.units) for subject in subjects)
 
 
 def memory_bytes(subjects: Sequence[Subject[SourceVolume]], config: ShardConfig) -> float:
-    """Estimate a worker's peak memory: all pairs in half precision, and the subject with the largest files."""
+    """Estimate a worker's peak memory in bytes: all pairs in half precision, and the subject with the largest files."""
     voxels = math.prod(config.geometry.high_shape)
     pairs = sum(1 + len(subject.units) for subject in subjects)
     at_work = max((subject_bytes(subject, voxels) for subject in subjects), default=0)
@@ -144,7 +144,7 @@ def memory_bytes(subjects: Sequence[Subject[SourceVolume]], config: ShardConfig)
 
 
 def subject_bytes(subject: Subject[SourceVolume], grid_voxels: int) -> int:
-    """Estimate the memory that one subject takes at most, from its files to its pairs on a grid of so many voxels."""
+    """Estimate the peak memory in bytes of making one subject's pairs on a grid of `grid_voxels`."""
     high, low = (math.prod(volume.header.shape) if volume else 0 for volume in (subject.high, subject.low))
     resampling = SINGLE_BYTES * (high + VOLUMES_AT_ONCE * grid_voxels)
     aligning = ALIGNING_BYTES * high if subject.align == "rigid" else 0
@@ -152,24 +152,24 @@ def subject_bytes(subject: Subject[SourceVolume], grid_voxels: int) -> int:
 
 
 def available_bytes(root: Path = CGROUPS, membership: Path = Path("/proc/self/cgroup")) -> float:
-    """Give the memory that is free to this process, within the limits of the control groups that it is in.
+    """Return the bytes of memory that this process can still use, within the limits of its control groups.
 
     Args:
-        root: where the system keeps control groups.
-        membership: where it says which ones this process is in.
+        root: folder in which the system keeps control groups.
+        membership: file that lists the groups of this process.
     """
     free = float(psutil.virtual_memory().available)
     for group in _groups(root, membership):
         for limit, used, cache in CGROUP_FILES:
             if (group / limit).is_file() and (text := (group / limit).read_text().strip()).isdigit():
-                # Files that were read stay in memory until it is wanted.
+                # The cache of files that were read is dropped when memory is needed.
                 droppable = _statistic(group / "memory.stat", cache)
                 free = min(free, int(text) - int((group / used).read_text()) + droppable)
     return free
 
 
 def _groups(root: Path, membership: Path) -> Iterator[Path]:
-    """Give the folders of the groups that hold this process, outermost first: each of them may have a limit."""
+    """Yield the folders of the groups that hold this process, outermost first: each of them may have a limit."""
     yield root
     lines = membership.read_text().splitlines() if membership.is_file() else []
     for line in lines:

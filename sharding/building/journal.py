@@ -1,7 +1,7 @@
-"""What an unfinished build has done so far, in `OUT/.build`: the lock, the configuration, a record per block.
+"""The journal of an unfinished build, in `OUT/.build`: the lock, the configuration, a record per block.
 
-A block's record is written when its subjects are read and before its first shard, so a shard without a record that
-fits is nobody's, and one with it need not be built again.
+A block's record is written after its subjects are read and before its first shard. So a shard with a fitting record
+need not be built again, and a shard without one is left over from another build.
 """
 
 import json
@@ -24,18 +24,18 @@ from upfield.sharding.shardset.shard_index import SUFFIXES
 JOURNAL = ".build"
 CONFIG = "config.json"
 LOCK = "lock"
-# Builds that end remove the journal, perhaps just as another one looks for it.
+# A build that ends removes the journal, perhaps at the moment when another one opens it.
 MOST_TRIES = 100
-# A block's record, and not what is left of one that was being written.
+# The name of a block's record, as opposed to a temporary file.
 RECORD = re.compile(r"[a-z]+-\d+\.json")
 
 
 @dataclass(frozen=True)
 class BlockRecord:
-    """What reading a block's subjects led to."""
+    """The outcome of reading a block's subjects."""
 
     digest: str
-    """Of all that decides the block's bytes."""
+    """Hash of all that decides the block's bytes."""
     sizes: dict[str, int]
     """Name of each of its shards -> samples."""
     problems: list[Problem] = field(default_factory=list)
@@ -43,12 +43,12 @@ class BlockRecord:
     alignments: list[dict[str, Any]] = field(default_factory=list)
     """How real pairs were aligned."""
     sources: list[dict[str, str]] = field(default_factory=list)
-    """What the others were made from."""
+    """Fingerprints of the others' files."""
 
 
 @contextmanager
 def lock_build(out: Path) -> Iterator[None]:
-    """Hold the lock of the build in `out`; the system releases it when the process ends, however it ends.
+    """Hold the lock of the build in `out`. The system releases it when the process ends, even by a kill.
 
     Raises:
         InputError: another build is running there.
@@ -72,16 +72,16 @@ def _open_lock(out: Path) -> TextIO:
                 raise
             continue
         _lock(lock, out)
-        # Whoever held it before may have finished and removed the file that we waited for.
+        # The build that held the lock before may have removed the file that was just locked.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
                 return lock
         lock.close()
-    raise InputError(f"{out}: expected no other build there, found several that start and end; wait for them")
+    raise InputError(f"{out}: other builds keep starting and ending there. Wait for them to end.")
 
 
 def _remove_leftovers(out: Path) -> None:
-    """Remove half-written files: we hold the lock, so they are those of a build that was killed."""
+    """Remove half-written files. Under the lock, they can only be those of a build that was killed."""
     for folder in (out, out / JOURNAL, *(out / split for split in SPLITS)):
         for leftover in folder.glob(".tmp-*"):
             leftover.unlink()
@@ -95,31 +95,31 @@ def _lock(lock: TextIO, out: Path) -> None:
         raise
     if not free:
         lock.close()
-        raise InputError(f"{out}: expected no other build there, found one running; wait for it")
+        raise InputError(f"{out}: another build is running there. Wait for it to end.")
 
 
 def is_unfinished(out: Path) -> bool:
-    """Tell whether a build in `out` has begun and not ended."""
+    """Return whether a build in `out` has begun and not ended."""
     return (out / JOURNAL / CONFIG).is_file()
 
 
 def begun_config(out: Path) -> dict[str, Any] | None:
-    """Give the configuration of the unfinished build in `out`, if there is one."""
+    """Return the configuration of the unfinished build in `out`; None if there is no such build."""
     return json.loads((out / JOURNAL / CONFIG).read_text(encoding="utf-8")) if is_unfinished(out) else None
 
 
 def has_records(out: Path) -> bool:
-    """Tell whether the unfinished build in `out` has done anything worth keeping."""
+    """Return whether the unfinished build in `out` has finished any work."""
     return bool(_records(out))
 
 
 def clear(out: Path, digests: dict[str, str], listed: Iterable[str]) -> int:
-    """Remove what earlier builds left that is no part of this one. The lock must be held.
+    """Remove records and shards of earlier builds that are not part of this one. The lock must be held.
 
     Args:
         out: folder of the set.
-        digests: name of each block -> what its record must say for its shards to be kept.
-        listed: shards of the finished set that is being extended; they are not touched.
+        digests: name of each block -> the digest that its record must have for its shards to be kept.
+        listed: shards of the complete set that is being extended; they are not touched.
 
     Returns:
         Bytes of the shards that are kept and need not be built again.
@@ -134,7 +134,7 @@ def clear(out: Path, digests: dict[str, str], listed: Iterable[str]) -> int:
     listed, finished_bytes = set(listed), 0
     for path in (path for split in SPLITS for path in (out / split).glob("*")):
         name = f"{path.parent.name}/{path.stem}"
-        # Files of other names are somebody else's.
+        # Files of other names are not ours.
         if path.suffix not in SUFFIXES or not path.stem.isdecimal() or name in listed:
             continue
         if name in keep:
@@ -145,7 +145,7 @@ def clear(out: Path, digests: dict[str, str], listed: Iterable[str]) -> int:
 
 
 def begin(out: Path, config: dict[str, Any]) -> None:
-    """Note what is being built: from now on the set, or its extension, is unfinished. The lock must be held."""
+    """Write the configuration, which marks the set or its extension as unfinished. The lock must be held."""
     write_json(out / JOURNAL / CONFIG, config)
 
 
@@ -154,7 +154,7 @@ def _records(out: Path) -> list[Path]:
 
 
 def read_record(out: Path, block: str) -> BlockRecord | None:
-    """Read the record of a block, if it has one."""
+    """Read the record of a block; None if it has none, or a damaged one or one of another version."""
     path = out / JOURNAL / f"{block}.json"
     if not path.is_file():
         return None
@@ -162,7 +162,6 @@ def read_record(out: Path, block: str) -> BlockRecord | None:
         tree = json.loads(path.read_text(encoding="utf-8"))
         return BlockRecord(**tree | {"problems": [Problem(**problem) for problem in tree["problems"]]})
     except (ValueError, KeyError, TypeError):
-        # Of another version, or damaged: as good as none.
         return None
 
 
@@ -179,7 +178,7 @@ def finish(out: Path) -> None:
 
 
 def _sweep(out: Path) -> None:
-    """Remove a journal with nothing in it but the lock, and a folder with nothing in it, where that is allowed."""
+    """Remove a journal that holds only the lock, and a set's folder that is empty, as far as permissions allow."""
     journal = out / JOURNAL
     with suppress(OSError):
         if [path.name for path in journal.iterdir()] == [LOCK]:

@@ -1,4 +1,4 @@
-"""One subject's files -> its low/high volume pairs on the high-field grid, real and synthetic."""
+"""Make a subject's low/high volume pairs, real and synthetic, on the high-field grid."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,16 +22,16 @@ TOP_MARGIN_MM = 2.0
 
 @dataclass(frozen=True)
 class Pair:
-    """One low-field volume brought to the high-field grid, and its high-field partner."""
+    """A low-field volume resampled to the high-field grid, and its high-field partner."""
 
     unit: Unit
-    """Whose pair, of which kind and variant."""
+    """Subject, kind and variant of the pair."""
     low: NDArray[np.float16]
     """`(X, Y, Z)` in [0, 1], on the high-field grid."""
     high: NDArray[np.float16]
     """`(X, Y, Z)` in [0, 1]."""
     parameters: dict[str, Any]
-    """What a synthetic low field was made with, how a real pair was aligned."""
+    """The parameters of a synthetic low field, or the alignment of a real pair."""
 
 
 @dataclass(frozen=True)
@@ -105,16 +105,16 @@ def _synthetic(high: Volume, grids: "Grids", unit: Unit, config: ShardConfig) ->
 
 @dataclass(frozen=True)
 class Grids:
-    """The moves between files, the low-field grid and the high-field grid, under one `fit`.
+    """Resampling between files, the low-field grid and the high-field grid, under one `fit`.
 
     `resize` works on arrays alone, corner voxel to corner voxel, as the report we follow does. `crop_pad` works in mm:
-    both grids are boxes around one point, so that proportions and the position of every voxel stay true.
+    both grids are boxes around one point, so that proportions and the position of every voxel are kept.
     """
 
     geometry: GeometryConfig
     """The two grids."""
     centre_mm: NDArray[np.float64] | None
-    """Where both boxes are centred in the world, `(3,)`; None for `resize`."""
+    """Centre of both boxes in the world, `(3,)`; None for `resize`."""
 
     @classmethod
     def around(cls, geometry: GeometryConfig, fit: str, high: Volume) -> "Grids":
@@ -125,15 +125,15 @@ class Grids:
         return cls(geometry, to_world(high.affine, head_centre(high, extent_mm)))
 
     def high_from_file(self, volume: Volume) -> Volume:
-        """Bring a high-field volume to the high-field grid, `(X, Y, Z)`."""
+        """Resample a high-field volume to the high-field grid `(X, Y, Z)`."""
         return self._from_file(volume, self.geometry.high_shape, self.geometry.high_spacing_mm)
 
     def low_from_file(self, volume: Volume) -> Volume:
-        """Bring a low-field volume to the low-field grid `(I, J, K)`."""
+        """Resample a low-field volume to the low-field grid `(I, J, K)`."""
         return self._from_file(volume, self.geometry.low_shape, self.geometry.low_spacing_mm)
 
     def _from_file(self, volume: Volume, shape: Triple, spacing_mm: SpacingMm) -> Volume:
-        # Outside the file it is as dark as its darkest voxel, not zero, which may be the middle of a scale.
+        # Outside the file, voxels get the darkest value: zero may be the middle of the scale.
         darkest = volume.voxels.min()
         above = replace(volume, voxels=volume.voxels - darkest) if darkest else volume
         if self.centre_mm is None:
@@ -151,7 +151,7 @@ class Grids:
         return resample_box(low, spacings_mm[0], box_centre(low.shape), geometry.high_shape, spacings_mm[1])
 
     def high_to_low(self, high: Volume) -> Volume:
-        """Sample a volume on the high-field grid at the low-field grid `(I, J, K)`."""
+        """Resample a volume on the high-field grid to the low-field grid `(I, J, K)`."""
         if self.centre_mm is None:
             return _zoomed(high, self.geometry.low_shape)
         centre = box_centre(high.voxels.shape)
@@ -159,13 +159,13 @@ class Grids:
 
 
 def _zoomed(volume: Volume, shape: Triple) -> Volume:
-    """Resample corner voxels to corner voxels, and move the affine along."""
+    """Resample corner voxels to corner voxels, and adapt the affine."""
     step = (np.array(volume.voxels.shape) - 1) / (np.array(shape) - 1)
     return Volume(zoom_to(volume.voxels, shape), volume.affine @ np.diag([*step, 1.0]))
 
 
 def _boxed(volume: Volume, centre_vox: NDArray[np.float64], shape: Triple, spacing_mm: SpacingMm) -> Volume:
-    """Resample to a box around a voxel, and move the affine along."""
+    """Resample to a box around a voxel, and adapt the affine."""
     step = np.array(spacing_mm) / volume.spacing_mm
     voxels = resample_box(volume.voxels, volume.spacing_mm, centre_vox, shape, np.array(spacing_mm))
     move = np.diag([*step, 1.0])
@@ -174,25 +174,25 @@ def _boxed(volume: Volume, centre_vox: NDArray[np.float64], shape: Triple, spaci
 
 
 def to_world(affine: NDArray[np.float64], voxel: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Turn a voxel index `(3,)` into world mm `(3,)`."""
+    """Convert a voxel index `(3,)` to world mm `(3,)`."""
     return affine[:3, :3] @ voxel + affine[:3, 3]
 
 
 def to_voxel(affine: NDArray[np.float64], world_mm: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Turn world mm `(3,)` into a voxel index `(3,)`."""
+    """Convert world mm `(3,)` to a voxel index `(3,)`."""
     return np.linalg.inv(affine[:3, :3]) @ (world_mm - affine[:3, 3])
 
 
 def head_centre(volume: Volume, extent_mm: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Find where the box around the head should be centred.
+    """Find the centre of the box around the head.
 
-    The middle of the head along each axis; along the body axis, where neck and shoulders may fill the image, a head
-    taller than the box is aligned at its top instead, so that no brain is cut off. An axis that the box covers exactly
-    is left as it is: there is nothing to crop or pad.
+    It is the middle of the head along each axis. Along the body axis, neck and shoulders may fill the image: a head
+    taller than the box is aligned at its top instead, so that no brain is cut off. Along an axis that the box covers
+    exactly, there is nothing to crop or pad, and the centre is the image's.
 
     Args:
         volume: head in RAS+.
-        extent_mm: `(3,)`, the box.
+        extent_mm: `(3,)`, side lengths of the box.
 
     Returns:
         Voxel index `(3,)`, rounded to whole or half voxels.
@@ -206,14 +206,14 @@ def head_centre(volume: Volume, extent_mm: NDArray[np.float64]) -> NDArray[np.fl
         if abs(box_vox[axis] - volume.voxels.shape[axis]) < 1:
             continue
         area = mask.sum(axis=tuple({0, 1, 2} - {axis}))
-        # A plane through the head's edge has some area; a few bright voxels of noise have not.
+        # A plane through the head's edge has more bright voxels than noise produces.
         planes = np.flatnonzero(area > 0.02 * area.max())
         first, last = (planes[0], planes[-1]) if len(planes) else (0, len(area) - 1)
         too_tall = axis == 2 and last - first > box_vox[axis]
         top = last + TOP_MARGIN_MM / volume.spacing_mm[axis]
         wanted = top - box_vox[axis] / 2 if too_tall else (first + last) / 2
-        # Samples of an odd box fall on voxels when its centre does, those of an even one when it lies between two: at
-        # equal spacing nothing is then interpolated for no gain.
+        # At equal spacing, this puts samples on voxels, so that nothing is interpolated: the centre of an odd box lies
+        # on a voxel, that of an even one between two.
         offset = (round(float(box_vox[axis])) - 1) % 2 / 2
         centre[axis] = np.round(wanted - offset) + offset
     return centre

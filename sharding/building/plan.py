@@ -1,7 +1,7 @@
-"""What goes where, decided before any voxel is read: blocks of subjects, and the shards that each block fills.
+"""Plan blocks of subjects, and the shards that each block fills, before any voxel is read.
 
-A block is the unit of work: one worker reads its subjects, shuffles their samples together and writes its shards alone.
-Since membership and order follow from the plan, the bytes do not depend on how many workers there are or who is first.
+A block is the unit of work: one worker reads its subjects, shuffles their samples together and writes its shards.
+Members and order follow from the plan, so the bytes do not depend on the number of workers or on which is first.
 """
 
 import math
@@ -27,15 +27,15 @@ class Block:
     first_shard: int
     """Number of its first shard in the split."""
     num_shards: int
-    """Number of its shards; fewer are used where subjects turn out to be unusable."""
+    """Number of its shards; fewer are used if subjects turn out to be unusable."""
 
     @property
     def name(self) -> str:
-        """A name that no other block of the set has."""
+        """Name of the block, unique in the set."""
         return f"{self.split}-{self.first_shard:06d}"
 
     def shard_sizes(self, samples: int) -> dict[str, int]:
-        """Divide its samples evenly over its shards: name below the set's folder, without suffix -> samples."""
+        """Divide samples evenly over its shards: shard name below the set's folder, without suffix -> samples."""
         parts = min(self.num_shards, samples)
         small, extra = divmod(samples, max(parts, 1))
         return {f"{self.split}/{self.first_shard + i:06d}": small + (i < extra) for i in range(parts)}
@@ -46,13 +46,13 @@ def plan_blocks(
 ) -> list[Block]:
     """Divide subjects into blocks and blocks into shards.
 
-    Training subjects are shuffled over cohorts first; held-out ones keep their order, so that a reader can put volumes
-    together again slice by slice.
+    Training subjects are first shuffled over all cohorts. Held-out ones keep their order, so that a reader can
+    reassemble volumes slice by slice.
 
     Args:
         subjects: all subjects of all cohorts.
         config: seed, block and shard sizes, geometry.
-        taken: shards that each split has already; new ones are numbered from there.
+        taken: first free shard number of each split; 0 for splits that are missing.
     """
     blocks: list[Block] = []
     for split in SPLITS:
@@ -70,9 +70,9 @@ def plan_blocks(
 
 
 def sample_order(block: Block, samples: int, seed: int) -> NDArray[np.int64]:
-    """Give the order of a block's samples.
+    """Return the order in which a block's samples are packed.
 
-    Sample `n` is slice `n % X` of unit `n // X`, X the number of sagittal slices.
+    Sample `n` is slice `n % X` of unit `n // X`, where X is the number of sagittal slices.
 
     Returns:
         `(samples,)` int64: a permutation for training, ascending otherwise.

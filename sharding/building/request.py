@@ -66,12 +66,10 @@ class BuildRequest:
 def refuse_foreign_folder(out: Path) -> None:
     """Raise InputError if `out` holds something else than a set; nothing in it is touched."""
     if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: expected a folder, found a file; choose another --out")
+        raise InputError(f"{out}: this is a file, not a folder. Choose another --out.")
     others = sorted(out.iterdir()) if out.is_dir() else []
     if others and not any((out / name).exists() for name in (MANIFEST, JOURNAL)):
-        raise InputError(
-            f"{out}: expected a new folder or a shard set, found {others[0].name} and others; choose another --out"
-        )
+        raise InputError(f"{out}: this folder holds {others[0].name} and is no shard set. Choose another --out.")
 
 
 def compare_with_folder(
@@ -119,8 +117,8 @@ def _refuse_other_journal(out: Path, content: dict[str, Any]) -> None:
     names = [[cohort["name"] for cohort in tree["cohorts"]] for tree in (begun, content)]
     if names[0] != names[1]:
         raise ShardSetError(
-            f"{out / JOURNAL}: expected the cohorts of the unfinished build, {names[0]}, found {names[1]}; give "
-            "those, or remove this folder to drop the unfinished work"
+            f"{out / JOURNAL}: expected the cohorts of the unfinished build, {names[0]}, found {names[1]}. "
+            "Use those, or remove this folder to drop the unfinished work."
         )
 
 
@@ -132,18 +130,17 @@ def _refuse_difference(out: Path, there: dict[str, Any], asked: dict[str, Any], 
         if isinstance(there.get(key), dict) and isinstance(asked.get(key), dict) and key != "split":
             _refuse_difference(out, there[key], asked[key], f"{where}{key}.")
         if key == "pseudonymize":
-            found, mend = "another key or none", "give the --pseudonym_key that it was built with"
+            problem = "was built with another pseudonym key or with none"
+            remedy = "Use the --pseudonym_key that it was built with"
         else:
-            found, mend = (
-                f"another in {where}{key}: {there.get(key)} there, {asked.get(key)} now",
-                "build into a new folder",
-            )
+            problem = f"was built with another value of {where}{key}: {there.get(key)} there, {asked.get(key)} now"
+            remedy = "Build into a new folder"
         if out.name == JOURNAL:
-            mend += ", or remove this one to drop the unfinished work"
-        raise ShardSetError(f"{out}: expected the configuration it was built with, found {found}; {mend}")
+            remedy += ", or remove this one to drop the unfinished work"
+        raise ShardSetError(f"{out}: the set {problem}. {remedy}.")
     cohorts = [{cohort["name"]: cohort for cohort in tree.get("cohorts", [])} for tree in (there, asked)]
     for name in sorted(cohorts[0].keys() & cohorts[1].keys()):
-        _refuse_difference(out, cohorts[0][name], cohorts[1][name], f"cohort {name}: ")
+        _refuse_difference(out, cohorts[0][name], cohorts[1][name], f"cohorts.{name}.")
 
 
 def _refuse_other_subjects(request: BuildRequest, old: Manifest) -> None:
@@ -152,14 +149,14 @@ def _refuse_other_subjects(request: BuildRequest, old: Manifest) -> None:
     cohorts = {cohort for cohort, _ in there}
     held = {(cohort, subject) for cohort, subject in old.subjects_of_all_splits if cohort in cohorts}
     skipped = {(tree["cohort"], tree["subject"]) for tree in old.skipped}
-    for odd, what in (
-        (there - held - skipped, "more; give them as a cohort of their own"),
-        (held - there, "fewer; bring their files back"),
+    for odd, what, remedy in (
+        (there - held - skipped, "more", "Add them as a cohort of their own"),
+        (held - there, "fewer", "Bring their files back"),
     ):
         if odd:
             raise ShardSetError(
-                f"{request.out}: expected the {len(held)} subjects it was built from, found {len(odd)} {what}, or "
-                f"build into a new folder ({_some(sorted(subject for _, subject in odd))})"
+                f"{request.out}: expected the {len(held)} subjects it was built from, found {len(odd)} {what} "
+                f"({_some(sorted(subject for _, subject in odd))}). {remedy}, or build into a new folder."
             )
 
 
@@ -169,8 +166,8 @@ def _refuse_changed_files(request: BuildRequest, old: Manifest) -> None:
     if changed:
         names = [f"{subject.cohort} {subject.name}" for subject in changed]
         raise ShardSetError(
-            f"{request.out}: expected the files it was built from, found other content in those of {len(names)} "
-            f"subjects; bring them back, or build into a new folder ({_some(names)})"
+            f"{request.out}: the files of {len(names)} subjects have changed since the set was built ({_some(names)}). "
+            "Bring the old files back, or build into a new folder."
         )
 
 

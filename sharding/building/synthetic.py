@@ -1,4 +1,4 @@
-"""The synthetic low field: the law of the report that this follows, with parameters drawn for each volume."""
+"""Make synthetic low field by the law of the report that we follow, with parameters drawn for each volume."""
 
 import hashlib
 from dataclasses import asdict, dataclass
@@ -12,28 +12,28 @@ from upfield.sharding.configuration import SyntheticConfig
 
 @dataclass(frozen=True)
 class Degradation:
-    """What one synthetic low-field volume was made with; recorded with each of its samples."""
+    """The parameters of one synthetic low-field volume, recorded with each of its samples."""
 
     sigma_vox: float
-    """Blur, voxels of the low-field grid."""
+    """Standard deviation of the blur, in voxels of the low-field grid."""
     gamma: float
     """Darkening exponent."""
     noise_std: float
-    """Noise in a black voxel, share of the intensity range."""
+    """Standard deviation of the noise in a black voxel, as a share of the intensity range."""
 
     def to_tree(self) -> dict[str, float]:
-        """Give the parameters as plain values."""
+        """Return the parameters as plain values."""
         return asdict(self)
 
 
 def generator_for(seed: int, *names: object) -> np.random.Generator:
-    """Give a generator that depends on the seed and the names alone, not on the order of work."""
+    """Return a generator that depends only on the seed and the names, not on the order of work."""
     digest = hashlib.sha256("\0".join(map(str, (seed, *names))).encode()).digest()
     return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
 
 
 def draw_degradation(ranges: SyntheticConfig, rng: np.random.Generator) -> Degradation:
-    """Draw the parameters of one synthetic volume, each uniformly from its range, rounded to what is recorded."""
+    """Draw the parameters of one synthetic volume, each uniformly from its range, rounded to the recorded precision."""
     sigma_vox, gamma, noise_std = (
         round(float(rng.uniform(*limits)), 6) for limits in (ranges.sigma_vox, ranges.gamma, ranges.noise_std)
     )

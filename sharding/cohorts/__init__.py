@@ -1,1 +1,1 @@
-"""Takes cohort configurations; gives the subjects found, checked before a voxel is read."""
+"""From cohort configurations to subjects whose headers have been read and checked, before any voxel is read."""

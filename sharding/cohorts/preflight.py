@@ -1,4 +1,4 @@
-"""Check every header of a cohort before anything is computed, and tell all that is wrong at once."""
+"""Check every header of a cohort before any voxel is read, and report everything that is wrong together."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -41,14 +41,14 @@ SUBJECTS_PER_TASK = 4
 # Finer than any scan of a living head, coarser than any slice that shows one.
 SPACING_MM = (0.1, 12.0)
 MAX_SHEAR_DEG = 1.0
-# Slices whose axes turn, or whose voxels or steps change by more than headers' rounding.
+# Rounding in headers stays below these changes from slice to slice.
 MAX_TURN_DEG, MAX_CHANGE = 1.0, 0.01
-# More than the tilt of a head against a template's axes, less than exchanged axes.
+# Larger than the tilt of a head against a template's axes, smaller than an exchange of axes.
 MAX_FORMS_DIFFER_DEG = 45.0
 
-# Of the usual length of a cohort's stacks: less is half a head, and what is worth a word.
+# Shares of the usual length of a cohort's stacks: a shorter stack is refused; a larger difference is reported.
 LEAST_STACK, TOLD_STACK = 0.75, 0.02
-# Black slices at the ends of stacks may well be the same in two of them.
+# Two stacks may well have equal black slices at their ends.
 MOSTLY = 0.5
 DEFAULT_GEOMETRY = GeometryConfig()
 
@@ -57,7 +57,7 @@ Place = tuple[str, str, Field]
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with one volume."""
+    """One thing that is wrong with a volume."""
 
     check: str
     """As in `Problem`."""
@@ -111,9 +111,9 @@ def preflight(
     and a gzip file whose trailer does not fit its header is read through.
 
     Args:
-        subjects: of all cohorts, for two subjects in different ones may share a file.
-        jobs: processes, where there are enough files for them; 0 is one per core.
-        geometry: the grids that they are to be brought to.
+        subjects: of all cohorts, because two subjects in different cohorts may share a file.
+        jobs: processes, used if there are enough files for them; 0 is one per core.
+        geometry: the grids of the set.
 
     Returns:
         The problems, and the subjects with their headers.
@@ -121,7 +121,7 @@ def preflight(
     tasks = [subjects[first : first + SUBJECTS_PER_TASK] for first in range(0, len(subjects), SUBJECTS_PER_TASK)]
     num_files = sum(len(source.paths) for subject in subjects for _, source in subject.volumes)
     results = run_tasks(check_subjects, tasks, jobs if num_files >= FILES_FOR_PROCESSES else 1)
-    # Tasks finish in any order; which of several equal volumes is named must not depend on it.
+    # Tasks finish in any order, which must not decide which of several equal volumes is named.
     checked = sorted((volume for some in results for volume in some), key=_place)
     problems = [
         _problem(volume, finding.check, str(finding.file), finding.message)
@@ -156,7 +156,7 @@ def _with_headers(subject: Subject[Source], volumes: Mapping[Place, SourceVolume
 
 
 def check_subjects(subjects: Sequence[Subject]) -> list[VolumeCheck]:
-    """Read the headers of some subjects' volumes and check each by itself; runs in a worker."""
+    """Read the headers of some subjects' volumes and check each volume by itself; runs in a worker."""
     return [_check_volume(subject, field, source) for subject in subjects for field, source in subject.volumes]
 
 
@@ -205,11 +205,11 @@ def _read(path: Path, orientation: str | None) -> tuple[Header, Trace | None]:
             return header, trace
     except DAMAGED as error:
         raise unreadable(path, error) from error
-    raise VolumeError(str(path), f"expected {end_bytes} bytes, found fewer or damaged ones; copy it again")
+    raise VolumeError(str(path), f"the file is cut off or damaged: it should hold {end_bytes} bytes. Copy it again.")
 
 
 def _first_of(findings: list[Finding], source: Source) -> Finding:
-    """Make one finding of those of a stack's slices."""
+    """Join the findings of a stack's slices into one."""
     first, num_slices = findings[0], len(source.paths)
     if not source.stacked:
         return first
@@ -223,8 +223,8 @@ def _check_whole(path: Path, header: Header) -> list[Finding]:
         return [Finding("header", path, error.problem)]
     if min(header.shape) < 2:
         message = (
-            f"expected at least 2 voxels along each axis, found shape {header.shape}; "
-            "use a pattern with {slice} for slice files"
+            f"expected at least 2 voxels along each axis, found shape {header.shape}. "
+            "Use a pattern with {slice} for slice files."
         )
         return [Finding("header", path, message)]
     found = _check_statements(header, range(3)) + _check_affine(header.affine)
@@ -234,7 +234,7 @@ def _check_whole(path: Path, header: Header) -> list[Finding]:
 def _check_stack(source: Source, headers: list[Header]) -> list[Finding]:
     paths = source.paths
     if len(headers) < 2:
-        return [Finding("slices", paths[0], "expected at least 2 slices, found 1; use a pattern without {slice}")]
+        return [Finding("slices", paths[0], "expected at least 2 slices, found 1. Use a pattern without {slice}.")]
     axes: list[int] = []
     refused: list[Finding] = []
     for path, header in zip(paths, headers, strict=True):
@@ -249,11 +249,11 @@ def _check_stack(source: Source, headers: list[Header]) -> list[Finding]:
     findings = _uneven(source, headers)
     affine = stack_affine(headers, axes[0])
     if findings:
-        # A step over a gap is no thickness.
+        # A step over a gap is not the slices' thickness.
         affine[:3, axes[0]] = _usual_step_mm(headers)
     # Slices that carry places need not say how thick they are.
     needed = [axis for axis in range(3) if axis != axes[0] or not carry_places(headers)]
-    # Each slice may have its own fault of side or unit; the stack has one affine.
+    # Side and unit can be wrong in some slices only; the stack has one affine.
     by_check: dict[str, list[Finding]] = {}
     for path, header in zip(paths, headers, strict=True):
         for check, message in _check_statements(header, needed):
@@ -263,14 +263,14 @@ def _check_stack(source: Source, headers: list[Header]) -> list[Finding]:
 
 
 def _of_another_scan(source: Source, headers: list[Header], axes: list[int]) -> list[Finding]:
-    """Find slices whose shape, axes or voxels are not those of the first."""
+    """Find slices whose shape, axes or voxel sizes differ from the first slice's."""
     columns = headers[0].affine[:3, :3]
     found = dict(unlike_the_first(headers, axes))
     for number, header in enumerate(headers):
         if number not in found and (message := _turned(header, columns)):
             found[number] = message
     return [
-        Finding("slices", source.paths[number], f"{message}; leave out what is of another scan")
+        Finding("slices", source.paths[number], f"{message}. Leave out slices of another scan.")
         for number, message in sorted(found.items())
     ]
 
@@ -280,15 +280,15 @@ def _turned(header: Header, columns: NDArray[np.float64]) -> str | None:
         return None
     turn_deg = angles_deg(columns, header.affine[:3, :3])
     if (turn_deg > MAX_TURN_DEG).any():
-        return f"expected axes that point where the first slice's do, found one {turn_deg.max():.1f} degrees off"
+        return f"one of its axes is {turn_deg.max():.1f} degrees off that of the first slice"
     spacing_mm = spacing_of(columns)
     if (np.abs(header.spacing_mm - spacing_mm) > MAX_CHANGE * spacing_mm).any():
-        return f"expected the first slice's voxels of {_mm(spacing_mm)}, found {_mm(header.spacing_mm)}"
+        return f"expected voxels of {_mm(spacing_mm)} as in the first slice, found {_mm(header.spacing_mm)}"
     return None
 
 
 def _uneven(source: Source, headers: list[Header]) -> list[Finding]:
-    """Find a place where slices do not follow one another in equal steps along one line, where they carry places."""
+    """Find the first uneven step from slice to slice of a stack whose slices carry places."""
     origins_mm = np.array([header.affine[:3, 3] for header in headers])
     travelled_mm = np.linalg.norm(origins_mm - origins_mm[0], axis=1)
     if not np.isfinite(travelled_mm).all() or travelled_mm.max() <= UNPLACED_MM:
@@ -302,9 +302,9 @@ def _uneven(source: Source, headers: list[Header]) -> list[Finding]:
         return []
     first = int(np.argmax(wrong))
     message = (
-        f"expected slices that follow one another in equal steps, here of {np.linalg.norm(usual_mm):.2f} mm, found "
-        f"{int(wrong.sum())} of {len(steps_mm)} steps that differ, the first by {off_mm[first]:.2f} mm between slices "
-        f"{first} and {first + 1} counted from 0; check the order of the slice numbers and whether one is missing"
+        f"slices must follow one another in equal steps, here of {np.linalg.norm(usual_mm):.2f} mm, but "
+        f"{int(wrong.sum())} of {len(steps_mm)} steps differ, the first by {off_mm[first]:.2f} mm between slices "
+        f"{first} and {first + 1} (counted from 0). Check the order of the slice numbers and whether one is missing."
     )
     return [Finding("steps", source.paths[first + 1], message)]
 
@@ -314,53 +314,53 @@ def _usual_step_mm(headers: list[Header]) -> NDArray[np.float64]:
 
 
 def _check_statements(header: Header, axes: Iterable[int]) -> list[tuple[str, str]]:
-    """Check what a header says besides its affine, voxel sizes along `axes` only; gives checks and messages."""
+    """Check a header's statements besides its affine, voxel sizes along `axes` only; return checks and messages."""
     found: list[tuple[str, str]] = []
     if not header.is_oriented:
         message = (
-            "expected a header that says which side is left, found none (no qform or sform code, or their like); "
-            "mend the header, or set `orientation` of the cohort to where the files' axes point, `RAS` for instance"
+            "the header does not say which side is left (no qform or sform code, or their equivalent). Fix the header, "
+            "or set `orientation` of the cohort to the axis codes of its files, for example `RAS`."
         )
         found.append(("side", message))
     elif not header.forms_differ_deg <= MAX_FORMS_DIFFER_DEG:  # NaN too
         differ = (
-            "a qform that is no rotation"
+            "the qform is not a rotation"
             if np.isnan(header.forms_differ_deg)
-            else f"axes that differ by up to {header.forms_differ_deg:.0f} degrees"
+            else f"their axes differ by up to {header.forms_differ_deg:.0f} degrees"
         )
         found.append(
-            ("side", f"expected qform and sform to agree where the axes point, found {differ}; keep the right one only")
+            ("side", f"qform and sform disagree about where the axes point: {differ}. Keep only the right one.")
         )
     if header.unit != "mm":
         unit = {"m": "metres", "um": "micrometres"}[header.unit]
-        found.append(("spacing", f"expected lengths in mm, found {unit} in the header; mend the header"))
+        found.append(("spacing", f"expected lengths in mm, found {unit} in the header. Fix the header."))
     if not all(header.has_spacing[axis] for axis in axes):
-        found.append(("spacing", "expected a voxel size along each axis, found 0 or none; mend the header"))
+        found.append(("spacing", "the header gives no voxel size, or 0, along an axis. Fix the header."))
     return found
 
 
 def _check_affine(affine: NDArray[np.float64]) -> list[tuple[str, str]]:
-    """Check a volume's affine `(4, 4)`; gives checks and messages."""
+    """Check a volume's affine `(4, 4)`; return checks and messages."""
     columns = affine[:3, :3]
     spacing_mm = spacing_of(columns)
     usable = bool(np.isfinite(affine).all() and spacing_mm.all())
-    # Of axes of length 1 the determinant tells how far they are from lying in one plane, whatever the spacing.
+    # The determinant of unit axes shows how far they are from lying in one plane, whatever the spacing.
     if not usable or abs(np.linalg.det(columns / spacing_mm)) < 1e-3:
         rows = np.round(affine[:3], 4).tolist()
-        return [("affine", f"expected three axes of the volume in mm, found {rows}; mend the header")]
+        return [("affine", f"the affine does not have three distinct axes: {rows}. Fix the header.")]
     found: list[tuple[str, str]] = []
     pairs = list(combinations(range(3), 2))
     between_deg = angles_deg(columns[:, [first for first, _ in pairs]], columns[:, [second for _, second in pairs]])
     worst = int(np.argmax(np.abs(between_deg - 90)))
     if abs(between_deg[worst] - 90) > MAX_SHEAR_DEG:
         message = (
-            f"expected perpendicular axes, found axes {pairs[worst][0]} and {pairs[worst][1]} at "
-            f"{between_deg[worst]:.1f} degrees (sheared); resample it to perpendicular axes or mend the header"
+            f"axes {pairs[worst][0]} and {pairs[worst][1]} meet at {between_deg[worst]:.1f} degrees instead of 90 "
+            "(sheared). Resample the volume to perpendicular axes or fix the header."
         )
         found.append(("affine", message))
     if spacing_mm.min() < SPACING_MM[0] or spacing_mm.max() > SPACING_MM[1]:
         message = (
-            f"expected voxels of {SPACING_MM[0]:g} to {SPACING_MM[1]:g} mm, found {_mm(spacing_mm)}; mend the header"
+            f"expected voxels of {SPACING_MM[0]:g} to {SPACING_MM[1]:g} mm, found {_mm(spacing_mm)}. Fix the header."
         )
         found.append(("spacing", message))
     return found
@@ -371,9 +371,9 @@ def _mm(spacing_mm: NDArray[np.float64]) -> str:
 
 
 def _short(checked: list[VolumeCheck]) -> Iterator[Problem]:
-    """Find stacks far shorter than those of most of their cohort: a part of the head is missing.
+    """Find stacks far shorter than most of their cohort's, which lack a part of the head.
 
-    Smaller differences, which may come from the scan, are told on stderr.
+    Smaller differences, which may come from the scan, are only reported on stderr.
     """
     lengths_mm: dict[tuple[str, Field], list[tuple[VolumeCheck, float]]] = defaultdict(list)
     for volume in checked:
@@ -384,14 +384,14 @@ def _short(checked: list[VolumeCheck]) -> Iterator[Problem]:
         for volume, length_mm in volumes:
             lengths = f"most stacks of its cohort show {usual_mm:.0f} mm, this one shows {length_mm:.0f}"
             if length_mm < LEAST_STACK * usual_mm:
-                message = f"expected a whole head, but {lengths} mm; complete the stack, or leave the subject out"
+                message = f"{lengths} mm. Complete the stack, or leave the subject out."
                 yield _problem(volume, "place", str(volume.source), message)
             elif abs(length_mm - usual_mm) > TOLD_STACK * usual_mm:
-                say(f"cohort {cohort}: {field}: {volume.subject}: {lengths} mm; is it complete?")
+                say(f"cohort {cohort}: {field}: {volume.subject}: {lengths} mm. Check that it is complete.")
 
 
 def _apart(checked: list[VolumeCheck], subjects: Sequence[Subject], geometry: GeometryConfig) -> Iterator[Problem]:
-    """Find pairs whose fields do not go together, as they are to be taken as they lie."""
+    """Find pairs whose two fields do not seem to belong together."""
     grid_mm = np.array(geometry.high_shape) * np.array(geometry.high_spacing_mm)
     checked_at = {_place(volume): volume for volume in checked}
     for subject in subjects:
@@ -400,41 +400,39 @@ def _apart(checked: list[VolumeCheck], subjects: Sequence[Subject], geometry: Ge
         low, high = (checked_at[subject.cohort, subject.name, field] for field in ("low", "high"))
         if low.extent is None or high.extent is None:
             continue
-        told = {"resolution": resolution_doubt(low.extent, high.extent)}
+        messages = {"resolution": resolution_doubt(low.extent, high.extent)}
         if subject.align == "none":
-            told["place"] = place_doubt(low.extent, high.extent, subject.fit, grid_mm)
+            messages["place"] = place_doubt(low.extent, high.extent, subject.fit, grid_mm)
         if subject.align == "none" and subject.fit == "crop_pad":
-            told["affine"] = tilt_problem(low.extent, high.extent)
-        for check, message in told.items():
+            messages["affine"] = tilt_problem(low.extent, high.extent)
+        for check, message in messages.items():
             if message:
                 yield _problem(low, check, str(low.source), message)
 
 
 def _same(checked: list[VolumeCheck]) -> Iterator[Problem]:
-    """Find volumes that are the same content as another subject's, or as the same subject's other field."""
+    """Find volumes with the same content as another subject's, or as the same subject's other field."""
     traced = [volume for volume in checked if volume.traces]
     for group in same_content([volume.source.paths for volume in traced], [volume.traces for volume in traced]):
         volumes = [traced[index] for index in group]
         for volume in volumes:
             others = [other for other in volumes if other is not volume]
-            # Another subject weighs more than the same one's other field.
+            # A copy of another subject is worse than one of the same subject's other field.
             other = min(others, key=lambda other: _place(other)[:2] == _place(volume)[:2])
             whose = "its own" if _place(other)[:2] == _place(volume)[:2] else "another subject's"
-            message = (
-                f"expected a scan of its own, found the same content as {whose} {other.field} field; leave one out"
-            )
+            message = f"this scan has the same content as {whose} {other.field} field. Leave one of them out."
             file = f"{volume.source.paths[0]}{TWIN}{other.source.paths[0]} ({other.cohort} {other.subject})"
             yield _problem(volume, "same", file, message)
 
 
-def _mostly_same(checked: list[VolumeCheck], told: set[tuple[str, str]]) -> Iterator[Problem]:
-    """Find stacks that share most of their slices, black ones apart, with another subject's: a copy with some missing.
+def _mostly_same(checked: list[VolumeCheck], copies: set[tuple[str, str]]) -> Iterator[Problem]:
+    """Find stacks that share most of their slices with another subject's: copies that lack some slices.
 
     Args:
         checked: all volumes.
-        told: subjects that are copies through and through.
+        copies: subjects that are complete copies.
     """
-    stacks = [v for v in checked if v.source.stacked and v.traces and (v.cohort, v.subject) not in told]
+    stacks = [v for v in checked if v.source.stacked and v.traces and (v.cohort, v.subject) not in copies]
     holders: dict[Trace, list[int]] = defaultdict(list)
     for number, volume in enumerate(stacks):
         for traced in set(volume.traces):
@@ -449,8 +447,8 @@ def _mostly_same(checked: list[VolumeCheck], told: set[tuple[str, str]]) -> Iter
             continue
         for volume, twin in ((one, other), (other, one)):
             message = (
-                f"expected slices of its own, found {count} of {len(volume.traces)} to be slices of another subject's "
-                f"{twin.field} field; leave one of the two out"
+                f"{count} of its {len(volume.traces)} slices are also slices of another subject's {twin.field} field. "
+                "Leave one of the two out."
             )
             file = f"{volume.source.paths[0]}{TWIN}{twin.source.paths[0]} ({twin.cohort} {twin.subject})"
             yield _problem(volume, "same", file, message)

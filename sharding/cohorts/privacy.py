@@ -1,7 +1,7 @@
-"""What a published set says about subjects: pseudonyms in place of ids, and no paths.
+"""Pseudonyms in place of names, and patterns without folders, for sets that are published.
 
-Pseudonyms are HMAC-SHA256 of cohort and name (RFC 2104), cut to 64 bits: nobody without the key can tell whether a
-name that is known belongs to a pseudonym, and the same key gives a subject the same pseudonym in every set.
+A pseudonym is the HMAC-SHA256 of cohort and name (RFC 2104), cut to 64 bits. Without the key, nobody can check whether
+a known name belongs to a pseudonym. The same key gives a subject the same pseudonym in every set.
 """
 
 import csv
@@ -20,25 +20,25 @@ from upfield.common.files import atomic_path
 
 LEAST_KEY_BYTES = 16
 WILD = "{*?"
-# Names of files may be any bytes.
+# File names may be any bytes.
 FILE_NAMES: Any = {"encoding": "utf-8", "errors": "surrogateescape"}
 
 
 @dataclass(frozen=True)
 class Pseudonyms:
-    """A key and what it makes of names."""
+    """A key that turns names into pseudonyms."""
 
     key: bytes = field(repr=False)
     """The secret."""
     names: Path | None = None
-    """The file that is to say who is who."""
+    """The file that lists who is who."""
 
     def of(self, cohort: str, name: str) -> str:
-        """Give a subject's pseudonym."""
+        """Return a subject's pseudonym."""
         return f"p{self._digest(f'{cohort}/{name}')[:16]}"
 
     def seal(self, text: str) -> str:
-        """Give text that is equal for equal `text` and says nothing else about it."""
+        """Return a keyed hash of `text`, which reveals only whether two texts are equal."""
         return f"hidden:{self._digest(text)[:16]}"
 
     def _digest(self, text: str) -> str:
@@ -46,10 +46,10 @@ class Pseudonyms:
 
 
 def open_key(path: Path) -> Pseudonyms:
-    """Read the key, or make one where there is none, readable by its owner alone.
+    """Read the key, or make one that only its owner can read if the file does not exist.
 
     Raises:
-        InputError: too short to be a secret.
+        InputError: the key is too short to be a secret.
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,16 +59,17 @@ def open_key(path: Path) -> Pseudonyms:
     key = path.read_bytes().strip()
     if len(key) < LEAST_KEY_BYTES:
         raise InputError(
-            f"{path}: expected a key of at least {LEAST_KEY_BYTES} bytes, found {len(key)}; remove it to have one made"
+            f"{path}: expected a key of at least {LEAST_KEY_BYTES} bytes, found {len(key)}. "
+            "Remove the file to have a key made."
         )
     return Pseudonyms(key, path.with_name(f"{path.name}.names.csv"))
 
 
 def write_names(path: Path, rows: Iterable[tuple[str, str, str]]) -> None:
-    """Write who is who, readable by its owner alone.
+    """Add rows to the list of who is who, which only its owner can read.
 
     Args:
-        path: a CSV; rows that it has already are kept.
+        path: a CSV file; rows that it has already are kept.
         rows: cohort, name, pseudonym.
     """
     known = set(rows)
@@ -81,12 +82,12 @@ def write_names(path: Path, rows: Iterable[tuple[str, str, str]]) -> None:
 
 
 def _put_first(made: Path, path: Path) -> None:
-    """Give a file its name, unless one of that name has come meanwhile: two builds at once then share that."""
+    """Rename a new file to `path`, unless another build has made that file meanwhile; both then share it."""
     try:
         os.link(made, path)
     except FileExistsError:
         pass
-    except OSError:  # The file system has no links.
+    except OSError:  # The file system has no hard links.
         os.replace(made, path)
         return
     made.unlink()
@@ -100,11 +101,12 @@ def _write_private(path: Path, text: str) -> None:
 
 
 def public_cohort(tree: dict[str, Any], pseudonyms: Pseudonyms | None) -> dict[str, Any]:
-    """Give a cohort's configuration as a set may state it.
+    """Return a cohort's configuration without what is private in it.
 
     Args:
-        tree: the configuration, plain values.
-        pseudonyms: replace names and patterns; without it, patterns lose folders outside the listing's own.
+        tree: the configuration as plain values.
+        pseudonyms: replace names and patterns. Without them, patterns lose folders outside the folder of the
+            configuration file.
     """
     public = dict(tree)
     for name in ("low", "high"):
@@ -119,7 +121,7 @@ def public_cohort(tree: dict[str, Any], pseudonyms: Pseudonyms | None) -> dict[s
 
 
 def _without_folders(pattern: str) -> str:
-    """Cut a pattern that leaves the listing's own folder to what tells files apart: whose disk it is on is private."""
+    """Cut the leading folders of a pattern that leaves the configuration file's folder, because they are private."""
     path = PurePosixPath(pattern)
     if not path.is_absolute() and ".." not in path.parts:
         return pattern

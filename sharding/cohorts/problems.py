@@ -1,4 +1,4 @@
-"""What is wrong with a subject's files: found one by one, told all at once."""
+"""Problems of subjects' files, collected one by one and reported together."""
 
 import sys
 from collections import Counter
@@ -12,7 +12,7 @@ from upfield.common.tables import terminal_width, text_table
 
 Field = Literal["low", "high"]
 TWIN = " = "
-# What may be meant so: it is told, and built.
+# Checks whose findings may be intended: they are reported, and the subject is built.
 DOUBTS = ("place", "resolution")
 LEAST_FILE_WIDTH = 24
 
@@ -28,27 +28,27 @@ class Problem:
     field: Field
     """Which of its two volumes has the problem."""
     check: str
-    """What was looked at: `unpaired`, `name`, `slices` (which ones there are, and that they are of one scan), `header`,
+    """What was checked: `unpaired`, `name`, `slices` (which ones there are, and that they are of one scan), `header`,
     `affine`, `spacing`, `side`, `steps` (from slice to slice), `place` (what is shown, and where), `resolution`,
     `same`, `voxels`."""
     file: str
     """The file, or the first of a stack, and perhaps after ` = ` one that it equals; local, never published."""
     message: str
-    """Expected, found, what to do; without names of files or subjects, so that it may be published."""
+    """What is wrong and what to do, without names of files or subjects, so that it may be published."""
 
     @property
     def is_doubt(self) -> bool:
-        """Whether the subject can be used all the same."""
+        """Whether the subject can be used nevertheless."""
         return self.check in DOUBTS
 
 
 def report(problems: Sequence[Problem], width: int | None = None, what: str = "problems") -> str:
-    """Lay problems out as a table of plain text: a row for each, messages wrapped, long paths cut in the middle.
+    """Return problems as a plain-text table: a row for each, messages wrapped, long paths cut in the middle.
 
     Args:
         problems: in the order of the rows.
-        width: characters per line; None takes the terminal's, and elsewhere as many as file names need.
-        what: what they are called in the last line.
+        width: characters per line; None is the terminal's width, or without a terminal what file names need.
+        what: the noun for them in the last line.
     """
     width = width or terminal_width(sys.stderr)
     longest = max((len(problem.file) for problem in problems), default=0)
@@ -63,12 +63,12 @@ def report(problems: Sequence[Problem], width: int | None = None, what: str = "p
 
 
 def _shortened(text: str, width: int) -> str:
-    """Cut the middle out; what tells files apart is mostly at the end."""
+    """Cut the middle out, because names of files mostly differ at the end."""
     if len(text) <= width:
         return text
     first, two, second = text.partition(TWIN)
     if two:
-        # Whom it equals is worth a longer line.
+        # Both files are shown, each with half of the width.
         half = (width - len(TWIN)) // 2
         return f"{_shortened(first, half)}{TWIN}{_shortened(second, half)}"
     head = (width - 3) // 3
@@ -76,13 +76,13 @@ def _shortened(text: str, width: int) -> str:
 
 
 def write_report(path: Path, problems: Sequence[Problem], doubts: Sequence[Problem], subjects_checked: int) -> None:
-    """Write problems as JSON, with the paths of their files in full: for who has the files, not for publication.
+    """Write problems as JSON, with full paths, for the owner of the files; not for publication.
 
     Args:
         path: the file.
         problems: in order.
         doubts: in order.
-        subjects_checked: how many subjects were looked at.
+        subjects_checked: number of subjects that were checked.
     """
     subjects = {(problem.cohort, problem.subject) for problem in problems}
     write_json(

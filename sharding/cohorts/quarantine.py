@@ -1,4 +1,4 @@
-"""Subjects that cannot be used: all told at once and refused, or left out, counted and named."""
+"""Subjects that cannot be used: reported together, then refused, or left out, counted and named."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,35 +15,36 @@ from upfield.sharding.configuration import ShardConfig
 
 @dataclass
 class Quarantine:
-    """The problems of one build, and what is to become of the subjects that have them."""
+    """The problems of one build, and the decision about the subjects that have them."""
 
     config: ShardConfig
     """`on_error` and `max_skipped`."""
     path: Path
-    """The JSON file, beside the set."""
+    """The JSON file that problems are written to, beside the set."""
     num_subjects: int
-    """Subjects looked at."""
+    """Number of subjects that were checked."""
     problems: list[Problem] = field(default_factory=list)
-    """All that were met."""
+    """All problems so far."""
     doubts: list[Problem] = field(default_factory=list)
-    """What may be meant so; the subjects are used."""
+    """Oddities that may be intended; the subjects are used."""
     num_shown: int = 0
-    """How many of them have been shown."""
+    """Number of problems that have been printed."""
 
     def admit(self, problems: Sequence[Problem]) -> None:
-        """Take in what was found before anything is computed, all at once.
+        """Add the problems that were found before any voxel was read.
 
         Raises:
-            InputError: there are some and the configuration says fail, or more subjects have them than may be left out.
+            InputError: there are problems and the configuration says fail, or too many subjects have some.
         """
         self.problems += [problem for problem in problems if not problem.is_doubt]
         self.doubts += [problem for problem in problems if problem.is_doubt]
         if self.doubts:
-            say(report(sorted(self.doubts), what="doubts, built all the same; look at them with upfield preview:"))
+            say(report(sorted(self.doubts), what="doubts"))
+            say("These subjects are built all the same. Look at them with upfield preview.")
         self.judge()
 
     def note(self, problems: Sequence[Problem]) -> None:
-        """Take in what turned up on the way: work goes on, to find all there is, unless too many are left out already.
+        """Add problems that a worker found; the build goes on, to find all of them, unless too many are left out.
 
         Raises:
             InputError: more subjects have problems than may be left out.
@@ -55,10 +56,10 @@ class Quarantine:
             self.judge()
 
     def judge(self) -> None:
-        """Show all problems and note them in the file; refuse what the configuration does not allow.
+        """Print all problems and write them to the file; refuse what the configuration does not allow.
 
         Raises:
-            InputError: there are some and the configuration says fail, or more subjects have them than may be left out.
+            InputError: there are problems and the configuration says fail, or too many subjects have some.
         """
         if not self.problems and not self.doubts:
             self.path.unlink(missing_ok=True)
@@ -66,30 +67,32 @@ class Quarantine:
         self._show()
         if not self.problems:
             return
-        found = f"found {len(self.problems)} problems in {len(self.names)}, listed above and in {self.path}"
+        found = (
+            f"{len(self.names)} of {self.num_subjects} subjects have {len(self.problems)} problems, "
+            f"listed above and in {self.path}"
+        )
         if self.config.on_error == "fail":
             raise InputError(
-                f"expected {self.num_subjects} subjects without problems, {found}; mend them, or leave such subjects "
-                f"out with --on_error skip --max_skipped {len(self.names)}"
+                f"{found}. Fix them, or leave these subjects out with --on_error skip --max_skipped {len(self.names)}."
             )
         if len(self.names) > self.config.max_skipped:
             raise InputError(
-                f"expected at most {self.config.max_skipped} subjects to leave out, {found}; mend some or raise "
-                "--max_skipped"
+                f"{found}, and --max_skipped allows {self.config.max_skipped} to be left out. "
+                "Fix some or raise --max_skipped."
             )
 
     def refuse(self, problems: Sequence[Problem]) -> None:
-        """Refuse what was found too late to leave subjects out.
+        """Refuse problems that were found too late to leave subjects out.
 
         Raises:
-            InputError: there is some.
+            InputError: there are problems.
         """
         if problems:
             self.problems += problems
             self._show()
             raise InputError(
-                f"expected scans that are all different, found {len(problems)} that are not, listed above and in "
-                f"{self.path}; take them out of the cohort's files or patterns and run the same command again"
+                f"{len(problems)} scans are copies of others, listed above and in {self.path}. "
+                "Take them out of the cohort's files or patterns and run the same command again."
             )
 
     def _show(self) -> None:
@@ -100,7 +103,7 @@ class Quarantine:
         try:
             write_report(self.path, problems, sorted(self.doubts), self.num_subjects)
         except OSError as error:
-            say(f"{self.path}: expected to note them there too, found {error.strerror}")
+            say(f"{self.path}: the problems could not be written there ({error.strerror}).")
 
     @property
     def names(self) -> set[tuple[str, str]]:
@@ -108,24 +111,24 @@ class Quarantine:
         return {(problem.cohort, problem.subject) for problem in self.problems}
 
     def healthy(self, subjects: Iterable[Subject]) -> list[Subject]:
-        """Give the subjects without a problem."""
+        """Return the subjects without a problem."""
         names = self.names
         return [subject for subject in subjects if (subject.cohort, subject.name) not in names]
 
     def public_problems(self, pseudonyms: Pseudonyms | None) -> list[dict[str, Any]]:
-        """Give what the set itself says about subjects that were left out."""
+        """Return what the set's manifest says about subjects that were left out."""
         return _public(self.problems, pseudonyms)
 
     def public_doubts(self, pseudonyms: Pseudonyms | None) -> list[dict[str, Any]]:
-        """Give what the set itself says about subjects that are in it and may not be as they should."""
+        """Return what the set's manifest says about doubtful subjects that are in it."""
         names = self.names
         return _public([doubt for doubt in self.doubts if (doubt.cohort, doubt.subject) not in names], pseudonyms)
 
 
 def _public(problems: list[Problem], pseudonyms: Pseudonyms | None) -> list[dict[str, Any]]:
-    """Give problems by subject: cohort, subject, and each one's field, check and reason.
+    """Group problems by subject: cohort, subject, and the field, check and reason of each problem.
 
-    Reasons may state what a header says, so there are none where there are pseudonyms.
+    Reasons may quote headers, so they are left out if there are pseudonyms.
     """
     by_subject: dict[tuple[str, str], list[dict[str, str]]] = {}
     for problem in sorted(problems):

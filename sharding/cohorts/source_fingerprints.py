@@ -1,7 +1,6 @@
-"""What a set was made from: fingerprints of its source files, kept in the manifest.
+"""Fingerprints of the files that a set was made from, kept in its manifest.
 
-With them a later build finds a scan that the set holds already, under whatever name it comes, and files that are no
-longer those the set was made from.
+By them, a later build finds scans that the set already holds under another name, and files that have changed since.
 """
 
 from collections.abc import Sequence
@@ -20,11 +19,13 @@ SECRET = (*FIELDS, *(f"{field}_voxels" for field in FIELDS))
 
 
 def describe_sources(subject: Subject) -> dict[str, str]:
-    """Give cohort, subject, and the fingerprint of each of a subject's volumes by field.
+    """Return cohort, subject, and the fingerprint of each of a subject's volumes by field.
+
+    Compressed files are opened only if the subject's headers have not been read.
 
     Raises:
         VolumeError: a file is damaged or cannot be read.
-        RunError: it is the machine that is in trouble.
+        RunError: the machine is at fault, not the file.
     """
     tree = {"cohort": subject.cohort, "subject": subject.id}
     for field, source in subject.volumes:
@@ -39,7 +40,7 @@ def describe_sources(subject: Subject) -> dict[str, str]:
 
 
 def describe_all(subjects: Sequence[Subject], jobs: int) -> list[dict[str, str]]:
-    """Describe the sources of subjects in order, with processes where there are many files."""
+    """Describe the sources of subjects in order, in several processes if there are many files."""
     num_files = sum(len(source.paths) for subject in subjects for _, source in subject.volumes)
     trees = run_tasks(describe_sources, subjects, jobs if num_files >= FILES_FOR_PROCESSES else 1)
     found = {(tree["cohort"], tree["subject"]): tree for tree in trees}
@@ -47,9 +48,9 @@ def describe_all(subjects: Sequence[Subject], jobs: int) -> list[dict[str, str]]
 
 
 def sealed(tree: dict[str, str], pseudonyms: Pseudonyms | None) -> dict[str, str]:
-    """Give what `describe_sources` gives as a set may state it.
+    """Return what `describe_sources` returns, with keyed hashes of the fingerprints if there are pseudonyms.
 
-    Whoever has the scan could tell its pseudonym by the plain fingerprint; a keyed one tells only its owner.
+    A plain fingerprint would let anyone who has the scan find its pseudonym.
     """
     if pseudonyms is None:
         return tree
@@ -57,12 +58,12 @@ def sealed(tree: dict[str, str], pseudonyms: Pseudonyms | None) -> dict[str, str
 
 
 def held_already(subjects: Sequence[Subject], old: Manifest, pseudonyms: Pseudonyms | None, jobs: int) -> list[Problem]:
-    """Find new subjects with a volume that the set holds already, under another name or cohort.
+    """Find new subjects with a volume that the set already holds under another name or cohort.
 
     Args:
-        subjects: those that are to be added, without other problems.
+        subjects: the subjects to be added that have no other problems.
         old: the set.
-        pseudonyms: those of the set.
+        pseudonyms: the set's.
         jobs: processes; 0 is one per core.
     """
     there = {tree[field]: tree for tree in old.sources for field in FIELDS if field in tree}
@@ -71,10 +72,7 @@ def held_already(subjects: Sequence[Subject], old: Manifest, pseudonyms: Pseudon
         tree = sealed(described, pseudonyms)
         for field, source in subject.volumes:
             if twin := there.get(tree[field]):
-                message = (
-                    "expected a scan that the set does not hold yet, found the same content as that of one of its "
-                    "subjects; leave one out"
-                )
+                message = "the set already holds a scan with the same content. Leave this one out."
                 files = f"{source.paths[0]} = {twin['cohort']} {twin['subject']}, in the set"
                 problems.append(Problem(subject.cohort, subject.name, field, "same", files, message))
     return problems
@@ -83,7 +81,7 @@ def held_already(subjects: Sequence[Subject], old: Manifest, pseudonyms: Pseudon
 def changed_subjects(
     subjects: Sequence[Subject], old: Manifest, pseudonyms: Pseudonyms | None, jobs: int
 ) -> list[Subject]:
-    """Give those subjects of a set whose files do not hold what they held when it was built."""
+    """Find the subjects of a set whose files have changed since it was built."""
     there = {(tree["cohort"], tree["subject"]): tree for tree in old.sources}
     known = [subject for subject in subjects if (subject.cohort, subject.id) in there]
     described = describe_all(known, jobs)
@@ -95,14 +93,14 @@ def changed_subjects(
 
 
 def same_voxels(new: Sequence[dict[str, str]], held: Sequence[dict[str, str]]) -> list[tuple[str, str, Field, str]]:
-    """Find new volumes that are, voxel for voxel, another one in another file: repacked, turned, with another header.
+    """Find new volumes that equal another one voxel for voxel, in a file that was repacked, turned or relabelled.
 
     Args:
-        new: what was read just now, as the set states it.
-        held: what the set had before.
+        new: sources of this build, as the manifest states them.
+        held: sources of the set that is extended.
 
     Returns:
-        Cohort, subject, field, and whom it equals, of each such volume.
+        Cohort, subject and field of each such volume, and the cohort and subject that it equals.
     """
     first: dict[str, str] = {}
     found: list[tuple[str, str, Field, str]] = []

@@ -1,4 +1,4 @@
-"""Path patterns -> the subjects of a cohort, their files, and the split each one belongs to."""
+"""Find the subjects of a cohort by path patterns: their files, and the split that each one belongs to."""
 
 import glob
 import hashlib
@@ -21,8 +21,8 @@ from upfield.sharding.shardset.sample_key import SampleKey
 SPLITS = ("train", "val", "test")
 Split = Literal["train", "val", "test"]
 FIELD = re.compile(r"{(\w+)}")
-# A key is a tar member's name: no dot (WebDataset cuts there), no space (the index is split at spaces), and short
-# enough for a plain tar header.
+# A key is the name of a tar member. It has no dot, because WebDataset cuts names there, no space, because the index is
+# split at spaces, and is short enough for a plain tar header.
 NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9_-]")
 MAX_ID_LENGTH = 40
 
@@ -39,7 +39,7 @@ class Source:
     """Values of the pattern's free fields."""
 
     def __str__(self) -> str:
-        """Name the files as errors do."""
+        """Return the name of the files for messages."""
         return str(self.paths[0]) if not self.stacked else f"{self.paths[0]} .. {self.paths[-1].name}"
 
 
@@ -67,7 +67,7 @@ class Unit:
     subject: str
     """Subject id."""
     kind: Literal["real", "synthetic"]
-    """Where the low field comes from."""
+    """Whether its low field was scanned or made from the high field."""
     variant: int
     """Number of the synthetic variant; 0 for real."""
 
@@ -77,7 +77,7 @@ class Unit:
         return "low" if self.kind == "real" else f"low-synthetic-{self.variant}"
 
     def key(self, x: int) -> str:
-        """Give the sample key of sagittal slice `x`."""
+        """Return the sample key of sagittal slice `x`."""
         return str(SampleKey(self.cohort, _key_part(self.subject), self.kind, self.variant, x))
 
 
@@ -90,21 +90,21 @@ class Subject(Generic[S_co]):
     id: str
     """What shards call it: its name, or a pseudonym."""
     name: str
-    """As the pattern found it in file names."""
+    """Its name in the file names."""
     split: Split
     """The one split that all its samples are in."""
     high: S_co
     """High-field files."""
     low: S_co | None
-    """Low-field files, or None where all pairs are synthetic."""
+    """Low-field files; None if all pairs are synthetic."""
     fit: Literal["resize", "crop_pad"]
-    """How its volumes are brought to the grids."""
+    """How its volumes are resampled to the grids."""
     units: tuple[Unit, ...]
     """The pairs made from it."""
     align: Literal["none", "rigid"] = "none"
     """Whether its high field is registered to its low field."""
     orientation: str | None = None
-    """Axis codes, `RAS` for instance, of files that do not say which way round they are."""
+    """Axis codes, `RAS` for instance, of files that do not state any."""
 
     @property
     def volumes(self) -> Iterator[tuple[Field, S_co]]:
@@ -147,10 +147,10 @@ def find_subjects(cohort: CohortConfig, root: Path, pseudonyms: Pseudonyms | Non
     Args:
         cohort: patterns, split and kinds.
         root: folder that relative patterns start from.
-        pseudonyms: give shards these in place of names, and no free fields.
+        pseudonyms: what stands in shards in place of names; with them, free fields are left out.
 
     Raises:
-        InputError: a pattern matches nothing, or the split asks for what is not there.
+        InputError: a pattern matches nothing, or the split names subjects or numbers that do not exist.
     """
     high, problems = match(cohort.high, root, cohort.name, "high")
     low: dict[str, Source] = {}
@@ -160,12 +160,12 @@ def find_subjects(cohort: CohortConfig, root: Path, pseudonyms: Pseudonyms | Non
     names = sorted(low.keys() | high.keys())
     ids = {name: pseudonyms.of(cohort.name, name) if pseudonyms else name for name in names}
     problems += _unusable_names(cohort, ids, high)
-    # Over all that were found, those with problems too: whoever is mended later, or is left out, moves nobody.
+    # Subjects with problems take part, so that fixing one later, or leaving it out, moves nobody else.
     splits = assign_splits(cohort, ids)
     for name, source in high.items():
         fields = {} if pseudonyms else (low[name].metadata if name in low else {}) | source.metadata
         high[name] = replace(source, metadata=fields)
-    # By id, so that the order of samples says nothing about names behind pseudonyms.
+    # Sorted by id, so that the order of samples reveals nothing about the names behind pseudonyms.
     paired = [name for name in sorted(high, key=ids.__getitem__) if cohort.low is None or name in low]
     subjects = [_subject(cohort, name, ids[name], splits[name], high[name], low.get(name)) for name in paired]
     return CohortFiles(subjects, problems, {(cohort.name, name): identifier for name, identifier in ids.items()})
@@ -175,7 +175,7 @@ def _subject(
     cohort: CohortConfig, name: str, identifier: str, split: Split, high: Source, low: Source | None
 ) -> Subject:
     units: list[Unit] = [Unit(cohort.name, identifier, "real", 0)] if low else []
-    # Held-out figures are of real pairs wherever the cohort has them.
+    # Held-out figures are computed on real pairs if the cohort has them.
     if split == "train" or not low:
         units += [Unit(cohort.name, identifier, "synthetic", variant) for variant in range(cohort.synthetic)]
     fit = cohort.fit or ("resize" if high.stacked else "crop_pad")
@@ -188,12 +188,12 @@ def match(pattern: str, root: Path, cohort: str, field: Field) -> tuple[dict[str
     Args:
         pattern: path with `{subject}`, perhaps `{slice}`, free `{fields}`, and the wildcards `*`, `?` and `**`.
         root: folder that a relative pattern starts from.
-        cohort: whose pattern it is.
+        cohort: name of the cohort.
         field: low or high.
 
     Returns:
-        Source per subject, slices in the order of their numbers, and the problems that the names show: doubled files,
-        gaps between slices.
+        The source of each subject, with slices in the order of their numbers, and the problems that file names show:
+        two files for one slice, and missing slices.
 
     Raises:
         InputError: nothing matches.
@@ -217,13 +217,11 @@ def match(pattern: str, root: Path, cohort: str, field: Field) -> tuple[dict[str
         found[subject][number] = Path(name)
         metadata.setdefault(subject, fields)
     if not found:
-        raise InputError(
-            f"cohort {cohort}: {field}: expected files like {anchored}, found none; check the pattern and the folder"
-        )
+        raise InputError(f"cohort {cohort}: {field}: no file matches {anchored}. Check the pattern and the folder.")
     if others:
         say(
-            f"cohort {cohort}: {field}: left aside {len(others)} files that are not quite like {pattern} ({{slice}} is "
-            f"a number, a field that stands twice is twice the same): {others[0]}{' and others' if others[1:] else ''}"
+            f"cohort {cohort}: {field}: ignored {len(others)} files that do not quite match {pattern} ({{slice}} must "
+            f"be a number, a repeated field must repeat its value): {others[0]}{' and others' if others[1:] else ''}"
         )
     stacked = "{slice}" in pattern
     sources: dict[str, Source] = {}
@@ -235,8 +233,8 @@ def match(pattern: str, root: Path, cohort: str, field: Field) -> tuple[dict[str
 
 
 def _doubled(pattern: str) -> str:
-    expected = "one file per subject and slice" if "{slice}" in pattern else "one file per subject"
-    return f"expected {expected}, found two for the same; narrow the pattern or move one away"
+    what = "subject and slice" if "{slice}" in pattern else "subject"
+    return f"two files match for one {what}. Narrow the pattern or move one of them away."
 
 
 def _gap(numbers: list[int]) -> str | None:
@@ -244,8 +242,8 @@ def _gap(numbers: list[int]) -> str | None:
     if not missing:
         return None
     return (
-        f"expected slices {numbers[0]} to {numbers[-1]} without gaps, found {len(missing)} missing ({_some(missing)}); "
-        "complete the stack or leave the subject out"
+        f"{len(missing)} of slices {numbers[0]} to {numbers[-1]} are missing ({_some(missing)}). "
+        "Complete the stack or leave the subject out."
     )
 
 
@@ -253,7 +251,7 @@ def _unpaired(cohort: CohortConfig, low: dict[str, Source], high: dict[str, Sour
     problems: list[Problem] = []
     for name in sorted(low.keys() ^ high.keys()):
         there, absent = ("low", "high") if name in low else ("high", "low")
-        message = f"expected low and high field, found {there} only; add its {absent} field or move it away"
+        message = f"this {there}-field scan has no {absent} field. Add the {absent} field or move the scan away."
         source = low.get(name) or high[name]
         problems.append(Problem(cohort.name, name, absent, "unpaired", str(source), message))
     return problems
@@ -265,13 +263,15 @@ def _unusable_names(cohort: CohortConfig, ids: dict[str, str], high: dict[str, S
     for name, identifier in ids.items():
         part = _key_part(identifier)
         if any("\ud800" <= character <= "\udfff" for character in name):
-            message = "expected file names in UTF-8, found other bytes; rename the files"
+            message = "the file names are not UTF-8. Rename the files."
             problems.append(Problem(cohort.name, name, "high", "name", str(high.get(name, name)), message))
         if len(part) > MAX_ID_LENGTH or part in taken:
-            message = (
-                f"expected ids of at most {MAX_ID_LENGTH} characters that differ in letters, digits, '-' or '_', found "
-                f"{'one that is longer' if len(part) > MAX_ID_LENGTH else 'two that do not'}; rename the files"
+            fault = (
+                f"the id has more than {MAX_ID_LENGTH} characters"
+                if len(part) > MAX_ID_LENGTH
+                else "two ids differ in other characters than letters, digits, '-' and '_'"
             )
+            message = f"{fault}. Rename the files."
             problems.append(Problem(cohort.name, name, "high", "name", str(high.get(name, name)), message))
         taken.add(part)
     return problems
@@ -286,17 +286,18 @@ def _some(items: list) -> str:
 
 
 def assign_splits(cohort: CohortConfig, ids: dict[str, str]) -> dict[str, Split]:
-    """Assign each subject its split, by a list of names or by a stable hash of cohort and id.
+    """Assign each subject to a split, by a list of names or by a stable hash of cohort and id.
 
-    Counts take the subjects with the smallest hashes, fractions those whose hash lies below a bound, so nothing depends
-    on other cohorts, on the order of files, or on the seed.
+    A count takes the subjects with the smallest hashes, a fraction those whose hash lies below a bound. So the splits
+    do not depend on other cohorts, on the order of files, or on the seed.
 
     Args:
-        cohort: its name and what it holds out.
+        cohort: its name and `split`.
         ids: name of each subject -> the id that is hashed.
 
     Raises:
-        InputError: more subjects asked for than there are, a name that does not exist or stands in both splits.
+        InputError: there are fewer subjects than the split asks for, or it names one that does not exist or is in both
+            splits.
     """
     splits: dict[str, Split] = {}
     position = {name: _hash(cohort.name, identifier) for name, identifier in ids.items()}
@@ -311,7 +312,9 @@ def assign_splits(cohort: CohortConfig, ids: dict[str, str]) -> dict[str, Split]
             chosen = [name for name in free if bound <= position[name] < bound + wanted]
             bound += wanted
             if bound > 1:
-                raise InputError(f"cohort {cohort.name}: split: expected fractions up to 1 together, found {bound:g}")
+                raise InputError(
+                    f"cohort {cohort.name}: split: expected fractions of at most 1 in sum, found {bound:g}."
+                )
         else:
             chosen = _counted(cohort, split, wanted, free)
         splits |= dict.fromkeys(chosen, split)
@@ -321,8 +324,8 @@ def assign_splits(cohort: CohortConfig, ids: dict[str, str]) -> dict[str, Split]
 def _listed(cohort: CohortConfig, name: str, wanted: list[Any], free: list[str]) -> list[str]:
     if absent := [subject for subject in wanted if subject not in free]:
         raise InputError(
-            f"cohort {cohort.name}: split.{name}: expected ids of its subjects, each in one split, "
-            f"found {_some(absent)}; known and free: {_some(sorted(free))}"
+            f"cohort {cohort.name}: split.{name}: {_some(absent)}: no such subject, or in both splits. "
+            f"Choose from {_some(sorted(free))}."
         )
     return wanted
 
@@ -331,7 +334,7 @@ def _counted(cohort: CohortConfig, name: str, wanted: float, free: list[str]) ->
     if isinstance(wanted, float) or not 0 <= wanted <= len(free):
         raise InputError(
             f"cohort {cohort.name}: split.{name}: expected a count from 0 to {len(free)}, a fraction below 1 or "
-            f"a list, found {wanted}"
+            f"a list, found {wanted}."
         )
     return free[:wanted]
 
@@ -342,7 +345,7 @@ def _hash(cohort: str, subject: str) -> float:
 
 
 def _to_glob(pattern: str) -> str:
-    """Replace each field by a wildcard; brackets are literal in our patterns."""
+    """Replace each field by a wildcard; in our patterns, brackets are literal."""
     return FIELD.sub("*", pattern).replace("[", "[[]")
 
 

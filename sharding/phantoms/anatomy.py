@@ -1,7 +1,7 @@
-"""Head phantoms: the MNI152 template, deformed and given contrasts of its own, then measured at high and at low field.
+"""Head phantoms: deform the MNI152 template, assign contrasts, and measure the head at high and at low field.
 
-Pure functions throughout; randomness comes in as a generator, or as parameters drawn from one. World mm have their
-origin at the centre of the field of view, axes run right, front, top.
+All functions are pure; randomness comes from a generator, or from parameters drawn from one. World coordinates are in
+mm, with the origin at the centre of the field of view and axes to the right, front and top.
 """
 
 import math
@@ -16,12 +16,12 @@ from scipy.spatial.transform import Rotation
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
-# The field of view's centre in MNI space: there the head with its scalp fits in 179 x 221 x 200 mm.
+# Centre of the field of view in MNI space, chosen so that the head with its scalp fits in 179 x 221 x 200 mm.
 VIEW_CENTRE_MM = (0.0, -17.0, 0.0)
 HULL_CLOSING_MM = 12.0
-# No brain lies further out than this: the hull is smoothed, so that a little does lie outside.
+# No brain lies farther out than this. The hull is smoothed, so a little of the brain lies outside it.
 HULL_MARGIN_MM = 4.0
-# Ellipsoids in MNI mm that stand for what the template was stripped of: (centre, half axes) of neck and face.
+# Ellipsoids in MNI mm, (centre, half axes), that replace the neck and the face, which the template lacks.
 STRIPPED_MM = (((0.0, -40.0, -100.0), (42.0, 42.0, 60.0)), ((0.0, 32.0, -65.0), (44.0, 42.0, 48.0)))
 COARSE_KNOT_MM = 55.0
 FINE_KNOT_MM = 18.0
@@ -31,7 +31,7 @@ LEAST_JACOBIAN = 0.25
 
 @dataclass(frozen=True)
 class TemplateGrid:
-    """A box of voxels whose centre lies at the world's origin."""
+    """A box of voxels whose centre is the origin of world space."""
 
     shape: tuple[int, int, int]
     """Voxels along each axis."""
@@ -39,7 +39,7 @@ class TemplateGrid:
     """Voxel size along each axis."""
 
     def positions_mm(self, axis: int) -> F64:
-        """Give the voxel centres along one axis, `(shape[axis],)`, in world mm."""
+        """Return the voxel centres along one axis, `(shape[axis],)` float64, in world mm."""
         steps = np.arange(self.shape[axis], dtype=np.float64)
         return (steps - steps.mean()) * self.spacing_mm[axis]
 
@@ -61,17 +61,17 @@ class Template(NamedTuple):
     brain: F32
     """1 in the brain with its ventricles, 0 elsewhere."""
     texture: F32
-    """T1 signal that the tissue shares do not explain, brightest voxel = 1; 0 outside the brain."""
+    """T1 signal that the tissue shares do not explain, in units of the brightest voxel; 0 outside the brain."""
     hull_mm: F32
-    """Distance outwards from the brain's smooth hull, about 0 within it."""
+    """Distance outwards from the smooth hull of the brain, about 0 inside."""
     head_mm: F32
-    """Distance outwards from hull, neck and face together."""
+    """Distance outwards from the union of hull, neck and face."""
     affine: F64
     """`(4, 4)`, voxel index -> MNI mm."""
 
 
 class Tissues(NamedTuple):
-    """One subject's head on a grid: shares `(I, J, K)` float32 in 0..1, and the texture as in `Template`."""
+    """One subject's head on a grid: tissue shares `(I, J, K)` float32 in 0..1, and the texture as in `Template`."""
 
     white: F32
     grey: F32
@@ -89,17 +89,17 @@ class Morphology:
     scale: tuple[float, float, float]
     """Size relative to the template along each axis."""
     rotation_deg: tuple[float, float, float]
-    """Turns about the three axes, in order."""
+    """Rotations about the three axes, in order."""
     coarse_rms_mm: float
-    """Displacement per component of the deformation that moves lobes, before shrinking makes it free of folds."""
+    """Displacement per component of the deformation that moves lobes, before it is shrunk to be free of folds."""
     fine_rms_mm: float
     """The same for the deformation that moves gyri."""
     atrophy: float
-    """Weight of fluid against tissue: above 1 widens sulci and ventricles."""
+    """Weight of fluid relative to tissue; above 1 widens sulci and ventricles."""
     sharpness: float
-    """Exponent on the tissue shares: the template is a mean of 152 heads, above 1 gives a single head's borders."""
+    """Exponent on the tissue shares. The template is a mean of 152 heads; above 1, borders are those of one head."""
     fluid_mm: float
-    """Thickness of the fluid between the brain's hull and the skull."""
+    """Thickness of the fluid between the hull of the brain and the skull."""
     skull_mm: float
     """Thickness of the skull."""
     scalp_mm: float
@@ -107,7 +107,7 @@ class Morphology:
 
 
 class Contrast(NamedTuple):
-    """Signal of each tissue, relative to white matter at high field, and gain on the texture."""
+    """Signal of each tissue relative to white matter at high field, and the gain of the texture."""
 
     white: float
     grey: float
@@ -120,33 +120,33 @@ class Contrast(NamedTuple):
 
 @dataclass(frozen=True)
 class Scanner:
-    """How a scanner measures, at either field."""
+    """Properties of a scanner, at either field."""
 
     log_bias_rms: float
     """Root mean square of the logarithm of the smooth coil sensitivity that multiplies the signal."""
     snr: float
-    """White matter's signal over the standard deviation of the noise in each of the two receiver channels."""
+    """Signal of white matter, divided by the standard deviation of the noise in each of the two receiver channels."""
     units: float
     """Scanner units of a signal of 1."""
 
 
 @dataclass(frozen=True)
 class Blur:
-    """How the low field loses detail: another law than the Gaussian of the synthetic pairs."""
+    """How the low field loses detail, deliberately not with the Gaussian of the synthetic pairs."""
 
     slab_mm: float
-    """Thickness that one slice averages; above the slice distance, neighbours overlap."""
+    """Thickness over which one slice averages; if it exceeds the slice distance, neighbours overlap."""
     cutoff: float
-    """Highest in-plane frequency measured, relative to the highest that the low-field voxels carry."""
+    """Highest in-plane frequency measured, relative to the highest that the low-field voxels can represent."""
     taper: float
-    """Share of the measured frequencies that a Tukey window damps, above 0; the less, the more ringing."""
+    """Share of the measured frequencies that a Tukey window damps, above 0; a smaller share causes more ringing."""
 
 
 def load_template(stride: int = 1) -> Template:
     """Load the MNI152 template that nilearn ships.
 
     Args:
-        stride: keep each `stride`-th voxel; 1 keeps the millimetre grid of `(197, 233, 189)`.
+        stride: keep every `stride`-th voxel; 1 keeps the 1 mm grid of `(197, 233, 189)`.
     """
     from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
 
@@ -159,7 +159,7 @@ def load_template(stride: int = 1) -> Template:
 
 
 def make_template(t1: F32, grey: F32, white: F32, affine: F64) -> Template:
-    """Derive the fields that phantoms are made of.
+    """Compute the fields that phantoms are made from.
 
     Args:
         t1: `(I, J, K)` skull-stripped T1 signal, 0..1, 0 outside the brain.
@@ -176,7 +176,7 @@ def make_template(t1: F32, grey: F32, white: F32, affine: F64) -> Template:
 
 
 def shell_distances_mm(brain: NDArray[np.bool_], affine: F64) -> tuple[F32, F32]:
-    """Measure the distance outwards from the brain's hull, and from the head within its skull and scalp.
+    """Compute the distance outwards from the hull of the brain, and from the head inside its skull and scalp.
 
     Args:
         brain: `(I, J, K)` mask.
@@ -185,7 +185,7 @@ def shell_distances_mm(brain: NDArray[np.bool_], affine: F64) -> tuple[F32, F32]
     Returns:
         `hull_mm` and `head_mm` of `Template`, `(I, J, K)` float32.
     """
-    # Every second voxel will do for surfaces as smooth as a skull, in an eighth of the time.
+    # A skull is smooth enough for every second voxel, which takes an eighth of the time.
     step = 2 if affine[0, 0] < 2 else 1
     spacing_mm = affine[0, 0] * step
     margin = math.ceil(HULL_CLOSING_MM / spacing_mm) + 1
@@ -210,14 +210,14 @@ def _distance_mm(mask: NDArray[np.bool_], spacing_mm: float) -> F32:
 
 
 def apply_along_axes(volume: NDArray[np.floating], matrices: list[F64]) -> F32:
-    """Apply one matrix along each axis: `(A, I)`, `(B, J)`, `(C, K)` on `(I, J, K)` give `(A, B, C)` float32."""
+    """Apply one matrix `(A, I)`, `(B, J)`, `(C, K)` along each axis of `(I, J, K)`; return `(A, B, C)` float32."""
     first, second, third = (np.asarray(matrix, dtype=np.float32) for matrix in matrices)
     inner = second @ (np.asarray(volume, dtype=np.float32) @ third.T)
     return np.asarray(np.tensordot(first, inner, axes=(1, 0)), dtype=np.float32)
 
 
 def smooth_field(generator: np.random.Generator, grid: TemplateGrid, knot_mm: float) -> F32:
-    """Draw a cubic B-spline over normal coefficients `knot_mm` apart: `(I, J, K)` float32 on `grid`, mean square 1."""
+    """Draw a smooth field `(I, J, K)` float32 of mean square 1: a cubic B-spline with knots `knot_mm` apart."""
     bases = []
     for axis in range(3):
         position = (grid.positions_mm(axis) + grid.shape[axis] * grid.spacing_mm[axis] / 2) / knot_mm
@@ -230,11 +230,11 @@ def smooth_field(generator: np.random.Generator, grid: TemplateGrid, knot_mm: fl
 
 
 def displace(generator: np.random.Generator, grid: TemplateGrid, morphology: Morphology) -> F32:
-    """Draw the displacement of one subject, shrunk until it has no fold.
+    """Draw the displacement of one subject, and shrink it until it has no folds.
 
     Returns:
-        `(3, I, J, K)` float32 in mm; position plus displacement is a map whose Jacobian determinant exceeds
-        `LEAST_JACOBIAN` in every voxel.
+        `(3, I, J, K)` float32 in mm. The Jacobian determinant of position plus displacement exceeds `LEAST_JACOBIAN` in
+        every voxel.
     """
     field = np.empty((3, *grid.shape), np.float32)
     for component in field:
@@ -249,7 +249,10 @@ def displace(generator: np.random.Generator, grid: TemplateGrid, morphology: Mor
 
 
 def _invariants(field: F32, spacing_mm: tuple[float, float, float]) -> tuple[F32, F32, F32]:
-    """Give trace, sum of principal minors and determinant of the gradient: det(1 + a G) is 1 + a(t + a(m + a d))."""
+    """Compute trace t, sum of principal minors m and determinant d of the gradient G of a field `(3, I, J, K)`.
+
+    They determine det(1 + a G) = 1 + a(t + a(m + a d)).
+    """
     (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = (np.gradient(component, *spacing_mm) for component in field)
     first = yy * zz - yz * zy
     minors = first + (xx * zz - xz * zx) + (xx * yy - xy * yx)
@@ -258,16 +261,16 @@ def _invariants(field: F32, spacing_mm: tuple[float, float, float]) -> tuple[F32
 
 
 def template_indices(field: F32, grid: TemplateGrid, morphology: Morphology, affine: F64) -> F32:
-    """Map each voxel of a subject's grid into the template.
+    """Compute the template index of each voxel of a subject's grid.
 
     Args:
         field: displacement `(3, I, J, K)` in mm.
-        grid: the subject's.
-        morphology: gives scale and rotation.
-        affine: the template's `(4, 4)`, voxel index -> MNI mm.
+        grid: grid of the subject.
+        morphology: scale and rotation of the subject.
+        affine: affine of the template `(4, 4)`, voxel index -> MNI mm.
 
     Returns:
-        `(3, I, J, K)` float32 indices into the template; some lie outside.
+        `(3, I, J, K)` float32 indices into the template; some lie outside it.
     """
     linear = Rotation.from_euler("xyz", morphology.rotation_deg, degrees=True).as_matrix() @ np.diag(
         1 / np.asarray(morphology.scale)
@@ -284,7 +287,7 @@ def template_indices(field: F32, grid: TemplateGrid, morphology: Morphology, aff
 def make_tissues(
     generator: np.random.Generator, grid: TemplateGrid, template: Template, morphology: Morphology
 ) -> Tissues:
-    """Deform the template into one subject's head, on `grid`."""
+    """Deform the template into the head of one subject, as shares `(I, J, K)` on `grid`."""
     indices = template_indices(displace(generator, grid, morphology), grid, morphology, template.affine)
     hull_mm, head_mm = _sample(template.hull_mm, indices), _sample(template.head_mm, indices)
     inside = hull_mm < HULL_MARGIN_MM
@@ -316,12 +319,12 @@ def _scatter(values: NDArray[np.floating], inside: NDArray[np.bool_]) -> F32:
 
 
 def _within(depth_mm: F32, edge_mm: float) -> F32:
-    """Give 1 up to the depth `edge_mm` and 0 beyond, with a slope of one millimetre as voxels average."""
+    """Return 1 up to the depth `edge_mm` and 0 beyond, with a slope 1 mm wide because voxels average."""
     return np.clip(np.float32(edge_mm + 0.5) - depth_mm, 0, 1, dtype=np.float32)
 
 
 def signal(tissues: Tissues, contrast: Contrast) -> F32:
-    """Give the noise-free signal `(I, J, K)` float32, white matter at high field about 1."""
+    """Compute the noise-free signal `(I, J, K)` float32; white matter at high field is about 1."""
     total = tissues[0] * np.float32(contrast[0])
     for share, level in zip(tissues[1:], contrast[1:], strict=True):
         total += share * np.float32(level)
@@ -329,9 +332,9 @@ def signal(tissues: Tissues, contrast: Contrast) -> F32:
 
 
 def blur_lines(coarse: TemplateGrid, fine: TemplateGrid, blur: Blur) -> list[F64]:
-    """Give the low field's blur, one matrix `(coarse, fine)` along each axis with rows that sum to 1.
+    """Compute the blur of the low field: a matrix `(coarse, fine)` per axis, whose rows sum to 1.
 
-    In plane a Tukey-windowed part of k-space is measured, through plane a slab is averaged.
+    In plane, the scanner measures a Tukey-windowed part of k-space. Through plane, it averages a slab.
     """
     in_plane = [_truncation(coarse, fine, axis, blur) for axis in (0, 1)]
     distance_mm = abs(coarse.positions_mm(2)[:, None] - fine.positions_mm(2))
@@ -340,7 +343,7 @@ def blur_lines(coarse: TemplateGrid, fine: TemplateGrid, blur: Blur) -> list[F64
 
 
 def _truncation(coarse: TemplateGrid, fine: TemplateGrid, axis: int, blur: Blur) -> F64:
-    """Give the point spread of a Tukey-windowed k-space, `(coarse, fine)`: the window's Fourier integral."""
+    """Compute the point spread `(coarse, fine)` of a Tukey-windowed k-space, the Fourier integral of the window."""
     frequency = (np.arange(128) + 0.5) / 128
     window = 0.5 + 0.5 * np.cos(np.pi * np.clip((frequency - 1) / blur.taper + 1, 0, 1))
     distance_mm = coarse.positions_mm(axis)[:, None] - fine.positions_mm(axis)
@@ -349,12 +352,15 @@ def _truncation(coarse: TemplateGrid, fine: TemplateGrid, axis: int, blur: Blur)
 
 
 def add_rician(generator: np.random.Generator, clean: F32, noise_std: float) -> F32:
-    """Give the magnitude of two noisy receiver channels, sqrt((signal + n1)^2 + n2^2), never clipped.
+    """Add Rician noise: compute the magnitude of two noisy receiver channels, sqrt((signal + n1)^2 + n2^2).
 
     Args:
-        generator: drawn from.
-        clean: signal `(I, J, K)` float32; the result is alike, and at least 0.
+        generator: source of the noise.
+        clean: signal `(I, J, K)` float32.
         noise_std: standard deviation of n1 and n2, in units of the signal.
+
+    Returns:
+        `(I, J, K)` float32, at least 0, not clipped at the top.
     """
     std = np.float32(noise_std)
     real = clean + std * generator.standard_normal(clean.shape, dtype=np.float32)
@@ -372,15 +378,15 @@ def measure(
     """Measure a head as a scanner does: contrast, coil sensitivity, blur, noise, units.
 
     Args:
-        generator: drawn from.
+        generator: source of the sensitivity and the noise.
         tissues: the head, fields `(I, J, K)`.
-        grid: where it lies.
-        contrast: signal of its tissues.
-        scanner: gives sensitivity, noise and units.
-        lines: blur as by `blur_lines`; None measures on the head's own grid.
+        grid: grid of the head.
+        contrast: signal of each tissue.
+        scanner: coil sensitivity, noise and units.
+        lines: blur as computed by `blur_lines`; None measures on the grid of the head.
 
     Returns:
-        `(I, J, K)`, or `(A, B, C)` where `lines` lead there, float32 in scanner units.
+        Float32 in scanner units, `(I, J, K)` without `lines`, otherwise on the coarse grid of `lines` `(A, B, C)`.
     """
     sensitivity = np.exp(np.float32(scanner.log_bias_rms) * smooth_field(generator, grid, BIAS_KNOT_MM))
     clean = signal(tissues, contrast) * sensitivity

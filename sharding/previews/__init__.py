@@ -1,1 +1,1 @@
-"""Takes a shard set; gives pictures of its pairs."""
+"""Previews: take a shard set, return pictures of its pairs."""

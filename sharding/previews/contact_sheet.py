@@ -1,4 +1,4 @@
-"""A picture of pairs in columns: low over high, the high field's outline over the low, and histograms of both."""
+"""Draw pairs in columns: low field, high field, the high field's outline over the low, and histograms of both."""
 
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -20,15 +20,15 @@ HISTOGRAMS_WIDTH_IN = 12.0
 
 
 def draw_sheet(groups: list[Group], title: str, overlay: str) -> bytes:
-    """Draw pairs in columns, low over high over both together, and below them how intensities are distributed.
+    """Draw pairs in columns (low field, high field, overlay), and histograms of their intensities below.
 
     Args:
-        groups: what to show, at least one slice.
+        groups: slices to show, at least one.
         title: first line of the picture.
         overlay: `contour`, `checkerboard`, or `none` to leave that row out.
 
     Returns:
-        A PNG.
+        A PNG file.
     """
     cells = [(number, item) for number, group in enumerate(groups) for item in group.shown]
     num_bands = -(-len(cells) // MOST_COLUMNS)
@@ -46,13 +46,13 @@ def draw_sheet(groups: list[Group], title: str, overlay: str) -> bytes:
 
 
 def draw_histograms(groups: list[Group]) -> bytes:
-    """Draw, for low and high field, the intensities of each group's slices where the high field has anatomy.
+    """Draw histograms of low and high field for each group, over the pixels where the high field shows anatomy.
 
     Args:
-        groups: what to measure.
+        groups: slices to measure.
 
     Returns:
-        A PNG.
+        A PNG file.
     """
     page = blank_page(HISTOGRAMS_WIDTH_IN, LABEL_IN + HISTOGRAM_IN + AXIS_IN, PAPER)
     _draw_histograms(page, groups, LABEL_IN, HISTOGRAMS_WIDTH_IN)
@@ -60,7 +60,7 @@ def draw_histograms(groups: list[Group]) -> bytes:
 
 
 def _rows(item: Slice, overlay: str) -> dict[str, float]:
-    """Give the rows of a column from above, each with its height in inches."""
+    """Return the rows of a column from top to bottom, each with its height in inches."""
     image_in = COLUMN_IN * item.high.shape[1] / item.high.shape[0]
     rows = {"low field": image_in}
     if len(item.low) > 1:
@@ -91,7 +91,7 @@ def _draw_band(
 
 
 def _draw_labels(page: Page, groups: list[Group], row: list[tuple[int, Slice]], top_in: float) -> None:
-    """Draw a coloured bar over the columns of each group, with its name."""
+    """Draw a coloured bar with the group's name over the columns of each group."""
     from matplotlib.patches import Rectangle
 
     width, height = page.figure.get_size_inches()
@@ -108,13 +108,13 @@ def _draw_labels(page: Page, groups: list[Group], row: list[tuple[int, Slice]], 
 
 def _draw_caption(page: Page, item: Slice, left_in: float, top_in: float) -> None:
     key = item.key
-    # The sample's key, over two lines.
+    # The sample's key, on two lines.
     caption = f"{shorten(f'{key.cohort}-{key.subject}-', COLUMN_IN - 0.1, 9)}\n{key.kind}-{key.variant}-x{key.x:03d}"
     page.text(left_in + 0.04, top_in - 0.06, caption, 9, linespacing=1.25, va="bottom")
 
 
 def _draw_row(page: Page, name: str, item: Slice, box_in: tuple[float, float, float, float]) -> None:
-    """Draw one of a column's rows."""
+    """Draw one row of a column."""
     if name == "context":
         left_in, top_in, _, height_in = box_in
         small_in = _neighbour_width(item)
@@ -151,7 +151,7 @@ def _draw_histograms(page: Page, groups: list[Group], top_in: float, width_in: f
 def _draw_histogram(axes: "Axes", group: Group, field: str, colour: str) -> None:
     images = [(item.centre if field == "low" else item.high, item.high > BACKGROUND) for item in group.measured]
     values = np.concatenate([np.empty(0, dtype=np.float32), *(image[anatomy] for image, anatomy in images)])
-    # What normalisation clipped lies on 0 and 1 exactly; those two spikes would hide the rest.
+    # Normalisation clips voxels to exactly 0 and 1; these two spikes would hide the rest.
     counts, edges = np.histogram(values[(values > 0) & (values < 1)], bins=64, range=(0, 1))
     label = f"{shorten(f'{group.cohort}, {group.kind}', LEGEND_IN - 0.6, 9)}\n{len(group.measured)} slices"
     filled = group.kind == "real"

@@ -1,26 +1,26 @@
-"""What is laid over the low field so that a pair which is not aligned can be seen: the high field's edges or tiles."""
+"""Overlays of the high field on the low field, edges or tiles, that reveal pairs which are not aligned."""
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-# Legible on the bright rim of a head and on the dark around it.
+# Visible on the bright rim of a head and on the dark background.
 LINE_RGB = (255, 150, 30)
-# Fine enough to follow a ventricle, coarse enough to pass over noise and the folds that a low field does not show.
+# Fine enough to follow a ventricle, coarse enough to ignore noise and the folds that a low field does not show.
 SIGMA_VOX = 2.0
 LEAST_STEP = 0.05
 NUM_TILES = 8
 
 
 def draw_overlay(kind: str, high: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Draw what is laid over a low-field slice.
+    """Draw the overlay for a low-field slice.
 
     Args:
         kind: `contour`, lines along the edges of the high field, or `checkerboard`, every other tile of the high field.
         high: `(Y, Z)` in [0, 1].
 
     Returns:
-        `(Y, Z, 4)` RGBA in 0..255: transparent where the low field is to be seen.
+        `(Y, Z, 4)` RGBA in 0..255, transparent where the low field stays visible.
     """
     overlay = np.empty((*high.shape, 4), dtype=np.uint8)
     if kind == "contour":
@@ -38,7 +38,7 @@ def find_edges(image: NDArray[np.floating]) -> NDArray[np.bool_]:
         image: `(Y, Z)` in [0, 1].
 
     Returns:
-        `(Y, Z)`, true along lines one voxel wide.
+        `(Y, Z)` bool, true along lines one voxel wide.
     """
     steep = ndimage.gaussian_gradient_magnitude(image, SIGMA_VOX) > LEAST_STEP
     positive = ndimage.gaussian_laplace(image, SIGMA_VOX) > 0
@@ -49,6 +49,6 @@ def find_edges(image: NDArray[np.floating]) -> NDArray[np.bool_]:
 
 
 def find_tiles(shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Give the tiles of one colour of a checkerboard, eight squares along the longer side of a `shape` `(Y, Z)`."""
+    """Return a checkerboard `(Y, Z)` bool with eight squares along the longer side of `shape`."""
     side = -(-max(shape) // NUM_TILES)
     return (np.indices(shape) // side).sum(0) % 2 == 1

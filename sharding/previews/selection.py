@@ -1,4 +1,4 @@
-"""Which samples of a split a preview shows: spread over cohorts, kinds and subjects, the same for the same seed."""
+"""Choose the samples that a preview shows: spread over cohorts, kinds and subjects, and equal for equal seeds."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -22,10 +22,10 @@ READ_PER_GROUP, READ_PER_PAIR = 24, 6
 
 @dataclass(frozen=True)
 class Slice:
-    """One sample, read."""
+    """One sample and its key."""
 
     key: SampleKey
-    """Where it comes from."""
+    """Key of the sample."""
     low: NDArray[np.float32]
     """`(1 + 2*context, Y, Z)` in [0, 1]."""
     high: NDArray[np.float32]
@@ -39,16 +39,16 @@ class Slice:
 
 @dataclass(frozen=True)
 class Group:
-    """What is shown of one cohort and kind."""
+    """The slices of one cohort and kind that a preview shows."""
 
     cohort: str
     """Cohort name."""
     kind: str
     """`real` or `synthetic`."""
     shown: list[Slice]
-    """Drawn as pictures."""
+    """Slices drawn as pictures."""
     measured: list[Slice]
-    """Drawn as histograms; `shown` is among them."""
+    """Slices measured for histograms; they include `shown`."""
 
 
 @dataclass(frozen=True)
@@ -56,26 +56,26 @@ class VolumePair:
     """All samples of one pair of volumes."""
 
     keys: tuple[SampleKey, ...]
-    """In the order of their slices."""
+    """Keys in the order of the slices."""
     samples: tuple[int, ...]
-    """Their numbers in the split."""
+    """Numbers of the samples in the split."""
 
     @property
     def first(self) -> SampleKey:
-        """Key of the first slice, which says all but `x` of the others too."""
+        """Key of the first slice; the other keys differ only in `x`."""
         return self.keys[0]
 
 
 def choose_groups(split: ShardSplit, pairs: int, seed: int) -> list[Group]:
-    """Choose pairs spread evenly over cohorts and kinds, and within them over subjects, from slices with anatomy.
+    """Choose pairs with anatomy, spread evenly over cohorts and kinds, and within these over subjects.
 
     Args:
-        split: what to choose from.
-        pairs: how many.
-        seed: of the choice.
+        split: split to choose from.
+        pairs: number of pairs.
+        seed: seed of the choice.
 
     Returns:
-        Every cohort and kind of the split in order, those that `pairs` does not reach with nothing shown.
+        A group for every cohort and kind of the split, in order. If `pairs` is too small for all, some show nothing.
     """
     members: dict[tuple[str, str], list[int]] = defaultdict(list)
     keys = read_keys(split)
@@ -95,7 +95,7 @@ def choose_groups(split: ShardSplit, pairs: int, seed: int) -> list[Group]:
 
 
 def _lot(key: SampleKey, seed: int) -> bytes:
-    """Draw a slice's place in the choice: the same for all kinds, so that real stands beside synthetic of its own."""
+    """Draw a slice's rank in the choice. It is equal for all kinds, so that real and synthetic slices match."""
     return hashlib.sha256(f"{seed}/{key.cohort}/{key.subject}/{key.x}".encode()).digest()
 
 
@@ -103,18 +103,18 @@ def choose_volumes(split: ShardSplit, pairs: int, seed: int) -> list[VolumePair]
     """Choose pairs of volumes spread evenly over cohorts and kinds, real and synthetic ones of the same subjects.
 
     Args:
-        split: what to choose from.
-        pairs: how many pairs of volumes.
-        seed: of the choice.
+        split: split to choose from.
+        pairs: number of pairs of volumes.
+        seed: seed of the choice.
 
     Returns:
-        Sorted, so that all pairs of a subject follow each other, real ones first.
+        The pairs, sorted by subject, real ones first.
     """
     volumes = group_volumes(split)
     members = {(pair.first.cohort, pair.first.subject, pair.first.kind, pair.first.variant): pair for pair in volumes}
     names = sorted({(cohort, kind) for cohort, _, kind, _ in members})
     turns = _subject_turns({(cohort, subject) for cohort, subject, _, _ in members}, seed)
-    # The second variant of a subject waits until each subject has shown its first.
+    # A subject's second variant is only chosen once every subject has its first.
     queues = [
         sorted((unit for unit in members if (unit[0], unit[2]) == name), key=lambda unit: (unit[3], turns[unit[:2]]))
         for name in names
@@ -125,7 +125,7 @@ def choose_volumes(split: ShardSplit, pairs: int, seed: int) -> list[VolumePair]
 
 
 def group_volumes(split: ShardSplit) -> list[VolumePair]:
-    """Give every pair of volumes of a split, sorted by key, whatever the order in which slices are stored."""
+    """Return every pair of volumes of a split, sorted by key; the order in which slices are stored does not matter."""
     samples: dict[SampleKey, int] = {key: sample for sample, key in enumerate(read_keys(split))}
     members: dict[tuple[str, str, str, int], list[SampleKey]] = defaultdict(list)
     for key in sorted(samples):
@@ -139,10 +139,10 @@ def _subject_turns(subjects: set[tuple[str, str]], seed: int) -> dict[tuple[str,
 
 
 def read_keys(split: ShardSplit) -> list[SampleKey]:
-    """Give the key of every sample of a split, in the order they are stored.
+    """Return the key of every sample of a split, in the order they are stored.
 
     Raises:
-        ShardSetError: a key that `upfield shard` does not write.
+        ShardSetError: `upfield shard` does not write such a key.
     """
     return [SampleKey.parse(split.key(sample)) for sample in range(split.num_samples)]
 
@@ -151,21 +151,20 @@ def read_slice(split: ShardSplit, sample: int) -> Slice:
     """Read one sample as training reads it.
 
     Raises:
-        ShardSetError: its shard is missing, cut off, or holds values that no shard has.
+        ShardSetError: its shard is missing, truncated, or holds values outside 0..1.
     """
     low = np.empty((1, *split.low_shape), dtype=np.float16)
     high = np.empty((1, *split.high_shape), dtype=np.float16)
     split.read_into([sample], low, high)
     if not all(((array >= 0) & (array <= 1)).all() for array in (low, high)):
         raise ShardSetError(
-            f"{split.root}: {split.key(sample)}: expected values in 0..1, found others; a shard is damaged, run "
-            "upfield verify"
+            f"{split.root}: {split.key(sample)} has values outside 0..1, so a shard is damaged. Run upfield verify."
         )
     return Slice(SampleKey.parse(split.key(sample)), low[0].astype(np.float32), high[0, 0].astype(np.float32))
 
 
 def share_evenly(sizes: Sequence[int], total: int) -> list[int]:
-    """Give each group its part of `total`, as even as the sizes allow, the first ones more where it does not divide."""
+    """Divide `total` over groups as evenly as their sizes allow; the first groups get the remainder."""
     shares = [0] * len(sizes)
     for _ in range(min(total, sum(sizes))):
         open_groups = [i for i, size in enumerate(sizes) if shares[i] < size]
@@ -174,7 +173,7 @@ def share_evenly(sizes: Sequence[int], total: int) -> list[int]:
 
 
 def _take_turns(items: Iterable[T], subject_of: Callable[[T], str]) -> list[T]:
-    """Order items so that each subject has had its turn before any has its next."""
+    """Order items in rounds, each with one item of every subject that has items left."""
     seen: Counter[str] = Counter()
     turns: list[tuple[int, T]] = []
     for item in items:
@@ -185,7 +184,7 @@ def _take_turns(items: Iterable[T], subject_of: Callable[[T], str]) -> list[T]:
 
 
 def _fullest_first(slices: list[Slice], least: int) -> list[Slice]:
-    """Keep slices with anatomy, by turns; where they are fewer than `least`, the fullest of the others follow."""
+    """Keep slices with anatomy, subjects in turn; if there are fewer than `least`, add the fullest of the others."""
 
     def filled(item: Slice) -> float:
         return float((item.high > BACKGROUND).mean())

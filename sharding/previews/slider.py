@@ -1,4 +1,4 @@
-"""A page of pairs of volumes with a slider through their slices: one HTML file that loads nothing from elsewhere."""
+"""Draw a page of pairs of volumes with sliders through their slices, as one HTML file that loads nothing else."""
 
 import base64
 import hashlib
@@ -19,7 +19,7 @@ from upfield.sharding.previews.overlay import draw_overlay
 from upfield.sharding.previews.selection import VolumePair, read_slice
 from upfield.sharding.shardset.shard_split import ShardSplit
 
-# A default page of 8 pairs of 179 slices stays near 12 MB, where PNG would make it 70.
+# At this quality, a default page of 8 pairs of 179 slices takes about 12 MB; PNG would take 70.
 QUALITY = 60
 KIND_COLOURS = {"real": COLOURS[0], "synthetic": COLOURS[1]}
 CAPTIONS = {"contour": "edges of the high field on the low", "checkerboard": "tiles of the high field on the low"}
@@ -81,7 +81,7 @@ for (const section of sections) {
 
 document.addEventListener("keydown", (event) => {
   const step = {ArrowLeft: -1, ArrowRight: 1}[event.key];
-  // A slider that has the focus follows the arrows by itself.
+  // A slider with the focus already follows the arrow keys.
   if (!step || event.target.type === "range" || event.altKey || event.ctrlKey || event.metaKey) return;
   const slider = active.querySelector("input");
   slider.value = Number(slider.value) + step;
@@ -92,14 +92,14 @@ document.addEventListener("keydown", (event) => {
 
 
 @dataclass
-class _Images:
-    """Encoded images, each kept once: all pairs of a subject share their high field."""
+class _ImageStore:
+    """Encoded images, each kept once, because all pairs of a subject share their high field."""
 
     texts: list[str] = field(default_factory=list)
     numbers: dict[bytes, int] = field(default_factory=dict)
 
     def add(self, pixels: NDArray[np.uint8]) -> int:
-        """Encode `(Y, Z)` grey or `(Y, Z, 4)` RGBA in 0..255 and give its number."""
+        """Encode `(Y, Z)` grey or `(Y, Z, 4)` RGBA in 0..255 and return the number of the image."""
         encoded = encode_webp(pixels)
         if encoded not in self.numbers:
             self.numbers[encoded] = len(self.texts)
@@ -108,42 +108,42 @@ class _Images:
 
 
 def encode_webp(pixels: NDArray[np.uint8]) -> bytes:
-    """Encode a sagittal slice as a picture the right way up.
+    """Encode a sagittal slice as WebP, with the top of the head up.
 
     Args:
         pixels: `(Y, Z)` grey or `(Y, Z, 4)` RGBA in 0..255.
 
     Raises:
-        InputError: Pillow is not installed, or without WebP.
+        InputError: Pillow is not installed, or cannot write WebP.
     """
     try:
         from PIL import Image, features
     except ImportError as error:
-        raise InputError("expected Pillow, which encodes slices, found none; pip install 'upfield[demo]'") from error
+        raise InputError("Pillow, which encodes slices, is not installed. Run: pip install 'upfield[demo]'") from error
     if not features.check("webp"):
-        raise InputError("expected a Pillow that writes WebP, found one that does not; pip install -U pillow")
+        raise InputError("The installed Pillow cannot write WebP. Run: pip install -U pillow")
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(upright(pixels))).save(buffer, "WEBP", quality=QUALITY, method=2)
     return buffer.getvalue()
 
 
 def draw_slider(split: ShardSplit, pairs: Iterable[VolumePair], title: str, overlay: str, histograms_png: bytes) -> str:
-    """Draw a page with a section per subject: a slider, and its pairs beside each other as low, high, both together.
+    """Draw a page with a section per subject: a slider, and the subject's pairs as low field, high field and overlay.
 
     Args:
-        split: where the samples are.
-        pairs: what to show, the pairs of a subject one after the other.
+        split: split with the samples.
+        pairs: pairs to show; those of one subject must follow each other.
         title: first line of the page.
         overlay: `contour`, `checkerboard`, or `none` to leave that picture out.
         histograms_png: a picture for the end of the page.
 
     Returns:
-        The page.
+        The page as HTML.
 
     Raises:
-        InputError: Pillow is not installed, or without WebP.
+        InputError: Pillow is not installed, or cannot write WebP.
     """
-    images = _Images()
+    images = _ImageStore()
     subjects: list[dict[str, Any]] = []
     sections: list[str] = []
     size = split.high_shape[1:]
@@ -157,8 +157,8 @@ def draw_slider(split: ShardSplit, pairs: Iterable[VolumePair], title: str, over
     return _page(title, sections, {"images": images.texts, "subjects": subjects}, picture)
 
 
-def _encode_pair(split: ShardSplit, pair: VolumePair, overlay: str, images: _Images) -> dict[int, dict[str, Any]]:
-    """Give, per `x`, the key of the sample and the numbers of its images."""
+def _encode_pair(split: ShardSplit, pair: VolumePair, overlay: str, images: _ImageStore) -> dict[int, dict[str, Any]]:
+    """Encode a pair and return, per `x`, the key of the sample and the numbers of its images."""
     slices: dict[int, dict[str, Any]] = {}
     for key, sample in zip(pair.keys, pair.samples, strict=True):
         item = read_slice(split, sample)
@@ -201,7 +201,7 @@ def _figure(caption: str, layers: tuple[str, ...], size: tuple[int, ...]) -> str
 
 
 def _page(title: str, sections: list[str], slices: dict[str, Any], histograms: str) -> str:
-    # Only this script may run, whatever a key holds; `<` is spelled so that no key can end the element of the data.
+    # Only this script may run, whatever a key contains. `<` is escaped so that no key can close the data element.
     allowed = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode("ascii")
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'"
     data = json.dumps(slices, separators=(",", ":")).replace("<", "\\u003c")
@@ -218,7 +218,7 @@ def _page(title: str, sections: list[str], slices: dict[str, Any], histograms: s
 </head>
 <body>
 <h1>{escape(title)}</h1>
-<p>Sagittal slices, anterior to the left. A slider moves all pairs of its subject; the arrow keys move the slider under
+<p>Sagittal slices, anterior to the left. A slider moves all pairs of its subject. The arrow keys move the slider under
 the pointer.</p>
 <noscript><p>The sliders need JavaScript.</p></noscript>
 {body}

@@ -1,1 +1,1 @@
-"""The shard set on disk: manifest, tar shards with their index, sample keys, reading by offset."""
+"""The shard set on disk: take samples, write shards, indices and the manifest, and read samples by offset."""

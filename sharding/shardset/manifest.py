@@ -1,4 +1,4 @@
-"""The manifest: what a shard set is. It is written last, so a set with a manifest is a complete set."""
+"""The manifest describes a shard set. It is written last, so a set with a manifest is complete."""
 
 import hashlib
 import json
@@ -21,21 +21,22 @@ from upfield.sharding.shardset.shard_index import ShardEntry
 FORMAT = "upfield-shards"
 VERSION = 2
 MANIFEST = "manifest.json"
-# Of aligned pairs, Mattes mutual information in nats. Phantom pairs reach 1.4 to 1.55, under heavy noise 0.65; another
-# subject's or a mirrored head at most 0.48. Chosen on those; true 64 mT pairs may lie elsewhere.
+# Mattes mutual information of an aligned pair, in nats. Phantom pairs reach 1.4 to 1.55, and 0.65 under heavy noise;
+# another subject's head or a mirrored one reaches at most 0.48. The limit was chosen on these; true 64 mT pairs may
+# differ.
 MIN_SIMILARITY = 0.5
-# Between cohorts it varies with contrast and noise, within one much less.
+# Similarity varies with contrast and noise between cohorts, and much less within a cohort.
 MIN_SHARE_OF_USUAL = 0.6
-# Where and how fast a set was built is not part of what it is.
+# Settings that say where or how a set is built, and do not change its content.
 NOT_CONTENT = ("out", "root", "jobs", "executor", "on_error", "max_skipped", "save_volumes", "pseudonym_key")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A set's manifest, read."""
+    """The manifest of a shard set."""
 
     tree: dict[str, Any]
-    """The whole file."""
+    """The parsed file."""
 
     @property
     def context(self) -> int:
@@ -44,25 +45,25 @@ class Manifest:
 
     @property
     def normalisation(self) -> str:
-        """How intensities were brought to [0, 1]."""
+        """How intensities were scaled to [0, 1]."""
         return self.tree["normalisation"]
 
     @property
     def data_sha256(self) -> str:
-        """Hash of all shards' hashes: equal for equal data."""
+        """Hash of the hashes of all shards: equal for equal data."""
         return self.tree["data_sha256"]
 
     def sample_shape(self, member: str) -> tuple[int, int, int]:
-        """Give the shape of `low` or `high` in a sample."""
+        """Return the shape `(channels, Y, Z)` of `low` or `high` in a sample."""
         channels, height, width = self.tree["sample"][member]["shape"]
         return channels, height, width
 
     def shards(self, split: str) -> list[ShardEntry]:
-        """Give the shards of a split."""
+        """Return the shards of a split."""
         return [ShardEntry(**entry) for entry in self.tree["splits"][split]["shards"]]
 
     def subjects(self, split: str) -> list[dict[str, str]]:
-        """Give the subjects of a split: cohort, subject."""
+        """Return the subjects of a split, each with the keys `cohort` and `subject`."""
         return self.tree["splits"][split]["subjects"]
 
     @property
@@ -77,36 +78,36 @@ class Manifest:
 
     @property
     def skipped(self) -> list[dict[str, Any]]:
-        """Subjects that were left out: cohort, subject, problems (field, check, and perhaps reason)."""
+        """Subjects that were left out: cohort, subject, problems (field, check, and in some cases reason)."""
         return self.tree["skipped"]
 
     @property
     def doubts(self) -> list[dict[str, Any]]:
-        """Subjects that are in the set and may not be as they should: cohort, subject, problems."""
+        """Subjects that are in the set although something may be wrong with them: cohort, subject, problems."""
         return self.tree["doubts"]
 
     @property
     def sources(self) -> list[dict[str, str]]:
-        """What each subject was made from: cohort, subject, and per field what `describe_sources` gives."""
+        """Source files of each subject: cohort, subject, and per field the result of `describe_sources`."""
         return self.tree["sources"]
 
     @property
     def unlike_pairs(self) -> list[dict[str, Any]]:
-        """Real pairs whose similarity stayed low after alignment, by itself or beside the others of their cohort."""
+        """Real pairs whose similarity is low after alignment, in absolute terms or compared with their cohort."""
         by_cohort: dict[str, list[dict[str, Any]]] = {}
-        for one in self.tree["alignments"]:
-            by_cohort.setdefault(one["cohort"], []).append(one)
+        for pair in self.tree["alignments"]:
+            by_cohort.setdefault(pair["cohort"], []).append(pair)
         unlike: list[dict[str, Any]] = []
         for pairs in by_cohort.values():
-            usual = median(one["similarity_after"] for one in pairs)
+            usual = median(pair["similarity_after"] for pair in pairs)
             least = max(MIN_SIMILARITY, MIN_SHARE_OF_USUAL * usual)
-            unlike += [one for one in pairs if one["similarity_after"] < least]
+            unlike += [pair for pair in pairs if pair["similarity_after"] < least]
         return unlike
 
 
 @dataclass(frozen=True)
 class Addition:
-    """What a build adds to a set, the first one to an empty set."""
+    """What a build adds to a set; the first build adds to an empty set."""
 
     subjects: list[Subject]
     """Subjects whose samples are in the new shards."""
@@ -115,30 +116,30 @@ class Addition:
     skipped: list[dict[str, Any]] = field(default_factory=list)
     """Subjects that were left out."""
     doubts: list[dict[str, Any]] = field(default_factory=list)
-    """Subjects that are in it and may not be as they should."""
+    """Subjects that are included although something may be wrong with them."""
     alignments: list[dict[str, Any]] = field(default_factory=list)
     """How real pairs were aligned."""
     sources: list[dict[str, str]] = field(default_factory=list)
-    """What each subject was made from: cohort, subject, fingerprints of its files by field."""
+    """Source files of each subject: cohort, subject, fingerprints of its files by field."""
 
 
 def content_config(config: ShardConfig, pseudonyms: Pseudonyms | None = None) -> dict[str, Any]:
-    """Give the part of a configuration that decides what a set holds, without what is private in it."""
+    """Return the part of a configuration that determines a set's content, without private details."""
     tree = {key: value for key, value in to_tree(config).items() if key not in NOT_CONTENT}
     tree["cohorts"] = [public_cohort(cohort, pseudonyms) for cohort in tree["cohorts"]]
     if pseudonyms:
-        # Equal for equal keys: a set must not be extended with another one.
+        # Equal for equal keys, because a set must not be extended with another key.
         tree["pseudonymize"] = pseudonyms.seal("key")
     return tree
 
 
 def hash_tree(tree: Any) -> str:
-    """Give the sha256 of a tree of plain values, whatever the order of its keys."""
+    """Compute the sha256 of a tree of plain values, as hex digits; the order of its keys does not matter."""
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def hash_manifest(tree: dict[str, Any]) -> str:
-    """Give the hash of all that a manifest says, but for that hash itself: an edit anywhere is found."""
+    """Compute the hash of a manifest without `manifest_sha256`, which is this hash and reveals any edit."""
     return hash_tree({key: value for key, value in tree.items() if key != "manifest_sha256"})
 
 
@@ -147,9 +148,9 @@ def write_manifest(root: Path, content: dict[str, Any], addition: Addition, old:
 
     Args:
         root: folder of the set.
-        content: its configuration, with all its cohorts, old ones first.
+        content: configuration of the set, with all its cohorts, old ones first.
         addition: what was built.
-        old: the set that it extends.
+        old: manifest of the set that was extended, or None.
     """
     _, height, width = content["geometry"]["high_shape"]
     splits = {split: _split_tree(split, addition, old) for split in SPLITS}
@@ -187,7 +188,7 @@ def read_manifest(root: Path) -> Manifest:
     """Read the manifest of a shard set.
 
     Raises:
-        ShardSetError: none there (an unfinished build, or no set at all), unreadable, or of another format version.
+        ShardSetError: the build is unfinished, there is no set, or the manifest cannot be read or has another version.
     """
     path = root / MANIFEST
     if is_remote(str(root)):
@@ -195,8 +196,8 @@ def read_manifest(root: Path) -> Manifest:
             f"{format_address(str(root))}: this command reads sets from a folder. Copy the set to this machine first."
         )
     if not path.is_file():
-        what = "an unfinished build" if is_unfinished(root) else "no shard set"
-        raise ShardSetError(f"{path}: expected a complete shard set, found {what}; run upfield shard to build it")
+        what = "the shard set is not finished" if is_unfinished(root) else "there is no shard set here"
+        raise ShardSetError(f"{path}: {what}. Run upfield shard to build it.")
     return parse_manifest(path.read_bytes(), str(path))
 
 

@@ -1,22 +1,22 @@
-"""Sample keys, `cohort-subject-kind-variant-x090`: the name of a sample in its tar."""
+"""Sample keys like `cohort-subject-kind-variant-x090`, the names of samples in their tar."""
 
 import re
 from dataclasses import dataclass
 
 from upfield.common.errors import ShardSetError
 
-# From the right: a subject's id may hold hyphens and even the name of a kind, a cohort's may not.
+# Matched from the right: a subject's id may contain hyphens and even the name of a kind, a cohort's name may not.
 PARTS = re.compile(r"(?P<cohort>[^-]+)-(?P<subject>.+)-(?P<kind>real|synthetic)-(?P<variant>\d+)-x(?P<x>\d{3,})")
 
 
 @dataclass(frozen=True, order=True)
 class SampleKey:
-    """What a sample's key says; sorted, slices follow each other in their volume, and real comes before synthetic."""
+    """The parts of a sample's key. Sorted keys follow the slices of a volume, and put real before synthetic."""
 
     cohort: str
     """Cohort name, without hyphens."""
     subject: str
-    """Subject id, as keys spell it."""
+    """Subject id, as written in keys."""
     kind: str
     """`real` or `synthetic`."""
     variant: int
@@ -26,18 +26,20 @@ class SampleKey:
 
     @classmethod
     def parse(cls, text: str) -> "SampleKey":
-        """Take a key apart.
+        """Parse a key.
 
         Raises:
-            ShardSetError: not a key that `upfield shard` writes.
+            ShardSetError: this is not a key that `upfield shard` writes.
         """
         if match := PARTS.fullmatch(text):
             cohort, subject, kind, variant, x = match.groups()
             key = cls(cohort, subject, kind, int(variant), int(x))
             if str(key) == text:
                 return key
-        raise ShardSetError(f"expected a key like cohort-subject-kind-variant-x090, found {text!r}; rebuild the set")
+        raise ShardSetError(
+            f"expected a key like cohort-subject-kind-variant-x090, found {text!r}. Build the set again."
+        )
 
     def __str__(self) -> str:
-        """Spell the key."""
+        """Return the key as text."""
         return f"{self.cohort}-{self.subject}-{self.kind}-{self.variant}-x{self.x:03d}"

@@ -1,5 +1,6 @@
-"""Files and folders are complete or absent."""
+"""Files and folders are complete or absent, and a folder that cannot be written is refused."""
 
+import pickle
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -36,7 +37,7 @@ def test_a_folder_that_fails_half_way_never_appears(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("can_exchange", [True, False])
-def test_a_folder_takes_another_s_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool) -> None:
+def test_a_folder_replaces_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool) -> None:
     if not can_exchange:
         monkeypatch.setattr(files, "_exchange", lambda *_: False)
     for name in ("old", "new"):
@@ -47,7 +48,7 @@ def test_a_folder_takes_another_s_place(tmp_path: Path, monkeypatch: pytest.Monk
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
 
 
-def test_a_link_is_switched(tmp_path: Path) -> None:
+def test_a_link_is_replaced(tmp_path: Path) -> None:
     for target in ("a", "b"):
         point_symlink(tmp_path / "last", target)
     assert (tmp_path / "last").readlink() == Path("b")
@@ -68,5 +69,9 @@ def test_a_folder_that_cannot_be_created_is_refused_with_its_option(
 ) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "broken_link").symlink_to("/proc/1/nowhere/at/all")
-    with pytest.raises(UnwritableError, match=rf"{place}: cannot write there \(.*\)\. Choose another --run\.out\."):
+    with pytest.raises(
+        UnwritableError, match=rf"{place}: cannot write there \(.*\)\. Choose another --run\.out\."
+    ) as refused:
         prepare(tmp_path / place, "--run.out")
+    # Workers of a pool or of Ray send their errors to another process.
+    assert str(pickle.loads(pickle.dumps(refused.value))) == str(refused.value)

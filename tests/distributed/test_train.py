@@ -56,7 +56,7 @@ def test_a_signal_saves_and_leaves_with_zero(tiny_shards: Path, tmp_path: Path) 
             ["--data.batch_size", "3", "--processes", "2"],
             "expected a multiple of 2, the number of processes, found 3. Choose 2 or 4.",
         ),
-        (["--data.shards", "nowhere"], "expected a complete shard set"),
+        (["--data.shards", "nowhere"], "there is no shard set here"),
         (["--data.batch_sise", "4"], "did you mean --data.batch_size?"),
         (["--optim.lr", "-1"], "expected a positive rate"),
         (["--run.precision", "fp16"], "fp16 needs a GPU, and none was found"),

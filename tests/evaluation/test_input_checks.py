@@ -74,7 +74,7 @@ def change(name: str) -> Callable[[dict[str, Any]], None]:
         (None, ["nowhere.onnx"], "nowhere.onnx: no such run or .onnx file"),
         (None, ["FILE"], "file: neither the folder of a run nor an .onnx file"),
         (None, ["FOLDER"], "folder.onnx.best: expected a run's best model, found no model.safetensors"),
-        (None, ["RUN", "--shards", "nowhere"], "expected a complete shard set"),
+        (None, ["RUN", "--shards", "nowhere"], "there is no shard set here"),
         (None, ["RUN", "--split", "tset"], "tset"),
         (None, ["RUN", "--device", "cuda"], "--device cuda needs an NVIDIA GPU"),
         (None, ["RUN", "--against", "nowhere.onnx"], "nowhere.onnx: no such run or .onnx file"),

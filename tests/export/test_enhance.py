@@ -53,7 +53,7 @@ def test_a_folder_keeps_its_structure_and_every_bad_file_is_listed_at_the_end(
     assert code == 2
     assert "2 of 4 scans could not be enhanced" in err
     end = err[err.index("could not be enhanced:") :]
-    assert f"{scans}/bad.nii: expected a readable NIfTI file" in end
+    assert f"{scans}/bad.nii: this is not a readable NIfTI file" in end
     assert f"{scans}/a/gone.nii.gz: there is no such file" in end
     assert "Traceback" not in err
     assert "CPUExecutionProvider" in err
@@ -209,7 +209,7 @@ def test_a_full_disk_ends_the_work_and_leaves_nothing_half_done(
         f"upfield enhance: error: {tmp_path}/out/one.nii.gz: there is no room to write it (No space left on "
         "device). Make room, and run the same command with --resume."
     )
-    assert f"  {scans}/bad.nii: expected" in err
+    assert f"  {scans}/bad.nii: this is not a readable NIfTI file" in err
     assert "of 3 scans were enhanced" in err
     assert files_of(tmp_path / "out") <= {"a/two.nii.gz", "a/two.json"}
 
@@ -279,7 +279,7 @@ def test_an_interrupt_ends_promptly_and_keeps_finished_scans(tiny_model: Path, t
         (["nowhere.onnx", "SCAN", "--out", "out"], "nowhere.onnx: there is no such file"),
         (["MODEL", "--out", "out"], "expected SCANS"),
         (["MODEL", "TINY", "--out", "out"], "expected a field of view of at least 9 mm"),
-        (["MODEL", "SCAN", "--out", "out", "--like", "nowhere.nii"], "nowhere.nii: expected a NIfTI file, found none"),
+        (["MODEL", "SCAN", "--out", "out", "--like", "nowhere.nii"], "nowhere.nii: there is no such file"),
         (["MODEL", "SCAN", "--out", "out", "--batch_size", "0"], "batch_size: expected at least 1"),
         (["MODEL", "text.txt", "--out", "out"], "the name must end in .nii, .nii.gz, .mgh, .mgz"),
         (["MODEL", "SCAN", "--out", "text.txt"], "text.txt: cannot write there (Not a directory)"),

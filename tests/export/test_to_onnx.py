@@ -64,7 +64,7 @@ def test_restored_slices_are_within_range(tiny_model: Path) -> None:
         (["RUN", "--out", "model.onnx", "--precision", "int8"], "expected fp32 or fp16"),
         (["RUN", "--out", "model.onnx", "--evaluation", "nowhere.json"], "nowhere.json: there is no such file"),
         (["RUN", "--out", "model.onnx", "--evaluation", "."], "is a folder. Name the metrics.json in it"),
-        (["RUN", "--out", "model.onnx", "--shards", "nowhere"], "expected a complete shard set"),
+        (["RUN", "--out", "model.onnx", "--shards", "nowhere"], "there is no shard set here"),
         (["RUN"], "expected --out"),
     ],
 )
@@ -157,7 +157,7 @@ def test_the_error_for_missing_shards_names_the_option(tiny_run: Path, tmp_path:
     config.write_text("\n".join("  shards: /gone" if line.startswith("  shards:") else line for line in lines))
     code, _, err = run_cli(main, run, "--out", tmp_path / "model.onnx")
     assert code == 2
-    assert "/gone/manifest.json: expected a complete shard set" in err
+    assert "/gone/manifest.json: there is no shard set here" in err
     assert "if it has moved, name it with --shards" in err
 
 

@@ -79,13 +79,13 @@ def test_borders_that_resize_would_lay_on_each_other_wrongly_are_told(axis):
         told = place_doubt(extent(), extent(origin_mm=origin_mm), "resize", GRID_MM)
         assert (told is not None) == odd
         if told:
-            assert f"found some {abs(apart_mm):.0f} mm apart {names[axis]}" in told
+            assert f"but some are {abs(apart_mm):.0f} mm apart {names[axis]}" in told
 
 
 def test_a_view_that_resize_would_stretch_is_told():
     told = place_doubt(extent((20, 30, 35)), extent(), "resize", GRID_MM)
     assert told is not None
-    assert "15 mm apart inferior-superior (105 mm of low, 120 mm of high field); use fit: crop_pad" in told
+    assert "15 mm apart inferior-superior (105 mm of low, 120 mm of high field). Use fit: crop_pad" in told
     assert place_doubt(extent((20, 30, 35)), extent(), "crop_pad", GRID_MM) is None
 
 
@@ -95,13 +95,13 @@ def test_a_field_that_shows_a_part_of_the_head_is_told_where_the_other_shows_it_
         told = place_doubt(low, high, "crop_pad", GRID_MM)
         assert (told is not None) == odd
         if told:
-            assert "share 60 of 100 mm inferior-superior; complete the shorter one" in told
+            assert "share only 60 of 100 mm inferior-superior. Complete the shorter scan" in told
 
 
 def test_fields_apart_share_nothing():
     told = place_doubt(extent(), extent(origin_mm=(500, 0, 0)), "crop_pad", GRID_MM)
     assert told is not None
-    assert "share 0 of 20 mm left-right" in told
+    assert "share only 0 of 20 mm left-right" in told
 
 
 @pytest.mark.parametrize("fit", ["resize", "crop_pad"])
@@ -117,4 +117,7 @@ def test_a_low_field_with_the_smaller_voxels_is_doubted():
     assert resolution_doubt(fine, fine) is None
     told = resolution_doubt(fine, coarse)
     assert told is not None
-    assert "found 1 mm3 in low and 13 mm3 in high field; are the two exchanged?" in told
+    assert (
+        "the low field has the smaller voxels: 1 mm3, the high field 13 mm3. Check that the two are not exchanged."
+        in told
+    )

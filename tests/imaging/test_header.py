@@ -163,21 +163,21 @@ def altered(offset, new):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.nii", b"", "found an empty one"),
-        ("a.nii.gz", b"", "found an empty one"),
-        ("a.nii.gz", b"version https://git-lfs.github.com/spec/v1\n", r"found a text that points to the real one"),
-        ("a.nii.gz", b"sub-Jane: a text", "found BadGzipFile: Not a gzipped file"),
-        ("a.nii.gz", gzip.compress(bytes(1000))[:15], "found EOFError"),
-        ("a.nii", bytes(100), "found ImageFileError: 100 bytes that are no NIfTI or MGH header"),
-        ("a.mgz", gzip.compress(b"\0\0\0\1\0\0"), "found ValueError"),
-        ("a.nii", altered(70, np.array(999, "<i2").tobytes()), "found HeaderDataError: data code 999 not recognized"),
+        ("a.nii", b"", "the file is empty"),
+        ("a.nii.gz", b"", "the file is empty"),
+        ("a.nii.gz", b"version https://git-lfs.github.com/spec/v1\n", r"this text only points to the real file"),
+        ("a.nii.gz", b"sub-Jane: a text", r"file \(BadGzipFile: Not a gzipped file"),
+        ("a.nii.gz", gzip.compress(bytes(1000))[:15], r"file \(EOFError"),
+        ("a.nii", bytes(100), r"file \(ImageFileError: 100 bytes that are no NIfTI or MGH header"),
+        ("a.mgz", gzip.compress(b"\0\0\0\1\0\0"), r"file \(ValueError"),
+        ("a.nii", altered(70, np.array(999, "<i2").tobytes()), r"file \(HeaderDataError: data code 999 not recognized"),
         ("a.nii", altered(70, np.array(32, "<i2").tobytes()), "expected real voxels, found type complex64"),
         (
             "a.nii",
             altered(42, np.array([4, 0, 6], "<i2").tobytes()),
-            r"expected voxels, found none \(shape \(4, 0, 6\)",
+            r"the file holds no voxels \(shape \(4, 0, 6\)",
         ),
-        ("a.nii", altered(42, np.array([4, -5, 6], "<i2").tobytes()), r"expected voxels, found none \(shape \(4, -5"),
+        ("a.nii", altered(42, np.array([4, -5, 6], "<i2").tobytes()), r"the file holds no voxels \(shape \(4, -5"),
         ("a.nii", altered(42, np.array([30000] * 3, "<i2").tobytes()), "expected at most 1073741824 voxels"),
         ("a.nii", altered(112, np.array([1, np.nan], "<f4").tobytes()), "invalid intercept nan"),
     ],
@@ -194,9 +194,9 @@ def test_what_is_no_volume_is_refused_in_words_that_name_no_file(tmp_path, name,
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     (tmp_path / "folder.nii").mkdir()
-    with pytest.raises(VolumeError, match=r"a.nii: expected a NIfTI file, found none; check the path"):
+    with pytest.raises(VolumeError, match=r"a.nii: there is no such file. Check the path."):
         read_header(tmp_path / "a.nii")
-    with pytest.raises(VolumeError, match=r"folder.nii: expected a NIfTI file, found a folder; check the path"):
+    with pytest.raises(VolumeError, match=r"folder.nii: this is a folder, not a file. Check the path."):
         read_header(tmp_path / "folder.nii")
 
 
@@ -227,5 +227,5 @@ def test_a_machine_in_trouble_is_no_fault_of_the_file(tmp_path, monkeypatch, tro
         raise trouble
 
     monkeypatch.setattr(header_module, "read_start", failing)
-    with pytest.raises(RunError, match=r"a\.nii\.gz: expected to read it, found .*; mend that and run"):
+    with pytest.raises(RunError, match=r"a\.nii\.gz: the file cannot be read: .*\. Fix that and run"):
         read_header(path)

@@ -94,9 +94,9 @@ def with_nan():
 @pytest.mark.parametrize(
     ("voxels", "message"),
     [
-        (with_nan(), "expected finite voxels, found 1 that are NaN or infinite"),
-        (np.full((4, 5, 6), 7, np.int16), "found the value 7 in every voxel"),
-        (np.zeros((0, 5, 6), np.int16), "expected voxels, found none"),
+        (with_nan(), "voxels must be finite, but 1 are NaN or infinite"),
+        (np.full((4, 5, 6), 7, np.int16), "every voxel has the value 7"),
+        (np.zeros((0, 5, 6), np.int16), "the file holds no voxels"),
         (ramp(4, 5, 6).astype(np.complex64), "expected real voxels, found type complex64"),
         (ramp(4, 5, 6, 3).astype(np.uint8).view([(c, "u1") for c in "RGB"])[..., 0], "expected real voxels"),
         (ramp(4, 5, 6, 2), r"expected 3 dimensions, found 4 \(shape \(4, 5, 6, 2\)\)"),
@@ -111,7 +111,7 @@ def test_what_is_no_volume_is_refused_with_its_path(tmp_path, voxels, message):
 
 @pytest.mark.parametrize("affine", [np.zeros((4, 4)), np.ones((4, 4)), np.diag([1, 1, np.nan, 1])])
 def test_an_affine_without_three_axes_is_refused(affine):
-    with pytest.raises(VolumeError, match=r"^head: expected an invertible affine"):
+    with pytest.raises(VolumeError, match=r"^head: the affine cannot be inverted"):
         to_ras(ramp(4, 5, 6), affine, "head")
 
 
@@ -120,7 +120,7 @@ def test_a_truncated_file_is_refused_with_its_path(tmp_path, length):
     noise = np.random.default_rng(0).normal(size=(8, 9, 10)).astype(np.float32)
     path = save(tmp_path / "a.nii.gz", noise)
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(VolumeError, match=rf"^{path}: expected a readable NIfTI file"):
+    with pytest.raises(VolumeError, match=rf"^{path}: (this is not a readable NIfTI file|the file is empty)"):
         read_volume(path)
 
 
@@ -135,7 +135,7 @@ def test_a_header_that_asks_for_more_than_any_machine_has_is_refused(tmp_path, s
 
 
 def test_a_missing_file_is_refused_with_its_path(tmp_path):
-    with pytest.raises(VolumeError, match=rf"^{tmp_path}/a.nii: expected a NIfTI file, found none"):
+    with pytest.raises(VolumeError, match=rf"^{tmp_path}/a.nii: there is no such file"):
         read_volume(tmp_path / "a.nii")
 
 
@@ -211,7 +211,7 @@ def test_a_flipped_bit_is_refused_wherever_it_is(tmp_path, suffix):
     # Behind gzip's own header, of which the time stamp and the name tell nothing about the content.
     for place in range(100, len(whole), 1500):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
-        with pytest.raises(VolumeError, match=rf"^{path}: expected"):
+        with pytest.raises(VolumeError, match=rf"^{path}: this is not a readable NIfTI file"):
             read_volume(path)
 
 
@@ -258,7 +258,7 @@ def test_real_awkward_files_are_read_right_or_refused_with_their_path(path):
     try:
         volume = read_volume(path)
     except VolumeError as error:
-        assert str(error).startswith(f"{path}: expected ")  # noqa: PT017
+        assert str(error).startswith(f"{path}: ")  # noqa: PT017
         assert path.name not in error.problem  # noqa: PT017
         return
     image = nib.as_closest_canonical(nib.load(path))

@@ -20,15 +20,15 @@ geometry: {low_shape: [22, 28, 20], low_spacing_mm: [8, 8, 10], high_shape: [45,
 # What each awkward file is refused for; the others give a set.
 REFUSED = {
     "4d_pcasl_52x68x20x10.nii.gz": "expected 3 dimensions, found 4",
-    "all_zero_156cubed.nii.gz": "expected an image, found the value 0 in every voxel",
+    "all_zero_156cubed.nii.gz": "every voxel has the value 0",
     "complex64_10cubed_qform0_sform0.nii.gz": "expected real voxels, found type complex64",
     "ct_sheared_sform_qform_mismatch.nii.gz": "(sheared)",
-    "empty_file.nii.gz": "found an empty one",
-    "has_153_NaN_bigendian_17x21x3.nii": "found 153 that are NaN or infinite",
+    "empty_file.nii.gz": "the file is empty",
+    "has_153_NaN_bigendian_17x21x3.nii": "153 are NaN or infinite",
     "rgb24_ct.nii.gz": "expected real voxels",
     "tiny_7x5x3.nii.gz": "percentiles 1 and 99 are both",  # in a box of the grid it is next to nothing
     "text_pointer.nii.gz": "(Git LFS)",
-    "truncated_gzip.nii.gz": "found fewer or damaged ones",
+    "truncated_gzip.nii.gz": "the file is cut off or damaged",
 }
 
 needs_scans = pytest.mark.skipif(not (DATA / "ixi").is_dir(), reason="no ../shared/data beside this checkout")
@@ -108,7 +108,7 @@ def test_an_awkward_file_gives_a_set_or_is_refused_by_name_with_what_is_wrong(ru
         assert run_cli(verify, tmp_path / "shards")[0] == 0
         return
     assert code == 2
-    assert err.splitlines()[-1].startswith("upfield shard: error: expected 1 subjects without problems, found 1")
+    assert err.splitlines()[-1].startswith("upfield shard: error: 1 of 1 subjects have 1 problems")
     # Long paths are cut in the table, not in the file.
     assert path.name.removesuffix(suffix) in err
     (problem,) = json.loads((tmp_path / "shards.problems.json").read_text())["problems"]

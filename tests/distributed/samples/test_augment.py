@@ -1,4 +1,4 @@
-"""Augmentation repeats, changes both fields alike in place, and the low field alone in intensity."""
+"""Augmentation repeats, moves both fields alike, and changes the intensity of the low field alone."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def test_nothing_is_changed_by_default(pair: tuple[np.ndarray, np.ndarray]) -> N
         np.testing.assert_array_equal(found, expected)
 
 
-def test_the_same_key_gives_the_same_and_another_something_else(pair: tuple[np.ndarray, np.ndarray]) -> None:
+def test_the_same_key_gives_the_same_pair_and_another_key_another_pair(pair: tuple[np.ndarray, np.ndarray]) -> None:
     config = AugmentConfig(crop=(9, 12), shift_pixels=4, intensity_jitter=0.2)
     first, again, later = (augment_pair(*pair, config, key)[0] for key in (KEY, KEY, (0, 4, 17)))
     np.testing.assert_array_equal(first, again)
@@ -35,7 +35,7 @@ def test_both_fields_move_together(pair: tuple[np.ndarray, np.ndarray], config: 
     assert high.shape == (1, *(config.crop or (20, 24)))
 
 
-def test_a_shift_is_whole_pixels_and_brings_air(pair: tuple[np.ndarray, np.ndarray]) -> None:
+def test_a_shift_is_by_whole_pixels_and_fills_with_air(pair: tuple[np.ndarray, np.ndarray]) -> None:
     seen = set()
     for sample in range(40):
         _, high = augment_pair(*pair, AugmentConfig(shift_pixels=2), (0, 0, sample))
@@ -55,7 +55,7 @@ def moved(image: np.ndarray, down: int, across: int) -> np.ndarray:
     return padded[2 - down : 22 - down, 2 - across : 26 - across]
 
 
-def test_intensities_change_in_the_low_field_alone(pair: tuple[np.ndarray, np.ndarray]) -> None:
+def test_intensity_changes_in_the_low_field_alone(pair: tuple[np.ndarray, np.ndarray]) -> None:
     low, high = augment_pair(*pair, AugmentConfig(intensity_jitter=0.3), KEY)
     np.testing.assert_array_equal(high, pair[1])
     assert (low != pair[0]).any()
@@ -66,6 +66,6 @@ def test_intensities_change_in_the_low_field_alone(pair: tuple[np.ndarray, np.nd
 
 
 @pytest.mark.parametrize("wrong", [{"crop": (8, 20)}, {"shift_pixels": -1}, {"intensity_jitter": 1.0}])
-def test_what_cannot_be_done_is_refused(wrong: dict) -> None:
+def test_impossible_values_are_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match=r"data.augment.*expected .* found"):
         AugmentConfig(**wrong)

@@ -1,4 +1,4 @@
-"""The node's cache: bounded, shared by processes, right after any of them is killed."""
+"""The node's cache stays within its limit, is shared by processes, and stays correct if one of them is killed."""
 
 import hashlib
 import os
@@ -14,7 +14,6 @@ from faulty import FaultyServer
 
 from upfield.common.errors import FetchError
 from upfield.common.stores import Store
-from upfield.distributed.samples import cache as cache_module
 from upfield.distributed.samples.cache import FileIdentity, ShardCache, release
 from upfield.distributed.samples.remote_files import RemoteFiles
 
@@ -51,17 +50,17 @@ def content_of(number: int) -> bytes:
     return bytes([number]) * SIZE
 
 
-def bring(number: int, brought: list[int] | None = None) -> Callable[[Path], None]:
+def download(number: int, downloaded: list[int] | None = None) -> Callable[[Path], None]:
     def write(part: Path) -> None:
         part.write_bytes(content_of(number))
-        if brought is not None:
-            brought.append(number)
+        if downloaded is not None:
+            downloaded.append(number)
 
     return write
 
 
-def opened(cache: ShardCache, number: int, brought: list[int] | None = None) -> bytes:
-    with os.fdopen(cache.open(file_of(number), bring(number, brought)), "rb") as file:
+def read_through(cache: ShardCache, number: int, downloaded: list[int] | None = None) -> bytes:
+    with os.fdopen(cache.open(file_of(number), download(number, downloaded)), "rb") as file:
         return file.read()
 
 
@@ -70,70 +69,70 @@ def held(cache: ShardCache) -> set[int]:
 
 
 def others(folder: Path) -> list[str]:
-    """What there is besides whole files and the lock that stays."""
+    """Return the names of files other than complete ones and the permanent lock."""
     return sorted(
         path.name for path in folder.iterdir() if path.suffix not in (".tar", ".idx") and path.name != "counting"
     )
 
 
-def test_a_file_is_brought_once_and_kept_for_later_runs(tmp_path: Path) -> None:
-    brought: list[int] = []
+def test_a_file_is_downloaded_once_and_kept_for_later_runs(tmp_path: Path) -> None:
+    downloaded: list[int] = []
     for _ in range(2):
         cache = ShardCache(tmp_path, 10 * SIZE)
-        assert [opened(cache, 1, brought) for _ in range(2)] == [content_of(1)] * 2
-    assert brought == [1]
+        assert [read_through(cache, 1, downloaded) for _ in range(2)] == [content_of(1)] * 2
+    assert downloaded == [1]
     assert others(tmp_path) == []
 
 
-def test_what_was_used_least_recently_goes_first_and_the_limit_holds(tmp_path: Path) -> None:
+def test_the_least_recently_used_file_is_evicted_and_the_limit_holds(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path, 3 * SIZE)
     for number in range(3):
-        opened(cache, number)
+        read_through(cache, number)
         os.utime(tmp_path / f"{number}.tar", (number, number))
-    opened(cache, 0)
-    opened(cache, 3)
+    read_through(cache, 0)
+    read_through(cache, 3)
     assert held(cache) == {0, 2, 3}
-    opened(cache, 4)
+    read_through(cache, 4)
     assert held(cache) == {0, 3, 4}
 
 
-def test_what_is_held_is_never_evicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_module, "ROOM_WAIT_S", 0.0)
+def test_a_held_file_is_never_evicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("upfield.distributed.samples.cache.ROOM_WAIT_S", 0.0)
     cache = ShardCache(tmp_path, 2 * SIZE)
-    first, second = (cache.hold(file_of(number), bring(number)) for number in range(2))
+    first, second = (cache.hold(file_of(number), download(number)) for number in range(2))
     with pytest.raises(FetchError, match=r"2\.tar.*1000 bytes are missing, .*of the 2000\. .*--data\.cache_bytes"):
-        opened(cache, 2)
+        read_through(cache, 2)
     release(first)
-    assert opened(cache, 2) == content_of(2)
+    assert read_through(cache, 2) == content_of(2)
     assert held(cache) == {1, 2}
     release(second)
 
 
-def test_an_evicted_file_stays_readable_where_it_is_open(tmp_path: Path) -> None:
+def test_an_evicted_file_that_is_open_stays_readable(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path, SIZE)
-    with os.fdopen(cache.open(file_of(1), bring(1)), "rb") as file:
-        opened(cache, 2)
+    with os.fdopen(cache.open(file_of(1), download(1)), "rb") as file:
+        read_through(cache, 2)
         assert held(cache) == {2}
         assert file.read() == content_of(1)
 
 
 @pytest.mark.parametrize("damage", [b"short", content_of(9)])
-def test_a_file_that_the_disk_has_spoilt_is_brought_again(tmp_path: Path, damage: bytes) -> None:
-    opened(ShardCache(tmp_path, 10 * SIZE), 1)
+def test_a_file_that_the_disk_has_damaged_is_downloaded_again(tmp_path: Path, damage: bytes) -> None:
+    read_through(ShardCache(tmp_path, 10 * SIZE), 1)
     (tmp_path / "1.tar").write_bytes(damage)
-    assert opened(ShardCache(tmp_path, 10 * SIZE), 1) == content_of(1)
+    assert read_through(ShardCache(tmp_path, 10 * SIZE), 1) == content_of(1)
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+def test_files_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path, 2 * SIZE)
     (tmp_path / "7.tar.lock").write_text(str(2 * SIZE))
     (tmp_path / "7.tar.part").write_bytes(bytes(SIZE))
-    opened(cache, 1)
+    read_through(cache, 1)
     assert others(tmp_path) == []
 
 
-class Noticed(threading.Event):
-    """An event that tells when it is first waited for."""
+class WatchedEvent(threading.Event):
+    """An event that reports when somebody first waits for it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,8 +143,8 @@ class Noticed(threading.Event):
         return super().wait(timeout)
 
 
-def test_who_waits_for_a_file_that_is_given_up_gives_up_too(tmp_path: Path) -> None:
-    cache, noticed, begun = ShardCache(tmp_path, 10 * SIZE), Noticed(), threading.Event()
+def test_a_process_that_waits_for_a_failed_download_fails_too(tmp_path: Path) -> None:
+    cache, noticed, begun = ShardCache(tmp_path, 10 * SIZE), WatchedEvent(), threading.Event()
 
     def give_up(part: Path) -> None:
         begun.set()
@@ -155,11 +154,11 @@ def test_who_waits_for_a_file_that_is_given_up_gives_up_too(tmp_path: Path) -> N
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(cache.hold, file_of(1), give_up)
         begun.wait()
-        second = pool.submit(cache.hold, file_of(1), bring(1), noticed)
+        second = pool.submit(cache.hold, file_of(1), download(1), noticed)
         for waiting in (first, second):
             with pytest.raises(FetchError, match="lost"):
                 waiting.result()
-    assert opened(cache, 1) == content_of(1), "who comes later tries anew"
+    assert read_through(cache, 1) == content_of(1), "a later call tries again"
     assert others(tmp_path) == []
 
 
@@ -167,7 +166,7 @@ def start(*command: str) -> "subprocess.Popen[str]":
     return subprocess.Popen([sys.executable, "-c", *command], stdout=subprocess.PIPE, text=True)
 
 
-def test_several_processes_keep_within_the_limit(tmp_path: Path) -> None:
+def test_several_processes_together_keep_the_limit(tmp_path: Path) -> None:
     processes = [start(OPEN_MANY, str(tmp_path), str(seed)) for seed in range(3)]
     assert [process.communicate(timeout=60) and process.returncode for process in processes] == [0, 0, 0]
 
@@ -184,7 +183,7 @@ def test_two_processes_fetch_a_shard_once(server: FaultyServer, tmp_path: Path) 
     assert server.asked["train/000000.tar"] == 1
 
 
-def test_a_fetch_that_was_killed_leaves_nothing_in_the_way(server: FaultyServer, tmp_path: Path) -> None:
+def test_a_killed_download_does_not_block_the_next_one(server: FaultyServer, tmp_path: Path) -> None:
     server.fail("train/000000.tar", ["gate"])
     process = start(FETCH_FIRST_SHARD, server.url, str(tmp_path))
     server.stalled.wait()

@@ -54,7 +54,7 @@ def test_the_loader_gives_the_same_batches_for_any_number_of_workers(split: Shar
         assert torch.equal(batch.high, alone.high)
 
 
-def test_a_loader_that_is_left_early_leaves_no_threads_and_no_files(split: ShardSplit) -> None:
+def test_a_loader_that_is_closed_early_leaves_no_threads_and_no_open_files(split: ShardSplit) -> None:
     split.close()
     threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))
     loader = training_loader(batches_of(split), range(1000), num_workers=2, prefetch=4, pin_memory=False)
@@ -75,7 +75,7 @@ def test_a_damaged_shard_ends_the_loader(tiny_shards: Path, tmp_path: Path, num_
         list(training_loader(dataset, range(dataset.steps_per_epoch), num_workers, prefetch=2, pin_memory=False))
 
 
-def test_memory_is_used_again_when_nothing_looks_at_it() -> None:
+def test_memory_is_reused_once_no_tensor_refers_to_it() -> None:
     memory = BufferPool()
     first, second = memory((2, 3)), memory((2, 3))
     part, address = first[1:], first.data_ptr()
@@ -108,7 +108,7 @@ def test_validation_reads_every_sample_once(tiny_shards: Path, world_size: int) 
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_validation_in_step_has_every_sample_once_and_equal_batches_on_all_ranks(
+def test_equal_batches_hold_every_sample_once_and_are_equally_many_on_all_ranks(
     tiny_shards: Path, world_size: int
 ) -> None:
     split = ShardSplit(tiny_shards, "val")

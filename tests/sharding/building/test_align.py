@@ -224,9 +224,9 @@ def test_values_stay_in_the_range_and_outside_is_darkest():
 
 def test_a_missing_simpleitk_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
-    with pytest.raises(InputError, match=r"expected SimpleITK.*pip install 'upfield\[align\]'"):
+    with pytest.raises(InputError, match=r"needs SimpleITK, which is not installed.*pip install 'upfield\[align\]'"):
         register(low_field(), high_field(), seed=0)
-    with pytest.raises(InputError, match="expected SimpleITK"):
+    with pytest.raises(InputError, match="needs SimpleITK"):
         resample_aligned(high_field(), still(), low_field(), "low")
 
 

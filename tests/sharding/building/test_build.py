@@ -198,7 +198,7 @@ def test_context_gives_the_neighbouring_slices_and_repeats_the_border(run_cli, t
 
 
 def test_a_killed_build_is_refused_by_the_reader(killed):
-    with pytest.raises(ShardSetError, match="expected a complete shard set, found an unfinished build"):
+    with pytest.raises(ShardSetError, match="the shard set is not finished"):
         ShardSplit(killed, "train")
 
 
@@ -214,7 +214,7 @@ def test_a_killed_build_is_finished_to_the_same_bytes_without_redoing_shards(run
 def test_another_configuration_does_not_finish_a_killed_build(run_cli, killed, tiny_cohort):
     code, _, err = run_cli(main, *arguments(tiny_cohort, killed), "--samples_per_shard", 16)
     assert code == 2
-    assert "found another in samples_per_shard: 32 there, 16 now" in err
+    assert "built with another value of samples_per_shard: 32 there, 16 now" in err
 
 
 def test_blocks_whose_input_changed_are_built_again_and_the_others_kept(run_cli, killed, cohort, tiny_shards):
@@ -232,7 +232,7 @@ def test_a_complete_set_is_left_alone_and_described(run_cli, tiny_cohort, tiny_s
     before = {path: path.stat().st_mtime_ns for path in tiny_shards.rglob("*.*")}
     code, out, err = run_cli(main, *arguments(tiny_cohort, tiny_shards))
     assert code == 0
-    assert "complete already" in err
+    assert "already complete" in err
     assert [line.split()[:5] for line in out.splitlines()[1:]] == [
         ["train", "6", "subjects", "180", "samples"],
         ["val", "1", "subjects", "20", "samples"],
@@ -244,9 +244,9 @@ def test_a_complete_set_is_left_alone_and_described(run_cli, tiny_cohort, tiny_s
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--seed", 5), "found another in seed: 0 there, 5 now"),
-        (("--context", 1), "found another in context: 0 there, 1 now"),
-        (("--synthetic.gamma", "[1, 1]"), "found another in synthetic"),
+        (("--seed", 5), "built with another value of seed: 0 there, 5 now"),
+        (("--context", 1), "built with another value of context: 0 there, 1 now"),
+        (("--synthetic.gamma", "[1, 1]"), "built with another value of synthetic"),
     ],
 )
 def test_another_configuration_into_a_complete_set_is_refused_with_its_key(
@@ -268,7 +268,7 @@ def test_a_folder_of_other_things_is_refused_and_left_alone(run_cli, tiny_cohort
     (tmp_path / "thesis.txt").write_text("years of work")
     code, _, err = run_cli(main, *arguments(tiny_cohort, tmp_path))
     assert code == 2
-    assert "expected a new folder or a shard set, found thesis.txt" in err
+    assert "this folder holds thesis.txt and is no shard set" in err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -276,7 +276,7 @@ def test_a_second_build_at_once_is_refused(run_cli, tiny_cohort, tmp_path):
     with lock_build(tmp_path / "shards"):
         code, _, err = run_cli(main, *arguments(tiny_cohort, tmp_path / "shards"))
     assert code == 2
-    assert "expected no other build there, found one running" in err
+    assert "another build is running there" in err
 
 
 @pytest.fixture
@@ -300,8 +300,8 @@ def test_voxels_that_cannot_be_read_are_told_at_the_end_and_the_rest_is_kept(
 ):
     code, _, err = run_cli(main, *arguments(cohort, tmp_path / "shards"), "--jobs", jobs)
     assert code == 2
-    assert f"{damaged}: expected finite voxels, found 1 that are NaN or infinite" in err
-    assert "--on_error skip --max_skipped 1" in err.splitlines()[-1]
+    assert f"{damaged}: voxels must be finite, but 1 are NaN or infinite" in err
+    assert "--on_error skip --max_skipped 1." in err.splitlines()[-1]
     (problem,) = json.loads((tmp_path / "shards.problems.json").read_text())["problems"]
     assert (problem["cohort"], problem["check"], problem["file"]) == ("ixi", "voxels", str(damaged))
     left, expected = contents(tmp_path / "shards"), contents(tiny_shards)
@@ -332,7 +332,7 @@ def test_skipped_subjects_are_counted_and_named_with_their_reason(run_cli, cohor
     told = [(s["cohort"], s["subject"], [(p["field"], p["check"]) for p in s["problems"]]) for s in skipped]
     assert told == [("ixi", name, [("high", "voxels")]), ("real", "sub-03", [("low", "slices")])]
     assert "left out: 2 subjects" in out
-    assert "real sub-03: low: expected slices 0 to 5 without gaps, found 1 missing (2)" in out
+    assert "real sub-03: low: 1 of slices 0 to 5 are missing (2)" in out
     assert str(cohort) not in (tmp_path / "shards/manifest.json").read_text()
     present = {r["subject"] for split in SPLITS for r in records(tmp_path / "shards", split)}
     assert len(present) == 6
@@ -361,7 +361,7 @@ def test_more_skipped_subjects_than_allowed_are_refused(run_cli, cohort, damaged
     flags = ("--on_error", "skip", "--max_skipped", 1)
     code, _, err = run_cli(main, *arguments(cohort, tmp_path / "shards"), *flags)
     assert code == 2
-    assert "expected at most 1 subjects to leave out, found 2 problems in 2" in err
+    assert "have 2 problems, listed above" in err
     assert not (tmp_path / "shards/manifest.json").exists()
 
 
@@ -373,14 +373,14 @@ def test_headers_are_told_all_at_once_before_anything_is_written(run_cli, cohort
     volume.write_bytes(b"no volume")
     code, _, err = run_cli(main, *arguments(cohort, tmp_path / "shards"))
     assert code == 2
-    assert "found 3 problems in 3" in err
+    assert "3 of 8 subjects have 3 problems" in err
     assert not (tmp_path / "shards").exists()
 
 
 def test_no_cohorts_are_refused(run_cli, tmp_path):
     code, _, err = run_cli(main, "--out", tmp_path / "shards")
     assert code == 2
-    assert "expected at least one cohort, found none" in err
+    assert "cohorts: there are none" in err
     assert not (tmp_path / "shards").exists()
 
 
@@ -389,14 +389,14 @@ def test_one_file_under_two_names_is_refused(run_cli, cohort, tmp_path):
         file.write("  - {name: again, high: 'IXI-T1/{subject}-{site}-{scan}-T1.nii.gz', split: {val: [IXI002]}}\n")
     code, _, err = run_cli(main, *arguments(cohort, tmp_path / "out"))
     assert code == 2
-    assert "found 6 problems in 6" in err
+    assert " subjects have 6 problems" in err
     assert not (tmp_path / "out").exists()
 
 
 def test_a_stack_that_lost_its_end_is_named(run_cli, cohort, tmp_path):
     (cohort / "real/low/sub-03_slice_005.nii.gz").unlink()
     _, _, err = run_cli(main, *arguments(cohort, tmp_path / "out"))
-    assert "low: sub-03: most stacks of its cohort show 30 mm, this one shows 25 mm; is it complete?" in err
+    assert "low: sub-03: most stacks of its cohort show 30 mm, this one shows 25 mm. Check that it is complete." in err
 
 
 def test_shards_of_a_block_with_other_members_are_not_kept(run_cli, killed, tiny_cohort, tiny_shards):
@@ -417,12 +417,12 @@ def test_shards_of_a_block_with_other_members_are_not_kept(run_cli, killed, tiny
             "save_volumes: expected a place on this machine, found",
         ),
         (("--out", "local:///data/set"), "--out: expected a folder or an address like s3://bucket/set, found local:"),
-        (("--save_volumes", "cohort/cohorts.yaml"), "--save_volumes: expected a folder, found the file"),
+        (("--save_volumes", "cohort/cohorts.yaml"), "cohorts.yaml is a file, not a folder"),
         (("--pseudonym_key", "my.key"), "pseudonym_key: expected --pseudonymize with it"),
         (("--seed", "-1"), "seed: expected at least 0, found -1"),
         (("--save_volumes", "s3://me:secret@host/x"), "found the address s3://host/x"),
         (("--out", "s3:/bucket/set"), "--out: expected a folder or an address like s3://bucket/set, found s3:/bucket"),
-        (("--out", "cohort/cohorts.yaml"), "cohorts.yaml: expected a folder, found a file; choose another --out"),
+        (("--out", "cohort/cohorts.yaml"), "cohorts.yaml: this is a file, not a folder. Choose another --out."),
     ],
 )
 def test_places_that_are_none_are_refused_at_once(run_cli, cohort, tmp_path, monkeypatch, flags, said):
@@ -441,14 +441,14 @@ def test_pairs_that_do_not_lie_in_one_place_are_told_and_built(run_cli, cohort, 
         nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine), path)
     code, out, err = run_cli(main, *arguments(cohort, tmp_path / "shards"))
     assert code == 0
-    assert "1 doubts, built all the same" in err
-    said = "some 15 mm apart posterior-anterior"
+    assert "1 doubts of 1 subjects\nThese subjects are built all the same" in err
+    said = "some are 15 mm apart posterior-anterior"
     for _ in range(2):
         assert "in doubt: 1 subjects" in out
         assert said in out
         # Told again where there is nothing to do.
         code, out, err = run_cli(main, *arguments(cohort, tmp_path / "shards"))
-        assert (code, "complete already" in err) == (0, True)
+        assert (code, "already complete" in err) == (0, True)
     (doubt,) = json.loads((tmp_path / "shards.problems.json").read_text())["doubts"]
     assert (doubt["subject"], doubt["check"]) == ("sub-01", "place")
     (listed,) = read_manifest(tmp_path / "shards").doubts
@@ -490,7 +490,7 @@ def copied(cohort):
 
 
 def copies_told(err, out):
-    assert "expected scans that are all different, found 1 that are not" in err
+    assert "1 scans are copies of others" in err
     (problem,) = json.loads(out.with_name(f"{out.name}.problems.json").read_text())["problems"]
     return (problem["cohort"], problem["check"]) == ("more", "same") and problem["file"].endswith("= ixi IXI003")
 
@@ -511,9 +511,9 @@ def test_a_scan_that_comes_twice_in_different_files_is_refused(run_cli, cohort, 
 @pytest.mark.parametrize(
     ("copy", "said"),
     [
-        (repacked, "expected a scan that the set does not hold yet"),
-        (rewritten, "expected scans that are all different, found 1 that are not"),
-        (turned, "expected scans that are all different, found 1 that are not"),
+        (repacked, "the set already holds a scan with the same content"),
+        (rewritten, "1 scans are copies of others"),
+        (turned, "1 scans are copies of others"),
     ],
 )
 @pytest.mark.parametrize("flags", [(), ("--pseudonymize",)])
@@ -541,14 +541,14 @@ def test_people_of_one_name_in_several_cohorts_and_splits_are_told(run_cli, coho
     (cohort / "cohorts.yaml").write_text(text + again)
     code, _, err = run_cli(main, *arguments(cohort, tmp_path / "shards"))
     assert code == 0
-    assert "1 names stand in several cohorts and in different splits (IXI003)" in err
+    assert "1 names occur in several cohorts and in different splits (IXI003)" in err
 
 
 def test_a_geometry_that_differs_is_told_by_its_key(run_cli, cohort, tiny_shards, tmp_path):
     shutil.copytree(tiny_shards, tmp_path / "shards")
     code, _, err = run_cli(main, *arguments(cohort, tmp_path / "shards"), "--geometry.high_shape", "[20, 24, 30]")
     assert code == 2
-    assert "found another in geometry.high_shape: [20, 24, 28] there, [20, 24, 30] now" in err
+    assert "built with another value of geometry.high_shape: [20, 24, 28] there, [20, 24, 30] now" in err
 
 
 def test_a_split_that_nobody_is_in_is_told(run_cli, cohort, tmp_path):
@@ -556,7 +556,7 @@ def test_a_split_that_nobody_is_in_is_told(run_cli, cohort, tmp_path):
     (cohort / "cohorts.yaml").write_text(text.replace("split: {val: 1, test: 1}", "split: {val: 1}"))
     code, _, err = run_cli(main, *arguments(cohort, tmp_path / "shards"))
     assert code == 0
-    assert f"{tmp_path / 'shards'}: no subjects in test; training wants" in err
+    assert f"{tmp_path / 'shards'}: no subjects in test. Training needs" in err
     assert "no subjects in val" not in err
 
 
@@ -569,7 +569,7 @@ def test_a_gap_hides_no_other_fault(run_cli, cohort, tmp_path):
     problems = json.loads((tmp_path / "shards.problems.json").read_text())["problems"]
     assert [(p["subject"], p["check"]) for p in problems] == [("sub-01", "slices"), ("sub-01", "slices")]
     said = " ".join(problem["message"] for problem in problems)
-    assert "1 missing" in said
+    assert "1 of slices" in said
     assert "like the first of its stack, found (9, 9)" in said
 
 
@@ -579,7 +579,7 @@ def test_a_gap_alone_is_told_once_and_its_wider_step_is_no_spacing(run_cli, coho
     assert run_cli(main, *arguments(cohort, tmp_path / "shards"))[0] == 2
     (problem,) = json.loads((tmp_path / "shards.problems.json").read_text())["problems"]
     assert (problem["subject"], problem["field"], problem["check"]) == ("sub-01", "low", "slices")
-    assert "2 missing" in problem["message"]
+    assert "2 of slices" in problem["message"]
 
 
 def test_the_lock_is_taken_where_another_build_ends_that_moment(tmp_path, monkeypatch):

@@ -109,7 +109,7 @@ def test_a_disk_that_fills_up_is_told_and_what_is_finished_is_kept(
         fail_after(patch, 100, errno.ENOSPC)
         code, _, err = run_cli(main, *arguments(tiny_cohort, out))
     assert code == 1
-    assert "expected a disk that can be written, found: No space left on device" in err.splitlines()[-1]
+    assert "the disk cannot be written: No space left on device" in err.splitlines()[-1]
     assert not list(out.rglob(".tmp-*"))
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.tar")}
     assert before

@@ -90,18 +90,22 @@ def test_an_extension_that_is_there_already_is_left_alone(run_cli, cohort, out):
     for file in ("cohorts.yaml", "both.yaml"):
         code, _, err = run_cli(main, *arguments(cohort, out, file))
         assert code == 0
-        assert "complete already" in err
+        assert "already complete" in err
     assert state(out) == before
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("samples_per_shard: 32", "samples_per_shard: 31", "found another in samples_per_shard: 32 there, 31 now"),
-        ("subjects_per_block: 2", "seed: 3\nsubjects_per_block: 2", "found another in seed: 0 there, 3 now"),
-        ("high_shape: [20, 24, 28]", "high_shape: [20, 24, 30]", "found another in geometry"),
-        ("split: {val: 1, test: 1}", "split: {val: 2, test: 1}", "found another in cohort real: split"),
-        ("real/low/{subject}", "real/../real/low/{subject}", "found another in cohort real: low"),
+        (
+            "samples_per_shard: 32",
+            "samples_per_shard: 31",
+            "built with another value of samples_per_shard: 32 there, 31 now",
+        ),
+        ("subjects_per_block: 2", "seed: 3\nsubjects_per_block: 2", "built with another value of seed: 0 there, 3 now"),
+        ("high_shape: [20, 24, 28]", "high_shape: [20, 24, 30]", "built with another value of geometry"),
+        ("split: {val: 1, test: 1}", "split: {val: 2, test: 1}", "built with another value of cohorts.real.split"),
+        ("real/low/{subject}", "real/../real/low/{subject}", "built with another value of cohorts.real.low"),
     ],
 )
 def test_a_configuration_that_does_not_fit_the_set_is_refused_with_its_key(run_cli, cohort, out, old, new, message):
@@ -136,7 +140,7 @@ def test_an_interrupted_extension_leaves_a_set_that_is_read_and_is_finished_late
     assert "expected a finished set, found an extension of it under way" in found
     # What the set has already is complete; the extension is neither finished nor dropped by asking for that.
     code, _, err = run_cli(main, *arguments(old_cohort, out))
-    assert (code, "an extension that is under way" in err) == (0, True)
+    assert (code, "an extension of it is unfinished" in err) == (0, True)
     assert run_cli(main, *arguments(cohort, out))[0] == 0
     assert run_cli(verify, out)[0] == 0
 
@@ -195,7 +199,7 @@ def test_a_scan_that_the_set_holds_is_found_without_its_old_cohort(
         shutil.copy(cohort / source, cohort / "B/b0-x.nii.gz")
     code, _, err = run_cli(main, *arguments(cohort, out), *flags)
     assert code == 2
-    assert "expected a scan that the set does not hold yet" in err
+    assert "the set already holds a scan with the same content" in " ".join(err.split())
     problems = json.loads(out.with_name("set.problems.json").read_text())["problems"]
     assert {(problem["cohort"], problem["check"]) for problem in problems} == {("site_b", "same")}
     assert len(problems) == (5 if source == "real" else 1)
@@ -221,7 +225,7 @@ def test_files_that_changed_since_the_set_was_built_are_told(run_cli, cohort, ou
     (cohort / "old.yaml").write_text((old_cohort / "cohorts.yaml").read_text())
     code, _, err = run_cli(main, *arguments(cohort, out, "old.yaml" if file == "cohorts.yaml" else file))
     assert code == 2
-    assert "found other content in those of 1 subjects; bring them back" in err
+    assert "the files of 1 subjects have changed since the set was built" in err
     assert "(real sub-01)" in err
     assert state(out) == before
 
@@ -230,4 +234,5 @@ def test_new_subjects_in_an_old_cohort_are_refused(run_cli, cohort, out):
     os.rename(cohort / "B/b1-x.nii.gz", cohort / "IXI-T1/IXI009-Guys-0709-T1.nii.gz")
     code, _, err = run_cli(main, *arguments(cohort, out, "both.yaml"))
     assert code == 2
-    assert "found 1 more; give them as a cohort of their own" in err
+    assert "found 1 more" in err
+    assert "Add them as a cohort of their own" in err

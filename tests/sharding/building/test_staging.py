@@ -120,6 +120,6 @@ def test_a_truncated_staged_shard_is_refused(url, staging):
 
 def test_an_unfinished_build_is_not_uploaded(url, staging):
     (staging / MANIFEST).unlink()
-    with pytest.raises(ShardSetError, match="expected a complete shard set"):
+    with pytest.raises(ShardSetError, match="there is no shard set here"):
         upload_set(staging, url)
     assert held(url) == {}

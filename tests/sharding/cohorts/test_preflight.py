@@ -101,10 +101,10 @@ def test_a_sound_cohort_has_no_problems(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("Jane.nii.gz", b"", "expected a readable NIfTI file, found an empty one"),
-        ("Jane.nii.gz", b"Jane", "expected a readable NIfTI file, found BadGzipFile"),
-        ("Jane.nii", bytes(1000), "expected a readable NIfTI file, found ImageFileError"),
-        ("Jane.nii", None, "expected a NIfTI file, found none; check the path"),
+        ("Jane.nii.gz", b"", "the file is empty"),
+        ("Jane.nii.gz", b"Jane", "this is not a readable NIfTI file (BadGzipFile"),
+        ("Jane.nii", bytes(1000), "this is not a readable NIfTI file (ImageFileError"),
+        ("Jane.nii", None, "there is no such file. Check the path."),
     ],
 )
 def test_what_is_no_nifti_file_is_a_problem_of_its_header(tmp_path, name, content, message):
@@ -123,7 +123,7 @@ def test_a_file_that_was_cut_off_is_a_problem_of_its_header(tmp_path, name):
     path.write_bytes(path.read_bytes()[:-100])
     problem = only(problems_of([subject("1", path)]))
     assert problem.check == "header"
-    assert "found fewer or damaged ones; copy it again" in problem.message
+    assert "the file is cut off or damaged: it should hold" in problem.message
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_file_that_was_cut_off_is_a_problem_of_its_header(tmp_path, name):
         (noise(4, 5, 6, 2), "expected 3 dimensions, found 4"),
         (noise(4, 5), "expected 3 dimensions, found 2"),
         (noise(4, 5, 1), "expected at least 2 voxels along each axis"),
-        (noise(4, 0, 6), "expected voxels, found none"),
+        (noise(4, 0, 6), "the file holds no voxels"),
     ],
 )
 def test_what_is_not_one_real_volume_is_a_problem_of_its_header(tmp_path, voxels, message):
@@ -156,13 +156,13 @@ def test_an_affine_without_three_axes_is_a_problem(tmp_path):
         path = save(tmp_path / "a.nii", qform_code=0, **rows)
         problem = only(problems_of([subject("1", path)]))
         assert problem.check == "affine"
-        assert problem.message.startswith("expected three axes of the volume in mm, found [[")
+        assert problem.message.startswith("the affine does not have three distinct axes: [[")
 
 
 def test_a_sheared_affine_is_a_problem_that_states_the_angle(tmp_path):
     problem = only(problems_of([subject("1", save(tmp_path / "a.nii", sform=sheared(5), qform_code=0))]))
     assert problem.check == "affine"
-    assert "found axes 1 and 2 at 85.0 degrees" in problem.message
+    assert "axes 1 and 2 meet at 85.0 degrees" in problem.message
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_a_sheared_affine_is_a_problem_that_states_the_angle(tmp_path):
         ({"affine": np.diag([1, 1, 20, 1])}, "found 1 x 1 x 20 mm"),
         ({"xyzt_units": 1}, "expected lengths in mm, found metres"),
         ({"xyzt_units": 3 + 8}, "expected lengths in mm, found micrometres"),
-        ({"sform_code": 0, "pixdim": [1, 1, 0, 1, 0, 0, 0, 0]}, "expected a voxel size along each axis, found 0"),
+        ({"sform_code": 0, "pixdim": [1, 1, 0, 1, 0, 0, 0, 0]}, "the header gives no voxel size, or 0"),
     ],
 )
 def test_an_implausible_voxel_size_is_a_problem(tmp_path, fields, message):
@@ -193,9 +193,7 @@ def test_forms_that_point_elsewhere_are_a_problem_whatever_the_cohort_states(tmp
     mirrored = np.diag([-1, 1, 1, 1]) @ AFFINE
     problem = only(problems_of([subject("1", save(tmp_path / "a.nii", sform=mirrored), orientation="RAS")]))
     assert problem.check == "side"
-    assert (
-        "expected qform and sform to agree where the axes point, found axes that differ by up to 180" in problem.message
-    )
+    assert "qform and sform disagree about where the axes point: their axes differ by up to 180" in problem.message
 
 
 def test_forms_that_differ_by_a_tilt_of_the_head_are_none(tmp_path):
@@ -212,7 +210,7 @@ def test_a_stack_of_bad_slices_is_one_row_that_counts_them(tmp_path):
     problem = only(problems_of([subject("1", paths)]))
     assert problem.check == "header"
     assert problem.file == str(paths[3])
-    assert problem.message.startswith("in 3 of 20 slices, the first: expected a readable NIfTI file, found an empty")
+    assert problem.message.startswith("in 3 of 20 slices, the first: the file is empty")
 
 
 def test_a_volume_among_slices_and_a_single_slice_are_problems(tmp_path):
@@ -237,8 +235,8 @@ def turned(angle_deg):
     [
         (noise(4, 6, 1), AFFINE, r"expected a slice of shape (4, 5) like the first of its stack, found (4, 6)"),
         (noise(4, 1, 5), AFFINE, "expected a slice across axis 2 like the first, found one across axis 1"),
-        (noise(4, 5, 1), turned(10), "expected axes that point where the first slice's do, found one 10.0 degrees off"),
-        (noise(4, 5, 1), AFFINE @ np.diag([1, 2, 1, 1]), "expected the first slice's voxels of 1.5 x 2 x 3 mm"),
+        (noise(4, 5, 1), turned(10), "one of its axes is 10.0 degrees off that of the first slice"),
+        (noise(4, 5, 1), AFFINE @ np.diag([1, 2, 1, 1]), "expected voxels of 1.5 x 2 x 3 mm as in the first slice"),
     ],
 )
 def test_a_slice_of_another_scan_is_a_problem_of_the_stack(tmp_path, voxels, affine, message):
@@ -258,7 +256,7 @@ def test_slices_that_do_not_follow_one_another_evenly_are_a_problem(tmp_path, or
         paths.append(save(tmp_path / f"{number}.nii", noise(4, 5, 1), placed))
     problem = only(problems_of([subject("1", paths)]))
     assert problem.check == "steps"
-    assert "equal steps, here of 3.00 mm, found" in problem.message
+    assert "equal steps, here of 3.00 mm, but" in problem.message
 
 
 def test_slices_without_places_or_in_descending_order_are_none(tmp_path):
@@ -275,7 +273,7 @@ def test_slices_whose_places_run_aslant_are_a_sheared_stack(tmp_path):
         paths.append(save(tmp_path / f"{number}.nii", noise(4, 5, 1), placed))
     problem = only(problems_of([subject("1", paths)]))
     assert problem.check == "affine"
-    assert "found axes 1 and 2 at 71.6 degrees" in problem.message
+    assert "axes 1 and 2 meet at 71.6 degrees" in problem.message
 
 
 def test_places_give_the_thickness_that_slice_headers_lack(tmp_path):
@@ -299,7 +297,7 @@ def test_one_content_of_two_subjects_is_a_problem_of_both_and_names_neither_in_t
     ]
     assert problems[1].file == f"{path} = {twin} (b John)"
     assert problems[1].message == (
-        "expected a scan of its own, found the same content as another subject's low field; leave one out"
+        "this scan has the same content as another subject's low field. Leave one of them out."
     )
 
 
@@ -307,7 +305,7 @@ def test_one_content_as_low_and_high_of_a_subject_is_a_problem_of_both_fields(tm
     paths = save_stack(tmp_path)
     problems = problems_of([subject("1", paths, paths)])
     assert [(p.field, p.check) for p in problems] == [("high", "same"), ("low", "same")]
-    assert "found the same content as its own low field" in problems[0].message
+    assert "the same content as its own low field" in problems[0].message
 
 
 def test_black_slices_that_stacks_share_are_no_problem(tmp_path):
@@ -395,9 +393,9 @@ def test_a_stack_that_shows_half_a_head_is_a_problem_and_one_that_lacks_little_i
         subjects.append(subject(name, paths))
     problem = only(problems_of(subjects))
     assert (problem.subject, problem.check) == ("d", "place")
-    assert "most stacks of its cohort show 60 mm, this one shows 42 mm; complete the stack" in problem.message
+    assert "most stacks of its cohort show 60 mm, this one shows 42 mm. Complete the stack" in problem.message
     assert capsys.readouterr().err.splitlines() == [
-        "cohort a: high: e: most stacks of its cohort show 60 mm, this one shows 51 mm; is it complete?"
+        "cohort a: high: e: most stacks of its cohort show 60 mm, this one shows 51 mm. Check that it is complete."
     ]
 
 
@@ -423,7 +421,7 @@ def test_trouble_of_the_machine_is_not_the_files(tmp_path, monkeypatch):
         raise OSError(errno.ESTALE, "Stale file handle", str(path))
 
     monkeypatch.setattr(header_module, "read_start", stale)
-    with pytest.raises(RunError, match=r"expected to read it, found .*Stale"):
+    with pytest.raises(RunError, match=r"the file cannot be read: .*Stale"):
         problems_of([subject("1", path)])
 
 
@@ -435,7 +433,7 @@ def test_a_stack_that_is_another_one_with_slices_missing_is_a_problem_of_both(tm
         copy.write_bytes(path.read_bytes())
     problems = problems_of([subject("1", whole), subject("2", copies), subject("3", save(tmp_path / "c.nii.gz"))])
     assert [(p.subject, p.field, p.check) for p in problems] == [("1", "high", "same"), ("2", "high", "same")]
-    assert "found 7 of 8 to be slices of another subject's high field" in problems[0].message
+    assert "7 of its 8 slices are also slices of another subject's high field" in problems[0].message
     assert problems[1].file == f"{copies[0]} = {whole[0]} (a 1)"
 
 

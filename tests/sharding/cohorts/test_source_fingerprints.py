@@ -71,7 +71,7 @@ def test_the_machines_trouble_is_not_the_subjects_and_a_damaged_file_is_named_wi
         raise OSError(errno.ESTALE, "Stale file handle", str(path))
 
     monkeypatch.setattr(sources, "fingerprint", stale)
-    with pytest.raises(RunError, match="expected to read it"):
+    with pytest.raises(RunError, match="the file cannot be read"):
         describe_sources(subject(path))
 
 

@@ -136,7 +136,7 @@ def test_a_slice_that_one_pair_lacks_leaves_the_others_in_step(strange):
 
 def test_without_webp_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setattr(features, "check", lambda _: False)
-    with pytest.raises(InputError, match="expected a Pillow that writes WebP"):
+    with pytest.raises(InputError, match="The installed Pillow cannot write WebP"):
         encode_webp(np.zeros((22, 20), np.uint8))
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(InputError, match=r"pip install 'upfield\[demo\]'"):

@@ -92,7 +92,7 @@ def test_open_files_are_bounded_and_closed(train, monkeypatch):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda root: (root / "manifest.json").unlink(), "expected a complete shard set, found no shard set"),
+        (lambda root: (root / "manifest.json").unlink(), "there is no shard set here"),
         (lambda root: (root / "manifest.json").write_text("[]"), "this is not the manifest of a shard set"),
         (
             lambda root: (root / "manifest.json").write_text('{"format": "upfield-shards", "version": 99}'),
@@ -101,7 +101,7 @@ def test_open_files_are_bounded_and_closed(train, monkeypatch):
         (lambda root: (root / "train/000000.idx").unlink(), "000000.idx: this shard index is missing"),
         (
             lambda root: (root / "train/000000.idx").write_text("v1.2 0\n"),
-            "000000.idx: expected 20 samples as the manifest says, found 0",
+            "000000.idx: expected 20 samples as in the manifest, found 0",
         ),
     ],
 )
@@ -114,7 +114,7 @@ def test_a_damaged_set_is_refused_when_it_is_opened(tiny_shards, tmp_path, damag
 
 @pytest.mark.parametrize(
     ("damage", "message"),
-    [(os.unlink, "expected a shard, found none"), (lambda tar: os.truncate(tar, 9000), "truncated")],
+    [(os.unlink, "this shard is missing"), (lambda tar: os.truncate(tar, 9000), "truncated")],
 )
 def test_a_damaged_shard_is_refused_when_it_is_read(tiny_shards, tmp_path, damage, message):
     root = shutil.copytree(tiny_shards, tmp_path / "shards")
