@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Train on one node of several: a process for each of its GPUs, all of which a signal reaches and whose exit code is this
-# script's. torchrun and `accelerate launch` answer for themselves instead, with 1, whatever their processes say.
+# Train on one of several nodes, with one process per GPU. A signal reaches every process, and this script exits with their
+# exit code. torchrun and `accelerate launch` would exit with 1 for every failure of their processes.
 #
 #   NUM_NODES=2 NODE_RANK=0 PROCESSES=8 MASTER_ADDR=first-node cluster/node.sh --data.shards SHARDS --run.out RUN ...
 #
-# MASTER_ADDR is where node 0 can be reached, at MASTER_PORT.
+# MASTER_ADDR is the name or address of node 0, which listens on MASTER_PORT (29500).
 set -uo pipefail
 
 if [ "$((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1]))" -lt 501 ]; then
-  echo "expected bash 5.1 or newer, which can say whose exit code it has, found $BASH_VERSION; start ranks by another launcher" >&2
+  echo "bash 5.1 or newer is needed, because older ones cannot tell which process ended; this is $BASH_VERSION. Start the ranks with another launcher." >&2
   exit 2
 fi
 
-: "${NUM_NODES:?expected the number of nodes, found none}" "${NODE_RANK:?expected 0 for the first node, found none}"
-: "${PROCESSES:?expected the processes of this node, found none}" "${MASTER_ADDR:?expected the name of node 0, found none}"
+: "${NUM_NODES:?not set. Set it to the number of nodes.}" "${NODE_RANK:?not set. Set it to 0 on the first node, 1 on the next.}"
+: "${PROCESSES:?not set. Set it to the number of GPUs of this node.}" "${MASTER_ADDR:?not set. Set it to the name of node 0.}"
 export MASTER_ADDR MASTER_PORT=${MASTER_PORT:-29500} WORLD_SIZE=$((NUM_NODES * PROCESSES)) LOCAL_WORLD_SIZE=$PROCESSES
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(($(nproc) / PROCESSES > 0 ? $(nproc) / PROCESSES : 1))}
 WAIT_S=${WAIT_S:-300}
@@ -31,7 +31,7 @@ waited=0
 until getent hosts "$MASTER_ADDR" > /dev/null; do
   [ "$asked" = 0 ] || exit 143
   if [ "$waited" -ge "$WAIT_S" ]; then
-    echo "node $NODE_RANK: expected $MASTER_ADDR to have an address within $WAIT_S s (WAIT_S), found none" >&2
+    echo "node $NODE_RANK: $MASTER_ADDR had no address within $WAIT_S s. Check MASTER_ADDR, or raise WAIT_S." >&2
     exit 1
   fi
   sleep 1
@@ -44,13 +44,13 @@ for ((local_rank = 0; local_rank < PROCESSES; local_rank++)); do
 done
 [ "$asked" = 0 ] || stop
 
-# 0 if all have it; of others the first that failed, whose reason the rest only follow.
+# Exit with 0 if all processes did, otherwise with the code of the first one that failed: it has the reason.
 code=0
 for ((left = PROCESSES; left > 0; left--)); do
   finished=
   while true; do
     wait -n -p finished "${processes[@]}" && one=0 || one=$?
-    # A signal interrupts the waiting: nobody has finished then.
+    # A signal interrupts `wait` although no process has finished.
     [ -z "${finished:-}" ] || break
   done
   [ "$code" != 0 ] || code=$one

@@ -1,1 +1,1 @@
-"""What every stage stands on: errors, the command grammar, files, locks, progress, processes, stores, tables, pages."""
+"""Code that all stages share: errors, commands, files, locks, progress, processes, Ray, stores, tables and HTML."""

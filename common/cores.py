@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def num_cores() -> int:
-    """Give the cores that this process may use, without the second threads of each."""
+    """Return the number of physical cores that this process may use."""
     import psutil
 
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""What every picture is drawn with: a page laid out in inches, the house colours, slices the right way up."""
+"""Drawing of pictures with matplotlib: a page laid out in inches, colours, and slices the right way up."""
 
 import io
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ COLOURS = ("#5aa9e6", "#f2a541", "#63c586", "#e07a97", "#b195ea", "#cbbb5c")
 
 @dataclass(frozen=True)
 class Page:
-    """A picture laid out in inches from its top left corner."""
+    """A picture whose places are given in inches from its top left corner."""
 
     figure: "Figure"
-    """What is drawn on."""
+    """The figure to draw on."""
 
     def axes(self, left_in: float, top_in: float, width_in: float, height_in: float) -> "Axes":
-        """Add axes."""
+        """Add axes and return them."""
         width, height = self.figure.get_size_inches()
         bottom_in = height - top_in - height_in
         return self.figure.add_axes((left_in / width, bottom_in / height, width_in / width, height_in / height))
@@ -32,12 +32,12 @@ class Page:
         """Draw a sagittal slice.
 
         Args:
-            box_in: left, top, width, height.
+            box_in: left, top, width and height.
             pixels: `(Y, Z)` in [0, 1], Y toward anterior, Z toward superior.
-            options: of `imshow`.
+            options: further arguments of `imshow`.
 
         Returns:
-            The axes, without frame.
+            The axes, without a frame.
         """
         axes = self.axes(*box_in)
         axes.imshow(upright(pixels), **({"cmap": "gray", "vmin": 0, "vmax": 1} | options))
@@ -45,26 +45,26 @@ class Page:
         return axes
 
     def text(self, left_in: float, top_in: float, text: str, size: float = 9, **options: Any) -> None:
-        """Write text, its top left corner there unless `options` align it otherwise."""
+        """Write text with its top left corner at this place, unless `options` of `Figure.text` align it otherwise."""
         width, height = self.figure.get_size_inches()
         style = {"color": INK, "va": "top", "ha": "left", "fontsize": size, "parse_math": False} | options
         self.figure.text(left_in / width, 1 - top_in / height, text, **style)
 
 
 def upright(pixels: "NDArray[Any]") -> "NDArray[Any]":
-    """Turn a sagittal slice to the way such slices are read: superior up, anterior to the left.
+    """Turn a sagittal slice to the usual view: superior up, anterior to the left.
 
     Args:
-        pixels: `(Y, Z)` or, with colours, `(Y, Z, C)`; Y toward anterior, Z toward superior.
+        pixels: `(Y, Z)`, or `(Y, Z, C)` with colours; Y toward anterior, Z toward superior.
 
     Returns:
-        `(Z, Y)` or `(Z, Y, C)`, rows from the top and columns from the left, as image files hold them.
+        `(Z, Y)` or `(Z, Y, C)`, with rows from the top and columns from the left, as in image files.
     """
     return pixels[::-1, ::-1].swapaxes(0, 1)
 
 
 def blank_page(width_in: float, height_in: float, paper: str, dpi: int = 100) -> Page:
-    """Give an empty page.
+    """Return an empty page.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -72,21 +72,19 @@ def blank_page(width_in: float, height_in: float, paper: str, dpi: int = 100) ->
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise InputError(
-            "expected matplotlib, which draws the pictures, found none; pip install 'upfield[demo]'"
-        ) from error
+        raise InputError("Pictures need matplotlib. Install it with: pip install 'upfield[demo]'") from error
     return Page(Figure((width_in, height_in), dpi=dpi, facecolor=paper))
 
 
 def png_bytes(figure: "Figure") -> bytes:
-    """Render a figure to PNG; equal figures give equal bytes."""
+    """Return a figure as PNG; equal figures give equal bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=figure.dpi)
     return buffer.getvalue()
 
 
 def shorten(text: str, width_in: float, size: float) -> str:
-    """Cut the middle out of a text that would be wider than `width_in` at a font size in points."""
+    """Return a text, without its middle if it would be wider than `width_in` at font size `size` in points."""
     most = max(int(width_in * 72 / (0.62 * size)), 4)
     if len(text) <= most:
         return text

@@ -1,4 +1,4 @@
-"""One HTML file that explains itself: its style and pictures are inside, and it loads nothing from elsewhere."""
+"""Self-contained HTML reports: style and pictures are inside the file, and it loads nothing from elsewhere."""
 
 import base64
 import re
@@ -47,7 +47,7 @@ pre { overflow-x: auto; padding: .75rem 1rem; margin: .5rem 0; background: var(-
   body { padding-top: 1rem; } h1 { font-size: 1.5rem; } table { font-size: .875rem; } th { font-size: .8125rem; }
   .scroll img { max-width: none; width: 42rem; } }
 """
-# The page needs nothing from anywhere; so the browser may be told to fetch nothing.
+# The page needs no other file, so the policy forbids the browser to fetch anything.
 HEAD = """<meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
@@ -57,27 +57,27 @@ HEAD = """<meta charset="utf-8">
 
 @dataclass(frozen=True)
 class Section:
-    """A piece of a report."""
+    """A section of a report."""
 
     html: str
-    """Its body, safe to paste into a page."""
+    """Body of the section, with all text escaped."""
     heading: str = ""
-    """Plain text; without it the piece continues the one before."""
+    """Plain text; if empty, the section continues the previous one."""
 
 
 def paragraph(text: str, heading: str = "") -> Section:
-    """Make a paragraph of plain text; blank lines part it into several."""
+    """Return a section of plain text; blank lines separate paragraphs."""
     parts = [part for part in re.split(r"\n\s*\n", text.strip()) if part]
     return Section("\n".join(f"<p>{escape(part)}</p>" for part in parts), heading)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str | float]], heading: str = "") -> Section:
-    """Make a table; columns that hold nothing but numbers are aligned to the right.
+    """Return a table; columns that contain only numbers are aligned to the right.
 
     Args:
-        header: a name per column.
-        rows: cells, numbers or text; the first cell of a row names it.
-        heading: of the section.
+        header: name of each column.
+        rows: cells, numbers or text; the first cell of a row names the row.
+        heading: heading of the section.
     """
     cells = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
     right = [all(NUMBER.fullmatch(cell) for cell in column) for column in zip(*cells, strict=True)]
@@ -92,13 +92,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str | float]], heading:
 
 
 def figure(png: bytes, alt: str, caption: str = "", heading: str = "") -> Section:
-    """Make a figure with its picture inside the page.
+    """Return a figure whose picture is embedded in the page.
 
     Args:
-        png: a PNG file's bytes.
-        alt: what the picture shows, for those who cannot see it.
-        caption: written below it.
-        heading: of the section.
+        png: content of a PNG file.
+        alt: what the picture shows, for readers who cannot see it.
+        caption: text below the picture.
+        heading: heading of the section.
     """
     assert png.startswith(PNG_SIGNATURE)
     width, height = struct.unpack(">II", png[16:24])
@@ -109,32 +109,32 @@ def figure(png: bytes, alt: str, caption: str = "", heading: str = "") -> Sectio
 
 
 def code_block(summary: str, text: str, heading: str = "") -> Section:
-    """Make a block of code, a configuration for instance, that opens at a click on `summary`."""
+    """Return a block of code, such as a configuration, that opens with a click on `summary`."""
     inside = f"<summary>{escape(summary)}</summary>\n<pre><code>{escape(text)}</code></pre>"
     return Section(f"<details>\n{inside}\n</details>", heading)
 
 
 def link_list(links: Mapping[str, str], heading: str = "") -> Section:
-    """Make a list of links to files that travel with the report.
+    """Return a list of links to files beside the report.
 
     Args:
-        links: text -> path relative to the report's folder.
-        heading: of the section.
+        links: text -> path relative to the folder of the report.
+        heading: heading of the section.
     """
     assert not any(path.startswith("/") for path in links.values())
-    # Quoting turns the colon of a scheme into a part of the path.
+    # Quoting also escapes a colon, so that a path cannot become an address with a scheme.
     items = (f'<li><a href="{escape(quote(path))}">{escape(text)}</a></li>' for text, path in links.items())
     return Section("<ul>\n" + "\n".join(items) + "\n</ul>", heading)
 
 
 def embedded(html: str, title: str, height: float, heading: str = "") -> Section:
-    """Make a page within the page, with scripts of its own that cannot reach this one.
+    """Return a page inside the page, whose scripts cannot reach the outer page.
 
     Args:
-        html: the whole inner page.
-        title: what it shows.
-        height: of its picture, in units of its width; a row of controls is below it.
-        heading: of the section.
+        html: the complete inner page.
+        title: what the inner page shows.
+        height: height of its picture in units of its width; a row of controls fits below the picture.
+        heading: heading of the section.
     """
     size = f'style="--height: {height:g}"'
     frame = f'<iframe srcdoc="{escape(html)}" title="{escape(title)}" {size} sandbox="allow-scripts"></iframe>'
@@ -142,18 +142,18 @@ def embedded(html: str, title: str, height: float, heading: str = "") -> Section
 
 
 def _scrolling(inside: str, label: str) -> str:
-    """Wrap what may be wider than a phone; the keyboard can scroll it too."""
+    """Return HTML in a box that scrolls sideways, also by keyboard, because it may be wider than a phone."""
     return f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">{inside}</div>'
 
 
 def write_report(path: Path, title: str, sections: Sequence[Section], scripts: bool = False) -> None:
-    """Write a report, complete or not at all.
+    """Write a report; a write that fails leaves no partial file.
 
     Args:
         path: the HTML file; an existing one is replaced.
         title: plain text.
-        sections: in order.
-        scripts: let embedded pages run their own scripts; the report has none.
+        sections: sections in their order.
+        scripts: allow embedded pages to run scripts; the report itself has none.
     """
     head = HEAD.format(scripts="; script-src 'unsafe-inline'" if scripts else "")
     pieces = [(f"<h2>{escape(s.heading)}</h2>\n" if s.heading else "") + s.html for s in sections]

@@ -1,4 +1,4 @@
-"""Ask a run to stop: signals become a request that the loop answers after its step."""
+"""Turn signals into a request to stop, which the training loop reads after each step."""
 
 import signal
 import threading
@@ -11,7 +11,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 @dataclass
 class StopRequest:
-    """Whether this process was asked to stop, and whether all agreed to."""
+    """Whether a signal asked this process to stop, and whether all ranks have agreed to stop."""
 
     asked: bool = False
     agreed: bool = False
@@ -19,13 +19,13 @@ class StopRequest:
 
 @contextmanager
 def stop_signals() -> Iterator[StopRequest]:
-    """Turn SIGTERM and SIGUSR1 into a request that is answered when it suits, the loop's after its step."""
+    """Yield a request that SIGTERM and SIGUSR1 set; it does not interrupt what is running."""
     request = StopRequest()
 
     def ask(_: int, __: object) -> None:
         request.asked = True
 
-    # In a thread, a Ray worker's for instance, there are no signals: whoever owns the process answers them.
+    # Python handles signals in the main thread only. In another one, such as a Ray worker's, the process handles them.
     listened = STOP_SIGNALS if threading.current_thread() is threading.main_thread() else ()
     before = {number: signal.signal(number, ask) for number in listened}
     try:

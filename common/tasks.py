@@ -1,4 +1,4 @@
-"""Run independent tasks on this machine's cores or on a Ray cluster, and give results as they finish."""
+"""Run independent tasks on the cores of this machine or on a Ray cluster."""
 
 import ctypes
 import os
@@ -14,7 +14,7 @@ from upfield.common.errors import RunError
 from upfield.common.ray_cluster import connect_ray
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-# Below this many files to be looked into, starting processes takes longer than looking.
+# To inspect fewer files than this, starting processes takes longer than the inspection.
 FILES_FOR_PROCESSES = 5000
 
 T = TypeVar("T")
@@ -22,13 +22,17 @@ R = TypeVar("R")
 
 
 def run_tasks(function: Callable[[T], R], tasks: Sequence[T], jobs: int = 0, executor: str = "local") -> Iterator[R]:
-    """Apply `function` to each task and give results in the order they finish.
+    """Apply `function` to each task and yield the results in the order in which they finish.
 
     Args:
         function: a module-level function; it and the tasks are pickled.
         tasks: its arguments.
-        jobs: processes; 0 is one per available core. One process runs in this one.
+        jobs: number of processes; 0 starts one per available core. With 1, the tasks run in this process.
         executor: `local`, or `ray` for tasks on the cluster that `connect_ray` finds.
+
+    Raises:
+        RunError: a worker process was killed, or Ray lost a task.
+        Exception: whatever a task raised.
     """
     workers = min(jobs or len(os.sched_getaffinity(0)), max(len(tasks), 1))
     if executor == "ray":
@@ -47,18 +51,18 @@ def _in_processes(function: Callable[[T], R], tasks: Sequence[T], workers: int) 
                 yield future.result()
         except BrokenProcessPool as error:
             raise RunError(
-                f"expected {workers} worker processes to stay alive, found one killed, most often for want of memory; "
-                "use fewer with --jobs, the work done so far is kept"
+                f"One of {workers} worker processes was killed, most often because memory ran out. Start fewer with "
+                "--jobs; the work done so far is kept."
             ) from error
         except BaseException:
-            # The first failure ends it all: what has not started never does, and what has is waited for, so that no
-            # worker still writes after the caller has let go of the folder.
+            # After the first failure no further task starts. Running tasks are waited for, so that no worker still
+            # writes after the caller has released its folder.
             pool.shutdown(wait=True, cancel_futures=True)
             raise
 
 
 def end_with_parent() -> None:
-    """Let Linux kill this process when its parent dies: a parent killed hard leaves those it started going on."""
+    """Let Linux kill this process when its parent dies, because a parent that is killed cannot stop its children."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -66,10 +70,10 @@ def end_with_parent() -> None:
 def _single_threaded(function: Callable[[T], R], task: T) -> R:
     """Apply `function` with one BLAS thread.
 
-    Workers with a thread per core each would get in one another's way, and sums split over threads round differently:
-    the result would depend on the number of workers.
+    If every worker had a thread per core, workers would slow each other down. And because sums that are split over
+    threads round differently, the result would depend on the number of workers.
     """
-    import numpy  # noqa: F401 - only a BLAS that is loaded can be limited
+    import numpy  # noqa: F401 - threadpool_limits finds only a BLAS that is loaded
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(limits=1):
@@ -94,7 +98,7 @@ def _on_ray(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
             except RayTaskError as error:
                 raise (error.cause or error) from error
             except RayError as error:
-                raise RunError(f"expected Ray to finish the task, found {type(error).__name__}: {error}") from error
+                raise RunError(f"Ray could not finish a task: {type(error).__name__}: {error}") from error
     finally:
         for task in waiting:
             ray.cancel(task)

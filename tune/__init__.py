@@ -1,1 +1,1 @@
-"""Takes a training configuration and a search space; gives a sweep's table and its best run, through Ray Tune."""
+"""From a training configuration and a search space to a table of results and the best run, with Ray Tune."""

@@ -1,4 +1,4 @@
-"""Where Ray keeps the state of a sweep, and whether it is whole."""
+"""The state of a sweep that Ray saves: its place, and whether its files are complete."""
 
 import json
 import os
@@ -16,20 +16,20 @@ FOLDER = "ray"
 
 
 def state_of(config: SweepConfig) -> tuple[str, str]:
-    """Give where Ray keeps the state of a sweep: a folder or an address, and a name below it."""
+    """Return where Ray saves the state of a sweep: a folder or an address, and a name below it."""
     assert config.out is not None
     return (config.storage, config.out.name) if config.storage else (str(config.out.absolute()), FOLDER)
 
 
 def address_of(config: SweepConfig) -> str:
-    """Give the address of that state; options stay at its end: `s3://bucket/folder?region=eu-central-1`."""
+    """Return the address of the state; options stay at its end: `s3://bucket/folder?region=eu-central-1`."""
     storage, name = state_of(config)
     address, *options = storage.split("?", 1)
     return "?".join([f"{address.rstrip('/')}/{name}", *options])
 
 
 def shown_address_of(config: SweepConfig) -> str:
-    """Give that address for messages, without options."""
+    """Return the address of the state without options, for messages."""
     return address_of(config).split("?", 1)[0]
 
 
@@ -46,12 +46,12 @@ def opened(config: SweepConfig) -> tuple[Any, str]:
 
 
 def set_aside_damaged(config: SweepConfig) -> None:
-    """Let a sweep begin anew, from its trials' runs, where a driver that was killed left half a file of its state.
+    """Rename the state if a killed driver left a damaged file in it, so that the trials continue from their runs.
 
-    Ray would go on with no trials at all.
+    From damaged state, Ray would continue without any trials.
 
     Raises:
-        InputError: it lies in a store, where the trials' checkpoints are part of it.
+        InputError: the damaged state is in a store, where it also holds the checkpoints of the trials.
     """
     damaged = damaged_files(*opened(config))
     if not damaged:
@@ -59,17 +59,17 @@ def set_aside_damaged(config: SweepConfig) -> None:
     place = shown_address_of(config)
     if config.storage:
         raise InputError(
-            f"{place}: expected the state of a sweep, found a damaged {', '.join(damaged)}; remove it, so that an "
-            "earlier one is taken, or choose another name for --out"
+            f"{place}: the state of the sweep has damaged files: {', '.join(damaged)}. Remove them, so that Ray uses "
+            "earlier ones, or choose another name for --out."
         )
     numbers = (number for number in range(1, 10**6) if not Path(f"{place}.damaged-{number}").exists())
     aside = f"{place}.damaged-{next(numbers)}"
     os.rename(place, aside)
-    say(f"{place}: found a damaged {', '.join(damaged)}; put aside as {aside}, trials go on from their runs")
+    say(f"{place}: damaged: {', '.join(damaged)}; renamed to {aside}, and the trials continue from their runs")
 
 
 def damaged_files(filesystem: Any, folder: str) -> list[str]:
-    """Give the names of files of Ray's state that it would read and cannot."""
+    """Return the names of the files that Ray would read and that are damaged."""
     from pyarrow.fs import FileSelector
 
     names = [info.base_name for info in filesystem.get_file_info(FileSelector(folder, allow_not_found=True))]
@@ -82,16 +82,16 @@ def damaged_files(filesystem: Any, folder: str) -> list[str]:
 
 
 def newest_of_each_kind(names: Iterable[str]) -> list[str]:
-    """Give the last of those that differ only in when their driver was started: `experiment_state-2026-01-31_...`."""
+    """Return the newest of the names that differ only in their driver's start: `experiment_state-2026-01-31_...`."""
     return list({name.split("-20")[0]: name for name in sorted(names)}.values())
 
 
 def is_whole(data: bytes) -> bool:
-    """Tell whether a file of Ray's can be read; some are pickles under another name."""
+    """Return whether the content of one of Ray's files is complete; some files are pickles without saying so."""
     for load in (json.loads, pickle.loads):
         try:
             load(data)
-        except Exception:  # A cut-off pickle may raise anything.
+        except Exception:  # A truncated pickle may raise any exception.
             continue
         return True
     return False

@@ -1,13 +1,13 @@
 # shellcheck shell=bash
-# What the batch scripts beside this file share; each reads it first.
+# Functions that the batch scripts in this folder share. Each script sources this file first.
 #
-#   take_container "$@"       takes a leading `--container IMAGE` (or UPFIELD_CONTAINER) off the arguments
-#   step NODE_OPTIONS... COMMAND...    srun, inside the container where there is one
-#   start_ray                 Ray on every node of the job, until the job ends
-#   resumable COMMAND...      runs it to its end, or until Slurm warns; then the job goes back into the queue
+#   take_container "$@"       remove a leading `--container IMAGE` from the arguments, or use UPFIELD_CONTAINER
+#   step NODE_OPTIONS... COMMAND...    run srun, inside the container if there is one
+#   start_ray                 run Ray on every node until the job ends
+#   resumable COMMAND...      run a command to its end, or until Slurm warns of the time limit; then requeue the job
 
-STOPPED=75 # of `upfield train --run.stopped_code 75`: saved and left, not finished
-MOST_RESTARTS=${UPFIELD_MOST_RESTARTS:-100} # so that a job whose limit is too short to get anywhere ends
+STOPPED=75 # exit code of `upfield train --run.stopped_code 75`: saved, but not finished
+MOST_RESTARTS=${UPFIELD_MOST_RESTARTS:-100} # ends a job whose time limit is too short for any progress
 RAY_WAIT_S=${UPFIELD_RAY_WAIT_S:-300}
 
 arguments=()
@@ -16,9 +16,9 @@ inside=()
 asked=0
 child=
 ray_step=
-warning=TERM # for srun it has to be USR1: that is passed on, TERM makes it kill what it has started
+warning=TERM # for srun it must be USR1, which srun passes on; at TERM, srun kills its tasks
 
-# Slurm's warning comes to this shell alone (`--signal=B:TERM@...`).
+# Slurm warns only this shell (`--signal=B:TERM@...`).
 stop_child() {
   asked=1
   [ -z "$child" ] || kill -"$warning" "$child" 2> /dev/null || true
@@ -32,27 +32,28 @@ say() {
 take_container() {
   local image=${UPFIELD_CONTAINER:-}
   if [ "${1:-}" = --container ]; then
-    image=${2:?--container: expected an image after it, found none}
+    image=${2:?--container needs the name of an image}
     shift 2
   fi
   # shellcheck disable=SC2034 # read by the batch scripts
   arguments=("$@")
   case $image in
     '') ;;
-    *.sif) inside=(apptainer exec --nv --bind "${UPFIELD_MOUNTS:-$PWD}" "$image") ;; # Apptainer, a file
-    *) # Pyxis and Enroot: only srun knows that container
+    *.sif) inside=(apptainer exec --nv --bind "${UPFIELD_MOUNTS:-$PWD}" "$image") ;; # a file for Apptainer
+    *) # Pyxis and Enroot: srun enters the container
       container=(--container-image="$image" --container-mounts="${UPFIELD_MOUNTS:-$PWD:$PWD}")
       warning=USR1
       ;;
   esac
 }
 
-# srun does not take the cores per task from the job; and a rank that has left with 75 must not take the others with it.
+# srun does not inherit the cores per task from the job. A rank that exits with 75 must not make srun kill the others.
 step() {
   exec srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=0 "${container[@]}" "$@"
 }
 
-# Ports of this job's own, for several may share a node: of its processes, and of Ray's clients, which nobody is here.
+# The job number determines the ports, because several jobs may share a node. No Ray client connects, but Ray opens a port
+# for clients.
 port_of_job() {
   echo $((15000 + SLURM_JOB_ID % 15000))
 }
@@ -79,12 +80,12 @@ while sum(node["Alive"] for node in ray.nodes()) < int(sys.argv[1]):
 
 start_ray() {
   RAY_ADDRESS="$(hostname):$(port_of_job)"
-  # Short, since Unix allows sockets no long names; of this job alone.
+  # A short name, because Unix limits the length of socket names, and one of its own for each job.
   RAY_FOLDER=$(mktemp --directory "/tmp/ray-$SLURM_JOB_ID-XXXX")
   RAY_CLIENT_PORT=$(client_port_of_job)
-  # Containers of one node meet in Ray's folder.
+  # The containers of a node find each other through Ray's folder.
   [ "${#container[@]}" -eq 0 ] || container[1]+=,/tmp:/tmp
-  # Whoever reaches Ray's port may run anything: it lets in only who knows the job's token.
+  # Anyone who reaches Ray's port could run anything. Ray therefore requires the job's token.
   RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
   export RAY_ADDRESS RAY_FOLDER RAY_CLIENT_PORT RAY_AUTH_TOKEN RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
   trap stop_ray EXIT
@@ -92,7 +93,7 @@ start_ray() {
   ray_step=$!
   if ! to_its_end on_first_node timeout "$RAY_WAIT_S" "${inside[@]}" python -c "$RAY_READY" "$SLURM_JOB_NUM_NODES"; then
     [ "$asked" = 0 ] || requeue
-    say "expected Ray on $SLURM_JOB_NUM_NODES nodes within $RAY_WAIT_S s (UPFIELD_RAY_WAIT_S); see the lines above"
+    say "Ray did not start on $SLURM_JOB_NUM_NODES nodes within $RAY_WAIT_S s (UPFIELD_RAY_WAIT_S). The lines above say why."
     exit 1
   fi
   say "Ray runs on $SLURM_JOB_NUM_NODES nodes, at $RAY_ADDRESS"
@@ -101,12 +102,12 @@ start_ray() {
 stop_ray() {
   [ -z "$ray_step" ] || kill -TERM "$ray_step" 2> /dev/null || true
   [ -z "$ray_step" ] || wait "$ray_step" || true
-  # Every node has one; where the job is cancelled, no step starts any more.
+  # Every node has this folder. The step may fail, because a cancelled job starts no further steps.
   timeout 30 srun --overlap --ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES" rm -rf "$RAY_FOLDER" 2> /dev/null || true
   rm -rf "$RAY_FOLDER"
 }
 
-# This script runs on the first node: no step is needed, unless for the container.
+# This script already runs on the first node, so only a container needs a step.
 on_first_node() {
   [ "${#container[@]}" -gt 0 ] || exec "$@"
   step --overlap --nodes=1 --ntasks=1 --nodelist="$SLURMD_NODENAME" "$@"
@@ -114,19 +115,19 @@ on_first_node() {
 
 requeue() {
   if [ "${SLURM_RESTART_COUNT:-0}" -ge "$MOST_RESTARTS" ]; then
-    say "expected at most $MOST_RESTARTS restarts (UPFIELD_MOST_RESTARTS), found one more; submit it again to go on"
+    say "not requeued after $MOST_RESTARTS restarts (UPFIELD_MOST_RESTARTS). Submit the job again to continue."
     exit 1
   fi
-  say "stopped before its end; back into the queue (restart ${SLURM_RESTART_COUNT:-0} is over)"
+  say "stopped before its end; requeued after restart ${SLURM_RESTART_COUNT:-0}"
   scontrol requeue "$SLURM_JOB_ID"
   exit "$STOPPED"
 }
 
-# In the background, since bash answers no signal while it waits for a command in the foreground.
+# The command runs in the background, because bash handles no signal while it waits for a command in the foreground.
 to_its_end() {
   "$@" &
   child=$!
-  # A signal interrupts `wait`, whose answer is then not the command's.
+  # A signal interrupts `wait`, which then does not return the command's exit code.
   while kill -0 "$child" 2> /dev/null; do wait "$child" || true; done
   wait "$child"
 }
@@ -135,7 +136,7 @@ resumable() {
   local code
   [ "$asked" = 0 ] || requeue
   to_its_end "$@" && code=0 || code=$?
-  # Whatever a warned command ends with, short of "done" and "the input is wrong", it goes on from what it has saved.
+  # A command that was warned continues from what it saved, unless it is done (0) or its input is wrong (2).
   if [ "$code" = "$STOPPED" ] || { [ "$asked" = 1 ] && [ "$code" != 0 ] && [ "$code" != 2 ]; }; then requeue; fi
   say "ended with $code"
   return "$code"

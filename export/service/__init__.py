@@ -1,1 +1,1 @@
-"""The same over HTTP: a web application in front of replicas on Ray Serve."""
+"""Takes scans over HTTP; returns enhanced scans: a web application in front of replicas on Ray Serve."""

@@ -1,4 +1,4 @@
-"""What the OpenAPI schema says beyond its routes, and a page made from it that needs nothing from elsewhere."""
+"""The parts of the OpenAPI schema that FastAPI cannot derive, and a page made from the schema without remote files."""
 
 from html import escape
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 ERROR = {
     "type": "object",
     "properties": {
-        "error": {"type": "string", "description": "What was expected, what was found, and what to do."},
-        "request": {"type": "string", "description": "Finds the request in the service's log."},
+        "error": {"type": "string", "description": "What is wrong, and what to do."},
+        "request": {"type": "string", "description": "Id of the request in the service's log."},
     },
 }
 BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -18,9 +18,9 @@ def _error(description: str) -> dict[str, Any]:
 
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
-    401: _error("The service has a token, and the request did not carry it."),
-    421: _error("The request was sent to another name than the service's."),
-    500: _error("The service made a mistake."),
+    401: _error("The service requires a token, and the request did not carry it."),
+    421: _error("The Host header does not name this service."),
+    500: _error("The service failed."),
 }
 SCAN_BODY: dict[str, Any] = {
     "parameters": [
@@ -29,19 +29,19 @@ SCAN_BODY: dict[str, Any] = {
             "in": "query",
             "required": False,
             "schema": {"type": "string"},
-            "description": "What the scan is called, where the body is no form: tells the format, stands in messages.",
+            "description": "The file's name, if the body is not a form. Its suffix tells the format.",
         },
         {
             "name": "id",
             "in": "query",
             "required": False,
             "schema": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
-            "description": "32 random hexadecimal digits, to ask /progress/{id} with.",
+            "description": "32 random hexadecimal digits, for use with /progress/{id}.",
         },
     ],
     "requestBody": {
         "required": True,
-        "description": "The scan, `.nii`, `.nii.gz`, `.mgh` or `.mgz`: the body itself, or the one file of a form.",
+        "description": "A `.nii`, `.nii.gz`, `.mgh` or `.mgz` scan, as the body itself or as the one file of a form.",
         "content": {
             "application/octet-stream": BINARY,
             "multipart/form-data": {
@@ -51,7 +51,7 @@ SCAN_BODY: dict[str, Any] = {
     },
     "responses": {
         "200": {
-            "description": "The enhanced scan; X-Upfield-Notes says what is doubtful about it.",
+            "description": "The enhanced scan. X-Upfield-Notes says what is doubtful about the scan that was sent.",
             "content": {
                 "application/gzip": BINARY,
                 "multipart/form-data": {
@@ -59,27 +59,27 @@ SCAN_BODY: dict[str, Any] = {
                 },
             },
         },
-        "400": _error("The form or the id is none."),
+        "400": _error("The form or the id is malformed."),
         "403": _error("The request came from another site's page."),
-        "408": _error("Nothing of the scan came for too long."),
-        "413": _error("The scan is larger than the service takes: its body, its content, or its voxels."),
-        "422": _error("The scan cannot be used; the sentence is the one that `upfield enhance` prints."),
-        "503": _error("Too many scans, or the service is in trouble; Retry-After says when to come again."),
-        "504": _error("The time for one request is up."),
+        "408": _error("The upload paused for too long."),
+        "413": _error("The scan is too large: its body, its content without compression, or its number of voxels."),
+        "422": _error("The scan cannot be used. The error is the one that `upfield enhance` prints."),
+        "503": _error("Too many scans, or the service is in trouble. Retry-After says when to try again."),
+        "504": _error("The scan was not done within the service's time limit."),
     },
 }
 
 
 def schema_page(schema: dict[str, Any]) -> str:
-    """Write an OpenAPI schema as a page of plain HTML."""
+    """Return an OpenAPI schema as a page of plain HTML."""
     info = schema["info"]
     parts = [
         "<!doctype html><html lang=en><head><meta charset=utf-8>",
         '<meta name=viewport content="width=device-width, initial-scale=1"><link rel=icon href="data:,">',
-        f"<title>{escape(info['title'])}: the interface</title>",
+        f"<title>{escape(info['title'])}: API</title>",
         "<link rel=stylesheet href=/page/page.css></head><body><main>",
         f"<h1>{escape(info['title'])} {escape(info['version'])}</h1><p>{escape(info.get('summary', ''))}</p>",
-        '<p>For programs: <a href="/openapi.json">/openapi.json</a>. By hand: <a href="/">the page</a>.</p>',
+        '<p>Schema: <a href="/openapi.json">/openapi.json</a>. In a browser: <a href="/">the page</a>.</p>',
     ]
     for path, methods in schema["paths"].items():
         for method, operation in methods.items():
@@ -98,7 +98,7 @@ def _operation(path: str, method: str, operation: dict[str, Any]) -> str:
         (status, answer["description"], ", ".join(answer.get("content", {})))
         for status, answer in sorted(operation["responses"].items())
     ]
-    parts.append(_table(("answer", "", "as"), answers))
+    parts.append(_table(("answer", "", "type"), answers))
     return "".join([*parts, "</section>"])
 
 

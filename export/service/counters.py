@@ -1,4 +1,4 @@
-"""What the service counts, for Prometheus; all of it at its one entrance, whatever number of replicas there is."""
+"""Counters of requests, scans and batches for Prometheus, kept in the web application for all replicas together."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -11,10 +11,10 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 class Counters:
-    """Counters with a registry of their own."""
+    """The service's counters, in a registry of their own."""
 
     def __init__(self, batch_size: int) -> None:
-        """Start at zero; batches have up to `batch_size` slices."""
+        """Create the counters; a batch has up to `batch_size` slices."""
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         sizes = sorted({*range(1, min(batch_size, 8) + 1), *(2**power for power in range(4, 12))})
@@ -24,7 +24,7 @@ class Counters:
         )
         self._seconds = Histogram(
             "upfield_request_seconds",
-            "From a request's start to its answer.",
+            "Time from the start of a request to the end of its answer.",
             ("path",),
             buckets=SECONDS,
             registry=self.registry,
@@ -32,7 +32,7 @@ class Counters:
         self._slices = Counter("upfield_slices_restored", "Slices restored.", registry=self.registry)
         self._batch_slices = Histogram(
             "upfield_batch_slices",
-            "Slices in a batch, without its filling.",
+            "Slices in a batch, without padding.",
             buckets=sizes,
             registry=self.registry,
         )
@@ -41,10 +41,10 @@ class Counters:
         )
 
     def watch(self, queue: AdmissionQueue) -> None:
-        """Show how many scans wait, and how many have been taken in altogether."""
+        """Report how many scans wait, and how many are admitted altogether."""
         waiting = Gauge("upfield_queue_length", "Scans that wait for their turn.", registry=self.registry)
         waiting.set_function(lambda: len(queue.waiting))
-        taken_in = Gauge("upfield_scans", "Scans received, waiting or worked on.", registry=self.registry)
+        taken_in = Gauge("upfield_scans", "Scans that are received, waiting or processed.", registry=self.registry)
         taken_in.set_function(lambda: queue.num_admitted)
 
     def note_request(self, method: str, path: str, status: int, seconds: float) -> None:
@@ -59,5 +59,5 @@ class Counters:
         self._batch_scans.observe(batch.scans)
 
     def exposition(self) -> bytes:
-        """Give everything in Prometheus's text format."""
+        """Return all counters in Prometheus's text format."""
         return generate_latest(self.registry)

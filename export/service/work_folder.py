@@ -1,4 +1,4 @@
-"""Folders for what people send: gone when their process ends, or, where it was killed, when the next one starts."""
+"""Folders for uploads: removed when their process ends or, if it was killed, when the next service starts."""
 
 import fcntl
 import os
@@ -12,25 +12,25 @@ from pathlib import Path
 
 PREFIX = "upfield-serve-"
 LOCK = "lock"
-# A folder without a lock may be one that is being made.
+# A younger folder without a lock may belong to a service that is just starting.
 NEW_S = 60
 
 
 @contextmanager
 def work_folder(parent: Path) -> Iterator[Path]:
-    """Give a new folder that only this user may look into, and remove it in the end, with those of dead processes.
+    """Create a folder that only this user can read, and remove it at the end; remove those of dead processes at once.
 
     Args:
-        parent: where to make it.
+        parent: where to create it.
     """
     for folder in parent.glob(f"{PREFIX}*"):
-        # Somebody else's, or just gone.
+        # The folder is another user's, or was just removed.
         with suppress(OSError):
             _remove_left_behind(folder)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
         lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        # Where it is taken already, another start has found the folder before it was locked, and removes it.
+        # If the lock is taken, another service found the folder before it was locked, and is removing it.
         if _try_lock(lock) is not False:
             break
         os.close(lock)
@@ -42,19 +42,19 @@ def work_folder(parent: Path) -> Iterator[Path]:
 
 
 def _remove_left_behind(folder: Path) -> None:
-    """Remove a folder of this user's whose process is dead; where locks are unknown, none is known to be."""
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+    """Remove a folder of this user if its process is dead, which its free lock tells; without locks, keep it."""
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
         return
     try:
-        # No link to elsewhere, and no pipe that would be waited for.
+        # A symbolic link could lead elsewhere, and opening a pipe could block.
         lock = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
-        if time.time() - found.st_mtime > NEW_S:
+        if time.time() - status.st_mtime > NEW_S:
             shutil.rmtree(folder, ignore_errors=True)
         return
     try:
-        # Removed while it is locked, so that its owner cannot take it for its own meanwhile.
+        # The lock is held meanwhile, so that a starting service cannot take the folder.
         if stat.S_ISREG(os.fstat(lock).st_mode) and _try_lock(lock):
             shutil.rmtree(folder, ignore_errors=True)
     finally:
@@ -62,7 +62,7 @@ def _remove_left_behind(folder: Path) -> None:
 
 
 def _try_lock(lock: int) -> bool | None:
-    """Take a lock and tell whether it was free; None where the file system has none."""
+    """Try to take a lock: True if it was free, False if not, None if the file system has no locks."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -66,4 +66,4 @@ def test_a_node_without_a_rank_says_what_it_expects() -> None:
         ["bash", str(SCRIPT)], env=environment | {"NUM_NODES": "2"}, capture_output=True, text=True, check=False
     )
     assert done.returncode != 0
-    assert "expected 0 for the first node, found none" in done.stderr
+    assert "NODE_RANK: not set. Set it to 0 on the first node" in done.stderr

@@ -1,10 +1,10 @@
-// Send a scan, say how far it is, show what came back.
+// Sends a scan, shows the progress, and shows the result.
 
 import { Viewer, readVolume } from "/page/viewer.js";
 
 const POLL_MS = 400;
 const $ = (id) => document.getElementById(id);
-let current = null; // the request at work
+let current = null; // the request in progress
 let token = "";
 const ABOUT = $("about").textContent;
 
@@ -24,13 +24,13 @@ function say(sentence, done, total) {
 }
 
 function randomId() {
-  // crypto.randomUUID is not there for pages that came over plain HTTP from another machine.
+  // Browsers offer no crypto.randomUUID to pages that came over plain HTTP from another machine.
   return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 const MEGA = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
 
-const IN_WORDS = {
+const SENTENCES = {
   receiving: () => ["The service is receiving the scan"],
   waiting: ({ position }) => [`Waiting: ${position === 1 ? "next" : `number ${position}`} in the queue`],
   reading: () => ["Reading the scan and interpolating it to 1 mm"],
@@ -44,16 +44,16 @@ async function follow(request) {
       try {
         const response = await fetch(`/progress/${request.id}`, { headers: authorised() });
         const progress = response.ok ? await response.json() : null;
-        if (progress && current === request && !request.answered) say(...IN_WORDS[progress.state](progress));
+        if (progress && current === request && !request.answered) say(...SENTENCES[progress.state](progress));
       } catch {
-        // The scan's own request tells when the service is gone.
+        // The scan's own request reports that the service is gone.
       }
     }
     await new Promise((resume) => setTimeout(resume, POLL_MS));
   }
 }
 
-// XMLHttpRequest, because fetch does not tell how much of an upload is sent.
+// XMLHttpRequest, because fetch does not report how much of an upload has been sent.
 function send(file, request) {
   return new Promise((resolve, reject) => {
     const xhr = (request.xhr = new XMLHttpRequest());
@@ -70,21 +70,21 @@ function send(file, request) {
     };
     xhr.onload = () => resolve(xhr);
     xhr.onabort = () => resolve(null);
-    xhr.onerror = () => reject(new Error("The service cannot be reached, or has ended the connection; try again."));
+    xhr.onerror = () => reject(new Error("The service cannot be reached, or has closed the connection. Try again."));
     const form = new FormData();
     form.append("scan", file, file.name);
     xhr.send(form);
   });
 }
 
-async function inWords(xhr) {
+async function errorOf(xhr) {
   try {
     const { error } = JSON.parse(await xhr.response.text());
-    if (error) return `${error[0].toUpperCase()}${error.slice(1)}.`;
+    if (error) return `${error[0].toUpperCase()}${error.slice(1)}${error.endsWith(".") ? "" : "."}`;
   } catch {
-    // Something between here and the service has answered.
+    // A proxy has answered instead of the service.
   }
-  return `The service answered ${xhr.status} without saying why.`;
+  return `The service answered with status ${xhr.status} and gave no reason.`;
 }
 
 async function present(xhr, file, request) {
@@ -92,7 +92,7 @@ async function present(xhr, file, request) {
   const form = await new Response(xhr.response, { headers: { "Content-Type": type } }).formData();
   if (current !== request) return;
   const [before, after] = await Promise.all(["before", "enhanced"].map((part) => readVolume(form.get(part))));
-  // Another scan may have been dropped meanwhile.
+  // The user may have dropped another scan meanwhile.
   if (current !== request) return;
   const enhanced = form.get("enhanced");
   const link = $("download");
@@ -102,7 +102,7 @@ async function present(xhr, file, request) {
   $("name").textContent = file.name;
   $("facts").textContent = `${after.shape.join(" × ")} voxels of 1 mm, ${MEGA(enhanced.size)}`;
   const notes = decodeURIComponent(xhr.getResponseHeader("X-Upfield-Notes") ?? "");
-  $("notes").textContent = `Doubtful: ${notes}.`;
+  $("notes").textContent = `Please note: ${notes}${notes.endsWith(".") ? "" : "."}`;
   show("notes", notes !== "");
   show("result", true);
   new Viewer($("planes"), $("plane"), before, after);
@@ -123,7 +123,7 @@ async function enhance(file) {
     if (current !== request || xhr === null) return;
     if (xhr.status === 401) askForToken();
     if (xhr.status !== 200) {
-      const sentence = await inWords(xhr);
+      const sentence = await errorOf(xhr);
       if (current === request) fail(sentence);
     } else {
       say("Unpacking");
@@ -148,7 +148,7 @@ function askForToken() {
 async function introduce() {
   const response = await fetch("/model", { headers: authorised() }).catch(() => null);
   if (response?.status === 401) {
-    if (token) fail("This token was refused; look for another in the service's token file.");
+    if (token) fail("This token was refused. The service's token file contains the right one.");
     askForToken();
   }
   if (!response?.ok) return;
@@ -169,12 +169,12 @@ $("token-use").addEventListener("click", useToken);
 $("file").addEventListener("change", () => {
   const [file] = $("file").files;
   if (file) enhance(file);
-  // So that the same file can be chosen again.
+  // Otherwise choosing the same file again would not fire an event.
   $("file").value = "";
 });
 $("cancel").addEventListener("click", () => current?.xhr?.abort());
 for (const kind of ["dragover", "dragleave", "drop"]) {
-  // Anywhere on the page: a file dropped beside the field would be opened instead of the page.
+  // On the whole page, because the browser would open a file that is dropped beside the field.
   window.addEventListener(kind, (event) => {
     event.preventDefault();
     drop.classList.toggle("over", kind === "dragover");

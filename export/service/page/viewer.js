@@ -1,4 +1,4 @@
-// Two volumes on one grid, side by side in three planes, with one crosshair.
+// Shows two volumes on one grid side by side in three planes, with one crosshair.
 
 const FLOAT32 = 16;
 const PLANES = [
@@ -9,13 +9,13 @@ const PLANES = [
 const ARROWS = { ArrowLeft: ["across", -1], ArrowRight: ["across", 1], ArrowDown: ["up", -1], ArrowUp: ["up", 1],
   PageDown: ["through", -1], PageUp: ["through", 1] };
 
-// Read a .nii.gz of float32, as the service writes it.
+// Reads a .nii.gz file of float32, as the service writes it.
 export async function readVolume(blob) {
   const stream = blob.stream().pipeThrough(new DecompressionStream("gzip"));
   const buffer = await new Response(stream).arrayBuffer();
   const header = new DataView(buffer);
   if (header.getInt32(0, true) !== 348 || header.getInt16(70, true) !== FLOAT32) {
-    throw new Error("expected a NIfTI-1 file of 32-bit floats, found another");
+    throw new Error("The service sent a file that is not NIfTI-1 with 32-bit floats.");
   }
   const shape = [42, 44, 46].map((place) => header.getInt16(place, true));
   const affine = affineOf(header);
@@ -40,7 +40,7 @@ function affineOf(header) {
   ];
 }
 
-// For each axis of the world the voxel axis nearest to it, how far apart its voxels are in memory, and its direction.
+// Returns for each axis of the world the nearest voxel axis: its length, its stride and direction in memory, its spacing.
 function anatomicalAxes({ shape, affine }) {
   const strides = [1, shape[0], shape[0] * shape[1]];
   const orders = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
@@ -129,7 +129,7 @@ export class Viewer {
     for (let row = up.count - 1; row >= 0; row--) {
       let voxel = start + row * up.stride;
       for (let column = 0; column < across.count; column++, voxel += across.stride, pixel += 4) {
-        // A clamped array rounds, and cuts off what is out of range.
+        // A clamped array rounds and clips values.
         image.data[pixel] = image.data[pixel + 1] = image.data[pixel + 2] = voxels[voxel] * 255;
         image.data[pixel + 3] = 255;
       }
@@ -145,7 +145,7 @@ export class Viewer {
     context.fillRect(x + gap + 1, y, width, 1);
     context.fillRect(x, 0, 1, y - gap);
     context.fillRect(x, y + gap + 1, 1, height);
-    // As large on every screen: the canvas is stretched.
+    // The letters are equally large on every screen, although the canvas is stretched.
     const letter = (13 * width) / (this.views?.[0].canvases[0].clientWidth || width);
     context.fillStyle = "#ffd866";
     context.font = `${letter}px system-ui, sans-serif`;
