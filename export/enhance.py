@@ -13,7 +13,7 @@ def enhance(config: EnhanceConfig) -> None:
     enhance_scans(config)
 
 
-COMMAND = Command("enhance", EnhanceConfig, enhance, positional=("model", "scans"), required=("model", "scans", "out"))
+COMMAND = Command("enhance", EnhanceConfig, enhance, positional=("model", "scans"))
 
 
 def main(argv: list[str] | None = None) -> int:

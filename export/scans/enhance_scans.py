@@ -17,8 +17,6 @@ def enhance_scans(config: EnhanceConfig) -> None:
         InputError: the command cannot start, or some scans could not be enhanced.
         RunError: no further scan could be written, because the disk is full for example.
     """
-    assert config.model is not None
-    assert config.out is not None
     plan = plan_outputs(config.scans, config.out, config.like)
     tasks, failures = plan.tasks, list(plan.problems)
     num_tried = len(tasks) + len(failures)

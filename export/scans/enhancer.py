@@ -52,8 +52,7 @@ class Enhancer:
         Raises:
             InputError: the model, the device or the grid cannot be used.
         """
-        assert config.model is not None
-        self._model, self._config, self._bar = config.model, config, bar
+        self._config, self._bar = config, bar
         self.layout = OutputLayout(config.keep_ras, read_grid(config.like) if config.like else None)
         self.restorer = OnnxRestorer(config.model, config.device, batch_size=config.batch_size)
         self.model_sha256 = hash_file(config.model)
@@ -133,7 +132,7 @@ class Enhancer:
         return {
             "source": task.scan.name,
             "source_sha256": scan.sha256,
-            "model": self._model.name,
+            "model": self._config.model.name,
             "model_sha256": self.model_sha256,
             "data_sha256": self.restorer.card.tree.get("data_sha256"),
             "parameters": self.parameters(),

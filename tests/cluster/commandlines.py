@@ -108,8 +108,14 @@ def _words(line: str) -> Iterator[str]:
             yield VALUES.get(word, word)
 
 
-def without_readers_files(arguments: list[str]) -> list[str]:
-    """Leave out `--config` of files that only the reader has; those in the repository's own folders must be there."""
+REQUIRED = {"train": ("--data.shards", "--run.out"), "tune": ("--train.data.shards",)}
+
+
+def completed(verb: str, arguments: list[str]) -> list[str]:
+    """Replace what only the reader has, `--config` files and `"$@"`, by the flags that the verb requires.
+
+    Configuration files in the repository's own folders must be there.
+    """
     kept: list[str] = []
     words = iter(arguments)
     for word in words:
@@ -120,4 +126,5 @@ def without_readers_files(arguments: list[str]) -> list[str]:
         if path.startswith(OWN_FOLDERS):
             assert (ROOT / path).is_file(), path
             kept += [word, str(ROOT / path)]
-    return kept
+    missing = [flag for flag in REQUIRED.get(verb, ()) if flag not in arguments]
+    return kept + [word for flag in missing for word in (flag, "readers")]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from commandlines import CLUSTER, ROOT, command_lines, command_of, without_readers_files
+from commandlines import CLUSTER, ROOT, command_lines, command_of, completed
 from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -49,7 +49,7 @@ def test_the_sweep_asks_for_gpus_and_waits_for_them_since_none_is_there_at_the_s
     types = config()["available_node_types"]
     assert types["gpu"]["min_workers"] == types["head"]["resources"]["GPU"] == 0
     (line,) = command_lines(CLUSTER / "ray" / "cluster.yaml")
-    sweep = parse(command_of("tune"), without_readers_files(line.arguments))
+    sweep = parse(command_of("tune"), completed(line.verb, line.arguments))
     assert sweep.wait_for_nodes_s >= 600
     assert count_fitting(sweep.resources, [(node["CPU"], node["GPU"]) for node in resources(types)]) == 1
 

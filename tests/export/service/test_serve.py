@@ -286,7 +286,7 @@ def test_the_system_gives_up_what_a_client_does_not_take() -> None:
 )
 def test_numbers_that_cannot_be_meant_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ServeConfig(**options)
+        ServeConfig(Path("model.onnx"), **options)
 
 
 def test_scans_that_are_worked_on_have_strips_for_as_many_replicas(quiet_ray: None) -> None:
@@ -349,9 +349,9 @@ def test_replicas_that_would_never_start_are_refused(
 
     if expected is None:
         with pytest.raises(InputError, match="replicas: there is room for"):
-            replica_resources(ServeConfig(**options), nodes)
+            replica_resources(ServeConfig(Path("model.onnx"), **options), nodes)
     else:
-        assert replica_resources(ServeConfig(**options), nodes) == expected
+        assert replica_resources(ServeConfig(Path("model.onnx"), **options), nodes) == expected
 
 
 def test_only_loopback_addresses_are_this_machines_own() -> None:

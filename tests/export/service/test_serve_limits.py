@@ -374,10 +374,10 @@ def test_on_this_machine_only_its_own_names_are_answered(service: Service) -> No
 
 
 def test_a_proxys_names_are_answered_where_they_are_allowed() -> None:
-    named = accepted_hosts(ServeConfig(allowed_hosts=["Upfield.example"]))
+    named = accepted_hosts(ServeConfig(Path("model.onnx"), allowed_hosts=["Upfield.example"]))
     assert {"Upfield.example", "localhost"} <= set(named)
-    assert accepted_hosts(ServeConfig(host="0.0.0.0")) == ["*"]
-    assert set(accepted_hosts(ServeConfig(host="0.0.0.0", allowed_hosts=["a.example"]))) == {
+    assert accepted_hosts(ServeConfig(Path("model.onnx"), host="0.0.0.0")) == ["*"]
+    assert set(accepted_hosts(ServeConfig(Path("model.onnx"), host="0.0.0.0", allowed_hosts=["a.example"]))) == {
         "a.example",
         "0.0.0.0",
         "127.0.0.1",
