@@ -1,4 +1,4 @@
-"""Every command line, flag and path in the cluster files is one that exists; the scripts are clean."""
+"""Every command line, flag and path in the cluster files exists, and the shell scripts are clean."""
 
 import re
 import subprocess
