@@ -58,8 +58,8 @@ class SweepConfig:
     """Search training configurations with Ray Tune for the best validation PSNR."""
 
     out: Path
-    """Folder of the sweep, on storage that all nodes share unless `storage` is given. The same command continues a sweep
-    that was interrupted."""
+    """Folder of the sweep, on storage that all nodes share unless `storage` is given. The same command continues an
+    interrupted sweep."""
     train: TrainConfig
     """The training configuration that points change; the sweep itself sets `run.out` and `run.resume`."""
     space: dict[str, Any] = field(default_factory=dict)
@@ -103,8 +103,8 @@ class SweepConfig:
                 raise ValueError(f"{name}: expected at least {least}, found {value}.")
         if self.scheduler == "asha" and self.seeds > 1:
             raise ValueError(
-                f"--scheduler asha and --seeds {self.seeds} cannot be combined, because runs of different lengths have no "
-                "meaningful mean. Search with asha first, and train its best points with several seeds."
+                f"--scheduler asha and --seeds {self.seeds} cannot be combined, because runs of different lengths have "
+                "no meaningful mean. Search with asha first, and train its best points with several seeds."
             )
         if self.storage is not None and self.resources.workers_per_trial > 1:
             raise ValueError(
