@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from upfield.common.errors import VolumeError
 from upfield.export.scans.restoration import restore_volume
-from upfield.export.scans.scan import Layout, expect_on_grid, prepare, write_enhanced
+from upfield.export.scans.scan import OutputLayout, expect_on_grid, prepare, write_enhanced
 from upfield.imaging import regrid as module
 from upfield.imaging.normalisation import NORMALISATION
 from upfield.imaging.placement import Placement
@@ -62,7 +62,7 @@ def test_a_landmark_is_where_the_other_image_has_it(
     like = write_like(tmp_path / "like.nii.gz", grid_affine(axes, spacing_mm, shape), shape, code=2)
     prepared = prepare(scan, NORMALISATION, "scan")
     out = tmp_path / "out.nii.gz"
-    write_enhanced(prepared, restore_volume(prepared.low, Unchanged(), 8), out, Layout(like=read_grid(like)))
+    write_enhanced(prepared, restore_volume(prepared.low, Unchanged(), 8), out, OutputLayout(like=read_grid(like)))
     assert off_mm(out) < min(spacing_mm) / 2
     image, other = load(out), load(like)
     assert image.shape == other.shape
@@ -129,9 +129,9 @@ def test_grids_that_cannot_be_shared_are_refused(tmp_path: Path) -> None:
     grid = read_grid(write_like(tmp_path / "far.nii", far, (30, 30, 30)))
     prepared = prepare(write_scan(tmp_path / "scan.nii"), NORMALISATION, "scan")
     assert not overlaps(prepared.low.shape, prepared.affine, grid)
-    with pytest.raises(VolumeError, match=r"scan: expected the field of view to overlap that of far.nii"):
+    with pytest.raises(VolumeError, match=r"scan: the field of view does not overlap that of far.nii"):
         expect_on_grid(prepared, grid, "scan")
     image = nib.Nifti1Image(draw(SHAPE, scan_affine()[0]), None)
     image.to_filename(tmp_path / "unplaced.nii")
-    with pytest.raises(VolumeError, match="expected a header that says where the scan lies"):
+    with pytest.raises(VolumeError, match="the header does not say where the scan lies"):
         expect_on_grid(prepare(tmp_path / "unplaced.nii", NORMALISATION, "scan"), grid, "scan")

@@ -86,7 +86,7 @@ def test_heads_fill_the_grid_and_stand_upright_however_they_are_stored(heads, co
 
 
 @needs_scans
-def test_heads_of_one_scanner_lie_alike(heads):
+def test_heads_of_one_scanner_lie_in_the_same_place(heads):
     found = list(volumes(heads, "ixi").values())
     mean = np.mean(found, axis=0)
     for voxels in found:
