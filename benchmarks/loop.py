@@ -120,7 +120,6 @@ def synchronise(device: torch.device) -> None:
 
 def loop_rate(config: TrainConfig) -> tuple[float, float]:
     """Give the real loop's slices per second in its median step, and the share of all its time spent waiting."""
-    assert config.run.out is not None
     with contextlib.redirect_stderr(io.StringIO()):
         fit(replace(config, run=replace(config.run, out=config.run.out / "loop")))
     text = (config.run.out / "loop/metrics.jsonl").read_text(encoding="utf-8")

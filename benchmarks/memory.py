@@ -59,7 +59,7 @@ def write_set(folder: Path, num_subjects: int) -> float:
     subjects = [Subject("ixi", *pair, source, None, "resize", ()) for pair in zip(names, names, splits, strict=True)]
     sources = [{"cohort": "ixi", "subject": name, "high": "0" * 32, "high_voxels": "0" * 32} for name in names]
     addition = Addition(subjects=subjects, entries=entries, sources=sources)
-    write_manifest(folder, content_config(ShardConfig()), addition, None)
+    write_manifest(folder, content_config(ShardConfig("out")), addition, None)
     return num_subjects * SLICES / SAMPLES_PER_SHARD * template.bytes / 1e9
 
 

@@ -184,7 +184,7 @@ def compare_volume_work(folder: Path) -> None:
         ("one volume, synthetic, resize", CohortConfig("ixi", "volumes/{subject}.nii.gz", fit="resize")),
         ("one volume, synthetic, crop_pad", CohortConfig("ixi", "volumes/{subject}.nii.gz", fit="crop_pad")),
     ]
-    config, load = ShardConfig(), pairs._load
+    config, load = ShardConfig("out"), pairs._load
     for name, cohort in cases:
         subject = preflight(find_subjects(cohort, folder).subjects).subjects[0]
         sources = [source for source in (subject.high, subject.low) if source]

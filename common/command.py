@@ -1,30 +1,33 @@
-"""One grammar for every command: a frozen dataclass is the schema, `--config FILE.yaml` and dotted flags fill it.
+"""The grammar that all commands share: a frozen dataclass is the schema; `--config FILE.yaml` and dotted flags fill it.
 
-Positional arguments are shorthand for the flags of the same name, so that each of them is a YAML key too.
+jsonargparse parses and checks. Positional arguments are shorthand for the flags of the same name, so each of them is a
+YAML key too.
 """
 
-import difflib
+import copy
 import errno
 import json
+import re
 import signal
 import sys
 import threading
 import traceback
-from argparse import SUPPRESS, ArgumentError
+from argparse import SUPPRESS
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_origin, get_type_hints
 
+from upfield.common.configuration_errors import REFUSALS, explain, leaves, nearest, problem_of, values_that_do_not_fit
 from upfield.common.errors import InputError, RunError
-from upfield.common.value_types import describe, is_plain, misfit
 
 EXIT_INPUT = 2
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-WITHOUT_VALUE = ("--help", "-h", "--print_config")
+WITHOUT_VALUE = ("--help", "-h", "--print_config", "--debug")
 
 C = TypeVar("C")
 
@@ -36,28 +39,28 @@ class Command:
     verb: str
     """As in `upfield VERB`."""
     schema: type
-    """Frozen dataclass; its field docs are the help."""
+    """Frozen dataclass. Its field docs are the help, and fields without a default must be given."""
     run: Callable[[Any], int | None]
-    """Takes the schema's instance, gives the exit code; imports what is heavy inside."""
+    """Takes an instance of the schema and returns the exit code. It imports heavy modules inside."""
     positional: tuple[str, ...] = ()
-    """Fields that may be given without their flag, in order; a list field, which must be last, takes the rest."""
-    required: tuple[str, ...] = ()
-    """Fields that must be given, by flag or in the file."""
+    """Fields that may be given without their flag, in order. A list field, which must be last, takes the rest."""
     folder_of: dict[str, str] = field(default_factory=dict)
-    """Field -> key: where the field is not given, it is the folder of the configuration file that holds the key."""
+    """Field -> key: a field that is not given is the folder of the configuration file that holds the key."""
+    preset: dict[str, Any] = field(default_factory=dict)
+    """Dotted key -> value, for required keys that the command itself sets later."""
 
 
 def execute(command: Command, argv: list[str] | None = None) -> int:
-    """Parse `argv`, run the command, and give the exit code: 0 done, 2 wrong input, 130 interrupted, 1 anything else.
+    """Parse `argv`, run the command, and return the exit code: 0 done, 2 wrong input, 130 interrupted, 1 anything else.
 
     Args:
         command: the verb.
-        argv: arguments after the verb; None takes the process's own.
+        argv: arguments after the verb, or None for those of the process.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     try:
-        # To be told to end is no other than Ctrl-C: workers are waited for, and what is done is kept.
+        # SIGTERM ends the command as Ctrl-C does: it waits for its workers and keeps finished work.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         config = parse(command, [token for token in argv if token != "--debug"])
@@ -74,17 +77,18 @@ def execute(command: Command, argv: list[str] | None = None) -> int:
         return _fail(command, *_from_system(error), debug)
     except Exception:
         traceback.print_exc()
-        return _fail(command, "this is a fault of the program, not of the input", EXIT_FAILURE, debug=False)
+        message = "this is a bug in upfield, not in your input. Please report it with the traceback above."
+        return _fail(command, message, EXIT_FAILURE, debug=False)
 
 
 def _from_system(error: OSError) -> tuple[str, int]:
-    """Give the message of an error of the file system, and whether the user's input or the machine is to blame."""
+    """Return the message for an error of the file system, and the exit code: whose fault it is, the user's or not."""
     where = f"{error.filename}: " if error.filename else ""
     if error.errno in FORBIDDEN:
-        mend = "change the permissions, or choose another place"
-        return f"{where}expected to be allowed to read or write there, found: {error.strerror}; {mend}", EXIT_INPUT
+        reason = (error.strerror or "permission denied").lower()
+        return f"{where}{reason}. Change the permissions, or choose another place.", EXIT_INPUT
     misplaced = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError | FileExistsError)
-    return f"{where}{error.strerror or error}", EXIT_INPUT if misplaced else EXIT_FAILURE
+    return f"{where}{error.strerror or error}.", EXIT_INPUT if misplaced else EXIT_FAILURE
 
 
 def _fail(command: Command, message: str, code: int, debug: bool) -> int:
@@ -98,52 +102,71 @@ def parse(command: Command, argv: list[str]) -> Any:
     """Turn arguments into an instance of the command's schema.
 
     Raises:
-        InputError: unknown flag or key, a value of the wrong type, a required one missing.
+        InputError: a flag or key is unknown, a value has the wrong type, or a required one is missing.
     """
-    parser = _parser(command)
-    tokens = _normalise(argv, command, parser)
+    parser = _build_parser(command)
+    tokens = _name_values(argv, command)
     files = [Path(token.split("=", 1)[1]) for token in tokens if token.startswith("--config=")]
-    trees = {file: _read_yaml(file) for file in files}
-    for file, tree in trees.items():
-        _refuse_misfits(tree, command.schema, str(file))
-    # An empty file says nothing, which jsonargparse takes for an error of its own.
-    empty = {f"--config={file}" for file, tree in trees.items() if not tree}
+    # jsonargparse refuses a file without keys.
+    empty = {f"--config={file}" for file in files if _has_no_keys(file)}
     tokens = [token for token in tokens if token not in empty]
-    config = _instantiate(parser, command.schema, lambda: parser.parse_args(tokens))
-    config = _fill_folders(config, command, trees)
-    for name in command.required:
-        if getattr(config, name) in (None, []):
-            shown = name.upper() if name in command.positional else f"--{name}"
-            raise InputError(f"expected {shown}, found none; give it, or `{name}:` in the configuration")
+    given = dict(token.removeprefix("--").split("=", 1) for token in tokens if "=" in token)
+
+    def shown(key: str) -> str:
+        return key.upper() if key in command.positional else f"--{key}"
+
+    trees = {str(file): partial(read_yaml, file) for file in files}
+    config = _checked(lambda: parser.parse_args(tokens), parser, command.schema, trees, given, shown)
+    for name, key in command.folder_of.items():
+        if getattr(config, name) is None and key not in given and (file := _last_with(key, files)):
+            config = replace(config, **{name: file.absolute().parent})
     return config
 
 
+def _has_no_keys(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    return all(not line.strip() or line.lstrip().startswith("#") for line in lines)
+
+
+def _last_with(key: str, files: list[Path]) -> Path | None:
+    if len(files) < 2:
+        return files[0] if files else None
+    return next((file for file in reversed(files) if key in read_yaml(file)), None)
+
+
 def from_tree(schema: type[C], tree: dict[str, Any], where: str) -> C:
-    """Make an instance of `schema` from nested dictionaries, as a resolved configuration file holds them.
+    """Build an instance of `schema` from nested dictionaries, such as a resolved configuration file holds.
 
     Args:
         schema: frozen dataclass.
         tree: its values.
-        where: what to call it in errors, a path for instance.
+        where: how errors name the tree, for instance by its path.
 
     Raises:
-        InputError: unknown key or a value of the wrong type.
+        InputError: a key is unknown or missing, or a value has the wrong type.
     """
-    _refuse_misfits(tree, schema, where)
-    parser = _parser(Command("", schema, lambda _: 0))
+    parser = _build_parser(Command("", schema, lambda _: 0))
+    if not isinstance(tree, dict):
+        raise InputError(f"{where}: {problem_of(tree, schema)}")
+    # jsonargparse writes into what it parses.
     try:
-        return _instantiate(parser, schema, lambda: parser.parse_object(tree))
+        return _checked(
+            lambda: parser.parse_object(copy.deepcopy(tree)), parser, schema, {where: lambda: tree}, {}, str
+        )
     except InputError as error:
-        raise InputError(f"{where}: {error}") from error
+        message = str(error)
+        raise InputError(message if message.startswith(f"{where}: ") else f"{where}: {message}") from error
 
 
 def to_tree(config: Any) -> dict[str, Any]:
-    """Give a configuration as nested plain values, fit for YAML and JSON."""
+    """Return a configuration as nested plain values, fit for YAML and JSON."""
     return {key: _plain(value) for key, value in asdict(config).items()}
 
 
 def to_yaml(config: Any) -> str:
-    """Give a configuration as YAML that `--config` reads back."""
+    """Return a configuration as YAML that `--config` reads back."""
     import yaml
 
     return yaml.safe_dump(to_tree(config), sort_keys=False, default_flow_style=None, width=120)
@@ -157,9 +180,51 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _parser(command: Command) -> Any:
-    from jsonargparse import ArgumentParser, set_parsing_settings
+def load_yaml(text: str) -> Any:
+    """Read YAML as version 1.2 has it where that matters here: `no` is text, and `1e-3` is a number.
 
+    Raises:
+        yaml.YAMLError: the text is not YAML.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """YAML 1.1 with the booleans and floats of 1.2, and without dates."""
+
+    changed = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
+    Loader.yaml_implicit_resolvers = {
+        letter: [(tag, pattern) for tag, pattern in resolvers if tag not in changed]
+        for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    Loader.add_implicit_resolver(changed[0], re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF"))
+    number = r"[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\.\d[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+)"
+    special = r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+    Loader.add_implicit_resolver(changed[1], re.compile(rf"(?:{number}|{special})\Z"), list("-+.0123456789"))
+    return yaml.load(text, Loader)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file, an empty one as no keys.
+
+    Raises:
+        InputError: the file is missing, cannot be read, or is not YAML.
+    """
+    import yaml
+
+    try:
+        tree = load_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: the file cannot be read ({error.strerror}). Check --config.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: this is not valid YAML: {error}.") from error
+    return {} if tree is None else tree
+
+
+def _build_parser(command: Command) -> Any:
+    import yaml
+    from jsonargparse import ArgumentParser, set_loader, set_parsing_settings
+
+    set_loader("yaml", load_yaml, (yaml.YAMLError,))
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         prog=f"upfield {command.verb}",
@@ -168,8 +233,10 @@ def _parser(command: Command) -> Any:
         exit_on_error=False,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", action="config", help="YAML file with any of the keys below; later flags override.")
+    words = "YAML file with any of the keys below. Later flags override it."
+    parser.add_argument("--config", action="config", help=words)
     parser.add_class_arguments(command.schema, as_group=False)
+    parser.set_defaults(command.preset)
     # Without a default it stays out of what --print_config prints, which must read back.
     parser.add_argument("--debug", action="store_true", default=SUPPRESS, help="Show the traceback of an error.")
     return parser
@@ -180,61 +247,57 @@ def _usage(command: Command) -> str:
     return "".join(f"{name.upper()}{'...' if name in lists else ''} " for name in command.positional)
 
 
-def _instantiate(parser: Any, schema: type[C], parse_values: Callable[[], Any]) -> C:
+def _checked(
+    parse_values: Callable[[], Any],
+    parser: Any,
+    schema: type[C],
+    trees: Mapping[str, Callable[[], Any]],
+    given: Mapping[str, str],
+    shown: Callable[[str], str],
+) -> C:
+    """Parse, and build the dataclass; refuse in plain words what either step, or the check after them, refuses."""
     try:
         values = parser.instantiate(parse_values())
-        return schema(**{f.name: getattr(values, f.name) for f in fields(schema)})  # pyright: ignore[reportArgumentType]
-    except (ArgumentError, ValueError, TypeError) as error:
-        raise InputError(" ".join(str(error).split())) from error
-
-
-def _fill_folders(config: C, command: Command, trees: dict[Path, dict[str, Any]]) -> C:
-    for name, key in command.folder_of.items():
-        holders = [file for file, tree in trees.items() if key in tree]
-        if getattr(config, name) is None and holders:
-            config = replace(config, **{name: holders[-1].absolute().parent})  # pyright: ignore[reportArgumentType]
+        config = schema(**{f.name: getattr(values, f.name) for f in fields(schema)})  # pyright: ignore[reportArgumentType]
+    except REFUSALS as error:
+        raise InputError(explain(error, schema, trees, given, shown)) from error
+    for key, problem in values_that_do_not_fit(config, schema):
+        raise InputError(f"{key}: {problem}")
     return config
 
 
-def _normalise(argv: list[str], command: Command, parser: Any) -> list[str]:
-    """Give every argument the shape `--name=value`: positionals named, bare switches true, unknown flags refused."""
-    known = set(parser._option_string_actions)
-    kinds = dict(_leaves(command.schema))
+def _name_values(argv: list[str], command: Command) -> list[str]:
+    """Write every argument as `--name=value`: positional ones get their name, and bare switches are true.
+
+    argparse itself would take `-1e-3` for a flag, and cannot mix positional arguments with flags.
+
+    Raises:
+        InputError: a flag is unknown or has no value, or there are more positional arguments than fields.
+    """
+    kinds = dict(leaves(command.schema))
+    groups = {key.rsplit(".", 1)[0] for key in kinds if "." in key}
+    known = {f"--{name}" for name in (*kinds, *groups, "config")} | set(WITHOUT_VALUE)
     options: list[str] = []
     loose: list[str] = []
     rest = deque(argv)
     while rest:
         token = rest.popleft()
+        name, equals, _ = token.partition("=")
         if not token.startswith("-") or token == "-":
             loose.append(token)
-            continue
-        name, equals, value = token.partition("=")
-        if name not in known:
-            raise InputError(_unknown_flag(name, known))
-        if name in WITHOUT_VALUE or name.endswith(".help"):
+        elif name.removesuffix(".help") not in known and name.removesuffix("+") not in known:
+            shown = sorted(flag for flag in known if flag.startswith("--"))
+            raise InputError(f"unknown flag {name}{nearest(name, shown)}. Known flags: {' '.join(shown)}.")
+        elif equals or name in WITHOUT_VALUE or name.endswith(".help"):
             options.append(token)
-            continue
-        kind = kinds.get(name.removeprefix("--"))
-        if not equals and kind is bool and (not rest or rest[0].lower() not in ("true", "false")):
-            value = "true"
-        elif not equals:
-            if not rest or rest[0].partition("=")[0] in known:
-                raise InputError(f"{name}: expected a value, found {rest[0] if rest else 'none'}")
-            value = rest.popleft()
-        if kind is not None and is_plain(kind) and misfit(value, kind) and misfit(_read_scalar(value), kind):
-            raise InputError(f"{name}: expected {describe(kind)}, found {value}")
-        options.append(f"{name}={value}")
+        elif kinds.get(name.removeprefix("--")) is bool and (not rest or rest[0].lower() not in ("true", "false")):
+            options.append(f"{name}=true")
+        elif not rest or rest[0].partition("=")[0] in known:
+            raise InputError(f"{name}: the value is missing. Write {name} VALUE.")
+        else:
+            options.append(f"{name}={rest.popleft()}")
     given = {option.split("=", 1)[0].removeprefix("--") for option in options}
     return options + list(_name_positionals(loose, command, given))
-
-
-def _read_scalar(text: str) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
 
 
 def _name_positionals(loose: list[str], command: Command, given: set[str]) -> Iterator[str]:
@@ -246,55 +309,7 @@ def _name_positionals(loose: list[str], command: Command, given: set[str]) -> It
         if loose:
             yield f"--{name}={loose.pop(0)}"
     if loose:
-        expected = " ".join(name.upper() for name in command.positional) or "flags only"
-        raise InputError(f"expected {expected}, found besides: {' '.join(loose)}; see upfield {command.verb} --help")
-
-
-def _unknown_flag(name: str, known: set[str]) -> str:
-    shown = sorted(flag for flag in known if flag.startswith("--") and not flag.endswith(("+", ".help")))
-    return f"unknown flag {name}{_nearest(name, shown)}; known: {' '.join(shown)}"
-
-
-def _refuse_misfits(tree: Any, schema: type, where: str, prefix: str = "") -> None:
-    """Walk a configuration tree along the schema and refuse the first key or value that does not fit it."""
-    if not isinstance(tree, dict):
-        raise InputError(f"{where}: {prefix or 'top level'}: expected keys and values, found {type(tree).__name__}")
-    kinds = get_type_hints(schema)
-    for key, value in tree.items():
-        if key not in kinds:
-            known = sorted(kinds)
-            hint = _nearest(str(key), known)
-            raise InputError(f"{where}: unknown key {prefix}{key}{hint}; known: {', '.join(known)}")
-        kind = kinds[key]
-        if is_dataclass(kind) and isinstance(kind, type):
-            _refuse_misfits(value, kind, where, f"{prefix}{key}.")
-        elif wrong := misfit(value, kind):
-            raise InputError(f"{where}: {prefix}{key}{wrong[0]}: {wrong[1]}")
-        elif get_origin(kind) is list and is_dataclass(element := get_args(kind)[0]):
-            for number, item in enumerate(value):
-                _refuse_misfits(item, element, where, f"{prefix}{key}[{number}].")  # pyright: ignore[reportArgumentType]
-
-
-def _leaves(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, kind in get_type_hints(schema).items():
-        if is_dataclass(kind) and isinstance(kind, type):
-            yield from _leaves(kind, f"{prefix}{name}.")
-        else:
-            yield prefix + name, kind
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: expected a YAML configuration file, found none; check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: expected YAML, found something else: {error}") from error
-    return {} if tree is None else tree
+        takes = " ".join(name.upper() for name in command.positional) or "flags only"
+        raise InputError(
+            f"too many arguments: {' '.join(loose)}. The command takes {takes}; see upfield {command.verb} --help."
+        )

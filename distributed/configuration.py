@@ -38,7 +38,7 @@ class AugmentConfig:
 class DataConfig:
     """Where samples come from and how they are batched."""
 
-    shards: str | Path | None = None
+    shards: str | Path
     """The shard set: a folder, or an address (`s3://`, `gs://`, `https://` or what else fsspec has a package for)."""
     batch_size: int = 4
     """Samples in one *global* batch, divided evenly over the processes."""
@@ -152,7 +152,7 @@ class OptimConfig:
 class RunConfig:
     """How long, how often, where to."""
 
-    out: Path | None = None
+    out: Path
     """Folder of the run."""
     epochs: int = 60
     """Passes over the training split."""
@@ -218,7 +218,7 @@ class RunConfig:
 class TrainConfig:
     """Train AMIR on a shard set."""
 
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig
     """Samples and batches."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The network."""
@@ -226,7 +226,7 @@ class TrainConfig:
     """The loss."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """The optimizer."""
-    run: RunConfig = field(default_factory=RunConfig)
+    run: RunConfig = field(kw_only=True)
     """The run."""
     processes: int = 1
     """Processes to launch on this machine; under `accelerate launch` or torchrun those decide."""

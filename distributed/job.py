@@ -86,18 +86,18 @@ def is_first_on_machine() -> bool:
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """Return the configuration with absolute paths, because a run's copy of it is read from other folders."""
 
-    def absolute(path: str | Path | None) -> Path | None:
-        return Path(path).absolute() if path else None
+    def absolute(path: Path | None) -> Path | None:
+        return path and path.absolute()
 
-    resume = config.run.resume if config.run.resume in ("auto", "none") else str(absolute(config.run.resume))
+    resume = config.run.resume if config.run.resume in ("auto", "none") else str(Path(config.run.resume).absolute())
     return replace(
         config,
         data=replace(
             config.data,
-            shards=config.data.shards if is_remote(str(config.data.shards)) else absolute(config.data.shards),
+            shards=config.data.shards if is_remote(str(config.data.shards)) else Path(config.data.shards).absolute(),
             trace=absolute(config.data.trace),
             cache_dir=absolute(config.data.cache_dir),
         ),
         model=replace(config.model, init=absolute(config.model.init)),
-        run=replace(config.run, out=absolute(config.run.out), resume=resume),
+        run=replace(config.run, out=config.run.out.absolute(), resume=resume),
     )

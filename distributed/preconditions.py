@@ -26,9 +26,6 @@ def refuse_unusable(config: TrainConfig, world_size: int) -> None:
     Raises:
         InputError: a required place is missing, the batch cannot be divided, or precision or trackers are unavailable.
     """
-    if config.data.shards is None or config.run.out is None:
-        missing = "data.shards" if config.data.shards is None else "run.out"
-        raise InputError(f"--{missing} is required. Pass it as a flag or as a key of the configuration.")
     refuse_uneven_batch(config.data.batch_size, world_size)
     if config.run.precision == "fp16" and not torch.cuda.is_available():
         raise InputError("run.precision: fp16 needs a GPU, and none was found. Choose bf16 or no.")

@@ -83,7 +83,6 @@ def _open_run(config: TrainConfig) -> TrainingRun:
     with errors_met_by_all(InputError):
         world_size = expected_world_size()
         refuse_unusable(config, world_size)
-    assert config.run.out is not None
     out = config.run.out
     accelerator = make_accelerator(config, world_size)
     split, validation = run_on_all_processes(lambda: open_data(config))
@@ -117,7 +116,6 @@ def claim_folder(config: TrainConfig, manifest: Manifest) -> tuple[ResumePoint, 
     Raises:
         InputError: another job writes the run, a checkpoint cannot be used, or processes see different files.
     """
-    assert config.run.out is not None
     out = config.run.out
     start = run_on_main_process(lambda: find_start(config, manifest))
     run_on_all_processes(lambda: refuse_other_view(config, manifest, start.progress.data_sha256, start.checkpoint))
@@ -133,7 +131,6 @@ def find_start(config: TrainConfig, manifest: Manifest) -> ResumePoint:
     Raises:
         InputError: the checkpoint is damaged or counts samples in another order, or the trace is another file.
     """
-    assert config.run.out is not None
     if config.data.trace is not None:
         refuse_other_file(config.data.trace)
     fresh = TrainingProgress(

@@ -9,15 +9,15 @@ from typing import Literal
 class EvaluateConfig:
     """Measure models on a split, beside cubic interpolation, and write metrics and a report for each model."""
 
-    models: list[Path] = field(default_factory=list)
+    models: list[Path]
     """Folders of runs, or `.onnx` files. Each of several models gets a folder in `out`, and a table compares them."""
     against: Path | None = None
     """Another run or `.onnx` file, which each model is measured against."""
-    shards: Path | None = None
+    shards: Path = field(kw_only=True)
     """Folder of the shard set."""
     split: Literal["train", "val", "test"] = "test"
     """Split to measure on."""
-    out: Path | None = None
+    out: Path = field(kw_only=True)
     """Folder for the report."""
     batch_size: int = 4
     """Slices restored at once."""
@@ -32,7 +32,9 @@ class EvaluateConfig:
     leave it at 1."""
 
     def __post_init__(self) -> None:
-        """Check that there is at least one slice per batch, and at least one process."""
+        """Check that there is a model, at least one slice per batch, and at least one process."""
+        if not self.models:
+            raise ValueError("models: the list is empty. Name at least one run or model file.")
         for name in ("batch_size", "processes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")

@@ -13,7 +13,7 @@ def evaluate(config: EvaluateConfig) -> int:
     return evaluate_models(config)
 
 
-COMMAND = Command("evaluate", EvaluateConfig, evaluate, positional=("models",), required=("models", "shards", "out"))
+COMMAND = Command("evaluate", EvaluateConfig, evaluate, positional=("models",))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -39,8 +39,6 @@ def check_input(config: EvaluateConfig) -> EvaluationPlan:
         InputError: a model is missing, named twice or does not fit the set; the set has no such split; or a report
             cannot be written where it should be.
     """
-    assert config.shards is not None
-    assert config.out is not None
     if not config.models:
         raise InputError("MODELS is missing. Name a run or an .onnx file, or several to compare them.")
     if len({model.resolve() for model in config.models}) < len(config.models):
@@ -62,7 +60,6 @@ def open_split(config: EvaluateConfig, manifest: Manifest) -> ShardSplit:
     Raises:
         InputError: the shard set has no such split, or the split has no samples.
     """
-    assert config.shards is not None
     known = manifest.tree["splits"]
     if config.split not in known:
         raise InputError(
@@ -93,7 +90,6 @@ def check_report_folder(folder: Path, config: EvaluateConfig) -> None:
     Raises:
         InputError: the folder cannot be written, or it is part of a shard set or of a run.
     """
-    assert config.shards is not None
     place = folder.resolve()
     runs = [model for model in config.models if model.is_dir()]
     inside = [config.shards, *(run / name for run in runs for name in ("best", "checkpoints"))]

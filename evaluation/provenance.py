@@ -16,6 +16,7 @@ from upfield.common.command import to_tree
 from upfield.common.cores import processor_name
 from upfield.evaluation.configuration import EvaluateConfig
 from upfield.evaluation.measurements import AGAINST, MODEL, VolumeMeasurements
+from upfield.evaluation.process_group import world_size
 from upfield.evaluation.restorers import ModelRestorer
 from upfield.sharding.shardset.shard_split import ShardSplit
 
@@ -59,7 +60,7 @@ def describe_machine() -> dict[str, Any]:
         "processor": processor_name(),
         "cores": len(os.sched_getaffinity(0)),
         **gpu,
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "processes": world_size(),
         "Python": platform.python_version(),
         "torch": torch.__version__,
         "onnxruntime": onnxruntime.__version__,

@@ -150,7 +150,6 @@ def compare(
     config: EvaluateConfig, plan: EvaluationPlan, results: list[EvaluationResult], measurements: SplitMeasurements
 ) -> None:
     """Compare cubic interpolation, the model that the others were measured against, and the models."""
-    assert config.out is not None
     models = [str(target.model) for target in plan.targets]
     names = {CUBIC: CUBIC} | ({str(config.against): unique_name(config.against)} if config.against else {})
     names |= {str(target.model): unique_name(target.model) for target in plan.targets}

@@ -12,9 +12,9 @@ Device = Literal["auto", "cuda", "tensorrt", "cpu"]
 class ExportConfig:
     """Turn a run's best model into one ONNX file, with parity proved and recorded."""
 
-    run: Path | None = None
+    run: Path
     """Folder of the run."""
-    out: Path | None = None
+    out: Path
     """The `.onnx` file to write; a model file that is there is replaced, any other file is not."""
     precision: Literal["fp32", "fp16"] = "fp32"
     """Of weights and images in the file. `fp16` is half as large and made for GPUs; it is refused where it would lose
@@ -29,11 +29,11 @@ class ExportConfig:
 class EnhanceConfig:
     """Enhance scans: NIfTI in, NIfTI out, files or folders, batched."""
 
-    model: Path | None = None
+    model: Path
     """The `.onnx` file."""
-    scans: list[Path] = field(default_factory=list)
+    scans: list[Path]
     """NIfTI or MGH files, or folders that are searched for them."""
-    out: Path | None = None
+    out: Path
     """A `.nii` or `.nii.gz` file for a single scan, otherwise a folder."""
     batch_size: int = 4
     """Slices restored at once."""
@@ -47,7 +47,9 @@ class EnhanceConfig:
     """Leave out scans whose output is there, made by the same model with the same parameters."""
 
     def __post_init__(self) -> None:
-        """Refuse an empty batch, and two answers to where axes run."""
+        """Refuse an empty list of scans, an empty batch, and two answers to where axes run."""
+        if not self.scans:
+            raise ValueError("scans: the list is empty. Name at least one scan or folder.")
         if self.batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, found {self.batch_size}")
         if self.keep_ras and self.like is not None:
@@ -58,7 +60,7 @@ class EnhanceConfig:
 class ServeConfig:
     """Enhance scans over HTTP, on Ray Serve."""
 
-    model: Path | None = None
+    model: Path
     """The `.onnx` file."""
     host: str = "127.0.0.1"
     """Address to listen on. By default, only this machine can reach the service; with another address, set a token."""

@@ -18,8 +18,6 @@ def enhance(config: EnhanceConfig) -> None:
     from upfield.export.scans.enhancer import Enhancer
     from upfield.export.scans.pipeline import Stages, run_pipeline
 
-    assert config.model is not None
-    assert config.out is not None
     plan = plan_outputs(config.scans, config.out, config.like)
     jobs, failures = plan.jobs, list(plan.problems)
     num_tried = len(jobs) + len(failures)
@@ -62,7 +60,7 @@ def _name(failures: list[str]) -> None:
         say(f"  {failure}")
 
 
-COMMAND = Command("enhance", EnhanceConfig, enhance, positional=("model", "scans"), required=("model", "scans", "out"))
+COMMAND = Command("enhance", EnhanceConfig, enhance, positional=("model", "scans"))
 
 
 def main(argv: list[str] | None = None) -> int:

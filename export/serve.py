@@ -16,7 +16,7 @@ def serve(config: ServeConfig) -> None:
     run_service(config)
 
 
-COMMAND = Command("serve", ServeConfig, serve, positional=("model",), required=("model",))
+COMMAND = Command("serve", ServeConfig, serve, positional=("model",))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,7 +13,7 @@ def export(config: ExportConfig) -> None:
     export_run(config)
 
 
-COMMAND = Command("export", ExportConfig, export, positional=("run",), required=("run", "out"))
+COMMAND = Command("export", ExportConfig, export, positional=("run",))
 
 
 def main(argv: list[str] | None = None) -> int:

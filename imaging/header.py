@@ -90,7 +90,7 @@ class Header:
     has_spacing: tuple[bool, bool, bool]
     """Whether the file says how large its voxels are along each axis; otherwise 1 mm is assumed."""
     forms_differ_deg: float
-    """Largest angle between the axes of sform and qform, NaN where the qform is no rotation; 0 where not both count."""
+    """Largest angle between the axes of sform and qform; NaN if the qform is no rotation, 0 unless both are set."""
     unit: Literal["m", "mm", "um"]
     """Unit of its lengths; `mm` if the file does not say."""
     sform_code: int = 0
@@ -342,7 +342,7 @@ def _qform(header: Nifti1Header) -> NDArray[np.float64] | None:
 
 
 def _mgh(start: bytes, orientation: str | None) -> Header:
-    # nibabel replaces spacing and axes where the flag is 0, so both are taken from the bytes: offsets 28 and 30.
+    # If the flag is 0, nibabel replaces spacing and axes, so both are taken from the bytes: offsets 28 and 30.
     is_good = int.from_bytes(start[28:30], "big") == 1
     spacing_mm = np.frombuffer(start, ">f4", 3, offset=30).astype(np.float64)
     header: Any = MGHHeader(start[: MGHHeader.template_dtype.itemsize])

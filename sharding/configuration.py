@@ -78,7 +78,7 @@ class CohortConfig:
     """Pattern of the low-field files; without it all pairs are synthetic."""
     synthetic: int = 1
     """Synthetic low-field variants made from each high-field volume (training subjects; others only without `low`)."""
-    split: dict[str, int | float | list[str | int | float]] = field(default_factory=dict)
+    split: dict[str, str | int | float | list[str | int | float]] = field(default_factory=dict)
     """Subjects held out, for `val` and `test`: a count, a fraction below 1, or a list of ids."""
     fit: Literal["resize", "crop_pad"] | None = None
     """`resize` forces the shape (default for slice stacks), `crop_pad` keeps proportions (default for volumes)."""
@@ -104,6 +104,10 @@ class CohortConfig:
                 "a cohort without `low` has only synthetic pairs"
             )
         for name, wanted in self.split.items():
+            if isinstance(wanted, str):
+                raise ValueError(
+                    f"cohort {self.name}: split.{name}: expected a number or a list of ids, found {wanted!r}."
+                )
             if isinstance(wanted, list) and any(not isinstance(item, str) for item in wanted):
                 raise ValueError(
                     f"cohort {self.name}: split.{name}: expected ids in quotes, found numbers in {wanted}; write "
@@ -124,7 +128,7 @@ class CohortConfig:
 class ShardConfig:
     """Build shards from cohorts, or extend a set with a new cohort."""
 
-    out: str | None = None
+    out: str
     """Folder of the shard set, or its address (s3://bucket/set); made, finished if interrupted, or extended."""
     cohorts: list[CohortConfig] = field(default_factory=list)
     """The cohorts, in order."""
@@ -191,7 +195,7 @@ class ShardConfig:
 class PhantomConfig:
     """Write a cohort of anatomically varied phantoms made from the MNI152 template that nilearn ships."""
 
-    out: Path | None = None
+    out: Path
     """Folder of the cohort."""
     subjects: int = 6
     """Subjects in all: two of three become slice-stack pairs under `real`, the others IXI-named volumes."""
@@ -212,7 +216,7 @@ class PhantomConfig:
 class VerifyConfig:
     """Check a shard set against its manifest and index."""
 
-    shards: Path | None = None
+    shards: Path
     """Folder of the shard set."""
     quick: bool = False
     """Leave out the hashes and the voxel values."""
@@ -222,9 +226,9 @@ class VerifyConfig:
 class PreviewConfig:
     """Draw pairs as the reader gives them, per cohort and kind: a picture, or a page with sliders through volumes."""
 
-    shards: Path | None = None
+    shards: Path
     """Folder of the shard set."""
-    out: Path | None = None
+    out: Path
     """What to write: a `.png` of pairs of slices, or an `.html` with sliders through pairs of volumes."""
     split: Literal["train", "val", "test"] = "train"
     """Split to draw from."""

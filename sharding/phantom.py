@@ -17,7 +17,7 @@ def phantom(config: PhantomConfig) -> None:
     write_cohort(config)
 
 
-COMMAND = Command("phantom", PhantomConfig, phantom, positional=("out",), required=("out",))
+COMMAND = Command("phantom", PhantomConfig, phantom, positional=("out",))
 
 
 def main(argv: list[str] | None = None) -> int:

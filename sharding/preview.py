@@ -18,7 +18,7 @@ def preview(config: PreviewConfig) -> None:
     write_preview(config)
 
 
-COMMAND = Command("preview", PreviewConfig, preview, positional=("shards",), required=("shards", "out"))
+COMMAND = Command("preview", PreviewConfig, preview, positional=("shards",))
 
 
 def main(argv: list[str] | None = None) -> int:

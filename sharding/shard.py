@@ -13,7 +13,7 @@ def shard(config: ShardConfig) -> None:
     build_set(config)
 
 
-COMMAND = Command("shard", ShardConfig, shard, required=("out",), folder_of={"root": "cohorts"})
+COMMAND = Command("shard", ShardConfig, shard, folder_of={"root": "cohorts"})
 
 
 def main(argv: list[str] | None = None) -> int:

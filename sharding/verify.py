@@ -17,7 +17,7 @@ def verify(config: VerifyConfig) -> None:
     verify_set(config)
 
 
-COMMAND = Command("verify", VerifyConfig, verify, positional=("shards",), required=("shards",))
+COMMAND = Command("verify", VerifyConfig, verify, positional=("shards",))
 
 
 def main(argv: list[str] | None = None) -> int:

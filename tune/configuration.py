@@ -57,10 +57,10 @@ class AshaConfig:
 class SweepConfig:
     """Search training configurations with Ray Tune; the metric is the best validation PSNR."""
 
-    out: Path | None = None
+    out: Path
     """Folder of the sweep, on storage that all nodes share unless `storage` is given. The same command again goes on
     where an earlier one was interrupted."""
-    train: TrainConfig = field(default_factory=TrainConfig)
+    train: TrainConfig
     """The training configuration that every trial starts from; `run.out` and `run.resume` are set per trial."""
     space: dict[str, Any] = field(default_factory=dict)
     """Dotted training key -> what to try: a list of values, `{uniform: [a, b]}`, `{loguniform: [a, b]}`, or

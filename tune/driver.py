@@ -36,7 +36,6 @@ def run_sweep(config: SweepConfig) -> None:
         RunError: Ray cannot start, the storage does not respond, or no trial reached a validation.
         KeyboardInterrupt: Ctrl-C or SIGTERM ended the sweep; the same command continues it.
     """
-    assert config.out is not None
     axes = read_space(config)
     points = list_points(config, axes)
     refuse_untrainable(config, points)
@@ -68,8 +67,6 @@ def refuse_untrainable(config: SweepConfig, points: Sequence[Point] | None) -> N
         InputError: there is no complete shard set, a batch cannot be divided among the workers, a package is not
             installed, or `--package` is not a wheel.
     """
-    if config.train.data.shards is None:
-        raise InputError("--train.data.shards is not set. Name the shard set there or in the configuration file.")
     read_set(config.train.data)
     for point in points or []:
         refuse_uneven_batch(apply_point(config.train, point).data.batch_size, config.resources.workers_per_trial)

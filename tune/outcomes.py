@@ -119,7 +119,6 @@ def read_trial(config: SweepConfig, result: Any) -> TrialOutcome:
 
 def locate_run(config: SweepConfig, name: str) -> str:
     """Return the folder of a run, also after the sweep was moved; only its name if the run was uploaded."""
-    assert config.out is not None
     return str(config.out.absolute() / RUNS / name) if config.storage is None else name
 
 

@@ -15,7 +15,7 @@ from upfield.tune.state import opened, shown_address_of
 SAVED_CONFIG = "sweep.yaml"
 # These keys may change when a sweep continues: they say where it runs, not what it searches. The limits on trials may
 # not, because Ray keeps the first ones.
-FREE_KEYS = ("out", "address", "wait_for_nodes_s", "package", "resources")
+FREE_KEYS = ("out", "address", "wait_for_nodes_s", "package", "resources", "train.run.out")
 
 
 def refuse_other_sweep(config: SweepConfig) -> None:
@@ -25,7 +25,6 @@ def refuse_other_sweep(config: SweepConfig) -> None:
         InputError: another sweep or something else is there.
         RunError: the store cannot be read.
     """
-    assert config.out is not None
     out = config.out
     path = out / SAVED_CONFIG
     if path.is_file():
@@ -45,7 +44,6 @@ def save_config(config: SweepConfig) -> None:
     Raises:
         RunError: the store cannot be written.
     """
-    assert config.out is not None
     write_text(config.out / SAVED_CONFIG, to_yaml(config))
     if config.storage:
         _write_stored(config, to_yaml(config))
@@ -58,12 +56,16 @@ def _refuse_differing(config: SweepConfig, stored: bytes, place: str, option: st
         before = None
     if not isinstance(before, Mapping):
         raise InputError(f"{place}: the saved configuration of the sweep is damaged. Choose another {option}.")
-    differing = [key for key in differing_keys(before, to_tree(config)) if key.split(".")[0] not in FREE_KEYS]
+    differing = [key for key in differing_keys(before, to_tree(config)) if not _is_free(key)]
     if differing:
         raise InputError(
             f"{place}: this sweep was started with other values of {', '.join(differing)}. Continue with the old "
             f"values, or choose another {option}."
         )
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
 
 
 def differing_keys(before: Any, now: Any, parent: str = "") -> list[str]:

@@ -17,7 +17,6 @@ FOLDER = "ray"
 
 def state_of(config: SweepConfig) -> tuple[str, str]:
     """Return where Ray saves the state of a sweep: a folder or an address, and a name below it."""
-    assert config.out is not None
     return (config.storage, config.out.name) if config.storage else (str(config.out.absolute()), FOLDER)
 
 

@@ -1,6 +1,7 @@
 """`upfield tune`: search training configurations with Ray Tune."""
 
 import sys
+from pathlib import Path
 
 from upfield.common.command import Command, execute
 from upfield.tune.configuration import SweepConfig
@@ -13,7 +14,8 @@ def sweep(config: SweepConfig) -> None:
     run_sweep(config)
 
 
-COMMAND = Command("tune", SweepConfig, sweep, required=("out",))
+# Each trial gets a folder of its own for its run.
+COMMAND = Command("tune", SweepConfig, sweep, preset={"train.run.out": Path("set-per-trial")})
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -174,7 +174,6 @@ def train_on_workers(config: TrainConfig, resources: ResourceConfig) -> dict[str
     When a worker dies, its group is not started again. Ray Tune starts the whole trial again and counts the failure.
     """
     run = config.run.out
-    assert run is not None
     last: dict[str, Any] = {}
 
     class ReportForwarder(TuneReportCallback):
@@ -211,7 +210,6 @@ def train_as_worker(given: dict[str, Any]) -> None:
         given: `config`, a TrainConfig as plain values, and `gpus`, the number of GPUs per worker.
     """
     config = from_tree(TrainConfig, given["config"], "trial")
-    assert config.run.out is not None
     if not given["gpus"]:
         hide_gpus()
     reporter = TrialReporter(config.run.out, ray.train.report, uploads=False)

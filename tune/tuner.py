@@ -42,7 +42,6 @@ def open_tuner(
         points: the points that are known beforehand; None if a sampler proposes them.
         num_concurrent: number of trials that the cluster can hold at once.
     """
-    assert config.out is not None
     runs = "" if config.storage else str(config.out.absolute() / RUNS)
     trainable = tune.with_parameters(run_trial, setup=TrialSetup(base, runs, config.resources))
     trainable = tune.with_resources(trainable, reserve_resources(config.resources))

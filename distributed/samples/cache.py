@@ -11,8 +11,8 @@ holds:
     counting                 locked while bytes are counted and files are evicted
 
 The cache is written by hand because the reader needs local files: reading by offset gives 32,907 to 39,405 samples/s
-from them, and the fastest other loader 12,106 (benchmarks/reader.txt, no workers). fsspec's own file caches (2026.9) do
-not limit bytes, lock files between processes, or check a sha256.
+from them, and the fastest other loader 12,106 (benchmarks/tables/reader.txt, no workers). fsspec's own file caches
+(version 2026.9) do not limit bytes, lock files between processes, or check a sha256.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """Batches of a shard set, read by offset straight into the batch's buffer.
 
-The reader is written by hand because the libraries for this are slower. Samples/s in benchmarks/reader.txt, for batches
-of 4 and of 16 samples (2,048 samples of the real size in the page cache, 2 cores):
+The reader is written by hand because the libraries for this are slower. Samples/s in benchmarks/tables/reader.txt, for
+batches of 4 and of 16 samples (2,048 samples of the real size in the page cache, 2 cores):
 
     workers                              0                     2
     this reader                 32,907  39,405        19,655  26,871

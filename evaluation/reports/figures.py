@@ -249,6 +249,6 @@ def bands_png(bands: Mapping[str, Mapping[str, float]]) -> bytes:
     axes.set_xticks(range(len(names)), names)
     axes.margins(x=0.1)
     axes.grid(color=GREY, alpha=0.2)
-    axes.set_xlabel("spatial frequency, in units of the limit of the low-field grid", color=GREY, fontsize=10)
+    axes.set_xlabel("spatial frequency, relative to the limit of the low-field grid", color=GREY, fontsize=10)
     axes.legend(frameon=False, fontsize=9, labelcolor=GREY)
     return png_bytes(page.figure)

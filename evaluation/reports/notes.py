@@ -55,7 +55,7 @@ def _notes_on_values(tree: dict[str, Any]) -> list[str]:
                 texts.append(f"{method}, {name}: undefined for {one['undefined']} volumes, which are left out")
     undefined = [name for name in METRICS if tree[MODEL][name]["mean"] is None]
     if undefined:
-        texts.append(f"undefined for images of this size or content: {', '.join(undefined)}")
+        texts.append(f"these metrics are undefined for images of this size or content: {', '.join(undefined)}")
     return texts
 
 

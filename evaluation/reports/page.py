@@ -25,8 +25,8 @@ VIEWER_ROOM = 1.12
 GROUP_METRICS = ("psnr_slice", "psnr_slice_foreground", "ssim_slice", "ms_ssim_axial", "nrmse", "score_ulf_enc")
 GAIN_METRICS = ("psnr_slice", "ssim_slice")
 RESEARCH_USE = (
-    "A neural network made the restored images. They are for research, not for diagnosis. Structure that the low-field "
-    "scan does not contain cannot come from the scan."
+    "A neural network made the restored images. They are for research, not for diagnosis. The network has added any "
+    "structure that the low-field scan does not contain."
 )
 RESOLUTION_LIMIT = (
     "Structure finer than the scanner's resolution leaves no trace in the scan, so {measures} cannot confirm it."

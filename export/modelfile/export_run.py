@@ -23,8 +23,6 @@ def export_run(config: ExportConfig) -> None:
         InputError: the run, its shards, the evaluation or the output path cannot be used.
         RunError: the file does not compute what PyTorch computes; it is not written.
     """
-    assert config.run is not None
-    assert config.out is not None
     started = time.monotonic()
     check_out(config.out)
     best = read_run(config.run)

@@ -52,7 +52,6 @@ class Enhancer:
         Raises:
             InputError: either cannot be used, or the device is not there.
         """
-        assert config.model is not None
         self._config, self._bar = config, bar
         self.layout = Layout(config.keep_ras, read_grid(config.like) if config.like else None)
         self.restorer = OnnxRestorer(config.model, config.device, batch_size=config.batch_size)
@@ -129,7 +128,6 @@ class Enhancer:
 
     def provenance(self, job: EnhanceTask, read: Read, volume: Volume) -> dict[str, Any]:
         """Give what is to be known of an enhanced scan, in plain values."""
-        assert self._config.model is not None
         return {
             "source": job.scan.name,
             "source_sha256": read.sha256,

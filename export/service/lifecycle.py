@@ -55,7 +55,6 @@ def answer_requests(
     Raises:
         KeyboardInterrupt: after a signal, once the accepted requests are answered.
     """
-    assert config.model is not None
     counters = Counters(config.batch_size)
     with work_folder(Path(tempfile.gettempdir())) as folder, work_folder(SHORT_FOLDER) as ray_folder:
         engine = RayEngine(config, card, counters.note_batch, ray_folder)

@@ -18,7 +18,6 @@ def read_model(config: ServeConfig) -> ModelCard:
     Raises:
         InputError: the file cannot be used, or the device is missing.
     """
-    assert config.model is not None
     # The nodes of a cluster may have GPUs that this machine lacks.
     card = OnnxRestorer(config.model, "cpu" if config.address else config.device).card
     if card.normalisation != NORMALISATION:
@@ -37,7 +36,6 @@ def model_info(config: ServeConfig, card: ModelCard, provider: str) -> dict[str,
         card: the model's metadata.
         provider: ONNX Runtime's execution provider, or the device.
     """
-    assert config.model is not None
     return card.tree | {
         "file": config.model.name,
         "sha256": hash_file(config.model),

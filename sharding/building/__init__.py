@@ -1,1 +1,1 @@
-"""Takes subjects; gives a finished shard set: planned, written, sealed and uploaded."""
+"""From subjects to a complete shard set: planned, written, sealed and uploaded."""

@@ -32,7 +32,7 @@ from upfield.sharding.cohorts.preflight import preflight
 from upfield.sharding.cohorts.privacy import Pseudonyms, write_names
 from upfield.sharding.cohorts.problems import TWIN, Problem
 from upfield.sharding.cohorts.quarantine import Quarantine
-from upfield.sharding.cohorts.source_fingerprints import held_already, same_voxels, sealed
+from upfield.sharding.cohorts.source_fingerprints import find_held_scans, find_same_voxels, seal_fingerprints
 from upfield.sharding.cohorts.subjects import Source, SourceVolume, Subject, find_cohorts
 from upfield.sharding.configuration import ShardConfig
 from upfield.sharding.shardset.manifest import Addition, hash_tree, write_manifest
@@ -137,7 +137,7 @@ def check_sources(request: BuildRequest) -> SourceCheck:
     if request.old:
         odd = {(problem.cohort, problem.subject) for problem in problems}
         sound = [subject for subject in fresh if (subject.cohort, subject.name) not in odd]
-        problems += held_already(sound, request.old, request.pseudonyms, config.jobs)
+        problems += find_held_scans(sound, request.old, request.pseudonyms, config.jobs)
     quarantine.admit([problem for problem in problems if problem.cohort in request.new_cohorts])
     _say_namesakes(subjects)
     healthy = quarantine.healthy(fresh)
@@ -259,7 +259,7 @@ def seal(request: BuildRequest, check: SourceCheck, results: list[BlockResult]) 
     entries = sorted((entry for result in results for entry in result.entries), key=lambda entry: entry.name)
     if not entries:
         raise _nobody(request)
-    sources = _by_subject(sealed(one, pseudonyms) for result in results for one in result.record.sources)
+    sources = _by_subject(seal_fingerprints(one, pseudonyms) for result in results for one in result.record.sources)
     quarantine.refuse(_copies(request, sources))
     addition = Addition(
         subjects=quarantine.healthy(check.new),
@@ -281,7 +281,7 @@ def _copies(request: BuildRequest, sources: list[dict[str, str]]) -> list[Proble
     """Find new scans that hold the voxels of another scan, in another file."""
     subjects = {(subject.cohort, subject.id): subject for subject in request.new_subjects}
     problems: list[Problem] = []
-    for cohort, identifier, field, twin in same_voxels(sources, request.old.sources if request.old else []):
+    for cohort, identifier, field, twin in find_same_voxels(sources, request.old.sources if request.old else []):
         subject = subjects[cohort, identifier]
         source = dict(subject.volumes)[field]
         message = "this scan has the same voxels as another one in another file. Leave one of them out."

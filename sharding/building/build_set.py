@@ -23,7 +23,6 @@ def build_set(config: ShardConfig) -> None:
         InputError: the configuration, the files or the destination cannot be used.
         RunError: the disk is full, workers were killed, or the upload broke off.
     """
-    assert config.out is not None
     if is_address(config.out) and (not is_remote(config.out) or "://" not in config.out):
         raise InputError(f"--out: expected a folder or an address like s3://bucket/set, found {config.out}.")
     pseudonyms = _pseudonyms(config)
@@ -53,7 +52,6 @@ def _build_and_upload(config: ShardConfig, url: str, pseudonyms: Pseudonyms | No
 
 def _pseudonyms(config: ShardConfig) -> Pseudonyms | None:
     """Read the key of the pseudonyms, or make one for a new set."""
-    assert config.out is not None
     if not config.pseudonymize:
         return None
     if config.pseudonym_key is None and is_remote(config.out):
@@ -98,7 +96,8 @@ def _summarise(name: str, folder: Path) -> None:
 
 def _list_subjects(trees: list[dict[str, Any]]) -> None:
     for one in trees:
-        reasons = " ".join(
-            f"{problem['field']}: {problem.get('reason', problem['check'])}" for problem in one["problems"]
-        )
-        print(f"    {one['cohort']} {one['subject']}: {reasons}")
+        reasons = [
+            f"{problem['field']}: {problem.get('reason', problem['check'])}".removesuffix(".")
+            for problem in one["problems"]
+        ]
+        print(f"    {one['cohort']} {one['subject']}: {'; '.join(reasons)}")

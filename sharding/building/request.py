@@ -8,7 +8,7 @@ from upfield.common.errors import InputError, ShardSetError
 from upfield.sharding.building.journal import JOURNAL, begun_config, finish, has_records
 from upfield.sharding.building.saved_volumes import are_missing
 from upfield.sharding.cohorts.privacy import Pseudonyms
-from upfield.sharding.cohorts.source_fingerprints import changed_subjects
+from upfield.sharding.cohorts.source_fingerprints import find_changed_subjects
 from upfield.sharding.cohorts.subjects import CohortFiles, Source, Subject
 from upfield.sharding.configuration import ShardConfig
 from upfield.sharding.shardset.manifest import MANIFEST, Manifest, content_config, read_manifest
@@ -162,7 +162,7 @@ def _refuse_other_subjects(request: BuildRequest, old: Manifest) -> None:
 
 def _refuse_changed_files(request: BuildRequest, old: Manifest) -> None:
     """Raise ShardSetError if files that the set was built from hold something else by now."""
-    changed = changed_subjects(request.files.subjects, old, request.pseudonyms, request.config.jobs)
+    changed = find_changed_subjects(request.files.subjects, old, request.pseudonyms, request.config.jobs)
     if changed:
         names = [f"{subject.cohort} {subject.name}" for subject in changed]
         raise ShardSetError(

@@ -1,4 +1,4 @@
-"""Find volumes that hold the same content, and compute fingerprints that tell one scan from another."""
+"""Find volumes that hold the same content, and compute fingerprints by which scans are recognised."""
 
 import hashlib
 import json
@@ -17,11 +17,11 @@ from upfield.imaging.compressed_files import DAMAGED, Trace, chunks, measure_con
 NUM_SAMPLES, SAMPLE_BYTES = 64, 4096
 
 
-def same_content(volumes: Sequence[Sequence[Path]], traces: Sequence[Sequence[Trace]]) -> list[list[int]]:
+def find_same_content(volumes: Sequence[Sequence[Path]], traces: Sequence[Sequence[Trace]]) -> list[list[int]]:
     """Find volumes whose files, in order, hold the same bytes behind their compression.
 
-    Volumes that differ in length or CRC are told apart without reading them. Only those that agree in both are compared
-    byte by byte, which reads their files once more. A file that cannot be read equals no other.
+    Lengths and CRCs are compared first, without reading the files. Only volumes that agree in both are compared byte by
+    byte, which reads their files once more. A file that cannot be read equals no other.
 
     Args:
         volumes: the files of each volume.
@@ -54,7 +54,7 @@ def same_content(volumes: Sequence[Sequence[Path]], traces: Sequence[Sequence[Tr
 
 
 def fingerprint(paths: Sequence[Path], traces: Sequence[Trace] | None = None) -> str:
-    """Compute a hash that tells a volume's content from other scans', with a few reads per file.
+    """Compute a hash of a volume's content from a few reads per file.
 
     The hash covers the length and CRC-32 of the content. For large uncompressed files, the CRC-32 covers samples spread
     over the file instead. The same volume with and without compression can have two fingerprints.

@@ -32,7 +32,7 @@ from upfield.imaging.volume_header import (
     stack_affine,
     unlike_the_first,
 )
-from upfield.sharding.cohorts.duplicates import same_content
+from upfield.sharding.cohorts.duplicates import find_same_content
 from upfield.sharding.cohorts.problems import TWIN, Field, Problem
 from upfield.sharding.cohorts.subjects import Source, SourceVolume, Subject
 from upfield.sharding.configuration import GeometryConfig
@@ -99,7 +99,7 @@ class Preflight:
     problems: list[Problem]
     """Everything that is wrong, sorted."""
     subjects: list[Subject[SourceVolume]]
-    """The subjects whose headers are sound by themselves, in the order given; `problems` may name them all the same."""
+    """Subjects without a fault in a single header, in the order given; comparisons may still have found problems."""
 
 
 def preflight(
@@ -137,7 +137,7 @@ def preflight(
 
 
 def _with_headers(subject: Subject[Source], volumes: Mapping[Place, SourceVolume]) -> Subject[SourceVolume] | None:
-    """Put the headers into a subject; None if a volume has none."""
+    """Return the subject with its headers; None if the header of a volume is missing."""
     high, low = (volumes.get((subject.cohort, subject.name, field)) for field in ("high", "low"))
     if high is None or (subject.low is not None and low is None):
         return None
@@ -413,7 +413,7 @@ def _apart(checked: list[VolumeCheck], subjects: Sequence[Subject], geometry: Ge
 def _same(checked: list[VolumeCheck]) -> Iterator[Problem]:
     """Find volumes with the same content as another subject's, or as the same subject's other field."""
     traced = [volume for volume in checked if volume.traces]
-    for group in same_content([volume.source.paths for volume in traced], [volume.traces for volume in traced]):
+    for group in find_same_content([volume.source.paths for volume in traced], [volume.traces for volume in traced]):
         volumes = [traced[index] for index in group]
         for volume in volumes:
             others = [other for other in volumes if other is not volume]

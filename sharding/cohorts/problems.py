@@ -32,7 +32,7 @@ class Problem:
     `affine`, `spacing`, `side`, `steps` (from slice to slice), `place` (what is shown, and where), `resolution`,
     `same`, `voxels`."""
     file: str
-    """The file, or the first of a stack, and perhaps after ` = ` one that it equals; local, never published."""
+    """The file, or the first of a stack, and after ` = ` perhaps one that it equals; local, never published."""
     message: str
     """What is wrong and what to do, without names of files or subjects, so that it may be published."""
 

@@ -40,7 +40,7 @@ class Quarantine:
         self.doubts += [problem for problem in problems if problem.is_doubt]
         if self.doubts:
             say(report(sorted(self.doubts), what="doubts"))
-            say("These subjects are built all the same. Look at them with upfield preview.")
+            say("These subjects are built nevertheless. Look at them with upfield preview.")
         self.judge()
 
     def note(self, problems: Sequence[Problem]) -> None:
@@ -133,8 +133,8 @@ def _public(problems: list[Problem], pseudonyms: Pseudonyms | None) -> list[dict
     by_subject: dict[tuple[str, str], list[dict[str, str]]] = {}
     for problem in sorted(problems):
         reason = {} if pseudonyms else {"reason": problem.message}
-        told = {"field": problem.field, "check": problem.check} | reason
-        by_subject.setdefault((problem.cohort, problem.subject), []).append(told)
+        entry = {"field": problem.field, "check": problem.check} | reason
+        by_subject.setdefault((problem.cohort, problem.subject), []).append(entry)
     return [
         {"cohort": cohort, "subject": pseudonyms.of(cohort, name) if pseudonyms else name, "problems": its}
         for (cohort, name), its in by_subject.items()

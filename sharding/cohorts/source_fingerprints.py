@@ -47,7 +47,7 @@ def describe_all(subjects: Sequence[Subject], jobs: int) -> list[dict[str, str]]
     return [found[subject.cohort, subject.id] for subject in subjects]
 
 
-def sealed(tree: dict[str, str], pseudonyms: Pseudonyms | None) -> dict[str, str]:
+def seal_fingerprints(tree: dict[str, str], pseudonyms: Pseudonyms | None) -> dict[str, str]:
     """Return what `describe_sources` returns, with keyed hashes of the fingerprints if there are pseudonyms.
 
     A plain fingerprint would let anyone who has the scan find its pseudonym.
@@ -57,7 +57,9 @@ def sealed(tree: dict[str, str], pseudonyms: Pseudonyms | None) -> dict[str, str
     return {key: pseudonyms.seal(value) if key in SECRET else value for key, value in tree.items()}
 
 
-def held_already(subjects: Sequence[Subject], old: Manifest, pseudonyms: Pseudonyms | None, jobs: int) -> list[Problem]:
+def find_held_scans(
+    subjects: Sequence[Subject], old: Manifest, pseudonyms: Pseudonyms | None, jobs: int
+) -> list[Problem]:
     """Find new subjects with a volume that the set already holds under another name or cohort.
 
     Args:
@@ -69,7 +71,7 @@ def held_already(subjects: Sequence[Subject], old: Manifest, pseudonyms: Pseudon
     there = {tree[field]: tree for tree in old.sources for field in FIELDS if field in tree}
     problems: list[Problem] = []
     for subject, described in zip(subjects, describe_all(subjects, jobs), strict=True):
-        tree = sealed(described, pseudonyms)
+        tree = seal_fingerprints(described, pseudonyms)
         for field, source in subject.volumes:
             if twin := there.get(tree[field]):
                 message = "the set already holds a scan with the same content. Leave this one out."
@@ -78,7 +80,7 @@ def held_already(subjects: Sequence[Subject], old: Manifest, pseudonyms: Pseudon
     return problems
 
 
-def changed_subjects(
+def find_changed_subjects(
     subjects: Sequence[Subject], old: Manifest, pseudonyms: Pseudonyms | None, jobs: int
 ) -> list[Subject]:
     """Find the subjects of a set whose files have changed since it was built."""
@@ -88,11 +90,13 @@ def changed_subjects(
     return [
         subject
         for subject, tree in zip(known, described, strict=True)
-        if not sealed(tree, pseudonyms).items() <= there[subject.cohort, subject.id].items()
+        if not seal_fingerprints(tree, pseudonyms).items() <= there[subject.cohort, subject.id].items()
     ]
 
 
-def same_voxels(new: Sequence[dict[str, str]], held: Sequence[dict[str, str]]) -> list[tuple[str, str, Field, str]]:
+def find_same_voxels(
+    new: Sequence[dict[str, str]], held: Sequence[dict[str, str]]
+) -> list[tuple[str, str, Field, str]]:
     """Find new volumes that equal another one voxel for voxel, in a file that was repacked, turned or relabelled.
 
     Args:

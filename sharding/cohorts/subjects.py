@@ -316,6 +316,7 @@ def assign_splits(cohort: CohortConfig, ids: dict[str, str]) -> dict[str, Split]
                     f"cohort {cohort.name}: split: expected fractions of at most 1 in sum, found {bound:g}."
                 )
         else:
+            assert not isinstance(wanted, str), "CohortConfig refuses text"
             chosen = _counted(cohort, split, wanted, free)
         splits |= dict.fromkeys(chosen, split)
     return {name: splits.get(name, "train") for name in ids}

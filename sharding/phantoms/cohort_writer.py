@@ -48,7 +48,6 @@ def write_cohort(config: PhantomConfig) -> None:
     Raises:
         InputError: the folder holds something else, or nilearn is not installed.
     """
-    assert config.out is not None
     refuse_foreign(config.out)
     require_nilearn()
     num_pairs = math.ceil(config.subjects * 2 / 3)

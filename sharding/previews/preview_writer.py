@@ -22,8 +22,6 @@ def write_preview(config: PreviewConfig) -> None:
         InputError: no such file type, too many pairs, no samples in the split, or a library is missing.
         ShardSetError: there is no complete shard set, or it is damaged.
     """
-    assert config.shards is not None
-    assert config.out is not None
     suffix = config.out.suffix.lower()
     if suffix not in MAX_PAIRS:
         raise InputError(f"--out: the file name must end in .png (a picture) or .html (sliders), found {config.out}.")

@@ -40,7 +40,6 @@ def verify_set(config: VerifyConfig) -> None:
         ShardSetError: the set does not match its manifest, or has none.
     """
     root = config.shards
-    assert root is not None
     verification = Verification(root, read_manifest(root), config.quick)
     problems: list[str] = []
     for problem in verification.problems():

@@ -16,7 +16,7 @@ CLUSTER = ROOT / "cluster"
 FILES = sorted(path for path in CLUSTER.rglob("*") if path.is_file())
 SCRIPTS = {f"{module.split('.')[1]}/{module.split('.')[2]}.py": verb for verb, (module, _) in VERBS.items()}
 SHELL = ("|", "||", "&&", ";", "&", ">", "<", "(", ")")
-# What stands for something else: a shell's variables, and words for the reader's own.
+# Values for shell variables and for placeholders that the reader replaces.
 VALUES = {"$STOPPED": "75", "${SLURM_CPUS_PER_TASK:-1}": "8", "N": "2", "NN": "2", "M": "2"}
 BATCH = re.compile(r"cluster/slurm/(train|tune|shard)\.sbatch")
 NODE = "cluster/node.sh"
@@ -29,7 +29,7 @@ OWN_FOLDERS = tuple(f"{folder.name}/" for folder in ROOT.iterdir() if folder.is_
 
 @dataclass(frozen=True)
 class CommandLine:
-    """One, as it stands in a file."""
+    """A command line in a file."""
 
     path: Path
     words: list[str]
@@ -39,7 +39,7 @@ class CommandLine:
 
     @property
     def launcher(self) -> list[str]:
-        """Options of `accelerate launch` or torchrun, with the script; nothing where there is no launcher."""
+        """Options of `accelerate launch` or torchrun up to the script; empty if there is no launcher."""
         return self.words[: self._script + 1] if self.words[0] in ("accelerate", "torchrun") else []
 
     @property
@@ -51,7 +51,7 @@ class CommandLine:
 
     @property
     def arguments(self) -> list[str]:
-        """What the verb gets; of `shard.sbatch`, which names sets and configurations, what it makes of them."""
+        """Arguments of the verb; for `shard.sbatch`, the arguments that the script makes of its own."""
         if self.words[0] in ("upfield", NODE):
             return self.words[1 if self.words[0] == NODE else 2 :]
         given = self.words[self._script + 1 :]
@@ -76,12 +76,12 @@ def command_of(verb: str) -> Command:
 
 
 def installed(program: str) -> Path:
-    """Give a program that pip has installed beside this interpreter, whether its folder is on the path or not."""
+    """Return a program that pip installed beside this interpreter, even if its folder is not on PATH."""
     return Path(sys.executable).with_name(program)
 
 
 def command_lines(path: Path) -> Iterator[CommandLine]:
-    """Find the command lines of a file that have arguments; their words are the reader's words made values."""
+    """Yield the command lines of a file that have arguments, with placeholders replaced by values."""
     for line in _joined(path.read_text(encoding="utf-8")):
         for start in PROGRAM.finditer(line):
             words = list(_words(line[start.start() :]))
@@ -91,13 +91,13 @@ def command_lines(path: Path) -> Iterator[CommandLine]:
 
 
 def _joined(text: str) -> list[str]:
-    """Give lines, with those that go on after a backslash, and comments' that go on by their indent, in one."""
+    """Return the lines of a text, with those continued by a backslash, or in comments by indentation, joined."""
     text = re.sub(r"\\\n\s*", " ", text)
     return re.sub(r"\n#     (?=\S)", " ", text).splitlines()
 
 
 def _words(line: str) -> Iterator[str]:
-    # In a README's table or a sentence, code ends with its backtick; in a quoted command with the quote.
+    # In a README, code ends with its backtick; a quoted command ends with the quote.
     code = re.split(r"[`']", line, maxsplit=1)[0]
     lexer = shlex.shlex(re.sub(r"\[--[^]]*\]|\.\.\.|…", " ", code), posix=True, punctuation_chars="|&;<>()")
     lexer.whitespace_split, lexer.commenters = True, "#"
@@ -108,8 +108,14 @@ def _words(line: str) -> Iterator[str]:
             yield VALUES.get(word, word)
 
 
-def without_readers_files(arguments: list[str]) -> list[str]:
-    """Leave out `--config` of files that only the reader has; those in the repository's own folders must be there."""
+REQUIRED = {"train": ("--data.shards", "--run.out"), "tune": ("--train.data.shards",)}
+
+
+def completed(verb: str, arguments: list[str]) -> list[str]:
+    """Replace what only the reader has, `--config` files and `"$@"`, by the flags that the verb requires.
+
+    Configuration files in the repository's own folders must be there.
+    """
     kept: list[str] = []
     words = iter(arguments)
     for word in words:
@@ -120,4 +126,5 @@ def without_readers_files(arguments: list[str]) -> list[str]:
         if path.startswith(OWN_FOLDERS):
             assert (ROOT / path).is_file(), path
             kept += [word, str(ROOT / path)]
-    return kept
+    missing = [flag for flag in REQUIRED.get(verb, ()) if flag not in arguments]
+    return kept + [word for flag in missing for word in (flag, "readers")]

@@ -1,4 +1,4 @@
-"""A real Slurm of two nodes on this machine: munged, slurmctld and two slurmd, in a folder of their own."""
+"""A real Slurm of two nodes on this machine: munged, slurmctld and two slurmd, in their own folder."""
 
 import contextlib
 import getpass
@@ -18,11 +18,11 @@ from upfield.distributed.launch import free_port
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "cluster" / "slurm"
 DAEMONS = ("munged", "slurmctld", "slurmd")
-GPUS = 2  # per node: files in place of devices, so that what the scripts ask for is granted
+GPUS = 2  # per node; files stand in for the devices, so that Slurm grants what the scripts request
 UNFINISHED = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED")
 STOP_S = 30
 
-# Without control groups, which containers do not have; two daemons of one machine are told apart by their ports.
+# Control groups are off, because containers have none. The ports distinguish the two daemons on one machine.
 CONFIGURATION = """\
 ClusterName=upfield
 SlurmctldHost={host}(127.0.0.1)
@@ -57,7 +57,7 @@ PartitionName=main Nodes=node1,node2 Default=YES State=UP
 
 
 class SlurmCluster:
-    """Submits batch scripts, and waits for them."""
+    """Submits batch scripts and waits for them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -76,18 +76,18 @@ class SlurmCluster:
         return done.stdout
 
     def submit(self, script: str, options: list[str], *arguments: object, **variables: str) -> str:
-        """Submit a committed batch script from the repository's root; give the job's number."""
+        """Submit a batch script of the repository from its root, and return the number of the job."""
         log = f"--output={self.folder}/%x-%j.log"
         command = ["sbatch", "--parsable", *options, log, str(SCRIPTS / script), *map(str, arguments)]
         return self.ask(*command, **variables).strip()
 
     def states(self, job: str) -> list[dict[str, str]]:
-        """Give what Slurm knows of a job, of each task of an array."""
+        """Return what Slurm knows of a job, one entry per array task."""
         lines = self.ask("scontrol", "show", "job", "--oneliner", job).splitlines()
         return [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines]
 
     def finished(self, job: str, timeout_s: float = 400) -> list[dict[str, str]]:
-        """Wait until a job is over, restarts and all; give what Slurm knows of it."""
+        """Wait until a job and all its restarts are over, and return what Slurm knows of it."""
         deadline = time.monotonic() + timeout_s
         hastened: set[str] = set()
         while True:
@@ -97,21 +97,21 @@ class SlurmCluster:
             assert time.monotonic() < deadline, f"{states}\n{self.log()}"
             waiting = {state["Restarts"] for state in states if state["Reason"] == "BeginTime"}
             if not waiting <= hastened:
-                # A requeued job waits for two minutes. A few seconds are enough for its nodes to have let go of it.
+                # A requeued job waits for two minutes, but its nodes release it after a few seconds.
                 self.ask("scontrol", "update", f"JobId={job}", "StartTime=now+5")
                 hastened |= waiting
             time.sleep(0.5)
 
     def log(self) -> str:
-        """Give what all jobs have said, and the daemons."""
+        """Return the logs of all jobs and daemons."""
         return "\n".join(f"== {path.name}\n{path.read_text(errors='replace')}" for path in self.folder.glob("*.log"))
 
     def said(self, job: str) -> str:
-        """Give what one job has said."""
+        """Return the log of one job."""
         return "\n".join(path.read_text(errors="replace") for path in sorted(self.folder.glob(f"*-{job}*.log")))
 
     def processes(self, *, of_jobs: bool) -> list[int]:
-        """Find the processes of this cluster by their environment: those of its jobs, or the daemons as well."""
+        """Find the processes of this cluster by their environment: of its jobs, or also its daemons."""
         mark, job = f"SLURM_CONF={self.folder}/".encode(), b"SLURM_JOB_ID="
         found: list[int] = []
         for entry in Path("/proc").glob("[0-9]*/environ"):
@@ -122,7 +122,7 @@ class SlurmCluster:
         return [process for process in found if process != os.getpid()]
 
     def processes_left(self) -> list[str]:
-        """Give the commands of processes that jobs have left behind, a while after their end."""
+        """Return the commands of processes that jobs left behind, some time after their end."""
         deadline = time.monotonic() + STOP_S
         while (left := self.processes(of_jobs=True)) and time.monotonic() < deadline:
             time.sleep(0.5)
@@ -131,9 +131,11 @@ class SlurmCluster:
 
 @contextmanager
 def slurm_cluster(folder: Path) -> Iterator[SlurmCluster]:
-    """Start Slurm in a folder with a short name; stop all of it in the end, whatever happened."""
+    """Start Slurm in a folder with a short name, and stop all of it at the end."""
     if missing := [name for name in DAEMONS if _program(name) is None]:
-        raise AssertionError(f"expected {', '.join(missing)}, found none: apt-get install slurm-wlm munge")
+        raise AssertionError(
+            f"missing programs: {', '.join(missing)}. Install them with: apt-get install slurm-wlm munge"
+        )
     cluster = SlurmCluster(folder)
     _configure(folder)
     with ExitStack() as leaving:
@@ -209,7 +211,7 @@ def _cancel_jobs(cluster: SlurmCluster) -> None:
 
 
 def _kill_all(cluster: SlurmCluster) -> None:
-    """Kill what is left: slurmd's step daemons leave its process group, and so does Ray."""
+    """Kill what is left, because slurmd's step daemons and Ray leave the process group."""
     for process in cluster.processes(of_jobs=False):
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Each of Accelerate's configurations is read by Accelerate, and starts the entry script, on CPUs in place of GPUs."""
+"""Accelerate reads each of its configurations and starts the entry script, on CPUs instead of GPUs."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from upfield.distributed.launch import free_port
 FOLDER = Path(__file__).parents[2] / "cluster" / "accelerate"
 NAMES = sorted(path.stem for path in FOLDER.glob("*"))
 SHARES = {"one_gpu": 1, "eight_gpus": 8, "many_nodes": 16, "fsdp": 8, "two_cpus": 2}
-# What tests have of GPUs: two cores.
+# Tests have two cores instead of GPUs.
 FEWER = {"eight_gpus": ("--num_processes", "2"), "fsdp": ("--num_processes", "2")}
 
 
@@ -44,11 +44,11 @@ def test_accelerate_reads_the_number_of_processes(name: str) -> None:
     assert isinstance(config, ClusterConfig)
     assert config.num_processes == SHARES[name]
     assert config.num_processes % config.num_machines == 0
-    # The run's configuration says it, and is written down with the run.
+    # The configuration that is saved with the run records the precision.
     assert config.mixed_precision == "no"
 
 
-# What FSDP does with that file is tests/distributed/test_split_weights.py's.
+# tests/distributed/test_split_weights.py tests what FSDP does with that file.
 @pytest.mark.parametrize(
     "name", ["one_gpu", "two_cpus", *(pytest.param(name, marks=pytest.mark.slow) for name in ("eight_gpus", "fsdp"))]
 )

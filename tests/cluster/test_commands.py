@@ -1,4 +1,4 @@
-"""Every command line, flag and path in the cluster files is one that exists; the scripts are clean."""
+"""Every command line, flag and path in the cluster files exists, and the shell scripts are clean."""
 
 import re
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.launch import launch_command_parser
-from commandlines import CLUSTER, FILES, ROOT, CommandLine, command_lines, command_of, installed, without_readers_files
+from commandlines import CLUSTER, FILES, ROOT, CommandLine, command_lines, command_of, completed, installed
 from torch.distributed.run import get_args_parser
 
 from upfield.common.command import parse
@@ -25,7 +25,7 @@ def test_command_lines_are_found_where_they_are() -> None:
 
 @pytest.mark.parametrize("line", LINES, ids=str)
 def test_a_command_line_is_parsed_by_its_own_command(line: CommandLine) -> None:
-    parse(command_of(line.verb), without_readers_files(line.arguments))
+    parse(command_of(line.verb), completed(line.verb, line.arguments))
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if line.launcher], ids=str)

@@ -1,4 +1,4 @@
-"""No container engine builds the image here: its sources, commands and extras are checked instead."""
+"""The sources, commands and extras of the image, checked without a container engine to build it."""
 
 import json
 import re
@@ -15,12 +15,12 @@ from upfield.cli.main import VERBS
 from upfield.common.command import parse
 
 DOCKERFILE = CLUSTER / "Dockerfile"
-# What only a working tree has; it must not get into an image.
+# Files that only a working tree has; they must not get into an image.
 PRIVATE = ("demo", ".venv", ".git", "run", "shards")
 
 
 def instructions() -> list[tuple[str, str]]:
-    """Give the instructions of the Dockerfile, those over several lines in one, without comments."""
+    """Return the instructions of the Dockerfile, each on one line, without comments."""
     lines = [line for line in DOCKERFILE.read_text().splitlines() if not line.lstrip().startswith("#")]
     joined = re.sub(r"\\\n", " ", "\n".join(lines))
     return [tuple(line.split(maxsplit=1)) for line in joined.splitlines() if line.strip()]  # pyright: ignore[reportReturnType]
@@ -31,7 +31,7 @@ def values(name: str) -> list[str]:
 
 
 def context() -> set[str]:
-    """Give the files that Docker's own client would send."""
+    """Return the files that Docker's own client would send."""
     patterns = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
     return exclude_paths(str(ROOT), patterns)
 
@@ -59,7 +59,7 @@ def test_nothing_else_is_sent() -> None:
 def test_all_packages_are_copied() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert set(project["tool"]["setuptools"]["package-dir"].values()) <= set(copied())
-    # setuptools reads them as it builds.
+    # setuptools reads them during the build.
     assert {project["project"]["readme"], *project["project"]["license-files"]} <= set(copied())
 
 
@@ -71,7 +71,7 @@ def test_what_is_installed_is_pinned_and_the_extras_are_known() -> None:
     }
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert extras <= known.keys()
-    # What the commands of the other files need.
+    # The commands of the other files need these.
     assert extras >= {"s3", "serve", "tune"}
 
 

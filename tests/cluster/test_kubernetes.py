@@ -1,7 +1,7 @@
-"""Kubernetes files fit its schemas and its own client, and what KubeRay and Ray read in theirs fits Ray's parsers.
+"""The Kubernetes files fit the schemas and the client of Kubernetes, and the parsers of Ray.
 
-KubeRay's own kinds have no schema that could be installed: their pods are checked as pods, their Ray clusters by the
-parser that Ray has for KubeRay's autoscaler, their applications by Ray Serve's.
+No package has schemas of KubeRay's own kinds. So their pods are checked as pods, their Ray clusters by the parser that
+Ray has for KubeRay's autoscaler, and their applications by the parser of Ray Serve.
 """
 
 import importlib
@@ -24,7 +24,7 @@ DOCUMENTS = [(path.stem, document) for path in FILES for document in yaml.safe_l
 CORE = [(name, document) for name, document in DOCUMENTS if document["apiVersion"] != "ray.io/v1"]
 RAY = {document["kind"]: document["spec"] for _, document in DOCUMENTS if document["apiVersion"] == "ray.io/v1"}
 CLUSTERS = {"RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}
-# What KubeRay's documentation names; others it drops without a word.
+# The keys that KubeRay documents; it drops all others silently.
 KNOWN_KEYS = {
     "RayJob": {
         "entrypoint",
@@ -52,7 +52,7 @@ KNOWN_GROUP_KEYS = {"groupName", "replicas", "minReplicas", "maxReplicas", "rayS
 
 
 def pods() -> dict[str, dict[str, Any]]:
-    """Give the specification of every pod in the files."""
+    """Return the specification of every pod in the files."""
     found = {f"{document['kind']}": document["spec"]["template"]["spec"] for _, document in CORE if is_job(document)}
     for kind, key in CLUSTERS.items():
         for group in (RAY[kind][key]["headGroupSpec"], *RAY[kind][key]["workerGroupSpecs"]):
@@ -84,7 +84,7 @@ def test_a_pod_fits_the_schema(name: str, version: str) -> None:
     kubernetes_validate.validate(pod, version, strict=True)
 
 
-def test_an_unknown_key_would_be_found() -> None:
+def test_an_unknown_key_is_found() -> None:
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": PODS["Job"] | {"volume": []}}
     with pytest.raises(kubernetes_validate.ValidationError, match="volume"):
         kubernetes_validate.validate(pod, VERSIONS[0], strict=True)
@@ -114,7 +114,7 @@ def test_kuberays_objects_have_documented_keys_only(kind: str) -> None:
     assert spec.keys() <= KNOWN_CLUSTER_KEYS
     for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
         assert group.keys() <= KNOWN_GROUP_KEYS
-        # Ray takes them as flags: text, whatever they mean.
+        # Ray takes them as flags, so all of them are text.
         assert all(isinstance(value, str) for value in group["rayStartParams"].values())
 
 
@@ -128,7 +128,7 @@ def constraints() -> str:
 
 
 def imported(module: str) -> Any:
-    """Import what imports Ray Serve, which warns of itself."""
+    """Import modules that import Ray Serve, which raises warnings of its own."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return importlib.import_module(module)
@@ -139,7 +139,7 @@ def application() -> dict[str, Any]:
     return found
 
 
-def test_ray_serve_imports_the_application_with_arguments_that_it_takes() -> None:
+def test_ray_serve_imports_the_application_with_arguments_that_it_accepts() -> None:
     module, _, name = application()["import_path"].partition(":")
     assert callable(getattr(imported(module), name))
     from_tree(command_of("serve").schema, application()["args"], "args")
@@ -152,7 +152,7 @@ def test_ray_serve_reads_the_applications() -> None:
     assert [one.import_path for one in read.applications] == [application()["import_path"]]
 
 
-def test_the_sweep_is_one_that_tune_takes(tmp_path: Path) -> None:
+def test_the_sweep_is_one_that_tune_accepts(tmp_path: Path) -> None:
     (found,) = [document for _, document in DOCUMENTS if document["kind"] == "ConfigMap"]
     tune = command_of("tune")
     file = tmp_path / "sweep.yaml"
@@ -177,7 +177,7 @@ def test_a_pod_is_not_root_and_has_memory_to_share(name: str) -> None:
         assert set(mounts.values()) <= volumes.keys()
 
 
-def test_the_cache_stays_below_what_its_volume_allows() -> None:
+def test_the_cache_stays_below_the_limit_of_its_volume() -> None:
     pod = PODS["Job"]
     (container,) = pod["containers"]
     config = parse(command_of("train"), container["args"])
@@ -190,7 +190,7 @@ def test_the_cache_stays_below_what_its_volume_allows() -> None:
 
 
 def gibibytes(text: str) -> int:
-    """Give the bytes of a quantity like 60Gi."""
+    """Return the bytes of a quantity such as 60Gi."""
     assert text.endswith("Gi")
     return int(text.removesuffix("Gi")) * 2**30
 
@@ -205,7 +205,7 @@ def test_pods_of_the_training_job_find_pod_0_by_the_service() -> None:
     assert int(environment["MASTER_PORT"]) == service["spec"]["ports"][0]["port"]
     assert spec["completions"] == spec["parallelism"] == int(environment["NUM_NODES"])
     assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == environment["PROCESSES"]
-    # Kubernetes puts this label on the pods of a job.
+    # Kubernetes sets this label on the pods of a job.
     assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": job()["metadata"]["name"]}
 
 

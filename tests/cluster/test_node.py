@@ -1,4 +1,4 @@
-"""The launcher of one node among several: two of them train one run, stop with it, and say why they ended."""
+"""The launcher of one node: two of them train one run together, stop together, and exit with the right code."""
 
 import os
 import signal

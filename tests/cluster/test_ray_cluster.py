@@ -1,4 +1,4 @@
-"""`ray up`'s file is read by Ray's own parser."""
+"""Ray's own parser reads the file for `ray up`."""
 
 import re
 import tomllib
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from commandlines import CLUSTER, ROOT, command_lines, command_of, without_readers_files
+from commandlines import CLUSTER, ROOT, command_lines, command_of, completed
 from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -38,18 +38,18 @@ def test_machines_get_this_repository_and_install_its_versions() -> None:
     (install,) = [line for line in config()["setup_commands"] if "pip install" in line]
     assert "--constraint ~/upfield/constraints.txt" in install
     extras = set(re.findall(r"\$HOME/upfield\[(.*?)\]", install)[0].split(","))
-    # Shards and checkpoints in S3, the sweep's report and its sampler.
+    # For shards and checkpoints in S3, and for the sweep's report and sampler.
     assert extras == {"s3", "tune"}
     assert extras <= tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"].keys()
     assert config()["auth"]["ssh_user"] == target.split("/")[2]
     assert (ROOT / "constraints.txt").is_file()
 
 
-def test_the_sweep_asks_for_gpus_and_waits_for_them_since_none_is_there_at_the_start() -> None:
+def test_the_sweep_requests_gpus_and_waits_for_them_because_none_are_there_at_the_start() -> None:
     types = config()["available_node_types"]
     assert types["gpu"]["min_workers"] == types["head"]["resources"]["GPU"] == 0
     (line,) = command_lines(CLUSTER / "ray" / "cluster.yaml")
-    sweep = parse(command_of("tune"), without_readers_files(line.arguments))
+    sweep = parse(command_of("tune"), completed(line.verb, line.arguments))
     assert sweep.wait_for_nodes_s >= 600
     assert count_fitting(sweep.resources, [(node["CPU"], node["GPU"]) for node in resources(types)]) == 1
 
@@ -58,5 +58,5 @@ def resources(types: dict[str, Any]) -> list[dict[str, float]]:
     return [kind["resources"] for kind in types.values()]
 
 
-def test_machines_get_the_token_that_lets_them_in() -> None:
+def test_machines_get_the_token_of_the_cluster() -> None:
     assert config()["file_mounts"]["/home/ubuntu/.ray/auth_token"] == "~/.ray/auth_token"

@@ -1,4 +1,4 @@
-"""The RayService's application, by Ray Serve's own `serve run` with what the file gives it, on a CPU."""
+"""The RayService's application, started by Ray Serve's `serve run` with the arguments of the file, on a CPU."""
 
 import contextlib
 import json
@@ -36,7 +36,7 @@ def test_ray_serve_serves_the_application_of_the_file(tiny_model: Path, tmp_path
     ):
         try:
             assert answer(port, "/ready", process) == {"status": "ready"}, (tmp_path / "said").read_text()
-            # A token of the environment, as the secret gives it, is asked for.
+            # The secret provides the token as an environment variable, and the service requires it.
             with pytest.raises(urllib.error.HTTPError, match="401"):
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/model", timeout=10)
             assert answer(port, "/model", process)["file"] == tiny_model.name

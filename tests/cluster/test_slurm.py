@@ -1,4 +1,4 @@
-"""The committed batch scripts, submitted to a real Slurm of two nodes."""
+"""The batch scripts of the repository, submitted to a real Slurm of two nodes."""
 
 import json
 import statistics
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.cluster
 SMALL = ["--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1", "--time=20"]
 TINY = ["--model.preset", "tiny", "--run.precision", "no", "--run.log_every", "1", "--optim.lr", "1e-3"]
 BATCH = 10
-# Longer than the shortest time limit there is.
+# Longer than the shortest time limit of Slurm.
 UNDISTURBED_S = 75
 
 
@@ -43,7 +43,7 @@ def short(slurm: SlurmCluster, tiny_shards: Path, tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="module")
 def steps(short: Path) -> int:
-    """How many steps take long enough for a time limit."""
+    """Number of steps that take longer than the time limit."""
     rate = statistics.median(line["slices_per_s"] for line in training_lines(short))
     return max(18, int(UNDISTURBED_S * rate / BATCH))
 
@@ -65,7 +65,7 @@ def test_a_run_preempted_by_its_time_limit_ends_as_an_undisturbed_one(
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "run"
     job = slurm.submit("train.sbatch", SMALL, *training(tiny_shards, undisturbed, steps))
     assert slurm.finished(job)[0]["JobState"] == "COMPLETED", slurm.said(job)
-    # A minute is the shortest limit that there is. Slurm warns 5 to 35 s before it, for it looks every half minute.
+    # One minute is the shortest time limit. Slurm warns 5 to 35 s before it, because it checks every half minute.
     limit = [*SMALL[:3], "--time=1", "--signal=B:TERM@5"]
     job = slurm.submit("train.sbatch", limit, *training(tiny_shards, out, steps))
     (state,) = slurm.finished(job, timeout_s=1200)
@@ -73,7 +73,7 @@ def test_a_run_preempted_by_its_time_limit_ends_as_an_undisturbed_one(
     assert state["JobState"] == "COMPLETED", said
     restarts = int(state["Restarts"])
     assert restarts >= 1
-    # One log holds them all, in their order.
+    # One log holds all restarts in their order.
     assert said.count("stopped before its end; requeued") == restarts
     assert said.count("the same command continues from there") >= 1
     assert said.count("ended with 0") == 1
@@ -92,7 +92,7 @@ def test_ranks_that_slurm_signals_as_it_preempts_a_job_save_and_go_on_after_the_
     while not (out / "checkpoints" / "step-00000005").exists():
         assert time.monotonic() < deadline, slurm.said(job)
         time.sleep(0.1)
-    # The steps alone, as at the beginning of the grace time.
+    # Signal only the steps, as Slurm does at the start of the grace time.
     slurm.ask("scancel", "--signal=TERM", job)
     (state,) = slurm.finished(job)
     assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), slurm.said(job)
@@ -110,7 +110,7 @@ def test_wrong_input_ends_the_job_with_2_and_without_another_try(slurm: SlurmClu
 def test_an_image_file_is_entered_by_apptainer_on_every_rank(
     slurm: SlurmCluster, tiny_shards: Path, tmp_path: Path
 ) -> None:
-    # In place of Apptainer, which is no Debian package: notes its arguments, and runs the command as it stands.
+    # A stand-in for Apptainer, which Debian does not package: it records its arguments and runs the command.
     stand_in = tmp_path / "apptainer"
     stand_in.write_text(f'#!/bin/sh\necho "$RANK $LOCAL_WORLD_SIZE $*" >> {tmp_path}/entered\nshift 5\nexec "$@"\n')
     stand_in.chmod(0o755)
@@ -186,7 +186,7 @@ def test_a_sweep_that_slurm_warns_goes_on_after_the_queue(
     while not list((tmp_path / "sweep").glob("**/checkpoints/step-*")):
         assert time.monotonic() < deadline, slurm.said(job)
         time.sleep(0.5)
-    # What the time limit does, without waiting for it.
+    # The same signal as at the time limit, without waiting for it.
     slurm.ask("scancel", "--batch", "--signal=TERM", job)
     (state,) = slurm.finished(job)
     assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), slurm.said(job)
@@ -196,6 +196,6 @@ def test_a_sweep_that_slurm_warns_goes_on_after_the_queue(
 
 
 def hashes(shards: Path) -> dict[str, str]:
-    """Give the hash of each shard of a set."""
+    """Return the hash of each shard of a set."""
     splits = json.loads((shards / "manifest.json").read_text())["splits"]
     return {shard["name"]: shard["sha256"] for split in splits.values() for shard in split["shards"]}

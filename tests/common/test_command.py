@@ -70,18 +70,22 @@ def refusal(*arguments):
 
 def test_an_unknown_key_is_told_with_file_nearest_and_known_keys(write_yaml):
     file = write_yaml("optim: {lr: 1.0, beta: [0, 0]}")
-    assert refusal("--config", file) == (f"{file}: unknown key optim.beta (did you mean betas?); known: betas, lr")
+    assert refusal("--config", file) == (
+        f"{file}: unknown key optim.beta (did you mean betas?). Known keys: betas, lr."
+    )
 
 
 def test_an_unknown_key_inside_a_list_is_told_with_its_place(write_yaml):
     file = write_yaml("cohorts: [{name: a, high: 'a/{subject}.nii'}, {name: b, hihg: 'b/{subject}.nii'}]")
-    with pytest.raises(InputError, match=r"unknown key cohorts\[1\].hihg \(did you mean high\?\); known: align, "):
+    with pytest.raises(
+        InputError, match=r"unknown key cohorts\[1\].hihg \(did you mean high\?\)\. Known keys: align, "
+    ):
         parse(SHARD, ["--config", str(file)])
 
 
 def test_an_unknown_flag_is_told_with_nearest_and_known_flags():
     message = refusal("--optim.lrr", "1")
-    assert message.startswith("unknown flag --optim.lrr (did you mean --optim.lr?); known: ")
+    assert message.startswith("unknown flag --optim.lrr (did you mean --optim.lr?). Known flags: ")
     assert "--quick" in message
 
 
@@ -91,7 +95,7 @@ def test_flags_are_never_abbreviated():
 
 @pytest.mark.parametrize("arguments", [["--count"], ["--count", "--quick"], ["--model", "--count=2"]])
 def test_a_flag_without_its_value_is_refused(arguments):
-    assert f"{arguments[0]}: expected a value, found" in refusal(*arguments)
+    assert f"{arguments[0]}: the value is missing. Write {arguments[0]} VALUE." in refusal(*arguments)
 
 
 @pytest.mark.parametrize("text", ["count: much", "count: [1]", "count: 1.5", "optim: {lr: fast}", "optim: 3", "[1, 2]"])
@@ -123,7 +127,7 @@ def test_positionals_and_flags_may_be_mixed():
 
 
 def test_more_positionals_than_fields_are_refused():
-    with pytest.raises(InputError, match="expected flags only, found besides: out"):
+    with pytest.raises(InputError, match=r"too many arguments: out\. The command takes flags only"):
         parse(SHARD, ["out"])
 
 
@@ -203,11 +207,14 @@ def test_wrong_input_is_one_line_and_exit_code_2(run_cli, arguments):
 
 
 def test_a_missing_required_value_is_named(run_cli):
-    assert "expected --out, found none" in run_cli(lambda argv: execute(SHARD, argv))[2]
+    assert (
+        "--out is missing. Give it on the command line or in the configuration file."
+        in run_cli(lambda argv: execute(SHARD, argv))[2]
+    )
 
 
 def test_a_file_that_is_not_yaml_is_refused(write_yaml):
-    assert "expected YAML, found something else" in refusal("--config", write_yaml("{count: [}"))
+    assert "job.yaml: this is not valid YAML: " in refusal("--config", write_yaml("{count: [}"))
 
 
 @pytest.mark.parametrize(
@@ -241,7 +248,9 @@ def test_an_unexpected_exception_shows_its_traceback_and_exits_1(run_cli):
     code, _, err = run_cli(lambda argv: execute(job_that(lambda _: {}["absent"]), argv))
     assert code == 1
     assert "KeyError: 'absent'" in err
-    assert err.splitlines()[-1] == "upfield job: error: this is a fault of the program, not of the input"
+    assert err.splitlines()[-1] == (
+        "upfield job: error: this is a bug in upfield, not in your input. Please report it with the traceback above."
+    )
 
 
 def test_the_commands_own_code_is_the_exit_code():
@@ -271,7 +280,7 @@ def test_a_list_items_keys_have_help_of_their_own(run_cli):
     ("key", "said"),
     [
         ("fit: crop", 'cohorts[1].fit: expected resize or crop_pad or null, found "crop"'),
-        ("split: {val: '02'}", "cohorts[1].split.val: expected a number or a list of text"),
+        ("split: {val: '02'}", "cohorts[1]: cohort b: split.val: expected a number or a list of ids, found '02'"),
         ("synthetic: two", 'cohorts[1].synthetic: expected a whole number, found "two"'),
     ],
 )

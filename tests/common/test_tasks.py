@@ -12,16 +12,16 @@ from upfield.common.tasks import run_tasks
 from upfield.imaging import volume
 from upfield.imaging.resample import zoom_to
 
-# Functions of installed modules: worker processes cannot import this file.
+# Worker processes cannot import this file, so tasks are functions of installed modules.
 REFUSED = "absent.nii"
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_every_task_gives_its_result_once(jobs):
+def test_every_task_yields_its_result_once(jobs):
     assert sorted(run_tasks(os.fspath, ["a", "b", "c"], jobs)) == ["a", "b", "c"]
 
 
-def test_no_tasks_give_no_results():
+def test_no_tasks_yield_no_results():
     assert list(run_tasks(os.fspath, [], jobs=2)) == []
 
 
@@ -38,7 +38,7 @@ def test_a_task_has_one_blas_thread_and_leaves_the_caller_its_own():
     assert threads() == before
 
 
-def test_a_volume_of_full_size_comes_out_the_same_for_any_number_of_jobs():
+def test_a_volume_of_full_size_is_the_same_for_any_number_of_jobs():
     low = np.random.default_rng(0).random((112, 138, 40), dtype=np.float32)
     enlarge = partial(zoom_to, shape=(179, 221, 200))
     (alone,), (first, second) = run_tasks(enlarge, [low], jobs=1), run_tasks(enlarge, [low, low], jobs=2)
@@ -60,12 +60,12 @@ def test_after_a_failure_no_worker_is_left_at_work():
 
 @pytest.fixture
 def own_ray(monkeypatch):
-    """Ray on this machine alone, whatever cluster runs here."""
+    """Ray starts on this machine, even if a cluster runs here."""
     monkeypatch.setenv("RAY_ADDRESS", "local")
 
 
 @pytest.mark.usefixtures("own_ray")
-def test_ray_gives_the_same_results_and_errors_and_is_left_as_it_was_found(tmp_path):
+def test_ray_yields_the_same_results_and_errors_and_is_shut_down_afterwards(tmp_path):
     import ray
 
     results = run_tasks(os.path.basename, ["x/a", "x/b", "x/c"], executor="ray")

@@ -1,4 +1,4 @@
-"""Stores that fail when they are told to."""
+"""Stores that fail on demand."""
 
 import os
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def s3_server(tiny_shards: Path) -> Iterator[str]:
 
 @pytest.fixture
 def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
-    """The same, with faults in between; the usual variables lead to it."""
+    """The S3 server behind a proxy that can fail; clients find it by the usual environment variables."""
     server = FaultyServer(from_server(s3_server))
     for name in [name for name in os.environ if name.startswith(("AWS_", "FSSPEC_"))]:
         monkeypatch.delenv(name)

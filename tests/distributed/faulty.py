@@ -1,4 +1,4 @@
-"""A store on loopback that fails when it is told to: HTTP from a folder, or in front of an S3 server."""
+"""A store on loopback that fails on demand: HTTP from a folder, or a proxy of an S3 server."""
 
 import itertools
 import threading
@@ -24,7 +24,7 @@ def from_folder(root: Path) -> Callable[[str, dict[str, str]], Answer]:
 
 
 def from_server(url: str) -> Callable[[str, dict[str, str]], Answer]:
-    """Answer as another server does."""
+    """Pass on the answers of another server."""
 
     def answer(path: str, headers: dict[str, str]) -> Answer:
         try:
@@ -41,11 +41,11 @@ class _QuietServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing: clients hang up on what stalls."""
+        """Print nothing, because clients close stalled connections."""
 
 
 class FaultyServer:
-    """Counts the files asked for, and gives for each the faults laid down for it before it answers rightly."""
+    """Counts the requests for each file, and answers with the faults planned for it before it answers correctly."""
 
     def __init__(self, answer: Callable[[str, dict[str, str]], Answer]) -> None:
         self.answer = answer
@@ -62,7 +62,7 @@ class FaultyServer:
         return "http://{}:{}".format(*self._server.server_address[:2])
 
     def fail(self, name: str, faults: Iterable[str]) -> None:
-        """Lay down the faults of the next requests for a file, by the end of its path."""
+        """Plan the faults of the next requests for a file, named by the end of its path."""
         self._faults[name] = iter(faults)
 
     def fail_always(self, name: str, fault: str) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from upfield.common.errors import InputError
 from upfield.distributed.checkpoint import TrainingProgress
-from upfield.distributed.configuration import RunConfig, TrainConfig
+from upfield.distributed.configuration import DataConfig, RunConfig, TrainConfig
 from upfield.distributed.launch import SCRIPT, free_port
 from upfield.sharding.shardset.manifest import read_manifest
 from upfield.sharding.shardset.shard_split import ShardSplit
@@ -162,7 +162,7 @@ def test_a_scaler_whose_step_was_skipped_scales_the_next(monkeypatch: pytest.Mon
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     monkeypatch.setattr(training_step, "global_keys", lambda *_: ["a", "b"])
-    config = TrainConfig(run=RunConfig(on_nonfinite="skip", max_skips=1))
+    config = TrainConfig(DataConfig("shards"), run=RunConfig(Path("run"), on_nonfinite="skip", max_skips=1))
     run: Any = SimpleNamespace(
         progress=TrainingProgress(),
         config=config,
@@ -187,11 +187,12 @@ def test_a_process_that_sees_another_set_or_no_checkpoint_is_refused(tiny_shards
     from upfield.distributed.preconditions import refuse_other_view
 
     manifest = read_manifest(tiny_shards)
-    refuse_other_view(TrainConfig(), manifest, manifest.data_sha256, tmp_path)
+    config = TrainConfig(DataConfig("shards"), run=RunConfig(Path("run")))
+    refuse_other_view(config, manifest, manifest.data_sha256, tmp_path)
     with pytest.raises(InputError, match="the shard set differs between nodes"):
-        refuse_other_view(TrainConfig(), manifest, "0" * 64, None)
+        refuse_other_view(config, manifest, "0" * 64, None)
     with pytest.raises(InputError, match="the first node found this checkpoint, but another node cannot see it"):
-        refuse_other_view(TrainConfig(), manifest, manifest.data_sha256, tmp_path / "gone")
+        refuse_other_view(config, manifest, manifest.data_sha256, tmp_path / "gone")
 
 
 def test_folders_with_names_like_checkpoints_are_not_touched(tiny_shards: Path, copied: Path) -> None:

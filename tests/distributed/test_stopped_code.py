@@ -29,4 +29,4 @@ def test_a_stopped_run_leaves_with_its_code_and_a_finished_one_with_0(
 @pytest.mark.parametrize("code", [1, 2, -1, 126])
 def test_a_code_that_means_something_else_is_refused(code: int) -> None:
     with pytest.raises(ValueError, match=r"run\.stopped_code: expected 0, or 3 to 125"):
-        RunConfig(stopped_code=code)
+        RunConfig(Path("run"), stopped_code=code)

@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from upfield.distributed.samples.reader import read_batch
 from upfield.evaluation import measure
 from upfield.evaluation.evaluate import main
 from upfield.evaluation.measure import MeasurementSettings
@@ -55,8 +56,6 @@ def test_metrics_have_the_promised_shape(evaluated: Path) -> None:
 
 
 def test_cubic_figures_are_those_of_the_stored_input(evaluated: Path, tiny_shards: Path) -> None:
-    from upfield.distributed.samples.reader import read_batch
-
     split = ShardSplit(tiny_shards, "train")
     batch = read_batch(split, range(split.num_samples))
     error = np.square(batch.low.numpy().astype(np.float64) - batch.high.numpy()).mean(axis=(1, 2, 3))

@@ -81,7 +81,7 @@ def change(name: str) -> Callable[[dict[str, Any]], None]:
         (None, ["RUN", "RUN"], "a model is named twice"),
         (None, ["RUN", "--batch_size", "0"], "batch_size: expected at least 1, found 0"),
         (None, ["RUN", "--processes", "0"], "processes: expected at least 1, found 0"),
-        (None, [], "expected MODELS, found none"),
+        (None, [], "MODELS is missing"),
         (
             "other_normalisation",
             ["RUN"],

@@ -1,5 +1,6 @@
 """The schema of the service refuses values that no service can run with."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,4 +21,4 @@ from upfield.export.configuration import ServeConfig
 )
 def test_values_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ServeConfig(**options)
+        ServeConfig(Path("model.onnx"), **options)

@@ -277,7 +277,7 @@ def test_an_interrupt_ends_promptly_and_keeps_what_is_done(tiny_model: Path, tmp
         (["MODEL", "SCAN", "--out", "SCAN"], "expected a new file or an enhanced one"),
         (["MODEL", "SCAN", "--out", "out", "--device", "cuda"], "cuda needs an NVIDIA GPU"),
         (["nowhere.onnx", "SCAN", "--out", "out"], "nowhere.onnx: there is no such file"),
-        (["MODEL", "--out", "out"], "expected SCANS"),
+        (["MODEL", "--out", "out"], "SCANS is missing"),
         (["MODEL", "TINY", "--out", "out"], "expected a field of view of at least 9 mm"),
         (["MODEL", "SCAN", "--out", "out", "--like", "nowhere.nii"], "nowhere.nii: there is no such file"),
         (["MODEL", "SCAN", "--out", "out", "--batch_size", "0"], "batch_size: expected at least 1"),

@@ -65,7 +65,7 @@ def test_restored_slices_are_within_range(tiny_model: Path) -> None:
         (["RUN", "--out", "model.onnx", "--evaluation", "nowhere.json"], "nowhere.json: there is no such file"),
         (["RUN", "--out", "model.onnx", "--evaluation", "."], "is a folder. Name the metrics.json in it"),
         (["RUN", "--out", "model.onnx", "--shards", "nowhere"], "there is no shard set here"),
-        (["RUN"], "expected --out"),
+        (["RUN"], "--out is missing"),
     ],
 )
 def test_bad_input_is_refused(

@@ -21,7 +21,7 @@ def save(path, affine=AFFINE, voxels: Any = VOXELS, kind: Any = nib.Nifti1Image)
 
 
 def without_codes(path, **fields):
-    """Write a NIfTI file that does not say where its axes point, with other header fields as given."""
+    """Write a NIfTI file that does not say where its axes point, with the given header fields."""
     content = bytearray(nib.Nifti1Image(VOXELS, AFFINE).to_bytes())
     header = nib.Nifti1Header(bytes(content[:348]))
     for name, value in {"qform_code": 0, "sform_code": 0, **fields}.items():

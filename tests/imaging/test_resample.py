@@ -68,7 +68,7 @@ def test_pairs_of_stored_psr_volumes_are_those_of_a_plain_scipy_pipeline(tmp_pat
     unit = Unit("a", "1", "real", 0)
     subject = Subject("a", "1", "1", "train", sources[1], sources[0], "resize", (unit,))
     (with_headers,) = preflight([subject]).subjects
-    (pair,) = make_pairs(with_headers, ShardConfig(geometry=geometry)).pairs
+    (pair,) = make_pairs(with_headers, ShardConfig("out", geometry=geometry)).pairs
     expected_low = plain_scale(plain_zoom(plain_zoom(low, geometry.low_shape), geometry.high_shape))
     expected_high = plain_scale(plain_zoom(high, geometry.high_shape))
     for x in range(geometry.high_shape[0]):

@@ -208,7 +208,7 @@ def test_a_flipped_bit_is_refused_wherever_it_is(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     save(path, voxels, kind=nib.MGHImage if suffix == ".mgz" else nib.Nifti1Image)
     whole = path.read_bytes()
-    # Behind gzip's own header, of which the time stamp and the name tell nothing about the content.
+    # After gzip's own header, whose time stamp and name do not concern the content.
     for place in range(100, len(whole), 1500):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
         with pytest.raises(VolumeError, match=rf"^{path}: this is not a readable NIfTI file"):
@@ -216,7 +216,7 @@ def test_a_flipped_bit_is_refused_wherever_it_is(tmp_path, suffix):
 
 
 def without_codes(path, voxels):
-    """Write a file that gives spacing (1.5, 2, 3) mm but does not say where its axes point."""
+    """Write a file that states a spacing of (1.5, 2, 3) mm but does not say where its axes point."""
     content = bytearray(nib.Nifti1Image(voxels, AFFINE).to_bytes())
     content[252:256] = bytes(4)
     path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Remote stores to test against: a real S3 server (moto's, on loopback), and fsspec's memory file system."""
+"""Remote stores for tests: a real S3 server (moto's, on loopback), and fsspec's memory file system."""
 
 import asyncio
 import hashlib
@@ -14,7 +14,7 @@ from stores import HOOKS, NAMES, Server, name_of, outside, watching, write_set
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """A server that the usual variables alone lead to, with hooks in the stores' clients."""
+    """An S3 server that clients find by the usual environment variables alone."""
     server = Server()
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(("AWS_", "FSSPEC_"))]:
@@ -41,7 +41,7 @@ def bucket(server: Server, request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=["s3", "memory"])
 def url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """An empty place on each kind of store."""
+    """Address of an empty folder, on each kind of store."""
     if request.param == "s3":
         yield f"{request.getfixturevalue('bucket')}/sets/a"
     else:
@@ -58,7 +58,7 @@ def staging(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sent(hooks: None) -> Iterator[list[str]]:
-    """Names of files sent, in the order of their arrival."""
+    """Names of the files sent, in order of arrival."""
     names: list[str] = []
     with watching(after=names.append):
         yield names
@@ -66,7 +66,7 @@ def sent(hooks: None) -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def hooks() -> Iterator[None]:
-    """Have both kinds of store call what `watching` sets."""
+    """Make both kinds of store call the functions that `watching` sets."""
     send, send_async = MemoryFileSystem.put_file, S3FileSystem._put_file
 
     def watched(self, lpath, rpath, *args, **kwargs):
@@ -75,13 +75,13 @@ def hooks() -> Iterator[None]:
         HOOKS["after"](name_of(rpath))
 
     async def watched_async(self, lpath, rpath, *args, **kwargs):
-        # In a thread of its own, where it may use the file system too.
+        # In a separate thread, because the hook may use the file system too.
         await asyncio.to_thread(HOOKS["before"], name_of(rpath))
         await send_async(self, lpath, rpath, *args, **kwargs)
         await asyncio.to_thread(HOOKS["after"], name_of(rpath))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MemoryFileSystem, "put_file", watched)
-        # fsspec looks at it only when an instance is made, which costs a third of a second.
+        # fsspec reads this method only when it creates an instance, which takes a third of a second.
         patch.setattr(S3FileSystem, "_put_file", watched_async)
         yield

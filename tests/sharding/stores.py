@@ -1,4 +1,4 @@
-"""What tests of remote stores share: a server that comes and goes, hooks in the stores' clients, small sets."""
+"""Helpers for tests of remote stores: a server that can go away, hooks in the stores' clients, and small sets."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ OLD = NAMES[:4]
 
 
 class Server:
-    """A moto server that can go away and come back at the same address with what it held."""
+    """A moto server that can stop and start again at the same address with the same contents."""
 
     def __init__(self) -> None:
         self._moto = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
@@ -47,7 +47,7 @@ HOOKS: dict[str, Callable[[str], None]] = {"before": ignore, "after": ignore}
 
 @contextmanager
 def watching(before: Callable[[str], None] = ignore, after: Callable[[str], None] = ignore) -> Iterator[None]:
-    """Call `before` and `after` each file that a store is sent, with its name below the set's folder."""
+    """Call `before` and `after` around each file sent to a store, with the file's name below the set's folder."""
     HOOKS.update(before=before, after=after)
     try:
         yield
@@ -60,7 +60,7 @@ def name_of(path: str) -> str:
 
 
 def failing_after(count: int, error: Exception) -> AbstractContextManager[None]:
-    """Let a store take `count` files and no more."""
+    """Let a store accept `count` files, and raise `error` for every later one."""
     left = iter(range(count))
 
     def fail(name: str) -> None:
@@ -71,7 +71,7 @@ def failing_after(count: int, error: Exception) -> AbstractContextManager[None]:
 
 
 def write_set(folder: Path, names: tuple[str, ...], seed: int = 0, num_bytes: int = 4000) -> Path:
-    """Write what an upload needs of a set: a shard of the same name and seed has the same bytes in every set."""
+    """Write the files of a set that an upload needs. Shards of the same name and seed have the same bytes."""
     splits = {split: {"shards": []} for split in ("train", "val", "test")}
     for name in names:
         tar = np.random.default_rng([seed, zlib.crc32(name.encode())]).bytes(num_bytes)
@@ -86,7 +86,7 @@ def write_set(folder: Path, names: tuple[str, ...], seed: int = 0, num_bytes: in
 
 
 def outside(url: str) -> tuple[Any, str]:
-    """Give a file system that shares no cache with the one under test, and the path in it."""
+    """Return a file system that shares no cache with the one under test, and the path in it."""
     return fsspec.core.url_to_fs(url, use_listings_cache=False)
 
 

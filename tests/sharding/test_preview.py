@@ -15,7 +15,7 @@ def write_foreign(root, keys):
     """A set of blank samples with these keys, all for training."""
     half = np.zeros((1, 22, 20), np.float16)
     entries = [write_shard(root, "train/000000", [Sample(key, half, half, {}) for key in keys])] if keys else []
-    config = ShardConfig(geometry=GeometryConfig(high_shape=(12, 22, 20)))
+    config = ShardConfig("out", geometry=GeometryConfig(high_shape=(12, 22, 20)))
     write_manifest(root, content_config(config), Addition([], entries), None)
     return root
 
@@ -54,7 +54,7 @@ def test_each_overlay_is_another_picture(tiny_shards, tmp_path, run_cli, name):
         (["--out", "grid.png", "--pairs", "999"], "expected at most 80 in a .png file, found 999"),
         (["--out", "grid.html", "--pairs", "80"], "expected at most 24 in a .html file, found 80"),
         (["--out", "grid.png", "--overlay", "blink"], "overlay"),
-        ([], "expected --out, found none"),
+        ([], "--out is missing"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(tiny_shards, tmp_path, monkeypatch, run_cli, flags, message):

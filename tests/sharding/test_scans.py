@@ -1,4 +1,4 @@
-"""Real scans, beside the checkout and no part of it, built into sets on a coarse grid."""
+"""Build sets on a coarse grid from real scans, which lie beside the checkout and are not part of it."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ AWKWARD_FILES = sorted((DATA / "awkward").glob("*.nii*"))
 GEOMETRY = """\
 geometry: {low_shape: [22, 28, 20], low_spacing_mm: [8, 8, 10], high_shape: [45, 55, 50], high_spacing_mm: [4, 4, 4]}
 """
-# What each awkward file is refused for; the others give a set.
+# Why each awkward file is refused; a set can be built from the others.
 REFUSED = {
     "4d_pcasl_52x68x20x10.nii.gz": "expected 3 dimensions, found 4",
     "all_zero_156cubed.nii.gz": "every voxel has the value 0",
@@ -26,7 +26,7 @@ REFUSED = {
     "empty_file.nii.gz": "the file is empty",
     "has_153_NaN_bigendian_17x21x3.nii": "153 are NaN or infinite",
     "rgb24_ct.nii.gz": "expected real voxels",
-    "tiny_7x5x3.nii.gz": "percentiles 1 and 99 are both",  # in a box of the grid it is next to nothing
+    "tiny_7x5x3.nii.gz": "percentiles 1 and 99 are both",  # it nearly vanishes in the grid's box
     "text_pointer.nii.gz": "(Git LFS)",
     "truncated_gzip.nii.gz": "the file is cut off or damaged",
 }
@@ -81,7 +81,7 @@ def test_heads_fill_the_grid_and_stand_upright_however_they_are_stored(heads, co
     for subject, voxels in found.items():
         assert 0.15 < (voxels > 0.2).mean() < 0.75, subject
         halves = [np.corrcoef(voxels.ravel(), np.flip(voxels, axis).ravel())[0, 1] for axis in range(3)]
-        # Left and right of a head are alike, front and back are less so, top and bottom least.
+        # Left and right of a head are most similar, top and bottom least.
         assert halves[0] == max(halves) > 0.6, (subject, halves)
 
 
@@ -109,7 +109,7 @@ def test_an_awkward_file_gives_a_set_or_is_refused_by_name_with_what_is_wrong(ru
         return
     assert code == 2
     assert err.splitlines()[-1].startswith("upfield shard: error: 1 of 1 subjects have 1 problems")
-    # Long paths are cut in the table, not in the file.
+    # The table cuts long paths, the file does not.
     assert path.name.removesuffix(suffix) in err
     (problem,) = json.loads((tmp_path / "shards.problems.json").read_text())["problems"]
     assert problem["file"] == str(tmp_path / "scan" / path.name)

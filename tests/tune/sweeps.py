@@ -1,4 +1,4 @@
-"""Sweeps in processes of their own."""
+"""Sweeps that run in their own processes."""
 
 import csv
 import os
@@ -12,7 +12,7 @@ TIMEOUT_S = 400
 
 
 def write_config(folder: Path, shards: Path, text: str, run: str = "") -> Path:
-    """Write a sweep of `tiny` on `shards`; `run` goes into the trials' `run`, `text` beside `train`."""
+    """Write the configuration of a sweep of `tiny`; `run` is added to `train.run`, and `text` beside `train`."""
     path = folder / "sweep.yaml"
     path.write_text(
         f"train:\n  data: {{shards: {shards}, batch_size: 4}}\n  model: {{preset: tiny}}\n"

@@ -1,4 +1,4 @@
-"""Sweeps over two nodes, to which the package travels, and over a store that no folder is."""
+"""Sweeps on two nodes that receive the package, and sweeps with a store instead of a shared folder."""
 
 import shutil
 import subprocess
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def two_nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cluster]:
-    """A cluster of two nodes with a CPU each."""
+    """A cluster of two nodes with one CPU each."""
     for name, value in environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("RAY_ADDRESS")
@@ -94,7 +94,7 @@ def test_a_sweep_waits_for_the_nodes_that_it_needs(tiny_shards: Path, tmp_path: 
     assert rows(tmp_path / "sweep" / "trials.csv")[0]["status"] == "done"
 
 
-def test_trials_upload_to_a_store_and_the_best_comes_home(tiny_shards: Path, tmp_path: Path) -> None:
+def test_trials_upload_to_a_store_and_the_best_run_is_downloaded(tiny_shards: Path, tmp_path: Path) -> None:
     import boto3
 
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
@@ -116,7 +116,7 @@ def test_trials_upload_to_a_store_and_the_best_comes_home(tiny_shards: Path, tmp
         run_sweep(config, tmp_path / "sweep", "--storage", store, **keys)
         uploaded = [entry["Key"] for entry in client.list_objects_v2(Bucket="sweeps")["Contents"]]
         again = run_sweep(config, tmp_path / "sweep", "--storage", store, **keys)
-        shutil.rmtree(tmp_path / "sweep")  # as where the driver comes up on another machine
+        shutil.rmtree(tmp_path / "sweep")  # as if the driver started on another machine
         home = run_sweep(config, tmp_path / "sweep", "--storage", store, **keys)
         (tmp_path / "colleague").mkdir()
         text = "space: {optim.lr: [1.0e-4]}\n"

@@ -1,4 +1,4 @@
-"""Points are compared by their mean over seeds, whatever became of their trials, and the report says it all."""
+"""Points are compared by their mean over seeds, failed trials included, and the report shows them all."""
 
 import csv
 import io
@@ -44,7 +44,7 @@ def test_mean_and_spread_are_over_seeds() -> None:
     assert outcome([20.0], lr=1).spread is None
 
 
-def test_a_point_of_which_a_seed_failed_has_no_mean_and_says_why() -> None:
+def test_a_point_with_a_failed_seed_has_no_mean_and_states_the_reason() -> None:
     one = outcome([20.0, None], lr=1)
     assert one.mean == -math.inf
     assert one.status == "done; failed: step 3: expected a finite loss"
@@ -89,7 +89,7 @@ def test_the_table_aligns_its_columns() -> None:
     assert header.index("status") == first.index("done") == second.index("failed")
 
 
-def test_what_explains_all_is_told_from_what_explains_nothing() -> None:
+def test_importance_is_1_for_a_parameter_that_explains_all_and_0_for_one_that_explains_nothing() -> None:
     points = [{"lr": lr, "size": size} for lr in (0.1, 0.2, 0.3) for size in (2, 4)]
     found = importance(points, [10.0 * point["lr"] for point in points])
     assert list(found) == ["lr", "size"]
@@ -98,7 +98,7 @@ def test_what_explains_all_is_told_from_what_explains_nothing() -> None:
     assert importance(points, [1.0] * 6) == {"lr": 0.0, "size": 0.0}
 
 
-def test_many_numbers_are_put_into_bins() -> None:
+def test_many_numbers_are_grouped_into_bins() -> None:
     points = [{"lr": number / 100} for number in range(40)]
     steps = [float(number >= 20) for number in range(40)]
     assert importance(points, steps)["lr"] == pytest.approx(1)
@@ -115,17 +115,17 @@ def test_any_kind_of_parameter_is_drawn(tmp_path: Path, values: list[object]) ->
     assert matplotlib.image.imread(tmp_path / "picture.png").std() > 0
 
 
-def test_numbers_lie_where_they_are_and_words_at_equal_distances() -> None:
+def test_numbers_lie_at_their_values_and_words_at_equal_distances() -> None:
     places, marks = _places([1.0, 2.0, 5.0])
     assert places == pytest.approx([0, 0.25, 1])
     assert marks == [(0.0, "1"), (0.25, "2"), (1.0, "5")]
     assert _places([1e-5, 1e-3, 1e-1])[0] == pytest.approx([0, 0.5, 1])
     assert _places(["b", "a", "c"])[0] == [0.5, 0, 1]
-    # Marks that would lie on one another are left out.
+    # Marks that would overlap are left out.
     assert _places([19.50, 19.51, 22.0])[1] == [(0.0, "19.5"), (1.0, "22")]
 
 
-def test_a_curve_is_read_from_the_runs_log_whatever_was_killed_in_between() -> None:
+def test_a_curve_is_read_from_a_log_whose_last_line_was_cut_off() -> None:
     log = (
         '{"event": "train", "epoch": 0.5}\n{"event": "validation", "epoch": 1.0, "psnr_slice": 20.0}\n'
         '{"event": "validation", "epoch": 2.0, "psnr_slice": 21.5}\n{"event": "validation", "epo'
@@ -134,7 +134,7 @@ def test_a_curve_is_read_from_the_runs_log_whatever_was_killed_in_between() -> N
     assert read_curve("") == ()
 
 
-def test_only_the_newest_state_files_count_and_half_a_file_is_not_whole() -> None:
+def test_only_the_newest_state_files_count_and_a_truncated_file_is_not_whole() -> None:
     names = ["tuner.pkl", "experiment_state-2026-01-02_03-04-05.json", "experiment_state-2026-01-02_03-04-06.json"]
     assert newest_of_each_kind(names) == ["experiment_state-2026-01-02_03-04-06.json", "tuner.pkl"]
     assert is_whole(b'{"a": 1}')
@@ -144,11 +144,11 @@ def test_only_the_newest_state_files_count_and_half_a_file_is_not_whole() -> Non
     assert not is_whole(b"")
 
 
-def test_curves_of_one_validation_are_drawn() -> None:
+def test_a_curve_of_one_validation_is_drawn() -> None:
     assert learning_curves_png([(((1.0, 20.0),), 0), (CURVE, 1)])
 
 
-def test_the_last_line_of_an_error_is_what_is_told() -> None:
+def test_the_last_line_of_a_traceback_describes_the_error() -> None:
     assert last_line("Traceback:\n  file\nValueError: no\n\n") == "ValueError: no"
     assert last_line("") == "str"
 
@@ -167,7 +167,7 @@ def test_the_last_line_of_an_error_is_what_is_told() -> None:
         (ResourceConfig(gpus_per_worker=1), [(8, 0)], 0),
     ],
 )
-def test_trials_are_counted_that_fit_node_by_node(
+def test_trials_that_fit_are_counted_node_by_node(
     resources: ResourceConfig, nodes: list[tuple[float, float]], count: int
 ) -> None:
     assert count_fitting(resources, nodes) == count

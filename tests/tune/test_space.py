@@ -8,17 +8,18 @@ from typing import Any
 
 import pytest
 
-from upfield.distributed.configuration import TrainConfig
+from upfield.distributed.configuration import DataConfig, RunConfig, TrainConfig
 from upfield.tune.configuration import SweepConfig
 from upfield.tune.search import most_epochs, repeat_with_seeds
 from upfield.tune.space import Range, apply_point, grid_points, name_run, random_points, read_space
 from upfield.tune.sweep import COMMAND, main
 
 REPORT = Path(__file__).parents[2] / "tune" / "spaces" / "report.yaml"
+BASE = TrainConfig(DataConfig("shards"), run=RunConfig(Path("run")))
 
 
 def config(space: dict[str, Any], **others: Any) -> SweepConfig:
-    return SweepConfig(space=space, **others)
+    return SweepConfig(Path("sweep"), BASE, space, **others)
 
 
 def test_the_grid_holds_every_combination_once() -> None:
@@ -61,10 +62,10 @@ def test_random_points_lie_in_their_ranges_and_depend_on_the_seed_alone() -> Non
 
 
 def test_points_change_the_keys_they_name_and_no_others() -> None:
-    changed = apply_point(TrainConfig(), {"optim.lr": "1e-3", "model.preset": "tiny"})
+    changed = apply_point(BASE, {"optim.lr": "1e-3", "model.preset": "tiny"})
     assert (changed.optim.lr, changed.model.preset) == (1e-3, "tiny")
-    assert changed.data == TrainConfig().data
-    assert changed.optim.betas == TrainConfig().optim.betas
+    assert changed.data == BASE.data
+    assert changed.optim.betas == BASE.optim.betas
 
 
 def test_every_point_is_trained_with_every_seed() -> None:
@@ -85,7 +86,7 @@ def test_names_tell_points_apart_that_look_alike_and_fit_a_folder() -> None:
 def test_the_reports_space_is_the_reports() -> None:
     from upfield.common.command import parse
 
-    found = parse(COMMAND, ["--config", str(REPORT), "--out", "sweep"])
+    found = parse(COMMAND, ["--config", str(REPORT), "--train.data.shards", "shards", "--out", "sweep"])
     axes = read_space(found)
     assert axes == {
         "optim.lr": [1e-4, 2e-4, 5e-4],
@@ -115,7 +116,6 @@ def test_the_reports_space_is_the_reports() -> None:
         ("space: {optim.lr: {uniform: [0.1, 0.2]}}", "a grid needs a list of values, not a range"),
         ("space: {run.out: [a]}", "run.out is set by the sweep itself"),
         ("space: {run.seed: [1]}\nseeds: 2", "run.seed is set by the sweep itself"),
-        ("space: {optim.lr: [1]}", "--train.data.shards is not set"),
         ("space: {optim.lr: [1]}\ntrials: 0", "trials: expected at least 1, found 0"),
         ("space: {optim.lr: [1]}\nresources: {cpus_per_worker: 0}", "expected a positive number"),
         ("space: {optim.lr: [1]}\nasha: {reduction_factor: 1}", "expected more than 1"),
@@ -129,9 +129,17 @@ def test_a_space_that_cannot_be_searched_is_refused(
     tmp_path: Path, run_cli: Callable, content: str, message: str
 ) -> None:
     (tmp_path / "sweep.yaml").write_text(content)
-    code, _, err = run_cli(main, "--config", tmp_path / "sweep.yaml", "--out", tmp_path / "sweep")
+    given = ["--train.data.shards", tmp_path / "shards", "--out", tmp_path / "sweep"]
+    code, _, err = run_cli(main, "--config", tmp_path / "sweep.yaml", *given)
     assert code == 2
     assert message in err
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_sweep_without_a_shard_set_is_refused(tmp_path: Path, run_cli: Callable) -> None:
+    code, _, err = run_cli(main, "--space", '{"optim.lr": [1]}', "--out", tmp_path / "sweep")
+    assert code == 2
+    assert "--train.data.shards is missing" in err
     assert not (tmp_path / "sweep").exists()
 
 

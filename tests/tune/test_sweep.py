@@ -1,4 +1,4 @@
-"""A sweep trains every point through the same `fit`, survives what dies, and leaves its best run ready for export."""
+"""A sweep trains every point with the same `fit`, survives killed processes, and leaves its best run to export."""
 
 import json
 import signal
@@ -14,9 +14,9 @@ from sweeps import TIMEOUT_S, command, environment, rows, run_sweep, write_confi
 
 from upfield.tune import sweep
 
-# They differ from run to run.
+# These values differ from run to run.
 OF_THE_MACHINE = ("seconds", "slices_per_s", "data_wait", "memory_gb")
-# As Ray calls those of functions, and those that train together.
+# Ray's names for processes of one-worker trials and for workers that train together.
 TRIAL_PROCESS, WORKER_PROCESS = "ray::ImplicitFunc", "RayTrainWorker"
 
 
@@ -39,7 +39,7 @@ def test_a_sweep_ranks_its_points_and_points_at_the_best(tiny_shards: Path, tmp_
     (best,) = (run for run in (out / "trials").iterdir() if "lr=0.001" in run.name)
     found = max(line["psnr_slice"] for line in log_of(best, "validation"))
     assert float(results[0]["psnr_slice"]) == pytest.approx(found, abs=1e-3)
-    # A rate that makes the loss infinite is marked, and the sweep goes on.
+    # A learning rate that makes the loss infinite fails its trial, and the sweep continues.
     assert results[1]["psnr_slice"] == ""
     assert "failed: step" in results[1]["status"]
     assert "expected a finite loss" in results[1]["status"]
@@ -67,7 +67,7 @@ def test_points_are_compared_over_seeds_and_a_finished_sweep_has_nothing_left_to
     before = {path: path.stat().st_mtime_ns for path in (out / "trials").rglob("*.safetensors")}
     again = run_sweep(config, out)
     assert again.stdout == done.stdout
-    # Half a state file, as of a driver that was killed: the runs hold all that counts.
+    # A truncated state file, as a killed driver leaves it. The runs hold everything that matters.
     newest = max((out / "ray").glob("experiment_state-*.json"))
     newest.write_bytes(newest.read_bytes()[:1000])
     repaired = run_sweep(config, out)
@@ -127,7 +127,9 @@ def test_asha_stops_bad_trials_early(tiny_shards: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_asha_knows_after_a_restart_whom_it_compared(tiny_shards: Path, tmp_path: Path, started: Callable) -> None:
+def test_asha_remembers_the_trials_it_compared_after_a_restart(
+    tiny_shards: Path, tmp_path: Path, started: Callable
+) -> None:
     text = (
         "space: {optim.lr: [3.0e-3, 1.0e-12]}\nscheduler: asha\nmax_concurrent_trials: 1\n"
         "asha: {grace_epochs: 1, reduction_factor: 2}\n"
@@ -145,7 +147,7 @@ def test_asha_knows_after_a_restart_whom_it_compared(tiny_shards: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_two_workers_train_a_trial_as_one_would(tiny_shards: Path, tmp_path: Path) -> None:
+def test_two_workers_train_a_trial_like_one(tiny_shards: Path, tmp_path: Path) -> None:
     text = "space: {optim.lr: [1.0e-3]}\n"
     config = write_config(tmp_path, tiny_shards, text, ", max_steps: 6, validate_every: 3")
     run_sweep(config, tmp_path / "one")
@@ -184,7 +186,7 @@ def test_optuna_tries_each_point_of_a_small_space_once(tiny_shards: Path, tmp_pa
 
 
 def descendants(process: int, name: str) -> list[psutil.Process]:
-    """Processes below one whose command line holds `name`."""
+    """Return the descendants of a process whose command lines contain `name`."""
     found: list[psutil.Process] = []
     try:
         children = psutil.Process(process).children(recursive=True)
@@ -205,12 +207,12 @@ def wait_for(condition: Callable[[], Any], what: str) -> Any:
         if found := condition():
             return found
         time.sleep(0.1)
-    raise AssertionError(f"waited in vain for {what}")
+    raise AssertionError(f"timed out waiting for {what}")
 
 
 @pytest.fixture
 def started(tmp_path: Path) -> Iterator[Callable[[Path, Path], "subprocess.Popen[str]"]]:
-    """A function that starts a sweep in the background; it is killed with all below it in the end."""
+    """A function that starts a sweep in the background; the sweep and its descendants are killed at the end."""
     processes: list[subprocess.Popen[str]] = []
 
     def start(config: Path, out: Path) -> "subprocess.Popen[str]":
@@ -231,7 +233,7 @@ LONG = ", max_steps: 60, validate_every: 15, checkpoint_every: 5, log_every: 5"
 
 
 def survives_a_kill(process: "subprocess.Popen[str]", out: Path, name: str, number: int) -> None:
-    """Kill the last of so many processes once there is a checkpoint; the sweep beside its log ends all the same."""
+    """Kill the last of `number` processes once there is a checkpoint, and check that the sweep still succeeds."""
     log = out.parent / "log-0"
     wait_for(lambda: list(out.glob("trials/*/checkpoints/step-00000010")), "a checkpoint")
     victims = descendants(process.pid, name)
@@ -242,7 +244,7 @@ def survives_a_kill(process: "subprocess.Popen[str]", out: Path, name: str, numb
 
 
 @pytest.mark.slow
-def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(
+def test_a_trial_whose_process_is_killed_continues_from_its_checkpoint(
     tiny_shards: Path, tmp_path: Path, started: Callable
 ) -> None:
     config = write_config(tmp_path, tiny_shards, "space: {optim.lr: [1.0e-3]}\n", LONG)
@@ -270,7 +272,7 @@ def test_a_worker_of_several_that_is_killed_costs_one_failure(
 
 
 @pytest.mark.slow
-def test_what_diverges_on_several_workers_is_marked_and_not_tried_again(tiny_shards: Path, tmp_path: Path) -> None:
+def test_a_trial_that_diverges_on_several_workers_is_not_tried_again(tiny_shards: Path, tmp_path: Path) -> None:
     text = "space: {optim.lr: [1.0e+30, 1.0e-3]}\nresources: {workers_per_trial: 2, cpus_per_worker: 0.5}\n"
     config = write_config(tmp_path, tiny_shards, text, ", max_steps: 4, validate_every: 2")
     done = run_sweep(config, tmp_path / "sweep")
@@ -280,7 +282,7 @@ def test_what_diverges_on_several_workers_is_marked_and_not_tried_again(tiny_sha
 
 
 @pytest.mark.slow
-def test_a_sweep_whose_driver_is_killed_goes_on_without_repeating_what_is_done(
+def test_a_sweep_whose_driver_is_killed_continues_without_repeating_finished_trials(
     tiny_shards: Path, tmp_path: Path, started: Callable
 ) -> None:
     text = "space: {optim.lr: [1.0e-3, 1.0e-4, 1.0e-5]}\nmax_concurrent_trials: 1\n"
@@ -307,7 +309,7 @@ def test_a_sweep_whose_driver_is_killed_goes_on_without_repeating_what_is_done(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_sweep_that_is_asked_to_end_says_how_to_go_on(
+def test_an_interrupted_sweep_says_how_to_continue(
     tiny_shards: Path, tmp_path: Path, started: Callable, number: signal.Signals
 ) -> None:
     config = write_config(tmp_path, tiny_shards, "space: {optim.lr: [1.0e-3]}\n", LONG)

@@ -1,4 +1,4 @@
-"""A trial ends as failed where no other try would do better; what may pass is raised, so that Ray tries again."""
+"""A trial ends as failed if another attempt would fail too; other errors are raised, so that Ray tries again."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ import ray
 
 from upfield.common.errors import DivergedError, FetchError, InputError, RunError
 from upfield.distributed.agreement import hold_folder
-from upfield.distributed.configuration import TrainConfig
+from upfield.distributed.configuration import DataConfig, RunConfig, TrainConfig
 from upfield.tune import trial
 from upfield.tune.cluster import settle_gpus
 from upfield.tune.configuration import ResourceConfig
@@ -19,7 +19,8 @@ GIVEN = {POINT: {"optim.lr": 1e-3}}
 
 
 def setup(out: Path, gpus: float = 0) -> TrialSetup:
-    return TrialSetup(TrainConfig(), str(out), ResourceConfig(gpus_per_worker=gpus))
+    base = TrainConfig(DataConfig("shards"), run=RunConfig(Path("run")))
+    return TrialSetup(base, str(out), ResourceConfig(gpus_per_worker=gpus))
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
@@ -27,13 +28,13 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
         raise error
 
     monkeypatch.setattr(trial, "fit", fit)
-    # What the trial sets is set back after the test.
+    # The trial changes these variables; monkeypatch restores them after the test.
     for name in ("CUDA_VISIBLE_DEVICES", "ACCELERATE_USE_CPU"):
         monkeypatch.setenv(name, os.environ.get(name, "true"))
 
 
 @pytest.mark.parametrize("error", [InputError("wrong"), DivergedError("not finite")])
-def test_what_would_end_the_same_is_reported_as_failed(
+def test_an_error_that_would_come_back_is_reported_as_failed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
 ) -> None:
     failing(monkeypatch, error)
@@ -41,13 +42,13 @@ def test_what_would_end_the_same_is_reported_as_failed(
 
 
 @pytest.mark.parametrize("error", [FetchError("no answer"), RunError("disk full"), OSError("torn")])
-def test_what_may_pass_is_raised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception) -> None:
+def test_an_error_that_may_pass_is_raised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception) -> None:
     failing(monkeypatch, error)
     with pytest.raises(type(error), match=str(error)):
         run_trial(GIVEN, setup(tmp_path))
 
 
-def test_a_run_that_another_process_writes_is_waited_for_and_then_raised(
+def test_a_run_that_another_process_locks_is_waited_for_and_then_raises(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(trial, "PATIENCE_S", 1.0)
@@ -59,7 +60,7 @@ def test_a_run_that_another_process_writes_is_waited_for_and_then_raised(
 
 
 @pytest.mark.parametrize(("gpus", "seen"), [(0, ""), (1, "0,1")])
-def test_gpus_are_hidden_from_trials_that_asked_for_none(
+def test_gpus_are_hidden_from_trials_that_reserved_none(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpus: float, seen: str
 ) -> None:
     failing(monkeypatch, InputError("here"))
@@ -71,7 +72,7 @@ def test_gpus_are_hidden_from_trials_that_asked_for_none(
 @pytest.mark.parametrize(
     ("given", "there", "found"), [(None, 8.0, 1.0), (None, 0.0, 0.0), (0, 8.0, 0), (2, 8.0, 2), (0.5, 1.0, 0.5)]
 )
-def test_a_worker_has_a_gpu_by_default_where_there_are_any(
+def test_a_worker_has_a_gpu_by_default_if_the_cluster_has_any(
     monkeypatch: pytest.MonkeyPatch, given: float | None, there: float, found: float
 ) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": there})

@@ -1,4 +1,4 @@
-"""Optuna's sampler proposes each point once, also where it is told to go on from a saved state."""
+"""Optuna's sampler proposes each point once, also after it was restored from a saved state."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def searcher(seed: int) -> UniqueOptunaSearch:
 
 
 def points_until_finished(search: UniqueOptunaSearch, prefix: str) -> list[tuple[float, int]]:
-    """Ask for points, each trained before the next is asked for, as long as there are any."""
+    """Return all points that the search proposes, each trained before the next is proposed."""
     found: list[tuple[float, int]] = []
     while (point := search.suggest(f"{prefix}{len(found)}")) != Searcher.FINISHED:
         score = point["lr"] * point["size"]
@@ -25,13 +25,13 @@ def points_until_finished(search: UniqueOptunaSearch, prefix: str) -> list[tuple
     return found
 
 
-def test_every_point_of_a_small_space_comes_once_and_then_none() -> None:
+def test_every_point_of_a_small_space_is_proposed_once() -> None:
     for seed in range(3):
         found = points_until_finished(searcher(seed), "t")
         assert len(found) == len(set(found)) == 9
 
 
-def test_points_that_are_still_trained_are_not_proposed_again() -> None:
+def test_points_that_are_being_trained_are_not_proposed_again() -> None:
     search = searcher(0)
     found = [search.suggest(f"t{number}") for number in range(9)]
     assert len({(point["lr"], point["size"]) for point in found}) == 9

@@ -62,7 +62,6 @@ def replica_deployment(config: ServeConfig, cores: int, gpus: float) -> Any:
         logging_config=QUIET,
         **scaling,
     )
-    assert config.model is not None
     # Ray's workers start in folders of their own.
     return deployment.bind(str(config.model.absolute()), config.device, config.batch_size, cores)
 

@@ -75,10 +75,10 @@ def test_a_local_service_answers_only_to_its_own_names(service: Service) -> None
 
 
 def test_allowed_hosts_are_accepted() -> None:
-    named = accepted_hosts(ServeConfig(allowed_hosts=["Upfield.example"]))
+    named = accepted_hosts(ServeConfig(Path("model.onnx"), allowed_hosts=["Upfield.example"]))
     assert {"Upfield.example", "localhost"} <= set(named)
-    assert accepted_hosts(ServeConfig(host="0.0.0.0")) == ["*"]
-    assert set(accepted_hosts(ServeConfig(host="0.0.0.0", allowed_hosts=["a.example"]))) == {
+    assert accepted_hosts(ServeConfig(Path("model.onnx"), host="0.0.0.0")) == ["*"]
+    assert set(accepted_hosts(ServeConfig(Path("model.onnx"), host="0.0.0.0", allowed_hosts=["a.example"]))) == {
         "a.example",
         "0.0.0.0",
         "127.0.0.1",

@@ -1,7 +1,7 @@
-"""Builds a set over and over, each time killed at another step towards the disk, and finishes it. Run by test_crash.
+"""Build a set many times, killed at another write to the disk each time, and finish it. Run by test_crash.
 
-Usage: crash.py COHORTS.yaml WORK_FOLDER STRIDE. Every STRIDE-th call of fsync, replace and unlink is a moment at which
-the system may end the process; after each kill the same command is given again, and the outcome compared.
+Usage: crash.py COHORTS.yaml WORK_FOLDER STRIDE. The build is killed before every STRIDE-th call of fsync, replace and
+unlink in turn. After each kill, the same command runs again, and its result is compared with an undisturbed build.
 """
 
 import os
@@ -19,12 +19,12 @@ STEPS = ("fsync", "replace", "unlink")
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    """Give the bytes of each file of a set."""
+    """Return the bytes of each file of a set."""
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 def kill_at(step: int) -> None:
-    """Let this process die by SIGKILL before its call number `step` of a step towards the disk."""
+    """Make this process die by SIGKILL before call number `step` of the functions in `STEPS`."""
     done = 0
 
     def dying(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -42,7 +42,7 @@ def kill_at(step: int) -> None:
 
 
 def build(arguments: list[str], step: int | None = None) -> int:
-    """Build in a process of its own, killed at `step`; give its exit status, negative for a signal."""
+    """Build in a separate process that is killed at `step`; return its exit status, negative for a signal."""
     child = os.fork()
     if child == 0:
         silence = os.open(os.devnull, os.O_WRONLY)
@@ -55,13 +55,13 @@ def build(arguments: list[str], step: int | None = None) -> int:
 
 
 def finished(out: Path) -> dict[str, tuple[int, int]]:
-    """Give inode and time of change of each shard that is in place."""
+    """Return inode and modification time of each shard that is in place."""
     tars = (path for path in out.glob("*/*.tar") if not path.name.startswith("."))
     return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for path in tars}
 
 
 def run(cohorts: str, work: Path, stride: int) -> int:
-    """Try every `stride`-th moment; give how many there were."""
+    """Kill a build at every `stride`-th step; return the number of kills."""
     undisturbed = work / "undisturbed"
     assert build(["--config", cohorts, "--out", str(undisturbed), "--jobs", "1"]) == 0
     expected = contents(undisturbed)

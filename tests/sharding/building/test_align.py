@@ -12,7 +12,7 @@ from upfield.sharding.shardset.manifest import MIN_SIMILARITY, Manifest
 
 sitk = pytest.importorskip("SimpleITK")
 
-# Centre mm, half axes mm, and brightness in the high and in the low field; no two halves of this head are alike.
+# Centre mm, half axes mm, and brightness in the high and in the low field. No two halves of this head are equal.
 PARTS = (
     ((0, 0, 0), (54, 75, 62), 0.5, 0.7),
     ((4, -3, 6), (40, 60, 50), 0.4, -0.3),
@@ -41,7 +41,7 @@ def world_mm(shape, to_world):
 
 
 def head(points_mm, field):
-    """A smooth head about the world's origin, seen by one field: known at any point, so that nothing interpolates."""
+    """A smooth head about the world's origin in one field, defined at any point, so that nothing is interpolated."""
     total = np.zeros(points_mm.shape[:-1])
     for centre, half_axes, *brightness in PARTS:
         radius = np.linalg.norm((points_mm - centre) / half_axes, axis=-1)
@@ -57,7 +57,7 @@ def low_field(turned_deg=(0.0, 0.0, 0.0)):
 
 
 def high_field(moved=None):
-    """The head, moved away in the world by `moved`, on a grid that moved along in part only."""
+    """The head, moved in the world by `moved`, on a grid that follows only part of the motion."""
     moved = np.eye(4) if moved is None else moved
     to_world = affine((2.5, 2.5, 2.5), SIZE_HIGH, centre_mm=moved[:3, 3])
     points_mm = world_mm(SIZE_HIGH, np.linalg.inv(moved) @ to_world)
@@ -70,7 +70,7 @@ def still(matrix=None):
 
 
 def interior(points_mm):
-    """Where the head is well inside what both fields show."""
+    """Mask of the head, well inside both fields of view."""
     return np.linalg.norm(points_mm / (54, 75, 62), axis=-1) < 1.1
 
 

@@ -28,7 +28,7 @@ from upfield.sharding.shardset.shard_split import ShardSplit
 from upfield.sharding.verify import main as verify
 
 NUM_SLICES = 20
-# A build that the system kills while it writes its fourth shard, the second of a block.
+# A build that is killed while it writes its fourth shard, the second of a block.
 KILLED_BUILD = """
 import os, signal, sys
 from upfield.sharding.building import block_builder as block
@@ -48,7 +48,7 @@ shard.main(sys.argv[1:])
 
 @pytest.fixture
 def cohort(tiny_cohort, tmp_path):
-    """A copy of the cohort, free to be changed."""
+    """A copy of the cohort that tests may change."""
     return shutil.copytree(tiny_cohort, tmp_path / "cohort")
 
 
@@ -122,7 +122,7 @@ def test_two_jobs_write_the_same_bytes_as_one(run_cli, tiny_cohort, tiny_shards,
 
 
 def run_on_ray(cohort, out, address):
-    """Run the command in a process of its own; give what it wrote."""
+    """Run the command in a separate process; return what it wrote."""
     command = [sys.executable, "-m", "upfield.sharding.shard", *arguments(cohort, out), "--executor", "ray"]
     environment = {**os.environ, "RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -281,7 +281,7 @@ def test_a_second_build_at_once_is_refused(run_cli, tiny_cohort, tmp_path):
 
 @pytest.fixture
 def damaged(cohort):
-    """One of the cohort's training volumes, with a voxel that is no number: no header shows it."""
+    """One of the cohort's training volumes, with a NaN voxel, which no header shows."""
     path = sorted((cohort / "IXI-T1").iterdir())[-1]
     spoil(path)
     return path
@@ -400,7 +400,7 @@ def test_a_stack_that_lost_its_end_is_named(run_cli, cohort, tmp_path):
 
 
 def test_shards_of_a_block_with_other_members_are_not_kept(run_cli, killed, tiny_cohort, tiny_shards):
-    """As when a worker ran out of something that has nothing to do with its subjects."""
+    """Fail as a worker does that runs out of a resource, whatever its subject."""
     (path,) = (killed / ".build").glob("train-000002.json")
     record = read_record(killed, path.stem)
     assert record is not None
@@ -441,12 +441,12 @@ def test_pairs_that_do_not_lie_in_one_place_are_told_and_built(run_cli, cohort, 
         nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine), path)
     code, out, err = run_cli(main, *arguments(cohort, tmp_path / "shards"))
     assert code == 0
-    assert "1 doubts of 1 subjects\nThese subjects are built all the same" in err
+    assert "1 doubts of 1 subjects\nThese subjects are built nevertheless" in err
     said = "some are 15 mm apart posterior-anterior"
     for _ in range(2):
         assert "in doubt: 1 subjects" in out
         assert said in out
-        # Told again where there is nothing to do.
+        # A second run, which has nothing to do, reports it again.
         code, out, err = run_cli(main, *arguments(cohort, tmp_path / "shards"))
         assert (code, "already complete" in err) == (0, True)
     (doubt,) = json.loads((tmp_path / "shards.problems.json").read_text())["doubts"]
@@ -474,7 +474,7 @@ def turned(path, folder):
 
 @pytest.fixture
 def copied(cohort):
-    """A function that puts a scan of the cohort once more, beside a new one, into a cohort of its own."""
+    """A function that puts a copy of one of the cohort's scans, and a new scan, into a second cohort."""
 
     def put(copy):
         (cohort / "more").mkdir()

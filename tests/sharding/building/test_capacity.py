@@ -33,7 +33,7 @@ def memory_bytes(block, config):
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch):
-    """A function that makes the machine another one; without it there are 8 cores and plenty of everything else."""
+    """A function that changes the machine's resources; by default it has 8 cores and plenty of everything else."""
 
     def become(disk_bytes=1e15, memory_bytes=1e12, cores=8, files=10**6):
         monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(disk_bytes, 0, disk_bytes))
@@ -48,7 +48,7 @@ def machine(monkeypatch):
 
 @pytest.fixture
 def plan(tiny_cohort, tmp_path):
-    """A function that gives the blocks of the tiny cohort and their configuration."""
+    """A function that returns the blocks of the tiny cohort and their configuration."""
 
     def make(*flags) -> tuple[list[Block], ShardConfig]:
         arguments = ["--config", tiny_cohort / "cohorts.yaml", "--out", tmp_path / "shards", *flags]
@@ -215,7 +215,7 @@ def test_a_command_without_room_is_refused_before_it_writes_a_shard(run_cli, mac
 
 @pytest.mark.parametrize(
     ("flags", "tolerance"),
-    # The smaller the slices, the more of a set is headers and index.
+    # The smaller the slices, the larger the share of headers and index.
     [((), 0.2), (("--context", 2), 0.1), (("--geometry.high_shape", "[20, 120, 100]"), 0.03)],
 )
 def test_the_estimate_is_near_the_sets_bytes(run_cli, tiny_cohort, plan, tmp_path, flags, tolerance):
@@ -232,7 +232,7 @@ def test_the_estimate_is_never_below_the_sets_bytes(run_cli, tiny_cohort, plan, 
 
 @pytest.fixture
 def half(tiny_cohort, tmp_path):
-    """The first cohort alone as a set, and a cohorts.yaml that has both."""
+    """A set of the first cohort only, and a cohorts.yaml that lists both."""
     folder = shutil.copytree(tiny_cohort, tmp_path / "cohort")
     both = (folder / "cohorts.yaml").read_text()
     (folder / "cohorts.yaml").write_text(both[: both.index("  - name: ixi")])

@@ -1,4 +1,4 @@
-"""A build that dies, at any moment and in any way, is finished by the same command to the same bytes."""
+"""A build that is killed at any moment is finished by the same command, to the same bytes."""
 
 import contextlib
 import errno
@@ -50,7 +50,7 @@ def test_a_build_killed_at_each_step_towards_the_disk_is_finished_to_the_same_by
 
 
 def kill_at_random_moments(cohort, out, kills, seed):
-    """Start builds and kill each after a random time, until one ends by itself; give how many were killed at work."""
+    """Start builds and kill each after a random time; return how many were killed before they ended."""
     generator, killed = random.Random(seed), 0
     command = [sys.executable, "-m", "upfield.sharding.shard", *arguments(cohort, out), "--jobs", "2"]
     for _ in range(kills):
@@ -88,7 +88,7 @@ def test_a_build_killed_with_its_workers_leaves_none_of_them_behind(run_cli, tin
 
 
 def fail_after(monkeypatch, count, error):
-    """Let the write of the `count`-th sample fail as a full disk does."""
+    """Make writing fail after `count` samples, as on a full disk."""
     plain, done = shard_writer._write_sample, 0
 
     def failing(out, sample):
@@ -139,7 +139,7 @@ def test_a_failing_extension_leaves_the_old_set_as_it_was(run_cli, tiny_cohort, 
 
 @contextlib.contextmanager
 def as_nobody():
-    """Let files be opened as a user without rights, where the tests run as root."""
+    """Act as a user without privileges if the tests run as root."""
     if os.geteuid() == 0:
         os.seteuid(NOBODY)
     try:
@@ -151,7 +151,7 @@ def as_nobody():
 
 @pytest.fixture
 def public_cohort(tiny_cohort):
-    """A copy of the cohort that everybody may read, in a folder that only its owner may change."""
+    """A copy of the cohort that everybody can read, in a folder that nobody but root can change."""
     with tempfile.TemporaryDirectory() as folder:
         cohort = shutil.copytree(tiny_cohort, Path(folder) / "cohort")
         for path in (Path(folder), cohort, *cohort.rglob("*")):

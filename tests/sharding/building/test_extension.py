@@ -1,4 +1,4 @@
-"""A set that is extended with a cohort keeps what it had."""
+"""Extend a set with a cohort."""
 
 import json
 import os
@@ -22,7 +22,7 @@ NEW = "  - {name: site_b, high: 'B/{subject}-x.nii.gz', split: {val: 1}}\n"
 
 @pytest.fixture
 def cohort(tiny_cohort, tmp_path):
-    """The cohort's files with those of a new cohort beside them; cohorts.yaml names the new one only."""
+    """The cohort's files with those of a new cohort beside them; cohorts.yaml lists only the new one."""
     folder = shutil.copytree(tiny_cohort, tmp_path / "cohort")
     (folder / "B").mkdir()
     for number, path in enumerate(sorted((folder / "IXI-T1").iterdir())):
@@ -137,8 +137,8 @@ def test_an_interrupted_extension_leaves_a_set_that_is_read_and_is_finished_late
     assert ShardSplit(out, "train").num_samples == 180
     code, found, _ = run_cli(verify, out)
     assert code == 2
-    assert "expected a finished set, found an extension of it under way" in found
-    # What the set has already is complete; the extension is neither finished nor dropped by asking for that.
+    assert "an extension of this set is not finished" in found
+    # The set itself is complete; running its own configuration neither finishes the extension nor drops it.
     code, _, err = run_cli(main, *arguments(old_cohort, out))
     assert (code, "an extension of it is unfinished" in err) == (0, True)
     assert run_cli(main, *arguments(cohort, out))[0] == 0

@@ -21,7 +21,7 @@ def config(tiny_cohort):
 
 @pytest.fixture(scope="module")
 def pairs(config, tiny_cohort):
-    """The pairs of a training subject with real low field and of one without."""
+    """The pairs of a training subject with a real low field and of one without."""
     subjects = [
         next(s for s in find_subjects(cohort, tiny_cohort).subjects if s.split == "train") for cohort in config.cohorts
     ]

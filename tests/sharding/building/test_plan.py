@@ -10,7 +10,7 @@ from upfield.sharding.configuration import GeometryConfig, ShardConfig
 
 NUM_SLICES = 10
 CONFIG = ShardConfig(
-    geometry=GeometryConfig(high_shape=(NUM_SLICES, 4, 4)), samples_per_shard=16, subjects_per_block=3, seed=1
+    "out", geometry=GeometryConfig(high_shape=(NUM_SLICES, 4, 4)), samples_per_shard=16, subjects_per_block=3, seed=1
 )
 
 
@@ -83,7 +83,7 @@ def test_training_samples_are_mixed_over_a_blocks_subjects_and_held_out_ones_asc
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_orders_depend_on_seed_and_block_alone(seed):
-    config = ShardConfig(geometry=CONFIG.geometry, samples_per_shard=16, subjects_per_block=3, seed=seed)
+    config = ShardConfig("out", geometry=CONFIG.geometry, samples_per_shard=16, subjects_per_block=3, seed=seed)
     first, second = blocks_of("train", config=config)[:2]
     assert not np.array_equal(sample_order(first, 60, seed), sample_order(second, 60, seed))
     same = np.array_equal(sample_order(first, 60, seed), sample_order(first, 60, CONFIG.seed))

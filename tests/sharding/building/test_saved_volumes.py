@@ -13,15 +13,15 @@ from upfield.sharding.shard import main
 
 LOW_SHAPE, LOW_SPACING_MM = (20, 24, 11), (2.0, 2.0, 4.0)
 HIGH_SHAPE, HIGH_SPACING_MM = (40, 48, 44), (1.0, 1.0, 1.0)
-# Files of other grids than ours, turned in the scanner, and away from its middle.
+# Files on other grids than the set's, rotated in the scanner and off its centre.
 LOW_FILE, LOW_FILE_MM = (22, 26, 20), (1.8, 1.9, 2.5)
 HIGH_FILE, HIGH_FILE_MM = (46, 44, 52), (0.9, 1.1, 0.95)
 HEAD_MM = np.array([12.0, -31.0, 57.0])
-# Bright spots in the head, none the mirror image of another: where (from its middle), how wide, how bright.
+# Bright spots in the head, none the mirror image of another: offset from its centre, width, brightness.
 SPOTS = [((0, 0, 0), 9.0, 600.0), ((9, 4, -6), 4.0, 500.0), ((-6, -9, 5), 5.0, 400.0), ((2, 10, 9), 4.5, 300.0)]
 COHORTS = """\
 geometry: {low_shape: [20, 24, 11], low_spacing_mm: [2, 2, 4], high_shape: [40, 48, 44], high_spacing_mm: [1, 1, 1]}
-# Blurred, darkened and roughened by nothing, a synthetic low field shows where it lies.
+# Without blur, darkening and noise, a synthetic low field shows where it lies.
 synthetic: {sigma_vox: [0, 0], gamma: [1, 1], noise_std: [0, 0]}
 subjects_per_block: 1
 cohorts:
@@ -32,7 +32,7 @@ cohorts:
 
 
 def signal(world_mm):
-    """What is at `(3, N)` points in the scanner, `(N,)`."""
+    """Brightness `(N,)` at points `(3, N)` in the scanner."""
     each = [
         height * np.exp(-(((world_mm.T - HEAD_MM - place) / width) ** 2).sum(axis=1) / 2)
         for place, width, height in SPOTS
@@ -51,7 +51,7 @@ def places(affine, shape):
 
 
 def scanned(shape, spacing_mm, turn_deg):
-    """A scan of the head, `(I, J, K)`, in a box that is turned about two axes, and its affine."""
+    """A scan of the head, `(I, J, K)`, in a box that is rotated about two axes, and its affine."""
     cosine, sine = np.cos(np.deg2rad(turn_deg)), np.sin(np.deg2rad(turn_deg))
     about_z = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]])
     about_x = np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])
@@ -63,7 +63,7 @@ def scanned(shape, spacing_mm, turn_deg):
 
 
 def save(path, voxels, affine, axcodes):
-    """Store a volume, RAS+ as nearly as it goes, in another order of axes."""
+    """Store a volume, which is RAS+ as nearly as possible, in another order of axes."""
     turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(axcodes))
     stored = affine @ inv_ornt_aff(turn, voxels.shape)
     Nifti1Image(apply_orientation(voxels, turn), stored).to_filename(path)
@@ -126,7 +126,7 @@ def volume(folder, name):
 
 
 def shown_inside(image, file_shape, file_affine):
-    """Values at the voxels that lie inside the file's own box, and what the scanner had there."""
+    """Values at the voxels inside the file's own box, and the brightness in the scanner at their places."""
     world = places(image.affine, image.shape)
     index = np.linalg.inv(file_affine[:3, :3]) @ (world - file_affine[:3, 3:])
     inside = ((index >= 0) & (index <= np.array(file_shape)[:, None] - 1)).all(axis=0)
@@ -135,7 +135,7 @@ def shown_inside(image, file_shape, file_affine):
 
 
 def file_box(scans, name):
-    """Shape and affine of the file that a volume comes from."""
+    """Shape and affine of the file from which a volume was made."""
     if name.startswith("forced"):
         paths = [scans / f"slices/carl_{name.split('_')[1]}_{number}.nii" for number in (0, 1)]
         first, second = (load_image(path).affine for path in paths)
@@ -163,7 +163,7 @@ def test_saved_volumes_have_the_grids_shape_and_say_where_they_are(built, name):
         np.testing.assert_allclose(image.header.get_zooms(), LOW_SPACING_MM if low else HIGH_SPACING_MM, rtol=1e-6)
 
 
-# To the letter of scipy.ndimage.zoom, whose rounding puts the last plane outside for some sizes, as for 22 to 20.
+# As in scipy.ndimage.zoom, whose rounding puts the last plane outside for some sizes, such as 22 to 20.
 BLACK_BORDER = pytest.mark.xfail(reason="scipy.ndimage.zoom, which fit: resize follows, gives 0 in the last plane")
 
 
@@ -178,7 +178,7 @@ BLACK_BORDER = pytest.mark.xfail(reason="scipy.ndimage.zoom, which fit: resize f
 def test_every_voxel_of_a_saved_volume_shows_what_the_scanner_had_at_its_place(built, scans, name):
     found, expected = shown_inside(volume(built, name), *file_box(scans, name))
     assert np.ptp(expected) > 700
-    # A millimetre's shift changes some of them by more than 80; cubic interpolation of thick slices costs a few.
+    # A shift of 1 mm would change some of them by more than 80; cubic interpolation of thick slices changes few units.
     assert np.abs(found - expected).max() < (6 if name.endswith("_low") else 2)
 
 
@@ -188,7 +188,7 @@ def test_a_synthetic_low_field_lies_where_its_high_field_does(built, scans, name
     darkest, brightest = np.percentile(high.get_fdata(), [1, 99])
     found, expected = shown_inside(volume(built, name), high.shape, high.affine)
     expected = np.clip((expected - darkest) / (brightest - darkest), 0, 1)
-    # Half a slice of 4 mm lies outside the last of 1 mm, where the border value holds.
+    # Half a slice of 4 mm lies beyond the last slice of 1 mm, where the border value is repeated.
     assert np.abs(found - expected).max() < 0.07
     assert np.abs(found - expected).mean() < 0.002
 
@@ -267,7 +267,7 @@ def test_a_subject_that_is_left_out_leaves_no_volumes(run_cli, tmp_path):
     folder = tmp_path / "scans"
     folder.mkdir()
     save(folder / "dora_only.nii.gz", *scanned(HIGH_FILE, HIGH_FILE_MM, 0), "RAS")
-    # In a box of the grid these few voxels are next to nothing, which shows when it is scaled.
+    # These few voxels nearly vanish in the grid's box, which shows only when the volume is scaled.
     save(folder / "emil_only.nii.gz", *scanned((5, 6, 7), (1, 1, 1), 0), "RAS")
     alone = COHORTS.index("  - {name: alone")
     (folder / "cohorts.yaml").write_text(

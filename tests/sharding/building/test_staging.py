@@ -1,4 +1,4 @@
-"""Extending a remote set, and what the staging folder holds meanwhile."""
+"""Extension of a remote set, and the contents of the staging folder during it."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ def test_an_extension_needs_and_sends_new_shards_only(url, staging, tmp_path, se
     assert held(url) == files(old) | files(staging)
 
 
-def test_a_broken_off_extension_leaves_the_old_set_complete(url, staging, tmp_path):
+def test_an_interrupted_extension_leaves_the_old_set_complete(url, staging, tmp_path):
     old = write_set(tmp_path / "old", OLD)
     upload_set(old, url)
     with failing_after(1, OSError("full")), pytest.raises(RunError, match="full"):
@@ -64,7 +64,7 @@ def test_shards_that_no_manifest_lists_are_refused(url, staging, tmp_path):
         upload_set(staging, url)
 
 
-def test_a_remote_sets_manifest_comes_into_a_new_staging_folder(url, staging, tmp_path):
+def test_the_manifest_of_a_remote_set_is_copied_into_a_new_staging_folder(url, staging, tmp_path):
     assert not fetch_manifest(url, tmp_path / "new")
     assert files(tmp_path / "new") == {}
     upload_set(staging, url)
@@ -79,7 +79,7 @@ def test_a_staging_folder_with_shards_stays_as_it_is(url, staging, tmp_path):
     assert files(staging) == before
 
 
-def test_staged_work_on_a_set_that_was_extended_meanwhile_is_refused_before_it_goes_on(url, staging, tmp_path):
+def test_staged_work_on_a_set_that_others_have_extended_is_refused_before_it_continues(url, staging, tmp_path):
     upload_set(staging, url)
     older = write_set(tmp_path / "older", OLD)
     before = files(older)
@@ -88,7 +88,7 @@ def test_staged_work_on_a_set_that_was_extended_meanwhile_is_refused_before_it_g
     assert files(older) == before
 
 
-def test_a_half_removed_staging_folder_is_of_use(url, staging):
+def test_a_half_removed_staging_folder_can_still_be_used(url, staging):
     upload_set(staging, url)
     shutil.rmtree(staging / "train")
     assert fetch_manifest(url, staging)
@@ -97,7 +97,7 @@ def test_a_half_removed_staging_folder_is_of_use(url, staging):
     assert not staging.exists()
 
 
-def test_the_manifest_is_the_last_that_leaves_a_staging_folder(staging, monkeypatch):
+def test_the_manifest_is_removed_last_from_a_staging_folder(staging, monkeypatch):
     left: list[set[str]] = []
     unlink = Path.unlink
     monkeypatch.setattr(Path, "unlink", lambda path, **options: (left.append(set(files(staging))), unlink(path)))
@@ -105,7 +105,7 @@ def test_the_manifest_is_the_last_that_leaves_a_staging_folder(staging, monkeypa
     assert left == [{MANIFEST}]
 
 
-def test_a_staged_manifest_of_a_set_that_is_gone_goes_too(url, staging, tmp_path):
+def test_the_staged_manifest_of_a_set_that_is_gone_is_removed(url, staging, tmp_path):
     shutil.copytree(staging, tmp_path / "new", ignore=shutil.ignore_patterns("*.tar"))
     assert not fetch_manifest(url, tmp_path / "new")
     assert not (tmp_path / "new" / MANIFEST).exists()

@@ -1,4 +1,4 @@
-"""Against a real S3 server (moto's, on loopback), and fsspec's memory file system as another kind of store."""
+"""Uploads to a real S3 server (moto's, on loopback), and to fsspec's memory file system as another kind of store."""
 
 import json
 import os
@@ -13,7 +13,6 @@ from s3fs import S3FileSystem
 from stores import NAMES, OLD, failing_after, files, held, outside, put, remove, watching, write_set
 
 from upfield.common import stores
-from upfield.common.addresses import is_remote
 from upfield.common.errors import InputError, RunError, ShardSetError
 from upfield.sharding.building.upload import (
     MARKER,
@@ -29,16 +28,6 @@ from upfield.sharding.shardset.manifest import MANIFEST, read_manifest
 pytestmark = pytest.mark.usefixtures("hooks")
 
 
-@pytest.mark.parametrize("out", ["s3://bucket/set", "gs://bucket", "memory://set", "simplecache::s3://bucket/set"])
-def test_urls_are_remote(out):
-    assert is_remote(out)
-
-
-@pytest.mark.parametrize("out", ["shards", "/data/shards", "./s3:/x", "file:///data/shards", "a b://c", "C:/x"])
-def test_paths_are_not_remote(out):
-    assert not is_remote(out)
-
-
 def test_a_url_has_one_staging_folder_under_the_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folder = staging_folder("s3://bucket/sets/a")
@@ -52,12 +41,12 @@ def test_urls_that_read_alike_have_different_staging_folders():
     assert len({staging_folder(url) for url in ("s3://b/a/c", "s3://b/a-c", "gs://b/a/c")}) == 3
 
 
-def test_no_password_of_an_address_that_was_taken_for_a_path_shows():
+def test_the_password_of_an_address_given_as_a_path_is_not_shown():
     with pytest.raises(ShardSetError, match=r"^s3://host/set: this command reads sets from a folder"):
         read_manifest(Path("s3://user:secret@host/set"))
 
 
-def test_no_password_shows(monkeypatch):
+def test_passwords_are_not_shown(monkeypatch):
     assert "secret" not in str(staging_folder("ftp://user:secret@host/set"))
     with pytest.raises(InputError, match=r"^https://host/set: https:// addresses can only be read"):
         fetch_manifest("https://user:secret@host/set", Path("nowhere"))
@@ -130,7 +119,7 @@ def test_a_failed_upload_leaves_no_manifest_and_is_continued(url, staging, capsy
 
 
 def test_a_killed_upload_is_continued(bucket, staging, server):
-    """The killed one finds the server by fsspec's variable, the other by Amazon's."""
+    """The killed upload finds the server by fsspec's variable, the second one by Amazon's."""
     program = (
         "import os, sys, s3fs\n"
         "from pathlib import Path\n"
@@ -154,7 +143,7 @@ def test_a_killed_upload_is_continued(bucket, staging, server):
     assert held(f"{bucket}/set") == files(staging)
 
 
-def test_a_server_that_goes_away_is_one_clear_line_and_the_same_call_continues(bucket, staging, server):
+def test_a_server_that_goes_away_gives_one_clear_line_and_the_same_call_continues(bucket, staging, server):
     names: list[str] = []
 
     def stop(name):
@@ -196,7 +185,7 @@ def test_a_file_that_does_not_arrive_whole_is_an_error(url, staging):
     assert MANIFEST not in held(url)
 
 
-def test_what_is_not_ours_is_refused_and_stays(url, staging, tmp_path):
+def test_a_folder_with_other_files_is_refused_and_stays(url, staging, tmp_path):
     put(f"{url}/thesis.pdf", b"years of work")
     for call in (lambda: upload_set(staging, url), lambda: fetch_manifest(url, tmp_path / "new")):
         with pytest.raises(
@@ -207,7 +196,7 @@ def test_what_is_not_ours_is_refused_and_stays(url, staging, tmp_path):
 
 
 @pytest.mark.parametrize("name", [MANIFEST, MARKER])
-def test_files_of_our_names_that_are_not_ours_are_refused(url, staging, name):
+def test_other_files_with_the_names_of_ours_are_refused(url, staging, name):
     put(f"{url}/{name}", b"[]")
     with pytest.raises(InputError, match=rf"^{url}/{name}: this is not the .*\. Choose another"):
         upload_set(staging, url)
@@ -233,7 +222,7 @@ def test_another_sets_unfinished_upload_is_refused(url, staging, tmp_path, capsy
     assert held(url) == there
 
 
-def test_an_upload_that_another_one_overtook_writes_no_manifest(url, staging):
+def test_an_upload_overtaken_by_another_sends_no_manifest(url, staging):
     other = json.dumps({"format": MARKER_FORMAT, "data_sha256": "0" * 64}).encode()
     said = r"the marker of this upload was replaced by another upload's, .*no manifest was"
 
@@ -246,7 +235,7 @@ def test_an_upload_that_another_one_overtook_writes_no_manifest(url, staging):
     assert MANIFEST not in held(url)
 
 
-def test_the_same_upload_from_two_machines_ends_well(url, staging):
+def test_the_same_upload_from_two_machines_succeeds(url, staging):
     def be_faster(name):
         if name == "train/000000.tar":
             for other, data in files(staging).items():
@@ -282,11 +271,14 @@ def test_a_folder_made_in_a_console_is_empty(bucket, staging):
     assert held(f"{bucket}/set") == files(staging) | {"": b""}
 
 
-def test_what_others_wrote_meanwhile_is_seen_through_fsspecs_listing_cache(bucket, staging):
+def test_files_written_by_others_are_seen_despite_fsspecs_listing_cache(bucket, staging):
     fs, root = fsspec.core.url_to_fs(f"{bucket}/set")
     put(f"{bucket}/set/{MARKER}", _marker_bytes(read_manifest(staging)))
     assert fs.ls(root, detail=False) == [f"{root}/{MARKER}"]
+    store = stores.Store(f"{bucket}/set")
+    assert store.list_sizes().keys() == {MARKER}
     put(f"{bucket}/set/train/000009.tar", b"stray")
+    assert store.list_sizes().keys() == {MARKER, "train/000009.tar"}
     with pytest.raises(ShardSetError, match=r"no manifest there lists train/000009.tar"):
         upload_set(staging, f"{bucket}/set")
 
@@ -325,7 +317,7 @@ def test_missing_credentials_are_refused(bucket, staging, monkeypatch, tmp_path)
 
 def test_a_missing_package_is_named(staging, monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    # The registry of file systems found so far; `fsspec.registry` as an attribute is a read-only view of it.
+    # The registry of the file systems loaded so far. The attribute `fsspec.registry` is only a read-only view of it.
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
     with pytest.raises(
         InputError, match=r"^s3://b/set: the package for s3:// is missing .*pip install 'upfield\[s3\]'"
@@ -341,6 +333,6 @@ def test_a_missing_package_is_named(staging, monkeypatch):
         ("https://host/set", "https:// addresses can only be read"),
     ],
 )
-def test_urls_that_name_no_place_to_write_are_refused(bad, problem, staging):
+def test_urls_that_cannot_be_written_are_refused(bad, problem, staging):
     with pytest.raises(InputError, match=rf"^{bad}: {problem}"):
         upload_set(staging, bad)

@@ -4,7 +4,7 @@ import struct
 import numpy as np
 
 from upfield.imaging.compressed_files import Trace, trace
-from upfield.sharding.cohorts.duplicates import same_content
+from upfield.sharding.cohorts.duplicates import find_same_content
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 3_000_000, np.uint8).tobytes()
 OTHER = CONTENT[:1_500_000] + b"\0" + CONTENT[1_500_001:]
@@ -31,7 +31,7 @@ def blocked(path, content):
 
 
 def found_among(*volumes):
-    return same_content(volumes, [[trace(path) for path in paths] for paths in volumes])
+    return find_same_content(volumes, [[trace(path) for path in paths] for paths in volumes])
 
 
 def test_the_same_content_is_found_whatever_the_compression(tmp_path):
@@ -72,11 +72,11 @@ def test_a_stack_is_the_same_only_with_all_its_slices_in_order(tmp_path):
 
 def test_equal_length_and_crc_alone_make_no_match(tmp_path):
     first, second = compressed(tmp_path / "a.nii.gz", CONTENT), compressed(tmp_path / "b.nii.gz", OTHER)
-    assert same_content([[first], [second]], [[Trace(1, 1)], [Trace(1, 1)]]) == []
+    assert find_same_content([[first], [second]], [[Trace(1, 1)], [Trace(1, 1)]]) == []
 
 
 def test_files_that_cannot_be_read_equal_none(tmp_path):
     volumes = [[plain(tmp_path / f"{name}.nii", CONTENT)] for name in "abc"]
     traces = [[trace(path)] for (path,) in volumes]
     volumes[0][0].unlink()
-    assert same_content(volumes, traces) == [[1, 2]]
+    assert find_same_content(volumes, traces) == [[1, 2]]

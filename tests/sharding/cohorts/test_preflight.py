@@ -334,7 +334,7 @@ def test_fields_turned_against_each_other_are_told_where_axes_are_resampled_one_
     turned = np.eye(4)
     turned[1:3, 1:3] = [[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]]
     voxels = np.random.default_rng(0).integers(0, 99, (2, 8, 9, 10)).astype(np.int16)
-    # The same tilt, whatever the order that the voxels are stored in.
+    # The tilt does not depend on the order in which voxels are stored.
     order: Any = axcodes2ornt("PSL")
     stored = nib.Nifti1Image(voxels[0], turned).as_reoriented(order)
     stored.to_filename(tmp_path / "low.nii")

@@ -25,8 +25,8 @@ PAIRED = ("Quintessa-Vexler", "Ottokar-Brandl", "Philomena-Zwick", "Leopold-Hrdl
 ALONE = ("Annegret-Xaver", "Wendelin-Yilmaz", "Gudrun-Jaksch")
 WARDS = ("lindenhof", "marienstift")
 FOLDERS = ("st-elsewhere-clinic", "neuro-low", "neuro-high", "whole-heads")
-# What nobody outside is to learn; the names' parts too, in case a key or a record holds one of them. None is so short
-# that voxels could spell it.
+# Words that must not be published, parts of names included, in case a key or a record holds one. None is so short that
+# voxels could spell it by chance.
 PRIVATE = (*PAIRED, *ALONE, *(part for name in (*PAIRED, *ALONE) for part in name.split("-")), *WARDS, *FOLDERS)
 COHORTS = """\
 geometry: {low_shape: [12, 14, 6], low_spacing_mm: [1.6, 1.6, 5], high_shape: [20, 24, 28], high_spacing_mm: [1, 1, 1]}
@@ -42,7 +42,7 @@ cohorts:
 
 @pytest.fixture(scope="session")
 def hospital(tiny_cohort, tmp_path_factory):
-    """The tiny cohort under names, wards and folders that say who and where; treat it as read-only."""
+    """The tiny cohort under names, wards and folders that identify people and places; treat it as read-only."""
     folder = tmp_path_factory.mktemp("privacy") / "st-elsewhere-clinic"
     for field in ("low", "high"):
         (folder / f"neuro-{field}").mkdir(parents=True)
@@ -64,7 +64,7 @@ def arguments(hospital, out, *more):
 
 @pytest.fixture(scope="session")
 def published(hospital, tmp_path_factory):
-    """The hospital's pseudonymised set, in a folder of its own with the key beside it; treat it as read-only."""
+    """The hospital's pseudonymised set, in a separate folder with the key beside it; treat it as read-only."""
     out = tmp_path_factory.mktemp("published") / "shards"
     assert main(arguments(hospital, out, "--pseudonymize")) == 0
     return out
@@ -72,7 +72,7 @@ def published(hospital, tmp_path_factory):
 
 @pytest.fixture
 def sick(hospital, tmp_path):
-    """A copy of the hospital in which several subjects have each another fault."""
+    """A copy of the hospital in which several subjects each have a different fault."""
     folder = shutil.copytree(hospital, tmp_path / "st-elsewhere-clinic")
     for path in (folder / "neuro-high").glob("Philomena-Zwick_*"):
         path.unlink()
@@ -94,7 +94,7 @@ SKIP = ("--on_error", "skip", "--max_skipped", 9)
 
 
 def everything(root):
-    """All bytes of a set, names of its files included, in lower case."""
+    """All bytes of a set, file names included, in lower case."""
     paths = sorted(path for path in root.rglob("*") if path.is_file())
     assert paths
     return b"\n".join(str(path.relative_to(root)).encode() + b"\n" + path.read_bytes() for path in paths).lower()
@@ -115,7 +115,7 @@ def mode(path):
 
 
 def names(out):
-    """The rows of the file that says who is who."""
+    """The rows of the file that lists who is who."""
     with out.with_name(f"{out.name}.key.names.csv").open() as file:
         return [tuple(row) for row in csv.reader(file)]
 
@@ -324,7 +324,7 @@ def test_what_is_said_of_skipped_subjects_gives_no_path_away(run_cli, sick, tmp_
     told = [problem for one in skipped for problem in one["problems"]]
     assert {problem["check"] for problem in told} == {"unpaired", "slices", "same", "header", "voxels"}
     assert found_in(tmp_path / "shards", (str(sick), str(tmp_path), sick.name)) == []
-    # A subject is named where it is listed, not in the reason, which says what is wrong alone.
+    # The list names the subject; the reason only says what is wrong.
     reasons = " ".join(problem["reason"] for problem in told).lower()
     assert [word for word in (*SICK, ".nii", "/") if word.lower() in reasons] == []
     assert "(git lfs)" in reasons
@@ -336,10 +336,10 @@ def test_what_is_said_of_skipped_subjects_gives_no_name_away_behind_pseudonyms(r
     assert found_in(tmp_path / "shards", (*SICK, str(tmp_path))) == []
     skipped = read_manifest(tmp_path / "shards").skipped
     assert all(PSEUDONYM.fullmatch(one["subject"]) for one in skipped)
-    # Nor what a header says, as reasons may.
+    # Reasons may quote headers, so they are not published either.
     assert all(problem.keys() == {"field", "check"} for one in skipped for problem in one["problems"])
     assert [word for word in SICK if word in out] == []
-    # Who it was is told beside the set, to who has the files.
+    # The file beside the set, for the owner of the files, names the subjects.
     problems = json.loads((tmp_path / "shards.problems.json").read_text())["problems"]
     assert {problem["subject"] for problem in problems} >= {"Kunigunde-Ebert", "Philomena-Zwick"}
 

@@ -8,18 +8,18 @@ from upfield.common.errors import RunError, VolumeError
 from upfield.sharding.cohorts import source_fingerprints as sources
 from upfield.sharding.cohorts.privacy import Pseudonyms
 from upfield.sharding.cohorts.source_fingerprints import (
-    changed_subjects,
     describe_all,
     describe_sources,
-    held_already,
-    sealed,
+    find_changed_subjects,
+    find_held_scans,
+    seal_fingerprints,
 )
 from upfield.sharding.cohorts.subjects import Source, Subject
 from upfield.sharding.shardset.manifest import Manifest
 
 
 def holding(*trees):
-    """A set's manifest, as far as sources go."""
+    """A set's manifest that holds only sources."""
     return Manifest({"sources": list(trees)})
 
 
@@ -86,12 +86,12 @@ def test_processes_give_the_same_in_the_same_order(tmp_path, monkeypatch):
 @pytest.mark.parametrize("pseudonyms", [None, Pseudonyms(b"a key of some length")])
 def test_what_a_set_holds_is_found_under_another_name_and_what_changed_is_told(tmp_path, pseudonyms):
     old = [subject(save(tmp_path / f"{number}.nii", number), f"{number}") for number in range(3)]
-    held = holding(*(sealed(tree, pseudonyms) for tree in describe_all(old, 1)))
+    held = holding(*(seal_fingerprints(tree, pseudonyms) for tree in describe_all(old, 1)))
     again, fresh = subject(old[1].high.paths[0], "x", "b"), subject(save(tmp_path / "9.nii", 9), "y", "b")
-    (problem,) = held_already([again, fresh], held, pseudonyms, 1)
+    (problem,) = find_held_scans([again, fresh], held, pseudonyms, 1)
     assert (problem.cohort, problem.subject, problem.check) == ("b", "x", "same")
     assert problem.file == f"{old[1].high.paths[0]} = a 1, in the set"
     assert "a 1" not in problem.message
-    assert changed_subjects([*old, fresh], held, pseudonyms, 1) == []
+    assert find_changed_subjects([*old, fresh], held, pseudonyms, 1) == []
     save(old[2].high.paths[0], 77)
-    assert changed_subjects([*old, fresh], held, pseudonyms, 1) == [old[2]]
+    assert find_changed_subjects([*old, fresh], held, pseudonyms, 1) == [old[2]]

@@ -13,7 +13,7 @@ MANY = [f"s{number:03d}" for number in range(200)]
 
 @pytest.fixture
 def files(tmp_path):
-    """A function that makes empty files and gives their folder."""
+    """A function that makes empty files and returns their folder."""
 
     def make(*names):
         for name in names:

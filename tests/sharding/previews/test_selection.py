@@ -29,7 +29,7 @@ def split(tmp_path_factory):
     root = tmp_path_factory.mktemp("selection") / "set"
     samples = list(make_samples())
     order = np.random.default_rng(1).permutation(len(samples))
-    config = ShardConfig(geometry=GeometryConfig(high_shape=(NUM_SLICES, 22, 20)))
+    config = ShardConfig("out", geometry=GeometryConfig(high_shape=(NUM_SLICES, 22, 20)))
     entry = write_shard(root, "train/000000", (samples[i] for i in order))
     write_manifest(root, content_config(config), Addition([], [entry]), None)
     return ShardSplit(root, "train")

@@ -109,7 +109,7 @@ def strange(tmp_path):
     blank = np.zeros((1, 22, 20), np.float16)
     keys = [f"a-{subject}-{kind}-0-x{x:03d}" for kind, x in (("real", 4), ("synthetic", 5), ("real", 5))]
     entry = write_shard(tmp_path / "set", "train/000000", [Sample(key, blank, blank, {}) for key in keys])
-    config = ShardConfig(geometry=GeometryConfig(high_shape=(12, 22, 20)))
+    config = ShardConfig("out", geometry=GeometryConfig(high_shape=(12, 22, 20)))
     write_manifest(tmp_path / "set", content_config(config), Addition([], [entry]), None)
     return ShardSplit(tmp_path / "set", "train"), subject
 

@@ -56,6 +56,6 @@ def test_replicas_that_would_never_start_are_refused(
 
     if expected is None:
         with pytest.raises(InputError, match="replicas: there is room for"):
-            replica_resources(ServeConfig(**options), nodes)
+            replica_resources(ServeConfig(Path("model.onnx"), **options), nodes)
     else:
-        assert replica_resources(ServeConfig(**options), nodes) == expected
+        assert replica_resources(ServeConfig(Path("model.onnx"), **options), nodes) == expected

@@ -1,0 +1,215 @@
+"""The errors of jsonargparse in the words of this program: which file, which key, what was expected there.
+
+jsonargparse decides what is valid. It reports a wrong value with Python's names of types, without the file, and without
+the position in a list. After it has refused a configuration, the functions here ask it again about smaller and smaller
+parts, until the wrong key is found.
+"""
+
+import copy
+import difflib
+import json
+import re
+from argparse import ArgumentError
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+REFUSALS = (ArgumentError, TypeError, ValueError, KeyError)
+"""What jsonargparse raises for a configuration that it does not accept, and dataclasses for values that they refuse."""
+NAMES: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    Path: "a path",
+    NoneType: "null",
+}
+MISSING_KEYS = re.compile(r"the following arguments are required: (.+)")
+WRONG_VALUE = re.compile(r'Parser key "([^"]+)"')
+
+
+def explain(
+    error: Exception,
+    schema: type,
+    trees: Mapping[str, Callable[[], Any]],
+    flags: Mapping[str, str],
+    shown: Callable[[str], str],
+) -> str:
+    """Return one sentence or two on why a configuration was refused.
+
+    Args:
+        error: one of `REFUSALS`.
+        schema: dataclass that the configuration should fit.
+        trees: for each configuration file, by its name, what reads its content.
+        flags: text given for each key on the command line.
+        shown: how to name a key that is missing, a flag for instance.
+    """
+    for name, read in trees.items():
+        if problem := problem_of(read(), schema):
+            return f"{name}: {problem}"
+    kinds = dict(leaves(schema))
+    for key, text in flags.items():
+        value = _read_flag(text)
+        if key in kinds and (problem := _problem_of_value(value, kinds[key], f"--{key}")):
+            return problem
+    message = " ".join(str(error).split())
+    if absent := MISSING_KEYS.search(message):
+        names = [shown(key) for key in absent[1].split(", ")]
+        plural = len(names) > 1
+        it, them = ("are", "them") if plural else ("is", "it")
+        return f"{' and '.join(names)} {it} missing. Give {them} on the command line or in the configuration file."
+    return message
+
+
+def problem_of(tree: Any, schema: type, prefix: str = "") -> str | None:
+    """Find the first key of a tree that does not fit a dataclass.
+
+    Args:
+        tree: nested dictionaries, lists and plain values, as a YAML file holds them.
+        schema: dataclass that the tree should fit. Keys without a default may be missing.
+        prefix: dotted key of the tree itself, with a dot at its end.
+
+    Returns:
+        The key and what is wrong with it, or None if every key fits.
+    """
+    if not isinstance(tree, dict):
+        return f"{prefix.removesuffix('.') or 'top level'}: expected keys and values, found {_as_json(tree)}."
+    kinds = get_type_hints(schema)
+    for key, value in tree.items():
+        if key not in kinds:
+            return f"unknown key {prefix}{key}{nearest(str(key), kinds)}. Known keys: {', '.join(sorted(kinds))}."
+        kind = kinds[key]
+        if is_dataclass(kind) and isinstance(kind, type):
+            problem = problem_of(value, kind, f"{prefix}{key}.")
+        elif is_list_of_configs(kind) and isinstance(value, list):
+            problem = _problem_of_items(value, get_args(kind)[0], f"{prefix}{key}")
+        else:
+            problem = _problem_of_value(value, kind, f"{prefix}{key}")
+        if problem:
+            return problem
+    return None
+
+
+def _problem_of_items(items: list[Any], schema: type, key: str) -> str | None:
+    for number, item in enumerate(items):
+        if problem := problem_of(item, schema, f"{key}[{number}]."):
+            return problem
+        absent = [f.name for f in fields(schema) if f.default is f.default_factory is MISSING and f.name not in item]
+        if absent:
+            return f"{key}[{number}]: the key {absent[0]} is missing."
+        try:
+            accept(item, schema)
+        except REFUSALS as error:
+            return f"{key}[{number}]: {error}"
+    return None
+
+
+def _problem_of_value(value: Any, kind: Any, key: str) -> str | None:
+    if get_origin(kind) is dict and isinstance(value, dict):
+        items = ((f"{key}.{name}", item, get_args(kind)[1]) for name, item in value.items())
+        return next((problem for name, item, inner in items if (problem := _problem_of_value(item, inner, name))), None)
+    try:
+        accepted = accept(value, kind)
+    except REFUSALS:
+        pass
+    else:
+        if not list(values_that_do_not_fit(accepted, kind, key)):
+            return None
+    quotes = " Put it in quotes." if kind is str and isinstance(value, int | float) else ""
+    return f"{key}: expected {describe(kind)}, found {_as_json(value)}.{quotes}"
+
+
+def accept(value: Any, kind: Any) -> Any:
+    """Return what jsonargparse makes of a value of a tree for a key of some type.
+
+    Raises:
+        REFUSALS: the value does not fit.
+    """
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    if is_dataclass(kind) and isinstance(kind, type):
+        parser.add_class_arguments(kind, "value")
+    else:
+        parser.add_argument("--value", type=kind)
+    return parser.instantiate(parser.parse_object({"value": copy.deepcopy(value)})).value
+
+
+def values_that_do_not_fit(config: Any, kind: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Find what jsonargparse lets pass: null for a key that needs a value, and numbers that are not finite.
+
+    Args:
+        config: a dataclass instance, or a value.
+        kind: its type.
+        key: its dotted key.
+
+    Yields:
+        Dotted key, and what is wrong.
+    """
+    if is_dataclass(config) and not isinstance(config, type):
+        for name, inner in get_type_hints(type(config)).items():
+            yield from values_that_do_not_fit(getattr(config, name), inner, f"{key}.{name}".removeprefix("."))
+    elif isinstance(config, list | tuple):
+        for number, item in enumerate(config):
+            yield from values_that_do_not_fit(item, Any, f"{key}[{number}]")
+    elif config is None and not _takes_null(kind):
+        yield key, f"expected {describe(kind)}, found null."
+    elif isinstance(config, float) and config - config != 0:
+        yield key, f"expected a number, found {config}."
+
+
+def _takes_null(kind: Any) -> bool:
+    return kind in (Any, NoneType) or (get_origin(kind) in (Union, UnionType) and NoneType in get_args(kind))
+
+
+def describe(kind: Any) -> str:
+    """Return a type in words, for instance `a whole number or null`."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        # Whole numbers are numbers too.
+        return " or ".join(describe(one) for one in inner if not (one is int and float in inner))
+    if origin is Literal:
+        return " or ".join(map(str, inner))
+    if origin is list:
+        return f"a list of {describe(inner[0])}" if inner[0] is not Any else "a list"
+    if origin is tuple:
+        return f"{len(inner)} values in brackets, each {describe(inner[0])}"
+    if origin is dict or is_dataclass(kind):
+        return "keys and values"
+    return NAMES.get(kind, str(kind))
+
+
+def leaves(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Return the dotted keys of a dataclass that hold values, with their types."""
+    for name, kind in get_type_hints(schema).items():
+        if is_dataclass(kind) and isinstance(kind, type):
+            yield from leaves(kind, f"{prefix}{name}.")
+        else:
+            yield prefix + name, kind
+
+
+def is_list_of_configs(kind: Any) -> bool:
+    """Return whether a type is a list of dataclasses."""
+    return get_origin(kind) is list and is_dataclass(get_args(kind)[0])
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a hint in brackets at the known name that is spelled most alike, or nothing if none is."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _read_flag(text: str) -> Any:
+    """Read the value of a flag as jsonargparse does: YAML, or else the text itself."""
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, default=str)
