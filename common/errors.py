@@ -40,7 +40,7 @@ class UnwritableError(InputError):
     # Not a constructor of its own: an error must keep the usual one to be unpickled in another process.
     @classmethod
     def from_system(cls, place: Path, option: str, error: OSError) -> "UnwritableError":
-        """Word an error of the system.
+        """Build the error from one of the system.
 
         Args:
             place: folder or file as the user named it.

@@ -1,1 +1,1 @@
-"""Takes a shard set; gives a trained run: order, reader, loop, validation and checkpoints, through Accelerate."""
+"""Training: from a shard set to a run, on any number of processes, through Accelerate."""

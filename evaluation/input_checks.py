@@ -39,8 +39,6 @@ def check_input(config: EvaluateConfig) -> EvaluationPlan:
         InputError: a model is missing, named twice or does not fit the set; the set has no such split; or a report
             cannot be written where it should be.
     """
-    if not config.models:
-        raise InputError("MODELS is missing. Name a run or an .onnx file, or several to compare them.")
     if len({model.resolve() for model in config.models}) < len(config.models):
         raise InputError("models: a model is named twice. Name each model once.")
     manifest = read_manifest(config.shards)

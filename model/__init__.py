@@ -1,1 +1,1 @@
-"""Takes low-field slices; gives restored slices: the AMIR network, its presets, losses and weight files."""
+"""The AMIR network, which restores low-field slices, with its presets, losses and weight files."""

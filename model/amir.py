@@ -1,9 +1,9 @@
 """AMIR, the all-in-one restoration transformer with task-adaptive routing (Yang et al., MICCAI 2024, arXiv 2405.19769).
 
-The published network to the parameter name and the value, with two additions that change nothing where it was defined:
-any size is padded to a multiple of 8 and cropped back, and the input may carry neighbouring slices as channels. Two
-steps are computed otherwise than published, with the same outcome: experts are mixed by a log-sum-exp (routing.py),
-attention and its projection are one matrix (blocks.py).
+The network has the parameter names of the published one and returns its values. Two additions extend it: slices of any
+size are padded to a multiple of 8 and cropped back, and the input may hold neighbouring slices as channels. Two steps
+are computed in another way with the same result: experts are mixed by a log-sum-exp (routing.py), and attention and its
+projection are one matrix (blocks.py).
 """
 
 from collections.abc import Callable, Sequence
@@ -28,16 +28,16 @@ from upfield.model.routing import ChannelRouting, InstructionNetwork, SpatialRou
 __all__ = ["MIN_SIZE", "SIZE_MULTIPLE", "Amir", "AmirConfig", "Checkpointing", "noise_shapes", "pad_to_multiple"]
 
 SIZE_MULTIPLE = 8
-MIN_SIZE = 9  # The instruction network shrinks the image by nine; 9 is padded to 16, which reflection can do.
+MIN_SIZE = 9  # The instruction network downsamples by 9. Reflection can pad 9 to 16.
 
 
 class BlockStack(nn.Sequential):
-    """Blocks one after another; with `recompute` each one's inner tensors are computed again for its gradient."""
+    """Transformer blocks in sequence. With `recompute` each block computes its inner tensors again for the gradient."""
 
     recompute = False
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002, torch names it so
-        """Transform `input` `(B, C, H, W)`, channels-last in memory, and give it in the same memory order."""
+        """Transform `input` `(B, C, H, W)`, channels-last in memory, and return the same shape and memory order."""
         x = input.permute(0, 2, 3, 1)  # (B, H, W, C), a view
         for block in self:
             x = checkpointed(block, x, enabled=self.recompute)
@@ -45,17 +45,17 @@ class BlockStack(nn.Sequential):
 
 
 class Amir(nn.Module):
-    """A U-shaped transformer: four levels of blocks, experts routed in the encoder, channels scaled in the decoder."""
+    """A U-shaped transformer with four levels, spatial routing in the encoder and channel routing in the decoder."""
 
     def __init__(self, config: AmirConfig | None = None) -> None:
-        """Build the network with fresh weights.
+        """Build the network with random weights.
 
         Args:
-            config: sizes; None gives the published ones.
+            config: sizes; None takes the published ones.
         """
         super().__init__()
         self.config = config = config or AmirConfig()
-        # The load loss is not linear in the batch: data parallelism puts a differentiable sum over processes here.
+        # The load loss is not linear in the batch, so data parallelism sets a differentiable sum over processes here.
         self.sum_usage: Callable[[Tensor], Tensor] = lambda usage: usage
         widths = [config.dim << level for level in range(4)]
         blocks, heads = config.num_blocks, config.heads
@@ -91,24 +91,25 @@ class Amir(nn.Module):
         self.channel_routing_decoder_level2 = ChannelRouting(widths[1])
         self.decoder_level2 = stack(widths[1], heads[1], blocks[1])
         self.up2_1 = Upsample(widths[1])
-        # Level 1 keeps both halves of its concatenation: 2C channels with the heads of level 1.
+        # Level 1 does not reduce its concatenation: 2C channels with the heads of level 1.
         self.channel_routing_decoder_level1 = ChannelRouting(widths[1])
         self.decoder_level1 = stack(widths[1], heads[0], blocks[0])
         self.refinement = stack(widths[1], heads[0], config.num_refinement_blocks)
         self.output = nn.Conv2d(widths[1], config.out_channels, kernel_size=3, padding=1, bias=False)
 
     def set_checkpointing(self, checkpointing: Checkpointing) -> None:
-        """Choose what is computed again for the gradient instead of being kept.
+        """Choose what is computed again for the gradient instead of being kept (activation checkpointing).
 
         Args:
-            checkpointing: `none`; `selective`, what follows the 1x1 convolutions of each block: half the memory for
-                the depthwise convolutions' time once more; `full`, whole blocks: a ninth of it, a third slower.
+            checkpointing: `none`; `selective` recomputes what follows the 1x1 convolutions of each block, for half the
+                memory and one more pass of the depthwise convolutions; `full` recomputes whole blocks, for a ninth of
+                the memory and a third more time.
 
         Raises:
-            ValueError: none of the three.
+            ValueError: it is none of the three.
         """
         if checkpointing not in get_args(Checkpointing):
-            raise ValueError(f"checkpointing: expected one of {get_args(Checkpointing)}, found {checkpointing!r}")
+            raise ValueError(f"checkpointing: expected one of {get_args(Checkpointing)}, found {checkpointing!r}.")
         for module in self.modules():
             if isinstance(module, ChannelAttention | GatedFeedForward):
                 module.recompute = checkpointing == "selective"
@@ -116,11 +117,11 @@ class Amir(nn.Module):
                 module.recompute = checkpointing == "full"
 
     def compile_blocks(self) -> None:
-        """Compile each transformer block with torch.compile when it is first called.
+        """Compile each transformer block with torch.compile at its first call.
 
-        Blocks of one shape share their code, so this takes a tenth of the time of compiling the whole network.
+        Blocks of the same shape share their code, so this takes a tenth of the time of compiling the whole network.
         """
-        # One kernel set for each level, direction of the U, mode, and batch size, of which the last may be ragged.
+        # One set of kernels per level, half of the U, mode and batch size; the last batch may be smaller.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
         for module in self.modules():
             if isinstance(module, TransformerBlock):
@@ -131,25 +132,25 @@ class Amir(nn.Module):
 
         Args:
             low: `(B, in_channels, H, W)` in [0, 1], H and W at least 9; the centre channel is restored.
-            noise: for training, one standard normal tensor per encoder level, of the shapes of `noise_shapes`; drawn
-                from torch's global generator where it is not given.
+            noise: for training, one standard normal tensor `(B, pixels, experts)` per encoder level, of the shapes of
+                `noise_shapes`; None draws them from torch's global generator. Ignored in evaluation mode.
 
         Returns:
-            The restored slices `(B, 1, H, W)`, not clipped; in training mode also the load loss, a scalar.
+            The restored slices `(B, 1, H, W)`, not clipped, and in training mode also the load loss, a scalar.
 
         Raises:
             ValueError: slices are too small.
         """
         H, W = low.shape[-2:]
         if min(H, W) < MIN_SIZE:
-            raise ValueError(f"expected slices of at least {MIN_SIZE} x {MIN_SIZE} pixels, found {H} x {W}")
+            raise ValueError(f"expected slices of at least {MIN_SIZE} x {MIN_SIZE} pixels, found {H} x {W}.")
         if not self.training:
             noise = None
         elif noise is None:
             noise = [torch.randn(len(low), *shape, device=low.device) for shape in noise_shapes(self.config, H, W)]
         low = pad_to_multiple(low)
         instruction = self.dict_generator(low)
-        # Channels-last from here on: what blocks and routing are made for.
+        # Blocks and routing work on channels-last memory.
         embedded = self.patch_embed(low).contiguous(memory_format=torch.channels_last)
         latent, skips, usages = self._encode(embedded, instruction, noise)
         residual = self.output(self._decode(latent, skips, instruction))
@@ -162,7 +163,7 @@ class Amir(nn.Module):
     def _encode(
         self, x: Tensor, instruction: Tensor, noise: Sequence[Tensor] | None
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """Give the latent `(B, 8C, H/8, W/8)`, the skips of levels 1 to 3 and, with noise, their experts' usage."""
+        """Return the latent `(B, 8C, H/8, W/8)`, the skips of levels 1 to 3 and, with noise, their experts' usage."""
         levels = (
             (self.spatial_routing_encoder_level1, self.encoder_level1, self.down1_2),
             (self.spatial_routing_encoder_level2, self.encoder_level2, self.down2_3),
@@ -181,7 +182,7 @@ class Amir(nn.Module):
         return x, skips, usages
 
     def _decode(self, x: Tensor, skips: list[Tensor], instruction: Tensor) -> Tensor:
-        """Give the features `(B, 2C, H, W)` at full resolution."""
+        """Return the features `(B, 2C, H, W)` at full resolution."""
         x = torch.cat([self.up4_3(x), skips[2]], dim=1)  # (B, 8C, H/4, W/4)
         x = self.channel_routing_decoder_level3(self.reduce_chan_level3(x), instruction)
         x = self.decoder_level3(x)  # (B, 4C, H/4, W/4)
@@ -194,9 +195,10 @@ class Amir(nn.Module):
 
 
 def pad_to_multiple(image: Tensor) -> Tensor:
-    """Extend `image` `(B, S, H, W)` by reflection at its end until H and W are multiples of 8.
+    """Pad `image` `(B, S, H, W)` by reflection at its end to multiples of 8 in H and W.
 
-    By index and not by `F.pad`: amounts that depend on a dynamic size do not survive the export to ONNX.
+    It selects by index instead of calling `F.pad`, because padding that depends on a dynamic size cannot be exported to
+    ONNX.
     """
     for dim in (-2, -1):
         size = image.shape[dim]
@@ -206,6 +208,6 @@ def pad_to_multiple(image: Tensor) -> Tensor:
 
 
 def noise_shapes(config: AmirConfig, height: int, width: int) -> list[tuple[int, int]]:
-    """Give, per encoder level, the shape (pixels, experts) of the gating noise of one `(height, width)` slice."""
+    """Return, per encoder level, the shape (pixels, experts) of the gating noise of one `(height, width)` slice."""
     padded_height, padded_width = (next_multiple(size, SIZE_MULTIPLE) for size in (height, width))
     return [((padded_height >> level) * (padded_width >> level), config.num_experts) for level in range(3)]

@@ -1,10 +1,10 @@
 """The Restormer block (Zamir et al., CVPR 2022, arXiv 2111.09881) and the changes of resolution.
 
-Module and parameter names are those of the published AMIR checkpoints. Images are `(B, H, W, C)` in memory throughout:
-layer norm, 1x1 convolutions and attention between channels then read rows of channels as they lie, and depthwise
-convolutions run over vectors of them. Modules that change the resolution take the same memory as `(B, C, H, W)`
-channels-last views. The convolutions of a block hold published parameters and are never called: `pointwise` and
-`depthwise` apply their weights in that layout.
+Module and parameter names are those of the published AMIR checkpoints. Images are `(B, H, W, C)` in memory throughout.
+Layer norm, 1x1 convolutions and channel attention therefore read contiguous rows of channels, and depthwise
+convolutions work on vectors of them. Modules that change the resolution take the same memory as `(B, C, H, W)`
+channels-last views. The convolution modules of a block only hold the published parameters: `pointwise` and `depthwise`
+apply their weights in this layout.
 """
 
 from collections.abc import Callable
@@ -15,26 +15,26 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 NORM_EPSILON = 1e-12  # F.normalize's
-HALF_NORM_EPSILON = 1e-4  # One whose inverse, which enters gradients, half precision can hold.
-# Rows of channels that start at multiples of 8 are read in whole vectors on a CPU, by tensor cores on a GPU.
+HALF_NORM_EPSILON = 1e-4  # Gradients contain its inverse, which half precision must be able to hold.
+# If rows of channels start at multiples of 8, a CPU reads whole vectors and a GPU can use its tensor cores.
 ROW_MULTIPLE = 8
 
 
 def next_multiple(number: int, multiple: int) -> int:
-    """Give the smallest multiple of `multiple` that is at least `number`."""
+    """Return the smallest multiple of `multiple` that is at least `number`."""
     return (number + multiple - 1) // multiple * multiple
 
 
-def filled_up(rows: Tensor) -> Tensor:
-    """Extend `rows` `(..., R, C)` by rows of zeros to a multiple of 8 rows."""
+def pad_rows(rows: Tensor) -> Tensor:
+    """Append rows of zeros to `rows` `(..., R, C)` up to a multiple of 8 rows."""
     num_rows = rows.shape[-2]
     return F.pad(rows, (0, 0, 0, next_multiple(num_rows, ROW_MULTIPLE) - num_rows))
 
 
 def pointwise(x: Tensor, weight: Tensor) -> Tensor:
-    """Mix the channels of `x` `(B, H, W, C)` by `weight` `(out, C)`: a 1x1 convolution, `(B, H, W, out)`.
+    """Apply a 1x1 convolution with `weight` `(out, C)` to `x` `(B, H, W, C)` and return `(B, H, W, out)`.
 
-    On a CPU oneDNN's convolution took a tenth less time than the matrix product that it is, forward and backward.
+    On a CPU oneDNN's convolution took a tenth less time than the equivalent matrix product, forward and backward.
     """
     if x.device.type == "cpu":
         return F.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None]).permute(0, 2, 3, 1)
@@ -42,7 +42,7 @@ def pointwise(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def depthwise(x: Tensor, weight: Tensor) -> Tensor:
-    """Filter each channel of `x` `(B, H, W, C)` by its own 3x3 kernel, a row of `weight` `(C, 9)`."""
+    """Convolve each channel of `x` `(B, H, W, C)` with its own 3x3 kernel, a row of `weight` `(C, 9)`."""
     kernels = weight.unflatten(1, (1, 3, 3))
     return F.conv2d(x.permute(0, 3, 1, 2), kernels, padding=1, groups=len(kernels)).permute(0, 2, 3, 1)
 
@@ -50,7 +50,7 @@ def depthwise(x: Tensor, weight: Tensor) -> Tensor:
 def checkpointed(function: Callable[..., Tensor], *inputs: Tensor, enabled: bool) -> Tensor:
     """Call a function of tensors of any shape.
 
-    If enabled, its inputs alone are kept, and the rest is computed again for the gradient.
+    If enabled, only its inputs are kept, and its inner tensors are computed again for the gradient.
     """
     if enabled and torch.is_grad_enabled():
         return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
@@ -61,25 +61,25 @@ class ChannelNorm(nn.Module):
     """Layer norm over the channels of each pixel."""
 
     def __init__(self, channels: int) -> None:
-        """Make scale and shift of `channels`."""
+        """Create scale and shift for `channels` channels."""
         super().__init__()
         self.body = nn.LayerNorm(channels, eps=1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise `x` `(B, H, W, C)` in its own precision; statistics are float32 inside."""
-        # Autocast would turn the image to float32 and back, and keep that copy for the gradient.
+        """Normalise `x` `(B, H, W, C)` in its own precision, with float32 statistics."""
+        # Autocast would convert the image to float32 and back, and keep that copy for the gradient.
         with torch.autocast(x.device.type, enabled=False):
             scale, shift = self.body.weight.to(x.dtype), self.body.bias.to(x.dtype)
             return F.layer_norm(x, self.body.normalized_shape, scale, shift, self.body.eps)
 
 
 class ChannelAttention(nn.Module):
-    """Attention between channels (Restormer, eq. 1): a (C/heads, C/heads) matrix per head, linear in the pixels."""
+    """Channel attention (Restormer, eq. 1): a (C/heads, C/heads) matrix per head, with cost linear in the pixels."""
 
     recompute = False
 
     def __init__(self, channels: int, num_heads: int) -> None:
-        """Make the projections and one temperature per head."""
+        """Create the projections and one temperature per head."""
         super().__init__()
         self.num_heads = num_heads
         self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
@@ -88,39 +88,39 @@ class ChannelAttention(nn.Module):
         self.project_out = nn.Conv2d(channels, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mix the channels of `x` `(B, H, W, C)`."""
-        # Three convolutions and not one that is split: each result is whole in memory, and so is its gradient.
+        """Attend over the channels of `x` `(B, H, W, C)`."""
+        # Three convolutions instead of one that is split, so that each result and its gradient are contiguous.
         q, k, v = (pointwise(x, weight) for weight in self.qkv.weight.flatten(1).chunk(3))
         return checkpointed(self._attend, q, k, v, enabled=self.recompute)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Filter queries, keys and values, each `(B, H, W, C)`, attend and project."""
+        """Apply the depthwise filters to queries, keys and values, each `(B, H, W, C)`, then attend and project."""
         B, H, W, C = q.shape
         filters = self.qkv_dwconv.weight.flatten(1).chunk(3)
         q, k, v = (depthwise(each, weight).flatten(1, 2) for each, weight in zip((q, k, v), filters, strict=True))
         attention = self._scores(q, k).softmax(dim=-1)  # (B, heads, C/heads, C/heads) from (B, P, C), P = H*W
-        # Attention, then projection, is one matrix per image: (C, C) products in place of (P, C) ones.
+        # Attention followed by projection is one matrix per image: (C, C) products instead of (P, C) ones.
         out = self.project_out.weight.reshape(C, self.num_heads, -1).to(attention.dtype)  # (C, heads, C/heads)
         matrix = torch.einsum("ohi,bhij->bohj", out, attention).reshape(B, C, C)
         return (v @ matrix.transpose(-2, -1).to(v.dtype)).reshape(B, H, W, C)
 
     def _scores(self, q: Tensor, k: Tensor) -> Tensor:
-        """Give the cosines between the channels of `q` and `k` `(B, P, C)`, times temperature: `(B, heads, c, c)`."""
+        """Return the cosines between channels of `q` and `k` `(B, P, C)` times the temperature: `(B, heads, c, c)`."""
         if q.dtype == torch.float16:
-            # A sum of 50,000 products exceeds half precision: divide first.
+            # A sum of 50,000 products overflows half precision, so normalise first.
             q, k = (F.normalize(t.float(), dim=1, eps=HALF_NORM_EPSILON).to(t.dtype) for t in (q, k))
             return self._products(q, k) * self.temperature
-        # Products first and norms after: neither q nor k is written again.
+        # Multiply first and divide by the norms afterwards, so that neither q nor k is copied.
         dtype = torch.promote_types(q.dtype, torch.float32)
         squares = ((t * t).sum(dim=1, dtype=dtype) for t in (q, k))  # 2 x (B, C)
         rows, columns = (s.clamp_min(NORM_EPSILON**2).sqrt().unflatten(1, (self.num_heads, -1)) for s in squares)
         return self._products(q, k) * (self.temperature / rows.unsqueeze(-1)) / columns.unsqueeze(-2)
 
     def _products(self, q: Tensor, k: Tensor) -> Tensor:
-        """Give the products between the channels of each head of `q` and `k` `(B, P, C)`: `(B, heads, c, c)`.
+        """Return the products between the channels of each head of `q` and `k` `(B, P, C)`: `(B, heads, c, c)`.
 
-        One product of all channels, of which each head takes its block of the diagonal: cheaper than views per head,
-        which would have to be copied.
+        Each head takes its diagonal block of one product of all channels. That is cheaper than a product per head,
+        whose views would have to be copied.
         """
         B, _, C = q.shape
         products = (q.transpose(-2, -1) @ k).to(torch.promote_types(q.dtype, torch.float32))
@@ -129,12 +129,12 @@ class ChannelAttention(nn.Module):
 
 
 class GatedFeedForward(nn.Module):
-    """Feed-forward layer with a depthwise convolution, one half gating the other (Restormer, eq. 2)."""
+    """Feed-forward layer with depthwise convolutions, one half gating the other (Restormer, eq. 2)."""
 
     recompute = False
 
     def __init__(self, channels: int, expansion: float) -> None:
-        """Make the layer with `int(channels * expansion)` hidden channels."""
+        """Create the layer with `int(channels * expansion)` hidden channels."""
         super().__init__()
         hidden = int(channels * expansion)
         self.project_in = nn.Conv2d(channels, 2 * hidden, 1, bias=False)
@@ -147,26 +147,26 @@ class GatedFeedForward(nn.Module):
         return checkpointed(self._gate, gate, value, enabled=self.recompute)
 
     def _gate(self, gate: Tensor, value: Tensor) -> Tensor:
-        """Filter both halves, each `(B, H, W, hidden)`, let one gate the other, and project the product."""
+        """Apply the depthwise filters to both halves, each `(B, H, W, hidden)`, then gate and project."""
         gate_filter, value_filter = self._halves(self.dwconv.weight)
         product = F.gelu(depthwise(gate, gate_filter)) * depthwise(value, value_filter)
-        return pointwise(product, filled_up(self.project_out.weight.flatten(1).T).T)
+        return pointwise(product, pad_rows(self.project_out.weight.flatten(1).T).T)
 
     @staticmethod
     def _halves(weight: Tensor) -> tuple[Tensor, ...]:
-        """Cut `weight` `(2*hidden, ...)` in two halves of rows, each filled up with rows of zeros.
+        """Split the rows of `weight` `(2*hidden, ...)` into two halves, each padded with rows of zeros.
 
-        Odd numbers of channels, such as the published 111 and 223, cost a tenth more time. Zeros stay zeros behind
-        both convolutions and the gate.
+        Odd numbers of channels, such as the published 111 and 223, cost a tenth more time. Channels of zeros stay zero
+        through both convolutions and the gate.
         """
-        return filled_up(weight.flatten(1).unflatten(0, (2, -1))).unbind(0)
+        return pad_rows(weight.flatten(1).unflatten(0, (2, -1))).unbind(0)
 
 
 class TransformerBlock(nn.Module):
-    """Channel attention, then gated feed-forward, each with a residual around its norm."""
+    """Channel attention, then gated feed-forward, each with layer norm before it and a residual connection."""
 
     def __init__(self, channels: int, num_heads: int, expansion: float) -> None:
-        """Make one block."""
+        """Create one block."""
         super().__init__()
         self.norm1 = ChannelNorm(channels)
         self.attn = ChannelAttention(channels, num_heads)
@@ -180,40 +180,40 @@ class TransformerBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve the size, double the channels: (B, C, H, W) -> (B, 2C, H/2, W/2)."""
+    """Halve the resolution and double the channels: (B, C, H, W) -> (B, 2C, H/2, W/2)."""
 
     def __init__(self, channels: int) -> None:
-        """Make the convolution to half the channels; unshuffling multiplies them by four."""
+        """Create the convolution to half the channels, which pixel-unshuffle multiplies by four."""
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(channels, channels // 2, kernel_size=3, padding=1, bias=False), nn.PixelUnshuffle(2)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Halve the size of `x` `(B, C, H, W)`."""
-        return self.body(x).contiguous(memory_format=torch.channels_last)  # a GPU's unshuffling is not
+        """Halve the resolution of `x` `(B, C, H, W)`."""
+        return self.body(x).contiguous(memory_format=torch.channels_last)  # pixel-unshuffle on a GPU is not
 
 
 class Upsample(nn.Module):
-    """Double the size, halve the channels: (B, C, H, W) -> (B, C/2, 2H, 2W)."""
+    """Double the resolution and halve the channels: (B, C, H, W) -> (B, C/2, 2H, 2W)."""
 
     def __init__(self, channels: int) -> None:
-        """Make the convolution to twice the channels; shuffling divides them by four."""
+        """Create the convolution to twice the channels, which pixel-shuffle divides by four."""
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(channels, 2 * channels, kernel_size=3, padding=1, bias=False), nn.PixelShuffle(2)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Double the size of `x` `(B, C, H, W)`."""
-        return self.body(x).contiguous(memory_format=torch.channels_last)  # a GPU's shuffling is not
+        """Double the resolution of `x` `(B, C, H, W)`."""
+        return self.body(x).contiguous(memory_format=torch.channels_last)  # pixel-shuffle on a GPU is not
 
 
 class PatchEmbed(nn.Module):
-    """Bring the input slices to the network's channels: (B, S, H, W) -> (B, C, H, W)."""
+    """Embed the input slices in the network's channels: (B, S, H, W) -> (B, C, H, W)."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
-        """Make the convolution."""
+        """Create the convolution."""
         super().__init__()
         self.proj = nn.Conv2d(in_channels, channels, kernel_size=3, padding=1, bias=False)
 

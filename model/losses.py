@@ -1,7 +1,7 @@
-"""The training loss: how far the restored slice is from the true one, in the terms that are weighed, and the routing's.
+"""The training loss: a weighted sum of distances between restored and true slices, and of the routing's load loss.
 
-SSIM (Wang et al. 2004) is evaluation's own; MS-SSIM (Wang et al. 2003) is torchmetrics', with the same window, 11 x 11
-Gaussian of sigma 1.5, and data range 1.
+SSIM (Wang et al. 2004) is the one of evaluation. MS-SSIM (Wang et al. 2003) is that of torchmetrics with the same
+window, an 11 x 11 Gaussian of sigma 1.5, and data range 1.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from upfield.model.configuration import LossConfig
 from upfield.model.quality import ssim_slice
 
 CHARBONNIER_EPSILON = 1e-3
-# Five scales, each half of the one before, and the coarsest must hold the window.
+# Five scales, each half the size of the one before. The window must fit into the coarsest.
 MS_SSIM_MIN_SIZE = 176
 SSIM_MIN_SIZE = 11
 
@@ -23,13 +23,13 @@ SSIM_MIN_SIZE = 11
 def restoration_loss(
     restored: Tensor, high: Tensor, load_loss: Tensor, config: LossConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Give the loss and its terms, in float32 also under autocast.
+    """Compute the loss and its terms, in float32 even under autocast.
 
     Args:
         restored: `(B, 1, H, W)`.
         high: `(B, 1, H, W)` in [0, 1].
-        load_loss: scalar, the network's.
-        config: the weights; terms of weight 0 are not computed.
+        load_loss: scalar, from the network.
+        config: the weights. Terms of weight 0 are not computed.
 
     Returns:
         The scalar to minimise, and each unweighted term by name, for the log.
@@ -48,19 +48,33 @@ def restoration_loss(
 
 
 def charbonnier(restored: Tensor, high: Tensor) -> Tensor:
-    """Give the mean of sqrt(d^2 + 1e-6) over the differences d, a smooth L1 (Lai et al., CVPR 2017): a scalar."""
+    """Return the mean of sqrt(d^2 + 1e-6) over the differences d, a smooth L1 loss (Lai et al., CVPR 2017): a scalar.
+
+    Args:
+        restored: `(B, 1, H, W)`.
+        high: `(B, 1, H, W)`.
+    """
     return ((restored - high).square() + CHARBONNIER_EPSILON**2).sqrt().mean()
 
 
 def ssim_loss(restored: Tensor, high: Tensor) -> Tensor:
-    """Give 1 - SSIM, averaged over slices: a scalar from 0 (shape `(B, 1, H, W)` each, at least 11 x 11)."""
+    """Return 1 - SSIM, averaged over slices: a scalar of at least 0.
+
+    Args:
+        restored: `(B, 1, H, W)`, H and W at least 11.
+        high: `(B, 1, H, W)`.
+    """
     return 1 - ssim_slice(restored, high).mean()
 
 
 def ms_ssim_loss(restored: Tensor, high: Tensor) -> Tensor:
-    """Give 1 - MS-SSIM, averaged over slices: a scalar from 0 (shape `(B, 1, H, W)` each, at least 176 x 176).
+    """Return 1 - MS-SSIM, averaged over slices: a scalar of at least 0.
 
-    Each scale's similarity x enters as (x + 1) / 2: where slices are opposed it is negative, and its power undefined.
+    The similarity x of each scale enters as (x + 1) / 2. For inverted slices x is negative, and its power undefined.
+
+    Args:
+        restored: `(B, 1, H, W)`, H and W at least 176.
+        high: `(B, 1, H, W)`.
 
     Raises:
         ValueError: slices are smaller.
@@ -68,7 +82,7 @@ def ms_ssim_loss(restored: Tensor, high: Tensor) -> Tensor:
     if min(restored.shape[-2:]) < MS_SSIM_MIN_SIZE:
         raise ValueError(
             f"loss.ms_ssim_weight: expected slices of at least {MS_SSIM_MIN_SIZE} x {MS_SSIM_MIN_SIZE}, found "
-            f"{restored.shape[-2]} x {restored.shape[-1]}; use loss.ssim_weight"
+            f"{restored.shape[-2]} x {restored.shape[-1]}. Use loss.ssim_weight instead."
         )
     return 1 - multiscale_structural_similarity_index_measure(
         restored, high, kernel_size=11, sigma=1.5, data_range=1.0, normalize="simple"
@@ -76,7 +90,7 @@ def ms_ssim_loss(restored: Tensor, high: Tensor) -> Tensor:
 
 
 def gradient_difference(restored: Tensor, high: Tensor) -> Tensor:
-    """Give how much the sizes of the two images' gradients differ, a scalar (Mathieu et al., ICLR 2016, alpha 1).
+    """Return the mean difference between gradient magnitudes: a scalar (Mathieu et al., ICLR 2016, alpha 1).
 
     Args:
         restored: `(B, 1, H, W)`.
@@ -86,9 +100,9 @@ def gradient_difference(restored: Tensor, high: Tensor) -> Tensor:
     return across + down
 
 
-# Weight in the configuration -> height and width that its term needs at least.
+# Weight in the configuration -> least height and width of slices for its term.
 LEAST_SIZES = {"ssim_weight": SSIM_MIN_SIZE, "ms_ssim_weight": MS_SSIM_MIN_SIZE}
-# Name, as in the configuration's weights and in the log -> the term.
+# Name in the configuration's weights and in the log -> function.
 TERMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": F.l1_loss,
     "charbonnier": charbonnier,

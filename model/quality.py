@@ -1,4 +1,4 @@
-"""Image quality per slice, under one definition for validation during training and for evaluation after it."""
+"""Image quality per slice, with the same definitions in validation and in evaluation."""
 
 import torch
 from torch import Tensor
@@ -8,21 +8,21 @@ DATA_RANGE = 1.0
 
 
 def psnr_slice(restored: Tensor, high: Tensor) -> Tensor:
-    """Give the peak signal-to-noise ratio of each whole slice, data range 1.
+    """Compute the peak signal-to-noise ratio of each whole slice, data range 1.
 
     Args:
         restored: `(N, 1, H, W)` in [0, 1].
         high: `(N, 1, H, W)` in [0, 1].
 
     Returns:
-        `(N,)` in dB; infinite where the two are equal.
+        `(N,)` in dB, infinite for equal slices.
     """
     error = (restored.float() - high.float()).square().mean(dim=(1, 2, 3))
     return 10 * torch.log10(DATA_RANGE**2 / error)
 
 
 def ssim_slice(restored: Tensor, high: Tensor) -> Tensor:
-    """Give the structural similarity of each slice: Gaussian window of 11 x 11, sigma 1.5, data range 1 (torchmetrics).
+    """Compute the structural similarity of each slice: 11 x 11 Gaussian window, sigma 1.5, data range 1 (torchmetrics).
 
     Args:
         restored: `(N, 1, H, W)` in [0, 1], H and W at least 11.
@@ -41,11 +41,11 @@ def ssim_slice(restored: Tensor, high: Tensor) -> Tensor:
         reduction="none",
     )
     assert isinstance(values, Tensor)
-    return values.reshape(-1)  # a single slice comes back as a scalar
+    return values.reshape(-1)  # torchmetrics returns a scalar for a single slice
 
 
 def mae_slice(restored: Tensor, high: Tensor) -> Tensor:
-    """Give the mean absolute error `(N,)` of each slice of `restored` and `high`, both `(N, 1, H, W)`."""
+    """Compute the mean absolute error `(N,)` of each slice of `restored` and `high`, both `(N, 1, H, W)`."""
     return (restored.float() - high.float()).abs().mean(dim=(1, 2, 3))
 
 

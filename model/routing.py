@@ -1,4 +1,4 @@
-"""Task-adaptive routing (Yang et al., MICCAI 2024, arXiv 2405.19769): instruction, spatial experts, channel scaling.
+"""Task-adaptive routing (Yang et al., MICCAI 2024, arXiv 2405.19769): instruction, spatial and channel routing.
 
 The gating is noisy top-k of Shazeer et al. 2017 (arXiv 1701.06538), section 4 and appendix A.
 """
@@ -14,16 +14,16 @@ from torch import Tensor, nn
 INSTRUCTION_DIM = 256
 TOP_K = 2
 NOISE_FLOOR = 0.01
-# The published mixture is log(sum of g * exp(y)), with 2.22e-16 where the float32 sum underflows to zero.
+# The published mixture is log(sum of g * exp(y)), which takes 2.22e-16 for a float32 sum that underflows to zero.
 UNDERFLOW_LOG = math.log(2.0**-149)
 UNDERFLOW_VALUE = math.log(2.22e-16)
 
 
 class InstructionNetwork(nn.Module):
-    """Reads the whole image and mixes a routing instruction from a learned dictionary."""
+    """Computes a routing instruction for an image: a mixture of the tokens of a learned dictionary."""
 
     def __init__(self, in_channels: int, num_tokens: int) -> None:
-        """Make the condition network and a dictionary of `num_tokens` entries."""
+        """Create the condition network and a dictionary of `num_tokens` tokens."""
         super().__init__()
         shapes = [(in_channels, 64, 3), (64, 64, 3), (64, 64, 1), (64, 64, 1), (64, 32, 1)]
         layers: list[nn.Module] = []
@@ -34,36 +34,36 @@ class InstructionNetwork(nn.Module):
         self.dictionary = nn.Parameter(torch.randn(num_tokens, INSTRUCTION_DIM))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Give the instruction `(B, 256)` of `image` `(B, S, H, W)`."""
+        """Return the instruction `(B, 256)` for `image` `(B, S, H, W)`."""
         condition = self.CondNet(image).mean(dim=(-2, -1))
         alpha = self.lastOut(condition).softmax(dim=-1)
         return F.gelu(alpha @ self.dictionary)
 
 
 class Gates(NamedTuple):
-    """What the gating of pixels gives."""
+    """The gates of all pixels, and how much they use each expert."""
 
     log_gates: Tensor
-    """`(..., E)`: log of the gates; minus infinity for all but the two largest logits."""
+    """`(..., E)`: log of the gates, minus infinity for all but the two largest logits."""
     usage: Tensor
-    """`(2, E)`: of each expert, its importance (the sum of its gates) and its load (the pixels it serves)."""
+    """`(2, E)`: each expert's importance (the sum of its gates) and load (the number of pixels routed to it)."""
 
 
 def top_k_log_gates(logits: Tensor) -> Tensor:
-    """Give the log of the softmax of the two largest of `logits` (shape `(..., E)`), minus infinity elsewhere."""
+    """Return the log-softmax `(..., E)` over the two largest of `logits` `(..., E)`, minus infinity elsewhere."""
     values, experts = logits.topk(TOP_K, dim=-1)
     return torch.full_like(logits, -torch.inf).scatter(-1, experts, values.log_softmax(dim=-1))
 
 
 def clean_gates(logits: Tensor) -> Gates:
-    """Gate logits of shape `(..., E)` without noise, as in evaluation: the load is a count."""
+    """Gate logits `(..., E)` without noise, as in evaluation. The load is a count."""
     log_gates = top_k_log_gates(logits)
     gates = log_gates.exp()
     return Gates(log_gates, _over_pixels(gates, gates > 0))
 
 
 def noisy_gates(clean: Tensor, noise_scale: Tensor, noise: Tensor) -> Gates:
-    """Gate with noise, and estimate the load smoothly, so that the load loss has a gradient (Shazeer, eq. 3-5, 8-10).
+    """Gate with noise and a smooth estimate of the load, so that the load loss has a gradient (Shazeer, eq. 3-5, 8-10).
 
     Args:
         clean: logits `(..., E)`.
@@ -72,7 +72,7 @@ def noisy_gates(clean: Tensor, noise_scale: Tensor, noise: Tensor) -> Gates:
     """
     noisy = clean + noise_scale * noise
     if clean.shape[-1] == TOP_K:
-        # With as many experts as gates there is no logit to displace: each one is always taken.
+        # With as many experts as gates each expert is always chosen, and no other logit sets a threshold.
         return clean_gates(noisy)
     log_gates = top_k_log_gates(noisy)
     threshold_out, threshold_in = noisy.topk(TOP_K + 1, dim=-1).values[..., TOP_K - 1 :].split(1, dim=-1)
@@ -86,27 +86,27 @@ def _over_pixels(gates: Tensor, served: Tensor) -> Tensor:
 
 
 def load_loss(usage: Tensor) -> Tensor:
-    """Give cv2(importance) + cv2(load), summed over levels: a scalar (Shazeer, eq. 6-7 and 11).
+    """Return cv2(importance) + cv2(load), summed over levels: a scalar (Shazeer, eq. 6-7 and 11).
 
     cv2 is the squared coefficient of variation over the experts, with the unbiased variance.
 
     Args:
-        usage: `(..., 2, E)`.
+        usage: `(..., 2, E)`, importance and load of each expert.
     """
     return (usage.var(dim=-1) / (usage.mean(dim=-1).square() + 1e-10)).sum()
 
 
 def log_mixture(outputs: Sequence[Tensor], log_gates: Tensor) -> Tensor:
-    """Combine experts in log space: log of the sum over experts of gate * exp(output) (the mixture of Yang et al.).
+    """Mix experts in log space: the log of the sum over experts of gate * exp(output), as Yang et al. define it.
 
-    As a log-sum-exp it stays finite in any precision; their exponential exceeds half precision above 11.
+    A log-sum-exp stays finite in any precision, whereas exp overflows half precision above 11.
 
     Args:
         outputs: E tensors of shape `(..., C)`.
         log_gates: `(..., E)`.
 
     Returns:
-        `(..., C)` float32, or float64 where the outputs are.
+        `(..., C)` float32, or float64 if the outputs are.
     """
     dtype = torch.promote_types(outputs[0].dtype, torch.float32)
     terms = [
@@ -118,10 +118,10 @@ def log_mixture(outputs: Sequence[Tensor], log_gates: Tensor) -> Tensor:
 
 
 class Expert(nn.Module):
-    """A two-layer perceptron per pixel."""
+    """A two-layer perceptron, applied to each pixel."""
 
     def __init__(self, channels: int, hidden: int) -> None:
-        """Make the two layers."""
+        """Create the two layers."""
         super().__init__()
         self.fc1 = nn.Linear(channels, hidden)
         self.fc2 = nn.Linear(hidden, channels)
@@ -132,16 +132,19 @@ class Expert(nn.Module):
 
 
 class SpatialMixture(nn.Module):
-    """Experts per pixel. All of them are evaluated: no parameter is ever without gradient, and the graph is static."""
+    """A mixture of experts per pixel.
+
+    Every expert is evaluated on every pixel, so that each parameter always has a gradient and the graph is static.
+    """
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, channels: int, num_experts: int, expansion: float) -> None:
-        """Make the experts and the gating matrices; `mean` and `std` are kept for published checkpoints."""
+        """Create the experts and the gating matrices. `mean` and `std` exist for the published checkpoints."""
         super().__init__()
         self.experts = nn.ModuleList(Expert(channels, int(channels * expansion)) for _ in range(num_experts))
-        # Small and not zero: equal logits would send every pixel to the first two experts.
+        # Small but not zero, because equal logits would route every pixel to the first two experts.
         self.w_gate = nn.Parameter(torch.randn(2 * channels, num_experts) * 0.02)
         self.w_noise = nn.Parameter(torch.zeros(2 * channels, num_experts))
         self.register_buffer("mean", torch.zeros(1))
@@ -151,12 +154,12 @@ class SpatialMixture(nn.Module):
         """Mix the experts at each pixel.
 
         Args:
-            x: `(B, P, C)`, P pixels.
-            instruction: `(B, C)`, the same for all pixels of an image.
+            x: `(B, P, C)` features of P pixels.
+            instruction: `(B, C)`, shared by all pixels of an image.
             noise: standard normal `(B, P, E)` in training, None in evaluation.
 
         Returns:
-            The mixture `(B, P, C)` float32, and in training the experts' usage `(2, E)`.
+            The mixture `(B, P, C)` float32 and, in training, the experts' usage `(2, E)`.
         """
         if noise is None:
             log_gates, usage = top_k_log_gates(self._project(x, instruction, self.w_gate)), None
@@ -168,8 +171,8 @@ class SpatialMixture(nn.Module):
 
     @staticmethod
     def _project(x: Tensor, instruction: Tensor, weight: Tensor) -> Tensor:
-        """Give [x ; instruction] @ weight, `(B, P, columns)`, without repeating the instruction at every pixel."""
-        # Gating decides which experts serve a pixel: it stays in float32 under autocast.
+        """Return [x ; instruction] @ weight, `(B, P, columns)`, without repeating the instruction at every pixel."""
+        # Gating chooses the experts of a pixel, so it stays in float32 under autocast.
         with torch.autocast(x.device.type, enabled=False):
             dtype = torch.promote_types(x.dtype, torch.float32)
             x, instruction, weight = (tensor.to(dtype) for tensor in (x, instruction, weight))
@@ -178,16 +181,25 @@ class SpatialMixture(nn.Module):
 
 
 class SpatialRouting(nn.Module):
-    """Route each pixel of an encoder level to experts, as the instruction says."""
+    """Routes each pixel of an encoder level to experts, guided by the instruction."""
 
     def __init__(self, channels: int, num_experts: int, expansion: float) -> None:
-        """Make the projection of the instruction and the mixture."""
+        """Create the projection of the instruction, and the mixture."""
         super().__init__()
         self.fc = nn.Linear(INSTRUCTION_DIM, channels)
         self.moe = SpatialMixture(channels, num_experts, expansion)
 
     def forward(self, x: Tensor, instruction: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Route `x` `(B, C, H, W)` by `instruction` `(B, 256)`; `noise` `(B, H*W, E)` adds the usage `(2, E)`."""
+        """Route the pixels of an image.
+
+        Args:
+            x: `(B, C, H, W)`.
+            instruction: `(B, 256)`.
+            noise: standard normal `(B, H*W, E)` in training, None in evaluation.
+
+        Returns:
+            The features `(B, C, H, W)` and, in training, the experts' usage `(2, E)`.
+        """
         B, C, H, W = x.shape
         pixels = x.permute(0, 2, 3, 1).reshape(B, H * W, C)
         mixed, usage = self.moe(pixels, self.fc(instruction), noise)
@@ -196,10 +208,10 @@ class SpatialRouting(nn.Module):
 
 
 class ChannelRouting(nn.Module):
-    """Scale and shift channels, as far as the instruction opens each of them."""
+    """Scales and shifts each channel, to the degree that the instruction opens its gate."""
 
     def __init__(self, channels: int) -> None:
-        """Make the gate; scale and shift start at zero, so that the module starts as the identity."""
+        """Create the gate. Scale and shift start at zero, so that the module starts as the identity."""
         super().__init__()
         self.fc = nn.Linear(INSTRUCTION_DIM, channels)
         self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
@@ -208,5 +220,5 @@ class ChannelRouting(nn.Module):
     def forward(self, x: Tensor, instruction: Tensor) -> Tensor:
         """Transform `x` `(B, C, H, W)` by `instruction` `(B, 256)`."""
         gate = self.fc(instruction).sigmoid()[:, :, None, None]
-        # One scale and one shift per channel and image; added to x and not to 1, beside which bf16 loses small scales.
+        # One scale and shift per channel and image. They add to x, because 1 + scale would lose small scales in bf16.
         return x + torch.addcmul((self.beta * gate).to(x), x, (self.gamma * gate).to(x))

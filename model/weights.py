@@ -1,4 +1,4 @@
-"""Weight files: safetensors that carry the network's sizes, and the published checkpoint format."""
+"""Weight files: safetensors that hold the network's sizes, and the published checkpoint format."""
 
 import json
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,7 +19,7 @@ MODEL, CONFIG, METRICS = "model.safetensors", "config.yaml", "metrics.json"
 
 @dataclass(frozen=True)
 class BestModel:
-    """What a run's `best` folder holds."""
+    """The content of a run's `best` folder."""
 
     network: Amir
     """In evaluation mode, on the CPU."""
@@ -27,13 +28,13 @@ class BestModel:
     step: int
     """Optimizer steps it was trained for."""
     context: int
-    """Neighbouring slices on each side of the one restored."""
+    """Neighbouring slices on each side of the restored one."""
     normalisation: str
-    """How intensities must be brought to [0, 1]."""
+    """How intensities must be normalised to [0, 1]."""
     data_sha256: str
-    """The shard set it was trained on."""
+    """Data hash of the shard set it was trained on."""
     validation: dict[str, Any]
-    """What was measured on the validation split."""
+    """Figures on the validation split."""
 
 
 def read_best(folder: Path) -> BestModel:
@@ -45,10 +46,8 @@ def read_best(folder: Path) -> BestModel:
     Raises:
         ValueError: a file is missing or damaged.
     """
-    import yaml
-
     if missing := [name for name in (MODEL, CONFIG, METRICS) if not (folder / name).is_file()]:
-        raise ValueError(f"{folder}: expected a run's best model, found no {missing[0]}; train until a validation")
+        raise ValueError(f"{folder}: {missing[0]} is missing from the best model. Train until the first validation.")
     network = load_model(folder / MODEL)
     try:
         config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
@@ -56,9 +55,7 @@ def read_best(folder: Path) -> BestModel:
         names = ("step", "context", "normalisation", "data_sha256", "validation")
         return BestModel(network, dict(config), **{name: record[name] for name in names})
     except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{folder}: expected {CONFIG} and {METRICS} as training writes them, found: {error}"
-        ) from error
+        raise ValueError(f"{folder}: {CONFIG} or {METRICS} is damaged: {error}") from error
 
 
 def save_model(model: Amir, path: Path) -> None:
@@ -67,7 +64,7 @@ def save_model(model: Amir, path: Path) -> None:
 
 
 def save_weights(state: dict[str, Tensor], config: AmirConfig, path: Path) -> None:
-    """Write a state_dict, of the shapes of a network of `config`, and those sizes to one safetensors file."""
+    """Write a state_dict with the shapes of a network of `config`, and its sizes, to one safetensors file."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, path, metadata={METADATA_KEY: json.dumps(config.to_tree())})
 
@@ -76,40 +73,40 @@ def load_model(path: Path) -> Amir:
     """Read a network with its sizes, in evaluation mode on the CPU.
 
     Raises:
-        ValueError: not a weight file of ours, or damaged.
+        ValueError: the file was not written by `save_weights`, or is damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:
             sizes = (file.metadata() or {}).get(METADATA_KEY)
         if sizes is None:
-            raise ValueError(f"none of its own under {METADATA_KEY!r} in the file's metadata")
+            raise ValueError(f"its metadata holds no sizes under {METADATA_KEY!r}")
         model = Amir(AmirConfig.from_tree(json.loads(sizes)))
         model.load_state_dict(load_file(path), strict=True)
     except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: expected a network's weights with its sizes, found {error}") from error
+        raise ValueError(f"{path}: not a weight file of upfield: {error}") from error
     return model.eval()
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read weights to start from: safetensors, or a published `.pth` (tensors only: nothing in it is run).
+    """Read weights to start from: safetensors, or a published `.pth`, from which only tensors are loaded.
 
     Returns:
-        Tensor per parameter or buffer name, of the network's shapes.
+        Tensors of the network's shapes by the name of their parameter or buffer.
 
     Raises:
-        ValueError: neither of the two.
+        ValueError: the file is neither of the two.
     """
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         tree: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what torch.load raises on a file of another kind shares no base
-        # Its text is left out: it advises to load the file unsafely.
+    except Exception as error:  # the errors of torch.load on other files have no common base
+        # The message leaves out its text, which advises to load the file unsafely.
         kind = type(error).__name__
-        raise ValueError(f"{path}: expected weights as tensors alone, found a file without them ({kind})") from error
+        raise ValueError(f"{path}: not a file of weights that holds only tensors ({kind}).") from error
     for key in ("state_dict", "params", "model"):
         tree = tree.get(key, tree) if isinstance(tree, dict) else tree
     if not isinstance(tree, dict) or not all(isinstance(value, Tensor) for value in tree.values()):
-        raise ValueError(f"{path}: expected a state_dict of tensors, found {type(tree).__name__}")
-    # Checkpoints saved from a parallel wrapper carry its prefix.
+        raise ValueError(f"{path}: expected a state_dict of tensors, found {type(tree).__name__}.")
+    # A parallel wrapper adds this prefix to the names in its checkpoints.
     return {name.removeprefix("module."): tensor for name, tensor in tree.items()}

@@ -56,7 +56,7 @@ class FetchSchedule:
         return windows
 
     def _windows_from(self, step: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Yield the windows from that of `step`'s first sample to the run's end, each after the step that enters it."""
+        """Yield the windows from that of `step`'s first sample to the run's end, each with the step that enters it."""
         per_epoch = int(self.shard_sizes.sum()) // self.batch_size
         for epoch in itertools.count(step // per_epoch):
             start = 0

@@ -208,7 +208,7 @@ def parse_fitting_index(data: bytes, where: str, entry: ShardEntry) -> ShardInde
     """
     index = parse_index(data, where)
     sizes, offsets = index.sizes.ravel(), index.offsets.ravel()
-    # A header's block, then the member, filled up to a whole block.
+    # One block for the header, then the member, padded to whole blocks.
     room = BLOCKSIZE - (-sizes // BLOCKSIZE) * BLOCKSIZE
     expected = np.cumsum(room) - room + BLOCKSIZE
     if len(index.keys) != entry.samples or (offsets != expected).any() or room.sum() > entry.bytes:

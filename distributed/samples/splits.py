@@ -13,7 +13,7 @@ from upfield.sharding.shardset.manifest import Manifest, read_manifest
 from upfield.sharding.shardset.shard_index import ShardEntry
 from upfield.sharding.shardset.shard_split import ShardSplit
 
-# The validation split is read in stored order, so that ranks may be in neighbouring shards.
+# The validation split is read in stored order, so the ranks may be in two neighbouring shards.
 VALIDATION_SHARDS = 2
 
 
@@ -61,7 +61,7 @@ def refuse_small_cache(data: DataConfig, manifest: Manifest) -> None:
     window_samples = sum(sorted(entry.samples for entry in entries)[: data.window_shards])
     read_at_once = data.batch_size * (1 + data.prefetch * data.num_workers)
     windows = 2 + (read_at_once - 1) // max(1, window_samples)
-    needed = largest(entries, windows * data.window_shards) + largest(manifest.shards("val"), VALIDATION_SHARDS)
+    needed = sum_largest(entries, windows * data.window_shards) + sum_largest(manifest.shards("val"), VALIDATION_SHARDS)
     if needed > data.cache_bytes:
         raise InputError(
             f"data.cache_bytes: expected at least {needed}, for {windows} windows of {data.window_shards} shards and "
@@ -69,6 +69,6 @@ def refuse_small_cache(data: DataConfig, manifest: Manifest) -> None:
         )
 
 
-def largest(entries: list[ShardEntry], number: int) -> int:
+def sum_largest(entries: list[ShardEntry], number: int) -> int:
     """Return the bytes of the `number` largest shards together."""
     return sum(sorted((entry.bytes for entry in entries), reverse=True)[:number])

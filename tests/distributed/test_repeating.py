@@ -1,4 +1,4 @@
-"""A run repeats: whatever the number of processes and workers, and wherever it was killed."""
+"""Runs are reproducible for any number of processes and workers, and after being killed at any step."""
 
 import json
 import random
@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 EPOCHS = ("--data.batch_size", "12", "--run.epochs", "2", "--run.validate_every", "100")
 EMA = ("--optim.ema_decay", "0.9", "--optim.clip_norm", "0.5", "--data.augment.shift_pixels", "2")
 SCHEDULE = ("--optim.schedule", "cosine", "--optim.warmup_steps", "5")
-# Nothing falls together: a log line spans checkpoints, a validation lies between two of them.
+# No two coincide: a log line spans checkpoints, and a validation lies between two of them.
 MANY = ("--run.max_steps", "40", "--run.checkpoint_every", "4", "--run.validate_every", "6", "--run.log_every", "7")
 
 
@@ -61,7 +61,7 @@ def test_the_trace_is_the_same_for_any_number_of_processes_and_workers(
     assert lines(out / "trace.jsonl") == lines(two_epochs / "trace.jsonl")
 
 
-def test_a_run_that_is_killed_and_goes_on_with_more_processes_reads_the_same(
+def test_a_run_that_is_killed_and_resumes_with_more_processes_reads_the_same(
     tiny_shards: Path, two_epochs: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -72,7 +72,7 @@ def test_a_run_that_is_killed_and_goes_on_with_more_processes_reads_the_same(
 
 
 def kill(arguments: list[str], seen: Path) -> None:
-    """Start a run and kill it once a file is there; its launcher, where it has one, whose ranks die with it."""
+    """Start a run and kill it, or its launcher and thereby its ranks, once a file appears."""
     process = subprocess.Popen(arguments, env=environment(), stderr=subprocess.DEVNULL)
     wait_for(seen)
     assert process.poll() is None
@@ -81,7 +81,7 @@ def kill(arguments: list[str], seen: Path) -> None:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_run_that_is_killed_and_goes_on_ends_bit_for_bit_the_same(
+def test_a_run_that_is_killed_and_resumes_ends_bit_for_bit_the_same(
     tiny_shards: Path, tmp_path: Path, processes: int
 ) -> None:
     arguments = (*MANY, *EMA, *SCHEDULE)
@@ -121,7 +121,7 @@ def test_one_and_two_processes_train_alike(tiny_shards: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_accumulated_parts_train_like_the_whole(tiny_shards: Path, tmp_path: Path, processes: int) -> None:
-    # Each part has a load loss of its own, so without it the two must agree but for the order of sums.
+    # Each part has its own load loss. Without it the two differ only in the order of sums.
     arguments = ("--run.max_steps", "6", "--loss.load_weight", "0", "--loss.ssim_weight", "0.1")
     whole = trained(tiny_shards, tmp_path / "whole", *arguments)
     micro = ("--data.micro_batch", str(3 // processes))
@@ -149,7 +149,7 @@ def test_a_run_killed_at_random_moments_ends_the_same(tiny_shards: Path, two_epo
     assert lines(out / "trace.jsonl") == lines(two_epochs / "trace.jsonl")
 
 
-def test_the_best_so_far_outlives_a_stop(tiny_shards: Path, tmp_path: Path) -> None:
+def test_the_best_model_so_far_survives_a_restart(tiny_shards: Path, tmp_path: Path) -> None:
     arguments = ("--run.checkpoint_every", "2", "--run.validate_every", "2")
     out = trained(tiny_shards, tmp_path / "run", "--run.max_steps", "4", *arguments)
     file = out / "best/metrics.json"
@@ -161,7 +161,7 @@ def test_the_best_so_far_outlives_a_stop(tiny_shards: Path, tmp_path: Path) -> N
     assert json.loads((out / "best/metrics.json").read_text())["step"] == 4
 
 
-def test_a_validation_that_was_cut_short_is_made_up_for(tiny_shards: Path, tmp_path: Path) -> None:
+def test_a_validation_that_was_interrupted_is_repeated(tiny_shards: Path, tmp_path: Path) -> None:
     arguments = ("--run.max_steps", "4", "--run.checkpoint_every", "2", "--run.validate_every", "2")
     out = trained(tiny_shards, tmp_path / "run", *arguments)
     expected, best = without_times(out), (out / "best/metrics.json").read_text()
@@ -173,7 +173,7 @@ def test_a_validation_that_was_cut_short_is_made_up_for(tiny_shards: Path, tmp_p
     assert json.loads(file.read_text())["validated_step"] == 4
 
 
-def test_curves_go_on_where_the_run_does(tiny_shards: Path, tmp_path: Path) -> None:
+def test_curves_continue_where_the_run_resumes(tiny_shards: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     arguments = ("--run.checkpoint_every", "2", "--run.keep_checkpoints", "9", "--run.pictures", "0")

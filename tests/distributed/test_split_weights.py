@@ -1,4 +1,4 @@
-"""Weights that FSDP splits over processes train, average, save and resume like whole ones."""
+"""Weights that FSDP splits over processes can be trained, averaged, saved and resumed like whole ones."""
 
 import shutil
 import sys
@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 SCRIPT = Path(__file__).with_name("split_weights.py")
 
 
-def test_a_learner_with_split_weights_is_saved_whole_and_goes_on_from_it(tmp_path: Path) -> None:
+def test_a_learner_with_split_weights_is_saved_whole_and_resumes_from_it(tmp_path: Path) -> None:
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     done = run(*torchrun, str(SCRIPT), str(tmp_path))
     assert done.returncode == 0, done.stderr

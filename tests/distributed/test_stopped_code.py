@@ -1,4 +1,4 @@
-"""A run that a signal has stopped says so by its exit code, if that is asked for."""
+"""A run that a signal has stopped exits with the configured code."""
 
 import signal
 from pathlib import Path
@@ -19,7 +19,7 @@ def test_a_stopped_run_leaves_with_its_code_and_a_finished_one_with_0(
     process = started(tiny_shards, out, "--run.stopped_code", "75", "--run.trackers", "[]", *processes)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 75
-    # As many steps as it has done: nothing is left to train.
+    # The run is limited to the steps that it has done, so nothing is left to train.
     step = (out / "checkpoints" / "last").resolve().name.removeprefix("step-")
     options = ("--run.max_steps", str(int(step)), "--run.epochs", "100000", "--run.stopped_code", "75")
     code, said = called("--data.shards", str(tiny_shards), "--run.out", str(out), "--model.preset", "tiny", *options)
@@ -28,5 +28,5 @@ def test_a_stopped_run_leaves_with_its_code_and_a_finished_one_with_0(
 
 @pytest.mark.parametrize("code", [1, 2, -1, 126])
 def test_a_code_that_means_something_else_is_refused(code: int) -> None:
-    with pytest.raises(ValueError, match=r"run\.stopped_code: expected 0, or 3 to 125"):
+    with pytest.raises(ValueError, match=r"run\.stopped_code: expected 0 or 3 to 125"):
         RunConfig(Path("run"), stopped_code=code)

@@ -73,7 +73,7 @@ def change(name: str) -> Callable[[dict[str, Any]], None]:
         (None, ["nowhere"], "nowhere: no such run or .onnx file"),
         (None, ["nowhere.onnx"], "nowhere.onnx: no such run or .onnx file"),
         (None, ["FILE"], "file: neither the folder of a run nor an .onnx file"),
-        (None, ["FOLDER"], "folder.onnx.best: expected a run's best model, found no model.safetensors"),
+        (None, ["FOLDER"], "folder.onnx.best: model.safetensors is missing from the best model"),
         (None, ["RUN", "--shards", "nowhere"], "there is no shard set here"),
         (None, ["RUN", "--split", "tset"], "tset"),
         (None, ["RUN", "--device", "cuda"], "--device cuda needs an NVIDIA GPU"),

@@ -14,7 +14,7 @@ GIB = 2**30
 
 
 def kept_bytes(config: AmirConfig, checkpointing: Checkpointing, size: int) -> int:
-    """Count what one slice's forward pass keeps for the gradient, each storage once."""
+    """Return the bytes that the forward pass of one slice keeps for the gradient, counting each storage once."""
     network = Amir(config).train()
     network.set_checkpointing(checkpointing)
     own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
@@ -33,7 +33,7 @@ def kept_bytes(config: AmirConfig, checkpointing: Checkpointing, size: int) -> i
 @pytest.mark.parametrize("checkpointing", LEVELS)
 def test_the_estimate_is_what_is_kept(checkpointing: Checkpointing) -> None:
     config = AmirConfig(dim=16, num_blocks=(2, 2, 2, 1))
-    # Two sizes, so that weights cast to half precision, which do not grow with the slice, drop out.
+    # The difference between two sizes excludes the weights cast to half precision, which do not grow with the slice.
     small, large = (kept_bytes(config, checkpointing, size) for size in (32, 64))
     estimates = [activation_bytes(config, (size, size), 1, 2, checkpointing) for size in (32, 64)]
     assert estimates[1] - estimates[0] == pytest.approx(large - small, rel=0.15)

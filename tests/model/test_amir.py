@@ -1,4 +1,4 @@
-"""The published network, by the tensors it produced and the parameters it has."""
+"""The network agrees with the published one in its tensors and its number of parameters."""
 
 import math
 from pathlib import Path
@@ -86,7 +86,7 @@ def test_any_size_keeps_its_size_and_equals_the_padded_image(small: Amir, size: 
     close(restored, small(padded)[..., :height, :width])
 
 
-def test_slices_too_small_for_the_instruction_are_refused(small: Amir) -> None:
+def test_slices_too_small_for_the_instruction_network_are_refused(small: Amir) -> None:
     with pytest.raises(ValueError, match="expected slices of at least 9 x 9 pixels, found 12 x 8"):
         small(torch.rand(1, 1, 12, 8))
 
@@ -102,7 +102,7 @@ def test_training_gives_the_load_loss_and_a_gradient_to_every_parameter() -> Non
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("content", ["noise", "black"])
-def test_value_and_gradients_stay_finite_with_channels_that_are_dead(dtype: torch.dtype, content: str) -> None:
+def test_value_and_gradients_stay_finite_with_dead_channels(dtype: torch.dtype, content: str) -> None:
     network = Amir(AmirConfig.preset("tiny")).train()
     with torch.no_grad():
         for module in network.modules():
@@ -116,7 +116,7 @@ def test_value_and_gradients_stay_finite_with_channels_that_are_dead(dtype: torc
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
-def test_small_scales_of_channels_are_not_lost_in_half_precision() -> None:
+def test_small_channel_scales_are_not_lost_in_half_precision() -> None:
     routing = ChannelRouting(8)
     torch.nn.init.constant_(routing.gamma, 1e-2)  # 1.005 is 1.0078 in bf16
     x, instruction = torch.rand(1, 8, 64, 64), torch.zeros(1, 256)
@@ -124,8 +124,10 @@ def test_small_scales_of_channels_are_not_lost_in_half_precision() -> None:
     assert gain.item() == pytest.approx((routing(x, instruction) / x).mean().item() - 1, rel=0.2)
 
 
-def test_images_stay_channels_last_where_shuffling_does_not_keep_them_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PixelShuffle", "PixelUnshuffle"):  # as a GPU's
+def test_images_stay_channels_last_when_pixel_shuffle_changes_their_memory_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("PixelShuffle", "PixelUnshuffle"):  # as on a GPU
         module = getattr(torch.nn, name)
         forward = module.forward
         monkeypatch.setattr(module, "forward", lambda self, x, forward=forward: forward(self, x).contiguous())
@@ -139,21 +141,21 @@ def test_images_stay_channels_last_where_shuffling_does_not_keep_them_so(monkeyp
     assert all(seen)
 
 
-def test_nothing_in_a_step_asks_for_a_value_that_a_gpu_would_have_to_be_waited_for() -> None:
-    with FakeTensorMode():  # Has no values, and refuses to be asked for any.
+def test_no_step_reads_a_value_that_would_make_the_host_wait_for_a_gpu() -> None:
+    with FakeTensorMode():  # Fake tensors have no values and raise if one is read.
         network = Amir(AmirConfig.preset("tiny")).train()
         restored, load_loss = network(torch.rand(2, 1, 24, 16))
         (restored.mean() + load_loss).backward()
 
 
-def test_two_experts_always_serve(small: Amir) -> None:
+def test_two_experts_are_always_both_used(small: Amir) -> None:
     clean = torch.randn(50, 2)
     gates = noisy_gates(clean, torch.ones(50, 2), torch.randn(50, 2))
     assert gates.usage[1].tolist() == [50, 50]
     assert gates.usage[0].sum().item() == pytest.approx(50, rel=1e-5)
 
 
-def test_noise_is_for_training_alone(small: Amir) -> None:
+def test_evaluation_ignores_noise(small: Amir) -> None:
     noise = [torch.randn(1, *shape) for shape in noise_shapes(SMALL, 16, 16)]
     with torch.no_grad():
         assert isinstance(small(torch.rand(1, 1, 16, 16), noise), torch.Tensor)
@@ -219,8 +221,8 @@ def test_routing_stays_finite_under_autocast_with_expert_outputs_of_a_hundred(
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 3e-2), (torch.float16, 5e-3)])
-def test_half_precision_gives_nearly_the_same_image(small: Amir, dtype: torch.dtype, tolerance: float) -> None:
-    image = 1000 * GOLDEN["input"]  # products of such channels overflow half precision
+def test_half_precision_returns_nearly_the_same_image(small: Amir, dtype: torch.dtype, tolerance: float) -> None:
+    image = 1000 * GOLDEN["input"]  # products of these channels overflow half precision
     with torch.no_grad():
         expected = small(image)
         with torch.autocast("cpu", dtype):

@@ -1,4 +1,4 @@
-"""Every term of the loss against its formula, finite wherever training can come."""
+"""Each loss term follows its formula and is finite for every pair of slices that training can produce."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def pair() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def only(name: str, weight: float = 1.0) -> LossConfig:
-    """Weigh one term alone."""
+    """Return weights of which only one is not zero."""
     return LossConfig(**({"l1_weight": 0.0, "load_weight": 0.0} | {f"{name}_weight": weight}))
 
 
@@ -30,7 +30,7 @@ def test_the_default_is_l1_and_a_thousandth_of_the_load_loss(pair: tuple[torch.T
     torch.testing.assert_close(terms, {"l1": l1, "load": LOAD})
 
 
-def test_terms_are_weighed_and_told_unweighted(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_the_loss_is_weighted_and_its_terms_are_returned_unweighted(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
     weights = {name: 0.5 + number for number, name in enumerate(TERMS)}
     config = LossConfig(**{f"{name}_weight": weight for name, weight in weights.items()}, load_weight=0.25)
     loss, terms = restoration_loss(*pair, LOAD, config)
@@ -87,7 +87,7 @@ def test_value_and_gradient_are_finite_on_constant_equal_and_opposed_slices(
     assert torch.isfinite(restored.grad).all()
 
 
-def test_half_precision_is_left_before_anything_is_summed(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_sums_are_computed_in_float32_under_autocast(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
     config = LossConfig(ssim_weight=1.0, gradient_weight=1.0)
     with torch.autocast("cpu", torch.bfloat16):
         loss, _ = restoration_loss(pair[0].bfloat16(), pair[1], LOAD, config)
@@ -98,7 +98,7 @@ def test_half_precision_is_left_before_anything_is_summed(pair: tuple[torch.Tens
 
 def test_slices_too_small_for_ms_ssim_are_refused(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
     low, high = (image[..., :128, :128] for image in pair)
-    with pytest.raises(ValueError, match=r"expected slices of at least 176 x 176, found 128 x 128; use loss\.ssim"):
+    with pytest.raises(ValueError, match=r"expected slices of at least 176 x 176, found 128 x 128\. Use loss\.ssim"):
         restoration_loss(low, high, LOAD, only("ms_ssim"))
 
 

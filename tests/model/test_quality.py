@@ -1,4 +1,4 @@
-"""Metrics against independent computations."""
+"""Metrics agree with independent implementations."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def test_psnr_is_scikit_images(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
 def test_ssim_follows_scikit_images(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1}
     expected = [structural_similarity(h[0].numpy(), r[0].numpy(), **options) for r, h in zip(*pair, strict=True)]
-    # The two average over slightly different borders.
+    # The two implementations average over slightly different borders.
     np.testing.assert_allclose(ssim_slice(*pair).numpy(), expected, atol=0.01)
 
 
