@@ -414,11 +414,11 @@ def test_shards_of_a_block_with_other_members_are_not_kept(run_cli, killed, tiny
     [
         (
             ("--save_volumes", "s3://bucket/volumes"),
-            "save_volumes: expected a place on this machine, found",
+            "save_volumes: expected a path on this machine, found",
         ),
         (("--out", "local:///data/set"), "--out: expected a folder or an address like s3://bucket/set, found local:"),
         (("--save_volumes", "cohort/cohorts.yaml"), "cohorts.yaml is a file, not a folder"),
-        (("--pseudonym_key", "my.key"), "pseudonym_key: expected --pseudonymize with it"),
+        (("--pseudonym_key", "my.key"), "has no effect without --pseudonymize"),
         (("--seed", "-1"), "seed: expected at least 0, found -1"),
         (("--save_volumes", "s3://me:secret@host/x"), "found the address s3://host/x"),
         (("--out", "s3:/bucket/set"), "--out: expected a folder or an address like s3://bucket/set, found s3:/bucket"),
