@@ -42,7 +42,7 @@ def template():
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
-    """The smallest cohort, as the command writes it: its folder and what was printed."""
+    """The smallest cohort that the command writes: its folder and the printed text."""
     folder = tmp_path_factory.mktemp("phantom") / "cohort"
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert main([str(folder), "--subjects", "4", "--jobs", "2"]) == 0
@@ -154,7 +154,8 @@ def test_cohort_holds_two_thirds_pairs_and_says_so(cohort):
 
 
 def test_listing_is_a_shard_configuration_of_files_that_exist(cohort):
-    real, ixi = from_tree(ShardConfig, yaml.safe_load((cohort[0] / "cohorts.yaml").read_text()), "cohorts.yaml").cohorts
+    tree = {"out": "shards"} | yaml.safe_load((cohort[0] / "cohorts.yaml").read_text())
+    real, ixi = from_tree(ShardConfig, tree, "cohorts.yaml").cohorts
     assert (real.name, real.synthetic, real.split) == ("real", 1, {"val": 1, "test": 1})
     assert (ixi.name, ixi.synthetic, ixi.low) == ("ixi", 1, None)
     assert (cohort[0] / str(real.low).format(subject="sub-03", slice="039")).is_file()
@@ -195,7 +196,7 @@ def test_ixi_volumes_are_stored_posterior_superior_right(cohort):
     volume = read_volume(path)
     assert volume.voxels.shape == GeometryConfig().high_shape
     np.testing.assert_allclose(volume.affine, TemplateGrid(GeometryConfig().high_shape, (1, 1, 1)).affine, atol=1e-4)
-    # The face is in front and below: a flipped axis would put it elsewhere.
+    # The face is at the front and bottom; a flipped axis would move it elsewhere.
     assert volume.voxels[90, 180, 20] > 5 * volume.voxels[90, 20, 190]
 
 
