@@ -109,7 +109,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def choose_network(arguments: argparse.Namespace) -> tuple[Amir, SlicePairs]:
-    """Give the network and slices to measure with: real ones with their targets, or a drawn one."""
+    """Return the network and slices to measure with: real slices with their targets, or one random slice."""
     if arguments.run:
         network = load_model(arguments.run / "best" / "model.safetensors")
         if arguments.shards:
@@ -148,7 +148,7 @@ def quantised(path: Path, slices: SlicePairs, folder: Path) -> dict[str, Path]:
     quantize_dynamic(path, files["int8 products"], op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8)
 
     class Reader:
-        """Gives the slices once, to calibrate with."""
+        """Yields the slices once, for calibration."""
 
         def __init__(self) -> None:
             self.left = [slices.low[number : number + 1] for number in range(min(len(slices.low), 2))]
@@ -170,7 +170,7 @@ def quantised(path: Path, slices: SlicePairs, folder: Path) -> dict[str, Path]:
 
 
 def ways(arguments: argparse.Namespace, network: Amir, files: dict[str, Path]) -> dict[str, Run]:
-    """Give the ways to restore one slice, by name; the first is what others are compared with."""
+    """Return the ways to restore one slice, by name; the others are compared with the first."""
     found: dict[str, Run] = {}
     if arguments.against:
         theirs = build(arguments, Row("published", theirs=True)).eval()
@@ -195,7 +195,7 @@ def ways(arguments: argparse.Namespace, network: Amir, files: dict[str, Path]) -
 
 
 def torch_run(network: torch.nn.Module, padded: bool = False, kept: bool = False, bf16: bool = False) -> Run:
-    """Give a function that restores with PyTorch; `padded` does outside what the published network cannot."""
+    """Return a function that restores with PyTorch; `padded` pads outside the network, for one that cannot pad."""
 
     def run(low: NDArray[np.float32]) -> NDArray[np.float32]:
         keep_freed_memory(kept)
@@ -208,7 +208,7 @@ def torch_run(network: torch.nn.Module, padded: bool = False, kept: bool = False
 
 
 def session_run(path: Path, threads: int, level: str = "ORT_ENABLE_ALL", arena: bool = True, **entries: str) -> Run:
-    """Give a function that restores with a session of these options."""
+    """Return a function that restores with a session of these options."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
@@ -257,13 +257,13 @@ def print_apart(arguments: argparse.Namespace) -> None:
 
 
 def seconds_of(run: Run, slices: SlicePairs, arguments: argparse.Namespace) -> float:
-    """Give the median time of a way alone, its slow first run left out."""
+    """Measure the median time of one way alone, without its slow first run."""
     run(slices.low[:1])
     return statistics.median(interleaved({"": run}, slices.low[:1], arguments)[""] for _ in range(3))
 
 
 def psnr_of(run: Run, slices: SlicePairs) -> float:
-    """Give the mean PSNR of restored slices, in dB."""
+    """Compute the mean PSNR of restored slices, in dB."""
     restored = np.concatenate([run(slices.low[number : number + 1]) for number in range(len(slices.low))])
     return float(psnr_slice_db(restored, slices.high).mean())
 
@@ -271,7 +271,7 @@ def psnr_of(run: Run, slices: SlicePairs) -> float:
 def interleaved(
     found: dict[str, Run], low: NDArray[np.float32], arguments: argparse.Namespace, repeats: int = 1
 ) -> dict[str, float]:
-    """Give each way's median time in seconds for `low` `(N, C, H, W)`, all of them in turn."""
+    """Measure each way's median time in seconds for `low` `(N, C, H, W)`, taking all ways in turn."""
     clock = CLOCKS[arguments.clock]
     times: dict[str, list[float]] = {name: [] for name in found}
     for _ in range(repeats):

@@ -1,9 +1,9 @@
 """What the training loop costs beside the network: slices per second of the real loop against the bare step.
 
-The bare step is forward, loss, backward and optimizer on one batch that lies ready. The loop is `upfield train` as it
-is, reading shards (phantoms', made here), drawing noise, measuring, logging and agreeing at every step. Both run in
+The bare step is forward, loss, backward and optimizer on one batch in memory. The loop is `upfield train` itself: it
+reads shards of phantoms made here, draws noise, measures, logs, and agrees between ranks at every step. Both run in
 this process, in turn, on the same batches; the median step counts, the best of all repeats. `data wait` is the share of
-all steps' time, the worst of all repeats. The first step of each warms up.
+all steps' time, the worst of all repeats. The first step of each is a warm-up.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def quietly(command: object, arguments: list[str]) -> None:
 
 
 def training(arguments: argparse.Namespace, root: Path, preset: str, out: Path) -> TrainConfig:
-    """Give a run's configuration: as many steps as asked for, after one that warms up."""
+    """Return a run's configuration: the given number of steps after one warm-up step."""
     steps = arguments.steps + 1
     return TrainConfig(
         data=DataConfig(shards=root / "shards", batch_size=arguments.batch),
@@ -90,7 +90,7 @@ def training(arguments: argparse.Namespace, root: Path, preset: str, out: Path) 
 
 
 def bare_rate(config: TrainConfig, steps: int) -> float:
-    """Give slices per second of the median step alone, over the batches that the loop will have."""
+    """Measure slices per second of the bare median step, on the same batches as the loop."""
     with contextlib.redirect_stderr(io.StringIO()):
         run = open_run(replace(config, run=replace(config.run, out=config.run.out and config.run.out / "bare")))
     device = run.accelerator.device
@@ -119,7 +119,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def loop_rate(config: TrainConfig) -> tuple[float, float]:
-    """Give the real loop's slices per second in its median step, and the share of all its time spent waiting."""
+    """Measure the loop's slices per second in its median step, and the share of its time spent waiting for data."""
     with contextlib.redirect_stderr(io.StringIO()):
         fit(replace(config, run=replace(config.run, out=config.run.out / "loop")))
     text = (config.run.out / "loop/metrics.jsonl").read_text(encoding="utf-8")

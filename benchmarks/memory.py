@@ -2,13 +2,14 @@
 
 A row is a process of its own. "reading" reads whole epochs as training does, batch by batch, without training.
 "training" is `upfield train` itself, whose log says what it holds: the smallest network on 16 x 16 pixels cut from
-every slice, 64 slices a step, so that 80,550 slices take minutes on a CPU. Memory is RSS (resident
-memory, `Rss` of `/proc/PID/smaps_rollup`) of that process and all below it, in MB; of an epoch the largest of 20 values
-counts. "opened" is before the first batch: Python, torch, the manifest and the index, whose arrays are told apart as
-"index". Files that the system keeps in its page cache belong to nobody and are not counted.
+every slice, 64 slices a step, so that 80,550 slices take minutes on a CPU. Memory is RSS (resident memory, `Rss` of
+`/proc/PID/smaps_rollup`) of that process and all its descendants, in MB; the largest of 20 values in an epoch counts.
+"opened" is before the first batch: Python, torch, the manifest and the index, whose arrays are also listed as "index".
+Files in the system's page cache are not counted.
 
-The sets have manifests and indices of full size. Their tars are hard links to one: every byte of all shards is read,
-yet they take the disk of one shard. Targets: within 5% between epochs, and between the fewest and the most subjects.
+The sets have manifests and indices of full size. Their tars are hard links to one tar, so every byte of all shards is
+read, but only one shard takes disk space. Targets: within 5% between epochs, and between the fewest and the most
+subjects.
 """
 
 import argparse
@@ -64,7 +65,7 @@ def write_set(folder: Path, num_subjects: int) -> float:
 
 
 def resident_mb() -> float:
-    """Give the memory of this process and all below it."""
+    """Measure the memory of this process and all its descendants."""
     import psutil
 
     own = psutil.Process()

@@ -49,7 +49,7 @@ class Row:
     compiled: bool = False
     checkpointing: Checkpointing = "none"
     kept: bool = False
-    """Freed memory is kept; told from the rest on a CPU alone."""
+    """Freed memory is kept; measured separately on a CPU only."""
 
 
 ROWS = (
@@ -68,7 +68,7 @@ ROWS = (
 
 
 def rows_of(arguments: argparse.Namespace, use: str) -> list[Row]:
-    """Give the rows that mean something here."""
+    """Return the rows that apply to this device."""
     rows = [row for row in ROWS if (arguments.against or not row.theirs) and (arguments.compile or not row.compiled)]
     if use == FORWARD:
         rows = [row for row in rows if row.checkpointing == "none"]
@@ -145,7 +145,7 @@ def read_size(text: str) -> tuple[int, int]:
 
 
 def build(arguments: argparse.Namespace, row: Row) -> nn.Module:
-    """Give a row's network, all with the same weights."""
+    """Build a row's network; all rows have the same weights."""
     torch.manual_seed(0)
     ours = Amir(AmirConfig.preset(arguments.preset))
     network: nn.Module = ours
@@ -172,7 +172,7 @@ def autocast(device: str, row: Row) -> AbstractContextManager[Any]:
 
 
 def runner(network: nn.Module, row: Row, use: str, images: Tensor) -> Callable[[], None]:
-    """Give a function that does the work once, to its end."""
+    """Return a function that does the work once and waits until it is finished."""
     network.train(use == STEP)
     if row.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
@@ -200,7 +200,7 @@ def synchronise(images: Tensor) -> None:
 
 
 def time_rows(arguments: argparse.Namespace, rows: list[Row], use: str, images: Tensor) -> dict[Row, float]:
-    """Give the best time of each row, all of them in turn."""
+    """Measure the best time of each row, taking all rows in turn."""
     runners = {row: runner(build(arguments, row), row, use, images) for row in rows}
     best = dict.fromkeys(rows, float("inf"))
     for row, run in list(runners.items()):
@@ -219,7 +219,7 @@ def time_rows(arguments: argparse.Namespace, rows: list[Row], use: str, images: 
 
 
 def count_operations(arguments: argparse.Namespace, images: Tensor) -> int:
-    """Give the floating-point operations of a forward pass."""
+    """Count the floating-point operations of a forward pass."""
     network = build(arguments, Row("ours, float32")).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(images)
@@ -227,7 +227,7 @@ def count_operations(arguments: argparse.Namespace, images: Tensor) -> int:
 
 
 def product_rate(device: str, bf16: bool) -> float:
-    """Give what a plain matrix product reaches, in TFLOP/s."""
+    """Measure the speed of a plain matrix product, in TFLOP/s."""
     size, dtype = (8192 if torch.device(device).type == "cuda" else 2048), torch.bfloat16 if bf16 else torch.float32
     first, second = (torch.rand(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
@@ -241,7 +241,7 @@ def product_rate(device: str, bf16: bool) -> float:
 
 
 def memory(arguments: argparse.Namespace, row: Row, use: str, size: tuple[int, int]) -> float:
-    """Give the peak memory of a row in GB, in a process that does nothing else: on the device, or the process's own."""
+    """Measure a row's peak memory in GB in a separate process: memory of the GPU, or on a CPU of the process."""
     job = {"row": asdict(row), "use": use, "size": size}
     command = [sys.executable, __file__, *sys.argv[1:], "--only", json.dumps(job)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -268,7 +268,7 @@ def measure_memory(arguments: argparse.Namespace) -> float:
 
 
 def count_waits(arguments: argparse.Namespace, row: Row, use: str) -> dict[str, int]:
-    """Give, by name, the runtime calls of one forward pass that make the host wait for the device."""
+    """Count, by name, the runtime calls of one forward pass that make the host wait for the device."""
     network, images = build(arguments, row), torch.rand(arguments.batch, 1, *arguments.sizes[0], device="cuda")
     network.train(use == STEP)
     calls: dict[str, int] = {}

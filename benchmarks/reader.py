@@ -1,19 +1,19 @@
-"""The reader against other libraries' loaders, and against reading the same files without looking at them.
+"""Compare the reader with other libraries' loaders, and with plain reads of the same files.
 
 The same samples, of the real size, are written in four formats: ours, WebDataset's own (the same tars), MosaicML
-Streaming's and LitData's. Each contestant gives shuffled batches of low and high as float16 tensors, over an epoch and
-over again, from files that the page cache holds; before it is timed, it shows that an epoch holds every sample once.
-A contestant runs in a process of its own, and all of them in turn, round after round, so that a noisy machine disturbs
-all alike; the best round counts. Clocks start when an epoch's first batches have come: starting workers is not timed.
-torch has one thread: where another process takes the second core, more of them make collating many times slower.
+Streaming's and LitData's. Each contestant reads shuffled batches of low and high as float16 tensors, epoch after epoch,
+from files in the page cache. Before it is timed, each proves that an epoch holds every sample once. Each runs in a
+process of its own, and all take turns, round after round, so that a noisy machine disturbs all alike; the best round
+counts. Clocks start after an epoch's first batches, so starting workers is not timed. torch has one thread, because
+with more threads collating is many times slower if another process uses the second core.
 
-Two bounds are read without workers, and without batches: whole files by one `read()` each, and, as the page cache
-gives them fastest, 1 MiB at a time into the same memory. Targets: at least 5 times the best other loader, and at least
-half of the faster bound without workers.
+Two bounds are measured without workers and batches: whole files with one `read()` each, and 1 MiB at a time into the
+same memory, the fastest way out of the page cache. Targets: at least 5 times the best other loader, and at least half
+of the faster bound without workers.
 
-The other libraries go where the project's environment cannot be disturbed:
-`pip install --no-deps --target PEERS -r benchmarks/reader-requirements.txt`, then `benchmarks/reader.py --peers PEERS`.
-One that cannot be loaded is left out, and the table says so.
+Install the other libraries outside the project's environment: `pip install --no-deps --target PEERS -r
+benchmarks/reader-requirements.txt`, then `benchmarks/reader.py --peers PEERS`. A library that cannot be loaded is left
+out, and the table says so.
 """
 
 import argparse
@@ -53,7 +53,7 @@ Epoch = Iterable[tuple[Any, Any]]
 
 
 def draw_sample(number: int, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Give low and high `SHAPE` float16: cuts from `noise`, with the sample's number in their first two pixels."""
+    """Return low and high `SHAPE` float16, cut from `noise`, with the sample's number in their first two pixels."""
     low, high = (noise[(number * step) % len(noise)].copy() for step in (7, 13))
     for image in (low, high):
         image[0, 0, :2] = number // 64, number % 64
@@ -61,7 +61,7 @@ def draw_sample(number: int, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def draw_noise() -> np.ndarray:
-    """Give `(50, *SHAPE)` float16 in [0, 1)."""
+    """Draw noise `(50, *SHAPE)` float16 in [0, 1)."""
     return np.random.default_rng(0).random((50, *SHAPE), dtype=np.float32).astype(np.float16)
 
 
@@ -96,7 +96,7 @@ def write_mosaicml(folder: Path, num_samples: int) -> None:
 
 
 def litdata_sample(number: int, noise: np.ndarray) -> dict[str, Any]:
-    """Give a sample of tensors, which LitData reads many times faster than arrays."""
+    """Return a sample of tensors, which LitData reads many times faster than arrays."""
     import torch
 
     return dict(zip(("low", "high"), map(torch.from_numpy, draw_sample(number, noise)), strict=True))
@@ -125,7 +125,7 @@ def stand_in_for_torchvision() -> None:
 
 
 def worker_options(num_workers: int) -> dict[str, Any]:
-    """Give what speeds up any torch loader with workers."""
+    """Return the options that speed up any torch loader with workers."""
     return {"persistent_workers": True, "prefetch_factor": BATCHES_AHEAD} if num_workers else {}
 
 
@@ -212,7 +212,7 @@ def warm(folder: Path) -> None:
 
 
 def batch_rate(epochs: Iterator[Epoch], files: Path, num_samples: int, batch_size: int) -> float:
-    """Give the samples per second of whole epochs but for their first tenth."""
+    """Measure the samples per second of whole epochs without their first tenth."""
     refuse_other_samples(next(epochs), num_samples)
     samples, spent_s = 0, 0.0
     while spent_s < LEAST_S:
@@ -227,7 +227,7 @@ def batch_rate(epochs: Iterator[Epoch], files: Path, num_samples: int, batch_siz
 
 
 def raw_rate(folder: Path, num_samples: int, chunk_bytes: int) -> float:
-    """Give the samples per second of a plain `read()` of the same files."""
+    """Measure the samples per second of a plain `read()` of the same files."""
     warm(folder / OURS)
     buffer, times = bytearray(max(chunk_bytes, 0)), []
     while sum(times) < LEAST_S:
@@ -277,7 +277,7 @@ Rates = dict[tuple[str, int, int], float]
 
 
 def measure(folder: Path, num_samples: int, rounds: int, peers: Path | None) -> tuple[Rates, dict[str, str]]:
-    """Give the best rates over all rounds, and why a contestant has none."""
+    """Return the best rates over all rounds, and the reason if a contestant has none."""
     best: Rates = {}
     missing: dict[str, str] = {}
     jobs = [(name, 0) for name in BOUNDS] + [(name, workers) for workers in WORKERS for name in READERS]

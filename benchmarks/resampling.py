@@ -1,4 +1,4 @@
-"""Resampling one volume: one matrix per axis against scipy.ndimage.zoom, side by side in one run.
+"""Resample one volume: one matrix per axis against scipy.ndimage.zoom, side by side in one run.
 
 Prints a table: the time of each, their ratio, and the largest difference as a share of the range.
 """
@@ -22,7 +22,7 @@ REPEATS = 3
 
 
 def best_of(function: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
-    """Give the shortest of a few times in seconds, and the result."""
+    """Return the shortest of a few times in seconds, and the result."""
     times: list[float] = []
     result = np.empty(0)
     for _ in range(REPEATS):

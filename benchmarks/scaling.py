@@ -79,18 +79,18 @@ class Cluster:
             raise ValueError(f"--overlap: expected a share of a step, 0 to 1, found {self.overlap}")
 
     def nodes(self, gpus: int) -> int:
-        """Give the nodes that so many GPUs take."""
+        """Return the number of nodes for this number of GPUs."""
         return -(-gpus // self.gpus_per_node)
 
     def exchange_s(self, gpus: int) -> float:
-        """Give the seconds in which gradients go round."""
+        """Compute the seconds that exchanging the gradients takes."""
         rings = ((min(gpus, self.gpus_per_node), self.link_bytes_s), (self.nodes(gpus), self.network_bytes_s))
         return sum(
             2 * (n - 1) / n * self.gradient_bytes / bytes_s + 2 * (n - 1) * self.latency_s for n, bytes_s in rings
         )
 
     def step_parts_s(self, gpus: int) -> dict[str, float]:
-        """Give what a step consists of while nothing has to be fetched, in seconds."""
+        """Compute the parts of a step in seconds, without fetching."""
         compute = self.slices_per_gpu * self.slice_s
         slowest = compute * self.spread * longest_of(gpus)
         gradients = max(0.0, self.exchange_s(gpus) - self.overlap * compute)
@@ -99,33 +99,33 @@ class Cluster:
         return {"compute": compute, "the slowest": slowest, "gradients": gradients, "reading": reading}
 
     def steps(self, gpus: int, subjects: int) -> int:
-        """Give the steps of an epoch; the ragged tail is left out."""
+        """Compute the steps of an epoch, without the ragged tail."""
         return subjects * self.slices_per_subject // (gpus * self.slices_per_gpu)
 
     def set_bytes(self, subjects: int) -> float:
-        """Give the size of a set."""
+        """Compute the size of a set."""
         return subjects * self.slices_per_subject * self.sample_bytes
 
     def fetch_s(self, gpus: int, subjects: int) -> float:
-        """Give the seconds in which every node fetches what it needs in an epoch."""
+        """Compute the seconds that every node takes to fetch its shards for an epoch."""
         readers = self.nodes(gpus) if self.cache_bytes else 1
         return self.set_bytes(subjects) * max(
             readers / self.store_bytes_s, readers / self.nodes(gpus) / self.network_bytes_s
         )
 
     def epochs_s(self, gpus: int, subjects: int) -> tuple[float, float]:
-        """Give the seconds of the first epoch and of every later one."""
+        """Compute the seconds of the first epoch and of every later epoch."""
         stepping = self.steps(gpus, subjects) * sum(self.step_parts_s(gpus).values())
         first = max(stepping, self.fetch_s(gpus, subjects))
         return first, stepping if self.set_bytes(subjects) <= self.cache_bytes else first
 
     def whole_s(self, gpus: int, subjects: int) -> float:
-        """Give the seconds of all epochs."""
+        """Compute the seconds of all epochs."""
         first, later = self.epochs_s(gpus, subjects)
         return first + (self.epochs - 1) * later
 
     def efficiency(self, gpus: int, subjects: int) -> float:
-        """Give slices per second of each GPU, over all epochs, over those that it could compute alone."""
+        """Compute the efficiency over all epochs: slices per second per GPU, divided by those of a GPU alone."""
         slices = self.epochs * self.steps(gpus, subjects) * self.slices_per_gpu
         return slices * self.slice_s / self.whole_s(gpus, subjects)
 
@@ -143,7 +143,7 @@ class Cluster:
 
 
 def longest_of(count: int) -> float:
-    """Give the expected largest of so many standard normal values (Blom, 1958)."""
+    """Compute the expected maximum of this number of standard normal values (Blom, 1958)."""
     return float(norm.ppf((count - 0.375) / (count + 0.25))) if count > 1 else 0.0
 
 

@@ -100,13 +100,13 @@ def make_scans(folder: Path, count: int, shapes: Sequence[tuple[int, int, int]])
 
 
 def enhanced_in_one_call(model: Path, scans: list[Path], out: Path) -> list[bytes]:
-    """Give what `upfield enhance` writes for scans, called once for all."""
+    """Return what `upfield enhance` writes for scans if it is called once for all."""
     quietly([str(model), *map(str, scans), "--out", str(out)])
     return [(out / scan.name).read_bytes() for scan in scans]
 
 
 def enhanced_one_by_one(model: Path, scans: list[Path], out: Path) -> list[bytes]:
-    """Give what `upfield enhance` writes for scans, called once for each."""
+    """Return what `upfield enhance` writes for scans if it is called once for each."""
     for scan in scans:
         quietly([str(model), str(scan), "--out", str(out)])
     return [(out / scan.name).read_bytes() for scan in scans]
@@ -179,12 +179,12 @@ class Load:
             return response.status, response.read()
 
     def metric(self, name: str) -> float:
-        """Give the value of a counter."""
+        """Return the value of a counter."""
         lines = self.ask("/metrics")[1].decode().splitlines()
         return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"{name} ")), 0.0)
 
     def batches(self) -> np.ndarray:
-        """Give the number of batches, of slices in them, and of scans in them, summed over batches, until now."""
+        """Return the numbers of batches, of slices in them and of scans in them, summed over all batches so far."""
         names = ("upfield_batch_slices_count", "upfield_batch_slices_sum", "upfield_batch_scans_sum")
         return np.array([self.metric(name) for name in names])
 
@@ -269,7 +269,7 @@ def watch_memory(load: Load, process: psutil.Process, requests: int) -> None:
 
 
 def replicas(process: psutil.Process) -> list[psutil.Process]:
-    """Give the processes that restore slices, which Ray names."""
+    """Return the processes that restore slices; Ray sets their names."""
     return [child for child in process.children(recursive=True) if "ServeReplica" in " ".join(child.cmdline())]
 
 

@@ -1,11 +1,11 @@
-"""Sharding against the plain pipeline, and over many subjects.
+"""Compare sharding with a plain pipeline, and measure it over many subjects.
 
-Prints three tables. The first two set the same work side by side in one run: the volumes of one subject (both
-resamplings, normalisation, slicing), and the whole way from NIfTI files to shards, against nibabel, scipy.ndimage.zoom,
-numpy.percentile and webdataset.ShardWriter as one would write them down, in one process. Both kinds of `fit` stand
-against the same zooms: what crop_pad does besides, scipy would need to do too. `upfield shard` has a block per subject
-there, so that two jobs share six subjects; start-up is a good second of it. The third shows time and memory over many
-subjects, whose files are made on the fly.
+Prints three tables. The first two do the same work side by side in one run: the volumes of one subject (both
+resamplings, normalisation, slicing), and the whole way from NIfTI files to shards. The plain pipeline is a simple
+program with nibabel, scipy.ndimage.zoom, numpy.percentile and webdataset.ShardWriter, in one process. Both kinds of
+`fit` are compared with the same zooms, because scipy would also need the further steps of crop_pad. `upfield shard`
+gets a block per subject, so that two jobs share six subjects; start-up takes more than a second of its time. The third
+table shows time and memory over many subjects, whose files are made on the fly.
 
 `--subjects 18 200 450` is the whole third table; `--folder` says where files are made (450 subjects: about 25 GB).
 """
@@ -121,7 +121,7 @@ def plain_degrade(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def plain_pairs(high: np.ndarray, low: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Give (low, high) slices of a real pair, if there is one, and of a synthetic one."""
+    """Yield (low, high) slices of the real pair, if there is one, and of a synthetic pair."""
     rng = np.random.default_rng(0)
     scaled = plain_scale(plain_zoom(high, HIGH_SHAPE))
     lows = [plain_degrade(plain_zoom(scaled, LOW_SHAPE), rng)]
@@ -158,7 +158,7 @@ def plain_shards(folder: Path, num_pairs: int, num_volumes: int, out: Path) -> i
 
 
 def best_of(function: Callable[[], Any]) -> float:
-    """Give the shortest of a few times in seconds."""
+    """Return the shortest of a few times in seconds."""
     times: list[float] = []
     for _ in range(REPEATS):
         started = time.perf_counter()

@@ -1,1 +1,1 @@
-"""Takes the command line; gives it to the stage that answers: the one command `upfield`, and the demo."""
+"""The command line: the dispatcher `upfield`, which passes arguments on to a stage, and the demonstration."""

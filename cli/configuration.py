@@ -1,4 +1,4 @@
-"""The schema of the demonstration."""
+"""The schema of `upfield demo`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Everything once, on phantoms: cohort, shards, training, evaluation, ONNX, an enhanced scan, a report."""
+    """Run every stage once on phantoms, from the cohort to an enhanced scan, and write a report."""
 
     out: Path = Path("demo")
-    """Folder for everything; an earlier demonstration in it is replaced."""
+    """Folder for all files. An earlier demonstration in it is deleted."""
     subjects: int = 6
-    """Phantom subjects."""
+    """Number of phantom subjects."""
     max_steps: int | None = None
-    """Training steps, if not those of the recipe."""
+    """Number of training steps. By default the recipe decides."""
     seed: int = 0
-    """Seed of the cohort and of training."""
+    """Seed of the cohort and of the training."""

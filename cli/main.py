@@ -1,25 +1,27 @@
-"""The one command `upfield`: finds the stage that answers a verb, and nothing else, so that it answers at once."""
+"""The command `upfield`. It only finds the stage of a verb, so that `upfield --help` answers at once."""
 
 import sys
 from importlib import import_module
 
+from upfield.common.configuration_errors import nearest
+
 VERBS = {
-    "phantom": ("upfield.sharding.phantom", "write a cohort of phantoms made from the MNI152 template"),
+    "phantom": ("upfield.sharding.phantom", "write a cohort of phantoms, made from the MNI152 template"),
     "shard": ("upfield.sharding.shard", "build WebDataset shards from cohorts of NIfTI files, or extend a set"),
     "verify": ("upfield.sharding.verify", "check a shard set against its manifest and index"),
     "preview": ("upfield.sharding.preview", "draw pairs of a shard set, as a picture or a page of sliders"),
     "train": ("upfield.distributed.train", "train AMIR on a shard set, on one or many processes"),
-    "evaluate": ("upfield.evaluation.evaluate", "measure a run or an ONNX file beside cubic interpolation"),
+    "evaluate": ("upfield.evaluation.evaluate", "measure a run or an ONNX file, beside cubic interpolation"),
     "tune": ("upfield.tune.sweep", "search training configurations with Ray Tune"),
-    "export": ("upfield.export.to_onnx", "turn a run's best model into one ONNX file"),
+    "export": ("upfield.export.to_onnx", "write the best model of a run as one ONNX file"),
     "enhance": ("upfield.export.enhance", "enhance scans: NIfTI in, NIfTI out"),
     "serve": ("upfield.export.serve", "enhance scans over HTTP"),
-    "demo": ("upfield.cli.demo", "all of it on phantoms, to a report"),
+    "demo": ("upfield.cli.demo", "run every stage on phantoms and write a report"),
 }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `upfield VERB ...` and give its exit code."""
+    """Run `upfield VERB ...` and return its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())
@@ -31,9 +33,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"upfield {version('upfield')}")
         return 0
     if verb not in VERBS:
-        print(
-            f"upfield: error: expected one of {', '.join(VERBS)}, found {verb!r}; see upfield --help", file=sys.stderr
-        )
+        known = ", ".join(VERBS)
+        print(f"upfield: error: unknown verb {verb}{nearest(verb, VERBS)}. Known verbs: {known}.", file=sys.stderr)
         return 2
     return import_module(VERBS[verb][0]).main(rest)
 
@@ -42,7 +43,7 @@ def _help() -> str:
     lines = ["usage: upfield VERB [ARGUMENTS] [--config FILE.yaml] [--KEY VALUE ...]", ""]
     lines += ["Enhance portable 64 mT brain MRI: from cohorts of NIfTI files to an ONNX model and enhanced scans.", ""]
     lines += [f"  {verb:<9} {what}" for verb, (_, what) in VERBS.items()]
-    return "\n".join([*lines, "", "upfield VERB --help lists a verb's keys; each is a flag and a YAML key."])
+    return "\n".join([*lines, "", "`upfield VERB --help` lists the keys of a verb. Each key is a flag and a YAML key."])
 
 
 if __name__ == "__main__":

@@ -88,7 +88,15 @@ class ModelFileRestorer(OnnxRestorer):
     """Restores batches of slices with a model file, and knows where the model comes from."""
 
     def __init__(self, path: Path, device: str = "auto") -> None:
-        """Load the file; see OnnxRestorer."""
+        """Load the file.
+
+        Args:
+            path: the `.onnx` file.
+            device: `auto`, `cuda` or `cpu`.
+
+        Raises:
+            InputError: the file is missing or not a model file of upfield, or the device cannot run it.
+        """
         super().__init__(path, device)
         tree: dict[str, Any] = self.card.tree
         runtime = f"ONNX Runtime, {self.provider}"

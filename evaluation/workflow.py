@@ -142,7 +142,8 @@ def report(
     print(metrics_text(content.metrics))
     saved = {volume.name for volume in result.volumes} if config.save_volumes else set[str]()
     if stale := stale_volumes(folder / VOLUMES, saved):
-        print(f"{folder / VOLUMES}: {len(stale)} volumes are left from an earlier evaluation, such as {stale[0].name}")
+        count = "1 volume is" if len(stale) == 1 else f"{len(stale)} volumes are"
+        print(f"{folder / VOLUMES}: {count} left from an earlier evaluation, such as {stale[0].name}")
     print(page, flush=True)
 
 

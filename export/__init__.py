@@ -1,1 +1,1 @@
-"""Takes a run; gives one ONNX file, and with it enhanced NIfTI volumes, through ONNX Runtime."""
+"""Takes a run; writes one ONNX file, and with that file enhances scans, from files or over HTTP."""

@@ -1,4 +1,4 @@
-"""The schema of the commands that turn a run into a model file and scans into enhanced scans."""
+"""Configuration of `upfield export`, `upfield enhance` and `upfield serve`."""
 
 from dataclasses import dataclass, field
 from math import isfinite
@@ -10,50 +10,50 @@ Device = Literal["auto", "cuda", "tensorrt", "cpu"]
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Turn a run's best model into one ONNX file, with parity proved and recorded."""
+    """Write a run's best model as one ONNX file, compare the file with PyTorch, and record the result in it."""
 
     run: Path
     """Folder of the run."""
     out: Path
-    """The `.onnx` file to write; a model file that is there is replaced, any other file is not."""
+    """The `.onnx` file to write. An older model file is replaced, any other file is not."""
     precision: Literal["fp32", "fp16"] = "fp32"
-    """Of weights and images in the file. `fp16` is half as large and made for GPUs; it is refused where it would lose
-    more than 0.05 dB."""
+    """Precision of weights and images in the file. `fp16` is half as large and meant for GPUs; it is refused if it
+    loses more than 0.05 dB."""
     shards: Path | None = None
-    """Shard set whose validation slices parity is proved on; default: the one that the run was trained on."""
+    """Shard set whose validation slices the file is compared on; by default the one that the run was trained on."""
     evaluation: Path | None = None
-    """A `metrics.json` that `upfield evaluate` wrote about this run, to be recorded in the file."""
+    """A `metrics.json` that `upfield evaluate` wrote about this run; its figures are recorded in the file."""
 
 
 @dataclass(frozen=True)
 class EnhanceConfig:
-    """Enhance scans: NIfTI in, NIfTI out, files or folders, batched."""
+    """Enhance scans, single files or whole folders, and write them as NIfTI."""
 
     model: Path
     """The `.onnx` file."""
     scans: list[Path]
-    """NIfTI or MGH files, or folders that are searched for them."""
+    """NIfTI or MGH files, or folders that contain them."""
     out: Path
     """A `.nii` or `.nii.gz` file for a single scan, otherwise a folder."""
     batch_size: int = 4
     """Slices restored at once."""
     device: Device = "auto"
-    """`auto` takes a GPU where there is one; `cuda` and `tensorrt` fail where they cannot run."""
+    """`auto` uses a GPU if there is one; `cuda` and `tensorrt` fail if they cannot run."""
     keep_ras: bool = False
-    """Write axes that run right, anterior, superior, instead of as the scan's own do."""
+    """Write axes that run right, anterior, superior, instead of in the scan's own order."""
     like: Path | None = None
-    """Write on the grid of this image, by cubic interpolation in the world that it shares with the scans."""
+    """Write on the grid of this image, by cubic interpolation in world coordinates; nothing is registered."""
     resume: bool = False
-    """Leave out scans whose output is there, made by the same model with the same parameters."""
+    """Skip scans whose output exists and was made by the same model with the same parameters."""
 
     def __post_init__(self) -> None:
-        """Refuse an empty list of scans, an empty batch, and two answers to where axes run."""
+        """Refuse an empty list of scans, an empty batch, and options that cannot be combined."""
         if not self.scans:
             raise ValueError("scans: the list is empty. Name at least one scan or folder.")
         if self.batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, found {self.batch_size}")
         if self.keep_ras and self.like is not None:
-            raise ValueError("keep_ras: expected it without like, found both; an image's grid has axes of its own")
+            raise ValueError("keep_ras and like cannot be combined. An image's grid has its own axis order.")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The schema of `cohorts.yaml` and of the commands that build and inspect shard sets.
 
-Kept free of heavy imports, so that `--help` answers at once.
+This file has no heavy imports, so that `--help` answers at once.
 """
 
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ class GeometryConfig:
     low_spacing_mm: SpacingMm = (1.6, 1.6, 5.0)
     """Voxel size of the low-field grid, in mm."""
     high_shape: Triple = (179, 221, 200)
-    """Voxels of the high-field grid; a sample is one (high_shape[1], high_shape[2]) slice of it."""
+    """Voxels of the high-field grid. A sample is one slice of it, of shape (high_shape[1], high_shape[2])."""
     high_spacing_mm: SpacingMm = (1.0, 1.0, 1.0)
     """Voxel size of the high-field grid, in mm."""
 
@@ -32,76 +32,76 @@ class GeometryConfig:
         if min(*self.low_shape, *self.high_shape) < 2:
             raise ValueError(
                 f"geometry: expected at least 2 voxels per axis, found low_shape {self.low_shape}, "
-                f"high_shape {self.high_shape}"
+                f"high_shape {self.high_shape}."
             )
         if min(*self.low_spacing_mm, *self.high_spacing_mm) <= 0:
             raise ValueError(
                 f"geometry: expected positive spacings in mm, found low_spacing_mm {self.low_spacing_mm}, "
-                f"high_spacing_mm {self.high_spacing_mm}"
+                f"high_spacing_mm {self.high_spacing_mm}."
             )
 
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """Ranges that the synthetic low field is drawn from, uniformly, once per subject and variant."""
+    """Ranges of the synthetic low field's parameters, drawn uniformly once per subject and variant."""
 
     recipe: Literal["report"] = "report"
-    """The law: `report` is clip(N(G_sigma(I)^gamma), 0, 1), blur, darkening and noise in that order."""
+    """How the low field is made: `report` is clip(N(G_sigma(I)^gamma), 0, 1), that is blur, darkening and noise."""
     sigma_vox: Range = (0.4, 1.0)
     """Standard deviation of the Gaussian blur, in voxels of the low-field grid."""
     gamma: Range = (1.1, 1.8)
     """Darkening exponent; above 1 darkens."""
     noise_std: Range = (0.01, 0.05)
-    """Standard deviation of the noise in a black voxel, as a share of the intensity range."""
+    """Standard deviation of the noise in a black voxel, as a fraction of the intensity range."""
     noise_bright_ratio: float = 0.3
-    """Noise in a white voxel relative to a black one: the background gets more."""
+    """Noise in a white voxel relative to a black one; below 1, the background gets more noise."""
 
     def __post_init__(self) -> None:
-        """Refuse ranges that are reversed or out of bounds."""
+        """Check that ranges are ordered and within bounds."""
         for name, least in (("sigma_vox", 0.0), ("gamma", 1.0), ("noise_std", 0.0)):
             low, high = getattr(self, name)
             if not least <= low <= high:
-                raise ValueError(f"synthetic.{name}: expected {least} <= first <= second, found {[low, high]}")
+                raise ValueError(f"synthetic.{name}: expected {least} <= first <= second, found {[low, high]}.")
         if not 0 <= self.noise_bright_ratio <= 1:
-            raise ValueError(f"synthetic.noise_bright_ratio: expected 0..1, found {self.noise_bright_ratio}")
+            raise ValueError(f"synthetic.noise_bright_ratio: expected 0..1, found {self.noise_bright_ratio}.")
 
 
 @dataclass(frozen=True)
 class CohortConfig:
-    """One cohort: path patterns with `{subject}`, for slice stacks `{slice}`, and free `{fields}` kept as metadata."""
+    """One cohort. Path patterns hold `{subject}`, `{slice}` for slice stacks, and free `{fields}` kept as metadata."""
 
     name: str
-    """Name of the cohort; part of every sample's key."""
+    """Name of the cohort, part of every sample's key."""
     high: str
     """Pattern of the high-field files."""
     low: str | None = None
-    """Pattern of the low-field files; without it all pairs are synthetic."""
+    """Pattern of the low-field files. Without it, all pairs are synthetic."""
     synthetic: int = 1
-    """Synthetic low-field variants made from each high-field volume (training subjects; others only without `low`)."""
+    """Synthetic low-field variants per high-field volume, for training subjects; for all subjects without `low`."""
     split: dict[str, str | int | float | list[str | int | float]] = field(default_factory=dict)
-    """Subjects held out, for `val` and `test`: a count, a fraction below 1, or a list of ids."""
+    """Held-out subjects for `val` and `test`: a count, a fraction below 1, or a list of ids."""
     fit: Literal["resize", "crop_pad"] | None = None
     """`resize` forces the shape (default for slice stacks), `crop_pad` keeps proportions (default for volumes)."""
     align: Literal["none", "rigid"] = "none"
-    """Registration of high to low field; `none` takes pairs as they are, `rigid` turns and shifts the high field."""
+    """Registration of high to low field: `none` keeps pairs as they are, `rigid` rotates and shifts the high field."""
     orientation: str | None = None
-    """Where the axes of files point that do not say so themselves, `RAS` for instance; other files know better."""
+    """Directions of the axes, for example `RAS`, for files whose header does not state them; ignored for others."""
 
     def __post_init__(self) -> None:
-        """Refuse names and patterns that cannot make keys."""
+        """Check names, patterns, splits and orientation."""
         if not 1 <= len(self.name) <= 30 or not all(c.isascii() and (c.isalnum() or c == "_") for c in self.name):
-            raise ValueError(f"cohorts: name: expected 1 to 30 letters, digits and underscores, found {self.name!r}")
+            raise ValueError(f"cohorts: name: expected 1 to 30 letters, digits and underscores, found {self.name!r}.")
         for role in ("high", "low"):
             pattern = getattr(self, role)
             if pattern is not None and "{subject}" not in pattern:
                 raise ValueError(
-                    f"cohort {self.name}: {role}: expected a pattern with {{subject}}, found {pattern!r}; "
-                    "put {subject} where the file names say who it is"
+                    f"cohort {self.name}: {role}: expected a pattern with {{subject}}, found {pattern!r}. "
+                    "Write {subject} in place of the subject's id."
                 )
         if self.synthetic < 0 or (self.low is None and self.synthetic == 0):
             raise ValueError(
-                f"cohort {self.name}: synthetic: expected at least {0 if self.low else 1}, found {self.synthetic}; "
-                "a cohort without `low` has only synthetic pairs"
+                f"cohort {self.name}: synthetic: expected at least {0 if self.low else 1}, found {self.synthetic}. "
+                "A cohort without `low` has only synthetic pairs."
             )
         for name, wanted in self.split.items():
             if isinstance(wanted, str):
@@ -110,17 +110,17 @@ class CohortConfig:
                 )
             if isinstance(wanted, list) and any(not isinstance(item, str) for item in wanted):
                 raise ValueError(
-                    f"cohort {self.name}: split.{name}: expected ids in quotes, found numbers in {wanted}; write "
-                    "'007', not 007, which YAML reads as 7"
+                    f"cohort {self.name}: split.{name}: expected ids in quotes, found numbers in {wanted}. Write "
+                    "'007' instead of 007, which YAML reads as 7."
                 )
         if self.orientation is not None and sorted("RLAPSI".find(c) // 2 for c in self.orientation) != [0, 1, 2]:
             raise ValueError(
-                f"cohort {self.name}: orientation: expected three letters, one of each of R or L, A or P, S or I, "
-                f"found {self.orientation!r}"
+                f"cohort {self.name}: orientation: expected three letters, one each of R or L, A or P, S or I, "
+                f"found {self.orientation!r}."
             )
         if unknown := sorted(set(self.split) - {"val", "test"}):
             raise ValueError(
-                f"cohort {self.name}: split: unknown {unknown}; known: val, test (what is left is for training)"
+                f"cohort {self.name}: split: expected only val and test, found {unknown}. The rest is for training."
             )
 
 
@@ -129,40 +129,40 @@ class ShardConfig:
     """Build shards from cohorts, or extend a set with a new cohort."""
 
     out: str
-    """Folder of the shard set, or its address (s3://bucket/set); made, finished if interrupted, or extended."""
+    """Folder of the shard set, or its address (s3://bucket/set). The set is created, finished or extended."""
     cohorts: list[CohortConfig] = field(default_factory=list)
     """The cohorts, in order."""
     root: Path | None = None
-    """Folder that relative patterns start from; default: where the file that holds `cohorts` lies."""
+    """Folder that relative patterns start from; default: the folder of the file that holds `cohorts`."""
     geometry: GeometryConfig = field(default_factory=GeometryConfig)
     """The two grids."""
     context: int = 0
-    """Neighbouring slices on each side given with the low-field slice: 0 is 2D, 2 gives 5 channels."""
+    """Neighbouring slices on each side of the low-field slice: 0 is 2D, 2 makes 5 channels."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     """Ranges of the synthetic low field."""
     seed: int = 0
     """Seed of the synthetic parameters and of the order of samples."""
     samples_per_shard: int = 512
-    """Most samples in one shard; 512 at the default geometry is about 90 MB."""
+    """Maximum number of samples in one shard; 512 at the default geometry are about 90 MB."""
     subjects_per_block: int = 4
-    """Subjects whose samples are shuffled together; a worker holds one block in memory (4: about 0.3 GB)."""
+    """Subjects whose samples are shuffled together. A worker holds one such block in memory (4: about 0.3 GB)."""
     jobs: int = 0
-    """Processes; 0 is one per core. The bytes written do not depend on it."""
+    """Number of processes; 0 is one per core. The bytes written do not depend on it."""
     executor: Literal["local", "ray"] = "local"
-    """Where blocks are built: processes of this machine, or tasks on a Ray cluster that shares the folders."""
+    """Where blocks are built: in processes on this machine, or in tasks on a Ray cluster that shares the folders."""
     on_error: Literal["fail", "skip"] = "fail"
-    """What becomes of subjects whose files are not as they should be: `skip` leaves them out and names them."""
+    """What to do about subjects with faulty files: `fail` stops the build, `skip` leaves them out and names them."""
     max_skipped: int = 5
-    """Most subjects that `on_error: skip` may leave out."""
+    """Maximum number of subjects that `on_error: skip` may leave out."""
     save_volumes: Path | None = None
-    """Folder for each subject's volumes on the two grids as NIfTI files, to look at; none are written without it."""
+    """Folder in which to save each subject's volumes on the two grids as NIfTI files; default: do not save them."""
     pseudonymize: bool = False
-    """Replace subject ids by keyed hashes, and leave out free fields and patterns: such a set may be published."""
+    """Replace subject ids by keyed hashes, and leave out free fields and patterns, so that the set may be published."""
     pseudonym_key: Path | None = None
-    """File with the key of the pseudonyms; default: OUT.key beside the set, made if missing. Never publish it."""
+    """File with the key of the pseudonyms; default: OUT.key beside the set, created if missing. Never publish it."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers that would turn the build into nothing."""
+        """Check numbers, paths and cohort names."""
         for name, least in (
             ("max_skipped", 0),
             ("context", 0),
@@ -172,44 +172,44 @@ class ShardConfig:
             ("jobs", 0),
         ):
             if getattr(self, name) < least:
-                raise ValueError(f"{name}: expected at least {least}, found {getattr(self, name)}")
+                raise ValueError(f"{name}: expected at least {least}, found {getattr(self, name)}.")
         for name in ("save_volumes", "pseudonym_key"):
             path = getattr(self, name)
             if path and is_remote(str(path)):
                 raise ValueError(
-                    f"{name}: expected a place on this machine, found the address {format_address(str(path))}"
+                    f"{name}: expected a path on this machine, found the address {format_address(str(path))}."
                 )
             if self.out and path and path.absolute().is_relative_to(Path(self.out).absolute()):
-                raise ValueError(f"{name}: expected a place outside the set, found {path}")
+                raise ValueError(f"{name}: {path} lies inside the set. Choose a path outside {self.out}.")
         if self.pseudonym_key and not self.pseudonymize:
             raise ValueError(
-                f"pseudonym_key: expected --pseudonymize with it, found only the key {self.pseudonym_key}; without it "
-                "names are written"
+                f"pseudonym_key: the key {self.pseudonym_key} has no effect without --pseudonymize. "
+                "Add --pseudonymize, or leave out the key."
             )
         names = [cohort.name for cohort in self.cohorts]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"cohorts: expected different names, found twice: {twice}")
+            raise ValueError(f"cohorts: several cohorts are called {', '.join(twice)}. Choose different names.")
 
 
 @dataclass(frozen=True)
 class PhantomConfig:
-    """Write a cohort of anatomically varied phantoms made from the MNI152 template that nilearn ships."""
+    """Write a cohort of anatomically varied phantoms, made from the MNI152 template that nilearn ships."""
 
     out: Path
     """Folder of the cohort."""
     subjects: int = 6
-    """Subjects in all: two of three become slice-stack pairs under `real`, the others IXI-named volumes."""
+    """Number of subjects: two of three become pairs of slice stacks under `real`, the others IXI-named volumes."""
     seed: int = 0
-    """Seed; the same seed gives the same cohort."""
+    """Seed; equal seeds make equal cohorts."""
     jobs: int = 0
-    """Processes; 0 is one per core."""
+    """Number of processes; 0 is one per core."""
 
     def __post_init__(self) -> None:
-        """Refuse cohorts too small to be split."""
+        """Check seed, jobs and the number of subjects; fewer than 4 cannot be split."""
         if self.seed < 0 or self.jobs < 0:
-            raise ValueError(f"expected seed and jobs of at least 0, found {self.seed} and {self.jobs}")
+            raise ValueError(f"seed and jobs: expected at least 0, found {self.seed} and {self.jobs}.")
         if not 4 <= self.subjects <= 99:
-            raise ValueError(f"subjects: expected 4 to 99, found {self.subjects}")
+            raise ValueError(f"subjects: expected 4 to 99, found {self.subjects}.")
 
 
 @dataclass(frozen=True)
@@ -219,29 +219,29 @@ class VerifyConfig:
     shards: Path
     """Folder of the shard set."""
     quick: bool = False
-    """Leave out the hashes and the voxel values."""
+    """Skip the hashes and the voxel values."""
 
 
 @dataclass(frozen=True)
 class PreviewConfig:
-    """Draw pairs as the reader gives them, per cohort and kind: a picture, or a page with sliders through volumes."""
+    """Draw pairs as the reader returns them, per cohort and kind: a picture, or a page with sliders through volumes."""
 
     shards: Path
     """Folder of the shard set."""
     out: Path
-    """What to write: a `.png` of pairs of slices, or an `.html` with sliders through pairs of volumes."""
+    """File to write: a `.png` of pairs of slices, or an `.html` with sliders through pairs of volumes."""
     split: Literal["train", "val", "test"] = "train"
     """Split to draw from."""
     pairs: int = 8
-    """Pairs to draw, of slices or of volumes, spread over cohorts and kinds."""
+    """Number of pairs to draw, of slices or of volumes, spread over cohorts and kinds."""
     overlay: Literal["contour", "checkerboard", "none"] = "contour"
-    """High field laid over the low one: `contour` draws its edges, `checkerboard` every other tile of it."""
+    """How the high field is drawn over the low field: `contour` as edges, `checkerboard` as every other tile."""
     seed: int = 0
     """Seed of the choice."""
 
     def __post_init__(self) -> None:
-        """Refuse an empty picture."""
+        """Check the seed and the number of pairs."""
         if self.seed < 0:
-            raise ValueError(f"seed: expected at least 0, found {self.seed}")
+            raise ValueError(f"seed: expected at least 0, found {self.seed}.")
         if self.pairs < 1:
-            raise ValueError(f"pairs: expected at least 1, found {self.pairs}")
+            raise ValueError(f"pairs: expected at least 1, found {self.pairs}.")

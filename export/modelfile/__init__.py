@@ -1,1 +1,1 @@
-"""Takes a trained network; gives one ONNX file and the proof that it computes the same."""
+"""Takes a trained network; writes it as one ONNX file, compares the file with PyTorch, and runs it."""

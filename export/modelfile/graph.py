@@ -58,10 +58,10 @@ def check_size(model: onnx.ModelProto, network: Amir, half: bool) -> None:
     """
     used = (tensor for name, tensor in network.named_parameters() if not name.endswith("w_noise"))
     expected = sum(math.prod(tensor.shape) for tensor in used) * (2 if half else 4)
-    found = model.ByteSize()
-    if not expected <= found <= MAX_EXCESS * expected + MAX_GRAPH_BYTES:
+    size = model.ByteSize()
+    if not expected <= size <= MAX_EXCESS * expected + MAX_GRAPH_BYTES:
         raise RunError(
-            f"expected a graph of about {expected} bytes for the network's parameters, found {found}. The export is "
+            f"expected a graph of about {expected} bytes for the network's parameters, found {size}. The export is "
             "wrong, and nothing was written."
         )
 

@@ -1,10 +1,13 @@
-"""AMIR in ONNX nodes, each layer in the operators that ONNX Runtime is fastest with; parity.py proves it AMIR.
+"""Writes AMIR as ONNX nodes, each layer with the operators that ONNX Runtime computes fastest.
 
-Written by hand, and not traced from PyTorch: the exporter takes minutes for the published sizes, its bytes depend on
-its version, and it spells one layer in many nodes. Between blocks, images are `(N, H, W, C)`, where layer norm reads
-rows of channels and attention is one matrix product; convolutions take `(N, C, H, W)`, which ONNX Runtime lays out in
-blocks of channels anyway, so that these transpositions cost nothing. Names are of the graph's tensors; `islands` stay
-float32 in a half-precision graph.
+The graph is written by hand instead of traced. PyTorch's exporter took minutes for the preset `official`, its bytes
+depend on its version, and it writes many nodes for one layer; this takes seconds (44 s with the comparison of
+parity.py, on two cores). Measured on two CPU cores (benchmarks/tables/inference.txt): a slice of `official` takes
+1.83 s in ONNX Runtime, 4.08 s in the published PyTorch code and 1.86 s in ours.
+
+Between blocks, images are `(N, H, W, C)`, so that layer norm reads rows of channels and attention is one matrix
+product. Convolutions take `(N, C, H, W)`. ONNX Runtime rearranges their input into blocks of channels anyway, so the
+transpositions cost nothing. Strings are names of the graph's tensors; islands stay float32 in a float16 graph.
 """
 
 import math
@@ -36,7 +39,7 @@ from upfield.model.routing import (
     SpatialRouting,
 )
 
-# ONNX Runtime's blocked convolutions take vectors of 16 channels; depthwise ones of other counts take slow code.
+# ONNX Runtime's convolutions handle blocks of 16 channels; depthwise ones with other counts use slower code.
 CHANNEL_BLOCK = 16
 CHANNELS_LAST, CHANNELS_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 
@@ -45,12 +48,12 @@ def write_network(w: NodeWriter, network: Amir, low: str) -> str:
     """Write a whole network.
 
     Args:
-        w: takes the nodes.
+        w: collects the nodes.
         network: in evaluation mode, on the CPU.
-        low: input `(N, in_channels, H, W)` float32 of any size from 9 x 9.
+        low: name of the input `(N, in_channels, H, W)` float32; H and W are at least 9.
 
     Returns:
-        The restored slices `(N, 1, H, W)` float32.
+        Name of the restored slices `(N, 1, H, W)` float32.
     """
     image, size = _pad(w, low)
     instruction = _instruct(w, network.dict_generator, image)
@@ -64,14 +67,14 @@ def write_network(w: NodeWriter, network: Amir, low: str) -> str:
 
 
 def _pad(w: NodeWriter, low: str) -> tuple[str, str]:
-    """Reflect at the end until height and width are multiples of 8; also give the two as they were."""
+    """Pad by reflection at the end until height and width are multiples of 8; also return the original size."""
     size = w.op("Shape", low, start=2, end=4)
     missing = w.op("Mod", w.op("Neg", size), w.integers(SIZE_MULTIPLE))
     return w.op("Pad", low, w.op("Concat", w.integers(*[0] * 6), missing, axis=0), mode="reflect"), size
 
 
 def _instruct(w: NodeWriter, network: InstructionNetwork, image: str) -> str:
-    """Give the instruction `(N, 256)`, an island: it is small, and decides how all pixels are routed."""
+    """Write the instruction network; its output `(N, 256)` is an island, because it is small and routes all pixels."""
     x = image
     for layer in network.CondNet:
         if isinstance(layer, nn.Conv2d):
@@ -106,7 +109,7 @@ def _decode(w: NodeWriter, network: Amir, x: str, skips: list[str], instruction:
 
 
 def _halve(w: NodeWriter, layer: Downsample, x: str) -> str:
-    """Convolve and unshuffle: ONNX's operator puts the four places first and channels second, PyTorch the reverse."""
+    """Convolve and unshuffle pixels; ONNX orders the result by position, then channel, PyTorch the other way round."""
     conv = layer.body[0]
     assert isinstance(conv, nn.Conv2d)
     x = w.op("SpaceToDepth", w.op("Conv", x, w.weight(conv.weight), pads=[1] * 4), blocksize=2)
@@ -132,14 +135,14 @@ def _blocks(w: NodeWriter, blocks: nn.Sequential, x: str) -> str:
 
 
 def _normalise(w: NodeWriter, norm: ChannelNorm, x: str) -> str:
-    """Layer norm of `(N, H, W, C)`, an island, given as `(N, C, H, W)`."""
+    """Normalise the channels of `(N, H, W, C)` in float32, and return `(N, C, H, W)`."""
     scale, shift = w.island(norm.body.weight), w.island(norm.body.bias)
     y = w.op("LayerNormalization", w.to_island(x), scale, shift, axis=-1, epsilon=norm.body.eps)
     return w.op("Transpose", w.from_island(y), perm=CHANNELS_FIRST)
 
 
 def _attend(w: NodeWriter, attention: ChannelAttention, x: str) -> str:
-    """Attention between the channels of `(N, C, H, W)`, given as `(N, H, W, C)`."""
+    """Write the attention between the channels of `(N, C, H, W)`, and return `(N, H, W, C)`."""
     heads, channels = attention.num_heads, attention.project_out.in_channels
     q, k, v = _project_and_filter(w, x, attention.qkv, attention.qkv_dwconv, 3)
     q, k = (_heads(w, each, heads, channels) for each in (q, k))
@@ -148,26 +151,26 @@ def _attend(w: NodeWriter, attention: ChannelAttention, x: str) -> str:
     out = attention.project_out.weight.reshape(channels, heads, -1).transpose(0, 1)
     matrix = w.op("Transpose", w.op("MatMul", w.island(out), scores), perm=(0, 1, 3, 2))
     matrix = w.op("Reshape", matrix, w.integers(0, 1, channels, channels))
-    if filled := next_multiple(channels, CHANNEL_BLOCK) - channels:
-        matrix = w.op("Pad", matrix, w.integers(0, 0, 0, 0, 0, 0, filled, 0))
+    if missing := next_multiple(channels, CHANNEL_BLOCK) - channels:
+        matrix = w.op("Pad", matrix, w.integers(0, 0, 0, 0, 0, 0, missing, 0))
     return w.op("MatMul", w.op("Transpose", v, perm=CHANNELS_LAST), w.from_island(matrix))
 
 
 def _heads(w: NodeWriter, x: str, heads: int, channels: int) -> str:
-    """Give `(N, heads, C/heads, P)` of `(N, C filled up, H, W)`, P = H*W."""
+    """Reshape `(N, C padded, H, W)` to `(N, heads, C/heads, P)`, P = H*W."""
     if channels % CHANNEL_BLOCK:
         x = _cut(w, x, 1, 0, channels)
     return w.op("Reshape", x, w.integers(0, heads, channels // heads, -1))
 
 
 def _cosines(w: NodeWriter, attention: ChannelAttention, q: str, k: str) -> str:
-    """Give the cosines between channels of q and k `(N, heads, c, P)`, times temperature: `(N, heads, c, c)`."""
+    """Return the cosines between the channels of q and k `(N, heads, c, P)` times temperature, `(N, heads, c, c)`."""
     temperature = w.island(attention.temperature.unsqueeze(0))
     q, k = (w.to_island(each) for each in (q, k))
     norms = (w.op("Max", w.op("ReduceSumSquare", each, w.integers(3)), w.scalar(NORM_EPSILON**2)) for each in (q, k))
     rows, columns = (w.op("Sqrt", each) for each in norms)
     if w.half:
-        # A sum of 50,000 products exceeds half precision: divide first.
+        # The sum of 50,000 products can overflow float16, so the division comes first.
         q, k = (w.from_island(w.op("Div", each, norm)) for each, norm in ((q, rows), (k, columns)))
         cosines = w.to_island(w.op("MatMul", q, w.op("Transpose", k, perm=(0, 1, 3, 2))))
         return w.op("Mul", cosines, temperature)
@@ -177,31 +180,31 @@ def _cosines(w: NodeWriter, attention: ChannelAttention, q: str, k: str) -> str:
 
 
 def _feed_forward(w: NodeWriter, layer: GatedFeedForward, x: str) -> str:
-    """Gated feed-forward layer of `(N, C, H, W)`, given as `(N, H, W, C)`."""
+    """Write the gated feed-forward layer of `(N, C, H, W)`, and return `(N, H, W, C)`."""
     gate, value = _project_and_filter(w, x, layer.project_in, layer.dwconv, 2)
     product = w.op("Mul", w.op("Gelu", gate), value)
-    weight = _filled_up(layer.project_out.weight.flatten(1).T).T
+    weight = _padded(layer.project_out.weight.flatten(1).T).T
     return w.op("Transpose", w.op("Conv", product, w.weight(weight[:, :, None, None])), perm=CHANNELS_LAST)
 
 
 def _project_and_filter(w: NodeWriter, x: str, projection: nn.Conv2d, kernels: nn.Conv2d, parts: int) -> list[str]:
-    """Convolve 1x1, then 3x3 per channel, `parts` times: apart, as cutting one result into them would copy it."""
+    """Convolve 1x1, then 3x3 per channel, once for each of `parts`: slicing one result would copy it."""
     pairs = zip(projection.weight.flatten(1).chunk(parts), kernels.weight.flatten(1).chunk(parts), strict=True)
-    found: list[str] = []
+    outputs: list[str] = []
     for matrix, rows in pairs:
-        mixed = w.op("Conv", x, w.weight(_filled_up(matrix)[:, :, None, None]))
-        kernel = _filled_up(rows).unflatten(1, (1, 3, 3))
-        found.append(w.op("Conv", mixed, w.weight(kernel), pads=[1] * 4, group=len(kernel)))
-    return found
+        mixed = w.op("Conv", x, w.weight(_padded(matrix)[:, :, None, None]))
+        kernel = _padded(rows).unflatten(1, (1, 3, 3))
+        outputs.append(w.op("Conv", mixed, w.weight(kernel), pads=[1] * 4, group=len(kernel)))
+    return outputs
 
 
-def _filled_up(rows: Tensor) -> Tensor:
-    """Extend `(R, K)` by rows of zeros to whole blocks of channels."""
+def _padded(rows: Tensor) -> Tensor:
+    """Pad `(R, K)` with rows of zeros to a multiple of the channel block."""
     return F.pad(rows, (0, 0, 0, next_multiple(len(rows), CHANNEL_BLOCK) - len(rows)))
 
 
 def _route_pixels(w: NodeWriter, routing: SpatialRouting, x: str, instruction: str) -> str:
-    """Add to each pixel of `(N, C, H, W)` what its experts make of it, mixed in log space."""
+    """Add the output of its experts to each pixel of `(N, C, H, W)`; experts are mixed in log space."""
     mixture, channels = routing.moe, routing.fc.out_features
     pixels = w.op("Reshape", x, w.integers(0, 1, channels, -1))  # one image for all experts
     hidden = w.op("Gelu", _expert_layer(w, mixture, "fc1", pixels))
@@ -215,14 +218,14 @@ def _route_pixels(w: NodeWriter, routing: SpatialRouting, x: str, instruction: s
 
 
 def _expert_layer(w: NodeWriter, mixture: SpatialMixture, name: str, x: str) -> str:
-    """Apply one layer of all experts at once: `(N, 1 or E, in, P)` to `(N, E, out, P)`."""
+    """Apply one layer of all E experts at once: `(N, 1 or E, in, P)` to `(N, E, out, P)`."""
     layers = [expert.get_submodule(name) for expert in mixture.experts]
     weight, bias = (torch.stack([layer.get_parameter(part) for layer in layers]) for part in ("weight", "bias"))
     return w.op("Add", w.op("MatMul", w.weight(weight), x), w.weight(bias.unsqueeze(-1)))
 
 
 def _gate(w: NodeWriter, mixture: SpatialMixture, x: str, instruction: str) -> str:
-    """Give the log gates `(N, E, P)`, minus infinity for all but the two largest logits: all of it an island."""
+    """Return the log gates `(N, E, P)` in float32: minus infinity for all but the two largest logits."""
     from_pixel, from_image = mixture.w_gate.chunk(2)
     pixels = w.op("Reshape", x, w.integers(0, len(from_pixel), -1))
     offset = w.op("Unsqueeze", w.op("MatMul", instruction, w.island(from_image)), w.integers(2))
@@ -236,12 +239,12 @@ def _route_channels(w: NodeWriter, routing: ChannelRouting, x: str, instruction:
     """Scale and shift the channels of `(N, C, H, W)`."""
     gate = w.op("Unsqueeze", w.op("Sigmoid", _linear(w, routing.fc, instruction)), w.integers(2, 3))
     scale, shift = (w.from_island(w.op("Mul", w.island(each), gate)) for each in (routing.gamma, routing.beta))
-    # Added to x and not to 1, beside which half precision loses small scales.
+    # The scaled x is added to x: added to 1, small scales would be rounded away in float16.
     return w.op("Add", x, w.op("Add", w.op("Mul", x, scale), shift))
 
 
 def _linear(w: NodeWriter, layer: nn.Linear, x: str) -> str:
-    """Apply a linear layer to `(N, in)`, an island."""
+    """Apply a linear layer to `(N, in)` in float32."""
     return w.op("Gemm", x, w.island(layer.weight), w.island(layer.bias), transB=1)
 
 

@@ -50,10 +50,10 @@ def prove_parity(network: Amir, path: Path, slices: SlicePairs, precision: str) 
         # One by one, because PyTorch's memory grows with the batch.
         with torch.inference_mode():
             expected = np.concatenate([network(torch.from_numpy(one)).numpy() for one in np.split(low, len(low))])
-        found = restorer.run(low)
-        differences.append((found - expected).ravel())
+        exported = restorer.run(low)
+        differences.append((exported - expected).ravel())
         if precision == "fp16" and whole:
-            loss = half_loss(expected[:real], found[:real], slices.high, path)
+            loss = half_loss(expected[:real], exported[:real], slices.high, path)
     counted: dict[str, Any] = {"slices": real, "drawn_slices": 1, "sizes": [list(size) for size in sizes]}
     counted["provider"] = restorer.provider
     return summarise(np.concatenate(differences), MAX_DIFFERENCE[precision], path) | counted | loss
@@ -88,13 +88,13 @@ def summarise(differences: NDArray[np.float32], limit: float, path: Path) -> dic
 
 
 def half_loss(
-    expected: NDArray[np.float32], found: NDArray[np.float32], high: NDArray[np.float32], path: Path
+    expected: NDArray[np.float32], exported: NDArray[np.float32], high: NDArray[np.float32], path: Path
 ) -> dict[str, Any]:
     """Compute how much PSNR against the targets a half-precision file loses compared with PyTorch in float32.
 
     Args:
         expected: `(N, 1, H, W)`, PyTorch's slices.
-        found: `(N, 1, H, W)`, the file's slices.
+        exported: `(N, 1, H, W)`, the file's slices.
         high: `(N, 1, H, W)` in [0, 1], the targets.
         path: the file, for error messages.
 
@@ -104,7 +104,7 @@ def half_loss(
     Raises:
         RunError: the file loses more than 0.05 dB.
     """
-    before, after = (float(np.mean(psnr_slice_db(restored, high))) for restored in (expected, found))
+    before, after = (float(np.mean(psnr_slice_db(restored, high))) for restored in (expected, exported))
     if not before - after <= MAX_LOSS_DB:
         raise RunError(
             f"{path}: half precision may lose at most {MAX_LOSS_DB} dB, but its PSNR is {after:.3f} dB and that of "

@@ -1,1 +1,1 @@
-"""Takes scans and a model file; gives enhanced scans."""
+"""Takes scans and a model file; writes enhanced scans with their provenance."""

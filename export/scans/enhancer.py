@@ -1,4 +1,4 @@
-"""The stages that a scan passes on its way to an enhanced file: read, restored, written with its provenance."""
+"""The stages that a scan passes on its way to an enhanced file: read, restore, write with provenance."""
 
 import errno
 import threading
@@ -22,67 +22,68 @@ from upfield.export.modelfile.onnx_restorer import OnnxRestorer
 from upfield.export.scans.outputs import EnhanceTask
 from upfield.export.scans.provenance import RESEARCH_USE, is_done, provenance_path
 from upfield.export.scans.restoration import restore_volume
-from upfield.export.scans.scan import Layout, Prepared, expect_on_grid, prepare, write_enhanced
+from upfield.export.scans.scan import ModelInput, OutputLayout, expect_on_grid, prepare, write_enhanced
 from upfield.imaging.regrid import read_grid
 from upfield.imaging.volume import Volume
 
 PACKAGES = ("upfield", "numpy", "scipy", "nibabel")
-LEFT_S = 3600.0
-FULL = (errno.ENOSPC, errno.EDQUOT)
-# What is wrong with one place is no reason to give up the others.
-OF_THE_PLACE = (errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+LEFTOVER_AGE_S = 3600.0
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+# Errors of one path, which do not concern the other outputs.
+PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
 
 @dataclass(frozen=True)
-class Read:
-    """A scan that has been read."""
+class LoadedScan:
+    """A scan in memory, ready to be restored."""
 
-    prepared: Prepared
-    """What a model takes."""
+    model_input: ModelInput
+    """The scan as a model takes it."""
     sha256: str
-    """Of its file."""
+    """Hash of the scan's file."""
 
 
 class Enhancer:
-    """Takes scans from file to file with one model."""
+    """Enhances scans with one model, from file to file; each stage may run in its own thread."""
 
     def __init__(self, config: EnhanceConfig, bar: ProgressBar) -> None:
-        """Load the model, and the other image's grid if there is one.
+        """Load the model, and the grid of `config.like` if it is set.
 
         Raises:
-            InputError: either cannot be used, or the device is not there.
+            InputError: the model, the device or the grid cannot be used.
         """
         self._config, self._bar = config, bar
-        self.layout = Layout(config.keep_ras, read_grid(config.like) if config.like else None)
+        self.layout = OutputLayout(config.keep_ras, read_grid(config.like) if config.like else None)
         self.restorer = OnnxRestorer(config.model, config.device, batch_size=config.batch_size)
         self.model_sha256 = hash_file(config.model)
         self.num_skipped, self.num_written = 0, 0
         self._stopped = threading.Event()
 
-    def read(self, job: EnhanceTask) -> Read | None:
-        """Read and prepare a scan; None where it need not be enhanced again.
+    def read(self, task: EnhanceTask) -> LoadedScan | None:
+        """Read and prepare a scan; return None if `config.resume` is set and its output is complete.
 
         Raises:
-            InputError: it cannot be used.
+            InputError: the scan cannot be used.
         """
-        sha256 = _hash_scan(job.scan)
-        if self._config.resume and is_done(job.target, sha256, self.model_sha256, self.parameters()):
+        sha256 = _hash_scan(task.scan)
+        if self._config.resume and is_done(task.target, sha256, self.model_sha256, self.parameters()):
             self.num_skipped += 1
             return None
-        prepared = prepare(job.scan, self.restorer.normalisation, str(job.scan))
+        model_input = prepare(task.scan, self.restorer.normalisation, str(task.scan))
         if self.layout.like is not None:
-            expect_on_grid(prepared, self.layout.like, str(job.scan))
-        return Read(prepared, sha256)
+            expect_on_grid(model_input, self.layout.like, str(task.scan))
+        return LoadedScan(model_input, sha256)
 
-    def restore(self, job: EnhanceTask, read: Read) -> NDArray[np.float32]:
-        """Restore a scan slice by slice: `(X, Y, Z)` in [0, 1]."""
-        for note in read.prepared.notes:
-            say(f"{job.scan}: {note}")
-        self._bar.begin_parts(f"{job.scan.name}: slice", len(read.prepared.low))
-        return restore_volume(read.prepared.low, self.restorer, self._config.batch_size, self._advance)
+    def restore(self, task: EnhanceTask, scan: LoadedScan) -> NDArray[np.float32]:
+        """Restore a scan slice by slice, and return it as `(X, Y, Z)` in [0, 1]."""
+        for note in scan.model_input.notes:
+            say(f"{task.scan}: {note}")
+        low = scan.model_input.low
+        self._bar.begin_parts(f"{task.scan.name}: slice", len(low))
+        return restore_volume(low, self.restorer, self._config.batch_size, self._advance)
 
     def stop(self) -> None:
-        """End the restoring of a scan in the middle, with an error."""
+        """Make `restore` end early with an error."""
         self._stopped.set()
         self.restorer.stop()
 
@@ -91,28 +92,28 @@ class Enhancer:
         if self._stopped.is_set():
             raise KeyboardInterrupt
 
-    def write(self, job: EnhanceTask, read: Read, restored: NDArray[np.float32]) -> None:
-        """Write a restored scan `(X, Y, Z)` with its provenance, each complete or not at all.
+    def write(self, task: EnhanceTask, scan: LoadedScan, restored: NDArray[np.float32]) -> None:
+        """Write a restored scan `(X, Y, Z)` and its provenance; each file is complete or absent.
 
         Raises:
             InputError: this file cannot be written.
-            RunError: nor could any other: the disk is full, for instance.
+            RunError: no other file could be written either, because the disk is full for example.
         """
         try:
-            _sweep(job.target)
-            with atomic_path(job.target) as temporary:
-                volume = write_enhanced(read.prepared, restored, temporary, self.layout)
-                found = self.provenance(job, read, volume) | {"output_sha256": hash_file(temporary)}
-                # First, as an output without it would be taken for somebody's original; see provenance.is_done.
-                write_json(provenance_path(job.target), found)
+            _remove_leftovers(task.target)
+            with atomic_path(task.target) as temporary:
+                volume = write_enhanced(scan.model_input, restored, temporary, self.layout)
+                provenance = self.provenance(task, scan, volume) | {"output_sha256": hash_file(temporary)}
+                # Written before the output is renamed: an output without provenance would be taken for an original.
+                write_json(provenance_path(task.target), provenance)
         except OSError as error:
-            raise _unwritten(job.target, error) from error
+            raise _unwritten(task.target, error) from error
         self.num_written += 1
         size = " x ".join(map(str, volume.voxels.shape))
-        print(f"{job.target}: {size} voxels of {_spacing(volume)} mm", flush=True)
+        print(f"{task.target}: {size} voxels of {_spacing(volume)} mm", flush=True)
 
     def parameters(self) -> dict[str, Any]:
-        """Give what the user decided."""
+        """Return the options that the user chose, as they are recorded in the provenance."""
         like = self.layout.like
         grid = like and {
             "file": like.name,
@@ -126,11 +127,11 @@ class Enhancer:
             "like": grid,
         }
 
-    def provenance(self, job: EnhanceTask, read: Read, volume: Volume) -> dict[str, Any]:
-        """Give what is to be known of an enhanced scan, in plain values."""
+    def provenance(self, task: EnhanceTask, scan: LoadedScan, volume: Volume) -> dict[str, Any]:
+        """Return the provenance of an enhanced scan, without `output_sha256`, as values that JSON can hold."""
         return {
-            "source": job.scan.name,
-            "source_sha256": read.sha256,
+            "source": task.scan.name,
+            "source_sha256": scan.sha256,
             "model": self._config.model.name,
             "model_sha256": self.model_sha256,
             "data_sha256": self.restorer.card.tree.get("data_sha256"),
@@ -139,19 +140,19 @@ class Enhancer:
             "normalisation": self.restorer.normalisation,
             "shape": list(volume.voxels.shape),
             "spacing_mm": [round(float(mm), 6) for mm in volume.spacing_mm],
-            "space": (self.layout.like.placement if self.layout.like else read.prepared.placement).space,
+            "space": (self.layout.like.placement if self.layout.like else scan.model_input.placement).space,
             "versions": {name: version(name) for name in PACKAGES} | {"onnxruntime": onnxruntime.__version__},
-            "doubts": list(read.prepared.notes),
+            "doubts": list(scan.model_input.notes),
             "note": RESEARCH_USE,
         }
 
 
-def _sweep(target: Path) -> None:
-    """Remove what a killed run has left of a file; another that runs at the same time may be writing the rest."""
+def _remove_leftovers(target: Path) -> None:
+    """Remove old temporary files of killed runs; newer ones may belong to a run that is still writing."""
     for leftover in target.parent.glob(f".tmp-*-{escape(target.name)}"):
-        # The other may remove it meanwhile.
+        # Another run may remove the file first.
         with suppress(FileNotFoundError):
-            if time.time() - leftover.stat().st_mtime > LEFT_S:
+            if time.time() - leftover.stat().st_mtime > LEFTOVER_AGE_S:
                 leftover.unlink()
 
 
@@ -159,21 +160,23 @@ def _hash_scan(scan: Path) -> str:
     try:
         return hash_file(scan)
     except FileNotFoundError as error:
-        raise InputError(f"{scan}: expected a NIfTI file, found none; check the path") from error
+        raise InputError(f"{scan}: there is no such file. Check the path.") from error
     except PermissionError as error:
-        raise InputError(f"{scan}: expected a file that can be read, found: {error.strerror}") from error
+        raise InputError(
+            f"{scan}: cannot be read ({error.strerror}). Change its permissions, or leave it out."
+        ) from error
 
 
 def _unwritten(target: Path, error: OSError) -> InputError | RunError:
-    if error.errno in FULL:
+    if error.errno in DISK_FULL:
         return RunError(
-            f"{target}: expected room for it, found none ({error.strerror}); make room and run the same command with "
-            "--resume"
+            f"{target}: there is no room to write it ({error.strerror}). Make room, and run the same command with "
+            "--resume."
         )
-    if error.errno in OF_THE_PLACE:
+    if error.errno in PATH_ERRORS:
         return UnwritableError.from_system(target, "--out", error)
     return RunError(
-        f"{target}: expected to write it, found: {error.strerror or error}; mend that and run with --resume"
+        f"{target}: cannot be written ({error.strerror or error}). Fix that, and run the same command with --resume."
     )
 
 

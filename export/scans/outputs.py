@@ -1,4 +1,4 @@
-"""Which scans there are, and the file that each becomes."""
+"""Finds the scans to enhance, and decides which file each of them becomes."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -15,80 +15,84 @@ OUTPUTS = (".nii", ".nii.gz")
 
 @dataclass(frozen=True)
 class EnhanceTask:
-    """A scan and the file that it becomes."""
+    """A scan and its output."""
 
     scan: Path
-    """What to read."""
+    """File to read."""
     target: Path
-    """What to write; its provenance goes beside it."""
+    """File to write; its provenance goes beside it."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is to be done."""
+class EnhancePlan:
+    """All scans to enhance, and what was found beside them."""
 
-    jobs: list[EnhanceTask] = field(default_factory=list)
-    """In order."""
+    tasks: list[EnhanceTask] = field(default_factory=list)
+    """One for each scan, in the order of the command line and then of the paths."""
     problems: list[str] = field(default_factory=list)
-    """What is wrong with folders that could not be searched."""
+    """Error messages of folders that could not be searched."""
     enhanced: list[Path] = field(default_factory=list)
-    """Files in folders that `enhance` itself has made."""
+    """Enhanced scans that were found in the folders and are skipped."""
 
 
-def plan_outputs(scans: Sequence[Path], out: Path, like: Path | None = None) -> Plan:
-    """Pair every scan with the file that it becomes; folders keep their inner structure.
+def plan_outputs(scans: Sequence[Path], out: Path, like: Path | None = None) -> EnhancePlan:
+    """Find all scans and choose the output of each; outputs keep the inner structure of folders.
 
     Args:
-        scans: files and folders. What is hidden in a folder (its name starts with a dot) is no scan, nor is what lies
-            in the output's folder, if that is within, nor what has been enhanced.
+        scans: files and folders. In folders, hidden files (names that start with a dot), enhanced scans, and everything
+            inside the output folder are skipped.
         out: a `.nii` or `.nii.gz` file for a single scan, otherwise a folder.
-        like: another file that must not be written over.
+        like: another file that must not be overwritten.
 
     Raises:
-        InputError: a scan is missing, a folder holds none, two scans would become one file, a file would be written
-            over that is not an enhanced one, or `out` cannot be written to.
+        InputError: a scan is missing, a folder contains no scan, two scans would become one file, an existing file that
+            is not an enhanced scan would be overwritten, or `out` cannot be written.
     """
-    plan = Plan()
-    jobs = plan.jobs
+    plan = EnhancePlan()
+    tasks = plan.tasks
     is_file = out.name.lower().endswith(OUTPUTS)
     if out.name.lower().endswith(tuple(set(SUFFIXES) - set(OUTPUTS))) and not out.is_dir():
-        raise InputError(f"{out}: expected a folder, or a name ending in {' or '.join(OUTPUTS)}, found another file's")
+        raise InputError(
+            f"{out}: outputs are NIfTI files. Name a folder, or a file that ends in {' or '.join(OUTPUTS)}."
+        )
     for scan in scans:
         if scan.is_dir():
             inside = list(_search(scan, out, plan))
-            jobs += [EnhanceTask(path, out / as_nifti(path.relative_to(scan))) for path in inside]
+            tasks += [EnhanceTask(path, out / as_nifti(path.relative_to(scan))) for path in inside]
             if not inside and not plan.problems:
-                found = "enhanced ones only" if plan.enhanced else "none"
-                raise InputError(f"{scan}: expected {', '.join(SUFFIXES)} files in the folder, found {found}")
+                only = "only enhanced scans" if plan.enhanced else f"no {', '.join(SUFFIXES)} file"
+                raise InputError(f"{scan}: the folder contains {only}. Name a folder that contains scans.")
         elif scan.is_file():
-            jobs.append(EnhanceTask(scan, out / as_nifti(Path(scan.name))))
+            tasks.append(EnhanceTask(scan, out / as_nifti(Path(scan.name))))
         else:
-            raise InputError(f"{scan}: expected a NIfTI file or a folder of them, found none; check the path")
-    if is_file and len(jobs) > 1:
-        raise InputError(f"{out}: expected a folder to write {len(jobs)} scans to, found a file's name")
+            raise InputError(f"{scan}: there is no such file or folder. Check the path.")
+    if is_file and len(tasks) > 1:
+        raise InputError(f"{out}: {len(tasks)} scans cannot be written to one file. Name a folder.")
     if is_file:
-        jobs[:] = [EnhanceTask(job.scan, out) for job in jobs]
-    _refuse_clashes(jobs, like)
+        tasks[:] = [EnhanceTask(task.scan, out) for task in tasks]
+    _refuse_clashes(tasks, like)
     check_writable(out.parent if is_file else out, "--out")
     return plan
 
 
-def _search(folder: Path, out: Path, plan: Plan) -> Iterator[Path]:
-    """Find the scans in a folder, in the order of their paths, through links to folders as well."""
+def _search(folder: Path, out: Path, plan: EnhancePlan) -> Iterator[Path]:
+    """Yield the scans in a folder in the order of their paths, following links to folders."""
     out = out.resolve()
     if out == folder.resolve():
-        raise InputError(f"{out}: expected another folder than the scans', found the same; choose another --out")
+        raise InputError(f"{out}: is the folder of the scans. Choose another --out.")
     seen: set[tuple[int, int]] = set()
 
-    def complain(error: OSError) -> None:
-        plan.problems.append(f"{error.filename}: expected a folder that can be searched, found: {error.strerror}")
+    def note_problem(error: OSError) -> None:
+        plan.problems.append(
+            f"{error.filename}: the folder cannot be searched ({error.strerror}). Change its permissions."
+        )
 
-    for place, folders, names in os.walk(folder, onerror=complain, followlinks=True):
+    for place, folders, names in os.walk(folder, onerror=note_problem, followlinks=True):
         here = Path(place)
-        if (found := _identity(here)) in seen:
+        if (identity := _identity(here)) in seen:
             folders.clear()
             continue
-        seen.add(found)
+        seen.add(identity)
         folders[:] = sorted(name for name in folders if not name.startswith(".") and (here / name).resolve() != out)
         for path in (here / name for name in sorted(names) if _is_scan(name)):
             if read_provenance(provenance_path(path)) is None:
@@ -98,7 +102,7 @@ def _search(folder: Path, out: Path, plan: Plan) -> Iterator[Path]:
 
 
 def _identity(folder: Path) -> tuple[int, int]:
-    """Give what tells a folder from all others: a link can lead back to one above it."""
+    """Return device and inode of a folder, by which a link back to a parent folder is recognised."""
     stat = folder.stat()
     return stat.st_dev, stat.st_ino
 
@@ -108,34 +112,34 @@ def _is_scan(name: str) -> bool:
 
 
 def as_nifti(name: Path) -> Path:
-    """Give the name of what a scan of this name becomes.
+    """Return the file name of the enhanced scan for a scan of this name.
 
     Raises:
-        InputError: no volume is called so.
+        InputError: the name does not end like that of a volume.
     """
     suffix = next((suffix for suffix in SUFFIXES if name.name.lower().endswith(suffix)), None)
     if suffix is None:
-        raise InputError(f"{name}: expected a file ending in {', '.join(SUFFIXES)}, found another; convert it first")
+        raise InputError(f"{name}: the name must end in {', '.join(SUFFIXES)}. Convert the file first.")
     return name.with_name(f"{name.name[: -len(suffix)]}.nii.gz")
 
 
-def _refuse_clashes(jobs: Sequence[EnhanceTask], like: Path | None) -> None:
-    originals = {job.scan.resolve() for job in jobs} | ({like.resolve()} if like is not None else set())
+def _refuse_clashes(tasks: Sequence[EnhanceTask], like: Path | None) -> None:
+    originals = {task.scan.resolve() for task in tasks} | ({like.resolve()} if like is not None else set())
     taken: dict[Path, Path] = {}
-    for job in jobs:
-        target = job.target
+    for task in tasks:
+        target = task.target
         if target.resolve() in originals or _is_foreign(target):
-            raise InputError(f"{target}: expected a new file or an enhanced one, found a scan; choose another --out")
+            raise InputError(f"{target}: exists and is not an enhanced scan. Choose another --out.")
         beside = provenance_path(target)
         if beside.exists() and read_provenance(beside) is None:
-            raise InputError(f"{beside}: expected a new file or one of enhance's, found another; choose another --out")
+            raise InputError(f"{beside}: exists and was not written by upfield enhance. Choose another --out.")
         if beside in taken:
             raise InputError(
-                f"{target}: expected one scan for each output, found {taken[beside]} and {job.scan}; rename one of them"
+                f"{target}: would be written twice, for {taken[beside]} and for {task.scan}. Rename one of them."
             )
-        taken[beside] = job.scan
+        taken[beside] = task.scan
 
 
 def _is_foreign(target: Path) -> bool:
-    """Tell whether something is there that has no provenance of ours beside it, and so is somebody's original."""
+    """Return whether a file exists that has no provenance of ours beside it, and so may be an original."""
     return target.exists() and read_provenance(provenance_path(target)) is None

@@ -1,4 +1,4 @@
-"""Three things at once: the next scan is read, this one restored, the last one written."""
+"""A pipeline of three threads: while one scan is restored, the next is read and the last is written."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,31 +15,32 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Stages(Generic[J, P, R]):
-    """What is done with each job; every stage has a thread of its own, and does one job after the other."""
+    """The three stages of a job; each stage has its own thread, and handles one job after the other."""
 
     read: Callable[[J], P | None]
-    """Gives what is to be restored, None where there is nothing to do."""
+    """Returns the input of `restore`, or None to skip the job."""
     restore: Callable[[J, P], R]
-    """Gives what is to be written."""
+    """Returns the input of `write`."""
     write: Callable[[J, P, R], None]
-    """Writes it."""
+    """Writes the result."""
     stop: Callable[[], None]
-    """Makes `restore` end early, with any error."""
+    """Makes a running `restore` end early, with any error."""
 
 
 def run_pipeline(jobs: Sequence[J], stages: Stages[J, P, R], report: Callable[[J, InputError | None], None]) -> None:
-    """Pass jobs through the stages in order.
+    """Pass all jobs through the stages in order.
 
-    Decompression, array operations, networks and disks need no Python, so that threads suffice. At most one job is read
-    ahead and one is being written: memory does not grow with their number.
+    Threads suffice because decompression, array operations, ONNX Runtime and disk access release Python's lock. At most
+    one job is read ahead and one is being written, so that memory does not grow with the number of jobs.
 
     Args:
-        jobs: what is to be done.
-        stages: how.
-        report: called in this thread for every job, in order but for those that fail early, with what is wrong with it.
+        jobs: one for each scan.
+        stages: what to do with each job.
+        report: called in the calling thread once for every job, with its error or None. A job that fails early may be
+            reported before the one ahead of it, which is still being written.
 
     Raises:
-        KeyboardInterrupt: after what was being written is written. So is any error but InputError, which ends the work.
+        KeyboardInterrupt: after the current file is written. Any other error except InputError ends the work alike.
     """
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as restorer, ThreadPoolExecutor(1) as writer:
         try:
@@ -73,7 +74,7 @@ def _pass(
             restored, error = _outcome(restoring)
             if error is None:
                 written = job, writer.submit(stages.write, job, prepared, restored)
-                # Otherwise they would stay until the next job is as far.
+                # These names would keep the volumes in memory until the next job is restored.
                 del prepared, restoring, restored
                 continue
         report(job, error)

@@ -1,21 +1,23 @@
-"""What stands beside an enhanced scan: what it was made of, by what, and how."""
+"""The provenance file beside an enhanced scan: its source, its model, and how it was made."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from upfield.common.files import hash_file
+
 RESEARCH_USE = (
     "Made by a neural network from a low-field scan: for research, not for diagnosis; details may be invented."
 )
-# Without any one of them a file is not ours.
-OURS = ("source_sha256", "model_sha256", "note")
-# What decides the image, besides the model. How many slices at once, and where, changes no more than its rounding.
+# Every provenance file of ours has these keys.
+REQUIRED_KEYS = ("source_sha256", "model_sha256", "note")
+# Besides the model, these parameters decide the image. Batch size and device change no more than its rounding.
 DECISIVE = ("keep_ras", "like")
 
 
 def provenance_path(target: Path) -> Path:
-    """Give the place of an enhanced scan's provenance."""
+    """Return the path of an enhanced scan's provenance."""
     name = target.name
     for suffix in (".gz", ".nii"):
         name = name[: -len(suffix)] if name.lower().endswith(suffix) else name
@@ -23,26 +25,24 @@ def provenance_path(target: Path) -> Path:
 
 
 def read_provenance(path: Path) -> dict[str, Any] | None:
-    """Read a provenance file; None where there is none, or it is not one of ours."""
+    """Read a provenance file; return None if there is none, or if `upfield enhance` did not write it."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
         return None
-    return found if isinstance(found, dict) and all(key in found for key in OURS) else None
+    return tree if isinstance(tree, dict) and all(key in tree for key in REQUIRED_KEYS) else None
 
 
 def is_done(target: Path, source_sha256: str, model_sha256: str, parameters: Mapping[str, Any]) -> bool:
-    """Tell whether a scan's output is there, whole, and made of the same scan by the same model in the same way."""
-    from upfield.common.files import hash_file
-
-    found = read_provenance(provenance_path(target))
-    if found is None or not target.is_file():
+    """Return whether `target` is complete and was made from the same scan, by the same model, in the same way."""
+    tree = read_provenance(provenance_path(target))
+    if tree is None or not target.is_file():
         return False
-    old = found.get("parameters")
+    old = tree.get("parameters")
     return (
-        (found["source_sha256"], found["model_sha256"]) == (source_sha256, model_sha256)
+        (tree["source_sha256"], tree["model_sha256"]) == (source_sha256, model_sha256)
         and isinstance(old, dict)
         and all(old.get(key) == parameters[key] for key in DECISIVE)
-        # The provenance is written first: a run that was cut short between the two leaves an older output, or none.
-        and found.get("output_sha256") == hash_file(target)
+        # The provenance is written first, so a run killed between the two leaves an older output, or none.
+        and tree.get("output_sha256") == hash_file(target)
     )

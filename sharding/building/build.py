@@ -28,7 +28,7 @@ from upfield.sharding.building.journal import begin, clear, finish, is_unfinishe
 from upfield.sharding.building.plan import Block, plan_blocks
 from upfield.sharding.building.request import BuildRequest, compare_with_folder, refuse_foreign_folder
 from upfield.sharding.building.saved_volumes import are_missing
-from upfield.sharding.cohorts.preflight import preflight
+from upfield.sharding.cohorts.preflight import Preflight, preflight
 from upfield.sharding.cohorts.privacy import Pseudonyms, write_names
 from upfield.sharding.cohorts.problems import TWIN, Problem
 from upfield.sharding.cohorts.quarantine import Quarantine
@@ -91,6 +91,8 @@ def build(config: ShardConfig, out: Path, pseudonyms: Pseudonyms | None = None) 
         request = compare_with_folder(config, out, files, pseudonyms)
         if not request.new_cohorts:
             _say_complete(out)
+        elif request.pseudonyms and request.pseudonyms.names:
+            write_names(request.pseudonyms.names, [(*who, public) for who, public in files.ids.items()])
         if request.new_cohorts or request.unsaved_subjects:
             check = check_sources(request)
             plan = plan_build(request, check)
@@ -112,7 +114,7 @@ def check_sources(request: BuildRequest) -> SourceCheck:
     Raises:
         InputError: subjects have problems that the configuration does not allow, or no subject is left.
     """
-    config, subjects, unsaved = request.config, request.files.subjects, request.unsaved_subjects
+    config, unsaved = request.config, request.unsaved_subjects
     quarantine = Quarantine(
         config,
         request.out.with_name(f"{request.out.name}.problems.json"),
@@ -120,30 +122,34 @@ def check_sources(request: BuildRequest) -> SourceCheck:
     )
     if any(subject.align == "rigid" for subject in request.new_subjects):
         require_simpleitk()
-    if request.new_cohorts and request.pseudonyms and request.pseudonyms.names:
-        write_names(request.pseudonyms.names, [(*who, public) for who, public in request.files.ids.items()])
     # The headers of all cohorts, because a new subject must not be a copy of an old one.
-    headers = preflight(subjects if request.new_cohorts else unsaved, config.jobs, config.geometry)
-    by_id = {(subject.cohort, subject.id): subject for subject in headers.subjects}
-    for subject in unsaved:
-        if (subject.cohort, subject.id) not in by_id:
-            problem = next(p for p in headers.problems if (p.cohort, p.subject) == (subject.cohort, subject.name))
-            raise VolumeError(problem.file, problem.message)
-    with_headers = [by_id[subject.cohort, subject.id] for subject in unsaved]
-    if not request.new_cohorts:
-        return SourceCheck([], with_headers, quarantine)
+    headers = preflight(request.files.subjects if request.new_cohorts else unsaved, config.jobs, config.geometry)
+    new = _usable_subjects(request, headers, quarantine) if request.new_cohorts else []
+    return SourceCheck(new, [_with_headers(subject, headers) for subject in unsaved], quarantine)
+
+
+def _usable_subjects(request: BuildRequest, headers: Preflight, quarantine: Quarantine) -> list[Subject[SourceVolume]]:
     fresh = [subject for subject in headers.subjects if subject.cohort in request.new_cohorts]
-    problems = _once(request.files.problems, headers.problems)
+    problems = _without_repeats(request.files.problems, headers.problems)
     if request.old:
-        odd = {(problem.cohort, problem.subject) for problem in problems}
-        sound = [subject for subject in fresh if (subject.cohort, subject.name) not in odd]
-        problems += find_held_scans(sound, request.old, request.pseudonyms, config.jobs)
+        faulty = {(problem.cohort, problem.subject) for problem in problems}
+        sound = [subject for subject in fresh if (subject.cohort, subject.name) not in faulty]
+        problems += find_held_scans(sound, request.old, request.pseudonyms, request.config.jobs)
     quarantine.admit([problem for problem in problems if problem.cohort in request.new_cohorts])
-    _say_namesakes(subjects)
+    _say_namesakes(request.files.subjects)
     healthy = quarantine.healthy(fresh)
     if not healthy:
         raise _nobody(request)
-    return SourceCheck(healthy, with_headers, quarantine)
+    return healthy
+
+
+def _with_headers(subject: Subject[Source], headers: Preflight) -> Subject[SourceVolume]:
+    """Return a subject of the complete set with its headers, or raise the problem that it has now."""
+    for other in headers.subjects:
+        if (other.cohort, other.id) == (subject.cohort, subject.id):
+            return other
+    problem = next(p for p in headers.problems if (p.cohort, p.subject) == (subject.cohort, subject.name))
+    raise VolumeError(problem.file, problem.message)
 
 
 def _nobody(request: BuildRequest) -> InputError:
@@ -152,8 +158,8 @@ def _nobody(request: BuildRequest) -> InputError:
     )
 
 
-def _once(by_name: list[Problem], by_header: list[Problem]) -> list[Problem]:
-    """Join problems, without those of headers that only repeat what file names show: that slices are missing."""
+def _without_repeats(by_name: list[Problem], by_header: list[Problem]) -> list[Problem]:
+    """Join problems, without those of headers that only repeat what file names show, that slices are missing."""
     gaps = {(problem.cohort, problem.subject) for problem in by_name if problem.check == "slices"}
     return by_name + [p for p in by_header if p.check not in ("steps", "place") or (p.cohort, p.subject) not in gaps]
 
@@ -183,13 +189,13 @@ def plan_build(request: BuildRequest, check: SourceCheck) -> BuildPlan:
     if request.new_cohorts:
         finished_bytes = clear(out, {task.block.name: task.digest for task in tasks}, request.old_shards)
         needed[out] = set_bytes(blocks, config) - finished_bytes
-    alone = check.unsaved + [subject for task in tasks for subject in _without_volumes(task)]
+    volumes_only = check.unsaved + [subject for task in tasks for subject in _without_volumes(task)]
     if folder:
         missing = [subject for subject in check.new if are_missing(folder, subject)] + check.unsaved
         needed[folder] = volume_bytes(missing, config.geometry)
     refuse_full_disks(needed)
-    jobs = fitting_jobs([block.subjects for block in blocks] + [(subject,) for subject in alone], config)
-    return BuildPlan(tasks, [VolumeTask(subject, config) for subject in alone], jobs)
+    jobs = fitting_jobs([block.subjects for block in blocks] + [(subject,) for subject in volumes_only], config)
+    return BuildPlan(tasks, [VolumeTask(subject, config) for subject in volumes_only], jobs)
 
 
 def _without_volumes(task: BlockTask) -> list[Subject[SourceVolume]]:

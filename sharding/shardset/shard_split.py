@@ -1,7 +1,7 @@
 """Read any sample of a finished shard set by its offset, without scanning a tar.
 
-Measured with samples of the default size (benchmarks/tables/reader.txt), reading by offset is several times as fast as
-the readers of WebDataset, MosaicML Streaming and LitData, which is why no library reads the tars here.
+Measured with samples of the default size, beside WebDataset, MosaicML Streaming and LitData
+(benchmarks/tables/reader.txt): at least 3.1 times as fast as the best of them without workers, and 6.3 times with two.
 """
 
 import json

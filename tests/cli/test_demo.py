@@ -1,17 +1,17 @@
-"""The demonstration's report and table hold what its stages left."""
+"""The report and the table of the demonstration show what its stages wrote."""
 
 from pathlib import Path
 
 import pytest
 
-from upfield.cli.demo import Places, final_table, write_demo_report
+from upfield.cli.demonstration import Places, final_table, write_demo_report
 from upfield.evaluation.evaluate import main as evaluate
 from upfield.sharding.preview import main as preview
 
 
 @pytest.fixture(scope="module")
 def places(tiny_cohort: Path, tiny_shards: Path, tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Places:
-    """A demonstration put together from the tiny cohort's stages."""
+    """A demonstration assembled from the stages of the tiny cohort."""
     places = Places(tmp_path_factory.mktemp("demo"))
     for link, folder in ((places.cohort, tiny_cohort), (places.shards, tiny_shards), (places.run, tiny_run)):
         link.symlink_to(folder)

@@ -1,4 +1,4 @@
-"""The dispatcher knows every verb, and each of them answers for itself."""
+"""The dispatcher knows every verb, and each verb has its own help."""
 
 from collections.abc import Callable
 from importlib.metadata import version
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from upfield.cli.demo import claim
+from upfield.cli.demonstration import claim
 from upfield.cli.main import VERBS, main
 from upfield.common.errors import InputError
 
@@ -32,7 +32,7 @@ def test_the_version_is_the_package_s(run_cli: Callable) -> None:
 def test_an_unknown_verb_is_refused(run_cli: Callable) -> None:
     code, _, err = run_cli(main, "shards")
     assert code == 2
-    assert "expected one of phantom, shard" in err
+    assert "unknown verb shards (did you mean shard?). Known verbs: phantom, shard" in err
 
 
 def test_serve_needs_a_model(run_cli: Callable) -> None:
@@ -49,6 +49,6 @@ def test_the_demonstration_replaces_only_an_earlier_one(tmp_path: Path) -> None:
     assert not (out / "shards").exists()
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").touch()
-    with pytest.raises(InputError, match="expected a new folder"):
+    with pytest.raises(InputError, match="holds files that are not of a demonstration"):
         claim(tmp_path / "thesis")
     assert (tmp_path / "thesis" / "chapter1.tex").exists()

@@ -240,5 +240,5 @@ def test_volumes_of_an_earlier_evaluation_are_named(
     arguments = ["--shards", tiny_shards, "--out", tmp_path, "--perturb", "false", "--save_volumes", "true"]
     code, out, _ = run_cli(main, tiny_run, *arguments)
     assert code == 0
-    assert "1 volumes are left from an earlier evaluation, such as old.nii.gz" in out
+    assert "1 volume is left from an earlier evaluation, such as old.nii.gz" in out
     assert len(list((tmp_path / "volumes").iterdir())) == 1 + sum(read(tmp_path)["about"]["volumes"].values())

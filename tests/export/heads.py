@@ -1,4 +1,4 @@
-"""Scans with a landmark for the tests of enhancement, and a model that changes nothing."""
+"""Scans with a landmark, and a model that changes nothing, for the tests of enhancement."""
 
 from itertools import permutations, product
 from pathlib import Path
@@ -13,7 +13,7 @@ from upfield.imaging.normalisation import NORMALISATION
 
 SHAPE, SPACING_MM = (24, 28, 10), (1.6, 1.6, 5.0)
 OBLIQUE = Rotation.from_euler("xyz", (0.2, 0.15, -0.1)).as_matrix()
-# Off every axis of symmetry, and on no voxel's centre.
+# Not on an axis of symmetry, nor on the centre of a voxel.
 LANDMARK_MM = np.array([-6.3, 31.2, 14.9])
 WIDTH_MM = 5.0
 AXCODES = [
@@ -24,7 +24,7 @@ AXCODES = [
 
 
 class Unchanged:
-    """A restorer that gives back the centre slice."""
+    """A restorer that returns the centre slice."""
 
     normalisation = NORMALISATION
 
@@ -37,7 +37,7 @@ class Unchanged:
 
 
 def scan_affine(rotation: np.ndarray | None = None, axcodes: str = "RAS") -> tuple[np.ndarray, np.ndarray]:
-    """The affine of a scan of SHAPE around (0, 20, 10), stored in the order of `axcodes`; and the turn to that."""
+    """Return the affine of a scan of SHAPE centred at (0, 20, 10) and stored as `axcodes`, and the orientation."""
     affine = np.diag((*SPACING_MM, 1.0))
     affine[:3, :3] = (np.eye(3) if rotation is None else rotation) @ affine[:3, :3]
     affine[:3, 3] = (0, 20, 10) - affine[:3, :3] @ (np.array(SHAPE) - 1) / 2
@@ -50,7 +50,7 @@ def stored_shape(turn: np.ndarray) -> tuple[int, ...]:
 
 
 def draw(shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
-    """A bright blob at LANDMARK_MM over faint noise: `shape`, float32."""
+    """Draw a bright blob at LANDMARK_MM over faint noise: `shape`, float32."""
     index = np.stack([*np.indices(shape), np.ones(shape)])
     away_mm = np.tensordot(affine, index, 1)[:3] - LANDMARK_MM[:, None, None, None]
     blob = np.exp(-np.square(away_mm).sum(axis=0) / (2 * WIDTH_MM**2))
@@ -58,19 +58,19 @@ def draw(shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
 
 
 def write_scan(path: Path, axcodes: str = "RAS", rotation: np.ndarray | None = None) -> Path:
-    """Write a scan with the landmark, its axes as `axcodes` says."""
+    """Write a scan with the landmark, stored as `axcodes`."""
     affine, turn = scan_affine(rotation, axcodes)
     nib.Nifti1Image(draw(stored_shape(turn), affine), affine).to_filename(path)
     return path
 
 
 def load(path: Path) -> Any:
-    """Open a file with nibabel, whose stubs know no more than that it is some image."""
+    """Open a file with nibabel; typed as Any, because the stubs know only a general image."""
     return nib.load(path)
 
 
 def landmark_mm(path: Path) -> np.ndarray:
-    """Find the landmark in the world by what a file says, read by nibabel alone."""
+    """Return where the landmark of a file lies in the world, in mm, read with nibabel alone."""
     image = load(path)
     voxels = np.asarray(image.dataobj)
     weights = np.where(voxels > 0.5 * voxels.max(), voxels, 0)
@@ -79,5 +79,5 @@ def landmark_mm(path: Path) -> np.ndarray:
 
 
 def off_mm(path: Path) -> float:
-    """How far from its place the landmark lies in a file."""
+    """Return the distance in mm of a file's landmark from its true place."""
     return float(np.linalg.norm(landmark_mm(path) - LANDMARK_MM))

@@ -1,4 +1,4 @@
-"""The command: what it reads, writes, leaves out, takes up again, and says."""
+"""The command: which scans it reads, writes, skips and resumes, and what it prints."""
 
 import json
 import os
@@ -32,19 +32,19 @@ def files_of(folder: Path) -> set[str]:
 
 @pytest.fixture
 def scans(tmp_path: Path) -> Path:
-    """A folder with two scans, one of them a level deeper, and things that are none."""
+    """A folder with two scans, one of them in a subfolder, and with files that are not scans."""
     folder = tmp_path / "scans"
     (folder / "a").mkdir(parents=True)
     (folder / ".cache").mkdir()
     write_scan(folder / "one.nii", "PSR", OBLIQUE)
     write_scan(folder / "a" / "two.NII.GZ", "LAS")
-    (folder / "._one.nii").write_bytes(b"what another system leaves behind")
+    (folder / "._one.nii").write_bytes(b"resource fork of macOS")
     (folder / ".cache" / "three.nii").write_bytes(b"hidden")
     (folder / "notes.txt").write_text("no scan")
     return folder
 
 
-def test_a_folder_keeps_its_structure_and_every_bad_file_is_named_in_the_end(
+def test_a_folder_keeps_its_structure_and_every_bad_file_is_listed_at_the_end(
     tiny_model: Path, tmp_path: Path, scans: Path, run_cli: Callable
 ) -> None:
     (scans / "bad.nii").write_bytes(b"nothing")
@@ -66,9 +66,7 @@ def test_a_folder_keeps_its_structure_and_every_bad_file_is_named_in_the_end(
         assert 0 <= voxels.min() < voxels.max() <= 1
 
 
-def test_the_provenance_says_what_was_made_of_what_by_what_and_how(
-    tiny_model: Path, tmp_path: Path, run_cli: Callable
-) -> None:
+def test_the_provenance_names_source_model_and_parameters(tiny_model: Path, tmp_path: Path, run_cli: Callable) -> None:
     scan = write_scan(tmp_path / "scan.nii.gz")
     assert run_cli(main, tiny_model, scan, "--out", tmp_path / "out.nii", "--batch_size", 8, "--keep_ras")[0] == 0
     found = json.loads((tmp_path / "out.json").read_text())
@@ -80,7 +78,7 @@ def test_the_provenance_says_what_was_made_of_what_by_what_and_how(
     assert found["versions"].keys() == {"upfield", "numpy", "scipy", "nibabel", "onnxruntime"}
     assert found["provider"] == "CPUExecutionProvider"
     assert "for research, not for diagnosis" in found["note"]
-    # It travels with the scan, and folders name people and machines.
+    # The file travels with the scan, and folders name people and machines.
     assert str(tmp_path) not in (tmp_path / "out.json").read_text()
 
 
@@ -91,7 +89,7 @@ def test_two_runs_give_the_same_bytes(tiny_model: Path, tmp_path: Path, scans: P
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
 
 
-def test_the_file_is_what_the_stages_give_one_by_one(tiny_model: Path, tmp_path: Path, run_cli: Callable) -> None:
+def test_the_file_is_what_the_stages_return_one_by_one(tiny_model: Path, tmp_path: Path, run_cli: Callable) -> None:
     scan = write_scan(tmp_path / "scan.nii.gz", "PSR", OBLIQUE)
     assert run_cli(main, tiny_model, scan, "--out", tmp_path / "out.nii.gz")[0] == 0
     restorer = OnnxRestorer(tiny_model, "cpu")
@@ -116,17 +114,17 @@ def test_like_writes_on_the_other_images_grid(tiny_model: Path, tmp_path: Path, 
     assert (found["file"], found["shape"]) == ("like.nii.gz", list(other.shape))
     code, _, err = run_cli(main, *arguments, "--like", like, "--keep_ras")
     assert code == 2
-    assert "keep_ras: expected it without like" in err
+    assert "keep_ras and like cannot be combined" in err
     code, _, err = run_cli(main, tiny_model, scan, "--out", like, "--like", like)
     assert code == 2
-    assert "choose another --out" in err
+    assert "Choose another --out" in err
 
 
 def stamps(folder: Path) -> dict[str, int]:
     return {name: (folder / name).stat().st_ino for name in files_of(folder)}
 
 
-def test_resume_does_what_is_not_done_and_leaves_the_rest(
+def test_resume_enhances_only_what_is_not_done(
     tiny_model: Path, tmp_path: Path, scans: Path, run_cli: Callable
 ) -> None:
     out = tmp_path / "out"
@@ -138,7 +136,7 @@ def test_resume_does_what_is_not_done_and_leaves_the_rest(
         after = stamps(out)
         changed = {name for name in after if after[name] != before.get(name)}
         left = 2 - len({Path(name).stem.removesuffix(".nii") for name in changed})
-        assert (f"{left} of 2 scans were done already" in err) == (left > 0)
+        assert (f"{left} of 2 scans had been enhanced before" in err) == (left > 0)
         return changed
 
     out.mkdir()
@@ -146,11 +144,11 @@ def test_resume_does_what_is_not_done_and_leaves_the_rest(
     one, two = {"one.nii.gz", "one.json"}, {"a/two.nii.gz", "a/two.json"}
     assert again() == everything
     assert again() == set()
-    # The batch decides nothing, the axes do.
+    # The batch size does not change the image, the axes do.
     assert again("--batch_size", 2) == set()
     assert again("--keep_ras") == everything
     assert again() == everything
-    # A run that was killed between provenance and output leaves none, or an older one.
+    # A run that was killed between provenance and output leaves no output, or an older one.
     (out / "one.nii.gz").unlink()
     assert again() == one
     (out / "a" / "two.nii.gz").write_bytes(b"older")
@@ -163,7 +161,7 @@ def test_resume_does_what_is_not_done_and_leaves_the_rest(
     assert again("--like", scans / "a" / "two.NII.GZ") == set()
 
 
-def test_a_file_that_was_cut_off_between_provenance_and_output_is_mended_without_resume_too(
+def test_a_run_killed_between_provenance_and_output_can_be_repeated_without_resume(
     tiny_model: Path, tmp_path: Path, run_cli: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scan, target = write_scan(tmp_path / "scan.nii.gz"), tmp_path / "out" / "scan.nii.gz"
@@ -180,7 +178,7 @@ def test_a_file_that_was_cut_off_between_provenance_and_output_is_mended_without
     assert files_of(tmp_path / "out") == {"scan.json", "scan.nii.gz"}
 
 
-def test_what_a_killed_run_left_goes_away(tiny_model: Path, tmp_path: Path, run_cli: Callable) -> None:
+def test_old_temporary_files_of_killed_runs_are_removed(tiny_model: Path, tmp_path: Path, run_cli: Callable) -> None:
     scan, out = write_scan(tmp_path / "s[1].nii.gz"), tmp_path / "out"
     out.mkdir()
     old, new, other = (out / f".tmp-{name}.nii.gz" for name in ("7-s[1]", "8-s[1]", "7-t"))
@@ -208,15 +206,15 @@ def test_a_full_disk_ends_the_work_and_leaves_nothing_half_done(
     assert code == 1
     last = err.strip().splitlines()[-1]
     assert last == (
-        f"upfield enhance: error: {tmp_path}/out/one.nii.gz: expected room for it, found none (No space left on "
-        "device); make room and run the same command with --resume"
+        f"upfield enhance: error: {tmp_path}/out/one.nii.gz: there is no room to write it (No space left on "
+        "device). Make room, and run the same command with --resume."
     )
-    assert f"  {scans}/bad.nii: expected" in err
+    assert f"  {scans}/bad.nii: this is not a readable NIfTI file" in err
     assert "of 3 scans were enhanced" in err
     assert files_of(tmp_path / "out") <= {"a/two.nii.gz", "a/two.json"}
 
 
-def test_a_place_that_cannot_be_written_does_not_stop_the_others(
+def test_an_output_that_cannot_be_written_does_not_stop_the_others(
     tiny_model: Path, tmp_path: Path, scans: Path, run_cli: Callable
 ) -> None:
     (tmp_path / "out").mkdir()
@@ -228,16 +226,18 @@ def test_a_place_that_cannot_be_written_does_not_stop_the_others(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read and write everything")
-def test_forbidden_folders_are_told(tiny_model: Path, tmp_path: Path, scans: Path, run_cli: Callable) -> None:
+def test_folders_without_permission_are_reported(
+    tiny_model: Path, tmp_path: Path, scans: Path, run_cli: Callable
+) -> None:
     (scans / "a").chmod(0)
     code, _, err = run_cli(main, tiny_model, scans, "--out", tmp_path / "out")
     (scans / "a").chmod(0o700)
     assert code == 2
-    assert f"{scans}/a: expected a folder that can be searched" in err
+    assert f"{scans}/a: the folder cannot be searched" in err
     assert "one.nii.gz" in files_of(tmp_path / "out")
 
 
-def test_an_interrupt_ends_promptly_and_keeps_what_is_done(tiny_model: Path, tmp_path: Path) -> None:
+def test_an_interrupt_ends_promptly_and_keeps_finished_scans(tiny_model: Path, tmp_path: Path) -> None:
     scans = tmp_path / "scans"
     scans.mkdir()
     write_scan(scans / "a.nii.gz")
@@ -250,40 +250,40 @@ def test_an_interrupt_ends_promptly_and_keeps_what_is_done(tiny_model: Path, tmp
         stderr=subprocess.PIPE,
         text=True,
         bufsize=1,
-        # What a shell starts in the background does not listen to it.
+        # A shell makes its background processes ignore SIGINT, and this test may be one.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     assert process.stderr is not None
     watchdog = threading.Timer(120, process.kill)
     watchdog.start()
-    # The first is written, and the second has begun.
+    # The first scan is written, so the second is being restored.
     assert "a.nii.gz" in process.stdout.readline()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
     watchdog.cancel()
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    assert "1 of 2 scans were enhanced; --resume goes on from there" in err
+    assert "1 of 2 scans were enhanced; --resume continues with the others" in err
     assert files_of(tmp_path / "out") == {"a.nii.gz", "a.json"}
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["MODEL", "nowhere.nii.gz", "--out", "out"], "expected a NIfTI file or a folder"),
-        (["MODEL", "SCAN", "SCAN", "--out", "one.nii.gz"], "expected a folder to write 2 scans to"),
-        (["MODEL", "SCAN", "SCAN", "--out", "out"], "expected one scan for each output"),
-        (["MODEL", "SCAN", "--out", "SCAN"], "expected a new file or an enhanced one"),
+        (["MODEL", "nowhere.nii.gz", "--out", "out"], "nowhere.nii.gz: there is no such file or folder"),
+        (["MODEL", "SCAN", "SCAN", "--out", "one.nii.gz"], "2 scans cannot be written to one file"),
+        (["MODEL", "SCAN", "SCAN", "--out", "out"], "would be written twice"),
+        (["MODEL", "SCAN", "--out", "SCAN"], "exists and is not an enhanced scan"),
         (["MODEL", "SCAN", "--out", "out", "--device", "cuda"], "cuda needs an NVIDIA GPU"),
         (["nowhere.onnx", "SCAN", "--out", "out"], "nowhere.onnx: there is no such file"),
         (["MODEL", "--out", "out"], "SCANS is missing"),
         (["MODEL", "TINY", "--out", "out"], "expected a field of view of at least 9 mm"),
         (["MODEL", "SCAN", "--out", "out", "--like", "nowhere.nii"], "nowhere.nii: there is no such file"),
         (["MODEL", "SCAN", "--out", "out", "--batch_size", "0"], "batch_size: expected at least 1"),
-        (["MODEL", "text.txt", "--out", "out"], "expected a file ending in .nii, .nii.gz, .mgh, .mgz"),
+        (["MODEL", "text.txt", "--out", "out"], "the name must end in .nii, .nii.gz, .mgh, .mgz"),
         (["MODEL", "SCAN", "--out", "text.txt"], "text.txt: cannot write there (Not a directory)"),
-        (["MODEL", "empty", "--out", "out"], "files in the folder, found none"),
+        (["MODEL", "empty", "--out", "out"], "the folder contains no .nii, .nii.gz, .mgh, .mgz file"),
     ],
 )
 def test_bad_input_is_refused(

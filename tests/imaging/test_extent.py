@@ -44,7 +44,7 @@ def test_an_extent_is_the_same_however_the_voxels_are_stored(tmp_path, codes):
     assert found.is_placed
 
 
-def test_a_file_without_codes_says_nothing_of_its_place_even_where_the_cohort_gives_its_axes(tmp_path):
+def test_a_file_without_codes_has_no_place_even_if_the_cohort_states_its_axes(tmp_path):
     header = read_header(turned(tmp_path / "a.nii", "RAS", code=0), "RAS")
     assert header.is_oriented
     assert not Extent.of(VolumeHeader.of([header])).is_placed
@@ -71,37 +71,37 @@ def test_fields_in_one_place_raise_no_doubt(fit):
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_borders_that_resize_would_lay_on_each_other_wrongly_are_told(axis):
+def test_borders_that_resize_would_lay_on_each_other_wrongly_are_doubted(axis):
     names = ("left-right", "posterior-anterior", "inferior-superior")
     for apart_mm, odd in ((-9.0, False), (9.0, False), (11.0, True), (-300.0, True)):
         origin_mm = np.zeros(3)
         origin_mm[axis] = apart_mm
-        told = place_doubt(extent(), extent(origin_mm=origin_mm), "resize", GRID_MM)
-        assert (told is not None) == odd
-        if told:
-            assert f"but some are {abs(apart_mm):.0f} mm apart {names[axis]}" in told
+        doubt = place_doubt(extent(), extent(origin_mm=origin_mm), "resize", GRID_MM)
+        assert (doubt is not None) == odd
+        if doubt:
+            assert f"but some are {abs(apart_mm):.0f} mm apart {names[axis]}" in doubt
 
 
-def test_a_view_that_resize_would_stretch_is_told():
-    told = place_doubt(extent((20, 30, 35)), extent(), "resize", GRID_MM)
-    assert told is not None
-    assert "15 mm apart inferior-superior (105 mm of low, 120 mm of high field). Use fit: crop_pad" in told
+def test_a_view_that_resize_would_stretch_is_doubted():
+    doubt = place_doubt(extent((20, 30, 35)), extent(), "resize", GRID_MM)
+    assert doubt is not None
+    assert "15 mm apart inferior-superior (105 mm of low, 120 mm of high field). Use fit: crop_pad" in doubt
     assert place_doubt(extent((20, 30, 35)), extent(), "crop_pad", GRID_MM) is None
 
 
 @pytest.mark.parametrize(("slices", "odd"), [(40, False), (27, False), (20, True)])
-def test_a_field_that_shows_a_part_of_the_head_is_told_where_the_other_shows_it_all(slices, odd):
+def test_a_field_that_shows_a_part_of_the_head_is_doubted_if_the_other_shows_all_of_it(slices, odd):
     for low, high in ((extent((20, 30, slices)), extent()), (extent(), extent((20, 30, slices)))):
-        told = place_doubt(low, high, "crop_pad", GRID_MM)
-        assert (told is not None) == odd
-        if told:
-            assert "share only 60 of 100 mm inferior-superior. Complete the shorter scan" in told
+        doubt = place_doubt(low, high, "crop_pad", GRID_MM)
+        assert (doubt is not None) == odd
+        if doubt:
+            assert "share only 60 of 100 mm inferior-superior. Complete the shorter scan" in doubt
 
 
 def test_fields_apart_share_nothing():
-    told = place_doubt(extent(), extent(origin_mm=(500, 0, 0)), "crop_pad", GRID_MM)
-    assert told is not None
-    assert "share only 0 of 20 mm left-right" in told
+    doubt = place_doubt(extent(), extent(origin_mm=(500, 0, 0)), "crop_pad", GRID_MM)
+    assert doubt is not None
+    assert "share only 0 of 20 mm left-right" in doubt
 
 
 @pytest.mark.parametrize("fit", ["resize", "crop_pad"])
@@ -115,9 +115,9 @@ def test_a_low_field_with_the_smaller_voxels_is_doubted():
     fine, coarse = extent(spacing_mm=(1, 1, 1)), extent(spacing_mm=(1.6, 1.6, 5))
     assert resolution_doubt(coarse, fine) is None
     assert resolution_doubt(fine, fine) is None
-    told = resolution_doubt(fine, coarse)
-    assert told is not None
+    doubt = resolution_doubt(fine, coarse)
+    assert doubt is not None
     assert (
         "the low field has the smaller voxels: 1 mm3, the high field 13 mm3. Check that the two are not exchanged."
-        in told
+        in doubt
     )

@@ -1,4 +1,4 @@
-"""The head is found, whole, and nothing but the head."""
+"""The head mask covers the whole head and nothing else."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ def ball(shape: tuple[int, int, int], radius: float) -> np.ndarray:
 
 
 def draw(shape: tuple[int, int, int] = (41, 45, 50)) -> NDArray[np.float32]:
-    """A bright shell around a dark skull and a brain that is larger than the shell, and faint noise; `(X, Y, Z)`."""
+    """Return a bright shell around a dark skull and a brain larger than the shell, with faint noise, `(X, Y, Z)`."""
     rng = np.random.default_rng(0)
     image = np.where(ball(shape, 18), 0.9, 0.0) - 0.85 * ball(shape, 15.5) + 0.5 * ball(shape, 13.5)
     return np.clip(image + 0.02 * np.abs(rng.standard_normal(shape)), 0, 1).astype(np.float32)

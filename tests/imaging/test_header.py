@@ -78,7 +78,7 @@ def test_trailing_ones_beyond_the_third_dimension_are_dropped(tmp_path, shape, k
     assert read_header(save(tmp_path / "a.nii", voxels=np.zeros(shape, np.int16))).shape == kept
 
 
-def test_a_file_that_does_not_say_where_its_axes_point_takes_the_callers_word(tmp_path):
+def test_a_file_that_does_not_say_where_its_axes_point_gets_the_callers_axes(tmp_path):
     path = without_codes(tmp_path / "a.nii.gz")
     assert not read_header(path).is_oriented
     image: Any = nib.load(path)
@@ -107,7 +107,7 @@ def test_an_analyze_file_takes_the_callers_word(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.mgz", "pair.img"])
-def test_a_file_that_says_where_its_axes_point_knows_better_than_the_caller(tmp_path, name):
+def test_a_file_that_says_where_its_axes_point_overrides_the_caller(tmp_path, name):
     kind = {"nii": nib.Nifti1Image, "mgz": nib.MGHImage, "img": nib.Nifti1Pair}[name[-3:]]
     path = save(tmp_path / name, kind=kind)
     np.testing.assert_array_equal(read_header(path, "RAS").affine, read_header(path).affine)
@@ -124,7 +124,7 @@ def test_one_form_is_enough(tmp_path, code):
     np.testing.assert_allclose(header.affine, AFFINE, atol=1e-5)
 
 
-def test_a_voxel_size_of_zero_is_none(tmp_path):
+def test_a_voxel_size_of_zero_counts_as_missing(tmp_path):
     header = read_header(without_codes(tmp_path / "a.nii", pixdim=[1, 1.5, 0, np.nan, 0, 0, 0, 0]), "RAS")
     assert header.has_spacing == (True, False, False)
 

@@ -1,4 +1,4 @@
-"""Scans on other images' grids: landmarks keep their place, and nothing lies outside the field of view."""
+"""Scans resampled onto other images' grids: landmarks keep their place, and the field of view is zero outside."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from upfield.common.errors import VolumeError
 from upfield.export.scans.restoration import restore_volume
-from upfield.export.scans.scan import Layout, expect_on_grid, prepare, write_enhanced
+from upfield.export.scans.scan import OutputLayout, expect_on_grid, prepare, write_enhanced
 from upfield.imaging import regrid as module
 from upfield.imaging.normalisation import NORMALISATION
 from upfield.imaging.placement import Placement
@@ -22,7 +22,7 @@ SWAPPED = np.array([[0.0, 1, 0], [0, 0, -1], [1, 0, 0]])
 
 
 def grid_affine(axes: np.ndarray, spacing_mm: tuple[float, ...], shape: tuple[int, ...]) -> np.ndarray:
-    """An affine whose grid lies around (0, 20, 10)."""
+    """Return an affine whose grid is centred near (0, 20, 10)."""
     affine = np.eye(4)
     affine[:3, :3] = axes * spacing_mm
     affine[:3, 3] = (0, 20, 10) - affine[:3, :3] @ (np.array(shape) - 1) / 2
@@ -62,7 +62,7 @@ def test_a_landmark_is_where_the_other_image_has_it(
     like = write_like(tmp_path / "like.nii.gz", grid_affine(axes, spacing_mm, shape), shape, code=2)
     prepared = prepare(scan, NORMALISATION, "scan")
     out = tmp_path / "out.nii.gz"
-    write_enhanced(prepared, restore_volume(prepared.low, Unchanged(), 8), out, Layout(like=read_grid(like)))
+    write_enhanced(prepared, restore_volume(prepared.low, Unchanged(), 8), out, OutputLayout(like=read_grid(like)))
     assert off_mm(out) < min(spacing_mm) / 2
     image, other = load(out), load(like)
     assert image.shape == other.shape
@@ -84,7 +84,7 @@ def test_a_ramp_stays_a_ramp_and_outside_lies_zero(axes: np.ndarray) -> None:
     to_index = np.linalg.inv(affine) @ grid.placement.affine
     index = np.tensordot(to_index, np.stack([*np.indices(target), np.ones(target)]), 1)[:3]
     ends = np.array(shape)[:, None, None, None] - 1
-    # Near the border a spline through mirrored voxels bends; in the middle it is the ramp itself.
+    # Near the border, a spline through mirrored voxels bends; in the middle it equals the ramp.
     inner = ((index >= 5) & (index <= ends - 5)).all(axis=0)
     assert inner.any()
     np.testing.assert_allclose(found[inner], (np.tensordot(slopes, index, 1) + 20)[inner], rtol=1e-3)
@@ -129,9 +129,9 @@ def test_grids_that_cannot_be_shared_are_refused(tmp_path: Path) -> None:
     grid = read_grid(write_like(tmp_path / "far.nii", far, (30, 30, 30)))
     prepared = prepare(write_scan(tmp_path / "scan.nii"), NORMALISATION, "scan")
     assert not overlaps(prepared.low.shape, prepared.affine, grid)
-    with pytest.raises(VolumeError, match=r"scan: expected the field of view to overlap that of far.nii"):
+    with pytest.raises(VolumeError, match=r"scan: the field of view does not overlap that of far.nii"):
         expect_on_grid(prepared, grid, "scan")
     image = nib.Nifti1Image(draw(SHAPE, scan_affine()[0]), None)
     image.to_filename(tmp_path / "unplaced.nii")
-    with pytest.raises(VolumeError, match="expected a header that says where the scan lies"):
+    with pytest.raises(VolumeError, match="the header does not say where the scan lies"):
         expect_on_grid(prepare(tmp_path / "unplaced.nii", NORMALISATION, "scan"), grid, "scan")

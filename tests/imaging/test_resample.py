@@ -28,7 +28,7 @@ def plain_scale(voxels):
 
 
 def indices_mm(shape, spacing_mm):
-    """World mm of each voxel along each axis, the box's centre at 0."""
+    """Return the world mm of each voxel along each axis, with the centre of the box at 0."""
     return np.ix_(*((np.arange(size) - (size - 1) / 2) * step for size, step in zip(shape, spacing_mm, strict=True)))
 
 
@@ -82,7 +82,7 @@ def test_box_keeps_every_place_in_mm():
     voxels = (2 * x - y + 0.5 * z).astype(np.float32)
     found = resample_box(voxels, spacing_mm, box_centre(voxels.shape), (20, 24, 18), new_spacing_mm)
     x, y, z = indices_mm((20, 24, 18), new_spacing_mm)
-    # The spline mirrors the ramp at its ends: three voxels in, nothing of that is left.
+    # The spline mirrors the ramp at its ends, which has no effect from the third voxel on.
     np.testing.assert_allclose(found, 2 * x - y + 0.5 * z, atol=0.05)
 
 

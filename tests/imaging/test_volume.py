@@ -41,7 +41,7 @@ def save_slices(folder, voxels, affine, axis):
     return paths
 
 
-def test_all_48_orientations_of_a_volume_read_alike(tmp_path):
+def test_all_48_orientations_of_a_volume_give_the_same_voxels(tmp_path):
     voxels = ramp(4, 5, 6)
     assert len(ORIENTATIONS) == 48
     for orientation in ORIENTATIONS:
@@ -78,7 +78,7 @@ def test_trailing_dimensions_of_one_are_dropped(tmp_path):
     np.testing.assert_array_equal(read_volume(save(tmp_path / "a.nii", ramp(4, 5, 6, 1, 1))).voxels, ramp(4, 5, 6))
 
 
-def test_big_endian_files_read_alike(tmp_path):
+def test_big_endian_files_give_the_same_voxels(tmp_path):
     header = nib.Nifti1Header(endianness=">")
     nib.Nifti1Image(ramp(4, 5, 6), AFFINE, header).to_filename(tmp_path / "a.nii.gz")
     assert gzip.decompress((tmp_path / "a.nii.gz").read_bytes())[:4] == b"\x00\x00\x01\x5c"

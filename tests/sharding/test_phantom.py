@@ -42,7 +42,7 @@ def template():
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
-    """The smallest cohort, as the command writes it: its folder and what was printed."""
+    """The smallest cohort that the command writes: its folder and the printed text."""
     folder = tmp_path_factory.mktemp("phantom") / "cohort"
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert main([str(folder), "--subjects", "4", "--jobs", "2"]) == 0
@@ -195,7 +195,7 @@ def test_ixi_volumes_are_stored_posterior_superior_right(cohort):
     volume = read_volume(path)
     assert volume.voxels.shape == GeometryConfig().high_shape
     np.testing.assert_allclose(volume.affine, TemplateGrid(GeometryConfig().high_shape, (1, 1, 1)).affine, atol=1e-4)
-    # The face is in front and below: a flipped axis would put it elsewhere.
+    # The face is at the front and bottom; a flipped axis would move it elsewhere.
     assert volume.voxels[90, 180, 20] > 5 * volume.voxels[90, 20, 190]
 
 

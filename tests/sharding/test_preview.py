@@ -12,7 +12,7 @@ from upfield.sharding.shardset.shard_writer import Sample, write_shard
 
 
 def write_foreign(root, keys):
-    """A set of blank samples with these keys, all for training."""
+    """Write a set of blank training samples with these keys."""
     half = np.zeros((1, 22, 20), np.float16)
     entries = [write_shard(root, "train/000000", [Sample(key, half, half, {}) for key in keys])] if keys else []
     config = ShardConfig("out", geometry=GeometryConfig(high_shape=(12, 22, 20)))

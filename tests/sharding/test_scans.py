@@ -40,7 +40,7 @@ def arguments(folder, *more):
 
 @pytest.fixture(scope="module")
 def heads(tmp_path_factory):
-    """The set of all the high-field scans."""
+    """The set of all high-field scans."""
     folder = tmp_path_factory.mktemp("scans")
     (folder / "cohorts.yaml").write_text(
         f"{GEOMETRY}cohorts:\n"
@@ -52,7 +52,7 @@ def heads(tmp_path_factory):
 
 
 def volumes(root, cohort):
-    """High field of each of a cohort's subjects, `(X, Y, Z)` by its id."""
+    """Read the high field `(X, Y, Z)` of each subject of a cohort, by subject id."""
     found: dict[str, dict[int, np.ndarray]] = {}
     for split in (ShardSplit(root, name) for name in SPLITS):
         low = np.empty((1, *split.low_shape), np.float16)
@@ -86,7 +86,7 @@ def test_heads_fill_the_grid_and_stand_upright_however_they_are_stored(heads, co
 
 
 @needs_scans
-def test_heads_of_one_scanner_lie_alike(heads):
+def test_heads_of_one_scanner_lie_in_the_same_place(heads):
     found = list(volumes(heads, "ixi").values())
     mean = np.mean(found, axis=0)
     for voxels in found:

@@ -13,7 +13,7 @@ from upfield.sharding.verify import main
 
 @pytest.fixture
 def shards(tiny_shards, tmp_path):
-    """A copy of the set, free to be damaged."""
+    """A copy of the set that a test may damage."""
     return shutil.copytree(tiny_shards, tmp_path / "shards")
 
 
@@ -24,7 +24,7 @@ def overwrite(path, offset, data):
 
 
 def first_member(shards, number=0, name="train/000000"):
-    """Offset and size of a member of a shard's first sample, as the index has them."""
+    """Return offset and size of a member of a shard's first sample, from the index."""
     words = (shards / f"{name}.idx").read_text().splitlines()[1].split()
     return int(words[4 * number + 1]), int(words[4 * number + 2])
 

@@ -1,4 +1,4 @@
-"""A space is read whole before anything runs, and its points are a pure function of the configuration."""
+"""A space is checked as a whole before anything runs, and its points depend on the configuration alone."""
 
 import math
 import zipfile
@@ -28,12 +28,12 @@ def test_the_grid_holds_every_combination_once() -> None:
     assert len({name_run(point) for point in points}) == len(points) == 6
 
 
-def test_values_are_those_that_training_makes_of_them_each_once() -> None:
+def test_values_are_parsed_as_training_parses_them_each_once() -> None:
     axes = read_space(config({"optim.lr": ["1e-4", 1e-4, 5e-4], "model.preset": ["tiny"]}))
     assert axes == {"optim.lr": [1e-4, 5e-4], "model.preset": ["tiny"]}
 
 
-def test_random_points_are_as_many_as_asked_for_or_all_there_are() -> None:
+def test_random_points_are_as_many_as_requested_or_as_the_space_holds() -> None:
     axes = read_space(config({"data.batch_size": [2, 4, 8], "run.epochs": [1, 2]}))
     for count in (3, 6, 50):
         points = random_points(axes, count, seed=0)
@@ -61,7 +61,7 @@ def test_random_points_lie_in_their_ranges_and_depend_on_the_seed_alone() -> Non
     assert all(0.9 <= point["optim.ema_decay"] <= 0.99 for point in points)
 
 
-def test_points_change_the_keys_they_name_and_no_others() -> None:
+def test_points_change_only_the_keys_they_name() -> None:
     changed = apply_point(BASE, {"optim.lr": "1e-3", "model.preset": "tiny"})
     assert (changed.optim.lr, changed.model.preset) == (1e-3, "tiny")
     assert changed.data == BASE.data
@@ -75,7 +75,7 @@ def test_every_point_is_trained_with_every_seed() -> None:
     assert repeat_with_seeds([{"optim.lr": 1e-3}], first=5, seeds=1) == [{"optim.lr": 1e-3}]
 
 
-def test_names_tell_points_apart_that_look_alike_and_fit_a_folder() -> None:
+def test_names_distinguish_similar_points_and_fit_a_folder() -> None:
     near = [{"optim.lr": 1e-4}, {"optim.lr": 1.00001e-4}]
     assert len({name_run(point) for point in near}) == 2
     long = name_run({f"model.key{number}": "x/y " * 9 for number in range(20)})
@@ -119,9 +119,15 @@ def test_the_reports_space_is_the_reports() -> None:
         ("space: {optim.lr: [1]}\ntrials: 0", "trials: expected at least 1, found 0"),
         ("space: {optim.lr: [1]}\nresources: {cpus_per_worker: 0}", "expected a positive number"),
         ("space: {optim.lr: [1]}\nasha: {reduction_factor: 1}", "expected more than 1"),
-        ("storage: s3://a\nresources: {workers_per_trial: 2}", "expected trials of one worker"),
-        ("resources: {workers_per_trial: 2, gpus_per_worker: 0.5}", "expected whole GPUs"),
-        ("resources: {gpus_per_worker: 1.5}", "expected 0, a part of 1, or whole GPUs"),
+        (
+            "storage: s3://a\nresources: {workers_per_trial: 2}",
+            "--resources.workers_per_trial 2 cannot be combined",
+        ),
+        (
+            "resources: {workers_per_trial: 2, gpus_per_worker: 0.5}",
+            "expected a whole number for trials of several",
+        ),
+        ("resources: {gpus_per_worker: 1.5}", "expected a fraction below 1 or a whole number, found 1.5"),
         ("space: {optim.lr: [1]}\nsearch: genetic", "genetic"),
     ],
 )
@@ -154,7 +160,7 @@ def test_a_sweep_without_a_shard_set_is_refused(tmp_path: Path, run_cli: Callabl
         ("storage: folder", "storage: folder/sweep: this is not an address such as s3://bucket/folder"),
     ],
 )
-def test_what_no_trial_could_train_with_is_refused(
+def test_settings_that_no_trial_could_train_with_are_refused(
     tmp_path: Path, run_cli: Callable, tiny_shards: Path, content: str, message: str
 ) -> None:
     base = f"train: {{data: {{shards: {tiny_shards}}}}}\nspace: {{data.batch_size: [2]}}\n"

@@ -92,7 +92,7 @@ def test_asha_with_several_seeds_is_refused(tiny_shards: Path, tmp_path: Path, r
     text = "space: {optim.lr: [1.0e-3]}\nscheduler: asha\nseeds: 2\n"
     code, _, err = run_cli(sweep.main, "--config", write_config(tmp_path, tiny_shards, text), "--out", tmp_path / "out")
     assert code == 2
-    assert "found asha with seeds 2" in err
+    assert "--scheduler asha and --seeds 2 cannot be combined" in err
 
 
 @pytest.mark.slow

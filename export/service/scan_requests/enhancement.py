@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from upfield.common.errors import VolumeError
 from upfield.export.configuration import ServeConfig
 from upfield.export.scans.restoration import slice_batches
-from upfield.export.scans.scan import Prepared, finish, prepare_volume, write_enhanced
+from upfield.export.scans.scan import ModelInput, finish, prepare_volume, write_enhanced
 from upfield.export.service.scan_requests.scan_limits import LimitedContent, check_size
 from upfield.export.service.scan_requests.scan_request import EnhancedFiles, ScanRequest
 from upfield.imaging.compressed_files import is_compressed, open_content
@@ -71,7 +71,7 @@ async def enhance_upload(
     return await in_thread(executor, write_files, request, prepared, restored)
 
 
-def prepare_upload(request: ScanRequest, config: ServeConfig) -> Prepared:
+def prepare_upload(request: ScanRequest, config: ServeConfig) -> ModelInput:
     """Read an upload in one pass, refuse it by its header if it is too large, and prepare it for the model.
 
     Raises:
@@ -123,7 +123,7 @@ async def restore_scan(low: NDArray[np.float32], engine: Engine, request: ScanRe
     return restored
 
 
-def write_files(request: ScanRequest, prepared: Prepared, restored: NDArray[np.float32]) -> EnhancedFiles:
+def write_files(request: ScanRequest, prepared: ModelInput, restored: NDArray[np.float32]) -> EnhancedFiles:
     """Write an enhanced scan and, if the client wants it, the interpolated scan; then remove their names.
 
     Args:

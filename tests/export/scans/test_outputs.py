@@ -1,4 +1,4 @@
-"""Which scans are found, and that nothing of anybody else's is written over."""
+"""Which scans are found, and that no original file is overwritten."""
 
 import json
 from pathlib import Path
@@ -19,39 +19,39 @@ def touch(*paths: Path) -> None:
 def plan(scans: list[Path], out: Path) -> dict[str, str]:
     found = plan_outputs(scans, out)
     assert not found.problems
-    return {job.scan.name: str(job.target.relative_to(out)) for job in found.jobs}
+    return {task.scan.name: str(task.target.relative_to(out)) for task in found.tasks}
 
 
-def test_what_an_earlier_run_wrote_into_the_folder_is_no_scan(tmp_path: Path) -> None:
+def test_the_output_folder_is_not_searched(tmp_path: Path) -> None:
     touch(tmp_path / "a.nii", tmp_path / "deep" / "b.mgz", tmp_path / "out" / "c.nii.gz")
     assert plan([tmp_path], tmp_path / "out") == {"a.nii": "a.nii.gz", "b.mgz": "deep/b.nii.gz"}
 
 
-def test_what_has_been_enhanced_into_another_folder_is_no_scan(tmp_path: Path) -> None:
+def test_enhanced_scans_are_skipped(tmp_path: Path) -> None:
     touch(tmp_path / "a.nii", tmp_path / "before" / "a.nii.gz")
     (tmp_path / "before" / "a.json").write_text(json.dumps({"source_sha256": "", "model_sha256": "", "note": ""}))
     found = plan_outputs([tmp_path], tmp_path / "out")
-    assert [job.scan for job in found.jobs] == [tmp_path / "a.nii"]
+    assert [task.scan for task in found.tasks] == [tmp_path / "a.nii"]
     assert found.enhanced == [tmp_path / "before" / "a.nii.gz"]
-    with pytest.raises(InputError, match="found enhanced ones only"):
+    with pytest.raises(InputError, match="contains only enhanced scans"):
         plan_outputs([tmp_path / "before"], tmp_path / "out")
 
 
-def test_scans_within_the_outputs_folder_are_found(tmp_path: Path) -> None:
+def test_scans_in_a_folder_inside_the_output_folder_are_found(tmp_path: Path) -> None:
     touch(tmp_path / "scans" / "a.nii.gz")
     assert plan([tmp_path / "scans"], tmp_path) == {"a.nii.gz": "a.nii.gz"}
 
 
-def test_outputs_do_not_go_among_the_scans(tmp_path: Path) -> None:
+def test_the_folder_of_the_scans_cannot_be_the_output(tmp_path: Path) -> None:
     touch(tmp_path / "a.nii")
-    with pytest.raises(InputError, match="expected another folder than the scans'"):
+    with pytest.raises(InputError, match="is the folder of the scans"):
         plan_outputs([tmp_path], tmp_path)
 
 
 @pytest.mark.parametrize("other", ["a.nii.gz", "a.mgz", "a.NII"])
 def test_two_scans_that_would_become_one_file_are_refused(tmp_path: Path, other: str) -> None:
     touch(tmp_path / "in" / "a.nii", tmp_path / "in" / other)
-    with pytest.raises(InputError, match=r"expected one scan for each output, found .*a\..* and .*a\..*; rename"):
+    with pytest.raises(InputError, match=r"would be written twice, for .*a\..* and for .*a\..*\. Rename"):
         plan_outputs([tmp_path / "in"], tmp_path / "out")
 
 
@@ -67,21 +67,21 @@ def test_a_scan_with_a_sidecar_of_another_program_is_not_written_over(tmp_path: 
     touch(tmp_path / "in" / "a.nii", tmp_path / "bids" / "a.nii.gz")
     sidecar = tmp_path / "bids" / "a.json"
     sidecar.write_text(json.dumps({"RepetitionTime": 2.3}))
-    with pytest.raises(InputError, match="expected a new file or an enhanced one, found a scan"):
+    with pytest.raises(InputError, match="exists and is not an enhanced scan"):
         plan_outputs([tmp_path / "in"], tmp_path / "bids")
     (tmp_path / "bids" / "a.nii.gz").unlink()
-    with pytest.raises(InputError, match=r"a.json: expected a new file or one of enhance's"):
+    with pytest.raises(InputError, match=r"a.json: exists and was not written by upfield enhance"):
         plan_outputs([tmp_path / "in"], tmp_path / "bids")
     sidecar.write_text(json.dumps({"source_sha256": "", "model_sha256": "", "note": ""}))
     assert plan([tmp_path / "in"], tmp_path / "bids") == {"a.nii": "a.nii.gz"}
 
 
-def test_provenance_stands_beside_its_scan() -> None:
+def test_provenance_lies_beside_its_scan() -> None:
     for name in ("a.b.nii.gz", "a.b.nii", "a.b.NII.GZ"):
         assert provenance_path(Path("x") / name) == Path("x/a.b.json")
 
 
-def test_what_is_no_provenance_is_none(tmp_path: Path) -> None:
+def test_files_of_other_programs_are_not_provenance(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     assert read_provenance(path) is None
     for text in ("", "[]", "3", '{"model_sha256": ""}', "\x00"):

@@ -1,4 +1,4 @@
-"""Three jobs at once and no more, each stage in order, and errors of one job beside the others."""
+"""At most three jobs are in work, every stage keeps their order, and one job's error does not stop the others."""
 
 import threading
 import time
@@ -12,12 +12,12 @@ PATIENCE_S = 20.0
 
 
 class Watched:
-    """Stages that note what they do; jobs are numbers."""
+    """Stages that record what they do; jobs are numbers."""
 
     def __init__(self) -> None:
         self.begun: list[tuple[str, int]] = []
         self.ended: list[tuple[str, int]] = []
-        self.told: list[tuple[int, str | None]] = []
+        self.reported: list[tuple[int, str | None]] = []
         self.stopped = False
 
     def read(self, job: int) -> int | None:
@@ -46,18 +46,18 @@ class Watched:
         self.stopped = True
 
     def report(self, job: int, error: InputError | None) -> None:
-        self.told.append((job, str(error) if error else None))
+        self.reported.append((job, str(error) if error else None))
 
     def run(self, num_jobs: int) -> None:
         run_pipeline(range(num_jobs), Stages(self.read, self.restore, self.write, self.stop), self.report)
 
 
-def test_every_job_is_told_of_once_and_errors_stay_with_their_job() -> None:
+def test_every_job_is_reported_once_with_its_own_error() -> None:
     watched = Watched()
     watched.run(12)
-    told = dict(watched.told)
-    assert len(watched.told) == len(told) == 12
-    assert {job: error for job, error in told.items() if error} == {
+    reported = dict(watched.reported)
+    assert len(watched.reported) == len(reported) == 12
+    assert {job: error for job, error in reported.items() if error} == {
         3: "3 cannot be read",
         6: "6 cannot be written",
         8: "8 cannot be read",
@@ -98,7 +98,7 @@ def test_the_three_stages_run_at_the_same_time() -> None:
         together.wait(PATIENCE_S)
         return 1
 
-    # Job 2 is read while 1 is restored and 0 is written: each waits for the other two.
+    # Each of these waits for the other two: job 2 is read while 1 is restored and 0 is written.
     def read(job: int) -> int:
         return wait() if job == 2 else 1
 
@@ -109,13 +109,13 @@ def test_the_three_stages_run_at_the_same_time() -> None:
         if job == 0:
             wait()
 
-    told: list[int] = []
-    run_pipeline(range(3), Stages(read, restore, write, lambda: None), lambda job, _: told.append(job))
-    assert told == [0, 1, 2]
+    reported: list[int] = []
+    run_pipeline(range(3), Stages(read, restore, write, lambda: None), lambda job, _: reported.append(job))
+    assert reported == [0, 1, 2]
 
 
 @pytest.mark.parametrize("stage", ["read", "restore", "write"])
-def test_an_error_that_concerns_all_ends_the_work_after_the_last_is_written(stage: str) -> None:
+def test_a_run_error_ends_the_work_after_the_current_file_is_written(stage: str) -> None:
     watched = Watched()
 
     def fail(job: int, *rest: int) -> int | None:

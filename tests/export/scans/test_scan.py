@@ -1,4 +1,4 @@
-"""Enhanced scans lie where the scans lay, whatever reads them; seen through the written files."""
+"""Enhanced scans lie where the originals lie in the world, as other programs read the written files."""
 
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,15 @@ from nibabel.nifti1 import Nifti1Extension
 
 from upfield.common.errors import InputError, VolumeError
 from upfield.export.scans.restoration import restore_volume
-from upfield.export.scans.scan import Layout, Prepared, enhance_volume, prepare, write_enhanced
+from upfield.export.scans.scan import ModelInput, OutputLayout, enhance_volume, prepare, write_enhanced
 from upfield.imaging.normalisation import NORMALISATION
 
 HALF_VOXEL_MM = 0.5
 CODES = [(1, 1), (1, 0), (0, 1), (2, 2), (3, 3), (4, 4), (0, 4)]
 
 
-def enhanced(scan: Path, out: Path, layout: Layout = Layout()) -> Prepared:  # noqa: B008 (frozen)
-    """Write what a model that changes nothing makes of a scan."""
+def enhanced(scan: Path, out: Path, layout: OutputLayout = OutputLayout()) -> ModelInput:  # noqa: B008 (frozen)
+    """Write the output of a model that changes nothing."""
     prepared = prepare(scan, NORMALISATION, str(scan))
     write_enhanced(prepared, restore_volume(prepared.low, Unchanged(), 4), out, layout)
     return prepared
@@ -43,7 +43,7 @@ def enhanced(scan: Path, out: Path, layout: Layout = Layout()) -> Prepared:  # n
 def test_a_landmark_stays_where_it_was_in_the_world(tmp_path: Path, axcodes: str, rotation: np.ndarray | None) -> None:
     scan = write_scan(tmp_path / "scan.nii.gz", axcodes, rotation)
     enhanced(scan, tmp_path / "own.nii.gz")
-    enhanced(scan, tmp_path / "ras.nii.gz", Layout(keep_ras=True))
+    enhanced(scan, tmp_path / "ras.nii.gz", OutputLayout(keep_ras=True))
     for name, expected in (("own", axcodes), ("ras", "RAS")):
         path = tmp_path / f"{name}.nii.gz"
         assert off_mm(path) < HALF_VOXEL_MM
@@ -66,7 +66,7 @@ def test_the_field_of_view_is_the_same_to_the_nearest_voxel(tmp_path: Path, axco
 
 
 @pytest.mark.parametrize(("qform_code", "sform_code"), CODES)
-def test_the_header_names_the_space_that_the_scans_named(tmp_path: Path, qform_code: int, sform_code: int) -> None:
+def test_the_header_names_the_same_space_as_the_scan(tmp_path: Path, qform_code: int, sform_code: int) -> None:
     affine, _ = scan_affine(OBLIQUE, "PSR")
     image = nib.Nifti1Image(draw((28, 10, 24), affine), None)
     image.set_qform(affine, code=qform_code)
@@ -78,7 +78,7 @@ def test_the_header_names_the_space_that_the_scans_named(tmp_path: Path, qform_c
     assert off_mm(tmp_path / "out.nii.gz") < HALF_VOXEL_MM
 
 
-def test_two_spaces_of_one_scan_both_stay(tmp_path: Path) -> None:
+def test_two_spaces_of_one_scan_are_both_kept(tmp_path: Path) -> None:
     affine, _ = scan_affine(OBLIQUE)
     elsewhere = np.eye(4)
     elsewhere[:3, 3] = (40, -10, 7)
@@ -92,7 +92,7 @@ def test_two_spaces_of_one_scan_both_stay(tmp_path: Path) -> None:
     np.testing.assert_allclose(header.get_qform(), elsewhere @ header.get_sform(), atol=1e-3)
 
 
-def test_a_sheared_scan_stays_in_its_place_and_is_told(tmp_path: Path) -> None:
+def test_a_sheared_scan_stays_in_its_place_and_is_noted(tmp_path: Path) -> None:
     affine, _ = scan_affine()
     shear = np.eye(4)
     shear[1, 2] = 0.3
@@ -105,11 +105,11 @@ def test_a_sheared_scan_stays_in_its_place_and_is_told(tmp_path: Path) -> None:
     assert any("sheared" in note for note in prepared.notes)
     assert any("sform and qform differ by" in note for note in prepared.notes)
     assert off_mm(tmp_path / "out.nii.gz") < HALF_VOXEL_MM
-    # A qform of other spacings than the sform's would contradict the one that counts.
+    # A qform with other spacings would contradict the sform, which takes precedence.
     assert int(load(tmp_path / "out.nii.gz").header["qform_code"]) == 0
 
 
-def test_a_scan_without_a_place_gets_none_and_is_told(tmp_path: Path) -> None:
+def test_a_scan_without_a_place_gets_none_and_is_noted(tmp_path: Path) -> None:
     image = nib.Nifti1Image(draw(SHAPE, scan_affine()[0]), None)
     image.header.set_zooms(SPACING_MM)
     image.to_filename(tmp_path / "scan.nii.gz")
@@ -117,14 +117,14 @@ def test_a_scan_without_a_place_gets_none_and_is_told(tmp_path: Path) -> None:
     assert any("left and right may be exchanged" in note for note in prepared.notes)
     header = load(tmp_path / "out.nii.gz").header
     assert (int(header["qform_code"]), int(header["sform_code"])) == (0, 0)
-    # Whoever assumes a place for the one assumes the same for the other.
+    # A reader that assumes a place for the original assumes the same for the result.
     np.testing.assert_allclose(landmark_mm(tmp_path / "out.nii.gz"), landmark_mm(tmp_path / "scan.nii.gz"), atol=0.5)
-    enhanced(tmp_path / "scan.nii.gz", tmp_path / "ras.nii.gz", Layout(keep_ras=True))
-    # Readers would assume other axes, so that these have to be stated.
+    enhanced(tmp_path / "scan.nii.gz", tmp_path / "ras.nii.gz", OutputLayout(keep_ras=True))
+    # Readers would assume other axes, so the sform must state these.
     assert int(load(tmp_path / "ras.nii.gz").header["sform_code"]) == 2
 
 
-def test_text_that_may_name_people_stays_behind_but_for_the_description(tmp_path: Path) -> None:
+def test_only_the_description_is_kept_of_text_that_may_name_people(tmp_path: Path) -> None:
     affine, _ = scan_affine()
     image = nib.Nifti1Image(draw(SHAPE, affine).astype(">i2"), affine, nib.Nifti1Header(endianness=">"))
     image.header.set_xyzt_units("mm", "sec")
@@ -144,7 +144,7 @@ def test_text_that_may_name_people_stays_behind_but_for_the_description(tmp_path
     assert not header.extensions
 
 
-def test_an_mgz_becomes_a_nifti_file_in_its_place(tmp_path: Path) -> None:
+def test_an_mgz_file_becomes_nifti_in_the_same_place(tmp_path: Path) -> None:
     affine, _ = scan_affine(OBLIQUE)
     voxels: Any = draw(SHAPE, affine)
     MGHImage(voxels, affine).to_filename(tmp_path / "scan.mgz")
@@ -154,7 +154,7 @@ def test_an_mgz_becomes_a_nifti_file_in_its_place(tmp_path: Path) -> None:
     assert (int(header["qform_code"]), int(header["sform_code"])) == (1, 1)
 
 
-def test_nifti_2_is_read_as_well(tmp_path: Path) -> None:
+def test_nifti_2_can_be_read(tmp_path: Path) -> None:
     affine, _ = scan_affine(OBLIQUE, "LPS")
     nib.Nifti2Image(draw(SHAPE, affine), affine).to_filename(tmp_path / "scan.nii.gz")
     enhanced(tmp_path / "scan.nii.gz", tmp_path / "out.nii.gz")
@@ -178,7 +178,7 @@ def test_errors_name_the_scan_as_the_caller_does(tmp_path: Path) -> None:
     nib.Nifti1Image(np.zeros((30, 30, 30), np.float32), np.eye(4)).to_filename(tmp_path / "c.nii")
     for name in ("hidden.nii.gz", "absent.nii", "s.nii", "c.nii"):
         scan = tmp_path / name
-        with pytest.raises(VolumeError, match=r"^your scan: expected") as caught:
+        with pytest.raises(VolumeError, match=r"^your scan: ") as caught:
             prepare(scan, NORMALISATION, "your scan")
         assert str(tmp_path) not in str(caught.value)
     with pytest.raises(InputError, match="expected a model of normalisation"):
@@ -188,13 +188,13 @@ def test_errors_name_the_scan_as_the_caller_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spacing_mm", "unit", "message"),
     [
-        ((30, 30, 30), "mm", "at most 600 mm, found 720 x 840 x 300 mm; mend the spacing"),
+        ((30, 30, 30), "mm", "at most 600 mm, found 720 x 840 x 300 mm. Fix the spacing"),
         ((0.1, 0.1, 0.1), "mm", "at least 9 mm along every axis, found 2.4 x 2.8 x 1 mm"),
-        ((0.0016, 0.0016, 0.005), "meter", "lengths in metres, convert it to mm"),
-        ((1600, 1600, 5000), "micron", "lengths in micrometres, convert it to mm"),
+        ((0.0016, 0.0016, 0.005), "meter", "lengths in metres: convert it to mm"),
+        ((1600, 1600, 5000), "micron", "lengths in micrometres: convert it to mm"),
     ],
 )
-def test_what_has_no_heads_size_is_refused(
+def test_scans_that_are_not_the_size_of_a_head_are_refused(
     tmp_path: Path, spacing_mm: tuple[float, ...], unit: str, message: str
 ) -> None:
     image = nib.Nifti1Image(np.random.default_rng(0).random(SHAPE, np.float32), np.diag((*spacing_mm, 1.0)))
@@ -225,7 +225,7 @@ def test_every_slice_is_restored_once_and_counted() -> None:
     assert counts == [4, 4, 3]
 
 
-def test_enhance_volume_gives_what_the_file_holds(tmp_path: Path) -> None:
+def test_enhance_volume_returns_the_volume_that_is_written(tmp_path: Path) -> None:
     scan = write_scan(tmp_path / "scan.nii.gz", "PSR", OBLIQUE)
     volume = enhance_volume(scan, Unchanged(), batch_size=4)
     enhanced(scan, tmp_path / "out.nii.gz")

@@ -230,7 +230,7 @@ def test_a_missing_simpleitk_is_named(monkeypatch):
         resample_aligned(high_field(), still(), low_field(), "low")
 
 
-def test_pairs_far_less_alike_than_the_others_of_their_cohort_are_named_too():
+def test_pairs_far_less_similar_than_the_others_of_their_cohort_are_named_too():
     def one(cohort, subject, similarity):
         return {"cohort": cohort, "subject": subject, "similarity_before": 0.1, "similarity_after": similarity}
 

@@ -295,7 +295,7 @@ def spoil(path):
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_voxels_that_cannot_be_read_are_told_at_the_end_and_the_rest_is_kept(
+def test_voxels_that_cannot_be_used_are_reported_at_the_end_and_the_rest_is_kept(
     run_cli, cohort, damaged, tiny_shards, tmp_path, jobs
 ):
     code, _, err = run_cli(main, *arguments(cohort, tmp_path / "shards"), "--jobs", jobs)
@@ -311,7 +311,7 @@ def test_voxels_that_cannot_be_read_are_told_at_the_end_and_the_rest_is_kept(
     assert all(left[name] == expected[name] for name in kept)
 
 
-def test_a_mended_input_is_all_that_is_read_again(run_cli, cohort, damaged, tiny_cohort, tiny_shards, tmp_path):
+def test_only_a_fixed_input_is_read_again(run_cli, cohort, damaged, tiny_cohort, tiny_shards, tmp_path):
     run_cli(main, *arguments(cohort, tmp_path / "shards"))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "shards").rglob("*.tar")}
     shutil.copy2(tiny_cohort / "IXI-T1" / damaged.name, damaged)
@@ -329,8 +329,8 @@ def test_skipped_subjects_are_counted_and_named_with_their_reason(run_cli, cohor
     assert code == 0
     skipped = read_manifest(tmp_path / "shards").skipped
     name = damaged.name.split("-")[0]
-    told = [(s["cohort"], s["subject"], [(p["field"], p["check"]) for p in s["problems"]]) for s in skipped]
-    assert told == [("ixi", name, [("high", "voxels")]), ("real", "sub-03", [("low", "slices")])]
+    reported = [(s["cohort"], s["subject"], [(p["field"], p["check"]) for p in s["problems"]]) for s in skipped]
+    assert reported == [("ixi", name, [("high", "voxels")]), ("real", "sub-03", [("low", "slices")])]
     assert "left out: 2 subjects" in out
     assert "real sub-03: low: 1 of slices 0 to 5 are missing (2)" in out
     assert str(cohort) not in (tmp_path / "shards/manifest.json").read_text()
@@ -365,7 +365,7 @@ def test_more_skipped_subjects_than_allowed_are_refused(run_cli, cohort, damaged
     assert not (tmp_path / "shards/manifest.json").exists()
 
 
-def test_headers_are_told_all_at_once_before_anything_is_written(run_cli, cohort, tmp_path):
+def test_problems_of_headers_are_reported_together_before_anything_is_written(run_cli, cohort, tmp_path):
     (cohort / "real/low/sub-03_slice_002.nii.gz").unlink()
     for path in cohort.glob("real/high/sub-01_*"):
         path.unlink()
@@ -414,18 +414,18 @@ def test_shards_of_a_block_with_other_members_are_not_kept(run_cli, killed, tiny
     [
         (
             ("--save_volumes", "s3://bucket/volumes"),
-            "save_volumes: expected a place on this machine, found",
+            "save_volumes: expected a path on this machine, found",
         ),
         (("--out", "local:///data/set"), "--out: expected a folder or an address like s3://bucket/set, found local:"),
         (("--save_volumes", "cohort/cohorts.yaml"), "cohorts.yaml is a file, not a folder"),
-        (("--pseudonym_key", "my.key"), "pseudonym_key: expected --pseudonymize with it"),
+        (("--pseudonym_key", "my.key"), "has no effect without --pseudonymize"),
         (("--seed", "-1"), "seed: expected at least 0, found -1"),
         (("--save_volumes", "s3://me:secret@host/x"), "found the address s3://host/x"),
         (("--out", "s3:/bucket/set"), "--out: expected a folder or an address like s3://bucket/set, found s3:/bucket"),
         (("--out", "cohort/cohorts.yaml"), "cohorts.yaml: this is a file, not a folder. Choose another --out."),
     ],
 )
-def test_places_that_are_none_are_refused_at_once(run_cli, cohort, tmp_path, monkeypatch, flags, said):
+def test_impossible_destinations_are_refused_at_once(run_cli, cohort, tmp_path, monkeypatch, flags, said):
     monkeypatch.chdir(tmp_path)
     code, _, err = run_cli(main, *arguments(cohort, tmp_path / "shards"), *flags)
     assert code == 2
@@ -433,7 +433,7 @@ def test_places_that_are_none_are_refused_at_once(run_cli, cohort, tmp_path, mon
     assert [path.name for path in tmp_path.iterdir()] == ["cohort"]
 
 
-def test_pairs_that_do_not_lie_in_one_place_are_told_and_built(run_cli, cohort, tmp_path):
+def test_pairs_that_lie_in_different_places_are_reported_and_built(run_cli, cohort, tmp_path):
     for path in cohort.glob("real/low/sub-01_*"):
         image = nib.Nifti1Image.from_filename(path)
         affine = np.array(image.affine)
@@ -489,7 +489,7 @@ def copied(cohort):
     return put
 
 
-def copies_told(err, out):
+def copies_reported(err, out):
     assert "1 scans are copies of others" in err
     (problem,) = json.loads(out.with_name(f"{out.name}.problems.json").read_text())["problems"]
     return (problem["cohort"], problem["check"]) == ("more", "same") and problem["file"].endswith("= ixi IXI003")
@@ -501,7 +501,7 @@ def test_a_scan_that_comes_twice_in_different_files_is_refused(run_cli, cohort, 
     copied(copy)
     code, _, err = run_cli(main, *arguments(cohort, tmp_path / "shards"), "--on_error", on_error)
     assert code == 2
-    assert copies_told(err, tmp_path / "shards")
+    assert copies_reported(err, tmp_path / "shards")
     assert not (tmp_path / "shards/manifest.json").exists()
     next(cohort.glob("more/copy*")).unlink()
     assert run_cli(main, *arguments(cohort, tmp_path / "shards"))[0] == 0
@@ -531,7 +531,7 @@ def test_a_scan_that_the_set_holds_from_another_file_does_not_extend_it(
     assert {name: after[name] for name in before} == before
 
 
-def test_people_of_one_name_in_several_cohorts_and_splits_are_told(run_cli, cohort, tmp_path):
+def test_people_of_one_name_in_several_cohorts_and_splits_are_reported(run_cli, cohort, tmp_path):
     (cohort / "again").mkdir()
     for path in cohort.glob("IXI-T1/*"):
         image = nib.Nifti1Image.from_filename(path)
@@ -544,14 +544,14 @@ def test_people_of_one_name_in_several_cohorts_and_splits_are_told(run_cli, coho
     assert "1 names occur in several cohorts and in different splits (IXI003)" in err
 
 
-def test_a_geometry_that_differs_is_told_by_its_key(run_cli, cohort, tiny_shards, tmp_path):
+def test_a_different_geometry_is_reported_by_its_key(run_cli, cohort, tiny_shards, tmp_path):
     shutil.copytree(tiny_shards, tmp_path / "shards")
     code, _, err = run_cli(main, *arguments(cohort, tmp_path / "shards"), "--geometry.high_shape", "[20, 24, 30]")
     assert code == 2
     assert "built with another value of geometry.high_shape: [20, 24, 28] there, [20, 24, 30] now" in err
 
 
-def test_a_split_that_nobody_is_in_is_told(run_cli, cohort, tmp_path):
+def test_an_empty_split_is_reported(run_cli, cohort, tmp_path):
     text = (cohort / "cohorts.yaml").read_text()
     (cohort / "cohorts.yaml").write_text(text.replace("split: {val: 1, test: 1}", "split: {val: 1}"))
     code, _, err = run_cli(main, *arguments(cohort, tmp_path / "shards"))
@@ -573,7 +573,7 @@ def test_a_gap_hides_no_other_fault(run_cli, cohort, tmp_path):
     assert "like the first of its stack, found (9, 9)" in said
 
 
-def test_a_gap_alone_is_told_once_and_its_wider_step_is_no_spacing(run_cli, cohort, tmp_path):
+def test_a_gap_is_reported_once_and_its_wider_step_is_not_taken_as_spacing(run_cli, cohort, tmp_path):
     for path in sorted(cohort.glob("real/low/sub-01_*"))[2:4]:
         path.unlink()
     assert run_cli(main, *arguments(cohort, tmp_path / "shards"))[0] == 2
@@ -582,7 +582,7 @@ def test_a_gap_alone_is_told_once_and_its_wider_step_is_no_spacing(run_cli, coho
     assert "2 of slices" in problem["message"]
 
 
-def test_the_lock_is_taken_where_another_build_ends_that_moment(tmp_path, monkeypatch):
+def test_the_lock_is_taken_while_another_build_ends(tmp_path, monkeypatch):
     times = iter(range(3))
     plain = Path.open
 

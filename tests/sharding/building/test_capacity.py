@@ -71,7 +71,7 @@ def bytes_below(root):
     return sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
 
 
-def test_enough_of_everything_gives_the_jobs_that_are_asked_for(plan, tmp_path, capsys):
+def test_a_large_machine_runs_the_requested_jobs(plan, tmp_path, capsys):
     blocks, config = plan("--jobs", 3)
     assert len(blocks) == 5
     assert fitting_jobs(blocks, config) == 3
@@ -86,7 +86,7 @@ def test_jobs_not_asked_for_are_as_many_as_cores_and_blocks(machine, plan, tmp_p
     assert fitting_jobs(*plan()) == jobs
 
 
-def test_jobs_not_asked_for_are_fewer_where_memory_is_short(machine, plan, tmp_path):
+def test_default_jobs_are_fewer_if_memory_is_short(machine, plan, tmp_path):
     blocks, config = plan()
     each = max(memory_bytes(block, config) for block in blocks)
     for fitting in (1, 2, 4):
@@ -110,7 +110,7 @@ def test_too_little_memory_for_one_worker_is_refused(machine, plan, tmp_path, fl
         fitting_jobs(*plan(*flags))
 
 
-def test_nobody_is_told_to_use_no_jobs(machine, plan, tmp_path):
+def test_no_message_recommends_zero_jobs(machine, plan, tmp_path):
     machine(memory_bytes=1e8)
     with pytest.raises(InputError) as refused:
         fitting_jobs(*plan("--jobs", 2))
@@ -140,7 +140,7 @@ def test_a_blocks_memory_grows_with_its_files(tiny_cohort, plan, tmp_path):
 @pytest.mark.parametrize(
     ("limit", "expected"), [("3000000000\n", 2e9), ("max\n", 8e9), ("9223372036854771712\n", 8e9), (None, 8e9)]
 )
-def test_a_containers_limit_counts_where_it_is_the_lower_one(machine, tmp_path, limit, expected):
+def test_a_containers_limit_counts_if_it_is_the_lower_one(machine, tmp_path, limit, expected):
     machine(memory_bytes=8e9)
     if limit:
         (tmp_path / "memory.max").write_text(limit)
@@ -241,7 +241,7 @@ def half(tiny_cohort, tmp_path):
     return folder
 
 
-def test_a_set_whose_extension_was_refused_for_want_of_room_still_verifies(run_cli, machine, half, tmp_path):
+def test_a_set_whose_extension_was_refused_for_lack_of_space_still_verifies(run_cli, machine, half, tmp_path):
     machine(disk_bytes=1000)
     assert run_cli(main, *arguments(half, tmp_path / "shards"))[0] == 2
     assert run_cli(verify, tmp_path / "shards")[0] == 0

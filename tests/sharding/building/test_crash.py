@@ -101,7 +101,7 @@ def fail_after(monkeypatch, count, error):
     monkeypatch.setattr(shard_writer, "_write_sample", failing)
 
 
-def test_a_disk_that_fills_up_is_told_and_what_is_finished_is_kept(
+def test_a_disk_that_fills_up_is_reported_and_finished_shards_are_kept(
     run_cli, tiny_cohort, tiny_shards, tmp_path, monkeypatch
 ):
     out = tmp_path / "shards"
@@ -161,7 +161,7 @@ def public_cohort(tiny_cohort):
             path.chmod(0o755)
 
 
-def test_a_folder_that_may_not_be_written_is_told(run_cli, public_cohort, tmp_path):
+def test_a_folder_without_write_permission_is_reported(run_cli, public_cohort, tmp_path):
     assert run_cli(main, *arguments(public_cohort, tmp_path / "loads_all_modules"))[0] == 0
     with as_nobody():
         code, _, err = run_cli(main, *arguments(public_cohort, public_cohort / "shards"))
@@ -174,7 +174,7 @@ def test_a_folder_that_may_not_be_written_is_told(run_cli, public_cohort, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
-def test_a_disk_that_is_really_full_is_told(run_cli, tiny_cohort, tiny_shards, tmp_path):
+def test_a_disk_that_is_really_full_is_reported(run_cli, tiny_cohort, tiny_shards, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", disk], capture_output=True)

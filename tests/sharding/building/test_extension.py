@@ -165,7 +165,7 @@ def test_files_of_somebody_else_in_the_folder_stay(run_cli, cohort, out):
     assert all(path.read_text() == "mine" for path in kept)
 
 
-def test_a_record_that_was_cut_off_is_as_good_as_none(run_cli, cohort, out):
+def test_a_record_that_was_cut_off_is_ignored(run_cli, cohort, out):
     (out / ".build").mkdir()
     for name in ("train-000006.json", ".tmp-17-train-000000.json", ".tmp-9-config.json"):
         (out / ".build" / name).write_text('{"digest": "')
@@ -173,7 +173,7 @@ def test_a_record_that_was_cut_off_is_as_good_as_none(run_cli, cohort, out):
     assert run_cli(verify, out)[0] == 0
 
 
-def test_a_new_subject_that_is_an_old_one_over_again_is_refused(run_cli, cohort, out):
+def test_a_new_subject_that_copies_an_old_one_is_refused(run_cli, cohort, out):
     shutil.copy(next((cohort / "IXI-T1").iterdir()), cohort / "B/b0-x.nii.gz")
     before = state(out)
     assert run_cli(main, *arguments(cohort, out, "both.yaml"))[0] == 2
@@ -207,7 +207,7 @@ def test_a_scan_that_the_set_holds_is_found_without_its_old_cohort(
     assert state(out) == before
 
 
-def test_fingerprints_of_a_pseudonymised_set_tell_nobody_without_the_key_whose_scan_it_is(
+def test_fingerprints_of_a_pseudonymised_set_identify_no_scan_without_the_key(
     run_cli, old_cohort, tiny_shards, tmp_path
 ):
     assert run_cli(main, *arguments(old_cohort, tmp_path / "set"), "--pseudonymize")[0] == 0
@@ -217,7 +217,7 @@ def test_fingerprints_of_a_pseudonymised_set_tell_nobody_without_the_key_whose_s
 
 
 @pytest.mark.parametrize("file", ["cohorts.yaml", "both.yaml"])
-def test_files_that_changed_since_the_set_was_built_are_told(run_cli, cohort, out, old_cohort, file):
+def test_files_that_changed_since_the_set_was_built_are_reported(run_cli, cohort, out, old_cohort, file):
     path = sorted(cohort.glob("real/low/sub-01_*"))[3]
     image = nib.Nifti1Image.from_filename(path)
     before = state(out)

@@ -47,7 +47,7 @@ def test_the_same_content_is_found_whatever_the_compression(tmp_path):
     assert found_among(*volumes) == [[0, 2, 3, 4, 5], [1, 6]]
 
 
-def test_plain_files_of_one_size_are_told_apart_by_every_byte(tmp_path):
+def test_plain_files_of_one_size_are_distinguished_by_every_byte(tmp_path):
     volumes = [
         [plain(tmp_path / f"{name}.nii", content)]
         for name, content in zip("abc", (CONTENT, OTHER, CONTENT), strict=True)

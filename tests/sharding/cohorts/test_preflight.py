@@ -196,7 +196,7 @@ def test_forms_that_point_elsewhere_are_a_problem_whatever_the_cohort_states(tmp
     assert "qform and sform disagree about where the axes point: their axes differ by up to 180" in problem.message
 
 
-def test_forms_that_differ_by_a_tilt_of_the_head_are_none(tmp_path):
+def test_forms_that_differ_by_a_tilt_of_the_head_are_no_problem(tmp_path):
     angle = np.deg2rad(20)
     turn = np.eye(4)
     turn[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
@@ -259,7 +259,7 @@ def test_slices_that_do_not_follow_one_another_evenly_are_a_problem(tmp_path, or
     assert "equal steps, here of 3.00 mm, but" in problem.message
 
 
-def test_slices_without_places_or_in_descending_order_are_none(tmp_path):
+def test_slices_without_places_or_in_descending_order_are_no_problem(tmp_path):
     for step_mm in (0, -3):
         (tmp_path / str(step_mm)).mkdir()
         assert problems_of([subject("1", save_stack(tmp_path / str(step_mm), step_mm=step_mm))]) == []
@@ -276,7 +276,7 @@ def test_slices_whose_places_run_aslant_are_a_sheared_stack(tmp_path):
     assert "axes 1 and 2 meet at 71.6 degrees" in problem.message
 
 
-def test_places_give_the_thickness_that_slice_headers_lack(tmp_path):
+def test_places_supply_the_thickness_that_slice_headers_lack(tmp_path):
     fields = {"sform_code": 0, "pixdim": [1, 1.5, 2, 0, 0, 0, 0, 0]}
     assert problems_of([subject("1", save_stack(tmp_path, **fields))]) == []
     (tmp_path / "0").mkdir()
@@ -330,7 +330,7 @@ def test_all_problems_come_at_once_and_sorted_whatever_the_jobs(tmp_path, monkey
     assert problems_of(subjects, jobs=2) == alone
 
 
-def test_fields_turned_against_each_other_are_told_where_axes_are_resampled_one_by_one(tmp_path):
+def test_fields_turned_against_each_other_are_a_problem_if_axes_are_resampled_one_by_one(tmp_path):
     turned = np.eye(4)
     turned[1:3, 1:3] = [[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]]
     voxels = np.random.default_rng(0).integers(0, 99, (2, 8, 9, 10)).astype(np.int16)
@@ -382,7 +382,7 @@ def test_what_passes_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("order", ["abcde", "edcba"])
-def test_a_stack_that_shows_half_a_head_is_a_problem_and_one_that_lacks_little_is_told(tmp_path, capsys, order):
+def test_a_stack_that_shows_half_a_head_is_a_problem_and_one_that_lacks_little_is_reported(tmp_path, capsys, order):
     lengths = {"a": 20, "b": 20, "c": 20, "d": 14, "e": 17}
     subjects = []
     for name in order:

@@ -285,9 +285,7 @@ def test_an_extension_takes_the_same_key_and_refuses_another(run_cli, hospital, 
 
 @pytest.mark.parametrize("finished", [True, False])
 @pytest.mark.parametrize("flags", [(), ("--pseudonym_key", "mislaid.key")])
-def test_a_key_that_was_mislaid_is_not_replaced_by_a_new_one(
-    run_cli, published, hospital, tmp_path, monkeypatch, flags, finished
-):
+def test_a_lost_key_is_not_replaced_by_a_new_one(run_cli, published, hospital, tmp_path, monkeypatch, flags, finished):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(published, tmp_path / "shards")
     if not finished:
@@ -317,20 +315,20 @@ def test_no_path_of_the_cohorts_folder_is_in_a_set_without_pseudonyms_either(run
     assert ".../{subject}_{ward}_{slice}.nii.gz" in (tmp_path / "absolute/manifest.json").read_text()
 
 
-def test_what_is_said_of_skipped_subjects_gives_no_path_away(run_cli, sick, tmp_path):
+def test_reasons_for_skipped_subjects_reveal_no_path(run_cli, sick, tmp_path):
     (tmp_path / "cohorts.yaml").write_text(COHORTS.replace("ROOT", f"{sick}/"))
     assert run_cli(main, *arguments(tmp_path, tmp_path / "shards", *SKIP))[0] == 0
     skipped = read_manifest(tmp_path / "shards").skipped
-    told = [problem for one in skipped for problem in one["problems"]]
-    assert {problem["check"] for problem in told} == {"unpaired", "slices", "same", "header", "voxels"}
+    reported = [problem for one in skipped for problem in one["problems"]]
+    assert {problem["check"] for problem in reported} == {"unpaired", "slices", "same", "header", "voxels"}
     assert found_in(tmp_path / "shards", (str(sick), str(tmp_path), sick.name)) == []
     # The list names the subject; the reason only says what is wrong.
-    reasons = " ".join(problem["reason"] for problem in told).lower()
+    reasons = " ".join(problem["reason"] for problem in reported).lower()
     assert [word for word in (*SICK, ".nii", "/") if word.lower() in reasons] == []
     assert "(git lfs)" in reasons
 
 
-def test_what_is_said_of_skipped_subjects_gives_no_name_away_behind_pseudonyms(run_cli, sick, tmp_path):
+def test_reasons_for_skipped_subjects_reveal_no_name_behind_pseudonyms(run_cli, sick, tmp_path):
     code, out, _ = run_cli(main, *arguments(sick, tmp_path / "shards", *SKIP, "--pseudonymize"))
     assert code == 0
     assert found_in(tmp_path / "shards", (*SICK, str(tmp_path))) == []

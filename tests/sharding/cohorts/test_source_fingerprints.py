@@ -55,7 +55,7 @@ def test_files_beside_a_volume_are_not_part_of_it(tmp_path):
     assert describe_sources(subject(path)) == before
 
 
-def test_large_uncompressed_files_are_told_apart_by_what_is_spread_over_them(tmp_path):
+def test_large_uncompressed_files_are_distinguished_by_samples_spread_over_them(tmp_path):
     first, second = (save(tmp_path / f"{value}.nii", value, (80, 80, 80)) for value in (0, 1))
     assert describe_sources(subject(first)) != describe_sources(subject(second))
 
@@ -63,9 +63,9 @@ def test_large_uncompressed_files_are_told_apart_by_what_is_spread_over_them(tmp
 def test_the_machines_trouble_is_not_the_subjects_and_a_damaged_file_is_named_without_its_path(tmp_path, monkeypatch):
     path = tmp_path / "Jane.nii.gz"
     path.write_bytes(b"short")
-    with pytest.raises(VolumeError) as told:
+    with pytest.raises(VolumeError) as caught:
         describe_sources(subject(path))
-    assert "Jane" not in told.value.problem
+    assert "Jane" not in caught.value.problem
 
     def stale(*_):
         raise OSError(errno.ESTALE, "Stale file handle", str(path))
@@ -84,7 +84,7 @@ def test_processes_give_the_same_in_the_same_order(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("pseudonyms", [None, Pseudonyms(b"a key of some length")])
-def test_what_a_set_holds_is_found_under_another_name_and_what_changed_is_told(tmp_path, pseudonyms):
+def test_scans_of_the_set_are_found_under_another_name_and_changed_files_are_reported(tmp_path, pseudonyms):
     old = [subject(save(tmp_path / f"{number}.nii", number), f"{number}") for number in range(3)]
     held = holding(*(seal_fingerprints(tree, pseudonyms) for tree in describe_all(old, 1)))
     again, fresh = subject(old[1].high.paths[0], "x", "b"), subject(save(tmp_path / "9.nii", 9), "y", "b")

@@ -51,7 +51,7 @@ def test_bids_trees_match_and_both_mentions_of_a_subject_must_agree(files):
     assert {subject: source.metadata for subject, source in found.items()} == {"01": {"session": "a"}}
 
 
-def test_files_that_are_not_quite_like_the_pattern_are_told(files, capsys):
+def test_files_that_do_not_quite_match_the_pattern_are_reported(files, capsys):
     root = files("a_slice_1.nii", "a_slice_2.nii", "a_slice_x.nii")
     found, problems = match("{subject}_slice_{slice}.nii", root, "heads", "low")
     assert (names(found["a"]), problems) == (["a_slice_1.nii", "a_slice_2.nii"], [])
@@ -83,12 +83,12 @@ def test_slices_are_ordered_by_number_not_by_name(files):
     assert source.stacked
 
 
-def test_no_match_is_told_with_the_pattern(files):
+def test_no_match_is_reported_with_the_pattern(files):
     with pytest.raises(InputError, match=r"^cohort a: high: no file matches .*/x/\{subject\}.nii\."):
         match("x/{subject}.nii", files("y/s1.nii"), "a", "high")
 
 
-def test_gaps_in_a_stack_are_told_with_subject_and_numbers(files):
+def test_gaps_in_a_stack_are_reported_with_subject_and_numbers(files):
     root = files(*(f"s1_{number}.nii" for number in (0, 1, 4)), "s2_0.nii")
     _, (problem,) = match("{subject}_{slice}.nii", root, "a", "low")
     assert (problem.cohort, problem.subject, problem.field, problem.check) == ("a", "s1", "low", "slices")
@@ -102,14 +102,14 @@ def test_gaps_in_a_stack_are_told_with_subject_and_numbers(files):
         ("s1-a.nii", "s1-b.nii", "{subject}-{scan}.nii"),
     ],
 )
-def test_doubled_files_are_told_with_both(files, first, second, pattern):
+def test_two_files_for_one_slice_are_both_named(files, first, second, pattern):
     _, (problem,) = match(pattern, files(first, second), "a", "high")
     assert "two files match for one subject" in problem.message
     assert first in problem.file
     assert second in problem.file
 
 
-def test_unpaired_subjects_are_told_with_the_field_they_lack(files):
+def test_unpaired_subjects_are_reported_with_the_field_they_lack(files):
     root = files("low/a.nii", "low/b.nii", "high/b.nii", "high/c.nii")
     found = find_subjects(CohortConfig("x", low="low/{subject}.nii", high="high/{subject}.nii"), root)
     assert [(p.subject, p.field, p.check) for p in found.problems] == [
@@ -152,7 +152,7 @@ def test_subjects_are_paired_by_id_with_their_fit_by_kind_of_file(files):
     assert [subject.fit for subject in find_subjects(replace(whole, fit="resize"), root).subjects] == ["resize"]
 
 
-def test_held_out_subjects_have_real_pairs_only_where_the_cohort_has_them(files):
+def test_held_out_subjects_have_only_real_pairs_if_the_cohort_has_them(files):
     root = files(*(f"{field}/{subject}.nii" for field, subject in product(("low", "high"), "abc")))
     paired = CohortConfig("x", low="low/{subject}.nii", high="high/{subject}.nii", synthetic=2, split={"val": ["b"]})
     kinds = {s.id: [(unit.kind, unit.variant) for unit in s.units] for s in find_subjects(paired, root).subjects}
@@ -234,7 +234,7 @@ def test_ids_with_dots_and_spaces_get_keys_that_webdataset_and_index_can_hold(fi
 
 
 @pytest.mark.parametrize("pair", [("a.b", "a_b"), ("a b", "a.b")])
-def test_ids_whose_keys_would_be_one_are_told(files, pair):
+def test_ids_whose_keys_would_be_equal_are_reported(files, pair):
     root = files(*(f"{subject}.nii" for subject in pair))
     (problem,) = find_subjects(CohortConfig("x", "{subject}.nii"), root).problems
     assert problem.message.startswith("two ids differ in other characters than letters")

@@ -5,7 +5,7 @@ from upfield.sharding.previews.overlay import draw_overlay, find_edges, find_til
 
 
 def draw_disc(middle, radius=16.0, shape=(64, 56)):
-    """A smooth disc in 0..0.9 as `(Y, Z)`, and each voxel's distance from its rim."""
+    """Return a smooth disc `(Y, Z)` in 0..0.9, and the distance of each voxel from its rim."""
     places = np.indices(shape)
     distance = np.hypot(*(place - m for place, m in zip(places, middle, strict=True))) - radius
     return 0.9 / (1 + np.exp(distance)), distance

@@ -14,7 +14,7 @@ NUM_SLICES = 12
 
 
 def make_samples():
-    """Three groups of two subjects; every other slice is empty, as at the sides of a head."""
+    """Three groups of two subjects, in which every other slice is empty, as at the sides of a head."""
     rng = np.random.default_rng(0)
     for cohort, kind in GROUPS:
         for subject in ("sub-1", "sub-real-2"):

@@ -104,7 +104,7 @@ def test_the_overlay_is_the_one_asked_for(split, pairs, overlay):
 
 @pytest.fixture
 def strange(tmp_path):
-    """A set whose subject is called as no path pattern would find it, and whose second pair lacks a slice."""
+    """A set whose subject has a name that no path pattern would match, and whose second pair lacks a slice."""
     subject = "</script><b>'&amp;\""
     blank = np.zeros((1, 22, 20), np.float16)
     keys = [f"a-{subject}-{kind}-0-x{x:03d}" for kind, x in (("real", 4), ("synthetic", 5), ("real", 5))]

@@ -16,7 +16,7 @@ from upfield.sharding.shard import main
 from upfield.sharding.shardset.shard_split import ShardSplit
 
 MEMBERS = ["low.npy", "high.npy", "json"]
-# Reads a split with DALI, on the CPU, and writes what it gave: argv are the archive to write and the tars.
+# Reads a split with DALI on the CPU and saves the samples; argv holds the archive to write and the tars.
 DALI_READER = """
 import io, json, sys
 import numpy as np
@@ -45,7 +45,7 @@ np.savez(target, low=low, high=high, json=[sample[2].decode() for sample in samp
 
 
 def dali_python():
-    """The Python that has DALI: this one, or the one that the environment names; None where neither has it."""
+    """Return a Python with DALI: this one, or the one in UPFIELD_DALI_PYTHON; None without either."""
     if importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"):
         return sys.executable
     return os.environ.get("UPFIELD_DALI_PYTHON")
@@ -71,7 +71,7 @@ def split(request, shards):
 
 
 def read(split):
-    """Low `(N, 3, 24, 28)`, high `(N, 1, 24, 28)` and records, as our own reader gives them."""
+    """Read low `(N, 3, 24, 28)`, high `(N, 1, 24, 28)` and records with our own reader."""
     low = np.empty((split.num_samples, *split.low_shape), np.float16)
     high = np.empty((split.num_samples, *split.high_shape), np.float16)
     split.read_into(range(split.num_samples), low, high)
@@ -126,7 +126,7 @@ def test_pythons_tarfile_lists_three_plain_members_a_sample_and_nothing_else(spl
             found += tar.getmembers()
     assert [member.name for member in found] == names
     assert all(member.isreg() and not member.pax_headers for member in found)
-    # Who built a set, and when, is no part of it.
+    # Equal samples must make equal bytes, so no owner or time is stored.
     assert {(m.uid, m.gid, m.uname, m.gname, m.mtime) for m in found} == {(0, 0, "", "", 0)}
 
 

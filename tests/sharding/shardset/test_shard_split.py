@@ -20,7 +20,7 @@ def train(tiny_shards):
 
 
 def read(split, samples):
-    """Low and high of some samples."""
+    """Read low and high of some samples."""
     low = np.full((len(samples), *split.low_shape), np.nan, np.float16)
     high = np.full((len(samples), *split.high_shape), np.nan, np.float16)
     split.read_into(samples, low, high)

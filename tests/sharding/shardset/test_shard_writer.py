@@ -12,7 +12,7 @@ import pytest
 from upfield.sharding.shardset.shard_index import read_index
 from upfield.sharding.shardset.shard_writer import Sample, write_shard
 
-# A sample takes 9 blocks, headers included, a tar record 20: so 1 to 20 samples end everywhere in a record.
+# A sample takes 9 blocks with headers, and a tar record has 20 blocks, so 1 to 20 samples end everywhere in a record.
 SHAPE = (1, 10, 20)
 METADATA = {"é": "ü" * 100}
 
@@ -28,7 +28,7 @@ def samples(count):
 
 
 def tar_of(some):
-    """The tar that Python's own writer makes of the same members."""
+    """Return the tar that Python's own writer makes from the same members."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for one in some:
@@ -47,7 +47,7 @@ def npy(array):
 
 
 def wds2idx(tar):
-    """The index that DALI's tools/wds2idx.py makes: a line of `extension offset size name ...` per sample."""
+    """Return the index that DALI's tools/wds2idx.py makes: a line of `extension offset size name ...` per sample."""
     lines, last = [], None
     with tarfile.open(tar) as file:
         for member in file:
@@ -88,7 +88,7 @@ def test_an_empty_shard_has_an_empty_index(tmp_path):
     assert read_index(tmp_path / "a.idx").offsets.shape == (0, 3)
 
 
-# webdataset leaves it to the garbage collector to close a tar.
+# webdataset leaves closing a tar to the garbage collector.
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_webdataset_reads_the_same_samples(tmp_path):
     from webdataset.compat import WebDataset
