@@ -12,7 +12,6 @@ from fastapi import FastAPI
 from ray import serve
 
 from upfield.common.command import from_tree
-from upfield.common.errors import InputError
 from upfield.export.configuration import ServeConfig
 from upfield.export.service.access import read_token
 from upfield.export.service.counters import Counters
@@ -26,11 +25,9 @@ def application(args: dict[str, Any]) -> Any:
     """Return the application for the keys of `upfield serve`. Ray Serve itself decides host, port and address.
 
     Raises:
-        InputError: unknown keys, values that do not fit, or no model.
+        InputError: a key is unknown or missing (`model` is required), or a value does not fit.
     """
     config = from_tree(ServeConfig, args, "args")
-    if config.model is None:
-        raise InputError("args: `model` is missing. Set it to the path of the .onnx file, the same on every node.")
     gpus = 0.0 if config.device == "cpu" else config.gpus_per_replica
 
     def entrance() -> FastAPI:

@@ -1,4 +1,4 @@
-"""What tests of the service share: scans, a client, and the service in this process, without Ray."""
+"""Shared by the service's tests: scans, a client, and the service in this process, without Ray."""
 
 import asyncio
 import gzip
@@ -32,7 +32,7 @@ SHAPE, SPACING_MM = (12, 14, 6), (1.6, 1.6, 5.0)
 
 @dataclass
 class Answer:
-    """What a client gets."""
+    """An HTTP answer."""
 
     status: int
     headers: dict[str, str]
@@ -40,7 +40,7 @@ class Answer:
 
     @property
     def error(self) -> str:
-        """The sentence of a refusal; an answer that is none fails."""
+        """The message of a refusal; fails if the answer is not one."""
         tree = json.loads(self.body)
         assert set(tree) == {"error", "request"}
         assert tree["request"] == self.headers["x-request-id"]
@@ -59,14 +59,14 @@ def ask(port: int, path: str, method: str = "GET", body: Any = None, headers: di
 
 
 def send(port: int, scan: Path | bytes, path: str = "/enhance", headers: dict[str, str] | None = None) -> Answer:
-    """Have a scan enhanced, sent as the body itself; a file's name goes with it."""
+    """Send a scan to be enhanced as the request body; a file's name goes into the query."""
     if isinstance(scan, Path):
         path, scan = f"{path}?name={quote(scan.name)}", scan.read_bytes()
     return ask(port, path, "POST", scan, headers)
 
 
 def send_form(port: int, name: str, content: bytes, headers: dict[str, str] | None = None) -> Answer:
-    """Have a scan enhanced, sent as a form's file."""
+    """Send a scan to be enhanced as the file of a form."""
     boundary = secrets.token_hex(8)
     head = f'--{boundary}\r\nContent-Disposition: form-data; name="scan"; filename="{name}"\r\n\r\n'
     body = head.encode() + content + f"\r\n--{boundary}--\r\n".encode()
@@ -86,7 +86,7 @@ def write_scan(path: Path, seed: int = 0, shape: tuple[int, ...] = SHAPE, voxels
 
 
 class LocalEngine:
-    """Restores in this process, with the batches of a replica."""
+    """Restores strips in this process, in batches as a replica does."""
 
     def __init__(self, model: Path, batch_size: int, note: Any) -> None:
         self.restorer = OnnxRestorer(model, "cpu", 1)
@@ -117,7 +117,7 @@ class LocalEngine:
 
 @dataclass
 class Service:
-    """A running one."""
+    """A running service."""
 
     port: int
     engine: LocalEngine
@@ -147,20 +147,20 @@ def running(model: Path, folder: Path, token: str | None = None, **limits: Any) 
 
 
 def wait_until(holds: Any) -> None:
-    """Wait until a function gives something true."""
+    """Wait until a function returns something true."""
     deadline = time.monotonic() + TIMEOUT_S
     while not holds():
-        assert time.monotonic() < deadline, "it never held"
+        assert time.monotonic() < deadline, "the condition never held"
         time.sleep(0.02)
 
 
 def metric(port: int, name: str, **headers: str) -> float:
-    """Give the value of one counter, 0 where it is not there yet."""
+    """Return the value of one counter, 0 if it does not exist yet."""
     lines = ask(port, "/metrics", headers=headers).body.decode().splitlines()
     return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"{name} ")), 0.0)
 
 
 def gzip_bomb(size: int) -> bytes:
-    """Give a valid small scan of noise followed by zeros, compressed: `size` bytes from about a thousandth of them."""
+    """Return a compressed small scan of noise, followed by `size` zeros, which compress about a thousandfold."""
     image = nib.Nifti1Image(np.random.default_rng(0).random(SHAPE, np.float32), np.diag((*SPACING_MM, 1)))
     return gzip.compress(image.to_bytes() + bytes(size))

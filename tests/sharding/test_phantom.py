@@ -154,7 +154,8 @@ def test_cohort_holds_two_thirds_pairs_and_says_so(cohort):
 
 
 def test_listing_is_a_shard_configuration_of_files_that_exist(cohort):
-    real, ixi = from_tree(ShardConfig, yaml.safe_load((cohort[0] / "cohorts.yaml").read_text()), "cohorts.yaml").cohorts
+    tree = {"out": "shards"} | yaml.safe_load((cohort[0] / "cohorts.yaml").read_text())
+    real, ixi = from_tree(ShardConfig, tree, "cohorts.yaml").cohorts
     assert (real.name, real.synthetic, real.split) == ("real", 1, {"val": 1, "test": 1})
     assert (ixi.name, ixi.synthetic, ixi.low) == ("ixi", 1, None)
     assert (cohort[0] / str(real.low).format(subject="sub-03", slice="039")).is_file()

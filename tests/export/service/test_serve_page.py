@@ -1,4 +1,4 @@
-"""The page in a real browser: a scan is sent, both volumes are shown, and keys suffice."""
+"""The page in a real browser: it sends a scan, shows both volumes, and needs no mouse."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +8,8 @@ import pytest
 from browser import Browser, find_chromium
 from serving import Service, ask, running, send, wait_until, write_scan
 
-# Of all canvases: the middle of what is bright, as shares of width from the left and of height from the top, and a sum.
+# For each canvas: the centre of its bright pixels, as shares of the width from the left and of the height from the top,
+# and a checksum.
 CANVASES = """[...document.querySelectorAll("canvas")].map((canvas) => {
   const { width, height } = canvas;
   const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
@@ -16,7 +17,7 @@ CANVASES = """[...document.querySelectorAll("canvas")].map((canvas) => {
   for (let pixel = 0; pixel < width * height; pixel++) {
     const [red, green, blue] = data.slice(4 * pixel, 4 * pixel + 3);
     sum = (sum * 31 + red + green + blue) % 1000003;
-    // What is not grey is the crosshair or a letter.
+    // Coloured pixels belong to the crosshair or to a letter.
     if (red === green && green === blue && red > 127) {
       weight += 1; x += pixel % width; y += Math.floor(pixel / width);
     }
@@ -32,7 +33,7 @@ ERROR = 'document.getElementById("error").hidden ? "" : document.getElementById(
 def browser() -> Iterator[Browser]:
     program = find_chromium()
     if program is None:
-        pytest.skip("no Chromium here: install chromium (Debian's package) to test the page in it")
+        pytest.skip("there is no Chromium; install Debian's package chromium to test the page")
     opened = Browser(program)
     yield opened
     opened.close()
@@ -46,7 +47,7 @@ def service(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture(scope="module")
 def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dark scan, stored L-P-S, with a bright block at the right, front and top."""
+    """A dark scan, stored L-P-S, with a bright block at the right, the front and the top."""
     voxels = np.random.default_rng(0).random((12, 14, 6), np.float32)
     voxels[1:4, 1:4, 4:6] += 30
     return write_scan(tmp_path_factory.mktemp("scan") / "a <b>scan.nii.gz", voxels=voxels)
@@ -89,7 +90,7 @@ def test_right_front_and_top_are_where_they_belong(browser: Browser, service: Se
         assert y < 0.4
 
 
-def test_keys_suffice(browser: Browser, service: Service, scan: Path) -> None:
+def test_the_keyboard_suffices(browser: Browser, service: Service, scan: Path) -> None:
     browser.open(address(service), 1280)
     browser.press("Tab")
     assert browser.ask("document.activeElement.id") == "file"
@@ -102,7 +103,7 @@ def test_keys_suffice(browser: Browser, service: Service, scan: Path) -> None:
     assert browser.ask("document.activeElement.id") == "download"
     browser.press("Tab")
     assert browser.ask("document.activeElement.tagName") == "CANVAS"
-    # In the sagittal plane: to the front, to the top, and one slice to the right.
+    # In the sagittal plane: to the front, to the top, and to the next slice on the right.
     for key, expected in (("ArrowRight", [10, 13, 16]), ("ArrowUp", [10, 13, 17]), ("PageUp", [11, 13, 17])):
         browser.press(key)
         browser.wait_for(f"String({OUTPUTS}) === '{','.join(map(str, expected))}'")
@@ -122,7 +123,7 @@ def test_a_click_moves_the_crosshair(browser: Browser, service: Service, scan: P
     place = {"x": box["x"] + 0.26 * box["width"], "y": box["y"] + 0.26 * box["height"], "button": "left"}
     browser.call("Input.dispatchMouseEvent", type="mousePressed", clickCount=1, buttons=1, **place)
     browser.call("Input.dispatchMouseEvent", type="mouseReleased", clickCount=1, **place)
-    # A quarter of 22 voxels from the back, a quarter of 30 from the top.
+    # A quarter of 22 voxels from the back, and a quarter of 30 from the top.
     browser.wait_for(f"String({OUTPUTS}) === '10,6,23'")
 
 
@@ -131,10 +132,10 @@ def test_errors_are_shown_in_words(browser: Browser, service: Service, scan: Pat
     browser.open(address(service), 1280)
     browser.choose_file("#file", series)
     browser.wait_for(ERROR)
-    sentence = "expected 3 dimensions, found 4 (shape (12, 14, 6, 2)); extract one volume first"
-    assert browser.ask(ERROR) == f"Series.nii.gz: {sentence}."
+    sentence = "expected 3 dimensions, found 4 (shape (12, 14, 6, 2)). Extract one volume first."
+    assert browser.ask(ERROR) == f"Series.nii.gz: {sentence}"
     assert not browser.ask(SHOWN)
-    # The next one is not held up by it.
+    # The next scan is still accepted.
     browser.choose_file("#file", scan)
     browser.wait_for(SHOWN)
     assert browser.ask(ERROR) == ""
@@ -152,7 +153,7 @@ def test_progress_is_shown_and_can_be_stopped(browser: Browser, service: Service
     assert not browser.ask(SHOWN)
 
 
-def test_a_token_is_asked_for_and_taken(browser: Browser, tiny_model: Path, scan: Path, tmp_path: Path) -> None:
+def test_the_page_asks_for_the_token(browser: Browser, tiny_model: Path, scan: Path, tmp_path: Path) -> None:
     with running(tiny_model, tmp_path / "w", token="a-token") as service:
         browser.open(address(service), 1280)
         browser.wait_for('document.activeElement.id === "token"')
@@ -174,7 +175,7 @@ def test_a_token_is_asked_for_and_taken(browser: Browser, tiny_model: Path, scan
         assert about.count("Model:") == 1
 
 
-def test_a_phone_shows_all_of_it_without_scrolling_sideways(browser: Browser, service: Service, scan: Path) -> None:
+def test_a_phone_shows_the_page_without_scrolling_sideways(browser: Browser, service: Service, scan: Path) -> None:
     show(browser, service, scan, width=390)
     assert browser.ask("document.documentElement.scrollWidth") <= 390
     overflowing = browser.ask(

@@ -1,4 +1,4 @@
-"""Strips of several scans share batches, and nobody gets another's values, or waits for ever."""
+"""Strips of several scans share batches; no scan gets another's values or waits for ever."""
 
 import asyncio
 import threading
@@ -15,7 +15,7 @@ from upfield.export.service.replicas.strips import MAX_STRIPS, RestoredStrip, St
 BATCH = 4
 
 
-def test_a_strips_values_do_not_depend_on_its_company(tiny_model: Path) -> None:
+def test_a_strips_values_do_not_depend_on_other_strips(tiny_model: Path) -> None:
     restorer = OnnxRestorer(tiny_model, "cpu", 1)
     rng = np.random.default_rng(0)
     volumes = [rng.random((count, 20, 24), np.float32) for count in (11, 5, 1)]
@@ -28,8 +28,8 @@ def test_a_strips_values_do_not_depend_on_its_company(tiny_model: Path) -> None:
     assert [(batch.slices, batch.scans) for batch in told] == [(4, 1), (4, 1), (4, 2), (4, 1), (1, 1)]
 
 
-class Held:
-    """A model that gives back what it gets, or fails, once it is let go."""
+class GatedModel:
+    """A model that waits for its gate, then returns its input or fails."""
 
     context, normalisation = 0, ""
 
@@ -51,16 +51,16 @@ def strip(owner: str, count: int, rows: int = 2) -> Strip:
 
 
 async def waiting(batcher: StripBatcher, strips: list[Strip]) -> list[asyncio.Task[RestoredStrip]]:
-    """Hand strips in, one after the other, until all of them wait."""
+    """Submit strips one after the other until all of them wait."""
     tasks = [asyncio.create_task(batcher.restore(one)) for one in strips]
     for _ in range(len(strips) + 2):
         await asyncio.sleep(0)
     return tasks
 
 
-def run_held(work: Callable[[Held, StripBatcher], Awaitable[None]]) -> Held:
-    """Run `work` with a batcher whose model is at work on a first strip."""
-    model = Held()
+def run_held(work: Callable[[GatedModel, StripBatcher], Awaitable[None]]) -> GatedModel:
+    """Run `work` with a batcher whose model is busy with a first strip."""
+    model = GatedModel()
 
     async def run() -> None:
         batcher = StripBatcher(model, BATCH)
@@ -75,8 +75,8 @@ def run_held(work: Callable[[Held, StripBatcher], Awaitable[None]]) -> Held:
     return model
 
 
-def test_strips_that_come_during_a_call_share_the_next_one() -> None:
-    async def work(model: Held, batcher: StripBatcher) -> None:
+def test_strips_that_arrive_during_a_call_share_the_next_one() -> None:
+    async def work(model: GatedModel, batcher: StripBatcher) -> None:
         strips = [strip("b", 1), strip("c", 3), strip("d", 2, rows=3), strip("e", 2), strip("b", 2), strip("c", 1)]
         tasks = await waiting(batcher, strips)
         model.gate.set()
@@ -85,13 +85,13 @@ def test_strips_that_come_during_a_call_share_the_next_one() -> None:
         told = [batch for task in tasks for batch in task.result().batches]
         assert [(batch.slices, batch.scans) for batch in told] == [(4, 2), (4, 2), (2, 1), (1, 1)]
 
-    # The first alone; four of one shape, of two other scans and one more; the one of another shape; what is left.
+    # The first strip alone; then four strips of one shape; then the strip of another shape; then the last strip.
     assert [shape[0] for shape in run_held(work).calls] == [3, 4, 4, 2, 1]
     assert MAX_STRIPS == 4
 
 
-def test_whoever_has_gone_is_not_restored_and_the_others_are() -> None:
-    async def work(model: Held, batcher: StripBatcher) -> None:
+def test_a_cancelled_strip_is_not_restored_and_the_others_are() -> None:
+    async def work(model: GatedModel, batcher: StripBatcher) -> None:
         tasks = await waiting(batcher, [strip("b", 4), strip("c", 4)])
         tasks[0].cancel()
         await asyncio.wait(tasks[:1])
@@ -101,8 +101,8 @@ def test_whoever_has_gone_is_not_restored_and_the_others_are() -> None:
     assert [shape[0] for shape in run_held(work).calls] == [3, 4]
 
 
-def test_a_call_that_fails_is_told_to_all_its_strips_and_the_next_one_goes_on() -> None:
-    async def work(model: Held, batcher: StripBatcher) -> None:
+def test_a_failed_call_fails_all_its_strips_and_the_next_call_works() -> None:
+    async def work(model: GatedModel, batcher: StripBatcher) -> None:
         model.failing = True
         tasks = await waiting(batcher, [strip("b", 4), strip("c", 4)])
         model.gate.set()

@@ -1,7 +1,10 @@
 """A scan is read in one pass: its header is parsed once, and its content is inflated once."""
 
+import asyncio
 import gzip
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,8 @@ from isal import igzip
 from nibabel.freesurfer.mghformat import MGHHeader, MGHImage
 from nibabel.nifti1 import Nifti1Header
 from serving import running, send, write_scan
+
+from upfield.export.service.scan_requests.enhancement import in_thread
 
 
 def count_readings(monkeypatch: pytest.MonkeyPatch, content: bytes) -> Counter[str]:
@@ -59,3 +64,20 @@ def test_a_header_is_parsed_once_and_an_upload_is_inflated_once(
     assert counted["parsed"] == 1
     assert counted["inflated"] == (0 if suffix == "nii" else 1)
     assert nib.Nifti1Image.from_bytes(gzip.decompress(answer.body)).shape == (19, 22, 30)
+
+
+def test_a_scan_cancelled_before_it_has_a_thread_is_not_read() -> None:
+    async def run() -> None:
+        gate, read = threading.Event(), []
+        with ThreadPoolExecutor(1) as executor:
+            held = executor.submit(gate.wait, 60)
+            late = asyncio.create_task(in_thread(executor, read.append, "a scan"))
+            await asyncio.sleep(0)
+            late.cancel()
+            await asyncio.wait([late], timeout=30)
+            assert late.cancelled()
+            gate.set()
+            assert held.result(60)
+        assert read == []
+
+    asyncio.run(run())
