@@ -51,8 +51,11 @@ def explain(
             return f"{name}: {problem}"
     kinds = dict(leaves(schema))
     for key, text in flags.items():
-        value = _read_flag(text)
-        if key in kinds and (problem := _problem_of_value(value, kinds[key], f"--{key}")):
+        if key not in kinds:
+            continue
+        problem = _problem_of_value(_read_flag(text), kinds[key], f"--{key}")
+        # YAML reads `no` as false, but jsonargparse also tries the text itself.
+        if problem and _problem_of_value(text, kinds[key], f"--{key}"):
             return problem
     message = " ".join(str(error).split())
     if absent := MISSING_KEYS.search(message):
