@@ -179,7 +179,7 @@ def test_a_new_subject_that_copies_an_old_one_is_refused(run_cli, cohort, out):
     assert run_cli(main, *arguments(cohort, out, "both.yaml"))[0] == 2
     (problem,) = json.loads(out.with_name("shards.problems.json").read_text())["problems"]
     assert (problem["cohort"], problem["check"]) == ("site_b", "same")
-    assert "the same content as another subject's high field" in problem["message"]
+    assert "the same content as the high field of another subject" in problem["message"]
     assert state(out) == before
 
 
