@@ -111,7 +111,7 @@ def test_a_flag_of_the_wrong_type_is_refused_with_its_name():
 
 def test_the_flag_that_is_wrong_is_blamed_whatever_yaml_takes_other_flags_for():
     flags = ["--data.shards", "a", "--run.out", "b", "--run.precision", "no", "--data.batch_size", "many"]
-    with pytest.raises(InputError, match="^--data.batch_size: expected a whole number"):
+    with pytest.raises(InputError, match=r"^--data\.batch_size: expected a whole number"):
         parse(TRAIN, flags)
 
 
