@@ -59,8 +59,8 @@ def test_a_signal_saves_and_leaves_with_zero(tiny_shards: Path, tmp_path: Path) 
         (["--data.shards", "nowhere"], "there is no shard set here"),
         (["--data.batch_sise", "4"], "did you mean --data.batch_size?"),
         (["--optim.lr", "-1"], "expected a positive rate"),
-        (["--run.precision", "fp16"], "fp16 needs a GPU, and none was found"),
-        (["--run.resume", "nowhere"], "cannot resume from it because model.safetensors is missing"),
+        (["--run.precision", "fp16"], "fp16 needs a GPU, but this machine has none"),
+        (["--run.resume", "nowhere"], "cannot resume from this path because model.safetensors is missing"),
         (["--data.batch_size", "100000"], "expected at least 100000 training samples (data.batch_size)"),
         (["--loss.ms_ssim_weight", "1"], "expected slices or crops of at least 176 x 176, found 24 x 28"),
         (["--data.augment.crop", "[9, 9]", "--loss.ssim_weight", "1"], "expected slices or crops of at least 11 x 11"),
@@ -85,7 +85,7 @@ def test_other_data_or_batches_are_refused_on_resume(tiny_shards: Path, undistur
     arguments = ("--run.resume", str(undisturbed / "checkpoints/last"), "--data.batch_size", "2")
     done = run(*command(tiny_shards, tmp_path / "run", *arguments))
     assert done.returncode == 2
-    assert "expected batch_size 4" in done.stderr
+    assert "trained with batch_size 4, but the run has 2" in done.stderr
 
 
 def test_a_run_without_resume_leaves_nothing_of_the_earlier_run(tiny_shards: Path, tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_another_seed_is_refused_on_resume(tiny_shards: Path, undisturbed: Path,
     arguments = ("--run.resume", str(undisturbed / "checkpoints/last"), "--run.seed", "9")
     done = run(*command(tiny_shards, tmp_path / "run", *arguments))
     assert done.returncode == 2
-    assert "expected seed 0 as in its training, found 9" in done.stderr
+    assert "this checkpoint was trained with seed 0, but the run has 9" in done.stderr
 
 
 def test_activation_checkpointing_changes_memory_and_not_the_weights(
