@@ -158,7 +158,7 @@ def free_port() -> int:
 
 
 def threads_per_process(processes: int) -> int:
-    """Return the number of threads per process with which `processes` processes use all cores of this process."""
+    """Return the number of threads per process with which `processes` processes use all available cores."""
     return max(1, len(os.sched_getaffinity(0)) // processes)
 
 
@@ -186,8 +186,8 @@ def ask_children_to_stop(launcher: int) -> None:
 def launch_command(processes: int) -> list[str]:
     """Return the `accelerate launch` command, without a script, for `processes` processes on this machine."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
-    # The thread number is set because Accelerate's default, one thread per process, leaves cores idle.
+    # The number of threads is set because Accelerate's default, one thread per process, leaves cores idle.
     command += ["--dynamo_backend", "no", "--num_processes", str(processes)]
     command += ["--num_cpu_threads_per_process", str(threads_per_process(processes))]
-    # `--multi_gpu` also on CPUs, because `--cpu` starts only one process. Port 0 means any free port.
+    # Pass `--multi_gpu` on CPUs too, because `--cpu` starts only one process. Port 0 means any free port.
     return [*command, *(["--multi_gpu", "--main_process_port", "0"] if processes > 1 else ["--quiet"])]

@@ -97,7 +97,7 @@ class Learner:
 
 
 def build_network(config: TrainConfig, manifest: Manifest, accelerator: Accelerator) -> Amir:
-    """Build the network, with the same weights on every rank, on the rank's device.
+    """Build the network on the device of this rank, with the same weights on every rank.
 
     Raises:
         InputError: the weights of `model.init` do not fit the configured model.

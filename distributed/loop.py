@@ -82,7 +82,7 @@ def finish_step(run: TrainingRun, log: RunLog, interval: LogInterval, batch: Bat
         log_step(run, log, interval)
     save_now = stop.agreed or is_due(run, config.run.checkpoint_every)
     with interval.paused():
-        # Save before the validation, because it takes so long that a crash or a signal may end the process meanwhile.
+        # Save before the validation, which takes so long that a crash or a signal may end the process in the meantime.
         if save_now:
             save(run)
         if is_due(run, config.run.validate_every) and not stop.agreed:

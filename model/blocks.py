@@ -130,7 +130,7 @@ class ChannelAttention(nn.Module):
 
 
 class GatedFeedForward(nn.Module):
-    """Feed-forward layer with depthwise convolutions, in which half of the channels gates the rest (Restormer, eq. 2)."""
+    """Feed-forward layer with depthwise convolutions; half of the channels gate the rest (Restormer, eq. 2)."""
 
     recompute = False
 

@@ -62,7 +62,7 @@ class LogInterval:
             self._progress.pending_steps += 1
 
     def finish(self, accelerator: Accelerator) -> dict[str, float]:
-        """Return the interval's figures and start the next one. Collective: ALL ranks call it.
+        """Return the figures of the interval, and start the next interval. Collective: ALL ranks call it.
 
         `data_wait` is the share of time that the rank with the longest waits spent waiting for data. `memory_gb` is the
         memory of the rank that uses the most.

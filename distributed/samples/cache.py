@@ -1,8 +1,8 @@
 """The node's cache: a folder of downloaded shards, limited in bytes, that all processes of a node share.
 
-Files are named after the sha256 of their shard. Two sets, or two states of one set, can therefore share the folder, and
-an extended set still finds its old shards. Processes lock files with flock, because the kernel releases such locks
-however a process ends. The folder holds:
+Files are named after the sha256 of their shard. Two sets, or two states of one set, therefore never mix, and an
+extended set still finds its old shards. Processes lock files with flock, because the kernel releases such locks however
+a process ends. The folder holds:
 
     SHA256.tar, .idx         complete files; a shared lock of a process that needs the file prevents its eviction
     SHA256.tar.lock          locked by the one process that downloads the file; holds the number of bytes it needs

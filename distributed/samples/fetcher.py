@@ -17,7 +17,8 @@ from upfield.distributed.samples.order import epoch_windows
 from upfield.distributed.samples.reader import Batch, TrainingBatches
 from upfield.distributed.samples.remote_files import RemoteFiles
 
-# Number of downloads per rank. A few are enough for a node's network, because its ranks begin with different shards.
+# Number of simultaneous downloads per rank. A few saturate a node's network, and the ranks of a node begin with
+# different shards.
 NUM_FETCHES = 4
 CLOSE_WAIT_S = 5.0
 
@@ -185,8 +186,9 @@ def _run_fetcher(batches: TrainingBatches, steps: range, ahead: int) -> Iterator
     if not isinstance(source, RemoteFiles):
         yield lambda _: None
         return
-    entries, s = batches.split.entries, batches.plan
-    schedule = FetchSchedule(s.seed, batches.split.shard_sizes, s.window_shards, s.batch_size, steps.stop, ahead)
+    entries, plan = batches.split.entries, batches.plan
+    sizes = batches.split.shard_sizes
+    schedule = FetchSchedule(plan.seed, sizes, plan.window_shards, plan.batch_size, steps.stop, ahead)
     fetcher = Fetcher(lambda shard, stopped: source.hold(entries[shard], stopped), schedule)
     try:
         fetcher.start(steps.start)

@@ -136,11 +136,11 @@ class TrainingBatches:
     def samples_at(self, step: int) -> NDArray[np.int64]:
         """Compute the sample numbers `(batch_size / world_size,)` of this process at global step `step`, from 0."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        s = self.plan
+        plan = self.plan
         if epoch != self._epoch:
             self._epoch = epoch
-            self._order = epoch_order(s.seed, epoch, self.split.shard_sizes, s.window_shards)
-        return rank_share(self._order, step_in_epoch, s.batch_size, s.rank, s.world_size)
+            self._order = epoch_order(plan.seed, epoch, self.split.shard_sizes, plan.window_shards)
+        return rank_share(self._order, step_in_epoch, plan.batch_size, plan.rank, plan.world_size)
 
     def read(self, split: ShardSplit, step: int, samples: NDArray[np.int64], memory: Allocator) -> Batch:
         """Read and augment the samples `(N,)` of a step.

@@ -119,10 +119,10 @@ class RemoteFiles:
 
     def _read_manifest(self, part: Path) -> Manifest:
         manifest = parse_manifest(part.read_bytes(), self._where(MANIFEST))
-        said, follows = manifest.tree.get("manifest_sha256"), hash_manifest(manifest.tree)
-        if said != follows:
+        stored, computed = manifest.tree.get("manifest_sha256"), hash_manifest(manifest.tree)
+        if stored != computed:
             raise ValueError(
-                f"the manifest was changed: its manifest_sha256 is {said}, but the rest of the manifest has {follows}"
+                f"the manifest was changed: its manifest_sha256 is {stored}, but its content has {computed}"
             )
         return manifest
 
@@ -143,8 +143,8 @@ class RemoteFiles:
 
     def _download_tar(self, entry: ShardEntry, part: Path, stopped: threading.Event) -> None:
         def check(path: Path) -> None:
-            if (found := path.stat().st_size) != entry.bytes:
-                raise ValueError(f"the file has {found} bytes")
+            if (num_bytes := path.stat().st_size) != entry.bytes:
+                raise ValueError(f"the file has {num_bytes} bytes")
             if (sha256 := hash_file(path)) != entry.sha256:
                 raise ValueError(f"the file has sha256 {sha256}")
 

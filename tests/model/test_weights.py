@@ -15,7 +15,7 @@ def network() -> Amir:
     return Amir(AmirConfig.preset("tiny")).eval()
 
 
-def test_a_saved_network_comes_back_with_its_sizes(network: Amir, tmp_path: Path) -> None:
+def test_a_saved_network_is_read_with_its_sizes(network: Amir, tmp_path: Path) -> None:
     save_model(network, tmp_path / "model.safetensors")
     loaded = load_model(tmp_path / "model.safetensors")
     assert loaded.config == network.config
