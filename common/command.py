@@ -14,9 +14,8 @@ import threading
 import traceback
 from argparse import SUPPRESS
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
@@ -112,11 +111,13 @@ def parse(command: Command, argv: list[str]) -> Any:
     tokens = [token for token in tokens if token not in empty]
     given = dict(token.removeprefix("--").split("=", 1) for token in tokens if "=" in token)
 
-    def shown(key: str) -> str:
-        return key.upper() if key in command.positional else f"--{key}"
+    def words_of(error: Exception) -> str:
+        trees = {str(file): read_yaml(file) for file in files}
+        flags = {key: (_read_flag(text), text) for key, text in given.items()}
+        names = {name: name.upper() for name in command.positional}
+        return explain(error, command.schema, trees, flags, lambda key: names.get(key, f"--{key}"))
 
-    trees = {str(file): partial(read_yaml, file) for file in files}
-    config = _checked(lambda: parser.parse_args(tokens), parser, command.schema, trees, given, shown)
+    config = _checked(lambda: parser.parse_args(tokens), parser, command.schema, words_of)
     for name, key in command.folder_of.items():
         if getattr(config, name) is None and key not in given and (file := _last_with(key, files)):
             config = replace(config, **{name: file.absolute().parent})
@@ -150,11 +151,13 @@ def from_tree(schema: type[C], tree: dict[str, Any], where: str) -> C:
     parser = _build_parser(Command("", schema, lambda _: 0))
     if not isinstance(tree, dict):
         raise InputError(f"{where}: {problem_of(tree, schema)}")
-    # jsonargparse writes into what it parses.
+
+    def words_of(error: Exception) -> str:
+        return explain(error, schema, {where: tree}, {}, str)
+
+    own = copy.deepcopy(tree)  # jsonargparse writes into what it parses
     try:
-        return _checked(
-            lambda: parser.parse_object(copy.deepcopy(tree)), parser, schema, {where: lambda: tree}, {}, str
-        )
+        return _checked(lambda: parser.parse_object(own), parser, schema, words_of)
     except InputError as error:
         message = str(error)
         raise InputError(message if message.startswith(f"{where}: ") else f"{where}: {message}") from error
@@ -201,6 +204,15 @@ def load_yaml(text: str) -> Any:
     special = r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
     Loader.add_implicit_resolver(changed[1], re.compile(rf"(?:{number}|{special})\Z"), list("-+.0123456789"))
     return yaml.load(text, Loader)
+
+
+def _read_flag(text: str) -> Any:
+    import yaml
+
+    try:
+        return load_yaml(text)
+    except yaml.YAMLError:
+        return text
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -251,16 +263,14 @@ def _checked(
     parse_values: Callable[[], Any],
     parser: Any,
     schema: type[C],
-    trees: Mapping[str, Callable[[], Any]],
-    given: Mapping[str, str],
-    shown: Callable[[str], str],
+    words_of: Callable[[Exception], str],
 ) -> C:
-    """Parse, and build the dataclass; refuse in plain words what either step, or the check after them, refuses."""
+    """Parse, build the dataclass, and check it. `words_of` puts an error of the first two steps into plain words."""
     try:
         values = parser.instantiate(parse_values())
         config = schema(**{f.name: getattr(values, f.name) for f in fields(schema)})  # pyright: ignore[reportArgumentType]
     except REFUSALS as error:
-        raise InputError(explain(error, schema, trees, given, shown)) from error
+        raise InputError(words_of(error)) from error
     for key, problem in values_that_do_not_fit(config, schema):
         raise InputError(f"{key}: {problem}")
     return config

@@ -12,7 +12,6 @@ from upfield.export.modelfile.card import ModelCard
 from upfield.export.service.access import read_token
 from upfield.export.service.counters import Counters
 from upfield.export.service.model_info import model_info, read_model
-from upfield.export.service.replicas.ray_engine import RayEngine
 from upfield.export.service.web_server import begin_to_listen, is_loopback, listen, uvicorn_config
 from upfield.export.service.webapp import build_app
 from upfield.export.service.work_folder import work_folder
@@ -55,6 +54,9 @@ def answer_requests(
     Raises:
         KeyboardInterrupt: after a signal, once the accepted requests are answered.
     """
+    # Importing Ray Serve takes seconds: wrong input is reported before.
+    from upfield.export.service.replicas.ray_engine import RayEngine
+
     counters = Counters(config.batch_size)
     with work_folder(Path(tempfile.gettempdir())) as folder, work_folder(SHORT_FOLDER) as ray_folder:
         engine = RayEngine(config, card, counters.note_batch, ray_folder)
