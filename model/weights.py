@@ -96,7 +96,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Read initial weights from a safetensors file or a published `.pth` file. No code in the file is executed.
 
     Returns:
-        Tensors by the name of their parameter or buffer.
+        Tensors by the name of their parameter or buffer, with the shapes of the network that was saved.
 
     Raises:
         ValueError: the file is neither a safetensors file nor a checkpoint that holds only tensors.
