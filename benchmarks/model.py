@@ -243,7 +243,7 @@ def product_rate(device: str, bf16: bool) -> float:
 
 
 def memory(arguments: argparse.Namespace, row: Row, use: str, size: tuple[int, int]) -> float:
-    """Measure the peak memory of a row in GB in a separate process: on a GPU torch's, on a CPU the process's."""
+    """Measure the peak memory of a row in GB in a separate process; on a GPU only what torch allocates counts."""
     job = {"row": asdict(row), "use": use, "size": size}
     command = [sys.executable, __file__, *sys.argv[1:], "--only", json.dumps(job)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -2,10 +2,10 @@
 
 The same samples, of real size, are written for upfield and WebDataset (the same tars), MosaicML Streaming and LitData.
 Each loader reads shuffled batches of low and high field as float16 tensors, epoch after epoch, from files in the page
-cache. Before it is timed, its first epoch is checked: it must hold every sample once. Each measurement runs in its own
-process. Each round measures every loader once, so that a noisy machine disturbs all of them alike, and the best round
-counts. The clock starts after the first tenth of an epoch, so starting workers is not timed. torch has one thread,
-because with more threads collating is many times slower if another process uses the second core.
+cache. The first epoch is not timed; it must hold every sample once. Each measurement runs in its own process. Each
+round measures every loader once, so that a noisy machine disturbs all of them alike, and the best round counts. The
+clock starts after the first tenth of an epoch, so starting workers is not timed. torch has one thread, because with
+more threads collating is many times slower if another process uses the second core.
 
 Two bounds are measured without workers and batches: whole files with one `read()` each, and 1 MiB at a time into the
 same memory, the fastest way out of the page cache. Targets: at least 5 times the speed of the best other loader, and

@@ -5,8 +5,8 @@ Nothing is run on a cluster: a model computes all numbers. Each of its parameter
 - Each GPU takes `slices_per_gpu` slices per step, however many GPUs there are, so the global batch grows with them. A
   slice takes `slice_s` seconds. The default is an estimate: 0.57 TFLOP per slice of the published network, at a tenth
   of an H100's 990 TFLOP/s. Measure your own value with benchmarks/gpu_training.py.
-- All GPUs wait for the slowest one. The step time of a GPU is assumed to vary normally, with a standard deviation of
-  `spread` times its length. The step time of n GPUs is the expected maximum of n such times.
+- All GPUs wait for the slowest one. The step time of a GPU is assumed to be normally distributed, with a standard
+  deviation of `spread` times its mean. The step time of n GPUs is the expected maximum of n such times.
 - Gradients (23.5 million float32 values) are exchanged in one ring per node and one ring between nodes. The exchange
   overlaps with the backward pass, which is the share `overlap` of a step. GPUs wait for the rest of the exchange.
 - Each process reads samples ahead, `read_samples_s` per second (measured, benchmarks/tables/reader.txt).
@@ -52,7 +52,7 @@ CHECK_REPEATS = 3
 
 @dataclass(frozen=True)
 class Cluster:
-    """Parameters of the model; the text of the module explains them."""
+    """Parameters of the model."""
 
     slice_s: float = 0.571 / 99
     slices_per_gpu: int = 4

@@ -91,7 +91,7 @@ def make_model(path: Path) -> Path:
 
 
 def make_scans(folder: Path, count: int, shapes: Sequence[tuple[int, int, int]]) -> list[Path]:
-    """Write scans of noise, whose shapes take turns, and return their paths."""
+    """Write scans of noise with alternating shapes, and return their paths."""
     folder.mkdir()
     paths = [folder / f"scan{number:03d}.nii.gz" for number in range(count)]
     for number, path in enumerate(paths):

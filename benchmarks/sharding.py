@@ -7,8 +7,8 @@ zooms for both values of `fit`, although crop_pad would need further steps in sc
 subject, so that two jobs share six subjects; its start takes more than a second of the time. The third table shows time
 and memory for many subjects, whose files are made during the run.
 
-`--subjects 18 200 450` prints all rows of the third table. `--folder` is where files are made (450 subjects: about
-25 GB).
+`--subjects 18 200 450` prints all rows of the third table. `--folder` sets the folder for temporary files (450
+subjects: about 25 GB).
 """
 
 import argparse
@@ -228,7 +228,7 @@ def run_shard(cohorts: Path, out: Path, *more: str) -> tuple[float, float, float
 
 
 def compare_whole(folder: Path, num_pairs: int, num_volumes: int) -> None:
-    """Print the second table: from NIfTI files to shards on disk, with the start of the program."""
+    """Print the second table: from NIfTI files to shards on disk, including the start of the program."""
     print(f"\n{'files to shards':<44} {'seconds':>10} {'samples/s':>12} {'ratio':>7}")
     started = time.perf_counter()
     samples = plain_shards(folder, num_pairs, num_volumes, folder / "plain")

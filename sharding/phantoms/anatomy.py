@@ -139,7 +139,7 @@ class Blur:
     cutoff: float
     """Highest in-plane frequency measured, relative to the highest that the low-field voxels can represent."""
     taper: float
-    """Fraction of the measured frequencies that a Tukey window damps, above 0; a smaller share causes more ringing."""
+    """Fraction of the measured frequencies that a Tukey window damps, above 0; smaller values cause more ringing."""
 
 
 def load_template(stride: int = 1) -> Template:

@@ -11,7 +11,7 @@ from upfield.sharding.previews.selection import choose_groups, choose_volumes
 from upfield.sharding.previews.slider import draw_slider
 from upfield.sharding.shardset.shard_split import ShardSplit
 
-# The limits are what fits in one picture, and what a browser opens without trouble (about 40 MB).
+# One picture has room for 80 pairs, and browsers open pages of 24 (about 40 MB) without trouble.
 MAX_PAIRS = {".png": 80, ".html": 24}
 
 

@@ -75,7 +75,7 @@ def choose_groups(split: ShardSplit, pairs: int, seed: int) -> list[Group]:
         seed: seed of the choice.
 
     Returns:
-        A group for every cohort and kind of the split, in order. If `pairs` is too small for all, some show nothing.
+        A group for every cohort and kind of the split, in order. If `pairs` is too small for all, some are empty.
     """
     members: dict[tuple[str, str], list[int]] = defaultdict(list)
     keys = read_keys(split)
@@ -142,7 +142,7 @@ def read_keys(split: ShardSplit) -> list[SampleKey]:
     """Return the key of every sample of a split, in the order they are stored.
 
     Raises:
-        ShardSetError: `upfield shard` does not write such a key.
+        ShardSetError: a key is not one that `upfield shard` writes.
     """
     return [SampleKey.parse(split.key(sample)) for sample in range(split.num_samples)]
 

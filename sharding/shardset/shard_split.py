@@ -1,7 +1,7 @@
 """Read any sample of a finished shard set by its offset, without scanning a tar.
 
-With samples of the default size, this reader is at least 3.1 times as fast without workers, and 6.3 times with two, as
-the best of WebDataset, MosaicML Streaming and LitData (benchmarks/tables/reader.txt).
+With samples of the default size, this is faster than the best of WebDataset, MosaicML Streaming and LitData: at least
+3.1 times as fast without workers, and 6.3 times with two (benchmarks/tables/reader.txt).
 """
 
 import json

@@ -58,7 +58,7 @@ def verify_set(config: VerifyConfig) -> None:
 
 @dataclass
 class Verification:
-    """One check of a set, with the keys and subjects seen so far, because some problems only show across shards."""
+    """One check of a set. It keeps the keys and subjects seen so far, because some problems only show across shards."""
 
     root: Path
     """Folder of the set."""
@@ -72,7 +72,7 @@ class Verification:
     """(cohort, subject) of each sample seen so far -> the splits that hold samples of it."""
 
     def problems(self) -> Iterator[str]:
-        """Check the whole set and yield a line for each problem, which begins with the file concerned."""
+        """Check the whole set and yield a line for each problem, beginning with the path of the file."""
         path = self.root / MANIFEST
         try:
             yield from (f"{path}: {problem}" for problem in manifest_problems(self.manifest))
@@ -238,7 +238,7 @@ def listed_splits(manifest: Manifest) -> dict[tuple[str, str], set[str]]:
 
 
 def split_problems(listed: dict[tuple[str, str], set[str]], held: dict[tuple[str, str], set[str]]) -> Iterator[str]:
-    """Yield a line for each subject that is not listed in one split alone, with all its samples there.
+    """Yield a line for each subject that is not listed in exactly one split, or has samples in another split.
 
     Args:
         listed: (cohort, subject) -> splits in which the manifest lists it.
