@@ -14,9 +14,8 @@ import threading
 import traceback
 from argparse import SUPPRESS
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
@@ -114,11 +113,13 @@ def parse(command: Command, argv: list[str]) -> Any:
     tokens = [token for token in tokens if token not in empty]
     given = dict(token.removeprefix("--").split("=", 1) for token in tokens if "=" in token)
 
-    def shown(key: str) -> str:
-        return key.upper() if key in command.positional else f"--{key}"
+    def message_of(error: Exception) -> str:
+        trees = {str(file): read_yaml(file) for file in files}
+        flags = {key: (_read_flag(text), text) for key, text in given.items()}
+        names = {name: name.upper() for name in command.positional}
+        return explain(error, command.schema, trees, flags, lambda key: names.get(key, f"--{key}"))
 
-    trees = {str(file): partial(read_yaml, file) for file in files}
-    config = _checked(lambda: parser.parse_args(tokens), parser, command.schema, trees, given, shown)
+    config = _checked(lambda: parser.parse_args(tokens), parser, command.schema, message_of)
     for name, key in command.folder_of.items():
         if getattr(config, name) is None and key not in given and (file := _last_with(key, files)):
             config = replace(config, **{name: file.absolute().parent})
@@ -152,11 +153,13 @@ def from_tree(schema: type[C], tree: dict[str, Any], where: str) -> C:
     parser = _build_parser(Command("", schema, lambda _: 0))
     if not isinstance(tree, dict):
         raise InputError(f"{where}: {problem_of(tree, schema)}")
-    # The tree is copied because jsonargparse modifies the dictionaries that it parses.
+
+    def message_of(error: Exception) -> str:
+        return explain(error, schema, {where: tree}, {}, str)
+
+    own = copy.deepcopy(tree)  # jsonargparse modifies the dictionaries that it parses.
     try:
-        return _checked(
-            lambda: parser.parse_object(copy.deepcopy(tree)), parser, schema, {where: lambda: tree}, {}, str
-        )
+        return _checked(lambda: parser.parse_object(own), parser, schema, message_of)
     except InputError as error:
         message = str(error)
         raise InputError(message if message.startswith(f"{where}: ") else f"{where}: {message}") from error
@@ -203,6 +206,15 @@ def load_yaml(text: str) -> Any:
     special = r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
     Loader.add_implicit_resolver(changed[1], re.compile(rf"(?:{number}|{special})\Z"), list("-+.0123456789"))
     return yaml.load(text, Loader)
+
+
+def _read_flag(text: str) -> Any:
+    import yaml
+
+    try:
+        return load_yaml(text)
+    except yaml.YAMLError:
+        return text
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -253,16 +265,14 @@ def _checked(
     parse_values: Callable[[], Any],
     parser: Any,
     schema: type[C],
-    trees: Mapping[str, Callable[[], Any]],
-    given: Mapping[str, str],
-    shown: Callable[[str], str],
+    message_of: Callable[[Exception], str],
 ) -> C:
-    """Parse the values, and build and check the dataclass. Raise InputError with a plain message on failure."""
+    """Parse the values, build the dataclass and check it. `message_of` words an error of the first two steps."""
     try:
         values = parser.instantiate(parse_values())
         config = schema(**{f.name: getattr(values, f.name) for f in fields(schema)})  # pyright: ignore[reportArgumentType]
     except REFUSALS as error:
-        raise InputError(explain(error, schema, trees, given, shown)) from error
+        raise InputError(message_of(error)) from error
     for key, problem in values_that_do_not_fit(config, schema):
         raise InputError(f"{key}: {problem}")
     return config

@@ -10,7 +10,7 @@ import difflib
 import json
 import re
 from argparse import ArgumentError
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -27,14 +27,13 @@ NAMES: dict[Any, str] = {
     NoneType: "null",
 }
 MISSING_KEYS = re.compile(r"the following arguments are required: (.+)")
-WRONG_VALUE = re.compile(r'Parser key "([^"]+)"')
 
 
 def explain(
     error: Exception,
     schema: type,
-    trees: Mapping[str, Callable[[], Any]],
-    flags: Mapping[str, str],
+    trees: Mapping[str, Any],
+    flags: Mapping[str, Sequence[Any]],
     shown: Callable[[str], str],
 ) -> str:
     """Return one or two sentences that say why a configuration was refused.
@@ -42,21 +41,18 @@ def explain(
     Args:
         error: one of `REFUSALS`.
         schema: dataclass that the configuration should fit.
-        trees: file name -> function that reads the file, for each configuration file.
-        flags: key -> text given on the command line.
+        trees: file name -> content, for each configuration file.
+        flags: key -> the values that its text may stand for, for each key on the command line.
         shown: function that returns the name of a missing key in the message, such as its flag.
     """
-    for name, read in trees.items():
-        if problem := problem_of(read(), schema):
+    for name, tree in trees.items():
+        if problem := problem_of(tree, schema):
             return f"{name}: {problem}"
     kinds = dict(leaves(schema))
-    for key, text in flags.items():
-        if key not in kinds:
-            continue
-        problem = _problem_of_value(_read_flag(text), kinds[key], f"--{key}")
-        # YAML reads `no` as false, but jsonargparse also tries the text itself.
-        if problem and _problem_of_value(text, kinds[key], f"--{key}"):
-            return problem
+    for key, values in flags.items():
+        problems = [_problem_of_value(value, kinds[key], f"--{key}") for value in values if key in kinds]
+        if problems and all(problems):
+            return problems[0] or ""
     message = " ".join(str(error).split())
     if absent := MISSING_KEYS.search(message):
         names = [shown(key) for key in absent[1].split(", ")]
@@ -202,16 +198,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return a hint with the most similar known name, such as ` (did you mean seed?)`, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]}?)" if near else ""
-
-
-def _read_flag(text: str) -> Any:
-    """Parse the value of a flag as jsonargparse does: as YAML, or as plain text if it is not YAML."""
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
 
 
 def _as_json(value: Any) -> str:

@@ -13,6 +13,7 @@ from upfield.common.files import write_text
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 NUMBER = re.compile(r"[+\-]?\d[\d.,]*(e[+\-]?\d+)?( ?(dB|%|s|MB))?|[+\-]?(inf|nan)|-|")
+INTERVAL = re.compile(r"[+\-]?\d[\d.]* to [+\-]?\d[\d.]*")
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1b1e23; --faint: #59616b; --line: #d9dde2; --tint: #f4f6f8;
@@ -72,7 +73,7 @@ def paragraph(text: str, heading: str = "") -> Section:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str | float]], heading: str = "") -> Section:
-    """Return a table. Columns that contain only numbers are aligned to the right.
+    """Return a table. Columns that contain only numbers or intervals are aligned to the right.
 
     Args:
         header: name of each column.
@@ -80,7 +81,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str | float]], heading:
         heading: heading of the section.
     """
     cells = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
-    right = [all(NUMBER.fullmatch(cell) for cell in column) for column in zip(*cells, strict=True)]
+    right = [
+        all(NUMBER.fullmatch(cell) or INTERVAL.fullmatch(cell) for cell in column)
+        for column in zip(*cells, strict=True)
+    ]
     kinds = [' class="number"' if number else "" for number in right or [False] * len(header)]
     head = "".join(f'<th scope="col"{k}>{escape(name)}</th>' for name, k in zip(header, kinds, strict=True))
     body = "".join(

@@ -1,1 +1,1 @@
-"""Takes runs or ONNX files and a shard set; gives their metrics beside those of cubic interpolation, and a report."""
+"""Evaluation: from runs or ONNX files and a shard set to metrics and a report, compared with cubic interpolation."""

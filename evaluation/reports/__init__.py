@@ -1,1 +1,1 @@
-"""Takes the measurements of an evaluation; gives tables, pictures and pages."""
+"""Reports: from the measurements of an evaluation to tables, pictures and HTML pages."""

@@ -49,7 +49,7 @@ def grating(cycles_per_voxel: float) -> NDArray[np.float32]:
 def test_what_the_sampling_gives_is_consistent(centre_mm, sigma_vox, gamma):
     sampling = LowFieldSampling(Grids(GEOMETRY, centre_mm), sigma_vox, gamma)
     volume = draw()
-    found = check_consistency(volume, np.clip(sampling.see(volume), 0, 1), sampling)
+    found = check_consistency(volume, np.clip(sampling.sample(volume), 0, 1), sampling)
     assert found.nrmse < 1e-3
     assert max(found.bands) < 1e-4
     assert found.residual.shape == volume.shape
@@ -69,7 +69,7 @@ def test_averages_over_voxels_are_consistent():
 
 
 def test_brightness_and_contrast_are_no_contradiction():
-    scan = REAL.see(draw())
+    scan = REAL.sample(draw())
     found = check_consistency(np.float32(0.2) + np.float32(0.5) * draw(), scan, REAL)
     assert found.nrmse < 0.01
 
@@ -79,7 +79,7 @@ def test_structure_planted_inside_the_scanner_s_band_is_found_there(share_of_lim
     # A voxel of the low-field grid, 1.6 mm wide, holds at most half a cycle.
     cycles = share_of_limit * 0.5 / 1.6
     clean, planted = grating(0) - np.float32(0.05), grating(cycles)
-    scan = REAL.see(clean)
+    scan = REAL.sample(clean)
     found = check_consistency(planted, scan, REAL)
     assert found.nrmse > 10 * check_consistency(clean, scan, REAL).nrmse
     # Compared in energy, not in shares, because the scan has more energy at low frequencies.
@@ -111,7 +111,7 @@ def test_a_band_s_share_is_its_energy_alone():
 
 def test_structure_beyond_the_scanner_leaves_little_trace():
     clean = grating(0) - np.float32(0.05)
-    scan = REAL.see(clean)
+    scan = REAL.sample(clean)
     inside, beyond = (check_consistency(grating(cycles), scan, REAL).nrmse for cycles in (0.1, 0.47))
     # Structure beyond the limit is aliased into the band, weakened by the average over a voxel.
     assert beyond < 0.3 * inside
@@ -169,10 +169,10 @@ def test_stacks_are_resized_unless_the_cohort_says_otherwise(tiny_shards: Path, 
 
 def test_a_scan_s_voxels_are_shown_as_blocks():
     volume = draw()
-    shown = REAL.scan(REAL.see(volume))
+    shown = REAL.scan_blocks(REAL.sample(volume))
     assert shown.shape == volume.shape
     assert len(np.unique(shown[16, :, 20])) <= GEOMETRY.low_shape[1]
-    assert np.corrcoef(shown.ravel(), REAL.see(volume).ravel())[0, 1] > 0.95
+    assert np.corrcoef(shown.ravel(), REAL.sample(volume).ravel())[0, 1] > 0.95
 
 
 def test_the_line_is_that_of_least_squares():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from upfield.evaluation.disagreement import NOISE_STD, answers, disagreement, moved, shift
+from upfield.evaluation.disagreement import NOISE_STD, disagreement, move, restore_perturbed, shift
 
 
 def draw(channels: int = 1) -> np.ndarray:
@@ -23,14 +23,14 @@ def test_moving_is_scipy_s():
     images = draw(2)
     expected = ndimage.shift(images.astype(np.float64), (0, 0, 0.5, 0.5), order=3, mode="nearest")
     # Near the border the two differ, because they continue the image differently.
-    assert np.abs(moved(images, 0.5) - expected)[..., 10:-10, 10:-10].max() < 1e-5
+    assert np.abs(move(images, 0.5) - expected)[..., 10:-10, 10:-10].max() < 1e-5
     assert shift(images, 0.5).min() >= 0
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_identity_agrees_with_itself_but_for_the_noise(channels):
     low = draw(channels)
-    mirrored, shifted, noisy = answers(low, middle(low), middle, seed=0)
+    mirrored, shifted, noisy = restore_perturbed(low, middle(low), middle, seed=0)
     assert np.array_equal(mirrored, middle(low))
     assert np.array_equal(shifted, middle(low))
     inside = (middle(low) > 0.1) & (middle(low) < 0.9)
@@ -75,7 +75,7 @@ def test_neighbouring_slices_change_places_in_the_mirror():
         seen.append(images)
         return middle(images)
 
-    next(answers(low, middle(low), remember, seed=0))
+    next(restore_perturbed(low, middle(low), remember, seed=0))
     assert np.array_equal(seen[0], low[:, ::-1, ::-1])
 
 

@@ -95,7 +95,7 @@ def test_another_model_is_measured_beside_it(through_onnx: Path) -> None:
     difference = tree["differences"]["model - against"]["psnr_slice"]
     assert difference["mean"] == pytest.approx(0, abs=1e-4)
     assert difference["subjects"] == SUBJECTS
-    assert "The model against the other" in (through_onnx / "report.html").read_text()
+    assert "Comparison with the other model" in (through_onnx / "report.html").read_text()
     assert {row["subject"] for row in rows(through_onnx / "volumes.csv")} == {
         row["subject"] for row in tree["subjects"]
     }
@@ -240,5 +240,5 @@ def test_volumes_of_an_earlier_evaluation_are_named(
     arguments = ["--shards", tiny_shards, "--out", tmp_path, "--perturb", "false", "--save_volumes", "true"]
     code, out, _ = run_cli(main, tiny_run, *arguments)
     assert code == 0
-    assert "1 volume is left from an earlier evaluation, such as old.nii.gz" in out
+    assert "old.nii.gz is left from an earlier evaluation. Delete what you no longer need." in out
     assert len(list((tmp_path / "volumes").iterdir())) == 1 + sum(read(tmp_path)["about"]["volumes"].values())

@@ -72,7 +72,7 @@ def change(name: str) -> Callable[[dict[str, Any]], None]:
     [
         (None, ["nowhere"], "nowhere: no such run or .onnx file"),
         (None, ["nowhere.onnx"], "nowhere.onnx: no such run or .onnx file"),
-        (None, ["FILE"], "file: neither the folder of a run nor an .onnx file"),
+        (None, ["FILE"], "file: this is neither a run folder nor an .onnx file"),
         (None, ["FOLDER"], "folder.onnx.best: model.safetensors is missing from the best model"),
         (None, ["RUN", "--shards", "nowhere"], "there is no shard set here"),
         (None, ["RUN", "--split", "tset"], "tset"),

@@ -33,4 +33,4 @@ def test_a_model_trained_on_another_set_is_measured_and_said(tree: dict[str, Any
     assert tree["about"]["models"]["model"]["trained_on_sha256"] == tree["about"]["data_sha256"]
     assert not any("trained on shards" in note for note in notes(tree))
     tree["about"]["models"]["model"]["trained_on_sha256"] = "0" * 64
-    assert any("model: trained on shards of data hash 000000000000" in note for note in notes(tree))
+    assert any("model: trained on a shard set with data hash 000000000000" in note for note in notes(tree))

@@ -120,12 +120,12 @@ def test_all_that_was_found_is_on_it(report: Path) -> None:
         assert f"<td>{metric.name}</td>" in text
     for heading in (
         "Cubic interpolation and the model",
-        "The model against the other",
+        "Comparison with the other model",
         "PSNR per slice",
         "Best, median, worst slice",
         "In three dimensions",
         "Per cohort, real and synthetic",
-        "Where may the model have invented structure?",
+        "Where might the model have invented structure?",
         "Training",
         "Definitions",
         "Data and machine",
@@ -134,7 +134,7 @@ def test_all_that_was_found_is_on_it(report: Path) -> None:
     tree = json.loads((report.parent / "metrics.json").read_text())
     assert tree["about"]["data_sha256"] in text
     assert tree["about"]["models"]["model"]["sha256"] in text
-    assert text.count("Maps of doubt") == 2
+    assert text.count("Trust maps") == 2
     assert tree["worst_slices"]["inconsistency"][0]["key"] in text
     assert "A single subject: no interval and no test is possible" in text
     assert matplotlib.image.imread(report.parent / "slices.png").ndim == 3
@@ -153,4 +153,4 @@ def test_the_report_of_a_model_file_has_its_configuration(tiny_model: Path, tiny
     assert "preset: tiny" in text
     assert "A model file does not contain the training curve" in text
     assert "Disagreement" not in text
-    assert text.count("Maps of doubt") == 1
+    assert text.count("Trust maps") == 1

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from upfield.common.errors import InputError
-from upfield.evaluation.reports.viewer import SPACING_MM, coarse, viewer_html
+from upfield.evaluation.reports.viewer import SPACING_MM, coarsen, viewer_html
 
 SPRITES = re.compile(r"data:image/jpeg;base64,([A-Za-z0-9+/=]+)")
 
@@ -45,12 +45,12 @@ def test_it_asks_for_nothing_from_elsewhere() -> None:
 
 def test_voxels_of_any_spacing_cover_the_same_field_of_view() -> None:
     image = volume(1)
-    assert coarse(image, np.array([1.0, 1.0, 1.0])).shape == (20, 22, 24)
-    assert coarse(image, np.array([3.0, 1.0, 0.5])).shape == (60, 22, 12)
-    assert coarse(image, np.full(3, 1.0)).mean() * SPACING_MM**3 == pytest.approx(
+    assert coarsen(image, np.array([1.0, 1.0, 1.0])).shape == (20, 22, 24)
+    assert coarsen(image, np.array([3.0, 1.0, 0.5])).shape == (60, 22, 12)
+    assert coarsen(image, np.full(3, 1.0)).mean() * SPACING_MM**3 == pytest.approx(
         image.mean() * SPACING_MM**3, rel=0.05
     )
-    assert (coarse(image, np.full(3, 1.0)).min(), coarse(image, np.full(3, 1.0)).max()) == (0, 1)
+    assert (coarsen(image, np.full(3, 1.0)).min(), coarsen(image, np.full(3, 1.0)).max()) == (0, 1)
 
 
 def test_without_nilearn_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
