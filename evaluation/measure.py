@@ -32,7 +32,7 @@ class MeasurementSettings:
     batch_size: int
     """Number of slices that a model restores at once."""
     perturb: bool
-    """Whether to measure disagreement, which restores every slice four times."""
+    """Whether to measure disagreement. If so, every slice is restored four times."""
     device: torch.device
     """Device that computes the metrics."""
 
@@ -45,7 +45,7 @@ def measure_volumes(
     Args:
         settings: the methods to measure, and the settings of the measurement.
         split: the split that holds the volumes.
-        pairs: the volumes.
+        pairs: the volumes to measure.
 
     Raises:
         RunError: a model returns values that are not finite.
