@@ -46,7 +46,7 @@ class Pseudonyms:
 
 
 def open_key(path: Path) -> Pseudonyms:
-    """Read the key, or make one that only its owner can read if the file does not exist.
+    """Read the key. If the file does not exist, create it with a random key, readable by its owner only.
 
     Raises:
         InputError: the key is too short to be a secret.
@@ -60,7 +60,7 @@ def open_key(path: Path) -> Pseudonyms:
     if len(key) < LEAST_KEY_BYTES:
         raise InputError(
             f"{path}: expected a key of at least {LEAST_KEY_BYTES} bytes, found {len(key)}. "
-            "Remove the file, and a new key is made."
+            "Remove the file to create a new key."
         )
     return Pseudonyms(key, path.with_name(f"{path.name}.names.csv"))
 

@@ -49,7 +49,7 @@ def report(problems: Sequence[Problem], width: int | None = None, noun: str = "p
         problems: the problems, in the order of the rows.
         width: characters per line. By default, this is the width of the terminal; without a terminal, lines are long
             enough for the file names.
-        noun: how the last line calls the problems.
+        noun: word for the problems in the last line.
     """
     width = width or terminal_width(sys.stderr)
     longest = max((len(problem.file) for problem in problems), default=0)

@@ -21,8 +21,8 @@ from upfield.sharding.shardset.sample_key import SampleKey
 SPLITS = ("train", "val", "test")
 Split = Literal["train", "val", "test"]
 FIELD = re.compile(r"{(\w+)}")
-# A key names the members of a tar. It has no dot, because WebDataset splits names at the first dot, and no space,
-# because the index is split at spaces. It must also be short enough for a plain tar header.
+# Keys are the names of tar members. They have no dot, because WebDataset splits names at the first dot, and no space,
+# because the index is split at spaces. They must also be short enough for a plain tar header.
 NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9_-]")
 MAX_ID_LENGTH = 40
 
@@ -52,7 +52,7 @@ class SourceVolume(Source):
     traces: tuple[Trace, ...] = field(kw_only=True)
     """One trace per file; empty for formats that keep header and voxels in two files."""
     files: tuple[Path, ...] = field(kw_only=True)
-    """All files of the volume: `paths`, and in formats of two files also their second files."""
+    """All files of the volume: `paths`, and for formats of two files also the second file of each."""
 
 
 S_co = TypeVar("S_co", bound=Source, covariant=True)

@@ -31,7 +31,7 @@ from upfield.imaging.volume_header import (
 from upfield.sharding.cohorts.problems import Field
 from upfield.sharding.cohorts.subjects import Source, SourceVolume, Subject
 
-# No scan of a living head has voxels smaller or larger than this.
+# Limits of voxel sizes. No scan of a living head has smaller voxels, and no usable one has larger voxels.
 SPACING_MM = (0.1, 12.0)
 MAX_SHEAR_DEG = 1.0
 # Rounding in headers changes axes and voxel sizes by less than this between slices.

@@ -268,7 +268,7 @@ def test_a_folder_of_other_things_is_refused_and_left_alone(run_cli, tiny_cohort
     (tmp_path / "thesis.txt").write_text("years of work")
     code, _, err = run_cli(main, *arguments(tiny_cohort, tmp_path))
     assert code == 2
-    assert "this folder is not a shard set, and it holds thesis.txt" in err
+    assert "this folder is not a shard set; it holds thesis.txt" in err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
