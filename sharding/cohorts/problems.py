@@ -28,9 +28,9 @@ class Problem:
     field: Field
     """Which of its two volumes has the problem."""
     check: str
-    """The check that failed: `unpaired`, `name`, `slices` (missing, doubled or from another scan), `header`, `affine`,
-    `spacing`, `side`, `steps` (distances between slices), `place` (which part of the head is shown, or where it lies),
-    `resolution`, `same` (copies), `voxels`."""
+    """The check that failed: `unpaired`, `name`, `slices` (missing, duplicate or from another scan), `header`,
+    `affine`, `spacing`, `side`, `steps` (distances between slices), `place` (which part of the head is shown, or where
+    it lies), `resolution`, `same` (copies), `voxels`."""
     file: str
     """The file, or the first file of a stack. For a copy, ` = ` and the scan that it equals follow. Never published."""
     message: str

@@ -85,7 +85,7 @@ class Quarantine:
             )
 
     def refuse(self, problems: Sequence[Problem]) -> None:
-        """Stop the build because of copied scans, which are found too late to leave them out.
+        """Stop the build because of copied scans, which are found too late to be left out.
 
         Raises:
             InputError: `problems` is not empty.

@@ -150,7 +150,7 @@ def find_subjects(cohort: CohortConfig, root: Path, pseudonyms: Pseudonyms | Non
         pseudonyms: replace the names in shards; if there are pseudonyms, values of free fields are left out.
 
     Raises:
-        InputError: a pattern matches no file, or the split asks for subjects that do not exist, or for too many.
+        InputError: a pattern matches no file, or the split names unknown subjects or asks for too many.
     """
     high, problems = match(cohort.high, root, cohort.name, "high")
     low: dict[str, Source] = {}
@@ -160,7 +160,7 @@ def find_subjects(cohort: CohortConfig, root: Path, pseudonyms: Pseudonyms | Non
     names = sorted(low.keys() | high.keys())
     ids = {name: pseudonyms.of(cohort.name, name) if pseudonyms else name for name in names}
     problems += _unusable_names(cohort, ids, high)
-    # Subjects with problems are included, so that fixing or leaving out one of them moves no other to another split.
+    # Subjects with problems are included, so that fixing one or leaving it out does not change the splits of others.
     splits = assign_splits(cohort, ids)
     for name, source in high.items():
         fields = {} if pseudonyms else (low[name].metadata if name in low else {}) | source.metadata
