@@ -92,7 +92,7 @@ def register(low: Volume, high: Volume, seed: int) -> Alignment:
 
 
 def resample_aligned(high: Volume, alignment: Alignment, low: Volume, cover: Literal["low", "high"]) -> Volume:
-    """Move the high field and interpolate it once, by cubic B-spline, on a grid parallel to the low field's.
+    """Move the high field and interpolate it once, by cubic B-spline, on a grid parallel to that of the low field.
 
     Args:
         high: the high field, RAS+.
@@ -212,7 +212,7 @@ class _Level:
         return cls(sitk, _image(sitk, low), inside, _image(sitk, high), float(high.voxels.min()))
 
     def descend(self, start: Any, seed: int) -> Any:
-        """Follow the gradient from a transform (low world -> high world). The last few degrees would take long."""
+        """Follow the gradient from a transform (low world -> high world). It is slow over the last few degrees."""
         method = self._measure(seed)
         method.SetOptimizerAsRegularStepGradientDescent(4.0, 0.04, 60, 0.7, 1e-6)
         return self._run(method, start)

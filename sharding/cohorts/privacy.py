@@ -53,9 +53,9 @@ def open_key(path: Path) -> Pseudonyms:
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        made = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-        _write_private(made, secrets.token_hex(32) + "\n")
-        _put_first(made, path)
+        new_file = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+        _write_private(new_file, secrets.token_hex(32) + "\n")
+        _put_first(new_file, path)
     key = path.read_bytes().strip()
     if len(key) < LEAST_KEY_BYTES:
         raise InputError(
@@ -81,16 +81,16 @@ def write_names(path: Path, rows: Iterable[tuple[str, str, str]]) -> None:
     _write_private(path, text.getvalue())
 
 
-def _put_first(made: Path, path: Path) -> None:
+def _put_first(new_file: Path, path: Path) -> None:
     """Rename a new file to `path`, unless another build has created `path` in the meantime; then use that file."""
     try:
-        os.link(made, path)
+        os.link(new_file, path)
     except FileExistsError:
         pass
     except OSError:  # The file system has no hard links.
-        os.replace(made, path)
+        os.replace(new_file, path)
         return
-    made.unlink()
+    new_file.unlink()
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -200,7 +200,7 @@ def match(pattern: str, root: Path, cohort: str, field: Field) -> tuple[dict[str
     """
     anchored = (root / pattern).as_posix()
     expression = re.compile(_to_regex(anchored))
-    found: dict[str, dict[int, Path]] = defaultdict(dict)
+    numbered: dict[str, dict[int, Path]] = defaultdict(dict)
     metadata: dict[str, dict[str, str]] = {}
     problems: list[Problem] = []
     others: list[str] = []
@@ -210,13 +210,13 @@ def match(pattern: str, root: Path, cohort: str, field: Field) -> tuple[dict[str
             continue
         fields = parts.groupdict()
         subject, number = fields.pop("subject"), int(fields.pop("slice", 0))
-        if number in found[subject]:
-            files = f"{found[subject][number]} and {name}"
+        if number in numbered[subject]:
+            files = f"{numbered[subject][number]} and {name}"
             problems.append(Problem(cohort, subject, field, "slices", files, _doubled(pattern)))
             continue
-        found[subject][number] = Path(name)
+        numbered[subject][number] = Path(name)
         metadata.setdefault(subject, fields)
-    if not found:
+    if not numbered:
         raise InputError(f"cohort {cohort}: {field}: no file matches {anchored}. Check the pattern and the folder.")
     if others:
         say(
@@ -226,7 +226,7 @@ def match(pattern: str, root: Path, cohort: str, field: Field) -> tuple[dict[str
         )
     stacked = "{slice}" in pattern
     sources: dict[str, Source] = {}
-    for subject, files in found.items():
+    for subject, files in numbered.items():
         sources[subject] = Source(tuple(files[number] for number in sorted(files)), stacked, metadata[subject])
         if gap := _gap(sorted(files)):
             problems.append(Problem(cohort, subject, field, "slices", str(sources[subject]), gap))

@@ -162,7 +162,7 @@ def test_pairs_that_lie_in_different_places_are_reported_and_built(run_cli, coho
     code, out, err = run_cli(main, *arguments(cohort, tmp_path / "shards"))
     assert code == 0
     assert "1 doubts of 1 subjects\nThese subjects are still included" in err
-    said = "some are 15 mm apart posterior-anterior"
+    said = "some borders are 15 mm apart posterior-anterior"
     for _ in range(2):
         assert "in doubt: 1 subjects" in out
         assert said in out
