@@ -1,4 +1,4 @@
-"""The command `upfield`. It only finds the stage of a verb, so that `upfield --help` answers at once."""
+"""The command `upfield`. It imports only the stage of the given verb, so `upfield --help` answers at once."""
 
 import sys
 from importlib import import_module

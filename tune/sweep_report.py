@@ -21,7 +21,7 @@ IMPORTANCE = (
 
 
 def write_sweep_report(path: Path, outcomes: Sequence[PointOutcome]) -> None:
-    """Write the self-contained report.
+    """Write the report as one self-contained HTML file.
 
     Args:
         path: the HTML file.
@@ -101,7 +101,16 @@ def importance(points: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> 
 
 
 def _explained(settings: list[Any], values: np.ndarray[Any, Any], total: float) -> float:
-    """Return the share of `total`, the summed squared deviations of `values` `(points,)`, between equal settings."""
+    """Compute one parameter's share of the variance of the scores.
+
+    Args:
+        settings: the parameter's value in each point; many different numbers are divided into NUM_BINS bins.
+        values: `(points,)`, scores in dB.
+        total: sum of the squared deviations of `values` from their mean.
+
+    Returns:
+        The sum of squares between groups of equal settings, divided by `total`.
+    """
     if total == 0:
         return 0.0
     labels = [str(setting) for setting in settings]

@@ -49,6 +49,6 @@ def test_the_demonstration_replaces_only_an_earlier_one(tmp_path: Path) -> None:
     assert not (out / "shards").exists()
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").touch()
-    with pytest.raises(InputError, match="holds files that are not of a demonstration"):
+    with pytest.raises(InputError, match="holds files that upfield demo did not write"):
         claim(tmp_path / "thesis")
     assert (tmp_path / "thesis" / "chapter1.tex").exists()
