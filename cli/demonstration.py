@@ -102,7 +102,7 @@ def claim(out: Path) -> None:
     """Create the folder; delete an earlier demonstration in it.
 
     Raises:
-        InputError: the folder holds something else.
+        InputError: the folder holds other files.
     """
     if out.exists():
         if any(out.iterdir()) and not is_demonstration(out):
@@ -187,7 +187,7 @@ def call(main: Callable[[list[str]], int], *arguments: object) -> None:
     """Run the command of a stage as a user would.
 
     Raises:
-        RunError: the command failed. It has printed its own error.
+        RunError: the command failed and has printed its own error.
     """
     code = main([str(argument) for argument in arguments])
     if code:

@@ -40,7 +40,7 @@ def run_sweep(config: SweepConfig) -> None:
     points = list_points(config, axes)
     refuse_untrainable(config, points)
     if config.search == "random" and points is not None and len(points) < config.trials:
-        say(f"space: {len(points)} points instead of {config.trials}, because the space has no more different points")
+        say(f"space: {len(points)} points instead of {config.trials}, because the space has no others")
     out = config.out.absolute()
     refuse_other_sweep(config)
     configure_tune()

@@ -37,7 +37,7 @@ class ProgressLines(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Print that a trial is not retried any more."""
-        say(f"trial {trial.trial_id}: given up after {trial.num_failures} failures")
+        say(f"trial {trial.trial_id}: not retried after {trial.num_failures} failures")
 
 
 def describe_point(config: dict[str, Any]) -> str:

@@ -54,7 +54,7 @@ def read_space(config: SweepConfig) -> dict[str, Axis]:
         InputError: the space is empty, a key is unknown, a range is malformed, or training refuses a value.
     """
     if not config.space:
-        raise InputError("space: it has no key. Name at least one training key, such as optim.lr, with its values.")
+        raise InputError("space: no training key is named. Add at least one, such as optim.lr, with its values.")
     axes: dict[str, Axis] = {}
     for key, values in config.space.items():
         if not isinstance(key, str):
@@ -118,7 +118,7 @@ def _read_axis(key: str, values: Any) -> Axis:
 
 
 def _number(value: Any) -> float | None:
-    """Convert a number, or its text because YAML 1.1 reads 1e-4 as text; return None if it is not finite."""
+    """Convert a number, or text such as 1e-4 (which YAML 1.1 reads as text); return None if it is not finite."""
     try:
         number = None if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):

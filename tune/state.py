@@ -65,7 +65,10 @@ def set_aside_damaged(config: SweepConfig) -> None:
     numbers = (number for number in range(1, 10**6) if not Path(f"{place}.damaged-{number}").exists())
     aside = f"{place}.damaged-{next(numbers)}"
     os.rename(place, aside)
-    say(f"{place}: damaged: {', '.join(damaged)}; renamed to {aside}. The trials continue from their last checkpoints")
+    say(
+        f"{place} was renamed to {aside}, because it has damaged files: {', '.join(damaged)}. The trials continue from "
+        "their last checkpoints."
+    )
 
 
 def damaged_files(filesystem: Any, folder: str) -> list[str]:

@@ -54,7 +54,7 @@ def read_card(path: Path) -> ModelCard:
     if custom is None:
         raise InputError(f"{path} is not an ONNX file, or is truncated or damaged. Copy it or export the run again.")
     if not {"format", "format_version"} <= custom.keys():
-        raise InputError(f"{path} was not written by upfield export, because its metadata is missing. Export a run.")
+        raise InputError(f"{path}: the metadata of a model file is missing. Name a file that upfield export wrote.")
     try:
         tree = {key: json.loads(value) for key, value in custom.items()}
     except ValueError as error:

@@ -165,7 +165,7 @@ def _heads(w: NodeWriter, x: str, heads: int, channels: int) -> str:
 
 
 def _cosines(w: NodeWriter, attention: ChannelAttention, q: str, k: str) -> str:
-    """Return the cosines between the channels of q and k `(N, heads, c, P)` times temperature, `(N, heads, c, c)`."""
+    """Return the cosines `(N, heads, c, c)` between the channels of q and k `(N, heads, c, P)`, times temperature."""
     temperature = w.island(attention.temperature.unsqueeze(0))
     q, k = (w.to_island(each) for each in (q, k))
     norms = (w.op("Max", w.op("ReduceSumSquare", each, w.integers(3)), w.scalar(NORM_EPSILON**2)) for each in (q, k))

@@ -1,4 +1,4 @@
-"""Compares a model file with PyTorch, and measures the loss by half precision."""
+"""Compares a model file with PyTorch, and measures the loss due to half precision."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from upfield.export.modelfile.onnx_restorer import OnnxRestorer
 from upfield.export.modelfile.parity_slices import SlicePairs
 from upfield.model.amir import MIN_SIZE, Amir
 
-# For fp16, this limit only detects a wrong graph. `half_loss` limits the loss by half precision on real slices.
+# For fp16, this limit only detects a wrong graph. `half_loss` limits the loss due to half precision on real slices.
 MAX_DIFFERENCE = {"fp32": 1e-3, "fp16": 5e-2}
 # Few pixels may differ by more: if two experts have almost equal logits, rounding decides which of them is chosen.
 MAX_SHARE_BEYOND = 1e-3
@@ -38,8 +38,8 @@ def prove_parity(network: Amir, path: Path, slices: SlicePairs, precision: str) 
     Raises:
         RunError: the file's results differ from PyTorch's, or half precision loses too much PSNR.
     """
-    # A GPU shows the whole loss by half precision. On a CPU, ONNX Runtime computes fp16 layers in float32 and rounds
-    # only around the islands (see nodes.py).
+    # A GPU shows the whole loss due to half precision. On a CPU, ONNX Runtime computes fp16 layers in float32 and
+    # rounds only around the islands (see nodes.py).
     restorer = OnnxRestorer(path, "auto" if precision == "fp16" else "cpu")
     real, channels, height, width = slices.low.shape
     sizes = [(height, width), (max(height * 2 // 3, MIN_SIZE), max(width // 2, MIN_SIZE)), (height - 1, width - 3)]
@@ -81,8 +81,8 @@ def summarise(differences: NDArray[np.float32], limit: float, path: Path) -> dic
     beyond = float(np.mean(~(np.abs(differences) <= limit)))
     if beyond > MAX_SHARE_BEYOND or not np.isfinite(largest):
         raise RunError(
-            f"{path}: {100 * beyond:.3g}% of the values differ from PyTorch's by more than {limit}, at most by "
-            f"{largest:.3g}. The exported graph is wrong, and nothing was written."
+            f"{path}: {100 * beyond:.3g}% of the values differ from PyTorch's by more than {limit}, and the largest "
+            f"difference is {largest:.3g}. The exported graph is wrong, and nothing was written."
         )
     squared = float(np.mean(np.square(differences, dtype=np.float64)))
     psnr_db = -10 * float(np.log10(squared)) if squared else None

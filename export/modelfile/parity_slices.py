@@ -47,7 +47,7 @@ def read_parity_slices(shards: Path, context: int, is_recorded: bool) -> SlicePa
 
     Args:
         shards: the shard set.
-        context: the model's neighbouring slices on each side.
+        context: neighbouring slices that the model takes on each side.
         is_recorded: whether the path of the shard set is from the run's configuration, not from the user.
 
     Raises:
@@ -60,8 +60,8 @@ def read_parity_slices(shards: Path, context: int, is_recorded: bool) -> SlicePa
         raise ShardSetError(f"{error}{hint}") from error
     if split.manifest.context != context:
         raise InputError(
-            f"{shards}: expected context {context}, like the model's, found {split.manifest.context}. Name another "
-            "shard set with --shards."
+            f"{shards}: expected the model's context {context}, found {split.manifest.context}. Name another shard set "
+            "with --shards."
         )
     samples = choose_samples(split)
     low = np.empty((len(samples), *split.low_shape), dtype=np.float16)

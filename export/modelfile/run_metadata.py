@@ -86,8 +86,8 @@ def _expect_same_model(about: dict[str, Any], best: BestModel, weights_sha256: s
     step = recorded.get("step", _step_in(about["restorer"]))
     if step != best.step:
         raise InputError(
-            f"{path} is an evaluation of step {step} ({about['restorer']}), but the run's best model is of step "
-            f"{best.step}. Evaluate the run again."
+            f"{path} is an evaluation of step {step} ({about['restorer']}), but the run's best step is {best.step}. "
+            "Evaluate the run again."
         )
     if recorded.get("sha256") == weights_sha256:
         return "weights"

@@ -64,7 +64,13 @@ def test_results_are_written_and_best_is_the_best_run_of_the_best_point(
     write_results(tmp_path, points)
     assert (tmp_path / "best").resolve() == Path(points[0].trials[0].run).resolve()
     text = (tmp_path / "report.html").read_text()
-    for words in ("Learning curves", "Parallel coordinates", "What mattered", "1 points without a result", "22.50 +- "):
+    for words in (
+        "Learning curves",
+        "Parallel coordinates",
+        "Importance of parameters",
+        "1 points without a result",
+        "22.50 +- ",
+    ):
         assert words in text
     assert not re.search(r"(src|href)\s*=\s*\"(https?:)?//", text)
     printed = capsys.readouterr().out

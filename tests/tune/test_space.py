@@ -100,7 +100,7 @@ def test_the_reports_space_is_the_reports() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("space: {}", "space: it has no key"),
+        ("space: {}", "space: no training key is named"),
         ("space: {optim.rate: [1]}", "unknown key optim.rate"),
         ("space: {optim.lr.x: [1]}", "optim.lr.x is not a training key"),
         ("space: {1: [1]}", "expected a dotted training key"),

@@ -72,7 +72,7 @@ def test_points_are_compared_over_seeds_and_a_finished_sweep_has_nothing_left_to
     newest.write_bytes(newest.read_bytes()[:1000])
     repaired = run_sweep(config, out)
     assert repaired.stdout == done.stdout
-    assert f"damaged: {newest.name}; renamed" in repaired.stderr
+    assert f"because it has damaged files: {newest.name}" in repaired.stderr
     assert {path: path.stat().st_mtime_ns for path in (out / "trials").rglob("*.safetensors")} == before
 
 

@@ -33,7 +33,7 @@ def altered(tiny_model: Path, tmp_path: Path) -> Callable[..., Path]:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"format": None}, "its metadata is missing"),
+        ({"format": None}, "the metadata of a model file is missing"),
         ({"format": json.dumps("another")}, "expected format upfield-model 1, found another 1"),
         ({"format_version": json.dumps(VERSION + 1)}, "found 2, which a newer upfield wrote. Update upfield."),
         ({"format_version": json.dumps(VERSION - 1)}, "expected format version 1, found 0. Export the run again."),
@@ -78,6 +78,6 @@ def test_an_onnx_file_of_another_program_is_refused(tmp_path: Path) -> None:
     result = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "other", [value], [result])
     onnx.save_model(helper.make_model(graph), tmp_path / "other.onnx")
-    with pytest.raises(InputError, match="was not written by upfield export"):
+    with pytest.raises(InputError, match="the metadata of a model file is missing"):
         OnnxRestorer(tmp_path / "other.onnx", "cpu")
     assert not is_model_file(tmp_path / "other.onnx")
