@@ -1,10 +1,12 @@
-"""Training on a GPU as it really runs: slices per second, share of the peak, data wait and memory, for two recipes.
+"""Measure training on a GPU: slices per second, share of peak performance, data wait and memory, for two recipes.
 
-Phantoms are made and sharded here (2.5D for `full450`), then `upfield train` runs each recipe for a few steps, eager
-and compiled, in processes of its own; figures are those of its log, the first half left out as warm-up. The share is
-three times the counted operations of a forward pass over the time, divided by `--peak_tflops` (990: an H100's dense
-bf16). With `--minutes`, the `report` recipe then trains for that long, and its validation curve is printed. On a CPU
-use `--preset tiny`, which only shows that the program runs.
+The benchmark makes phantoms and shards them (2.5D for `full450`). Then `upfield train` runs each recipe for a few
+steps, eager and compiled, each in its own process. The numbers come from the log of the run; the first half of the
+steps is warm-up and does not count. The share of peak performance is three times the floating-point operations of a
+forward pass, divided by the time and by `--peak_tflops` (default 990, the dense bf16 performance of an H100).
+
+With `--minutes`, the benchmark then trains the `report` recipe for that long and prints its validation curve. On a CPU,
+use `--preset tiny`, which only shows that the benchmark runs.
 """
 
 import argparse
@@ -29,16 +31,16 @@ CONTEXT = {"report": 0, "full450": 2}
 
 
 def main() -> None:
-    """Print a row for each recipe, eager and compiled; then the curve."""
+    """Print a row for each recipe, eager and compiled, and then the validation curve."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--batch", type=int, help="global batch, if not the recipe's")
-    parser.add_argument("--preset", help="network, if not the recipe's")
+    parser.add_argument("--batch", type=int, help="global batch size; default: the recipe's")
+    parser.add_argument("--preset", help="network preset; default: the recipe's")
     parser.add_argument("--peak_tflops", type=float, default=990.0)
     parser.add_argument("--minutes", type=float, default=0.0)
     arguments = parser.parse_args()
     if not torch.cuda.is_available() and arguments.preset is None:
-        print("no GPU; with --preset tiny --batch 2 --steps 10 a CPU shows that this runs")
+        print("This benchmark needs a GPU. To run it on a CPU as a check, add --preset tiny --batch 2 --steps 10.")
         return
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     with tempfile.TemporaryDirectory() as folder:
@@ -55,7 +57,7 @@ def main() -> None:
 
 
 def make_shards(root: Path, context: int) -> None:
-    """Write a phantom cohort, once, and its shards with `context` neighbouring slices."""
+    """Write shards with `context` neighbouring slices; the first call also writes the phantom cohort."""
     upfield = [sys.executable, "-m", "upfield.cli.main"]
     cohort = root / "cohort"
     if not cohort.exists():
@@ -68,7 +70,7 @@ def make_shards(root: Path, context: int) -> None:
 
 
 def train(arguments: argparse.Namespace, out: Path, recipe: str, *options: str) -> list[dict]:
-    """Train and give the lines of the log."""
+    """Train and return the lines of the log."""
     command = [sys.executable, str(SCRIPT), "--config", str(RECIPES / f"{recipe}.yaml"), "--run.out", str(out)]
     command += ["--data.shards", str(out.parent / f"shards-{CONTEXT[recipe]}"), *options]
     if arguments.batch:
@@ -98,7 +100,7 @@ def print_row(arguments: argparse.Namespace, root: Path, recipe: str, context: i
 
 
 def forward_operations(preset: str, context: int) -> int:
-    """Count the floating-point operations of one whole slice's forward pass, without doing them."""
+    """Count the floating-point operations of a forward pass on one whole slice, without computing it."""
     with FakeTensorMode():
         network = Amir(replace(AmirConfig.preset(preset), in_channels=1 + 2 * context)).eval()
         slices = torch.empty(1, 1 + 2 * context, 221, 200)
@@ -108,7 +110,7 @@ def forward_operations(preset: str, context: int) -> int:
 
 
 def print_curve(arguments: argparse.Namespace, root: Path) -> None:
-    """Train the report's recipe for so many minutes and print its validations."""
+    """Train the `report` recipe for `--minutes` and print its validation curve."""
     text = (root / "report/metrics.jsonl").read_text(encoding="utf-8")
     rate_lines = [line for line in map(json.loads, text.splitlines()) if line["event"] == "train"]
     per_step_s = (arguments.batch or 4) / rate_lines[-1]["slices_per_s"]

@@ -1,15 +1,17 @@
-"""AMIR's inference: seconds per slice by every way tried, the memory of a volume, and the time around the network.
+"""Measure AMIR's inference: seconds per slice in several ways, memory for a volume, and time outside the network.
 
-Ways to run the same network are taken in turn within one run, so that a noisy machine disturbs all of them alike; the
-median of `--repeats` counts, and `ratio` compares with the first row. With `--apart` each way runs in processes of its
-own, as it does in use: threads and memory of the others slow ONNX Runtime down. Where others keep the machine busy, one
-thread and `--clock cpu` still tell the ways apart. Quality is PSNR to what PyTorch gives in float32; with `--run` and
-`--shards`, the network is a trained one, slices are real, and what is lost is PSNR to their targets. `--against
-FILE.py:Class` adds the published formulation as the authors wrote it, as in model.py beside this.
+All ways run the same network. Each repeat runs every way once, so that a noisy machine disturbs all of them alike. The
+median of `--repeats` counts, and `ratio` is the speed relative to the first row. With `--apart`, each way runs in its
+own process, as in real use: in one process, the threads and the memory of the other ways slow ONNX Runtime down. On a
+busy machine, one thread and `--clock cpu` still show which way is faster.
 
-The volume is 179 x 221 x 200 voxels, enhanced by `upfield enhance` itself in a process of its own. Its slices after the
-first four are passed through: they need no more memory, and what is left is the time around the network. `--whole`
-restores them all.
+Quality is the PSNR of the output relative to PyTorch's in float32. With `--run` and `--shards`, the network is trained
+and the slices are real; the table then shows how much PSNR to the target slices each way loses. `--against
+FILE.py:Class` adds the published implementation, as in benchmarks/model.py.
+
+`upfield enhance` restores a volume of 179 x 221 x 200 voxels in its own process. The network restores only the first
+four slices, and the others are copied: they would need no more memory, and the rest of the time is the time outside the
+network. `--whole` restores all slices.
 """
 
 import argparse
@@ -89,22 +91,22 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--preset", default="official")
-    parser.add_argument("--run", type=Path, help="a trained run, in place of a preset with fresh weights")
-    parser.add_argument("--shards", type=Path, help="its shard set, for real slices with targets")
+    parser.add_argument("--run", type=Path, help="trained run, instead of a preset with random weights")
+    parser.add_argument("--shards", type=Path, help="shard set of the run, for real slices with targets")
     parser.add_argument("--size", type=read_size, default=(221, 200))
-    parser.add_argument("--batch", type=int, default=8, help="compared with one slice")
+    parser.add_argument("--batch", type=int, default=8, help="batch size to compare with single slices")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=num_cores())
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu counts all threads, also those that wait")
-    parser.add_argument("--apart", action="store_true", help="each way in processes of its own")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: time of all threads, even spinning")
+    parser.add_argument("--apart", action="store_true", help="measure each way in its own process")
     parser.add_argument("--way", help=argparse.SUPPRESS)
-    parser.add_argument("--few", action="store_true", help="PyTorch and what upfield runs alone, no batches")
-    parser.add_argument("--against", help="FILE.py:Class")
-    parser.add_argument("--arguments", type=json.loads, default={}, help="of that class, as JSON")
+    parser.add_argument("--few", action="store_true", help="only PyTorch and the session of upfield, no batches")
+    parser.add_argument("--against", help="published implementation, as FILE.py:Class")
+    parser.add_argument("--arguments", type=json.loads, default={}, help="arguments of that class, as JSON")
     parser.add_argument("--whole", action="store_true", help="restore all slices of the volume")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    arguments.device = "cpu"  # what model.py builds networks for
+    arguments.device = "cpu"  # `build` of benchmarks/model.py reads it.
     return arguments
 
 
@@ -138,17 +140,17 @@ def write_files(network: Amir, folder: Path) -> dict[str, Path]:
 
 
 def quantised(path: Path, slices: SlicePairs, folder: Path) -> dict[str, Path]:
-    """Write the model with matrix products, or convolutions, in int8."""
+    """Write the model twice: with its matrix products in int8, and with its convolutions in int8."""
     import logging
 
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
 
-    logging.disable(logging.WARNING)  # It advises to infer shapes, which a graph of any size does not have.
+    logging.disable(logging.WARNING)  # It advises shape inference, but the graph has no fixed shapes.
     files = {name: folder / f"{name}.onnx" for name in ("int8 products", "int8 convolutions")}
     quantize_dynamic(path, files["int8 products"], op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8)
 
     class Reader:
-        """Yields the slices once, for calibration."""
+        """Yield each slice once, for calibration."""
 
         def __init__(self) -> None:
             self.left = [slices.low[number : number + 1] for number in range(min(len(slices.low), 2))]
@@ -170,32 +172,32 @@ def quantised(path: Path, slices: SlicePairs, folder: Path) -> dict[str, Path]:
 
 
 def ways(arguments: argparse.Namespace, network: Amir, files: dict[str, Path]) -> dict[str, Run]:
-    """Return the ways to restore one slice, by name; the others are compared with the first."""
-    found: dict[str, Run] = {}
+    """Return the ways to restore one slice, by name. The others are compared with the first."""
+    runs: dict[str, Run] = {}
     if arguments.against:
         theirs = build(arguments, Row("published", theirs=True)).eval()
-        found["PyTorch, published, float32"] = torch_run(theirs, padded=True)
-    found["PyTorch, ours, float32"] = torch_run(network)
-    found["PyTorch, ours, float32, memory kept"] = torch_run(network, kept=True)
-    found["PyTorch, ours, bf16 autocast, memory kept"] = torch_run(network, kept=True, bf16=True)
+        runs["PyTorch, published, float32"] = torch_run(theirs, padded=True)
+    runs["PyTorch, ours, float32"] = torch_run(network)
+    runs["PyTorch, ours, float32, memory kept"] = torch_run(network, kept=True)
+    runs["PyTorch, ours, bf16 autocast, memory kept"] = torch_run(network, kept=True, bf16=True)
     restorer = OnnxRestorer(files["fp32"], "cpu", arguments.threads)
-    found["ONNX Runtime, as upfield runs it"] = restorer.run
+    runs["ONNX Runtime, as upfield runs it"] = restorer.run
     if arguments.few:
-        return found
+        return runs
     for name, level in LEVELS.items():
-        found[f"ONNX Runtime, {name}"] = session_run(files["fp32"], arguments.threads, level=level)
-    found["ONNX Runtime, no memory arena"] = session_run(files["fp32"], arguments.threads, arena=False)
+        runs[f"ONNX Runtime, {name}"] = session_run(files["fp32"], arguments.threads, level=level)
+    runs["ONNX Runtime, no memory arena"] = session_run(files["fp32"], arguments.threads, arena=False)
     spinning = "session.intra_op.allow_spinning"
-    found["ONNX Runtime, threads that sleep"] = session_run(files["fp32"], arguments.threads, **{spinning: "0"})
+    runs["ONNX Runtime, threads that sleep"] = session_run(files["fp32"], arguments.threads, **{spinning: "0"})
     denormal = "session.set_denormal_as_zero"
-    found["ONNX Runtime, denormals as zero"] = session_run(files["fp32"], arguments.threads, **{denormal: "1"})
+    runs["ONNX Runtime, denormals as zero"] = session_run(files["fp32"], arguments.threads, **{denormal: "1"})
     for name in ("fp16", "int8 products", "int8 convolutions"):
-        found[f"ONNX Runtime, {name}"] = session_run(files[name], arguments.threads)
-    return found
+        runs[f"ONNX Runtime, {name}"] = session_run(files[name], arguments.threads)
+    return runs
 
 
 def torch_run(network: torch.nn.Module, padded: bool = False, kept: bool = False, bf16: bool = False) -> Run:
-    """Return a function that restores with PyTorch; `padded` pads outside the network, for one that cannot pad."""
+    """Return a function that restores with PyTorch; `padded` is for networks that do not pad their input themselves."""
 
     def run(low: NDArray[np.float32]) -> NDArray[np.float32]:
         keep_freed_memory(kept)
@@ -208,26 +210,26 @@ def torch_run(network: torch.nn.Module, padded: bool = False, kept: bool = False
 
 
 def session_run(path: Path, threads: int, level: str = "ORT_ENABLE_ALL", arena: bool = True, **entries: str) -> Run:
-    """Return a function that restores with a session of these options."""
+    """Return a function that restores in an ONNX Runtime session with these options."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     options.enable_cpu_mem_arena = arena
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
-    # As upfield has it, so that rows differ in one option each.
+    # upfield sets this option, so each row differs from upfield's session in one option only.
     for key, value in ({"session.force_spinning_stop": "1"} | entries).items():
         options.add_session_config_entry(key, value)
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda low: np.asarray(session.run(["high"], {"low": low})[0])
 
 
-def print_ways(found: dict[str, Run], slices: SlicePairs, arguments: argparse.Namespace) -> float:
-    """Print a row for each way, and give the seconds per slice of the one that upfield takes."""
+def print_ways(runs: dict[str, Run], slices: SlicePairs, arguments: argparse.Namespace) -> float:
+    """Print a row for each way, and return the seconds per slice of the way that upfield uses."""
     keep_freed_memory(False)
     low = slices.low[:1]
-    quality = {name: psnr_of(run, slices) for name, run in found.items()}  # and the slow first run of each
-    times = interleaved(found, low, arguments, arguments.repeats)
-    first = next(iter(found))
+    quality = {name: psnr_of(run, slices) for name, run in runs.items()}  # This is also the slow first run.
+    times = interleaved(runs, low, arguments, arguments.repeats)
+    first = next(iter(runs))
     base = quality["PyTorch, ours, float32"]
     lost = "lost (dB)" if arguments.shards else "PSNR to PyTorch (dB)"
     print(f"\n{'one slice on the CPU':<48} s/slice   ratio   {lost}")
@@ -238,7 +240,7 @@ def print_ways(found: dict[str, Run], slices: SlicePairs, arguments: argparse.Na
 
 
 def print_apart(arguments: argparse.Namespace) -> None:
-    """Print a row for each way, each measured in processes of its own, in turn."""
+    """Print a row for each way. Each measurement runs in its own process, and the ways take turns."""
     names = [*(["PyTorch, published, float32"] if arguments.against else []), *APART]
     times: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(arguments.repeats):
@@ -257,25 +259,25 @@ def print_apart(arguments: argparse.Namespace) -> None:
 
 
 def seconds_of(run: Run, slices: SlicePairs, arguments: argparse.Namespace) -> float:
-    """Measure the median time of one way alone, without its slow first run."""
+    """Return the median time in seconds of one way alone; its slow first run does not count."""
     run(slices.low[:1])
     return statistics.median(interleaved({"": run}, slices.low[:1], arguments)[""] for _ in range(3))
 
 
 def psnr_of(run: Run, slices: SlicePairs) -> float:
-    """Compute the mean PSNR of restored slices, in dB."""
+    """Compute the mean PSNR of restored slices to their targets, in dB."""
     restored = np.concatenate([run(slices.low[number : number + 1]) for number in range(len(slices.low))])
     return float(psnr_slice_db(restored, slices.high).mean())
 
 
 def interleaved(
-    found: dict[str, Run], low: NDArray[np.float32], arguments: argparse.Namespace, repeats: int = 1
+    runs: dict[str, Run], low: NDArray[np.float32], arguments: argparse.Namespace, repeats: int = 1
 ) -> dict[str, float]:
-    """Measure each way's median time in seconds for `low` `(N, C, H, W)`, taking all ways in turn."""
+    """Measure the median time in seconds of each way for `low` `(N, C, H, W)`; each repeat runs every way once."""
     clock = CLOCKS[arguments.clock]
-    times: dict[str, list[float]] = {name: [] for name in found}
+    times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
-        for name, run in found.items():
+        for name, run in runs.items():
             start = clock()
             run(low)
             times[name].append(clock() - start)
@@ -283,55 +285,55 @@ def interleaved(
 
 
 def print_batches(restorer: OnnxRestorer, slices: SlicePairs, arguments: argparse.Namespace) -> None:
-    """Print the cost of a slice alone and in a batch, split as upfield does on a CPU, and whole."""
+    """Print the time per slice for single slices, for a batch as upfield splits it, and for a whole batch."""
     count = arguments.batch
     batch = np.ascontiguousarray(np.broadcast_to(slices.low[:1], (count, *slices.low.shape[1:])))
     alone, together = f"{count} batches of 1", f"1 batch of {count}"
     whole = f"1 batch of {count}, given to ONNX Runtime whole"
-    found: dict[str, Run] = {
+    runs: dict[str, Run] = {
         alone: lambda low: np.concatenate([restorer.run(one) for one in np.split(low, len(low))]),
         together: restorer.run,
         whole: session_run(restorer.path, arguments.threads),
     }
-    times = interleaved(found, batch, arguments, max(arguments.repeats // 2, 1))
+    times = interleaved(runs, batch, arguments, max(arguments.repeats // 2, 1))
     print(f"\n{'batches on the CPU':<48} s/slice   of 1")
     for name, seconds in times.items():
         print(f"  {name:<46} {seconds / count:>7.3f} {seconds / times[alone]:>6.2f}", flush=True)
 
 
 def print_gpu(files: dict[str, Path], slices: SlicePairs, arguments: argparse.Namespace) -> None:
-    """Print what CUDA takes for batches of one shape."""
+    """Print the time per slice on CUDA for batches of one shape."""
     count = max(arguments.batch, 32)
     batch = np.ascontiguousarray(np.broadcast_to(slices.low[:1], (count, *slices.low.shape[1:])))
-    found: dict[str, Run] = {}
+    runs: dict[str, Run] = {}
     for name in ("fp32", "fp16"):
         restorer = OnnxRestorer(files[name], "cuda")
         restorer.warm_up(batch.shape)
-        found[f"{restorer.provider}, {name}, batch {count}"] = restorer.run
+        runs[f"{restorer.provider}, {name}, batch {count}"] = restorer.run
     print(f"\n{torch.cuda.get_device_name():<48} s/slice")
-    for name, seconds in interleaved(found, batch, arguments, arguments.repeats).items():
+    for name, seconds in interleaved(runs, batch, arguments, arguments.repeats).items():
         print(f"  {name:<46} {seconds / count:>7.4f}", flush=True)
 
 
 def print_volume(path: Path, per_slice: float, arguments: argparse.Namespace) -> None:
-    """Print the memory that a volume takes, and the time around the network."""
+    """Print the memory that a volume takes, and the time outside the network."""
     command = [sys.executable, __file__, "--only", str(path), *(["--whole"] if arguments.whole else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"enhancing a volume failed: {done.stderr.strip().splitlines()[-1]}")
-    found = json.loads(done.stdout.splitlines()[-1])
-    network_s = found["network_s"] if arguments.whole else per_slice * VOLUME[0]
-    share = found["around_s"] / (found["around_s"] + network_s)
+        raise SystemExit(f"upfield enhance failed on the test volume: {done.stderr.strip().splitlines()[-1]}")
+    report = json.loads(done.stdout.splitlines()[-1])
+    network_s = report["network_s"] if arguments.whole else per_slice * VOLUME[0]
+    share = report["around_s"] / (report["around_s"] + network_s)
     print(
-        f"\nupfield enhance, a volume of {' x '.join(map(str, VOLUME))} voxels: {found['memory_gb']:.2f} GB at most\n"
-        f"  loading the model {found['load_s']:.2f} s, network {network_s:.1f} s"
-        f"{'' if arguments.whole else ' (that many slices of the above)'}, around it {found['around_s']:.2f} s "
-        f"({found['around_cpu_s']:.2f} s of processor time), {100 * share:.1f}% of both"
+        f"\nupfield enhance, a volume of {' x '.join(map(str, VOLUME))} voxels: {report['memory_gb']:.2f} GB at most\n"
+        f"  loading the model {report['load_s']:.2f} s, network {network_s:.1f} s"
+        f"{'' if arguments.whole else ' (that many slices of the above)'}, around it {report['around_s']:.2f} s "
+        f"({report['around_cpu_s']:.2f} s of processor time), {100 * share:.1f}% of both"
     )
 
 
 def enhance_volume(model: Path, whole: bool) -> dict[str, float]:
-    """Enhance a drawn volume with the command itself; give memory and times."""
+    """Run `upfield enhance` on a random volume and return its peak memory in GB and its times in seconds."""
     from upfield.export import enhance
 
     spent = {"load": 0.0, "network": 0.0, "cpu": 0.0, "slices": 0}
@@ -364,7 +366,7 @@ def enhance_volume(model: Path, whole: bool) -> dict[str, float]:
         wall_s, cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
     if code:
         raise SystemExit(code)
-    # Not ru_maxrss, which starts at the parent's.
+    # ru_maxrss would start at the peak of the parent process.
     status = Path("/proc/self/status").read_text(encoding="ascii")
     memory_gb = int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e9
     return {

@@ -1,9 +1,10 @@
-"""What the training loop costs beside the network: slices per second of the real loop against the bare step.
+"""Measure what the training loop costs besides the network: slices per second of `upfield train` and of a bare step.
 
-The bare step is forward, loss, backward and optimizer on one batch in memory. The loop is `upfield train` itself: it
-reads shards of phantoms made here, draws noise, measures, logs, and agrees between ranks at every step. Both run in
-this process, in turn, on the same batches; the median step counts, the best of all repeats. `data wait` is the share of
-all steps' time, the worst of all repeats. The first step of each is a warm-up.
+A bare step is the forward pass, loss, backward pass and optimizer step on one batch in memory. The loop is `upfield
+train` itself: it reads shards of phantoms made here, draws noise, measures, logs, and lets the ranks agree at every
+step. Both run in this process, in turn, on the same batches. The speed is that of the median step, and the best of all
+repeats counts. `data wait` is the share of the time of all steps that is spent waiting for data, and the worst of all
+repeats counts. The first step of each run is warm-up and does not count.
 """
 
 import argparse
@@ -54,7 +55,7 @@ def main() -> None:
 
 
 def make_shards(root: Path, size: tuple[int, int] = (221, 200)) -> None:
-    """Write phantoms and shards of their middle slices, of `size`: few, since the run ends with a validation."""
+    """Write phantoms and shards of their 16 middle slices of `size`; few, because a run ends with a validation."""
     quietly(phantom, [str(root / "cohort"), "--subjects", "4"])
     file = root / "cohort/cohorts.yaml"
     config = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -64,7 +65,7 @@ def make_shards(root: Path, size: tuple[int, int] = (221, 200)) -> None:
 
 
 def quietly(command: object, arguments: list[str]) -> None:
-    """Run a command whose lines are of no interest here."""
+    """Run a command, and show its output only if it fails."""
     assert callable(command)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
         code = command(arguments)
@@ -72,7 +73,7 @@ def quietly(command: object, arguments: list[str]) -> None:
 
 
 def training(arguments: argparse.Namespace, root: Path, preset: str, out: Path) -> TrainConfig:
-    """Return a run's configuration: the given number of steps after one warm-up step."""
+    """Return the configuration of a run with `--steps` steps after one warm-up step."""
     steps = arguments.steps + 1
     return TrainConfig(
         data=DataConfig(shards=root / "shards", batch_size=arguments.batch),
@@ -90,7 +91,7 @@ def training(arguments: argparse.Namespace, root: Path, preset: str, out: Path) 
 
 
 def bare_rate(config: TrainConfig, steps: int) -> float:
-    """Measure slices per second of the bare median step, on the same batches as the loop."""
+    """Return the slices per second of the median bare step, on the same batches as the loop."""
     with contextlib.redirect_stderr(io.StringIO()):
         run = open_run(replace(config, run=replace(config.run, out=config.run.out and config.run.out / "bare")))
     device = run.accelerator.device
@@ -107,19 +108,20 @@ def bare_rate(config: TrainConfig, steps: int) -> float:
         run.optimizer.zero_grad(set_to_none=True)
         synchronise(device)
         times_s.append(time.perf_counter() - begun)
-    run.lock and run.lock.close()
+    if run.lock:
+        run.lock.close()
     close_run(run)
     return len(batches[0].samples) / statistics.median(times_s[1:])
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for the device."""
+    """Wait until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
 def loop_rate(config: TrainConfig) -> tuple[float, float]:
-    """Measure the loop's slices per second in its median step, and the share of its time spent waiting for data."""
+    """Return the slices per second of the loop's median step, and the share of its time spent waiting for data."""
     with contextlib.redirect_stderr(io.StringIO()):
         fit(replace(config, run=replace(config.run, out=config.run.out / "loop")))
     text = (config.run.out / "loop/metrics.jsonl").read_text(encoding="utf-8")

@@ -1,15 +1,16 @@
-"""Memory of a rank and its workers over three epochs, and over many subjects.
+"""Measure the memory of a rank and its workers over three epochs, for few and for many subjects.
 
-A row is a process of its own. "reading" reads whole epochs as training does, batch by batch, without training.
-"training" is `upfield train` itself, whose log says what it holds: the smallest network on 16 x 16 pixels cut from
-every slice, 64 slices a step, so that 80,550 slices take minutes on a CPU. Memory is RSS (resident memory, `Rss` of
-`/proc/PID/smaps_rollup`) of that process and all its descendants, in MB; the largest of 20 values in an epoch counts.
-"opened" is before the first batch: Python, torch, the manifest and the index, whose arrays are also listed as "index".
-Files in the system's page cache are not counted.
+Each row is measured in its own process. "reading" reads whole epochs batch by batch, as training does, but does not
+train. "training" is `upfield train`, whose log reports its memory. It trains the smallest network on 16 x 16 pixels
+cropped from every slice, 64 slices per step, so that 80,550 slices take minutes on a CPU.
 
-The sets have manifests and indices of full size. Their tars are hard links to one tar, so every byte of all shards is
-read, but only one shard takes disk space. Targets: within 5% between epochs, and between the fewest and the most
-subjects.
+Memory is the resident memory (`Rss` of `/proc/PID/smaps_rollup`) of that process and all its descendants, in MB. It is
+read 20 times per epoch, and the largest value counts. "opened" is the memory before the first batch: Python, torch, the
+manifest and the index. "index" is the memory of the index arrays alone. Files in the system's page cache do not count.
+
+The sets have manifests and indices of full size. Their tars are hard links to one tar: every byte of all shards is
+read, but only one shard takes disk space. Targets: the memory differs by at most 5% between epochs, and between the
+smallest and the largest number of subjects.
 """
 
 import argparse
@@ -32,7 +33,7 @@ LARGEST_RATIO = 1.05
 
 
 def write_set(folder: Path, num_subjects: int) -> float:
-    """Write `num_subjects` volumes for training and one for validation; give the bytes of the former in GB."""
+    """Write `num_subjects` volumes for training and one for validation. Return the size of the former in GB."""
     from upfield.sharding.cohorts.subjects import Source, Subject
     from upfield.sharding.configuration import ShardConfig
     from upfield.sharding.shardset.manifest import Addition, content_config, write_manifest
@@ -65,7 +66,7 @@ def write_set(folder: Path, num_subjects: int) -> float:
 
 
 def resident_mb() -> float:
-    """Measure the memory of this process and all its descendants."""
+    """Return the resident memory of this process and all its descendants, in MB."""
     import psutil
 
     own = psutil.Process()
@@ -77,7 +78,7 @@ def resident_mb() -> float:
 
 
 def watch(folder: Path, num_workers: int, batch_size: int) -> list[float]:
-    """Read all epochs; give the memory of the index's arrays, of all when opened, and the largest of each epoch."""
+    """Read all epochs. Return, in MB, the memory of the index arrays, of the opened set, and the peak of each epoch."""
     from upfield.distributed.configuration import AugmentConfig
     from upfield.distributed.samples.reader import BatchPlan, TrainingBatches, training_loader
     from upfield.sharding.shardset.shard_split import ShardSplit
@@ -86,25 +87,25 @@ def watch(folder: Path, num_workers: int, batch_size: int) -> list[float]:
     index_mb = sum(value.nbytes for value in vars(split).values() if isinstance(value, np.ndarray)) / 1e6
     batches = TrainingBatches(split, BatchPlan(0, batch_size, 16, AugmentConfig(), 0, 1))
     steps = batches.steps_per_epoch
-    found_mb = [index_mb, resident_mb(), *[0.0] * EPOCHS]
+    memory_mb = [index_mb, resident_mb(), *[0.0] * EPOCHS]
     for step, _ in enumerate(
         training_loader(batches, range(EPOCHS * steps), num_workers, prefetch=4, pin_memory=False)
     ):
         if step % (steps // LOOKS) == 0:
             epoch = 2 + step // steps
-            found_mb[epoch] = max(found_mb[epoch], resident_mb())
-    return found_mb
+            memory_mb[epoch] = max(memory_mb[epoch], resident_mb())
+    return memory_mb
 
 
 def measure(folder: Path, num_workers: int, batch_size: int) -> list[float]:
-    """Watch in a process of its own."""
+    """Run `watch` in its own process and return its result."""
     job = json.dumps({"folder": str(folder), "workers": num_workers, "batch": batch_size})
     command = [sys.executable, __file__, "--job", job]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def train(folder: Path, num_workers: int, num_subjects: int) -> list[float]:
-    """Train for three epochs; give the largest memory that each epoch's log lines tell, in MB."""
+    """Train for three epochs. Return the largest memory in the log lines of each epoch, in MB."""
     from upfield.distributed.launch import SCRIPT
 
     steps = num_subjects * SLICES // TRAINED_BATCH
@@ -112,7 +113,7 @@ def train(folder: Path, num_workers: int, num_subjects: int) -> list[float]:
     command += ["--data.augment.crop", "[16, 16]", "--data.batch_size", str(TRAINED_BATCH), "--model.preset", "tiny"]
     command += ["--data.num_workers", str(num_workers), "--run.epochs", str(EPOCHS), "--run.validate_every", str(10**9)]
     command += ["--run.log_every", str(steps // LOOKS)]
-    # Convolutions this small take longer in more threads.
+    # Convolutions this small take longer with more threads.
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     epochs_mb = [0.0] * EPOCHS
     for line in map(json.loads, (folder / "run/metrics.jsonl").read_text(encoding="utf-8").splitlines()):
@@ -123,7 +124,7 @@ def train(folder: Path, num_workers: int, num_subjects: int) -> list[float]:
 
 
 def show(counts: list[int], workers: list[int], batch_size: int, folder: Path | None) -> None:
-    """Print the table and whether targets hold."""
+    """Print the table, and whether the targets hold."""
     titles = ["GB", "workers", "index", "opened", *(f"epoch {number}" for number in range(1, EPOCHS + 1))]
     print(f"\n{'':<8} {'subjects':>8} {'samples':>9}{''.join(f'{title:>9}' for title in titles)} {'largest ratio':>14}")
     rows: dict[tuple[int, str, int], list[float]] = {}
@@ -143,12 +144,12 @@ def show(counts: list[int], workers: list[int], batch_size: int, folder: Path | 
     print()
     for what in ("reading", "training"):
         kept = {key: row for key, row in rows.items() if key[1] == what}
-        tell(f"epochs, {what}", max(max(row) / min(row) for row in kept.values()))
+        print_target(f"epochs, {what}", max(max(row) / min(row) for row in kept.values()))
         peaks = [[max(kept[key]) for key in kept if key[2] == number] for number in {key[2] for key in kept}]
-        tell(f"{min(counts)} and {max(counts)} subjects, {what}", max(max(row) / min(row) for row in peaks))
+        print_target(f"{min(counts)} and {max(counts)} subjects, {what}", max(max(row) / min(row) for row in peaks))
 
 
-def tell(what: str, ratio: float) -> None:
+def print_target(what: str, ratio: float) -> None:
     """Print whether a target holds."""
     held = "held" if ratio <= LARGEST_RATIO else "MISSED"
     print(f"within {LARGEST_RATIO - 1:.0%} between {what}: {held}, largest ratio {ratio:.3f}")
@@ -160,7 +161,7 @@ def main() -> None:
     parser.add_argument("--subjects", type=int, nargs="*", default=[18, 450])
     parser.add_argument("--workers", type=int, nargs="*", default=[0, 2])
     parser.add_argument("--batch_size", type=int, default=4)
-    parser.add_argument("--folder", type=Path, default=None, help="where files are made")
+    parser.add_argument("--folder", type=Path, default=None, help="folder for temporary files")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.job:

@@ -1,16 +1,18 @@
-"""AMIR's forward pass and training step: slices per second, peak memory, and share of the machine's matrix products.
+"""Measure AMIR's forward pass and training step: slices per second, memory, and share of the speed of matrix products.
 
-Rows are ways to run the same network, taken in turn within one run, so that a noisy machine disturbs all of them alike;
-the best of `--repeats` counts. A training step is forward, loss and backward, without the optimizer. The share is the
-counted floating-point operations (a multiply-add is two; a training step is three forward passes) over time, divided by
-what plain matrix products reach here in the same precision, TF32 for float32 on a GPU.
+Each row is one way to run the same network. Each repeat runs every row once, so that a noisy machine disturbs all of
+them alike, and the best of `--repeats` counts. A training step is the forward pass, loss and backward pass, without the
+optimizer. `share` is the number of floating-point operations per second, divided by that of plain matrix products on
+this machine in the same precision (TF32 for float32 on a GPU). A multiply-add counts as two operations, and a training
+step as three forward passes.
 
-`--against FILE.py:Class` adds another implementation with the same parameter names, built with the arguments of
-`--arguments` (JSON) and given our weights; it runs as it is, in float32 and under autocast. `ratio` compares with the
-first row of the same precision, `to first` with the first row of all. Memory is that of a process of its own for each
-row: all of it on a CPU, what torch allocated on a GPU. "memory kept" is `upfield.common.allocator.keep_freed_memory`,
-which training on a CPU turns on. On a GPU the table ends with the times that the host waited for the device within one
-forward pass, which should be none.
+`--against FILE.py:Class` adds another implementation with the same parameter names. It is built with the arguments of
+`--arguments` (JSON), gets the weights of our network, and runs unchanged in float32 and under autocast. `ratio` is the
+speed relative to the first row of the same precision, and `to first` relative to the first row of all.
+
+Peak memory is measured in a separate process for each row: on a CPU all memory of the process, on a GPU what torch
+allocates. "memory kept" is `upfield.common.allocator.keep_freed_memory`, which training on a CPU turns on. On a GPU,
+the table ends with the number of times that the host waits for the device in one forward pass. It should be none.
 """
 
 import argparse
@@ -49,7 +51,7 @@ class Row:
     compiled: bool = False
     checkpointing: Checkpointing = "none"
     kept: bool = False
-    """Freed memory is kept; measured separately on a CPU only."""
+    """Whether the process keeps freed memory. On a GPU this makes no difference, so such rows are not listed twice."""
 
 
 ROWS = (
@@ -78,7 +80,7 @@ def rows_of(arguments: argparse.Namespace, use: str) -> list[Row]:
 
 
 def main() -> None:
-    """Print a table for each size and way of use."""
+    """Print a table for each slice size, of the forward pass and of the training step."""
     arguments = parse_arguments()
     if arguments.only is not None:
         print(json.dumps(measure_memory(arguments)))
@@ -97,7 +99,7 @@ def main() -> None:
             rows = rows_of(arguments, use)
             times = time_rows(arguments, rows, use, images)
             if arguments.on_gpu:
-                torch.cuda.empty_cache()  # The processes that measure memory need it.
+                torch.cuda.empty_cache()  # The processes that measure memory need the GPU's memory.
             for row in (row for row in rows if times[row] == float("inf")):
                 print(f"  {row.name:<38} out of memory")
             for row in (row for row in rows if times[row] < float("inf")):
@@ -120,13 +122,13 @@ def parse_arguments() -> argparse.Namespace:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--preset", default="official")
     parser.add_argument("--sizes", nargs="+", type=read_size, default=[(128, 128), (224, 200)])
-    parser.add_argument("--batch", type=int, help="32 on a GPU, 2 on a CPU by default")
+    parser.add_argument("--batch", type=int, help="batch size; default: 32 on a GPU, 2 on a CPU")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default=device)
     compiling = argparse.BooleanOptionalAction
-    parser.add_argument("--compile", action=compiling, help="the compiled rows; by default on a GPU, minutes on a CPU")
-    parser.add_argument("--against", help="FILE.py:Class")
-    parser.add_argument("--arguments", type=json.loads, default={}, help="of that class, as JSON")
+    parser.add_argument("--compile", action=compiling, help="add compiled rows: minutes on a CPU, default on a GPU")
+    parser.add_argument("--against", help="another implementation, as FILE.py:Class")
+    parser.add_argument("--arguments", type=json.loads, default={}, help="arguments of that class, as JSON")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.on_gpu = torch.device(arguments.device).type == "cuda"
@@ -139,13 +141,13 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def read_size(text: str) -> tuple[int, int]:
-    """Turn 224x200 into numbers."""
+    """Parse a size such as `224x200`."""
     height, width = text.split("x")
     return int(height), int(width)
 
 
 def build(arguments: argparse.Namespace, row: Row) -> nn.Module:
-    """Build a row's network; all rows have the same weights."""
+    """Build the network of a row; all rows have the same weights."""
     torch.manual_seed(0)
     ours = Amir(AmirConfig.preset(arguments.preset))
     network: nn.Module = ours
@@ -167,12 +169,12 @@ def build(arguments: argparse.Namespace, row: Row) -> nn.Module:
 
 
 def autocast(device: str, row: Row) -> AbstractContextManager[Any]:
-    """Enter the row's precision."""
+    """Return the autocast context for the precision of a row."""
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=row.bf16)
 
 
 def runner(network: nn.Module, row: Row, use: str, images: Tensor) -> Callable[[], None]:
-    """Return a function that does the work once and waits until it is finished."""
+    """Return a function that runs the pass or step once and waits until the device has finished."""
     network.train(use == STEP)
     if row.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
@@ -194,13 +196,13 @@ def runner(network: nn.Module, row: Row, use: str, images: Tensor) -> Callable[[
 
 
 def synchronise(images: Tensor) -> None:
-    """Wait for the device."""
+    """Wait until a GPU has finished its work."""
     if images.is_cuda:
         torch.cuda.synchronize()
 
 
 def time_rows(arguments: argparse.Namespace, rows: list[Row], use: str, images: Tensor) -> dict[Row, float]:
-    """Measure the best time of each row, taking all rows in turn."""
+    """Measure the best time in seconds of each row, infinite if memory runs out; each repeat runs every row once."""
     runners = {row: runner(build(arguments, row), row, use, images) for row in rows}
     best = dict.fromkeys(rows, float("inf"))
     for row, run in list(runners.items()):
@@ -241,7 +243,7 @@ def product_rate(device: str, bf16: bool) -> float:
 
 
 def memory(arguments: argparse.Namespace, row: Row, use: str, size: tuple[int, int]) -> float:
-    """Measure a row's peak memory in GB in a separate process: memory of the GPU, or on a CPU of the process."""
+    """Measure the peak memory of a row in GB in a separate process; on a GPU only what torch allocates counts."""
     job = {"row": asdict(row), "use": use, "size": size}
     command = [sys.executable, __file__, *sys.argv[1:], "--only", json.dumps(job)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -252,7 +254,7 @@ def memory(arguments: argparse.Namespace, row: Row, use: str, size: tuple[int, i
 
 
 def measure_memory(arguments: argparse.Namespace) -> float:
-    """Do one row's work twice and give the peak memory in GB."""
+    """Run a row's pass or step twice and return the peak memory in GB."""
     job = json.loads(arguments.only)
     row, images = Row(**job["row"]), torch.rand(arguments.batch, 1, *job["size"], device=arguments.device)
     run = runner(build(arguments, row), row, job["use"], images)
@@ -262,7 +264,7 @@ def measure_memory(arguments: argparse.Namespace) -> float:
         run()
     if images.is_cuda:
         return torch.cuda.max_memory_allocated() / 1e9
-    # Not ru_maxrss, which starts at the parent's.
+    # ru_maxrss would start at the peak of the parent process.
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e9
 
@@ -277,7 +279,7 @@ def count_waits(arguments: argparse.Namespace, row: Row, use: str) -> dict[str, 
         synchronise(images)
         with torch.profiler.profile() as profiler:
             network(images)
-        # Leaving the profiler waits for the device itself, once.
+        # The profiler itself makes the host wait once when it ends; that call is not counted.
         for event in profiler.events():
             if event.name in ("cudaStreamSynchronize", "cudaEventSynchronize", "aten::_local_scalar_dense"):
                 calls[event.name] = calls.get(event.name, 0) + 1
@@ -292,7 +294,7 @@ def count_waits(arguments: argparse.Namespace, row: Row, use: str) -> dict[str, 
 
 
 def machine(device: str) -> str:
-    """Name what is measured."""
+    """Return the name of the GPU, or of the processor with the number of threads."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{processor_name()}, {torch.get_num_threads()} threads"

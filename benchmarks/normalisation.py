@@ -1,7 +1,7 @@
-"""Percentiles of one volume: `normalisation.percentiles` against `numpy.percentile`, side by side in one run.
+"""Compare `normalisation.percentiles` with `numpy.percentile` on one volume, side by side in one run.
 
 Prints a table with the time of each, their ratio, and whether both returned the same two values. `SCAN` is a NIfTI file
-that is resampled to each grid; without it, the volume is smoothed noise over an empty background.
+that is resampled to each grid. Without it, the volume is smoothed noise over an empty background.
 """
 
 import argparse
@@ -24,7 +24,7 @@ REPEATS = 7
 
 
 def best_of(function: Callable[[], object]) -> tuple[float, list[float]]:
-    """Return the shortest of a few times in seconds, and the two percentiles."""
+    """Call a function a few times. Return its shortest time in seconds, and the two percentiles."""
     times: list[float] = []
     values: object = None
     for _ in range(REPEATS):
@@ -35,7 +35,7 @@ def best_of(function: Callable[[], object]) -> tuple[float, list[float]]:
 
 
 def read_or_make(scan: Path | None) -> NDArray[np.float32]:
-    """Read a scan `(I, J, K)`, or make a volume with a third of background."""
+    """Read a scan `(I, J, K)`, or make a volume of which a third is background."""
     if scan:
         return read_volume(scan).voxels
     noise = np.random.default_rng(0).standard_normal((150, 180, 160))

@@ -1,15 +1,15 @@
-"""Compare the reader with other libraries' loaders, and with plain reads of the same files.
+"""Compare our reader with the loaders of other libraries, and with plain reads of the same files.
 
-The same samples, of the real size, are written in four formats: ours, WebDataset's own (the same tars), MosaicML
-Streaming's and LitData's. Each contestant reads shuffled batches of low and high as float16 tensors, epoch after epoch,
-from files in the page cache. Before it is timed, each proves that an epoch holds every sample once. Each runs in a
-process of its own, and all take turns, round after round, so that a noisy machine disturbs all alike; the best round
-counts. Clocks start after an epoch's first batches, so starting workers is not timed. torch has one thread, because
-with more threads collating is many times slower if another process uses the second core.
+The same samples, of real size, are written for upfield and WebDataset (the same tars), MosaicML Streaming and LitData.
+Each loader reads shuffled batches of low and high field as float16 tensors, epoch after epoch, from files in the page
+cache. The first epoch is not timed; it must hold every sample once. Each measurement runs in its own process. Each
+round measures every loader once, so that a noisy machine disturbs all of them alike, and the best round counts. The
+clock starts after the first tenth of an epoch, so starting workers is not timed. torch has one thread, because with
+more threads collating is many times slower if another process uses the second core.
 
 Two bounds are measured without workers and batches: whole files with one `read()` each, and 1 MiB at a time into the
-same memory, the fastest way out of the page cache. Targets: at least 5 times the best other loader, and at least half
-of the faster bound without workers.
+same memory, the fastest way out of the page cache. Targets: at least 5 times the speed of the best other loader, and
+without workers at least half the speed of the faster bound.
 
 Install the other libraries outside the project's environment: `pip install --no-deps --target PEERS -r
 benchmarks/reader-requirements.txt`, then `benchmarks/reader.py --peers PEERS`. A library that cannot be loaded is left
@@ -44,7 +44,7 @@ BATCHES_AHEAD = 4
 LEAST_S = 1.0
 OURS = "upfield"
 BOUNDS = {"read(), whole files": -1, "read(), 1 MiB at a time": 2**20}
-# MosaicML Streaming as its page on performance advises, to the utmost: by default its threads sleep between samples.
+# MosaicML Streaming's performance page advises a large `predownload`: by default its threads sleep between samples.
 TUNED = "MosaicML, predownload 2**20"
 PACKAGES = ("webdataset", "mosaicml-streaming", "litdata")
 LEAST_RATIO, LEAST_SHARE = 5.0, 0.5
@@ -71,7 +71,7 @@ def numbers_of(images: Any) -> list[int]:
 
 
 def write_upfield(folder: Path, num_samples: int) -> None:
-    """Write a shard set as `upfield shard` does."""
+    """Write a shard set in the format of `upfield shard`."""
     from upfield.sharding.configuration import ShardConfig
     from upfield.sharding.shardset.manifest import Addition, content_config, write_manifest
     from upfield.sharding.shardset.shard_writer import Sample, write_shard
@@ -84,7 +84,7 @@ def write_upfield(folder: Path, num_samples: int) -> None:
 
 
 def write_mosaicml(folder: Path, num_samples: int) -> None:
-    """Write MDS shards, of the arrays' bytes as they are."""
+    """Write MDS shards that hold the unchanged bytes of the arrays."""
     stand_in_for_torchvision()
     from streaming import MDSWriter
 
@@ -96,14 +96,14 @@ def write_mosaicml(folder: Path, num_samples: int) -> None:
 
 
 def litdata_sample(number: int, noise: np.ndarray) -> dict[str, Any]:
-    """Return a sample of tensors, which LitData reads many times faster than arrays."""
+    """Return a sample as tensors, which LitData reads many times faster than arrays."""
     import torch
 
     return dict(zip(("low", "high"), map(torch.from_numpy, draw_sample(number, noise)), strict=True))
 
 
 def write_litdata(folder: Path, num_samples: int) -> None:
-    """Write chunks of the size that its documentation uses."""
+    """Write LitData's chunks, of the size that its documentation uses."""
     import litdata
 
     draw = partial(litdata_sample, noise=draw_noise())
@@ -113,10 +113,11 @@ def write_litdata(folder: Path, num_samples: int) -> None:
 def stand_in_for_torchvision() -> None:
     """Let MosaicML Streaming be imported without torchvision.
 
-    Only its data sets of pictures use it, and the wheel of package registries does not load beside torch for CPUs.
+    Only its image data sets use torchvision, and the wheel from package registries does not load beside a CPU build of
+    torch.
     """
     import transformers.feature_extraction_utils
-    import transformers.tokenization_utils_base  # noqa: F401 (they look for torchvision, and must find none)
+    import transformers.tokenization_utils_base  # noqa: F401 (they must look for torchvision before the stand-in exists)
 
     names = ("torchvision", "torchvision.datasets", "torchvision.transforms", "torchvision.transforms.functional")
     sys.modules.update({name: types.ModuleType(name) for name in names})
@@ -125,12 +126,12 @@ def stand_in_for_torchvision() -> None:
 
 
 def worker_options(num_workers: int) -> dict[str, Any]:
-    """Return the options that speed up any torch loader with workers."""
+    """Return the options that make any torch loader with workers faster."""
     return {"persistent_workers": True, "prefetch_factor": BATCHES_AHEAD} if num_workers else {}
 
 
 def read_upfield(folder: Path, batch_size: int, num_workers: int) -> Iterator[Epoch]:
-    """Read as training does."""
+    """Read with the loader of `upfield train`."""
     from upfield.distributed.configuration import AugmentConfig
     from upfield.distributed.samples.reader import BatchPlan, TrainingBatches, training_loader
     from upfield.sharding.shardset.shard_split import ShardSplit
@@ -142,7 +143,7 @@ def read_upfield(folder: Path, batch_size: int, num_workers: int) -> Iterator[Ep
 
 
 def read_webdataset(folder: Path, batch_size: int, num_workers: int) -> Iterator[Epoch]:
-    """Read the same tars, batched in the workers as its documentation recommends, without members that nobody wants."""
+    """Read the same tars, batched in the workers as WebDataset's documentation recommends, without JSON members."""
     import webdataset as wds
 
     tars = sorted(str(path) for path in (folder / OURS / "train").glob("*.tar"))
@@ -154,7 +155,7 @@ def read_webdataset(folder: Path, batch_size: int, num_workers: int) -> Iterator
 
 
 def read_mosaicml(folder: Path, batch_size: int, num_workers: int, predownload: int | None = None) -> Iterator[Epoch]:
-    """Read local MDS shards in its default shuffled order, its threads looking `predownload` samples ahead."""
+    """Read local MDS shards in the default shuffled order; threads look `predownload` samples ahead."""
     stand_in_for_torchvision()
     from streaming import StreamingDataset
     from streaming.base.util import clean_stale_shared_memory
@@ -169,7 +170,7 @@ def read_mosaicml(folder: Path, batch_size: int, num_workers: int, predownload: 
 
 
 def read_litdata(folder: Path, batch_size: int, num_workers: int) -> Iterator[Epoch]:
-    """Read local chunks, shuffled."""
+    """Read LitData's local chunks, shuffled."""
     import litdata
 
     dataset = litdata.StreamingDataset(str(folder / "litdata"), shuffle=True, drop_last=False)
@@ -193,8 +194,8 @@ READERS: dict[str, tuple[Callable[[Path, int, int], Iterator[Epoch]], str]] = {
 }
 
 
-def refuse_other_samples(epoch: Epoch, num_samples: int) -> None:
-    """Check that an epoch gives each sample once, as pairs of float16 tensors."""
+def check_epoch(epoch: Epoch, num_samples: int) -> None:
+    """Check that an epoch holds each sample once, as pairs of float16 tensors."""
     seen: list[int] = []
     for low, high in epoch:
         found = tuple((str(images.dtype), tuple(images.shape[1:])) for images in (low, high))
@@ -205,15 +206,15 @@ def refuse_other_samples(epoch: Epoch, num_samples: int) -> None:
 
 
 def warm(folder: Path) -> None:
-    """Bring files into the page cache: some systems let go of what lies there unused for a minute."""
+    """Read files into the page cache, because some systems drop pages that were not used for a minute."""
     for path in folder.rglob("*.*"):
         if path.is_file():
             path.read_bytes()
 
 
 def batch_rate(epochs: Iterator[Epoch], files: Path, num_samples: int, batch_size: int) -> float:
-    """Measure the samples per second of whole epochs without their first tenth."""
-    refuse_other_samples(next(epochs), num_samples)
+    """Measure the samples per second over whole epochs; the first tenth of each epoch does not count."""
+    check_epoch(next(epochs), num_samples)
     samples, spent_s = 0, 0.0
     while spent_s < LEAST_S:
         warm(files)
@@ -227,7 +228,7 @@ def batch_rate(epochs: Iterator[Epoch], files: Path, num_samples: int, batch_siz
 
 
 def raw_rate(folder: Path, num_samples: int, chunk_bytes: int) -> float:
-    """Measure the samples per second of a plain `read()` of the same files."""
+    """Measure the samples per second of plain reads of the same files, whole if `chunk_bytes` is negative."""
     warm(folder / OURS)
     buffer, times = bytearray(max(chunk_bytes, 0)), []
     while sum(times) < LEAST_S:
@@ -243,7 +244,7 @@ def raw_rate(folder: Path, num_samples: int, chunk_bytes: int) -> float:
 
 
 def do_job(job: dict[str, Any]) -> Any:
-    """Do what a process of its own is for: write one format, or measure one contestant."""
+    """Do the job of a child process: write one format, or measure one loader or bound."""
     folder, num_samples = Path(job["folder"]), job["samples"]
     if job["do"] == "write":
         return WRITERS[job["name"]](folder / job["name"], num_samples)
@@ -257,27 +258,27 @@ def do_job(job: dict[str, Any]) -> Any:
 
 
 def run_job(peers: Path | None, timeout_s: float = 300, **job: Any) -> tuple[Any, str]:
-    """Do a job in a process of its own; give its result, and why there is none."""
+    """Do a job in a child process. Return its result, and the reason if there is none."""
     paths = [os.environ.get("PYTHONPATH", ""), *([str(peers.resolve())] if peers else [])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONWARNINGS": "ignore"}
-    # Without workers one core each; a second thread of torch.stack spins where the other core is busy.
+    # Without workers, a loader uses one core: a second thread of torch.stack would spin while the other core is busy.
     environment["OMP_NUM_THREADS"] = "1"
     command = [sys.executable, __file__, "--job", json.dumps(job)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout_s, check=True)
     except subprocess.TimeoutExpired:
-        return None, f"not done after {timeout_s:.0f} s"
+        return None, f"not finished after {timeout_s:.0f} s"
     except subprocess.CalledProcessError as error:
         return None, (error.stderr.strip().splitlines() or ["killed"])[-1]
     return json.loads(done.stdout.splitlines()[-1]), ""
 
 
 Rates = dict[tuple[str, int, int], float]
-"""Samples per second by contestant, workers and batch size (0 for a bound)."""
+"""Samples per second, by loader or bound, number of workers, and batch size (0 for a bound)."""
 
 
 def measure(folder: Path, num_samples: int, rounds: int, peers: Path | None) -> tuple[Rates, dict[str, str]]:
-    """Return the best rates over all rounds, and the reason if a contestant has none."""
+    """Return the best rates over all rounds, and the reason for each loader that could not be measured."""
     best: Rates = {}
     missing: dict[str, str] = {}
     jobs = [(name, 0) for name in BOUNDS] + [(name, workers) for workers in WORKERS for name in READERS]
@@ -286,9 +287,9 @@ def measure(folder: Path, num_samples: int, rounds: int, peers: Path | None) -> 
             if name in missing:
                 continue
             job = {"do": "read", "name": name, "workers": workers, "folder": str(folder), "samples": num_samples}
-            rates, why = run_job(peers, **job)
+            rates, reason = run_job(peers, **job)
             if rates is None:
-                missing[name] = why
+                missing[name] = reason
                 continue
             for size, rate in rates.items():
                 key = (name, workers, int(size))
@@ -297,7 +298,7 @@ def measure(folder: Path, num_samples: int, rounds: int, peers: Path | None) -> 
 
 
 def show(rates: Rates, missing: dict[str, str]) -> None:
-    """Print rates, ratios and whether targets hold."""
+    """Print the rates, their ratios, and whether the targets hold."""
     columns = [(workers, size) for workers in WORKERS for size in BATCH_SIZES]
     print(f"\n{'samples/s':<28}" + "".join(f"{f'{workers} workers':>12}" for workers, _ in columns))
     print(f"{'':<28}" + "".join(f"{f'batch {size}':>12}" for _, size in columns))
@@ -324,24 +325,28 @@ def show(rates: Rates, missing: dict[str, str]) -> None:
     print()
     for workers in WORKERS:
         where = [column for column in columns if column[0] == workers]
-        tell(f"times the best other, {workers} workers", [ratios[column] for column in where], LEAST_RATIO)
-        tell(f"times the best with defaults, {workers} workers", [to_default[column] for column in where], LEAST_RATIO)
-    tell("of the faster read(), 0 workers", [shares[column] for column in columns if not column[0]], LEAST_SHARE)
+        print_target(f"times the best other, {workers} workers", [ratios[column] for column in where], LEAST_RATIO)
+        print_target(
+            f"times the best with defaults, {workers} workers", [to_default[column] for column in where], LEAST_RATIO
+        )
+    print_target(
+        "of the faster read(), 0 workers", [shares[column] for column in columns if not column[0]], LEAST_SHARE
+    )
 
 
 def row(title: str, values: Iterable[float], form: str) -> None:
-    """Print a line of the table."""
+    """Print a row of the table."""
     print(f"{title:<28}" + "".join(f"{value:>12{form}}" for value in values))
 
 
-def tell(what: str, values: list[float], target: float) -> None:
+def print_target(what: str, values: list[float], target: float) -> None:
     """Print whether a target holds."""
     least = min(values)
     print(f"at least {target:g} {what}: {'held' if least >= target else 'MISSED'}, {least:.2f} where it is least")
 
 
 def describe(peers: Path | None) -> str:
-    """Name the processor and what is compared."""
+    """Return the names of the processor and of the compared libraries, with versions."""
     if peers:
         sys.path.append(str(peers))
     versions: list[str] = []
@@ -357,15 +362,15 @@ def describe(peers: Path | None) -> str:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=2048, help="a multiple of the batch sizes")
+    parser.add_argument("--samples", type=int, default=2048, help="number of samples, a multiple of the batch sizes")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, default=None, help="where files are made")
-    parser.add_argument("--peers", type=Path, default=None, help="where the other libraries are")
+    parser.add_argument("--folder", type=Path, default=None, help="folder for temporary files")
+    parser.add_argument("--peers", type=Path, default=None, help="folder with the other libraries")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.job:
         print(json.dumps(do_job(json.loads(options.job))))
-        # Some of the others' threads never end.
+        # Some threads of the other libraries never end.
         sys.stdout.flush()
         os._exit(0)
     print(f"{describe(options.peers)}\n{options.samples} samples, best of {options.rounds} rounds", flush=True)

@@ -1,6 +1,6 @@
-"""Resample one volume: one matrix per axis against scipy.ndimage.zoom, side by side in one run.
+"""Compare resampling by one matrix per axis with `scipy.ndimage.zoom` on one volume, side by side in one run.
 
-Prints a table: the time of each, their ratio, and the largest difference as a share of the range.
+Prints a table with the time of each, their ratio, and the largest difference as a share of the value range.
 """
 
 import os
@@ -22,7 +22,7 @@ REPEATS = 3
 
 
 def best_of(function: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
-    """Return the shortest of a few times in seconds, and the result."""
+    """Call a function a few times. Return its shortest time in seconds, and its result."""
     times: list[float] = []
     result = np.empty(0)
     for _ in range(REPEATS):
@@ -40,7 +40,7 @@ def main() -> None:
     for name, shape, target in CASES:
         volume = np.asarray(ndimage.gaussian_filter(rng.standard_normal(shape), 1.5), dtype=np.float32)
         factors = [new / old for new, old in zip(target, shape, strict=True)]
-        zoom_to(volume, target)  # The matrices are made once per pair of sizes.
+        zoom_to(volume, target)  # Only the first call for a pair of sizes makes the matrices.
         fast_s, fast = best_of(lambda volume=volume, target=target: zoom_to(volume, target))
         slow_s, slow = best_of(lambda volume=volume, factors=factors: ndimage.zoom(volume, factors, order=3))
         difference = np.abs(fast - slow).max() / np.ptp(slow)

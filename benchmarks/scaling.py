@@ -1,28 +1,30 @@
-"""What a cluster would do, computed: epoch time, efficiency and cost for 1 to 256 GPUs and 450 to 100,000 subjects.
+"""Estimate training on a cluster: epoch time, efficiency and cost for 1 to 256 GPUs and 450 to 100,000 subjects.
 
-The model, every number of which is an option:
+Nothing is run on a cluster: a model computes all numbers. Each of its parameters is an option.
 
-- Each GPU takes `slices_per_gpu` slices a step, whatever their number (the global batch grows with them), in
-  `slice_s` seconds each. The default is computed: 0.57 TFLOP a slice of the published network at a tenth of an H100's
-  990 TFLOP/s; measure yours with benchmarks/gpu_training.py.
-- All wait for the slowest: a GPU's step varies by `spread` of its length (standard deviation of a normal
-  distribution, assumed), and the step of n is the expected longest of n.
-- Gradients (23.5 million float32) go round a ring in each node and one between nodes, and hide behind the share
-  `overlap` of a step that is backward pass; what is longer is waited for.
-- Samples are read ahead at `read_samples_s` per process (measured, benchmarks/tables/reader.txt).
-- Every node reads all shards, since samples are mixed over all of them. Where the set fits `cache_bytes`
-  (`--data.cache_bytes`, 50 GB unless it is raised) each node fetches it in the first epoch, otherwise in every epoch,
-  all nodes together from one store and each through its network. With `cache_bytes` 0 the store is a file system that
-  all nodes see, from which every process reads its own samples only. Either runs ahead, beside the steps: an epoch
-  takes the longer of the two.
-- Starting, saving, validation and broken nodes are not in it. Nor is learning: an epoch of few large steps teaches
-  less.
+- Each GPU takes `slices_per_gpu` slices per step, however many GPUs there are, so the global batch grows with them. A
+  slice takes `slice_s` seconds. The default is an estimate: 0.57 TFLOP per slice of the published network, at a tenth
+  of an H100's 990 TFLOP/s. Measure your own value with benchmarks/gpu_training.py.
+- All GPUs wait for the slowest one. The step time of a GPU is assumed to be normally distributed, with a standard
+  deviation of `spread` times its mean. The step time of n GPUs is the expected maximum of n such times.
+- Gradients (23.5 million float32 values) are exchanged in one ring per node and one ring between nodes. The exchange
+  overlaps with the backward pass, which is the share `overlap` of a step. GPUs wait for the rest of the exchange.
+- Each process reads samples ahead, `read_samples_s` per second (measured, benchmarks/tables/reader.txt).
+- Each node fetches every shard, because samples are mixed over all of them. If the set fits into `cache_bytes`
+  (`--data.cache_bytes` of `upfield train`, by default 50 GB), a node fetches it in the first epoch only, otherwise in
+  every epoch. All nodes share the bandwidth of one store, and each has its own network link. With `cache_bytes` 0, the
+  store is a file system that all nodes see, and each process reads only its own samples. In both cases fetching runs
+  beside the steps, so an epoch takes the longer of the two times.
+- Start-up, checkpoints, validation and node failures are not modelled. Neither is learning: an epoch with few, large
+  steps trains the network less.
 
-`waits for` is what the whole training loses most time to beside computing, where that is above 5% of it; `steps` where
-an epoch has fewer than 100 of them, whatever else. With `--check`, two processes train here (some minutes), and their
-step is compared with the model's, fed with what is measured here: the steps of two lone processes side by side, and the
-time of the exchange alone. Once with whole slices, and once with slices so small that the gradients count. That they
-hide behind the backward pass on GPUs is not checked by it: here nothing is free to send them meanwhile.
+`waits for` names the largest loss of time besides computing over the whole training, if it is above 5%. If an epoch has
+fewer than 100 steps, it is always `steps`.
+
+With `--check`, two processes train here, which takes some minutes, and their step time is compared with the model's.
+The model then uses values measured here: the step times of two separate processes that run side by side, and the time
+of the exchange alone. The check runs once with whole slices, and once with slices so small that the exchange matters.
+It cannot check that GPUs exchange gradients during the backward pass, because here every core is busy computing.
 """
 
 import argparse
@@ -45,52 +47,52 @@ SUBJECTS = (450, 2_000, 10_000, 100_000)
 LEAST_STEPS = 100
 WORTH_NAMING = 0.05
 MAY_BE_ZERO = ("spread", "latency_s", "overlap", "cache_bytes")
-REPEATS = 3  # of the check
+CHECK_REPEATS = 3
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What the model is fed with."""
+    """Parameters of the model."""
 
     slice_s: float = 0.571 / 99
     slices_per_gpu: int = 4
-    spread: float = 0.02  # of a step
+    spread: float = 0.02  # standard deviation, relative to the step
     gradient_bytes: float = 94e6
     gpus_per_node: int = 8
-    link_bytes_s: float = 200e9  # between GPUs of a node, NVLink
-    network_bytes_s: float = 25e9  # of a node, 200 Gbit/s
-    latency_s: float = 30e-6  # of a ring's step
+    link_bytes_s: float = 200e9  # between the GPUs of a node: NVLink
+    network_bytes_s: float = 25e9  # of one node: 200 Gbit/s
+    latency_s: float = 30e-6  # of one step of a ring
     overlap: float = 2 / 3
     sample_bytes: float = 2 * 221 * 200 * 2
     read_samples_s: float = 19_655.0
-    store_bytes_s: float = 2e9  # of the store, for all nodes together
-    cache_bytes: float = 1e12  # of a node
+    store_bytes_s: float = 2e9  # shared by all nodes
+    cache_bytes: float = 1e12  # per node
     slices_per_subject: int = 179
     epochs: int = 60
     gpu_hour_cost: float = 2.5
 
     def __post_init__(self) -> None:
-        """Refuse what no cluster has."""
+        """Check that each parameter has a possible value."""
         for field in fields(self):
             value = getattr(self, field.name)
             if not (value > 0 or (value == 0 and field.name in MAY_BE_ZERO)):
-                raise ValueError(f"--{field.name}: expected a positive number, found {value}")
+                raise ValueError(f"--{field.name}: expected a positive number, found {value}.")
         if self.overlap > 1:
-            raise ValueError(f"--overlap: expected a share of a step, 0 to 1, found {self.overlap}")
+            raise ValueError(f"--overlap: expected a share of a step, 0 to 1, found {self.overlap}.")
 
     def nodes(self, gpus: int) -> int:
         """Return the number of nodes for this number of GPUs."""
         return -(-gpus // self.gpus_per_node)
 
     def exchange_s(self, gpus: int) -> float:
-        """Compute the seconds that exchanging the gradients takes."""
+        """Compute the seconds that one exchange of the gradients takes."""
         rings = ((min(gpus, self.gpus_per_node), self.link_bytes_s), (self.nodes(gpus), self.network_bytes_s))
         return sum(
             2 * (n - 1) / n * self.gradient_bytes / bytes_s + 2 * (n - 1) * self.latency_s for n, bytes_s in rings
         )
 
     def step_parts_s(self, gpus: int) -> dict[str, float]:
-        """Compute the parts of a step in seconds, without fetching."""
+        """Compute the parts of a step in seconds; fetching is not one of them."""
         compute = self.slices_per_gpu * self.slice_s
         slowest = compute * self.spread * longest_of(gpus)
         gradients = max(0.0, self.exchange_s(gpus) - self.overlap * compute)
@@ -99,22 +101,22 @@ class Cluster:
         return {"compute": compute, "the slowest": slowest, "gradients": gradients, "reading": reading}
 
     def steps(self, gpus: int, subjects: int) -> int:
-        """Compute the steps of an epoch, without the ragged tail."""
+        """Compute the number of full steps in an epoch."""
         return subjects * self.slices_per_subject // (gpus * self.slices_per_gpu)
 
     def set_bytes(self, subjects: int) -> float:
-        """Compute the size of a set."""
+        """Compute the size of a set in bytes."""
         return subjects * self.slices_per_subject * self.sample_bytes
 
     def fetch_s(self, gpus: int, subjects: int) -> float:
-        """Compute the seconds that every node takes to fetch its shards for an epoch."""
+        """Compute the seconds that the nodes take to fetch their shards for one epoch."""
         readers = self.nodes(gpus) if self.cache_bytes else 1
         return self.set_bytes(subjects) * max(
             readers / self.store_bytes_s, readers / self.nodes(gpus) / self.network_bytes_s
         )
 
     def epochs_s(self, gpus: int, subjects: int) -> tuple[float, float]:
-        """Compute the seconds of the first epoch and of every later epoch."""
+        """Compute the seconds of the first epoch and of each later epoch."""
         stepping = self.steps(gpus, subjects) * sum(self.step_parts_s(gpus).values())
         first = max(stepping, self.fetch_s(gpus, subjects))
         return first, stepping if self.set_bytes(subjects) <= self.cache_bytes else first
@@ -125,12 +127,12 @@ class Cluster:
         return first + (self.epochs - 1) * later
 
     def efficiency(self, gpus: int, subjects: int) -> float:
-        """Compute the efficiency over all epochs: slices per second per GPU, divided by those of a GPU alone."""
+        """Compute the efficiency over all epochs: slices per second per GPU, relative to one GPU that only computes."""
         slices = self.epochs * self.steps(gpus, subjects) * self.slices_per_gpu
         return slices * self.slice_s / self.whole_s(gpus, subjects)
 
     def waits_for(self, gpus: int, subjects: int) -> str:
-        """Name what ends the scaling."""
+        """Name the largest loss of time besides computing, `steps` if an epoch has too few, or `-`."""
         if self.steps(gpus, subjects) < LEAST_STEPS:
             return "steps"
         whole = self.whole_s(gpus, subjects)
@@ -143,18 +145,18 @@ class Cluster:
 
 
 def longest_of(count: int) -> float:
-    """Compute the expected maximum of this number of standard normal values (Blom, 1958)."""
+    """Compute the expected maximum of `count` standard normal values (Blom, 1958)."""
     return float(norm.ppf((count - 0.375) / (count + 0.25))) if count > 1 else 0.0
 
 
 def main() -> None:
-    """Print the tables, draw the plot, and check the model if it is asked for."""
+    """Print the tables; draw the plot with `--plot`, and check the model with `--check`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for field in fields(Cluster):
         default = field.default
         parser.add_argument(f"--{field.name}", type=type(default), default=default, help=f"default {default:g}")
     parser.add_argument("--plot", type=Path, help="PNG file to draw")
-    parser.add_argument("--check", action="store_true", help="train two processes here and compare")
+    parser.add_argument("--check", action="store_true", help="compare the model with training in two processes")
     parser.add_argument("--exchange", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.exchange:
@@ -171,14 +173,14 @@ def main() -> None:
         try:
             draw(cluster, arguments.plot)
         except (OSError, ValueError) as error:
-            parser.error(f"--plot: expected a picture's file that can be written, found {arguments.plot}: {error}")
+            parser.error(f"--plot: cannot write {arguments.plot}: {error}. Choose another file.")
     if arguments.check:
         check("tiny", (221, 200))
         check("report", (32, 32))
 
 
 def print_table(cluster: Cluster, subjects: int) -> None:
-    """Print a row per number of GPUs."""
+    """Print a row for each number of GPUs."""
     slices, size = subjects * cluster.slices_per_subject, cluster.set_bytes(subjects)
     print(f"{subjects:,} subjects, {slices:,} slices, {size / 1e9:,.0f} GB")
     print("GPUs   batch   steps/epoch   first epoch     epoch   all epochs   efficiency      cost   waits for")
@@ -195,7 +197,7 @@ def print_table(cluster: Cluster, subjects: int) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Spell a time."""
+    """Format a time, with its unit."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"
@@ -203,7 +205,7 @@ def duration(seconds: float) -> str:
 
 
 def draw(cluster: Cluster, path: Path) -> None:
-    """Draw the time, the efficiency and the cost of all epochs."""
+    """Draw the time, the efficiency and the cost of all epochs against the number of GPUs."""
     from matplotlib.figure import Figure
 
     figure = Figure((11, 3.6), dpi=110, layout="constrained")
@@ -230,7 +232,7 @@ def draw(cluster: Cluster, path: Path) -> None:
 
 
 def check(preset: str, size: tuple[int, int]) -> None:
-    """Train two lone and two joined processes here, and compare the joined ones' step with the model's."""
+    """Train two separate and two joined processes here, and compare the joined step time with the model's."""
     from loop import make_shards
 
     from upfield.model.amir import Amir, AmirConfig
@@ -242,17 +244,17 @@ def check(preset: str, size: tuple[int, int]) -> None:
         exchange = measured_exchange_s(int(gradient_bytes))
         lone: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
         joined: list[float] = []
-        # In turn, as the machine is not equally quiet all the time.
-        for repeat in range(REPEATS):
+        # They take turns, because other load on the machine varies.
+        for repeat in range(CHECK_REPEATS):
             started = {name: start(root, name, preset, 1, 2) for name in (f"lone-{repeat}-0", f"lone-{repeat}-1")}
-            one, other = (finished_steps_s(process, root / name, 2) for name, process in started.items())
-            lone.append((one, other))
+            first, second = (finished_steps_s(process, root / name, 2) for name, process in started.items())
+            lone.append((first, second))
             name = f"joined-{repeat}"
             joined.append(float(finished_steps_s(start(root, name, preset, 2, 4), root / name, 4).mean()))
     compute = statistics.median(float(np.mean(pair)) for pair in lone)
-    # Any step of one can meet any of the other.
-    longest = statistics.median(float(np.maximum(one[:, None], other[None]).mean()) for one, other in lone)
-    here = Cluster(
+    # Any step of one process may coincide with any step of the other.
+    longest = statistics.median(float(np.maximum(first[:, None], second[None]).mean()) for first, second in lone)
+    local = Cluster(
         slice_s=compute / 2,
         slices_per_gpu=2,
         spread=(longest / compute - 1) / longest_of(2),
@@ -260,10 +262,10 @@ def check(preset: str, size: tuple[int, int]) -> None:
         gpus_per_node=2,
         link_bytes_s=gradient_bytes / exchange,
         latency_s=0.0,
-        # Every core computes: what exchanges gradients takes its time from that.
+        # All cores compute, so exchanging gradients takes time from computing.
         overlap=0.0,
     )
-    parts, measured = here.step_parts_s(2), statistics.median(joined)
+    parts, measured = local.step_parts_s(2), statistics.median(joined)
     expected = sum(parts.values())
     print(f"two processes of `{preset}`, 2 slices of {size[0]} x {size[1]} each, one thread each")
     print(f"lone processes' step {1e3 * compute:.0f} ms, the longer of two {1e3 * longest:.0f} ms")
@@ -273,10 +275,10 @@ def check(preset: str, size: tuple[int, int]) -> None:
 
 
 def start(root: Path, name: str, preset: str, processes: int, batch: int) -> "subprocess.Popen[bytes]":
-    """Start a training of a few steps, one thread per process."""
+    """Start a training run of a few steps, with one thread per process."""
     from upfield.distributed.launch import SCRIPT
 
-    given = {
+    settings = {
         "data.shards": root / "shards",
         "data.batch_size": batch,
         "model.preset": preset,
@@ -288,7 +290,7 @@ def start(root: Path, name: str, preset: str, processes: int, batch: int) -> "su
         "run.trackers": "[]",
         "processes": processes,
     }
-    flags = [word for key, value in given.items() for word in (f"--{key}", str(value))]
+    flags = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, str(SCRIPT), *flags], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -296,16 +298,16 @@ def start(root: Path, name: str, preset: str, processes: int, batch: int) -> "su
 
 
 def finished_steps_s(process: "subprocess.Popen[bytes]", run: Path, batch: int) -> NDArray[np.float64]:
-    """Wait for a training and give the seconds of its steps, the first quarter left out."""
+    """Wait until a training run ends. Return the seconds of its steps without the first quarter."""
     if process.wait() != 0:
-        raise SystemExit(f"{run.name}: expected a training that ends, found exit code {process.returncode}")
+        raise SystemExit(f"{run.name}: the training run ended with exit code {process.returncode}.")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = [batch / line["slices_per_s"] for line in lines if line["event"] == "train"]
     return np.array(steps[len(steps) // 4 :])
 
 
 def measured_exchange_s(num_bytes: int) -> float:
-    """Measure an exchange of so many bytes between two processes here."""
+    """Measure the seconds in which two processes here exchange `num_bytes`."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     done = subprocess.run(
         [*launcher, __file__, "--exchange", str(num_bytes)], capture_output=True, text=True, check=True
@@ -314,7 +316,7 @@ def measured_exchange_s(num_bytes: int) -> float:
 
 
 def print_exchange(num_bytes: int) -> None:
-    """Sum as many bytes over this job's processes a few times, and let the first print the median time."""
+    """Sum `num_bytes` over the processes of this job a few times. The first process prints the median time."""
     import torch
     import torch.distributed as dist
 

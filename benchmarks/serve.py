@@ -1,15 +1,16 @@
-"""The service under load, on this machine alone: nothing lost, nothing different, and what it costs.
+"""Load-test the service on this machine: check that no answer is lost or wrong, and measure speed and memory.
 
-A random `tiny` network is exported, and small scans of noise on two grids are made, and some more on one grid;
-`upfield enhance` tells what the answers must be. Then the real command is started with one replica, and clients in
+The benchmark exports a `tiny` network with random weights, and makes small scans of noise on two grids and some more on
+one grid. `upfield enhance` computes the expected answers. Then `upfield serve` is started with one replica, and client
 threads send scans over loopback.
 
-Throughput is told as the ratio of times for the same scans, taken in turn within one run: `upfield enhance` called once
-for each scan and once for all, both in this process, against the service at the given concurrency: the median of
-all repeats, beside the best rate. Scans share the batches in which the last strips of each have room left, and only
-those on the same grid; `batches` tells how many did. Under `killed` the replica gets SIGKILL when a third of the scans
-are answered.
-Memory is the resident set of the processes after every hundred requests with smaller scans.
+The throughput of the service is compared with `upfield enhance` on the same scans, called once for each scan and once
+for all. Both calls run in this process and take turns with the service, which gets `--concurrency` requests at a time.
+The table shows the best rate of each, and the ratio of times as the median of all repeats.
+
+The last strip of a scan leaves room in its batch for slices of other scans, but only of scans on the same grid.
+`batches` shows how full the batches are and how many scans share one. Under `killed`, the replica gets SIGKILL when a
+third of the scans are answered. Memory is the resident set size after each hundred requests with smaller scans.
 """
 
 import argparse
@@ -42,16 +43,16 @@ from upfield.imaging.normalisation import NORMALISATION
 from upfield.model.amir import Amir, AmirConfig
 
 SCRIPT = Path(__file__).parents[1] / "export/serve.py"
-# 38 and 35 slices of 46 x 40 and 50 x 35: no multiples of a batch, so that batches have room for other scans' slices.
+# 38 slices of 46 x 40 and 35 of 50 x 35: the last batch of a scan has room for slices of other scans.
 SHAPES, SPACING_MM = ((24, 29, 8), (22, 31, 7)), (1.6, 1.6, 5.0)
-# 19 and 18 slices of 22 x 30 and 21 x 30.
+# 19 slices of 22 x 30 and 18 of 21 x 30.
 SMALL_SHAPES = ((12, 14, 6), (11, 13, 6))
 START_S, REQUEST_S, REPLACED_S = 300, 300, 120
 ANSWERED = 'upfield_requests_total{method="POST",path="/enhance",status="200"}'
 
 
 def main() -> None:
-    """Print one table."""
+    """Load the service in several ways and print the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--requests", type=int, default=100)
     parser.add_argument("--concurrency", type=int, default=8)
@@ -69,7 +70,7 @@ def main() -> None:
         small_expected = enhanced_in_one_call(model, small, folder / "small_expected")
         print(f"{processor_name()}, {len(os.sched_getaffinity(0))} threads")
         print(f"{len(scans)} scans of 35 or 38 slices, tiny, 1 replica, concurrency {arguments.concurrency}")
-        with started(model) as (port, process):
+        with running_service(model) as (port, process):
             load = Load(port, scans, expected, arguments.concurrency)
             compare(load, model, folder, arguments.repeats)
             kill_replica(load, process)
@@ -79,7 +80,7 @@ def main() -> None:
 
 
 def make_model(path: Path) -> Path:
-    """Export a random `tiny` network."""
+    """Export a `tiny` network with random weights."""
     torch.manual_seed(0)
     network = Amir(AmirConfig.preset("tiny")).eval()
     graph = build_graph(network, half=False)
@@ -90,7 +91,7 @@ def make_model(path: Path) -> Path:
 
 
 def make_scans(folder: Path, count: int, shapes: Sequence[tuple[int, int, int]]) -> list[Path]:
-    """Write scans of noise."""
+    """Write scans of noise with alternating shapes, and return their paths."""
     folder.mkdir()
     paths = [folder / f"scan{number:03d}.nii.gz" for number in range(count)]
     for number, path in enumerate(paths):
@@ -100,28 +101,28 @@ def make_scans(folder: Path, count: int, shapes: Sequence[tuple[int, int, int]])
 
 
 def enhanced_in_one_call(model: Path, scans: list[Path], out: Path) -> list[bytes]:
-    """Return what `upfield enhance` writes for scans if it is called once for all."""
+    """Return the files that one call of `upfield enhance` writes for all scans."""
     quietly([str(model), *map(str, scans), "--out", str(out)])
     return [(out / scan.name).read_bytes() for scan in scans]
 
 
 def enhanced_one_by_one(model: Path, scans: list[Path], out: Path) -> list[bytes]:
-    """Return what `upfield enhance` writes for scans if it is called once for each."""
+    """Return the files that `upfield enhance` writes if it is called once for each scan."""
     for scan in scans:
         quietly([str(model), str(scan), "--out", str(out)])
     return [(out / scan.name).read_bytes() for scan in scans]
 
 
 def quietly(arguments: list[str]) -> None:
-    """Enhance without a word."""
+    """Run `upfield enhance`, and show its output only if it fails."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
         code = enhance(arguments)
     assert code == 0, said.getvalue()
 
 
 @contextlib.contextmanager
-def started(model: Path) -> Iterator[tuple[int, psutil.Process]]:
-    """Start the service on a free port."""
+def running_service(model: Path) -> Iterator[tuple[int, psutil.Process]]:
+    """Run the service on a free port, and yield the port and the process."""
     command = [sys.executable, str(SCRIPT), str(model), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     said: list[str] = []
@@ -141,10 +142,10 @@ def started(model: Path) -> Iterator[tuple[int, psutil.Process]]:
 
 
 class Load:
-    """Clients that send scans and compare what comes back."""
+    """Clients that send scans and compare the answers with the expected files."""
 
     def __init__(self, port: int, scans: list[Path], expected: list[bytes], concurrency: int) -> None:
-        """Set what to send where, and how many at the same time."""
+        """Read the scans to send; `concurrency` requests are sent at the same time."""
         self.port = port
         self.bodies = [scan.read_bytes() for scan in scans]
         self.expected = expected
@@ -152,7 +153,7 @@ class Load:
         self.outcomes: Counter[str] = Counter()
 
     def run(self, count: int | None = None) -> float:
-        """Send as many scans, all of them once by default, and give the seconds it took."""
+        """Send `count` scans, by default each scan once, and return the seconds until the last answer."""
         self.outcomes = Counter()
         began = time.monotonic()
         with ThreadPoolExecutor(self.concurrency) as clients:
@@ -171,7 +172,7 @@ class Load:
         return f"refused with {status}"
 
     def ask(self, path: str, body: bytes | None = None) -> tuple[int, bytes]:
-        """Send one request."""
+        """Send one request and return the status and the body of the response."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=REQUEST_S)
         with contextlib.closing(connection):
             connection.request("GET" if body is None else "POST", path, body)
@@ -179,18 +180,18 @@ class Load:
             return response.status, response.read()
 
     def metric(self, name: str) -> float:
-        """Return the value of a counter."""
+        """Return the value of a counter of `/metrics`, 0 if it is not there."""
         lines = self.ask("/metrics")[1].decode().splitlines()
         return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"{name} ")), 0.0)
 
     def batches(self) -> np.ndarray:
-        """Return the numbers of batches, of slices in them and of scans in them, summed over all batches so far."""
+        """Return `(3,)` totals so far: batches, slices in batches, and scans in batches (counted in each batch)."""
         names = ("upfield_batch_slices_count", "upfield_batch_slices_sum", "upfield_batch_scans_sum")
         return np.array([self.metric(name) for name in names])
 
 
 def compare(load: Load, model: Path, folder: Path, repeats: int) -> None:
-    """Print times and what became of the answers."""
+    """Print the speed of each way, and the outcomes of all requests."""
     load.run()
     ways: dict[str, Callable[[list[Path], Path], list[bytes]]] = {
         "enhance, a call for each": lambda scans, out: enhanced_one_by_one(model, scans, out),
@@ -209,28 +210,28 @@ def compare(load: Load, model: Path, folder: Path, repeats: int) -> None:
         total += load.outcomes
     print(f"\n{'':<28}scans/s   service / this")
     for name, times in seconds.items():
-        ratio = np.median([one / other for one, other in zip(times, seconds["service"], strict=True)])
+        ratio = np.median([way_s / service_s for way_s, service_s in zip(times, seconds["service"], strict=True)])
         print(f"{name:<28}{len(scans) / min(times):>7.2f} {ratio:>16.2f}")
-    print(f"answers: {told(total)} of {sum(total.values())}")
+    print(f"answers: {describe(total)} of {sum(total.values())}")
     print_batches(load.batches())
 
 
 def print_batches(counts: np.ndarray) -> None:
-    """Print what batches were made of: `counts` `(3,)`, as `Load.batches` gives them."""
+    """Print how full batches are, and how many scans share one; `counts` `(3,)` come from `Load.batches`."""
     batches, slices, scans = counts
     print(f"batches: {slices / batches:.2f} of 4 places used, slices of {scans / batches:.2f} scans in each")
 
 
 def on_one_grid(load: Load) -> None:
-    """Print what batches are made of when all scans have the same grid."""
+    """Send scans that all have the same grid, and print how full their batches are."""
     before = load.batches()
     seconds = load.run()
-    print(f"\none grid: {told(load.outcomes)} of {sum(load.outcomes.values())} in {seconds:.1f} s")
+    print(f"\none grid: {describe(load.outcomes)} of {sum(load.outcomes.values())} in {seconds:.1f} s")
     print_batches(load.batches() - before)
 
 
 def kill_replica(load: Load, process: psutil.Process) -> None:
-    """Kill the replica in the middle, and print what became of the answers."""
+    """Kill the replica after a third of the answers, and print the outcomes of all requests."""
     (replica,) = replicas(process)
     wanted = load.metric(ANSWERED) + len(load.bodies) / 3
 
@@ -242,7 +243,7 @@ def kill_replica(load: Load, process: psutil.Process) -> None:
     killer.start()
     seconds = load.run()
     killer.join()
-    print(f"\nkilled: {told(load.outcomes)} of {sum(load.outcomes.values())} in {seconds:.1f} s", end="; ")
+    print(f"\nkilled: {describe(load.outcomes)} of {sum(load.outcomes.values())} in {seconds:.1f} s", end="; ")
     wait_for(lambda: load.ask("/ready")[0] == 200, REPLACED_S)
     (new,) = replicas(process)
     assert new.pid != replica.pid
@@ -250,15 +251,15 @@ def kill_replica(load: Load, process: psutil.Process) -> None:
 
 
 def wait_for(holds: Callable[[], bool], seconds: float) -> None:
-    """Wait until `holds` gives True."""
+    """Wait until `holds` returns True."""
     deadline = time.monotonic() + seconds
     while not holds():
-        assert time.monotonic() < deadline, f"it did not hold within {seconds} s"
+        assert time.monotonic() < deadline, f"the condition did not hold within {seconds} s"
         time.sleep(0.05)
 
 
 def watch_memory(load: Load, process: psutil.Process, requests: int) -> None:
-    """Print the resident memory of the service and its replica after every hundred requests."""
+    """Print the resident memory of the service and its replica after each hundred requests."""
     print(f"\n{'requests':<10}{'replica (MB)':>14}{'service (MB)':>14}")
     (replica,) = replicas(process)
     for done in range(100, requests + 100, 100):
@@ -269,12 +270,12 @@ def watch_memory(load: Load, process: psutil.Process, requests: int) -> None:
 
 
 def replicas(process: psutil.Process) -> list[psutil.Process]:
-    """Return the processes that restore slices; Ray sets their names."""
+    """Return the processes of the replicas; Ray puts `ServeReplica` into their command lines."""
     return [child for child in process.children(recursive=True) if "ServeReplica" in " ".join(child.cmdline())]
 
 
-def told(outcomes: Counter[str]) -> str:
-    """Put counts into words."""
+def describe(outcomes: Counter[str]) -> str:
+    """Format the number of each outcome."""
     return ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
 
 

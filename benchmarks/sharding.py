@@ -1,13 +1,14 @@
-"""Compare sharding with a plain pipeline, and measure it over many subjects.
+"""Compare sharding with a plain pipeline, and measure it for many subjects.
 
-Prints three tables. The first two do the same work side by side in one run: the volumes of one subject (both
+Prints three tables. The first two compare the same work side by side in one run: the volumes of one subject (both
 resamplings, normalisation, slicing), and the whole way from NIfTI files to shards. The plain pipeline is a simple
-program with nibabel, scipy.ndimage.zoom, numpy.percentile and webdataset.ShardWriter, in one process. Both kinds of
-`fit` are compared with the same zooms, because scipy would also need the further steps of crop_pad. `upfield shard`
-gets a block per subject, so that two jobs share six subjects; start-up takes more than a second of its time. The third
-table shows time and memory over many subjects, whose files are made on the fly.
+program with nibabel, scipy.ndimage.zoom, numpy.percentile and webdataset.ShardWriter, in one process. It does the same
+zooms for both values of `fit`, although crop_pad would need further steps in scipy. `upfield shard` gets one block per
+subject, so that two jobs share six subjects; its start takes more than a second of the time. The third table shows time
+and memory for many subjects, whose files are made during the run.
 
-`--subjects 18 200 450` is the whole third table; `--folder` says where files are made (450 subjects: about 25 GB).
+`--subjects 18 200 450` prints all rows of the third table. `--folder` sets the folder for temporary files (450
+subjects: about 25 GB).
 """
 
 import argparse
@@ -29,7 +30,7 @@ from scipy import ndimage
 
 from upfield.common.cores import processor_name
 
-# The grids of the report, and files as scanners give them: both fields need to be resampled.
+# The grids of the report, and the shapes of typical files, so that both fields need to be resampled.
 LOW_SHAPE, LOW_SPACING_MM = (112, 138, 40), (1.6, 1.6, 5.0)
 HIGH_SHAPE, HIGH_SPACING_MM = (179, 221, 200), (1.0, 1.0, 1.0)
 LOW_FILE = (112, 136, 40)
@@ -39,7 +40,7 @@ REPEATS = 3
 
 
 def draw_head(seed: int, shape: tuple[int, int, int], blur: float) -> np.ndarray:
-    """Draw `(I, J, K)` int16: an ellipsoid with folds, in noise, unlike that of any other seed."""
+    """Draw a head `(I, J, K)` int16: an ellipsoid with folds and noise, different for each seed."""
     rng = np.random.default_rng(seed)
     axes = np.ogrid[tuple(slice(-1, 1, size * 1j) for size in shape)]
     radius = np.sqrt(sum((axis / rng.uniform(0.75, 0.9)) ** 2 for axis in axes))
@@ -51,7 +52,7 @@ def draw_head(seed: int, shape: tuple[int, int, int], blur: float) -> np.ndarray
 
 
 def write_nifti(path: Path, voxels: np.ndarray, affine: np.ndarray) -> None:
-    """Write one file with its place in the scanner."""
+    """Write one NIfTI file with its affine and units."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = nib.Nifti1Image(voxels, affine)
     image.header.set_xyzt_units("mm")
@@ -59,7 +60,7 @@ def write_nifti(path: Path, voxels: np.ndarray, affine: np.ndarray) -> None:
 
 
 def write_stack(folder: Path, name: str, voxels: np.ndarray, spacing_mm: tuple[float, ...]) -> None:
-    """Write one file per axial slice."""
+    """Write a volume with one file per axial slice."""
     for k in range(voxels.shape[2]):
         affine = np.diag((*spacing_mm, 1.0))
         affine[2, 3] = k * spacing_mm[2]
@@ -67,16 +68,17 @@ def write_stack(folder: Path, name: str, voxels: np.ndarray, spacing_mm: tuple[f
 
 
 def write_volume(folder: Path, name: str, voxels: np.ndarray) -> None:
-    """Write one whole volume, stored P-S-R as the IXI data set is."""
+    """Write a volume as one file with the axes P-S-R, as in the IXI data set."""
     turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt("PSR"))
     affine = np.eye(4) @ inv_ornt_aff(turn, voxels.shape)
     write_nifti(folder / f"{name}.nii.gz", apply_orientation(voxels, turn), affine)
 
 
 def write_cohort(folder: Path, num_pairs: int, num_volumes: int, num_heads: int = 10**9) -> Path:
-    """Write real pairs as slice stacks and volumes as files, and give their cohorts.yaml.
+    """Write real pairs as slice stacks, write volumes as single files, and return the path of their cohorts.yaml.
 
-    A head costs more to draw than to shard: beyond `num_heads`, each is an earlier one with noise of its own.
+    Drawing a head takes longer than sharding it, so volumes beyond `num_heads` are earlier heads with different noise
+    in one corner.
     """
     drawn: dict[tuple[int, int], np.ndarray] = {}
     for number in range(num_pairs):
@@ -104,18 +106,18 @@ def write_cohort(folder: Path, num_pairs: int, num_volumes: int, num_heads: int 
 
 
 def plain_zoom(voxels: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Resample by scipy alone."""
+    """Resample with scipy."""
     return ndimage.zoom(voxels, np.array(shape) / voxels.shape, order=3)
 
 
 def plain_scale(voxels: np.ndarray) -> np.ndarray:
-    """Clip to percentiles and scale."""
+    """Clip a volume to its 1st and 99th percentile, and scale it to [0, 1]."""
     low, high = np.percentile(voxels, [1, 99])
     return (np.clip(voxels, low, high) - low) / (high - low)
 
 
 def plain_degrade(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Make synthetic low field by the report's law."""
+    """Make a synthetic low-field volume by the formula of the report."""
     dark = ndimage.gaussian_filter(np.clip(image, 0, 1), 0.7).clip(0, 1) ** 1.4
     return np.clip(dark + rng.standard_normal(dark.shape) * 0.03 * (1 - 0.7 * dark), 0, 1)
 
@@ -134,13 +136,13 @@ def plain_pairs(high: np.ndarray, low: np.ndarray | None) -> Iterator[tuple[np.n
 
 
 def plain_load(pattern: str, folder: Path) -> np.ndarray:
-    """Read a volume, or a stack of slices, as nibabel gives it, and turn it to RAS."""
+    """Read a volume or a stack of slices with nibabel, and reorient it to RAS."""
     images = [nib.as_closest_canonical(nib.load(path)) for path in sorted(folder.glob(pattern))]
     return np.concatenate([image.get_fdata() for image in images], axis=2)
 
 
 def plain_shards(folder: Path, num_pairs: int, num_volumes: int, out: Path) -> int:
-    """Go from files to tar shards, subject by subject; give the number of samples."""
+    """Write tar shards from files, subject by subject, and return the number of samples."""
     import webdataset as wds
 
     samples = 0
@@ -158,7 +160,7 @@ def plain_shards(folder: Path, num_pairs: int, num_volumes: int, out: Path) -> i
 
 
 def best_of(function: Callable[[], Any]) -> float:
-    """Return the shortest of a few times in seconds."""
+    """Call a function a few times and return its shortest time in seconds."""
     times: list[float] = []
     for _ in range(REPEATS):
         started = time.perf_counter()
@@ -168,7 +170,7 @@ def best_of(function: Callable[[], Any]) -> float:
 
 
 def compare_volume_work(folder: Path) -> None:
-    """Print the first table: volumes in memory to slices in memory, one thread each."""
+    """Print the first table: from volumes in memory to slices in memory, with one thread each."""
     from threadpoolctl import threadpool_limits
 
     from upfield.sharding.building import pairs
@@ -197,7 +199,7 @@ def compare_volume_work(folder: Path) -> None:
                 for x in range(HIGH_SHAPE[0]):
                     pair.low[[x]], pair.high[x : x + 1]
 
-        # The same arrays each time: as they are resampled first, nothing is scaled in their own memory.
+        # Every call gets the same arrays. Resampling copies them, so nothing is scaled in place.
         pairs._load = lambda source, read=read: read[source.paths]  # pyright: ignore[reportAttributeAccessIssue]
         with threadpool_limits(limits=1):
             work()
@@ -208,10 +210,10 @@ def compare_volume_work(folder: Path) -> None:
 
 
 def run_shard(cohorts: Path, out: Path, *more: str) -> tuple[float, float, float]:
-    """Run the command; give seconds, and peak memory in MB of the command itself and of its largest worker."""
+    """Run `upfield shard`. Return its seconds, and the peak memory in MB of the command and of its largest worker."""
     program = (
         "import re, resource, sys; from upfield.sharding.shard import main; code = main(sys.argv[1:]); "
-        # Its own ru_maxrss would be that of the process that it was forked from.
+        # ru_maxrss would be that of the process from which the command was forked.
         "own = int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]); "
         "print('peaks', own / 1e3, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3); sys.exit(code)"
     )
@@ -226,7 +228,7 @@ def run_shard(cohorts: Path, out: Path, *more: str) -> tuple[float, float, float
 
 
 def compare_whole(folder: Path, num_pairs: int, num_volumes: int) -> None:
-    """Print the second table: NIfTI files to shards on disk, start of the program included."""
+    """Print the second table: from NIfTI files to shards on disk, including the start of the program."""
     print(f"\n{'files to shards':<44} {'seconds':>10} {'samples/s':>12} {'ratio':>7}")
     started = time.perf_counter()
     samples = plain_shards(folder, num_pairs, num_volumes, folder / "plain")
@@ -240,7 +242,7 @@ def compare_whole(folder: Path, num_pairs: int, num_volumes: int) -> None:
 
 
 def show_scale(folder: Path, counts: list[int], jobs: int) -> None:
-    """Print the third table: many subjects."""
+    """Print the third table: time and memory for many subjects."""
     title = f"subjects (volumes, synthetic), --jobs {jobs}"
     head = f"{'seconds':>9} {'s/subject':>10} {'GB':>7} {'command (MB)':>13} {'largest worker (MB)':>20}"
     print(f"\n{title:<40} {head}")

@@ -3,8 +3,6 @@
 import sys
 from importlib import import_module
 
-from upfield.common.configuration_errors import nearest
-
 VERBS = {
     "phantom": ("upfield.sharding.phantom", "write a cohort of phantoms, made from the MNI152 template"),
     "shard": ("upfield.sharding.shard", "build WebDataset shards from cohorts of NIfTI files, or extend a set"),
@@ -33,6 +31,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"upfield {version('upfield')}")
         return 0
     if verb not in VERBS:
+        from upfield.common.configuration_errors import nearest
+
         known = ", ".join(VERBS)
         print(f"upfield: error: unknown verb {verb}{nearest(verb, VERBS)}. Known verbs: {known}.", file=sys.stderr)
         return 2

@@ -1,8 +1,8 @@
-"""The errors of jsonargparse in the words of this program: which file, which key, what was expected there.
+"""Translate the errors of jsonargparse into plain messages that name the file, the key and the expected value.
 
-jsonargparse decides what is valid. It reports a wrong value with Python's names of types, without the file, and without
-the position in a list. After it has refused a configuration, the functions here ask it again about smaller and smaller
-parts, until the wrong key is found.
+jsonargparse decides what is valid. Its own errors use the names of Python types, and omit the file and the position in
+a list. After jsonargparse has refused a configuration, the functions here let it check smaller and smaller parts until
+they find the wrong key.
 """
 
 import copy
@@ -10,14 +10,14 @@ import difflib
 import json
 import re
 from argparse import ArgumentError
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 REFUSALS = (ArgumentError, TypeError, ValueError, KeyError)
-"""What jsonargparse raises for a configuration that it does not accept, and dataclasses for values that they refuse."""
+"""Errors by which jsonargparse and the dataclasses refuse a configuration."""
 NAMES: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
@@ -27,36 +27,32 @@ NAMES: dict[Any, str] = {
     NoneType: "null",
 }
 MISSING_KEYS = re.compile(r"the following arguments are required: (.+)")
-WRONG_VALUE = re.compile(r'Parser key "([^"]+)"')
 
 
 def explain(
     error: Exception,
     schema: type,
-    trees: Mapping[str, Callable[[], Any]],
-    flags: Mapping[str, str],
+    trees: Mapping[str, Any],
+    flags: Mapping[str, Sequence[Any]],
     shown: Callable[[str], str],
 ) -> str:
-    """Return one sentence or two on why a configuration was refused.
+    """Return one or two sentences that say why a configuration was refused.
 
     Args:
         error: one of `REFUSALS`.
         schema: dataclass that the configuration should fit.
-        trees: for each configuration file, by its name, what reads its content.
-        flags: text given for each key on the command line.
-        shown: how to name a key that is missing, a flag for instance.
+        trees: file name -> content, for each configuration file.
+        flags: key -> the values that its text may stand for, for each key on the command line.
+        shown: function that returns the name of a missing key in the message, such as its flag.
     """
-    for name, read in trees.items():
-        if problem := problem_of(read(), schema):
+    for name, tree in trees.items():
+        if problem := problem_of(tree, schema):
             return f"{name}: {problem}"
     kinds = dict(leaves(schema))
-    for key, text in flags.items():
-        if key not in kinds:
-            continue
-        problem = _problem_of_value(_read_flag(text), kinds[key], f"--{key}")
-        # YAML reads `no` as false, but jsonargparse also tries the text itself.
-        if problem and _problem_of_value(text, kinds[key], f"--{key}"):
-            return problem
+    for key, values in flags.items():
+        problems = [_problem_of_value(value, kinds[key], f"--{key}") for value in values if key in kinds]
+        if problems and all(problems):
+            return problems[0] or ""
     message = " ".join(str(error).split())
     if absent := MISSING_KEYS.search(message):
         names = [shown(key) for key in absent[1].split(", ")]
@@ -75,7 +71,7 @@ def problem_of(tree: Any, schema: type, prefix: str = "") -> str | None:
         prefix: dotted key of the tree itself, with a dot at its end.
 
     Returns:
-        The key and what is wrong with it, or None if every key fits.
+        A message that names the key and the problem, or None if every key fits.
     """
     if not isinstance(tree, dict):
         return f"{prefix.removesuffix('.') or 'top level'}: expected keys and values, found {_as_json(tree)}."
@@ -125,7 +121,7 @@ def _problem_of_value(value: Any, kind: Any, key: str) -> str | None:
 
 
 def accept(value: Any, kind: Any) -> Any:
-    """Return what jsonargparse makes of a value of a tree for a key of some type.
+    """Let jsonargparse convert a value of a tree to a type, and return the result.
 
     Raises:
         REFUSALS: the value does not fit.
@@ -141,15 +137,15 @@ def accept(value: Any, kind: Any) -> Any:
 
 
 def values_that_do_not_fit(config: Any, kind: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Find what jsonargparse lets pass: null for a key that needs a value, and numbers that are not finite.
+    """Find wrong values that jsonargparse accepts: null for a key that needs a value, and numbers that are not finite.
 
     Args:
         config: a dataclass instance, or a value.
-        kind: its type.
-        key: its dotted key.
+        kind: type of the instance or value.
+        key: dotted key of the instance or value.
 
     Yields:
-        Dotted key, and what is wrong.
+        The dotted key of each wrong value, and the problem.
     """
     if is_dataclass(config) and not isinstance(config, type):
         for name, inner in get_type_hints(type(config)).items():
@@ -168,11 +164,11 @@ def _takes_null(kind: Any) -> bool:
 
 
 def describe(kind: Any) -> str:
-    """Return a type in words, for instance `a whole number or null`."""
+    """Describe a type in words, for instance `a whole number or null`."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
-        # Whole numbers are numbers too.
-        return " or ".join(describe(one) for one in inner if not (one is int and float in inner))
+        # `a whole number or a number` would be redundant.
+        return " or ".join(describe(option) for option in inner if not (option is int and float in inner))
     if origin is Literal:
         return " or ".join(map(str, inner))
     if origin is list:
@@ -185,7 +181,7 @@ def describe(kind: Any) -> str:
 
 
 def leaves(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Return the dotted keys of a dataclass that hold values, with their types."""
+    """Yield the dotted key and the type of each value in a dataclass, including nested dataclasses."""
     for name, kind in get_type_hints(schema).items():
         if is_dataclass(kind) and isinstance(kind, type):
             yield from leaves(kind, f"{prefix}{name}.")
@@ -199,19 +195,9 @@ def is_list_of_configs(kind: Any) -> bool:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a hint in brackets at the known name that is spelled most alike, or nothing if none is."""
+    """Return a hint with the most similar known name, such as ` (did you mean seed?)`, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]}?)" if near else ""
-
-
-def _read_flag(text: str) -> Any:
-    """Read the value of a flag as jsonargparse does: YAML, or else the text itself."""
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
 
 
 def _as_json(value: Any) -> str:

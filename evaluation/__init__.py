@@ -1,1 +1,1 @@
-"""Takes runs or ONNX files and a shard set; gives their metrics beside those of cubic interpolation, and a report."""
+"""Evaluation: measures runs or ONNX files and cubic interpolation on a shard set, and writes metrics and a report."""

@@ -7,12 +7,12 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Measure models on a split, beside cubic interpolation, and write metrics and a report for each model."""
+    """Measure models and cubic interpolation on a split, and write metrics and a report for each model."""
 
     models: list[Path]
-    """Folders of runs, or `.onnx` files. Each of several models gets a folder in `out`, and a table compares them."""
+    """Run folders or `.onnx` files. Each of several models gets its own folder in `out`, and a table compares them."""
     against: Path | None = None
-    """Another run or `.onnx` file, which each model is measured against."""
+    """Another run folder or `.onnx` file, with which each model is compared."""
     shards: Path = field(kw_only=True)
     """Folder of the shard set."""
     split: Literal["train", "val", "test"] = "test"
@@ -20,7 +20,7 @@ class EvaluateConfig:
     out: Path = field(kw_only=True)
     """Folder for the report."""
     batch_size: int = 4
-    """Slices restored at once."""
+    """Number of slices that the model restores at once."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """`auto` uses a GPU if there is one. `cuda` fails if there is none."""
     perturb: bool = True
@@ -28,8 +28,8 @@ class EvaluateConfig:
     save_volumes: bool = False
     """Write each restored volume as NIfTI to `out/volumes`, on the grid of the shard set."""
     processes: int = 1
-    """Number of processes to start on this machine, which share the volumes. With `accelerate launch` or torchrun,
-    leave it at 1."""
+    """Number of processes to start on this machine. The volumes are divided among them. Leave it at 1 if you start the
+    command with `accelerate launch` or torchrun."""
 
     def __post_init__(self) -> None:
         """Check that there is a model, at least one slice per batch, and at least one process."""

@@ -1,9 +1,9 @@
 """Check that a restored volume does not contradict the scan that it was made from.
 
-A restored volume may be sharper than its scan, but sampled as the scanner samples, it must give the scan again. The
-check puts the volume through the known low-field sampling and compares the image with the scan: the difference is what
-the model changed instead of restoring. Structure beyond the scanner's resolution leaves no trace in the scan, so this
-check cannot see it.
+A restored volume may be sharper than its scan. But if it is sampled as the scanner samples a head, the result must
+equal the scan. The check applies the known low-field sampling to the restored volume and compares the result with the
+scan. Any difference is content that the model changed or invented. Structure finer than the scanner's resolution leaves
+no trace in the scan, so this check cannot detect it.
 """
 
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ from upfield.sharding.building.pairs import Grids
 from upfield.sharding.configuration import GeometryConfig
 from upfield.sharding.shardset.manifest import Manifest
 
-# Upper ends of the bands, as shares of the highest frequency that the low-field grid holds along each axis.
-# Beyond 1 the scanner measured nothing.
+# Upper limits of the bands, relative to the highest frequency that the low-field grid can hold along each axis.
+# The scanner measured nothing beyond 1.
 BANDS = (0.25, 0.5, 1.0)
 BAND_NAMES = ("below 1/4", "1/4 to 1/2", "1/2 to 1", "beyond")
 FWHM_PER_SIGMA = 2 * np.sqrt(2 * np.log(2))
@@ -27,41 +27,41 @@ FWHM_PER_SIGMA = 2 * np.sqrt(2 * np.log(2))
 
 @dataclass(frozen=True)
 class LowFieldSampling:
-    """How the low-field scanner samples a volume of a shard set."""
+    """The sampling that turns a high-field volume of a shard set into its low-field scan."""
 
     grids: Grids
     """The low-field and the high-field grid."""
     sigma_vox: float | None
     """Blur of a synthetic scan in voxels of the low-field grid; None for a real scan."""
     gamma: float
-    """Darkening of a synthetic scan; 1 for a real scan."""
+    """Exponent that darkened a synthetic scan; 1 for a real scan."""
 
     @classmethod
     def of(cls, manifest: Manifest, cohort: str, record: dict[str, Any]) -> "LowFieldSampling":
-        """Return the sampling of a volume.
+        """Look up the sampling of a volume's scan in the manifest and in the record of one of its samples.
 
         Args:
             manifest: manifest of the shard set.
             cohort: cohort of the volume.
-            record: record of any of its samples, with its kind and the parameters of a synthetic scan.
+            record: record of any of the volume's samples: its kind, and the parameters of a synthetic scan.
         """
         geometry = GeometryConfig(
             **{name: tuple(values) for name, values in manifest.tree["config"]["geometry"].items()}
         )
         tree = manifest.cohorts[cohort]
         # Slice stacks are resized by default. A pseudonymised set hides its path patterns, so its stacks are treated as
-        # volumes. The error is the 2% between aligning corners and aligning edges.
+        # volumes. Such a stack is then aligned at its edges instead of its corners, which is an error of 2%.
         resized = (tree["fit"] or ("resize" if "{slice}" in tree["high"] else "crop_pad")) == "resize"
-        # The position in the world matters for files only. Here both grids are centred on the same volume.
+        # World coordinates matter only in files. Here both grids have the same centre.
         centre_mm = None if resized else np.zeros(3)
         parameters = record["parameters"] if record["kind"] == "synthetic" else {}
         return cls(Grids(geometry, centre_mm), parameters.get("sigma_vox"), parameters.get("gamma", 1.0))
 
-    def see(self, volume: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Sample a volume as the scanner does, and interpolate the result back to the volume's grid (cubic).
+    def sample(self, volume: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Sample a volume as the scanner does, and interpolate the result to the volume's grid (cubic).
 
-        For a synthetic scan this applies the recorded blur and darkening. For a real scan it averages over the voxels
-        of the scan, with a Gaussian whose full width at half maximum is one voxel.
+        For a synthetic scan, this applies the recorded blur and darkening. For a real scan, it averages with a Gaussian
+        whose full width at half maximum is one voxel of the scan.
 
         Args:
             volume: `(X, Y, Z)` in [0, 1] on the high-field grid.
@@ -79,8 +79,8 @@ class LowFieldSampling:
             low = np.clip(gaussian(low, self.sigma_vox), 0, 1) ** np.float32(self.gamma)
         return self.grids.low_to_high(low)
 
-    def scan(self, cubic: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Recover the scan's own voxels from its cubic interpolation, and draw each as a block.
+    def scan_blocks(self, cubic: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Recover the voxels of the scan from its cubic interpolation, and draw each one as a block.
 
         Args:
             cubic: `(X, Y, Z)` in [0, 1] on the high-field grid.
@@ -101,14 +101,14 @@ def gaussian(volume: NDArray[np.float32], sigma_vox: float | NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Consistency:
-    """How far a volume, sampled as the scanner samples, is from the scan."""
+    """Result of comparing a volume, sampled as the scanner samples, with the scan."""
 
     residual: NDArray[np.float32]
     """`(X, Y, Z)`: the scan minus the sampled volume, in the intensities of the scan, in [-1, 1]."""
     nrmse: float
-    """Square root of the residual's energy over the scan's energy."""
+    """Square root of the residual's energy divided by the scan's energy."""
     bands: tuple[float, ...]
-    """For each band of BAND_NAMES, the residual's energy over the scan's energy (no root)."""
+    """For each band of BAND_NAMES, the residual's energy divided by the scan's energy (without the root)."""
 
 
 def check_consistency(
@@ -116,18 +116,19 @@ def check_consistency(
 ) -> Consistency:
     """Compare a volume with the scan that it was made from.
 
-    Contrast and brightness differ between the two fields, so a straight line is fitted between the intensities first.
-    The fit uses only voxels that the set's normalisation has not clipped at 0 or 1; the fitted image is clipped alike.
+    Contrast and brightness differ between the two fields, so the function first fits a straight line that maps the
+    intensities of the sampled volume to those of the scan. The fit leaves out voxels that the set's normalisation
+    clipped to 0 or 1. The mapped intensities are clipped to [0, 1] too.
 
     Args:
-        volume: `(X, Y, Z)` in [0, 1]: the restored volume, or another image on its grid.
-        scan: `(X, Y, Z)` in [0, 1]: cubic interpolation of the low-field scan.
-        sampling: how the low-field scanner samples.
+        volume: `(X, Y, Z)` in [0, 1]; the restored volume, or another image on its grid.
+        scan: `(X, Y, Z)` in [0, 1]; cubic interpolation of the low-field scan.
+        sampling: the low-field sampling of the scan.
     """
-    seen = sampling.see(volume)
-    whole = (scan > 0) & (scan < 1)
-    slope, offset = fit_line(seen[whole], scan[whole]) if whole.any() else fit_line(seen, scan)
-    expected = np.clip(np.float32(slope) * seen + np.float32(offset), 0, 1)
+    sampled = sampling.sample(volume)
+    unclipped = (scan > 0) & (scan < 1)
+    slope, offset = fit_line(sampled[unclipped], scan[unclipped]) if unclipped.any() else fit_line(sampled, scan)
+    expected = np.clip(np.float32(slope) * sampled + np.float32(offset), 0, 1)
     residual = np.subtract(scan, expected, dtype=np.float32)
     return Consistency(
         residual,
@@ -137,9 +138,9 @@ def check_consistency(
 
 
 def fit_line(x: NDArray[np.float32], y: NDArray[np.float32]) -> tuple[float, float]:
-    """Fit the least-squares line from `x` to `y`, arrays of the same shape; return slope and offset.
+    """Fit a least-squares line from `x` to `y`, two arrays of the same shape, and return slope and offset.
 
-    A constant `x` gets slope 0.
+    If `x` is constant, the slope is 0.
     """
     mean_x, mean_y = x.mean(dtype=np.float64), y.mean(dtype=np.float64)
     centred = x - np.float32(mean_x)
@@ -156,10 +157,10 @@ def energy(image: NDArray[np.float32]) -> float:
 def band_shares(
     residual: NDArray[np.float32], scan: NDArray[np.float32], geometry: GeometryConfig
 ) -> tuple[float, ...]:
-    """Compute the residual's energy over the scan's energy, per band of spatial frequency.
+    """Compute the residual's energy divided by the scan's energy, for each band of spatial frequency.
 
-    The radius of a frequency is its length after each component is divided by the highest frequency that the low-field
-    grid holds along that axis.
+    To find the band of a frequency, each of its components is divided by the highest frequency that the low-field grid
+    can hold along that axis. The length of the resulting vector is compared with BANDS.
 
     Args:
         residual: `(X, Y, Z)`.

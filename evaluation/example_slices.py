@@ -1,4 +1,4 @@
-"""Choose slices to look at: the best, the median and the worst of an evaluation."""
+"""Choose example slices for a report: the best, the median and the worst of an evaluation."""
 
 import numpy as np
 
@@ -10,13 +10,15 @@ from upfield.export.scans.restoration import Restorer, restore_volume
 from upfield.sharding.previews.selection import VolumePair, group_volumes
 from upfield.sharding.shardset.shard_split import ShardSplit
 
-# Slices of background are easy: a good value there says nothing.
+# Slices without much of the head are easy to restore, so a high PSNR there says nothing.
 RANKED_BY = "psnr_slice_foreground"
 SHOWN = ("psnr_slice", "ssim_slice")
 
 
 def choose_example_slices(result: EvaluationResult, split: ShardSplit, restorer: Restorer) -> list[ExampleSlice]:
-    """Restore again the slices with the best, median and worst PSNR among those with enough of the head.
+    """Choose the slices with the best, median and worst PSNR, and restore them again.
+
+    Only slices with enough of the head are considered.
 
     Args:
         result: measurements of every slice of the split.
@@ -50,4 +52,4 @@ def _example_slice(
     }
     cubic = pair.cubic
     restored = restore_volume(pair.low[at : at + 1], restorer, 1)[0]
-    return ExampleSlice(f"{label}{key}", sampling.scan(cubic)[at], cubic[at], restored, pair.high[at], values)
+    return ExampleSlice(f"{label}{key}", sampling.scan_blocks(cubic)[at], cubic[at], restored, pair.high[at], values)

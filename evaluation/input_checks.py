@@ -1,4 +1,4 @@
-"""Check the user's input to an evaluation, before processes are started and before anything is measured."""
+"""Check the user's input before an evaluation starts processes or measures anything."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,27 +17,27 @@ class EvaluationTarget:
     """One model to evaluate."""
 
     model: Path
-    """Folder of a run, or an `.onnx` file."""
+    """Run folder, or an `.onnx` file."""
     folder: Path
-    """Folder of its report."""
+    """Folder for the report of this model."""
 
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """What an evaluation measures, after its input has been checked."""
+    """The checked input of an evaluation."""
 
     split: ShardSplit
-    """The split to measure on; it has samples."""
+    """The split to measure on, which is not empty."""
     targets: tuple[EvaluationTarget, ...]
-    """At least one; each model once."""
+    """The models, at least one, without duplicates."""
 
 
 def check_input(config: EvaluateConfig) -> EvaluationPlan:
-    """Check the models, the shard set and the folders of the reports.
+    """Check the models, the shard set and the report folders.
 
     Raises:
-        InputError: a model is missing, named twice or does not fit the set; the set has no such split; or a report
-            cannot be written where it should be.
+        InputError: a model is missing, is named twice or does not fit the shard set, or the set does not have the
+            split, or a report folder cannot be written.
     """
     if len({model.resolve() for model in config.models}) < len(config.models):
         raise InputError("models: a model is named twice. Name each model once.")
@@ -71,7 +71,7 @@ def open_split(config: EvaluateConfig, manifest: Manifest) -> ShardSplit:
 
 
 def report_folders(models: list[Path], out: Path) -> list[Path]:
-    """Return the folder of each model's report: `out` for one model, otherwise folders in it, named like the models."""
+    """Return the report folder of each model: `out` for a single model, otherwise `out/MODEL`."""
     if len(models) == 1:
         return [out]
     names: list[str] = []
@@ -83,16 +83,16 @@ def report_folders(models: list[Path], out: Path) -> list[Path]:
 
 
 def check_report_folder(folder: Path, config: EvaluateConfig) -> None:
-    """Check that a report can be written to a folder, before hours are spent on measuring.
+    """Check that a report can be written to a folder, before a measurement that may take hours.
 
     Raises:
-        InputError: the folder cannot be written, or it is part of a shard set or of a run.
+        InputError: the folder cannot be written, or it belongs to a shard set or to a run.
     """
-    place = folder.resolve()
+    resolved = folder.resolve()
     runs = [model for model in config.models if model.is_dir()]
     inside = [config.shards, *(run / name for run in runs for name in ("best", "checkpoints"))]
-    taken = [run for run in runs if place == run.resolve()]
-    taken += [other for other in inside if other.resolve() in (place, *place.parents)]
+    taken = [run for run in runs if resolved == run.resolve()]
+    taken += [other for other in inside if other.resolve() in (resolved, *resolved.parents)]
     if taken:
         raise InputError(f"{folder}: a report cannot be written into {taken[0]}. Choose another --out.")
     check_writable(folder, "--out")

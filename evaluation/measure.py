@@ -1,4 +1,4 @@
-"""Measure the volumes of a split: models and cubic interpolation, under the same definitions.
+"""Measure models and cubic interpolation on the volumes of a split, with the same metrics.
 
 One volume is in memory at a time, so memory does not grow with the number of subjects.
 """
@@ -25,14 +25,14 @@ from upfield.sharding.shardset.shard_split import ShardSplit
 
 @dataclass(frozen=True)
 class MeasurementSettings:
-    """Which methods are measured, and how."""
+    """The methods to measure, and the batch size and device to measure them with."""
 
     restorers: Mapping[str, Restorer | None]
-    """method -> its restorer; None for cubic interpolation."""
+    """Method -> restorer; None for cubic interpolation."""
     batch_size: int
-    """Slices restored at once."""
+    """Number of slices that a model restores at once."""
     perturb: bool
-    """Whether to measure disagreement, which restores every slice four times."""
+    """Whether to measure disagreement. If so, every slice is restored four times."""
     device: torch.device
     """Device that computes the metrics."""
 
@@ -40,19 +40,19 @@ class MeasurementSettings:
 def measure_volumes(
     settings: MeasurementSettings, split: ShardSplit, pairs: list[VolumePair]
 ) -> Iterator[tuple[VolumeMeasurements, VolumeImages]]:
-    """Measure volumes one after the other.
+    """Measure one volume after the other, and yield the measurements and images of each.
 
     Args:
-        settings: methods to measure, and how.
+        settings: the methods to measure, the batch size, and the device.
         split: the split that holds the volumes.
-        pairs: the volumes.
+        pairs: the volumes to measure.
 
     Raises:
         RunError: a model returns values that are not finite.
     """
     for listed in pairs:
         sampling = LowFieldSampling.of(split.manifest, listed.first.cohort, split.record(listed.samples[0]))
-        # A name for the pair would keep it in memory until the next one is read.
+        # A variable for the voxels would keep them in memory until those of the next volume have been read.
         yield measure_volume(settings, read_pair(split, listed), sampling)
 
 
@@ -62,9 +62,9 @@ def measure_volume(
     """Restore and measure one volume.
 
     Args:
-        settings: methods to measure, and how.
-        pair: the volume.
-        sampling: how the low-field scanner samples it.
+        settings: the methods to measure, the batch size, and the device.
+        pair: voxels of the volume and its target.
+        sampling: sampling of its low-field scan.
 
     Raises:
         RunError: a model returns values that are not finite.
@@ -96,26 +96,26 @@ def measure_volume(
     )
     residuals = {method: check.residual for method, check in checks.items()}
     spacing_mm = sampling.grids.geometry.high_spacing_mm
-    scan = sampling.scan(cubic)
+    scan = sampling.scan_blocks(cubic)
     return measurements, VolumeImages(pair.name, scan, pair.high, restored, residuals, doubts, spacing_mm)
 
 
 def disagreement_of(
     pair: StackedPair, restored: NDArray[np.float32], restorer: Restorer, batch_size: int
 ) -> NDArray[np.float32]:
-    """Compute `(X, Y, Z)`, the standard deviation of a model's answers to perturbed input, beside `restored`."""
-    # Seeded by name, so that the noise does not depend on which process measures the volume.
+    """Compute the standard deviation `(X, Y, Z)` of `restored` and the model's outputs for perturbed input."""
+    # The seed depends only on the name, so the noise is the same whichever process measures the volume.
     seed = zlib.crc32(pair.name.encode())
     return disagreement(pair.low, restored, lambda low: restore_volume(low, restorer, batch_size), seed)
 
 
 def trust_measures(check: Consistency, doubt: NDArray[np.float32] | None, head: NDArray[np.bool_]) -> TrustMeasures:
-    """Summarise how far one restored volume can be trusted.
+    """Summarise the inconsistency and the disagreement of one restored volume.
 
     Args:
         check: comparison of the volume with its scan.
-        doubt: `(X, Y, Z)` disagreement; None if it was not measured.
-        head: `(X, Y, Z)`, the voxels of the head.
+        doubt: `(X, Y, Z)`, the disagreement; None if it was not measured.
+        head: `(X, Y, Z)`, True for voxels of the head.
     """
     return TrustMeasures(
         check.nrmse,
@@ -134,11 +134,11 @@ def to_pair(
 
 
 def slice_values(image: ImagePair) -> dict[str, NDArray[np.float64]]:
-    """Compute slice metric -> `(X,)`."""
+    """Compute every slice metric: name -> `(X,)`, one value per slice."""
     values = {name: METRICS[name].function(image) for name in SLICE_METRICS}
     return {name: torch.as_tensor(value).double().cpu().numpy() for name, value in values.items()}
 
 
 def volume_values(image: ImagePair) -> dict[str, float]:
-    """Compute volume metric -> value."""
+    """Compute every volume metric: name -> value."""
     return {name: float(METRICS[name].function(image)) for name in VOLUME_METRICS}

@@ -1,7 +1,8 @@
-"""Measurements of one volume and of a whole split: the objects that travel from measuring to summaries and reports.
+"""Measurements and images of the volumes of a split. Summaries and reports are made from them.
 
-Every mapping that starts with a method is keyed by its name. While models are measured, a model's name is its full
-path, so that no model can be called like the interpolation. In a report the names are `CUBIC`, `MODEL` and `AGAINST`.
+A method is cubic interpolation or a model. The mappings are keyed by the name of the method. During measurement, the
+name of a model is its full path, which cannot be equal to `CUBIC`. In a report, the names are `CUBIC`, `MODEL` and
+`AGAINST`.
 """
 
 from collections.abc import Mapping
@@ -16,50 +17,50 @@ CUBIC, MODEL, AGAINST = "cubic", "model", "against"
 
 @dataclass(frozen=True)
 class TrustMeasures:
-    """How far one method's restored volume can be trusted: its contradiction of the scan, and its instability."""
+    """Measures of trust in one restored volume: how much it contradicts the scan, and how unstable it is."""
 
     inconsistency: float
     """Square root of the energy that contradicts the scan, as a share of the scan's energy."""
     bands: tuple[float, ...]
-    """The same energy share per band of spatial frequency (not its root)."""
+    """The same share of energy for each band of spatial frequency, without the root."""
     slice_residual: NDArray[np.float64]
-    """`(X,)`: root mean square of the contradiction per slice, intensities in [0, 1]."""
+    """`(X,)`, root mean square of the contradiction in each slice, for intensities in [0, 1]."""
     disagreement: float | None
-    """Mean standard deviation over perturbed inputs inside the head; None if it was not measured."""
+    """Standard deviation over perturbed inputs, averaged over the head; None if it was not measured."""
     slice_disagreement: NDArray[np.float64] | None
-    """`(X,)`: the same per slice, over all its pixels."""
+    """`(X,)`, the same for each slice, averaged over all its pixels; None if it was not measured."""
 
 
 @dataclass(frozen=True)
 class VolumeMeasurements:
-    """All measurements of one volume under every method."""
+    """All measurements of one volume, for every method."""
 
     cohort: str
     subject: str
     kind: str
     """`real` or `synthetic`."""
     name: str
-    """The part that the keys of its slices share: the key without the slice."""
+    """Common part of the sample keys, without the slice."""
     keys: tuple[str, ...]
-    """X keys, from left to right."""
+    """Keys of the X samples, from left to right."""
     slices: Mapping[str, Mapping[str, NDArray[np.float64]]]
-    """method -> slice metric -> `(X,)`."""
+    """Method -> slice metric -> `(X,)`."""
     values: Mapping[str, Mapping[str, float]]
-    """method -> volume metric -> value."""
+    """Method -> volume metric -> value."""
     trust: Mapping[str, TrustMeasures]
-    """method -> how far it can be trusted."""
+    """Method -> measures of trust."""
 
     def merge(self, other: "VolumeMeasurements") -> "VolumeMeasurements":
-        """Return the measurements of this volume under the methods of both."""
+        """Combine the measurements of this volume with those that `other` holds for further methods."""
         assert self.keys == other.keys
         slices, values = {**self.slices, **other.slices}, {**self.values, **other.values}
         return replace(self, slices=slices, values=values, trust={**self.trust, **other.trust})
 
     def select(self, methods: Mapping[str, str]) -> "VolumeMeasurements":
-        """Return the measurements under some methods, renamed.
+        """Return the measurements of some methods only, under new names.
 
         Args:
-            methods: new name -> present name.
+            methods: new name -> current name.
         """
         slices, values, trust = (
             {name: mapping[method] for name, method in methods.items()}
@@ -70,7 +71,7 @@ class VolumeMeasurements:
 
 @dataclass(frozen=True)
 class VolumeImages:
-    """The images behind the measurements of one volume, all `(X, Y, Z)` float32."""
+    """The scan, the target, the restored volumes and the maps of one volume, all `(X, Y, Z)` float32."""
 
     name: str
     scan: NDArray[np.float32]
@@ -78,26 +79,26 @@ class VolumeImages:
     high: NDArray[np.float32]
     """The high-field volume, in [0, 1]."""
     restored: Mapping[str, NDArray[np.float32]]
-    """method -> image in [0, 1]; includes cubic interpolation."""
+    """Method -> restored volume in [0, 1]; includes cubic interpolation."""
     residual: Mapping[str, NDArray[np.float32]]
-    """method -> what contradicts the scan, in [-1, 1]."""
+    """Method -> difference that contradicts the scan, in [-1, 1]."""
     disagreement: Mapping[str, NDArray[np.float32]]
-    """method -> standard deviation over perturbed inputs; empty if it was not measured."""
+    """Method -> standard deviation over perturbed inputs; empty if it was not measured."""
     spacing_mm: tuple[float, float, float]
-    """Of the voxels."""
+    """Voxel spacing of all images."""
 
     def merge(self, other: "VolumeImages") -> "VolumeImages":
-        """Return the images of this volume under the methods of both."""
+        """Combine the images of this volume with those that `other` holds for further methods."""
         assert self.name == other.name
         restored, residual = {**self.restored, **other.restored}, {**self.residual, **other.residual}
         disagreement = {**self.disagreement, **other.disagreement}
         return replace(self, restored=restored, residual=residual, disagreement=disagreement)
 
     def select(self, methods: Mapping[str, str]) -> "VolumeImages":
-        """Return the images under some methods, renamed.
+        """Return the images of some methods only, under new names.
 
         Args:
-            methods: new name -> present name.
+            methods: new name -> current name.
         """
         restored, residual, disagreement = (
             {name: mapping[method] for name, method in methods.items() if method in mapping}
@@ -108,10 +109,10 @@ class VolumeImages:
 
 @dataclass(frozen=True)
 class SplitMeasurements:
-    """Measurements of all volumes of a split, under all methods measured so far."""
+    """Measurements of all volumes of a split, for all methods measured so far."""
 
     volumes: tuple[VolumeMeasurements, ...] = ()
-    """In the order of their keys, each with all methods."""
+    """One entry per volume, in the order of the sample keys."""
     shown: VolumeImages | None = None
     """Images of the volume that the report shows; only the main process has them."""
 
@@ -121,7 +122,7 @@ class SplitMeasurements:
         return tuple(self.volumes[0].slices) if self.volumes else ()
 
     def merge(self, other: "SplitMeasurements") -> "SplitMeasurements":
-        """Return the measurements of the same volumes under the methods of both; either may be empty."""
+        """Combine these measurements with those of the same volumes for further methods. Either side may be empty."""
         if not (self.volumes and other.volumes):
             return self if self.volumes else other
         volumes = tuple(mine.merge(added) for mine, added in zip(self.volumes, other.volumes, strict=True))
@@ -131,7 +132,7 @@ class SplitMeasurements:
 
 @dataclass(frozen=True)
 class ExampleSlice:
-    """One slice before and after restoration, with its target; images `(Y, Z)` in [0, 1], Y anterior, Z superior."""
+    """One slice before and after restoration, and its target. Images are `(Y, Z)` in [0, 1]; Y anterior, Z superior."""
 
     key: str
     """Key of the sample."""
@@ -144,5 +145,5 @@ class ExampleSlice:
     high: NDArray[np.floating[Any]]
     """The high-field slice."""
     values: Mapping[str, float] = field(default_factory=dict)
-    """`psnr_slice` (dB), `ssim_slice`, and the same with the prefix `cubic_`; those present are written below the
-    images."""
+    """`psnr_slice` (dB), `ssim_slice`, and the same with the prefix `cubic_`. The values that are present are written
+    below the images."""

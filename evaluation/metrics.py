@@ -1,7 +1,7 @@
-"""Every metric of evaluation by name, with its definition.
+"""The metrics of an evaluation, by name, with their definitions.
 
-A slice metric has one value per sagittal slice, a volume metric one per volume. An undefined value is NaN, and the PSNR
-of a perfect image is infinite. Both are counted and left out of means.
+A slice metric has one value per sagittal slice, and a volume metric has one value per volume. An undefined value is
+NaN, and the PSNR of a perfect image is infinite. Both are counted and left out of means.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from torchmetrics.functional.image import multiscale_structural_similarity_index
 from upfield.model import quality
 
 LEAST_FOREGROUND = 0.05
-# MS-SSIM halves the image four times under a window of 11 pixels; torchmetrics refuses smaller images.
+# MS-SSIM halves the image four times and then applies a window of 11 pixels. torchmetrics refuses smaller images.
 LEAST_MS_SSIM_SIZE = 176
 UNIFORM_WINDOW = 7
 ULF_ENC_PSNR, ULF_ENC_EPSILON = 32.0, 1e-8
@@ -29,18 +29,18 @@ CHUNK = 16
 
 @dataclass(frozen=True)
 class ImagePair:
-    """A restored volume and its target."""
+    """A restored volume and its target, as tensors on the device that computes the metrics."""
 
     restored: Tensor
     """`(X, 1, Y, Z)` float32 in [0, 1]."""
     high: Tensor
     """`(X, 1, Y, Z)` float32 in [0, 1]."""
     head: Tensor
-    """`(X, 1, Y, Z)` bool: the head in `high`."""
+    """`(X, 1, Y, Z)` bool, True for voxels of the head in `high`."""
 
     @property
     def has_head(self) -> Tensor:
-        """`(X,)`: whether the head fills at least LEAST_FOREGROUND of a slice."""
+        """`(X,)` bool, True for slices of which the head fills at least LEAST_FOREGROUND."""
         return self.head.float().mean(dim=(1, 2, 3)) >= LEAST_FOREGROUND
 
     def numpy(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
@@ -72,7 +72,16 @@ def ssim_slice(pair: ImagePair) -> Tensor:
 
 
 def in_chunks(function: Callable[[Tensor, Tensor], Tensor], restored: Tensor, high: Tensor) -> Tensor:
-    """Compute `(N,)` from two `(N, 1, H, W)`, a few images at a time, on as many threads as torch uses on a CPU."""
+    """Apply a function to a few pairs of images at a time, on as many threads as torch uses on a CPU.
+
+    Args:
+        function: maps restored and high-field images, both `(n, 1, H, W)`, to `(n,)`.
+        restored: `(N, 1, H, W)`.
+        high: `(N, 1, H, W)`.
+
+    Returns:
+        `(N,)`.
+    """
     chunks = (restored.split(CHUNK), high.split(CHUNK))
     threads = torch.get_num_threads() if restored.device.type == "cpu" else 1
     with without_onednn(), ThreadPoolExecutor(threads) as pool:
@@ -81,7 +90,7 @@ def in_chunks(function: Callable[[Tensor, Tensor], Tensor], restored: Tensor, hi
 
 @contextmanager
 def without_onednn() -> Iterator[None]:
-    """Turn oneDNN off on the CPU, because it takes twice the time for windows over a single channel."""
+    """Turn off oneDNN on the CPU, because with oneDNN a window over a single channel takes twice as long."""
     before = torch.backends.mkldnn.enabled
     torch.backends.mkldnn.enabled = False
     try:
@@ -101,22 +110,22 @@ def ms_ssim_slice(pair: ImagePair) -> Tensor:
 
 
 def ms_ssim_axial(pair: ImagePair) -> float:
-    """Compute the mean MS-SSIM over axial slices, each scaled to [0, 1] by its own extremes; NaN if undefined."""
-    restored, high = (_stretched(image[:, 0].permute(2, 0, 1)[:, None]) for image in (pair.restored, pair.high))
+    """Compute the mean MS-SSIM over axial slices, each stretched to the range [0, 1]; NaN if undefined."""
+    restored, high = (_stretch(image[:, 0].permute(2, 0, 1)[:, None]) for image in (pair.restored, pair.high))
     values = _ms_ssim(restored, high)
     # A slice without contrast cannot be scaled to [0, 1].
     defined = values[values.isfinite()]
     return float(defined.mean()) if len(defined) else float("nan")
 
 
-def _stretched(images: Tensor) -> Tensor:
-    """Scale each image of `(N, 1, H, W)` to [0, 1] by its own minimum and maximum; NaN if these are equal."""
+def _stretch(images: Tensor) -> Tensor:
+    """Scale each image of `(N, 1, H, W)` to [0, 1] by its own minimum and maximum; NaN if the two are equal."""
     low, high = images.amin(dim=(1, 2, 3), keepdim=True), images.amax(dim=(1, 2, 3), keepdim=True)
     return (images - low) / (high - low)
 
 
 def _ms_ssim(restored: Tensor, high: Tensor) -> Tensor:
-    """Compute the MS-SSIM (Wang et al. 2003) of images `(N, 1, H, W)`, `(N,)`; NaN if too small for five scales."""
+    """Compute the MS-SSIM `(N,)` of images `(N, 1, H, W)` (Wang et al. 2003); NaN if too small for five scales."""
     if min(high.shape[-2:]) < LEAST_MS_SSIM_SIZE:
         return torch.full((len(high),), torch.nan)
 
@@ -154,7 +163,7 @@ def ssim_volume(pair: ImagePair) -> float:
 
 
 def nrmse(pair: ImagePair) -> float:
-    """Compute the norm of the error over the norm of `high`; NaN if `high` is all zero."""
+    """Compute the norm of the error divided by the norm of `high`; NaN if `high` is all zero."""
     restored, high, _ = pair.numpy()
     if not high.any():
         return float("nan")
@@ -167,7 +176,7 @@ def mae(pair: ImagePair) -> float:
 
 
 def score_ulf_enc(pair: ImagePair) -> float:
-    """Compute the score of the ULF-EnC challenge inside the head, by the definition in METRICS; NaN if undefined."""
+    """Compute the score of the ULF-EnC challenge inside the head, as METRICS defines it; NaN if undefined."""
     restored, high, head = pair.numpy()
     if not head.any() or min(high.shape) < UNIFORM_WINDOW:
         return float("nan")
@@ -185,20 +194,20 @@ def score_ulf_enc(pair: ImagePair) -> float:
 
 @dataclass(frozen=True)
 class Metric:
-    """One named metric."""
+    """One metric, and how to present it."""
 
     name: str
     """Name in metrics.json, tables and CSV columns."""
     level: Literal["slice", "volume"]
-    """Whether it has one value per slice or one per volume."""
+    """`slice` if the metric has one value per slice, `volume` if it has one per volume."""
     function: Callable[[ImagePair], Tensor] | Callable[[ImagePair], float]
-    """Returns `(X,)` for a slice metric, one number for a volume metric."""
+    """Function that returns `(X,)` for a slice metric, and one number for a volume metric."""
     definition: str
     """One sentence, stored in metrics.json."""
     unit: str = ""
-    """`dB`, or empty for a metric without unit."""
+    """`dB`, or empty for a metric without a unit."""
     higher_is_better: bool = True
-    """False for errors."""
+    """True for similarities, False for error measures."""
 
     @property
     def digits(self) -> int:

@@ -1,4 +1,4 @@
-"""Differences between two methods, over subjects: slices of one subject are not independent observations."""
+"""Differences between two methods over subjects, because slices of one subject are not independent observations."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ METHOD = (
 
 @dataclass(frozen=True)
 class Difference:
-    """By how much one method differs from another under one metric."""
+    """The difference between two methods in one metric."""
 
     mean: float
     """Mean over subjects, in the metric's unit."""
@@ -38,12 +38,12 @@ class Difference:
     """Number of subjects for which both methods have a finite value."""
 
     def to_tree(self) -> dict[str, Any]:
-        """Return it as plain values."""
+        """Return the fields as a dictionary, as metrics.json holds them."""
         return asdict(self)
 
 
 def subject_means(volumes: Sequence[VolumeMeasurements], method: str, metric: str) -> dict[tuple[str, str], float]:
-    """Compute (cohort, subject) -> mean over the subject's finite values; subjects without any are left out."""
+    """Compute the mean of each (cohort, subject) over finite values; subjects without a finite value are left out."""
     collected: dict[tuple[str, str], list[NDArray[np.float64]]] = defaultdict(list)
     for volume in volumes:
         collected[volume.cohort, volume.subject].append(values_of(volume, method, metric))
@@ -63,10 +63,10 @@ def values_of(volume: VolumeMeasurements, method: str, metric: str) -> NDArray[n
 
 
 def compare(volumes: Sequence[VolumeMeasurements], method: str, other: str, metric: str) -> Difference | None:
-    """Compute by how much `method` exceeds `other`, over values that are finite under both.
+    """Compute the difference `method` minus `other`, over values that are finite for both.
 
     Returns:
-        The difference, or None if no value is finite under both.
+        The difference, or None if no value is finite for both.
     """
     collected: dict[tuple[str, str], list[NDArray[np.float64]]] = defaultdict(list)
     for volume in volumes:
@@ -81,7 +81,7 @@ def compare(volumes: Sequence[VolumeMeasurements], method: str, other: str, metr
 def difference_of(differences: NDArray[np.float64]) -> Difference:
     """Summarise differences `(subjects,)` of at least one subject.
 
-    The interval is the percentile bootstrap, and p the sign-flip permutation test, both of scipy.stats.
+    The interval comes from a percentile bootstrap, and p from a sign-flip permutation test (both in scipy.stats).
     """
     mean, count = float(differences.mean()), len(differences)
     if count < 2:
@@ -110,6 +110,6 @@ def difference_of(differences: NDArray[np.float64]) -> Difference:
 
 
 def differences(volumes: Sequence[VolumeMeasurements], method: str, other: str) -> dict[str, dict[str, Any]]:
-    """Compute metric -> by how much `method` exceeds `other`; metrics without a common finite value are left out."""
+    """Compute `method` minus `other` in each metric; metrics without a finite value for both are left out."""
     compared = {metric: compare(volumes, method, other, metric) for metric in METRICS}
     return {metric: difference.to_tree() for metric, difference in compared.items() if difference}

@@ -13,7 +13,7 @@ from upfield.evaluation.measurements import SplitMeasurements, VolumeImages, Vol
 from upfield.sharding.previews.selection import VolumePair, group_volumes
 from upfield.sharding.shardset.shard_split import ShardSplit
 
-# Processes wait for the one with the most work, which may take hours on a CPU.
+# All processes wait for the slowest one, which may take hours on a CPU.
 TIMEOUT = timedelta(hours=24)
 
 
@@ -33,12 +33,12 @@ def measure_split(
     """Measure every volume of a split once, over all processes. Collective: ALL ranks call it.
 
     Args:
-        settings: methods to measure, and how.
-        split: the split.
-        use: receives the images of each volume that this process has measured; they are not kept.
+        settings: the methods to measure, the batch size, and the device.
+        split: the split to measure on.
+        use: function that receives the images of each volume that this process measures, before they are discarded.
 
     Returns:
-        The measurements of all volumes on every rank, and on the main process the images of one volume, a real one if
+        On every rank, the measurements of all volumes. On the main process also the images of one volume, a real one if
         there is any.
 
     Raises:
@@ -48,7 +48,7 @@ def measure_split(
     if world_size() > 1:
         state = PartialState(cpu=settings.device.type == "cpu", timeout=TIMEOUT)
         rank = state.process_index
-    own = real_first(group_volumes(split))[rank :: world_size()]
+    own = sort_real_first(group_volumes(split))[rank :: world_size()]
     measured: list[VolumeMeasurements] = []
     shown: VolumeImages | None = None
     for measurements, images in track(measure_volumes(settings, split, own), "volumes", len(own)):
@@ -60,8 +60,8 @@ def measure_split(
     return SplitMeasurements(tuple(sorted(volumes, key=lambda volume: volume.keys[0])), shown)
 
 
-def real_first(pairs: list[VolumePair]) -> list[VolumePair]:
-    """Sort pairs of volumes so that real ones come first: the report shows the first one."""
+def sort_real_first(pairs: list[VolumePair]) -> list[VolumePair]:
+    """Sort pairs of volumes so that real ones come first, because the report shows the first one."""
     return sorted(pairs, key=lambda pair: pair.first.kind != "real")
 
 

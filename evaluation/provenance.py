@@ -1,4 +1,4 @@
-"""What measurements depend on: the models, the data, the machine, and the versions of the software."""
+"""Provenance of an evaluation: the models, the data, the machine, and the software versions."""
 
 import os
 import platform
@@ -29,13 +29,13 @@ def describe_evaluation(
     split: ShardSplit,
     volumes: Sequence[VolumeMeasurements],
 ) -> dict[str, Any]:
-    """Return what was measured, where and with what configuration, as metrics.json holds it under `about`.
+    """Describe the models, the data, the machine and the configuration, as metrics.json holds them under `about`.
 
     Args:
-        config: of the command.
-        restorers: the model as `MODEL`, and perhaps the one it is measured against as `AGAINST`.
+        config: configuration of the command.
+        restorers: the model as `MODEL` and, if there is one, the model that it is compared with as `AGAINST`.
         split: the split that was measured.
-        volumes: its measurements.
+        volumes: measurements of the split.
     """
     return {
         "restorer": restorers[MODEL].origin.description,
@@ -52,7 +52,7 @@ def describe_evaluation(
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return the time, the machine, the number of processes and the versions that this process computes with."""
+    """Return the time, the machine, the number of processes and the software versions."""
     gpu = {"GPU": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),

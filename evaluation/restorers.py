@@ -1,4 +1,4 @@
-"""Models to evaluate, behind one interface: a run's best model in PyTorch, or a model file in ONNX Runtime."""
+"""One interface for the models to evaluate: a run's best model in PyTorch, or a model file in ONNX Runtime."""
 
 import os
 from dataclasses import dataclass
@@ -23,45 +23,45 @@ from upfield.sharding.shardset.manifest import Manifest
 
 @dataclass(frozen=True)
 class ModelOrigin:
-    """Where a model comes from, as reports state it."""
+    """The origin of a model, for reports."""
 
     path: str
-    """As the user wrote it."""
+    """Path of the run or model file, as the user wrote it."""
     step: int
-    """Optimizer steps it was trained for."""
+    """Number of optimizer steps that the model was trained for."""
     runtime: str
-    """Library and device that compute it."""
+    """Library and device that run the model."""
     sha256: str
-    """Of the weights, or of the model file."""
+    """Hash of the weights, or of the model file."""
     trained_on_sha256: str
     """Data hash of the shard set that it was trained on."""
 
     @property
     def description(self) -> str:
-        """All but the hashes, in one line."""
+        """The path, the step and the runtime in one line."""
         return f"{self.path} (step {self.step}), {self.runtime}"
 
 
 class ModelRestorer(Restorer, Protocol):
-    """A restorer that knows where its model comes from."""
+    """A restorer that knows the origin and the training configuration of its model."""
 
     origin: ModelOrigin
     configuration: str
-    """Of its training, as YAML."""
+    """Training configuration of the model, as YAML."""
 
 
 class RunRestorer:
     """Restores batches of slices with a run's best model, in PyTorch."""
 
     def __init__(self, run: Path, device: str = "auto") -> None:
-        """Load the model.
+        """Load the best model of a run.
 
         Args:
-            run: folder of the run.
+            run: the run folder.
             device: `auto`, `cuda` or `cpu`.
 
         Raises:
-            InputError: the run has no best model, or `cuda` is asked for and there is no GPU.
+            InputError: the run has no best model, or `device` is `cuda` and there is no GPU.
         """
         if device == "cuda" and not torch.cuda.is_available():
             raise InputError("--device cuda needs an NVIDIA GPU, but PyTorch finds none. Use --device auto or cpu.")
@@ -85,17 +85,17 @@ class RunRestorer:
 
 
 class ModelFileRestorer(OnnxRestorer):
-    """Restores batches of slices with a model file, and knows where the model comes from."""
+    """Restores batches of slices with a model file, and knows the origin of the model."""
 
     def __init__(self, path: Path, device: str = "auto") -> None:
-        """Load the file.
+        """Load a model file.
 
         Args:
             path: the `.onnx` file.
             device: `auto`, `cuda` or `cpu`.
 
         Raises:
-            InputError: the file is missing or not a model file of upfield, or the device cannot run it.
+            InputError: the file is missing or is not a model file of upfield, or the device cannot run it.
         """
         super().__init__(path, device)
         tree: dict[str, Any] = self.card.tree
@@ -111,10 +111,10 @@ def choose_device(device: str) -> torch.device:
 
 
 def open_restorers(model: Path, against: Path | None, device: str, manifest: Manifest) -> dict[str, ModelRestorer]:
-    """Open a model as `MODEL` and, if there is one, the model that it is measured against as `AGAINST`.
+    """Open a model as `MODEL` and, if there is one, the model that it is compared with as `AGAINST`.
 
     Raises:
-        InputError: as in open_restorer.
+        InputError: a model cannot be opened, or does not fit the shard set.
     """
     models = {MODEL: model} | ({AGAINST: against} if against else {})
     return {role: open_restorer(path, device, manifest) for role, path in models.items()}
@@ -124,17 +124,17 @@ def open_restorer(model: Path, device: str, manifest: Manifest) -> ModelRestorer
     """Open a run or a model file, and check that it fits a shard set.
 
     Args:
-        model: folder of a run, or an `.onnx` file.
+        model: run folder, or an `.onnx` file.
         device: `auto`, `cuda` or `cpu`.
-        manifest: of the shard set.
+        manifest: manifest of the shard set.
 
     Raises:
-        InputError: `model` is neither, or was trained with another context or normalisation.
+        InputError: `model` is neither a run nor a model file, or was trained with another context or normalisation.
     """
     if not model.exists():
         raise InputError(f"{model}: no such run or .onnx file. Check the path.")
     if model.is_file() and model.suffix != ".onnx":
-        raise InputError(f"{model}: neither the folder of a run nor an .onnx file. Check the path.")
+        raise InputError(f"{model}: this is neither a run folder nor an .onnx file. Check the path.")
     restorer = RunRestorer(model, device) if model.is_dir() else ModelFileRestorer(model, device)
     for name in ("context", "normalisation"):
         trained, stored = getattr(restorer, name), getattr(manifest, name)

@@ -1,4 +1,4 @@
-"""Summarise the measurements of all volumes: the contents of metrics.json and, for several models, of compare.json."""
+"""Summarise the measurements of all volumes, for metrics.json and, if there are several models, for compare.json."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,16 +38,16 @@ TRUST = {
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """The measurements of an evaluation, and what they were measured on."""
+    """The measurements of an evaluation, and their provenance."""
 
     volumes: tuple[VolumeMeasurements, ...]
-    """In the order of their keys."""
+    """Measurements of each volume, in the order of the sample keys."""
     about: dict[str, Any]
     """Models, split, data hash, machine and configuration, as metrics.json holds them."""
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Names of the methods: cubic interpolation first."""
+        """Names of the methods, with cubic interpolation first."""
         return tuple(self.volumes[0].slices)
 
     @property
@@ -60,12 +60,12 @@ class EvaluationResult:
         return np.concatenate([values_of(volume, method, metric) for volume in self.volumes])
 
     def part(self, wanted: Callable[[VolumeMeasurements], bool]) -> "EvaluationResult":
-        """Return the same result for some of the volumes."""
+        """Return the result for the volumes that `wanted` accepts."""
         return EvaluationResult(tuple(volume for volume in self.volumes if wanted(volume)), self.about)
 
 
 def statistics(values: NDArray[np.float64]) -> dict[str, Any]:
-    """Summarise `values` `(N,)`; infinite values (images without any error) and undefined ones are only counted."""
+    """Summarise `values` `(N,)`. Infinite values (images without any error) and undefined values are only counted."""
     finite = values[np.isfinite(values)]
     counts = {
         "count": len(finite),
@@ -104,9 +104,9 @@ def comparison_tree(result: EvaluationResult, models: Sequence[str]) -> dict[str
     """Compute the contents of compare.json: statistics of each method, and differences between methods.
 
     Args:
-        result: measurements under all methods.
-        models: the methods that are compared. Each method is compared with cubic interpolation, and each but the first
-            model with the first model.
+        result: measurements for all methods.
+        models: the evaluated models. Every method is compared with cubic interpolation and with the first of these
+            models.
     """
     others = [method for method in result.methods if method not in (CUBIC, models[0])]
     pairs = [(method, CUBIC) for method in result.methods if method != CUBIC]
@@ -137,7 +137,7 @@ def _statistics_of(result: EvaluationResult, method: str) -> dict[str, Any]:
 
 
 def groups(result: EvaluationResult) -> dict[str, EvaluationResult]:
-    """Split a result by cohort and kind, named `cohort, kind`; a kind of several cohorts is also `all, kind`."""
+    """Split a result into groups `cohort, kind`. Volumes of one kind from several cohorts also form `all, kind`."""
     parts = sorted({(volume.cohort, volume.kind) for volume in result.volumes})
     named = {
         f"{cohort}, {kind}": result.part(lambda v, c=cohort, k=kind: (v.cohort, v.kind) == (c, k))
@@ -150,7 +150,7 @@ def groups(result: EvaluationResult) -> dict[str, EvaluationResult]:
 
 
 def subject_rows(result: EvaluationResult) -> list[dict[str, Any]]:
-    """Compute one row per subject: its mean under each metric, for each method."""
+    """Compute one row per subject: the mean of each metric, for each method."""
     means = {
         (method, metric): subject_means(result.volumes, method, metric)
         for method in result.methods

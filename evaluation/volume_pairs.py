@@ -1,4 +1,4 @@
-"""Read the volumes of a split one at a time: stack their slices in anatomical order, however they are stored."""
+"""Read the volumes of a split one at a time, and stack their slices in anatomical order."""
 
 from dataclasses import dataclass
 
@@ -13,18 +13,18 @@ from upfield.sharding.shardset.shard_split import ShardSplit
 
 @dataclass(frozen=True)
 class StackedPair:
-    """The voxels of one pair of volumes."""
+    """The voxels of a low-field volume and its high-field target."""
 
     keys: tuple[SampleKey, ...]
-    """Keys of its slices, in anatomical order from left to right."""
+    """Keys of the slices, in anatomical order from left to right."""
     low: NDArray[np.float32]
-    """`(X, 1 + 2*context, Y, Z)` in [0, 1]: the cubic interpolation of the scan, each slice with its neighbours."""
+    """`(X, 1 + 2*context, Y, Z)` in [0, 1]; the cubic interpolation of the scan, each slice with its neighbours."""
     high: NDArray[np.float32]
     """`(X, Y, Z)` in [0, 1]."""
 
     @property
     def name(self) -> str:
-        """The part that the keys share: the key without the slice."""
+        """Common part of the sample keys, without the slice."""
         return str(self.keys[0]).rpartition("-")[0]
 
     @property
@@ -54,6 +54,6 @@ def read_pair(split: ShardSplit, pair: VolumePair) -> StackedPair:
     split.read_into(pair.samples, low, high)
     if not all(((array >= 0) & (array <= 1)).all() for array in (low, high)):
         raise ShardSetError(
-            f"{split.root}: {pair.first}: values outside 0..1, so a shard is damaged. Run upfield verify."
+            f"{split.root}: {pair.first} has values outside 0..1, so a shard is damaged. Run upfield verify."
         )
     return StackedPair(pair.keys, low.astype(np.float32), high[:, 0].astype(np.float32))

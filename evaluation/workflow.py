@@ -51,7 +51,7 @@ def evaluate_models(config: EvaluateConfig) -> int:
 
 
 def with_absolute_paths(config: EvaluateConfig) -> EvaluateConfig:
-    """Return the configuration with absolute paths: other processes read it from another folder."""
+    """Return the configuration with absolute paths, because other processes read it from another folder."""
     paths = {
         name: value.absolute() for name in ("against", "shards", "out") if (value := getattr(config, name)) is not None
     }
@@ -59,12 +59,12 @@ def with_absolute_paths(config: EvaluateConfig) -> EvaluateConfig:
 
 
 def unique_name(model: Path) -> str:
-    """Return the name under which a model is measured."""
+    """Return the name of a model during measurement."""
     return str(model.resolve())
 
 
 def method_names(model: Path, against: Path | None) -> dict[str, str]:
-    """Return the methods of one model's report: name in the report -> name under which it is measured."""
+    """Return the methods of one model's report: name in the report -> name during measurement."""
     models = {MODEL: model} | ({AGAINST: against} if against else {})
     return {CUBIC: CUBIC} | {role: unique_name(path) for role, path in models.items()}
 
@@ -79,11 +79,11 @@ def measure_target(
     """Measure the methods of one model's report that have not been measured yet. Collective: ALL ranks call it.
 
     Args:
-        config: of the command.
-        target: the model, and the folder of its report.
-        restorers: the model as `MODEL`, and perhaps the one it is measured against as `AGAINST`.
+        config: configuration of the command.
+        target: the model and its report folder.
+        restorers: the model as `MODEL` and, if there is one, the model that it is compared with as `AGAINST`.
         split: the split to measure on.
-        measurements: what has been measured.
+        measurements: the measurements so far.
 
     Returns:
         `measurements` with the missing methods added.
@@ -94,7 +94,7 @@ def measure_target(
     names = method_names(target.model, config.against)
     missing = {name: restorers.get(role) for role, name in names.items() if name not in measurements.methods}
     if config.save_volumes:
-        # An earlier model may have been measured against this one, but then its volumes were not saved.
+        # The model may have been measured already, as the `against` of an earlier one, but its volumes were not saved.
         missing[names[MODEL]] = restorers[MODEL]
     if not missing:
         return measurements
@@ -114,7 +114,7 @@ def summarise(
     split: ShardSplit,
     measurements: SplitMeasurements,
 ) -> EvaluationResult:
-    """Return the result for one model: its measurements beside those of the methods that it is compared with."""
+    """Return the result for one model: its measurements and those of the methods that it is compared with."""
     names = method_names(target.model, config.against)
     volumes = tuple(volume.select(names) for volume in measurements.volumes)
     return EvaluationResult(volumes, describe_evaluation(config, restorers, split, volumes))
@@ -142,15 +142,16 @@ def report(
     print(metrics_text(content.metrics))
     saved = {volume.name for volume in result.volumes} if config.save_volumes else set[str]()
     if stale := stale_volumes(folder / VOLUMES, saved):
-        count = "1 volume is" if len(stale) == 1 else f"{len(stale)} volumes are"
-        print(f"{folder / VOLUMES}: {count} left from an earlier evaluation, such as {stale[0].name}")
+        first = stale[0].name
+        volumes = f"{first} is" if len(stale) == 1 else f"{len(stale)} volumes, such as {first}, are"
+        print(f"{folder / VOLUMES}: {volumes} left from an earlier evaluation. Delete what you no longer need.")
     print(page, flush=True)
 
 
 def compare(
     config: EvaluateConfig, plan: EvaluationPlan, results: list[EvaluationResult], measurements: SplitMeasurements
 ) -> None:
-    """Compare cubic interpolation, the model that the others were measured against, and the models."""
+    """Write the comparison of all models, including cubic interpolation and the model given as `against`."""
     models = [str(target.model) for target in plan.targets]
     names = {CUBIC: CUBIC} | ({str(config.against): unique_name(config.against)} if config.against else {})
     names |= {str(target.model): unique_name(target.model) for target in plan.targets}

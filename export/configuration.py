@@ -63,49 +63,49 @@ class ServeConfig:
     model: Path
     """The `.onnx` file."""
     host: str = "127.0.0.1"
-    """Address to listen on. By default, only this machine can reach the service; with another address, set a token."""
+    """Address to listen on. By default, only this machine can reach the service. Set a token before you change it."""
     port: int = 8000
     """Port to listen on."""
     device: Device = "auto"
     """`auto` uses a GPU if there is one; `cuda` and `tensorrt` fail if they cannot run."""
     address: str | None = None
-    """Ray cluster to restore on: HOST:PORT, or `auto` for the cluster of this node. By default, the service uses this
-    machine alone."""
+    """Ray cluster that runs the replicas: HOST:PORT, or `auto` for the cluster of this node. By default, the replicas
+    run on this machine."""
     replicas: int = 1
-    """Minimum number of processes that restore slices."""
+    """Smallest number of replicas, the processes that restore slices."""
     max_replicas: int | None = None
-    """Maximum number of processes that restore slices, at most `scans_at_once`, because one scan keeps only one replica
-    busy. Processes start while slices wait, and stop when no slices wait. Default: `replicas`."""
+    """Largest number of replicas. Replicas are added while slices wait, and removed when none do. At most
+    `scans_at_once`, because one scan keeps one replica busy. Default: `replicas`."""
     cores_per_replica: int = 0
-    """CPU cores of each replica. 0 divides this machine's cores among the replicas, or takes one core on a cluster."""
+    """CPU cores of each replica. 0 divides this machine's cores among them; on a cluster, each replica gets one."""
     gpus_per_replica: float = 1.0
-    """GPUs of each replica: a whole number, or a fraction of one GPU. Replicas use no GPU if there is none, or with
+    """GPUs of each replica; a value below 1 is a share of one GPU. Replicas use no GPU if there is none, or with
     `device: cpu`."""
     batch_size: int = 4
-    """Slices restored at once, of one scan or several. `enhance` gives the same values with the same batch size."""
+    """Slices in a batch, from one scan or several. `upfield enhance` computes the same values with the same size."""
     scans_at_once: int = 4
     """Scans that are read, restored and written at the same time. Each holds its voxels in memory."""
     max_queue: int = 16
-    """Further scans that may wait. Any more are refused with status 503 and a `Retry-After` time."""
+    """Further scans that may wait. Any more are refused with 503 and the time after which to try again."""
     timeout_s: float = 900.0
-    """Longest time from a request's first byte to its answer. After that, the request is refused with status 504."""
+    """Longest time from a request's first byte to its response, in seconds. After that, it is refused with 504."""
     idle_timeout_s: float = 30.0
-    """Longest pause of a client. A client that pauses longer while it sends its scan gets status 408. If it pauses
-    longer while it receives its answer, the connection is closed."""
+    """Longest pause of a client, in seconds. A client that pauses longer during its upload gets 408. If it pauses
+    longer while it receives the response, the connection is closed."""
     max_body_bytes: int = 256 * 2**20
-    """Size limit of an upload."""
+    """Largest upload, in bytes."""
     max_decompressed_bytes: int = 2**30
-    """Size limit of a compressed upload after decompression."""
+    """Largest content of a compressed upload after decompression, in bytes."""
     max_voxels: int = 2**27
-    """Maximum number of voxels of a scan, both as stored and after interpolation to 1 mm."""
+    """Largest number of voxels of a scan, both as stored and after interpolation to 1 mm."""
     token_file: Path | None = None
-    """File with the token that requests must carry. The variable UPFIELD_TOKEN can hold the token instead."""
+    """File with the token that requests must carry. Alternatively, set the environment variable UPFIELD_TOKEN."""
     allowed_hosts: list[str] = field(default_factory=list)
-    """Host names that requests may use for the service besides this machine's own, as `[NAME]`; for example, the name
-    that a proxy forwards. If the list is empty, a service that other machines can reach accepts every name."""
+    """Host names that requests may be sent to besides this machine's own, for instance `[NAME]` for the name that a
+    proxy forwards. If the list is empty, a service that other machines can reach accepts every name."""
 
     def __post_init__(self) -> None:
-        """Refuse values with which no service can run."""
+        """Raise ValueError for values that the service cannot run with."""
         for name, minimum in SERVE_MINIMA.items():
             if not getattr(self, name) >= minimum:
                 raise ValueError(f"{name}: expected at least {minimum}, found {getattr(self, name)}.")
@@ -130,7 +130,7 @@ class ServeConfig:
         if not gpus > 0:
             raise ValueError(f"gpus_per_replica: expected more than 0, found {gpus}. Set device: cpu to use no GPU.")
         if gpus > 1 and not gpus.is_integer():
-            raise ValueError(f"gpus_per_replica: expected a whole number or a fraction below 1, found {gpus}.")
+            raise ValueError(f"gpus_per_replica: expected a whole number or a share below 1, found {gpus}.")
 
 
 SERVE_MINIMA = {

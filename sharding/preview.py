@@ -10,7 +10,7 @@ def preview(config: PreviewConfig) -> None:
     """Write the picture or the page and print what it shows.
 
     Raises:
-        InputError: no such file type, too many pairs, no samples in the split, or a library is missing.
+        InputError: unknown file type, too many pairs, no samples in the split, or a library is missing.
         ShardSetError: there is no complete shard set, or it is damaged.
     """
     from upfield.sharding.previews.preview_writer import write_preview

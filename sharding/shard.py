@@ -1,4 +1,4 @@
-"""`upfield shard`: builds shards from cohorts, or extends a set with a new cohort."""
+"""`upfield shard`: build shards from cohorts, or extend a set with a new cohort."""
 
 import sys
 
@@ -17,7 +17,7 @@ COMMAND = Command("shard", ShardConfig, shard, folder_of={"root": "cohorts"})
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command and return its exit code."""
+    """Run `upfield shard` and return its exit code."""
     return execute(COMMAND, argv)
 
 

@@ -1,1 +1,1 @@
-"""Takes the measurements of an evaluation; gives tables, pictures and pages."""
+"""Reports: writes the measurements of an evaluation as tables, pictures and HTML pages."""

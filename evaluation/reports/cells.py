@@ -1,4 +1,4 @@
-"""Numbers as the cells of tables."""
+"""Format numbers for the cells of tables."""
 
 from math import isfinite
 from typing import Any
@@ -14,11 +14,11 @@ def number_cell(value: float | None, digits: int, sign: str = "") -> str:
 
 
 def difference_cells(difference: dict[str, Any] | None, digits: int) -> list[str]:
-    """Format a difference, its confidence interval and its p, each `-` if undefined.
+    """Format a difference, its confidence interval and its p-value; each is `-` if undefined.
 
     Args:
-        difference: `mean`, `low`, `high` and `p`; None if no subject has a value under both methods.
-        digits: decimals of the difference and its interval.
+        difference: `mean`, `low`, `high` and `p`; None if no subject has a value for both methods.
+        digits: number of decimals of the difference and its interval.
     """
     if difference is None:
         return ["-"] * 3

@@ -1,4 +1,4 @@
-"""The comparison of several models: compare.json, compare.csv, the page, and the printed tables."""
+"""The comparison of several models: compare.json, compare.csv, compare.html, and the printed tables."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,9 +24,9 @@ def write_comparison(out: Path, result: EvaluationResult, models: Sequence[str],
 
     Args:
         out: folder for the files.
-        result: measurements under all methods, cubic interpolation first.
-        models: the methods that are compared; the others are compared with the first of them.
-        pages: model -> page of its own report, relative to `out`.
+        result: measurements for all methods, with cubic interpolation first.
+        models: the evaluated models. All other methods are compared with the first of them.
+        pages: model -> page of its report, relative to `out`.
     """
     tree = comparison_tree(result, models)
     write_json(out / COMPARE_JSON, tree)
@@ -48,12 +48,12 @@ def label(metric: str) -> str:
 
 
 def mean(tree: dict[str, Any], method: str, metric: str) -> str:
-    """Format a method's mean under a metric; `-` if it has none."""
+    """Format the mean of a metric for a method; `-` if there is none."""
     return number_cell(tree["methods"][method][metric]["mean"], METRICS[metric].digits)
 
 
 def difference_rows(tree: dict[str, Any], metrics: Sequence[str]) -> Iterator[list[str]]:
-    """Yield a row per pair of methods and metric: the pair, the metric, and the cells that HEADER names."""
+    """Yield one row for each pair of methods and each metric: the pair, the metric, and the columns of HEADER."""
     for pair in tree["differences"]:
         for metric in metrics:
             if difference := pair["metrics"].get(metric):
@@ -62,7 +62,7 @@ def difference_rows(tree: dict[str, Any], metrics: Sequence[str]) -> Iterator[li
 
 
 def write_page(path: Path, result: EvaluationResult, tree: dict[str, Any], pages: Mapping[str, str]) -> None:
-    """Write the page: means of all metrics, differences, definitions."""
+    """Write compare.html: means of all metrics, differences, and definitions."""
     about = result.about
     defined = [metric for metric in METRICS if any(mean(tree, name, metric) != "-" for name in result.methods)]
     rows = [[label(metric), *(mean(tree, name, metric) for name in result.methods)] for metric in defined]

@@ -1,4 +1,4 @@
-"""Everything that one model's report shows."""
+"""The content of one model's report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from upfield.evaluation.summary import EvaluationResult
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """What is known about a model's training."""
+    """The log and the configuration of a model's training."""
 
     log: list[dict[str, Any]]
-    """Lines of its run's metrics.jsonl; empty for a model file."""
+    """Lines of the run's metrics.jsonl; empty for a model file."""
     configuration: str
-    """As YAML."""
+    """Training configuration as YAML."""
 
     @classmethod
     def of(cls, model: Path, configuration: str) -> "TrainingRecord":
-        """Read the log of a run; a model file has none."""
+        """Read the log of a run. A model file has no log."""
         log = model / LOG
         return cls(parse_log(log.read_text(encoding="utf-8")) if log.is_file() else [], configuration)
 
@@ -33,10 +33,10 @@ class ReportContent:
     metrics: dict[str, Any]
     """The contents of metrics.json."""
     result: EvaluationResult
-    """The measurements behind `metrics`."""
+    """The measurements that `metrics` summarises."""
     examples: Sequence[ExampleSlice]
     """Best, median and worst slice; empty if no slice has a finite PSNR."""
     images: VolumeImages
-    """Images of the volume that is shown."""
+    """Images of the volume that the report shows."""
     training: TrainingRecord
-    """Of the model."""
+    """Training of the model."""

@@ -50,12 +50,12 @@ def volumes_csv(result: EvaluationResult) -> str:
 
 
 def means_csv(tree: dict[str, Any]) -> str:
-    """Return compare.csv, one line per method: its mean under each metric.
+    """Return compare.csv, one line per method with the mean of each metric.
 
     Args:
         tree: the contents of compare.json.
     """
-    rows = [[method, *(found[metric]["mean"] for metric in METRICS)] for method, found in tree["methods"].items()]
+    rows = [[method, *(means[metric]["mean"] for metric in METRICS)] for method, means in tree["methods"].items()]
     return _csv([["model", *METRICS], *rows])
 
 
@@ -64,7 +64,7 @@ def _or_undefined(values: NDArray[np.float64] | None, count: int) -> NDArray[np.
 
 
 def _short(number: float | None) -> str:
-    """Format a number; an undefined one is an empty cell."""
+    """Format a number with six significant digits; an undefined number becomes an empty cell."""
     return "" if number is None or np.isnan(number) else f"{number:.6g}"
 
 

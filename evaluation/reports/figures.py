@@ -1,4 +1,4 @@
-"""The pictures of a report: training curves, restored slices beside their inputs, the spread of a metric.
+"""The pictures of a report: training curves, example slices, and the distribution of a metric.
 
 Curves are mid-grey on a transparent background, so that one picture is readable on white and on black pages.
 """
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CLEAR, GREY = "none", "#7d838c"
-MODEL, CUBIC = "#2f86d6", "#d9822b"  # the same in every picture
+MODEL, CUBIC = "#2f86d6", "#d9822b"  # the same colours in every picture
 SERIES = (CUBIC, MODEL, "#3fa66a", "#c75d7e")
 CURVES_IN, CURVES_DPI = (9.0, 3.4), 160
 SLICES_DPI = 120
 COLUMN_TITLES = ("low field", "cubic interpolation", "restored", "high field", "error, cubic", "error, restored")
-NUM_IMAGES = 4  # the columns after them are errors
+NUM_IMAGES = 4  # the remaining columns are errors
 IMAGE_IN, GAP_IN, HEAD_IN, CAPTION_IN, KEY_IN = 2.0, 0.06, 0.42, 0.3, 0.32
 BAR_IN, BAR_BELOW_IN = 0.14, 0.42
 
 
 def curves_png(metrics: Sequence[Mapping[str, Any]]) -> bytes:
-    """Draw training loss, and validation PSNR beside cubic interpolation, over steps.
+    """Draw the training loss, and the validation PSNR of the model and of cubic interpolation, over steps.
 
     Args:
         metrics: lines of a run's `metrics.jsonl`.
@@ -44,7 +44,7 @@ def curves_png(metrics: Sequence[Mapping[str, Any]]) -> bytes:
     right = page.axes(CURVES_IN[0] / 2 + 0.65, 0.4, width_in, height_in)
     _draw_loss(left, [line for line in metrics if line["event"] == "train"])
     _draw_validation(right, [line for line in metrics if line["event"] == "validation"])
-    # Imported here because blank_page says what to do if matplotlib is not installed.
+    # This import follows blank_page, which raises an error with the remedy if matplotlib is not installed.
     from matplotlib.ticker import MaxNLocator
 
     for axes, title in ((left, "training loss"), (right, "validation PSNR (dB)")):
@@ -84,7 +84,7 @@ def _draw_validation(axes: "Axes", lines: list[Mapping[str, Any]]) -> None:
 
 
 def _dot(lines: list[Mapping[str, Any]]) -> str:
-    """Return a marker if there are too few points to make a line."""
+    """Return a marker if there are too few points for a line."""
     return "." if len(lines) < 20 else ""
 
 
@@ -100,8 +100,8 @@ def distribution_png(values: Mapping[str, NDArray[np.floating[Any]]], label: str
     """Draw the distribution of a metric over slices: one histogram per name, with its median.
 
     Args:
-        values: `(N,)` per name, in the order they are drawn (cubic first); values that are not finite are left out and
-            counted in the legend.
+        values: name -> `(N,)`, in drawing order, with cubic interpolation first. Values that are not finite are left
+            out and counted in the legend.
         label: label of the horizontal axis.
 
     Returns:
@@ -135,20 +135,20 @@ def _spread_label(name: str, finite: NDArray[np.floating[Any]], num_left_out: in
 
 
 def example_slices_png(examples: Sequence[ExampleSlice]) -> bytes:
-    """Draw a row per slice: low field, interpolated, restored, high field, and the absolute errors of the middle two.
+    """Draw one row per slice: low field, interpolated, restored, high field, and the two absolute errors.
 
     Args:
-        examples: at least one.
+        examples: the slices, at least one.
 
     Returns:
-        A PNG on black; all errors share one colour scale, which is drawn below them.
+        A PNG on black. All errors share one colour scale, which is drawn below them.
 
     Raises:
         InputError: matplotlib is not installed.
     """
     assert examples
     errors = [[np.abs(image - t.high) for image in (t.cubic, t.restored)] for t in examples]
-    # With the maximum as the limit, a few voxels at misplaced edges would leave everything else black.
+    # The limit is not the maximum, because a few voxels at misplaced edges would leave everything else black.
     most = max(float(np.percentile(np.concatenate([e.ravel() for row in errors for e in row]), 99.5)), 1e-6)
     image_in = IMAGE_IN * examples[0].high.shape[1] / examples[0].high.shape[0]
     row_in = KEY_IN + image_in + CAPTION_IN
@@ -188,18 +188,18 @@ def _draw_scale(page: Page, box_in: tuple[float, float, float, float], colours: 
     axes = page.axes(*box_in)
     axes.imshow(np.linspace(0, 1, 256)[None], cmap=colours, aspect="auto", extent=(*ends, 0, 1))
     axes.set_yticks([])
-    # Bars lie side by side: a label at the end of one would run into the first label of the next.
+    # Bars lie side by side, so a label at the end of one bar would overlap the first label of the next bar.
     axes.set_xticks([tick for tick in axes.get_xticks() if ends[0] <= tick <= ends[0] + 0.92 * (ends[1] - ends[0])])
     axes.tick_params(colors=INK, labelsize=9)
     axes.spines[:].set_visible(False)
 
 
-def doubts_png(images: Mapping[str, NDArray[np.floating[Any]]], limits: Mapping[str, float]) -> bytes:
-    """Draw one slice's images in a row: grey images, and coloured maps of doubt with their scales below.
+def trust_maps_png(images: Mapping[str, NDArray[np.floating[Any]]], limits: Mapping[str, float]) -> bytes:
+    """Draw images of one slice in a row: grey images, and coloured maps with their colour scales below.
 
     Args:
-        images: title -> `(Y, Z)`; those with a limit are maps, the others are images in [0, 1].
-        limits: title -> upper end of a map's colour scale; the lower end is 0, or minus the limit if the map has
+        images: title -> `(Y, Z)`. Images that have a limit are drawn as maps. The others are grey images in [0, 1].
+        limits: title -> upper end of a map's colour scale. The lower end is 0, or minus the limit if the map has
             negative values.
 
     Returns:
@@ -228,7 +228,7 @@ def bands_png(bands: Mapping[str, Mapping[str, float]]) -> bytes:
     """Draw the energy that contradicts a scan, as a share of the scan's energy, per band of spatial frequency.
 
     Args:
-        bands: method -> band -> energy share.
+        bands: method -> band -> share of energy.
 
     Returns:
         A PNG with a transparent background.
@@ -240,7 +240,7 @@ def bands_png(bands: Mapping[str, Mapping[str, float]]) -> bytes:
     axes = page.axes(0.9, 0.4, CURVES_IN[0] - 1.1, CURVES_IN[1] - 1.0)
     names = list(next(iter(bands.values())))
     for number, (method, shares) in enumerate(bands.items()):
-        # A logarithmic axis has no place for zero.
+        # A logarithmic axis cannot show zero.
         heights = [max(100 * shares[name], 1e-6) for name in names]
         axes.plot(range(len(names)), heights, color=SERIES[number % len(SERIES)], marker="o", label=method)
     _plain(axes, "energy that contradicts the scan, % of the scan's energy in the band")

@@ -1,4 +1,4 @@
-"""The table of metrics.json on a page."""
+"""The HTML table of metrics.json."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,10 +11,10 @@ KINDS = ("mean", "median")
 
 
 def metrics_table(tree: Mapping[str, Any], heading: str = "") -> html_page.Section:
-    """Build the table of metrics.json: one row per metric, with each method's mean and median, and the gain.
+    """Build a table with one row per metric: mean and median of each method, and the gain over cubic interpolation.
 
     Args:
-        tree: `cubic`, `model` and perhaps `against`, each metric -> `mean`, `median` and others; `differences`.
+        tree: the contents of metrics.json, of which only the statistics of each method and `differences` are read.
         heading: heading of the section.
     """
     methods = [method for method in ("cubic", "model", "against") if method in tree]

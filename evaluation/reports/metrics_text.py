@@ -1,4 +1,4 @@
-"""The table of metrics.json as plain text, which ends the command."""
+"""The table of metrics.json as plain text, which the command prints at the end."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ from upfield.evaluation.reports.notes import counts_text, notes
 
 
 def metrics_text(tree: dict[str, Any]) -> str:
-    """Format each method's mean under each metric, the model's differences, and the notes.
+    """Format the mean of each metric for each method, the differences of the model, and the notes.
 
     Args:
         tree: the contents of metrics.json.
     """
     methods = [method for method in (CUBIC, MODEL, AGAINST) if method in tree]
     about = tree["about"]
-    # A single subject has neither interval nor p.
+    # A single subject has neither an interval nor a p-value.
     difference_header = DIFFERENCE_HEADER if about["subjects"] > 1 else ()
     others = [other for other in (CUBIC, AGAINST) if other in methods]
     header = ["", *(f"{method} mean" for method in methods)]

@@ -1,4 +1,4 @@
-"""What a reader must know beside the figures: how much was measured, and what limits the conclusions."""
+"""Notes for readers of the metrics: the amount of data, and the limits of the conclusions."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ FEW_SUBJECTS = 6
 
 
 def counts_text(about: dict[str, Any]) -> str:
-    """Return in words how much was measured: slices, volumes of each kind, subjects, and the split."""
+    """Describe the amount of data: slices, volumes of each kind, subjects, and the split."""
     subjects = "1 subject" if about["subjects"] == 1 else f"{about['subjects']} subjects"
     volumes = " and ".join(f"{count} {kind}" for kind, count in about["volumes"].items())
     plural = "s" if sum(about["volumes"].values()) > 1 else ""
@@ -22,7 +22,7 @@ def counts_text(about: dict[str, Any]) -> str:
 
 
 def notes(tree: dict[str, Any]) -> list[str]:
-    """Return what limits the conclusions: whose figures they are, what was left out, and how few subjects there are.
+    """Return notes on the limits of the conclusions: subjects seen in training, values left out, too few subjects.
 
     Args:
         tree: the contents of metrics.json.
@@ -33,12 +33,12 @@ def notes(tree: dict[str, Any]) -> list[str]:
 def _notes_on_subjects(about: dict[str, Any]) -> list[str]:
     texts = [NOT_HELD_OUT[about["split"]]] if about["split"] in NOT_HELD_OUT else []
     if len(about["volumes"]) > 1:
-        texts.append("these means mix real and synthetic volumes; the report also lists the two separately")
+        texts.append("these means mix real and synthetic volumes; the report also lists the two kinds separately")
     for name, origin in about["models"].items():
         if (trained_on := origin["trained_on_sha256"]) != (measured_on := about["data_sha256"]):
             texts.append(
-                f"{name}: trained on shards of data hash {trained_on[:12]}, not on those of this set "
-                f"({measured_on[:12]}), so it is unknown whether it was trained on these subjects"
+                f"{name}: trained on a shard set with data hash {trained_on[:12]}, not on this set "
+                f"({measured_on[:12]}), so it is unknown whether the model was trained on these subjects"
             )
     return texts
 
@@ -47,12 +47,12 @@ def _notes_on_values(tree: dict[str, Any]) -> list[str]:
     texts = ["means are over slices or volumes; differences are over subjects, each with the same weight"]
     for method in (CUBIC, MODEL, AGAINST):
         for name, metric in METRICS.items():
-            one = tree.get(method, {}).get(name, {})
-            if one.get("infinite"):
-                texts.append(f"{method}, {name}: {one['infinite']} {metric.level}s without any error are left out")
+            counts = tree.get(method, {}).get(name, {})
+            if counts.get("infinite"):
+                texts.append(f"{method}, {name}: {counts['infinite']} {metric.level}s without any error are left out")
             # Slices with little of the head are left out by definition.
-            if one.get("undefined") and one["count"] and metric.level == "volume":
-                texts.append(f"{method}, {name}: undefined for {one['undefined']} volumes, which are left out")
+            if counts.get("undefined") and counts["count"] and metric.level == "volume":
+                texts.append(f"{method}, {name}: undefined for {counts['undefined']} volumes, which are left out")
     undefined = [name for name in METRICS if tree[MODEL][name]["mean"] is None]
     if undefined:
         texts.append(f"these metrics are undefined for images of this size or content: {', '.join(undefined)}")
@@ -63,5 +63,6 @@ def _notes_on_tests(subjects: int) -> list[str]:
     if subjects < 2:
         return ["a single subject: no interval and no test is possible, because its slices are not independent"]
     if subjects < FEW_SUBJECTS:
-        return [f"{subjects} subjects: a paired test over so few cannot give a p below {2 / 2**subjects:.3g}"]
+        smallest = f"{2 / 2**subjects:.3g}"
+        return [f"{subjects} subjects: a paired test over so few subjects cannot give a p-value below {smallest}"]
     return []

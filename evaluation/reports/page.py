@@ -1,4 +1,4 @@
-"""The page of one model's report: the metrics, example images, and how far to trust the restored volumes."""
+"""The page of one model's report: metrics, example images, and measures of trust in the restored volumes."""
 
 import json
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ from upfield.evaluation.reports.notes import counts_text, notes
 from upfield.evaluation.reports.viewer import viewer_html
 from upfield.evaluation.summary import TRUST, EvaluationResult, groups
 
-# nilearn draws the planes side by side, slightly higher than the highest plane.
-VIEWER_ROOM = 1.12
+# Height of the row of planes that nilearn draws, relative to the tallest plane.
+VIEWER_HEIGHT = 1.12
 GROUP_METRICS = ("psnr_slice", "psnr_slice_foreground", "ssim_slice", "ms_ssim_axial", "nrmse", "score_ulf_enc")
 GAIN_METRICS = ("psnr_slice", "ssim_slice")
 RESEARCH_USE = (
@@ -38,9 +38,9 @@ def write_page(path: Path, content: ReportContent, slices_png: bytes | None, fil
 
     Args:
         path: the HTML file.
-        content: what the page shows.
-        slices_png: best, median and worst slice; None if there are none to show.
-        files: names of the files beside the page.
+        content: content of the report.
+        slices_png: picture of the best, median and worst slice; None if there is none.
+        files: names of the other files in the folder.
 
     Raises:
         InputError: matplotlib or nilearn is not installed.
@@ -58,7 +58,7 @@ def write_page(path: Path, content: ReportContent, slices_png: bytes | None, fil
         *_viewer(content.images),
         *_groups(tree, content.result),
         *_subjects(tree, content.result.methods),
-        *_doubts(tree, content.images),
+        *_trust(tree, content.images),
         _training(content.training),
         html_page.table(
             ["metric", "definition"], [[name, text] for name, text in tree["definitions"].items()], "Definitions"
@@ -98,7 +98,7 @@ def _viewer(images: VolumeImages) -> list[Section]:
 
 
 def _origins(about: dict[str, Any]) -> Section:
-    """Build the table of hashes of models and data, and of the machine."""
+    """Build the table that lists the hashes of data and models, and describes the machine."""
     rows = [["data hash of the set", about["data_sha256"]]]
     for name, origin in about["models"].items():
         rows.append([f"{name}, sha256", origin["sha256"]])
@@ -110,19 +110,20 @@ def _origins(about: dict[str, Any]) -> Section:
 def viewer_height(images: VolumeImages) -> float:
     """Compute the height of the viewer's picture in units of its width."""
     across, along, up = np.array(images.high.shape) * images.spacing_mm
-    return float(VIEWER_ROOM * max(along, up) / (along + 2 * across))
+    return float(VIEWER_HEIGHT * max(along, up) / (along + 2 * across))
 
 
 def _against(tree: dict[str, Any]) -> list[Section]:
-    """Build the table of differences between the model and the model it was measured against."""
+    """Build the table of differences between the model and the one that it is compared with."""
     differences = tree["differences"].get(f"{MODEL} - {AGAINST}")
     if not differences:
         return []
     rows = [
-        [metric_label(METRICS[name]), *difference_cells(one, METRICS[name].digits)] for name, one in differences.items()
+        [metric_label(METRICS[name]), *difference_cells(difference, METRICS[name].digits)]
+        for name, difference in differences.items()
     ]
     header = ["metric", "model - against", *DIFFERENCE_HEADER]
-    return [html_page.table(header, rows, "The model against the other")]
+    return [html_page.table(header, rows, "Comparison with the other model")]
 
 
 def _spread(result: EvaluationResult) -> Section:
@@ -132,7 +133,7 @@ def _spread(result: EvaluationResult) -> Section:
 
 
 def _groups(tree: dict[str, Any], result: EvaluationResult) -> list[Section]:
-    """Build the breakdown by cohort and kind: a table of means, and a table of gains over cubic interpolation."""
+    """Build two tables by cohort and kind: means, and gains over cubic interpolation."""
     means: list[list[str]] = []
     gains: list[list[str]] = []
     for name, group in groups(result).items():
@@ -162,14 +163,14 @@ def _subjects(tree: dict[str, Any], methods: tuple[str, ...]) -> list[Section]:
     return [html_page.table(header, rows, "Per subject")]
 
 
-def _doubts(tree: dict[str, Any], images: VolumeImages) -> list[Section]:
+def _trust(tree: dict[str, Any], images: VolumeImages) -> list[Section]:
     """Build the sections on structure that the model may have invented."""
     trust = tree["trust"]
     models = [method for method in trust if method != CUBIC]
     is_perturbed = trust[MODEL]["disagreement"] is not None
-    words = [f"Inconsistency is the {TRUST['inconsistency']}."]
-    words += [f"Disagreement is the {TRUST['disagreement']}."] if is_perturbed else []
-    words.append(RESOLUTION_LIMIT.format(measures="these measures" if is_perturbed else "this measure"))
+    texts = [f"Inconsistency is the {TRUST['inconsistency']}."]
+    texts += [f"Disagreement is the {TRUST['disagreement']}."] if is_perturbed else []
+    texts.append(RESOLUTION_LIMIT.format(measures="these measures" if is_perturbed else "this measure"))
     doubts = [f"disagreement, {method}" for method in models if is_perturbed]
     rows = [
         [name, *(number_cell(trust[method]["volumes"][name]["inconsistency"], 4) for method in trust)]
@@ -177,7 +178,7 @@ def _doubts(tree: dict[str, Any], images: VolumeImages) -> list[Section]:
         for name in trust[MODEL]["volumes"]
     ]
     return [
-        html_page.paragraph("\n\n".join(words), "Where may the model have invented structure?"),
+        html_page.paragraph("\n\n".join(texts), "Where might the model have invented structure?"),
         html_page.figure(
             figures.bands_png({method: trust[method]["inconsistency_bands"] for method in trust}),
             "Energy that contradicts the scan, per band of spatial frequency",
@@ -190,7 +191,7 @@ def _doubts(tree: dict[str, Any], images: VolumeImages) -> list[Section]:
 
 
 def _maps(images: VolumeImages) -> list[Section]:
-    """Build the maps of each model, all of the slice in which the evaluated model is most doubtful."""
+    """Build the maps of each model for one slice: the slice in which the evaluated model is least trustworthy."""
     doubt = images.disagreement.get(MODEL)
     measure = np.square(images.residual[MODEL]).mean(axis=(1, 2)) if doubt is None else doubt.mean(axis=(1, 2))
     at = int(measure.argmax())
@@ -201,13 +202,13 @@ def _maps(images: VolumeImages) -> list[Section]:
         for title, shown in maps.items()
         if MODEL in shown
     }
-    what = "disagreement" if doubt is not None else "contradiction of the scan"
+    measure_name = "disagreement" if doubt is not None else "contradiction of the scan"
     sections: list[Section] = []
     for method in (m for m in (MODEL, AGAINST) if m in images.restored):
         shown = {"restored": images.restored[method][at], "high field": images.high[at]}
         shown |= {title: maps[title][method][at] for title in ends}
-        caption = f"Volume {images.name}, {method}: the slice in which the model's {what} is largest."
-        sections.append(html_page.figure(figures.doubts_png(shown, ends), f"Maps of doubt, {method}", caption))
+        caption = f"Volume {images.name}, {method}: the slice in which the model's {measure_name} is largest."
+        sections.append(html_page.figure(figures.trust_maps_png(shown, ends), f"Trust maps, {method}", caption))
     return sections
 
 

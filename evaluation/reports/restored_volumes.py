@@ -13,15 +13,15 @@ SUFFIX = ".nii.gz"
 
 
 def save_volume(folder: Path, name: str, voxels: NDArray[np.float32], spacing_mm: tuple[float, float, float]) -> None:
-    """Write a restored volume to `folder`, in RAS+ order, on the set's grid centred on the origin.
+    """Write a restored volume to `folder`, in RAS+ order, on the grid of the shard set.
 
-    The set does not hold where the scan lay in the world.
+    The grid is centred on the origin, because a shard set does not store the position of the scan in world coordinates.
 
     Args:
-        folder: made if it is missing.
-        name: of the file, without its suffix.
+        folder: created if it does not exist.
+        name: file name without suffix.
         voxels: `(X, Y, Z)` in [0, 1].
-        spacing_mm: of the voxels.
+        spacing_mm: voxel spacing.
     """
     affine = np.diag([*spacing_mm, 1.0])
     affine[:3, 3] = -affine.diagonal()[:3] * (np.array(voxels.shape) - 1) / 2
@@ -30,10 +30,10 @@ def save_volume(folder: Path, name: str, voxels: NDArray[np.float32], spacing_mm
 
 
 def stale_volumes(folder: Path, names: set[str]) -> list[Path]:
-    """Return the volumes in `folder` that an earlier evaluation left there.
+    """Find the volumes in `folder` that an earlier evaluation wrote.
 
     Args:
-        folder: need not exist.
-        names: volumes of this evaluation.
+        folder: folder to search, which may be missing.
+        names: names of the volumes of this evaluation.
     """
     return sorted(path for path in folder.glob(f"*{SUFFIX}") if path.name.removesuffix(SUFFIX) not in names)

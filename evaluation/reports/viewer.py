@@ -1,4 +1,4 @@
-"""A 3-D viewer of one volume that works offline: nilearn's, with the restored volume over the cubic interpolation."""
+"""An offline 3-D viewer, made with nilearn, that shows a restored volume over its cubic interpolation."""
 
 import base64
 import io
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from upfield.common.errors import InputError
 from upfield.imaging.resample import box_centre, resample_box
 
-# nilearn writes each volume as one PNG in colours. At 1 mm this makes a page of 20 MB, which is slow to draw and load.
+# nilearn writes each volume as one colour PNG. At 1 mm, the page would have 20 MB, and loading it would be slow.
 SPACING_MM = 1.5
 JPEG_QUALITY = 88
 SPRITE = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=]+)")
@@ -27,13 +27,13 @@ input[type=range] { flex: 1; max-width: 30rem; height: 2.5rem; }
 def viewer_html(
     cubic: NDArray[np.float32], restored: NDArray[np.float32], spacing_mm: tuple[float, float, float], title: str
 ) -> str:
-    """Build a whole page: three planes with a crosshair, and a slider that fades the restored volume in and out.
+    """Build a complete page: three planes with a crosshair, and a slider that fades the restored volume in and out.
 
     Args:
         cubic: `(X, Y, Z)` in [0, 1], in RAS+ order.
         restored: `(X, Y, Z)` in [0, 1], on the same grid.
-        spacing_mm: spacing of their voxels.
-        title: written on the page.
+        spacing_mm: voxel spacing of both volumes.
+        title: title on the page.
 
     Raises:
         InputError: nilearn is not installed.
@@ -45,8 +45,8 @@ def viewer_html(
         raise InputError(
             "nilearn, which draws the viewer, is not installed. Run pip install 'upfield[demo]'."
         ) from error
-    # One isotropic grid for both, because otherwise nilearn interpolates them again in its own way.
-    images = [coarse(image, np.array(spacing_mm)) for image in (cubic, restored)]
+    # Both volumes get the same isotropic grid, because otherwise nilearn interpolates them again.
+    images = [coarsen(image, np.array(spacing_mm)) for image in (cubic, restored)]
     affine = np.diag([SPACING_MM] * 3 + [1.0])
     affine[:3, 3] = -SPACING_MM * box_centre(images[0].shape)
     below, above = (nib.Nifti1Image(image, affine) for image in images)  # pyright: ignore[reportPrivateImportUsage]
@@ -60,26 +60,26 @@ def viewer_html(
         symmetric_cmap=False,
         threshold=None,
         black_bg=True,
-        # By default nilearn darkens the lower volume. With 0 it scales that volume to its own extremes, here 0 and 1.
+        # By default, nilearn darkens the lower volume. With 0, it scales that volume to its own minimum and maximum.
         dim=0,
         title=title,
         colorbar=False,
     )
-    # nilearn's icon would be fetched from the web, its text is black, and it calls the slider `Opacity`.
+    # nilearn fetches its icon from the web, writes black text, and calls the slider `Opacity`.
     page = ICON.sub("", view.get_standalone()).replace("</head>", f"{STYLE}</head>", 1)
     page = page.replace("<p>Opacity</p>", "<p>cubic to restored</p>", 1)
-    return SPRITE.sub(lambda match: smaller(match[1]), page)
+    return SPRITE.sub(lambda match: to_grey_jpeg(match[1]), page)
 
 
-def coarse(image: NDArray[np.float32], spacing_mm: NDArray[np.float64]) -> NDArray[np.float32]:
+def coarsen(image: NDArray[np.float32], spacing_mm: NDArray[np.float64]) -> NDArray[np.float32]:
     """Resample `(X, Y, Z)` in [0, 1] to the viewer's spacing, over the same field of view."""
     first, second, third = (max(round(float(mm) / SPACING_MM), 1) for mm in np.array(image.shape) * spacing_mm)
     shape = (first, second, third)
     return np.clip(resample_box(image, spacing_mm, box_centre(image.shape), shape, np.full(3, SPACING_MM)), 0, 1)
 
 
-def smaller(png_base64: str) -> str:
-    """Convert a colour PNG that holds only greys to the data address of a grey JPEG."""
+def to_grey_jpeg(png_base64: str) -> str:
+    """Convert a colour PNG that contains only greys to the data URL of a grey JPEG."""
     from PIL import Image
 
     buffer = io.BytesIO()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from upfield.common.errors import InputError, VolumeError
 from upfield.export.scans.restoration import Restorer, restore_volume
 from upfield.imaging.header import NIFTI_FALLBACK, Header, angles_deg, expect_three_dimensions, read_header
-from upfield.imaging.nifti_writer import MARK, marked, write_file
+from upfield.imaging.nifti_writer import MARK, mark_as_enhanced, write_file
 from upfield.imaging.normalisation import NORMALISATION, normalise
 from upfield.imaging.placement import Placement, placement_of
 from upfield.imaging.regrid import Grid, overlaps, regrid
@@ -178,7 +178,7 @@ def write_enhanced(
     """
     volume = finish(model_input, restored, layout)
     placement = model_input.placement if layout.like is None else layout.like.placement
-    write_file(path, volume, placement, marked(model_input.placement.descrip))
+    write_file(path, volume, placement, mark_as_enhanced(model_input.placement.descrip))
     return volume
 
 

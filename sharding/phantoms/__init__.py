@@ -1,1 +1,1 @@
-"""Phantom heads: take a template, return cohorts of scans with varied anatomy."""
+"""Phantom heads: take a template, and write cohorts of scans with varied anatomy."""

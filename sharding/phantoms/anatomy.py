@@ -1,7 +1,7 @@
 """Head phantoms: deform the MNI152 template, assign contrasts, and measure the head at high and at low field.
 
 All functions are pure; randomness comes from a generator, or from parameters drawn from one. World coordinates are in
-mm, with the origin at the centre of the field of view and axes to the right, front and top.
+mm, with the origin at the centre of the field of view and axes that point right, forward and up.
 """
 
 import math
@@ -19,7 +19,7 @@ F64 = NDArray[np.float64]
 # Centre of the field of view in MNI space, chosen so that the head with its scalp fits in 179 x 221 x 200 mm.
 VIEW_CENTRE_MM = (0.0, -17.0, 0.0)
 HULL_CLOSING_MM = 12.0
-# No brain lies farther out than this. The hull is smoothed, so a little of the brain lies outside it.
+# The brain reaches at most this far beyond the hull, which is smoothed and so cuts off a little of it.
 HULL_MARGIN_MM = 4.0
 # Ellipsoids in MNI mm, (centre, half axes), that replace the neck and the face, which the template lacks.
 STRIPPED_MM = (((0.0, -40.0, -100.0), (42.0, 42.0, 60.0)), ((0.0, 32.0, -65.0), (44.0, 42.0, 48.0)))
@@ -55,13 +55,13 @@ class Template(NamedTuple):
     """The MNI152 head as fields `(I, J, K)` float32."""
 
     grey: F32
-    """Share of grey matter, 0..1."""
+    """Fraction of grey matter, 0..1."""
     white: F32
-    """Share of white matter, 0..1."""
+    """Fraction of white matter, 0..1."""
     brain: F32
     """1 in the brain with its ventricles, 0 elsewhere."""
     texture: F32
-    """T1 signal that the tissue shares do not explain, in units of the brightest voxel; 0 outside the brain."""
+    """T1 signal that the tissue fractions do not explain, in units of the brightest voxel; 0 outside the brain."""
     hull_mm: F32
     """Distance outwards from the smooth hull of the brain, about 0 inside."""
     head_mm: F32
@@ -71,7 +71,7 @@ class Template(NamedTuple):
 
 
 class Tissues(NamedTuple):
-    """One subject's head on a grid: tissue shares `(I, J, K)` float32 in 0..1, and the texture as in `Template`."""
+    """One subject's head on a grid: tissue fractions `(I, J, K)` float32 in 0..1, and the texture as in `Template`."""
 
     white: F32
     grey: F32
@@ -97,7 +97,7 @@ class Morphology:
     atrophy: float
     """Weight of fluid relative to tissue; above 1 widens sulci and ventricles."""
     sharpness: float
-    """Exponent on the tissue shares. The template is a mean of 152 heads; above 1, borders are those of one head."""
+    """Exponent on the tissue fractions. The template is a mean of 152 heads; above 1, borders are those of one head."""
     fluid_mm: float
     """Thickness of the fluid between the hull of the brain and the skull."""
     skull_mm: float
@@ -139,7 +139,7 @@ class Blur:
     cutoff: float
     """Highest in-plane frequency measured, relative to the highest that the low-field voxels can represent."""
     taper: float
-    """Share of the measured frequencies that a Tukey window damps, above 0; a smaller share causes more ringing."""
+    """Fraction of the measured frequencies that a Tukey window damps, above 0; smaller values cause more ringing."""
 
 
 def load_template(stride: int = 1) -> Template:
@@ -163,8 +163,8 @@ def make_template(t1: F32, grey: F32, white: F32, affine: F64) -> Template:
 
     Args:
         t1: `(I, J, K)` skull-stripped T1 signal, 0..1, 0 outside the brain.
-        grey: `(I, J, K)` share of grey matter, 0..1.
-        white: `(I, J, K)` share of white matter, 0..1.
+        grey: `(I, J, K)` fraction of grey matter, 0..1.
+        white: `(I, J, K)` fraction of white matter, 0..1.
         affine: `(4, 4)`, voxel index -> MNI mm, one spacing for all axes.
     """
     brain = np.asarray(ndimage.binary_fill_holes(t1 > 0))
@@ -185,7 +185,7 @@ def shell_distances_mm(brain: NDArray[np.bool_], affine: F64) -> tuple[F32, F32]
     Returns:
         `hull_mm` and `head_mm` of `Template`, `(I, J, K)` float32.
     """
-    # A skull is smooth enough for every second voxel, which takes an eighth of the time.
+    # The skull is smooth, so every second voxel suffices, in an eighth of the time.
     step = 2 if affine[0, 0] < 2 else 1
     spacing_mm = affine[0, 0] * step
     margin = math.ceil(HULL_CLOSING_MM / spacing_mm) + 1
@@ -287,7 +287,7 @@ def template_indices(field: F32, grid: TemplateGrid, morphology: Morphology, aff
 def make_tissues(
     generator: np.random.Generator, grid: TemplateGrid, template: Template, morphology: Morphology
 ) -> Tissues:
-    """Deform the template into the head of one subject, as shares `(I, J, K)` on `grid`."""
+    """Deform the template into one subject's head, as tissue fractions `(I, J, K)` on `grid`."""
     indices = template_indices(displace(generator, grid, morphology), grid, morphology, template.affine)
     hull_mm, head_mm = _sample(template.hull_mm, indices), _sample(template.head_mm, indices)
     inside = hull_mm < HULL_MARGIN_MM
@@ -319,7 +319,7 @@ def _scatter(values: NDArray[np.floating], inside: NDArray[np.bool_]) -> F32:
 
 
 def _within(depth_mm: F32, edge_mm: float) -> F32:
-    """Return 1 up to the depth `edge_mm` and 0 beyond, with a slope 1 mm wide because voxels average."""
+    """Return 1 up to the depth `edge_mm` and 0 beyond, with a 1 mm slope that stands for averaging in a voxel."""
     return np.clip(np.float32(edge_mm + 0.5) - depth_mm, 0, 1, dtype=np.float32)
 
 
@@ -383,7 +383,7 @@ def measure(
         grid: grid of the head.
         contrast: signal of each tissue.
         scanner: coil sensitivity, noise and units.
-        lines: blur as computed by `blur_lines`; None measures on the grid of the head.
+        lines: blur from `blur_lines`; without it, the scan has the grid of the head and no blur.
 
     Returns:
         Float32 in scanner units, `(I, J, K)` without `lines`, otherwise on the coarse grid of `lines` `(A, B, C)`.

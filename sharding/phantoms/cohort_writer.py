@@ -67,7 +67,7 @@ def listing(subjects: int, seed: int) -> str:
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Refuse a folder that is neither empty nor a phantom cohort, finished or interrupted: it is about to be replaced.
+    """Refuse to replace a folder that is neither empty nor a phantom cohort (finished or interrupted).
 
     Raises:
         InputError: the folder holds something else, or the cohort's `cohorts.yaml` was edited.
@@ -108,7 +108,7 @@ def _staging(out: Path) -> Iterator[Path]:
 
 
 def _publish(staging: Path, out: Path, text: str) -> None:
-    """Replace the contents of `out`. The listing is removed first and written last, so that its files always exist."""
+    """Replace the contents of `out`. Remove `cohorts.yaml` first and write it last, so that its files always exist."""
     (out / LISTING).unlink(missing_ok=True)
     try:
         for name in FOLDERS:

@@ -1,1 +1,1 @@
-"""Previews: take a shard set, return pictures of its pairs."""
+"""Previews: take a shard set, and return pictures of its pairs."""

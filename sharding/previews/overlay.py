@@ -1,12 +1,12 @@
-"""Overlays of the high field on the low field, edges or tiles, that reveal pairs which are not aligned."""
+"""Draw the high field over the low field as edges or tiles, which reveals pairs that are not aligned."""
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-# Visible on the bright rim of a head and on the dark background.
+# This colour is visible on the bright rim of a head and on the dark background.
 LINE_RGB = (255, 150, 30)
-# Fine enough to follow a ventricle, coarse enough to ignore noise and the folds that a low field does not show.
+# The scale is fine enough to follow a ventricle, and coarse enough to ignore noise and folds that a low field blurs.
 SIGMA_VOX = 2.0
 LEAST_STEP = 0.05
 NUM_TILES = 8

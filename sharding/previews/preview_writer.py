@@ -11,7 +11,7 @@ from upfield.sharding.previews.selection import choose_groups, choose_volumes
 from upfield.sharding.previews.slider import draw_slider
 from upfield.sharding.shardset.shard_split import ShardSplit
 
-# As many as fit in one picture, and as many as a browser still opens without trouble (about 40 MB).
+# One picture has room for 80 pairs, and browsers open pages of 24 (about 40 MB) without trouble.
 MAX_PAIRS = {".png": 80, ".html": 24}
 
 
@@ -19,7 +19,7 @@ def write_preview(config: PreviewConfig) -> None:
     """Draw the picture or the page, write it, and print what it shows.
 
     Raises:
-        InputError: no such file type, too many pairs, no samples in the split, or a library is missing.
+        InputError: unknown file type, too many pairs, no samples in the split, or a library is missing.
         ShardSetError: there is no complete shard set, or it is damaged.
     """
     suffix = config.out.suffix.lower()
@@ -33,9 +33,9 @@ def write_preview(config: PreviewConfig) -> None:
     draw = _draw_page if suffix == ".html" else _draw_picture
     content, shown = draw(split, config)
     write_bytes(config.out, content)
-    what = "volumes" if suffix == ".html" else "pairs"
+    unit = "volumes" if suffix == ".html" else "pairs"
     counts = ", ".join(f"{cohort} {kind} {count}" for (cohort, kind), count in shown.items())
-    print(f"{config.out}: {len(content) / 1e6:.1f} MB, {what} of {config.split} by cohort and kind: {counts}")
+    print(f"{config.out}: {len(content) / 1e6:.1f} MB, {unit} of {config.split} by cohort and kind: {counts}")
 
 
 def _draw_picture(split: ShardSplit, config: PreviewConfig) -> tuple[bytes, dict[tuple[str, str], int]]:

@@ -1,4 +1,4 @@
-"""Choose the samples that a preview shows: spread over cohorts, kinds and subjects, and equal for equal seeds."""
+"""Choose the samples that a preview shows: spread over cohorts, kinds and subjects, and the same for equal seeds."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -75,7 +75,7 @@ def choose_groups(split: ShardSplit, pairs: int, seed: int) -> list[Group]:
         seed: seed of the choice.
 
     Returns:
-        A group for every cohort and kind of the split, in order. If `pairs` is too small for all, some show nothing.
+        A group for every cohort and kind of the split, in order. If `pairs` is too small for all, some are empty.
     """
     members: dict[tuple[str, str], list[int]] = defaultdict(list)
     keys = read_keys(split)
@@ -85,7 +85,7 @@ def choose_groups(split: ShardSplit, pairs: int, seed: int) -> list[Group]:
     shares = share_evenly([len(members[name]) for name in names], pairs)
     groups: list[Group] = []
     for name, share in zip(names, shares, strict=True):
-        drawn = sorted(members[name], key=lambda sample: _lot(keys[sample], seed))
+        drawn = sorted(members[name], key=lambda sample: _slice_rank(keys[sample], seed))
         order = _take_turns(drawn, lambda sample: keys[sample].subject)
         slices = [read_slice(split, sample) for sample in order[: READ_PER_GROUP + READ_PER_PAIR * share]]
         measured = _fullest_first(slices, share)
@@ -94,8 +94,8 @@ def choose_groups(split: ShardSplit, pairs: int, seed: int) -> list[Group]:
     return groups
 
 
-def _lot(key: SampleKey, seed: int) -> bytes:
-    """Draw a slice's rank in the choice. It is equal for all kinds, so that real and synthetic slices match."""
+def _slice_rank(key: SampleKey, seed: int) -> bytes:
+    """Return a pseudo-random sort key of a slice. It ignores the kind, so that real and synthetic slices match."""
     return hashlib.sha256(f"{seed}/{key.cohort}/{key.subject}/{key.x}".encode()).digest()
 
 
@@ -114,7 +114,7 @@ def choose_volumes(split: ShardSplit, pairs: int, seed: int) -> list[VolumePair]
     members = {(pair.first.cohort, pair.first.subject, pair.first.kind, pair.first.variant): pair for pair in volumes}
     names = sorted({(cohort, kind) for cohort, _, kind, _ in members})
     turns = _subject_turns({(cohort, subject) for cohort, subject, _, _ in members}, seed)
-    # A subject's second variant is only chosen once every subject has its first.
+    # The second variant of a subject is chosen only after every subject has its first.
     queues = [
         sorted((unit for unit in members if (unit[0], unit[2]) == name), key=lambda unit: (unit[3], turns[unit[:2]]))
         for name in names
@@ -125,7 +125,7 @@ def choose_volumes(split: ShardSplit, pairs: int, seed: int) -> list[VolumePair]
 
 
 def group_volumes(split: ShardSplit) -> list[VolumePair]:
-    """Return every pair of volumes of a split, sorted by key; the order in which slices are stored does not matter."""
+    """Return every pair of volumes of a split, sorted by key; the order of the stored slices does not matter."""
     samples: dict[SampleKey, int] = {key: sample for sample, key in enumerate(read_keys(split))}
     members: dict[tuple[str, str, str, int], list[SampleKey]] = defaultdict(list)
     for key in sorted(samples):
@@ -142,7 +142,7 @@ def read_keys(split: ShardSplit) -> list[SampleKey]:
     """Return the key of every sample of a split, in the order they are stored.
 
     Raises:
-        ShardSetError: `upfield shard` does not write such a key.
+        ShardSetError: a key is not one that `upfield shard` writes.
     """
     return [SampleKey.parse(split.key(sample)) for sample in range(split.num_samples)]
 

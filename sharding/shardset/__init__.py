@@ -1,1 +1,1 @@
-"""The shard set on disk: take samples, write shards, indices and the manifest, and read samples by offset."""
+"""The shard set on disk: write samples as shards with index and manifest, and read samples by their offsets."""

@@ -107,7 +107,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Addition:
-    """What a build adds to a set; the first build adds to an empty set."""
+    """Subjects and shards that one build adds to a set; the first build adds them to an empty set."""
 
     subjects: list[Subject]
     """Subjects whose samples are in the new shards."""
@@ -128,7 +128,7 @@ def content_config(config: ShardConfig, pseudonyms: Pseudonyms | None = None) ->
     tree = {key: value for key, value in to_tree(config).items() if key not in NOT_CONTENT}
     tree["cohorts"] = [public_cohort(cohort, pseudonyms) for cohort in tree["cohorts"]]
     if pseudonyms:
-        # Equal for equal keys, because a set must not be extended with another key.
+        # A hash of the key: a later build with another key must not extend the set.
         tree["pseudonymize"] = pseudonyms.seal("key")
     return tree
 
@@ -149,7 +149,7 @@ def write_manifest(root: Path, content: dict[str, Any], addition: Addition, old:
     Args:
         root: folder of the set.
         content: configuration of the set, with all its cohorts, old ones first.
-        addition: what was built.
+        addition: subjects and shards of this build.
         old: manifest of the set that was extended, or None.
     """
     _, height, width = content["geometry"]["high_shape"]
@@ -196,8 +196,8 @@ def read_manifest(root: Path) -> Manifest:
             f"{format_address(str(root))}: this command reads sets from a folder. Copy the set to this machine first."
         )
     if not path.is_file():
-        what = "the shard set is not finished" if is_unfinished(root) else "there is no shard set here"
-        raise ShardSetError(f"{path}: {what}. Run upfield shard to build it.")
+        problem = "the shard set is not finished" if is_unfinished(root) else "there is no shard set here"
+        raise ShardSetError(f"{path}: {problem}. Run upfield shard to build it.")
     return parse_manifest(path.read_bytes(), str(path))
 
 
@@ -206,7 +206,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
 
     Args:
         data: the whole file.
-        where: its path or address, for errors.
+        where: path or address of the file, for error messages.
 
     Raises:
         ShardSetError: this is not a manifest, or one of another format version.

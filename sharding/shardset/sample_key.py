@@ -1,17 +1,17 @@
-"""Sample keys like `cohort-subject-kind-variant-x090`, the names of samples in their tar."""
+"""Sample keys like `cohort-subject-kind-variant-x090`: the names of samples in their tar."""
 
 import re
 from dataclasses import dataclass
 
 from upfield.common.errors import ShardSetError
 
-# Matched from the right: a subject's id may contain hyphens and even the name of a kind, a cohort's name may not.
+# The subject id may contain hyphens and even the name of a kind; the cohort name may not contain hyphens.
 PARTS = re.compile(r"(?P<cohort>[^-]+)-(?P<subject>.+)-(?P<kind>real|synthetic)-(?P<variant>\d+)-x(?P<x>\d{3,})")
 
 
 @dataclass(frozen=True, order=True)
 class SampleKey:
-    """The parts of a sample's key. Sorted keys follow the slices of a volume, and put real before synthetic."""
+    """The parts of a sample's key. Sorted keys put real before synthetic, and follow the slices of a volume."""
 
     cohort: str
     """Cohort name, without hyphens."""
@@ -22,7 +22,7 @@ class SampleKey:
     variant: int
     """Number of the synthetic variant; 0 for real."""
     x: int
-    """Sagittal slice."""
+    """Number of the sagittal slice."""
 
     @classmethod
     def parse(cls, text: str) -> "SampleKey":

@@ -1,7 +1,7 @@
 """Write one shard: a WebDataset tar and its index.
 
-webdataset's `TarWriter` writes the tar, one call per member. In a single call it would sort the members by name, which
-puts `json` between `high.npy` and `low.npy`; as it is, the reader fetches low and high field in one read.
+webdataset's `TarWriter` writes the tar, with one call per member. A single call for all members would sort them by
+name, with `json` between `high.npy` and `low.npy`. In our order, the reader fetches low and high field in one read.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ NAME_BYTES = 100
 
 @dataclass(frozen=True)
 class Sample:
-    """What is stored of one pair of slices."""
+    """One pair of slices with its key and its record."""
 
     key: str
     """Name of the sample, without suffix."""
@@ -45,7 +45,7 @@ class HashedFile:
     """A file open for writing that hashes what is written to it."""
 
     def __init__(self, file: BinaryIO) -> None:
-        """Wrap a file that was just opened."""
+        """Wrap a file that is open for writing and still empty."""
         self._file = file
         self._hash = hashlib.sha256()
         self.size = 0
@@ -69,7 +69,7 @@ def write_shard(root: Path, name: str, samples: Iterable[Sample]) -> ShardEntry:
     Args:
         root: folder of the set.
         name: path below it, without suffix.
-        samples: what to pack, in order.
+        samples: samples to write, in order.
     """
     lines: list[str] = []
     with atomic_path(root / f"{name}.tar") as temporary:
@@ -104,9 +104,9 @@ def _npy(array: NDArray[Any]) -> bytes:
 def _tar_writer_class() -> "type[TarWriter]":
     """Import `TarWriter` without torch.
 
-    `import webdataset` loads torch for its data loader if torch is installed; that would cost each build worker a
-    second and 180 MB. webdataset also works without torch, so torch is hidden from this import. The modules are then
-    forgotten, so that a later import in this process gets the loader.
+    `import webdataset` loads torch for its data loader if torch is installed, which would cost each build worker a
+    second and 180 MB. webdataset also works without torch, so torch is hidden from this import. The imported modules
+    are then removed from `sys.modules`, so that a later import in this process includes the loader.
     """
     if "torch" in sys.modules or "webdataset" in sys.modules:
         from webdataset.writer import TarWriter

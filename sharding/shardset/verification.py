@@ -58,21 +58,21 @@ def verify_set(config: VerifyConfig) -> None:
 
 @dataclass
 class Verification:
-    """One pass over a set, with what only the whole set can show."""
+    """One check of a set. It keeps the keys and subjects seen so far, because some problems only show across shards."""
 
     root: Path
     """Folder of the set."""
     manifest: Manifest
-    """What the set should be."""
+    """Manifest of the set, with which the files are compared."""
     quick: bool = False
-    """Leave out hashes and voxels."""
+    """Skip the hashes and the voxel values."""
     key_shards: dict[str, Path] = field(default_factory=dict)
     """Key of each sample seen so far -> its shard."""
     subject_splits: dict[tuple[str, str], set[str]] = field(default_factory=lambda: defaultdict(set))
     """(cohort, subject) of each sample seen so far -> the splits that hold samples of it."""
 
     def problems(self) -> Iterator[str]:
-        """Check the whole set and yield a line for each problem, which begins with the file concerned."""
+        """Check the whole set and yield a line for each problem, beginning with the path of the file."""
         path = self.root / MANIFEST
         try:
             yield from (f"{path}: {problem}" for problem in manifest_problems(self.manifest))
@@ -157,7 +157,7 @@ def manifest_problems(manifest: Manifest) -> Iterator[str]:
     ]
     for split, listed in entries.items():
         names = [entry.name for entry in listed]
-        # Numbers may be missing: those of a block whose subjects were all left out.
+        # A number is missing if all subjects of its block were left out.
         pairs.append((f"splits.{split}.shards", names, sorted(n for n in set(names) if SHARD_NAME[split].fullmatch(n))))
         pairs.append((f"splits.{split}.samples", tree["splits"][split]["samples"], sum(e.samples for e in listed)))
     for name, stated, computed in pairs:
@@ -174,7 +174,7 @@ def extra_files(root: Path, entries: list[ShardEntry]) -> Iterator[str]:
 
 
 def index_problems(index: Path, samples: list[list[tarfile.TarInfo]]) -> Iterator[str]:
-    """Yield the first line in which an index disagrees with the members of its tar, or a wrong number of lines."""
+    """Yield the first difference between an index and the members of its tar: a line, or the number of lines."""
     expected = [f"{INDEX_VERSION} {len(samples)}"]
     for sample in samples:
         expected.append(" ".join(f"{m.name.partition('.')[2]} {m.offset_data} {m.size} {m.name}" for m in sample))
@@ -193,7 +193,7 @@ def array_problem(file: BinaryIO, member: tarfile.TarInfo, shape: tuple[int, ...
     Args:
         file: the tar.
         member: the member, with its position in the tar.
-        shape: what the manifest says.
+        shape: shape of the array in the manifest.
         quick: check the header only.
 
     Returns:
@@ -204,7 +204,7 @@ def array_problem(file: BinaryIO, member: tarfile.TarInfo, shape: tuple[int, ...
         version = np.lib.format.read_magic(file)
         found, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
     except (ValueError, SyntaxError, TokenError) as error:
-        # A flipped bit can turn the header's text into anything.
+        # A flipped bit in the header's text can cause any of these errors.
         return f"this is not an npy header: {error}"
     if (version, found, fortran_order, dtype) != ((1, 0), shape, False, np.float16):
         return f"expected float16 {shape} in C order, npy (1, 0), found {dtype} {found}, npy {version}"
@@ -238,7 +238,7 @@ def listed_splits(manifest: Manifest) -> dict[tuple[str, str], set[str]]:
 
 
 def split_problems(listed: dict[tuple[str, str], set[str]], held: dict[tuple[str, str], set[str]]) -> Iterator[str]:
-    """Yield a line for each subject that is not listed in one split alone, with all its samples there.
+    """Yield a line for each subject that is not listed in exactly one split, or has samples in another split.
 
     Args:
         listed: (cohort, subject) -> splits in which the manifest lists it.

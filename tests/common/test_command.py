@@ -7,6 +7,7 @@ import yaml
 
 from upfield.common.command import Command, execute, from_tree, parse, to_yaml
 from upfield.common.errors import InputError, RunError
+from upfield.distributed.train import COMMAND as TRAIN
 from upfield.sharding.configuration import ShardConfig
 from upfield.sharding.shard import COMMAND as SHARD
 
@@ -106,6 +107,12 @@ def test_a_value_of_the_wrong_type_is_refused(write_yaml, text):
 
 def test_a_flag_of_the_wrong_type_is_refused_with_its_name():
     assert "count" in refusal("--count", "much")
+
+
+def test_the_flag_that_is_wrong_is_blamed_whatever_yaml_takes_other_flags_for():
+    flags = ["--data.shards", "a", "--run.out", "b", "--run.precision", "no", "--data.batch_size", "many"]
+    with pytest.raises(InputError, match=r"^--data\.batch_size: expected a whole number"):
+        parse(TRAIN, flags)
 
 
 def test_what_the_schema_refuses_is_told_in_its_words():

@@ -98,6 +98,7 @@ def test_a_page_has_what_browsers_and_readers_need(page):
     assert "prefers-color-scheme: dark" in html_page.STYLE
 
 
-def test_only_columns_of_numbers_are_aligned_right():
-    html = html_page.table(["a", "b", "c"], [["x", 1.0, "+2.5 dB"], ["y", 20, "-"], ["3", 1e-9, "1,000"]]).html
-    assert re.findall(r'<th scope="col"( class="number")?>', html) == ["", ' class="number"', ' class="number"']
+def test_only_columns_of_numbers_and_intervals_are_aligned_right():
+    rows = [["x", 1.0, "+2.5 dB", "-0.1 to +0.25"], ["y", 20, "-", "-"], ["3", 1e-9, "1,000", "+1.00 to +2.00"]]
+    html = html_page.table(["a", "b", "c", "d"], rows).html
+    assert re.findall(r'<th scope="col"( class="number")?>', html) == ["", *[' class="number"'] * 3]

@@ -79,13 +79,13 @@ def test_subjects_have_different_anatomies(template):
         assert 2 * (brains[first] & brains[second]).sum() / (brains[first].sum() + brains[second].sum()) < 0.8
 
 
-def test_tissue_shares_never_exceed_the_voxel(template):
+def test_tissue_fractions_never_exceed_one(template):
     *shares, _ = make_head(template, 0)[1]
     assert all(share.min() > -1e-5 for share in shares)
     assert np.sum(shares, axis=0).max() < 1 + 1e-5
 
 
-def test_both_fields_order_the_tissues_like_t1_and_low_field_tells_them_less_apart():
+def test_both_fields_order_the_tissues_like_t1_with_less_contrast_at_low_field():
     for number in range(50):
         subject = draw_subject(np.random.default_rng(number))
         high, low = subject.high_contrast, subject.low_contrast
@@ -132,7 +132,7 @@ def test_slices_average_their_slab_and_keep_the_mean():
         np.testing.assert_allclose(line.sum(axis=1), 1)
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_subject_others(tmp_path, template):
+def test_the_same_seed_gives_the_same_bytes_and_another_subject_other_bytes(tmp_path, template):
     runs = [("a", 0, 0), ("b", 0, 0), ("c", 0, 1), ("d", 1, 0)]
     for name, seed, number in runs:
         write_subject(PhantomTask(tmp_path / name, seed, number, 1, COARSE), template)
@@ -144,7 +144,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_subject_others(tmp_path,
     assert len(volumes) == 3
 
 
-def test_cohort_holds_two_thirds_pairs_and_says_so(cohort):
+def test_two_thirds_of_the_cohort_are_pairs_and_the_output_says_so(cohort):
     folder, printed = cohort
     assert sorted(path.name for path in folder.iterdir()) == ["IXI-T1", "cohorts.yaml", "real"]
     assert printed.splitlines() == [

@@ -37,7 +37,7 @@ def test_eight_pairs_are_1600_pixels_wide(tiny_shards, tmp_path, run_cli):
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.html"])
-def test_each_overlay_is_another_picture(tiny_shards, tmp_path, run_cli, name):
+def test_each_overlay_gives_a_different_picture(tiny_shards, tmp_path, run_cli, name):
     pictures = set()
     for overlay in ("contour", "checkerboard", "none"):
         assert run_cli(main, tiny_shards, "--out", tmp_path / name, "--pairs", 3, "--overlay", overlay)[0] == 0
@@ -57,7 +57,7 @@ def test_each_overlay_is_another_picture(tiny_shards, tmp_path, run_cli, name):
         ([], "--out is missing"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(tiny_shards, tmp_path, monkeypatch, run_cli, flags, message):
+def test_previews_that_cannot_be_drawn_are_refused(tiny_shards, tmp_path, monkeypatch, run_cli, flags, message):
     monkeypatch.chdir(tmp_path)
     code, _, said = run_cli(main, tiny_shards, *flags)
     assert code == 2
@@ -81,13 +81,13 @@ def test_empty_splits_and_foreign_keys_are_refused(tmp_path, run_cli, name, keys
 
 
 @pytest.mark.parametrize("name", ["grid.png", "grid.html"])
-def test_slices_without_anatomy_are_drawn_all_the_same(tmp_path, run_cli, name):
+def test_slices_without_anatomy_are_drawn_if_there_are_no_others(tmp_path, run_cli, name):
     shards = write_foreign(tmp_path / "set", ["a-b-real-0-x000", "a-b-real-0-x001"])
     assert run_cli(main, shards, "--out", tmp_path / name)[0] == 0
 
 
 @pytest.mark.parametrize("name", ["grid.png", "grid.html"])
-def test_damaged_voxels_are_told_not_drawn(tiny_shards, tmp_path, run_cli, name):
+def test_damaged_voxels_are_reported_and_not_drawn(tiny_shards, tmp_path, run_cli, name):
     shards = shutil.copytree(tiny_shards, tmp_path / "set")
     for tar in shards.glob("train/*.tar"):
         content = bytearray(tar.read_bytes())
@@ -103,7 +103,7 @@ def test_damaged_voxels_are_told_not_drawn(tiny_shards, tmp_path, run_cli, name)
     assert not (tmp_path / name).exists()
 
 
-def test_a_place_that_cannot_be_written_is_named_as_it_was_given(tiny_shards, run_cli):
+def test_the_error_names_an_output_path_that_cannot_be_written(tiny_shards, run_cli):
     code, _, said = run_cli(main, tiny_shards, "--out", "/proc/grid.png")
     assert code == 2
     assert "/proc/grid.png: " in said

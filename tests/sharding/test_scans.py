@@ -1,4 +1,4 @@
-"""Build sets on a coarse grid from real scans, which lie beside the checkout and are not part of it."""
+"""Build sets on a coarse grid from real scans, which are in a folder beside the checkout."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ AWKWARD_FILES = sorted((DATA / "awkward").glob("*.nii*"))
 GEOMETRY = """\
 geometry: {low_shape: [22, 28, 20], low_spacing_mm: [8, 8, 10], high_shape: [45, 55, 50], high_spacing_mm: [4, 4, 4]}
 """
-# Why each awkward file is refused; a set can be built from the others.
+# Part of the error message for each file that is refused; the other files can be built into a set.
 REFUSED = {
     "4d_pcasl_52x68x20x10.nii.gz": "expected 3 dimensions, found 4",
     "all_zero_156cubed.nii.gz": "every voxel has the value 0",
@@ -26,7 +26,7 @@ REFUSED = {
     "empty_file.nii.gz": "the file is empty",
     "has_153_NaN_bigendian_17x21x3.nii": "153 are NaN or infinite",
     "rgb24_ct.nii.gz": "expected real voxels",
-    "tiny_7x5x3.nii.gz": "percentiles 1 and 99 are both",  # it nearly vanishes in the grid's box
+    "tiny_7x5x3.nii.gz": "percentiles 1 and 99 are both",  # The scan nearly vanishes on the grid.
     "text_pointer.nii.gz": "(Git LFS)",
     "truncated_gzip.nii.gz": "the file is cut off or damaged",
 }
@@ -75,7 +75,7 @@ def test_all_high_field_scans_build_into_a_set_that_verifies(run_cli, heads):
 
 @needs_scans
 @pytest.mark.parametrize("cohort", ["ixi", "t1"])
-def test_heads_fill_the_grid_and_stand_upright_however_they_are_stored(heads, cohort):
+def test_heads_fill_the_grid_and_stand_upright_for_every_storage_order(heads, cohort):
     found = volumes(heads, cohort)
     assert len(found) == {"ixi": 6, "t1": 4}[cohort]
     for subject, voxels in found.items():
@@ -96,7 +96,7 @@ def test_heads_of_one_scanner_lie_in_the_same_place(heads):
 
 @pytest.mark.skipif(not AWKWARD_FILES, reason="no ../shared/data/awkward beside this checkout")
 @pytest.mark.parametrize("path", AWKWARD_FILES, ids=lambda path: path.name)
-def test_an_awkward_file_gives_a_set_or_is_refused_by_name_with_what_is_wrong(run_cli, tmp_path, path):
+def test_an_awkward_file_builds_a_set_or_is_refused_with_its_name_and_problem(run_cli, tmp_path, path):
     suffix = ".nii.gz" if path.name.endswith(".gz") else ".nii"
     (tmp_path / "scan").mkdir()
     (tmp_path / "scan" / path.name).symlink_to(path)
@@ -109,7 +109,7 @@ def test_an_awkward_file_gives_a_set_or_is_refused_by_name_with_what_is_wrong(ru
         return
     assert code == 2
     assert err.splitlines()[-1].startswith("upfield shard: error: 1 of 1 subjects have 1 problems")
-    # The table cuts long paths, the file does not.
+    # The printed table shortens long paths; the file of problems does not.
     assert path.name.removesuffix(suffix) in err
     (problem,) = json.loads((tmp_path / "shards.problems.json").read_text())["problems"]
     assert problem["file"] == str(tmp_path / "scan" / path.name)

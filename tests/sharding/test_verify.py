@@ -13,7 +13,7 @@ from upfield.sharding.verify import main
 
 @pytest.fixture
 def shards(tiny_shards, tmp_path):
-    """A copy of the set that a test may damage."""
+    """A copy of the set, which a test may damage."""
     return shutil.copytree(tiny_shards, tmp_path / "shards")
 
 
@@ -42,7 +42,7 @@ def edit_manifest(shards, edit):
     path.write_text(json.dumps(tree))
 
 
-def test_a_clean_set_passes_and_its_counts_are_told(run_cli, tiny_shards):
+def test_a_clean_set_passes_and_its_counts_are_printed(run_cli, tiny_shards):
     code, out, _ = run_cli(main, tiny_shards)
     assert (code, out) == (0, f"{tiny_shards}: 220 samples of 8 subjects match the manifest\n")
     assert run_cli(main, tiny_shards, "--quick")[0] == 0
@@ -81,7 +81,7 @@ def test_values_out_of_range_are_found(run_cli, shards, value):
         (b"", "this is not an npy header"),
     ],
 )
-def test_arrays_that_are_not_as_the_manifest_says_are_found(data, message):
+def test_arrays_that_contradict_the_manifest_are_found(data, message):
     member = TarInfo("a.low.npy")
     member.offset_data, member.size = 0, len(data)
     problem = array_problem(io.BytesIO(data), member, (1, 2, 3), quick=True)
@@ -141,7 +141,7 @@ def test_a_shortened_index_is_found(run_cli, shards):
     assert f"{index}: expected 21 lines, found 20" in run_cli(main, shards, "--quick")[1]
 
 
-def test_swapped_shards_are_found_in_their_subjects_too(run_cli, shards):
+def test_swapped_shards_are_found_by_their_subjects(run_cli, shards):
     for suffix in (".tar", ".idx"):
         (shards / f"val/000000{suffix}").rename(shards / "kept")
         (shards / f"test/000000{suffix}").rename(shards / f"val/000000{suffix}")
@@ -151,7 +151,7 @@ def test_swapped_shards_are_found_in_their_subjects_too(run_cli, shards):
     assert "is listed in ['test'] and has samples in ['val']" in out
 
 
-def test_doubled_keys_are_found(run_cli, shards):
+def test_duplicate_keys_are_found(run_cli, shards):
     for suffix in (".tar", ".idx"):
         shutil.copy(shards / f"val/000000{suffix}", shards / f"test/000000{suffix}")
     out = run_cli(main, shards, "--quick")[1]
@@ -201,13 +201,13 @@ def test_a_folder_without_a_manifest_is_refused(run_cli, tmp_path):
     assert "there is no shard set here" in err
 
 
-def test_any_flipped_bit_of_an_arrays_header_is_told_or_harmless():
+def test_any_flipped_bit_of_an_arrays_header_is_reported_or_harmless():
     whole = npy(np.zeros((1, 2, 3), np.float16))
-    told = 0
+    num_reported = 0
     for bit in range(8 * 128):
         content = bytearray(whole)
         content[bit // 8] ^= 1 << bit % 8
         member = TarInfo("a-b-real-0-x000.low.npy")
         member.offset_data, member.size = 0, len(content)
-        told += array_problem(io.BytesIO(content), member, (1, 2, 3), False) is not None
-    assert told > 500
+        num_reported += array_problem(io.BytesIO(content), member, (1, 2, 3), False) is not None
+    assert num_reported > 500

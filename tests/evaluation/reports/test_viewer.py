@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from upfield.common.errors import InputError
-from upfield.evaluation.reports.viewer import SPACING_MM, coarse, viewer_html
+from upfield.evaluation.reports.viewer import SPACING_MM, coarsen, viewer_html
 
 SPRITES = re.compile(r"data:image/jpeg;base64,([A-Za-z0-9+/=]+)")
 
@@ -23,13 +23,13 @@ def volume(level: float) -> np.ndarray:
     return image
 
 
-def test_both_volumes_are_there_in_grey() -> None:
+def test_both_volumes_are_embedded_as_grey_pictures() -> None:
     html = viewer_html(volume(0.4), volume(0.8), (1, 1, 1), "a title")
     images = [Image.open(io.BytesIO(base64.b64decode(data))) for data in SPRITES.findall(html)]
     assert len(images) == 2
     assert {image.mode for image in images} == {"L"}
     assert {image.size for image in images} == {(4 * 22, 5 * 24)}  # 20 sagittal slices of 22 x 24
-    # Both have the same brightness scale, so fading from one to the other changes the image alone.
+    # Both have the same brightness scale, so fading from one to the other does not change the brightness.
     levels = [np.asarray(image) / 255 for image in images]
     found = [np.median(level[(level > 0.2) & (level < 0.95)]) for level in levels]
     assert found == pytest.approx([0.4, 0.8], abs=0.02)
@@ -37,7 +37,7 @@ def test_both_volumes_are_there_in_grey() -> None:
     assert "base64,iVBOR" not in html
 
 
-def test_it_asks_for_nothing_from_elsewhere() -> None:
+def test_the_viewer_loads_nothing_from_the_web() -> None:
     html = viewer_html(volume(0.4), volume(0.8), (1, 1, 1), "a title")
     assert not re.search(r"(src|href)\s*=\s*[\"'](https?:)?//", html)
     assert "cubic to restored" in html
@@ -45,12 +45,12 @@ def test_it_asks_for_nothing_from_elsewhere() -> None:
 
 def test_voxels_of_any_spacing_cover_the_same_field_of_view() -> None:
     image = volume(1)
-    assert coarse(image, np.array([1.0, 1.0, 1.0])).shape == (20, 22, 24)
-    assert coarse(image, np.array([3.0, 1.0, 0.5])).shape == (60, 22, 12)
-    assert coarse(image, np.full(3, 1.0)).mean() * SPACING_MM**3 == pytest.approx(
+    assert coarsen(image, np.array([1.0, 1.0, 1.0])).shape == (20, 22, 24)
+    assert coarsen(image, np.array([3.0, 1.0, 0.5])).shape == (60, 22, 12)
+    assert coarsen(image, np.full(3, 1.0)).mean() * SPACING_MM**3 == pytest.approx(
         image.mean() * SPACING_MM**3, rel=0.05
     )
-    assert (coarse(image, np.full(3, 1.0)).min(), coarse(image, np.full(3, 1.0)).max()) == (0, 1)
+    assert (coarsen(image, np.full(3, 1.0)).min(), coarsen(image, np.full(3, 1.0)).max()) == (0, 1)
 
 
 def test_without_nilearn_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ def test_neighbours_are_drawn_too():
     assert height(make_group(3)) < height(make_group(3, context=2))
 
 
-def test_the_overlay_is_a_row_of_its_own():
+def test_the_overlay_has_its_own_row():
     assert height(make_group(3), "none") < height(make_group(3), "contour") == height(make_group(3), "checkerboard")
 
 
@@ -53,7 +53,7 @@ def test_a_shifted_high_field_looks_different_over_the_same_low_field(overlay):
     assert (still != moved).any(axis=-1).sum() > 200
 
 
-def test_a_picture_is_eight_columns_wide_at_most():
+def test_a_picture_is_at_most_eight_columns_wide():
     widths = [decode(draw_sheet([make_group(3)] * times, "title", "none")).shape[1] for times in (1, 3)]
     assert widths == [816, 1012]
 

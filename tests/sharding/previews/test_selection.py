@@ -58,7 +58,7 @@ def test_subjects_take_turns(split):
     assert len({(item.key.cohort, item.key.kind, item.key.subject) for item in shown(split, 6)}) == 6
 
 
-def test_empty_slices_come_only_when_nothing_else_is_left(split):
+def test_empty_slices_are_shown_only_if_no_others_are_left(split):
     assert all((item.high > BACKGROUND).mean() > 0.5 for item in shown(split, 8))
     assert sum(item.high.max() == 0 for item in shown(split, 72)) == 36
 
@@ -82,13 +82,13 @@ def test_volumes_hold_every_slice_once_in_order(split):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_synthetic_volumes_are_of_the_subjects_whose_real_ones_are_shown(split, seed):
+def test_synthetic_and_real_volumes_show_the_same_subjects(split, seed):
     pairs = [pair.first for pair in choose_volumes(split, 3, seed)]
     assert [(key.cohort, key.kind) for key in pairs] == GROUPS
     assert pairs[0].subject == pairs[1].subject
 
 
-def test_subjects_are_drawn_by_the_seed(split):
+def test_the_seed_chooses_the_subjects(split):
     assert {choose_volumes(split, 3, seed)[0].first.subject for seed in range(8)} == {"sub-1", "sub-real-2"}
 
 
@@ -98,5 +98,5 @@ def test_the_volumes_of_a_subject_follow_each_other_real_ones_first(split):
     assert runs == [["real", "synthetic"], ["real", "synthetic"], ["synthetic"], ["synthetic"]]
 
 
-def test_no_more_volumes_are_given_than_there_are(split):
+def test_no_more_volumes_are_chosen_than_exist(split):
     assert len(choose_volumes(split, 99, 0)) == 6

@@ -48,7 +48,7 @@ def slices_of(page):
     return [[piece for piece in pair if piece] for subject in data_of(page)["subjects"] for pair in subject["pairs"]]
 
 
-def test_every_slice_of_the_chosen_volumes_is_there_once_in_order(page, pairs):
+def test_the_page_holds_every_slice_of_the_chosen_volumes_once_in_order(page, pairs):
     keys = [[piece["key"] for piece in pair] for pair in slices_of(page)]
     assert keys == [list(map(str, pair.keys)) for pair in pairs]
     assert all(len(slices) == 20 for slices in keys)
@@ -64,7 +64,7 @@ def test_images_are_the_samples_the_right_way_up(page, pairs, split):
         assert np.corrcoef(shown.ravel(), expected.ravel())[0, 1] > 0.97
 
 
-def test_edges_lie_over_a_low_field_that_is_seen_through_them(page):
+def test_the_low_field_stays_visible_behind_the_edges(page):
     data = data_of(page)
     alpha = decode(data, slices_of(page)[0][9]["overlay"])[..., 3]
     assert 0 < (alpha > 0).mean() < 0.5
@@ -79,14 +79,14 @@ def test_equal_images_are_embedded_once(page):
     assert [piece["low"] for piece in real] != [piece["low"] for piece in synthetic]
 
 
-def test_real_stands_beside_synthetic_of_the_same_subject(page):
+def test_real_and_synthetic_pairs_of_a_subject_are_side_by_side(page):
     sections = re.findall(r'<section class="subject">(.*?)</section>', page, re.DOTALL)
     kinds = [re.findall(r'<span class="kind"[^>]*>(\w+)</span>', section) for section in sections]
     assert ["real", "synthetic"] in kinds
     assert [len(kind) for kind in kinds] == [len(subject["pairs"]) for subject in data_of(page)["subjects"]]
 
 
-def test_nothing_is_loaded_from_elsewhere(page):
+def test_the_page_loads_nothing_else(page):
     assert "default-src 'none'" in page
     outside = re.findall(r"https?:|//\w|@import|url\(", re.sub(r'"images":\[.*?\]', "", page))
     assert not outside
@@ -95,7 +95,7 @@ def test_nothing_is_loaded_from_elsewhere(page):
 
 
 @pytest.mark.parametrize("overlay", ["checkerboard", "none"])
-def test_the_overlay_is_the_one_asked_for(split, pairs, overlay):
+def test_the_requested_overlay_is_drawn(split, pairs, overlay):
     page = draw_slider(split, pairs[:1], "title", overlay, PNG)
     assert ("tiles of the high field" in page) == (overlay == "checkerboard")
     assert ("overlay" in slices_of(page)[0][0]) == (overlay == "checkerboard")
@@ -124,7 +124,7 @@ def test_keys_cannot_break_out_of_the_page(strange):
     assert {piece["key"] for pair in slices_of(page) for piece in pair} == {str(key) for key in read_keys(split)}
 
 
-def test_a_slice_that_one_pair_lacks_leaves_the_others_in_step(strange):
+def test_a_slice_missing_from_one_pair_keeps_the_others_aligned(strange):
     split, _ = strange
     (subject,) = data_of(draw_slider(split, choose_volumes(split, 2, 0), "title", "none", PNG))["subjects"]
     assert subject["x"] == [4, 5]

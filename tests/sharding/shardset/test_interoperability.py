@@ -45,14 +45,14 @@ np.savez(target, low=low, high=high, json=[sample[2].decode() for sample in samp
 
 
 def dali_python():
-    """Return a Python with DALI: this one, or the one in UPFIELD_DALI_PYTHON; None without either."""
+    """Return the path of a Python with DALI: this one, or UPFIELD_DALI_PYTHON, which may be None."""
     if importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"):
         return sys.executable
     return os.environ.get("UPFIELD_DALI_PYTHON")
 
 
 needs_dali = pytest.mark.skipif(
-    not dali_python(), reason="needs nvidia-dali here, or UPFIELD_DALI_PYTHON naming a python that has it"
+    not dali_python(), reason="needs nvidia-dali, here or in the Python at UPFIELD_DALI_PYTHON"
 )
 
 
@@ -91,7 +91,7 @@ def run_dali(*arguments):
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-def test_webdataset_reads_a_brace_pattern_to_the_same_arrays_and_records(shards):
+def test_webdataset_reads_the_same_arrays_and_records_by_a_brace_pattern(shards):
     from webdataset.compat import WebDataset
 
     split = ShardSplit(shards, "train")
@@ -108,7 +108,7 @@ def test_webdataset_reads_a_brace_pattern_to_the_same_arrays_and_records(shards)
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-def test_webdataset_reads_a_decoded_tuple_in_the_order_asked_for(shards):
+def test_webdataset_reads_a_decoded_tuple_in_the_requested_order(shards):
     from webdataset.compat import WebDataset
 
     split = ShardSplit(shards, "val")
@@ -118,7 +118,7 @@ def test_webdataset_reads_a_decoded_tuple_in_the_order_asked_for(shards):
     np.testing.assert_array_equal(high, read(split)[1][0])
 
 
-def test_pythons_tarfile_lists_three_plain_members_a_sample_and_nothing_else(split):
+def test_pythons_tarfile_lists_only_three_plain_members_per_sample(split):
     names = [f"{split.key(number)}.{member}" for number in range(split.num_samples) for member in MEMBERS]
     found = []
     for path in tars(split):
@@ -146,7 +146,7 @@ def test_pythons_tarfile_and_numpy_read_the_same_samples(split):
 
 
 @pytest.mark.skipif(not shutil.which("tar"), reason="no tar program here")
-def test_the_systems_tar_lists_and_unpacks_without_complaint(shards, tmp_path):
+def test_the_system_tar_lists_and_unpacks_a_shard_without_warnings(shards, tmp_path):
     split = ShardSplit(shards, "val")
     (path,) = tars(split)
     listed = subprocess.run(["tar", "-tf", path], capture_output=True, text=True, check=True)
@@ -158,7 +158,7 @@ def test_the_systems_tar_lists_and_unpacks_without_complaint(shards, tmp_path):
 
 
 @needs_dali
-def test_every_index_is_byte_for_byte_what_dalis_wds2idx_writes(split, tmp_path):
+def test_every_index_equals_that_of_dalis_wds2idx_byte_for_byte(split, tmp_path):
     for path in tars(split):
         written = tmp_path / f"{path.stem}.idx"
         run_dali("-m", "wds2idx", path, written)
@@ -166,7 +166,7 @@ def test_every_index_is_byte_for_byte_what_dalis_wds2idx_writes(split, tmp_path)
 
 
 @needs_dali
-def test_dalis_reader_gives_the_same_arrays_and_records(split, tmp_path):
+def test_dalis_reader_returns_the_same_arrays_and_records(split, tmp_path):
     run_dali("-c", DALI_READER, tmp_path / "read.npz", *tars(split))
     low, high, records = read(split)
     with np.load(tmp_path / "read.npz") as found:

@@ -12,7 +12,7 @@ KEYS = [
 
 
 @pytest.mark.parametrize(("text", "key"), KEYS)
-def test_keys_are_read_from_the_right_and_spelled_back(text, key):
+def test_keys_are_parsed_and_formatted_back(text, key):
     assert SampleKey.parse(text) == key
     assert str(key) == text
 
@@ -20,7 +20,7 @@ def test_keys_are_read_from_the_right_and_spelled_back(text, key):
 @pytest.mark.parametrize(
     "text", ["000017", "a-b-real-0-x07", "a-b-real-00-x007", "a-b-real-0-x0070", "a-b-fake-0-x007", ""]
 )
-def test_what_shard_does_not_write_is_refused(text):
+def test_keys_that_shard_does_not_write_are_refused(text):
     with pytest.raises(ShardSetError, match="expected a key like cohort-subject-kind-variant-x090"):
         SampleKey.parse(text)
 

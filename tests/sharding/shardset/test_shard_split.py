@@ -27,7 +27,7 @@ def read(split, samples):
     return low, high
 
 
-def test_what_was_made_is_read_back(tiny_cohort, train):
+def test_samples_are_read_back_as_written(tiny_cohort, train):
     config = parse(COMMAND, ["--config", str(tiny_cohort / "cohorts.yaml"), "--out", "x"])
     subjects = preflight(find_cohorts(config.cohorts, tiny_cohort).subjects).subjects
     pairs = {pair.unit: pair for subject in subjects for pair in make_pairs(subject, config).pairs}
@@ -48,19 +48,19 @@ def test_records_agree_with_keys(train):
         assert record.get("metadata", {}).get("site") == ("Guys" if record["cohort"] == "ixi" else None)
 
 
-def test_samples_come_in_the_order_asked_for(train):
+def test_samples_come_in_the_requested_order(train):
     low, high = read(train, [3, 170, 3])
     np.testing.assert_array_equal(low[0], low[2])
     np.testing.assert_array_equal(high[1], read(train, [170])[1][0])
 
 
-def test_members_that_lie_apart_are_read_as_well(train, monkeypatch):
+def test_members_far_apart_are_read_too(train, monkeypatch):
     expected = read(train, [3, 170])
     monkeypatch.setattr("upfield.sharding.shardset.shard_split.MAX_GAP_BYTES", 0)
     np.testing.assert_array_equal(read(train, [3, 170]), expected)
 
 
-def test_a_read_that_falls_short_is_continued(train, monkeypatch):
+def test_a_short_read_is_continued(train, monkeypatch):
     expected, preadv = read(train, [3, 170]), os.preadv
 
     def at_most_500_bytes(file, targets, offset):

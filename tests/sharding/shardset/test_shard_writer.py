@@ -12,7 +12,7 @@ import pytest
 from upfield.sharding.shardset.shard_index import read_index
 from upfield.sharding.shardset.shard_writer import Sample, write_shard
 
-# A sample takes 9 blocks with headers, and a tar record has 20 blocks, so 1 to 20 samples end everywhere in a record.
+# A sample takes 9 blocks with headers. A tar record has 20 blocks, so 1 to 20 samples end at every place in a record.
 SHAPE = (1, 10, 20)
 METADATA = {"é": "ü" * 100}
 
@@ -27,14 +27,14 @@ def samples(count):
     return [sample(number) for number in range(count)]
 
 
-def tar_of(some):
+def tar_of(samples):
     """Return the tar that Python's own writer makes from the same members."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for one in some:
-            record = json.dumps(one.record, sort_keys=True, separators=(",", ":")).encode()
-            for suffix, payload in (("low.npy", npy(one.low)), ("high.npy", npy(one.high)), ("json", record)):
-                info = tarfile.TarInfo(f"{one.key}.{suffix}")
+        for sample in samples:
+            record = json.dumps(sample.record, sort_keys=True, separators=(",", ":")).encode()
+            for suffix, payload in (("low.npy", npy(sample.low)), ("high.npy", npy(sample.high)), ("json", record)):
+                info = tarfile.TarInfo(f"{sample.key}.{suffix}")
                 info.size = len(payload)
                 tar.addfile(info, io.BytesIO(payload))
     return buffer.getvalue()
@@ -60,19 +60,19 @@ def wds2idx(tar):
 
 
 @pytest.mark.parametrize("count", range(1, 21))
-def test_bytes_are_those_of_any_other_tar_writer(tmp_path, count):
+def test_bytes_equal_those_of_pythons_tar_writer(tmp_path, count):
     entry = write_shard(tmp_path, "train/000000", samples(count))
     found = (tmp_path / "train/000000.tar").read_bytes()
     assert found == tar_of(samples(count))
     assert (entry.samples, entry.bytes, entry.sha256) == (count, len(found), hashlib.sha256(found).hexdigest())
 
 
-def test_index_is_the_one_that_dali_makes(tmp_path):
+def test_index_equals_that_of_dali(tmp_path):
     write_shard(tmp_path, "a", samples(5))
     assert (tmp_path / "a.idx").read_text() == wds2idx(tmp_path / "a.tar")
 
 
-def test_index_leads_to_every_member(tmp_path):
+def test_index_locates_every_member(tmp_path):
     write_shard(tmp_path, "a", samples(4))
     index, data = read_index(tmp_path / "a.idx"), (tmp_path / "a.tar").read_bytes()
     for number, expected in enumerate(samples(4)):
@@ -88,7 +88,7 @@ def test_an_empty_shard_has_an_empty_index(tmp_path):
     assert read_index(tmp_path / "a.idx").offsets.shape == (0, 3)
 
 
-# webdataset leaves closing a tar to the garbage collector.
+# webdataset does not close a tar; the garbage collector does.
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_webdataset_reads_the_same_samples(tmp_path):
     from webdataset.compat import WebDataset
@@ -113,7 +113,7 @@ def test_a_failure_among_the_samples_leaves_no_file(tmp_path):
     assert list((tmp_path / "train").iterdir()) == []
 
 
-def test_the_writer_leaves_torch_alone_and_webdataset_whole(tmp_path):
+def test_the_writer_does_not_import_torch_and_leaves_webdataset_complete(tmp_path):
     program = (
         "import sys\n"
         "from pathlib import Path\n"

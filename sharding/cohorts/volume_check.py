@@ -1,0 +1,286 @@
+"""Check the headers of one volume, by themselves."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upfield.common.errors import VolumeError
+from upfield.imaging.compressed_files import DAMAGED, Trace, is_whole
+from upfield.imaging.extent import Extent
+from upfield.imaging.header import (
+    Header,
+    angles_deg,
+    expect_three_dimensions,
+    files_of,
+    read_header_and_trace,
+    spacing_of,
+    unreadable,
+)
+from upfield.imaging.volume_header import (
+    UNPLACED_MM,
+    VolumeHeader,
+    carry_places,
+    slice_axis,
+    stack_affine,
+    unlike_the_first,
+)
+from upfield.sharding.cohorts.problems import Field
+from upfield.sharding.cohorts.subjects import Source, SourceVolume, Subject
+
+# Finer than any scan of a living head, coarser than any slice that shows one.
+SPACING_MM = (0.1, 12.0)
+MAX_SHEAR_DEG = 1.0
+# Rounding in headers stays below these changes from slice to slice.
+MAX_TURN_DEG, MAX_CHANGE = 1.0, 0.01
+# Larger than the tilt of a head against a template's axes, smaller than an exchange of axes.
+MAX_FORMS_DIFFER_DEG = 45.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong with a volume."""
+
+    check: str
+    """As in `Problem`."""
+    file: Path
+    """The first file that shows it."""
+    message: str
+    """Without names of files or subjects."""
+
+
+@dataclass(frozen=True)
+class VolumeCheck:
+    """The outcome of reading one volume's headers."""
+
+    cohort: str
+    """Cohort name."""
+    subject: str
+    """Name of its subject, as file names spell it."""
+    field: Field
+    """Which of the subject's two volumes it is."""
+    source: Source
+    """Its files."""
+    findings: list[Finding]
+    """What is wrong."""
+    traces: tuple[Trace, ...]
+    """A trace per file; empty if some cannot be read, or for formats of two files."""
+    volume: SourceVolume | None = None
+    """The files with their header; None if something is wrong with them."""
+
+    @property
+    def extent(self) -> Extent | None:
+        """Where the volume lies; None if something is wrong with its headers."""
+        return Extent.of(self.volume.header) if self.volume else None
+
+
+def check_volume(subject: Subject[Source], field: Field, source: Source) -> VolumeCheck:
+    """Read the headers of one volume's files, opening each file once, and check them by themselves.
+
+    Args:
+        subject: whose volume it is.
+        field: which of its two volumes.
+        source: the volume's files.
+    """
+    headers: list[Header] = []
+    traces: list[Trace | None] = []
+    refused: list[Finding] = []
+    for path in source.paths:
+        try:
+            header, trace = _read(path, subject.orientation)
+        except VolumeError as error:
+            refused.append(Finding("header", path, error.problem))
+        else:
+            headers.append(header)
+            traces.append(trace)
+    if refused:
+        return VolumeCheck(subject.cohort, subject.name, field, source, [_first_of(refused, source)], ())
+    findings = _check_stack(source, headers) if source.stacked else _check_whole(source.paths[0], headers[0])
+    in_one_file = tuple(trace for trace in traces if trace is not None)
+    known = in_one_file if len(in_one_file) == len(traces) else ()
+    volume = None if findings else _with_header(source, headers, known)
+    return VolumeCheck(subject.cohort, subject.name, field, source, findings, known, volume)
+
+
+def _with_header(source: Source, headers: list[Header], traces: tuple[Trace, ...]) -> SourceVolume:
+    files = source.paths if traces else tuple(file for path in source.paths for file in files_of(path))
+    return SourceVolume(
+        source.paths, source.stacked, source.metadata, header=VolumeHeader.of(headers), traces=traces, files=files
+    )
+
+
+def _read(path: Path, orientation: str | None) -> tuple[Header, Trace | None]:
+    """Read a file's header and trace, and refuse a file that ends before its last voxel."""
+    header, trace = read_header_and_trace(path, orientation)
+    end_bytes = header.layout.end_bytes
+    try:
+        if trace is None or end_bytes is None or is_whole(path, trace, end_bytes):
+            return header, trace
+    except DAMAGED as error:
+        raise unreadable(path, error) from error
+    raise VolumeError(str(path), f"the file is cut off or damaged: it should hold {end_bytes} bytes. Copy it again.")
+
+
+def _first_of(findings: list[Finding], source: Source) -> Finding:
+    """Join the findings of a stack's slices into one."""
+    first, num_slices = findings[0], len(source.paths)
+    if not source.stacked:
+        return first
+    return Finding(first.check, first.file, f"in {len(findings)} of {num_slices} slices, the first: {first.message}")
+
+
+def _check_whole(path: Path, header: Header) -> list[Finding]:
+    try:
+        expect_three_dimensions(header, path)
+    except VolumeError as error:
+        return [Finding("header", path, error.problem)]
+    if min(header.shape) < 2:
+        message = (
+            f"expected at least 2 voxels along each axis, found shape {header.shape}. "
+            "Use a pattern with {slice} for slice files."
+        )
+        return [Finding("header", path, message)]
+    found = _check_statements(header, range(3)) + _check_affine(header.affine)
+    return [Finding(check, path, message) for check, message in found]
+
+
+def _check_stack(source: Source, headers: list[Header]) -> list[Finding]:
+    paths = source.paths
+    if len(headers) < 2:
+        return [Finding("slices", paths[0], "expected at least 2 slices, found 1. Use a pattern without {slice}.")]
+    axes: list[int] = []
+    refused: list[Finding] = []
+    for path, header in zip(paths, headers, strict=True):
+        try:
+            axes.append(slice_axis(header, path))
+        except VolumeError as error:
+            refused.append(Finding("header", path, error.problem))
+    if refused:
+        return [_first_of(refused, source)]
+    if others := _of_another_scan(source, headers, axes):
+        return [_first_of(others, source)]
+    findings = _uneven(source, headers)
+    affine = stack_affine(headers, axes[0])
+    if findings:
+        # A step over a gap is not the slices' thickness.
+        affine[:3, axes[0]] = _usual_step_mm(headers)
+    # Slices that carry places need not say how thick they are.
+    needed = [axis for axis in range(3) if axis != axes[0] or not carry_places(headers)]
+    # Side and unit can be wrong in some slices only; the stack has one affine.
+    by_check: dict[str, list[Finding]] = {}
+    for path, header in zip(paths, headers, strict=True):
+        for check, message in _check_statements(header, needed):
+            by_check.setdefault(check, []).append(Finding(check, path, message))
+    findings += [_first_of(some, source) for some in by_check.values()]
+    return findings + [Finding(check, paths[0], message) for check, message in _check_affine(affine)]
+
+
+def _of_another_scan(source: Source, headers: list[Header], axes: list[int]) -> list[Finding]:
+    """Find slices whose shape, axes or voxel sizes differ from the first slice's."""
+    columns = headers[0].affine[:3, :3]
+    found = dict(unlike_the_first(headers, axes))
+    for number, header in enumerate(headers):
+        if number not in found and (message := _turned(header, columns)):
+            found[number] = message
+    return [
+        Finding("slices", source.paths[number], f"{message}. Leave out slices of another scan.")
+        for number, message in sorted(found.items())
+    ]
+
+
+def _turned(header: Header, columns: NDArray[np.float64]) -> str | None:
+    if np.array_equal(header.affine[:3, :3], columns):
+        return None
+    turn_deg = angles_deg(columns, header.affine[:3, :3])
+    if (turn_deg > MAX_TURN_DEG).any():
+        return f"one of its axes is {turn_deg.max():.1f} degrees off that of the first slice"
+    spacing_mm = spacing_of(columns)
+    if (np.abs(header.spacing_mm - spacing_mm) > MAX_CHANGE * spacing_mm).any():
+        return f"expected voxels of {_mm(spacing_mm)} as in the first slice, found {_mm(header.spacing_mm)}"
+    return None
+
+
+def _uneven(source: Source, headers: list[Header]) -> list[Finding]:
+    """Find the first uneven step from slice to slice of a stack whose slices carry places."""
+    origins_mm = np.array([header.affine[:3, 3] for header in headers])
+    travelled_mm = np.linalg.norm(origins_mm - origins_mm[0], axis=1)
+    if not np.isfinite(travelled_mm).all() or travelled_mm.max() <= UNPLACED_MM:
+        return []
+    steps_mm = np.diff(origins_mm, axis=0)
+    usual_mm = _usual_step_mm(headers)
+    off_mm = np.linalg.norm(steps_mm - usual_mm, axis=1)
+    # Headers round places to a hundredth of a millimetre at worst.
+    wrong = off_mm > max(0.02, 0.05 * float(np.linalg.norm(usual_mm)))
+    if not wrong.any():
+        return []
+    first = int(np.argmax(wrong))
+    message = (
+        f"slices must follow one another in equal steps, here of {np.linalg.norm(usual_mm):.2f} mm, but "
+        f"{int(wrong.sum())} of {len(steps_mm)} steps differ, the first by {off_mm[first]:.2f} mm between slices "
+        f"{first} and {first + 1} (counted from 0). Check the order of the slice numbers and whether one is missing."
+    )
+    return [Finding("steps", source.paths[first + 1], message)]
+
+
+def _usual_step_mm(headers: list[Header]) -> NDArray[np.float64]:
+    return np.median(np.diff([header.affine[:3, 3] for header in headers], axis=0), axis=0)
+
+
+def _check_statements(header: Header, axes: Iterable[int]) -> list[tuple[str, str]]:
+    """Check a header's statements besides its affine, voxel sizes along `axes` only; return checks and messages."""
+    found: list[tuple[str, str]] = []
+    if not header.is_oriented:
+        message = (
+            "the header does not say which side is left (no qform or sform code, or their equivalent). Fix the header, "
+            "or set `orientation` of the cohort to the axis codes of its files, for example `RAS`."
+        )
+        found.append(("side", message))
+    elif not header.forms_differ_deg <= MAX_FORMS_DIFFER_DEG:  # NaN too
+        differ = (
+            "the qform is not a rotation"
+            if np.isnan(header.forms_differ_deg)
+            else f"their axes differ by up to {header.forms_differ_deg:.0f} degrees"
+        )
+        found.append(
+            ("side", f"qform and sform disagree about where the axes point: {differ}. Keep only the right one.")
+        )
+    if header.unit != "mm":
+        unit = {"m": "metres", "um": "micrometres"}[header.unit]
+        found.append(("spacing", f"expected lengths in mm, found {unit} in the header. Fix the header."))
+    if not all(header.has_spacing[axis] for axis in axes):
+        found.append(("spacing", "the header gives no voxel size, or 0, along an axis. Fix the header."))
+    return found
+
+
+def _check_affine(affine: NDArray[np.float64]) -> list[tuple[str, str]]:
+    """Check a volume's affine `(4, 4)`; return checks and messages."""
+    columns = affine[:3, :3]
+    spacing_mm = spacing_of(columns)
+    usable = bool(np.isfinite(affine).all() and spacing_mm.all())
+    # The determinant of unit axes shows how far they are from lying in one plane, whatever the spacing.
+    if not usable or abs(np.linalg.det(columns / spacing_mm)) < 1e-3:
+        rows = np.round(affine[:3], 4).tolist()
+        return [("affine", f"the affine does not have three distinct axes: {rows}. Fix the header.")]
+    found: list[tuple[str, str]] = []
+    pairs = list(combinations(range(3), 2))
+    between_deg = angles_deg(columns[:, [first for first, _ in pairs]], columns[:, [second for _, second in pairs]])
+    worst = int(np.argmax(np.abs(between_deg - 90)))
+    if abs(between_deg[worst] - 90) > MAX_SHEAR_DEG:
+        message = (
+            f"axes {pairs[worst][0]} and {pairs[worst][1]} meet at {between_deg[worst]:.1f} degrees instead of 90 "
+            "(sheared). Resample the volume to perpendicular axes or fix the header."
+        )
+        found.append(("affine", message))
+    if spacing_mm.min() < SPACING_MM[0] or spacing_mm.max() > SPACING_MM[1]:
+        message = (
+            f"expected voxels of {SPACING_MM[0]:g} to {SPACING_MM[1]:g} mm, found {_mm(spacing_mm)}. Fix the header."
+        )
+        found.append(("spacing", message))
+    return found
+
+
+def _mm(spacing_mm: NDArray[np.float64]) -> str:
+    return " x ".join(f"{size:.4g}" for size in spacing_mm) + " mm"
