@@ -79,8 +79,8 @@ class ServeConfig:
     cores_per_replica: int = 0
     """CPU cores of each replica. 0 divides this machine's cores among them; on a cluster, each replica gets one."""
     gpus_per_replica: float = 1.0
-    """GPUs of each replica; a value below 1 is a share of one GPU. Replicas use none if there is none, or with
-    `device: cpu`."""
+    """GPUs of each replica; a value below 1 is a share of one GPU. Without a GPU, or with `device: cpu`, replicas
+    use none."""
     batch_size: int = 4
     """Slices in a batch, from one scan or several. `upfield enhance` computes the same values with the same size."""
     scans_at_once: int = 4
@@ -88,7 +88,7 @@ class ServeConfig:
     max_queue: int = 16
     """Further scans that may wait. Any beyond them are refused with 503 and the time after which to try again."""
     timeout_s: float = 900.0
-    """Longest time from a request to its response, in seconds. After that, the request is refused with 504."""
+    """Longest time from the first byte of a request to its response, in seconds; then it is refused with 504."""
     idle_timeout_s: float = 30.0
     """Longest pause of a client, in seconds. A client that pauses longer during its upload gets 408. If it pauses
     longer while it receives the response, the connection is closed."""
