@@ -15,12 +15,12 @@ class ExportConfig:
     run: Path
     """Folder of the run."""
     out: Path
-    """The `.onnx` file to write. An older model file is replaced, any other file is not."""
+    """The `.onnx` file to write. An existing model file is replaced; any other existing file is an error."""
     precision: Literal["fp32", "fp16"] = "fp32"
     """Precision of weights and images in the file. `fp16` is half as large and meant for GPUs; it is refused if it
     loses more than 0.05 dB."""
     shards: Path | None = None
-    """Shard set whose validation slices the file is compared on; by default the one that the run was trained on."""
+    """Shard set with the validation slices for the comparison. Default: the shard set that the run was trained on."""
     evaluation: Path | None = None
     """A `metrics.json` that `upfield evaluate` wrote about this run; its figures are recorded in the file."""
 
@@ -40,7 +40,7 @@ class EnhanceConfig:
     device: Device = "auto"
     """`auto` uses a GPU if there is one; `cuda` and `tensorrt` fail if they cannot run."""
     keep_ras: bool = False
-    """Write axes that run right, anterior, superior, instead of in the scan's own order."""
+    """Write the axes in the order right, anterior, superior instead of the scan's own order."""
     like: Path | None = None
     """Write on the grid of this image, by cubic interpolation in world coordinates; nothing is registered."""
     resume: bool = False
@@ -51,7 +51,7 @@ class EnhanceConfig:
         if not self.scans:
             raise ValueError("scans: the list is empty. Name at least one scan or folder.")
         if self.batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, found {self.batch_size}")
+            raise ValueError(f"batch_size: expected at least 1, found {self.batch_size}.")
         if self.keep_ras and self.like is not None:
             raise ValueError("keep_ras and like cannot be combined. An image's grid has its own axis order.")
 
@@ -79,16 +79,16 @@ class ServeConfig:
     cores_per_replica: int = 0
     """CPU cores of each replica. 0 divides this machine's cores among them; on a cluster, each replica gets one."""
     gpus_per_replica: float = 1.0
-    """GPUs of each replica; a value below 1 is a share of one GPU. Replicas use none if there is none, or with
+    """GPUs of each replica; a value below 1 is a share of one GPU. Replicas use no GPU if there is none, or with
     `device: cpu`."""
     batch_size: int = 4
     """Slices in a batch, from one scan or several. `upfield enhance` computes the same values with the same size."""
     scans_at_once: int = 4
     """Scans that are read, restored and written at the same time. Each holds its voxels in memory."""
     max_queue: int = 16
-    """Further scans that may wait. Any beyond them are refused with 503 and the time after which to try again."""
+    """Further scans that may wait. Any more are refused with 503 and the time after which to try again."""
     timeout_s: float = 900.0
-    """Longest time from a request to its response, in seconds. After that, the request is refused with 504."""
+    """Longest time from a request's first byte to its response, in seconds. After that, it is refused with 504."""
     idle_timeout_s: float = 30.0
     """Longest pause of a client, in seconds. A client that pauses longer during its upload gets 408. If it pauses
     longer while it receives the response, the connection is closed."""
@@ -106,16 +106,16 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError for values that the service cannot run with."""
-        for name, least in SERVE_LEAST.items():
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name}: expected at least {least}, found {getattr(self, name)}.")
+        for name, minimum in SERVE_MINIMA.items():
+            if not getattr(self, name) >= minimum:
+                raise ValueError(f"{name}: expected at least {minimum}, found {getattr(self, name)}.")
         if self.port > 65535:
             raise ValueError(f"port: expected at most 65535, found {self.port}.")
         for name in ("timeout_s", "idle_timeout_s"):
             if not isfinite(getattr(self, name)):
                 raise ValueError(f"{name}: expected a finite number of seconds, found {getattr(self, name)}.")
-        if named := [name for name in self.allowed_hosts if "*" in name]:
-            raise ValueError(f"allowed_hosts: {named[0]} contains a wildcard. Write out each name.")
+        if wildcards := [name for name in self.allowed_hosts if "*" in name]:
+            raise ValueError(f"allowed_hosts: {wildcards[0]} contains a wildcard. Write out each name.")
         self._check_replicas()
 
     def _check_replicas(self) -> None:
@@ -133,7 +133,7 @@ class ServeConfig:
             raise ValueError(f"gpus_per_replica: expected a whole number or a share below 1, found {gpus}.")
 
 
-SERVE_LEAST = {
+SERVE_MINIMA = {
     "port": 0,
     "replicas": 1,
     "cores_per_replica": 0,
