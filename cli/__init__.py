@@ -1,1 +1,1 @@
-"""The command line: the dispatcher `upfield`, which passes arguments on to a stage, and the demonstration."""
+"""The command `upfield`, which passes its arguments to the stage of a verb, and the demonstration."""

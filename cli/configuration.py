@@ -1,4 +1,4 @@
-"""The schema of `upfield demo`."""
+"""Configuration of `upfield demo`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,6 @@ class DemoConfig:
     subjects: int = 6
     """Number of phantom subjects."""
     max_steps: int | None = None
-    """Number of training steps. By default the recipe decides."""
+    """Number of training steps. Default: that of the recipe `tiny_cpu.yaml`."""
     seed: int = 0
-    """Seed of the cohort and of the training."""
+    """Seed of the cohort and the training."""

@@ -32,8 +32,8 @@ from upfield.sharding.verify import main as verify_command
 
 MARK, MARK_TEXT = "demo.json", '{"made_by": "upfield demo"}\n'
 RECIPE = "tiny_cpu.yaml"
-HONESTY = (
-    "All subjects are phantoms made from one template. Their figures show that every stage works and say nothing "
+PHANTOM_NOTE = (
+    "All subjects are phantoms made from one template. Their figures show that every stage works, but they say nothing "
     "about patients."
 )
 
@@ -102,11 +102,11 @@ def claim(out: Path) -> None:
     """Create the folder; delete an earlier demonstration in it.
 
     Raises:
-        InputError: the folder holds something else.
+        InputError: the folder holds other files.
     """
     if out.exists():
         if any(out.iterdir()) and not is_demonstration(out):
-            raise InputError(f"{out} holds files that are not of a demonstration. Choose another --out.")
+            raise InputError(f"{out} holds files that upfield demo did not write. Choose another --out.")
         shutil.rmtree(out)
     out.mkdir(parents=True)
     (out / MARK).write_text(MARK_TEXT, encoding="utf-8")
@@ -187,7 +187,7 @@ def call(main: Callable[[list[str]], int], *arguments: object) -> None:
     """Run the command of a stage as a user would.
 
     Raises:
-        RunError: the command failed. It has printed its own error.
+        RunError: the command failed and has printed its own error.
     """
     code = main([str(argument) for argument in arguments])
     if code:
@@ -202,7 +202,7 @@ def write_demo_report(places: Places, times_s: dict[str, float]) -> None:
     configuration = (places.run / "config.yaml").read_text(encoding="utf-8")
     cohorts = (places.cohort / "cohorts.yaml").read_text(encoding="utf-8")
     sections = [
-        html_page.paragraph(HONESTY),
+        html_page.paragraph(PHANTOM_NOTE),
         metrics_table(metrics, "Held-out subject: cubic interpolation against the model"),
         html_page.figure(curves_png(log), "Loss and validation PSNR over steps", heading="Training"),
         html_page.figure(
@@ -237,7 +237,7 @@ def final_table(places: Places, times_s: dict[str, float]) -> str:
         [
             f"Held-out phantom subject {held_out_subject(places)}",
             metrics_text(read_metrics(places)),
-            HONESTY,
+            PHANTOM_NOTE,
             f"Time: {sum(times_s.values()):.0f} s ({took})",
             f"Report: {places.out / 'report.html'}",
         ]

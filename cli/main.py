@@ -1,4 +1,4 @@
-"""The command `upfield`. It only finds the stage of a verb, so that `upfield --help` answers at once."""
+"""The command `upfield`. It imports only the stage of the given verb, so `upfield --help` answers at once."""
 
 import sys
 from importlib import import_module
@@ -7,9 +7,9 @@ VERBS = {
     "phantom": ("upfield.sharding.phantom", "write a cohort of phantoms, made from the MNI152 template"),
     "shard": ("upfield.sharding.shard", "build WebDataset shards from cohorts of NIfTI files, or extend a set"),
     "verify": ("upfield.sharding.verify", "check a shard set against its manifest and index"),
-    "preview": ("upfield.sharding.preview", "draw pairs of a shard set, as a picture or a page of sliders"),
+    "preview": ("upfield.sharding.preview", "show pairs of a shard set, as a picture or a page with sliders"),
     "train": ("upfield.distributed.train", "train AMIR on a shard set, on one or many processes"),
-    "evaluate": ("upfield.evaluation.evaluate", "measure a run or an ONNX file, beside cubic interpolation"),
+    "evaluate": ("upfield.evaluation.evaluate", "compare a run or an ONNX file with cubic interpolation"),
     "tune": ("upfield.tune.sweep", "search training configurations with Ray Tune"),
     "export": ("upfield.export.to_onnx", "write the best model of a run as one ONNX file"),
     "enhance": ("upfield.export.enhance", "enhance scans: NIfTI in, NIfTI out"),

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Train on one of several nodes, with one process per GPU. A signal reaches every process, and this script exits with their
-# exit code. torchrun and `accelerate launch` would exit with 1 for every failure of their processes.
+# Train on one of several nodes, with one process per GPU. This script passes signals on to every process, and exits with
+# the processes' exit code. torchrun and `accelerate launch` would exit with 1 for every failure of their processes.
 #
 #   NUM_NODES=2 NODE_RANK=0 PROCESSES=8 MASTER_ADDR=first-node cluster/node.sh --data.shards SHARDS --run.out RUN ...
 #
@@ -8,7 +8,7 @@
 set -uo pipefail
 
 if [ "$((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1]))" -lt 501 ]; then
-  echo "bash 5.1 or newer is needed, because older ones cannot tell which process ended; this is $BASH_VERSION. Start the ranks with another launcher." >&2
+  echo "expected bash 5.1 or newer, which can tell which process ended, found $BASH_VERSION. Install it, or start the ranks with another launcher." >&2
   exit 2
 fi
 
@@ -18,20 +18,20 @@ export MASTER_ADDR MASTER_PORT=${MASTER_PORT:-29500} WORLD_SIZE=$((NUM_NODES * P
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(($(nproc) / PROCESSES > 0 ? $(nproc) / PROCESSES : 1))}
 WAIT_S=${WAIT_S:-300}
 
-asked=0
+stop_requested=0
 processes=()
 stop() {
-  asked=1
+  stop_requested=1
   [ "${#processes[@]}" -eq 0 ] || kill -TERM "${processes[@]}" 2> /dev/null || true
 }
 trap stop TERM INT USR1
 
-# The name of a pod can be looked up only once it has an address.
+# The name of a pod cannot be resolved before the pod has an address.
 waited=0
 until getent hosts "$MASTER_ADDR" > /dev/null; do
-  [ "$asked" = 0 ] || exit 143
+  [ "$stop_requested" = 0 ] || exit 143
   if [ "$waited" -ge "$WAIT_S" ]; then
-    echo "node $NODE_RANK: $MASTER_ADDR had no address within $WAIT_S s. Check MASTER_ADDR, or raise WAIT_S." >&2
+    echo "node $NODE_RANK: $MASTER_ADDR could not be resolved within $WAIT_S s. Check MASTER_ADDR, or raise WAIT_S." >&2
     exit 1
   fi
   sleep 1
@@ -42,18 +42,19 @@ for ((local_rank = 0; local_rank < PROCESSES; local_rank++)); do
   RANK=$((NODE_RANK * PROCESSES + local_rank)) LOCAL_RANK=$local_rank upfield train "$@" &
   processes+=($!)
 done
-[ "$asked" = 0 ] || stop
+[ "$stop_requested" = 0 ] || stop
 
-# Exit with 0 if all processes did, otherwise with the code of the first one that failed: it has the reason.
+# Exit with 0 if all processes did. Otherwise exit with the code of the first one that failed, because the others may only
+# have failed as a consequence.
 code=0
 for ((left = PROCESSES; left > 0; left--)); do
   finished=
   while true; do
-    wait -n -p finished "${processes[@]}" && one=0 || one=$?
+    wait -n -p finished "${processes[@]}" && process_code=0 || process_code=$?
     # A signal interrupts `wait` although no process has finished.
     [ -z "${finished:-}" ] || break
   done
-  [ "$code" != 0 ] || code=$one
+  [ "$code" != 0 ] || code=$process_code
   rest=()
   for process in "${processes[@]}"; do [ "$process" = "$finished" ] || rest+=("$process"); done
   processes=("${rest[@]}")

@@ -1,1 +1,1 @@
-"""Code that all stages share: errors, commands, files, locks, progress, processes, Ray, stores, tables and HTML."""
+"""Code that several stages share: errors, commands, files, locks, progress, processes, Ray, stores, tables and HTML."""

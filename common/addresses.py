@@ -1,8 +1,8 @@
-"""Addresses of remote stores: how they differ from local paths, and how messages show them."""
+"""Tell the addresses of remote stores from local paths, and format them for messages."""
 
 import re
 
-# `Path` collapses the two slashes of an address to one.
+# One slash is enough, because `Path` collapses the two slashes of an address.
 ADDRESS = re.compile(r"([A-Za-z][\w.+:-]+):/")
 LOCAL = ("file", "local")
 
@@ -19,5 +19,5 @@ def is_remote(place: str) -> bool:
 
 
 def format_address(address: str) -> str:
-    """Return an address for messages: with both slashes and without its password."""
+    """Return an address as messages show it: with both slashes and without its password."""
     return re.sub(r"(?<=://)[^/@:]*:[^/@]*@", "", re.sub(r"(?<=:)/(?!/)", "//", address, count=1))

@@ -1,4 +1,4 @@
-"""What glibc's allocator keeps of freed memory.
+"""Set how much freed memory glibc's allocator keeps.
 
 By default glibc returns every block above 32 MiB to the system when it is freed, and the system clears each page before
 the next layer gets it. At full resolution that took up to half of a CPU's time (benchmarks/model.py).
@@ -13,16 +13,16 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # from glibc's mall
 def keep_freed_memory(keep: bool = True) -> None:
     """Keep freed memory in this process for later allocations instead of returning it to the system.
 
-    Has no effect with a C library other than glibc.
+    This function does nothing if the C library is not glibc.
 
     Args:
-        keep: False restores the limits that glibc reaches by itself.
+        keep: if false, restore the highest limits that glibc reaches by itself, and return the memory kept so far.
     """
     if platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)
     if keep:
-        # Before glibc 2.35 the threshold had a maximum. Forbidding mmap has the same effect.
+        # Before glibc 2.35, the threshold has an upper limit. Forbidding mmap has the same effect.
         if not libc.mallopt(M_MMAP_THRESHOLD, 2**30):
             libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, -1)

@@ -1,7 +1,7 @@
-"""The grammar that all commands share: a frozen dataclass is the schema; `--config FILE.yaml` and dotted flags fill it.
+"""The command-line grammar that all commands share.
 
-jsonargparse parses and checks. Positional arguments are shorthand for the flags of the same name, so each of them is a
-YAML key too.
+A frozen dataclass is the schema of a command. `--config FILE.yaml` and dotted flags set its fields, and jsonargparse
+parses and checks the values. A positional argument is shorthand for the flag of the same name, so it is a YAML key too.
 """
 
 import copy
@@ -33,24 +33,26 @@ C = TypeVar("C")
 
 @dataclass(frozen=True)
 class Command:
-    """One verb: its schema and what it does."""
+    """One verb, with the schema of its configuration and the function that runs it."""
 
     verb: str
-    """As in `upfield VERB`."""
+    """The word after `upfield`, such as `train`."""
     schema: type
-    """Frozen dataclass. Its field docs are the help, and fields without a default must be given."""
+    """Frozen dataclass. Its field docs are the help texts, and fields without a default are required."""
     run: Callable[[Any], int | None]
-    """Takes an instance of the schema and returns the exit code. It imports heavy modules inside."""
+    """Takes an instance of the schema and returns the exit code. It imports heavy modules itself."""
     positional: tuple[str, ...] = ()
-    """Fields that may be given without their flag, in order. A list field, which must be last, takes the rest."""
+    """Fields that may be given without their flag, in order. A list field must come last and takes the rest."""
     folder_of: dict[str, str] = field(default_factory=dict)
-    """Field -> key: a field that is not given is the folder of the configuration file that holds the key."""
+    """Field -> key. If the field is not given, it is set to the folder of the configuration file that holds the key."""
     preset: dict[str, Any] = field(default_factory=dict)
-    """Dotted key -> value, for required keys that the command itself sets later."""
+    """Dotted key -> placeholder value, for required keys that the command itself sets later."""
 
 
 def execute(command: Command, argv: list[str] | None = None) -> int:
-    """Parse `argv`, run the command, and return the exit code: 0 done, 2 wrong input, 130 interrupted, 1 anything else.
+    """Parse `argv`, run the command, and return the exit code.
+
+    The exit code is 0 if the command succeeded, 2 if its input was wrong, 130 if it was interrupted, and 1 otherwise.
 
     Args:
         command: the verb.
@@ -59,12 +61,12 @@ def execute(command: Command, argv: list[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     try:
-        # SIGTERM ends the command as Ctrl-C does: it waits for its workers and keeps finished work.
+        # SIGTERM ends the command as Ctrl-C does: the command waits for its workers and keeps finished work.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         config = parse(command, [token for token in argv if token != "--debug"])
         return command.run(config) or 0
-    except SystemExit as leaving:  # --help and --print_config have printed
+    except SystemExit as leaving:  # after --help or --print_config
         return leaving.code if isinstance(leaving.code, int) else 0
     except KeyboardInterrupt:
         return _fail(command, "interrupted", EXIT_INTERRUPTED, debug)
@@ -81,7 +83,7 @@ def execute(command: Command, argv: list[str] | None = None) -> int:
 
 
 def _from_system(error: OSError) -> tuple[str, int]:
-    """Return the message for an error of the file system, and the exit code: whose fault it is, the user's or not."""
+    """Return the message and the exit code for an error of the file system. The code is 2 if the user can fix it."""
     where = f"{error.filename}: " if error.filename else ""
     if error.errno in FORBIDDEN:
         reason = (error.strerror or "permission denied").lower()
@@ -98,7 +100,7 @@ def _fail(command: Command, message: str, code: int, debug: bool) -> int:
 
 
 def parse(command: Command, argv: list[str]) -> Any:
-    """Turn arguments into an instance of the command's schema.
+    """Parse arguments into an instance of the command's schema.
 
     Raises:
         InputError: a flag or key is unknown, a value has the wrong type, or a required one is missing.
@@ -111,13 +113,13 @@ def parse(command: Command, argv: list[str]) -> Any:
     tokens = [token for token in tokens if token not in empty]
     given = dict(token.removeprefix("--").split("=", 1) for token in tokens if "=" in token)
 
-    def words_of(error: Exception) -> str:
+    def message_of(error: Exception) -> str:
         trees = {str(file): read_yaml(file) for file in files}
         flags = {key: (_read_flag(text), text) for key, text in given.items()}
         names = {name: name.upper() for name in command.positional}
         return explain(error, command.schema, trees, flags, lambda key: names.get(key, f"--{key}"))
 
-    config = _checked(lambda: parser.parse_args(tokens), parser, command.schema, words_of)
+    config = _checked(lambda: parser.parse_args(tokens), parser, command.schema, message_of)
     for name, key in command.folder_of.items():
         if getattr(config, name) is None and key not in given and (file := _last_with(key, files)):
             config = replace(config, **{name: file.absolute().parent})
@@ -138,12 +140,12 @@ def _last_with(key: str, files: list[Path]) -> Path | None:
 
 
 def from_tree(schema: type[C], tree: dict[str, Any], where: str) -> C:
-    """Build an instance of `schema` from nested dictionaries, such as a resolved configuration file holds.
+    """Build an instance of `schema` from nested dictionaries, such as those of a resolved configuration file.
 
     Args:
         schema: frozen dataclass.
-        tree: its values.
-        where: how errors name the tree, for instance by its path.
+        tree: values of the fields.
+        where: name of the tree in errors, for instance its path.
 
     Raises:
         InputError: a key is unknown or missing, or a value has the wrong type.
@@ -152,24 +154,24 @@ def from_tree(schema: type[C], tree: dict[str, Any], where: str) -> C:
     if not isinstance(tree, dict):
         raise InputError(f"{where}: {problem_of(tree, schema)}")
 
-    def words_of(error: Exception) -> str:
+    def message_of(error: Exception) -> str:
         return explain(error, schema, {where: tree}, {}, str)
 
-    own = copy.deepcopy(tree)  # jsonargparse writes into what it parses
+    own = copy.deepcopy(tree)  # jsonargparse modifies the dictionaries that it parses.
     try:
-        return _checked(lambda: parser.parse_object(own), parser, schema, words_of)
+        return _checked(lambda: parser.parse_object(own), parser, schema, message_of)
     except InputError as error:
         message = str(error)
         raise InputError(message if message.startswith(f"{where}: ") else f"{where}: {message}") from error
 
 
 def to_tree(config: Any) -> dict[str, Any]:
-    """Return a configuration as nested plain values, fit for YAML and JSON."""
+    """Convert a configuration to nested plain values that YAML and JSON can hold."""
     return {key: _plain(value) for key, value in asdict(config).items()}
 
 
 def to_yaml(config: Any) -> str:
-    """Return a configuration as YAML that `--config` reads back."""
+    """Return a configuration as YAML that `--config` can read back."""
     import yaml
 
     return yaml.safe_dump(to_tree(config), sort_keys=False, default_flow_style=None, width=120)
@@ -184,7 +186,7 @@ def _plain(value: Any) -> Any:
 
 
 def load_yaml(text: str) -> Any:
-    """Read YAML as version 1.2 has it where that matters here: `no` is text, and `1e-3` is a number.
+    """Parse YAML with the booleans and floats of version 1.2: `no` is text, and `1e-3` is a number.
 
     Raises:
         yaml.YAMLError: the text is not YAML.
@@ -216,7 +218,7 @@ def _read_flag(text: str) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file, an empty one as no keys.
+    """Read a YAML file. Return an empty dictionary if the file is empty.
 
     Raises:
         InputError: the file is missing, cannot be read, or is not YAML.
@@ -228,7 +230,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path}: the file cannot be read ({error.strerror}). Check --config.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: this is not valid YAML: {error}.") from error
+        raise InputError(f"{path}: this is not valid YAML: {error}. Correct the file.") from error
     return {} if tree is None else tree
 
 
@@ -249,7 +251,7 @@ def _build_parser(command: Command) -> Any:
     parser.add_argument("--config", action="config", help=words)
     parser.add_class_arguments(command.schema, as_group=False)
     parser.set_defaults(command.preset)
-    # Without a default it stays out of what --print_config prints, which must read back.
+    # --debug has no default, so --print_config omits it. It is not a key of a configuration file.
     parser.add_argument("--debug", action="store_true", default=SUPPRESS, help="Show the traceback of an error.")
     return parser
 
@@ -263,23 +265,23 @@ def _checked(
     parse_values: Callable[[], Any],
     parser: Any,
     schema: type[C],
-    words_of: Callable[[Exception], str],
+    message_of: Callable[[Exception], str],
 ) -> C:
-    """Parse, build the dataclass, and check it. `words_of` puts an error of the first two steps into plain words."""
+    """Parse the values, build the dataclass and check it. `message_of` words an error of the first two steps."""
     try:
         values = parser.instantiate(parse_values())
         config = schema(**{f.name: getattr(values, f.name) for f in fields(schema)})  # pyright: ignore[reportArgumentType]
     except REFUSALS as error:
-        raise InputError(words_of(error)) from error
+        raise InputError(message_of(error)) from error
     for key, problem in values_that_do_not_fit(config, schema):
         raise InputError(f"{key}: {problem}")
     return config
 
 
 def _name_values(argv: list[str], command: Command) -> list[str]:
-    """Write every argument as `--name=value`: positional ones get their name, and bare switches are true.
+    """Rewrite every argument as `--name=value`, including positional arguments and boolean flags without a value.
 
-    argparse itself would take `-1e-3` for a flag, and cannot mix positional arguments with flags.
+    argparse itself would read `-1e-3` as a flag, and cannot mix positional arguments with flags.
 
     Raises:
         InputError: a flag is unknown or has no value, or there are more positional arguments than fields.

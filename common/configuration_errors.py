@@ -1,8 +1,8 @@
-"""The errors of jsonargparse in the words of this program: which file, which key, what was expected there.
+"""Translate the errors of jsonargparse into plain messages that name the file, the key and the expected value.
 
-jsonargparse decides what is valid. It reports a wrong value with Python's names of types, without the file, and without
-the position in a list. After it has refused a configuration, the functions here ask it again about smaller and smaller
-parts, until the wrong key is found.
+jsonargparse decides what is valid. Its own errors use the names of Python types, and omit the file and the position in
+a list. After jsonargparse has refused a configuration, the functions here let it check smaller and smaller parts until
+they find the wrong key.
 """
 
 import copy
@@ -17,7 +17,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 REFUSALS = (ArgumentError, TypeError, ValueError, KeyError)
-"""What jsonargparse raises for a configuration that it does not accept, and dataclasses for values that they refuse."""
+"""Errors by which jsonargparse and the dataclasses refuse a configuration."""
 NAMES: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
@@ -36,14 +36,14 @@ def explain(
     flags: Mapping[str, Sequence[Any]],
     shown: Callable[[str], str],
 ) -> str:
-    """Return one sentence or two on why a configuration was refused.
+    """Return one or two sentences that say why a configuration was refused.
 
     Args:
         error: one of `REFUSALS`.
         schema: dataclass that the configuration should fit.
-        trees: content of each configuration file, by its name.
-        flags: for each key on the command line, the values that its text may stand for.
-        shown: how to name a key that is missing, a flag for instance.
+        trees: file name -> content, for each configuration file.
+        flags: key -> the values that its text may stand for, for each key on the command line.
+        shown: function that returns the name of a missing key in the message, such as its flag.
     """
     for name, tree in trees.items():
         if problem := problem_of(tree, schema):
@@ -71,7 +71,7 @@ def problem_of(tree: Any, schema: type, prefix: str = "") -> str | None:
         prefix: dotted key of the tree itself, with a dot at its end.
 
     Returns:
-        The key and what is wrong with it, or None if every key fits.
+        A message that names the key and the problem, or None if every key fits.
     """
     if not isinstance(tree, dict):
         return f"{prefix.removesuffix('.') or 'top level'}: expected keys and values, found {_as_json(tree)}."
@@ -121,7 +121,7 @@ def _problem_of_value(value: Any, kind: Any, key: str) -> str | None:
 
 
 def accept(value: Any, kind: Any) -> Any:
-    """Return what jsonargparse makes of a value of a tree for a key of some type.
+    """Let jsonargparse convert a value of a tree to a type, and return the result.
 
     Raises:
         REFUSALS: the value does not fit.
@@ -137,15 +137,15 @@ def accept(value: Any, kind: Any) -> Any:
 
 
 def values_that_do_not_fit(config: Any, kind: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Find what jsonargparse lets pass: null for a key that needs a value, and numbers that are not finite.
+    """Find wrong values that jsonargparse accepts: null for a key that needs a value, and numbers that are not finite.
 
     Args:
         config: a dataclass instance, or a value.
-        kind: its type.
-        key: its dotted key.
+        kind: type of the instance or value.
+        key: dotted key of the instance or value.
 
     Yields:
-        Dotted key, and what is wrong.
+        The dotted key of each wrong value, and the problem.
     """
     if is_dataclass(config) and not isinstance(config, type):
         for name, inner in get_type_hints(type(config)).items():
@@ -164,11 +164,11 @@ def _takes_null(kind: Any) -> bool:
 
 
 def describe(kind: Any) -> str:
-    """Return a type in words, for instance `a whole number or null`."""
+    """Describe a type in words, for instance `a whole number or null`."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
-        # Whole numbers are numbers too.
-        return " or ".join(describe(one) for one in inner if not (one is int and float in inner))
+        # `a whole number or a number` would be redundant.
+        return " or ".join(describe(option) for option in inner if not (option is int and float in inner))
     if origin is Literal:
         return " or ".join(map(str, inner))
     if origin is list:
@@ -181,7 +181,7 @@ def describe(kind: Any) -> str:
 
 
 def leaves(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Return the dotted keys of a dataclass that hold values, with their types."""
+    """Yield the dotted key and the type of each value in a dataclass, including nested dataclasses."""
     for name, kind in get_type_hints(schema).items():
         if is_dataclass(kind) and isinstance(kind, type):
             yield from leaves(kind, f"{prefix}{name}.")
@@ -195,7 +195,7 @@ def is_list_of_configs(kind: Any) -> bool:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a hint in brackets at the known name that is spelled most alike, or nothing if none is."""
+    """Return a hint with the most similar known name, such as ` (did you mean seed?)`, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 

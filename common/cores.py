@@ -1,4 +1,4 @@
-"""The processor: its name, and the cores that computation may be spread over."""
+"""The processor's name, and the number of cores that this process may use."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ def num_cores() -> int:
 
 
 def processor_name() -> str:
-    """Return the name of the processor, as figures are reported with it."""
+    """Return the processor's model name, which reports state beside measured times."""
     listing = Path("/proc/cpuinfo")
     lines = listing.read_text(encoding="utf-8", errors="replace").splitlines() if listing.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

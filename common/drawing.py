@@ -1,4 +1,4 @@
-"""Drawing of pictures with matplotlib: a page laid out in inches, colours, and slices the right way up."""
+"""Draw pictures with matplotlib: a page laid out in inches, its colours, and slices in the usual view."""
 
 import io
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ COLOURS = ("#5aa9e6", "#f2a541", "#63c586", "#e07a97", "#b195ea", "#cbbb5c")
 
 @dataclass(frozen=True)
 class Page:
-    """A picture whose places are given in inches from its top left corner."""
+    """A picture on which positions are measured in inches from its top left corner."""
 
     figure: "Figure"
     """The figure to draw on."""
 
     def axes(self, left_in: float, top_in: float, width_in: float, height_in: float) -> "Axes":
-        """Add axes and return them."""
+        """Add axes to the page and return them."""
         width, height = self.figure.get_size_inches()
         bottom_in = height - top_in - height_in
         return self.figure.add_axes((left_in / width, bottom_in / height, width_in / width, height_in / height))
@@ -32,7 +32,7 @@ class Page:
         """Draw a sagittal slice.
 
         Args:
-            box_in: left, top, width and height.
+            box_in: left, top, width and height of the image on the page.
             pixels: `(Y, Z)` in [0, 1], Y toward anterior, Z toward superior.
             options: further arguments of `imshow`.
 
@@ -45,14 +45,14 @@ class Page:
         return axes
 
     def text(self, left_in: float, top_in: float, text: str, size: float = 9, **options: Any) -> None:
-        """Write text with its top left corner at this place, unless `options` of `Figure.text` align it otherwise."""
+        """Write text with its top left corner at the given position, unless `options` for `Figure.text` change that."""
         width, height = self.figure.get_size_inches()
         style = {"color": INK, "va": "top", "ha": "left", "fontsize": size, "parse_math": False} | options
         self.figure.text(left_in / width, 1 - top_in / height, text, **style)
 
 
 def upright(pixels: "NDArray[Any]") -> "NDArray[Any]":
-    """Turn a sagittal slice to the usual view: superior up, anterior to the left.
+    """Rotate a sagittal slice to the usual view: superior at the top, anterior on the left.
 
     Args:
         pixels: `(Y, Z)`, or `(Y, Z, C)` with colours; Y toward anterior, Z toward superior.
@@ -77,14 +77,14 @@ def blank_page(width_in: float, height_in: float, paper: str, dpi: int = 100) ->
 
 
 def png_bytes(figure: "Figure") -> bytes:
-    """Return a figure as PNG; equal figures give equal bytes."""
+    """Encode a figure as PNG. Equal figures give equal bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=figure.dpi)
     return buffer.getvalue()
 
 
 def shorten(text: str, width_in: float, size: float) -> str:
-    """Return a text, without its middle if it would be wider than `width_in` at font size `size` in points."""
+    """Replace the middle of a text by an ellipsis if it is wider than `width_in` at a font size of `size` points."""
     most = max(int(width_in * 72 / (0.62 * size)), 4)
     if len(text) <= most:
         return text

@@ -13,57 +13,57 @@ class InputError(ValueError):
 class VolumeError(InputError):
     """A file does not hold one usable 3-D volume.
 
-    The error keeps two parts separate: the file's place, which is private, and the problem, which may be published.
+    The error keeps two parts separate: the file's name, which is private, and the problem, which may be published.
     """
 
     def __init__(self, where: str, problem: str) -> None:
         """Combine the two parts.
 
         Args:
-            where: file or volume.
-            problem: what is wrong and what to do, without names of files.
+            where: name of the file or volume.
+            problem: the problem and the remedy, without file names.
         """
-        # Messages of libraries may span several lines.
+        # The message of a library may span several lines.
         problem = " ".join(problem.split())
         super().__init__(where, problem)
         self.where = where
         self.problem = problem
 
     def __str__(self) -> str:
-        """Return the whole message."""
+        """Return both parts as one message."""
         return f"{self.where}: {self.problem}"
 
 
 class UnwritableError(InputError):
     """Files cannot be created in the folder that the user chose for them."""
 
-    # Not a constructor of its own: an error must keep the usual one to be unpickled in another process.
+    # A class method, because an error with a constructor of its own could not be unpickled in another process.
     @classmethod
     def from_system(cls, place: Path, option: str, error: OSError) -> "UnwritableError":
-        """Build the error from one of the system.
+        """Build the error from an error of the operating system.
 
         Args:
-            place: folder or file as the user named it.
+            place: folder or file that cannot be written, as the user named it.
             option: option that named it, such as `--out`.
-            error: the system's error.
+            error: error of the operating system.
         """
         return cls(f"{place}: cannot write there ({error.strerror or error}). Choose another {option}.")
 
 
 class ShardSetError(InputError):
-    """A shard set is missing, incomplete or damaged, or does not suit the command."""
+    """A shard set is missing, incomplete or damaged, or the command cannot use it."""
 
 
 class RunError(RuntimeError):
-    """Work that started correctly cannot continue: one line and exit code 1."""
+    """Work that started correctly cannot continue. The command prints one line and returns exit code 1."""
 
     met_by_all = False
-    """See `InputError`."""
+    """Whether every process of a job raises this same error, as for `InputError`."""
 
 
 class DivergedError(RunError):
-    """The numbers of a training run are no longer finite. Running it again would end the same way."""
+    """A training run computed values that are not finite. A second attempt would fail in the same way."""
 
 
 class FetchError(RunError):
-    """A remote file could not be downloaded. Each process of a job finds this out by itself."""
+    """A remote file could not be downloaded. This error can occur in some processes of a job and not in others."""

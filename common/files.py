@@ -1,6 +1,6 @@
-"""Files that are complete or absent, the check that a folder can be written, the user's cache folder, and file hashes.
+"""Write files that are always either complete or absent, check that a folder can be written, and hash files.
 
-A file is written under a temporary name, synced and renamed.
+Each file is written under a temporary name, synced, and then renamed.
 """
 
 import ctypes
@@ -20,17 +20,17 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 def check_writable(folder: Path, option: str) -> None:
-    """Check that files can be created in a folder, and change nothing on the disk.
+    """Check that files can be created in a folder, without changing anything on the disk.
 
-    A folder that does not exist is not created for the check: another process may be creating it right now. Its nearest
-    parent that exists is checked instead.
+    If the folder does not exist, the nearest parent that exists is checked instead. The folder itself is not created,
+    because another process may be creating it at the same time.
 
     Args:
         folder: where results will be written.
         option: option that named the folder, for the message.
 
     Raises:
-        UnwritableError: the folder cannot be created or written, or a file has its name.
+        UnwritableError: the folder cannot be created or written, or there is a file of this name.
     """
     nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
     try:
@@ -48,7 +48,7 @@ def make_writable_folder(folder: Path, option: str) -> None:
         option: option that named the folder, for the message.
 
     Raises:
-        UnwritableError: the folder cannot be created or written, or a file has its name.
+        UnwritableError: the folder cannot be created or written, or there is a file of this name.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,10 +70,10 @@ def hash_file(path: Path) -> str:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`. A clean exit syncs it and renames it to `path`, an error removes it.
+    """Yield a temporary path beside `path`. It is synced and renamed on success, and removed after an error.
 
     Args:
-        path: the final name. Its folder is created if it is missing, and an existing file is replaced.
+        path: final path of the file. Its folder is created if it is missing, and an existing file is replaced.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays the same, because writers such as nibabel choose the format by it.
@@ -93,10 +93,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`. A clean exit syncs its files and renames it, an error removes it.
+    """Yield a temporary folder beside `path`. It is synced and renamed on success, and removed after an error.
 
     Args:
-        path: the final name, which must not exist yet.
+        path: final path of the folder, which must not exist yet.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
@@ -114,9 +114,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Put the folder `new` in the place of the folder `target`, and remove the old one.
+    """Replace the folder `target` with the folder `new`.
 
-    On Linux this is one step, because the system can exchange two names. Elsewhere `target` is absent for a moment.
+    On Linux this is one step, because the system can exchange two names. On other systems, `target` is absent for a
+    moment.
     """
     if not target.exists():
         os.rename(new, target)
@@ -131,7 +132,7 @@ def replace_folder(new: Path, target: Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Exchange the names of two files or folders. Return whether the system could."""
+    """Exchange the names of two files or folders. Return False if the system cannot do this."""
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
     if renameat2 is None:
         return False

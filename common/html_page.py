@@ -1,4 +1,4 @@
-"""Self-contained HTML reports: style and pictures are inside the file, and it loads nothing from elsewhere."""
+"""Write self-contained HTML reports. The file holds its styles and pictures and loads nothing else."""
 
 import base64
 import re
@@ -48,7 +48,7 @@ pre { overflow-x: auto; padding: .75rem 1rem; margin: .5rem 0; background: var(-
   body { padding-top: 1rem; } h1 { font-size: 1.5rem; } table { font-size: .875rem; } th { font-size: .8125rem; }
   .scroll img { max-width: none; width: 42rem; } }
 """
-# The page needs no other file, so the policy forbids the browser to fetch anything.
+# The page needs no other file, so the policy forbids all requests.
 HEAD = """<meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
@@ -67,13 +67,13 @@ class Section:
 
 
 def paragraph(text: str, heading: str = "") -> Section:
-    """Return a section of plain text; blank lines separate paragraphs."""
+    """Return a section of plain text, in which blank lines separate paragraphs."""
     parts = [part for part in re.split(r"\n\s*\n", text.strip()) if part]
     return Section("\n".join(f"<p>{escape(part)}</p>" for part in parts), heading)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str | float]], heading: str = "") -> Section:
-    """Return a table; columns that contain only numbers or intervals are aligned to the right.
+    """Return a table. Columns that contain only numbers or intervals are aligned to the right.
 
     Args:
         header: name of each column.
@@ -113,7 +113,7 @@ def figure(png: bytes, alt: str, caption: str = "", heading: str = "") -> Sectio
 
 
 def code_block(summary: str, text: str, heading: str = "") -> Section:
-    """Return a block of code, such as a configuration, that opens with a click on `summary`."""
+    """Return a block of code, such as a configuration, that is hidden until the reader clicks on `summary`."""
     inside = f"<summary>{escape(summary)}</summary>\n<pre><code>{escape(text)}</code></pre>"
     return Section(f"<details>\n{inside}\n</details>", heading)
 
@@ -122,7 +122,7 @@ def link_list(links: Mapping[str, str], heading: str = "") -> Section:
     """Return a list of links to files beside the report.
 
     Args:
-        links: text -> path relative to the folder of the report.
+        links: link text -> path relative to the report's folder.
         heading: heading of the section.
     """
     assert not any(path.startswith("/") for path in links.values())
@@ -132,12 +132,12 @@ def link_list(links: Mapping[str, str], heading: str = "") -> Section:
 
 
 def embedded(html: str, title: str, height: float, heading: str = "") -> Section:
-    """Return a page inside the page, whose scripts cannot reach the outer page.
+    """Return a frame with another HTML page. Scripts in the frame cannot access the report.
 
     Args:
-        html: the complete inner page.
-        title: what the inner page shows.
-        height: height of its picture in units of its width; a row of controls fits below the picture.
+        html: complete source of the page in the frame.
+        title: what the frame shows.
+        height: height of the frame's picture divided by its width. There is room for a row of controls below.
         heading: heading of the section.
     """
     size = f'style="--height: {height:g}"'
@@ -146,18 +146,18 @@ def embedded(html: str, title: str, height: float, heading: str = "") -> Section
 
 
 def _scrolling(inside: str, label: str) -> str:
-    """Return HTML in a box that scrolls sideways, also by keyboard, because it may be wider than a phone."""
+    """Wrap HTML that may be wider than a phone in a box that scrolls sideways, also by keyboard."""
     return f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">{inside}</div>'
 
 
 def write_report(path: Path, title: str, sections: Sequence[Section], scripts: bool = False) -> None:
-    """Write a report; a write that fails leaves no partial file.
+    """Write a report. If writing fails, no partial file is left.
 
     Args:
         path: the HTML file; an existing one is replaced.
-        title: plain text.
-        sections: sections in their order.
-        scripts: allow embedded pages to run scripts; the report itself has none.
+        title: title of the report, as plain text.
+        sections: sections in the order in which they appear.
+        scripts: whether embedded pages may run scripts. The report itself has none.
     """
     head = HEAD.format(scripts="; script-src 'unsafe-inline'" if scripts else "")
     pieces = [(f"<h2>{escape(s.heading)}</h2>\n" if s.heading else "") + s.html for s in sections]

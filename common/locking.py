@@ -1,4 +1,4 @@
-"""Locks that the system releases when their holder dies, however it dies."""
+"""Lock files. The system releases a lock when its process ends, even if the process was killed."""
 
 import errno
 import fcntl
@@ -14,14 +14,14 @@ NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def try_lock(file: TextIO, folder: Path) -> bool:
-    """Take the lock on an open file if it is free. If the file system has no locks, warn and go on.
+    """Try to lock an open file. If the file system has no locks, print a warning and go on without it.
 
     Args:
-        file: open file; closing it, or the end of its process, releases the lock.
-        folder: folder that the lock protects, for the message.
+        file: open file. The lock is released when the file is closed or the process ends.
+        folder: folder that the lock protects, which the warning names.
 
     Returns:
-        Whether the lock was free, or the file system has none.
+        False if another process holds the lock; True if it was free or the file system has no locks.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -30,19 +30,19 @@ def try_lock(file: TextIO, folder: Path) -> bool:
     except OSError as error:
         if error.errno not in NO_LOCKS_HERE:
             raise
-        say(f"{folder}: its file system has no locks; make sure that only one process writes there")
+        say(f"{folder}: the file system has no locks. Make sure that only one process writes there.")
     return True
 
 
 def lock_folder(folder: Path, option: str) -> TextIO | None:
-    """Create a folder if it is missing, and take the lock in it.
+    """Create a folder if it is missing, and lock it.
 
     Args:
-        folder: folder that only one process may write.
+        folder: folder that only one process at a time may write.
         option: option that named the folder, for the message.
 
     Returns:
-        The lock, held until this file is closed; None if another process holds it.
+        The lock file, which holds the lock until it is closed; None if another process holds the lock.
 
     Raises:
         UnwritableError: the folder cannot be written.

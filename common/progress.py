@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: bars on a terminal, plain lines elsewhere."""
+"""Show the progress of long work on stderr: bars on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -27,10 +27,10 @@ def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
 
 
 class ProgressBar:
-    """Items done of a total, with a second bar for the parts of the current item and with the latest figures.
+    """A progress bar over items, with the latest figures and an optional second bar for the parts of the current item.
 
-    On a terminal, lines printed meanwhile appear above the bars. Elsewhere a plain line follows every LINE_INTERVAL_S
-    seconds and after the last item.
+    On a terminal, lines that the program prints appear above the bars. Elsewhere, a plain line is printed about every
+    LINE_INTERVAL_S seconds and after the last item.
     """
 
     def __init__(
@@ -39,11 +39,11 @@ class ProgressBar:
         """Show the bar.
 
         Args:
-            description: what is counted.
+            description: name of the items that are counted.
             total: number of items.
-            done: items done before.
-            visible: False shows nothing at all, for processes that leave the bar to another one.
-            has_lines: False prints no plain lines, for work that logs lines of its own.
+            done: number of items that are already done.
+            visible: if false, show nothing, because another process shows the bar.
+            has_lines: if false, print no plain lines, because the work logs its own.
         """
         self._description, self._done, self._total = description, done, total
         self._part, self._part_done, self._part_total = "", 0, 0
@@ -60,11 +60,11 @@ class ProgressBar:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop the bars."""
+        """Close the bar."""
         self.close()
 
     def close(self) -> None:
-        """Leave the bars as they are and give the terminal back."""
+        """Stop updating the bars, and leave them on the screen."""
         if self._bars is not None:
             self._bars.stop()
 
@@ -77,14 +77,14 @@ class ProgressBar:
             self._print(f"{self._description}: {self._done}/{self._total}")
 
     def begin_parts(self, description: str, total: int) -> None:
-        """Show a second bar for the `total` parts of the next item; a single item needs no bar of its own then."""
+        """Show a second bar for the `total` parts of the next item, and hide the first if there is only one item."""
         self._part, self._part_done, self._part_total = description, 0, total
         if self._bars is not None:
             self._bars.reset(self._part_bar, total=total, description=description, visible=True)
             self._bars.update(self._bar, visible=self._total > 1)
 
     def advance_parts(self, count: int) -> None:
-        """Count `count` more parts of the item as done."""
+        """Count `count` more parts of the current item as done."""
         self._part_done += count
         if self._bars is not None:
             self._bars.update(self._part_bar, completed=self._part_done)
@@ -107,7 +107,7 @@ class ProgressBar:
 
 
 def _terminal_bars() -> "Progress":
-    # Only a terminal needs rich, and importing it takes longer than a short command runs.
+    # Imported only for a terminal, because importing rich takes longer than a short command runs.
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -118,6 +118,6 @@ def _terminal_bars() -> "Progress":
         TimeRemainingColumn(),
         TextColumn("{task.fields[figures]}", markup=False),
         console=Console(stderr=True),
-        # Results go where the caller sends them. They pass above the bars only if stdout is the same terminal.
+        # If stdout is a file or a pipe, rich must not redirect the results to the terminal.
         redirect_stdout=sys.stdout.isatty(),
     )

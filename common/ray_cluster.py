@@ -1,4 +1,4 @@
-"""The one connection to Ray, for shard building, sweeps and the service."""
+"""Connect to Ray for shard building, sweeps and the service."""
 
 import os
 import socket
@@ -12,15 +12,15 @@ CONNECT_TIMEOUT_S = 10
 def connect_ray(address: str | None = None, **options: Any) -> None:
     """Connect to a Ray cluster, or start Ray on this machine.
 
-    Without an address, the cluster that RAY_ADDRESS names is used, then one that runs on this machine. If there is
-    none, Ray starts here.
+    Without an address, this function uses the cluster that RAY_ADDRESS names, or else a cluster that runs on this
+    machine. If there is none, it starts Ray on this machine.
 
-    Ray itself tries for many minutes to reach a cluster that is gone, even if only its address is left in Ray's folder.
-    So this function first checks within seconds that something listens at the address.
+    Ray tries for many minutes to reach a cluster that no longer runs, even if it only found the old address in its own
+    folder. So this function first checks within seconds that something listens at the address.
 
     Args:
         address: `HOST:PORT`, `ray://HOST:PORT`, `auto` for a cluster that runs on this machine, or `local` to start Ray
-            here whatever else runs.
+            on this machine even if a cluster already runs there.
         options: further arguments of `ray.init`.
 
     Raises:
@@ -31,9 +31,13 @@ def connect_ray(address: str | None = None, **options: Any) -> None:
 
     named = address or os.environ.get("RAY_ADDRESS", "")
     try:
-        found = _listening_address(named)
+        running = _listening_address(named)
         ray.init(
-            named or found or "local", include_dashboard=False, log_to_driver=False, configure_logging=False, **options
+            named or running or "local",
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+            **options,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         if named in ("", "local"):
@@ -46,24 +50,24 @@ def connect_ray(address: str | None = None, **options: Any) -> None:
 
 
 def _listening_address(named: str) -> str | None:
-    """Return `HOST:PORT` of the cluster that `named` stands for; None if Ray should start on this machine.
+    """Resolve an address, which may be `auto` or empty, to `HOST:PORT`. Return None to start Ray on this machine.
 
     Raises:
-        ConnectionError: a cluster is named, but nothing listens there.
+        ConnectionError: `named` is an address, but no cluster runs there.
         ValueError: the address is malformed.
     """
-    # Ray has no public function that resolves `auto`, and the address that a cluster left in Ray's folder, without
-    # connecting to it. Connecting to a cluster that is gone is what takes minutes.
+    # This function of Ray is private. Ray has no public function that resolves `auto`, or finds the address that a
+    # cluster left in Ray's folder, without connecting. Connecting to a cluster that no longer runs takes minutes.
     from ray._private.services import canonicalize_bootstrap_address
 
-    found = canonicalize_bootstrap_address(named.removeprefix("ray://") or cast(Any, None))
-    if named == "auto" and not found:
+    resolved = canonicalize_bootstrap_address(named.removeprefix("ray://") or cast(Any, None))
+    if named == "auto" and not resolved:
         raise ConnectionError("no cluster runs on this machine")
-    if found and not _listens(found):
+    if resolved and not _listens(resolved):
         if named:
             raise ConnectionError("nothing listens there")
         return None
-    return found
+    return resolved
 
 
 def _listens(address: str) -> bool:

@@ -19,13 +19,14 @@ class StopRequest:
 
 @contextmanager
 def stop_signals() -> Iterator[StopRequest]:
-    """Yield a request that SIGTERM and SIGUSR1 set; it does not interrupt what is running."""
+    """Yield a request that SIGTERM and SIGUSR1 set. The signals do not interrupt the code that is running."""
     request = StopRequest()
 
     def ask(_: int, __: object) -> None:
         request.asked = True
 
-    # Python handles signals in the main thread only. In another one, such as a Ray worker's, the process handles them.
+    # Python can set handlers in the main thread only. In another thread, such as a Ray worker's, the handlers of the
+    # process stay in place.
     listened = STOP_SIGNALS if threading.current_thread() is threading.main_thread() else ()
     before = {number: signal.signal(number, ask) for number in listened}
     try:

@@ -1,7 +1,7 @@
-"""Remote stores: the one place that opens an address, and the one place that words a store's errors.
+"""Open remote stores, and translate their errors into messages that name the address.
 
 `Store` is a folder at an address, opened with fsspec. Training reads shard sets from it, and `upfield shard` sends them
-to it. Ray opens the storage of a sweep with Arrow; what has to find the same files opens it with `open_with_arrow`.
+to it. Ray opens the storage of a sweep with Arrow. Code that must find the same files uses `open_with_arrow`.
 """
 
 import asyncio
@@ -20,8 +20,8 @@ from upfield.common.errors import InputError, RunError
 
 POLL_S = 0.1
 STALL_S = 60.0
-# A file is sent in parts of this size, of which S3 takes 10,000. Size and number bound the memory: by default, s3fs
-# reads 10 parts of 50 MiB of each file.
+# A file is sent in parts of this size, and S3 accepts 10,000 parts. The two values limit the memory that a transfer
+# uses: by default, s3fs holds 10 parts of 50 MiB of each file.
 PART_BYTES, PARTS_AT_ONCE = 16 * 2**20, 2
 PACKAGES = {"s3": "'upfield[s3]'", "s3a": "'upfield[s3]'", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp"}
 PACKAGES |= {"https": "aiohttp", "az": "adlfs", "abfs": "adlfs"}
@@ -33,19 +33,19 @@ class TransferCancelledError(Exception):
 
 
 class Store:
-    """A folder at an address. Each process opens its own client, because clients of fsspec do not survive a fork."""
+    """A folder at an address. Each process opens its own client, because fsspec's clients do not work after a fork."""
 
     def __init__(self, address: str, timeout_s: float = STALL_S) -> None:
         """Remember the address; nothing is opened yet.
 
         Args:
-            address: such as `s3://bucket/set`.
-            timeout_s: `fetch` gives up when no byte has arrived for this long.
+            address: address of the folder, such as `s3://bucket/set`.
+            timeout_s: `fetch` fails if no byte arrives for this long.
         """
         scheme, _, folder = address.partition("://")
         self.address = f"{scheme}://{folder.rstrip('/')}"
         self.timeout_s = timeout_s
-        # By process id. A fork keeps the client that it inherits: closing it would wait for threads that do not exist.
+        # By process id. A forked process keeps its parent's client, because closing it would wait for missing threads.
         self._clients: dict[int, tuple[Any, str]] = {}
 
     @property
@@ -64,7 +64,7 @@ class Store:
 
     @property
     def takes_threads(self) -> bool:
-        """Whether several threads may transfer files at once: fsspec promises it for asynchronous clients only.
+        """Whether several threads may transfer files at once. fsspec guarantees this for asynchronous clients only.
 
         Raises:
             InputError: the address cannot be opened.
@@ -72,17 +72,17 @@ class Store:
         return self._client()[0].async_impl
 
     def list_sizes(self) -> dict[str, int]:
-        """Return the size in bytes of each object, by its name below the folder.
+        """Return a dictionary from the name of each object below the folder to its size in bytes.
 
         Raises:
             InputError: the address cannot be opened, access is denied, or there is no such bucket.
-            RunError: the store does not answer as it should.
+            RunError: the request fails for another reason.
         """
         client, root = self._client()
         with self._errors("listing"):
             client.invalidate_cache()
             objects = client.find(root, detail=True)
-            # fsspec would answer a later question about one object from this listing, even if it is outdated.
+            # Otherwise fsspec would look up single objects in this listing later, when it may be outdated.
             client.invalidate_cache()
         sizes = {path.removeprefix(f"{root}/"): info["size"] for path, info in objects.items()}
         # Consoles mark an empty folder with an object whose name ends in a slash.
@@ -93,7 +93,7 @@ class Store:
 
         Raises:
             InputError: access is denied.
-            RunError: the store does not answer as it should.
+            RunError: the request fails for another reason.
         """
         client, root = self._client()
         with self._errors(f"reading {name}"):
@@ -107,7 +107,7 @@ class Store:
 
         Raises:
             InputError: access is denied, or there is no such bucket.
-            RunError: the store does not answer as it should.
+            RunError: the request fails for another reason.
         """
         client, root = self._client()
         with self._errors(f"writing {name}"):
@@ -118,7 +118,7 @@ class Store:
 
         Raises:
             InputError: access is denied, or there is no such object.
-            RunError: the store does not answer as it should.
+            RunError: the request fails for another reason.
         """
         client, root = self._client()
         with self._errors(f"removing {name}"):
@@ -129,7 +129,7 @@ class Store:
 
         Raises:
             InputError: access is denied, or there is no such bucket.
-            RunError: the store does not answer as it should, or holds another number of bytes afterwards.
+            RunError: the transfer fails, or the object in the store has a different size from the file.
         """
         client, root = self._client()
         parts = {"chunksize": PART_BYTES, "max_concurrency": PARTS_AT_ONCE} if "s3" in client.protocol else {}
@@ -146,16 +146,16 @@ class Store:
         """Copy an object to a new file on this machine.
 
         Args:
-            name: below the folder.
-            path: the new file.
-            most_bytes: the transfer fails if more than this arrives.
-            stopped: set by the caller to cancel the transfer.
+            name: name of the object below the folder.
+            path: path of the new file.
+            most_bytes: the transfer fails if more bytes arrive.
+            stopped: event that the caller sets to cancel the transfer.
 
         Raises:
-            InputError: the address cannot be opened, or access is denied. Trying again does not help.
+            InputError: the address cannot be opened, or access is denied. A second attempt would fail too.
             TransferCancelledError: `stopped` was set.
             TimeoutError: no byte has arrived for `timeout_s`.
-            Exception: any other error of the store's client, unchanged; trying again may help.
+            Exception: any other error of the store's client, unchanged. A second attempt may succeed.
         """
         try:
             self._fetch(name, path, most_bytes, stopped)
@@ -168,11 +168,11 @@ class Store:
 
         client, root = self._client()
         if not client.async_impl:
-            # Such a client offers no transfer that could be cancelled. It may have its own time limits.
+            # The transfer of a synchronous client cannot be cancelled. The client may have its own time limits.
             client.get_file(f"{root}/{name}", str(path))
             return
         arrived = Callback()
-        # One part at a time and in order, because many shards already arrive at once.
+        # One part at a time and in order is fast enough, because many shards are fetched at once.
         options = {"max_concurrency": 1} if "s3" in client.protocol else {}
         coroutine = client._get_file(f"{root}/{name}", str(path), callback=arrived, **options)
         transfer = asyncio.run_coroutine_threadsafe(coroutine, client.loop)
@@ -183,7 +183,7 @@ class Store:
         transfer.result()
 
     def _watch(self, transfer: "Future[Any]", arrived: Any, most_bytes: int | None, stopped: threading.Event) -> None:
-        """Wait until a transfer has ended; raise if it stalls, brings too much, or is cancelled."""
+        """Wait for a transfer. Raise an error if it stalls, if too many bytes arrive, or if the caller cancels it."""
         before, since_s = 0, time.monotonic()
         while not wait([transfer], POLL_S).done:
             if stopped.is_set():
@@ -202,14 +202,14 @@ class Store:
 
     @contextmanager
     def _errors(self, doing: str) -> Iterator[None]:
-        """Turn the errors of a store's client into ours, which name the address."""
+        """Raise InputError or RunError, which name the address, for errors of the store's client."""
         try:
             yield
         except Exception as error:
             refuse_denied(self.name, doing, "list, read and write", error)
             if isinstance(error, FileNotFoundError) and error.filename is None:
                 raise InputError(
-                    f"{self.name}: no such bucket or folder, seen while {doing} ({describe_error(error)}). "
+                    f"{self.name}: no such bucket or folder; {doing} failed ({describe_error(error)}). "
                     "Create it, or check the address."
                 ) from error
             raise RunError(
@@ -219,13 +219,13 @@ class Store:
 
 
 def refuse_denied(place: str, doing: str, rights: str, error: Exception) -> None:
-    """Raise InputError if an error of a store's client means that access is denied.
+    """Raise InputError if an error of a store's client means that access was denied.
 
     Args:
-        place: address for the message.
-        doing: what failed, such as `reading`.
-        rights: what upfield must be allowed to do there.
-        error: of any class, because each client has its own, and those cannot be imported here.
+        place: address that the message names.
+        doing: operation that failed, such as `reading`.
+        rights: operations that upfield needs there, such as `read`.
+        error: error of the client. Each client has error classes of its own, which may not be installed.
     """
     by_store = isinstance(error, PermissionError) and error.filename is None
     if by_store or "Credentials" in type(error).__name__:
@@ -236,20 +236,20 @@ def refuse_denied(place: str, doing: str, rights: str, error: Exception) -> None
 
 
 def is_local(error: Exception) -> bool:
-    """Return whether an error comes from this machine's disk instead of the store."""
+    """Return whether an error comes from this machine's disk and not from the store."""
     return isinstance(error, OSError) and (error.filename is not None or error.errno == errno.ENOSPC)
 
 
 def describe_error(error: Exception) -> str:
-    """Return an error's text on one line, or its class if it has none."""
+    """Return the text of an error on one line, or the name of its class if it has no text."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def open_with_fsspec(address: str) -> tuple[Any, str]:
-    """Open an address; return fsspec's file system and the path in it, without a slash at the end.
+    """Open an address. Return fsspec's file system and the path in it, without a slash at the end.
 
     Raises:
-        InputError: the package for such addresses is missing, or this is not an address.
+        InputError: the package for this kind of address is not installed, or the address is not valid.
     """
     import fsspec
 
@@ -267,11 +267,10 @@ def open_with_fsspec(address: str) -> tuple[Any, str]:
 
 
 def open_with_arrow(address: str) -> tuple[Any, str]:
-    """Open an address as Ray does; return Arrow's file system and the path in it.
+    """Open an address as Ray does. Return Arrow's file system and the path in it.
 
-    Ray reads and writes a sweep's storage with Arrow, which takes options at the end of the address
-    (`s3://bucket/folder?region=eu-central-1`) that fsspec does not know. With fsspec, the same address could lead to
-    another store.
+    Ray reads and writes a sweep's storage with Arrow, which accepts options at the end of the address
+    (`s3://bucket/folder?region=eu-central-1`). fsspec does not know these options, so it could open another store.
 
     Raises:
         InputError: Arrow cannot open the address.

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-# A line of dashes below the header and a space between columns; every line of a rich box has four characters.
+# Only a line of dashes below the header. rich requires eight lines of four characters.
 RULED = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
-# Wider than any table: rich would otherwise fit a table into 80 characters.
+# Wider than any table. By default, rich would fit the table into 80 characters.
 UNLIMITED = 2**20
 
 
@@ -24,14 +24,14 @@ def text_table(
     wrapped: Collection[str] = (),
     width: int | None = None,
 ) -> str:
-    """Return a table as plain text, with every cell in full: no markup, no colours, nothing cut off.
+    """Format a table as plain text, without markup or colours. No cell is cut off.
 
     Args:
         header: name of each column.
         rows: cells of each row.
-        numeric: align all columns but the first to the right.
-        wrapped: names of columns whose cells may take several lines.
-        width: characters per line that wrapped columns are fitted into; None wraps nothing.
+        numeric: whether to align all columns except the first to the right.
+        wrapped: names of the columns whose cells may be broken into several lines.
+        width: characters per line that the table may have before columns are wrapped; None wraps nothing.
     """
     table = Table(box=RULED, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for number, name in enumerate(header):
@@ -41,12 +41,12 @@ def text_table(
         table.add_row(*map(Text, row))
     lines = io.StringIO()
     console = Console(file=lines, width=UNLIMITED, color_system=None, force_terminal=False, legacy_windows=False)
-    # A table that is narrower than its columns would cut their cells off.
+    # rich would cut off cells if the table were narrower than this.
     least = console.measure(table).minimum
     console.print(table, width=None if width is None else max(width, least), soft_wrap=False)
     return "\n".join(line.rstrip() for line in lines.getvalue().splitlines())
 
 
 def terminal_width(stream: TextIO) -> int | None:
-    """Return the characters per line of the terminal that `stream` writes to; None if it writes elsewhere."""
+    """Return the characters per line if `stream` is a terminal, or None if it is not."""
     return shutil.get_terminal_size().columns if stream.isatty() else None

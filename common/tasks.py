@@ -14,7 +14,7 @@ from upfield.common.errors import RunError
 from upfield.common.ray_cluster import connect_ray
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-# To inspect fewer files than this, starting processes takes longer than the inspection.
+# With fewer files, starting processes takes longer than inspecting the files.
 FILES_FOR_PROCESSES = 5000
 
 T = TypeVar("T")
@@ -25,14 +25,14 @@ def run_tasks(function: Callable[[T], R], tasks: Sequence[T], jobs: int = 0, exe
     """Apply `function` to each task and yield the results in the order in which they finish.
 
     Args:
-        function: a module-level function; it and the tasks are pickled.
-        tasks: its arguments.
+        function: function at module level, because the function and the tasks are pickled.
+        tasks: argument of each call.
         jobs: number of processes; 0 starts one per available core. With 1, the tasks run in this process.
         executor: `local`, or `ray` for tasks on the cluster that `connect_ray` finds.
 
     Raises:
         RunError: a worker process was killed, or Ray lost a task.
-        Exception: whatever a task raised.
+        Exception: any error that a task raised.
     """
     workers = min(jobs or len(os.sched_getaffinity(0)), max(len(tasks), 1))
     if executor == "ray":
@@ -52,17 +52,17 @@ def _in_processes(function: Callable[[T], R], tasks: Sequence[T], workers: int) 
         except BrokenProcessPool as error:
             raise RunError(
                 f"One of {workers} worker processes was killed, most often because memory ran out. Start fewer with "
-                "--jobs; the work done so far is kept."
+                "--jobs. The work done so far is kept."
             ) from error
         except BaseException:
-            # After the first failure no further task starts. Running tasks are waited for, so that no worker still
-            # writes after the caller has released its folder.
+            # After the first failure no further task starts. Wait for the running tasks, because no worker may write
+            # after the caller has released its folder.
             pool.shutdown(wait=True, cancel_futures=True)
             raise
 
 
 def end_with_parent() -> None:
-    """Let Linux kill this process when its parent dies, because a parent that is killed cannot stop its children."""
+    """Make Linux kill this process when its parent dies, because a killed parent cannot stop its children itself."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -70,8 +70,8 @@ def end_with_parent() -> None:
 def _single_threaded(function: Callable[[T], R], task: T) -> R:
     """Apply `function` with one BLAS thread.
 
-    If every worker had a thread per core, workers would slow each other down. And because sums that are split over
-    threads round differently, the result would depend on the number of workers.
+    If every worker had a thread per core, the workers would slow each other down. The result would also depend on the
+    number of workers, because a sum that is split over threads is rounded differently.
     """
     import numpy  # noqa: F401 - threadpool_limits finds only a BLAS that is loaded
     from threadpoolctl import threadpool_limits
@@ -98,7 +98,8 @@ def _on_ray(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
             except RayTaskError as error:
                 raise (error.cause or error) from error
             except RayError as error:
-                raise RunError(f"Ray could not finish a task: {type(error).__name__}: {error}") from error
+                message = f"Ray could not finish a task: {type(error).__name__}: {error}"
+                raise RunError(f"{message.rstrip('.')}. Check the cluster and run the same command again.") from error
     finally:
         for task in waiting:
             ray.cancel(task)

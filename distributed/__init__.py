@@ -1,1 +1,1 @@
-"""Training: from a shard set to a run, on any number of processes, through Accelerate."""
+"""Training of a network on a shard set, on any number of processes, through Accelerate."""

@@ -1,4 +1,4 @@
-"""Agreement between the processes of a job: all fail together, none waits forever, and one prints the error."""
+"""Agreement between the processes of a job: if one fails, all fail, none waits forever, and one prints the error."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,17 +30,17 @@ def errors_met_by_all(kind: type[InputError | RunError] = RunError) -> Iterator[
 
 
 def run_on_all_processes(work: Callable[[], T]) -> T:
-    """Call `work` on every process, and fail on all if it failed on one. Collective: ALL ranks call it.
+    """Call `work` on every process, and raise its error on all if it fails on one. Collective: ALL ranks call it.
 
     Args:
-        work: must not contain a collective call.
+        work: function that must not contain a collective call.
 
     Returns:
-        The result on this process.
+        The result of `work` on this process.
 
     Raises:
-        InputError: `work` raised it on some process.
-        RunError: `work` raised it on some process.
+        InputError: `work` raised an InputError on some process.
+        RunError: `work` raised a RunError on some process.
     """
     results: list[T] = []
     problem = _caught(lambda: results.append(work()))
@@ -54,11 +54,11 @@ def run_on_main_process(work: Callable[[], T]) -> T:
     """Call `work` on the main process and return its result on all. Collective: ALL ranks call it.
 
     Args:
-        work: returns something that can be pickled.
+        work: function whose result can be pickled.
 
     Raises:
-        InputError: `work` raised it.
-        RunError: `work` raised it.
+        InputError: `work` raised an InputError.
+        RunError: `work` raised a RunError.
     """
     outcome: list[Any] = [None, None]
     if PartialState().is_main_process:
@@ -74,7 +74,7 @@ def run_on_main_process(work: Callable[[], T]) -> T:
 
 
 def _caught(work: Callable[[], object]) -> tuple[bool, str] | None:
-    """Call `work` and return its error: whether it is an InputError, and the message."""
+    """Call `work` and, if it raises, return whether the error is an InputError, and its message."""
     try:
         work()
     except (InputError, RunError) as error:
@@ -89,38 +89,38 @@ def _raise(problem: tuple[bool, str]) -> NoReturn:
 
 
 def write_on_main_process(what: str, write: Callable[[], None]) -> None:
-    """Call `write` on the main process, and fail on all if it failed. Collective: ALL ranks call it.
+    """Call `write` on the main process, and raise a RunError on all if it fails. Collective: ALL ranks call it.
 
     Args:
-        what: where and what it writes, for the message.
-        write: called on the main process.
+        what: name and location of the written data, for the error message.
+        write: function that writes the data.
 
     Raises:
-        RunError: the main process could not write.
+        RunError: the main process could not write the data.
     """
 
     def attempt() -> None:
         try:
             write()
-        # A library may turn the system's error into one of its own, of any class.
+        # A library may wrap the system's error in an error of its own, of any class.
         except Exception as error:
             problem = (error.strerror if isinstance(error, OSError) else None) or str(error)
             raise RunError(
-                f"{what} could not be written ({problem}). Everything written before is intact: free space or fix the "
-                "cause, then run the same command again."
+                f"{what} could not be written ({problem}). Everything written before is intact: free disk space or fix "
+                "the cause, then run the same command again."
             ) from error
 
     run_on_main_process(attempt)
 
 
 def hold_folder(out: Path) -> TextIO | None:
-    """Lock a run's folder, so that no other job writes it. Collective: ALL ranks call it.
+    """Lock a run's folder, so that no other job writes to it. Collective: ALL ranks call it.
 
     Args:
         out: folder of the run.
 
     Returns:
-        On the main process the lock, which the caller closes at the end of the run.
+        The lock on the main process, None elsewhere. The caller closes the lock at the end of the run.
 
     Raises:
         InputError: another job holds the lock.
@@ -131,7 +131,7 @@ def hold_folder(out: Path) -> TextIO | None:
         lock = lock_folder(out, "--run.out")
         if lock is None:
             raise InputError(
-                f"{out}: another training is writing this run. Wait until it ends, end it, or choose another --run.out."
+                f"{out}: another job is training this run. Wait until it ends, stop it, or choose another --run.out."
             )
         locks.append(lock)
 
@@ -152,7 +152,7 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
-    """Sum values `(N, ...)` over the processes, and their gradients in the backward pass.
+    """Sum values `(N, ...)` over the processes, and sum their gradients in the backward pass.
 
     Collective, forward and backward: ALL ranks call it.
     """
@@ -162,12 +162,12 @@ def sum_over_processes(values: Tensor) -> Tensor:
 
 
 def is_lost_process(error: RuntimeError) -> bool:
-    """Return whether an error means that another process of the job ended or did not answer in time."""
+    """Return whether an error means that another process of the job ended or did not respond in time."""
     return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
 
 
 def is_held(out: Path) -> bool:
-    """Return whether a job is writing the run in `out`."""
+    """Return whether a job is training the run in `out`."""
     try:
         with (out / LOCK).open("a") as lock:
             return not try_lock(lock, out)

@@ -1,4 +1,4 @@
-"""Checkpoints, each complete or absent, and the best model.
+"""Checkpoints, each of which is complete or absent, and the best model.
 
 Checkpoints hold no generator state: gating noise and augmentation are pure functions of (seed, step or epoch, sample),
 and nothing else is random.
@@ -29,36 +29,37 @@ CHECKPOINT_NAME = re.compile(r"step-\d{8,}")
 
 @dataclass
 class TrainingProgress:
-    """How far a run has come. Together with the learner's state it is all that resuming needs."""
+    """How far a run has come. Together with the learner's state, this is everything that is needed to resume a run."""
 
     step: int = 0
-    """Global batches consumed."""
+    """Number of global batches consumed."""
     skipped: int = 0
-    """Those of them that were skipped because their loss or gradient was not finite."""
+    """Number of these batches that were skipped because the loss or the gradient was not finite."""
     overflows: int = 0
-    """Those of them that fp16's loss scaling left out, to try again with a lower scale."""
+    """Number of these batches without a weight update because a gradient overflowed in fp16, after which the loss scale
+    was lowered."""
     validated_step: int = 0
-    """The step after which the weights were last validated."""
+    """Step after which the weights were last validated."""
     best_psnr: float | None = None
     """Best validation PSNR so far, in dB."""
     best_step: int | None = None
-    """The step at which it was measured."""
+    """Step at which `best_psnr` was measured."""
     data_sha256: str = ""
-    """Data hash of the shard set that defines the order of samples."""
+    """Data hash of the shard set, which determines the sample order."""
     batch_size: int = 0
-    """Size of the global batches that the steps count."""
+    """Number of samples in the global batch of each step."""
     seed: int = 0
-    """Seed of the order."""
+    """Seed of the sample order."""
     window_shards: int = 0
-    """Number of shards that the order mixes."""
+    """Number of shards whose samples are shuffled together."""
     pending: dict[str, float] = field(default_factory=dict)
-    """Loss terms summed since the last log line."""
+    """Sum of each loss term since the last log line."""
     pending_steps: int = 0
     """Number of steps in these sums."""
 
     @property
     def updates(self) -> int:
-        """How often the weights have changed."""
+        """Number of steps that updated the weights."""
         return self.step - self.skipped - self.overflows
 
 
@@ -69,27 +70,27 @@ class ResumePoint:
     checkpoint: Path | None
     """The checkpoint to resume from, if any."""
     progress: TrainingProgress
-    """The progress saved in it, or that of a new run."""
+    """The progress saved in this checkpoint, or the progress of a new run."""
     existing: tuple[str, ...]
-    """Names of the checkpoints that the run's folder held at the time."""
+    """Names of the checkpoints in the run's folder when the start was determined."""
 
     def is_current(self, out: Path) -> bool:
-        """Return whether the run's folder still holds the same checkpoints."""
+        """Return whether the run's folder still holds the checkpoints listed in `existing`, and no others."""
         return tuple(path.name for path in list_checkpoints(out)) == self.existing
 
 
 def save_checkpoint(out: Path, sizes: AmirConfig, state: dict[str, Any], progress: TrainingProgress, keep: int) -> None:
-    """Write a checkpoint, point `last` at it, and remove the oldest. One rank calls it.
+    """Write a checkpoint, point the symlink `last` at it, and remove the oldest checkpoints. Only one rank calls it.
 
     Args:
         out: folder of the run.
-        sizes: of the network.
-        state: the learner's.
-        progress: the run's.
+        sizes: sizes of the network.
+        state: state of the learner.
+        progress: progress of the run.
         keep: number of checkpoints to keep.
 
     Raises:
-        OSError: it could not be written; earlier checkpoints are intact.
+        OSError: the checkpoint could not be written; earlier checkpoints are intact.
     """
     folder = checkpoint_folder(out, progress.step)
     with atomic_folder(folder) as temporary:
@@ -105,12 +106,12 @@ def save_checkpoint(out: Path, sizes: AmirConfig, state: dict[str, Any], progres
 
 
 def save_progress(out: Path, progress: TrainingProgress) -> None:
-    """Rewrite the progress in the checkpoint of its step, after a validation has changed it. One rank calls it."""
+    """Update the progress in the checkpoint of this step after a validation. Only one rank calls it."""
     write_json(checkpoint_folder(out, progress.step) / PROGRESS, asdict(progress))
 
 
 def checkpoint_folder(out: Path, step: int) -> Path:
-    """Return the folder of a run's checkpoint."""
+    """Return the folder of the checkpoint that a run saves at a step."""
     return out / "checkpoints" / f"step-{step:08d}"
 
 
@@ -128,7 +129,7 @@ def find_resume_point(out: Path, resume: str, fresh: TrainingProgress) -> Resume
         fresh: progress of a new run with this data and configuration.
 
     Raises:
-        InputError: the checkpoint is damaged, or counts samples in another order.
+        InputError: the checkpoint is damaged, or was saved with another sample order.
     """
     existing = tuple(path.name for path in list_checkpoints(out))
     checkpoint = find_checkpoint(out, resume)
@@ -136,24 +137,24 @@ def find_resume_point(out: Path, resume: str, fresh: TrainingProgress) -> Resume
         return ResumePoint(None, fresh, existing)
     progress = read_progress(checkpoint)
     refuse_other_order(checkpoint, progress, fresh)
-    # The best model may be later than the checkpoint, and only a better one replaces it.
+    # The best model may have been saved after the checkpoint, and only a better model replaces it.
     best = read_best_score(out) if is_own(out, checkpoint) else None
     progress.best_psnr, progress.best_step = best or (None, None)
     return ResumePoint(checkpoint, progress, existing)
 
 
 def refuse_other_order(checkpoint: Path, saved: TrainingProgress, fresh: TrainingProgress) -> None:
-    """Check that a checkpoint counts samples in the order of this run.
+    """Check that a checkpoint was saved with the sample order of this run.
 
     Raises:
-        InputError: it does not.
+        InputError: the checkpoint was saved with another sample order.
     """
     for name in ("data_sha256", "batch_size", "seed", "window_shards"):
         theirs, ours = getattr(saved, name), getattr(fresh, name)
         if theirs != ours:
             raise InputError(
-                f"{checkpoint}: expected {name} {theirs} as in its training, found {ours}, which changes the order of "
-                "samples. Choose another --run.out, with --model.init to start from these weights."
+                f"{checkpoint}: this checkpoint was trained with {name} {theirs}, but the run has {ours}, which "
+                "changes the sample order. Choose another --run.out, and use --model.init to start from these weights."
             )
 
 
@@ -165,20 +166,20 @@ def find_checkpoint(out: Path, resume: str) -> Path | None:
         resume: `auto`, `none`, or a checkpoint's path.
 
     Raises:
-        InputError: the named checkpoint is none or damaged, or all of the run's are damaged.
+        InputError: `resume` names no checkpoint or a damaged one, or all checkpoints of the run are damaged.
     """
     if resume == "none":
         return None
     if resume != "auto":
         if damage := find_damage(Path(resume)):
             known = ", ".join(map(str, list_checkpoints(Path(resume)))) or "auto, none, or a checkpoint's folder"
-            raise InputError(f"{resume}: cannot resume from it because {damage}. Set --run.resume to {known}.")
+            raise InputError(f"{resume}: cannot resume from this path because {damage}. Set --run.resume to {known}.")
         return Path(resume).resolve()
     folders = list_checkpoints(out)
     for folder in reversed(folders):
         if not (damage := find_damage(folder)):
             return folder
-        say(f"warning: {folder}: {damage}; resuming from an older checkpoint")
+        say(f"warning: {folder}: {damage}; trying an older checkpoint")
     if folders:
         raise InputError(
             f"{out}: all {len(folders)} checkpoints are damaged. Choose another --run.out, and start from the best "
@@ -188,13 +189,13 @@ def find_checkpoint(out: Path, resume: str) -> Path | None:
 
 
 def find_damage(folder: Path) -> str:
-    """Return what is wrong with a checkpoint, or an empty string if it is as written."""
+    """Return a description of the damage to a checkpoint, or an empty string if the checkpoint is intact."""
     if missing := [name for name in (MODEL, OPTIMIZER, PROGRESS, HASHES) if not (folder / name).is_file()]:
         return f"{missing[0]} is missing"
     try:
         read_progress(folder)
         hashes = json.loads((folder / HASHES).read_text(encoding="utf-8"))
-        # A validation rewrites the progress.
+        # The progress has no checksum, because each validation rewrites it.
         changed = [name for name, sha256 in hashes.items() if name != PROGRESS and hash_file(folder / name) != sha256]
     except (OSError, ValueError, TypeError, AttributeError) as error:
         return f"it cannot be read ({error})"
@@ -205,24 +206,24 @@ def read_progress(folder: Path) -> TrainingProgress:
     """Read the progress saved in a checkpoint.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is not JSON.
-        TypeError: it has fields that this version does not know.
+        OSError: the file cannot be read.
+        ValueError: the file is not JSON.
+        TypeError: the file has fields that this version does not know.
     """
     return TrainingProgress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
 
 
 def clear_leftovers(out: Path, checkpoint: Path | None, step: int) -> None:
-    """Remove what the run will not continue. One rank calls it.
+    """Remove the files in the run's folder that the run does not continue. Only one rank calls it.
 
-    That is what a killed process left half-written, and every checkpoint after the one to resume from: a later start
-    would resume from it. The best model stays until a better one is found, unless the run starts from the beginning or
-    from a checkpoint of another run.
+    This removes the half-written files of a killed process. It also removes every checkpoint after the one to resume
+    from, because a later start would resume from such a checkpoint. The best model is kept, unless the run starts from
+    the beginning or from a checkpoint of another run.
 
     Args:
         out: folder of the run.
-        checkpoint: what the run resumes from; None starts from the beginning.
-        step: the step of that checkpoint, or 0.
+        checkpoint: checkpoint from which the run resumes; None if it starts from the beginning.
+        step: step of that checkpoint, or 0.
     """
     folder = out / "checkpoints"
     own = checkpoint is not None and is_own(out, checkpoint)
@@ -249,7 +250,7 @@ def is_own(out: Path, checkpoint: Path) -> bool:
 
 
 def read_best_score(out: Path) -> tuple[float, int] | None:
-    """Read the validation PSNR in dB of a run's best model and the step of its measurement; None without a model."""
+    """Read the validation PSNR in dB of a run's best model and its step. Return None if there is no best model."""
     if not (out / "best" / METRICS).is_file():
         return None
     record = json.loads((out / "best" / METRICS).read_text(encoding="utf-8"))
@@ -259,14 +260,16 @@ def read_best_score(out: Path) -> tuple[float, int] | None:
 def save_best(
     out: Path, weights: dict[str, Tensor], sizes: AmirConfig, config: TrainConfig, record: dict[str, Any]
 ) -> None:
-    """Write what evaluation and export need to `out/best`, replacing the previous best in one step. One rank calls it.
+    """Write the best model to `out/best`, replacing the previous one atomically. Only one rank calls it.
+
+    Evaluation and export need no other files of the run.
 
     Args:
         out: folder of the run.
-        weights: whole tensors, of the network's shapes.
-        sizes: of the network.
-        config: the run's configuration.
-        record: the validation's figures and the description of the data.
+        weights: whole tensors with the shapes of the network's parameters.
+        sizes: sizes of the network.
+        config: configuration of the run.
+        record: validation figures and the description of the data.
     """
     folder = out / "checkpoints" / ".tmp-best"
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,6 +1,6 @@
 """The schema of a training configuration. It does not import torch, so that `--help` answers at once.
 
-The defaults are those of the report that we follow: Adam 2e-4, L1 + 0.001 * load loss, batch 4, 60 epochs.
+The defaults are those of the report that this project follows: Adam 2e-4, L1 + 0.001 * load loss, batch 4, 60 epochs.
 """
 
 from dataclasses import dataclass, field, replace
@@ -12,18 +12,19 @@ from upfield.model.configuration import AmirConfig, LossConfig
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes of training pairs, different in each epoch; none by default."""
+    """Random augmentation of training pairs, different in each epoch. By default there is none."""
 
     crop: tuple[int, int] | None = None
-    """Height and width of a random crop, in pixels. A crop saves time and memory, but the network computes its routing
-    from the whole slice, so it trains on less than it sees later."""
+    """Height and width of a random crop, in pixels. Cropping saves time and memory. However, the network computes its
+    routing from the whole input, and a crop shows it less than the whole slices that it restores later."""
     shift_pixels: int = 0
-    """Largest in-plane shift in each direction, in pixels."""
+    """Maximum in-plane shift in each direction, in pixels."""
     intensity_jitter: float = 0.0
-    """Largest relative change of the low field's scale and largest change of its log gamma; 0.1 is mild."""
+    """Maximum relative change of the low-field intensity scale, and maximum change of the logarithm of its gamma. A
+    value of 0.1 is mild."""
 
     def __post_init__(self) -> None:
-        """Check that crops can be cut and that changes leave an image."""
+        """Check that the crop size, the shift and the jitter are in range."""
         if self.crop is not None and min(self.crop) < 9:
             raise ValueError(f"data.augment.crop: expected at least 9 x 9, found {self.crop[0]} x {self.crop[1]}.")
         if self.shift_pixels < 0:
@@ -36,42 +37,49 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where samples come from, and how they are batched."""
+    """Where the samples come from and how they are batched."""
 
     shards: str | Path
-    """The shard set: a folder or an address (`s3://`, `gs://`, `https://`, or another scheme of an installed fsspec
-    package)."""
+    """Shard set: a folder or an address (`s3://`, `gs://`, `https://`, or another scheme that an installed fsspec
+    package supports)."""
     batch_size: int = 4
-    """Samples in a *global* batch, which the processes share evenly."""
+    """Number of samples in a *global* batch, which is divided evenly among the processes."""
     micro_batch: int | None = None
-    """Slices per forward pass on each process, which accumulates gradients over its share of the batch. By default the
-    whole share is one pass. Each pass has its own load loss, which is not linear in the batch."""
+    """Number of slices per forward pass. Each process accumulates the gradients over its share of the global batch. By
+    default, one pass processes the whole share. The load loss is computed separately for each pass and is not linear in
+    the batch, so smaller passes change its value."""
     window_shards: int = 16
-    """Shards whose samples are shuffled together. More shards mix better; fewer need less of a remote set at once."""
+    """Number of shards whose samples are shuffled together. With more shards, the samples are mixed better. With fewer,
+    a smaller part of a remote set is needed at a time."""
     num_workers: int = 0
-    """Threads per rank that read ahead. Reading by offset keeps up with training without any."""
+    """Number of threads per rank that read batches in advance. Reading by offset keeps up with training without such
+    threads, so the default is 0."""
     prefetch: int = 4
-    """Batches that each thread reads ahead. More bridge the pauses of a slow disk, and take more memory."""
+    """Number of batches that each thread reads in advance. A larger number bridges the pauses of a slow disk but takes
+    more memory."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """Random changes of training pairs."""
+    """Random augmentation of training pairs."""
     trace: Path | None = None
-    """File for the trace: a JSON line per step with epoch, step and the keys consumed, in global order."""
+    """File for the trace. It has one JSON line per step, with the epoch, the step and the keys of the samples consumed,
+    in global order."""
     cache_dir: Path | None = None
-    """Folder that keeps remote shards for all processes of the node and for later runs. Use a local disk, because a
-    network drive is no faster than the store. `~/.cache/upfield/shards` by default."""
+    """Folder in which downloaded shards are kept for all processes of the node and for later runs. Use a local disk,
+    because a network drive is no faster than the store. The default is `~/.cache/upfield/shards`."""
     cache_bytes: int = 50_000_000_000
-    """Most bytes that `cache_dir` may hold; the least recently used shards are evicted first. Two windows must fit. A
-    set that fits completely is fetched only once, otherwise shards are fetched again in each epoch. The default is
-    twenty windows of usual shards (16 of 150 MB), which most nodes have free."""
+    """Maximum size of `cache_dir` in bytes. The least recently used shards are evicted first. The cache must hold at
+    least two windows of shards. If it holds the whole set, each shard is downloaded only once. Otherwise, shards are
+    downloaded again in each epoch. The default holds twenty windows of 16 shards of 150 MB, and most nodes have that
+    much free space."""
     fetch_retries: int = 5
-    """Retries for a remote shard that fails or differs from the manifest, after pauses that double from half a second.
-    More survive longer outages; fewer stop sooner if a shard is lost."""
+    """Number of retries if a download fails or the downloaded file does not match the manifest. The pause before the
+    first retry is half a second at most, and each further pause is twice as long. More retries survive longer outages.
+    Fewer retries stop the run sooner if a shard is lost."""
     fetch_timeout_s: float = 60.0
-    """Seconds without a byte after which a transfer is tried again. Shorter timeouts notice stalls sooner; longer ones
-    tolerate stores that are slow to respond."""
+    """Time in seconds after which a transfer that receives no data is tried again. A shorter timeout detects stalls
+    sooner. A longer timeout tolerates stores that respond slowly."""
 
     def __post_init__(self) -> None:
-        """Check that numbers are large enough to train."""
+        """Check that the numbers are in range."""
         limits = (("batch_size", 1), ("micro_batch", 1), ("window_shards", 1), ("num_workers", 0), ("prefetch", 1))
         for name, least in (*limits, ("cache_bytes", 1), ("fetch_retries", 0)):
             if (value := getattr(self, name)) is not None and value < least:
@@ -82,24 +90,24 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network to train. Its input channels follow from the shard set's context."""
+    """The network to train. The number of its input channels follows from the shard set's context."""
 
     preset: Literal["official", "report", "tiny"] = "official"
-    """Preset of the sizes, which the fields below override."""
+    """Preset of the network's sizes. The fields below override individual sizes."""
     dim: int | None = None
-    """Channels at full resolution. By default the preset's."""
+    """Number of channels at full resolution. By default, this is the preset's value."""
     num_blocks: tuple[int, int, int, int] | None = None
-    """Transformer blocks per level. By default the preset's."""
+    """Number of transformer blocks per level. By default, these are the preset's values."""
     num_refinement_blocks: int | None = None
-    """Transformer blocks after the decoder. By default the preset's."""
+    """Number of transformer blocks after the decoder. By default, this is the preset's value."""
     heads: tuple[int, int, int, int] | None = None
-    """Attention heads per level. By default the preset's."""
+    """Number of attention heads per level. By default, these are the preset's values."""
     num_tokens: int | None = None
-    """Dictionary tokens. By default the preset's."""
+    """Number of tokens in the routing dictionary. By default, this is the preset's value."""
     num_experts: int | None = None
-    """Experts per routing module. By default the preset's."""
+    """Number of experts per spatial routing module. By default, this is the preset's value."""
     init: Path | None = None
-    """Weights to start from: a safetensors file or a published `.pth`."""
+    """File with the initial weights: a safetensors file or a published `.pth` file."""
 
     def __post_init__(self) -> None:
         """Check that a network of these sizes can be built."""
@@ -114,7 +122,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Adam and its learning rate."""
+    """The Adam optimizer and its learning rate."""
 
     lr: float = 2e-4
     """Peak learning rate."""
@@ -123,17 +131,17 @@ class OptimConfig:
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate after the warm-up: constant, or a half cosine down to `final_lr` at the last step."""
     warmup_steps: int = 0
-    """Steps of linear warm-up from zero."""
+    """Number of steps over which the learning rate rises linearly from zero to `lr`."""
     final_lr: float = 1e-6
-    """Learning rate at the end of `cosine`."""
+    """Learning rate at the end of the `cosine` schedule."""
     clip_norm: float | None = None
-    """Gradient norm above which gradients are clipped. By default they are not."""
+    """Gradient norm above which the gradient is clipped. By default, it is not clipped."""
     ema_decay: float | None = None
-    """Decay of an exponential moving average of the weights, for example 0.999. Validation and the best model then use
-    the average. By default there is none."""
+    """Decay of an exponential moving average of the weights, for example 0.999. If it is set, validation and the best
+    model use the average. By default, no average is kept."""
 
     def __post_init__(self) -> None:
-        """Check that the rates can train."""
+        """Check that the numbers are in range."""
         if not self.lr > 0:
             raise ValueError(f"optim.lr: expected a positive rate, found {self.lr}.")
         if self.final_lr < 0:
@@ -153,59 +161,62 @@ class RunConfig:
     """Length and output of the run, and how often it saves, validates and logs."""
 
     out: Path
-    """Folder of the run."""
+    """Output folder of the run."""
     epochs: int = 60
-    """Passes over the training split."""
+    """Number of passes over the training split."""
     max_steps: int | None = None
-    """Steps after which the run ends, if that is sooner."""
+    """Maximum number of steps. The run ends after `epochs` or `max_steps`, whichever comes first."""
     precision: Literal["bf16", "fp16", "no"] = "bf16"
-    """Mixed precision; `no` is float32. Use bf16 if the hardware supports it (GPUs since Ampere, CPUs with AVX512-BF16
-    or AMX): there it was fastest, and it needs no loss scaling. Otherwise use fp16 on a GPU and `no` on a CPU."""
+    """Mixed precision; `no` means float32. Use bf16 if the hardware supports it (GPUs since Ampere, CPUs with
+    AVX512-BF16 or AMX), because bf16 was fastest on such hardware and needs no loss scaling. Otherwise, use fp16 on a
+    GPU and `no` on a CPU."""
     activation_checkpointing: Literal["auto", "none", "selective", "full"] = "auto"
-    """What is computed again for the gradient instead of being kept. `selective` recomputes what follows the 1x1
-    convolutions of each block and needs half the memory. `full` recomputes whole blocks and needs a ninth. `auto` takes
-    the least that fits the GPU's memory, and `none` on a CPU."""
+    """Activations that the backward pass recomputes instead of keeping them in memory. `selective` recomputes
+    everything after the 1x1 convolutions of each block and needs half the memory. `full` recomputes whole blocks and
+    needs a ninth of the memory. `auto` chooses the setting that recomputes least and still fits into the GPU's memory.
+    On a CPU, `auto` means `none`."""
     compile: bool = False
-    """Compile the network's blocks with torch.compile. Off by default, because two CPU cores took minutes to compile
-    `official` and then trained more slowly."""
+    """Compile the network's blocks with torch.compile. This is off by default: on two CPU cores, compiling the
+    `official` preset took minutes, and training was slower afterwards."""
     seed: int = 0
-    """Seed of initial weights, order of samples, and gating noise."""
+    """Seed of the initial weights, the sample order, the augmentation and the gating noise."""
     resume: str = "auto"
-    """`auto` resumes from the last checkpoint in `out`, if there is one. `none` starts from the beginning. A path
-    resumes from that checkpoint."""
+    """Where to start: `auto` resumes from the last checkpoint in `out` if there is one, `none` starts from the
+    beginning, and a path resumes from the checkpoint at that path."""
     checkpoint_every: int | None = None
-    """Steps between checkpoints. By default there is one at the end of each epoch."""
+    """Number of steps between checkpoints. By default, a checkpoint is saved at the end of each epoch."""
     keep_checkpoints: int = 2
-    """Number of checkpoints to keep."""
+    """Number of checkpoints to keep. Older checkpoints are deleted."""
     validate_every: int | None = None
-    """Steps between validations. By default there is one at the end of each epoch."""
+    """Number of steps between validations. By default, the model is validated at the end of each epoch."""
     log_every: int = 10
-    """Steps between log lines."""
+    """Number of steps between log lines."""
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
-    """Accelerate's trackers that receive the log: tensorboard, wandb, mlflow and others. Only tensorboard is installed
-    by default."""
+    """Accelerate trackers that receive the log: tensorboard, wandb, mlflow and others. Only tensorboard is installed by
+    default."""
     pictures: int = 4
-    """Validation slices that trackers show as pictures of low field, restoration and high field."""
+    """Number of validation slices that are sent to the trackers as pictures, each with the low field, the restoration
+    and the high field."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """What happens if a loss or gradient is not finite: stop the run, or skip that batch."""
+    """What to do if the loss or the gradient is not finite: stop the run, or skip the batch."""
     max_skips: int = 10
-    """Batches that a run may skip before it stops after all."""
+    """Maximum number of batches that a run may skip. If another batch would have to be skipped, the run stops."""
     stopped_code: int = 0
-    """Exit code of a run that a signal stopped before its end. A code other than 0, for example 75, tells a scheduler
-    to start the run again."""
+    """Exit code of a run that was stopped early by a signal. A code other than 0, for example 75, tells a scheduler to
+    start the run again."""
     timeout_s: float = 600.0
-    """Seconds that a process waits for the others in a collective operation before the job fails."""
+    """Time in seconds that a process waits for the other processes in a collective operation before the job fails."""
     validation_batch_size: int = 4
-    """Slices per process in validation."""
+    """Number of slices per batch on each process in validation."""
 
     def __post_init__(self) -> None:
-        """Check that numbers are large enough for a run and that the exit code has no other meaning."""
+        """Check that the numbers are in range and that the exit code has no other meaning."""
         for name in ("seed", "pictures", "max_skips"):
             if getattr(self, name) < 0:
                 raise ValueError(f"run.{name}: expected at least 0, found {getattr(self, name)}.")
         if not 0 <= self.stopped_code < 126 or self.stopped_code in (1, 2):
             raise ValueError(
-                f"run.stopped_code: expected 0 or 3 to 125 (other codes have a meaning), found {self.stopped_code}."
+                f"run.stopped_code: expected 0 or 3 to 125 (other codes are reserved), found {self.stopped_code}."
             )
         if not self.timeout_s > 0:
             raise ValueError(f"run.timeout_s: expected a positive time, found {self.timeout_s}.")
@@ -230,7 +241,8 @@ class TrainConfig:
     run: RunConfig = field(kw_only=True)
     """The run."""
     processes: int = 1
-    """Processes to start on this machine. Under `accelerate launch` or torchrun it has no effect."""
+    """Number of processes to start on this machine. It has no effect under `accelerate launch` or torchrun, which start
+    the processes themselves."""
 
     def __post_init__(self) -> None:
         """Check that there is at least one process."""

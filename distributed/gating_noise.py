@@ -1,6 +1,6 @@
 """The gating noise of training: a pure function of (seed, step, sample).
 
-It depends neither on the number of processes nor on earlier draws, so resuming needs no generator state.
+The noise depends neither on the number of processes nor on earlier draws, so resuming needs no generator state.
 """
 
 import hashlib
@@ -17,14 +17,14 @@ def draw_gating_noise(
     """Draw the noise of one batch.
 
     Args:
-        config: the network's sizes.
+        config: sizes of the network.
         size: height and width of the slices.
         key: the run's seed and the global step.
         samples: `(B,)` sample numbers.
-        device: where to draw; CPU and GPU generators return different numbers.
+        device: device on which to draw; CPU and GPU generators return different numbers.
 
     Returns:
-        One standard normal `(B, pixels, experts)` per encoder level.
+        One standard normal tensor `(B, pixels, experts)` per encoder level.
     """
     shapes = noise_shapes(config, *size)
     generator = torch.Generator(device=device)

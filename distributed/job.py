@@ -1,4 +1,4 @@
-"""A training job on this machine: launch its processes or be one of them, and turn the outcome into an exit code."""
+"""A training job on this machine: start its processes or run as one of them, and return an exit code."""
 
 import os
 from dataclasses import replace
@@ -21,8 +21,8 @@ def run_job(config: TrainConfig, stop: StopRequest) -> int:
     """Train in this process, or in `config.processes` processes started here, and return the exit code.
 
     Args:
-        config: the run's.
-        stop: set when a signal asks the run to stop.
+        config: configuration of the run.
+        stop: request that is set when a signal asks the run to stop.
 
     Raises:
         InputError: the shard set, the configuration or a checkpoint cannot be used.
@@ -36,11 +36,11 @@ def run_job(config: TrainConfig, stop: StopRequest) -> int:
 
 
 def check_before_launch(config: TrainConfig) -> None:
-    """Make the checks of the processes to be launched, so that an error appears once and at once.
+    """Run the processes' checks before the processes start, so that an error appears immediately and only once.
 
     Raises:
         InputError: the shard set, the configuration or a checkpoint cannot be used.
-        RunError: a remote store does not answer.
+        RunError: a remote store does not respond.
     """
     refuse_unusable(config, config.processes)
     find_start(config, open_data(config)[0].manifest)
@@ -53,7 +53,7 @@ def train_in_process(config: TrainConfig, stop: StopRequest) -> int:
 
     Raises:
         InputError: the shard set, the configuration or a checkpoint cannot be used.
-        RunError: the run cannot continue, or another process of the job is gone.
+        RunError: the run cannot continue, or another process of the job has ended.
     """
     if expected_world_size() > 1:
         end_with_parent()
@@ -69,8 +69,8 @@ def train_in_process(config: TrainConfig, stop: StopRequest) -> int:
         if not is_first_on_machine():
             return EXIT_FAILURE
         raise RunError(
-            f"Another process of the job ended or was silent for {config.run.timeout_s:g} s (run.timeout_s). "
-            "Look for its own error, then run the same command again."
+            f"Another process of the job ended or did not respond for {config.run.timeout_s:g} s (run.timeout_s). "
+            "Look for the error of that process, then run the same command again."
         ) from error
     if os.environ.get("RANK", "0") == "0":
         best = "none yet" if progress.best_psnr is None else f"{progress.best_psnr:.2f} dB"
@@ -84,7 +84,7 @@ def is_first_on_machine() -> bool:
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """Return the configuration with absolute paths, because a run's copy of it is read from other folders."""
+    """Return the configuration with absolute paths, because commands in other folders read the run's copy of it."""
 
     def absolute(path: Path | None) -> Path | None:
         return path and path.absolute()

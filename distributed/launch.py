@@ -1,4 +1,4 @@
-"""Start the processes of a job, and check that a launcher started all the processes that it was asked for."""
+"""Start the processes of a job, and check that a launcher has started the requested number of processes."""
 
 import contextlib
 import os
@@ -27,22 +27,23 @@ from upfield.distributed.configuration import TrainConfig
 
 SCRIPT = Path(__file__).with_name("train.py")
 POLL_S = 0.2
-GRACE_S = 15.0  # for ranks to notice that another has failed
+GRACE_S = 15.0  # time for ranks to notice that another rank has failed
 ADVICE = "Use `accelerate launch --multi_gpu --num_processes N` or torchrun, and on CPUs set ACCELERATE_USE_CPU=true."
 
 
 def expected_world_size() -> int:
-    """Return the number of processes in the job; 1 without a launcher.
+    """Return the number of processes in the job, which is 1 without a launcher.
 
-    On CPUs `accelerate launch` starts one process whatever number it was asked for, and does not say so. It gives
-    itself away: for more than one process it exports MASTER_ADDR, and only a process group has a WORLD_SIZE.
+    On CPUs, `accelerate launch` silently starts one process, whatever number was requested. This case is recognised by
+    the environment: the launcher exports MASTER_ADDR if more than one process was requested, and a real process group
+    also has a WORLD_SIZE.
 
     Raises:
-        RunError: `accelerate launch` was asked for several processes and started none but this.
+        RunError: several processes were requested from `accelerate launch`, but it started only this one.
     """
     if "WORLD_SIZE" in os.environ:
         return int(os.environ["WORLD_SIZE"])
-    # Accelerate exports the precision for any number of processes.
+    # `accelerate launch` exports the precision for any number of processes.
     if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ:
         raise RunError(
             f"accelerate launch was asked for several processes (MASTER_ADDR is set) but started only one. {ADVICE}"
@@ -54,17 +55,17 @@ def make_accelerator(config: TrainConfig, world_size: int) -> Accelerator:
     """Join the process group. Collective: ALL ranks call it.
 
     Args:
-        config: the run's.
+        config: configuration of the run.
         world_size: number of processes in the job.
 
     Raises:
-        RunError: the group has another number of processes.
+        RunError: the process group does not have `world_size` processes.
     """
     accelerator = Accelerator(
         mixed_precision=config.run.precision,
         log_with=list(config.run.trackers),
         project_config=ProjectConfiguration(project_dir=str(config.run.out), logging_dir=str(config.run.out)),
-        # Our loaders are never prepared. If one is by mistake, this keeps rank 0 from reading everything.
+        # Accelerate must not prepare our loaders. If it did, this setting would keep rank 0 from reading for all ranks.
         dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.run.timeout_s))],
     )
@@ -76,12 +77,13 @@ def make_accelerator(config: TrainConfig, world_size: int) -> Accelerator:
 def relaunch(script: Path, config: Any, stop: StopRequest | None = None) -> int:
     """Run a script in several processes on this machine, as torchrun would, and return the job's exit code.
 
-    torchrun and Accelerate's launcher would print a traceback and exit with 1 whatever the ranks' exit code is.
+    torchrun and Accelerate's launcher are not used, because they print a traceback and exit with 1, whatever exit code
+    the ranks return.
 
     Args:
-        script: takes `--config`.
-        config: its configuration; `processes` is the number of processes.
-        stop: set when the processes must save and leave.
+        script: script with a `--config` flag.
+        config: configuration of the script; its field `processes` is the number of processes.
+        stop: request that is set when the processes must save and exit.
     """
     count = config.processes
     environment = dict(os.environ) | {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
@@ -97,7 +99,8 @@ def relaunch(script: Path, config: Any, stop: StopRequest | None = None) -> int:
             ranks: list[subprocess.Popen[bytes]] = []
             for rank in range(count):
                 own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                # In its own session, so that a signal from a terminal or scheduler comes once, through this process.
+                # Each rank has its own session, so that it receives a signal from a terminal or a scheduler only once,
+                # through this process.
                 process = subprocess.Popen(
                     command, env=environment | own, preexec_fn=prepare_rank, start_new_session=True
                 )
@@ -107,10 +110,10 @@ def relaunch(script: Path, config: Any, stop: StopRequest | None = None) -> int:
 
 
 def prepare_rank() -> None:
-    """Set up a process before it runs its program: it ends with its parent and ignores SIGUSR1.
+    """Make a new process end with its parent and ignore SIGUSR1, before it runs its program.
 
-    A program inherits an ignored signal. So a request to stop that comes while a rank still imports its modules is
-    ignored, and does not kill the rank.
+    A program inherits ignored signals. A request to stop that arrives while a rank still imports its modules is
+    therefore ignored and does not kill the rank.
     """
     end_with_parent()
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -122,22 +125,22 @@ def wait_for_ranks(ranks: "list[subprocess.Popen[bytes]]", stop: StopRequest) ->
     After the first failure, the other processes have `GRACE_S` seconds to end.
 
     Args:
-        ranks: the processes.
-        stop: set when they must save and leave.
+        ranks: processes of the job.
+        stop: request that is set when the processes must save and exit.
     """
     failed_at = None
     while any(process.poll() is None for process in ranks):
         time.sleep(POLL_S)
         if stop.asked:
-            # Again and again, because ranks ignore it until their handler is installed.
+            # Repeat the signal, because ranks ignore it until they have installed their handler.
             for process in ranks:
                 process.send_signal(signal.SIGUSR1)
         if failed_at is None and any(process.poll() for process in ranks):
             failed_at = time.monotonic()
             for rank, process in enumerate(ranks):
                 if (code := process.returncode or 0) < 0:
-                    say(f"process {rank} of {len(ranks)} was ended by {signal.Signals(-code).name}")
-        # The others may wait for the failed one forever.
+                    say(f"process {rank} of {len(ranks)} was killed by {signal.Signals(-code).name}")
+        # The other ranks might wait forever for the failed rank.
         if failed_at is not None and time.monotonic() - failed_at > GRACE_S:
             for process in ranks:
                 process.kill()
@@ -148,21 +151,21 @@ def wait_for_ranks(ranks: "list[subprocess.Popen[bytes]]", stop: StopRequest) ->
 
 
 def free_port() -> int:
-    """Return a port of this machine on which nothing listens."""
+    """Return a free TCP port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def threads_per_process(processes: int) -> int:
-    """Return the number of threads with which `processes` processes use all cores of this one."""
+    """Return the number of threads per process with which `processes` processes use all available cores."""
     return max(1, len(os.sched_getaffinity(0)) // processes)
 
 
 def run_launcher(command: list[str], environment: dict[str, str]) -> tuple[int, bool]:
-    """Run a launcher to its end and return its exit code, and whether it was asked to stop.
+    """Run a launcher, and return its exit code and whether a stop was requested.
 
-    A request to stop goes to the ranks, which save and exit with 0. The launcher itself would only kill them.
+    A stop request is sent to the ranks, which save and exit with 0. The launcher itself would only kill the ranks.
     """
     with stop_signals() as stop, subprocess.Popen(command, env=environment, preexec_fn=prepare_rank) as process:
         while True:
@@ -174,7 +177,7 @@ def run_launcher(command: list[str], environment: dict[str, str]) -> tuple[int, 
 
 
 def ask_children_to_stop(launcher: int) -> None:
-    """Send SIGUSR1 to a launcher's ranks. Repeat it, because ranks ignore it until their handler is installed."""
+    """Send SIGUSR1 to a launcher's ranks. Call it repeatedly, because ranks ignore the signal until they handle it."""
     with contextlib.suppress(psutil.NoSuchProcess):
         for rank in psutil.Process(launcher).children():
             rank.send_signal(signal.SIGUSR1)
@@ -183,8 +186,8 @@ def ask_children_to_stop(launcher: int) -> None:
 def launch_command(processes: int) -> list[str]:
     """Return the `accelerate launch` command, without a script, for `processes` processes on this machine."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
-    # Accelerate's default is one thread per process, which leaves cores idle.
+    # The number of threads is set because Accelerate's default, one thread per process, leaves cores idle.
     command += ["--dynamo_backend", "no", "--num_processes", str(processes)]
     command += ["--num_cpu_threads_per_process", str(threads_per_process(processes))]
-    # On CPUs too, because `--cpu` starts one process whatever number it is given. Port 0 takes a free one.
+    # Pass `--multi_gpu` on CPUs too, because `--cpu` starts only one process. Port 0 means any free port.
     return [*command, *(["--multi_gpu", "--main_process_port", "0"] if processes > 1 else ["--quiet"])]

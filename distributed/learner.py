@@ -1,4 +1,4 @@
-"""Everything that learns: the network, its optimizer, the average of its weights, and the loss scaler."""
+"""The network, its optimizer, the average of its weights, and the loss scaler: the state that training changes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,22 +28,22 @@ from upfield.model.configuration import Checkpointing
 from upfield.model.weights import MODEL, read_weights
 from upfield.sharding.shardset.manifest import Manifest
 
-# Whole tensors on the CPU, however training splits them, so that a checkpoint fits any number of processes.
+# Checkpoints hold whole tensors on the CPU, even if training splits them, so that any number of processes can resume.
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 @dataclass(frozen=True)
 class Learner:
-    """The state that a checkpoint holds beside the progress."""
+    """The state that a checkpoint holds in addition to the progress."""
 
     network: Amir
-    """Not wrapped."""
+    """The network, without the wrappers of Accelerate."""
     optimizer: Optimizer
-    """Not wrapped."""
+    """The optimizer, without the wrapper of Accelerate."""
     average: WeightAverage | None
     """Moving average of the network's weights, if the run keeps one."""
     scaler: torch.amp.GradScaler | None
-    """Loss scaler, in fp16."""
+    """Loss scaler, if the run trains in fp16."""
 
     def state(self) -> dict[str, Any]:
         """Return the whole state as tensors on the CPU, on the main process. Collective: ALL ranks call it."""
@@ -61,7 +61,7 @@ class Learner:
         Collective: ALL ranks call it.
         """
         state: dict[str, Any] = get_model_state_dict(self.network, options=WHOLE)
-        # On a CPU these tensors are the parameters' own memory, which training goes on changing.
+        # On a CPU, these tensors share the parameters' memory, which training continues to change.
         on_cpu = next(self.network.parameters()).device.type == "cpu"
         return {name: tensor.clone() for name, tensor in state.items()} if on_cpu else state
 
@@ -69,7 +69,7 @@ class Learner:
         """Load the state from a checkpoint. Collective: ALL ranks call it.
 
         Raises:
-            InputError: the weights do not fit the network.
+            InputError: the weights of the checkpoint do not fit the network.
         """
         try:
             self._load(folder)
@@ -77,13 +77,13 @@ class Learner:
             reason = str(error).splitlines()[0]
             raise InputError(
                 f"{folder}: the weights do not fit the configured model: {reason} "
-                "Restore the model's sizes or choose another --run.out."
+                "Use the model sizes of the checkpoint, or choose another --run.out."
             ) from error
 
     def _load(self, folder: Path) -> None:
         if self.average is not None:
             with self.average.swapped_in():
-                # If the run kept no average so far, it starts at the weights.
+                # If the checkpoint holds no average, the average starts at the weights.
                 file = folder / AVERAGE
                 self._load_weights(read_weights(file if file.is_file() else folder / MODEL))
         self._load_weights(read_weights(folder / MODEL))
@@ -97,7 +97,7 @@ class Learner:
 
 
 def build_network(config: TrainConfig, manifest: Manifest, accelerator: Accelerator) -> Amir:
-    """Build the network, with the same weights on every rank, on the rank's device.
+    """Build the network on the device of this rank, with the same weights on every rank.
 
     Raises:
         InputError: the weights of `model.init` do not fit the configured model.
@@ -122,26 +122,28 @@ def build_network(config: TrainConfig, manifest: Manifest, accelerator: Accelera
     if config.run.compile:
         network.compile_blocks()
     if accelerator.num_processes > 1:
-        network.sum_usage = sum_over_processes  # Sums gradients too, of which data parallelism takes the mean.
+        network.sum_usage = sum_over_processes  # This also sums the gradients, which data parallelism averages.
     return network
 
 
 def build_optimizer(config: TrainConfig, network: Amir) -> Optimizer:
     """Build Adam over the network's parameters."""
-    # Fused: one pass over weights and averages instead of one per operation.
+    # The fused version makes one pass over the weights and moments instead of one per operation.
     return torch.optim.Adam(network.parameters(), lr=config.optim.lr, betas=config.optim.betas, fused=True)
 
 
 def wanted_checkpointing(
     config: TrainConfig, manifest: Manifest, world_size: int, gpu_bytes: int | None
 ) -> Checkpointing:
-    """Return the configured activation checkpointing or, for `auto`, the least that fits the GPU's memory.
+    """Return the activation checkpointing to train with.
+
+    For `auto`, this is the mode that recomputes least and fits in the GPU's memory.
 
     Args:
-        config: the run's.
-        manifest: of the shard set.
+        config: configuration of the run.
+        manifest: manifest of the shard set.
         world_size: number of processes.
-        gpu_bytes: free memory of the GPU; None on a CPU, where memory rarely runs out first.
+        gpu_bytes: free memory of the GPU in bytes; None on a CPU, where training rarely runs out of memory.
     """
     if config.run.activation_checkpointing != "auto":
         return config.run.activation_checkpointing

@@ -6,12 +6,12 @@ from upfield.distributed.configuration import OptimConfig
 
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
-    """Return the learning rate of a step.
+    """Compute the learning rate of a step.
 
     Args:
-        config: rate, warm-up and schedule.
-        step: number of steps before this one.
-        total_steps: steps of the whole run.
+        config: learning rate, warm-up and schedule.
+        step: number of weight updates before this step.
+        total_steps: number of steps in the whole run.
     """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps

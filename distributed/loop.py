@@ -20,20 +20,22 @@ from upfield.distributed.validation import validate
 def fit(
     config: TrainConfig, stop: StopRequest | None = None, on_validation: OnValidation = lambda *_: None
 ) -> TrainingProgress:
-    """Train from the beginning or the last checkpoint, to the end or to a signal. Collective: ALL ranks call it.
+    """Train until the run ends or a signal stops it, and return the progress. Collective: ALL ranks call it.
+
+    Training starts from the beginning or from a checkpoint, as `run.resume` says.
 
     Args:
-        config: the run's.
-        stop: set when SIGTERM or SIGUSR1 arrives; all ranks then save at the same step, and this function returns. By
-            default this function listens for these signals itself.
-        on_validation: called on every rank after each validation, once its figures are saved.
+        config: configuration of the run.
+        stop: request that is set when SIGTERM or SIGUSR1 arrives. All ranks then save at the same step, and this
+            function returns. By default, this function handles these signals itself.
+        on_validation: function that is called on every rank after each validation, once its figures are saved.
 
     Returns:
         How far the run has come.
 
     Raises:
         InputError: the shard set, the configuration or a checkpoint cannot be used.
-        RunError: the loss is not finite, or a checkpoint cannot be written.
+        RunError: the loss is not finite, or a file of the run cannot be written.
     """
     with ExitStack() as stack:
         stop = stop or stack.enter_context(stop_signals())
@@ -45,7 +47,7 @@ def fit(
         log = RunLog(run.accelerator, run.out, run.progress, run.total_steps, config.data.trace)
         stack.enter_context(closing(log))
         if run.progress.validated_step < run.progress.step and is_due(run, config.run.validate_every):
-            # The process ended between the checkpoint of a step and its validation.
+            # The previous job ended after it saved this checkpoint but before it validated the weights.
             validate_and_report(run, log, saved=True)
         train(run, log, stop)
     close_run(run)
@@ -53,7 +55,7 @@ def fit(
 
 
 def train(run: TrainingRun, log: RunLog, stop: StopRequest) -> None:
-    """Take the remaining steps, or those until a signal. Collective: ALL ranks call it."""
+    """Take steps until the run ends or a signal stops it. Collective: ALL ranks call it."""
     config = run.config.data
     interval = LogInterval(run.progress)
     steps = range(run.progress.step, run.total_steps)
@@ -71,7 +73,7 @@ def train(run: TrainingRun, log: RunLog, stop: StopRequest) -> None:
 
 
 def finish_step(run: TrainingRun, log: RunLog, interval: LogInterval, batch: Batch, stop: StopRequest) -> None:
-    """Log, save and validate if it is time. Collective: ALL ranks call it."""
+    """Log, save and validate if this is due after the step. Collective: ALL ranks call it."""
     config, step = run.config, run.progress.step
     if config.data.trace:
         log.trace((step - 1) // run.batches.steps_per_epoch, step, global_keys(run, batch))
@@ -80,7 +82,7 @@ def finish_step(run: TrainingRun, log: RunLog, interval: LogInterval, batch: Bat
         log_step(run, log, interval)
     save_now = stop.agreed or is_due(run, config.run.checkpoint_every)
     with interval.paused():
-        # Save first: a validation takes long enough for a crash, and a signal does not wait for it.
+        # Save before the validation, which takes so long that a crash or a signal may end the process in the meantime.
         if save_now:
             save(run)
         if is_due(run, config.run.validate_every) and not stop.agreed:
@@ -88,7 +90,7 @@ def finish_step(run: TrainingRun, log: RunLog, interval: LogInterval, batch: Bat
 
 
 def log_step(run: TrainingRun, log: RunLog, interval: LogInterval) -> None:
-    """Write a log line about the steps since the last one. Collective: ALL ranks call it."""
+    """Write a log line about the steps since the last log line. Collective: ALL ranks call it."""
     values = interval.finish(run.accelerator)
     values |= {"lr": run.optimizer.param_groups[0]["lr"], "skipped": run.progress.skipped}
     if run.learner.scaler is not None:
@@ -97,7 +99,7 @@ def log_step(run: TrainingRun, log: RunLog, interval: LogInterval) -> None:
 
 
 def is_due(run: TrainingRun, every: int | None) -> bool:
-    """Return whether something that happens every `every` steps, or every epoch, and at the end, is due now."""
+    """Return whether an action is due: every `every` steps (None: at the end of each epoch) and after the last step."""
     step = run.progress.step
     return step == run.total_steps or step % (every or run.batches.steps_per_epoch) == 0
 
@@ -106,9 +108,9 @@ def validate_and_report(run: TrainingRun, log: RunLog, saved: bool) -> None:
     """Validate, keep the best model, and report the figures. Collective: ALL ranks call it.
 
     Args:
-        run: the run.
-        log: its log.
-        saved: whether this step has a checkpoint, whose progress is then updated.
+        run: run to validate.
+        log: log of the run.
+        saved: whether this step has a checkpoint; if so, the progress in the checkpoint is updated.
     """
     figures = validate_and_keep_best(run, log)
     if saved:
@@ -118,9 +120,9 @@ def validate_and_report(run: TrainingRun, log: RunLog, saved: bool) -> None:
 
 
 def validate_and_keep_best(run: TrainingRun, log: RunLog) -> Figures:
-    """Validate, keep the model if its mean PSNR is the best so far, and return the figures.
+    """Validate, save the model if its mean PSNR is the best so far, and return the figures.
 
-    If the run keeps an average of the weights, that is the model. Collective: ALL ranks call it.
+    If the run keeps an average of the weights, the average is validated and saved. Collective: ALL ranks call it.
     """
     learner, config, step = run.learner, run.config.run, run.progress.step
     with learner.average.swapped_in() if learner.average is not None else nullcontext():
@@ -163,7 +165,7 @@ def save(run: TrainingRun) -> None:
     """Write a checkpoint. Collective: ALL ranks call it.
 
     Raises:
-        RunError: it could not be written; the previous one is intact.
+        RunError: the checkpoint could not be written; the previous checkpoint is intact.
     """
     state, keep = run.learner.state(), run.config.run.keep_checkpoints
     sizes = run.learner.network.config

@@ -1,4 +1,4 @@
-"""Checks before a run's first step, so that a wrong configuration costs seconds and not hours."""
+"""Checks before a run's first step, so that a wrong configuration costs seconds instead of hours."""
 
 import contextlib
 import json
@@ -20,23 +20,23 @@ def refuse_unusable(config: TrainConfig, world_size: int) -> None:
     """Check everything that can be checked without reading a file.
 
     Args:
-        config: the run's.
+        config: configuration of the run.
         world_size: number of processes in the job.
 
     Raises:
-        InputError: a required place is missing, the batch cannot be divided, or precision or trackers are unavailable.
+        InputError: the batch cannot be divided evenly, or the precision or a tracker is unavailable.
     """
     refuse_uneven_batch(config.data.batch_size, world_size)
     if config.run.precision == "fp16" and not torch.cuda.is_available():
-        raise InputError("run.precision: fp16 needs a GPU, and none was found. Choose bf16 or no.")
+        raise InputError("run.precision: fp16 needs a GPU, but this machine has none. Choose bf16 or no.")
     refuse_trackers(config.run.trackers)
 
 
 def refuse_uneven_batch(batch_size: int, world_size: int) -> None:
-    """Check that the processes can share a global batch evenly.
+    """Check that a global batch can be divided evenly among the processes.
 
     Raises:
-        InputError: they cannot.
+        InputError: the batch size is not a multiple of the number of processes.
     """
     if batch_size % world_size:
         below = batch_size // world_size * world_size
@@ -55,31 +55,31 @@ def refuse_trackers(names: list[str]) -> None:
     """
     known = sorted(str(kind) for kind in LoggerType if kind != LoggerType.ALL)
     if unknown := [name for name in names if name not in known]:
-        raise InputError(f"run.trackers: expected any of {', '.join(known)}, found {unknown[0]}.")
+        raise InputError(f"run.trackers: expected names from {', '.join(known)}, found {unknown[0]}.")
     available = {str(kind) for kind in get_available_trackers()}
     if missing := [name for name in names if name not in available]:
         raise InputError(f"run.trackers: {missing[0]} is not installed. Install its package with pip.")
 
 
 def open_data(config: TrainConfig) -> tuple[ShardSplit, ShardSplit]:
-    """Open the training and validation split, and check that the configuration fits them.
+    """Open the training and validation splits, and check that the configuration fits them.
 
     Raises:
         InputError: the shard set is missing, damaged or too small, or the configuration does not fit it.
-        RunError: a remote store does not answer as it should.
+        RunError: a remote store does not respond correctly.
     """
     split, validation = open_splits(config.data)
     refuse_too_small(config, split, validation)
     if config.model.init is not None and not config.model.init.is_file():
-        raise InputError(f"{config.model.init}: this file of weights does not exist. Check --model.init.")
+        raise InputError(f"{config.model.init}: this weight file does not exist. Check --model.init.")
     return split, validation
 
 
 def refuse_too_small(config: TrainConfig, split: ShardSplit, validation: ShardSplit) -> None:
-    """Check that slices fit crop and loss, and that there is a training batch and something to validate on.
+    """Check that slices are large enough for the crop and the loss, and that both splits have enough samples.
 
     Raises:
-        InputError: something is too small.
+        InputError: the slices or the splits are too small.
     """
     crop, (_, *size) = config.data.augment.crop, split.high_shape
     if crop and (crop[0] > size[0] or crop[1] > size[1]):
@@ -101,16 +101,16 @@ def refuse_too_small(config: TrainConfig, split: ShardSplit, validation: ShardSp
         )
     if validation.num_samples == 0:
         raise InputError(
-            f"{split.root}: the val split has no subjects to choose the best model on. "
+            f"{split.root}: the val split has no subjects, but the best model is chosen on it. "
             "Give a cohort `split: {val: N}` and build the set again."
         )
 
 
 def refuse_other_file(trace: Path) -> None:
-    """Check that a trace would not overwrite a file of another kind.
+    """Check that the trace would not overwrite a file of another kind.
 
     Raises:
-        InputError: it would.
+        InputError: the file exists and is not a trace.
     """
     is_trace = False
     with contextlib.suppress(OSError, ValueError, TypeError):
@@ -127,18 +127,18 @@ def refuse_other_view(config: TrainConfig, manifest: Manifest, main_data: str, c
     """Check that this process sees the same shard set and checkpoint as the main process.
 
     Args:
-        config: the run's.
-        manifest: of the shard set, as this process reads it.
+        config: configuration of the run.
+        manifest: manifest of the shard set that this process reads.
         main_data: data hash of the shard set that the main process reads.
-        checkpoint: what the main process resumes from, if anything.
+        checkpoint: checkpoint from which the main process resumes, if any.
 
     Raises:
-        InputError: it does not.
+        InputError: the shard set differs, or this process cannot see the checkpoint.
     """
     if manifest.data_sha256 != main_data:
         raise InputError(
-            f"{config.data.shards}: the shard set differs between nodes: data {manifest.data_sha256} on one and "
-            f"{main_data} on the first. Copy or build it again."
+            f"{config.data.shards}: the shard set differs between nodes: its data hash is {main_data} on the first "
+            f"node and {manifest.data_sha256} on another. Copy or build the set again."
         )
     if checkpoint and not checkpoint.is_dir():
         raise InputError(

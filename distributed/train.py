@@ -1,4 +1,4 @@
-"""`upfield train`: train AMIR. `accelerate launch distributed/train.py` and torchrun run it on many processes."""
+"""`upfield train`: train AMIR. `accelerate launch distributed/train.py` and torchrun run it in many processes."""
 
 import sys
 
@@ -8,8 +8,8 @@ from upfield.distributed.configuration import TrainConfig
 
 
 def train(config: TrainConfig) -> int:
-    """Train, and return the exit code."""
-    # The import takes seconds, during which a scheduler may already send its signal.
+    """Train AMIR as configured, and return the exit code."""
+    # The import takes seconds, and a scheduler may send its signal during that time.
     with stop_signals() as stop:
         from upfield.distributed.job import run_job
 
@@ -20,7 +20,7 @@ COMMAND = Command("train", TrainConfig, train)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command and return its exit code."""
+    """Run `upfield train` with these arguments and return its exit code."""
     return execute(COMMAND, argv)
 
 

@@ -1,4 +1,4 @@
-"""A training run: what it holds while it lasts, how it opens, and how it closes."""
+"""A training run: its state in memory, and the functions that open and close it."""
 
 import gc
 from collections.abc import Callable
@@ -32,13 +32,13 @@ from upfield.sharding.shardset.manifest import Manifest
 from upfield.sharding.shardset.shard_split import ShardSplit
 
 Figures = dict[str, float | int]
-# Takes the progress, the number of epochs done, and the figures of a validation.
+# Arguments: the progress, the number of epochs done, and the figures of a validation.
 OnValidation = Callable[[TrainingProgress, float, Figures], None]
 
 
 @dataclass
 class TrainingRun:
-    """What lives as long as a run."""
+    """The objects that exist as long as a run is open."""
 
     config: TrainConfig
     accelerator: Accelerator
@@ -46,25 +46,25 @@ class TrainingRun:
     validation: ShardSplit
     learner: Learner
     wrapped: torch.nn.Module
-    """The network under data parallelism and mixed precision; each step calls it."""
+    """The network, wrapped for data parallelism and mixed precision. Each step calls this wrapper."""
     optimizer: AcceleratedOptimizer
-    """The learner's optimizer under loss scaling; each step calls it."""
+    """The learner's optimizer, wrapped for loss scaling. Each step calls this wrapper."""
     progress: TrainingProgress
     total_steps: int
     out: Path
     lock: TextIO | None
-    """Lock on the run's folder, on the main process."""
+    """Lock on the run's folder on the main process, None elsewhere."""
     on_validation: OnValidation = lambda *_: None
-    """Called after each validation."""
+    """Function that is called after each validation."""
 
     @property
     def epoch(self) -> float:
-        """How many passes over the training split are done."""
+        """Number of passes over the training split so far, including the fraction of the current pass."""
         return self.progress.step / self.batches.steps_per_epoch
 
 
 def open_run(config: TrainConfig) -> TrainingRun:
-    """Form the process group, build the network and load the last checkpoint. Collective: ALL ranks call it.
+    """Form the process group, build the network and load the checkpoint to resume from. Collective: ALL ranks call it.
 
     Raises:
         InputError: the shard set, the configuration or a checkpoint cannot be used.
@@ -73,7 +73,7 @@ def open_run(config: TrainConfig) -> TrainingRun:
     try:
         return _open_run(config)
     except (InputError, RunError) as error:
-        # Destroy the group while all ranks are here. At the interpreter's end it may abort the process.
+        # Destroy the group while all ranks are alive. If the interpreter destroys it at exit, it may abort the process.
         if error.met_by_all and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
         raise
@@ -91,7 +91,7 @@ def _open_run(config: TrainConfig) -> TrainingRun:
     batches = TrainingBatches(split, BatchPlan(*order, accelerator.process_index, world_size))
     total_steps = min(config.run.epochs * batches.steps_per_epoch, config.run.max_steps or 2**62)
     network = build_network(config, split.manifest, accelerator)
-    # Before loading, because wrappers that split the weights over processes replace the parameters.
+    # Wrap before loading, because wrappers that split the weights over processes replace the parameters.
     wrapped, optimizer = accelerator.prepare(network, build_optimizer(config, network))
     decay = config.optim.ema_decay
     average = WeightAverage(network, decay) if decay is not None else None
@@ -114,22 +114,23 @@ def claim_folder(config: TrainConfig, manifest: Manifest) -> tuple[ResumePoint, 
         Where the run starts and, on the main process, the lock.
 
     Raises:
-        InputError: another job writes the run, a checkpoint cannot be used, or processes see different files.
+        InputError: another job is training this run, a checkpoint cannot be used, or the processes see different files.
     """
     out = config.run.out
     start = run_on_main_process(lambda: find_start(config, manifest))
     run_on_all_processes(lambda: refuse_other_view(config, manifest, start.progress.data_sha256, start.checkpoint))
     lock = hold_folder(out)
-    # Until the lock was taken, another job may have saved checkpoints.
+    # Another job may have saved checkpoints before this one took the lock.
     start = run_on_main_process(lambda: start if start.is_current(out) else find_start(config, manifest))
     return start, lock
 
 
 def find_start(config: TrainConfig, manifest: Manifest) -> ResumePoint:
-    """Find where the run starts. One rank calls it.
+    """Find where the run starts. Only one rank calls it.
 
     Raises:
-        InputError: the checkpoint is damaged or counts samples in another order, or the trace is another file.
+        InputError: the checkpoint is damaged or was saved with another sample order, or the trace would overwrite a
+            file of another kind.
     """
     if config.data.trace is not None:
         refuse_other_file(config.data.trace)
@@ -143,18 +144,18 @@ def find_start(config: TrainConfig, manifest: Manifest) -> ResumePoint:
 
 
 def prepare_folder(config: TrainConfig, out: Path, start: ResumePoint) -> None:
-    """Clear the run's folder of what the run does not continue, and write its configuration. One rank calls it."""
+    """Remove the files that the run does not continue, and write its configuration. Only one rank calls it."""
     clear_leftovers(out, start.checkpoint, start.progress.step)
     write_text(out / "config.yaml", to_yaml(config))
 
 
 def announce(run: TrainingRun) -> None:
-    """Print on the main process what the run is about to do."""
+    """Print a summary of the training that follows, on the main process."""
     if not run.accelerator.is_main_process:
         return
     step, count = run.progress.step, run.accelerator.num_processes
     if step >= run.total_steps:
-        say(f"{run.out}: already at step {step} of {run.total_steps}; nothing is left to train")
+        say(f"{run.out}: training is already complete at step {step} of {run.total_steps}")
         return
     start = f"from step {step}" if step else "from the beginning"
     say(
@@ -165,9 +166,9 @@ def announce(run: TrainingRun) -> None:
 
 
 def close_run(run: TrainingRun) -> None:
-    """Leave the process group, after which the run cannot be used. Collective: ALL ranks call it."""
-    # Data parallelism holds a reference to the group. If it is the last one, the group's destructor waits for its
-    # threads while it holds the interpreter's lock, and they may be waiting for that lock.
+    """Leave the process group. The run cannot be used afterwards. Collective: ALL ranks call it."""
+    # Data parallelism holds a reference to the process group. If this reference is the last one, the group's destructor
+    # waits for the group's threads while it holds the interpreter lock. The threads may be waiting for that lock.
     run.accelerator.free_memory()
     del run.wrapped, run.optimizer
     gc.collect()

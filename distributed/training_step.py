@@ -1,4 +1,4 @@
-"""One optimizer step, which all ranks take or skip together."""
+"""One training step, which all ranks take or skip together."""
 
 import math
 from collections.abc import Iterable
@@ -24,38 +24,38 @@ class StepValues:
     """Loss terms and gradient norm of a step, on every rank."""
 
     names: tuple[str, ...]
-    """Names of the values."""
+    """Names of the loss terms, the loss and the gradient norm."""
     rows: tuple[tuple[float, ...], ...]
-    """Per rank, the value of each name."""
+    """Values on each rank, in the order of `names`."""
 
     def means(self) -> dict[str, float]:
-        """Return the mean over ranks of each value."""
+        """Return the mean of each value over the ranks."""
         return {name: sum(values) / len(values) for name, *values in zip(self.names, *self.rows, strict=True)}
 
     def bad_ranks(self, names: Iterable[str]) -> list[int]:
-        """Return the ranks on which one of these values is not finite."""
+        """Return the ranks on which any of the named values is not finite."""
         columns = [self.names.index(name) for name in names]
         return [rank for rank, row in enumerate(self.rows) if not all(math.isfinite(row[i]) for i in columns)]
 
 
 def train_step(run: TrainingRun, batch: Batch, stop: StopRequest) -> dict[str, float]:
-    """Take one optimizer step, or skip the batch if loss or gradient is not finite. Collective: ALL ranks call it.
+    """Take one optimizer step, or skip the batch if its loss or gradient is not finite. Collective: ALL ranks call it.
 
     Returns:
-        Loss terms and gradient norm, means over all ranks; empty if the batch was skipped.
+        Loss terms and gradient norm as means over all ranks, or an empty dictionary if the batch was skipped.
 
     Raises:
-        DivergedError: the batch may not be skipped.
+        DivergedError: the loss or the gradient is not finite, and the batch may not be skipped.
     """
     values = gather_values(run, accumulate_gradients(run, batch), stop)
-    # In fp16 gradients overflow now and then, and the loss scaler handles that.
+    # In fp16, gradients overflow occasionally, and the loss scaler handles such overflows.
     watched = ("loss",) if run.learner.scaler is not None else ("loss", "grad_norm")
     if values.bad_ranks(watched):
         skip_batch(run, batch, values)
         terms = {}
     else:
         update_weights(run)
-        # In fp16 the norm is infinite if the loss scale was too large.
+        # In fp16, the norm is infinite if the loss scale was too large.
         terms = {name: value for name, value in values.means().items() if math.isfinite(value)}
     run.optimizer.zero_grad(set_to_none=True)
     run.progress.step += 1
@@ -63,7 +63,7 @@ def train_step(run: TrainingRun, batch: Batch, stop: StopRequest) -> dict[str, f
 
 
 def accumulate_gradients(run: TrainingRun, batch: Batch) -> dict[str, Tensor]:
-    """Compute the gradients of a batch, a micro-batch at a time. Collective: ALL ranks call it.
+    """Compute the gradients of a batch, one micro-batch at a time. Collective: ALL ranks call it.
 
     Returns:
         Scalars on the device: the loss and its terms on this rank's samples, and the norm of the whole gradient.
@@ -72,23 +72,23 @@ def accumulate_gradients(run: TrainingRun, batch: Batch) -> dict[str, Tensor]:
     parts = batch.split(config.data.micro_batch or len(batch.samples))
     totals: dict[str, Tensor] = {}
     for part in parts:
-        # Gradients are summed over the processes once, with the last part.
+        # The processes exchange gradients only once, together with the last part.
         with nullcontext() if part is parts[-1] else accelerator.no_sync(run.wrapped):
             loss, terms = part_loss(run, part)
             weight = len(part.samples) / len(batch.samples)
             accelerator.backward(weight * loss)
         for name, value in ({"loss": loss.detach()} | terms).items():
             totals[name] = totals.get(name, 0) + weight * value
-    # An infinite limit only measures.
+    # With an infinite limit, the call measures the norm and clips nothing.
     norm = accelerator.clip_grad_norm_(run.wrapped.parameters(), config.optim.clip_norm or math.inf)
     assert norm is not None
-    # If weights are split, each process holds its part of the norm.
+    # If the weights are split over processes, each process holds only its part of the norm.
     totals["grad_norm"] = (norm.full_tensor() if isinstance(norm, DTensor) else norm).detach()
     return totals
 
 
 def part_loss(run: TrainingRun, part: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Compute the loss of a part of a batch, a scalar, and its terms. Collective: ALL ranks call it."""
+    """Compute the scalar loss of a part of a batch, and the terms of this loss. Collective: ALL ranks call it."""
     device, config = run.accelerator.device, run.config
     low, high = (tensor.to(device, non_blocking=True).float() for tensor in (part.low, part.high))
     key = (config.run.seed, run.progress.step)
@@ -98,12 +98,12 @@ def part_loss(run: TrainingRun, part: Batch) -> tuple[Tensor, dict[str, Tensor]]
 
 
 def gather_values(run: TrainingRun, values: dict[str, Tensor], stop: StopRequest) -> StepValues:
-    """Share values and requests to stop, so that all ranks stop at the same step. Collective: ALL ranks call it.
+    """Gather values and stop requests of all ranks, so that all stop at the same step. Collective: ALL ranks call it.
 
     Args:
-        run: the run.
-        values: scalars of this rank.
-        stop: whether this rank was asked to stop; on return, whether any was.
+        run: run of this step.
+        values: scalars of this rank, by name.
+        stop: request of this rank; its field `agreed` is set if any rank was asked to stop.
     """
     asked = torch.tensor(float(stop.asked), device=run.accelerator.device)
     own = torch.stack([asked, *(value.float() for value in values.values())])
@@ -115,12 +115,12 @@ def gather_values(run: TrainingRun, values: dict[str, Tensor], stop: StopRequest
 
 
 def update_weights(run: TrainingRun) -> None:
-    """Step the optimizer at the step's learning rate, then update the average of the weights."""
+    """Step the optimizer with the learning rate of this step, then update the average of the weights."""
     progress = run.progress
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(run.config.optim, progress.updates, run.total_steps)
     run.optimizer.step()
-    if run.accelerator.optimizer_step_was_skipped:  # The scale of fp16 was too large and is now halved.
+    if run.accelerator.optimizer_step_was_skipped:  # The loss scale of fp16 was too large and is now halved.
         progress.overflows += 1
     elif run.learner.average is not None:
         run.learner.average.update(progress.updates)
@@ -130,19 +130,20 @@ def skip_batch(run: TrainingRun, batch: Batch, values: StepValues) -> None:
     """Skip a batch whose loss or gradient is not finite, or stop the run. Collective: ALL ranks call it.
 
     Raises:
-        DivergedError: the configuration says to stop, or enough batches were skipped; the weights are unchanged.
+        DivergedError: `on_nonfinite` is `stop`, or `max_skips` batches were already skipped. The weights are unchanged.
     """
     progress, config = run.progress, run.config.run
     problem = describe_problem(run, batch, values)
     if config.on_nonfinite == "stop" or progress.skipped >= config.max_skips:
         before = f", after {progress.skipped} skipped batches (run.max_skips)" if config.on_nonfinite == "skip" else ""
         raise DivergedError(
-            f"{problem}{before}. The weights are as before the step: check the shards of these samples with upfield "
+            f"{problem}{before}; the weights are unchanged. Check the shards of these samples with upfield "
             f"verify, or lower --optim.lr (now {run.config.optim.lr:g})."
         )
     progress.skipped += 1
     if (scaler := run.learner.scaler) is not None:
-        # It unscaled these gradients for their norm, and refuses to unscale others before an update.
+        # The scaler has unscaled these gradients to compute their norm. Without an update, it refuses to unscale
+        # others.
         scaler.update(scaler.get_scale())
     if run.accelerator.is_main_process:
         say(f"{problem}; batch skipped, {progress.skipped} of at most {config.max_skips}")
@@ -150,7 +151,8 @@ def skip_batch(run: TrainingRun, batch: Batch, values: StepValues) -> None:
 
 def describe_problem(run: TrainingRun, batch: Batch, values: StepValues) -> str:
     """Return a message that names the step, its values and the suspect samples. Collective: ALL ranks call it."""
-    # All ranks share the gradient, the load loss and hence the loss. The other terms belong to a rank's own samples.
+    # The gradient, the load loss and therefore the loss depend on all ranks. The other terms depend only on a rank's
+    # own samples.
     own_terms = [name for name in values.names if name not in ("loss", "load", "grad_norm")]
     bad_ranks = values.bad_ranks(own_terms) or values.bad_ranks(values.names)
     keys = global_keys(run, batch)

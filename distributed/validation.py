@@ -1,4 +1,4 @@
-"""Validation: the model beside cubic interpolation on every sample of a split, shared by all processes."""
+"""Validation: image quality of the model and of cubic interpolation on a split, computed by all processes together."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ class Validation:
     """The result of a validation."""
 
     figures: dict[str, float | int]
-    """Per metric the mean over all slices and, with a suffix, `_median`, `_std`, `_min` and `_max`; for the model and,
-    with prefix `cubic_`, for the interpolated input. PSNR leaves out slices without any error; `perfect_slices` counts
-    them."""
+    """Statistics over all slices by name. The mean has the name of the metric. The other statistics have the suffixes
+    `_median`, `_std`, `_min` and `_max`. Names with the prefix `cubic_` refer to the interpolated input, other names to
+    the model. PSNR excludes slices without any error, and `perfect_slices` counts these slices."""
     pictures: Tensor
     """`(N, 1, H, 3*W)` on the main process: low field, restored and high field side by side, in [0, 1]."""
 
@@ -35,13 +35,13 @@ def validate(
     batch_size: int,
     num_pictures: int = 0,
 ) -> Validation:
-    """Measure a network on a split. Collective: ALL ranks call it.
+    """Measure the image quality of a network on a split. Collective: ALL ranks call it.
 
     Args:
-        accelerator: the process group and the precision.
-        restore: the network in evaluation mode; maps `(N, 1 + 2*context, H, W)` in [0, 1] to `(N, 1, H, W)`.
-        split: the slices to measure on.
-        batch_size: slices per process.
+        accelerator: process group and precision.
+        restore: network in evaluation mode, which maps `(N, 1 + 2*context, H, W)` in [0, 1] to `(N, 1, H, W)`.
+        split: split to measure on.
+        batch_size: number of slices per batch on each process.
         num_pictures: number of slices to return as pictures, spread evenly over the split.
 
     Raises:
@@ -67,16 +67,17 @@ def validate(
 
 
 def spread_evenly(num_samples: int, count: int, world_size: int) -> Tensor:
-    """Return `(count,)` sample numbers of the main process's share, spread evenly over a split."""
+    """Return `(count,)` sample numbers from the main process's share, spread evenly over a split."""
     own = torch.arange(0, num_samples, world_size)
     return own[torch.linspace(0, len(own) - 1, count + 2).long()[1:-1]]
 
 
 def summarise(columns: Tensor) -> dict[str, float | int]:
-    """Compute the figures of all slices.
+    """Compute the statistics over all slices.
 
     Args:
-        columns: `(1 + metrics, N)` float64: 1 for a column that counts, then the metrics in the order of `NAMES`.
+        columns: `(1 + metrics, N)` float64, one column per slice. The first row is 1 for slices that count and 0 for
+            others. The other rows are the metrics in the order of `NAMES`.
 
     Raises:
         DivergedError: the network returned NaN.

@@ -9,14 +9,14 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class WeightAverage:
-    """The average: one tensor per parameter, on the same device and split over processes like it."""
+    """The averaged weights: one tensor per parameter, on the same device and split in the same way."""
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        """Start at the network's weights.
+        """Start the average at the network's current weights.
 
         Args:
-            network: not wrapped.
-            decay: weight of the previous average at each update, reached after a warm-up.
+            network: network without wrappers.
+            decay: weight of the previous average in each update, which is reached after a warm-up.
         """
         self._parameters: list[Tensor] = list(network.parameters())
         self._decay = decay
@@ -26,7 +26,8 @@ class WeightAverage:
     def update(self, updates: int) -> None:
         """Add the current weights to the average.
 
-        After n updates the decay is at most (1 + n) / (10 + n), so that the random initial weights fade quickly.
+        After n updates, the decay is at most (1 + n) / (10 + n), so that the random initial weights soon lose their
+        influence.
 
         Args:
             updates: number of earlier updates.
@@ -36,7 +37,7 @@ class WeightAverage:
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Give the network the averaged weights inside the `with` block."""
+        """Replace the network's weights by their average inside the `with` block."""
         self._swap()
         try:
             yield

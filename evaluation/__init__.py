@@ -1,1 +1,1 @@
-"""Evaluation: from runs or ONNX files and a shard set to metrics and a report, compared with cubic interpolation."""
+"""Evaluation: measures runs or ONNX files and cubic interpolation on a shard set, and writes metrics and a report."""

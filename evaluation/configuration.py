@@ -28,7 +28,7 @@ class EvaluateConfig:
     save_volumes: bool = False
     """Write each restored volume as NIfTI to `out/volumes`, on the grid of the shard set."""
     processes: int = 1
-    """Number of processes to start on this machine. They share the volumes among them. Leave it at 1 if you start the
+    """Number of processes to start on this machine. The volumes are divided among them. Leave it at 1 if you start the
     command with `accelerate launch` or torchrun."""
 
     def __post_init__(self) -> None:

@@ -123,7 +123,7 @@ def check_consistency(
     Args:
         volume: `(X, Y, Z)` in [0, 1]; the restored volume, or another image on its grid.
         scan: `(X, Y, Z)` in [0, 1]; cubic interpolation of the low-field scan.
-        sampling: sampling of the low-field scanner.
+        sampling: the low-field sampling of the scan.
     """
     sampled = sampling.sample(volume)
     unclipped = (scan > 0) & (scan < 1)

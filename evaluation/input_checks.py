@@ -83,7 +83,7 @@ def report_folders(models: list[Path], out: Path) -> list[Path]:
 
 
 def check_report_folder(folder: Path, config: EvaluateConfig) -> None:
-    """Check that a report can be written to a folder, because measuring may take hours.
+    """Check that a report can be written to a folder, before a measurement that may take hours.
 
     Raises:
         InputError: the folder cannot be written, or it belongs to a shard set or to a run.

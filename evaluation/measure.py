@@ -25,14 +25,14 @@ from upfield.sharding.shardset.shard_split import ShardSplit
 
 @dataclass(frozen=True)
 class MeasurementSettings:
-    """The methods to measure, and the settings of the measurement."""
+    """The methods to measure, and the batch size and device to measure them with."""
 
     restorers: Mapping[str, Restorer | None]
     """Method -> restorer; None for cubic interpolation."""
     batch_size: int
     """Number of slices that a model restores at once."""
     perturb: bool
-    """Whether to measure disagreement, which restores every slice four times."""
+    """Whether to measure disagreement. If so, every slice is restored four times."""
     device: torch.device
     """Device that computes the metrics."""
 
@@ -43,9 +43,9 @@ def measure_volumes(
     """Measure one volume after the other, and yield the measurements and images of each.
 
     Args:
-        settings: the methods to measure, and the settings of the measurement.
+        settings: the methods to measure, the batch size, and the device.
         split: the split that holds the volumes.
-        pairs: the volumes.
+        pairs: the volumes to measure.
 
     Raises:
         RunError: a model returns values that are not finite.
@@ -62,7 +62,7 @@ def measure_volume(
     """Restore and measure one volume.
 
     Args:
-        settings: the methods to measure, and the settings of the measurement.
+        settings: the methods to measure, the batch size, and the device.
         pair: voxels of the volume and its target.
         sampling: sampling of its low-field scan.
 
@@ -104,7 +104,7 @@ def disagreement_of(
     pair: StackedPair, restored: NDArray[np.float32], restorer: Restorer, batch_size: int
 ) -> NDArray[np.float32]:
     """Compute the standard deviation `(X, Y, Z)` of `restored` and the model's outputs for perturbed input."""
-    # The seed depends on the name alone, so that every process would add the same noise to this volume.
+    # The seed depends only on the name, so the noise is the same whichever process measures the volume.
     seed = zlib.crc32(pair.name.encode())
     return disagreement(pair.low, restored, lambda low: restore_volume(low, restorer, batch_size), seed)
 

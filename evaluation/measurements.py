@@ -71,7 +71,7 @@ class VolumeMeasurements:
 
 @dataclass(frozen=True)
 class VolumeImages:
-    """The images that one volume was measured on, all `(X, Y, Z)` float32."""
+    """The scan, the target, the restored volumes and the maps of one volume, all `(X, Y, Z)` float32."""
 
     name: str
     scan: NDArray[np.float32]

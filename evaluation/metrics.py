@@ -110,7 +110,7 @@ def ms_ssim_slice(pair: ImagePair) -> Tensor:
 
 
 def ms_ssim_axial(pair: ImagePair) -> float:
-    """Compute the mean MS-SSIM over axial slices, each scaled to the range [0, 1] by itself; NaN if undefined."""
+    """Compute the mean MS-SSIM over axial slices, each stretched to the range [0, 1]; NaN if undefined."""
     restored, high = (_stretch(image[:, 0].permute(2, 0, 1)[:, None]) for image in (pair.restored, pair.high))
     values = _ms_ssim(restored, high)
     # A slice without contrast cannot be scaled to [0, 1].
@@ -205,7 +205,7 @@ class Metric:
     definition: str
     """One sentence, stored in metrics.json."""
     unit: str = ""
-    """`dB`, or empty for a metric without unit."""
+    """`dB`, or empty for a metric without a unit."""
     higher_is_better: bool = True
     """True for similarities, False for error measures."""
 

@@ -33,7 +33,7 @@ def measure_split(
     """Measure every volume of a split once, over all processes. Collective: ALL ranks call it.
 
     Args:
-        settings: methods to measure, and how.
+        settings: the methods to measure, the batch size, and the device.
         split: the split to measure on.
         use: function that receives the images of each volume that this process measures, before they are discarded.
 

@@ -137,7 +137,7 @@ def _statistics_of(result: EvaluationResult, method: str) -> dict[str, Any]:
 
 
 def groups(result: EvaluationResult) -> dict[str, EvaluationResult]:
-    """Split a result into groups `cohort, kind`. A kind that several cohorts have also gets a group `all, kind`."""
+    """Split a result into groups `cohort, kind`. Volumes of one kind from several cohorts also form `all, kind`."""
     parts = sorted({(volume.cohort, volume.kind) for volume in result.volumes})
     named = {
         f"{cohort}, {kind}": result.part(lambda v, c=cohort, k=kind: (v.cohort, v.kind) == (c, k))

@@ -94,7 +94,7 @@ def measure_target(
     names = method_names(target.model, config.against)
     missing = {name: restorers.get(role) for role, name in names.items() if name not in measurements.methods}
     if config.save_volumes:
-        # If an earlier model was compared with this one, this one has been measured, but its volumes were not saved.
+        # The model may have been measured already, as the `against` of an earlier one, but its volumes were not saved.
         missing[names[MODEL]] = restorers[MODEL]
     if not missing:
         return measurements

@@ -1,1 +1,1 @@
-"""Takes a run; writes one ONNX file, and with that file enhances scans, from files or over HTTP."""
+"""Takes a run; writes its model as one ONNX file, and uses that file to enhance scans, from files or over HTTP."""

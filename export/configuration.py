@@ -15,12 +15,12 @@ class ExportConfig:
     run: Path
     """Folder of the run."""
     out: Path
-    """The `.onnx` file to write. An older model file is replaced, any other file is not."""
+    """The `.onnx` file to write. An existing model file is replaced; any other existing file is an error."""
     precision: Literal["fp32", "fp16"] = "fp32"
     """Precision of weights and images in the file. `fp16` is half as large and meant for GPUs; it is refused if it
     loses more than 0.05 dB."""
     shards: Path | None = None
-    """Shard set whose validation slices the file is compared on; by default the one that the run was trained on."""
+    """Shard set with the validation slices for the comparison. Default: the shard set that the run was trained on."""
     evaluation: Path | None = None
     """A `metrics.json` that `upfield evaluate` wrote about this run; its figures are recorded in the file."""
 
@@ -40,7 +40,7 @@ class EnhanceConfig:
     device: Device = "auto"
     """`auto` uses a GPU if there is one; `cuda` and `tensorrt` fail if they cannot run."""
     keep_ras: bool = False
-    """Write axes that run right, anterior, superior, instead of in the scan's own order."""
+    """Write the axes in the order right, anterior, superior instead of the scan's own order."""
     like: Path | None = None
     """Write on the grid of this image, by cubic interpolation in world coordinates; nothing is registered."""
     resume: bool = False
@@ -51,7 +51,7 @@ class EnhanceConfig:
         if not self.scans:
             raise ValueError("scans: the list is empty. Name at least one scan or folder.")
         if self.batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, found {self.batch_size}")
+            raise ValueError(f"batch_size: expected at least 1, found {self.batch_size}.")
         if self.keep_ras and self.like is not None:
             raise ValueError("keep_ras and like cannot be combined. An image's grid has its own axis order.")
 
@@ -63,58 +63,59 @@ class ServeConfig:
     model: Path
     """The `.onnx` file."""
     host: str = "127.0.0.1"
-    """Address to listen on. By default, only this machine can reach the service; with another address, set a token."""
+    """Address to listen on. By default, only this machine can reach the service. Set a token before you change it."""
     port: int = 8000
     """Port to listen on."""
     device: Device = "auto"
     """`auto` uses a GPU if there is one; `cuda` and `tensorrt` fail if they cannot run."""
     address: str | None = None
-    """Ray cluster to restore on: HOST:PORT, or `auto` for the cluster of this node. By default, the service uses this
-    machine alone."""
+    """Ray cluster that runs the replicas: HOST:PORT, or `auto` for the cluster of this node. By default, the replicas
+    run on this machine."""
     replicas: int = 1
-    """Fewest processes that restore slices."""
+    """Smallest number of replicas, the processes that restore slices."""
     max_replicas: int | None = None
-    """Most processes that restore slices. They start while slices wait, and stop when none do. At most `scans_at_once`,
-    because each scan has strips for one replica. Default: `replicas`."""
+    """Largest number of replicas. Replicas are added while slices wait, and removed when none do. At most
+    `scans_at_once`, because one scan keeps one replica busy. Default: `replicas`."""
     cores_per_replica: int = 0
-    """CPU cores of each replica. 0 divides this machine's cores among the replicas, or takes one core on a cluster."""
+    """CPU cores of each replica. 0 divides this machine's cores among them; on a cluster, each replica gets one."""
     gpus_per_replica: float = 1.0
-    """GPUs of each replica, or the share of one. Replicas take none if there is no GPU, or with `device: cpu`."""
+    """GPUs of each replica; a value below 1 is a share of one GPU. Replicas use no GPU if there is none, or with
+    `device: cpu`."""
     batch_size: int = 4
-    """Slices restored at once, of one scan or several. `enhance` gives the same values with the same batch size."""
+    """Slices in a batch, from one scan or several. `upfield enhance` computes the same values with the same size."""
     scans_at_once: int = 4
     """Scans that are read, restored and written at the same time. Each holds its voxels in memory."""
     max_queue: int = 16
-    """Scans that may wait besides. Further scans are refused with 503, and with the time after which to try again."""
+    """Further scans that may wait. Any more are refused with 503 and the time after which to try again."""
     timeout_s: float = 900.0
-    """Longest time from a request's first byte to its answer; then the request is refused with 504."""
+    """Longest time from a request's first byte to its response, in seconds. After that, it is refused with 504."""
     idle_timeout_s: float = 30.0
-    """Longest pause of a client. A client that pauses while it sends its scan gets 408; if it pauses while it receives
-    its answer, the connection ends."""
+    """Longest pause of a client, in seconds. A client that pauses longer during its upload gets 408. If it pauses
+    longer while it receives the response, the connection is closed."""
     max_body_bytes: int = 256 * 2**20
-    """Largest upload."""
+    """Largest upload, in bytes."""
     max_decompressed_bytes: int = 2**30
-    """Largest content of a compressed upload."""
+    """Largest content of a compressed upload after decompression, in bytes."""
     max_voxels: int = 2**27
-    """Most voxels of a scan, as it is stored and after interpolation to 1 mm."""
+    """Largest number of voxels of a scan, both as stored and after interpolation to 1 mm."""
     token_file: Path | None = None
-    """File with the token that requests must carry. The variable UPFIELD_TOKEN can hold the token instead."""
+    """File with the token that requests must carry. Alternatively, set the environment variable UPFIELD_TOKEN."""
     allowed_hosts: list[str] = field(default_factory=list)
-    """Names that requests may use for the service besides this machine's own, for instance the name that a proxy
-    forwards, as `[NAME]`. If the list is empty, a service that other machines can reach accepts every name."""
+    """Host names that requests may be sent to besides this machine's own, for instance `[NAME]` for the name that a
+    proxy forwards. If the list is empty, a service that other machines can reach accepts every name."""
 
     def __post_init__(self) -> None:
-        """Refuse values that no service can run with."""
-        for name, least in SERVE_LEAST.items():
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name}: expected at least {least}, found {getattr(self, name)}.")
+        """Raise ValueError for values that the service cannot run with."""
+        for name, minimum in SERVE_MINIMA.items():
+            if not getattr(self, name) >= minimum:
+                raise ValueError(f"{name}: expected at least {minimum}, found {getattr(self, name)}.")
         if self.port > 65535:
             raise ValueError(f"port: expected at most 65535, found {self.port}.")
         for name in ("timeout_s", "idle_timeout_s"):
             if not isfinite(getattr(self, name)):
                 raise ValueError(f"{name}: expected a finite number of seconds, found {getattr(self, name)}.")
-        if named := [name for name in self.allowed_hosts if "*" in name]:
-            raise ValueError(f"allowed_hosts: {named[0]} contains a wildcard. Write out each name.")
+        if wildcards := [name for name in self.allowed_hosts if "*" in name]:
+            raise ValueError(f"allowed_hosts: {wildcards[0]} contains a wildcard. Write out each name.")
         self._check_replicas()
 
     def _check_replicas(self) -> None:
@@ -129,10 +130,10 @@ class ServeConfig:
         if not gpus > 0:
             raise ValueError(f"gpus_per_replica: expected more than 0, found {gpus}. Set device: cpu to use no GPU.")
         if gpus > 1 and not gpus.is_integer():
-            raise ValueError(f"gpus_per_replica: expected a whole number, or a share below 1, found {gpus}.")
+            raise ValueError(f"gpus_per_replica: expected a whole number or a share below 1, found {gpus}.")
 
 
-SERVE_LEAST = {
+SERVE_MINIMA = {
     "port": 0,
     "replicas": 1,
     "cores_per_replica": 0,

@@ -1,4 +1,4 @@
-"""`upfield enhance`: enhance scans, files or whole folders, NIfTI in and NIfTI out."""
+"""`upfield enhance`: enhance single files or whole folders of NIfTI scans."""
 
 import sys
 

@@ -9,7 +9,7 @@ from upfield.export.service.environment import prepare_environment
 
 def serve(config: ServeConfig) -> None:
     """Serve until Ctrl-C or SIGTERM."""
-    # Ray reads its variables when it is imported.
+    # Ray reads its environment variables when it is imported.
     prepare_environment(has_own_ray=config.address is None)
     from upfield.export.service.lifecycle import run_service
 

@@ -1,4 +1,4 @@
-"""`upfield export`: write a run's best model as one ONNX file, and prove that it computes what PyTorch computes."""
+"""`upfield export`: write a run's best model as one ONNX file, and check that its results match PyTorch's."""
 
 import sys
 
@@ -7,7 +7,7 @@ from upfield.export.configuration import ExportConfig
 
 
 def export(config: ExportConfig) -> None:
-    """Export the run's best model and print how closely the file follows PyTorch."""
+    """Export the run's best model and print how closely its results match PyTorch's."""
     from upfield.export.modelfile.export_run import export_run
 
     export_run(config)

@@ -1,1 +1,1 @@
-"""Takes files of MRI volumes; gives voxels with their place in the world, on any grid, in [0, 1]."""
+"""Read, orient, resample, normalise and write MRI volumes, and keep track of their position in the world."""

@@ -1,6 +1,6 @@
-"""Read files through their gzip compression, and learn from gzip's trailer what they hold.
+"""Read files that may be compressed with gzip, and get the length and checksum of their content from gzip's trailer.
 
-ISA-L's inflate takes half the time of zlib's.
+Files are decompressed with ISA-L, which takes half the time of zlib.
 """
 
 import os
@@ -15,38 +15,38 @@ from isal import igzip, isal_zlib
 
 from upfield.common.errors import VolumeError
 
-# BadGzipFile is an OSError; ISA-L has its own error class.
+# BadGzipFile is an OSError. ISA-L has an error class of its own.
 DAMAGED = (EOFError, zlib.error, cast(type[Exception], isal_zlib.error), OSError)
 COMPRESSED = (".gz", ".mgz")
 GZIP_MAGIC = b"\x1f\x8b"
 TRAILER_BYTES = 8
 CHUNK_BYTES = 1 << 20
-# MGH files may hold tags after the voxels. The last four bytes of a file that was cut off can be any length, so one
-# such file in 65536 passes.
+# MGH files may hold tags after the voxels. If a file was cut off, its last four bytes can have any value, so one such
+# file in 65536 is not noticed.
 SLACK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What a file says about its content without being read through."""
+    """The length and checksum of a file's content, as far as they are known without reading the whole file."""
 
     num_bytes: int
-    """Length of the content modulo 2**32, which is all that gzip stores."""
+    """Length of the content modulo 2**32, because gzip stores only 32 bits."""
     crc: int | None
     """CRC-32 of the content; None for uncompressed files, which do not store one."""
 
 
 def is_compressed(path: Path) -> bool:
-    """Return whether a file is compressed with gzip, judging by its name."""
+    """Return whether a file's name says that it is compressed with gzip."""
     return path.suffix.lower() in COMPRESSED
 
 
 @contextmanager
 def open_content(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to read its content without the compression.
+    """Open a file for reading, and decompress its content if its name says that it is compressed.
 
     Raises:
-        BadGzipFile: the name says gzip and the first bytes do not.
+        BadGzipFile: the name says that the file is compressed, but it does not start like a gzip file.
     """
     with path.open("rb") as file:
         if not is_compressed(path):
@@ -58,7 +58,7 @@ def open_content(path: Path) -> Iterator[BinaryIO]:
 
 def _inflated(file: BinaryIO) -> BinaryIO:
     file.seek(0)
-    # ISA-L would report a short text as a gzip file that was cut off.
+    # ISA-L itself would report a short text file as a gzip file that was cut off.
     if start := file.read(len(GZIP_MAGIC)).removeprefix(GZIP_MAGIC):
         raise igzip.BadGzipFile(f"Not a gzipped file ({start!r})")
     file.seek(0)
@@ -69,7 +69,7 @@ def read_start(path: Path, num_bytes: int) -> tuple[bytes, Trace]:
     """Read the first `num_bytes` of a file's content and its trace, opening the file once.
 
     Raises:
-        DAMAGED: the file is too short to be gzip, damaged at its start, or unreadable.
+        DAMAGED: the file is too short for gzip, damaged at its start, or cannot be read.
     """
     with path.open("rb") as file:
         if not is_compressed(path):
@@ -80,17 +80,17 @@ def read_start(path: Path, num_bytes: int) -> tuple[bytes, Trace]:
 
 
 def read_content(path: Path, num_bytes: int, expected: Trace | None = None) -> bytes:
-    """Read the first `num_bytes` of a file's content, fewer if it is shorter, and check the whole file against its CRC.
+    """Read the first `num_bytes` of a file's content, or all if it is shorter, and check the whole content's CRC.
 
     Args:
-        path: the file, compressed or not.
-        num_bytes: how much of the content to return.
-        expected: the trace that the file had when its header was read.
+        path: a file, compressed or not.
+        num_bytes: number of bytes to return.
+        expected: trace of the file when its header was read.
 
     Raises:
-        DAMAGED: gzip finds the file cut off or its content changed. Readers that stop at the last voxel never reach
-            the CRC behind it, and most flipped bits inflate to other voxels without any error.
-        VolumeError: the file's trace is no longer the expected one.
+        DAMAGED: the compressed file was cut off, or its CRC is wrong. A reader that stops at the last voxel never
+            reaches the CRC, and most flipped bits only change voxels without any other error.
+        VolumeError: the file's trace differs from the expected one.
     """
     with path.open("rb") as file:
         if is_compressed(path):
@@ -106,15 +106,15 @@ def read_content(path: Path, num_bytes: int, expected: Trace | None = None) -> b
 
 
 def changed(path: Path) -> VolumeError:
-    """Return the error for a file that was replaced between the reading of its header and of its voxels."""
+    """Return the error for a file that changed after its header was read and before its voxels were read."""
     return VolumeError(str(path), "this file changed after its header was read. Run the same command again.")
 
 
 def trace(path: Path) -> Trace:
-    """Read a file's trace: its size, or CRC32 and ISIZE from the last bytes of gzip (RFC 1952).
+    """Read a file's trace: its size, or the CRC32 and ISIZE fields at the end of a gzip file (RFC 1952).
 
     Raises:
-        DAMAGED: the file is too short to be gzip, or cannot be read.
+        DAMAGED: the file is too short for gzip, or cannot be read.
     """
     if not is_compressed(path):
         return Trace(path.stat().st_size % 2**32, None)
@@ -128,7 +128,7 @@ def _trace(path: Path, file: BinaryIO) -> Trace:
     file.seek(0)
     start = file.read(18)
     if start[3:4] == b"\x04" and start[12:14] == b"BC":
-        # Blocked gzip (SAM specification, 4.1) ends with an empty member, whose trailer is zero in every file.
+        # A blocked gzip file (SAM specification, 4.1) ends with an empty member, so its trailer is always zero.
         with _inflated(file) as content:
             return Trace(*_measure(content))
     if file.seek(0, os.SEEK_END) < TRAILER_BYTES:
@@ -143,9 +143,9 @@ def is_whole(path: Path, traced: Trace, num_bytes: int) -> bool:
 
     Args:
         path: the file.
-        traced: its trace. If this is not about the expected length, which gzip files of several members can cause
-            too, a compressed file is read through.
-        num_bytes: length of the content according to the header.
+        traced: the file's trace. If its length is far from the expected one, a compressed file is read to its end,
+            because a complete gzip file with several members can have such a trace too.
+        num_bytes: expected length of the content, from the header.
     """
     if not is_compressed(path):
         return path.stat().st_size >= num_bytes
@@ -159,7 +159,7 @@ def is_whole(path: Path, traced: Trace, num_bytes: int) -> bool:
 
 
 def measure_content(path: Path) -> tuple[int, int]:
-    """Read a file's content through and return its length modulo 2**32 and its CRC-32.
+    """Read the whole content of a file. Return its length modulo 2**32 and its CRC-32.
 
     Raises:
         DAMAGED: the file is damaged or cannot be read.
@@ -176,6 +176,6 @@ def _measure(file: BinaryIO) -> tuple[int, int]:
 
 
 def chunks(file: BinaryIO) -> Iterator[bytes]:
-    """Yield the rest of a file in pieces of `CHUNK_BYTES`."""
+    """Yield the rest of an open file in pieces of at most `CHUNK_BYTES`."""
     while chunk := file.read(CHUNK_BYTES):
         yield chunk

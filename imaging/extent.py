@@ -1,4 +1,4 @@
-"""Compare where two volumes lie in the world, by their headers, to judge whether they can be the fields of one pair."""
+"""Compare the positions of two volumes from their headers, to check whether they can be the fields of one pair."""
 
 from dataclasses import dataclass
 from itertools import product
@@ -11,31 +11,32 @@ from numpy.typing import NDArray
 from upfield.imaging.header import spacing_of
 from upfield.imaging.volume_header import VolumeHeader
 
-# Axes are resampled one by one, which is wrong for fields that are rotated against each other.
+# Volumes are resampled along one axis after the other, which cannot correct a rotation between the fields.
 MAX_TILT_DEG = 2.0
-# Beyond the end of one field, a sample is black in that field and not in the other.
+# Where only one field of view has voxels, a sample is black in the other field.
 LEAST_COVER = 0.8
-# `fit: resize` lays corner on corner. What lies more than two slices of 5 mm away is another part of the head.
+# `fit: resize` maps corners to corners. Corners that are more than two slices of 5 mm apart show different parts of the
+# head.
 MAX_SHIFT_MM = 10.0
 AXES = ("left-right", "posterior-anterior", "inferior-superior")
 
 
 @dataclass(frozen=True)
 class Extent:
-    """The box that a volume fills, turned to RAS+."""
+    """The box that a volume fills, with its axes reoriented to RAS+."""
 
     affine: NDArray[np.float64]
     """`(4, 4)`, voxel index -> world mm; its columns point right, anterior and superior."""
     shape: NDArray[np.int64]
     """`(3,)`, voxels along each axis."""
     is_placed: bool
-    """Whether its files say where in the scanner it lies; otherwise only its axes mean something."""
+    """Whether the files state the volume's position in the scanner. If not, only its axes' directions are known."""
     stacked_along: int | None = None
-    """The axis along which its slices follow one another; None for a volume in one file."""
+    """The axis along which slice files are stacked; None for a volume in one file."""
 
     @classmethod
     def of(cls, header: VolumeHeader) -> "Extent":
-        """Build the extent of a volume from its header, whose affine must have three axes."""
+        """Compute the extent of a volume from its header, whose affine must be invertible."""
         orientation = io_orientation(header.affine)
         axes = orientation[:, 0].astype(int)
         shape = np.empty(3, dtype=np.int64)
@@ -50,39 +51,39 @@ class Extent:
 
     @property
     def axes(self) -> NDArray[np.float64]:
-        """Where its axes point: three unit columns, `(3, 3)`."""
+        """Directions of the axes, as three columns of length 1, `(3, 3)`."""
         return self.affine[:3, :3] / self.spacing_mm
 
     @property
     def size_mm(self) -> NDArray[np.float64]:
-        """Its length along each axis, `(3,)`."""
+        """Length of the volume along each axis, `(3,)`."""
         return self.shape * self.spacing_mm
 
     @property
     def bounds_mm(self) -> NDArray[np.float64]:
-        """Lowest and highest world coordinates that its voxels reach, `(2, 3)`."""
+        """Lowest and highest world coordinates of the volume, including whole border voxels, `(2, 3)`."""
         corners = np.array(list(product(*([-0.5, size - 0.5] for size in self.shape))))
         world = corners @ self.affine[:3, :3].T + self.affine[:3, 3]
         return np.stack([world.min(axis=0), world.max(axis=0)])
 
 
 def tilt_problem(low: Extent, high: Extent) -> str | None:
-    """Return what is wrong with fields rotated against each other, which resampling axis by axis cannot correct."""
+    """Return a message if the fields are rotated relative to each other, otherwise None."""
     if (tilt_deg := _tilt_deg(low.axes, high.axes)) <= MAX_TILT_DEG:
         return None
     return (
-        f"expected low and high field turned against each other by at most {MAX_TILT_DEG:g} degrees, found "
+        f"expected low and high field rotated relative to each other by at most {MAX_TILT_DEG:g} degrees, found "
         f"{tilt_deg:.1f}. Register them with align: rigid."
     )
 
 
 def resolution_doubt(low: Extent, high: Extent) -> str | None:
-    """Return a doubt about a pair whose low field has the smaller voxels; None for others."""
+    """Return a warning if the low field has smaller voxels than the high field, otherwise None."""
     sizes_mm3 = [float(np.prod(extent.spacing_mm)) for extent in (low, high)]
     if sizes_mm3[0] >= sizes_mm3[1]:
         return None
     return (
-        f"the low field has the smaller voxels: {sizes_mm3[0]:.2g} mm3, the high field {sizes_mm3[1]:.2g} mm3. "
+        f"the low field has smaller voxels ({sizes_mm3[0]:.2g} mm3) than the high field ({sizes_mm3[1]:.2g} mm3). "
         "Check that the two are not exchanged."
     )
 
@@ -90,16 +91,16 @@ def resolution_doubt(low: Extent, high: Extent) -> str | None:
 def place_doubt(
     low: Extent, high: Extent, fit: Literal["resize", "crop_pad"], grid_mm: NDArray[np.float64]
 ) -> str | None:
-    """Return a doubt about two unregistered fields that do not seem to show the same part of a head.
+    """Return a warning if two unregistered fields do not seem to show the same part of the head.
 
     Args:
         low: the low field.
         high: the high field.
-        fit: how both are resampled to the grids.
-        grid_mm: `(3,)`, side lengths of the box that samples show; used if `fit` is `crop_pad`.
+        fit: method by which both fields are resampled to their grids.
+        grid_mm: `(3,)`, size of the box that samples show; used only if `fit` is `crop_pad`.
 
     Returns:
-        The doubt in words; None if they do, or if their files do not say where they lie.
+        The warning; None if the positions agree, or if the files do not state a position.
     """
     if not (low.is_placed and high.is_placed):
         return None
@@ -110,9 +111,9 @@ def place_doubt(
         if apart_mm[worst] <= MAX_SHIFT_MM:
             return None
         return (
-            f"fit: resize lays the borders of both fields of view on each other, but some are "
-            f"{apart_mm[worst]:.0f} mm apart {AXES[worst]} ({low.size_mm[worst]:.0f} mm of low, "
-            f"{high.size_mm[worst]:.0f} mm of high field). Use fit: crop_pad, which keeps every voxel's place, or "
+            f"fit: resize maps the borders of both fields of view onto each other, but some borders are "
+            f"{apart_mm[worst]:.0f} mm apart {AXES[worst]} (low field {low.size_mm[worst]:.0f} mm, "
+            f"high field {high.size_mm[worst]:.0f} mm). Use fit: crop_pad, which keeps the position of every voxel, or "
             "align: rigid."
         )
     shared_mm = np.minimum(bounds_mm[0][1], bounds_mm[1][1]) - np.maximum(bounds_mm[0][0], bounds_mm[1][0])

@@ -1,4 +1,4 @@
-"""The head mask: the voxels of a volume that are not air, so that metrics do not measure black background."""
+"""Compute the head mask, so that metrics can exclude the black background."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,19 +11,20 @@ LEAST_SHARE = 0.05
 
 
 def head_mask(high: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Find the head in a high-field volume.
+    """Find the voxels of the head in a high-field volume.
 
-    The steps, on every second voxel of each axis:
+    These steps are applied to every second voxel of each axis:
     1. Take the voxels above half of Otsu's threshold.
-    2. Keep connected parts of at least 5% of the largest: the dark skull separates brain from scalp.
-    3. Close by 3 voxels, and fill all holes of sagittal and axial sections.
+    2. Keep the connected parts with at least 5% of the largest part's voxels. More than one part is kept because the
+       dark skull separates brain from scalp.
+    3. Apply a binary closing with 3 iterations, and fill all holes in sagittal and axial sections.
     4. Keep the largest connected part.
 
     Args:
         high: `(X, Y, Z)` in [0, 1].
 
     Returns:
-        `(X, Y, Z)` bool; false everywhere if the volume is constant.
+        `(X, Y, Z)` bool. If the volume is constant, all values are False.
     """
     coarse = high[::STRIDE, ::STRIDE, ::STRIDE]
     if coarse.min() == coarse.max():
@@ -31,7 +32,7 @@ def head_mask(high: NDArray[np.float32]) -> NDArray[np.bool_]:
     bright = coarse > threshold_otsu(coarse) / 2
     parts, sizes = connected_parts(bright)
     large = (sizes >= LEAST_SHARE * sizes.max())[parts]
-    # Padded, because closing would treat everything beyond the border as air.
+    # The mask is padded because closing would treat everything beyond the border as air.
     padded = np.pad(large, CLOSING_VOX, mode="edge")
     inner = (slice(CLOSING_VOX, -CLOSING_VOX),) * 3
     closed = np.asarray(ndimage.binary_closing(padded, iterations=CLOSING_VOX))[inner]
@@ -50,7 +51,8 @@ def connected_parts(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray
     """Label the connected parts of a mask `(X, Y, Z)`.
 
     Returns:
-        Labels of the same shape, 0 outside all parts, and the voxels of each label `(labels,)`, 0 for label 0.
+        Labels `(X, Y, Z)`, which are 0 outside all parts, and the number of voxels of each label `(labels,)`. For
+        label 0, this number is 0.
     """
     parts = np.empty(mask.shape, dtype=np.int32)
     ndimage.label(mask, output=parts)

@@ -28,9 +28,9 @@ UNREADABLE = (
     HeaderDataError,
     MGHError,
     ValueError,
-    # Codes of types that no format knows.
+    # The header has a data type code that the format does not define.
     KeyError,
-    # A damaged header can ask for more voxels than a machine can count or hold.
+    # A damaged header can state more voxels than a machine can count or hold.
     OverflowError,
     MemoryError,
 )
@@ -38,8 +38,8 @@ MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE)
 OURS = (".nii", ".nii.gz", ".mgh", ".mgz")
 NIFTI1_MAGIC, NIFTI2_MAGIC = b"n+1\0", b"n+2\0"
 MGH_VERSION = b"\0\0\0\1"
-HEADER_BYTES = 540  # of NIfTI-2, the longest
-# 4 GiB as float32; a whole head at 0.25 mm has 0.8 thousand million voxels.
+HEADER_BYTES = 540  # NIfTI-2 has the longest header.
+# 4 GiB as float32. A whole head at 0.25 mm has 0.8 billion voxels.
 MAX_VOXELS = 2**30
 SCANNER = 1  # nifti1.h, NIFTI_XFORM_SCANNER_ANAT
 TIME_UNIT_BITS = 0b111000
@@ -47,31 +47,31 @@ SPATIAL_UNITS: dict[int, Literal["m", "mm", "um"]] = {1: "m", 2: "mm", 3: "um"} 
 # Axis codes assumed for files that do not state any: nibabel's for NIfTI, FreeSurfer's for MGH.
 NIFTI_FALLBACK, MGH_FALLBACK = "LAS", "LIA"
 
-# nibabel logs each correction of a header, which over a cohort would be a line per file.
+# nibabel logs each correction of a header, which would be one line per file in a large cohort.
 _silent = logging.Logger("silent")
 _silent.addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True)
 class VoxelLayout:
-    """How a file stores its voxels: all that reading them needs. The slices of a stack mostly have the same."""
+    """The part of a header that is needed to read the voxels. The slices of a stack usually share one layout."""
 
     kind: type[SpatialImage]
     """nibabel's class for the format."""
     shape: tuple[int, ...]
     """Voxels per dimension; trailing dimensions of size 1 beyond the third are dropped."""
     dtype: np.dtype[Any]
-    """Type of the stored voxels, a real one."""
+    """Data type of the stored voxels, which must be real."""
     offset_bytes: int | None = None
-    """Where the voxels begin in the file without compression; None for formats that keep them in another file."""
+    """Offset of the first voxel in the uncompressed file; None for formats that keep voxels in another file."""
     slope: float = 1.0
-    """What stored values are multiplied by."""
+    """Factor by which stored values are multiplied."""
     intercept: float = 0.0
-    """What is added to the product."""
+    """Value that is added after the multiplication."""
 
     @property
     def end_bytes(self) -> int | None:
-        """Where the voxels end in the file without compression; None for formats that keep them in another file."""
+        """Offset of the voxels' end in the uncompressed file; None for formats that keep voxels in another file."""
         return None if self.offset_bytes is None else self.offset_bytes + prod(self.shape) * self.dtype.itemsize
 
 
@@ -84,25 +84,25 @@ class Header:
     affine: NDArray[np.float64]
     """`(4, 4)`, voxel index -> world mm; it may not be invertible or finite."""
     is_oriented: bool
-    """Whether the file says where its axes point, or the caller did."""
+    """Whether the file or the caller states the directions of the axes."""
     is_placed: bool
-    """Whether the file says where it lies in the scanner."""
+    """Whether the file states the position of its voxels in the scanner."""
     has_spacing: tuple[bool, bool, bool]
-    """Whether the file says how large its voxels are along each axis; otherwise 1 mm is assumed."""
+    """Whether the file states the voxel size along each axis. If not, 1 mm is assumed."""
     forms_differ_deg: float
-    """Largest angle between the axes of sform and qform; NaN if the qform is no rotation, 0 unless both are set."""
+    """Largest angle between the axes of sform and qform: 0 unless both are set, NaN if the qform is not a rotation."""
     unit: Literal["m", "mm", "um"]
-    """Unit of its lengths; `mm` if the file does not say."""
+    """Unit of length in the file; `mm` if the file does not state one."""
     sform_code: int = 0
-    """Space that the sform leads to (nifti1.h, NIFTI_XFORM_*), as stored; 0 if there is no sform."""
+    """Code of the space that the sform maps to (nifti1.h, NIFTI_XFORM_*), as stored; 0 if there is no sform."""
     qform_code: int = 0
-    """Space that the qform leads to, as stored; 0 if there is no usable qform."""
+    """Code of the space that the qform maps to, as stored; 0 if there is no usable qform."""
     qform: NDArray[np.float64] | None = None
     """`(4, 4)`, voxel index -> mm in the qform's space; None if there is no usable qform."""
     time_unit: int = 0
-    """The bits of `xyzt_units` that are about time."""
+    """The bits of `xyzt_units` that state the unit of time."""
     descrip: bytes = b""
-    """The description, without padding."""
+    """The header's description, without padding."""
 
     @property
     def kind(self) -> type[SpatialImage]:
@@ -125,10 +125,10 @@ def read_header(path: Path, orientation: str | None = None) -> Header:
 
     Args:
         path: `.nii`, `.nii.gz`, `.mgh`, `.mgz`, or anything else that nibabel reads.
-        orientation: axis codes, `RAS` for instance, to assume if the file does not say where its axes point.
+        orientation: axis codes, such as `RAS`, to assume if the file does not state the directions of its axes.
 
     Raises:
-        VolumeError: missing, unreadable, or not of as many real voxels as a volume may have.
+        VolumeError: the file is missing or unreadable, its voxels are not real numbers, or there are none or too many.
     """
     return read_header_and_trace(path, orientation)[0]
 
@@ -141,7 +141,7 @@ def read_header_and_trace(path: Path, orientation: str | None = None) -> tuple[H
         orientation: as for `read_header`.
 
     Returns:
-        The header, and the trace; None for formats that nibabel reads for us, which may be in two files.
+        The header and the trace. The trace is None for formats that nibabel reads, because they may have two files.
 
     Raises:
         VolumeError: as for `read_header`.
@@ -167,15 +167,15 @@ def parse_header(path: Path, start: bytes, orientation: str | None = None) -> He
     """Parse the header of a NIfTI or MGH file.
 
     Args:
-        path: the file, of which nothing is read; its suffix tells NIfTI from MGH.
-        start: the first `HEADER_BYTES` of its content without compression.
+        path: path of the file. The file is not read, but the suffix decides between NIfTI and MGH.
+        start: the first `HEADER_BYTES` of the file's uncompressed content.
         orientation: as in `read_header`.
 
     Raises:
-        VolumeError: not a header, or not of as many real voxels as a volume may have.
+        VolumeError: the bytes are not a header, the voxels are not real numbers, or there are none or too many.
     """
     try:
-        # A damaged affine may overflow; its users check whether it is finite.
+        # A damaged affine may overflow. Code that uses it checks whether it is finite.
         with np.errstate(all="ignore"):
             header = _parse(path, start, orientation)
     except UNREADABLE as error:
@@ -198,7 +198,7 @@ def _expect_voxels(path: Path, header: Header) -> Header:
 
 
 def files_of(path: Path) -> list[Path]:
-    """Return all files of the volume that `path` names: two in formats that keep header and voxels apart.
+    """Return all files of the volume that `path` names. Some formats keep header and voxels in two files.
 
     Raises:
         VolumeError: nibabel cannot read the file.
@@ -214,10 +214,10 @@ def files_of(path: Path) -> list[Path]:
 
 
 def unreadable(path: Path, error: Exception) -> VolumeError:
-    """Return the error for a file that nibabel, gzip or the system could not read, in words that do not name it.
+    """Return the error for a file that nibabel, gzip or the system could not read. Its `problem` omits the file name.
 
     Raises:
-        RunError: the machine is at fault, not the file.
+        RunError: the cause is the machine, not the file.
     """
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in MACHINE):
         raise RunError(
@@ -235,7 +235,7 @@ def _reason(path: Path, error: Exception) -> str:
     if start.startswith(b"version https://git-lfs"):
         return "this text only points to the real file (Git LFS). Fetch the real file."
     text = str(error).replace(str(path), "the file").replace(path.name, "the file")
-    # What is left of a path must not be published.
+    # The problem may be published, so no part of a path may remain in it.
     text = "" if "/" in text or path.name.split(".")[0] in text else f": {text}"
     return f"this is not a readable NIfTI file ({type(error).__name__}{text}). Copy it again or leave it out."
 
@@ -256,11 +256,11 @@ def _parse(path: Path, start: bytes, orientation: str | None) -> Header:
         return _nifti(Nifti1Image, Nifti1Header(start[:348], check=False), orientation)
     if start[4:8] == NIFTI2_MAGIC:
         return _nifti(Nifti2Image, Nifti2Header(start, check=False), orientation)
-    raise ImageFileError(f"{len(start)} bytes that are no NIfTI or MGH header")
+    raise ImageFileError(f"{len(start)} bytes that are not a NIfTI or MGH header")
 
 
 def _read_other(path: Path, orientation: str | None) -> Header:
-    """Read a header through nibabel: formats in two files, and those of other programs."""
+    """Read a header with nibabel, for formats with two files and for other formats."""
     image: Any = nib.load(path)  # pyright: ignore[reportPrivateImportUsage]
     if not isinstance(image, SpatialImage):
         raise VolumeError(str(path), f"expected a volume, found {type(image).__name__}. Convert the file first.")
@@ -270,7 +270,7 @@ def _read_other(path: Path, orientation: str | None) -> Header:
         raise VolumeError(str(path), "the header has no affine. Fix the header.")
     shape = _without_trailing_ones(image.shape)
     affine = np.asarray(image.affine, dtype=np.float64)
-    # Programs do not agree on how Analyze, from which nibabel's classes for SPM derive too, states its axes.
+    # Programs interpret the axes of Analyze files in different ways. nibabel's SPM classes derive from Analyze.
     oriented = not isinstance(image.header, AnalyzeHeader)
     if orientation and not oriented:
         affine = assumed_affine(shape, spacing_of(affine), orientation)
@@ -287,7 +287,7 @@ def _read_other(path: Path, orientation: str | None) -> Header:
 
 
 def _nifti(kind: type[SpatialImage], header: Any, orientation: str | None) -> Header:
-    # Before nibabel turns zeros into ones, and unknown codes into 0.
+    # These fields are read before `check_fix` replaces zeros by ones and unknown codes by 0.
     stated_mm = np.array(header["pixdim"][1:4], dtype=np.float64)
     spaces = _spaces(header)
     header.check_fix(logger=_silent)
@@ -322,14 +322,14 @@ def _nifti(kind: type[SpatialImage], header: Any, orientation: str | None) -> He
 
 
 def _spaces(header: Nifti1Header) -> dict[str, Any]:
-    """Return the fields of `Header` that say which spaces a NIfTI header names."""
+    """Return the fields of `Header` that describe the sform and qform of a NIfTI header."""
     sform_code, qform_code = max(int(header["sform_code"]), 0), max(int(header["qform_code"]), 0)
     qform = _qform(header) if qform_code else None
     return {"sform_code": sform_code, "qform_code": qform_code if qform is not None else 0, "qform": qform}
 
 
 def _one_space(affine: NDArray[np.float64], is_placed: bool) -> dict[str, Any]:
-    """Return the same fields for a format that knows the scanner's space alone."""
+    """Return the fields that `_spaces` returns, for a format whose only space is the scanner's."""
     return {"sform_code": SCANNER, "qform_code": SCANNER, "qform": affine} if is_placed else {}
 
 
@@ -342,7 +342,7 @@ def _qform(header: Nifti1Header) -> NDArray[np.float64] | None:
 
 
 def _mgh(start: bytes, orientation: str | None) -> Header:
-    # If the flag is 0, nibabel replaces spacing and axes, so both are taken from the bytes: offsets 28 and 30.
+    # nibabel overwrites flag and spacing if the flag is 0, so both are read from the bytes, at offsets 28 and 30.
     is_good = int.from_bytes(start[28:30], "big") == 1
     spacing_mm = np.frombuffer(start, ">f4", 3, offset=30).astype(np.float64)
     header: Any = MGHHeader(start[: MGHHeader.template_dtype.itemsize])
@@ -375,7 +375,7 @@ def _forms_differ_deg(header: Any) -> float:
         angles = angles_deg(header.get_sform()[:3, :3], header.get_qform()[:3, :3])
     except UNREADABLE:
         return float("nan")
-    # An sform without three axes is reported as a bad affine.
+    # NaN is ignored here. If an axis of the sform has length 0, a later check reports a bad affine.
     return float(np.nanmax(angles, initial=0.0))
 
 
@@ -383,7 +383,7 @@ def angles_deg(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDA
     """Compute the angle between each column of `first` `(3, N)` and that of `second` `(3, N)`.
 
     Returns:
-        Degrees, `(N,)`; NaN for a column without length.
+        Angles in degrees, `(N,)`; NaN for columns of length 0.
     """
     lengths = np.linalg.norm(first, axis=0) * np.linalg.norm(second, axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -392,17 +392,17 @@ def angles_deg(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDA
 
 
 def spacing_of(affine: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Compute voxel sizes `(3,)`, the lengths of the columns of an affine `(4, 4)` or of its upper left `(3, 3)`."""
+    """Compute the voxel sizes `(3,)` from an affine `(4, 4)` or its upper left part `(3, 3)`."""
     return np.linalg.norm(affine[:3, :3], axis=0)
 
 
 def assumed_affine(shape: Sequence[int], spacing_mm: NDArray[np.floating], orientation: str) -> NDArray[np.float64]:
-    """Build the affine of a volume that does not say where it is, with its middle at the origin.
+    """Build an affine, with the centre at the origin, for a volume whose file does not state its position.
 
     Args:
         shape: voxels per dimension.
         spacing_mm: `(3,)`, voxel size along each axis.
-        orientation: axis codes, `RAS` for instance.
+        orientation: axis codes, such as `RAS`.
 
     Returns:
         `(4, 4)`, voxel index -> world mm.
@@ -417,7 +417,7 @@ def assumed_affine(shape: Sequence[int], spacing_mm: NDArray[np.floating], orien
 
 
 def expect_three_dimensions(header: Header, path: Path) -> None:
-    """Raise VolumeError if a file holds no 3-D volume or several."""
+    """Raise VolumeError if a file does not hold exactly one 3-D volume."""
     if len(header.shape) != 3:
         raise VolumeError(
             str(path),

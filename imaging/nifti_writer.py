@@ -1,6 +1,6 @@
-"""Encode volumes as NIfTI-1 files: nibabel makes the bytes, isal compresses them.
+"""Encode volumes as NIfTI-1 files with nibabel, and compress them with isal, which is faster than nibabel's zlib.
 
-Equal volumes make equal bytes. nibabel's own compression is not used: it is zlib's, while isal compresses faster.
+Equal volumes give equal bytes.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from nibabel.nifti1 import Nifti1Header, Nifti1Image
 from upfield.imaging.placement import SCANNER, Placement, place
 from upfield.imaging.volume import Volume
 
-# float32 images hardly get smaller with more effort: zlib's level 9 takes 40 times as long and saves 1%.
+# Higher levels hardly make float32 images smaller: zlib's level 9 takes 40 times as long and saves 1%.
 LEVEL = 2
 DESCRIP_BYTES = 80
 MARK = b"enhanced by upfield, for research only"
@@ -22,10 +22,10 @@ def encode(volume: Volume, placement: Placement, descrip: bytes, compressed: boo
     """Encode a volume as the bytes of a float32 NIfTI-1 file.
 
     Args:
-        volume: voxels `(I, J, K)` in [0, 1] in the order of the file.
+        volume: voxels `(I, J, K)` in [0, 1], in the axis order of the file.
         placement: placement of the file that the volume was made from.
-        descrip: the header's description, cut to its 80 bytes.
-        compressed: whether to compress with gzip; the gzip header holds neither a name nor a time.
+        descrip: description for the header, of which the first 80 bytes are kept.
+        compressed: whether to compress with gzip. The gzip header holds neither a name nor a time.
     """
     fields = Nifti1Header()
     fields.set_data_dtype(np.float32)
@@ -41,7 +41,7 @@ def encode(volume: Volume, placement: Placement, descrip: bytes, compressed: boo
 
 
 def write_file(path: Path, volume: Volume, placement: Placement, descrip: bytes) -> None:
-    """Encode a volume `(I, J, K)` with `encode` and write it to a `.nii` or, compressed, to a `.nii.gz` file."""
+    """Write a volume `(I, J, K)` to a NIfTI file, which is compressed if its name ends in `.gz`."""
     path.write_bytes(encode(volume, placement, descrip, compressed=path.name.lower().endswith(".gz")))
 
 
@@ -50,6 +50,6 @@ def write_volume(volume: Volume, path: Path) -> None:
     write_file(path, volume, Placement(volume.affine, SCANNER, SCANNER, volume.affine), b"")
 
 
-def marked(descrip: bytes) -> bytes:
+def mark_as_enhanced(descrip: bytes) -> bytes:
     """Return a description that marks a scan as enhanced, followed by the description of the source scan."""
     return b"; ".join(part for part in (MARK, descrip) if part)

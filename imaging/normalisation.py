@@ -1,8 +1,8 @@
-"""The normalisation of every volume: clip to percentiles 1 and 99, scale to [0, 1].
+"""Normalise a volume: clip it to its 1st and 99th percentile, and scale it to [0, 1].
 
-`percentiles` replaces `numpy.percentile`, which takes 0.09 s on the high-field grid, while all volumes of a subject are
-made in 0.2 to 0.3 s. Measured on one scan (benchmarks/tables/normalisation.txt): 4 times as fast on the high-field
-grid, 9 times on the low-field grid, with the same values.
+`percentiles` replaces `numpy.percentile`, which takes 0.09 s on the high-field grid. All volumes of a subject together
+are made in 0.2 to 0.3 s. On one scan (benchmarks/tables/normalisation.txt), `percentiles` is 4 times as fast on the
+high-field grid and 9 times as fast on the low-field grid, and returns the same values.
 """
 
 from collections.abc import Sequence
@@ -53,10 +53,10 @@ def normalise_in_place(voxels: NDArray[np.float32], where: str) -> NDArray[np.fl
         raise VolumeError(
             where,
             f"percentiles 1 and 99 are both {low:g}, so the volume is nearly constant within the grid. "
-            "If low and high field lie in different places, set align: rigid.",
+            "If low and high field are in different positions, set align: rigid.",
         )
     half = np.empty(voxels.shape, dtype=np.float16)
-    # Four passes over a plane in the cache cost less than one pass over the whole volume.
+    # Four passes over a plane that stays in the cache take less time than one pass over the whole volume.
     for plane, half_plane in zip(voxels, half, strict=True):
         np.clip(plane, np.float32(low), np.float32(high), out=plane)
         plane -= np.float32(low)
@@ -66,10 +66,10 @@ def normalise_in_place(voxels: NDArray[np.float32], where: str) -> NDArray[np.fl
 
 
 def percentiles(voxels: NDArray[np.float32], shares: Sequence[float]) -> list[float]:
-    """Compute the percentiles of `numpy.percentile` (linear between neighbours), in less time if far from the middle.
+    """Compute percentiles as `numpy.percentile` does, with linear interpolation between neighbours.
 
-    A sorted sample of the voxels bounds a percentile. Only the few voxels beyond this bound need to be sorted. The
-    sample affects the time, never the result.
+    Percentiles far from the median take less time than with numpy. A sorted sample of the voxels gives a bound for each
+    percentile, and only the few voxels beyond this bound are sorted. The sample affects the time, never the result.
 
     Args:
         voxels: `(I, J, K)`.
@@ -87,7 +87,7 @@ def _low_percentile(flat: NDArray[np.float32], share: float, sample: NDArray[np.
     rank = share / 100 * (flat.size - 1)
     first = int(rank)
     part = share / 100
-    # Six standard deviations of the sampling error, so that all voxels hardly ever have to be sorted after all.
+    # The margin is six standard deviations of the sampling error, so it is hardly ever necessary to sort all voxels.
     bound = part + 6 * np.sqrt(part * (1 - part) / sample.size) + 2 / sample.size
     candidates = flat[flat <= sample[min(int(bound * sample.size), sample.size - 1)]]
     if candidates.size < first + 2:

@@ -1,4 +1,4 @@
-"""The placement of a file's voxels in world space, which an enhanced scan takes over from its source."""
+"""The placement of a file's voxels in world space, which an enhanced scan inherits from its source."""
 
 from dataclasses import dataclass
 
@@ -18,13 +18,13 @@ class Placement:
     """The spaces that a file's header names, and the position of its voxels in each."""
 
     affine: NDArray[np.float64]
-    """`(4, 4)`, voxel index -> world mm: the affine that readers use, which is a default if the header has none."""
+    """`(4, 4)`, voxel index -> world mm: the affine that readers use, or a default if the header states none."""
     sform_code: int = UNKNOWN
-    """Code of the space that the sform leads to; 0 without an sform."""
+    """Code of the space that the sform maps to; 0 if there is no sform."""
     qform_code: int = UNKNOWN
-    """Code of the space that the qform leads to; 0 without a qform."""
+    """Code of the space that the qform maps to; 0 if there is no qform."""
     qform: NDArray[np.float64] | None = None
-    """`(4, 4)`, voxel index -> mm in the qform's space, if there is a qform."""
+    """`(4, 4)`, voxel index -> mm in the qform's space; None if there is no qform."""
     time_unit: int = 0
     """The bits of `xyzt_units` that state the unit of time."""
     descrip: bytes = b""
@@ -32,7 +32,7 @@ class Placement:
 
     @property
     def space(self) -> str:
-        """Name of the space that `affine` leads to."""
+        """Name of the space that `affine` maps to."""
         code = self.sform_code or self.qform_code
         return SPACES.get(code, str(code))
 
@@ -59,18 +59,18 @@ def place(fields: Nifti1Header, affine: NDArray[np.float64], placement: Placemen
 
     Args:
         fields: header to write to; its shape must be set.
-        affine: `(4, 4)`, voxel index -> the world that `placement.affine` leads to.
+        affine: `(4, 4)`, voxel index -> mm in the space of `placement.affine`.
         placement: placement of the source.
     """
     fields.set_zooms(spacing_of(affine).tolist())
     if placement.qform is not None:
-        # Through the source's voxels, because sform and qform may lead to different spaces.
+        # The qform is computed through the source's voxels, because sform and qform may map to different spaces.
         qform = placement.qform @ np.linalg.inv(placement.affine) @ affine
-        # A qform cannot hold shears or a spacing of its own, so it is left out if it would need them.
+        # A qform cannot store shears or a spacing of its own. It is left out if it would need a different spacing.
         if np.allclose(spacing_of(qform), spacing_of(affine), rtol=SAME_SPACING):
             fields.set_qform(qform, code=placement.qform_code)
     if placement.sform_code:
         fields.set_sform(affine, code=placement.sform_code)
     elif not fields["qform_code"] and not np.allclose(fields.get_base_affine(), affine, atol=1e-3):
-        # A source without a position stays without one, unless readers would then misplace the new voxels.
+        # If the source has no position, the new file has none, unless readers would then misplace the new voxels.
         fields.set_sform(affine, code=ALIGNED)

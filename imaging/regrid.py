@@ -36,13 +36,15 @@ def read_grid(path: Path) -> Grid:
     """Read the grid of an image, or of each volume of a series, from its header.
 
     Raises:
-        VolumeError: unreadable, fewer than 3 dimensions, or no usable position (sform or qform) in the header.
+        VolumeError: the image is unreadable, has fewer than 3 dimensions, or has no usable position (sform or qform).
     """
     header = read_header(path)
     placement = placement_of(header)
     if len(header.shape) < 3:
         raise VolumeError(
-            str(path), f"like: expected at least 3 dimensions, found {len(header.shape)} (shape {header.shape})."
+            str(path),
+            f"like: expected at least 3 dimensions, found {len(header.shape)} (shape {header.shape}). "
+            "Choose another image.",
         )
     affine = placement.affine
     if not placement.is_placed or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
@@ -63,15 +65,15 @@ def overlaps(shape: tuple[int, ...], affine: NDArray[np.float64], grid: Grid) ->
 
 
 def regrid(voxels: NDArray[np.float32], affine: NDArray[np.float64], grid: Grid) -> NDArray[np.float32]:
-    """Interpolate a volume at the voxels of another grid; outside the volume's field of view, the result is zero.
+    """Interpolate a volume at the voxels of another grid. The result is 0 outside the volume's field of view.
 
     Args:
         voxels: `(I, J, K)`.
         affine: `(4, 4)`, voxel index -> world mm.
-        grid: the target, in the same world space.
+        grid: target grid, in the same world space.
 
     Returns:
-        `grid.shape` float32.
+        Voxels `grid.shape` float32.
     """
     to_index = np.linalg.inv(affine) @ grid.placement.affine
     axes = _parallel_axes(to_index, grid.shape)
@@ -102,7 +104,7 @@ def _along_axes(
 def _obliquely(
     voxels: NDArray[np.float32], to_index: NDArray[np.float64], shape: tuple[int, ...]
 ) -> NDArray[np.float32]:
-    single: Any = np.float32  # the type stubs know float64 only
+    single: Any = np.float32  # scipy's type stubs accept float64 only.
     splines = np.asarray(ndimage.spline_filter(voxels, order=ORDER, output=single, mode="mirror"))
     result = np.zeros(shape, dtype=np.float32)
     second, third = (np.arange(size, dtype=np.float64) for size in shape[1:])
@@ -112,7 +114,7 @@ def _obliquely(
         index = _indices(to_index, np.array([float(plane)]), second, third)
         inside = _inside(index, voxels.shape)
         if inside.any():
-            # A voxel has an extent, so up to half a voxel outside the volume the border value is used.
+            # A voxel has an extent, so the border value is used up to half a voxel outside the volume.
             places = np.clip(index[:, inside], 0, last)
             result[plane][inside[0]] = ndimage.map_coordinates(
                 splines, places, order=ORDER, mode="mirror", prefilter=False, output=single
@@ -125,7 +127,7 @@ def _obliquely(
 
 
 def _indices(to_index: NDArray[np.float64], *places: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Compute the volume's index `(3, A, B, C)` at each combination of places along a grid's axes."""
+    """Compute the volume's voxel index `(3, A, B, C)` at each combination of positions along the axes of a grid."""
     first, second, third = np.meshgrid(*places, indexing="ij", sparse=True)
     rows = [row[0] * first + row[1] * second + row[2] * third + row[3] for row in to_index[:3]]
     return np.stack(rows)

@@ -1,11 +1,11 @@
-"""Cubic resampling as one small banded matrix per axis.
+"""Resample volumes by cubic interpolation, with one small banded matrix per axis.
 
-Spline interpolation on a grid is linear in the voxels and separable. scipy.ndimage applied to unit vectors therefore
-yields the whole matrix of an axis, and three matrix products replace scipy's spline evaluation per voxel.
+Spline interpolation on a grid is separable and linear in the voxels. Applying scipy.ndimage to unit vectors
+therefore yields the matrix of an axis, and three matrix products replace scipy's evaluation of splines per voxel.
 
-Measured on two cores against `scipy.ndimage.zoom` (benchmarks/tables/resampling.txt): 118 times as fast for the low
-field up to the high-field grid (0.012 s), 26 times for the high field down (0.010 s), 65 times for an IXI volume
-(0.027 s), with differences of at most 2e-7 of the range.
+On two cores (benchmarks/tables/resampling.txt), this is 118 times as fast as `scipy.ndimage.zoom` from the low-field to
+the high-field grid (0.012 s), 26 times as fast from the high-field to the low-field grid (0.010 s), and 65 times as
+fast for an IXI volume (0.027 s). The results differ by at most 2e-7 of the range.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 ORDER = 3
-# A spline's weights fall by a factor of 0.27 per voxel. Below this, they are less than single precision resolves.
+# A spline's weights fall by a factor of 0.27 per voxel. Single precision cannot resolve smaller weights than this.
 NEGLIGIBLE = 1e-8
 # Rows per block: with fewer, the matrix products become inefficient; with more, they include too many zeros.
 BLOCK_ROWS = 48
@@ -26,12 +26,12 @@ BLOCK_ROWS = 48
 
 @dataclass(frozen=True)
 class Operator:
-    """A linear operator along one axis, without the zeros far from its diagonal."""
+    """A linear operator along one axis, stored without the zeros far from its diagonal."""
 
     shape: tuple[int, int]
-    """(num_out, num_in)."""
+    """`(num_out, num_in)`, the voxels along the axis after and before."""
     blocks: tuple[tuple[slice, slice, NDArray[np.float32]], ...]
-    """Per block: output rows, the inputs that they depend on, and the weights `(rows, inputs)`."""
+    """For each block: the output rows, the inputs that they depend on, and the weights `(rows, inputs)`."""
 
     @classmethod
     def of(cls, matrix: NDArray[np.float64]) -> "Operator":
@@ -65,10 +65,10 @@ class Operator:
 
 @lru_cache(maxsize=64)
 def zoom_operator(num_in: int, num_out: int) -> Operator:
-    """Return `scipy.ndimage.zoom(order=3)` along one axis, which keeps the end voxels in place.
+    """Return the operator of `scipy.ndimage.zoom(order=3)` along one axis, which keeps the end voxels in place.
 
-    scipy is followed exactly: for some sizes (256 to 200, 240 to 112), it rounds the position of the last voxel to
-    outside the volume and returns 0 there.
+    The operator reproduces scipy exactly. For some sizes (256 to 200, 240 to 112), scipy rounds the position of the
+    last voxel to outside the volume and returns 0 there.
     """
     columns = [np.asarray(ndimage.zoom(unit, num_out / num_in, order=ORDER)) for unit in np.eye(num_in)]
     return Operator.of(np.stack(columns, axis=1))
@@ -76,20 +76,21 @@ def zoom_operator(num_in: int, num_out: int) -> Operator:
 
 @lru_cache(maxsize=256)
 def grid_operator(num_in: int, num_out: int, step: float, start: float) -> Operator:
-    """Return cubic interpolation at the input indices `start + step * i`.
+    """Return the operator of cubic interpolation at the input indices `start + step * i`.
 
-    A voxel has an extent, so up to half a voxel outside the volume the border value is used. Farther out is zero.
+    A voxel has an extent, so the border value is used up to half a voxel outside the volume. Farther out, the result
+    is 0.
 
     Args:
-        num_in: input voxels.
-        num_out: output voxels.
+        num_in: number of input voxels.
+        num_out: number of output voxels.
         step: output spacing in input voxels.
         start: input index of output voxel 0.
     """
     index = start + step * np.arange(num_out)
     inside = (index >= -0.5) & (index <= num_in - 0.5)
     clamped = np.clip(index, 0, num_in - 1)
-    # The same prefilter as in zoom, so that the two operators agree at equal sample points.
+    # `zoom` uses the same prefilter, so the two operators agree at equal sample points.
     splines = ndimage.spline_filter1d(np.eye(num_in), order=ORDER, axis=1, mode="mirror")
     columns = [ndimage.map_coordinates(row, [clamped], order=ORDER, mode="mirror", prefilter=False) for row in splines]
     return Operator.of(np.stack(columns, axis=1) * inside[:, None])
@@ -100,7 +101,7 @@ def apply_operators(voxels: NDArray[np.float32], operators: Sequence[Operator | 
 
     Args:
         voxels: `(I, J, K)`.
-        operators: along I, J and K; None leaves an axis unchanged.
+        operators: operators along I, J and K. None leaves an axis unchanged.
 
     Returns:
         `(I', J', K')` float32; `voxels` itself if all operators are None.
@@ -111,7 +112,7 @@ def apply_operators(voxels: NDArray[np.float32], operators: Sequence[Operator | 
         return 1.0 if operator is None else operator.shape[0] / operator.shape[1]
 
     result = voxels
-    # The axis that shrinks most goes first, which leaves the least work for the others.
+    # The axis that shrinks most goes first, because this leaves the least work for the others.
     for axis in sorted(range(3), key=growth):
         if (operator := operators[axis]) is not None:
             result = operator.apply(result, axis)
@@ -119,7 +120,7 @@ def apply_operators(voxels: NDArray[np.float32], operators: Sequence[Operator | 
 
 
 def zoom_to(voxels: NDArray[np.float32], shape: tuple[int, int, int]) -> NDArray[np.float32]:
-    """Resample `(I, J, K)` to `shape` as `scipy.ndimage.zoom(order=3)` does: corner voxels stay on corner voxels."""
+    """Resample `(I, J, K)` to `shape` as `scipy.ndimage.zoom(order=3)` does, which maps corners to corners."""
     if voxels.shape == shape:
         return voxels
     sizes = zip(voxels.shape, shape, strict=True)
@@ -133,26 +134,26 @@ def resample_box(
     shape: tuple[int, int, int],
     new_spacing_mm: NDArray[np.float64],
 ) -> NDArray[np.float32]:
-    """Resample onto a box with a spacing of its own; crop or pad with zero, so that proportions stay true.
+    """Resample a volume onto a box with another spacing. The volume is cropped or padded with 0, never stretched.
 
     Args:
         voxels: `(I, J, K)`.
         spacing_mm: `(3,)`, spacing of `voxels`.
-        centre_vox: `(3,)`, input index at the centre of the box.
+        centre_vox: `(3,)`, input index of the centre of the box.
         shape: voxels of the box `(I', J', K')`.
         new_spacing_mm: `(3,)`, spacing of the box.
 
     Returns:
         `(I', J', K')` float32.
     """
-    # Rounded to a millionth of a voxel, so that equal geometries share a cached operator.
+    # Values are rounded to a millionth of a voxel, so that equal geometries share a cached operator.
     step = np.round(new_spacing_mm / spacing_mm, 6)
     start = np.round(centre_vox - new_spacing_mm / spacing_mm * (np.array(shape) - 1) / 2, 6)
     source, target = [slice(None)] * 3, [slice(None)] * 3
     operators: list[Operator | None] = [None] * 3
     for axis in range(3):
         if step[axis] == 1 and start[axis] == int(start[axis]):
-            # Voxels coincide, so they are copied.
+            # The voxels of input and output coincide, so they are copied.
             source[axis], target[axis] = _overlap(voxels.shape[axis], shape[axis], int(start[axis]))
         else:
             operators[axis] = grid_operator(voxels.shape[axis], shape[axis], float(step[axis]), float(start[axis]))

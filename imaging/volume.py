@@ -1,4 +1,4 @@
-"""Read NIfTI volumes and stacks of slice files, and turn them to RAS+."""
+"""Read volumes and stacks of slice files, and reorient them to RAS+."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,14 +26,14 @@ from upfield.imaging.volume_header import VolumeHeader, read_stack_header, read_
 
 @dataclass(frozen=True)
 class Volume:
-    """A volume in RAS+ order: axis 0 runs to the right, 1 to the front, 2 to the top."""
+    """A volume in RAS+ order: axis 0 points to the right, axis 1 to the front, axis 2 to the top."""
 
     voxels: NDArray[np.float32]
     """`(I, J, K)` in scanner units."""
     affine: NDArray[np.float64]
     """`(4, 4)`, voxel index -> world mm."""
     axcodes: tuple[str, str, str] = ("R", "A", "S")
-    """Axis codes of the file that it was read from."""
+    """Axis codes of the file that the volume was read from."""
 
     @property
     def spacing_mm(self) -> NDArray[np.float64]:
@@ -42,57 +42,59 @@ class Volume:
 
 
 def read_volume(path: Path, orientation: str | None = None) -> Volume:
-    """Read a NIfTI or MGH volume and turn it to RAS+.
+    """Read a volume and reorient it to RAS+.
 
     Args:
         path: `.nii`, `.nii.gz`, `.mgh` or `.mgz` holding one 3-D volume; trailing dimensions of size 1 are dropped.
-        orientation: axis codes, `RAS` for instance, to assume if the file does not say where its axes point; without
-            them, what the format's own programs assume.
+        orientation: axis codes, such as `RAS`, to assume if the file does not state the directions of its axes. By
+            default, assume what the format's own programs assume.
 
     Returns:
         Voxels `(I, J, K)` float32 in scanner units (slope and intercept applied) and their affine.
 
     Raises:
-        VolumeError: missing, unreadable, not one 3-D real volume, not finite, constant, or no usable affine.
+        VolumeError: the file is missing or unreadable, is not one 3-D real volume, is not finite, is constant, or has
+            no usable affine.
     """
     return load_volume([path], read_volume_header(path, orientation))
 
 
 def read_stack(paths: Sequence[Path], orientation: str | None = None) -> Volume:
-    """Read one slice per file, stack them in the order given, and turn the result to RAS+.
+    """Read one slice per file, stack the slices in the given order, and reorient the volume to RAS+.
 
-    A slice file is 2-D, or 3-D with one axis of a single voxel; the volume grows along that axis. If the slices'
-    affines have different origins, the distance between the first and the last gives the spacing along the stack.
+    A slice file is 2-D, or 3-D with a single voxel along one axis. Slices are stacked along that axis. If their affines
+    have different origins, the distance between the first and the last origin gives the spacing along the stack.
 
     Args:
         paths: files in slice order, at least two.
-        orientation: axis codes of the stack, to assume if its files do not say where their axes point.
+        orientation: axis codes of the stack, to assume if its files do not state the directions of their axes.
 
     Returns:
         Voxels `(I, J, K)` float32 in scanner units and their affine.
 
     Raises:
-        VolumeError: a slice is unreadable or of another shape than the first, or the stack is not finite or constant.
+        VolumeError: a slice is unreadable or has a different shape from the first, or the stack is not finite, is
+            constant, or has no usable affine.
     """
     return load_volume(paths, read_stack_header(paths, orientation))
 
 
 def load_volume(paths: Sequence[Path], header: VolumeHeader, traces: Sequence[Trace] = ()) -> Volume:
-    """Read the voxels of a volume whose header has been read before, and turn it to RAS+.
+    """Read the voxels of a volume whose header has already been read, and reorient the volume to RAS+.
 
-    Each file of our own formats is opened once, and its header is not parsed again.
+    Each NIfTI or MGH file is opened once, and its header is not parsed again.
 
     Args:
         paths: the volume's one file, or its slices in order.
-        header: their header.
-        traces: their traces from when the header was read; without them, a change of the files since is not noticed.
+        header: header of the volume.
+        traces: traces of the files when the header was read. Without them, files that have changed are not noticed.
 
     Returns:
         Voxels `(I, J, K)` float32 in scanner units and their affine.
 
     Raises:
-        VolumeError: a file is unreadable or has changed since, or the volume is not finite or constant, or has no
-            usable affine.
+        VolumeError: a file is unreadable or has changed, or the volume is not finite, is constant, or has no usable
+            affine.
     """
     where = str(paths[0]) if header.stacked_axis is None else f"{paths[0]} .. {paths[-1].name}"
     files = zip(paths, header.layouts, traces or [None] * len(paths), strict=True)
@@ -107,12 +109,12 @@ def load_volume(paths: Sequence[Path], header: VolumeHeader, traces: Sequence[Tr
 
 
 def to_ras(voxels: NDArray[np.float32], affine: NDArray[np.float64], where: str) -> Volume:
-    """Permute and flip axes so that they run right, anterior, superior as nearly as the affine allows.
+    """Permute and flip axes so that they point right, anterior and superior as closely as the affine allows.
 
     Args:
         voxels: `(I, J, K)` in any order.
         affine: `(4, 4)`, voxel index -> world mm.
-        where: the name of the volume in errors.
+        where: name of the volume in error messages.
 
     Raises:
         VolumeError: the affine is not finite or maps two axes onto one.
@@ -122,20 +124,20 @@ def to_ras(voxels: NDArray[np.float32], affine: NDArray[np.float64], where: str)
     orientation = io_orientation(affine)
     if np.isnan(orientation).any():
         raise VolumeError(where, f"the affine maps two axes onto one: {affine.tolist()}. Fix the header.")
-    turned = np.ascontiguousarray(apply_orientation(voxels, orientation))
+    reoriented = np.ascontiguousarray(apply_orientation(voxels, orientation))
     first, second, third = ornt2axcodes(orientation)
-    return Volume(turned, affine @ inv_ornt_aff(orientation, voxels.shape), (first, second, third))
+    return Volume(reoriented, affine @ inv_ornt_aff(orientation, voxels.shape), (first, second, third))
 
 
 def from_ras(volume: Volume) -> Volume:
-    """Turn a RAS+ volume back to the axis order of the file that it was read from; its place in the world stays."""
+    """Return a RAS+ volume in the axis order of the file that it was read from. Its world position stays the same."""
     orientation = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(volume.axcodes))
     voxels = np.ascontiguousarray(apply_orientation(volume.voxels, orientation))
     return Volume(voxels, volume.affine @ inv_ornt_aff(orientation, volume.voxels.shape), volume.axcodes)
 
 
 def refuse_empty(voxels: NDArray[np.float32], where: str) -> None:
-    """Raise VolumeError if `voxels` `(I, J, K)` are none, contain NaN or infinity, or all have the same value."""
+    """Raise VolumeError if `voxels` `(I, J, K)` is empty, contains NaN or infinity, or is constant."""
     if voxels.size == 0:
         raise VolumeError(where, f"the image holds no voxels (shape {voxels.shape}). Leave it out.")
     lowest, highest = voxels.min(), voxels.max()
@@ -169,7 +171,7 @@ def decode_voxels(content: BytesIO | Path, layout: VoxelLayout) -> NDArray[np.fl
     """Return the voxels of a NIfTI or MGH file without parsing its header again.
 
     Args:
-        content: the file's content from its start to the last voxel, or an uncompressed file, whose voxels are mapped.
+        content: the file's content from its start to the last voxel, or an uncompressed file, which is memory-mapped.
         layout: how the file stores its voxels.
 
     Returns:
@@ -179,5 +181,5 @@ def decode_voxels(content: BytesIO | Path, layout: VoxelLayout) -> NDArray[np.fl
         OSError, ValueError, OverflowError, MemoryError: the content is too short, or more than the machine can hold.
     """
     spec = (layout.shape, layout.dtype, layout.offset_bytes, layout.slope, layout.intercept)
-    # Float32 from the start: float64, the proxy's default, would take twice the memory.
+    # float64, the proxy's default, would take twice the memory.
     return np.asanyarray(ArrayProxy(content, spec), dtype=np.float32)

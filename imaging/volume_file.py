@@ -1,4 +1,4 @@
-"""A volume's file read in one pass, from front to back: the header, then the voxels."""
+"""Read a volume's file in one pass: first the header, then the voxels."""
 
 from io import BytesIO
 from pathlib import Path
@@ -18,14 +18,14 @@ class Readable(Protocol):
 
 
 class VolumeFile:
-    """An open NIfTI or MGH file: the caller sees the header, and may refuse the file, before any voxel is read."""
+    """An open NIfTI or MGH file, whose header the caller can check before any voxel is read."""
 
     def __init__(self, path: Path, content: Readable) -> None:
         """Parse the header.
 
         Args:
-            path: the file; its suffix tells the format, and errors name it.
-            content: the file's content without compression, open at its start.
+            path: path of the file. Its suffix decides the format, and errors name it.
+            content: the file's uncompressed content, open at its start.
 
         Raises:
             VolumeError: the content is not one 3-D volume of real voxels.
@@ -39,20 +39,21 @@ class VolumeFile:
         expect_three_dimensions(self.header, path)
 
     def read_volume(self) -> Volume:
-        """Read the voxels, and turn the volume to RAS+.
+        """Read the voxels, and reorient the volume to RAS+.
 
         Returns:
             Voxels `(I, J, K)` float32 in scanner units (slope and intercept applied) and their affine.
 
         Raises:
-            VolumeError: cut off, damaged, not finite, constant, or no usable affine.
+            VolumeError: the file is cut off or damaged, or the volume is not finite, is constant, or has no usable
+                affine.
         """
         path, layout = self._path, self.header.layout
         assert layout.end_bytes is not None
         try:
             if is_compressed(path):
                 rest = self._content.read(max(layout.end_bytes - len(self._start), 0))
-                # To the end, where gzip has its CRC.
+                # Read to the end, because the CRC is there.
                 while self._content.read(CHUNK_BYTES):
                     pass
                 voxels = decode_voxels(BytesIO(self._start + rest), layout)

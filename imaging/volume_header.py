@@ -1,4 +1,4 @@
-"""The header of a volume: that of its one file, or what the headers of a stack's slices say together."""
+"""The header of a volume, from its one file or from all slice files of a stack."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,35 +10,35 @@ from numpy.typing import NDArray
 from upfield.common.errors import VolumeError
 from upfield.imaging.header import Header, VoxelLayout, expect_three_dimensions, read_header
 
-# Slices whose origins are no farther apart have no places.
+# If the first and the last origin are closer than this, the files do not state the slices' positions.
 UNPLACED_MM = 1e-3
 
 
 @dataclass(frozen=True)
 class VolumeHeader:
-    """What the files of one volume say about it, in the files' own axis order."""
+    """The header of one volume in one or several files, in the axis order of the files."""
 
     affine: NDArray[np.float64]
     """`(4, 4)`, voxel index -> world mm."""
     shape: tuple[int, ...]
     """Voxels along each of the three axes."""
     layouts: tuple[VoxelLayout, ...]
-    """How each file stores its voxels, in the order of the files."""
+    """Layout of the voxels in each file, in the order of the files."""
     is_placed: bool
-    """Whether the files say where the volume lies in the scanner; otherwise only its axes mean something."""
+    """Whether the files state the volume's position in the scanner. If not, only its axes' directions are known."""
     stacked_axis: int | None = None
-    """The axis along which slice files follow one another; None for a volume in one file."""
+    """The axis along which slice files are stacked; None for a volume in one file."""
 
     @classmethod
     def of(cls, headers: Sequence[Header]) -> "VolumeHeader":
-        """Build it from the header of a volume's one file, or from those of its slices in order.
+        """Build the header of a volume from the header of its one file, or from the headers of its slices.
 
         Args:
-            headers: sound ones: one of three dimensions, or slices of equal shapes.
+            headers: one header with three dimensions, or the headers of slices in order, with equal shapes.
         """
         first = headers[0]
         axis = single_axis(first.shape) if len(headers) > 1 else None
-        # Slices of one scan share a layout, so that a stack's header stays small in memory and on its way to a worker.
+        # Equal layouts are shared, so that a stack's header stays small in memory and when it is sent to a worker.
         shared: dict[VoxelLayout, VoxelLayout] = {}
         layouts = tuple(shared.setdefault(header.layout, header.layout) for header in headers)
         if axis is None:
@@ -52,11 +52,11 @@ def read_volume_header(path: Path, orientation: str | None = None) -> VolumeHead
     """Read the header of a volume in one file.
 
     Args:
-        path: a file as `read_header` takes it.
-        orientation: axis codes, `RAS` for instance, to assume if the file does not say where its axes point.
+        path: file in a format that `read_header` can read.
+        orientation: axis codes, such as `RAS`, to assume if the file does not state the directions of its axes.
 
     Raises:
-        VolumeError: missing, unreadable, or not one 3-D real volume.
+        VolumeError: the file is missing or unreadable, or is not one 3-D real volume.
     """
     header = read_header(path, orientation)
     expect_three_dimensions(header, path)
@@ -68,25 +68,25 @@ def read_stack_header(paths: Sequence[Path], orientation: str | None = None) -> 
 
     Args:
         paths: files in slice order, at least two.
-        orientation: axis codes of the stack, to assume if its files do not say where their axes point.
+        orientation: axis codes of the stack, to assume if its files do not state the directions of their axes.
 
     Raises:
-        VolumeError: a slice is missing, unreadable, or of another shape than the first.
+        VolumeError: a slice is missing or unreadable, or has a different shape from the first.
     """
     if len(paths) < 2:
         raise VolumeError(str(paths[0]), "expected at least 2 slices, found 1. Use a pattern without {slice}.")
     headers = [read_header(path, orientation) for path in paths]
     axes = [slice_axis(header, path) for path, header in zip(paths, headers, strict=True)]
     for number, message in unlike_the_first(headers, axes):
-        raise VolumeError(str(paths[number]), message)
+        raise VolumeError(str(paths[number]), f"{message}. Leave out slices of another scan.")
     return VolumeHeader.of(headers)
 
 
 def slice_axis(header: Header, path: Path) -> int:
-    """Return the axis that a slice file is perpendicular to: its single-voxel one, or the third that it lacks.
+    """Return the axis across which a slice lies: the axis with a single voxel, or axis 2 if the file is 2-D.
 
     Raises:
-        VolumeError: the file holds more or less than one slice.
+        VolumeError: the file does not hold exactly one slice.
     """
     axis = single_axis(header.shape)
     if axis is None:
@@ -97,7 +97,7 @@ def slice_axis(header: Header, path: Path) -> int:
 
 
 def single_axis(shape: Sequence[int]) -> int | None:
-    """Return the last axis of size 1 in a `shape`, 2 if that has two dimensions, or None if there is no such axis."""
+    """Return the last axis of size 1, or 2 if `shape` has two dimensions, or None if there is no such axis."""
     if len(shape) == 2:
         return 2
     single = [axis for axis, size in enumerate(shape) if size == 1]
@@ -105,14 +105,14 @@ def single_axis(shape: Sequence[int]) -> int | None:
 
 
 def unlike_the_first(headers: Sequence[Header], axes: Sequence[int]) -> Iterator[tuple[int, str]]:
-    """Find the slices of a stack that have another shape, or lie across another axis, than its first.
+    """Find the slices of a stack whose shape or slice axis differs from that of the first slice.
 
     Args:
-        headers: of the slices, in order.
-        axes: what `slice_axis` returns for each.
+        headers: headers of the slices, in order.
+        axes: result of `slice_axis` for each slice.
 
     Yields:
-        Number of each such slice, and what is wrong with it.
+        The number of each such slice, and the problem without a full stop.
     """
     plane = plane_shape(headers[0], axes[0])
     for number, (header, axis) in enumerate(zip(headers, axes, strict=True)):
@@ -123,15 +123,15 @@ def unlike_the_first(headers: Sequence[Header], axes: Sequence[int]) -> Iterator
 
 
 def plane_shape(header: Header, axis: int) -> tuple[int, ...]:
-    """Return the shape of a slice file without its single-voxel `axis`."""
+    """Return the shape of a slice file without `axis`, along which it has a single voxel."""
     return tuple(size for number, size in enumerate(header.shape) if number != axis)
 
 
 def stack_affine(headers: Sequence[Header], axis: int) -> NDArray[np.float64]:
     """Compute the affine of slices stacked along `axis`.
 
-    If the origins differ, the distance between the first and the last gives the step from slice to slice. If all are
-    the same, slices carry no places, and the first header's spacing gives the step.
+    If the origins differ, the distance between the first and the last origin gives the step from slice to slice. If all
+    origins are the same, the step is the spacing in the first header.
 
     Returns:
         `(4, 4)`, voxel index -> world mm.
@@ -143,5 +143,5 @@ def stack_affine(headers: Sequence[Header], axis: int) -> NDArray[np.float64]:
 
 
 def carry_places(headers: Sequence[Header]) -> bool:
-    """Return whether slices have origins of their own."""
+    """Return whether the headers of slices state positions, which is the case if their origins differ."""
     return bool(np.linalg.norm(headers[-1].affine[:3, 3] - headers[0].affine[:3, 3]) > UNPLACED_MM)

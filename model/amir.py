@@ -1,9 +1,9 @@
 """AMIR, the all-in-one restoration transformer with task-adaptive routing (Yang et al., MICCAI 2024, arXiv 2405.19769).
 
-The network has the parameter names of the published one and returns its values. Two additions extend it: slices of any
-size are padded to a multiple of 8 and cropped back, and the input may hold neighbouring slices as channels. Two steps
-are computed in another way with the same result: experts are mixed by a log-sum-exp (routing.py), and attention and its
-projection are one matrix (blocks.py).
+The network has the parameter names of the published network and returns the same values. It extends the published
+network in two ways: slices of any size are padded to a multiple of 8 and cropped back, and the input may hold
+neighbouring slices as channels. Two steps are computed differently, with the same result: experts are mixed by a
+log-sum-exp (routing.py), and attention and its projection are combined into one matrix (blocks.py).
 """
 
 from collections.abc import Callable, Sequence
@@ -28,16 +28,16 @@ from upfield.model.routing import ChannelRouting, InstructionNetwork, SpatialRou
 __all__ = ["MIN_SIZE", "SIZE_MULTIPLE", "Amir", "AmirConfig", "Checkpointing", "noise_shapes", "pad_to_multiple"]
 
 SIZE_MULTIPLE = 8
-MIN_SIZE = 9  # The instruction network downsamples by 9. Reflection can pad 9 to 16.
+MIN_SIZE = 9  # The instruction network downsamples by 9, and reflection can pad 9 pixels to 16.
 
 
 class BlockStack(nn.Sequential):
-    """Transformer blocks in sequence. With `recompute` each block computes its inner tensors again for the gradient."""
+    """Transformer blocks in sequence. With `recompute`, the backward pass recomputes each block's inner tensors."""
 
     recompute = False
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002, torch names it so
-        """Transform `input` `(B, C, H, W)`, channels-last in memory, and return the same shape and memory order."""
+        """Transform `input` `(B, C, H, W)`, channels-last in memory, without changing its shape or memory format."""
         x = input.permute(0, 2, 3, 1)  # (B, H, W, C), a view
         for block in self:
             x = checkpointed(block, x, enabled=self.recompute)
@@ -51,11 +51,11 @@ class Amir(nn.Module):
         """Build the network with random weights.
 
         Args:
-            config: sizes; None takes the published ones.
+            config: sizes of the network; None means the published sizes.
         """
         super().__init__()
         self.config = config = config or AmirConfig()
-        # The load loss is not linear in the batch, so data parallelism sets a differentiable sum over processes here.
+        # The load loss is not linear in the batch, so a data-parallel run replaces this by a sum over the processes.
         self.sum_usage: Callable[[Tensor], Tensor] = lambda usage: usage
         widths = [config.dim << level for level in range(4)]
         blocks, heads = config.num_blocks, config.heads
@@ -91,22 +91,22 @@ class Amir(nn.Module):
         self.channel_routing_decoder_level2 = ChannelRouting(widths[1])
         self.decoder_level2 = stack(widths[1], heads[1], blocks[1])
         self.up2_1 = Upsample(widths[1])
-        # Level 1 does not reduce its concatenation: 2C channels with the heads of level 1.
+        # The concatenation at level 1 is not reduced, so the decoder has 2C channels there, with the heads of level 1.
         self.channel_routing_decoder_level1 = ChannelRouting(widths[1])
         self.decoder_level1 = stack(widths[1], heads[0], blocks[0])
         self.refinement = stack(widths[1], heads[0], config.num_refinement_blocks)
         self.output = nn.Conv2d(widths[1], config.out_channels, kernel_size=3, padding=1, bias=False)
 
     def set_checkpointing(self, checkpointing: Checkpointing) -> None:
-        """Choose what is computed again for the gradient instead of being kept (activation checkpointing).
+        """Choose the activations that the backward pass recomputes instead of keeping them in memory.
 
         Args:
-            checkpointing: `none`; `selective` recomputes what follows the 1x1 convolutions of each block, for half the
-                memory and one more pass of the depthwise convolutions; `full` recomputes whole blocks, for a ninth of
-                the memory and a third more time.
+            checkpointing: `none` recomputes nothing. `selective` recomputes everything after the 1x1 convolutions of
+                each block, which halves the memory and costs one more pass of the depthwise convolutions. `full`
+                recomputes whole blocks, which needs a ninth of the memory and a third more time.
 
         Raises:
-            ValueError: it is none of the three.
+            ValueError: `checkpointing` is none of these names.
         """
         if checkpointing not in get_args(Checkpointing):
             raise ValueError(f"checkpointing: expected one of {get_args(Checkpointing)}, found {checkpointing!r}.")
@@ -119,27 +119,29 @@ class Amir(nn.Module):
     def compile_blocks(self) -> None:
         """Compile each transformer block with torch.compile at its first call.
 
-        Blocks of the same shape share their code, so this takes a tenth of the time of compiling the whole network.
+        Blocks of the same shape share compiled code, so this takes a tenth of the time that the whole network would
+        take.
         """
-        # One set of kernels per level, half of the U, mode and batch size; the last batch may be smaller.
+        # There is one set of kernels per level, half of the U, mode and batch size, and the last batch may be smaller.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
         for module in self.modules():
             if isinstance(module, TransformerBlock):
                 module.compile(dynamic=False)
 
     def forward(self, low: Tensor, noise: Sequence[Tensor] | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """Restore slices.
+        """Restore low-field slices.
 
         Args:
-            low: `(B, in_channels, H, W)` in [0, 1], H and W at least 9; the centre channel is restored.
-            noise: for training, one standard normal tensor `(B, pixels, experts)` per encoder level, of the shapes of
-                `noise_shapes`; None draws them from torch's global generator. Ignored in evaluation mode.
+            low: `(B, in_channels, H, W)` in [0, 1], H and W at least 9. The centre channel is restored.
+            noise: for training, one standard normal tensor `(B, pixels, experts)` per encoder level, with the shapes
+                that `noise_shapes` returns. If it is None, the noise is drawn from torch's global generator. It is
+                ignored in evaluation mode.
 
         Returns:
-            The restored slices `(B, 1, H, W)`, not clipped, and in training mode also the load loss, a scalar.
+            The restored slices `(B, 1, H, W)`, not clipped. In training mode, also the load loss, a scalar.
 
         Raises:
-            ValueError: slices are too small.
+            ValueError: the slices are smaller than 9 x 9 pixels.
         """
         H, W = low.shape[-2:]
         if min(H, W) < MIN_SIZE:
@@ -150,7 +152,7 @@ class Amir(nn.Module):
             noise = [torch.randn(len(low), *shape, device=low.device) for shape in noise_shapes(self.config, H, W)]
         low = pad_to_multiple(low)
         instruction = self.dict_generator(low)
-        # Blocks and routing work on channels-last memory.
+        # The blocks and the routing work on channels-last memory.
         embedded = self.patch_embed(low).contiguous(memory_format=torch.channels_last)
         latent, skips, usages = self._encode(embedded, instruction, noise)
         residual = self.output(self._decode(latent, skips, instruction))
@@ -163,7 +165,7 @@ class Amir(nn.Module):
     def _encode(
         self, x: Tensor, instruction: Tensor, noise: Sequence[Tensor] | None
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """Return the latent `(B, 8C, H/8, W/8)`, the skips of levels 1 to 3 and, with noise, their experts' usage."""
+        """Return the latent `(B, 8C, H/8, W/8)`, the skips of levels 1 to 3 and, with noise, the expert usage."""
         levels = (
             (self.spatial_routing_encoder_level1, self.encoder_level1, self.down1_2),
             (self.spatial_routing_encoder_level2, self.encoder_level2, self.down2_3),
@@ -182,7 +184,7 @@ class Amir(nn.Module):
         return x, skips, usages
 
     def _decode(self, x: Tensor, skips: list[Tensor], instruction: Tensor) -> Tensor:
-        """Return the features `(B, 2C, H, W)` at full resolution."""
+        """Decode the latent `x` and the skips to features `(B, 2C, H, W)` at full resolution."""
         x = torch.cat([self.up4_3(x), skips[2]], dim=1)  # (B, 8C, H/4, W/4)
         x = self.channel_routing_decoder_level3(self.reduce_chan_level3(x), instruction)
         x = self.decoder_level3(x)  # (B, 4C, H/4, W/4)
@@ -195,10 +197,10 @@ class Amir(nn.Module):
 
 
 def pad_to_multiple(image: Tensor) -> Tensor:
-    """Pad `image` `(B, S, H, W)` by reflection at its end to multiples of 8 in H and W.
+    """Pad `image` `(B, S, H, W)` at its bottom and right by reflection, to multiples of 8 in H and W.
 
-    It selects by index instead of calling `F.pad`, because padding that depends on a dynamic size cannot be exported to
-    ONNX.
+    The function selects by index instead of calling `F.pad`, because padding that depends on a dynamic size cannot be
+    exported to ONNX.
     """
     for dim in (-2, -1):
         size = image.shape[dim]

@@ -1,10 +1,10 @@
-"""The Restormer block (Zamir et al., CVPR 2022, arXiv 2111.09881) and the changes of resolution.
+"""The Restormer block (Zamir et al., CVPR 2022, arXiv 2111.09881), and the layers that change the resolution.
 
 Module and parameter names are those of the published AMIR checkpoints. Images are `(B, H, W, C)` in memory throughout.
 Layer norm, 1x1 convolutions and channel attention therefore read contiguous rows of channels, and depthwise
-convolutions work on vectors of them. Modules that change the resolution take the same memory as `(B, C, H, W)`
-channels-last views. The convolution modules of a block only hold the published parameters: `pointwise` and `depthwise`
-apply their weights in this layout.
+convolutions process vectors of channels. Modules that change the resolution receive the same memory as `(B, C, H, W)`
+channels-last views. The convolution modules of a block only hold the published parameters. `pointwise` and `depthwise`
+apply the weights of these modules in this layout.
 """
 
 from collections.abc import Callable
@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-NORM_EPSILON = 1e-12  # F.normalize's
-HALF_NORM_EPSILON = 1e-4  # Gradients contain its inverse, which half precision must be able to hold.
-# If rows of channels start at multiples of 8, a CPU reads whole vectors and a GPU can use its tensor cores.
+NORM_EPSILON = 1e-12  # default of F.normalize
+HALF_NORM_EPSILON = 1e-4  # Gradients contain the inverse of this value, which must not overflow in half precision.
+# If rows of channels start at multiples of 8, a CPU reads whole vectors, and a GPU can use its tensor cores.
 ROW_MULTIPLE = 8
 
 
@@ -34,7 +34,7 @@ def pad_rows(rows: Tensor) -> Tensor:
 def pointwise(x: Tensor, weight: Tensor) -> Tensor:
     """Apply a 1x1 convolution with `weight` `(out, C)` to `x` `(B, H, W, C)` and return `(B, H, W, out)`.
 
-    On a CPU oneDNN's convolution took a tenth less time than the equivalent matrix product, forward and backward.
+    On a CPU, oneDNN's convolution took a tenth less time than the equivalent matrix product, forward and backward.
     """
     if x.device.type == "cpu":
         return F.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None]).permute(0, 2, 3, 1)
@@ -48,9 +48,9 @@ def depthwise(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def checkpointed(function: Callable[..., Tensor], *inputs: Tensor, enabled: bool) -> Tensor:
-    """Call a function of tensors of any shape.
+    """Call a function of tensors of any shape, with activation checkpointing if it is enabled.
 
-    If enabled, only its inputs are kept, and its inner tensors are computed again for the gradient.
+    With checkpointing, only the inputs of the function are kept, and the backward pass recomputes its inner tensors.
     """
     if enabled and torch.is_grad_enabled():
         return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
@@ -61,13 +61,13 @@ class ChannelNorm(nn.Module):
     """Layer norm over the channels of each pixel."""
 
     def __init__(self, channels: int) -> None:
-        """Create scale and shift for `channels` channels."""
+        """Create a scale and a shift for each of `channels` channels."""
         super().__init__()
         self.body = nn.LayerNorm(channels, eps=1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` `(B, H, W, C)` in its own precision, with float32 statistics."""
-        # Autocast would convert the image to float32 and back, and keep that copy for the gradient.
+        # Autocast would convert the image to float32 and back, and keep the float32 copy for the backward pass.
         with torch.autocast(x.device.type, enabled=False):
             scale, shift = self.body.weight.to(x.dtype), self.body.bias.to(x.dtype)
             return F.layer_norm(x, self.body.normalized_shape, scale, shift, self.body.eps)
@@ -89,7 +89,8 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend over the channels of `x` `(B, H, W, C)`."""
-        # Three convolutions instead of one that is split, so that each result and its gradient are contiguous.
+        # Three convolutions are used instead of splitting the result of one, so that each result and its gradient are
+        # contiguous.
         q, k, v = (pointwise(x, weight) for weight in self.qkv.weight.flatten(1).chunk(3))
         return checkpointed(self._attend, q, k, v, enabled=self.recompute)
 
@@ -99,15 +100,15 @@ class ChannelAttention(nn.Module):
         filters = self.qkv_dwconv.weight.flatten(1).chunk(3)
         q, k, v = (depthwise(each, weight).flatten(1, 2) for each, weight in zip((q, k, v), filters, strict=True))
         attention = self._scores(q, k).softmax(dim=-1)  # (B, heads, C/heads, C/heads) from (B, P, C), P = H*W
-        # Attention followed by projection is one matrix per image: (C, C) products instead of (P, C) ones.
+        # Attention and projection are combined into one matrix per image, so that products are (C, C), not (P, C).
         out = self.project_out.weight.reshape(C, self.num_heads, -1).to(attention.dtype)  # (C, heads, C/heads)
         matrix = torch.einsum("ohi,bhij->bohj", out, attention).reshape(B, C, C)
         return (v @ matrix.transpose(-2, -1).to(v.dtype)).reshape(B, H, W, C)
 
     def _scores(self, q: Tensor, k: Tensor) -> Tensor:
-        """Return the cosines between channels of `q` and `k` `(B, P, C)` times the temperature: `(B, heads, c, c)`."""
+        """Compute temperature times cosine between the channels of `q` and `k` `(B, P, C)`: `(B, heads, c, c)`."""
         if q.dtype == torch.float16:
-            # A sum of 50,000 products overflows half precision, so normalise first.
+            # A sum of 50,000 products overflows in half precision, so normalise first.
             q, k = (F.normalize(t.float(), dim=1, eps=HALF_NORM_EPSILON).to(t.dtype) for t in (q, k))
             return self._products(q, k) * self.temperature
         # Multiply first and divide by the norms afterwards, so that neither q nor k is copied.
@@ -117,10 +118,10 @@ class ChannelAttention(nn.Module):
         return self._products(q, k) * (self.temperature / rows.unsqueeze(-1)) / columns.unsqueeze(-2)
 
     def _products(self, q: Tensor, k: Tensor) -> Tensor:
-        """Return the products between the channels of each head of `q` and `k` `(B, P, C)`: `(B, heads, c, c)`.
+        """Compute the products between the channels of each head of `q` and `k` `(B, P, C)`: `(B, heads, c, c)`.
 
-        Each head takes its diagonal block of one product of all channels. That is cheaper than a product per head,
-        whose views would have to be copied.
+        Each head takes its diagonal block of one product over all channels. This is cheaper than one product per head,
+        for which the views of its channels would have to be copied.
         """
         B, _, C = q.shape
         products = (q.transpose(-2, -1) @ k).to(torch.promote_types(q.dtype, torch.float32))
@@ -129,7 +130,7 @@ class ChannelAttention(nn.Module):
 
 
 class GatedFeedForward(nn.Module):
-    """Feed-forward layer with depthwise convolutions, one half gating the other (Restormer, eq. 2)."""
+    """Feed-forward layer with depthwise convolutions; half of the channels gate the rest (Restormer, eq. 2)."""
 
     recompute = False
 
@@ -156,17 +157,17 @@ class GatedFeedForward(nn.Module):
     def _halves(weight: Tensor) -> tuple[Tensor, ...]:
         """Split the rows of `weight` `(2*hidden, ...)` into two halves, each padded with rows of zeros.
 
-        Odd numbers of channels, such as the published 111 and 223, cost a tenth more time. Channels of zeros stay zero
-        through both convolutions and the gate.
+        Odd numbers of channels, such as the published 111 and 223, take a tenth more time. The padded channels stay
+        zero through both convolutions and the gate.
         """
         return pad_rows(weight.flatten(1).unflatten(0, (2, -1))).unbind(0)
 
 
 class TransformerBlock(nn.Module):
-    """Channel attention, then gated feed-forward, each with layer norm before it and a residual connection."""
+    """Channel attention, then a gated feed-forward layer, each with layer norm before it and a residual connection."""
 
     def __init__(self, channels: int, num_heads: int, expansion: float) -> None:
-        """Create one block."""
+        """Create the norms, the attention and the feed-forward layer of one block."""
         super().__init__()
         self.norm1 = ChannelNorm(channels)
         self.attn = ChannelAttention(channels, num_heads)
@@ -183,7 +184,7 @@ class Downsample(nn.Module):
     """Halve the resolution and double the channels: (B, C, H, W) -> (B, 2C, H/2, W/2)."""
 
     def __init__(self, channels: int) -> None:
-        """Create the convolution to half the channels, which pixel-unshuffle multiplies by four."""
+        """Create the convolution, which halves the number of channels before pixel-unshuffle multiplies it by four."""
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(channels, channels // 2, kernel_size=3, padding=1, bias=False), nn.PixelUnshuffle(2)
@@ -191,14 +192,15 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Halve the resolution of `x` `(B, C, H, W)`."""
-        return self.body(x).contiguous(memory_format=torch.channels_last)  # pixel-unshuffle on a GPU is not
+        # On a GPU, the result of pixel-unshuffle is not channels-last.
+        return self.body(x).contiguous(memory_format=torch.channels_last)
 
 
 class Upsample(nn.Module):
     """Double the resolution and halve the channels: (B, C, H, W) -> (B, C/2, 2H, 2W)."""
 
     def __init__(self, channels: int) -> None:
-        """Create the convolution to twice the channels, which pixel-shuffle divides by four."""
+        """Create the convolution, which doubles the number of channels before pixel-shuffle divides it by four."""
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(channels, 2 * channels, kernel_size=3, padding=1, bias=False), nn.PixelShuffle(2)
@@ -206,14 +208,15 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Double the resolution of `x` `(B, C, H, W)`."""
-        return self.body(x).contiguous(memory_format=torch.channels_last)  # pixel-shuffle on a GPU is not
+        # On a GPU, the result of pixel-shuffle is not channels-last.
+        return self.body(x).contiguous(memory_format=torch.channels_last)
 
 
 class PatchEmbed(nn.Module):
     """Embed the input slices in the network's channels: (B, S, H, W) -> (B, C, H, W)."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
-        """Create the convolution."""
+        """Create the convolution from `in_channels` slices to `channels` channels."""
         super().__init__()
         self.proj = nn.Conv2d(in_channels, channels, kernel_size=3, padding=1, bias=False)
 

@@ -1,4 +1,4 @@
-"""Sizes of the network and weights of the loss. It does not import torch, so that `--help` answers at once."""
+"""Sizes of the network and weights of the loss. This module does not import torch, so that `--help` answers at once."""
 
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
@@ -9,26 +9,26 @@ Checkpointing = Literal["none", "selective", "full"]
 
 @dataclass(frozen=True)
 class AmirConfig:
-    """Sizes of an AMIR network. The defaults are the published ones (preset `official`)."""
+    """The sizes of an AMIR network. The defaults are the published sizes (preset `official`)."""
 
     in_channels: int = 1
-    """Input slices, an odd number: 1 + 2*context. The centre slice is restored."""
+    """Number of input slices, which is odd: 1 + 2*context. The centre slice is restored."""
     out_channels: int = 1
-    """Restored slices."""
+    """Number of restored slices."""
     dim: int = 42
-    """Channels at full resolution. Each of the three coarser levels doubles them."""
+    """Number of channels at full resolution. Each of the three coarser levels doubles this number."""
     num_blocks: tuple[int, int, int, int] = (5, 7, 7, 9)
-    """Transformer blocks per level. The decoder has as many again on levels 1 to 3."""
+    """Number of transformer blocks per level of the encoder. The decoder has the same numbers on levels 1 to 3."""
     num_refinement_blocks: int = 4
-    """Transformer blocks after the decoder, at full resolution."""
+    """Number of transformer blocks after the decoder, at full resolution."""
     heads: tuple[int, int, int, int] = (1, 2, 4, 8)
-    """Attention heads per level."""
+    """Number of attention heads per level."""
     ffn_expansion: float = 2.66
-    """Hidden channels of feed-forward layers and experts, as a multiple of their input channels."""
+    """Ratio of hidden channels to input channels in feed-forward layers and experts."""
     num_tokens: int = 32
-    """Tokens in the dictionary, of which the routing instruction is a mixture."""
+    """Number of tokens in the dictionary. The routing instruction is a mixture of these tokens."""
     num_experts: int = 4
-    """Experts per spatial routing module. Each pixel uses two."""
+    """Number of experts per spatial routing module. Each pixel uses two of them."""
 
     def __post_init__(self) -> None:
         """Check that a network of these sizes can be built."""
@@ -37,7 +37,7 @@ class AmirConfig:
         if self.out_channels != 1:
             raise ValueError(f"out_channels: expected 1 (the restored centre slice), found {self.out_channels}.")
         if self.num_experts < 2:
-            raise ValueError(f"num_experts: expected at least 2 because each pixel uses two, found {self.num_experts}.")
+            raise ValueError(f"num_experts: expected at least 2 (each pixel uses two), found {self.num_experts}.")
         if min(*self.heads, self.num_tokens) < 1 or min(*self.num_blocks, self.num_refinement_blocks) < 0:
             raise ValueError(
                 f"expected heads and num_tokens of at least 1 and blocks of at least 0, found heads {self.heads}, "
@@ -58,7 +58,7 @@ class AmirConfig:
         """Return the sizes of a preset: `official`, `report`, or `tiny`.
 
         Raises:
-            ValueError: there is no such preset.
+            ValueError: there is no preset with this name.
         """
         if name not in PRESETS:
             raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, found {name!r}.")
@@ -77,10 +77,11 @@ class AmirConfig:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "official": {},
-    # 22,248,687 parameters: the nearest natural variant to the 22.25 M of the report that we follow.
+    # This preset has 22,248,687 parameters. It is the nearest natural variant to the 22.25 M parameters of the report
+    # that this project follows.
     "report": {"num_blocks": (5, 7, 7, 8), "num_refinement_blocks": 5, "num_tokens": 16},
-    # For demonstrations and tests: trains on two CPU cores within minutes. Blocks at full resolution cost the most, so
-    # there is only the one of the refinement.
+    # This preset is for demonstrations and tests and trains within minutes on two CPU cores. Blocks at full resolution
+    # take the most time, so there is only one, in the refinement.
     "tiny": {"dim": 8, "num_blocks": (0, 1, 1, 1), "num_refinement_blocks": 1, "num_tokens": 8},
 }
 
@@ -90,9 +91,9 @@ class LossConfig:
     """The weights of the loss terms. Training minimises their weighted sum and logs each term."""
 
     l1_weight: float = 1.0
-    """Weight of the mean absolute difference."""
+    """Weight of the mean absolute difference (L1)."""
     charbonnier_weight: float = 0.0
-    """Weight of the smooth absolute difference, sqrt(d^2 + 1e-6)."""
+    """Weight of the mean of sqrt(d^2 + 1e-6) over the differences d, a smooth L1."""
     ssim_weight: float = 0.0
     """Weight of 1 - SSIM."""
     ms_ssim_weight: float = 0.0
@@ -103,9 +104,9 @@ class LossConfig:
     """Weight of the routing's load loss."""
 
     def __post_init__(self) -> None:
-        """Check that no weight is negative and that some term compares the images."""
+        """Check that all weights are finite and not negative, and that at least one term compares the images."""
         for name, weight in asdict(self).items():
             if not (weight >= 0 and isfinite(weight)):
                 raise ValueError(f"loss.{name}: expected a finite weight of at least 0, found {weight}.")
         if not any(weight for name, weight in asdict(self).items() if name != "load_weight"):
-            raise ValueError("loss: expected a weight above 0 besides load_weight, found only zeros.")
+            raise ValueError("loss: all weights except load_weight are 0. Set at least one of them above 0.")

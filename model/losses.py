@@ -1,7 +1,7 @@
-"""The training loss: a weighted sum of distances between restored and true slices, and of the routing's load loss.
+"""The training loss: a weighted sum of distances between restored and true slices, plus the load loss of the routing.
 
-SSIM (Wang et al. 2004) is the one of evaluation. MS-SSIM (Wang et al. 2003) is that of torchmetrics with the same
-window, an 11 x 11 Gaussian of sigma 1.5, and data range 1.
+SSIM (Wang et al. 2004) has the same definition as in evaluation. MS-SSIM (Wang et al. 2003) comes from torchmetrics,
+with the same window, an 11 x 11 Gaussian of sigma 1.5, and data range 1.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from upfield.model.configuration import LossConfig
 from upfield.model.quality import ssim_slice
 
 CHARBONNIER_EPSILON = 1e-3
-# Five scales, each half the size of the one before. The window must fit into the coarsest.
+# MS-SSIM has five scales, each half the size of the previous one, and the window must fit into the coarsest scale.
 MS_SSIM_MIN_SIZE = 176
 SSIM_MIN_SIZE = 11
 
@@ -28,14 +28,14 @@ def restoration_loss(
     Args:
         restored: `(B, 1, H, W)`.
         high: `(B, 1, H, W)` in [0, 1].
-        load_loss: scalar, from the network.
-        config: the weights. Terms of weight 0 are not computed.
+        load_loss: scalar that the network returns.
+        config: weights of the terms. Terms with weight 0 are not computed.
 
     Returns:
-        The scalar to minimise, and each unweighted term by name, for the log.
+        The scalar to minimise, and each term by name, without its weight, for the log.
 
     Raises:
-        ValueError: slices are too small for MS-SSIM.
+        ValueError: the slices are too small for MS-SSIM.
     """
     weights = {name: getattr(config, f"{name}_weight") for name in TERMS}
     with torch.autocast(restored.device.type, enabled=False):
@@ -48,7 +48,7 @@ def restoration_loss(
 
 
 def charbonnier(restored: Tensor, high: Tensor) -> Tensor:
-    """Return the mean of sqrt(d^2 + 1e-6) over the differences d, a smooth L1 loss (Lai et al., CVPR 2017): a scalar.
+    """Compute the mean of sqrt(d^2 + 1e-6) over the differences d, a smooth L1 loss (Lai et al., CVPR 2017): a scalar.
 
     Args:
         restored: `(B, 1, H, W)`.
@@ -58,7 +58,7 @@ def charbonnier(restored: Tensor, high: Tensor) -> Tensor:
 
 
 def ssim_loss(restored: Tensor, high: Tensor) -> Tensor:
-    """Return 1 - SSIM, averaged over slices: a scalar of at least 0.
+    """Compute 1 - SSIM, averaged over slices: a scalar of at least 0.
 
     Args:
         restored: `(B, 1, H, W)`, H and W at least 11.
@@ -68,16 +68,17 @@ def ssim_loss(restored: Tensor, high: Tensor) -> Tensor:
 
 
 def ms_ssim_loss(restored: Tensor, high: Tensor) -> Tensor:
-    """Return 1 - MS-SSIM, averaged over slices: a scalar of at least 0.
+    """Compute 1 - MS-SSIM, averaged over slices: a scalar of at least 0.
 
-    The similarity x of each scale enters as (x + 1) / 2. For inverted slices x is negative, and its power undefined.
+    The similarity x of each scale is replaced by (x + 1) / 2, because x is negative for inverted slices and its power
+    is then undefined.
 
     Args:
         restored: `(B, 1, H, W)`, H and W at least 176.
         high: `(B, 1, H, W)`.
 
     Raises:
-        ValueError: slices are smaller.
+        ValueError: the slices are smaller than 176 x 176.
     """
     if min(restored.shape[-2:]) < MS_SSIM_MIN_SIZE:
         raise ValueError(
@@ -90,7 +91,7 @@ def ms_ssim_loss(restored: Tensor, high: Tensor) -> Tensor:
 
 
 def gradient_difference(restored: Tensor, high: Tensor) -> Tensor:
-    """Return the mean difference between gradient magnitudes: a scalar (Mathieu et al., ICLR 2016, alpha 1).
+    """Compute the mean absolute difference between gradient magnitudes: a scalar (Mathieu et al., ICLR 2016, alpha 1).
 
     Args:
         restored: `(B, 1, H, W)`.
@@ -100,9 +101,9 @@ def gradient_difference(restored: Tensor, high: Tensor) -> Tensor:
     return across + down
 
 
-# Weight in the configuration -> least height and width of slices for its term.
+# Name of a weight in the configuration -> minimum height and width of slices for the term of that weight.
 LEAST_SIZES = {"ssim_weight": SSIM_MIN_SIZE, "ms_ssim_weight": MS_SSIM_MIN_SIZE}
-# Name in the configuration's weights and in the log -> function.
+# Name of a term in the log, and the prefix of its weight in the configuration -> function of the term.
 TERMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": F.l1_loss,
     "charbonnier": charbonnier,

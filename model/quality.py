@@ -1,4 +1,4 @@
-"""Image quality per slice, with the same definitions in validation and in evaluation."""
+"""Image quality per slice. Validation and evaluation use these same definitions."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ DATA_RANGE = 1.0
 
 
 def psnr_slice(restored: Tensor, high: Tensor) -> Tensor:
-    """Compute the peak signal-to-noise ratio of each whole slice, data range 1.
+    """Compute the peak signal-to-noise ratio of each whole slice with data range 1.
 
     Args:
         restored: `(N, 1, H, W)` in [0, 1].
@@ -41,7 +41,7 @@ def ssim_slice(restored: Tensor, high: Tensor) -> Tensor:
         reduction="none",
     )
     assert isinstance(values, Tensor)
-    return values.reshape(-1)  # torchmetrics returns a scalar for a single slice
+    return values.reshape(-1)  # torchmetrics returns a scalar if there is only one slice
 
 
 def mae_slice(restored: Tensor, high: Tensor) -> Tensor:

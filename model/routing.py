@@ -1,6 +1,6 @@
 """Task-adaptive routing (Yang et al., MICCAI 2024, arXiv 2405.19769): instruction, spatial and channel routing.
 
-The gating is noisy top-k of Shazeer et al. 2017 (arXiv 1701.06538), section 4 and appendix A.
+The gating is the noisy top-k gating of Shazeer et al. 2017 (arXiv 1701.06538), section 4 and appendix A.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 INSTRUCTION_DIM = 256
 TOP_K = 2
 NOISE_FLOOR = 0.01
-# The published mixture is log(sum of g * exp(y)), which takes 2.22e-16 for a float32 sum that underflows to zero.
+# The published mixture is log(sum of g * exp(y)). If this float32 sum underflows to zero, it is replaced by 2.22e-16.
 UNDERFLOW_LOG = math.log(2.0**-149)
 UNDERFLOW_VALUE = math.log(2.22e-16)
 
@@ -41,7 +41,7 @@ class InstructionNetwork(nn.Module):
 
 
 class Gates(NamedTuple):
-    """The gates of all pixels, and how much they use each expert."""
+    """The gates of all pixels, and the resulting usage of each expert."""
 
     log_gates: Tensor
     """`(..., E)`: log of the gates, minus infinity for all but the two largest logits."""
@@ -50,29 +50,31 @@ class Gates(NamedTuple):
 
 
 def top_k_log_gates(logits: Tensor) -> Tensor:
-    """Return the log-softmax `(..., E)` over the two largest of `logits` `(..., E)`, minus infinity elsewhere."""
+    """Compute the log-softmax `(..., E)` over the two largest of `logits` `(..., E)`, with minus infinity elsewhere."""
     values, experts = logits.topk(TOP_K, dim=-1)
     return torch.full_like(logits, -torch.inf).scatter(-1, experts, values.log_softmax(dim=-1))
 
 
 def clean_gates(logits: Tensor) -> Gates:
-    """Gate logits `(..., E)` without noise, as in evaluation. The load is a count."""
+    """Compute gates from logits `(..., E)` without noise, as in evaluation. The load is then a count of pixels."""
     log_gates = top_k_log_gates(logits)
     gates = log_gates.exp()
     return Gates(log_gates, _over_pixels(gates, gates > 0))
 
 
 def noisy_gates(clean: Tensor, noise_scale: Tensor, noise: Tensor) -> Gates:
-    """Gate with noise and a smooth estimate of the load, so that the load loss has a gradient (Shazeer, eq. 3-5, 8-10).
+    """Compute gates with noise, and a smooth estimate of the load (Shazeer, eq. 3-5 and 8-10).
+
+    The load loss has a gradient only if the load is smooth.
 
     Args:
-        clean: logits `(..., E)`.
-        noise_scale: standard deviation of each logit's noise, `(..., E)`, positive.
-        noise: standard normal, `(..., E)`.
+        clean: logits `(..., E)` without noise.
+        noise_scale: `(..., E)`, positive standard deviation of the noise of each logit.
+        noise: `(..., E)`, standard normal.
     """
     noisy = clean + noise_scale * noise
     if clean.shape[-1] == TOP_K:
-        # With as many experts as gates each expert is always chosen, and no other logit sets a threshold.
+        # With as many experts as gates, every expert is always chosen, and no further logit exists to set a threshold.
         return clean_gates(noisy)
     log_gates = top_k_log_gates(noisy)
     threshold_out, threshold_in = noisy.topk(TOP_K + 1, dim=-1).values[..., TOP_K - 1 :].split(1, dim=-1)
@@ -86,7 +88,7 @@ def _over_pixels(gates: Tensor, served: Tensor) -> Tensor:
 
 
 def load_loss(usage: Tensor) -> Tensor:
-    """Return cv2(importance) + cv2(load), summed over levels: a scalar (Shazeer, eq. 6-7 and 11).
+    """Compute cv2(importance) + cv2(load), summed over levels: a scalar (Shazeer, eq. 6-7 and 11).
 
     cv2 is the squared coefficient of variation over the experts, with the unbiased variance.
 
@@ -99,11 +101,11 @@ def load_loss(usage: Tensor) -> Tensor:
 def log_mixture(outputs: Sequence[Tensor], log_gates: Tensor) -> Tensor:
     """Mix experts in log space: the log of the sum over experts of gate * exp(output), as Yang et al. define it.
 
-    A log-sum-exp stays finite in any precision, whereas exp overflows half precision above 11.
+    A log-sum-exp stays finite in any precision, whereas exp overflows in half precision for outputs above 11.
 
     Args:
-        outputs: E tensors of shape `(..., C)`.
-        log_gates: `(..., E)`.
+        outputs: outputs of the E experts, each `(..., C)`.
+        log_gates: `(..., E)`, log of the gates.
 
     Returns:
         `(..., C)` float32, or float64 if the outputs are.
@@ -118,16 +120,16 @@ def log_mixture(outputs: Sequence[Tensor], log_gates: Tensor) -> Tensor:
 
 
 class Expert(nn.Module):
-    """A two-layer perceptron, applied to each pixel."""
+    """A two-layer perceptron that is applied to each pixel."""
 
     def __init__(self, channels: int, hidden: int) -> None:
-        """Create the two layers."""
+        """Create the two layers, with `hidden` channels between them."""
         super().__init__()
         self.fc1 = nn.Linear(channels, hidden)
         self.fc2 = nn.Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Transform `x` of shape `(..., C)`."""
+        """Apply both layers to `x` `(..., C)`; the shape stays the same."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 
@@ -141,10 +143,10 @@ class SpatialMixture(nn.Module):
     std: Tensor
 
     def __init__(self, channels: int, num_experts: int, expansion: float) -> None:
-        """Create the experts and the gating matrices. `mean` and `std` exist for the published checkpoints."""
+        """Create the experts and the gating matrices. `mean` and `std` only match the published checkpoints."""
         super().__init__()
         self.experts = nn.ModuleList(Expert(channels, int(channels * expansion)) for _ in range(num_experts))
-        # Small but not zero, because equal logits would route every pixel to the first two experts.
+        # The weights are small but not zero, because equal logits would route every pixel to the first two experts.
         self.w_gate = nn.Parameter(torch.randn(2 * channels, num_experts) * 0.02)
         self.w_noise = nn.Parameter(torch.zeros(2 * channels, num_experts))
         self.register_buffer("mean", torch.zeros(1))
@@ -156,7 +158,7 @@ class SpatialMixture(nn.Module):
         Args:
             x: `(B, P, C)` features of P pixels.
             instruction: `(B, C)`, shared by all pixels of an image.
-            noise: standard normal `(B, P, E)` in training, None in evaluation.
+            noise: `(B, P, E)`, standard normal in training; None in evaluation.
 
         Returns:
             The mixture `(B, P, C)` float32 and, in training, the experts' usage `(2, E)`.
@@ -171,8 +173,8 @@ class SpatialMixture(nn.Module):
 
     @staticmethod
     def _project(x: Tensor, instruction: Tensor, weight: Tensor) -> Tensor:
-        """Return [x ; instruction] @ weight, `(B, P, columns)`, without repeating the instruction at every pixel."""
-        # Gating chooses the experts of a pixel, so it stays in float32 under autocast.
+        """Compute [x ; instruction] @ weight, `(B, P, columns)`, without repeating the instruction for every pixel."""
+        # Gating chooses the experts of each pixel, so it is computed in float32 even under autocast.
         with torch.autocast(x.device.type, enabled=False):
             dtype = torch.promote_types(x.dtype, torch.float32)
             x, instruction, weight = (tensor.to(dtype) for tensor in (x, instruction, weight))
@@ -181,21 +183,21 @@ class SpatialMixture(nn.Module):
 
 
 class SpatialRouting(nn.Module):
-    """Routes each pixel of an encoder level to experts, guided by the instruction."""
+    """Routes each pixel of an encoder level to two experts, depending on the pixel and on the instruction."""
 
     def __init__(self, channels: int, num_experts: int, expansion: float) -> None:
-        """Create the projection of the instruction, and the mixture."""
+        """Create the projection of the instruction and the mixture of experts."""
         super().__init__()
         self.fc = nn.Linear(INSTRUCTION_DIM, channels)
         self.moe = SpatialMixture(channels, num_experts, expansion)
 
     def forward(self, x: Tensor, instruction: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Route the pixels of an image.
+        """Route each pixel to experts and add the mixture of their outputs.
 
         Args:
-            x: `(B, C, H, W)`.
-            instruction: `(B, 256)`.
-            noise: standard normal `(B, H*W, E)` in training, None in evaluation.
+            x: `(B, C, H, W)` features.
+            instruction: `(B, 256)`, one per image.
+            noise: `(B, H*W, E)`, standard normal in training; None in evaluation.
 
         Returns:
             The features `(B, C, H, W)` and, in training, the experts' usage `(2, E)`.
@@ -208,17 +210,18 @@ class SpatialRouting(nn.Module):
 
 
 class ChannelRouting(nn.Module):
-    """Scales and shifts each channel, to the degree that the instruction opens its gate."""
+    """Scales and shifts each channel, with a strength that the instruction determines."""
 
     def __init__(self, channels: int) -> None:
-        """Create the gate. Scale and shift start at zero, so that the module starts as the identity."""
+        """Create the gate. The scale and the shift start at zero, so that the module starts as the identity."""
         super().__init__()
         self.fc = nn.Linear(INSTRUCTION_DIM, channels)
         self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
         self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
     def forward(self, x: Tensor, instruction: Tensor) -> Tensor:
-        """Transform `x` `(B, C, H, W)` by `instruction` `(B, 256)`."""
+        """Scale and shift the channels of `x` `(B, C, H, W)`, gated by `instruction` `(B, 256)`."""
         gate = self.fc(instruction).sigmoid()[:, :, None, None]
-        # One scale and shift per channel and image. They add to x, because 1 + scale would lose small scales in bf16.
+        # There is one scale and one shift per channel and image. The scaled x is added to x, because a factor of 1 +
+        # scale would round small scales away in bf16.
         return x + torch.addcmul((self.beta * gate).to(x), x, (self.gamma * gate).to(x))

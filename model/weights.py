@@ -1,4 +1,4 @@
-"""Weight files: safetensors that hold the network's sizes, and the published checkpoint format."""
+"""Weight files: safetensors files that also hold the network's sizes, and published checkpoints."""
 
 import json
 from dataclasses import dataclass
@@ -22,17 +22,17 @@ class BestModel:
     """The content of a run's `best` folder."""
 
     network: Amir
-    """In evaluation mode, on the CPU."""
+    """The network in evaluation mode, on the CPU."""
     config: dict[str, Any]
     """The training configuration, as plain values."""
     step: int
-    """Optimizer steps it was trained for."""
+    """Number of steps for which the network was trained."""
     context: int
-    """Neighbouring slices on each side of the restored one."""
+    """Number of neighbouring slices on each side of the restored slice."""
     normalisation: str
-    """How intensities must be normalised to [0, 1]."""
+    """The normalisation of intensities to [0, 1] with which the network was trained."""
     data_sha256: str
-    """Data hash of the shard set it was trained on."""
+    """Data hash of the shard set on which the network was trained."""
     validation: dict[str, Any]
     """Figures on the validation split."""
 
@@ -64,22 +64,27 @@ def save_model(model: Amir, path: Path) -> None:
 
 
 def save_weights(state: dict[str, Tensor], config: AmirConfig, path: Path) -> None:
-    """Write a state_dict with the shapes of a network of `config`, and its sizes, to one safetensors file."""
+    """Write the state_dict of a network, and the network's sizes, to one safetensors file.
+
+    Args:
+        state: tensors with the shapes of a network of `config`, by name.
+        config: sizes of the network.
+        path: file to write."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, path, metadata={METADATA_KEY: json.dumps(config.to_tree())})
 
 
 def load_model(path: Path) -> Amir:
-    """Read a network with its sizes, in evaluation mode on the CPU.
+    """Read a network from a file of `save_weights`. The network is in evaluation mode on the CPU.
 
     Raises:
-        ValueError: the file was not written by `save_weights`, or is damaged.
+        ValueError: the file was not written by `save_weights`, or it is damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:
             sizes = (file.metadata() or {}).get(METADATA_KEY)
         if sizes is None:
-            raise ValueError(f"its metadata holds no sizes under {METADATA_KEY!r}")
+            raise ValueError(f"the metadata holds no network sizes under {METADATA_KEY!r}")
         model = Amir(AmirConfig.from_tree(json.loads(sizes)))
         model.load_state_dict(load_file(path), strict=True)
     except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
@@ -88,25 +93,25 @@ def load_model(path: Path) -> Amir:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read weights to start from: safetensors, or a published `.pth`, from which only tensors are loaded.
+    """Read initial weights from a safetensors file or a published `.pth` file. No code in the file is executed.
 
     Returns:
-        Tensors of the network's shapes by the name of their parameter or buffer.
+        Tensors by the name of their parameter or buffer, with the shapes of the network that was saved.
 
     Raises:
-        ValueError: the file is neither of the two.
+        ValueError: the file is neither a safetensors file nor a checkpoint that holds only tensors.
     """
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         tree: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the errors of torch.load on other files have no common base
-        # The message leaves out its text, which advises to load the file unsafely.
+    except Exception as error:  # torch.load raises errors without a common base class
+        # The message omits the text of the error, which advises the user to load the file unsafely.
         kind = type(error).__name__
-        raise ValueError(f"{path}: not a file of weights that holds only tensors ({kind}).") from error
+        raise ValueError(f"{path}: not a weight file that holds only tensors ({kind}).") from error
     for key in ("state_dict", "params", "model"):
         tree = tree.get(key, tree) if isinstance(tree, dict) else tree
     if not isinstance(tree, dict) or not all(isinstance(value, Tensor) for value in tree.values()):
         raise ValueError(f"{path}: expected a state_dict of tensors, found {type(tree).__name__}.")
-    # A parallel wrapper adds this prefix to the names in its checkpoints.
+    # Wrappers for data parallelism add this prefix to the names in their checkpoints.
     return {name.removeprefix("module."): tensor for name, tensor in tree.items()}

@@ -1,1 +1,1 @@
-"""From a training configuration and a search space to a table of results and the best run, with Ray Tune."""
+"""Takes a training configuration and a search space; trains its points with Ray Tune, and finds the best run."""

@@ -21,20 +21,20 @@ from upfield.tune.configuration import ResourceConfig
 
 ANSWER_S = 120.0
 POLL_S = 2.0
-# 0.3 CPUs hold three workers of 0.1, although 0.3 // 0.1 is 2 in binary fractions.
+# 0.3 CPUs hold three workers of 0.1, although 0.3 // 0.1 is 2 in floating point.
 ROUNDING = 1e-9
 BUILD = "Build one with: pip wheel --no-deps ."
 
 
 def connect(address: str | None, package: Path | None) -> None:
-    """Connect to a cluster, or start Ray here, and check that every node has this code.
+    """Connect to a cluster, or start Ray on this machine, and check that every node has this version of the code.
 
     Args:
-        address: of the cluster; see `connect_ray`.
-        package: a wheel of upfield to send to every node; None uses what is installed there.
+        address: address of the cluster; see `connect_ray`.
+        package: a wheel of upfield to send to every node; None uses the code that is installed there.
 
     Raises:
-        InputError: no cluster answers at that address, `package` is not a wheel of upfield, or a node has other code.
+        InputError: no cluster answers at the address, `package` is not a wheel of upfield, or a node has other code.
         RunError: Ray cannot start on this machine.
     """
     if package is None:
@@ -59,11 +59,11 @@ def unpack_wheel(wheel: Path, folder: Path) -> list[str]:
         with zipfile.ZipFile(wheel) as file:
             file.extractall(folder)
     except (OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"--package: {wheel} cannot be read as a wheel: {error}. {BUILD}") from error
+        raise InputError(f"--package: {wheel} cannot be read as a wheel ({error}). {BUILD}") from error
     parts = [*folder.glob("upfield"), *folder.glob("upfield-*.dist-info")]
     if len(parts) != 2:
         content = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
-        raise InputError(f"--package: expected a wheel of upfield, found one of {content}: {wheel}. {BUILD}")
+        raise InputError(f"--package: {wheel} is not a wheel of upfield, because it contains {content}. {BUILD}")
     return [str(part) for part in parts]
 
 
@@ -75,7 +75,7 @@ def alive_nodes() -> list[Mapping[str, Any]]:
 def hash_code(root: Path) -> str:
     """Return a hash of all modules of the package.
 
-    The version number would not do, because it stays the same while the code is edited.
+    Comparing version numbers is not enough, because the number stays the same while the code is edited.
 
     Args:
         root: folder that holds the folders of the package: `upfield` in an installation, or a checkout.
@@ -111,18 +111,18 @@ def refuse_other_code(nodes: Iterable[Mapping[str, Any]]) -> None:
             problem = f"its code of upfield ({code}) differs from the code here ({expected})"
         except GetTimeoutError:
             code, problem = None, f"it did not answer within {ANSWER_S:g} s"
-        # The task imports upfield on the node, so any exception can come back.
+        # The task imports upfield on the node, which can raise any exception.
         except Exception as error:
             code, problem = None, f"it cannot import upfield ({type(error).__name__})"
         if code != expected:
             raise InputError(
-                f"node {address}: {problem}. Install the same version there, or send it along with --package WHEEL "
+                f"node {address}: {problem}. Install the same version there, or send it with --package WHEEL "
                 "(pip wheel --no-deps .)."
             )
 
 
-def settle_gpus(resources: ResourceConfig) -> ResourceConfig:
-    """Fill in the GPUs of a worker if they are not given: one if the cluster has any, otherwise none."""
+def resolve_gpus(resources: ResourceConfig) -> ResourceConfig:
+    """Set the number of GPUs of a worker if the user has not: one if the cluster has any GPU, otherwise none."""
     if resources.gpus_per_worker is not None:
         return resources
     return replace(resources, gpus_per_worker=1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0)
@@ -132,11 +132,12 @@ def count_concurrent_trials(resources: ResourceConfig, wait_s: float = 0) -> int
     """Return how many trials the cluster can hold at once, at least one.
 
     Args:
-        resources: of one trial.
-        wait_s: how long to wait until a trial fits; meanwhile the cluster's autoscaler, if any, is asked for nodes.
+        resources: resources of one trial.
+        wait_s: how long to wait until a trial fits. During this time, the cluster's autoscaler, if any, is asked for
+            nodes.
 
     Raises:
-        InputError: no trial fits, so that Ray would wait for ever.
+        InputError: no trial fits, so Ray would wait forever.
     """
     deadline = time.monotonic() + wait_s
     try:
@@ -164,7 +165,7 @@ def request_nodes(num_workers: int, resources: ResourceConfig) -> None:
 
 
 def count_fitting(resources: ResourceConfig, nodes: Iterable[tuple[float, float]]) -> int:
-    """Return how many trials nodes of (CPUs, GPUs) can hold at once, if no worker spans two nodes."""
+    """Return how many trials fit on nodes of (CPUs, GPUs) at once; a worker cannot span two nodes."""
     num_workers = 0
     for cpus, gpus in nodes:
         by_gpus = gpus / resources.gpus_per_worker if resources.gpus_per_worker else math.inf
@@ -173,7 +174,7 @@ def count_fitting(resources: ResourceConfig, nodes: Iterable[tuple[float, float]
 
 
 def refuse_impossible(resources: ResourceConfig, waited_s: float) -> NoReturn:
-    """Raise InputError that states what a trial needs and what the cluster has."""
+    """Raise an InputError that states the resources of a trial and those of the cluster."""
     workers, cpus, gpus = resources.workers_per_trial, resources.cpus_per_worker, resources.gpus_per_worker or 0
     total = ray.cluster_resources()
     waited = f" after {waited_s:g} s" if waited_s else ""

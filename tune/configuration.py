@@ -1,4 +1,4 @@
-"""The configuration of a sweep; free of heavy imports, so that `--help` starts quickly."""
+"""The configuration of a sweep, without heavy imports, so that `--help` starts quickly."""
 
 import math
 from dataclasses import dataclass, field
@@ -13,15 +13,16 @@ class ResourceConfig:
     """Resources of one trial."""
 
     workers_per_trial: int = 1
-    """Processes that train a trial together: one runs in Ray Tune's own process, several form a Ray Train group."""
+    """Processes that train a trial together. A single one runs in Ray Tune's own process; several form a Ray Train
+    group."""
     cpus_per_worker: float = 1
     """CPU cores of each process."""
     gpus_per_worker: float | None = None
-    """GPUs of each process; by default one if the cluster has any at the start. With a fraction, several trials share a
-    GPU. With 0, trials see no GPU and train on CPUs."""
+    """GPUs of each process. Default: 1 if the cluster has a GPU when the sweep starts, otherwise 0. With a fraction,
+    several trials share a GPU. With 0, trials see no GPU and train on CPUs."""
 
     def __post_init__(self) -> None:
-        """Check that the numbers are possible."""
+        """Refuse numbers that are out of range, and fractions of GPUs for trials of several workers."""
         if self.workers_per_trial < 1:
             raise ValueError(f"resources.workers_per_trial: expected at least 1, found {self.workers_per_trial}.")
         if not 0 < self.cpus_per_worker < math.inf:
@@ -41,12 +42,12 @@ class AshaConfig:
     """Early stopping by asynchronous successive halving (Li et al., 2020)."""
 
     grace_epochs: float = 1
-    """Epochs that every trial trains, even a bad one."""
+    """Number of epochs that every trial trains before it can be stopped."""
     reduction_factor: float = 3
     """At each rung, the best 1 in this many trials continue. The next rung is at this many times the epochs."""
 
     def __post_init__(self) -> None:
-        """Check that rungs stop some of the trials."""
+        """Refuse values with which no rung would stop any trial."""
         if not self.grace_epochs > 0:
             raise ValueError(f"asha.grace_epochs: expected a positive number, found {self.grace_epochs}.")
         if not self.reduction_factor > 1:
@@ -61,10 +62,11 @@ class SweepConfig:
     """Folder of the sweep, on storage that all nodes share unless `storage` is given. The same command continues an
     interrupted sweep."""
     train: TrainConfig
-    """The training configuration that points change; the sweep itself sets `run.out` and `run.resume`."""
+    """The training configuration in which each point replaces values. The sweep itself sets `run.out` and
+    `run.resume`."""
     space: dict[str, Any] = field(default_factory=dict)
-    """Dotted training key -> its values: a list, `{uniform: [a, b]}`, `{loguniform: [a, b]}`, or `{int: [a, b]}` with
-    both ends included."""
+    """The keys to search: dotted training key -> a list of values, `{uniform: [a, b]}`, `{loguniform: [a, b]}`, or
+    `{int: [a, b]}`, which includes both ends. A point has one value for each key."""
     search: Literal["grid", "random", "optuna"] = "grid"
     """`grid` trains all combinations of lists, `random` draws points, `optuna` proposes points with its TPE sampler."""
     trials: int = 20
@@ -72,7 +74,7 @@ class SweepConfig:
     seed: int = 0
     """Seed of the search."""
     seeds: int = 1
-    """Number of trainings per point, with consecutive values of `run.seed`; points are compared by their mean."""
+    """Number of trials per point, with consecutive values of `run.seed`. Points are compared by their mean score."""
     scheduler: Literal["none", "asha"] = "none"
     """`asha` stops bad trials early."""
     asha: AshaConfig = field(default_factory=AshaConfig)
@@ -80,14 +82,14 @@ class SweepConfig:
     resources: ResourceConfig = field(default_factory=ResourceConfig)
     """Resources of one trial."""
     max_concurrent_trials: int = 0
-    """Most trials at the same time; 0 for as many as fit."""
+    """Maximum number of trials at the same time; 0 for as many as fit."""
     max_failures: int = 2
-    """How often a trial that crashed or was killed continues from its last checkpoint."""
+    """How many times a trial that crashed or was killed continues from its last checkpoint."""
     address: str | None = None
-    """Ray cluster: `auto` for the one that this node belongs to, or an address. By default RAY_ADDRESS is used, then a
-    cluster that runs here. If there is neither, Ray starts on this machine."""
+    """Ray cluster: `auto` for the cluster of this node, or an address. By default, RAY_ADDRESS is used, then a cluster
+    that runs on this machine. If there is neither, Ray starts on this machine."""
     wait_for_nodes_s: float = 0
-    """How long to wait until an autoscaling cluster has started nodes that a trial fits."""
+    """How long to wait until an autoscaling cluster has started enough nodes for a trial."""
     package: Path | None = None
     """A wheel of upfield to send to every node; without it, upfield must be installed on all of them."""
     storage: str | None = None
@@ -95,12 +97,12 @@ class SweepConfig:
     then train on the disk of their node and upload at each validation. Only the best run is downloaded to `out`."""
 
     def __post_init__(self) -> None:
-        """Check that the numbers are possible."""
+        """Refuse numbers that are too small, and options that cannot be combined."""
         limits = (("trials", 1), ("seeds", 1), ("seed", 0), ("max_concurrent_trials", 0), ("max_failures", 0))
         limits += (("wait_for_nodes_s", 0),)
-        for name, least in limits:
-            if (value := getattr(self, name)) < least:
-                raise ValueError(f"{name}: expected at least {least}, found {value}.")
+        for name, minimum in limits:
+            if (value := getattr(self, name)) < minimum:
+                raise ValueError(f"{name}: expected at least {minimum}, found {value}.")
         if self.scheduler == "asha" and self.seeds > 1:
             raise ValueError(
                 f"--scheduler asha and --seeds {self.seeds} cannot be combined, because runs of different lengths have "

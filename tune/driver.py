@@ -17,7 +17,7 @@ from upfield.common.progress import say
 from upfield.distributed.job import with_absolute_paths
 from upfield.distributed.preconditions import refuse_uneven_batch
 from upfield.distributed.samples.splits import read_set
-from upfield.tune.cluster import connect, count_concurrent_trials, settle_gpus
+from upfield.tune.cluster import connect, count_concurrent_trials, resolve_gpus
 from upfield.tune.configuration import SweepConfig
 from upfield.tune.outcomes import read_outcomes
 from upfield.tune.results import write_results
@@ -40,18 +40,18 @@ def run_sweep(config: SweepConfig) -> None:
     points = list_points(config, axes)
     refuse_untrainable(config, points)
     if config.search == "random" and points is not None and len(points) < config.trials:
-        say(f"space: {len(points)} points instead of {config.trials}, because the space holds no more")
+        say(f"space: {len(points)} points instead of {config.trials}, because the space has no others")
     out = config.out.absolute()
     refuse_other_sweep(config)
     configure_tune()
     connect(config.address, config.package)
     try:
-        settled = replace(config, resources=settle_gpus(config.resources))
-        num_concurrent = count_concurrent_trials(settled.resources, config.wait_for_nodes_s)
+        resolved = replace(config, resources=resolve_gpus(config.resources))
+        num_concurrent = count_concurrent_trials(resolved.resources, config.wait_for_nodes_s)
         with lock_sweep(out):
             save_config(config)
             with interruptible() as signals:
-                grid = open_tuner(settled, with_absolute_paths(config.train), axes, points, num_concurrent).fit()
+                grid = open_tuner(resolved, with_absolute_paths(config.train), axes, points, num_concurrent).fit()
             if signals:
                 say(f"{out}: interrupted; the same command continues the sweep")
                 raise KeyboardInterrupt
@@ -61,11 +61,11 @@ def run_sweep(config: SweepConfig) -> None:
 
 
 def refuse_untrainable(config: SweepConfig, points: Sequence[Point] | None) -> None:
-    """Check what every trial needs, before Ray starts.
+    """Check the requirements of all trials, before Ray starts.
 
     Raises:
-        InputError: there is no complete shard set, a batch cannot be divided among the workers, a package is not
-            installed, or `--package` is not a wheel.
+        InputError: there is no complete shard set, a batch cannot be divided among the workers, a required package is
+            not installed, or `--package` is not a wheel.
     """
     read_set(config.train.data)
     for point in points or []:
@@ -92,12 +92,12 @@ def lock_sweep(out: Path) -> TextIO:
 
 @contextmanager
 def interruptible() -> Iterator[list[int]]:
-    """Let Ctrl-C and SIGTERM end Ray Tune in good order, and a second signal end it at once.
+    """Make Ray Tune save its state and end at the first Ctrl-C or SIGTERM, and end at once at the second.
 
-    Ray would handle the first signal itself and end the process at the second one.
+    Without these handlers, Ray would handle the first signal itself and end the process at the second one.
 
     Yields:
-        A list to which the number of the first signal is appended.
+        A list that receives the number of the first signal.
     """
     received: list[int] = []
 

@@ -11,7 +11,7 @@ from upfield.tune.space import format_value
 CLEAR, GREY, INK = "none", "#808791", "#1b1e23"
 # Labels lie over lines of any colour, on light and dark pages.
 LABEL = {"facecolor": "#f4f6f8", "edgecolor": "none", "alpha": 0.85, "boxstyle": "round,pad=0.15"}
-MOST_MARKS, LEAST_APART = 6, 0.09
+MAX_TICKS, MIN_TICK_DISTANCE = 6, 0.09
 WIDTH_IN, HEIGHT_IN, DPI = 9.0, 3.6, 150
 
 
@@ -55,7 +55,7 @@ def coordinates_png(points: Sequence[Mapping[str, Any]], scores: Sequence[float]
         InputError: matplotlib is not installed.
     """
     keys = list(points[0])
-    columns = [_places([point[key] for point in points]) for key in keys] + [_places(list(scores))]
+    columns = [_positions([point[key] for point in points]) for key in keys] + [_positions(list(scores))]
     page = blank_page(WIDTH_IN, HEIGHT_IN, CLEAR, DPI)
     axes = page.axes(0.6, 0.3, WIDTH_IN - 1.2, HEIGHT_IN - 0.9)
     from matplotlib import colormaps
@@ -85,11 +85,11 @@ def coordinates_png(points: Sequence[Mapping[str, Any]], scores: Sequence[float]
     return png_bytes(page.figure)
 
 
-def _places(values: list[Any]) -> tuple[list[float], list[tuple[float, str]]]:
-    """Return the place of each value on an axis from 0 to 1, and the marks (place, text) of that axis.
+def _positions(values: list[Any]) -> tuple[list[float], list[tuple[float, str]]]:
+    """Return the position of each value on an axis from 0 to 1, and the axis's ticks as (position, label).
 
-    Numbers lie on a linear axis, or on a logarithmic one if they span more than a factor of twenty. Other values lie at
-    equal distances.
+    Numbers lie on a linear axis, or on a logarithmic one if they span more than a factor of twenty. Other values are
+    equally spaced.
     """
     distinct = sorted(set(map(_key, values)))
     if len(distinct) == 1 or any(key[0] for key in distinct):
@@ -99,30 +99,30 @@ def _places(values: list[Any]) -> tuple[list[float], list[tuple[float, str]]]:
     numbers = np.array(values, dtype=np.float64)
     is_wide = numbers.min() > 0 and numbers.max() / numbers.min() > 20
     low, high = _scaled(numbers.min(), is_wide), _scaled(numbers.max(), is_wide)
-    if len(distinct) <= MOST_MARKS:
-        marks = [key[-1] for key in distinct]
+    if len(distinct) <= MAX_TICKS:
+        ticked = [key[-1] for key in distinct]
     else:
-        between = np.linspace(low, high, MOST_MARKS)
-        marks = (np.exp(between) if is_wide else between).tolist()
-    ticks = [(float(_scaled(mark, is_wide) - low) / (high - low), format_value(mark)) for mark in marks]
-    return ((_scaled(numbers, is_wide) - low) / (high - low)).tolist(), _apart(ticks)
+        between = np.linspace(low, high, MAX_TICKS)
+        ticked = (np.exp(between) if is_wide else between).tolist()
+    ticks = [(float(_scaled(value, is_wide) - low) / (high - low), format_value(value)) for value in ticked]
+    return ((_scaled(numbers, is_wide) - low) / (high - low)).tolist(), _without_overlaps(ticks)
 
 
 def _scaled(numbers: Any, is_wide: bool) -> Any:
     return np.log(numbers) if is_wide else numbers
 
 
-def _apart(ticks: list[tuple[float, str]]) -> list[tuple[float, str]]:
-    """Leave out marks that would overlap others; the two ends stay."""
+def _without_overlaps(ticks: list[tuple[float, str]]) -> list[tuple[float, str]]:
+    """Remove ticks whose labels would overlap others, but keep both ends of the axis."""
     kept = ticks[:1]
     for height, text in ticks[1:-1]:
-        if height - kept[-1][0] >= LEAST_APART and ticks[-1][0] - height >= LEAST_APART:
+        if height - kept[-1][0] >= MIN_TICK_DISTANCE and ticks[-1][0] - height >= MIN_TICK_DISTANCE:
             kept.append((height, text))
     return kept + ticks[1:][-1:]
 
 
 def _key(value: Any) -> tuple[int, float, Any]:
-    """Return a sort key: numbers by their value, then everything else by its text."""
+    """Return a sort key that puts numbers first, by value, and everything else after them, by text."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return (0, float(value), value) if is_number else (1, 0.0, str(value))
 

@@ -18,14 +18,14 @@ SEED, RUNS = "run.seed", "trials"
 
 @dataclass(frozen=True)
 class TrialOutcome:
-    """Outcome of one trial."""
+    """The scores, status and run folder of one trial."""
 
     point: Mapping[str, Any]
     """Dotted key -> value, without the seed if every point has several."""
     seed: int | None
     """Seed of the run if every point has several; None otherwise."""
     psnr_slice: float | None
-    """Best validation PSNR in dB; None if no validation had a finite one."""
+    """Best validation PSNR in dB; None if no validation had a finite PSNR."""
     status: str
     """`done`, `stopped early`, `failed: ...` or `crashed: ...`."""
     run: str
@@ -33,11 +33,11 @@ class TrialOutcome:
     best_step: int | None = None
     """Step of the best validation."""
     step: int = 0
-    """Steps that were trained."""
+    """Number of trained steps."""
     processes: int = 1
     """Number of processes that trained the run together."""
     node: str = ""
-    """Ray's id of the node of the first process."""
+    """Ray's id of the node where the first process ran."""
     seconds: float = 0.0
     """Duration of the last attempt."""
     curve: tuple[tuple[float, float], ...] = ()
@@ -48,7 +48,7 @@ class TrialOutcome:
 
 @dataclass(frozen=True)
 class PointOutcome:
-    """Outcome of one point, trained with one or several seeds."""
+    """The trials of one point, which was trained with one or several seeds."""
 
     point: Mapping[str, Any]
     """Dotted key -> value."""
@@ -95,7 +95,7 @@ def read_outcomes(config: SweepConfig, results: Sequence[Any]) -> list[PointOutc
 
 
 def read_trial(config: SweepConfig, result: Any) -> TrialOutcome:
-    """Read one of Ray's results."""
+    """Read the outcome of a trial from Ray's result and the run's log."""
     point = read_point(result.config, config.train)
     name = name_run(point)
     seed = int(point.pop(SEED)) if config.seeds > 1 else None
@@ -118,12 +118,12 @@ def read_trial(config: SweepConfig, result: Any) -> TrialOutcome:
 
 
 def locate_run(config: SweepConfig, name: str) -> str:
-    """Return the folder of a run, also after the sweep was moved; only its name if the run was uploaded."""
+    """Return the folder of a run, even if the sweep has been moved; only the run's name if it was uploaded."""
     return str(config.out.absolute() / RUNS / name) if config.storage is None else name
 
 
 def describe_status(result: Any, last: Mapping[str, Any], epochs: float) -> str:
-    """Return the status of a trial that was configured to train for `epochs`, from its result and last report."""
+    """Derive a trial's status from its result, its last report, and its configured number of epochs."""
     if result.error:
         return f"crashed: {last_line(result.error)}"
     if last.get(FAILED):
@@ -139,7 +139,7 @@ def last_line(error: object) -> str:
 
 
 def read_log(config: SweepConfig, result: Any, name: str) -> str:
-    """Read the log of a trial's run, from its folder or from its upload; empty if there is none.
+    """Read the log of a trial's run, from its folder or its upload; return an empty string if there is none.
 
     Ray's own record of a trial starts again at every restart, so it cannot replace the log.
     """
@@ -168,7 +168,7 @@ def _score(trial: TrialOutcome) -> float:
 
 
 def format_score(outcome: PointOutcome) -> str:
-    """Format the mean of a point over seeds, in dB, with its spread."""
+    """Format a point's mean score over its seeds, in dB, with the standard deviation."""
     if not math.isfinite(outcome.mean):
         return "-"
     spread = "" if outcome.spread is None else f" +- {outcome.spread:.2f} ({len(outcome.trials)} seeds)"

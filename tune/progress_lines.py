@@ -30,17 +30,17 @@ class ProgressLines(Callback):
             )
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Print whether a trial trained to its end or was stopped early."""
+        """Print whether a trial finished its training or was stopped early."""
         last = trial.last_result or {}
         if FAILED not in last:
             say(f"trial {trial.trial_id}: {'done' if FINISHED in last else 'stopped early'}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Print that a trial is not tried again."""
-        say(f"trial {trial.trial_id}: given up after {trial.num_failures} failures")
+        """Print that a trial is not retried any more."""
+        say(f"trial {trial.trial_id}: not retried after {trial.num_failures} failures")
 
 
 def describe_point(config: dict[str, Any]) -> str:
-    """Return the keys and values of a trial's point, for a line of text."""
+    """Format the keys and values of a trial's point as one line."""
     point = {"seed" if key == REPEAT else key: value for key, value in config.get(POINT, config).items()}
     return ", ".join(f"{key} {format_value(value)}" for key, value in point.items())

@@ -95,7 +95,7 @@ def trial_rows(outcomes: Sequence[PointOutcome]) -> list[dict[str, Any]]:
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Format rows, at least one, as CSV."""
+    """Format one or more rows as CSV; the first row's keys are the columns."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()

@@ -1,4 +1,4 @@
-"""The configuration that a sweep was started with, saved in its folder and in its store if it has one."""
+"""The configuration that a sweep was started with, saved in its folder, and in its store if it uses one."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,19 +10,19 @@ from upfield.common.errors import InputError, RunError
 from upfield.common.files import write_text
 from upfield.common.locking import LOCK
 from upfield.tune.configuration import SweepConfig
-from upfield.tune.state import opened, shown_address_of
+from upfield.tune.state import open_state, shown_address_of
 
 SAVED_CONFIG = "sweep.yaml"
-# These keys may change when a sweep continues: they say where it runs, not what it searches. The limits on trials may
-# not, because Ray keeps the first ones.
-FREE_KEYS = ("out", "address", "wait_for_nodes_s", "package", "resources", "train.run.out")
+# These keys may change when a sweep continues, because they say where it runs, not what it searches. The limits on
+# trials may not change, because Ray keeps their first values.
+CHANGEABLE_KEYS = ("out", "address", "wait_for_nodes_s", "package", "resources", "train.run.out")
 
 
 def refuse_other_sweep(config: SweepConfig) -> None:
-    """Check that the sweep's folder, and its place in the store, are empty or hold this same sweep.
+    """Check that the sweep's folder, and its folder in the store, are empty or hold this same sweep.
 
     Raises:
-        InputError: another sweep or something else is there.
+        InputError: one of them holds another sweep or other files.
         RunError: the store cannot be read.
     """
     out = config.out
@@ -56,7 +56,7 @@ def _refuse_differing(config: SweepConfig, stored: bytes, place: str, option: st
         before = None
     if not isinstance(before, Mapping):
         raise InputError(f"{place}: the saved configuration of the sweep is damaged. Choose another {option}.")
-    differing = [key for key in differing_keys(before, to_tree(config)) if not _is_free(key)]
+    differing = [key for key in differing_keys(before, to_tree(config)) if not _may_change(key)]
     if differing:
         raise InputError(
             f"{place}: this sweep was started with other values of {', '.join(differing)}. Continue with the old "
@@ -64,12 +64,12 @@ def _refuse_differing(config: SweepConfig, stored: bytes, place: str, option: st
         )
 
 
-def _is_free(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
+def _may_change(key: str) -> bool:
+    return any(key == changeable or key.startswith(f"{changeable}.") for changeable in CHANGEABLE_KEYS)
 
 
 def differing_keys(before: Any, now: Any, parent: str = "") -> list[str]:
-    """Return the dotted keys whose values differ between two trees; the keys of a space contain dots themselves."""
+    """Return the dotted keys whose values differ between two trees; keys of the trees may contain dots themselves."""
     if not isinstance(before, Mapping) or not isinstance(now, Mapping):
         return [] if before == now else [parent]
     keys = dict.fromkeys([*now, *before])
@@ -78,7 +78,7 @@ def differing_keys(before: Any, now: Any, parent: str = "") -> list[str]:
 
 
 def _read_stored(config: SweepConfig) -> bytes | None:
-    filesystem, folder = opened(config)
+    filesystem, folder = open_state(config)
     try:
         with filesystem.open_input_file(f"{folder}/{SAVED_CONFIG}") as file:
             return file.readall()
@@ -89,9 +89,9 @@ def _read_stored(config: SweepConfig) -> bytes | None:
 
 
 def _write_stored(config: SweepConfig, text: str) -> None:
-    filesystem, folder = opened(config)
+    filesystem, folder = open_state(config)
     try:
-        # A store creates folders along with their files; a disk does not.
+        # A file system needs the folder before the file is written; an object store creates it with the file.
         filesystem.create_dir(folder, recursive=True)
         with filesystem.open_output_stream(f"{folder}/{SAVED_CONFIG}") as file:
             file.write(text.encode())
@@ -100,4 +100,4 @@ def _write_stored(config: SweepConfig, text: str) -> None:
 
 
 def _store_error(config: SweepConfig, error: OSError) -> RunError:
-    return RunError(f"{shown_address_of(config)} cannot be read or written: {error}")
+    return RunError(f"{shown_address_of(config)} cannot be read or written ({error}).")

@@ -32,7 +32,7 @@ def make_searcher(config: SweepConfig, axes: Mapping[str, Axis]) -> Searcher:
 
 
 def _distribution(axis: Axis) -> Any:
-    # Optuna is an extra that only `search: optuna` needs.
+    # Imported here, because only `search: optuna` needs Optuna.
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if not isinstance(axis, Range):
@@ -51,11 +51,11 @@ def make_scheduler(config: SweepConfig, axes: Mapping[str, Axis]) -> TrialSchedu
         grace_period=config.asha.grace_epochs,  # pyright: ignore[reportArgumentType]
         reduction_factor=config.asha.reduction_factor,
         # Trials end by themselves; this limit only bounds the rungs.
-        max_t=max(most_epochs(config, axes), config.asha.grace_epochs) + 1,  # pyright: ignore[reportArgumentType]
+        max_t=max(max_epochs(config, axes), config.asha.grace_epochs) + 1,  # pyright: ignore[reportArgumentType]
     )
 
 
-def most_epochs(config: SweepConfig, axes: Mapping[str, Axis]) -> int:
+def max_epochs(config: SweepConfig, axes: Mapping[str, Axis]) -> int:
     """Return the largest number of epochs that any trial trains."""
     axis = axes.get("run.epochs", [config.train.run.epochs])
     values = [int(axis.high)] if isinstance(axis, Range) else axis
@@ -63,21 +63,24 @@ def most_epochs(config: SweepConfig, axes: Mapping[str, Axis]) -> int:
 
 
 class SchedulerState(Callback):
-    """Save the scheduler's state with the sweep's; Ray leaves it out, and ASHA would forget the trials it compared."""
+    """Saves the scheduler's state with that of the sweep.
+
+    Ray does not save it, and without it ASHA would forget the trials that it has compared.
+    """
 
     def __init__(self, scheduler: TrialScheduler) -> None:
-        """Keep the scheduler whose state is saved."""
+        """Store the scheduler whose state will be saved."""
         self.scheduler = scheduler
 
     def get_state(self) -> dict[str, Any]:
-        """Return the scheduler's state."""
+        """Return the scheduler's state for Ray to save; Ray calls this."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / STATE
             self.scheduler.save(str(path))
             return {STATE: path.read_bytes()}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restore the scheduler's state."""
+        """Restore the scheduler from a saved state; Ray calls this when a sweep continues."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / STATE
             path.write_bytes(state[STATE])

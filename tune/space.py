@@ -1,4 +1,4 @@
-"""The space of a sweep, dotted training keys with values or ranges, and its points."""
+"""The search space of a sweep (dotted training keys with values or ranges) and its points."""
 
 import hashlib
 import itertools
@@ -21,7 +21,7 @@ OWN_KEYS = ("run.out", "run.resume", "processes", "data.trace")
 # Points with different shard sets would be validated on different slices.
 SAME_FOR_ALL = ("data.shards",)
 NAME_LENGTH = 100
-MOST_DRAWS = 100  # per point
+MAX_DRAWS = 100  # per point
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,15 @@ Axis = list[Any] | Range
 
 
 def read_space(config: SweepConfig) -> dict[str, Axis]:
-    """Read the space and check that training accepts every value of it.
+    """Read the search space and check that training accepts every value in it.
 
     Raises:
         InputError: the space is empty, a key is unknown, a range is malformed, or training refuses a value.
     """
     if not config.space:
-        raise InputError("space: no key to search. Name at least one training key, such as optim.lr, with its values.")
+        raise InputError("space: no training key is named. Add at least one, such as optim.lr, with its values.")
     axes: dict[str, Axis] = {}
-    for key, given in config.space.items():
+    for key, values in config.space.items():
         if not isinstance(key, str):
             raise InputError(f"space: expected a dotted training key such as optim.lr, found {key}.")
         if key in OWN_KEYS or (key == "run.seed" and config.seeds > 1):
@@ -66,7 +66,7 @@ def read_space(config: SweepConfig) -> dict[str, Axis]:
                 f"space: {key} must be the same for all points, because its validation split compares them. Set "
                 f"--train.{key} instead."
             )
-        axis = _read_axis(key, given)
+        axis = _read_axis(key, values)
         if isinstance(axis, Range) and config.search == "grid":
             raise InputError(
                 f"space: {key}: a grid needs a list of values, not a range. List the values, or use --search random or "
@@ -77,7 +77,7 @@ def read_space(config: SweepConfig) -> dict[str, Axis]:
 
 
 def _parse_values(base: TrainConfig, key: str, axis: Axis) -> Axis:
-    """Return an axis with its values as training parses them, each once, because YAML 1.1 reads 1e-4 as text.
+    """Parse an axis's values as training does, because YAML 1.1 reads 1e-4 as text, and remove repeated values.
 
     Raises:
         InputError: the key is unknown, or training refuses a value.
@@ -97,15 +97,15 @@ def _value_at(config: TrainConfig, key: str) -> Any:
     return node
 
 
-def _read_axis(key: str, given: Any) -> Axis:
-    if isinstance(given, list):
-        if not given:
+def _read_axis(key: str, values: Any) -> Axis:
+    if isinstance(values, list):
+        if not values:
             raise InputError(f"space: {key}: the list of values is empty. Add at least one value, or remove the key.")
-        return given
-    if not isinstance(given, dict) or len(given) != 1 or next(iter(given)) not in KINDS:
+        return values
+    if not isinstance(values, dict) or len(values) != 1 or next(iter(values)) not in KINDS:
         expected = ", ".join(f"{{{kind}: [a, b]}}" for kind in KINDS)
-        raise InputError(f"space: {key}: expected a list of values or one of {expected}, found {json.dumps(given)}.")
-    [(kind, ends)] = given.items()
+        raise InputError(f"space: {key}: expected a list of values or one of {expected}, found {json.dumps(values)}.")
+    [(kind, ends)] = values.items()
     numbers = [_number(end) for end in ends] if isinstance(ends, list) else []
     low, high = numbers if len(numbers) == 2 else (None, None)
     if low is None or high is None or not low < high:
@@ -118,7 +118,7 @@ def _read_axis(key: str, given: Any) -> Axis:
 
 
 def _number(value: Any) -> float | None:
-    """Return a value as a number, None if it is not a finite one; YAML 1.1 reads 1e-4 as text."""
+    """Convert a number, or text such as 1e-4 (which YAML 1.1 reads as text); return None if it is not finite."""
     try:
         number = None if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
@@ -155,12 +155,12 @@ def grid_points(axes: Mapping[str, Axis]) -> list[Point]:
 
 
 def random_points(axes: Mapping[str, Axis], count: int, seed: int) -> list[Point]:
-    """Draw `count` different points, or fewer if the space holds no more.
+    """Draw `count` different points, or fewer if the space has no more.
 
     A larger count with the same seed draws the same points first.
     """
     points: dict[str, Point] = {}
-    for number in range(count * MOST_DRAWS):
+    for number in range(count * MAX_DRAWS):
         point = dict(_draw(axes, np.random.default_rng((seed, number))))
         points.setdefault(json.dumps(point), point)
         if len(points) == count:
@@ -174,7 +174,7 @@ def _draw(axes: Mapping[str, Axis], generator: np.random.Generator) -> Iterator[
 
 
 def list_points(config: SweepConfig, axes: Mapping[str, Axis]) -> list[Point] | None:
-    """Return the points that are known before the sweep starts, each once; None if a sampler proposes them."""
+    """Return the points of a grid or random search, each once; None if a sampler proposes them during the sweep."""
     if config.search == "optuna":
         return None
     return grid_points(axes) if config.search == "grid" else random_points(axes, config.trials, config.seed)
@@ -189,5 +189,5 @@ def name_run(point: Mapping[str, Any]) -> str:
 
 
 def format_value(value: Any) -> str:
-    """Format a value of a point, numbers with four significant digits."""
+    """Format a value of a point; fractional numbers get four significant digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

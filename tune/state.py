@@ -1,4 +1,4 @@
-"""The state of a sweep that Ray saves: its place, and whether its files are complete."""
+"""The state that Ray saves of a sweep: its location, and a check for damaged files."""
 
 import json
 import os
@@ -16,12 +16,12 @@ FOLDER = "ray"
 
 
 def state_of(config: SweepConfig) -> tuple[str, str]:
-    """Return where Ray saves the state of a sweep: a folder or an address, and a name below it."""
+    """Return the location of the state that Ray saves of a sweep: a folder or address, and a name below it."""
     return (config.storage, config.out.name) if config.storage else (str(config.out.absolute()), FOLDER)
 
 
 def address_of(config: SweepConfig) -> str:
-    """Return the address of the state; options stay at its end: `s3://bucket/folder?region=eu-central-1`."""
+    """Return the state's address, with any options at its end: `s3://bucket/folder?region=eu-central-1`."""
     storage, name = state_of(config)
     address, *options = storage.split("?", 1)
     return "?".join([f"{address.rstrip('/')}/{name}", *options])
@@ -32,11 +32,11 @@ def shown_address_of(config: SweepConfig) -> str:
     return address_of(config).split("?", 1)[0]
 
 
-def opened(config: SweepConfig) -> tuple[Any, str]:
-    """Open the state's place as Ray does, with Arrow; give the filesystem, and the path in it.
+def open_state(config: SweepConfig) -> tuple[Any, str]:
+    """Open the location of the state with Arrow, as Ray does; return the file system and the path in it.
 
     Raises:
-        InputError: no such address.
+        InputError: Arrow cannot open the address of the store.
     """
     try:
         return open_with_arrow(address_of(config))
@@ -45,14 +45,15 @@ def opened(config: SweepConfig) -> tuple[Any, str]:
 
 
 def set_aside_damaged(config: SweepConfig) -> None:
-    """Rename the state if a killed driver left a damaged file in it, so that the trials continue from their runs.
+    """Rename the folder of the state if a killed driver left a damaged file in it.
 
-    From damaged state, Ray would continue without any trials.
+    From a damaged state, Ray would continue without any trials. Without a state, Ray starts every trial again, and each
+    trial continues from the last checkpoint in its run.
 
     Raises:
         InputError: the damaged state is in a store, where it also holds the checkpoints of the trials.
     """
-    damaged = damaged_files(*opened(config))
+    damaged = damaged_files(*open_state(config))
     if not damaged:
         return
     place = shown_address_of(config)
@@ -64,11 +65,14 @@ def set_aside_damaged(config: SweepConfig) -> None:
     numbers = (number for number in range(1, 10**6) if not Path(f"{place}.damaged-{number}").exists())
     aside = f"{place}.damaged-{next(numbers)}"
     os.rename(place, aside)
-    say(f"{place}: damaged: {', '.join(damaged)}; renamed to {aside}, and the trials continue from their runs")
+    say(
+        f"{place} was renamed to {aside}, because it has damaged files: {', '.join(damaged)}. The trials continue from "
+        "their last checkpoints."
+    )
 
 
 def damaged_files(filesystem: Any, folder: str) -> list[str]:
-    """Return the names of the files that Ray would read and that are damaged."""
+    """Return the names of the damaged files among those that Ray would read."""
     from pyarrow.fs import FileSelector
 
     names = [info.base_name for info in filesystem.get_file_info(FileSelector(folder, allow_not_found=True))]
@@ -81,12 +85,15 @@ def damaged_files(filesystem: Any, folder: str) -> list[str]:
 
 
 def newest_of_each_kind(names: Iterable[str]) -> list[str]:
-    """Return the newest of the names that differ only in their driver's start: `experiment_state-2026-01-31_...`."""
+    """Return the newest of the names that differ only in the date: `experiment_state-2026-01-31_...`.
+
+    Each driver writes the date of its start into the names of its files.
+    """
     return list({name.split("-20")[0]: name for name in sorted(names)}.values())
 
 
 def is_whole(data: bytes) -> bool:
-    """Return whether the content of one of Ray's files is complete; some files are pickles without saying so."""
+    """Return whether the content of one of Ray's files is complete JSON or a complete pickle, whatever its suffix."""
     for load in (json.loads, pickle.loads):
         try:
             load(data)

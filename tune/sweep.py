@@ -8,13 +8,13 @@ from upfield.tune.configuration import SweepConfig
 
 
 def sweep(config: SweepConfig) -> None:
-    """Run the sweep that `config` describes."""
+    """Train the points of the space and write the results."""
     from upfield.tune.driver import run_sweep
 
     run_sweep(config)
 
 
-# Each trial gets a folder of its own for its run.
+# The sweep sets the folder of each trial's run, so the user need not.
 COMMAND = Command("tune", SweepConfig, sweep, preset={"train.run.out": Path("set-per-trial")})
 
 

@@ -14,14 +14,14 @@ from upfield.tune.space import format_value
 
 NUM_BINS = 4
 IMPORTANCE = (
-    "The share of the variance of validation PSNR between points that the values of this parameter alone explain (eta "
-    f"squared). Values of a range are divided into {NUM_BINS} bins of equally many points. With few points, the share "
-    "is high by chance, and it does not show effects that parameters have only together."
+    "The share of the variance of validation PSNR between points that the values of one parameter alone explain (eta "
+    f"squared). The values of a range are divided into {NUM_BINS} bins with equal numbers of points. With few points, "
+    "shares are high by chance. They do not show effects that several parameters have only together."
 )
 
 
 def write_sweep_report(path: Path, outcomes: Sequence[PointOutcome]) -> None:
-    """Write the self-contained report.
+    """Write the report as one self-contained HTML file.
 
     Args:
         path: the HTML file.
@@ -79,7 +79,7 @@ def _parameters(points: Sequence[Mapping[str, Any]], scores: Sequence[float]) ->
             "Colours go from violet for the worst point to yellow for the best.",
             "Parallel coordinates",
         ),
-        html_page.paragraph(IMPORTANCE, "What mattered"),
+        html_page.paragraph(IMPORTANCE, "Importance of parameters"),
         html_page.table(["parameter", "share of variance"], [[key, f"{share:.2f}"] for key, share in shares.items()]),
     ]
 
@@ -101,7 +101,16 @@ def importance(points: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> 
 
 
 def _explained(settings: list[Any], values: np.ndarray[Any, Any], total: float) -> float:
-    """Return the share of `total`, the summed squared deviations of `values` `(points,)`, between equal settings."""
+    """Compute one parameter's share of the variance of the scores.
+
+    Args:
+        settings: the parameter's value in each point; many different numbers are divided into NUM_BINS bins.
+        values: `(points,)`, scores in dB.
+        total: sum of the squared deviations of `values` from their mean.
+
+    Returns:
+        The sum of squares between groups of equal settings, divided by `total`.
+    """
     if total == 0:
         return 0.0
     labels = [str(setting) for setting in settings]

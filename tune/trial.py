@@ -32,8 +32,8 @@ from upfield.tune.space import apply_point, name_run
 
 METRIC, EPOCH, FAILED, FINISHED, POINT = "best_psnr_slice", "epoch", "failed", "finished", "point"
 REPEAT = "__trial_index__"  # The key under which Ray's Repeater passes the number of a repetition.
-# These errors would come back at every further attempt.
-FINAL = (InputError, DivergedError)
+# These errors would recur at every further attempt.
+PERMANENT_ERRORS = (InputError, DivergedError)
 # NFS keeps the locks of a dead node for 90 s.
 PATIENCE_S = 180.0
 NOT_UPLOADED = ("last", LOCK, "tensorboard", "*.tmp*")
@@ -44,32 +44,32 @@ class TrialSetup:
     """Settings that all trials of a sweep share."""
 
     base: TrainConfig
-    """The training configuration that points change."""
+    """The training configuration in which each point replaces values."""
     out: str
-    """Folder for the runs, the same on all nodes; empty if each node trains on a disk of its own."""
+    """Folder for the runs, the same on all nodes; empty if each node trains on its own disk."""
     resources: ResourceConfig
-    """Resources of each trial, with the number of GPUs settled."""
+    """Resources of each trial; the number of GPUs is set."""
 
 
-def read_point(given: Mapping[str, Any], base: TrainConfig) -> dict[str, Any]:
+def read_point(ray_config: Mapping[str, Any], base: TrainConfig) -> dict[str, Any]:
     """Return the point of a trial from the configuration that Ray passes to it."""
-    if POINT in given:
-        return dict(given[POINT])
-    point = {key: value for key, value in given.items() if key != REPEAT}
-    return point | ({"run.seed": base.run.seed + given[REPEAT]} if REPEAT in given else {})
+    if POINT in ray_config:
+        return dict(ray_config[POINT])
+    point = {key: value for key, value in ray_config.items() if key != REPEAT}
+    return point | ({"run.seed": base.run.seed + ray_config[REPEAT]} if REPEAT in ray_config else {})
 
 
-def run_trial(given: dict[str, Any], setup: TrialSetup) -> dict[str, Any]:
+def run_trial(ray_config: dict[str, Any], setup: TrialSetup) -> dict[str, Any]:
     """Train a point, from its last checkpoint if there is one, and return its last report.
 
-    An error that would come back at every attempt ends the trial as failed. Any other error is raised, and Ray tries
-    the trial again.
+    An error that would recur at every attempt ends the trial as failed. Any other error is raised, and Ray retries the
+    trial.
 
     Args:
-        given: the configuration that Ray passes to the trial.
-        setup: what the trial shares with the others.
+        ray_config: the configuration that Ray passes to the trial.
+        setup: settings that all trials share.
     """
-    point = read_point(given, setup.base)
+    point = read_point(ray_config, setup.base)
     config = apply_point(setup.base, point)
     with open_run_folder(setup.out, name_run(point)) as run:
         config = replace(config, run=replace(config.run, out=run, resume="auto"), processes=1)
@@ -81,19 +81,19 @@ def run_trial(given: dict[str, Any], setup: TrialSetup) -> dict[str, Any]:
         reporter = TrialReporter(run, tune.report, uploads=not setup.out)
         try:
             progress = fit(config, StopRequest(), reporter.report_validation)
-        except FINAL as error:
+        except PERMANENT_ERRORS as error:
             return failure_report(str(error))
         return reporter.final_report(progress)
 
 
 def hide_gpus() -> None:
-    """Make this process train on the CPU, because Ray leaves GPUs visible to processes that reserved none."""
+    """Make this process train on the CPU. Ray leaves GPUs visible to processes that reserved none."""
     os.environ |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
 
 
 @contextmanager
 def open_run_folder(out: str, name: str) -> Iterator[Path]:
-    """Yield the folder of a trial's run: below `out`, or a temporary one that holds what was uploaded before."""
+    """Yield the folder of a trial's run: below `out`, or a temporary folder with the trial's last upload, if any."""
     if out:
         yield Path(out) / name
         return
@@ -108,7 +108,7 @@ def wait_until_free(run: Path) -> None:
     """Wait until an earlier process of this trial, whose driver or node was killed, has released the run.
 
     Raises:
-        RunError: it still holds the run after PATIENCE_S.
+        RunError: the earlier process still locks the run after PATIENCE_S.
     """
     deadline = time.monotonic() + PATIENCE_S
     while is_held(run):
@@ -129,18 +129,18 @@ class TrialReporter:
     """Reports the validations of one trial to Ray."""
 
     def __init__(self, run: Path, send: Callable[..., None], uploads: bool) -> None:
-        """Prepare to report.
+        """Store the run's folder and the function that sends reports.
 
         Args:
             run: folder of the trial's run.
             send: `tune.report`, or `ray.train.report` in a worker.
-            uploads: upload the run with each report.
+            uploads: whether to upload the run with each report.
         """
         self._run, self._send, self._uploads = run, send, uploads
         self._last: dict[str, Any] = {}
 
     def report_validation(self, progress: TrainingProgress, epoch: float, figures: Mapping[str, float]) -> None:
-        """Report a validation."""
+        """Report a validation to Ray, and upload the run if the sweep uses a store."""
         self._last = {
             METRIC: -math.inf if progress.best_psnr is None else progress.best_psnr,
             "psnr_slice": figures["psnr_slice"],
@@ -162,7 +162,7 @@ class TrialReporter:
             self._send(self._last, checkpoint=tune.Checkpoint.from_directory(staged))
 
     def final_report(self, progress: TrainingProgress) -> dict[str, Any]:
-        """Return the report that ends the trial; a run that was complete before has had no validation here."""
+        """Return the report that ends the trial, even if this process trained no step of an already complete run."""
         best = -math.inf if progress.best_psnr is None else progress.best_psnr
         ended = {METRIC: best, "psnr_slice": best, EPOCH: math.inf, "step": progress.step}
         return ended | {"best_step": progress.best_step} | self._last | {FINISHED: True}
@@ -171,7 +171,7 @@ class TrialReporter:
 def train_on_workers(config: TrainConfig, resources: ResourceConfig) -> dict[str, Any]:
     """Train with a group of Ray Train workers, forward their reports, and return the last one.
 
-    When a worker dies, its group is not started again. Ray Tune starts the whole trial again and counts the failure.
+    If a worker dies, Ray Train does not restart the group. Ray Tune starts the whole trial again and counts a failure.
     """
     run = config.run.out
     last: dict[str, Any] = {}
@@ -203,19 +203,19 @@ def train_on_workers(config: TrainConfig, resources: ResourceConfig) -> dict[str
     return dict(metrics)
 
 
-def train_as_worker(given: dict[str, Any]) -> None:
+def train_as_worker(loop_config: dict[str, Any]) -> None:
     """Train as one process of a trial. Collective: ALL workers call it.
 
     Args:
-        given: `config`, a TrainConfig as plain values, and `gpus`, the number of GPUs per worker.
+        loop_config: `config`, a TrainConfig as plain values, and `gpus`, the number of GPUs per worker.
     """
-    config = from_tree(TrainConfig, given["config"], "trial")
-    if not given["gpus"]:
+    config = from_tree(TrainConfig, loop_config["config"], "trial")
+    if not loop_config["gpus"]:
         hide_gpus()
     reporter = TrialReporter(config.run.out, ray.train.report, uploads=False)
     try:
         progress = fit(config, StopRequest(), reporter.report_validation)
-    except FINAL as error:
+    except PERMANENT_ERRORS as error:
         if not error.met_by_all:
             raise
         ray.train.report(failure_report(str(error)))

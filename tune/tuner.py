@@ -1,4 +1,4 @@
-"""Ray Tune's tuner for a sweep: a new one, or one restored from its saved state."""
+"""Ray Tune's tuner for a sweep, either new or restored from the saved state."""
 
 import logging
 import os
@@ -21,25 +21,25 @@ DRIVER_BYTES = 256 * 2**20
 
 def configure_tune() -> None:
     """Set Ray Tune's environment variables and log level; call this before the tuner starts."""
-    # ProgressLines prints what trials do. Ray's own output would print it a second time.
+    # ProgressLines prints the progress of trials. Ray's own output would print it a second time.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    # A driver that is killed loses at most this many seconds of its state. The runs themselves hold the rest.
+    # A driver that is killed loses at most this many seconds of its state. The runs keep their own checkpoints.
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    # Tune's warnings explain in Python how to restore a sweep, which the next `upfield tune` does by itself.
+    # Tune's warnings show Python code that restores a sweep. The next `upfield tune` does that by itself.
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
 
 
 def open_tuner(
     config: SweepConfig, base: TrainConfig, axes: dict[str, Axis], points: list[Point] | None, num_concurrent: int
 ) -> tune.Tuner:
-    """Return the tuner of a sweep, restored from the state that an earlier driver left if there is one.
+    """Return the tuner of a sweep, restored from the state that an earlier driver saved, if any.
 
     Args:
-        config: the sweep, with its number of GPUs settled.
+        config: the sweep; its number of GPUs is set.
         base: the training configuration, with absolute paths.
         axes: the space.
-        points: the points that are known beforehand; None if a sampler proposes them.
+        points: the points of a grid or random search; None if a sampler proposes them.
         num_concurrent: number of trials that the cluster can hold at once.
     """
     runs = "" if config.storage else str(config.out.absolute() / RUNS)
@@ -52,10 +52,10 @@ def open_tuner(
 
 
 def reserve_resources(resources: ResourceConfig) -> PlacementGroupFactory:
-    """Return what Ray Tune reserves for a trial.
+    """Return the resources that Ray Tune reserves for a trial.
 
-    A trial of several workers reserves their resources through Ray Train. Its driver only waits for them, and takes no
-    CPU: otherwise the drivers of many trials could occupy the places of the workers they wait for.
+    A trial of several workers reserves their resources through Ray Train. Its driver only waits for the workers, and
+    reserves no CPU; otherwise the drivers of many trials could reserve the CPUs that their workers wait for.
     """
     if resources.workers_per_trial > 1:
         return PlacementGroupFactory([{"memory": DRIVER_BYTES}])
@@ -72,10 +72,10 @@ def new_tuner(
     points: list[Point] | None,
     num_concurrent: int,
 ) -> tune.Tuner:
-    """Return the tuner of a sweep that starts; see `open_tuner` for the arguments."""
+    """Return the tuner of a new sweep; see `open_tuner` for the arguments."""
     storage, name = state_of(config)
-    # Ray starts as many one-worker trials as fit, on nodes that join later too. It does not know how many workers a
-    # trial of several will need.
+    # Ray starts as many one-worker trials as fit, also on nodes that join later. For a trial of several workers, Ray
+    # does not know how many it will need, so the number of trials is limited here.
     limits = [config.max_concurrent_trials, num_concurrent if config.resources.workers_per_trial > 1 else 0]
     scheduler = make_scheduler(config, axes)
     grid = None if points is None else tune.grid_search(repeat_with_seeds(points, first_seed, config.seeds))

@@ -7,20 +7,20 @@
 #   resumable COMMAND...      run a command to its end, or until Slurm warns of the time limit; then requeue the job
 
 STOPPED=75 # exit code of `upfield train --run.stopped_code 75`: saved, but not finished
-MOST_RESTARTS=${UPFIELD_MOST_RESTARTS:-100} # ends a job whose time limit is too short for any progress
+MAX_RESTARTS=${UPFIELD_MOST_RESTARTS:-100} # ends a job whose time limit is too short for any progress
 RAY_WAIT_S=${UPFIELD_RAY_WAIT_S:-300}
 
 arguments=()
 container=()
 inside=()
-asked=0
+stop_requested=0
 child=
 ray_step=
-warning=TERM # for srun it must be USR1, which srun passes on; at TERM, srun kills its tasks
+warning=TERM # must be USR1 for srun, which passes USR1 on to its tasks, but kills them at TERM
 
 # Slurm warns only this shell (`--signal=B:TERM@...`).
 stop_child() {
-  asked=1
+  stop_requested=1
   [ -z "$child" ] || kill -"$warning" "$child" 2> /dev/null || true
 }
 trap stop_child TERM USR1
@@ -39,7 +39,7 @@ take_container() {
   arguments=("$@")
   case $image in
     '') ;;
-    *.sif) inside=(apptainer exec --nv --bind "${UPFIELD_MOUNTS:-$PWD}" "$image") ;; # a file for Apptainer
+    *.sif) inside=(apptainer exec --nv --bind "${UPFIELD_MOUNTS:-$PWD}" "$image") ;; # Apptainer's image file
     *) # Pyxis and Enroot: srun enters the container
       container=(--container-image="$image" --container-mounts="${UPFIELD_MOUNTS:-$PWD:$PWD}")
       warning=USR1
@@ -52,8 +52,8 @@ step() {
   exec srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=0 "${container[@]}" "$@"
 }
 
-# The job number determines the ports, because several jobs may share a node. No Ray client connects, but Ray opens a port
-# for clients.
+# The job number determines the ports, because several jobs may share a node. Ray opens a port for clients although none
+# connects.
 port_of_job() {
   echo $((15000 + SLURM_JOB_ID % 15000))
 }
@@ -80,20 +80,20 @@ while sum(node["Alive"] for node in ray.nodes()) < int(sys.argv[1]):
 
 start_ray() {
   RAY_ADDRESS="$(hostname):$(port_of_job)"
-  # A short name, because Unix limits the length of socket names, and one of its own for each job.
+  # Each job has its own folder. Its name is short, because Unix limits the length of socket names.
   RAY_FOLDER=$(mktemp --directory "/tmp/ray-$SLURM_JOB_ID-XXXX")
   RAY_CLIENT_PORT=$(client_port_of_job)
   # The containers of a node find each other through Ray's folder.
   [ "${#container[@]}" -eq 0 ] || container[1]+=,/tmp:/tmp
-  # Anyone who reaches Ray's port could run anything. Ray therefore requires the job's token.
+  # Anyone who can reach Ray's port could run commands, so Ray requires the job's token.
   RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
   export RAY_ADDRESS RAY_FOLDER RAY_CLIENT_PORT RAY_AUTH_TOKEN RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
   trap stop_ray EXIT
   step --ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES" bash -c "$RAY_NODE" node "${inside[@]}" &
   ray_step=$!
-  if ! to_its_end on_first_node timeout "$RAY_WAIT_S" "${inside[@]}" python -c "$RAY_READY" "$SLURM_JOB_NUM_NODES"; then
-    [ "$asked" = 0 ] || requeue
-    say "Ray did not start on $SLURM_JOB_NUM_NODES nodes within $RAY_WAIT_S s (UPFIELD_RAY_WAIT_S). The lines above say why."
+  if ! run_to_end on_first_node timeout "$RAY_WAIT_S" "${inside[@]}" python -c "$RAY_READY" "$SLURM_JOB_NUM_NODES"; then
+    [ "$stop_requested" = 0 ] || requeue
+    say "Ray did not start on $SLURM_JOB_NUM_NODES nodes within $RAY_WAIT_S s (UPFIELD_RAY_WAIT_S). The reason is above."
     exit 1
   fi
   say "Ray runs on $SLURM_JOB_NUM_NODES nodes, at $RAY_ADDRESS"
@@ -102,7 +102,7 @@ start_ray() {
 stop_ray() {
   [ -z "$ray_step" ] || kill -TERM "$ray_step" 2> /dev/null || true
   [ -z "$ray_step" ] || wait "$ray_step" || true
-  # Every node has this folder. The step may fail, because a cancelled job starts no further steps.
+  # Every node has this folder. The step may fail, because Slurm starts no further steps of a cancelled job.
   timeout 30 srun --overlap --ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES" rm -rf "$RAY_FOLDER" 2> /dev/null || true
   rm -rf "$RAY_FOLDER"
 }
@@ -114,17 +114,17 @@ on_first_node() {
 }
 
 requeue() {
-  if [ "${SLURM_RESTART_COUNT:-0}" -ge "$MOST_RESTARTS" ]; then
-    say "not requeued after $MOST_RESTARTS restarts (UPFIELD_MOST_RESTARTS). Submit the job again to continue."
+  if [ "${SLURM_RESTART_COUNT:-0}" -ge "$MAX_RESTARTS" ]; then
+    say "not requeued after $MAX_RESTARTS restarts (UPFIELD_MOST_RESTARTS). Submit the job again to continue."
     exit 1
   fi
-  say "stopped before its end; requeued after restart ${SLURM_RESTART_COUNT:-0}"
+  say "stopped before it was finished; requeued after restart ${SLURM_RESTART_COUNT:-0}"
   scontrol requeue "$SLURM_JOB_ID"
   exit "$STOPPED"
 }
 
 # The command runs in the background, because bash handles no signal while it waits for a command in the foreground.
-to_its_end() {
+run_to_end() {
   "$@" &
   child=$!
   # A signal interrupts `wait`, which then does not return the command's exit code.
@@ -134,10 +134,10 @@ to_its_end() {
 
 resumable() {
   local code
-  [ "$asked" = 0 ] || requeue
-  to_its_end "$@" && code=0 || code=$?
-  # A command that was warned continues from what it saved, unless it is done (0) or its input is wrong (2).
-  if [ "$code" = "$STOPPED" ] || { [ "$asked" = 1 ] && [ "$code" != 0 ] && [ "$code" != 2 ]; }; then requeue; fi
-  say "ended with $code"
+  [ "$stop_requested" = 0 ] || requeue
+  run_to_end "$@" && code=0 || code=$?
+  # A command that was warned continues from its last checkpoint, unless it is done (0) or its input is wrong (2).
+  if [ "$code" = "$STOPPED" ] || { [ "$stop_requested" = 1 ] && [ "$code" != 0 ] && [ "$code" != 2 ]; }; then requeue; fi
+  say "ended with exit code $code"
   return "$code"
 }

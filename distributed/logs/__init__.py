@@ -1,1 +1,1 @@
-"""The log of a run: written during training, and read by evaluation and sweeps."""
+"""The log of a run, which training writes and which evaluation and sweeps read."""

@@ -14,19 +14,19 @@ from upfield.distributed.samples.reader import Batch
 
 
 class LogInterval:
-    """Mean loss terms, slices per second, share of time spent waiting for data, and memory, between two log lines.
+    """Measures the interval between two log lines: mean loss terms, slices per second, waiting for data, and memory.
 
-    The sums of the terms are part of the progress, so that a log line that spans a restart is the same as without it.
+    The sums of the terms are part of the progress, so a restart between two log lines does not change the means.
     """
 
     def __init__(self, progress: TrainingProgress) -> None:
-        """Continue the interval that the progress holds."""
+        """Continue the interval whose sums the progress holds."""
         self._progress = progress
         self._restart()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Exclude the time of something other than training."""
+        """Exclude the time inside the `with` block from the interval."""
         begun = time.monotonic()
         yield
         self._since += time.monotonic() - begun
@@ -48,11 +48,11 @@ class LogInterval:
             yield batch
 
     def add(self, terms: Mapping[str, float], slices: int) -> None:
-        """Count a step.
+        """Add a step to the interval.
 
         Args:
-            terms: its loss terms, means over all ranks; empty if the batch was skipped.
-            slices: size of the global batch.
+            terms: loss terms of the step as means over all ranks; empty if the batch was skipped.
+            slices: number of slices in the global batch.
         """
         self._slices += slices
         if terms:
@@ -62,9 +62,10 @@ class LogInterval:
             self._progress.pending_steps += 1
 
     def finish(self, accelerator: Accelerator) -> dict[str, float]:
-        """Return the interval's figures and start the next one. Collective: ALL ranks call it.
+        """Return the figures of the interval, and start the next interval. Collective: ALL ranks call it.
 
-        Waiting time is that of the rank that waited longest, and memory that of the rank that holds most.
+        `data_wait` is the share of time that the rank with the longest waits spent waiting for data. `memory_gb` is the
+        memory of the rank that uses the most.
         """
         progress = self._progress
         values = {name: total / progress.pending_steps for name, total in progress.pending.items()}

@@ -1,4 +1,4 @@
-"""The file `metrics.jsonl` of a run, for its readers."""
+"""Name and parser of a run's log file, `metrics.jsonl`."""
 
 import json
 from typing import Any
@@ -7,7 +7,7 @@ LOG = "metrics.jsonl"
 
 
 def parse_log(text: str) -> list[dict[str, Any]]:
-    """Parse the lines of a log, and drop one that a killed process left unfinished."""
+    """Parse the lines of a log, and drop an unfinished line that a killed process left behind."""
     return [entry for line in text.splitlines() if (entry := _parse(line))]
 
 

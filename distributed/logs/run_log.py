@@ -1,4 +1,4 @@
-"""The log that a run writes: metrics.jsonl, Accelerate's trackers, the trace of samples, printed lines and a bar."""
+"""The log that a run writes: metrics.jsonl, Accelerate's trackers, the sample trace, printed lines and a bar."""
 
 import json
 import math
@@ -16,14 +16,14 @@ from upfield.distributed.agreement import write_on_main_process
 from upfield.distributed.checkpoint import TrainingProgress
 from upfield.distributed.logs.metrics_log import LOG
 
-# How the bar shows figures of a training interval.
+# Format of the training figures beside the progress bar.
 BAR_FIGURES = {
     "loss": "loss {:.4f}",
     "slices_per_s": "{:.1f} slices/s",
     "data_wait": "data wait {:.0%}",
     "memory_gb": "{:.1f} GB",
 }
-PROJECT = "upfield"  # the project of the run in wandb and mlflow
+PROJECT = "upfield"  # name of the project in wandb and mlflow
 
 
 class RunLog:
@@ -32,14 +32,14 @@ class RunLog:
     def __init__(
         self, accelerator: Accelerator, out: Path, progress: TrainingProgress, total_steps: int, trace: Path | None
     ) -> None:
-        """Open the files and cut off lines later than the step to resume from. Collective: ALL ranks call it.
+        """Open the files and remove lines after the step to resume from. Collective: ALL ranks call it.
 
         Args:
-            accelerator: the process group and the trackers.
+            accelerator: process group and trackers.
             out: folder of the run.
-            progress: where the run resumes; step 0 starts a new log.
-            total_steps: steps of the whole run.
-            trace: file for the keys of the samples consumed, if any.
+            progress: progress from which the run resumes; at step 0, a new log is started.
+            total_steps: number of steps in the whole run.
+            trace: file for the keys of the consumed samples, if any.
 
         Raises:
             RunError: a file cannot be written.
@@ -56,12 +56,12 @@ class RunLog:
             self._trace = self._open(trace, progress) if trace else None
 
         write_on_main_process(f"{out}: the log", open_all)
-        # Its curves are cut off as well. The name is the folder in the run.
+        # TensorBoard's curves are also removed after this step. The name is the tracker's folder in the run.
         own = TensorBoardTracker("tensorboard", out, purge_step=progress.step + 1)
         accelerator.log_with = [own if str(kind) == "tensorboard" else kind for kind in accelerator.log_with]
         if accelerator.log_with:
             accelerator.init_trackers(PROJECT)
-        # Without a terminal the log's own lines show the progress.
+        # Without a terminal, the log lines show the progress.
         self._bar = ProgressBar("steps", total_steps, progress.step, visible=self._active, has_lines=False)
 
     def _open(self, path: Path, progress: TrainingProgress) -> TextIO:
@@ -70,7 +70,7 @@ class RunLog:
         self._files.append(file)
         file.seek(0)
         kept = 0
-        # Line by line, because the trace of many subjects is larger than anything else in memory.
+        # Read line by line, because the trace of many subjects would be the largest object in memory.
         for line in iter(file.readline, ""):
             if not _belongs(line, progress):
                 break
@@ -79,7 +79,7 @@ class RunLog:
         return file
 
     def advance(self) -> None:
-        """Count one more step as done."""
+        """Advance the progress bar by one step."""
         self._bar.advance()
 
     def metrics(self, event: str, step: int, epoch: float, values: dict[str, Any]) -> None:
@@ -87,8 +87,8 @@ class RunLog:
 
         Args:
             event: `train` or `validation`.
-            step: steps done.
-            epoch: epochs done.
+            step: number of steps done.
+            epoch: number of epochs done.
             values: figures by name.
         """
         if self._metrics is None:
@@ -102,16 +102,16 @@ class RunLog:
         if event == "train":
             figures = [form.format(values[name]) for name, form in BAR_FIGURES.items() if name in values]
             self._bar.show_figures("  ".join(figures))
-        # The file also holds the statistics over slices, which would make the printed line too long.
+        # The printed line omits the statistics over slices, because they would make it too long. The file has them.
         plain = {key: value for key, value in values.items() if not key.endswith(("_median", "_std", "_min", "_max"))}
         shown = "  ".join(f"{key} {value:.4g}" for key, value in plain.items() if isinstance(value, int | float))
         say(f"{event:<10} step {step}  epoch {epoch:.2f}  {shown}")
 
     def pictures(self, step: int, pictures: Tensor) -> None:
-        """Send pictures to the trackers that show them.
+        """Send pictures to the trackers that can show pictures.
 
         Args:
-            step: steps done.
+            step: number of steps done.
             pictures: `(N, 1, H, 3*W)` in [0, 1]: low field, restored and high field side by side.
         """
         if not self._active or not len(pictures):
@@ -128,7 +128,7 @@ class RunLog:
         Args:
             epoch: number of the epoch, from 0.
             step: number of the step, from 1.
-            keys: the samples that it consumed, in global order.
+            keys: keys of the samples that the step consumed, in global order.
         """
         if self._trace is not None:
             self._trace.write(json.dumps({"epoch": epoch, "step": step, "keys": list(keys)}) + "\n")
@@ -143,12 +143,12 @@ class RunLog:
 
 
 def _is_json(value: object) -> bool:
-    """Return whether JSON can hold a value: it has no infinity and no NaN."""
+    """Return whether JSON can represent a value. JSON has no infinity and no NaN."""
     return not isinstance(value, float) or math.isfinite(value)
 
 
 def _belongs(line: str, progress: TrainingProgress) -> bool:
-    """Return whether a log line is whole and not later than the progress."""
+    """Return whether a log line is complete and its step is not later than the progress."""
     try:
         entry = json.loads(line)
         if entry.get("event") == "validation" and entry["step"] > progress.validated_step:

@@ -1,7 +1,7 @@
-"""Augmentation of pairs: a pure function of (seed, epoch, sample), so that every process and worker repeats it.
+"""Augmentation of pairs: a pure function of (seed, epoch, sample), and therefore the same in every process and thread.
 
-A change of geometry applies to both fields. A change of intensity applies to the low field alone, because scanners
-differ in its scale.
+Changes of geometry apply to both images of a pair. Changes of intensity apply only to the low field, because its
+intensity scale differs between scanners.
 """
 
 import numpy as np
@@ -18,13 +18,13 @@ def augment_pair(
     Args:
         low: `(1 + 2*context, H, W)` in [0, 1].
         high: `(1, H, W)` in [0, 1].
-        config: changes to make, and their ranges.
-        key: the run's seed, the epoch, and the sample's number.
+        config: ranges of the random changes.
+        key: seed of the run, number of the epoch, and number of the sample.
 
     Returns:
-        `low` and `high` in [0, 1], of size `config.crop` if it is set, otherwise of their own size.
+        `low` and `high` in [0, 1], of size `config.crop` if it is set, otherwise of their original size.
     """
-    # All numbers are drawn whatever is switched on, so that switching one change on does not alter the others.
+    # All random numbers are always drawn, so that enabling one change does not alter the others.
     rng = np.random.default_rng(key)
     down, across = rng.integers(-config.shift_pixels, config.shift_pixels, size=2, endpoint=True)
     gain, exponent = rng.uniform(-config.intensity_jitter, config.intensity_jitter, size=2)
@@ -38,7 +38,7 @@ def augment_pair(
 
 
 def _shift(image: NDArray[np.float16], down: int, across: int) -> NDArray[np.float16]:
-    """Move `image` `(S, H, W)` by whole pixels, and fill the rest with 0, which is air."""
+    """Move `image` `(S, H, W)` by whole pixels, and fill the rest with 0, the value of air."""
     _, height, width = image.shape
     moved = np.zeros_like(image)
     target = np.s_[:, max(down, 0) : height + min(down, 0), max(across, 0) : width + min(across, 0)]
@@ -48,7 +48,7 @@ def _shift(image: NDArray[np.float16], down: int, across: int) -> NDArray[np.flo
 
 
 def _crop(image: NDArray[np.float16], size: tuple[int, int] | None, place: NDArray[np.float64]) -> NDArray[np.float16]:
-    """Cut a part of `size` out of `image` `(S, H, W)`, at the relative position `place` `(2,)` in [0, 1)."""
+    """Crop `image` `(S, H, W)` to `size` at the relative position `place` `(2,)` in [0, 1)."""
     if size is None:
         return image
     top, left = (int(at * (length - part + 1)) for at, length, part in zip(place, image.shape[1:], size, strict=True))

@@ -1,18 +1,18 @@
 """The node's cache: a folder of downloaded shards, limited in bytes, that all processes of a node share.
 
-Files are named by the sha256 of their shard. Two sets, or two states of one set, therefore cannot mix, and an extended
-set still finds its old shards. Locks are those of flock, which the kernel releases however a process ends. The folder
-holds:
+Files are named after the sha256 of their shard. Two sets, or two states of one set, therefore never mix, and an
+extended set still finds its old shards. Processes lock files with flock, because the kernel releases such locks however
+a process ends. The folder holds:
 
-    SHA256.tar, .idx         complete files; a process that needs one holds a shared lock, which prevents its eviction
+    SHA256.tar, .idx         complete files; a shared lock of a process that needs the file prevents its eviction
     SHA256.tar.lock          locked by the one process that downloads the file; holds the number of bytes it needs
     SHA256.tar.part          the part of the file that has arrived
     SHA256.tar.failed        why the last download failed
-    counting                 locked while bytes are counted and files are evicted
+    counting                 lock file, locked while a process counts bytes and evicts files
 
-The cache is written by hand because the reader needs local files: reading by offset gives 32,907 to 39,405 samples/s
-from them, and the fastest other loader 12,106 (benchmarks/tables/reader.txt, no workers). fsspec's own file caches
-(version 2026.9) do not limit bytes, lock files between processes, or check a sha256.
+The cache is written by hand because the reader needs local files. From local files, reading by offset reaches 32,907 to
+39,405 samples/s, and the fastest other loader reaches 12,106 (benchmarks/tables/reader.txt, no workers). fsspec's own
+file caches (version 2026.9) do not limit bytes, lock files between processes, or check a sha256.
 """
 
 import contextlib
@@ -33,49 +33,49 @@ from upfield.common.stores import NEVER, TransferCancelledError
 
 WHOLE = (".tar", ".idx")
 POLL_S = 0.02
-# Ranks of one run wait about a step for each other's windows. The limit is for runs that share the folder.
+# Ranks of one run wait about one step for each other's windows. The limit allows for other runs that share the folder.
 ROOM_WAIT_S = 300.0
 
 
 @dataclass(frozen=True)
 class FileIdentity:
-    """Name of a file in the cache, and how to recognise that its content is right."""
+    """Name of a file in the cache, and its expected size and checksum."""
 
     name: str
     """File name in the cache folder."""
     bytes: int | None = None
-    """Size, if it is known before the download."""
+    """Size in bytes, if it is known before the download."""
     sha256: str | None = None
-    """Hash of the content, if it is known."""
+    """sha256 of the content, if it is known."""
 
 
 Download = Callable[[Path], None]
-"""Downloads a file to the given path and checks it, or raises FetchError."""
+"""Function that downloads a file to the given path and checks it. Raises FetchError if this fails."""
 
 
 class ShardCache:
-    """The cache folder. An instance is cheap to send to another process."""
+    """The cache folder."""
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         """Create the folder if it is missing.
 
         Args:
-            folder: on a disk of this node.
-            limit_bytes: most bytes that all files in it may take together.
+            folder: cache folder on a disk of this node.
+            limit_bytes: maximum number of bytes that all files in the folder may take together.
         """
         self.folder = folder
         self.limit_bytes = limit_bytes
-        # Each process hashes a file once, at a hundredth of a second per shard, to find faults of the disk.
+        # Each process hashes each file once to detect disk faults, which takes a hundredth of a second per shard.
         self._checked: set[str] = set()
         folder.mkdir(parents=True, exist_ok=True)
 
     def hold(self, file: FileIdentity, download: Download, stopped: threading.Event = NEVER) -> int:
-        """Return a descriptor of a file that prevents its eviction until `release`. Download the file if it is absent.
+        """Download a file if it is absent, and return a descriptor that prevents its eviction until `release`.
 
         Args:
-            file: the file.
-            download: downloads it; called in one process at a time.
-            stopped: set by the caller to cancel the wait.
+            file: file to download.
+            download: function that downloads the file; only one process calls it at a time.
+            stopped: event that the caller sets to cancel the wait.
 
         Raises:
             FetchError: the download failed, or there is no room for the file.
@@ -86,9 +86,9 @@ class ShardCache:
         return descriptor
 
     def open(self, file: FileIdentity, download: Download, stopped: threading.Event = NEVER) -> int:
-        """Return a descriptor to read a file from. Download the file if it is absent.
+        """Download a file if it is absent, and return a descriptor for reading it.
 
-        The file may be evicted at any time, but the descriptor can still be read.
+        The file may be evicted at any time, but it can still be read through the descriptor.
 
         Raises:
             FetchError: the download failed, or there is no room for the file.
@@ -103,7 +103,7 @@ class ShardCache:
         (self.folder / file.name).unlink(missing_ok=True)
 
     def _present(self, file: FileIdentity) -> int | None:
-        """Return a descriptor with a shared lock if the file is there and complete, otherwise None."""
+        """Return a descriptor with a shared lock if the file is present and complete, otherwise None."""
         path = f"{self.folder}/{file.name}"
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -126,12 +126,12 @@ class ShardCache:
             with os.fdopen(os.dup(descriptor), "rb") as stream:
                 if hashlib.file_digest(stream, "sha256").hexdigest() != file.sha256:
                     return False
-            os.lseek(descriptor, 0, os.SEEK_SET)  # A duplicate descriptor shares the position.
+            os.lseek(descriptor, 0, os.SEEK_SET)  # The duplicate descriptor has moved the shared file position.
             self._checked.add(file.name)
         return True
 
     def _fetch(self, file: FileIdentity, download: Download, stopped: threading.Event) -> None:
-        """Download a file into the folder, unless another process has done so in the meantime."""
+        """Download a file into the folder, unless another process has downloaded it in the meantime."""
         path = self.folder / file.name
         part = self.folder / f"{file.name}.part"
         asked_at_ns = time.time_ns()
@@ -176,13 +176,13 @@ class ShardCache:
 
     @contextmanager
     def _only_download(self, path: Path, stopped: threading.Event) -> Iterator[int]:
-        """Hold the exclusive lock on the download of a file, over all processes. Yield the lock's descriptor."""
+        """Hold the lock that lets only one process download a file. Yield the lock's descriptor."""
         name = f"{path}.lock"
         while True:
             descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
                 _lock_exclusively(descriptor, stopped)
-                # The previous holder may have removed this lock file; other processes then lock a new one.
+                # The previous holder may have removed this lock file, and other processes then lock a new one.
                 if _is_at(name, descriptor):
                     os.ftruncate(descriptor, 0)
                     try:
@@ -203,7 +203,7 @@ class ShardCache:
             release(descriptor)
 
     def _reserve(self, path: Path, lock: int, num_bytes: int, stopped: threading.Event) -> None:
-        """Make room for a file: evict others, or wait until the processes that need them let go."""
+        """Make room for a file: evict other files, or wait until the processes that hold them release them."""
         deadline_s = time.monotonic() + ROOM_WAIT_S
         while True:
             with self._counting():
@@ -213,19 +213,19 @@ class ShardCache:
                     return
             if num_bytes > self.limit_bytes or time.monotonic() > deadline_s:
                 raise FetchError(
-                    f"{self.folder}: {path.name} ({num_bytes} bytes) does not fit; {lacking} bytes are missing, "
+                    f"{self.folder}: {path.name} ({num_bytes} bytes) does not fit: {lacking} bytes are missing, "
                     f"because running processes need the rest of the {self.limit_bytes}. Raise --data.cache_bytes."
                 )
             _pause(POLL_S, stopped)
 
     def _make_room(self, num_bytes: int) -> int:
-        """Evict the least recently used files that nobody holds. Return how many bytes are still missing."""
+        """Evict the least recently used files that no process holds. Return the number of missing bytes."""
         self._remove_leftovers()
         lacking = num_bytes - self.limit_bytes
         whole: list[tuple[int, int, str]] = []
         with os.scandir(self.folder) as entries:
             for entry in entries:
-                # Other processes remove locks when they finish, and files that are damaged.
+                # Other processes may remove locks and damaged files at the same time.
                 with contextlib.suppress(FileNotFoundError):
                     if entry.name.endswith(WHOLE):
                         whole.append((entry.stat().st_mtime_ns, entry.stat().st_size, entry.path))
@@ -239,7 +239,7 @@ class ShardCache:
         return lacking
 
     def _remove_leftovers(self) -> None:
-        """Remove the files of processes that were killed during a download."""
+        """Remove the partial files of processes that were killed during a download."""
         for name in os.listdir(self.folder):
             path = self.folder / name
             if name.endswith(".lock"):
@@ -248,7 +248,7 @@ class ShardCache:
 
 
 def release(descriptor: int) -> None:
-    """Release the lock of a descriptor and close it. Closing alone would leave the lock to a forked process."""
+    """Release the lock of a descriptor and close it. If it were only closed, a forked process would keep the lock."""
     fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)
 
@@ -259,13 +259,13 @@ def _note(path: Path) -> Path:
 
 def _leave_note(path: Path, message: str) -> None:
     write_text(_note(path), message)
-    # The system stamps a new file with the last clock tick, which may lie before other processes began to wait.
+    # The system dates a new file to the last clock tick, which may lie before other processes began to wait.
     now_ns = time.time_ns()
     os.utime(_note(path), ns=(now_ns, now_ns))
 
 
 def _is_at(path: str, descriptor: int) -> bool:
-    """Return whether a name still refers to an open file."""
+    """Return whether a path still refers to the file that is open as `descriptor`."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except FileNotFoundError:
@@ -273,7 +273,7 @@ def _is_at(path: str, descriptor: int) -> bool:
 
 
 def _evict(path: str, companion: Path | None = None) -> bool:
-    """Remove a file, and its companion first, unless a process holds it. Return whether it was removed."""
+    """Remove a file, and its companion first, unless a process holds the file. Return whether it was removed."""
     # Some network file systems grant exclusive locks only on files that are open for writing.
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:

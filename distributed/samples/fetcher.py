@@ -17,35 +17,36 @@ from upfield.distributed.samples.order import epoch_windows
 from upfield.distributed.samples.reader import Batch, TrainingBatches
 from upfield.distributed.samples.remote_files import RemoteFiles
 
-# Per rank. A few streams fill a node's network, and the ranks of a node begin with different shards.
+# Number of simultaneous downloads per rank. A few saturate a node's network, and the ranks of a node begin with
+# different shards.
 NUM_FETCHES = 4
 CLOSE_WAIT_S = 5.0
 
 Hold = Callable[[int, threading.Event], int]
-"""Downloads a shard, by its number, into the cache and returns the descriptor that keeps it there."""
+"""Function that downloads the shard of a number into the cache and returns a descriptor that keeps it there."""
 
 
 @dataclass(frozen=True)
 class FetchSchedule:
-    """The windows of shards that must be in the cache at each step: a pure function, like the order of samples."""
+    """The windows of shards that must be in the cache at each step: a pure function, like the sample order."""
 
     seed: int
     """The run's seed."""
     shard_sizes: NDArray[np.int64]
-    """`(shards,)` int64, samples in each shard."""
+    """`(shards,)` int64, number of samples in each shard."""
     window_shards: int
-    """Shards in a window."""
+    """Number of shards in a window."""
     batch_size: int
-    """Samples in the global batch."""
+    """Number of samples in a global batch."""
     stop: int
-    """The step at which the run ends."""
+    """Step at which the run ends."""
     lookahead: int = 0
-    """Steps that the loader reads ahead."""
+    """Number of steps that the loader reads in advance."""
 
     def windows_at(self, step: int) -> list[NDArray[np.int64]]:
         """Compute the windows that are needed during `step`, in order: `(up to window_shards,)` shard numbers each.
 
-        These are the window with the step's first sample, the next window, and any later ones that the following
+        These are the window with the step's first sample, the next window, and all later windows that the following
         `lookahead` steps reach.
         """
         windows: list[NDArray[np.int64]] = []
@@ -56,7 +57,7 @@ class FetchSchedule:
         return windows
 
     def _windows_from(self, step: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Yield the windows from that of `step`'s first sample to the run's end, each with the step that enters it."""
+        """Yield each window from `step` to the end of the run, together with the first step that needs the window."""
         per_epoch = int(self.shard_sizes.sum()) // self.batch_size
         for epoch in itertools.count(step // per_epoch):
             start = 0
@@ -66,7 +67,7 @@ class FetchSchedule:
                 first_step = epoch * per_epoch + entering
                 if first_step >= self.stop:
                     return
-                # A window may hold only the last samples of an epoch, which fill no batch.
+                # A window may hold only the last samples of an epoch, which do not fill a batch.
                 if entering < per_epoch and epoch * per_epoch + leaving >= step and end > start:
                     yield first_step, window
                 start = end
@@ -79,8 +80,8 @@ class Fetcher:
         """Create the threads; `start` starts them.
 
         Args:
-            hold: downloads and holds one shard; called in several threads.
-            schedule: the shards that each step needs.
+            hold: function that downloads and holds one shard; several threads call it.
+            schedule: schedule of the shards that each step needs.
         """
         self._hold = hold
         self._schedule = schedule
@@ -94,10 +95,10 @@ class Fetcher:
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(NUM_FETCHES)]
 
     def advance(self, step: int) -> None:
-        """Move on to `step`: release the shards that only earlier steps needed, and fetch those of the next window.
+        """Advance to `step`: release the shards that only earlier steps needed, and download those of the next windows.
 
         Raises:
-            Exception: the error of a thread that could not download a shard.
+            Exception: the error of a thread that could not download its shard.
         """
         with self._changed:
             if self._error:
@@ -112,7 +113,7 @@ class Fetcher:
             self._changed.notify_all()
 
     def start(self, step: int) -> None:
-        """Start the threads with the shards that `step` needs."""
+        """Start the threads, which begin with the shards that `step` needs."""
         self.advance(step)
         for thread in self._threads:
             thread.start()
@@ -124,7 +125,7 @@ class Fetcher:
             self._wanted, self._waiting = set(), deque()
             self._changed.notify_all()
         for thread in self._threads:
-            # A download that cannot be cancelled ends with the process.
+            # A download that does not react to the cancellation ends with the process.
             thread.join(CLOSE_WAIT_S)
         with self._changed:
             while self._held:
@@ -161,13 +162,13 @@ class Fetcher:
 def fetch_ahead(
     loader: Generator[Batch, None, None], batches: TrainingBatches, steps: range, ahead: int
 ) -> Generator[Batch, None, None]:
-    """Yield a loader's batches. Meanwhile, download the shards of later batches if the set is remote.
+    """Yield a loader's batches, and meanwhile download the shards of later batches if the set is remote.
 
     Args:
-        loader: yields the batches of `steps`; it is closed together with this generator.
-        batches: the batches that the loader reads.
+        loader: generator of the batches of `steps`; it is closed together with this generator.
+        batches: batches that the loader reads.
         steps: global steps, from 0.
-        ahead: batches that the loader may read before they are asked for.
+        ahead: number of batches that the loader may read in advance.
 
     Raises:
         FetchError: a shard could not be downloaded.
@@ -180,13 +181,14 @@ def fetch_ahead(
 
 @contextmanager
 def _run_fetcher(batches: TrainingBatches, steps: range, ahead: int) -> Iterator[Callable[[int], None]]:
-    """Run a fetcher if the set is remote. Yield the function to call with the number of the next step."""
+    """Run a fetcher if the set is remote. Yield a function that must be called with the number of each next step."""
     source = batches.split.source
     if not isinstance(source, RemoteFiles):
         yield lambda _: None
         return
-    entries, s = batches.split.entries, batches.plan
-    schedule = FetchSchedule(s.seed, batches.split.shard_sizes, s.window_shards, s.batch_size, steps.stop, ahead)
+    entries, plan = batches.split.entries, batches.plan
+    sizes = batches.split.shard_sizes
+    schedule = FetchSchedule(plan.seed, sizes, plan.window_shards, plan.batch_size, steps.stop, ahead)
     fetcher = Fetcher(lambda shard, stopped: source.hold(entries[shard], stopped), schedule)
     try:
         fetcher.start(steps.start)

@@ -1,7 +1,7 @@
-"""The order of samples: a pure function of (seed, epoch), so that any position of any epoch is known without reading.
+"""The sample order: a pure function of (seed, epoch), so that each position of each epoch is known in advance.
 
-Three things follow from it: every rank makes the same number of steps, any number of processes trains on the same
-batches, and a run resumes exactly from its step number.
+Therefore every rank takes the same number of steps, any number of processes trains on the same batches, and a run
+resumes exactly from its step number.
 """
 
 import numpy as np
@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 def epoch_order(seed: int, epoch: int, shard_sizes: NDArray[np.int64], window_shards: int) -> NDArray[np.int64]:
     """Compute the order in which an epoch visits all samples.
 
-    The shards are permuted, then the samples within each window of shards. This is as good as a full shuffle if a
-    window holds many subjects, and it needs the shards of a remote set one window at a time.
+    First the shards are permuted, then the samples within each window of shards. If a window holds many subjects, the
+    result is as good as a full shuffle. A remote set can then be downloaded one window at a time.
 
     Args:
-        seed: the run's seed.
+        seed: seed of the run.
         epoch: number of the epoch, from 0.
-        shard_sizes: `(shards,)`, samples in each shard.
-        window_shards: shards in a window.
+        shard_sizes: `(shards,)`, number of samples in each shard.
+        window_shards: number of shards in a window.
 
     Returns:
         `(samples,)` int64, a permutation of all sample numbers.
@@ -47,9 +47,9 @@ def rank_share(order: NDArray[np.int64], step: int, batch_size: int, rank: int, 
     """Return one process's equal share of global batch `step` of an epoch.
 
     Args:
-        order: `(samples,)`, the epoch's order.
+        order: `(samples,)`, sample numbers in the epoch's order.
         step: number of the batch in the epoch, from 0.
-        batch_size: size of the global batch, a multiple of `world_size`.
+        batch_size: number of samples in a global batch, a multiple of `world_size`.
         rank: number of the process.
         world_size: number of processes.
 

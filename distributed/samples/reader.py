@@ -1,7 +1,7 @@
 """Batches of a shard set, read by offset straight into the batch's buffer.
 
-The reader is written by hand because the libraries for this are slower. Samples/s in benchmarks/tables/reader.txt, for
-batches of 4 and of 16 samples (2,048 samples of the real size in the page cache, 2 cores):
+The reader is written by hand because the libraries for this purpose are slower. benchmarks/tables/reader.txt has these
+samples/s, for batches of 4 and of 16 samples (2,048 samples of the real size in the page cache, 2 cores):
 
     workers                              0                     2
     this reader                 32,907  39,405        19,655  26,871
@@ -30,7 +30,7 @@ from upfield.distributed.samples.augment import augment_pair
 from upfield.distributed.samples.order import epoch_order, rank_share
 from upfield.sharding.shardset.shard_split import ShardSplit
 
-# Returns memory of a given shape, float16.
+# A function that returns float16 memory of a given shape.
 Allocator = Callable[[tuple[int, ...]], Tensor]
 
 
@@ -43,33 +43,38 @@ class Batch:
     high: Tensor
     """`(N, 1, H, W)` float16 in [0, 1]."""
     samples: Tensor
-    """`(N,)` int64, numbers of the samples in their split."""
+    """`(N,)` int64, sample numbers in the split."""
 
     def split(self, size: int) -> list["Batch"]:
-        """Cut the batch into parts of `size` samples. The last part may be smaller."""
+        """Split the batch into parts of `size` samples. The last part may be smaller."""
         tensors = (tensor.split(size) for tensor in (self.low, self.high, self.samples))
         return [Batch(*parts) for parts in zip(*tensors, strict=True)]
 
 
 def allocate(shape: tuple[int, ...]) -> Tensor:
-    """Allocate memory of `shape`, float16."""
+    """Allocate float16 memory of `shape`."""
     return torch.empty(shape, dtype=torch.float16)
 
 
 def allocate_page_locked(shape: tuple[int, ...]) -> Tensor:
-    """Allocate page-locked memory of `shape`, float16. Copies to a GPU need not wait; torch reuses it after them."""
+    """Allocate page-locked float16 memory of `shape`.
+
+    Copies from page-locked memory to a GPU run asynchronously. torch reuses the memory only after the copies are
+    done."""
     return torch.empty(shape, dtype=torch.float16, pin_memory=True)
 
 
 class BufferPool:
-    """Memory that is reused once no tensor refers to it. The system would clear every page of new memory first."""
+    """Pool of memory that is reused as soon as no tensor refers to it.
+
+    Reusing memory is faster, because the system clears every page of new memory."""
 
     def __init__(self) -> None:
         """Start with an empty pool."""
         self._free: dict[tuple[int, ...], list[NDArray[np.float16]]] = defaultdict(list)
 
     def __call__(self, shape: tuple[int, ...]) -> Tensor:
-        """Return memory of `shape`, float16, from the pool if a buffer of this shape is free."""
+        """Return float16 memory of `shape`, from the pool if a buffer of this shape is free."""
         free = self._free[shape]
         try:
             buffer = free.pop()
@@ -86,7 +91,7 @@ def read_batch(split: ShardSplit, samples: NDArray[np.int64] | Sequence[int], me
     Args:
         split: split to read from.
         samples: `(N,)` sample numbers.
-        memory: allocates the batch.
+        memory: function that allocates the batch.
 
     Raises:
         ShardSetError: a shard is missing or truncated.
@@ -101,27 +106,27 @@ def read_batch(split: ShardSplit, samples: NDArray[np.int64] | Sequence[int], me
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Everything that decides which samples a process reads at a step, and how they are changed."""
+    """The settings that determine the samples that a process reads at each step, and their augmentation."""
 
     seed: int
-    """The run's seed."""
+    """Seed of the run."""
     batch_size: int
-    """Samples in the global batch."""
+    """Number of samples in a global batch."""
     window_shards: int
-    """Shards whose samples are mixed."""
+    """Number of shards whose samples are shuffled together."""
     augment: AugmentConfig
     """Augmentation of pairs."""
     rank: int
-    """Number of this process."""
+    """Rank of this process."""
     world_size: int
     """Number of processes."""
 
 
 class TrainingBatches:
-    """This process's batch at any global step. The step implies the epoch, so workers have no state that could age."""
+    """This process's batch at any global step. The epoch follows from the step, so workers keep no state."""
 
     def __init__(self, split: ShardSplit, plan: BatchPlan) -> None:
-        """Remember the split and the plan; nothing is read yet."""
+        """Store the split and the plan. This reads no data."""
         self.split = split
         self.plan = plan
         self.steps_per_epoch = split.num_samples // plan.batch_size
@@ -131,20 +136,20 @@ class TrainingBatches:
     def samples_at(self, step: int) -> NDArray[np.int64]:
         """Compute the sample numbers `(batch_size / world_size,)` of this process at global step `step`, from 0."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        s = self.plan
+        plan = self.plan
         if epoch != self._epoch:
             self._epoch = epoch
-            self._order = epoch_order(s.seed, epoch, self.split.shard_sizes, s.window_shards)
-        return rank_share(self._order, step_in_epoch, s.batch_size, s.rank, s.world_size)
+            self._order = epoch_order(plan.seed, epoch, self.split.shard_sizes, plan.window_shards)
+        return rank_share(self._order, step_in_epoch, plan.batch_size, plan.rank, plan.world_size)
 
     def read(self, split: ShardSplit, step: int, samples: NDArray[np.int64], memory: Allocator) -> Batch:
         """Read and augment the samples `(N,)` of a step.
 
         Args:
-            split: the caller's own copy of the split, because open files are not shared between threads.
+            split: copy of the split that belongs to the calling thread, because threads must not share open files.
             step: global step, from 0.
             samples: `(N,)` sample numbers.
-            memory: allocates the batch.
+            memory: function that allocates the batch.
 
         Raises:
             ShardSetError: a shard is missing or truncated.
@@ -172,18 +177,18 @@ def _stack(images: Sequence[NDArray[np.float16]], memory: Allocator) -> Tensor:
 def training_loader(
     batches: TrainingBatches, steps: range, num_workers: int, prefetch: int, pin_memory: bool
 ) -> Generator[Batch, None, None]:
-    """Yield the batches of global steps `steps`, without a pause between epochs.
+    """Yield the batches of the global steps `steps`, without a pause between epochs.
 
-    Every rank must create one with the same steps.
+    Every rank must use the same steps.
 
     Args:
         batches: batches to read.
         steps: global steps, from 0.
-        num_workers: threads that read ahead. Threads wait in system calls, which leaves the interpreter to training,
-            and they fill the memory that a step uses, whereas processes would have to hand over each batch. With 0, a
-            batch is read when it is asked for.
-        prefetch: batches that each thread reads ahead.
-        pin_memory: read into page-locked memory, from which copies to a GPU need not wait.
+        num_workers: number of threads that read in advance. Threads are used because they spend their time in system
+            calls, where they do not block the interpreter, and because they fill the memory that a step uses. Processes
+            would have to transfer each batch. With 0 threads, each batch is read when the caller requests it.
+        prefetch: number of batches that each thread reads in advance.
+        pin_memory: whether to read into page-locked memory, from which copies to a GPU run asynchronously.
     """
     memory = allocate_page_locked if pin_memory else BufferPool()
     if not num_workers:
@@ -216,7 +221,7 @@ def _read_ahead(
 
 
 def read_every_sample(split: ShardSplit, batch_size: int, rank: int, world_size: int) -> Iterator[Batch]:
-    """Yield this process's part of all samples of a split, in stored order; over all ranks, each sample once."""
+    """Yield this process's share of a split, in stored order. Together, the ranks read each sample exactly once."""
     mine = np.arange(split.num_samples)[rank::world_size]
     for start in range(0, len(mine), batch_size):
         yield read_batch(split, mine[start : start + batch_size])
@@ -225,12 +230,12 @@ def read_every_sample(split: ShardSplit, batch_size: int, rank: int, world_size:
 def read_equal_batches(
     split: ShardSplit, batch_size: int, rank: int, world_size: int
 ) -> Iterator[tuple[Batch, Tensor]]:
-    """Yield the same samples as `read_every_sample`, in batches of equal size and equally many on every rank.
+    """Yield the samples of `read_every_sample` in batches of equal size, and the same number of batches on every rank.
 
-    Ranks can therefore make a collective call for each batch.
+    The ranks can therefore make a collective call for each batch.
 
     Yields:
-        A batch, and `(N,)` bool: False for samples that only fill up the batch and belong to another one.
+        A batch, and `(N,)` bool. It is False for samples that only fill up the batch and are counted in another batch.
     """
     rounds = -(-split.num_samples // (batch_size * world_size))
     places = np.arange(rounds * batch_size) * world_size + rank

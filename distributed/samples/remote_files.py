@@ -1,4 +1,4 @@
-"""The files of a remote set: downloaded into the node's cache with retries, and checked as they arrive."""
+"""The files of a remote set, which are downloaded into the node's cache with retries and then checked."""
 
 import os
 import random
@@ -21,41 +21,41 @@ from upfield.sharding.shardset.shard_index import ShardEntry, ShardIndex, parse_
 
 NUM_INDEX_FETCHES = 16
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
-# Not the global generator, because the run's random numbers must not depend on the network.
+# The global generator is not used, because the run's random numbers must not depend on the network.
 JITTER = random.SystemRandom()
 
 
 class RemoteFiles:
     """Access to the files of a remote set through the cache. Implements `ShardFiles`."""
 
-    # An evicted file occupies the disk for as long as it is open.
+    # An evicted file occupies disk space for as long as it is open.
     max_open_files = 1
 
     def __init__(self, store: Store, cache: ShardCache, retries: int) -> None:
-        """Connect a store with a cache; nothing is fetched yet.
+        """Store the arguments. This downloads nothing.
 
         Args:
-            store: the set's folder.
-            cache: the node's cache.
-            retries: tries after the first one has failed.
+            store: store with the folder of the set.
+            cache: cache of the node.
+            retries: number of retries after the first try has failed.
         """
         self.store = store
         self.cache = cache
         self.retries = retries
-        # A shard that one reader cannot get ends the run, so the other readers need not wait for theirs.
+        # If one reader cannot get its shard, the run ends, so the other readers stop waiting for theirs.
         self._failure: FetchError | None = None
         self._failed = threading.Event()
 
     def where(self, entry: ShardEntry) -> str:
-        """Return the address of a shard's tar, for errors."""
+        """Return the address of a shard's tar, for error messages."""
         return self._where(f"{entry.name}.tar")
 
     def manifest(self) -> Manifest:
-        """Fetch the manifest. It is not cached, because it shows whether the set is still the same.
+        """Fetch the manifest. It is not cached, because it shows whether the set has changed.
 
         Raises:
-            InputError: there is no complete set, access is denied, or the package for such addresses is missing.
-            FetchError: the store does not answer as it should.
+            InputError: there is no complete set, access is denied, or the package for this kind of address is missing.
+            FetchError: the store does not respond correctly.
         """
         with tempfile.TemporaryDirectory() as folder:
             part = Path(folder) / MANIFEST
@@ -77,7 +77,7 @@ class RemoteFiles:
                 raise
 
     def open(self, entry: ShardEntry) -> int:
-        """Open a shard's tar for reading, and return its descriptor.
+        """Open a shard's tar for reading, and return a descriptor of the tar.
 
         Raises:
             FetchError: the shard could not be fetched.
@@ -98,7 +98,7 @@ class RemoteFiles:
             return self.cache.hold(_tar(entry), lambda part: self._download_tar(entry, part, stopped), stopped)
 
     def stop(self) -> None:
-        """Cancel all transfers that reading threads wait for. Nothing can be read afterwards."""
+        """Cancel all transfers for which threads wait. Nothing can be read afterwards."""
         self._failed.set()
 
     @contextmanager
@@ -119,10 +119,10 @@ class RemoteFiles:
 
     def _read_manifest(self, part: Path) -> Manifest:
         manifest = parse_manifest(part.read_bytes(), self._where(MANIFEST))
-        said, follows = manifest.tree.get("manifest_sha256"), hash_manifest(manifest.tree)
-        if said != follows:
+        stored, computed = manifest.tree.get("manifest_sha256"), hash_manifest(manifest.tree)
+        if stored != computed:
             raise ValueError(
-                f"the manifest was changed: its manifest_sha256 is {said}, but the rest of it has {follows}"
+                f"the manifest was changed: its manifest_sha256 is {stored}, but its content has {computed}"
             )
         return manifest
 
@@ -138,15 +138,15 @@ class RemoteFiles:
                 data = stream.read()
             try:
                 return parse_fitting_index(data, self._where(name), entry)
-            except ValueError:  # The index was right when it arrived, so the disk has damaged it since.
+            except ValueError:  # The index was correct after the download, so the disk has damaged it since.
                 self.cache.discard(file)
 
     def _download_tar(self, entry: ShardEntry, part: Path, stopped: threading.Event) -> None:
         def check(path: Path) -> None:
-            if (found := path.stat().st_size) != entry.bytes:
-                raise ValueError(f"{found} bytes")
+            if (num_bytes := path.stat().st_size) != entry.bytes:
+                raise ValueError(f"the file has {num_bytes} bytes")
             if (sha256 := hash_file(path)) != entry.sha256:
-                raise ValueError(f"bytes of sha256 {sha256}")
+                raise ValueError(f"the file has sha256 {sha256}")
 
         self._try(f"{entry.name}.tar", part, entry, check, stopped)
 
@@ -158,12 +158,13 @@ class RemoteFiles:
         check: Callable[[Path], object],
         stopped: threading.Event,
     ) -> None:
-        """Fetch a file and check it, and try again if either fails."""
+        """Download a file and check it. Try again if the download or the check fails."""
         problem = ""
         for attempt in range(self.retries + 1):
             if attempt and stopped.wait(backoff_s(attempt)):
                 raise TransferCancelledError
-            # A cancelled transfer may go on writing for a moment: to the unlinked file, not to the new one.
+            # A cancelled transfer may continue to write for a moment. Unlink its file, so that it does not write to the
+            # new one.
             part.unlink(missing_ok=True)
             try:
                 self.store.fetch(name, part, entry.bytes if entry else None, stopped)
@@ -174,22 +175,22 @@ class RemoteFiles:
             except Exception as error:  # Each client has its own error classes, which cannot be imported here.
                 self._refuse_hopeless(name, error)
                 problem = describe_error(error)
-        what = f"{entry.bytes} bytes of sha256 {entry.sha256}" if entry else "a whole file"
+        what = f"{entry.bytes} bytes of sha256 {entry.sha256}" if entry else "the file"
         raise FetchError(
-            f"{self._where(name)}: {self.retries + 1} tries did not bring {what}; the last one ended with: {problem}. "
-            "Check the connection and the file there, and run the same command again."
+            f"{self._where(name)}: {self.retries + 1} tries to download {what} failed; the last error was: {problem}. "
+            "Check the connection and the remote file, then run the same command again."
         )
 
     def _refuse_hopeless(self, name: str, error: Exception) -> None:
-        """Raise the errors that another try cannot fix."""
+        """Raise an error that another try cannot fix."""
         if isinstance(error, InputError) and not isinstance(error, ShardSetError):
             raise error
         if is_local(error):
             raise error
         if name == MANIFEST and isinstance(error, FileNotFoundError):
             raise ShardSetError(
-                f"{self._where(name)}: no complete shard set is there. Check --data.shards, or send the set there with "
-                "upfield shard."
+                f"{self._where(name)}: there is no complete shard set at this address. Check --data.shards, or "
+                "upload the set with upfield shard."
             ) from error
         if name == MANIFEST and isinstance(error, ShardSetError):
             raise error
@@ -199,16 +200,16 @@ def parse_fitting_index(data: bytes, where: str, entry: ShardEntry) -> ShardInde
     """Parse the bytes of an index, and check that it fits its shard, because the manifest has no hash of the index.
 
     Args:
-        data: the whole file.
-        where: its address, for errors.
-        entry: the shard.
+        data: content of the index file.
+        where: address of the index file, for error messages.
+        entry: shard to which the index belongs.
 
     Raises:
         ShardSetError: the members do not follow one another through the whole shard, as they do in a tar.
     """
     index = parse_index(data, where)
     sizes, offsets = index.sizes.ravel(), index.offsets.ravel()
-    # One block for the header, then the member, padded to whole blocks.
+    # Each member takes one block for its header, then its data, padded to whole blocks.
     room = BLOCKSIZE - (-sizes // BLOCKSIZE) * BLOCKSIZE
     expected = np.cumsum(room) - room + BLOCKSIZE
     if len(index.keys) != entry.samples or (offsets != expected).any() or room.sum() > entry.bytes:
@@ -217,7 +218,9 @@ def parse_fitting_index(data: bytes, where: str, entry: ShardEntry) -> ShardInde
 
 
 def backoff_s(attempt: int) -> float:
-    """Return the pause before try `attempt`, from 1, in seconds: doubled each time, and random within limits."""
+    """Return the pause in seconds before retry `attempt`, from 1.
+
+    The pause doubles with each retry up to a limit, and is then multiplied by a random number from 0.5 to 1."""
     return min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (attempt - 1)) * JITTER.uniform(0.5, 1)
 
 

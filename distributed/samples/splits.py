@@ -1,4 +1,4 @@
-"""The splits of the shard set that a configuration names, in a folder or at an address."""
+"""The splits of the configured shard set, which is in a folder or at an address."""
 
 from pathlib import Path
 
@@ -13,16 +13,16 @@ from upfield.sharding.shardset.manifest import Manifest, read_manifest
 from upfield.sharding.shardset.shard_index import ShardEntry
 from upfield.sharding.shardset.shard_split import ShardSplit
 
-# The validation split is read in stored order, so the ranks may be in two neighbouring shards.
+# The validation split is read in stored order, so the ranks read from at most two neighbouring shards at a time.
 VALIDATION_SHARDS = 2
 
 
 def open_splits(data: DataConfig) -> tuple[ShardSplit, ShardSplit]:
-    """Open the training and the validation split.
+    """Open the training split and the validation split.
 
     Raises:
-        InputError: there is no complete set, or the cache is too small for it.
-        RunError: a store does not answer as it should.
+        InputError: there is no complete set, or the cache is too small for the set.
+        RunError: a store does not respond correctly.
     """
     manifest, files = read_set(data)
     root = format_address(str(data.shards)) if files else str(data.shards)
@@ -35,19 +35,19 @@ def read_set(data: DataConfig) -> tuple[Manifest, RemoteFiles | None]:
     """Read the manifest of the configured set.
 
     Returns:
-        The manifest, and access to the files of a remote set; None if the set is in a folder.
+        The manifest, and access to the files of a remote set, or None if the set is in a folder.
 
     Raises:
         InputError: there is no complete set, or the address cannot be used.
-        RunError: a store does not answer as it should.
+        RunError: a store does not respond correctly.
     """
     place = str(data.shards)
     if not is_remote(place):
         return read_manifest(Path(place)), None
     if format_address(place) != place:
         raise InputError(
-            f"{format_address(place)}: write the address with two slashes and without a password, because it is stored "
-            "in the run's files. Set passwords in the store's own variables or in fsspec's configuration."
+            f"{format_address(place)}: write the address with two slashes and without a password, because the run's "
+            "files contain the address. Set passwords in the store's own variables or in fsspec's configuration."
         )
     store = Store(place, data.fetch_timeout_s)
     cache = ShardCache(data.cache_dir or user_cache_folder("shards"), data.cache_bytes)
@@ -65,10 +65,11 @@ def refuse_small_cache(data: DataConfig, manifest: Manifest) -> None:
     if needed > data.cache_bytes:
         raise InputError(
             f"data.cache_bytes: expected at least {needed}, for {windows} windows of {data.window_shards} shards and "
-            f"{VALIDATION_SHARDS} validation shards, found {data.cache_bytes}. Raise it, or lower --data.window_shards."
+            f"{VALIDATION_SHARDS} validation shards, found {data.cache_bytes}. Raise --data.cache_bytes, or lower "
+            "--data.window_shards."
         )
 
 
 def sum_largest(entries: list[ShardEntry], number: int) -> int:
-    """Return the bytes of the `number` largest shards together."""
+    """Return the total size in bytes of the `number` largest shards."""
     return sum(sorted((entry.bytes for entry in entries), reverse=True)[:number])

@@ -1,1 +1,1 @@
-"""Reports: from the measurements of an evaluation to tables, pictures and HTML pages."""
+"""Reports: writes the measurements of an evaluation as tables, pictures and HTML pages."""

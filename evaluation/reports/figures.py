@@ -44,7 +44,7 @@ def curves_png(metrics: Sequence[Mapping[str, Any]]) -> bytes:
     right = page.axes(CURVES_IN[0] / 2 + 0.65, 0.4, width_in, height_in)
     _draw_loss(left, [line for line in metrics if line["event"] == "train"])
     _draw_validation(right, [line for line in metrics if line["event"] == "validation"])
-    # Imported here because blank_page says what to do if matplotlib is not installed.
+    # This import follows blank_page, which raises an error with the remedy if matplotlib is not installed.
     from matplotlib.ticker import MaxNLocator
 
     for axes, title in ((left, "training loss"), (right, "validation PSNR (dB)")):

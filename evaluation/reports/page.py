@@ -98,7 +98,7 @@ def _viewer(images: VolumeImages) -> list[Section]:
 
 
 def _origins(about: dict[str, Any]) -> Section:
-    """Build the table of the data and model hashes and the machine."""
+    """Build the table that lists the hashes of data and models, and describes the machine."""
     rows = [["data hash of the set", about["data_sha256"]]]
     for name, origin in about["models"].items():
         rows.append([f"{name}, sha256", origin["sha256"]])

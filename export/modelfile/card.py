@@ -1,4 +1,4 @@
-"""The card of a model file: metadata inside the ONNX file that say what the model is and what input it takes."""
+"""The model card: metadata inside the ONNX file that describes the model and the input it expects."""
 
 import json
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class ModelCard:
 
 
 def write_card(model: onnx.ModelProto, tree: dict[str, Any]) -> None:
-    """Replace the metadata of a model in memory: one JSON text for each key, and the format's name and version."""
+    """Replace the metadata of an in-memory model with the format's name and version and the keys of `tree`, as JSON."""
     del model.metadata_props[:]
     for key, value in sorted(({"format": FORMAT, "format_version": VERSION} | tree).items()):
         model.metadata_props.add(key=key, value=json.dumps(value, sort_keys=True, allow_nan=False))
@@ -44,29 +44,29 @@ def read_card(path: Path) -> ModelCard:
     """Read a model file's metadata without opening an ONNX Runtime session, which takes seconds.
 
     Raises:
-        InputError: the file is missing, damaged, not written by `upfield export`, or of another format version.
+        InputError: the file is missing or damaged, has another format version, or was not written by `upfield export`.
     """
     if path.is_dir():
-        raise InputError(f"{path}: is a folder. Name the .onnx file in it.")
+        raise InputError(f"{path} is a folder. Name the .onnx file in it.")
     if not path.is_file():
-        raise InputError(f"{path}: there is no such file. Write a model file with upfield export.")
+        raise InputError(f"{path}: there is no such file. Write a model file with upfield export, or correct the path.")
     custom = _read_metadata(path)
     if custom is None:
-        raise InputError(f"{path}: is not an ONNX file, or is cut short or damaged. Copy it or export the run again.")
+        raise InputError(f"{path} is not an ONNX file, or is truncated or damaged. Copy it or export the run again.")
     if not {"format", "format_version"} <= custom.keys():
-        raise InputError(f"{path}: was not written by upfield export: its metadata are missing. Export a run.")
+        raise InputError(f"{path}: the metadata of a model file is missing. Name a file that upfield export wrote.")
     try:
         tree = {key: json.loads(value) for key, value in custom.items()}
     except ValueError as error:
-        raise InputError(f"{path}: its metadata are not valid JSON ({error}). Export the run again.") from error
+        raise InputError(f"{path}: its metadata is not valid JSON ({error}). Export the run again.") from error
     _expect_version(tree, path)
     if missing := [key for key in REQUIRED if key not in tree]:
-        raise InputError(f"{path}: its metadata lack {', '.join(missing)}. Export the run again.")
+        raise InputError(f"{path}: its metadata lacks {', '.join(missing)}. Export the run again.")
     return ModelCard(tree)
 
 
 def is_model_file(path: Path) -> bool:
-    """Return whether `upfield export`, of any version, wrote this file."""
+    """Return whether any version of `upfield export` wrote this file."""
     custom = _read_metadata(path) if path.is_file() else None
     return (custom or {}).get("format") == json.dumps(FORMAT)
 

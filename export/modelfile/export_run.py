@@ -17,11 +17,11 @@ from upfield.model.weights import MODEL, BestModel, read_best
 
 
 def export_run(config: ExportConfig) -> None:
-    """Export a run's best model, and print how closely the file follows PyTorch.
+    """Export a run's best model, and print how closely the file's results match PyTorch's.
 
     Raises:
         InputError: the run, its shards, the evaluation or the output path cannot be used.
-        RunError: the file does not compute what PyTorch computes; it is not written.
+        RunError: the file's results differ from PyTorch's; the file is not written.
     """
     started = time.monotonic()
     check_out(config.out)
@@ -29,7 +29,7 @@ def export_run(config: ExportConfig) -> None:
     shards = config.shards or training_shards(best.config, config.run)
     slices = read_parity_slices(shards, best.context, is_recorded=config.shards is None)
     card = describe_run(best, config.run, config.precision, config.evaluation)
-    # PyTorch's part of the comparison takes most of the time, and 1.6 times as long without this.
+    # PyTorch takes most of the export's time, and takes 1.6 times as long if freed memory goes back to the system.
     keep_freed_memory()
     model = build_graph(best.network, half=config.precision == "fp16")
     # The comparison opens the file as `upfield enhance` does, which needs the metadata.
@@ -42,7 +42,7 @@ def export_run(config: ExportConfig) -> None:
 
 
 def summarise_export(out: Path, card: dict[str, Any], seconds: float) -> str:
-    """Return a line that says what was written and how close to PyTorch it is."""
+    """Return a line with the written file's precision, size and largest difference from PyTorch."""
     parity = card["parity"]
     loss = f", {parity['psnr_lost_db']:.4f} dB lost" if "psnr_lost_db" in parity else ""
     return (
@@ -53,29 +53,29 @@ def summarise_export(out: Path, card: dict[str, Any], seconds: float) -> str:
 
 
 def check_out(out: Path) -> None:
-    """Check that the model file can be written, before the long work.
+    """Check that the model file can be written, before the export spends minutes on it.
 
     Raises:
-        InputError: the name does not end in .onnx, the folder cannot be written, or another kind of file is there.
+        InputError: the name does not end in .onnx, the folder cannot be written, or `out` is another kind of file.
     """
     if out.suffix != ".onnx":
         raise InputError(f"{out}: the name must end in .onnx. Change --out.")
     check_writable(out.parent, "--out")
     if out.exists() and not is_model_file(out):
-        raise InputError(f"{out}: exists and is not a model file of upfield. Choose another --out.")
+        raise InputError(f"{out} exists and is not a model file of upfield. Choose another --out.")
 
 
 def read_run(run: Path) -> BestModel:
-    """Read a run's best model; if the run averaged its weights, these are the averaged weights that it validated.
+    """Read a run's best model. If the run averaged its weights, these are the averaged weights, which were validated.
 
     Raises:
         InputError: the folder is not a run, or its best model is missing or damaged.
     """
     if not run.is_dir():
-        problem = "is a file, not the folder of a run" if run.exists() else "there is no such folder"
-        raise InputError(f"{run}: {problem}. Name the folder that upfield train wrote.")
+        problem = " is a file, not the folder of a run" if run.exists() else ": there is no such folder"
+        raise InputError(f"{run}{problem}. Name the folder that upfield train wrote.")
     if (run / MODEL).is_file():
-        raise InputError(f"{run}: is a folder inside a run. Name {run.parent}.")
+        raise InputError(f"{run} is a folder inside a run. Name {run.parent}.")
     try:
         return read_best(run / "best")
     except ValueError as error:

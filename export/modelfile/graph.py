@@ -19,7 +19,7 @@ from upfield.model.amir import Amir
 OPSET, IR_VERSION = 20, 10
 # A protobuf message cannot exceed 2 GiB; 16 MiB of that stay free for the metadata.
 MAX_FILE_BYTES = 2**31 - 2**24
-# Bounds on what a file holds beside its parameters: nodes, names, and the zeros that fill blocks of channels.
+# Bounds on a file's content besides the parameters: nodes, names, and the zeros that fill blocks of channels.
 MAX_EXCESS, MAX_GRAPH_BYTES = 1.25, 2**21
 
 
@@ -28,10 +28,10 @@ def build_graph(network: Amir, half: bool) -> onnx.ModelProto:
 
     Args:
         network: in evaluation mode, on the CPU.
-        half: whether weights and images inside are float16; layers that need float32 keep it.
+        half: whether weights and images inside the graph are float16; layers that need float32 keep it.
 
     Raises:
-        RunError: the size of the model does not fit the network's parameters.
+        RunError: the size of the model does not match that of the network's parameters.
     """
     writer = NodeWriter(half)
     last = write_network(writer, network, "low")
@@ -61,8 +61,8 @@ def check_size(model: onnx.ModelProto, network: Amir, half: bool) -> None:
     size = model.ByteSize()
     if not expected <= size <= MAX_EXCESS * expected + MAX_GRAPH_BYTES:
         raise RunError(
-            f"expected a graph of about {expected} bytes for the network's parameters, found {size}. The export is "
-            "wrong, and nothing was written."
+            f"expected a graph of about {expected} bytes for the network's parameters, found {size}. The exported "
+            "graph is wrong, and nothing was written."
         )
 
 
@@ -83,11 +83,11 @@ def check_graph(path: Path) -> None:
 def write_model(model: onnx.ModelProto, out: Path, max_bytes: int = MAX_FILE_BYTES) -> Iterator[Path]:
     """Write a model to a temporary file for the caller to check, and rename it to `out` at the end.
 
-    The caller may change the metadata of `model` meanwhile: it is serialised again before the renaming. If the caller
-    raises, what was at `out` stays as it was.
+    Until then the caller may change the metadata of `model`, because the model is serialised again before the file is
+    renamed. If the caller raises an error, an existing file at `out` stays unchanged.
 
     If one file cannot hold the model, its weights go to a second file beside it. The name of that file contains a hash
-    of the weights, so that a model which is replaced keeps its own weights until the end.
+    of the weights, so an older model at `out` keeps its own weights until it is replaced.
 
     Args:
         model: the model; its weights are moved out of it if it is larger than `max_bytes`.
@@ -118,7 +118,7 @@ def _write_weights(model: onnx.ModelProto, out: Path) -> Path | None:
         digest.update(tensor.raw_data)
     weights = out.with_name(f"{out.stem}-{digest.hexdigest()[:12]}.data")
     is_new = not weights.exists()
-    # In a temporary folder first, because an older model may be using a file of the same content.
+    # Written to a temporary folder first, because an older model may be using the file of the same name and content.
     with TemporaryDirectory(prefix=".tmp-", dir=out.parent) as folder:
         onnx.save_model(
             model, Path(folder) / "graph", save_as_external_data=True, location=weights.name, size_threshold=1024

@@ -1,13 +1,14 @@
 """Writes AMIR as ONNX nodes, each layer with the operators that ONNX Runtime computes fastest.
 
-The graph is written by hand instead of traced. PyTorch's exporter took minutes for the preset `official`, its bytes
-depend on its version, and it writes many nodes for one layer; this takes seconds (44 s with the comparison of
-parity.py, on two cores). Measured on two CPU cores (benchmarks/tables/inference.txt): a slice of `official` takes
-1.83 s in ONNX Runtime, 4.08 s in the published PyTorch code and 1.86 s in ours.
+This module writes the graph by hand instead of tracing the network. PyTorch's exporter took minutes for the preset
+`official`, wrote many nodes for one layer, and its output depends on its version. This module takes seconds (44 s with
+the comparison of parity.py, on two cores). On two CPU cores, a slice of `official` takes 1.83 s in ONNX Runtime, 4.08 s
+in the published PyTorch code and 1.86 s in ours (benchmarks/tables/inference.txt).
 
 Between blocks, images are `(N, H, W, C)`, so that layer norm reads rows of channels and attention is one matrix
 product. Convolutions take `(N, C, H, W)`. ONNX Runtime rearranges their input into blocks of channels anyway, so the
-transpositions cost nothing. Strings are names of the graph's tensors; islands stay float32 in a float16 graph.
+transpositions cost nothing. The functions take and return tensors by their names in the graph. Islands are constants
+and layers that stay float32 in a float16 graph.
 """
 
 import math
@@ -109,7 +110,7 @@ def _decode(w: NodeWriter, network: Amir, x: str, skips: list[str], instruction:
 
 
 def _halve(w: NodeWriter, layer: Downsample, x: str) -> str:
-    """Convolve and unshuffle pixels; ONNX orders the result by position, then channel, PyTorch the other way round."""
+    """Convolve and unshuffle pixels. ONNX orders the result by position, then channel; PyTorch does the reverse."""
     conv = layer.body[0]
     assert isinstance(conv, nn.Conv2d)
     x = w.op("SpaceToDepth", w.op("Conv", x, w.weight(conv.weight), pads=[1] * 4), blocksize=2)
@@ -164,7 +165,7 @@ def _heads(w: NodeWriter, x: str, heads: int, channels: int) -> str:
 
 
 def _cosines(w: NodeWriter, attention: ChannelAttention, q: str, k: str) -> str:
-    """Return the cosines between the channels of q and k `(N, heads, c, P)` times temperature, `(N, heads, c, c)`."""
+    """Return the cosines `(N, heads, c, c)` between the channels of q and k `(N, heads, c, P)`, times temperature."""
     temperature = w.island(attention.temperature.unsqueeze(0))
     q, k = (w.to_island(each) for each in (q, k))
     norms = (w.op("Max", w.op("ReduceSumSquare", each, w.integers(3)), w.scalar(NORM_EPSILON**2)) for each in (q, k))
@@ -204,7 +205,7 @@ def _padded(rows: Tensor) -> Tensor:
 
 
 def _route_pixels(w: NodeWriter, routing: SpatialRouting, x: str, instruction: str) -> str:
-    """Add the output of its experts to each pixel of `(N, C, H, W)`; experts are mixed in log space."""
+    """Add to each pixel of `(N, C, H, W)` the outputs of its experts, mixed in log space."""
     mixture, channels = routing.moe, routing.fc.out_features
     pixels = w.op("Reshape", x, w.integers(0, 1, channels, -1))  # one image for all experts
     hidden = w.op("Gelu", _expert_layer(w, mixture, "fc1", pixels))
@@ -239,7 +240,7 @@ def _route_channels(w: NodeWriter, routing: ChannelRouting, x: str, instruction:
     """Scale and shift the channels of `(N, C, H, W)`."""
     gate = w.op("Unsqueeze", w.op("Sigmoid", _linear(w, routing.fc, instruction)), w.integers(2, 3))
     scale, shift = (w.from_island(w.op("Mul", w.island(each), gate)) for each in (routing.gamma, routing.beta))
-    # The scaled x is added to x: added to 1, small scales would be rounded away in float16.
+    # Computed as x + (x * scale + shift), because float16 would round small scales away in 1 + scale.
     return w.op("Add", x, w.op("Add", w.op("Mul", x, scale), shift))
 
 

@@ -1,4 +1,4 @@
-"""Writes the nodes of an ONNX graph one by one; names are numbered, so that equal networks give equal bytes."""
+"""Writes the nodes of an ONNX graph one by one, with numbered names, so that equal networks become equal bytes."""
 
 from typing import Any
 

@@ -19,9 +19,9 @@ PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "cpu": "CPUExecutionProvider",
 }
-# Providers of each device in order: an operator that one cannot run falls to the next.
+# Providers of each device, in order. An operator that a provider cannot run falls back to the next one.
 CHAINS = {"tensorrt": ("tensorrt", "cuda", "cpu"), "cuda": ("cuda", "cpu"), "cpu": ("cpu",)}
-# By default cuDNN tries all algorithms, which takes seconds for each new shape and gains little.
+# By default, cuDNN tries all algorithms, which takes seconds for each new shape and gains little.
 OPTIONS: dict[str, dict[str, str]] = {"cuda": {"cudnn_conv_algo_search": "HEURISTIC"}}
 
 
@@ -35,8 +35,8 @@ class OnnxRestorer:
             path: the `.onnx` file.
             device: `auto`, `cuda`, `tensorrt` or `cpu`.
             threads: CPU threads; 0 uses all cores that this process may use.
-            batch_size: on a GPU, smaller batches are padded to this many slices, because values depend on the shape of
-                the batch and each new shape is slow; 0 pads nothing.
+            batch_size: on a GPU, smaller batches are padded to this many slices, because restored values depend on the
+                batch's shape, and the first batch of each shape is slow; 0 pads nothing.
 
         Raises:
             InputError: the file cannot be used as a model, or the device is not available.
@@ -66,7 +66,7 @@ class OnnxRestorer:
         return self.card.normalisation
 
     def warm_up(self, low_shape: tuple[int, int, int, int]) -> None:
-        """Run a batch of zeros of this shape: the first batch of each shape is slow, above all on a GPU."""
+        """Run a batch of zeros of this shape, because the first batch of each shape is slow, especially on a GPU."""
         self.run(np.zeros(low_shape, dtype=np.float32))
 
     def restore(self, low: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -85,15 +85,16 @@ class OnnxRestorer:
         low = np.ascontiguousarray(low, dtype=np.float32)
         if self._bound is not None:
             return self._bound.run(low, self._run_options)
-        # One by one: the feature maps of one slice already exceed a CPU's caches, and memory does not grow with N.
+        # One slice at a time, so that memory does not grow with N. Batches would not be faster, because the feature
+        # maps of one slice already exceed a CPU's caches.
         high = np.empty((len(low), 1, *low.shape[2:]), dtype=np.float32)
         for number in range(len(low)):
-            found = self._session.run(["high"], {"low": low[number : number + 1]}, self._run_options)[0]
-            high[number] = np.asarray(found)[0]
+            restored = self._session.run(["high"], {"low": low[number : number + 1]}, self._run_options)[0]
+            high[number] = np.asarray(restored)[0]
         return high
 
     def stop(self) -> None:
-        """Make the running call in another thread, and every later call, end at once with an error."""
+        """Cancel calls: the call that runs in another thread, and every later call, end at once with an error."""
         self._run_options.terminate = True
 
 
@@ -101,7 +102,7 @@ class BoundBatch:
     """Input and output memory on a device for batches of one shape; it is allocated again when the shape changes."""
 
     def __init__(self, session: ort.InferenceSession, device: str, batch_size: int = 0) -> None:
-        """Allocate nothing yet.
+        """Prepare to run batches; the first batch allocates the memory.
 
         Args:
             session: runs the graph.
@@ -126,7 +127,7 @@ class BoundBatch:
             return np.array(self._high.numpy()[:count], dtype=np.float32)
 
     def _bind(self, shape: tuple[int, ...]) -> ort.OrtValue:
-        # Not created from the first batch: on a CPU it would share the caller's memory.
+        # Not created from the first batch's array, because on a CPU it would share the caller's memory.
         low, self._high = (
             ort.OrtValue.ortvalue_from_shape_and_type((shape[0], channels, *shape[2:]), np.float32, self._device, 0)
             for channels in (shape[1], 1)
@@ -146,20 +147,20 @@ def _open_session(path: Path, device: str, threads: int) -> ort.InferenceSession
     providers = [(PROVIDERS[name], OPTIONS.get(name, {})) for name in CHAINS[device]]
     try:
         return ort.InferenceSession(path, options, providers=providers)
-    except Exception as error:  # ONNX Runtime's error classes share no public base
+    except Exception as error:  # ONNX Runtime's error classes have no common public base class.
         reason = str(error).splitlines()[0]
         raise InputError(f"{path}: ONNX Runtime cannot load the file ({reason}). Export the run again.") from error
 
 
 def _choose_device(device: str) -> str:
     driver = Path("/proc/driver/nvidia/version").exists()
-    able = {
+    usable = {
         name for name in PROVIDERS if PROVIDERS[name] in ort.get_available_providers() and (driver or name == "cpu")
     }
-    if device not in able | {"auto"}:
+    if device not in usable | {"auto"}:
         libraries = "onnxruntime-gpu with TensorRT's libraries" if device == "tensorrt" else "onnxruntime-gpu"
         raise InputError(f"device: {device} needs an NVIDIA GPU and {libraries}. Use auto or cpu.")
-    chosen = device if device != "auto" else "cuda" if "cuda" in able else "cpu"
+    chosen = device if device != "auto" else "cuda" if "cuda" in usable else "cpu"
     if chosen != "cpu":
         ort.preload_dlls()
     return chosen

@@ -1,4 +1,4 @@
-"""Compares a model file with PyTorch, and measures what half precision costs."""
+"""Compares a model file with PyTorch, and measures the loss due to half precision."""
 
 from pathlib import Path
 from typing import Any
@@ -12,32 +12,34 @@ from upfield.export.modelfile.onnx_restorer import OnnxRestorer
 from upfield.export.modelfile.parity_slices import SlicePairs
 from upfield.model.amir import MIN_SIZE, Amir
 
-# For fp16 this only detects a wrong graph; `half_loss` limits what half precision may cost on real slices.
+# For fp16, this limit only detects a wrong graph. `half_loss` limits the loss due to half precision on real slices.
 MAX_DIFFERENCE = {"fp32": 1e-3, "fp16": 5e-2}
-# If the logits of two experts agree in their last digits, rounding decides which of them serves the pixel.
+# Few pixels may differ by more: if two experts have almost equal logits, rounding decides which of them is chosen.
 MAX_SHARE_BEYOND = 1e-3
 MAX_LOSS_DB = 0.05
-# Real slices that are also compared cropped to other sizes. A size that the graph cannot handle fails on any slice.
+# Number of real slices that are also compared at the two cropped sizes. If the graph cannot handle a size, any slice of
+# that size shows it.
 NUM_CROPPED = 2
 
 
 def prove_parity(network: Amir, path: Path, slices: SlicePairs, precision: str) -> dict[str, Any]:
-    """Compare a model file with PyTorch on real slices and a drawn one, at full size and cropped to two other sizes.
+    """Compare a model file with PyTorch on real slices and a drawn image, at full size and at two smaller sizes.
 
     Args:
         network: the exported network, in evaluation mode, on the CPU.
         path: the model file.
         slices: real slices.
-        precision: `fp32` or `fp16`, of the file.
+        precision: the file's precision, `fp32` or `fp16`.
 
     Returns:
-        The values recorded in the metadata: the keys of `summarise`, what was compared, the ONNX Runtime provider, and
-        for `fp16` the keys of `half_loss`.
+        The values recorded in the metadata: the keys of `summarise`, the numbers and sizes of the compared slices, the
+        ONNX Runtime provider, and for `fp16` the keys of `half_loss`.
 
     Raises:
-        RunError: the file differs from PyTorch, or half precision costs too much.
+        RunError: the file's results differ from PyTorch's, or half precision loses too much PSNR.
     """
-    # On a CPU, ONNX Runtime computes fp16 in float32 and rounds only around the islands; a GPU shows the whole loss.
+    # A GPU shows the whole loss due to half precision. On a CPU, ONNX Runtime computes fp16 layers in float32 and
+    # rounds only around the islands (see nodes.py).
     restorer = OnnxRestorer(path, "auto" if precision == "fp16" else "cpu")
     real, channels, height, width = slices.low.shape
     sizes = [(height, width), (max(height * 2 // 3, MIN_SIZE), max(width // 2, MIN_SIZE)), (height - 1, width - 3)]
@@ -47,9 +49,9 @@ def prove_parity(network: Amir, path: Path, slices: SlicePairs, precision: str) 
         drawn = np.broadcast_to(draw(rows, columns), (1, channels, rows, columns))
         whole = (rows, columns) == (height, width)
         low = np.concatenate([slices.low[: real if whole else NUM_CROPPED, :, :rows, :columns], drawn])
-        # One by one, because PyTorch's memory grows with the batch.
+        # One slice at a time, because PyTorch's memory use grows with the batch.
         with torch.inference_mode():
-            expected = np.concatenate([network(torch.from_numpy(one)).numpy() for one in np.split(low, len(low))])
+            expected = np.concatenate([network(torch.from_numpy(batch)).numpy() for batch in np.split(low, len(low))])
         exported = restorer.run(low)
         differences.append((exported - expected).ravel())
         if precision == "fp16" and whole:
@@ -60,7 +62,7 @@ def prove_parity(network: Amir, path: Path, slices: SlicePairs, precision: str) 
 
 
 def summarise(differences: NDArray[np.float32], limit: float, path: Path) -> dict[str, Any]:
-    """Compute the figures of the differences between the file's values and PyTorch's.
+    """Compute statistics of the differences between the file's values and PyTorch's.
 
     Args:
         differences: `(values,)`, intensities.
@@ -68,19 +70,19 @@ def summarise(differences: NDArray[np.float32], limit: float, path: Path) -> dic
         path: the file, for error messages.
 
     Returns:
-        `max_abs_difference`, `share_beyond` (the share of values beyond `limit`), `limit`, and `psnr_db` against
+        `max_abs_difference`, `share_beyond` (the share of differences beyond `limit`), `limit`, and `psnr_db` against
         PyTorch, None if nothing differs.
 
     Raises:
-        RunError: a value is not finite, or more values are beyond the limit than equal logits explain.
+        RunError: a difference is not finite, or more than MAX_SHARE_BEYOND of the differences exceed the limit.
     """
     largest = float(np.abs(differences).max())
     # Not `> limit`, so that NaN counts as beyond.
     beyond = float(np.mean(~(np.abs(differences) <= limit)))
     if beyond > MAX_SHARE_BEYOND or not np.isfinite(largest):
         raise RunError(
-            f"{path}: {100 * beyond:.3g}% of the values differ from PyTorch's by more than {limit}, the largest by "
-            f"{largest:.3g}. The export is wrong, and nothing was written."
+            f"{path}: {100 * beyond:.3g}% of the values differ from PyTorch's by more than {limit}, and the largest "
+            f"difference is {largest:.3g}. The exported graph is wrong, and nothing was written."
         )
     squared = float(np.mean(np.square(differences, dtype=np.float64)))
     psnr_db = -10 * float(np.log10(squared)) if squared else None
@@ -107,8 +109,8 @@ def half_loss(
     before, after = (float(np.mean(psnr_slice_db(restored, high))) for restored in (expected, exported))
     if not before - after <= MAX_LOSS_DB:
         raise RunError(
-            f"{path}: half precision may lose at most {MAX_LOSS_DB} dB, but its PSNR is {after:.3f} dB and that of "
-            f"PyTorch in float32 {before:.3f} dB. Nothing was written: export with --precision fp32."
+            f"{path}: half precision may lose at most {MAX_LOSS_DB} dB, but its PSNR is {after:.3f} dB, and that of "
+            f"PyTorch in float32 is {before:.3f} dB. Nothing was written; export with --precision fp32."
         )
     return {"psnr_slice_float32_db": before, "psnr_slice_db": after, "psnr_lost_db": before - after}
 

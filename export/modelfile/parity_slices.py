@@ -38,7 +38,7 @@ def training_shards(training: dict[str, Any], run: Path) -> Path:
     except (KeyError, TypeError) as error:
         raise InputError(f"{run}: its configuration has no data.shards. Name the shard set with --shards.") from error
     if "://" in shards:
-        raise InputError(f"{run}: was trained on {shards}, which is remote. Name a local copy with --shards.")
+        raise InputError(f"{run} was trained on {shards}, which is remote. Name a local copy with --shards.")
     return Path(shards)
 
 
@@ -47,8 +47,8 @@ def read_parity_slices(shards: Path, context: int, is_recorded: bool) -> SlicePa
 
     Args:
         shards: the shard set.
-        context: the model's.
-        is_recorded: whether the run's configuration names the shard set, instead of the user.
+        context: neighbouring slices that the model takes on each side.
+        is_recorded: whether the path of the shard set is from the run's configuration, not from the user.
 
     Raises:
         InputError: the shard set is missing, has no validation slices, or has another context.
@@ -60,8 +60,8 @@ def read_parity_slices(shards: Path, context: int, is_recorded: bool) -> SlicePa
         raise ShardSetError(f"{error}{hint}") from error
     if split.manifest.context != context:
         raise InputError(
-            f"{shards}: expected context {context}, as the model has, found {split.manifest.context}. Name another "
-            "shard set with --shards."
+            f"{shards}: expected the model's context {context}, found {split.manifest.context}. Name another shard set "
+            "with --shards."
         )
     samples = choose_samples(split)
     low = np.empty((len(samples), *split.low_shape), dtype=np.float16)
@@ -80,7 +80,7 @@ def choose_samples(split: ShardSplit) -> list[int]:
     """
     records = [split.record(sample) for sample in range(split.num_samples)]
     if not records:
-        raise InputError(f"{split.root}: has no validation slices. Name another shard set with --shards.")
+        raise InputError(f"{split.root} has no validation slices. Name another shard set with --shards.")
     kinds = {record["kind"] for record in records}
     kind = "real" if "real" in kinds else min(kinds)
     places = [(record["slice"], number) for number, record in enumerate(records) if record["kind"] == kind]

@@ -1,4 +1,4 @@
-"""What a model file's metadata record about its run: origin and measurements, but no folder, name or time."""
+"""The part of a model file's metadata that describes its run: origin and measurements, without folders or dates."""
 
 import json
 import re
@@ -11,23 +11,23 @@ from upfield.common.files import hash_file
 from upfield.common.progress import say
 from upfield.model.weights import MODEL, BestModel
 
-# Paths name people and machines, and a model file travels.
+# Paths can contain names of people and machines, and model files are passed on to others.
 PATHS = {"data": ("shards", "trace", "cache_dir"), "run": ("out", "resume"), "model": ("init",)}
 PACKAGES = ("upfield", "torch", "onnx")
 STEP = re.compile(r"\bstep (\d+)\)")
 
 
 def describe_run(best: BestModel, run: Path, precision: str, evaluation: Path | None) -> dict[str, Any]:
-    """Return the metadata that a run determines, without `parity`.
+    """Return the metadata that describes a run; `parity` is added later.
 
     Args:
         best: the run's best model.
         run: folder of the run.
         precision: `fp32` or `fp16`, of the model file.
-        evaluation: a metrics.json about this run.
+        evaluation: the metrics.json of an evaluation of this run.
 
     Raises:
-        InputError: `evaluation` is not a metrics.json, or is about another model.
+        InputError: `evaluation` is not a metrics.json, or describes another model.
     """
     weights_sha256 = hash_file(run / "best" / MODEL)
     metrics = {"validation": best.validation}
@@ -58,13 +58,14 @@ def without_paths(training: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_evaluation(path: Path, best: BestModel, weights_sha256: str) -> dict[str, Any]:
-    """Read what an evaluation measured, and check that it is about this model.
+    """Read the metrics of an evaluation, and check that it evaluated this model.
 
     Returns:
-        The name of the evaluated split -> its figures, what they were measured on, and how the model was identified.
+        Name of the evaluated split -> its metrics, the data they were measured on, and under `checked` the properties
+        by which the model was recognised.
 
     Raises:
-        InputError: the file is not a metrics.json, or is about another model.
+        InputError: the file is not a metrics.json, or describes another model.
     """
     tree = _read_json(path)
     try:
@@ -73,31 +74,31 @@ def read_evaluation(path: Path, best: BestModel, weights_sha256: str) -> dict[st
         figures |= {key: about[key] for key in ("split", "data_sha256", "slices", "subjects")}
         checked = _expect_same_model(about, best, weights_sha256, path)
     except (KeyError, TypeError) as error:
-        raise InputError(f"{path}: lacks {error}. Name the metrics.json that upfield evaluate wrote.") from error
+        raise InputError(f"{path} lacks {error}. Name the metrics.json that upfield evaluate wrote.") from error
     if checked != "weights":
         say(f"{path}: the file does not record the hash of the weights, so only {checked} could be compared")
     return {figures["split"]: figures | {"checked": checked}}
 
 
 def _expect_same_model(about: dict[str, Any], best: BestModel, weights_sha256: str, path: Path) -> str:
-    """Compare an evaluation's model with the run's best model, and return what could be compared."""
+    """Compare an evaluation's model with the run's best model, and return the properties that could be compared."""
     recorded = about.get("models", {}).get("model", {})
     step = recorded.get("step", _step_in(about["restorer"]))
     if step != best.step:
         raise InputError(
-            f"{path}: expected an evaluation of the run's best model, step {best.step}, found one of step {step} "
-            f"({about['restorer']}). Evaluate the run again."
+            f"{path} is an evaluation of step {step} ({about['restorer']}), but the run's best step is {best.step}. "
+            "Evaluate the run again."
         )
     if recorded.get("sha256") == weights_sha256:
         return "weights"
-    # For a run this is the hash of the weights; for a model file it is that of the whole file.
+    # An evaluation of a run records the hash of the weights; one of a model file records the hash of the whole file.
     if "PyTorch" in about["restorer"] and "sha256" in recorded:
         raise InputError(
-            f"{path}: is an evaluation of other weights of the same step ({about['restorer']}). Evaluate the run again."
+            f"{path} is an evaluation of other weights of the same step ({about['restorer']}). Evaluate the run again."
         )
     if recorded.get("trained_on_sha256", best.data_sha256) != best.data_sha256:
         raise InputError(
-            f"{path}: is an evaluation of a model that was trained on other shards ({about['restorer']}). Evaluate the "
+            f"{path} is an evaluation of a model that was trained on other shards ({about['restorer']}). Evaluate the "
             "run again."
         )
     return "step and training data" if "trained_on_sha256" in recorded else "step"
@@ -110,13 +111,13 @@ def _step_in(restorer: str) -> int | None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     if path.is_dir():
-        raise InputError(f"{path}: is a folder. Name the metrics.json in it.")
+        raise InputError(f"{path} is a folder. Name the metrics.json in it.")
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such file. Name the metrics.json of an evaluation.") from error
     except ValueError as error:
-        raise InputError(f"{path}: is not valid JSON ({error}). Name the metrics.json of an evaluation.") from error
+        raise InputError(f"{path} is not valid JSON ({error}). Name the metrics.json of an evaluation.") from error
     if not isinstance(tree, dict):
         raise InputError(
             f"{path}: expected a JSON object, found {type(tree).__name__}. Name the metrics.json of an evaluation."

@@ -15,7 +15,7 @@ def enhance_scans(config: EnhanceConfig) -> None:
 
     Raises:
         InputError: the command cannot start, or some scans could not be enhanced.
-        RunError: no further scan could be written, because the disk is full for example.
+        RunError: no further scan could be written, for example because the disk is full.
     """
     plan = plan_outputs(config.scans, config.out, config.like)
     tasks, failures = plan.tasks, list(plan.problems)
@@ -39,14 +39,16 @@ def enhance_scans(config: EnhanceConfig) -> None:
             say(f"{enhancer.num_written} of {len(tasks)} scans were enhanced; --resume continues with the others")
             raise
     if plan.enhanced:
-        say(f"{len(plan.enhanced)} files in the folders are enhanced scans themselves and were skipped")
+        say(f"{len(plan.enhanced)} files in the folders were skipped because they are enhanced scans themselves")
     if enhancer.num_skipped:
-        say(f"{enhancer.num_skipped} of {len(tasks)} scans had been enhanced before and were skipped")
+        say(f"{enhancer.num_skipped} of {len(tasks)} scans were skipped because they were already enhanced")
     if failures and num_tried == 1:
         raise InputError(failures[0])
     if failures:
         _list_failures(failures)
-        raise InputError(f"{len(failures)} of {num_tried} scans could not be enhanced, for the reasons above.")
+        raise InputError(
+            f"{len(failures)} of {num_tried} scans could not be enhanced. The lines above state the reasons."
+        )
 
 
 def _list_failures(failures: Sequence[str]) -> None:

@@ -29,7 +29,7 @@ from upfield.imaging.volume import Volume
 PACKAGES = ("upfield", "numpy", "scipy", "nibabel")
 LEFTOVER_AGE_S = 3600.0
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-# Errors of one path, which do not concern the other outputs.
+# These errors concern one path only; other outputs can still be written.
 PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
 
@@ -38,7 +38,7 @@ class LoadedScan:
     """A scan in memory, ready to be restored."""
 
     model_input: ModelInput
-    """The scan as a model takes it."""
+    """The scan on the model's grid and with the model's intensities."""
     sha256: str
     """Hash of the scan's file."""
 
@@ -83,7 +83,7 @@ class Enhancer:
         return restore_volume(low, self.restorer, self._config.batch_size, self._advance)
 
     def stop(self) -> None:
-        """Make `restore` end early with an error."""
+        """Make a running `restore` end early with an error."""
         self._stopped.set()
         self.restorer.stop()
 
@@ -97,14 +97,14 @@ class Enhancer:
 
         Raises:
             InputError: this file cannot be written.
-            RunError: no other file could be written either, because the disk is full for example.
+            RunError: no other file could be written either, for example because the disk is full.
         """
         try:
             _remove_leftovers(task.target)
             with atomic_path(task.target) as temporary:
                 volume = write_enhanced(scan.model_input, restored, temporary, self.layout)
                 provenance = self.provenance(task, scan, volume) | {"output_sha256": hash_file(temporary)}
-                # Written before the output is renamed: an output without provenance would be taken for an original.
+                # Written before the output is renamed, because an output without provenance would pass for an original.
                 write_json(provenance_path(task.target), provenance)
         except OSError as error:
             raise _unwritten(task.target, error) from error
@@ -113,7 +113,7 @@ class Enhancer:
         print(f"{task.target}: {size} voxels of {_spacing(volume)} mm", flush=True)
 
     def parameters(self) -> dict[str, Any]:
-        """Return the options that the user chose, as they are recorded in the provenance."""
+        """Return the user's options as they are recorded in the provenance."""
         like = self.layout.like
         grid = like and {
             "file": like.name,
@@ -128,7 +128,7 @@ class Enhancer:
         }
 
     def provenance(self, task: EnhanceTask, scan: LoadedScan, volume: Volume) -> dict[str, Any]:
-        """Return the provenance of an enhanced scan, without `output_sha256`, as values that JSON can hold."""
+        """Return the provenance of an enhanced scan as JSON-serialisable values, without `output_sha256`."""
         return {
             "source": task.scan.name,
             "source_sha256": scan.sha256,
@@ -163,20 +163,20 @@ def _hash_scan(scan: Path) -> str:
         raise InputError(f"{scan}: there is no such file. Check the path.") from error
     except PermissionError as error:
         raise InputError(
-            f"{scan}: cannot be read ({error.strerror}). Change its permissions, or leave it out."
+            f"{scan} cannot be read ({error.strerror}). Change its permissions, or leave it out."
         ) from error
 
 
 def _unwritten(target: Path, error: OSError) -> InputError | RunError:
     if error.errno in DISK_FULL:
         return RunError(
-            f"{target}: there is no room to write it ({error.strerror}). Make room, and run the same command with "
-            "--resume."
+            f"{target}: there is not enough space to write this file ({error.strerror}). Free some space, and run the "
+            "same command with --resume."
         )
     if error.errno in PATH_ERRORS:
         return UnwritableError.from_system(target, "--out", error)
     return RunError(
-        f"{target}: cannot be written ({error.strerror or error}). Fix that, and run the same command with --resume."
+        f"{target} cannot be written ({error.strerror or error}). Fix this, and run the same command with --resume."
     )
 
 

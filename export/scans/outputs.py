@@ -1,4 +1,4 @@
-"""Finds the scans to enhance, and decides which file each of them becomes."""
+"""Finds the scans to enhance, and chooses an output file for each."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -25,10 +25,10 @@ class EnhanceTask:
 
 @dataclass(frozen=True)
 class EnhancePlan:
-    """All scans to enhance, and what was found beside them."""
+    """The scans to enhance, and the files and folders that the search skipped."""
 
     tasks: list[EnhanceTask] = field(default_factory=list)
-    """One for each scan, in the order of the command line and then of the paths."""
+    """One task per scan, in the order of the command line; within a folder, in the order of the paths."""
     problems: list[str] = field(default_factory=list)
     """Error messages of folders that could not be searched."""
     enhanced: list[Path] = field(default_factory=list)
@@ -36,7 +36,7 @@ class EnhancePlan:
 
 
 def plan_outputs(scans: Sequence[Path], out: Path, like: Path | None = None) -> EnhancePlan:
-    """Find all scans and choose the output of each; outputs keep the inner structure of folders.
+    """Find all scans and choose an output for each; the outputs of a folder keep its subfolders.
 
     Args:
         scans: files and folders. In folders, hidden files (names that start with a dot), enhanced scans, and everything
@@ -45,8 +45,8 @@ def plan_outputs(scans: Sequence[Path], out: Path, like: Path | None = None) -> 
         like: another file that must not be overwritten.
 
     Raises:
-        InputError: a scan is missing, a folder contains no scan, two scans would become one file, an existing file that
-            is not an enhanced scan would be overwritten, or `out` cannot be written.
+        InputError: a scan is missing, a folder contains no scan, two scans would have the same output, a file that is
+            not an enhanced scan would be overwritten, or `out` cannot be written.
     """
     plan = EnhancePlan()
     tasks = plan.tasks
@@ -79,7 +79,7 @@ def _search(folder: Path, out: Path, plan: EnhancePlan) -> Iterator[Path]:
     """Yield the scans in a folder in the order of their paths, following links to folders."""
     out = out.resolve()
     if out == folder.resolve():
-        raise InputError(f"{out}: is the folder of the scans. Choose another --out.")
+        raise InputError(f"{out} is the folder of the scans. Choose another --out.")
     seen: set[tuple[int, int]] = set()
 
     def note_problem(error: OSError) -> None:
@@ -102,7 +102,7 @@ def _search(folder: Path, out: Path, plan: EnhancePlan) -> Iterator[Path]:
 
 
 def _identity(folder: Path) -> tuple[int, int]:
-    """Return device and inode of a folder, by which a link back to a parent folder is recognised."""
+    """Return a folder's device and inode, which reveal a link back to a parent folder."""
     stat = folder.stat()
     return stat.st_dev, stat.st_ino
 
@@ -112,10 +112,10 @@ def _is_scan(name: str) -> bool:
 
 
 def as_nifti(name: Path) -> Path:
-    """Return the file name of the enhanced scan for a scan of this name.
+    """Return the file name of the enhanced scan for a scan with this name.
 
     Raises:
-        InputError: the name does not end like that of a volume.
+        InputError: the name has none of the suffixes of NIfTI and MGH files.
     """
     suffix = next((suffix for suffix in SUFFIXES if name.name.lower().endswith(suffix)), None)
     if suffix is None:
@@ -129,17 +129,17 @@ def _refuse_clashes(tasks: Sequence[EnhanceTask], like: Path | None) -> None:
     for task in tasks:
         target = task.target
         if target.resolve() in originals or _is_foreign(target):
-            raise InputError(f"{target}: exists and is not an enhanced scan. Choose another --out.")
+            raise InputError(f"{target} exists and is not an enhanced scan. Choose another --out.")
         beside = provenance_path(target)
         if beside.exists() and read_provenance(beside) is None:
-            raise InputError(f"{beside}: exists and was not written by upfield enhance. Choose another --out.")
+            raise InputError(f"{beside} exists and was not written by upfield enhance. Choose another --out.")
         if beside in taken:
             raise InputError(
-                f"{target}: would be written twice, for {taken[beside]} and for {task.scan}. Rename one of them."
+                f"{target} would be written twice, for {taken[beside]} and for {task.scan}. Rename one of them."
             )
         taken[beside] = task.scan
 
 
 def _is_foreign(target: Path) -> bool:
-    """Return whether a file exists that has no provenance of ours beside it, and so may be an original."""
+    """Return whether `target` exists without provenance from `upfield enhance`, so that it may be an original."""
     return target.exists() and read_provenance(provenance_path(target)) is None

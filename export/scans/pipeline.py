@@ -1,4 +1,4 @@
-"""A pipeline of three threads: while one scan is restored, the next is read and the last is written."""
+"""A pipeline of three threads: while one scan is restored, the next is read and the previous one is written."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Stages(Generic[J, P, R]):
-    """The three stages of a job; each stage has its own thread, and handles one job after the other."""
+    """The three stages of a job; each stage has its own thread, and handles one job after another."""
 
     read: Callable[[J], P | None]
     """Returns the input of `restore`, or None to skip the job."""
@@ -30,17 +30,18 @@ class Stages(Generic[J, P, R]):
 def run_pipeline(jobs: Sequence[J], stages: Stages[J, P, R], report: Callable[[J, InputError | None], None]) -> None:
     """Pass all jobs through the stages in order.
 
-    Threads suffice because decompression, array operations, ONNX Runtime and disk access release Python's lock. At most
-    one job is read ahead and one is being written, so that memory does not grow with the number of jobs.
+    Threads suffice because decompression, array operations, ONNX Runtime and disk access release Python's global lock.
+    At most one job is read ahead and one is being written, so memory use does not grow with the number of jobs.
 
     Args:
         jobs: one for each scan.
-        stages: what to do with each job.
+        stages: the functions that each job passes through.
         report: called in the calling thread once for every job, with its error or None. A job that fails early may be
-            reported before the one ahead of it, which is still being written.
+            reported before the previous job, which is still being written.
 
     Raises:
-        KeyboardInterrupt: after the current file is written. Any other error except InputError ends the work alike.
+        KeyboardInterrupt: after the current file is written. Any other error except InputError is raised in the same
+            way.
     """
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as restorer, ThreadPoolExecutor(1) as writer:
         try:

@@ -1,4 +1,4 @@
-"""The provenance file beside an enhanced scan: its source, its model, and how it was made."""
+"""The provenance file beside an enhanced scan, which names its source, model and parameters."""
 
 import json
 from collections.abc import Mapping
@@ -10,10 +10,11 @@ from upfield.common.files import hash_file
 RESEARCH_USE = (
     "Made by a neural network from a low-field scan: for research, not for diagnosis; details may be invented."
 )
-# Every provenance file of ours has these keys.
+# Every provenance file of `upfield enhance` has these keys.
 REQUIRED_KEYS = ("source_sha256", "model_sha256", "note")
-# Besides the model, these parameters decide the image. Batch size and device change no more than its rounding.
-DECISIVE = ("keep_ras", "like")
+# Together with the scan and the model, these parameters determine the image. Batch size and device change only its
+# rounding.
+IMAGE_PARAMETERS = ("keep_ras", "like")
 
 
 def provenance_path(target: Path) -> Path:
@@ -25,7 +26,7 @@ def provenance_path(target: Path) -> Path:
 
 
 def read_provenance(path: Path) -> dict[str, Any] | None:
-    """Read a provenance file; return None if there is none, or if `upfield enhance` did not write it."""
+    """Read a provenance file; return None if the file does not exist or `upfield enhance` did not write it."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
@@ -34,7 +35,7 @@ def read_provenance(path: Path) -> dict[str, Any] | None:
 
 
 def is_done(target: Path, source_sha256: str, model_sha256: str, parameters: Mapping[str, Any]) -> bool:
-    """Return whether `target` is complete and was made from the same scan, by the same model, in the same way."""
+    """Return whether `target` is complete and was made from the same scan by the same model with equal parameters."""
     tree = read_provenance(provenance_path(target))
     if tree is None or not target.is_file():
         return False
@@ -42,7 +43,7 @@ def is_done(target: Path, source_sha256: str, model_sha256: str, parameters: Map
     return (
         (tree["source_sha256"], tree["model_sha256"]) == (source_sha256, model_sha256)
         and isinstance(old, dict)
-        and all(old.get(key) == parameters[key] for key in DECISIVE)
-        # The provenance is written first, so a run killed between the two leaves an older output, or none.
+        and all(old.get(key) == parameters[key] for key in IMAGE_PARAMETERS)
+        # The provenance is written before the output. A run that is killed in between leaves an older output or none.
         and tree.get("output_sha256") == hash_file(target)
     )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from upfield.common.errors import InputError, VolumeError
 from upfield.export.scans.restoration import Restorer, restore_volume
 from upfield.imaging.header import NIFTI_FALLBACK, Header, angles_deg, expect_three_dimensions, read_header
-from upfield.imaging.nifti_writer import MARK, marked, write_file
+from upfield.imaging.nifti_writer import MARK, mark_as_enhanced, write_file
 from upfield.imaging.normalisation import NORMALISATION, normalise
 from upfield.imaging.placement import Placement, placement_of
 from upfield.imaging.regrid import Grid, overlaps, regrid
@@ -33,11 +33,11 @@ class ModelInput:
     affine: NDArray[np.float64]
     """`(4, 4)`: voxel index of `low` -> world mm."""
     axcodes: tuple[str, str, str]
-    """Where the axes of the scan's file point, as nibabel names them."""
+    """Directions of the axes in the scan's file, in nibabel's notation."""
     placement: Placement
-    """Where the scan's file says that it lies."""
+    """Position and orientation from the header of the scan's file."""
     notes: tuple[str, ...] = ()
-    """Sentences about what is doubtful in the scan's header."""
+    """Sentences about doubtful values in the scan's header."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class OutputLayout:
     """The grid and axis order in which an enhanced scan is written."""
 
     keep_ras: bool = False
-    """Whether axes run right, anterior, superior, instead of in the scan's own order."""
+    """Whether the axes are right, anterior, superior, instead of in the scan's own order."""
     like: Grid | None = None
     """Another image's grid to write on; None writes 1 mm voxels over the scan's field of view."""
 
@@ -67,7 +67,7 @@ def prepare(path: Path, normalisation: str, where: str) -> ModelInput:
     """
     if normalisation != NORMALISATION:
         raise InputError(
-            f"{where}: expected a model of normalisation {NORMALISATION!r}, found {normalisation!r}. Use the version "
+            f"{where}: expected a model with normalisation {NORMALISATION!r}, found {normalisation!r}. Use the version "
             "of upfield that exported the model."
         )
     try:
@@ -96,7 +96,7 @@ def prepare_volume(scan: Volume, header: Header, where: str) -> ModelInput:
 
 
 def doubts(header: Header, placement: Placement) -> tuple[str, ...]:
-    """Return a sentence for each doubt about the header, for those who will look at the enhanced scan."""
+    """Return a sentence for each doubtful value in the header, to be recorded beside the enhanced scan."""
     sentences: list[str] = []
     if not header.is_oriented:
         sentences.append(
@@ -130,7 +130,7 @@ def expect_on_grid(model_input: ModelInput, grid: Grid, where: str) -> None:
         where: name of the scan in error messages.
 
     Raises:
-        VolumeError: the header does not say where the scan lies, or the scan lies elsewhere.
+        VolumeError: the header does not say where the scan lies, or the scan does not overlap the grid.
     """
     if not model_input.placement.is_placed:
         raise VolumeError(
@@ -141,7 +141,7 @@ def expect_on_grid(model_input: ModelInput, grid: Grid, where: str) -> None:
     if not overlaps(model_input.low.shape, model_input.affine, grid):
         raise VolumeError(
             where,
-            f"the field of view does not overlap that of {grid.name}. Register the two first, or leave out --like.",
+            f"the field of view does not overlap that of {grid.name}. Register the two images, or leave out --like.",
         )
 
 
@@ -165,7 +165,7 @@ def finish(model_input: ModelInput, restored: NDArray[np.float32], layout: Outpu
 def write_enhanced(
     model_input: ModelInput, restored: NDArray[np.float32], path: Path, layout: OutputLayout = OWN
 ) -> Volume:
-    """Write an enhanced scan with header fields of the original; equal arguments give equal bytes.
+    """Write an enhanced scan with header fields of the original; equal arguments write equal bytes.
 
     Args:
         model_input: the scan.
@@ -174,11 +174,11 @@ def write_enhanced(
         layout: grid and axis order.
 
     Returns:
-        The written voxels `(I, J, K)` and their affine.
+        The written voxels `(I, J, K)` in [0, 1] and their affine.
     """
     volume = finish(model_input, restored, layout)
     placement = model_input.placement if layout.like is None else layout.like.placement
-    write_file(path, volume, placement, marked(model_input.placement.descrip))
+    write_file(path, volume, placement, mark_as_enhanced(model_input.placement.descrip))
     return volume
 
 
@@ -206,7 +206,7 @@ def enhance_volume(
 def isotropic(scan: Volume, where: str, unit: str = "mm") -> Volume:
     """Interpolate a RAS+ volume to 1 mm voxels over the same field of view.
 
-    The field of view is rounded to whole voxels, and its centre stays where it was.
+    The field of view is rounded to whole voxels, and its centre does not move.
 
     Args:
         scan: voxels `(I, J, K)`.
@@ -217,7 +217,7 @@ def isotropic(scan: Volume, where: str, unit: str = "mm") -> Volume:
         Voxels `(X, Y, Z)` and their affine.
 
     Raises:
-        VolumeError: the field of view is smaller than the smallest slice that the network takes, or larger than a head.
+        VolumeError: the field of view is smaller than the network's smallest slice, or larger than a head.
     """
     extent_mm = np.array(scan.voxels.shape) * scan.spacing_mm
     size = f"found {' x '.join(f'{mm:.4g}' for mm in extent_mm)} mm"

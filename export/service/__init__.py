@@ -1,1 +1,1 @@
-"""Takes scans over HTTP; returns enhanced scans: a web application in front of replicas on Ray Serve."""
+"""Receives scans over HTTP and returns enhanced scans: a web application whose replicas on Ray Serve restore slices."""

@@ -1,4 +1,4 @@
-"""Who may use the service: by host name, by origin, by token."""
+"""Access control: host names, origins and the token."""
 
 import hmac
 import os
@@ -13,7 +13,7 @@ from upfield.export.configuration import ServeConfig
 from upfield.export.service.errors import RefusedError
 
 TOKEN_VARIABLE = "UPFIELD_TOKEN"
-# Monitoring asks these paths without a token. The page and the schema contain nothing confidential.
+# Monitoring systems request these paths without a token. The page and the schema contain nothing confidential.
 OPEN_PATHS = ("/", "/health", "/ready", "/docs", "/openapi.json")
 OPEN_PREFIX = "/page/"
 LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
@@ -21,19 +21,20 @@ SAFE_METHODS = ("GET", "HEAD")
 
 
 class AccessMiddleware:
-    """Refuses requests for another host name, from another site's page, or without the token."""
+    """Refuses requests to unknown host names, from another site's page, or without the token."""
 
     def __init__(self, app: ASGIApp, config: ServeConfig, token: str | None) -> None:
-        """Set the accepted host names, and the token that requests must carry; None accepts requests without one."""
+        """Set the accepted host names, and the token that requests must carry; with None, they need no token."""
         self._app = app
         self._hosts = accepted_hosts(config)
         self._token = token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass an accepted request on to the application.
+        """Check a request and pass it on to the application.
 
         Raises:
-            RefusedError: 401, 403 or 421.
+            RefusedError: the token is missing or wrong (401), another site's page sent the request (403), or the host
+                name is unknown (421).
         """
         if scope["type"] != "http":
             await self._app(scope, receive, send)
@@ -48,18 +49,18 @@ class AccessMiddleware:
             await self._app(scope, receive, send)
 
         async def discard(_: Message) -> None:
-            """Drop Starlette's answer, a 400 in plain text without the request's id."""
+            """Discard Starlette's response: status 400, plain text, no request id."""
 
-        # Without this check, a page elsewhere could point its own host name at this machine (DNS rebinding).
+        # Without this check, another site could make its own host name point to this machine (DNS rebinding).
         await TrustedHostMiddleware(serve_trusted, self._hosts, www_redirect=False)(scope, receive, discard)
         if not is_trusted:
             raise RefusedError(
-                421, "The Host header does not name this service. Add the name that you use to allowed_hosts."
+                421, "The host name of this request is not accepted. Add it to allowed_hosts of the service."
             )
 
 
 def accepted_hosts(config: ServeConfig) -> list[str]:
-    """Return the names that requests may use for the service; `*` accepts every name."""
+    """Return the host names that requests may be sent to; `*` accepts every name."""
     if not config.allowed_hosts and not is_local(config.host):
         return ["*"]
     names = (config.host, *config.allowed_hosts)
@@ -67,25 +68,25 @@ def accepted_hosts(config: ServeConfig) -> list[str]:
 
 
 def is_local(host: str) -> bool:
-    """Return whether a configured host is a name or an IPv4 address of this machine's loopback interface."""
+    """Return whether a configured host is a name or an address of this machine's loopback interface."""
     return host.lower() in (*LOCAL_NAMES, "::1") or host.startswith("127.")
 
 
 def check_origin(scope: Scope) -> None:
-    """Raise RefusedError if another site's page sent a request that may change something."""
+    """Raise RefusedError if another site's page sent a request whose method can change state."""
     headers = Headers(scope=scope)
     origin = headers.get("origin")
     if scope["method"] in SAFE_METHODS or not origin:
         return
-    # A page elsewhere can send a form here without asking first, in the name of the person who looks at it. Browsers
-    # report the origin's site, but not over plain HTTP to another machine. There, only the names can be compared.
+    # Another site's page can submit a form to this service on behalf of its visitor, without a CORS preflight.
+    # Browsers send Sec-Fetch-Site, except over plain HTTP to another machine. In that case, compare Origin with Host.
     is_same_site = headers.get("sec-fetch-site") == "same-origin"
     if not is_same_site and origin.partition("://")[2] != headers.get("host"):
         raise RefusedError(403, "The request comes from another site's page. Use this service's own page.")
 
 
 def check_token(scope: Scope, token: str | None) -> None:
-    """Raise RefusedError if a request needs the token and does not carry it."""
+    """Raise RefusedError if a request needs the token but does not carry it."""
     path = scope["path"]
     if token is None or path in OPEN_PATHS or path.startswith(OPEN_PREFIX):
         return
@@ -95,10 +96,10 @@ def check_token(scope: Scope, token: str | None) -> None:
 
 
 def read_token(file: Path | None) -> str | None:
-    """Read the token from its file, or else from the environment; None if neither is set.
+    """Read the token from `file`, or from the environment if `file` is None; return None if neither is set.
 
     Raises:
-        InputError: the file cannot be read, or does not hold one printable ASCII word, as a header needs it.
+        InputError: the file cannot be read, or the token is not one word of printable ASCII characters.
     """
     if file is None and TOKEN_VARIABLE not in os.environ:
         return None
@@ -106,10 +107,10 @@ def read_token(file: Path | None) -> str | None:
     try:
         token = os.environ[TOKEN_VARIABLE] if file is None else file.read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{where}: cannot read the token: {error}.") from error
+        raise InputError(f"{where}: cannot read the token ({error}). The file must be readable ASCII text.") from error
     token = token.strip()
     if not token or not token.isascii() or not token.isprintable() or " " in token:
         raise InputError(
-            f"{where}: the token must be one word of printable ASCII characters. Make one with openssl rand -hex 32."
+            f"{where}: the token must be one word of printable ASCII characters. Create one with openssl rand -hex 32."
         )
     return token

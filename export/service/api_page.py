@@ -1,4 +1,4 @@
-"""The parts of the OpenAPI schema that FastAPI cannot derive, and a page made from the schema without remote files."""
+"""Parts of the OpenAPI schema that FastAPI cannot derive, and an HTML page of the schema that loads no remote files."""
 
 from html import escape
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 ERROR = {
     "type": "object",
     "properties": {
-        "error": {"type": "string", "description": "What is wrong, and what to do."},
-        "request": {"type": "string", "description": "Id of the request in the service's log."},
+        "error": {"type": "string", "description": "The problem and the remedy."},
+        "request": {"type": "string", "description": "Id of the request, as written in the service's log."},
     },
 }
 BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -18,9 +18,9 @@ def _error(description: str) -> dict[str, Any]:
 
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
-    401: _error("The service requires a token, and the request did not carry it."),
-    421: _error("The Host header does not name this service."),
-    500: _error("The service failed."),
+    401: _error("The token is missing or wrong."),
+    421: _error("The host name of the request is not accepted."),
+    500: _error("An internal error occurred in the service."),
 }
 SCAN_BODY: dict[str, Any] = {
     "parameters": [
@@ -29,7 +29,7 @@ SCAN_BODY: dict[str, Any] = {
             "in": "query",
             "required": False,
             "schema": {"type": "string"},
-            "description": "The file's name, if the body is not a form. Its suffix tells the format.",
+            "description": "File name, if the body is not a form. Its suffix determines the format.",
         },
         {
             "name": "id",
@@ -41,7 +41,7 @@ SCAN_BODY: dict[str, Any] = {
     ],
     "requestBody": {
         "required": True,
-        "description": "A `.nii`, `.nii.gz`, `.mgh` or `.mgz` scan, as the body itself or as the one file of a form.",
+        "description": "A `.nii`, `.nii.gz`, `.mgh` or `.mgz` scan, as the request body or as the only file of a form.",
         "content": {
             "application/octet-stream": BINARY,
             "multipart/form-data": {
@@ -51,7 +51,7 @@ SCAN_BODY: dict[str, Any] = {
     },
     "responses": {
         "200": {
-            "description": "The enhanced scan. X-Upfield-Notes says what is doubtful about the scan that was sent.",
+            "description": "The enhanced scan. The header X-Upfield-Notes lists doubts about the uploaded scan.",
             "content": {
                 "application/gzip": BINARY,
                 "multipart/form-data": {
@@ -62,16 +62,16 @@ SCAN_BODY: dict[str, Any] = {
         "400": _error("The form or the id is malformed."),
         "403": _error("The request came from another site's page."),
         "408": _error("The upload paused for too long."),
-        "413": _error("The scan is too large: its body, its content without compression, or its number of voxels."),
-        "422": _error("The scan cannot be used. The error is the one that `upfield enhance` prints."),
-        "503": _error("Too many scans, or the service is in trouble. Retry-After says when to try again."),
-        "504": _error("The scan was not done within the service's time limit."),
+        "413": _error("The upload, its decompressed content, or its number of voxels exceeds the limit."),
+        "422": _error("The scan cannot be used. The error message is that of `upfield enhance`."),
+        "503": _error("The queue is full, or no replica works at the moment. Retry-After says when to try again."),
+        "504": _error("The scan was not finished within the service's time limit."),
     },
 }
 
 
 def schema_page(schema: dict[str, Any]) -> str:
-    """Return an OpenAPI schema as a page of plain HTML."""
+    """Return an HTML page that describes an OpenAPI schema."""
     info = schema["info"]
     parts = [
         "<!doctype html><html lang=en><head><meta charset=utf-8>",
@@ -79,7 +79,7 @@ def schema_page(schema: dict[str, Any]) -> str:
         f"<title>{escape(info['title'])}: API</title>",
         "<link rel=stylesheet href=/page/page.css></head><body><main>",
         f"<h1>{escape(info['title'])} {escape(info['version'])}</h1><p>{escape(info.get('summary', ''))}</p>",
-        '<p>Schema: <a href="/openapi.json">/openapi.json</a>. In a browser: <a href="/">the page</a>.</p>',
+        '<p>Schema: <a href="/openapi.json">/openapi.json</a>. In the browser: <a href="/">enhance a scan</a>.</p>',
     ]
     for path, methods in schema["paths"].items():
         for method, operation in methods.items():
@@ -94,11 +94,11 @@ def _operation(path: str, method: str, operation: dict[str, Any]) -> str:
         parts.append(_table(("parameter", "in", ""), rows))
     if body := operation.get("requestBody"):
         parts.append(_table(("body", ""), [(kind, body.get("description", "")) for kind in body["content"]]))
-    answers = [
-        (status, answer["description"], ", ".join(answer.get("content", {})))
-        for status, answer in sorted(operation["responses"].items())
+    responses = [
+        (status, response["description"], ", ".join(response.get("content", {})))
+        for status, response in sorted(operation["responses"].items())
     ]
-    parts.append(_table(("answer", "", "type"), answers))
+    parts.append(_table(("response", "", "type"), responses))
     return "".join([*parts, "</section>"])
 
 

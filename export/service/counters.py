@@ -1,4 +1,4 @@
-"""Counters of requests, scans and batches for Prometheus, kept in the web application for all replicas together."""
+"""Prometheus counters of requests, scans and batches. The web application keeps them for all replicas."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -11,10 +11,10 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 class Counters:
-    """The service's counters, in a registry of their own."""
+    """The service's counters, in their own Prometheus registry."""
 
     def __init__(self, batch_size: int) -> None:
-        """Create the counters; a batch has up to `batch_size` slices."""
+        """Create the counters for batches of at most `batch_size` slices."""
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         sizes = sorted({*range(1, min(batch_size, 8) + 1), *(2**power for power in range(4, 12))})
@@ -24,7 +24,7 @@ class Counters:
         )
         self._seconds = Histogram(
             "upfield_request_seconds",
-            "Time from the start of a request to the end of its answer.",
+            "Time from the start of a request to the end of its response.",
             ("path",),
             buckets=SECONDS,
             registry=self.registry,
@@ -41,22 +41,22 @@ class Counters:
         )
 
     def watch(self, queue: AdmissionQueue) -> None:
-        """Report how many scans wait, and how many are admitted altogether."""
-        waiting = Gauge("upfield_queue_length", "Scans that wait for their turn.", registry=self.registry)
+        """Add gauges for the waiting scans of `queue` and for all its admitted scans."""
+        waiting = Gauge("upfield_queue_length", "Scans waiting in the queue.", registry=self.registry)
         waiting.set_function(lambda: len(queue.waiting))
-        taken_in = Gauge("upfield_scans", "Scans that are received, waiting or processed.", registry=self.registry)
-        taken_in.set_function(lambda: queue.num_admitted)
+        admitted = Gauge("upfield_scans", "Scans being received, waiting, or being processed.", registry=self.registry)
+        admitted.set_function(lambda: queue.num_admitted)
 
     def note_request(self, method: str, path: str, status: int, seconds: float) -> None:
-        """Count an answer."""
+        """Record one response: the request's method and route, the status, and the duration."""
         self._requests.labels(method, path, status).inc()
         self._seconds.labels(path).observe(seconds)
 
     def note_batch(self, batch: SliceBatch) -> None:
-        """Count a batch."""
-        self._slices.inc(batch.slices)
-        self._batch_slices.observe(batch.slices)
-        self._batch_scans.observe(batch.scans)
+        """Record one batch: its slices, and the scans that they come from."""
+        self._slices.inc(batch.num_slices)
+        self._batch_slices.observe(batch.num_slices)
+        self._batch_scans.observe(batch.num_scans)
 
     def exposition(self) -> bytes:
         """Return all counters in Prometheus's text format."""

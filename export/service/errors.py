@@ -1,4 +1,4 @@
-"""The service's errors, and how a client sees them."""
+"""The service's errors, and the JSON response that a client receives."""
 
 from starlette.responses import JSONResponse
 
@@ -6,30 +6,30 @@ from upfield.common.errors import RunError
 
 
 class RefusedError(Exception):
-    """A request that is answered with an error status and one sentence."""
+    """Refusal of a request, with an HTTP error status and a message."""
 
-    def __init__(self, status: int, sentence: str, retry_after_s: int | None = None) -> None:
-        """Set the HTTP status, the sentence for the client, and when the client may try again."""
-        super().__init__(sentence)
+    def __init__(self, status: int, message: str, retry_after_s: int | None = None) -> None:
+        """Set the HTTP status, the message for the client, and the time after which the client may try again."""
+        super().__init__(message)
         self.status = status
-        self.sentence = sentence
+        self.message = message
         self.retry_after_s = retry_after_s
 
 
 class ClientGoneError(Exception):
-    """The client has closed the connection, so that nobody reads an answer."""
+    """The client has closed the connection, so nobody would read a response."""
 
 
 class EngineError(RunError):
-    """Slices cannot be restored now because the service is in trouble, whatever the scan is like."""
+    """The replicas cannot restore slices, for reasons other than the scan."""
 
 
 def error_response(refusal: RefusedError, request_id: str) -> JSONResponse:
-    """Return a refusal as a JSON answer with the keys `error` and `request`."""
+    """Return a refusal as a JSON response with the keys `error` and `request`."""
     headers = {} if refusal.retry_after_s is None else {"Retry-After": str(refusal.retry_after_s)}
     if refusal.status == 408:
-        # The rest of the scan may still arrive, and would be read as the next request.
+        # The rest of the upload may still arrive, and the server would read it as the next request.
         headers["Connection"] = "close"
     if refusal.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse({"error": refusal.sentence, "request": request_id}, refusal.status, headers)
+    return JSONResponse({"error": refusal.message, "request": request_id}, refusal.status, headers)

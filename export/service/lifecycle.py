@@ -1,4 +1,4 @@
-"""The service from start to end: socket, replicas, web application."""
+"""The life of the service: open the socket, start the replicas, run the web server, and stop everything."""
 
 import socket
 import tempfile
@@ -16,12 +16,12 @@ from upfield.export.service.web_server import begin_to_listen, is_loopback, list
 from upfield.export.service.webapp import build_app
 from upfield.export.service.work_folder import work_folder
 
-# Ray keeps sockets in its folder, and Unix limits the length of their paths.
+# Ray keeps sockets in its folder, and Unix limits the length of a socket's path.
 SHORT_FOLDER = Path("/tmp")
 
 
 def run_service(config: ServeConfig) -> None:
-    """Serve until Ctrl-C or SIGTERM; requests that were accepted before are still answered.
+    """Serve until Ctrl-C or SIGTERM, then finish the accepted requests and stop.
 
     Raises:
         InputError: the model, the address, the token or the cluster cannot be used.
@@ -32,29 +32,29 @@ def run_service(config: ServeConfig) -> None:
     with listen(config.host, config.port) as listener:
         host, port = listener.getsockname()[:2]
         if token is None and not is_loopback(host):
-            say(f"other machines can reach {host}, and no token is set; see token_file in upfield serve --help")
+            say(f"warning: other machines can reach {host}, but no token is set; set one with --token_file")
         try:
-            answer_requests(config, card, listener, token, f"http://{f'[{host}]' if ':' in host else host}:{port}")
+            serve_requests(config, card, listener, token, f"http://{f'[{host}]' if ':' in host else host}:{port}")
         except KeyboardInterrupt:
-            say("ended")
+            say("the service has stopped")
 
 
-def answer_requests(
+def serve_requests(
     config: ServeConfig, card: ModelCard, listener: socket.socket, token: str | None, address: str
 ) -> None:
-    """Start the replicas, and answer requests until a signal arrives.
+    """Start the replicas, and serve requests until a signal arrives.
 
     Args:
-        config: of the service.
+        config: the service's configuration.
         card: the model's metadata.
         listener: a bound socket.
-        token: that requests must carry; None accepts requests without one.
-        address: of the service, for the log.
+        token: token that requests must carry; None if they need none.
+        address: URL of the service, for the log.
 
     Raises:
-        KeyboardInterrupt: after a signal, once the accepted requests are answered.
+        KeyboardInterrupt: a signal arrived, and the accepted requests are finished.
     """
-    # Importing Ray Serve takes seconds: wrong input is reported before.
+    # Importing Ray Serve takes seconds, so wrong input is reported first.
     from upfield.export.service.replicas.ray_engine import RayEngine
 
     counters = Counters(config.batch_size)
@@ -63,7 +63,7 @@ def answer_requests(
         try:
             app = build_app(config, engine, model_info(config, card, engine.provider), counters, token, folder)
             begin_to_listen(listener, config.idle_timeout_s)
-            say(f"{config.model.name} on {engine.provider}: {address}/ and, for programs, /docs; Ctrl-C ends it")
+            say(f"serving {config.model.name} on {engine.provider} at {address}/ (API: /docs); press Ctrl-C to stop")
             uvicorn.Server(uvicorn_config(app, config)).run([listener])
         finally:
             engine.stop()

@@ -1,4 +1,4 @@
-"""What every request and every answer has: an id, a line in the log, safe headers, and errors as JSON."""
+"""Middleware for every request: adds an id, a log line and security headers, and turns errors into JSON responses."""
 
 import asyncio
 import re
@@ -14,10 +14,10 @@ from upfield.export.service.access import OPEN_PATHS
 from upfield.export.service.counters import Counters
 from upfield.export.service.errors import ClientGoneError, RefusedError, error_response
 
-# Clients ask these every few seconds; a line for each would bury the others.
+# Clients request these paths every few seconds, which would fill the log.
 UNLOGGED = ("/health", "/ready", "/metrics", "/progress", "/page")
 METHODS = ("GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE")
-CLIENT_GONE = 499  # nginx's status for it; only the log and the counters show it
+CLIENT_GONE = 499  # nginx's status for a client that disconnected; used only in the log and the counters
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -33,16 +33,16 @@ HEADERS = {
 
 
 class RequestMiddleware:
-    """Outermost ASGI middleware: every request passes through it, and every error becomes an answer here."""
+    """Outermost ASGI middleware: every request passes through it, and it turns every error into a response."""
 
     def __init__(self, app: ASGIApp, idle_timeout_s: float, counters: Counters) -> None:
-        """Set how long a client may take to accept a part of its answer, and what counts requests."""
+        """Set the longest time that a client may take to accept a part of its response, and the counters."""
         self._app = app
         self._idle_timeout_s = idle_timeout_s
         self._counters = counters
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, complete its answer, and log it."""
+        """Pass a request on, add the headers to its response, and log it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -73,7 +73,7 @@ class RequestMiddleware:
             say(f"request {request_id}:\n{traceback.format_exc()}")
             if status:
                 raise
-            failure = RefusedError(500, "The service failed. Its log says more.")
+            failure = RefusedError(500, "The service failed. Look for this request in the service's log.")
             await error_response(failure, request_id)(scope, receive, send_completed)
         finally:
             self._note(scope, status or CLIENT_GONE, time.monotonic() - started)
@@ -83,15 +83,15 @@ class RequestMiddleware:
         method = scope["method"] if scope["method"] in METHODS else "other"
         self._counters.note_request(method, path, status, seconds)
         if not path.startswith(UNLOGGED) or status >= 400:
-            # Without the query, which can contain a file's name, and with it a person's.
+            # The query is not logged, because it can contain a file's name, which can contain a person's name.
             line = f"{method} {path} {status} {seconds:.2f} s {scope['state']['request_id']}"
             say(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {line}")
 
 
 def known_path(scope: Scope) -> str:
-    """Return the route of a request, `other` if there is none.
+    """Return the route of a request, or `other` if no route matches.
 
-    Paths that clients make up must not become labels of counters, nor lines of a log.
+    Paths that clients invent must not become counter labels or log lines.
     """
     route = scope.get("route")
     path = getattr(route, "path", None) or scope["path"]

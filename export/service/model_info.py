@@ -1,4 +1,4 @@
-"""The model that the service uses: checked before anything starts, and described to clients."""
+"""The service's model: checked before anything starts, and described to clients."""
 
 from importlib.metadata import version
 from typing import Any
@@ -13,10 +13,10 @@ from upfield.imaging.normalisation import NORMALISATION
 
 
 def read_model(config: ServeConfig) -> ModelCard:
-    """Load a model file once, to be sure that it runs on the configured device, and return its metadata.
+    """Load a model file to check that it runs on the configured device, and return its metadata.
 
     Raises:
-        InputError: the file cannot be used, or the device is missing.
+        InputError: the file cannot be used, its normalisation differs from this version's, or the device is missing.
     """
     # The nodes of a cluster may have GPUs that this machine lacks.
     card = OnnxRestorer(config.model, "cpu" if config.address else config.device).card
@@ -29,12 +29,12 @@ def read_model(config: ServeConfig) -> ModelCard:
 
 
 def model_info(config: ServeConfig, card: ModelCard, provider: str) -> dict[str, Any]:
-    """Return what `/model` answers.
+    """Return the description of the model that `/model` sends.
 
     Args:
-        config: of the service.
+        config: the service's configuration.
         card: the model's metadata.
-        provider: ONNX Runtime's execution provider, or the device.
+        provider: ONNX Runtime's execution provider, or the configured device.
     """
     return card.tree | {
         "file": config.model.name,

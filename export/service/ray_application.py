@@ -1,6 +1,7 @@
-"""The service as Ray Serve itself deploys it, for instance on Kubernetes: an entrance, and the same replicas.
+"""The service as an application that Ray Serve deploys, for instance on Kubernetes.
 
-Serve imports `upfield.export.service.ray_application:application`. Its `args` are the keys of `upfield serve`.
+Ray Serve imports `upfield.export.service.ray_application:application` and calls it with `args`, the keys of `upfield
+serve`. The application is the web application and its replicas.
 """
 
 import tempfile
@@ -22,21 +23,21 @@ from upfield.export.service.webapp import build_app
 
 
 def application(args: dict[str, Any]) -> Any:
-    """Return the application for the keys of `upfield serve`. Ray Serve itself decides host, port and address.
+    """Return the application for the keys of `upfield serve`. Ray Serve decides the host, the port and the cluster.
 
     Raises:
-        InputError: a key is unknown or missing (`model` is required), or a value does not fit.
+        InputError: a key is unknown, `model` is missing, or a value is invalid.
     """
     config = from_tree(ServeConfig, args, "args")
     gpus = 0.0 if config.device == "cpu" else config.gpus_per_replica
 
-    def entrance() -> FastAPI:
-        return build_entrance(config)
+    def ingress() -> FastAPI:
+        return build_ingress(config)
 
     deployment: Any = serve.deployment(
-        serve.ingress(entrance)(),
+        serve.ingress(ingress)(),
         name="Entrance",
-        # Scans wait in the entrance's own queue, which answers when it is full.
+        # Scans wait in the web application's own queue, which refuses scans when it is full.
         max_ongoing_requests=4 * (config.scans_at_once + config.max_queue) + 16,
         ray_actor_options={"num_cpus": 1},
         graceful_shutdown_timeout_s=config.timeout_s,
@@ -45,19 +46,19 @@ def application(args: dict[str, Any]) -> Any:
     return deployment.bind(replica_deployment(config, config.cores_per_replica or 1, gpus))
 
 
-def build_entrance(config: ServeConfig) -> FastAPI:
+def build_ingress(config: ServeConfig) -> FastAPI:
     """Build the web application in the process where Ray Serve runs it.
 
     Raises:
         InputError: the model file cannot be used, or the token cannot be read.
     """
-    # The entrance may have no GPU; the replicas have theirs.
+    # This process may have no GPU. The replicas use their own.
     card = read_model(replace(config, device="cpu"))
     counters = Counters(config.batch_size)
     handle = serve.get_deployment_handle(Replica.__name__, app_name=serve.get_replica_context().app_name)
     engine = DeployedEngine(config, card, counters.note_batch, handle)
     folder = Path(tempfile.mkdtemp(prefix="upfield-serve-"))
-    # Ray Serve listens, and its configuration decides under which name.
+    # Ray Serve's configuration decides the host, so accept every host name unless allowed_hosts is set.
     reachable = replace(config, host="0.0.0.0")
     return build_app(
         reachable, engine, model_info(config, card, config.device), counters, read_token(config.token_file), folder

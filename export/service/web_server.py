@@ -1,4 +1,4 @@
-"""The web server and its socket, and the limits that hold before the application sees a request."""
+"""The web server and its socket, and the limits that apply before the application sees a request."""
 
 import errno
 import socket
@@ -11,24 +11,24 @@ from upfield.common.errors import InputError
 from upfield.export.configuration import ServeConfig
 
 BACKLOG = 2048
-# A browser opens up to six for one page.
+# A browser opens up to six connections for one page.
 CONNECTIONS_PER_SCAN = 8
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Open and bind the socket, before anything that takes time.
+    """Open and bind a socket, so that a port in use is reported before the model is loaded.
 
-    It does not listen yet: clients that connect before the model is loaded are refused at once, and so know that the
-    service is not ready.
+    The socket does not listen yet. Clients that connect before the model is loaded are refused at once, and so learn
+    that the service is not ready.
 
     Raises:
-        InputError: the port is taken, or the address is not this machine's.
+        InputError: the port is taken or not permitted, or the address does not belong to this machine.
     """
     try:
         (family, *_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         listener = socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:
-        raise InputError(f"host: {host} is not an address of this machine: {error}.") from error
+        raise _foreign_host(host, error) from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
@@ -37,24 +37,24 @@ def listen(host: str, port: int) -> socket.socket:
         if error.errno == errno.EADDRINUSE:
             raise _port_taken(port) from error
         if error.errno == errno.EACCES:
-            raise InputError(f"port: you may not use port {port}. Choose a --port above 1023.") from error
-        raise InputError(f"host: {host} is not an address of this machine: {error.strerror}.") from error
+            raise InputError(f"port: you have no permission to use port {port}. Choose a --port above 1023.") from error
+        raise _foreign_host(host, error.strerror) from error
     return listener
 
 
 def begin_to_listen(listener: socket.socket, idle_timeout_s: float) -> None:
-    """Let clients connect.
+    """Start to accept connections.
 
     Args:
         listener: a bound socket.
-        idle_timeout_s: how long a client may accept nothing of what was sent to it; then its connection ends.
+        idle_timeout_s: longest time for which sent data may remain unaccepted. Then the connection is closed.
 
     Raises:
-        InputError: another process has begun to listen on the same port since both of them opened it.
+        InputError: another process bound the same port too, and has started to listen on it.
     """
     if hasattr(socket, "TCP_USER_TIMEOUT"):
-        # Only the system can give up data that has been sent. Until then the connection stays open, and delays the
-        # service's end.
+        # Only the operating system can discard data that has been sent. Until it does, the connection stays open and
+        # delays the shutdown of the service.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * idle_timeout_s))
     try:
         listener.listen(BACKLOG)
@@ -64,17 +64,21 @@ def begin_to_listen(listener: socket.socket, idle_timeout_s: float) -> None:
         raise
 
 
+def _foreign_host(host: str, reason: object) -> InputError:
+    return InputError(f"host: {host} is not an address of this machine ({reason}). Choose another --host.")
+
+
 def _port_taken(port: int) -> InputError:
     return InputError(f"port: port {port} is taken. Choose another --port.")
 
 
 def is_loopback(address: str) -> bool:
-    """Return whether an IP address can be reached from this machine only."""
+    """Return whether only this machine can reach the IP address `address`."""
     return ip_address(address.partition("%")[0]).is_loopback
 
 
 def uvicorn_config(app: FastAPI, config: ServeConfig) -> uvicorn.Config:
-    """Return uvicorn's configuration: the limits on connections, and on requests before the application sees them."""
+    """Return uvicorn's configuration, with limits on connections and on request headers."""
     return uvicorn.Config(
         app,
         log_config=None,
@@ -83,7 +87,7 @@ def uvicorn_config(app: FastAPI, config: ServeConfig) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         ws="none",
-        # Uvicorn's other parser sets no limit on a request's headers; this one accepts 64 KiB.
+        # h11 accepts at most 64 KiB of request headers. Uvicorn's other parser has no limit.
         http="h11",
         limit_concurrency=CONNECTIONS_PER_SCAN * (config.scans_at_once + config.max_queue) + 32,
         timeout_graceful_shutdown=int(config.timeout_s) + 1,

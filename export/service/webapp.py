@@ -26,15 +26,15 @@ PAGE_FILES = {"page.css": "text/css", "page.js": "text/javascript", "viewer.js":
 def build_app(
     config: ServeConfig, engine: Engine, model_info: dict[str, Any], counters: Counters, token: str | None, folder: Path
 ) -> FastAPI:
-    """Build the application.
+    """Build the web application.
 
     Args:
-        config: the limits.
+        config: the service's configuration.
         engine: restores slices.
-        model_info: what `/model` answers.
-        counters: of requests and batches.
-        token: that requests must carry; None accepts requests without one.
-        folder: for uploads.
+        model_info: description of the model, which `/model` sends.
+        counters: counters of requests and batches.
+        token: token that requests must carry; None if they need none.
+        folder: folder for uploads.
     """
     handler = ScanHandler(config, engine, folder)
     counters.watch(handler.queue)
@@ -53,18 +53,18 @@ def build_app(
         lifespan=lifespan,
         responses=RESPONSES,
     )
-    # The last one added is the outermost.
+    # The middleware that is added last is the outermost.
     app.add_middleware(AccessMiddleware, config=config, token=token)
     app.add_middleware(RequestMiddleware, idle_timeout_s=config.idle_timeout_s, counters=counters)
-    # Only errors of the routing come here: the middleware turns the service's own into answers.
-    app.add_exception_handler(HTTPException, _answer_http_error)
+    # Only routing errors come here. RequestMiddleware turns the service's own errors into responses.
+    app.add_exception_handler(HTTPException, _respond_to_http_error)
     _add_scan_routes(app, handler)
     _add_monitoring_routes(app, engine, model_info, counters)
     _add_pages(app)
     return app
 
 
-async def _answer_http_error(request: Request, error: Exception) -> Response:
+async def _respond_to_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     refusal = RefusedError(error.status_code, f"{error.detail}. See /docs.")
     response = error_response(refusal, request.state.request_id)
@@ -75,19 +75,19 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
 def _add_scan_routes(app: FastAPI, handler: ScanHandler) -> None:
     @app.post("/enhance", openapi_extra=SCAN_BODY, response_class=Response, tags=["scans"])
     async def enhance(request: Request) -> Response:
-        """Enhance a scan: send a single-volume NIfTI file, and receive the `.nii.gz` that `upfield enhance` writes.
+        """Enhance a scan: send a NIfTI or MGH file with one volume, and receive a `.nii.gz` file.
 
-        The file is the same byte for byte. With `Accept: multipart/form-data`, the answer is a form of two files:
-        `enhanced`, and `before`, the scan interpolated to the same voxels.
+        The file is byte for byte the one that `upfield enhance` writes. With `Accept: multipart/form-data`, the
+        response is a form with two files: `enhanced`, and `before`, which is the scan interpolated to the same voxels.
         """
         return await handler.handle(request)
 
     @app.get("/progress/{id}", tags=["scans"])
     async def progress(id: str) -> dict[str, Any]:  # noqa: A002 - the name in the address
-        """Say how far the scan with this `id` is."""
+        """Report the step that the scan with this `id` is in, and how many slices are restored."""
         request = handler.requests.get(id)
         if request is None:
-            raise RefusedError(404, "No scan is being enhanced under this id.")
+            raise RefusedError(404, "No scan with this id is being processed. Use the id that was sent with the scan.")
         return {
             "state": request.progress.state,
             "position": handler.queue.position(request.progress),
@@ -99,14 +99,14 @@ def _add_scan_routes(app: FastAPI, handler: ScanHandler) -> None:
 def _add_monitoring_routes(app: FastAPI, engine: Engine, model_info: dict[str, Any], counters: Counters) -> None:
     @app.get("/health", tags=["watching"])
     async def health() -> dict[str, str]:
-        """Say that the service is alive."""
+        """Report that the service is alive."""
         return {"status": "alive"}
 
     @app.get("/ready", tags=["watching"])
     async def ready() -> dict[str, str]:
-        """Say whether a replica has loaded the model and answers; 503 otherwise."""
+        """Report that a replica has loaded the model and responds; the status is 503 otherwise."""
         if not await engine.is_ready():
-            raise RefusedError(503, "No replica answers yet. Try again in 5 s.", 5)
+            raise RefusedError(503, "No replica is ready. Try again in 5 s.", 5)
         return {"status": "ready"}
 
     @app.get("/metrics", response_class=Response, tags=["watching"])
@@ -116,7 +116,7 @@ def _add_monitoring_routes(app: FastAPI, engine: Engine, model_info: dict[str, A
 
     @app.get("/model", tags=["watching"])
     async def model() -> JSONResponse:
-        """Describe the model: its metadata, its hash, and what it runs on."""
+        """Describe the model: its metadata, its hash, and the execution provider that runs it."""
         return JSONResponse(model_info)
 
 
@@ -126,7 +126,7 @@ def _add_pages(app: FastAPI) -> None:
 
     async def page_file(name: str) -> Response:
         if name not in PAGE_FILES:
-            raise RefusedError(404, "The page has no such file.")
+            raise RefusedError(404, "There is no such file. Open the page at /.")
         return Response((PAGE / name).read_bytes(), media_type=PAGE_FILES[name])
 
     async def docs() -> HTMLResponse:

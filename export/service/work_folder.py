@@ -1,4 +1,4 @@
-"""Folders for uploads: removed when their process ends or, if it was killed, when the next service starts."""
+"""Folders for uploads, removed when the service ends or, if it was killed, when the next service starts."""
 
 import fcntl
 import os
@@ -12,19 +12,21 @@ from pathlib import Path
 
 PREFIX = "upfield-serve-"
 LOCK = "lock"
-# A younger folder without a lock may belong to a service that is just starting.
+# A younger folder may belong to a service that is just starting and has not created its lock yet.
 NEW_S = 60
 
 
 @contextmanager
 def work_folder(parent: Path) -> Iterator[Path]:
-    """Create a folder that only this user can read, and remove it at the end; remove those of dead processes at once.
+    """Create a folder that only this user can read, and remove it at the end of the block.
+
+    Folders that dead processes have left behind are removed first.
 
     Args:
-        parent: where to create it.
+        parent: folder in which to create it.
     """
     for folder in parent.glob(f"{PREFIX}*"):
-        # The folder is another user's, or was just removed.
+        # The folder belongs to another user, or has just been removed.
         with suppress(OSError):
             _remove_left_behind(folder)
     while True:
@@ -42,19 +44,22 @@ def work_folder(parent: Path) -> Iterator[Path]:
 
 
 def _remove_left_behind(folder: Path) -> None:
-    """Remove a folder of this user if its process is dead, which its free lock tells; without locks, keep it."""
+    """Remove a folder of this user if its process is dead: its lock is free, or it is old and has none.
+
+    If the file system has no locks, the folder stays.
+    """
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
         return
     try:
-        # A symbolic link could lead elsewhere, and opening a pipe could block.
+        # The lock could be a symbolic link to another place, or a pipe, which would block when opened.
         lock = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         if time.time() - status.st_mtime > NEW_S:
             shutil.rmtree(folder, ignore_errors=True)
         return
     try:
-        # The lock is held meanwhile, so that a starting service cannot take the folder.
+        # The lock is held during the removal, so that a starting service cannot use the folder.
         if stat.S_ISREG(os.fstat(lock).st_mode) and _try_lock(lock):
             shutil.rmtree(folder, ignore_errors=True)
     finally:
@@ -62,7 +67,7 @@ def _remove_left_behind(folder: Path) -> None:
 
 
 def _try_lock(lock: int) -> bool | None:
-    """Try to take a lock: True if it was free, False if not, None if the file system has no locks."""
+    """Try to take a lock. Return True if it was free, False if it is taken, None if the file system has no locks."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,1 +1,1 @@
-"""From subjects to a complete shard set: planned, written, sealed and uploaded."""
+"""Take subjects with checked headers, write their shards, and complete, seal and upload the shard set."""

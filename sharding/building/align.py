@@ -23,9 +23,9 @@ BINS = 32
 # Levels of the search: approximate voxel size, and blur (standard deviation).
 COARSE_MM, COARSE_BLUR_MM = 4.0, 3.0
 FINE_MM, FINE_BLUR_MM = 2.0, 1.5
-# Voxels, inside and outside the mask, at which the search samples the measure.
+# Number of voxels, inside and outside the mask, that the search draws to compute the similarity.
 NUM_SAMPLES = 20_000
-# The edge of the head says most about its place; farther out there is only noise.
+# The edge of the head determines its position best. Farther out, there is only noise.
 MASK_MARGIN_MM = 8.0
 # The recorded matrix is the one that is applied; rounding it to 1e-6 moves a voxel 100 mm away by 1e-4 mm.
 MATRIX_DECIMALS = 6
@@ -36,7 +36,7 @@ class Alignment:
     """A rigid motion of the high field, and the similarity of the two fields before and after it."""
 
     matrix: tuple[tuple[float, ...], ...]
-    """`(4, 4)`, a point in the high-field file's world (mm, RAS) -> the same point in the low field's world."""
+    """`(4, 4)`, world coordinates of the high-field file (mm, RAS) -> world coordinates of the low-field file."""
     rotation_deg: tuple[float, float, float]
     """Rotation vector about the right, anterior and superior axes; its length is the angle."""
     translation_mm: tuple[float, float, float]
@@ -60,14 +60,15 @@ class Alignment:
 def register(low: Volume, high: Volume, seed: int) -> Alignment:
     """Find the rigid motion that brings the high field onto the low field.
 
-    The search maximises Mattes mutual information, coarse to fine, from three starts: the files as they lie in the
-    world, centre of the head on centre of the head, and top on top, which is right if only one field shows the neck.
-    The best coarse result is refined, and used only if it beats leaving the files as they are.
+    The search maximises Mattes mutual information, first at a coarse and then at a fine resolution. It has three
+    starting positions: no motion, the two centres of the head aligned, and the two tops of the head aligned, which is
+    the right one if only one field shows the neck. The best coarse result is refined. It is used only if it is better
+    than no motion.
 
     Args:
         low: the low field, RAS+; it does not move.
         high: the high field, RAS+.
-        seed: seed of the choice of voxels at which the measure is sampled.
+        seed: seed for drawing the voxels at which the similarity is computed.
 
     Returns:
         The motion; the same input and seed give the same bits, on any number of cores.
@@ -81,11 +82,11 @@ def register(low: Volume, high: Volume, seed: int) -> Alignment:
     sampling_seed = seed % (2**32 - 1) + 1
     with _single_thread(sitk):
         coarse = _Level.of(sitk, fixed, moving, COARSE_MM, COARSE_BLUR_MM)
-        found = [coarse.descended(start, sampling_seed) for start in _starts(sitk, fixed, moving)]
-        best = coarse.refined(max(found, key=coarse.similarity), 1.0, sampling_seed)
+        motions = [coarse.descend(start, sampling_seed) for start in _starts(sitk, fixed, moving)]
+        best = coarse.refine(max(motions, key=coarse.similarity), 1.0, sampling_seed)
         fine = _Level.of(sitk, fixed, moving, None, FINE_BLUR_MM)
         identity = sitk.Euler3DTransform()
-        motion = max(identity, fine.refined(best, 0.25, sampling_seed), key=fine.similarity)
+        motion = max(identity, fine.refine(best, 0.25, sampling_seed), key=fine.similarity)
         before, after = fine.similarity(identity), fine.similarity(motion)
     return _alignment(motion, fixed.centre_mm, before, after)
 
@@ -95,7 +96,7 @@ def resample_aligned(high: Volume, alignment: Alignment, low: Volume, cover: Lit
 
     Args:
         high: the high field, RAS+.
-        alignment: its motion.
+        alignment: the motion of the high field, from `register`.
         low: the low field, RAS+.
         cover: with `high`, the grid holds the whole moved high field, corners included, at its own spacing. With `low`,
             the grid's corner voxels lie on those of the low field, as `fit: resize` assumes, at nearly the high field's
@@ -116,7 +117,7 @@ def resample_aligned(high: Volume, alignment: Alignment, low: Volume, cover: Lit
     transform = sitk.AffineTransform(back[:3, :3].ravel().tolist(), back[:3, 3].tolist())
     origin, spacing, direction = _geometry(affine)
     with _single_thread(sitk):
-        # As fast as scipy.ndimage, whose constant mode would take away the outer half of the voxels at the border.
+        # This is as fast as scipy.ndimage, whose constant mode would cut off the outer half of the border voxels.
         moved = sitk.Resample(
             _image(sitk, high),
             [int(size) for size in shape],
@@ -156,7 +157,7 @@ def _grid(
 
 
 class _Head:
-    """A volume and the place of the head in it."""
+    """A volume, with the mask and the position of its head."""
 
     def __init__(self, volume: Volume) -> None:
         self.volume = volume
@@ -210,13 +211,13 @@ class _Level:
         inside = _image(sitk, mask) > 0.5
         return cls(sitk, _image(sitk, low), inside, _image(sitk, high), float(high.voxels.min()))
 
-    def descended(self, start: Any, seed: int) -> Any:
-        """Follow the gradient from a transform (low world -> high world); this is fast except for the last degrees."""
+    def descend(self, start: Any, seed: int) -> Any:
+        """Follow the gradient from a transform (low world -> high world); fast, except for the last few degrees."""
         method = self._measure(seed)
         method.SetOptimizerAsRegularStepGradientDescent(4.0, 0.04, 60, 0.7, 1e-6)
         return self._run(method, start)
 
-    def refined(self, start: Any, step_mm: float, seed: int) -> Any:
+    def refine(self, start: Any, step_mm: float, seed: int) -> Any:
         """Search line by line (Powell), because a nearly round head makes a narrow valley in which gradients stall."""
         method = self._measure(seed)
         method.SetOptimizerAsPowell(10, 20, step_mm, 0.01, 1e-4)
@@ -230,17 +231,17 @@ class _Level:
         try:
             method.Execute(self.low, self.high)
         except RuntimeError:
-            # The two overlap too little for a direction. The start is returned, and its low similarity rules it out.
+            # The fields overlap too little for a gradient. The start is returned, and its low similarity rules it out.
             return start
         return transform
 
     def similarity(self, transform: Any) -> float:
-        """Compute the mutual information over all masked voxels; outside its field of view, the high field is air."""
+        """Compute the mutual information over all masked voxels; the high field is air outside its field of view."""
         moved = self.sitk.Resample(self.high, self.low, transform, self.sitk.sitkLinear, self.darkest)
         method = self._measure()
         method.SetInitialTransform(self.sitk.Euler3DTransform())
         try:
-            # The measure is no more precise than that. Adding zero makes -0.0 a plain 0.0.
+            # The similarity is not more precise than six decimals. Adding zero turns -0.0 into 0.0.
             return round(-float(method.MetricEvaluate(self.low, moved)), 6) + 0.0
         except RuntimeError:
             return 0.0
@@ -273,7 +274,7 @@ def _alignment(motion: Any, centre_mm: NDArray[np.float64], before: float, after
     low_to_high = np.eye(4)
     low_to_high[:3, :3] = np.reshape(motion.GetMatrix(), (3, 3))
     low_to_high[:3, 3] = motion.TransformPoint((0.0, 0.0, 0.0))
-    # Adding zero makes -0.0 a plain 0.0.
+    # Adding zero turns -0.0 into 0.0.
     matrix = np.round(np.linalg.inv(low_to_high), MATRIX_DECIMALS) + 0.0
     rotation = np.round(Rotation.from_matrix(matrix[:3, :3]).as_rotvec(degrees=True), 4) + 0.0
     moved_mm = np.round(centre_mm - motion.TransformPoint(centre_mm.tolist()), 4) + 0.0
@@ -297,7 +298,7 @@ def _blurred(volume: Volume, sigma_mm: float) -> Volume:
 
 
 def _reduced(volume: Volume, voxel_mm: float) -> Volume:
-    """Average blocks of voxels, so that voxels have about `voxel_mm` along each axis unless they are larger already."""
+    """Average blocks of voxels to a voxel size of about `voxel_mm` along each axis on which voxels are smaller."""
     shape = np.array(volume.voxels.shape)
     factor = np.clip(np.floor(voxel_mm / volume.spacing_mm + 0.5), 1, shape).astype(int)
     (i, j, k), (a, b, c) = shape // factor, factor
@@ -325,7 +326,7 @@ def _image(sitk: Any, volume: Volume) -> Any:
 
 @contextmanager
 def _single_thread(sitk: Any) -> Iterator[None]:
-    """Limit ITK to one thread, because sums over threads depend on their number; subjects are what runs in parallel."""
+    """Limit ITK to one thread, because its sums depend on the number of threads; subjects run in parallel instead."""
     num_threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     try:

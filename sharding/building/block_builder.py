@@ -25,31 +25,31 @@ from upfield.sharding.shardset.shard_writer import Sample, write_shard
 
 @dataclass(frozen=True)
 class BlockTask:
-    """All that a worker needs to build one block."""
+    """Everything that a worker needs to build one block."""
 
     block: Block
-    """Its subjects and shards."""
+    """The subjects and shards of the block."""
     digest: str
-    """Hash of all that decides the block's bytes."""
+    """Hash of everything that determines the block's bytes."""
     config: ShardConfig
-    """The whole configuration of the build."""
+    """The configuration of the build."""
     out: Path
     """Folder of the set."""
 
 
 @dataclass(frozen=True)
 class BlockResult:
-    """A block that has been built, or could not be."""
+    """The outcome of building one block."""
 
     entries: list[ShardEntry]
-    """Its shards; empty if the block could not be built."""
+    """The shards of the block; empty if it could not be built."""
     record: BlockRecord
-    """The outcome of reading its subjects."""
+    """The outcome of reading the block's subjects."""
 
 
 @dataclass(frozen=True)
 class VolumeTask:
-    """A subject whose volumes are to be written, because its shards were built without them."""
+    """A subject whose volumes are to be saved, because its shards were built without saving them."""
 
     subject: Subject[SourceVolume]
     """The subject."""
@@ -58,7 +58,7 @@ class VolumeTask:
 
 
 def save_volumes(task: VolumeTask) -> None:
-    """Write the volumes of one subject whose shards are built already; runs in a worker.
+    """Save the volumes of one subject whose shards are already built; runs in a worker.
 
     Raises:
         VolumeError: a file's voxels cannot be used.
@@ -75,10 +75,10 @@ def finished_record(task: BlockTask) -> BlockRecord | None:
 
 
 def build_block(task: BlockTask) -> BlockResult:
-    """Write those shards of a block that are missing, and describe all of them.
+    """Write the missing shards of a block, and describe all its shards.
 
-    Runs in a worker; no other worker writes these files. If a subject's voxels cannot be used, the block has the
-    samples of the others if the configuration says skip, and no shards otherwise.
+    This runs in a worker; no other worker writes these files. If the voxels of a subject cannot be used and `on_error`
+    is `skip`, the block holds the samples of its other subjects. If `on_error` is `fail`, the block has no shards.
     """
     if record := finished_record(task):
         return BlockResult([_describe(task, name) for name in record.sizes], record)
@@ -87,7 +87,7 @@ def build_block(task: BlockTask) -> BlockResult:
     if record.problems and task.config.on_error == "fail":
         return BlockResult([], record)
     if previous and record != previous:
-        # Shards with other members must not stay beside these.
+        # Shards that hold the samples of other subjects must not remain beside the new ones.
         for name in previous.sizes:
             _tar(task, name).unlink(missing_ok=True)
     write_record(task.out, task.block.name, record)
@@ -95,7 +95,7 @@ def build_block(task: BlockTask) -> BlockResult:
 
 
 def read_pairs(task: BlockTask) -> tuple[list[Pair], BlockRecord]:
-    """Make the pairs of all subjects of a block whose voxels can be used, and record the outcome for each subject."""
+    """Make the pairs of all subjects of a block, except those whose voxels cannot be used, and record the outcome."""
     pairs: list[Pair] = []
     problems: list[Problem] = []
     alignments: list[dict[str, Any]] = []
@@ -109,7 +109,7 @@ def read_pairs(task: BlockTask) -> tuple[list[Pair], BlockRecord]:
             discard(task.config.save_volumes, subject)
             continue
         except Exception as error:
-            error.add_note(f"This was subject {subject.name} of cohort {subject.cohort}: {subject.high}")
+            error.add_note(f"The error occurred in subject {subject.name} of cohort {subject.cohort}: {subject.high}")
             raise
         pairs += made.pairs
         sources.append(source | {f"{field}_voxels": digest for field, digest in made.voxel_hashes.items()})

@@ -1,7 +1,7 @@
-"""Build a shard set: find its subjects, check their headers, plan, write shards and volumes, seal with the manifest.
+"""Build a shard set: find its subjects, check their headers, plan, write shards and volumes, and write the manifest.
 
-One flow builds a new set, finishes an interrupted build, extends a complete set, and saves volumes that are missing:
-these differ only in what is left to be done.
+The same steps build a new set, finish an interrupted build, extend a complete set, and save missing volumes. These
+cases differ only in the work that is left to do.
 """
 
 import errno
@@ -38,53 +38,53 @@ from upfield.sharding.configuration import ShardConfig
 from upfield.sharding.shardset.manifest import Addition, hash_tree, write_manifest
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-# Version of the bytes of a set. It is part of the digest by which a finished block is known.
+# Version of the bytes that a build writes. It is part of the digest that identifies a finished block.
 BYTES_VERSION = 3
 
 
 @dataclass(frozen=True)
 class SourceCheck:
-    """The subjects whose headers allow them to be used."""
+    """The subjects that can be used according to their headers."""
 
     new: list[Subject[SourceVolume]]
-    """Subjects whose samples are to be written."""
+    """New subjects, whose samples are to be written."""
     unsaved: list[Subject[SourceVolume]]
-    """Subjects of the complete set whose volumes alone are to be written."""
+    """Subjects of the complete set; only their volumes are to be saved."""
     quarantine: Quarantine
-    """The problems of the others."""
+    """The problems of the other subjects."""
 
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """The work of a build, for which the machine has been found large enough."""
+    """The work of a build. The machine has enough disk space and memory for it."""
 
     blocks: list[BlockTask]
-    """All blocks of the new subjects; those that are finished cost nothing."""
+    """All blocks of the new subjects; finished ones are not built again."""
     volumes: list[VolumeTask]
     """Subjects whose shards are finished and whose volumes are missing."""
     jobs: int
-    """Worker processes."""
+    """Number of worker processes."""
 
 
 def build(config: ShardConfig, out: Path, pseudonyms: Pseudonyms | None = None) -> None:
     """Build the set, finish an interrupted build of it, extend it, or report that it is complete.
 
     Args:
-        config: cohorts and how they become shards.
+        config: the cohorts, and how they become shards.
         out: folder of the set.
-        pseudonyms: what stands in shards in place of names.
+        pseudonyms: replace the names in shards; None keeps the names.
 
     Raises:
         InputError: cohorts or their files cannot be used, or `out` holds another set.
         RunError: the disk is full, or workers were killed; finished shards are kept.
     """
     if not config.cohorts:
-        raise InputError("cohorts: there are none. List them in a file and pass it with --config.")
-    # Workers of a cluster run in other folders.
+        raise InputError("No cohorts are configured. List them in a file and pass it with --config.")
+    # Workers of a cluster run in other folders, so relative paths would not work there.
     out, volumes = out.absolute(), config.save_volumes and config.save_volumes.absolute()
     config = replace(config, save_volumes=volumes)
     if volumes and volumes.exists() and not volumes.is_dir():
-        raise InputError(f"--save_volumes: {volumes} is a file, not a folder. Choose another.")
+        raise InputError(f"--save_volumes: {volumes} is a file, not a folder. Choose another path.")
     files = find_cohorts(config.cohorts, config.root or Path.cwd(), pseudonyms)
     refuse_foreign_folder(out)
     with _disk_errors(out), lock_build(out):
@@ -92,7 +92,8 @@ def build(config: ShardConfig, out: Path, pseudonyms: Pseudonyms | None = None) 
         if not request.new_cohorts:
             _say_complete(out)
         elif request.pseudonyms and request.pseudonyms.names:
-            write_names(request.pseudonyms.names, [(*who, public) for who, public in files.ids.items()])
+            rows = [(cohort, name, public) for (cohort, name), public in files.ids.items()]
+            write_names(request.pseudonyms.names, rows)
         if request.new_cohorts or request.unsaved_subjects:
             check = check_sources(request)
             plan = plan_build(request, check)
@@ -103,7 +104,10 @@ def build(config: ShardConfig, out: Path, pseudonyms: Pseudonyms | None = None) 
 
 def _say_complete(out: Path) -> None:
     if is_unfinished(out):
-        say(f"{out}: complete, but an extension of it is unfinished. Run that with its own configuration to finish it.")
+        say(
+            f"{out}: the set is complete, but an extension of it is unfinished. "
+            "Run upfield shard with the configuration of the extension to finish it."
+        )
     else:
         say(f"{out}: already complete, nothing to do")
 
@@ -122,7 +126,7 @@ def check_sources(request: BuildRequest) -> SourceCheck:
     )
     if any(subject.align == "rigid" for subject in request.new_subjects):
         require_simpleitk()
-    # The headers of all cohorts, because a new subject must not be a copy of an old one.
+    # The headers of all cohorts are read, because a new subject must not be a copy of an old one.
     headers = preflight(request.files.subjects if request.new_cohorts else unsaved, config.jobs, config.geometry)
     new = _usable_subjects(request, headers, quarantine) if request.new_cohorts else []
     return SourceCheck(new, [_with_headers(subject, headers) for subject in unsaved], quarantine)
@@ -139,12 +143,12 @@ def _usable_subjects(request: BuildRequest, headers: Preflight, quarantine: Quar
     _say_namesakes(request.files.subjects)
     healthy = quarantine.healthy(fresh)
     if not healthy:
-        raise _nobody(request)
+        raise _no_usable_subjects(request)
     return healthy
 
 
 def _with_headers(subject: Subject[Source], headers: Preflight) -> Subject[SourceVolume]:
-    """Return a subject of the complete set with its headers, or raise the problem that it has now."""
+    """Return a subject of the complete set with its headers; raise VolumeError if it has a problem now."""
     for other in headers.subjects:
         if (other.cohort, other.id) == (subject.cohort, subject.id):
             return other
@@ -152,35 +156,36 @@ def _with_headers(subject: Subject[Source], headers: Preflight) -> Subject[Sourc
     raise VolumeError(problem.file, problem.message)
 
 
-def _nobody(request: BuildRequest) -> InputError:
+def _no_usable_subjects(request: BuildRequest) -> InputError:
     return InputError(
         f"{request.out}: none of the {len(request.new_subjects)} subjects can be used. Fix the problems listed above."
     )
 
 
 def _without_repeats(by_name: list[Problem], by_header: list[Problem]) -> list[Problem]:
-    """Join problems, without those of headers that only repeat what file names show, that slices are missing."""
+    """Join both lists, without the uneven steps and short stacks that only repeat that slices are missing."""
     gaps = {(problem.cohort, problem.subject) for problem in by_name if problem.check == "slices"}
     return by_name + [p for p in by_header if p.check not in ("steps", "place") or (p.cohort, p.subject) not in gaps]
 
 
 def _say_namesakes(subjects: list[Subject[Source]]) -> None:
-    """Report names that occur in several cohorts and in different splits: one person may be behind both."""
+    """Report names that occur in several cohorts and in different splits, because they may be the same person."""
     splits: dict[str, set[str]] = {}
     for subject in subjects:
         splits.setdefault(subject.name, set()).add(subject.split)
-    if names := sorted(name for name, its in splits.items() if len(its) > 1):
+    if names := sorted(name for name, splits_of_name in splits.items() if len(splits_of_name) > 1):
         say(
             f"{len(names)} names occur in several cohorts and in different splits ({', '.join(names[:5])}"
-            f"{', ...' if names[5:] else ''}). If they are the same people, hold both out with lists in `split`."
+            f"{', ...' if names[5:] else ''}). If they are the same people, hold them out in all of these cohorts, "
+            "with lists in `split`."
         )
 
 
 def plan_build(request: BuildRequest, check: SourceCheck) -> BuildPlan:
-    """Divide the work into tasks, remove what earlier builds left of others, and check that the machine can do it.
+    """Divide the work into tasks, remove leftovers of other builds, and check that the machine is large enough.
 
     Raises:
-        InputError: there is too little room, memory or open files.
+        InputError: there is too little disk space or memory, or too few files can be open.
     """
     config, out, folder = request.config, request.out, request.config.save_volumes
     blocks = plan_blocks(check.new, config, request.next_shards)
@@ -199,7 +204,7 @@ def plan_build(request: BuildRequest, check: SourceCheck) -> BuildPlan:
 
 
 def _without_volumes(task: BlockTask) -> list[Subject[SourceVolume]]:
-    """Find the subjects of a finished block whose volumes are missing: those of other blocks are read anyway."""
+    """Return the subjects of a finished block whose volumes are missing; unfinished blocks save theirs when built."""
     folder, record = task.config.save_volumes, finished_record(task)
     if folder is None or record is None:
         return []
@@ -209,7 +214,7 @@ def _without_volumes(task: BlockTask) -> list[Subject[SourceVolume]]:
 
 
 def _digest(block: Block, content: dict[str, Any]) -> str:
-    """Compute a hash of all that decides a block's bytes: files by name, size and time of change."""
+    """Compute a hash of everything that determines a block's bytes; name, size and mtime represent each file."""
     shared = {key: value for key, value in content.items() if key != "cohorts"}
     subjects = [_file_stats(subject) for subject in block.subjects]
     return hash_tree([BYTES_VERSION, shared, block.name, block.num_shards, subjects])
@@ -232,7 +237,7 @@ def write_blocks(request: BuildRequest, plan: BuildPlan, quarantine: Quarantine)
 
     Raises:
         InputError: subjects have problems that the configuration does not allow.
-        RunError: workers were killed, or write to the disk of another node.
+        RunError: workers were killed, or wrote to the disk of another node.
     """
     out, executor = request.out, request.config.executor
     results: list[BlockResult] = []
@@ -264,15 +269,16 @@ def seal(request: BuildRequest, check: SourceCheck, results: list[BlockResult]) 
     quarantine, pseudonyms = check.quarantine, request.pseudonyms
     entries = sorted((entry for result in results for entry in result.entries), key=lambda entry: entry.name)
     if not entries:
-        raise _nobody(request)
-    sources = _by_subject(seal_fingerprints(one, pseudonyms) for result in results for one in result.record.sources)
+        raise _no_usable_subjects(request)
+    trees = [tree for result in results for tree in result.record.sources]
+    sources = _by_subject(seal_fingerprints(tree, pseudonyms) for tree in trees)
     quarantine.refuse(_copies(request, sources))
     addition = Addition(
         subjects=quarantine.healthy(check.new),
         entries=entries,
         skipped=quarantine.public_problems(pseudonyms),
         doubts=quarantine.public_doubts(pseudonyms),
-        alignments=_by_subject(one for result in results for one in result.record.alignments),
+        alignments=_by_subject(tree for result in results for tree in result.record.alignments),
         sources=sources,
     )
     write_manifest(request.out, request.content, addition, request.old)
@@ -284,20 +290,20 @@ def _by_subject(trees: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _copies(request: BuildRequest, sources: list[dict[str, str]]) -> list[Problem]:
-    """Find new scans that hold the voxels of another scan, in another file."""
+    """Find new scans that have the same voxels as another scan in another file."""
     subjects = {(subject.cohort, subject.id): subject for subject in request.new_subjects}
     problems: list[Problem] = []
     for cohort, identifier, field, twin in find_same_voxels(sources, request.old.sources if request.old else []):
         subject = subjects[cohort, identifier]
         source = dict(subject.volumes)[field]
-        message = "this scan has the same voxels as another one in another file. Leave one of them out."
+        message = "this scan has the same voxels as another scan, in another file. Leave one of them out."
         problems.append(Problem(cohort, subject.name, field, "same", f"{source.paths[0]}{TWIN}{twin}", message))
     return problems
 
 
 @contextmanager
 def _disk_errors(out: Path) -> Iterator[None]:
-    """Turn the errors of a disk that is full or cannot be written into ones that say what to do."""
+    """Turn system errors about a disk that is full or cannot be written into errors that say what to do."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         yield
@@ -305,6 +311,6 @@ def _disk_errors(out: Path) -> Iterator[None]:
         if error.errno not in NO_ROOM:
             raise
         raise RunError(
-            f"{error.filename or out}: the disk cannot be written: {error.strerror}. Fix that and run the same command "
-            "again; finished shards are kept."
+            f"{error.filename or out}: the disk cannot be written: {error.strerror}. Free space or fix the disk, and "
+            "run the same command again; finished shards are kept."
         ) from error

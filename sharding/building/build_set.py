@@ -21,7 +21,7 @@ def build_set(config: ShardConfig) -> None:
 
     Raises:
         InputError: the configuration, the files or the destination cannot be used.
-        RunError: the disk is full, workers were killed, or the upload broke off.
+        RunError: the disk is full, workers were killed, or the upload was interrupted.
     """
     if is_address(config.out) and (not is_remote(config.out) or "://" not in config.out):
         raise InputError(f"--out: expected a folder or an address like s3://bucket/set, found {config.out}.")
@@ -35,7 +35,7 @@ def build_set(config: ShardConfig) -> None:
 
 def _build_and_upload(config: ShardConfig, url: str, pseudonyms: Pseudonyms | None) -> None:
     staging = staging_folder(url)
-    # Held from the first look to the last file, because what is uploaded must be what was built.
+    # The lock is held until the staging folder is removed, because the set that was built must be the one that is sent.
     with lock_build(staging.with_name(f"{staging.name}.sending")):
         fetch_manifest(url, staging)
         try:
@@ -51,20 +51,20 @@ def _build_and_upload(config: ShardConfig, url: str, pseudonyms: Pseudonyms | No
 
 
 def _pseudonyms(config: ShardConfig) -> Pseudonyms | None:
-    """Read the key of the pseudonyms, or make one for a new set."""
+    """Read the key of the pseudonyms, or create one for a new set."""
     if not config.pseudonymize:
         return None
     if config.pseudonym_key is None and is_remote(config.out):
         raise InputError(
-            "--pseudonym_key: name a file on this machine. Without it, the key would lie beside the set, at "
-            f"{format_address(config.out)}."
+            f"--pseudonym_key is missing, and the default would put the key beside {format_address(config.out)}. "
+            "Name a file on this machine."
         )
     out = Path(config.out).absolute()
     key = config.pseudonym_key or out.with_name(f"{out.name}.key")
     if not key.exists() and ((out / MANIFEST).exists() or is_unfinished(out)):
         raise InputError(
-            f"{key}: the key that {out} was built with is missing, and a new key could not tell who is in the set. "
-            "Bring it back, or name its file with --pseudonym_key."
+            f"{key}: the key that {out} was built with is missing, and a new key cannot recognise the set's subjects. "
+            "Restore the file, or name its new place with --pseudonym_key."
         )
     return open_key(key)
 
@@ -80,24 +80,24 @@ def _summarise(name: str, folder: Path) -> None:
             f"  {split:<5} {subjects:>5} subjects {samples:>8} samples {len(entries):>5} shards {size / 1e6:>9.1f} MB"
         )
         if not subjects:
-            say(f"{name}: no subjects in {split}. Training needs train and val, evaluation needs test: see `split`.")
+            say(f"{name}: no subjects in {split}. Training needs train and val, evaluation needs test. Set `split`.")
     if manifest.skipped:
-        print(f"  left out: {len(manifest.skipped)} subjects. Once they are fixed, add them as a cohort of their own.")
+        print(f"  left out: {len(manifest.skipped)} subjects. Fix them, and add them as a separate cohort.")
     _list_subjects(manifest.skipped)
     if manifest.doubts:
         print(f"  in doubt: {len(manifest.doubts)} subjects. Look at them with upfield preview.")
     _list_subjects(manifest.doubts)
-    for one in manifest.unlike_pairs:
+    for pair in manifest.unlike_pairs:
         print(
-            f"  low similarity: {one['cohort']} {one['subject']}: {one['similarity_before']:.3f} before alignment, "
-            f"{one['similarity_after']:.3f} after. Look at it with upfield preview."
+            f"  low similarity: {pair['cohort']} {pair['subject']}: {pair['similarity_before']:.3f} before alignment, "
+            f"{pair['similarity_after']:.3f} after. Look at it with upfield preview."
         )
 
 
 def _list_subjects(trees: list[dict[str, Any]]) -> None:
-    for one in trees:
+    for tree in trees:
         reasons = [
             f"{problem['field']}: {problem.get('reason', problem['check'])}".removesuffix(".")
-            for problem in one["problems"]
+            for problem in tree["problems"]
         ]
-        print(f"    {one['cohort']} {one['subject']}: {'; '.join(reasons)}")
+        print(f"    {tree['cohort']} {tree['subject']}: {'; '.join(reasons)}")

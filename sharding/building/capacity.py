@@ -19,19 +19,19 @@ HALF_BYTES, SINGLE_BYTES = 2, 4
 TAR_BLOCK_BYTES, TAR_RECORD_BYTES = 512, 10240
 NPY_HEADER_BYTES = 128
 RECORD_BYTES = 1024
-# The index lines of a sample: three names of at most 100 characters, with offsets and sizes.
+# Index lines of one sample: three names of at most 100 characters, with offsets and sizes.
 INDEX_BYTES = 400
 # The manifest has a few lines per shard and per subject.
 MANIFEST_BYTES, ENTRY_BYTES = 8192, 300
-# A compressed NIfTI voxel of single precision, at most.
+# Upper bound for one single-precision voxel in a compressed NIfTI file.
 SAVED_BYTES = 4
-# Python with numpy, scipy and nibabel loaded, per worker.
+# Memory of a worker that has loaded Python, numpy, scipy and nibabel.
 WORKER_BYTES = 150e6
-# Per voxel of a volume that is being read: as stored, in single precision, and turned to RAS+.
+# Per voxel of a volume that is being read: the stored, the single-precision and the reoriented copy.
 READING_BYTES = 10
-# Volumes on the high-field grid that are in memory at once, besides the file's own.
+# Volumes on the high-field grid that are in memory at the same time, besides the volume from the file.
 VOLUMES_AT_ONCE = 5
-# Per voxel of a volume that ITK registers and moves, with room for the corners of a turned one.
+# Per voxel of a volume that ITK registers and resamples, with room for the larger grid of a rotated volume.
 ALIGNING_BYTES = 30
 FILES_PER_WORKER, FILES_OF_DRIVER = 8, 48
 # Files in which Linux keeps control groups, version 2 and 1: limit, use, and the part of the use that is only cache.
@@ -43,10 +43,10 @@ CGROUP_FILES = (
 
 
 def refuse_full_disks(needed: Mapping[Path, float]) -> None:
-    """Compare the space that folders need with the free space, adding up folders on one disk.
+    """Check that the disks have enough free space; the needs of folders on the same disk are added up.
 
     Args:
-        needed: folder, made if missing -> bytes to be written into it.
+        needed: folder -> bytes to be written into it. Missing folders are created.
 
     Raises:
         InputError: there is not enough space.
@@ -60,8 +60,8 @@ def refuse_full_disks(needed: Mapping[Path, float]) -> None:
         where = " and ".join(map(str, folders))
         if together > free:
             raise InputError(
-                f"{where}: expected room for {_size(together)}, found {_size(free)} free. "
-                "Free some or choose a place on another disk."
+                f"{where}: expected {_size(together)} of free disk space, found {_size(free)}. "
+                "Free some space, or choose a folder on another disk."
             )
         say(f"{where}: about {_size(max(together, 0))} to write, {_size(free)} free")
 
@@ -71,10 +71,10 @@ def _size(num_bytes: float) -> str:
 
 
 def fitting_jobs(groups: Sequence[Sequence[Subject[SourceVolume]]], config: ShardConfig) -> int:
-    """Compare memory and file descriptors with what the build will need.
+    """Choose the number of workers, and check that memory and file descriptors suffice for it.
 
     Args:
-        groups: the subjects that a worker handles together.
+        groups: groups of subjects that a worker handles together.
         config: geometry, context and number of workers.
 
     Returns:
@@ -91,9 +91,9 @@ def fitting_jobs(groups: Sequence[Sequence[Subject[SourceVolume]]], config: Shar
     fitting = int(free_bytes // worker_bytes)
     jobs = min(config.jobs or min(cores, max(fitting, 1)), len(groups))
     if jobs > fitting:
-        remedy = f"Use --jobs {fitting}." if fitting else "Free some, or use a smaller --subjects_per_block."
+        remedy = f"Use --jobs {fitting}." if fitting else "Free some memory, or use a smaller --subjects_per_block."
         raise InputError(
-            f"--jobs: expected {jobs} x {worker_bytes / 1e9:.1f} GB of memory, found {free_bytes / 1e9:.1f} GB free. "
+            f"--jobs: expected {jobs} x {worker_bytes / 1e9:.1f} GB of free memory, found {free_bytes / 1e9:.1f} GB. "
             f"{remedy}"
         )
     _refuse_few_descriptors(jobs)
@@ -106,12 +106,12 @@ def _refuse_few_descriptors(jobs: int) -> None:
     if needed > soft:
         raise InputError(
             f"open files: expected a limit of at least {needed} for {jobs} workers, found {soft}. "
-            f"Raise it with ulimit -n (at most {hard}) or use fewer --jobs."
+            f"Raise it with ulimit -n (at most {hard}), or use fewer --jobs."
         )
 
 
 def set_bytes(blocks: Sequence[Block], config: ShardConfig) -> int:
-    """Return an upper bound of the bytes of a set, manifest included; it is a few tenths of a percent too high."""
+    """Return an upper bound for the bytes of a set with its manifest; it is a few tenths of a percent too high."""
     if not blocks:
         return 0
     entries = sum(block.num_shards + len(block.subjects) for block in blocks)
@@ -119,7 +119,7 @@ def set_bytes(blocks: Sequence[Block], config: ShardConfig) -> int:
 
 
 def block_bytes(block: Block, config: ShardConfig) -> int:
-    """Return an upper bound of the bytes of a block's tars and indices."""
+    """Return an upper bound for the bytes of a block's tars and indices."""
     voxels = config.geometry.high_shape[1] * config.geometry.high_shape[2]
     members = [NPY_HEADER_BYTES + HALF_BYTES * voxels * channels for channels in (1 + 2 * config.context, 1)]
     padded = sum(TAR_BLOCK_BYTES * math.ceil(1 + size / TAR_BLOCK_BYTES) for size in members)
@@ -130,7 +130,7 @@ def block_bytes(block: Block, config: ShardConfig) -> int:
 
 
 def volume_bytes(subjects: Iterable[Subject[Source]], geometry: GeometryConfig) -> int:
-    """Return an upper bound of the bytes of some subjects' saved volumes."""
+    """Return an upper bound for the bytes of some subjects' saved volumes."""
     high, low = (math.prod(shape) for shape in (geometry.high_shape, geometry.low_shape))
     return SAVED_BYTES * sum(high + low * len(subject.units) for subject in subjects)
 
@@ -152,7 +152,7 @@ def subject_bytes(subject: Subject[SourceVolume], grid_voxels: int) -> int:
 
 
 def available_bytes(root: Path = CGROUPS, membership: Path = Path("/proc/self/cgroup")) -> float:
-    """Return the bytes of memory that this process can still use, within the limits of its control groups.
+    """Return how many bytes of memory this process can still use within the limits of its control groups.
 
     Args:
         root: folder in which the system keeps control groups.

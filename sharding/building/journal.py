@@ -1,7 +1,7 @@
-"""The journal of an unfinished build, in `OUT/.build`: the lock, the configuration, a record per block.
+"""The journal of an unfinished build, in `OUT/.build`: the lock, the configuration, and one record per block.
 
-A block's record is written after its subjects are read and before its first shard. So a shard with a fitting record
-need not be built again, and a shard without one is left over from another build.
+A block's record is written after its subjects are read and before its first shard. So a shard with a matching record
+need not be built again, and a shard without one is a leftover of another build.
 """
 
 import json
@@ -24,9 +24,9 @@ from upfield.sharding.shardset.shard_index import SUFFIXES
 JOURNAL = ".build"
 CONFIG = "config.json"
 LOCK = "lock"
-# A build that ends removes the journal, perhaps at the moment when another one opens it.
-MOST_TRIES = 100
-# The name of a block's record, as opposed to a temporary file.
+# A build that ends removes the journal, possibly at the moment when another build opens it.
+MAX_TRIES = 100
+# File name of a block's record. Temporary files do not match.
 RECORD = re.compile(r"[a-z]+-\d+\.json")
 
 
@@ -35,20 +35,20 @@ class BlockRecord:
     """The outcome of reading a block's subjects."""
 
     digest: str
-    """Hash of all that decides the block's bytes."""
+    """Hash of everything that determines the block's bytes."""
     sizes: dict[str, int]
-    """Name of each of its shards -> samples."""
+    """Name of each shard of the block -> number of its samples."""
     problems: list[Problem] = field(default_factory=list)
-    """Subjects that were left out, and why."""
+    """Problems of the subjects that were left out."""
     alignments: list[dict[str, Any]] = field(default_factory=list)
-    """How real pairs were aligned."""
+    """The alignment of each subject whose fields were registered."""
     sources: list[dict[str, str]] = field(default_factory=list)
-    """Fingerprints of the others' files."""
+    """Fingerprints of the files of the other subjects."""
 
 
 @contextmanager
 def lock_build(out: Path) -> Iterator[None]:
-    """Hold the lock of the build in `out`. The system releases it when the process ends, even by a kill.
+    """Hold the lock of the build in `out`. The system releases it when the process ends, even if it is killed.
 
     Raises:
         InputError: another build is running there.
@@ -63,7 +63,7 @@ def lock_build(out: Path) -> Iterator[None]:
 
 def _open_lock(out: Path) -> TextIO:
     path = out / JOURNAL / LOCK
-    for left in reversed(range(MOST_TRIES)):
+    for left in reversed(range(MAX_TRIES)):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = path.open("w")
@@ -72,7 +72,7 @@ def _open_lock(out: Path) -> TextIO:
                 raise
             continue
         _lock(lock, out)
-        # The build that held the lock before may have removed the file that was just locked.
+        # The build that held the lock before may have removed the file that has just been locked.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
                 return lock
@@ -109,7 +109,7 @@ def begun_config(out: Path) -> dict[str, Any] | None:
 
 
 def has_records(out: Path) -> bool:
-    """Return whether the unfinished build in `out` has finished any work."""
+    """Return whether the unfinished build in `out` has recorded any block."""
     return bool(_records(out))
 
 
@@ -118,7 +118,7 @@ def clear(out: Path, digests: dict[str, str], listed: Iterable[str]) -> int:
 
     Args:
         out: folder of the set.
-        digests: name of each block -> the digest that its record must have for its shards to be kept.
+        digests: name of each block -> its digest. The shards of a block are kept if its record has this digest.
         listed: shards of the complete set that is being extended; they are not touched.
 
     Returns:
@@ -134,7 +134,7 @@ def clear(out: Path, digests: dict[str, str], listed: Iterable[str]) -> int:
     listed, finished_bytes = set(listed), 0
     for path in (path for split in SPLITS for path in (out / split).glob("*")):
         name = f"{path.parent.name}/{path.stem}"
-        # Files of other names are not ours.
+        # Files with other names were not written by a build.
         if path.suffix not in SUFFIXES or not path.stem.isdecimal() or name in listed:
             continue
         if name in keep:
@@ -154,7 +154,7 @@ def _records(out: Path) -> list[Path]:
 
 
 def read_record(out: Path, block: str) -> BlockRecord | None:
-    """Read the record of a block; None if it has none, or a damaged one or one of another version."""
+    """Read the record of a block; None if it is missing, damaged or of another version."""
     path = out / JOURNAL / f"{block}.json"
     if not path.is_file():
         return None
@@ -178,7 +178,7 @@ def finish(out: Path) -> None:
 
 
 def _sweep(out: Path) -> None:
-    """Remove a journal that holds only the lock, and a set's folder that is empty, as far as permissions allow."""
+    """Remove the journal if it holds only the lock, and the set's folder if it is empty; ignore permission errors."""
     journal = out / JOURNAL
     with suppress(OSError):
         if [path.name for path in journal.iterdir()] == [LOCK]:

@@ -29,32 +29,32 @@ class Pair:
     low: NDArray[np.float16]
     """`(X, Y, Z)` in [0, 1], on the high-field grid."""
     high: NDArray[np.float16]
-    """`(X, Y, Z)` in [0, 1]."""
+    """`(X, Y, Z)` in [0, 1], on the same grid."""
     parameters: dict[str, Any]
     """The parameters of a synthetic low field, or the alignment of a real pair."""
 
 
 @dataclass(frozen=True)
 class SubjectPairs:
-    """The pairs of one subject, and what reading its files showed."""
+    """The pairs of one subject, with the alignment and the hashes of its files."""
 
     pairs: list[Pair]
-    """One per unit of the subject."""
+    """One pair per unit of the subject."""
     alignment: Alignment | None
     """The motion of its high field; None if it was not registered."""
     voxel_hashes: dict[Field, str]
-    """`hash_voxels` of each volume as it was read."""
+    """Result of `hash_voxels` for each volume as it was read."""
 
 
 def make_pairs(subject: Subject[SourceVolume], config: ShardConfig) -> SubjectPairs:
     """Read a subject's files once and make the pair of each of its units.
 
-    Each volume is written to `config.save_volumes`, if that is set, as soon as it is on its grid. Scaling the high
-    field overwrites it, so that only the pairs, in half precision, and the volume at work stay in memory.
+    If `config.save_volumes` is set, each volume is saved there as soon as it is on its grid. The high field is scaled
+    in place, so that memory holds only the pairs, in half precision, and the volume that is being processed.
 
     Args:
-        subject: its files, with their headers, and units.
-        config: grids, ranges, seed, and where to save volumes.
+        subject: the subject, with the headers of its files.
+        config: grids, ranges, seed, and the folder for saved volumes.
 
     Raises:
         VolumeError: a file's voxels cannot be used, or the file has changed since its header was read.
@@ -91,7 +91,7 @@ def _load(source: SourceVolume) -> Volume:
 
 
 def _aligned(high: Volume, low: Volume, alignment: Alignment, subject: Subject) -> Volume:
-    # Corner to corner only means something if both fields cover the same place.
+    # `resize` maps corners to corners, which is correct only if both fields cover the same region.
     return resample_aligned(high, alignment, low, "low" if subject.fit == "resize" else "high")
 
 
@@ -105,7 +105,7 @@ def _synthetic(high: Volume, grids: "Grids", unit: Unit, config: ShardConfig) ->
 
 @dataclass(frozen=True)
 class Grids:
-    """Resampling between files, the low-field grid and the high-field grid, under one `fit`.
+    """Resampling between the files, the low-field grid and the high-field grid, as one `fit` prescribes it.
 
     `resize` works on arrays alone, corner voxel to corner voxel, as the report we follow does. `crop_pad` works in mm:
     both grids are boxes around one point, so that proportions and the position of every voxel are kept.
@@ -114,7 +114,7 @@ class Grids:
     geometry: GeometryConfig
     """The two grids."""
     centre_mm: NDArray[np.float64] | None
-    """Centre of both boxes in the world, `(3,)`; None for `resize`."""
+    """World coordinates of the centre of both boxes, `(3,)`; None for `resize`."""
 
     @classmethod
     def around(cls, geometry: GeometryConfig, fit: str, high: Volume) -> "Grids":
@@ -133,7 +133,7 @@ class Grids:
         return self._from_file(volume, self.geometry.low_shape, self.geometry.low_spacing_mm)
 
     def _from_file(self, volume: Volume, shape: Triple, spacing_mm: SpacingMm) -> Volume:
-        # Outside the file, voxels get the darkest value: zero may be the middle of the scale.
+        # Voxels outside the file get its darkest value, because zero may be in the middle of its scale.
         darkest = volume.voxels.min()
         above = replace(volume, voxels=volume.voxels - darkest) if darkest else volume
         if self.centre_mm is None:
@@ -159,7 +159,7 @@ class Grids:
 
 
 def _zoomed(volume: Volume, shape: Triple) -> Volume:
-    """Resample corner voxels to corner voxels, and adapt the affine."""
+    """Resample so that corner voxels stay corner voxels, and adapt the affine."""
     step = (np.array(volume.voxels.shape) - 1) / (np.array(shape) - 1)
     return Volume(zoom_to(volume.voxels, shape), volume.affine @ np.diag([*step, 1.0]))
 
@@ -186,12 +186,12 @@ def to_voxel(affine: NDArray[np.float64], world_mm: NDArray[np.float64]) -> NDAr
 def head_centre(volume: Volume, extent_mm: NDArray[np.float64]) -> NDArray[np.float64]:
     """Find the centre of the box around the head.
 
-    It is the middle of the head along each axis. Along the body axis, neck and shoulders may fill the image: a head
-    taller than the box is aligned at its top instead, so that no brain is cut off. Along an axis that the box covers
-    exactly, there is nothing to crop or pad, and the centre is the image's.
+    Along each axis, this is the middle of the head. Along the body axis, neck and shoulders may fill the image: a head
+    that is taller than the box is aligned at its top instead, so that no brain is cut off. Along an axis on which box
+    and image are equally long, there is nothing to crop or pad, and the centre of the image is used.
 
     Args:
-        volume: head in RAS+.
+        volume: volume that shows a head, in RAS+.
         extent_mm: `(3,)`, side lengths of the box.
 
     Returns:
@@ -212,8 +212,8 @@ def head_centre(volume: Volume, extent_mm: NDArray[np.float64]) -> NDArray[np.fl
         too_tall = axis == 2 and last - first > box_vox[axis]
         top = last + TOP_MARGIN_MM / volume.spacing_mm[axis]
         wanted = top - box_vox[axis] / 2 if too_tall else (first + last) / 2
-        # At equal spacing, this puts samples on voxels, so that nothing is interpolated: the centre of an odd box lies
-        # on a voxel, that of an even one between two.
+        # At equal spacing, this puts samples on voxels, so that nothing is interpolated. The centre of a box with an
+        # odd number of voxels lies on a voxel; with an even number, it lies between two voxels.
         offset = (round(float(box_vox[axis])) - 1) % 2 / 2
         centre[axis] = np.round(wanted - offset) + offset
     return centre

@@ -1,7 +1,7 @@
-"""Plan blocks of subjects, and the shards that each block fills, before any voxel is read.
+"""Plan blocks of subjects, and the shards of each block, before any voxel is read.
 
-A block is the unit of work: one worker reads its subjects, shuffles their samples together and writes its shards.
-Members and order follow from the plan, so the bytes do not depend on the number of workers or on which is first.
+A block is the unit of work: one worker reads its subjects, shuffles their samples together and writes its shards. The
+plan determines the subjects and their order, so the bytes do not depend on the number or the speed of the workers.
 """
 
 import math
@@ -23,11 +23,11 @@ class Block:
     split: Split
     """The split that the block belongs to."""
     subjects: tuple[Subject[SourceVolume], ...]
-    """Its subjects."""
+    """The subjects of the block."""
     first_shard: int
-    """Number of its first shard in the split."""
+    """Number of its first shard within the split."""
     num_shards: int
-    """Number of its shards; fewer are used if subjects turn out to be unusable."""
+    """Planned number of its shards; fewer may be written if subjects turn out to be unusable."""
 
     @property
     def name(self) -> str:
@@ -35,7 +35,7 @@ class Block:
         return f"{self.split}-{self.first_shard:06d}"
 
     def shard_sizes(self, samples: int) -> dict[str, int]:
-        """Divide samples evenly over its shards: shard name below the set's folder, without suffix -> samples."""
+        """Divide samples evenly over the block's shards: shard name, as in the manifest -> number of samples."""
         parts = min(self.num_shards, samples)
         small, extra = divmod(samples, max(parts, 1))
         return {f"{self.split}/{self.first_shard + i:06d}": small + (i < extra) for i in range(parts)}
@@ -52,7 +52,7 @@ def plan_blocks(
     Args:
         subjects: all subjects of all cohorts.
         config: seed, block and shard sizes, geometry.
-        taken: first free shard number of each split; 0 for splits that are missing.
+        taken: first free shard number of each split; missing splits start at 0.
     """
     blocks: list[Block] = []
     for split in SPLITS:
@@ -70,7 +70,7 @@ def plan_blocks(
 
 
 def sample_order(block: Block, samples: int, seed: int) -> NDArray[np.int64]:
-    """Return the order in which a block's samples are packed.
+    """Return the order in which a block's samples are written to its shards.
 
     Sample `n` is slice `n % X` of unit `n // X`, where X is the number of sagittal slices.
 

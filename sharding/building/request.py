@@ -1,4 +1,4 @@
-"""Compare what a build is asked for with what its folder holds, and refuse what does not fit together."""
+"""Compare a requested build with the contents of its folder, and refuse requests that do not fit."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,22 +16,22 @@ from upfield.sharding.shardset.manifest import MANIFEST, Manifest, content_confi
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What a build is asked for, beside what its folder holds already."""
+    """A requested build, and the complete set that its folder already holds."""
 
     config: ShardConfig
     """The configuration of this build."""
     out: Path
     """Folder of the set."""
     pseudonyms: Pseudonyms | None
-    """What stands in shards in place of names."""
+    """They replace the names in shards; None keeps the names."""
     files: CohortFiles
     """The subjects of all cohorts in the configuration."""
     content: dict[str, Any]
-    """Configuration of the set to be, as its manifest states it: the cohorts that it has, then the new ones."""
+    """Configuration of the resulting set, as its manifest will state it: first the present cohorts, then the new."""
     new_cohorts: set[str]
     """Names of the cohorts that the set does not have yet."""
     old: Manifest | None
-    """Manifest of the complete set that is extended."""
+    """Manifest of the complete set that is extended; None for a new set."""
 
     @property
     def new_subjects(self) -> list[Subject[Source]]:
@@ -40,7 +40,7 @@ class BuildRequest:
 
     @property
     def unsaved_subjects(self) -> list[Subject[Source]]:
-        """Subjects of the complete set whose volumes are to be saved and have not been."""
+        """Subjects of the complete set whose volumes are to be saved and are not saved yet."""
         folder = self.config.save_volumes
         if folder is None or self.old is None:
             return []
@@ -64,30 +64,30 @@ class BuildRequest:
 
 
 def refuse_foreign_folder(out: Path) -> None:
-    """Raise InputError if `out` holds something else than a set; nothing in it is touched."""
+    """Raise InputError if `out` holds something other than a shard set; nothing in it is changed."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: this is a file, not a folder. Choose another --out.")
     others = sorted(out.iterdir()) if out.is_dir() else []
     if others and not any((out / name).exists() for name in (MANIFEST, JOURNAL)):
-        raise InputError(f"{out}: this folder holds {others[0].name} and is no shard set. Choose another --out.")
+        raise InputError(f"{out}: this folder is not a shard set, and it holds {others[0].name}. Choose another --out.")
 
 
 def compare_with_folder(
     config: ShardConfig, out: Path, files: CohortFiles, pseudonyms: Pseudonyms | None
 ) -> BuildRequest:
-    """Find what is new in a configuration, and refuse it if it does not fit the set or the unfinished build in `out`.
+    """Find the new cohorts of a configuration, and refuse it if it does not fit the set or unfinished build in `out`.
 
     The lock of the build must be held.
 
     Args:
         config: the configuration.
         out: folder of the set.
-        files: the subjects of its cohorts.
-        pseudonyms: what stands in shards in place of names.
+        files: the subjects of the configured cohorts.
+        pseudonyms: replace the names in shards; None keeps the names.
 
     Raises:
-        ShardSetError: `out` holds a set or an unfinished build of another configuration, of other subjects, or of
-            other files.
+        ShardSetError: `out` holds a set or an unfinished build with another configuration, other subjects or other
+            files.
     """
     old = read_manifest(out) if (out / MANIFEST).is_file() else None
     if old and begun_config(out) == old.tree["config"]:
@@ -109,7 +109,7 @@ def compare_with_folder(
 
 
 def _refuse_other_journal(out: Path, content: dict[str, Any]) -> None:
-    """Raise ShardSetError if the unfinished build in `out` is of another configuration and has done some work."""
+    """Raise ShardSetError if `out` has an unfinished build with another configuration that has recorded some blocks."""
     begun = begun_config(out)
     if begun is None or not has_records(out):
         return
@@ -118,56 +118,57 @@ def _refuse_other_journal(out: Path, content: dict[str, Any]) -> None:
     if names[0] != names[1]:
         raise ShardSetError(
             f"{out / JOURNAL}: expected the cohorts of the unfinished build, {names[0]}, found {names[1]}. "
-            "Use those, or remove this folder to drop the unfinished work."
+            "Use the same cohorts, or remove this folder to discard the unfinished work."
         )
 
 
-def _refuse_difference(out: Path, there: dict[str, Any], asked: dict[str, Any], where: str = "") -> None:
-    """Compare two configurations, cohorts that both have by name."""
-    for key in sorted((there.keys() | asked.keys()) - {"cohorts"}):
-        if there.get(key) == asked.get(key):
+def _refuse_difference(out: Path, built: dict[str, Any], requested: dict[str, Any], where: str = "") -> None:
+    """Raise ShardSetError if two configurations differ. Cohorts are compared if both configurations have them."""
+    for key in sorted((built.keys() | requested.keys()) - {"cohorts"}):
+        if built.get(key) == requested.get(key):
             continue
-        if isinstance(there.get(key), dict) and isinstance(asked.get(key), dict) and key != "split":
-            _refuse_difference(out, there[key], asked[key], f"{where}{key}.")
+        if isinstance(built.get(key), dict) and isinstance(requested.get(key), dict) and key != "split":
+            _refuse_difference(out, built[key], requested[key], f"{where}{key}.")
         if key == "pseudonymize":
             problem = "was built with another pseudonym key or with none"
             remedy = "Use the --pseudonym_key that it was built with"
         else:
-            problem = f"was built with another value of {where}{key}: {there.get(key)} there, {asked.get(key)} now"
+            problem = f"was built with {where}{key} = {built.get(key)}, but now it is {requested.get(key)}"
             remedy = "Build into a new folder"
         if out.name == JOURNAL:
-            remedy += ", or remove this one to drop the unfinished work"
+            remedy += ", or remove this one to discard the unfinished work"
         raise ShardSetError(f"{out}: the set {problem}. {remedy}.")
-    cohorts = [{cohort["name"]: cohort for cohort in tree.get("cohorts", [])} for tree in (there, asked)]
+    cohorts = [{cohort["name"]: cohort for cohort in tree.get("cohorts", [])} for tree in (built, requested)]
     for name in sorted(cohorts[0].keys() & cohorts[1].keys()):
         _refuse_difference(out, cohorts[0][name], cohorts[1][name], f"cohorts.{name}.")
 
 
 def _refuse_other_subjects(request: BuildRequest, old: Manifest) -> None:
-    """Raise ShardSetError if a cohort that the set has now has other subjects than the set lists."""
-    there = {(s.cohort, s.id) for s in request.files.subjects if s.cohort not in request.new_cohorts}
-    cohorts = {cohort for cohort, _ in there}
+    """Raise ShardSetError if a cohort of the set no longer has the subjects that the manifest lists."""
+    present = {(s.cohort, s.id) for s in request.files.subjects if s.cohort not in request.new_cohorts}
+    cohorts = {cohort for cohort, _ in present}
     held = {(cohort, subject) for cohort, subject in old.subjects_of_all_splits if cohort in cohorts}
     skipped = {(tree["cohort"], tree["subject"]) for tree in old.skipped}
-    for odd, what, remedy in (
-        (there - held - skipped, "more", "Add them as a cohort of their own"),
-        (held - there, "fewer", "Bring their files back"),
+    for different, comparison, remedy in (
+        (present - held - skipped, "more", "Add them as a separate cohort"),
+        (held - present, "fewer", "Restore their files"),
     ):
-        if odd:
+        if different:
             raise ShardSetError(
-                f"{request.out}: expected the {len(held)} subjects it was built from, found {len(odd)} {what} "
-                f"({_some(sorted(subject for _, subject in odd))}). {remedy}, or build into a new folder."
+                f"{request.out}: expected the {len(held)} subjects that the set was built from, found {len(different)} "
+                f"{comparison} ({_some(sorted(subject for _, subject in different))}). {remedy}, or build into a new "
+                "folder."
             )
 
 
 def _refuse_changed_files(request: BuildRequest, old: Manifest) -> None:
-    """Raise ShardSetError if files that the set was built from hold something else by now."""
+    """Raise ShardSetError if files that the set was built from have changed since."""
     changed = find_changed_subjects(request.files.subjects, old, request.pseudonyms, request.config.jobs)
     if changed:
         names = [f"{subject.cohort} {subject.name}" for subject in changed]
         raise ShardSetError(
             f"{request.out}: the files of {len(names)} subjects have changed since the set was built ({_some(names)}). "
-            "Bring the old files back, or build into a new folder."
+            "Restore the old files, or build into a new folder."
         )
 
 

@@ -1,4 +1,4 @@
-"""Write a subject's volumes on the two grids as NIfTI files, placed as in the scanner, to look at in any viewer."""
+"""Save a subject's volumes on the two grids as NIfTI files with scanner coordinates, to look at in any viewer."""
 
 from pathlib import Path
 
@@ -17,28 +17,28 @@ def volume_names(subject: Subject) -> list[str]:
 
 
 def volume_path(folder: Path, subject: Subject, name: str) -> Path:
-    """Return the path of one of a subject's volumes."""
+    """Return the path to which one of a subject's volumes is saved."""
     return folder / subject.cohort / f"{subject.key_part}_{name}.nii.gz"
 
 
 def are_missing(folder: Path, subject: Subject) -> bool:
-    """Return whether any of a subject's volumes has not been written."""
+    """Return whether any of a subject's volumes has not been saved."""
     return not all(volume_path(folder, subject, name).is_file() for name in volume_names(subject))
 
 
 def discard(folder: Path | None, subject: Subject) -> None:
-    """Remove what was written of a subject that turns out to be unusable."""
+    """Remove the saved volumes of a subject that turns out to be unusable; without a folder, do nothing."""
     if folder is not None:
         for name in volume_names(subject):
             volume_path(folder, subject, name).unlink(missing_ok=True)
 
 
 def save_volume(folder: Path | None, subject: Subject, name: str, volume: Volume) -> None:
-    """Write one of a subject's volumes, complete or not at all; without a folder, do nothing.
+    """Save one of a subject's volumes, complete or not at all; without a folder, do nothing.
 
     Args:
         folder: `ShardConfig.save_volumes`.
-        subject: whose volume it is.
+        subject: the subject that the volume belongs to.
         name: one of `volume_names`.
         volume: voxels `(I, J, K)` float32 on one of the two grids, before they are scaled.
     """

@@ -1,4 +1,4 @@
-"""Make synthetic low field by the law of the report that we follow, with parameters drawn for each volume."""
+"""Make synthetic low-field volumes by the formula of the report that we follow, with random parameters per volume."""
 
 import hashlib
 from dataclasses import asdict, dataclass
@@ -43,13 +43,13 @@ def draw_degradation(ranges: SyntheticConfig, rng: np.random.Generator) -> Degra
 def degrade(
     image: NDArray[np.float32], parameters: Degradation, noise_bright_ratio: float, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Make a synthetic low-field volume: clip(N(G_sigma(I)^gamma), 0, 1), the law of the report we follow.
+    """Make a synthetic low-field volume: clip(N(G_sigma(I)^gamma), 0, 1), the formula of the report we follow.
 
     Args:
         image: high-field volume on the low-field grid, `(I, J, K)` in [0, 1].
         parameters: blur, darkening and noise.
         noise_bright_ratio: noise in a white voxel relative to a black one.
-        rng: draws the noise.
+        rng: generator that draws the noise.
 
     Returns:
         `(I, J, K)` float32 in [0, 1].

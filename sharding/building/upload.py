@@ -1,9 +1,9 @@
-"""Upload of a shard set to a remote store. The set is built in a local staging folder and sent from there.
+"""Upload a shard set to a remote store. The set is built in a local staging folder and sent from there.
 
 The manifest is sent last, and readers refuse a set without one, so the store holds a complete set or none. Before the
-first shard, a marker is written that names the set being uploaded: the same set may continue behind it, another set is
-refused. Stores show an object only when all of it has arrived, so an object that lies behind this set's own marker and
-has the right size is not sent again.
+first shard, a marker that names the set is written. While the marker is there, only the same set can be uploaded to
+this address. Stores show an object only after all of it has arrived. So if the marker names this set, objects of the
+right size are not sent again.
 """
 
 import hashlib
@@ -25,18 +25,18 @@ from upfield.sharding.shardset.shard_index import SUFFIXES, ShardEntry
 
 MARKER = ".upload.json"
 MARKER_FORMAT = "upfield-upload"
-# With more, the network is the limit.
+# With more uploads at the same time, the network is the limit.
 NUM_UPLOADS = 4
-# fsspec can POST to these addresses, but that does not write a file.
+# fsspec can send POST requests to these addresses, but that does not write a file.
 READ_ONLY = ("http", "https")
 
 
 @dataclass(frozen=True)
 class RemoteContents:
-    """What the remote folder holds."""
+    """The contents of the remote folder."""
 
     sizes: dict[str, int]
-    """Bytes of each object, by its name below the folder."""
+    """Size of each object in bytes, by its name below the folder."""
     manifest: Manifest | None
     """Manifest of the complete set there, if there is one."""
     manifest_bytes: bytes
@@ -46,7 +46,7 @@ class RemoteContents:
 
 
 def staging_folder(url: str) -> Path:
-    """Return the local folder in which the set for `url` is built: always the same one, which may not exist yet."""
+    """Return the local folder in which the set for `url` is built. It depends on `url` alone, and may not exist yet."""
     plain = url.rstrip("/")
     readable = re.sub(r"[^A-Za-z0-9._]+", "-", format_address(plain).partition("://")[2])[-60:].strip("-.")
     return user_cache_folder("staging") / f"{readable}-{hashlib.sha256(plain.encode()).hexdigest()[:12]}"
@@ -68,7 +68,7 @@ def fetch_manifest(url: str, staging: Path) -> bool:
     Raises:
         InputError: the address cannot be opened, access is denied, or the folder holds something other than a set.
         ShardSetError: the remote set is damaged, or it is no longer the set that the staged work extends.
-        RunError: the store does not answer as it should.
+        RunError: the store does not respond, or responds with an error.
     """
     store = open_destination(url)
     contents = _read_contents(store)
@@ -96,13 +96,13 @@ def upload_set(staging: Path, url: str) -> None:
     """Upload a complete set, or the part of it that the remote folder lacks. The manifest is sent last.
 
     Args:
-        staging: folder with the manifest and the shards. Shards that the remote folder already holds, as part of a set
-            that this one extends, may be missing.
+        staging: folder with the manifest and the shards. Shards may be missing if the remote folder already holds them
+            as part of a set that this one extends.
         url: address to send the set to.
 
     Raises:
         InputError: the address cannot be opened, access is denied, or the folder holds something other than a set.
-        ShardSetError: another set or another set's unfinished upload is there, or a shard is in neither place.
+        ShardSetError: another set or its unfinished upload is there, or a shard is in neither of the two folders.
         RunError: the upload was interrupted; the same call continues it.
     """
     manifest = read_manifest(staging)
@@ -129,13 +129,13 @@ def upload_set(staging: Path, url: str) -> None:
 
 
 def remove_staging(staging: Path) -> None:
-    """Remove the staging folder of an uploaded set. If this is killed half way, the rest can still be used."""
+    """Remove the staging folder of an uploaded set. If this is interrupted, the rest can still be used."""
     for path in staging.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
         elif path.name != MANIFEST:
             path.unlink()
-    # The manifest goes last: a folder of shards without one would be refused as something other than a set.
+    # The manifest is removed last, because a folder of shards without a manifest would be refused.
     (staging / MANIFEST).unlink(missing_ok=True)
     staging.rmdir()
 
@@ -144,7 +144,7 @@ def open_destination(url: str) -> Store:
     """Open an address that a set will be sent to.
 
     Raises:
-        InputError: such addresses can only be read, name no folder, or need a package that is missing.
+        InputError: the address can only be read, names no folder, or needs a package that is missing.
     """
     scheme = url.partition("://")[0]
     if scheme in READ_ONLY:
@@ -161,13 +161,13 @@ def open_destination(url: str) -> Store:
 
 
 def _read_contents(store: Store) -> RemoteContents:
-    """Read what the remote folder holds; raise InputError if that is not a shard set or part of one."""
+    """Read the contents of the remote folder; raise InputError if they are not a shard set or a part of one."""
     sizes = store.list_sizes()
     data = store.read(MANIFEST) if MANIFEST in sizes else None
     manifest = None if data is None else parse_manifest(data, f"{store.name}/{MANIFEST}")
     marker = _parse_marker(store, store.read(MARKER) if MARKER in sizes else None)
     if manifest is not None and marker == manifest.data_sha256:
-        # The upload was killed after it had sent the manifest and before it removed the marker: it is complete.
+        # The upload was killed after it sent the manifest and before it removed the marker, so the set is complete.
         marker = None
     elif sizes and manifest is None and marker is None:
         raise InputError(
@@ -202,7 +202,7 @@ def _file_names(entries: Iterable[ShardEntry]) -> list[str]:
 
 
 def _staged_sizes(staging: Path, manifest: Manifest) -> dict[str, int]:
-    """Return the bytes of those files of a set that are in the staging folder."""
+    """Return the sizes in bytes of those files of a set that are in the staging folder."""
     names = _file_names(_entries(manifest))
     sizes = {name: (staging / name).stat().st_size for name in names if (staging / name).is_file()}
     for entry in _entries(manifest):
@@ -230,21 +230,22 @@ def _refuse_other_upload(store: Store, manifest: Manifest, contents: RemoteConte
     if contents.marker not in (None, manifest.data_sha256):
         rest = "everything that its manifest does not list" if contents.manifest else "everything there"
         raise ShardSetError(
-            f"{store.name}: an unfinished upload of data {contents.marker[:12]} is there, and this set is "
-            f"{manifest.data_sha256[:12]}. Finish it with its own command, delete {rest}, or choose another --out."
+            f"{store.name}: an unfinished upload of data {contents.marker[:12]} is there, but this set has data "
+            f"{manifest.data_sha256[:12]}. Finish that upload with its own command, delete {rest}, or choose another "
+            "--out."
         )
     listed = _file_names(_entries(contents.manifest)) if contents.manifest else []
     known = _known_names(manifest, contents).union(listed)
     folders = tuple(f"{split}/" for split in manifest.tree["splits"])
     if strays := sorted(name for name in contents.sizes if name.startswith(folders) and name not in known):
         raise ShardSetError(
-            f"{store.name}: no manifest there lists {strays[0]} ({len(strays)} such files in all). "
+            f"{store.name}: {len(strays)} files there belong to no known set, the first is {strays[0]}. "
             "Delete them, or choose another --out."
         )
 
 
 def _refuse_missing(store: Store, entries: list[ShardEntry], contents: RemoteContents, staged: Iterable[str]) -> None:
-    """Raise ShardSetError if a file is neither staged nor whole in the remote folder."""
+    """Raise ShardSetError if a file is neither in the staging folder nor complete in the remote folder."""
     tar_sizes = {f"{entry.name}.tar": entry.bytes for entry in entries}
     for name in sorted(set(_file_names(entries)) - set(staged)):
         size = contents.sizes.get(name)
@@ -257,7 +258,7 @@ def _refuse_missing(store: Store, entries: list[ShardEntry], contents: RemoteCon
 
 
 def _known_names(manifest: Manifest, contents: RemoteContents) -> set[str]:
-    """Return the names of files whose remote contents are known, provided that their size is right."""
+    """Return the names of files whose remote copies need not be sent again if their sizes are right."""
     if contents.marker == manifest.data_sha256:
         return set(_file_names(_entries(manifest)))
     return set(_file_names(_entries(contents.manifest))) if contents.manifest else set()
@@ -278,20 +279,20 @@ def _send_manifest(store: Store, staging: Path, manifest: Manifest) -> None:
     """Send the manifest and remove the marker. Raise RunError if another upload has replaced the marker."""
     marker = _parse_marker(store, store.read(MARKER))
     if marker is None and store.read(MANIFEST) == (staging / MANIFEST).read_bytes():
-        return  # The same command on another machine was faster: its shards and its manifest are equal.
+        return  # The same command on another machine has finished first. Its shards and its manifest are equal to ours.
     if marker != manifest.data_sha256:
-        change = "has disappeared" if marker is None else "was replaced by another upload's"
+        change = "has disappeared" if marker is None else "was replaced by that of another upload"
         raise RunError(
-            f"{store.name}: the marker of this upload {change}, because another command writes there; no manifest was "
-            "sent. Let one command at a time write there, and run this one again."
+            f"{store.name}: the marker of this upload {change}, so another command also writes there; the manifest was "
+            "not sent. Run only one command at a time, and start this one again."
         )
     store.send(staging / MANIFEST, MANIFEST)
     _remove_marker(store)
 
 
 def _remove_marker(store: Store) -> None:
-    """Remove the marker of a complete upload. No reader needs that, so a failure is only reported."""
+    """Remove the marker of a complete upload. Readers ignore the marker, so a failure is only reported."""
     try:
         store.remove(MARKER)
     except (InputError, RunError) as error:
-        say(f"{error} The set is complete; delete {store.name}/{MARKER} yourself.")
+        say(f"{error} The set is complete. Delete {store.name}/{MARKER} yourself.")

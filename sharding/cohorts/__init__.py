@@ -1,1 +1,1 @@
-"""From cohort configurations to subjects whose headers have been read and checked, before any voxel is read."""
+"""Find the subjects of the configured cohorts, and read and check their headers before any voxel is read."""

@@ -1,4 +1,4 @@
-"""Find volumes that hold the same content, and compute fingerprints by which scans are recognised."""
+"""Find volumes with equal content, and compute fingerprints that identify the content of a scan."""
 
 import hashlib
 import json
@@ -18,14 +18,14 @@ NUM_SAMPLES, SAMPLE_BYTES = 64, 4096
 
 
 def find_same_content(volumes: Sequence[Sequence[Path]], traces: Sequence[Sequence[Trace]]) -> list[list[int]]:
-    """Find volumes whose files, in order, hold the same bytes behind their compression.
+    """Find volumes whose files hold the same bytes, in the same order, once they are decompressed.
 
-    Lengths and CRCs are compared first, without reading the files. Only volumes that agree in both are compared byte by
-    byte, which reads their files once more. A file that cannot be read equals no other.
+    Lengths and CRCs are compared first; compressed files store both, so only uncompressed files are read for this. If
+    both are equal, the files are compared byte by byte. A file that cannot be read never equals another one.
 
     Args:
         volumes: the files of each volume.
-        traces: the traces of those files.
+        traces: one trace for each of these files.
 
     Returns:
         Groups of two or more indices into `volumes`, each in ascending order.
@@ -45,7 +45,7 @@ def find_same_content(volumes: Sequence[Sequence[Path]], traces: Sequence[Sequen
 
     groups: list[list[int]] = []
     for equal_lengths in _groups(range(len(volumes)), lengths):
-        # Volumes of one scanner have equal lengths: a few samples spare reading every uncompressed one through.
+        # Volumes from one scanner have equal lengths. A few samples show which uncompressed ones need not be read.
         plain = all(traced.crc is None for index in equal_lengths for traced in traces[index])
         for candidates in _groups(equal_lengths, samples) if plain else [equal_lengths]:
             for equal_crcs in _groups(candidates, crcs):
@@ -61,7 +61,8 @@ def fingerprint(paths: Sequence[Path], traces: Sequence[Trace] | None = None) ->
 
     Args:
         paths: all files of the volume, in order.
-        traces: their traces; None reads them. Given the traces, compressed files are not opened.
+        traces: one trace per file; by default, they are read from the files. If they are passed, compressed files are
+            not opened.
 
     Returns:
         128 bits, hexadecimal.
@@ -114,8 +115,8 @@ def _equal(first: Path, second: Path) -> bool:
     try:
         if first.samefile(second):
             return True
-        with open_content(first) as one, open_content(second) as other:
-            return all(a == b for a, b in zip_longest(chunks(one), chunks(other)))
+        with open_content(first) as content, open_content(second) as other_content:
+            return all(a == b for a, b in zip_longest(chunks(content), chunks(other_content)))
     except DAMAGED:
         return False
 

@@ -1,4 +1,4 @@
-"""Check every header of a cohort before any voxel is read, and report everything that is wrong together."""
+"""Check every header of a cohort before any voxel is read, and collect all problems in one report."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,10 +19,11 @@ from upfield.sharding.cohorts.volume_check import VolumeCheck, check_volume
 from upfield.sharding.configuration import GeometryConfig
 
 SUBJECTS_PER_TASK = 4
-# Shares of the usual length of a cohort's stacks: a shorter stack is refused; a larger difference is reported.
-LEAST_STACK, TOLD_STACK = 0.75, 0.02
-# Two stacks may well have equal black slices at their ends.
-MOSTLY = 0.5
+# Fractions of the median stack length of a cohort. A stack that is shorter than the first is a problem. A stack whose
+# length differs from the median by more than the second is only reported.
+MIN_STACK_LENGTH, REPORTED_DIFFERENCE = 0.75, 0.02
+# Stacks of different scans may share the black slices at their ends.
+MAX_SHARED_SLICES = 0.5
 DEFAULT_GEOMETRY = GeometryConfig()
 
 Place = tuple[str, str, Field]
@@ -33,22 +34,23 @@ class Preflight:
     """The outcome of reading the headers of all cohorts."""
 
     problems: list[Problem]
-    """Everything that is wrong, sorted."""
+    """All problems that were found, sorted."""
     subjects: list[Subject[SourceVolume]]
-    """Subjects without a fault in a single header, in the order given; comparisons may still have found problems."""
+    """Subjects whose volumes all passed their own checks, in the order given. Comparisons between volumes may still
+    have found problems with them."""
 
 
 def preflight(
     subjects: Sequence[Subject[Source]], jobs: int = 0, geometry: GeometryConfig = DEFAULT_GEOMETRY
 ) -> Preflight:
-    """Read every header once, and find every problem that headers show, over all subjects of all cohorts.
+    """Read every header once, and find all problems that headers show.
 
-    Each file is opened once. Two exceptions open it again: files of equal length and CRC are compared byte by byte,
-    and a gzip file whose trailer does not fit its header is read through.
+    Each file is opened once, with two exceptions: files of equal length and CRC are compared byte by byte, and a gzip
+    file is read to its end if its trailer does not match the length that its header requires.
 
     Args:
-        subjects: of all cohorts, because two subjects in different cohorts may share a file.
-        jobs: processes, used if there are enough files for them; 0 is one per core.
+        subjects: the subjects of all cohorts, because two subjects of different cohorts may share a file.
+        jobs: number of processes; 0 means one per core. If there are few files, only one process is used.
         geometry: the grids of the set.
 
     Returns:
@@ -57,17 +59,17 @@ def preflight(
     tasks = [subjects[first : first + SUBJECTS_PER_TASK] for first in range(0, len(subjects), SUBJECTS_PER_TASK)]
     num_files = sum(len(source.paths) for subject in subjects for _, source in subject.volumes)
     results = run_tasks(check_subjects, tasks, jobs if num_files >= FILES_FOR_PROCESSES else 1)
-    # Tasks finish in any order, which must not decide which of several equal volumes is named.
+    # Tasks finish in any order. Sorting makes the report independent of it.
     checked = sorted((volume for some in results for volume in some), key=_place)
     problems = [
         _problem(volume, finding.check, str(finding.file), finding.message)
         for volume in checked
         for finding in volume.findings
     ]
-    problems += _short(checked)
-    problems += _apart(checked, subjects, geometry)
-    problems += _same(checked)
-    problems += _mostly_same(checked, {(p.cohort, p.subject) for p in problems if p.check == "same"})
+    problems += _short_stacks(checked)
+    problems += _mismatched_fields(checked, subjects, geometry)
+    problems += _copies(checked)
+    problems += _partial_copies(checked, {(p.cohort, p.subject) for p in problems if p.check == "same"})
     volumes = {_place(check): check.volume for check in checked if check.volume}
     return Preflight(sorted(problems), [whole for subject in subjects if (whole := _with_headers(subject, volumes))])
 
@@ -104,10 +106,10 @@ def _problem(volume: VolumeCheck, check: str, file: str, message: str) -> Proble
     return Problem(volume.cohort, volume.subject, volume.field, check, file, message)
 
 
-def _short(checked: list[VolumeCheck]) -> Iterator[Problem]:
-    """Find stacks far shorter than most of their cohort's, which lack a part of the head.
+def _short_stacks(checked: list[VolumeCheck]) -> Iterator[Problem]:
+    """Find stacks that are much shorter than most stacks of their cohort, so that a part of the head is missing.
 
-    Smaller differences, which may come from the scan, are only reported on stderr.
+    Smaller differences may come from the scan itself and are only reported on stderr.
     """
     lengths_mm: dict[tuple[str, Field], list[tuple[VolumeCheck, float]]] = defaultdict(list)
     for volume in checked:
@@ -116,15 +118,17 @@ def _short(checked: list[VolumeCheck]) -> Iterator[Problem]:
     for (cohort, field), volumes in lengths_mm.items():
         usual_mm = median(length_mm for _, length_mm in volumes)
         for volume, length_mm in volumes:
-            lengths = f"most stacks of its cohort show {usual_mm:.0f} mm, this one shows {length_mm:.0f}"
-            if length_mm < LEAST_STACK * usual_mm:
-                message = f"{lengths} mm. Complete the stack, or leave the subject out."
+            lengths = f"most stacks of this cohort cover {usual_mm:.0f} mm, but this one covers {length_mm:.0f} mm"
+            if length_mm < MIN_STACK_LENGTH * usual_mm:
+                message = f"{lengths}. Complete the stack, or leave the subject out."
                 yield _problem(volume, "place", str(volume.source), message)
-            elif abs(length_mm - usual_mm) > TOLD_STACK * usual_mm:
-                say(f"cohort {cohort}: {field}: {volume.subject}: {lengths} mm. Check that it is complete.")
+            elif abs(length_mm - usual_mm) > REPORTED_DIFFERENCE * usual_mm:
+                say(f"cohort {cohort}: {field}: {volume.subject}: {lengths}. Check that it is complete.")
 
 
-def _apart(checked: list[VolumeCheck], subjects: Sequence[Subject], geometry: GeometryConfig) -> Iterator[Problem]:
+def _mismatched_fields(
+    checked: list[VolumeCheck], subjects: Sequence[Subject], geometry: GeometryConfig
+) -> Iterator[Problem]:
     """Find pairs whose two fields do not seem to belong together."""
     grid_mm = np.array(geometry.high_shape) * np.array(geometry.high_spacing_mm)
     checked_at = {_place(volume): volume for volume in checked}
@@ -144,27 +148,27 @@ def _apart(checked: list[VolumeCheck], subjects: Sequence[Subject], geometry: Ge
                 yield _problem(low, check, str(low.source), message)
 
 
-def _same(checked: list[VolumeCheck]) -> Iterator[Problem]:
-    """Find volumes with the same content as another subject's, or as the same subject's other field."""
+def _copies(checked: list[VolumeCheck]) -> Iterator[Problem]:
+    """Find volumes with the same content as a volume of another subject, or as the subject's own other field."""
     traced = [volume for volume in checked if volume.traces]
     for group in find_same_content([volume.source.paths for volume in traced], [volume.traces for volume in traced]):
         volumes = [traced[index] for index in group]
         for volume in volumes:
             others = [other for other in volumes if other is not volume]
-            # A copy of another subject is worse than one of the same subject's other field.
+            # A copy of another subject is more serious than a copy of the subject's own other field.
             other = min(others, key=lambda other: _place(other)[:2] == _place(volume)[:2])
-            whose = "its own" if _place(other)[:2] == _place(volume)[:2] else "another subject's"
-            message = f"this scan has the same content as {whose} {other.field} field. Leave one of them out."
+            owner = "the same subject" if _place(other)[:2] == _place(volume)[:2] else "another subject"
+            message = f"this scan has the same content as the {other.field} field of {owner}. Leave one of them out."
             file = f"{volume.source.paths[0]}{TWIN}{other.source.paths[0]} ({other.cohort} {other.subject})"
             yield _problem(volume, "same", file, message)
 
 
-def _mostly_same(checked: list[VolumeCheck], copies: set[tuple[str, str]]) -> Iterator[Problem]:
-    """Find stacks that share most of their slices with another subject's: copies that lack some slices.
+def _partial_copies(checked: list[VolumeCheck], copies: set[tuple[str, str]]) -> Iterator[Problem]:
+    """Find copies that lack some slices: stacks that share most of their slices with a stack of another subject.
 
     Args:
         checked: all volumes.
-        copies: subjects that are complete copies.
+        copies: (cohort, name) of subjects that are known to be complete copies; they are not checked again.
     """
     stacks = [v for v in checked if v.source.stacked and v.traces and (v.cohort, v.subject) not in copies]
     holders: dict[Trace, list[int]] = defaultdict(list)
@@ -176,13 +180,15 @@ def _mostly_same(checked: list[VolumeCheck], copies: set[tuple[str, str]]) -> It
     for numbers in holders.values():
         shared.update(combinations(numbers, 2))
     for (first, second), count in sorted(shared.items()):
-        one, other = stacks[first], stacks[second]
-        if count <= MOSTLY * min(len(one.traces), len(other.traces)) or _place(one)[:2] == _place(other)[:2]:
+        stack, other = stacks[first], stacks[second]
+        if count <= MAX_SHARED_SLICES * min(len(stack.traces), len(other.traces)):
             continue
-        for volume, twin in ((one, other), (other, one)):
+        if _place(stack)[:2] == _place(other)[:2]:
+            continue
+        for volume, twin in ((stack, other), (other, stack)):
             message = (
-                f"{count} of its {len(volume.traces)} slices are also slices of another subject's {twin.field} field. "
-                "Leave one of the two out."
+                f"{count} of the {len(volume.traces)} slices of this stack also belong to the {twin.field} field of "
+                "another subject. Leave one of the two out."
             )
             file = f"{volume.source.paths[0]}{TWIN}{twin.source.paths[0]} ({twin.cohort} {twin.subject})"
             yield _problem(volume, "same", file, message)

@@ -1,7 +1,7 @@
-"""Pseudonyms in place of names, and patterns without folders, for sets that are published.
+"""Prepare a set for publication: replace names by pseudonyms, and remove private folders from path patterns.
 
-A pseudonym is the HMAC-SHA256 of cohort and name (RFC 2104), cut to 64 bits. Without the key, nobody can check whether
-a known name belongs to a pseudonym. The same key gives a subject the same pseudonym in every set.
+A pseudonym is the HMAC-SHA256 of cohort and name (RFC 2104), truncated to 64 bits. Without the key, nobody can check
+whether a known name belongs to a pseudonym. With the same key, a subject has the same pseudonym in every set.
 """
 
 import csv
@@ -20,7 +20,7 @@ from upfield.common.files import atomic_path
 
 LEAST_KEY_BYTES = 16
 WILD = "{*?"
-# File names may be any bytes.
+# The bytes of a file name need not be valid UTF-8.
 FILE_NAMES: Any = {"encoding": "utf-8", "errors": "surrogateescape"}
 
 
@@ -29,9 +29,9 @@ class Pseudonyms:
     """A key that turns names into pseudonyms."""
 
     key: bytes = field(repr=False)
-    """The secret."""
+    """The secret key."""
     names: Path | None = None
-    """The file that lists who is who."""
+    """The CSV file that lists the name behind each pseudonym."""
 
     def of(self, cohort: str, name: str) -> str:
         """Return a subject's pseudonym."""
@@ -60,16 +60,16 @@ def open_key(path: Path) -> Pseudonyms:
     if len(key) < LEAST_KEY_BYTES:
         raise InputError(
             f"{path}: expected a key of at least {LEAST_KEY_BYTES} bytes, found {len(key)}. "
-            "Remove the file to have a key made."
+            "Remove the file, and a new key is made."
         )
     return Pseudonyms(key, path.with_name(f"{path.name}.names.csv"))
 
 
 def write_names(path: Path, rows: Iterable[tuple[str, str, str]]) -> None:
-    """Add rows to the list of who is who, which only its owner can read.
+    """Add rows to the file that lists the name behind each pseudonym. Only its owner can read it.
 
     Args:
-        path: a CSV file; rows that it has already are kept.
+        path: the CSV file; its present rows are kept.
         rows: cohort, name, pseudonym.
     """
     known = set(rows)
@@ -82,7 +82,7 @@ def write_names(path: Path, rows: Iterable[tuple[str, str, str]]) -> None:
 
 
 def _put_first(made: Path, path: Path) -> None:
-    """Rename a new file to `path`, unless another build has made that file meanwhile; both then share it."""
+    """Rename a new file to `path`, unless another build has created `path` in the meantime; then use that file."""
     try:
         os.link(made, path)
     except FileExistsError:
@@ -101,12 +101,12 @@ def _write_private(path: Path, text: str) -> None:
 
 
 def public_cohort(tree: dict[str, Any], pseudonyms: Pseudonyms | None) -> dict[str, Any]:
-    """Return a cohort's configuration without what is private in it.
+    """Return a cohort's configuration for publication, with private names and folders replaced or removed.
 
     Args:
         tree: the configuration as plain values.
-        pseudonyms: replace names and patterns. Without them, patterns lose folders outside the folder of the
-            configuration file.
+        pseudonyms: replace the names and hide the patterns. Without pseudonyms, only folders outside the configuration
+            file's folder are removed from the patterns.
     """
     public = dict(tree)
     for name in ("low", "high"):
@@ -121,7 +121,7 @@ def public_cohort(tree: dict[str, Any], pseudonyms: Pseudonyms | None) -> dict[s
 
 
 def _without_folders(pattern: str) -> str:
-    """Cut the leading folders of a pattern that leaves the configuration file's folder, because they are private."""
+    """Remove the leading folders of a pattern that leads outside the configuration file's folder; they are private."""
     path = PurePosixPath(pattern)
     if not path.is_absolute() and ".." not in path.parts:
         return pattern

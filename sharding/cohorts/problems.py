@@ -1,4 +1,4 @@
-"""Problems of subjects' files, collected one by one and reported together."""
+"""Problems with the files of subjects, which are collected one by one and reported together."""
 
 import sys
 from collections import Counter
@@ -12,43 +12,44 @@ from upfield.common.tables import terminal_width, text_table
 
 Field = Literal["low", "high"]
 TWIN = " = "
-# Checks whose findings may be intended: they are reported, and the subject is built.
+# Checks that a correct scan may fail: the failure is reported, and the subject is used.
 DOUBTS = ("place", "resolution")
 LEAST_FILE_WIDTH = 24
 
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """One reason why a subject cannot be used; sorted, those of a subject follow each other."""
+    """One reason why a subject cannot be used. Sorting puts the problems of a subject next to each other."""
 
     cohort: str
     """Cohort name."""
     subject: str
-    """Subject id, as its file names spell it."""
+    """Subject id, as it appears in the file names."""
     field: Field
     """Which of its two volumes has the problem."""
     check: str
-    """What was checked: `unpaired`, `name`, `slices` (which ones there are, and that they are of one scan), `header`,
-    `affine`, `spacing`, `side`, `steps` (from slice to slice), `place` (what is shown, and where), `resolution`,
-    `same`, `voxels`."""
+    """The check that failed: `unpaired`, `name`, `slices` (missing, doubled or from another scan), `header`, `affine`,
+    `spacing`, `side`, `steps` (distances between slices), `place` (which part of the head is shown, or where it lies),
+    `resolution`, `same` (copies), `voxels`."""
     file: str
-    """The file, or the first of a stack, and after ` = ` perhaps one that it equals; local, never published."""
+    """The file, or the first file of a stack. For a copy, ` = ` and the scan that it equals follow. Never published."""
     message: str
-    """What is wrong and what to do, without names of files or subjects, so that it may be published."""
+    """The problem and its remedy, without names of files or subjects, so that it may be published."""
 
     @property
     def is_doubt(self) -> bool:
-        """Whether the subject can be used nevertheless."""
+        """Whether the subject can still be used."""
         return self.check in DOUBTS
 
 
-def report(problems: Sequence[Problem], width: int | None = None, what: str = "problems") -> str:
-    """Return problems as a plain-text table: a row for each, messages wrapped, long paths cut in the middle.
+def report(problems: Sequence[Problem], width: int | None = None, noun: str = "problems") -> str:
+    """Return a plain-text table with one row per problem, wrapped messages, and long paths shortened in the middle.
 
     Args:
-        problems: in the order of the rows.
-        width: characters per line; None is the terminal's width, or without a terminal what file names need.
-        what: the noun for them in the last line.
+        problems: the problems, in the order of the rows.
+        width: characters per line. By default, this is the width of the terminal; without a terminal, lines are long
+            enough for the file names.
+        noun: how the last line calls the problems.
     """
     width = width or terminal_width(sys.stderr)
     longest = max((len(problem.file) for problem in problems), default=0)
@@ -59,16 +60,16 @@ def report(problems: Sequence[Problem], width: int | None = None, what: str = "p
     ]
     table = text_table([*names, "file"], rows, wrapped=("message",), width=width or max(160, longest + 100))
     subjects = Counter((problem.cohort, problem.subject) for problem in problems)
-    return f"{table}\n{len(problems)} {what} of {len(subjects)} subjects"
+    return f"{table}\n{len(problems)} {noun} of {len(subjects)} subjects"
 
 
 def _shortened(text: str, width: int) -> str:
-    """Cut the middle out, because names of files mostly differ at the end."""
+    """Shorten a text in the middle, because file names differ mostly at their ends."""
     if len(text) <= width:
         return text
-    first, two, second = text.partition(TWIN)
-    if two:
-        # Both files are shown, each with half of the width.
+    first, separator, second = text.partition(TWIN)
+    if separator:
+        # Both files stay visible, each in half of the width.
         half = (width - len(TWIN)) // 2
         return f"{_shortened(first, half)}{TWIN}{_shortened(second, half)}"
     head = (width - 3) // 3
@@ -76,12 +77,12 @@ def _shortened(text: str, width: int) -> str:
 
 
 def write_report(path: Path, problems: Sequence[Problem], doubts: Sequence[Problem], subjects_checked: int) -> None:
-    """Write problems as JSON, with full paths, for the owner of the files; not for publication.
+    """Write problems as JSON. The file has full paths and is meant for the owner of the scans, not for publication.
 
     Args:
-        path: the file.
-        problems: in order.
-        doubts: in order.
+        path: the file to write.
+        problems: the problems, in the order in which they are listed.
+        doubts: the doubts, in the order in which they are listed.
         subjects_checked: number of subjects that were checked.
     """
     subjects = {(problem.cohort, problem.subject) for problem in problems}

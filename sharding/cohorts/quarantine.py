@@ -1,4 +1,4 @@
-"""Subjects that cannot be used: reported together, then refused, or left out, counted and named."""
+"""Report subjects that cannot be used, then stop the build, or leave these subjects out, count them and name them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ class Quarantine:
     """The problems of one build, and the decision about the subjects that have them."""
 
     config: ShardConfig
-    """`on_error` and `max_skipped`."""
+    """The configuration, of which `on_error` and `max_skipped` are used."""
     path: Path
     """The JSON file that problems are written to, beside the set."""
     num_subjects: int
@@ -26,7 +26,7 @@ class Quarantine:
     problems: list[Problem] = field(default_factory=list)
     """All problems so far."""
     doubts: list[Problem] = field(default_factory=list)
-    """Oddities that may be intended; the subjects are used."""
+    """Results of the checks that a correct scan may fail; the subjects are used."""
     num_shown: int = 0
     """Number of problems that have been printed."""
 
@@ -34,20 +34,21 @@ class Quarantine:
         """Add the problems that were found before any voxel was read.
 
         Raises:
-            InputError: there are problems and the configuration says fail, or too many subjects have some.
+            InputError: subjects have problems and `on_error` is `fail`, or more subjects have problems than
+                `max_skipped` allows.
         """
         self.problems += [problem for problem in problems if not problem.is_doubt]
         self.doubts += [problem for problem in problems if problem.is_doubt]
         if self.doubts:
-            say(report(sorted(self.doubts), what="doubts"))
-            say("These subjects are built nevertheless. Look at them with upfield preview.")
+            say(report(sorted(self.doubts), noun="doubts"))
+            say("These subjects are still included. Look at them with upfield preview.")
         self.judge()
 
     def note(self, problems: Sequence[Problem]) -> None:
-        """Add problems that a worker found; the build goes on, to find all of them, unless too many are left out.
+        """Add problems that a worker found. The build goes on to find the others, unless too many are left out already.
 
         Raises:
-            InputError: more subjects have problems than may be left out.
+            InputError: `on_error` is `skip`, and more subjects have problems than `max_skipped` allows.
         """
         for problem in problems:
             say(f"{problem.file}: {problem.message}")
@@ -56,10 +57,11 @@ class Quarantine:
             self.judge()
 
     def judge(self) -> None:
-        """Print all problems and write them to the file; refuse what the configuration does not allow.
+        """Print all problems and write them to the file; stop the build if the configuration does not allow them.
 
         Raises:
-            InputError: there are problems and the configuration says fail, or too many subjects have some.
+            InputError: subjects have problems and `on_error` is `fail`, or more subjects have problems than
+                `max_skipped` allows.
         """
         if not self.problems and not self.doubts:
             self.path.unlink(missing_ok=True)
@@ -67,32 +69,33 @@ class Quarantine:
         self._show()
         if not self.problems:
             return
-        found = (
+        summary = (
             f"{len(self.names)} of {self.num_subjects} subjects have {len(self.problems)} problems, "
             f"listed above and in {self.path}"
         )
         if self.config.on_error == "fail":
             raise InputError(
-                f"{found}. Fix them, or leave these subjects out with --on_error skip --max_skipped {len(self.names)}."
+                f"{summary}. Fix them, or leave these subjects out with "
+                f"--on_error skip --max_skipped {len(self.names)}."
             )
         if len(self.names) > self.config.max_skipped:
             raise InputError(
-                f"{found}, and --max_skipped allows {self.config.max_skipped} to be left out. "
-                "Fix some or raise --max_skipped."
+                f"{summary}, but --max_skipped allows only {self.config.max_skipped} subjects to be left out. "
+                "Fix some of the files, or raise --max_skipped."
             )
 
     def refuse(self, problems: Sequence[Problem]) -> None:
-        """Refuse problems that were found too late to leave subjects out.
+        """Stop the build because of copied scans, which are found too late to leave them out.
 
         Raises:
-            InputError: there are problems.
+            InputError: `problems` is not empty.
         """
         if problems:
             self.problems += problems
             self._show()
             raise InputError(
                 f"{len(problems)} scans are copies of others, listed above and in {self.path}. "
-                "Take them out of the cohort's files or patterns and run the same command again."
+                "Remove them from the cohort's files or patterns, and run the same command again."
             )
 
     def _show(self) -> None:
@@ -103,7 +106,7 @@ class Quarantine:
         try:
             write_report(self.path, problems, sorted(self.doubts), self.num_subjects)
         except OSError as error:
-            say(f"{self.path}: the problems could not be written there ({error.strerror}).")
+            say(f"{self.path}: the list of problems could not be written to this file ({error.strerror}).")
 
     @property
     def names(self) -> set[tuple[str, str]]:
@@ -116,17 +119,17 @@ class Quarantine:
         return [subject for subject in subjects if (subject.cohort, subject.name) not in names]
 
     def public_problems(self, pseudonyms: Pseudonyms | None) -> list[dict[str, Any]]:
-        """Return what the set's manifest says about subjects that were left out."""
+        """Return the manifest's list of subjects that were left out."""
         return _public(self.problems, pseudonyms)
 
     def public_doubts(self, pseudonyms: Pseudonyms | None) -> list[dict[str, Any]]:
-        """Return what the set's manifest says about doubtful subjects that are in it."""
+        """Return the manifest's list of subjects that are in the set in spite of doubts."""
         names = self.names
         return _public([doubt for doubt in self.doubts if (doubt.cohort, doubt.subject) not in names], pseudonyms)
 
 
 def _public(problems: list[Problem], pseudonyms: Pseudonyms | None) -> list[dict[str, Any]]:
-    """Group problems by subject: cohort, subject, and the field, check and reason of each problem.
+    """Group problems by subject. Each group holds the field, check and reason of each of the subject's problems.
 
     Reasons may quote headers, so they are left out if there are pseudonyms.
     """
@@ -136,6 +139,6 @@ def _public(problems: list[Problem], pseudonyms: Pseudonyms | None) -> list[dict
         entry = {"field": problem.field, "check": problem.check} | reason
         by_subject.setdefault((problem.cohort, problem.subject), []).append(entry)
     return [
-        {"cohort": cohort, "subject": pseudonyms.of(cohort, name) if pseudonyms else name, "problems": its}
-        for (cohort, name), its in by_subject.items()
+        {"cohort": cohort, "subject": pseudonyms.of(cohort, name) if pseudonyms else name, "problems": entries}
+        for (cohort, name), entries in by_subject.items()
     ]

@@ -1,6 +1,6 @@
 """Fingerprints of the files that a set was made from, kept in its manifest.
 
-By them, a later build finds scans that the set already holds under another name, and files that have changed since.
+They let a later build find scans that the set already holds under another name, and files that have changed since.
 """
 
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ SECRET = (*FIELDS, *(f"{field}_voxels" for field in FIELDS))
 
 
 def describe_sources(subject: Subject) -> dict[str, str]:
-    """Return cohort, subject, and the fingerprint of each of a subject's volumes by field.
+    """Return the cohort and id of a subject, and the fingerprint of each of its volumes by field.
 
     Compressed files are opened only if the subject's headers have not been read.
 
     Raises:
         VolumeError: a file is damaged or cannot be read.
-        RunError: the machine is at fault, not the file.
+        RunError: a file cannot be read, and the cause is the machine and not the file.
     """
     tree = {"cohort": subject.cohort, "subject": subject.id}
     for field, source in subject.volumes:
@@ -40,17 +40,17 @@ def describe_sources(subject: Subject) -> dict[str, str]:
 
 
 def describe_all(subjects: Sequence[Subject], jobs: int) -> list[dict[str, str]]:
-    """Describe the sources of subjects in order, in several processes if there are many files."""
+    """Return `describe_sources` of each subject, in the same order; many files are read in several processes."""
     num_files = sum(len(source.paths) for subject in subjects for _, source in subject.volumes)
     trees = run_tasks(describe_sources, subjects, jobs if num_files >= FILES_FOR_PROCESSES else 1)
-    found = {(tree["cohort"], tree["subject"]): tree for tree in trees}
-    return [found[subject.cohort, subject.id] for subject in subjects]
+    by_subject = {(tree["cohort"], tree["subject"]): tree for tree in trees}
+    return [by_subject[subject.cohort, subject.id] for subject in subjects]
 
 
 def seal_fingerprints(tree: dict[str, str], pseudonyms: Pseudonyms | None) -> dict[str, str]:
-    """Return what `describe_sources` returns, with keyed hashes of the fingerprints if there are pseudonyms.
+    """Replace the fingerprints in a result of `describe_sources` by keyed hashes, if there are pseudonyms.
 
-    A plain fingerprint would let anyone who has the scan find its pseudonym.
+    Without a key, anyone who has a scan could compute its fingerprint and so find its pseudonym.
     """
     if pseudonyms is None:
         return tree
@@ -63,17 +63,17 @@ def find_held_scans(
     """Find new subjects with a volume that the set already holds under another name or cohort.
 
     Args:
-        subjects: the subjects to be added that have no other problems.
-        old: the set.
-        pseudonyms: the set's.
-        jobs: processes; 0 is one per core.
+        subjects: the subjects to be added, without those that have other problems.
+        old: manifest of the set.
+        pseudonyms: the pseudonyms of the set.
+        jobs: number of processes; 0 means one per core.
     """
-    there = {tree[field]: tree for tree in old.sources for field in FIELDS if field in tree}
+    held = {tree[field]: tree for tree in old.sources for field in FIELDS if field in tree}
     problems: list[Problem] = []
     for subject, described in zip(subjects, describe_all(subjects, jobs), strict=True):
         tree = seal_fingerprints(described, pseudonyms)
         for field, source in subject.volumes:
-            if twin := there.get(tree[field]):
+            if twin := held.get(tree[field]):
                 message = "the set already holds a scan with the same content. Leave this one out."
                 files = f"{source.paths[0]} = {twin['cohort']} {twin['subject']}, in the set"
                 problems.append(Problem(subject.cohort, subject.name, field, "same", files, message))
@@ -84,36 +84,36 @@ def find_changed_subjects(
     subjects: Sequence[Subject], old: Manifest, pseudonyms: Pseudonyms | None, jobs: int
 ) -> list[Subject]:
     """Find the subjects of a set whose files have changed since it was built."""
-    there = {(tree["cohort"], tree["subject"]): tree for tree in old.sources}
-    known = [subject for subject in subjects if (subject.cohort, subject.id) in there]
+    held = {(tree["cohort"], tree["subject"]): tree for tree in old.sources}
+    known = [subject for subject in subjects if (subject.cohort, subject.id) in held]
     described = describe_all(known, jobs)
     return [
         subject
         for subject, tree in zip(known, described, strict=True)
-        if not seal_fingerprints(tree, pseudonyms).items() <= there[subject.cohort, subject.id].items()
+        if not seal_fingerprints(tree, pseudonyms).items() <= held[subject.cohort, subject.id].items()
     ]
 
 
 def find_same_voxels(
     new: Sequence[dict[str, str]], held: Sequence[dict[str, str]]
 ) -> list[tuple[str, str, Field, str]]:
-    """Find new volumes that equal another one voxel for voxel, in a file that was repacked, turned or relabelled.
+    """Find new volumes whose voxels equal those of another volume, in a repacked, reoriented or relabelled file.
 
     Args:
-        new: sources of this build, as the manifest states them.
+        new: sources of this build, as the manifest lists them.
         held: sources of the set that is extended.
 
     Returns:
         Cohort, subject and field of each such volume, and the cohort and subject that it equals.
     """
     first: dict[str, str] = {}
-    found: list[tuple[str, str, Field, str]] = []
+    copies: list[tuple[str, str, Field, str]] = []
     for is_new, trees in ((False, held), (True, new)):
         for tree in trees:
             for field in FIELDS:
                 voxels = tree.get(f"{field}_voxels")
                 if voxels in first and is_new:
-                    found.append((tree["cohort"], tree["subject"], field, first[voxels]))
+                    copies.append((tree["cohort"], tree["subject"], field, first[voxels]))
                 elif voxels is not None:
                     first[voxels] = f"{tree['cohort']} {tree['subject']}"
-    return found
+    return copies

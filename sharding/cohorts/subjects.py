@@ -1,4 +1,4 @@
-"""Find the subjects of a cohort by path patterns: their files, and the split that each one belongs to."""
+"""Find the subjects of a cohort and their files by path patterns, and assign each subject to a split."""
 
 import glob
 import hashlib
@@ -21,8 +21,8 @@ from upfield.sharding.shardset.sample_key import SampleKey
 SPLITS = ("train", "val", "test")
 Split = Literal["train", "val", "test"]
 FIELD = re.compile(r"{(\w+)}")
-# A key is the name of a tar member. It has no dot, because WebDataset cuts names there, no space, because the index is
-# split at spaces, and is short enough for a plain tar header.
+# A key names the members of a tar. It has no dot, because WebDataset splits names at the first dot, and no space,
+# because the index is split at spaces. It must also be short enough for a plain tar header.
 NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9_-]")
 MAX_ID_LENGTH = 40
 
@@ -48,11 +48,11 @@ class SourceVolume(Source):
     """The files of one volume together with their header, which is read once, by the preflight."""
 
     header: VolumeHeader = field(kw_only=True)
-    """What the files say about the volume."""
+    """The header of the whole volume, combined from its files."""
     traces: tuple[Trace, ...] = field(kw_only=True)
-    """A trace per file; empty for formats that keep header and voxels in two files."""
+    """One trace per file; empty for formats that keep header and voxels in two files."""
     files: tuple[Path, ...] = field(kw_only=True)
-    """All files of the volume: `paths`, and their partners in formats of two files."""
+    """All files of the volume: `paths`, and in formats of two files also their second files."""
 
 
 S_co = TypeVar("S_co", bound=Source, covariant=True)
@@ -60,7 +60,7 @@ S_co = TypeVar("S_co", bound=Source, covariant=True)
 
 @dataclass(frozen=True)
 class Unit:
-    """One low/high pair of volumes: what a sample's key says besides its slice."""
+    """One low/high pair of volumes, identified by everything in a sample key except the slice."""
 
     cohort: str
     """Cohort name."""
@@ -73,7 +73,7 @@ class Unit:
 
     @property
     def volume_name(self) -> str:
-        """Name of its low-field volume among those of its subject: `low`, `low-synthetic-0`, ..."""
+        """Name of its low-field volume among the volumes of its subject: `low`, `low-synthetic-0`, ..."""
         return "low" if self.kind == "real" else f"low-synthetic-{self.variant}"
 
     def key(self, x: int) -> str:
@@ -83,16 +83,16 @@ class Unit:
 
 @dataclass(frozen=True)
 class Subject(Generic[S_co]):
-    """One subject of a cohort; of `SourceVolume`s once its headers are read."""
+    """One subject of a cohort. Its volumes are `SourceVolume`s once their headers have been read."""
 
     cohort: str
     """Cohort name."""
     id: str
-    """What shards call it: its name, or a pseudonym."""
+    """Its id in the shards: its name or a pseudonym."""
     name: str
-    """Its name in the file names."""
+    """Its name, as it appears in the file names."""
     split: Split
-    """The one split that all its samples are in."""
+    """The split that all its samples belong to."""
     high: S_co
     """High-field files."""
     low: S_co | None
@@ -100,44 +100,44 @@ class Subject(Generic[S_co]):
     fit: Literal["resize", "crop_pad"]
     """How its volumes are resampled to the grids."""
     units: tuple[Unit, ...]
-    """The pairs made from it."""
+    """The pairs that are made from it."""
     align: Literal["none", "rigid"] = "none"
     """Whether its high field is registered to its low field."""
     orientation: str | None = None
-    """Axis codes, `RAS` for instance, of files that do not state any."""
+    """Axis codes, for example `RAS`, for files that do not state their orientation."""
 
     @property
     def volumes(self) -> Iterator[tuple[Field, S_co]]:
-        """Its volumes, each with its field."""
+        """Each volume of the subject, with its field."""
         yield "high", self.high
         if self.low is not None:
             yield "low", self.low
 
     @property
     def key_part(self) -> str:
-        """Its id, as keys and file names spell it."""
+        """Its id, limited to the characters that sample keys and file names may contain."""
         return _key_part(self.id)
 
 
 @dataclass(frozen=True)
 class CohortFiles:
-    """The subjects of one or more cohorts, by the names of their files."""
+    """The subjects of one or more cohorts, as the file names show them."""
 
     subjects: list[Subject[Source]]
     """Subjects with all their volumes, sorted by id within a cohort; some of them may have problems."""
     problems: list[Problem]
-    """Problems that file names alone show."""
+    """Problems that the file names show."""
     ids: dict[tuple[str, str], str]
-    """(cohort, name) of everyone whom files name, with or without a partner -> the id in shards."""
+    """(cohort, name) of every subject in the file names, even if one of its fields is missing -> its id in shards."""
 
 
 def find_cohorts(cohorts: Iterable[CohortConfig], root: Path, pseudonyms: Pseudonyms | None = None) -> CohortFiles:
-    """Find the subjects of several cohorts; see `find_subjects`."""
+    """Find the subjects of several cohorts, each with `find_subjects`."""
     parts = [find_subjects(cohort, root, pseudonyms) for cohort in cohorts]
     return CohortFiles(
         [subject for part in parts for subject in part.subjects],
         [problem for part in parts for problem in part.problems],
-        {who: identifier for part in parts for who, identifier in part.ids.items()},
+        {key: identifier for part in parts for key, identifier in part.ids.items()},
     )
 
 
@@ -147,10 +147,10 @@ def find_subjects(cohort: CohortConfig, root: Path, pseudonyms: Pseudonyms | Non
     Args:
         cohort: patterns, split and kinds.
         root: folder that relative patterns start from.
-        pseudonyms: what stands in shards in place of names; with them, free fields are left out.
+        pseudonyms: replace the names in shards; if there are pseudonyms, values of free fields are left out.
 
     Raises:
-        InputError: a pattern matches nothing, or the split names subjects or numbers that do not exist.
+        InputError: a pattern matches no file, or the split asks for subjects that do not exist, or for too many.
     """
     high, problems = match(cohort.high, root, cohort.name, "high")
     low: dict[str, Source] = {}
@@ -160,12 +160,12 @@ def find_subjects(cohort: CohortConfig, root: Path, pseudonyms: Pseudonyms | Non
     names = sorted(low.keys() | high.keys())
     ids = {name: pseudonyms.of(cohort.name, name) if pseudonyms else name for name in names}
     problems += _unusable_names(cohort, ids, high)
-    # Subjects with problems take part, so that fixing one later, or leaving it out, moves nobody else.
+    # Subjects with problems are included, so that fixing or leaving out one of them moves no other to another split.
     splits = assign_splits(cohort, ids)
     for name, source in high.items():
         fields = {} if pseudonyms else (low[name].metadata if name in low else {}) | source.metadata
         high[name] = replace(source, metadata=fields)
-    # Sorted by id, so that the order of samples reveals nothing about the names behind pseudonyms.
+    # Subjects are sorted by id, so that the order of samples reveals nothing about the names behind pseudonyms.
     paired = [name for name in sorted(high, key=ids.__getitem__) if cohort.low is None or name in low]
     subjects = [_subject(cohort, name, ids[name], splits[name], high[name], low.get(name)) for name in paired]
     return CohortFiles(subjects, problems, {(cohort.name, name): identifier for name, identifier in ids.items()})
@@ -175,7 +175,7 @@ def _subject(
     cohort: CohortConfig, name: str, identifier: str, split: Split, high: Source, low: Source | None
 ) -> Subject:
     units: list[Unit] = [Unit(cohort.name, identifier, "real", 0)] if low else []
-    # Held-out figures are computed on real pairs if the cohort has them.
+    # If the cohort has real pairs, validation and test use only those.
     if split == "train" or not low:
         units += [Unit(cohort.name, identifier, "synthetic", variant) for variant in range(cohort.synthetic)]
     fit = cohort.fit or ("resize" if high.stacked else "crop_pad")
@@ -196,7 +196,7 @@ def match(pattern: str, root: Path, cohort: str, field: Field) -> tuple[dict[str
         two files for one slice, and missing slices.
 
     Raises:
-        InputError: nothing matches.
+        InputError: no file matches.
     """
     anchored = (root / pattern).as_posix()
     expression = re.compile(_to_regex(anchored))
@@ -220,8 +220,9 @@ def match(pattern: str, root: Path, cohort: str, field: Field) -> tuple[dict[str
         raise InputError(f"cohort {cohort}: {field}: no file matches {anchored}. Check the pattern and the folder.")
     if others:
         say(
-            f"cohort {cohort}: {field}: ignored {len(others)} files that do not quite match {pattern} ({{slice}} must "
-            f"be a number, a repeated field must repeat its value): {others[0]}{' and others' if others[1:] else ''}"
+            f"cohort {cohort}: {field}: ignored {len(others)} files that do not fully match {pattern} ({{slice}} must "
+            "be a number, and a repeated field must have the same value everywhere): "
+            f"{others[0]}{' and others' if others[1:] else ''}"
         )
     stacked = "{slice}" in pattern
     sources: dict[str, Source] = {}
@@ -233,8 +234,8 @@ def match(pattern: str, root: Path, cohort: str, field: Field) -> tuple[dict[str
 
 
 def _doubled(pattern: str) -> str:
-    what = "subject and slice" if "{slice}" in pattern else "subject"
-    return f"two files match for one {what}. Narrow the pattern or move one of them away."
+    matched = "subject and slice" if "{slice}" in pattern else "subject"
+    return f"two files match the same {matched}. Narrow the pattern, or move one of the files away."
 
 
 def _gap(numbers: list[int]) -> str | None:
@@ -242,16 +243,16 @@ def _gap(numbers: list[int]) -> str | None:
     if not missing:
         return None
     return (
-        f"{len(missing)} of slices {numbers[0]} to {numbers[-1]} are missing ({_some(missing)}). "
-        "Complete the stack or leave the subject out."
+        f"{len(missing)} of the slices {numbers[0]} to {numbers[-1]} are missing ({_some(missing)}). "
+        "Complete the stack, or leave the subject out."
     )
 
 
 def _unpaired(cohort: CohortConfig, low: dict[str, Source], high: dict[str, Source]) -> list[Problem]:
     problems: list[Problem] = []
     for name in sorted(low.keys() ^ high.keys()):
-        there, absent = ("low", "high") if name in low else ("high", "low")
-        message = f"this {there}-field scan has no {absent} field. Add the {absent} field or move the scan away."
+        present, absent = ("low", "high") if name in low else ("high", "low")
+        message = f"this {present}-field scan has no {absent} field. Add the {absent} field or move the scan away."
         source = low.get(name) or high[name]
         problems.append(Problem(cohort.name, name, absent, "unpaired", str(source), message))
     return problems
@@ -269,7 +270,7 @@ def _unusable_names(cohort: CohortConfig, ids: dict[str, str], high: dict[str, S
             fault = (
                 f"the id has more than {MAX_ID_LENGTH} characters"
                 if len(part) > MAX_ID_LENGTH
-                else "two ids differ in other characters than letters, digits, '-' and '_'"
+                else "two ids differ only in characters other than letters, digits, '-' and '_'"
             )
             message = f"{fault}. Rename the files."
             problems.append(Problem(cohort.name, name, "high", "name", str(high.get(name, name)), message))
@@ -288,8 +289,8 @@ def _some(items: list) -> str:
 def assign_splits(cohort: CohortConfig, ids: dict[str, str]) -> dict[str, Split]:
     """Assign each subject to a split, by a list of names or by a stable hash of cohort and id.
 
-    A count takes the subjects with the smallest hashes, a fraction those whose hash lies below a bound. So the splits
-    do not depend on other cohorts, on the order of files, or on the seed.
+    A count takes the subjects with the smallest hashes. A fraction takes the subjects whose hashes lie in a range of
+    this width. So the splits do not depend on other cohorts, on the order of files, or on the seed.
 
     Args:
         cohort: its name and `split`.
@@ -302,7 +303,7 @@ def assign_splits(cohort: CohortConfig, ids: dict[str, str]) -> dict[str, Split]
     splits: dict[str, Split] = {}
     position = {name: _hash(cohort.name, identifier) for name, identifier in ids.items()}
     bound = 0.0
-    # Lists first, so that a count never takes a subject that the other split names.
+    # Lists come first, so that a count never takes a subject that the list of the other split names.
     for split in sorted(("test", "val"), key=lambda split: not isinstance(cohort.split.get(split), list)):
         wanted = cohort.split.get(split, 0)
         free = [name for name in sorted(ids, key=position.__getitem__) if name not in splits]
@@ -313,7 +314,7 @@ def assign_splits(cohort: CohortConfig, ids: dict[str, str]) -> dict[str, Split]
             bound += wanted
             if bound > 1:
                 raise InputError(
-                    f"cohort {cohort.name}: split: expected fractions of at most 1 in sum, found {bound:g}."
+                    f"cohort {cohort.name}: split: expected fractions with a sum of at most 1, found {bound:g}."
                 )
         else:
             assert not isinstance(wanted, str), "CohortConfig refuses text"
@@ -325,7 +326,7 @@ def assign_splits(cohort: CohortConfig, ids: dict[str, str]) -> dict[str, Split]
 def _listed(cohort: CohortConfig, name: str, wanted: list[Any], free: list[str]) -> list[str]:
     if absent := [subject for subject in wanted if subject not in free]:
         raise InputError(
-            f"cohort {cohort.name}: split.{name}: {_some(absent)}: no such subject, or in both splits. "
+            f"cohort {cohort.name}: split.{name}: these subjects do not exist or are in both splits: {_some(absent)}. "
             f"Choose from {_some(sorted(free))}."
         )
     return wanted
@@ -346,7 +347,7 @@ def _hash(cohort: str, subject: str) -> float:
 
 
 def _to_glob(pattern: str) -> str:
-    """Replace each field by a wildcard; in our patterns, brackets are literal."""
+    """Replace each field by a wildcard, and escape brackets, which are literal in our patterns."""
     return FIELD.sub("*", pattern).replace("[", "[[]")
 
 

@@ -1,4 +1,4 @@
-"""Check the headers of one volume, by themselves."""
+"""Check the headers of one volume, without comparing it with other volumes."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -31,25 +31,25 @@ from upfield.imaging.volume_header import (
 from upfield.sharding.cohorts.problems import Field
 from upfield.sharding.cohorts.subjects import Source, SourceVolume, Subject
 
-# Finer than any scan of a living head, coarser than any slice that shows one.
+# No scan of a living head has voxels smaller or larger than this.
 SPACING_MM = (0.1, 12.0)
 MAX_SHEAR_DEG = 1.0
-# Rounding in headers stays below these changes from slice to slice.
+# Rounding in headers changes axes and voxel sizes by less than this between slices.
 MAX_TURN_DEG, MAX_CHANGE = 1.0, 0.01
-# Larger than the tilt of a head against a template's axes, smaller than an exchange of axes.
+# A head may be tilted against the axes of a template, but by less than this. Exchanged axes differ by more.
 MAX_FORMS_DIFFER_DEG = 45.0
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong with a volume."""
+    """One problem with a volume."""
 
     check: str
-    """As in `Problem`."""
+    """The check that failed, as in `Problem`."""
     file: Path
-    """The first file that shows it."""
+    """The first file that has the problem."""
     message: str
-    """Without names of files or subjects."""
+    """The problem and its remedy, without names of files or subjects."""
 
 
 @dataclass(frozen=True)
@@ -59,30 +59,30 @@ class VolumeCheck:
     cohort: str
     """Cohort name."""
     subject: str
-    """Name of its subject, as file names spell it."""
+    """Name of its subject, as it appears in the file names."""
     field: Field
     """Which of the subject's two volumes it is."""
     source: Source
     """Its files."""
     findings: list[Finding]
-    """What is wrong."""
+    """The problems that were found."""
     traces: tuple[Trace, ...]
-    """A trace per file; empty if some cannot be read, or for formats of two files."""
+    """One trace per file; empty if a file cannot be read, or for formats that keep header and voxels in two files."""
     volume: SourceVolume | None = None
-    """The files with their header; None if something is wrong with them."""
+    """The files with their header; None if a check failed."""
 
     @property
     def extent(self) -> Extent | None:
-        """Where the volume lies; None if something is wrong with its headers."""
+        """Where the volume lies; None if a check failed."""
         return Extent.of(self.volume.header) if self.volume else None
 
 
 def check_volume(subject: Subject[Source], field: Field, source: Source) -> VolumeCheck:
-    """Read the headers of one volume's files, opening each file once, and check them by themselves.
+    """Read and check the headers of one volume's files, opening each file once.
 
     Args:
-        subject: whose volume it is.
-        field: which of its two volumes.
+        subject: the subject that the volume belongs to.
+        field: which of the subject's two volumes it is.
         source: the volume's files.
     """
     headers: list[Header] = []
@@ -121,15 +121,16 @@ def _read(path: Path, orientation: str | None) -> tuple[Header, Trace | None]:
             return header, trace
     except DAMAGED as error:
         raise unreadable(path, error) from error
-    raise VolumeError(str(path), f"the file is cut off or damaged: it should hold {end_bytes} bytes. Copy it again.")
+    raise VolumeError(str(path), f"the file is cut off or damaged: it should have {end_bytes} bytes. Copy it again.")
 
 
 def _first_of(findings: list[Finding], source: Source) -> Finding:
-    """Join the findings of a stack's slices into one."""
+    """Join the findings of several slices of a stack into one."""
     first, num_slices = findings[0], len(source.paths)
     if not source.stacked:
         return first
-    return Finding(first.check, first.file, f"in {len(findings)} of {num_slices} slices, the first: {first.message}")
+    message = f"{len(findings)} of {num_slices} slices are affected; in the first one, {first.message}"
+    return Finding(first.check, first.file, message)
 
 
 def _check_whole(path: Path, header: Header) -> list[Finding]:
@@ -160,16 +161,16 @@ def _check_stack(source: Source, headers: list[Header]) -> list[Finding]:
             refused.append(Finding("header", path, error.problem))
     if refused:
         return [_first_of(refused, source)]
-    if others := _of_another_scan(source, headers, axes):
+    if others := _slices_of_another_scan(source, headers, axes):
         return [_first_of(others, source)]
-    findings = _uneven(source, headers)
+    findings = _uneven_steps(source, headers)
     affine = stack_affine(headers, axes[0])
     if findings:
-        # A step over a gap is not the slices' thickness.
+        # A step across missing slices is larger than the slice thickness.
         affine[:3, axes[0]] = _usual_step_mm(headers)
-    # Slices that carry places need not say how thick they are.
+    # Slices with stated positions need not state their thickness.
     needed = [axis for axis in range(3) if axis != axes[0] or not carry_places(headers)]
-    # Side and unit can be wrong in some slices only; the stack has one affine.
+    # Side and unit are checked for each slice, because only some slices may be wrong. The stack has only one affine.
     by_check: dict[str, list[Finding]] = {}
     for path, header in zip(paths, headers, strict=True):
         for check, message in _check_statements(header, needed):
@@ -178,12 +179,12 @@ def _check_stack(source: Source, headers: list[Header]) -> list[Finding]:
     return findings + [Finding(check, paths[0], message) for check, message in _check_affine(affine)]
 
 
-def _of_another_scan(source: Source, headers: list[Header], axes: list[int]) -> list[Finding]:
+def _slices_of_another_scan(source: Source, headers: list[Header], axes: list[int]) -> list[Finding]:
     """Find slices whose shape, axes or voxel sizes differ from the first slice's."""
     columns = headers[0].affine[:3, :3]
     found = dict(unlike_the_first(headers, axes))
     for number, header in enumerate(headers):
-        if number not in found and (message := _turned(header, columns)):
+        if number not in found and (message := _difference(header, columns)):
             found[number] = message
     return [
         Finding("slices", source.paths[number], f"{message}. Leave out slices of another scan.")
@@ -191,20 +192,20 @@ def _of_another_scan(source: Source, headers: list[Header], axes: list[int]) -> 
     ]
 
 
-def _turned(header: Header, columns: NDArray[np.float64]) -> str | None:
+def _difference(header: Header, columns: NDArray[np.float64]) -> str | None:
     if np.array_equal(header.affine[:3, :3], columns):
         return None
     turn_deg = angles_deg(columns, header.affine[:3, :3])
     if (turn_deg > MAX_TURN_DEG).any():
-        return f"one of its axes is {turn_deg.max():.1f} degrees off that of the first slice"
+        return f"one of its axes is rotated by {turn_deg.max():.1f} degrees from that of the first slice"
     spacing_mm = spacing_of(columns)
     if (np.abs(header.spacing_mm - spacing_mm) > MAX_CHANGE * spacing_mm).any():
         return f"expected voxels of {_mm(spacing_mm)} as in the first slice, found {_mm(header.spacing_mm)}"
     return None
 
 
-def _uneven(source: Source, headers: list[Header]) -> list[Finding]:
-    """Find the first uneven step from slice to slice of a stack whose slices carry places."""
+def _uneven_steps(source: Source, headers: list[Header]) -> list[Finding]:
+    """Find the first uneven step between slices, in a stack whose headers state the positions of the slices."""
     origins_mm = np.array([header.affine[:3, 3] for header in headers])
     travelled_mm = np.linalg.norm(origins_mm - origins_mm[0], axis=1)
     if not np.isfinite(travelled_mm).all() or travelled_mm.max() <= UNPLACED_MM:
@@ -212,15 +213,15 @@ def _uneven(source: Source, headers: list[Header]) -> list[Finding]:
     steps_mm = np.diff(origins_mm, axis=0)
     usual_mm = _usual_step_mm(headers)
     off_mm = np.linalg.norm(steps_mm - usual_mm, axis=1)
-    # Headers round places to a hundredth of a millimetre at worst.
+    # Headers round positions to 0.01 mm at worst.
     wrong = off_mm > max(0.02, 0.05 * float(np.linalg.norm(usual_mm)))
     if not wrong.any():
         return []
     first = int(np.argmax(wrong))
     message = (
-        f"slices must follow one another in equal steps, here of {np.linalg.norm(usual_mm):.2f} mm, but "
+        f"the slices are not evenly spaced: the usual step is {np.linalg.norm(usual_mm):.2f} mm, but "
         f"{int(wrong.sum())} of {len(steps_mm)} steps differ, the first by {off_mm[first]:.2f} mm between slices "
-        f"{first} and {first + 1} (counted from 0). Check the order of the slice numbers and whether one is missing."
+        f"{first} and {first + 1} (counted from 0). Check the order of the slices, and whether one is missing."
     )
     return [Finding("steps", source.paths[first + 1], message)]
 
@@ -230,7 +231,7 @@ def _usual_step_mm(headers: list[Header]) -> NDArray[np.float64]:
 
 
 def _check_statements(header: Header, axes: Iterable[int]) -> list[tuple[str, str]]:
-    """Check a header's statements besides its affine, voxel sizes along `axes` only; return checks and messages."""
+    """Check the side, the unit, and the voxel sizes along `axes` that a header states; return checks and messages."""
     found: list[tuple[str, str]] = []
     if not header.is_oriented:
         message = (
@@ -251,7 +252,7 @@ def _check_statements(header: Header, axes: Iterable[int]) -> list[tuple[str, st
         unit = {"m": "metres", "um": "micrometres"}[header.unit]
         found.append(("spacing", f"expected lengths in mm, found {unit} in the header. Fix the header."))
     if not all(header.has_spacing[axis] for axis in axes):
-        found.append(("spacing", "the header gives no voxel size, or 0, along an axis. Fix the header."))
+        found.append(("spacing", "the header states no voxel size, or 0, along an axis. Fix the header."))
     return found
 
 
@@ -260,7 +261,7 @@ def _check_affine(affine: NDArray[np.float64]) -> list[tuple[str, str]]:
     columns = affine[:3, :3]
     spacing_mm = spacing_of(columns)
     usable = bool(np.isfinite(affine).all() and spacing_mm.all())
-    # The determinant of unit axes shows how far they are from lying in one plane, whatever the spacing.
+    # The determinant of the unit axes shows how far they are from lying in one plane, independent of the spacing.
     if not usable or abs(np.linalg.det(columns / spacing_mm)) < 1e-3:
         rows = np.round(affine[:3], 4).tolist()
         return [("affine", f"the affine does not have three distinct axes: {rows}. Fix the header.")]

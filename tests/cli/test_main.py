@@ -35,6 +35,7 @@ def test_an_unknown_verb_is_refused(run_cli: Callable) -> None:
     assert "unknown verb shards (did you mean shard?). Known verbs: phantom, shard" in err
 
 
+@pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`:DeprecationWarning")  # Ray Serve's import
 def test_serve_needs_a_model(run_cli: Callable) -> None:
     code, _, err = run_cli(main, "serve", "nowhere.onnx")
     assert code == 2
@@ -49,6 +50,6 @@ def test_the_demonstration_replaces_only_an_earlier_one(tmp_path: Path) -> None:
     assert not (out / "shards").exists()
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").touch()
-    with pytest.raises(InputError, match="holds files that are not of a demonstration"):
+    with pytest.raises(InputError, match="holds files that upfield demo did not write"):
         claim(tmp_path / "thesis")
     assert (tmp_path / "thesis" / "chapter1.tex").exists()

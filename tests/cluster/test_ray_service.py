@@ -1,4 +1,4 @@
-"""The RayService's application, started by Ray Serve's `serve run` with the arguments of the file, on a CPU."""
+"""The application of the RayService file, started on a CPU by Ray Serve's `serve run` with the file's arguments."""
 
 import contextlib
 import json
@@ -25,21 +25,21 @@ def test_ray_serve_serves_the_application_of_the_file(tiny_model: Path, tmp_path
     config = yaml.safe_load(service["spec"]["serveConfigV2"])
     port = free_port()
     config["http_options"] |= {"host": "127.0.0.1", "port": port}
-    here = {"model": str(tiny_model), "device": "cpu", "max_replicas": 1, "cores_per_replica": 1}
-    config["applications"][0]["args"] |= here
+    overrides = {"model": str(tiny_model), "device": "cpu", "max_replicas": 1, "cores_per_replica": 1}
+    config["applications"][0]["args"] |= overrides
     file = tmp_path / "serve.yaml"
     file.write_text(yaml.safe_dump(config))
     environment = {**os.environ, "RAY_ADDRESS": "local", "UPFIELD_TOKEN": "word", "RAY_USAGE_STATS_ENABLED": "0"}
     with (
-        (tmp_path / "said").open("wb") as said,
-        subprocess.Popen([installed("serve"), "run", file], env=environment, stdout=said, stderr=said) as process,
+        (tmp_path / "log").open("wb") as log,
+        subprocess.Popen([installed("serve"), "run", file], env=environment, stdout=log, stderr=log) as process,
     ):
         try:
-            assert answer(port, "/ready", process) == {"status": "ready"}, (tmp_path / "said").read_text()
+            assert get_json(port, "/ready", process) == {"status": "ready"}, (tmp_path / "log").read_text()
             # The secret provides the token as an environment variable, and the service requires it.
             with pytest.raises(urllib.error.HTTPError, match="401"):
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/model", timeout=10)
-            assert answer(port, "/model", process)["file"] == tiny_model.name
+            assert get_json(port, "/model", process)["file"] == tiny_model.name
         finally:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -47,7 +47,7 @@ def test_ray_serve_serves_the_application_of_the_file(tiny_model: Path, tmp_path
             process.kill()
 
 
-def answer(port: int, path: str, process: "subprocess.Popen[bytes]") -> dict:
+def get_json(port: int, path: str, process: "subprocess.Popen[bytes]") -> dict:
     request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers={"Authorization": "Bearer word"})
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and process.poll() is None:

@@ -74,9 +74,9 @@ def test_a_run_preempted_by_its_time_limit_ends_as_an_undisturbed_one(
     restarts = int(state["Restarts"])
     assert restarts >= 1
     # One log holds all restarts in their order.
-    assert said.count("stopped before its end; requeued") == restarts
+    assert said.count("stopped before it was finished; requeued") == restarts
     assert said.count("the same command continues from there") >= 1
-    assert said.count("ended with 0") == 1
+    assert said.count("ended with exit code 0") == 1
     assert losses(out) == losses(undisturbed)
     assert (out / "trace.jsonl").read_bytes() == (undisturbed / "trace.jsonl").read_bytes()
     weights = "best/model.safetensors"

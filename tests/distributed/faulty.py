@@ -24,7 +24,7 @@ def from_folder(root: Path) -> Callable[[str, dict[str, str]], Answer]:
 
 
 def from_server(url: str) -> Callable[[str, dict[str, str]], Answer]:
-    """Pass on the answers of another server."""
+    """Forward requests to another server and return the answers of that server."""
 
     def answer(path: str, headers: dict[str, str]) -> Answer:
         try:
@@ -45,7 +45,7 @@ class _QuietServer(ThreadingHTTPServer):
 
 
 class FaultyServer:
-    """Counts the requests for each file, and answers with the faults planned for it before it answers correctly."""
+    """Counts the requests for each file, and returns the planned faults before it answers correctly."""
 
     def __init__(self, answer: Callable[[str, dict[str, str]], Answer]) -> None:
         self.answer = answer
@@ -62,7 +62,7 @@ class FaultyServer:
         return "http://{}:{}".format(*self._server.server_address[:2])
 
     def fail(self, name: str, faults: Iterable[str]) -> None:
-        """Plan the faults of the next requests for a file, named by the end of its path."""
+        """Plan the faults of the next requests for files whose path ends in `name`."""
         self._faults[name] = iter(faults)
 
     def fail_always(self, name: str, fault: str) -> None:

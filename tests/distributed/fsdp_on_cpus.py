@@ -1,6 +1,6 @@
 """The entry script with FSDP on CPUs, to be started by `accelerate launch` with an FSDP configuration.
 
-On CPUs Accelerate would silently use plain data parallelism instead.
+On CPUs, Accelerate would silently use plain data parallelism instead of FSDP.
 """
 
 import sys

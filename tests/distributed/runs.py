@@ -32,14 +32,14 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def trained(shards: Path, out: Path, *arguments: str, processes: int = 1) -> Path:
-    """Train to the end. One process trains here, where everything is imported already; several start in a launcher."""
+    """Train to the end. A single process trains in this process, which saves the imports. A launcher starts several."""
     arguments = (*arguments, "--data.trace", str(out / "trace.jsonl"))
     if processes > 1:
         done = run(*command(shards, out, *arguments, processes=processes))
         assert done.returncode == 0, done.stderr
         return out
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a process of its own; more threads would add in another order
+    torch.set_num_threads(1)  # as in a separate process; more threads would add numbers in another order
     try:
         code, said = called(*command(shards, out, *arguments)[2:])
     finally:
@@ -76,7 +76,7 @@ def wait_for(path: Path) -> None:
 
 
 def started(shards: Path, out: Path, *arguments: str) -> "subprocess.Popen[bytes]":
-    """Start a run without an end, and wait for its first checkpoint."""
+    """Start a run that trains until it is stopped, and wait for its first checkpoint."""
     long = ("--run.max_steps", "100000", "--run.epochs", "100000", "--run.checkpoint_every", "2", *arguments)
     process = subprocess.Popen(
         command(shards, out, *long), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -91,7 +91,7 @@ def assert_saved_where_it_stopped(out: Path) -> None:
 
 
 def rank_one(launcher: int) -> str:
-    """Return the process number of a launcher's second rank."""
+    """Return the process ID of the second rank that a launcher started."""
     for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
         if b"LOCAL_RANK=1" in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
             return child
@@ -99,7 +99,7 @@ def rank_one(launcher: int) -> str:
 
 
 def signalled_in_rank_one(arguments: list[str], out: Path, name: str) -> tuple[int | None, str]:
-    """Signal the second rank of a job that saves at step 2, and return the job's exit code and stderr."""
+    """Signal the second rank of a job that saves a checkpoint at step 2. Return the job's exit code and stderr."""
     with subprocess.Popen(arguments, env=environment(), stderr=subprocess.PIPE, text=True) as process:
         wait_for(out / "checkpoints" / "step-00000002")
         subprocess.run(["kill", f"-{name}", rank_one(process.pid)], check=True)

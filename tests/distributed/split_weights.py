@@ -1,7 +1,7 @@
 """Train a learner whose weights are split over processes, to be started by torchrun with a folder as argument.
 
-It trains a few steps, saves a checkpoint in the middle, resumes from it in another learner, and writes the states in
-which both end beside the state that a single process reaches.
+The script trains a few steps, saves a checkpoint in between, and resumes from the checkpoint in a second learner. It
+writes the final states of both learners, and the final state of a learner that trains in a single process.
 """
 
 import sys
@@ -51,7 +51,7 @@ def train(learner: Learner, steps: range) -> None:
 
 
 def flat(state: dict[str, Any], prefix: str = "") -> dict[str, Tensor]:
-    """Return the tensors of nested dictionaries by their joined names."""
+    """Flatten nested dictionaries, and return their tensors by joined name."""
     tensors: dict[str, Tensor] = {}
     for key, value in state.items():
         if isinstance(value, dict):
@@ -79,7 +79,7 @@ def main(out: Path) -> None:
     states = {"split": split.state(), "resumed": resumed.state()}
     alone = learner(split=False)
     train(alone, range(STEPS))
-    # All processes of a group must gather a state, even if nothing is split.
+    # Gathering a state is a collective call of all processes, even if nothing is split.
     states |= {"whole": whole.state(), "alone": alone.state()}
     if main_process:
         for name, state in states.items():

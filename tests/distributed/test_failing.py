@@ -56,7 +56,7 @@ def test_a_run_resumes_from_an_older_checkpoint_if_the_last_is_damaged(tiny_shar
     weights.write_bytes(weights.read_bytes()[:-4] + b"\x00\x01\x02\x03")
     done = run(*command(tiny_shards, copied, "--run.max_steps", "5"))
     assert done.returncode == 0
-    assert "step-00000004: the checksum of model.safetensors is wrong; resuming from an older checkpoint" in done.stderr
+    assert "step-00000004: the checksum of model.safetensors is wrong; trying an older checkpoint" in done.stderr
     assert "training from step 2 to step 5" in done.stderr
     assert (copied / "checkpoints" / "last").resolve().name == "step-00000005"
 
@@ -96,7 +96,7 @@ def test_a_second_job_for_the_same_run_is_refused(tiny_shards: Path, tmp_path: P
     process.kill()
     process.wait()
     assert done.returncode == 2
-    assert "another training is writing this run" in one_line(done.stderr)
+    assert "another job is training this run" in one_line(done.stderr)
 
 
 def test_batches_without_a_finite_loss_can_be_skipped_up_to_a_limit(tiny_shards: Path, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_batch_with_one_bad_sample_is_skipped_and_training_continues(
     step, place = entry["step"], entry["keys"].index(spoilt)
     said = next(line for line in done.stderr.splitlines() if "batch skipped, 1 of at most 10" in line)
     assert said.startswith(f"step {step}: expected a finite loss")
-    # The message names the two samples of the rank that read the bad one, and not those of the other.
+    # The message names the two samples of the rank that read the bad sample, but not those of the other rank.
     assert [key in said for key in entry["keys"]] == [i // 2 == place // 2 for i in range(4)]
     before, after, later = (
         load_file(out / f"checkpoints/step-{s:08d}/model.safetensors") for s in step_and_around(step)
@@ -173,7 +173,7 @@ def test_a_scaler_whose_step_was_skipped_scales_the_next(monkeypatch: pytest.Mon
     values = training_step.StepValues(("loss", "l1", "grad_norm"), ((float("nan"), float("nan"), 1.0),))
     for _ in range(2):
         scaler.scale(layer(torch.ones(1, 1)).sum()).backward()
-        scaler.unscale_(optimizer)  # raises unless the scaler was updated after the previous step
+        scaler.unscale_(optimizer)  # This raises an error unless the scaler was updated after the previous step.
         if run.progress.skipped == 0:
             training_step.skip_batch(run, batch, values)
     assert scaler.get_scale() == 4.0
@@ -213,9 +213,7 @@ MULTI_CPU = {
 
 
 @pytest.mark.parametrize("how", ["flags", "configuration file"])
-def test_a_launcher_that_starts_fewer_processes_than_asked_is_refused(
-    tiny_shards: Path, tmp_path: Path, how: str
-) -> None:
+def test_a_launcher_that_starts_too_few_processes_is_refused(tiny_shards: Path, tmp_path: Path, how: str) -> None:
     file = tmp_path / "accelerate.yaml"
     file.write_text(json.dumps(MULTI_CPU))
     asked = ("--cpu", "--num_processes", "2") if how == "flags" else ("--config_file", str(file))
@@ -252,15 +250,15 @@ def test_two_processes_print_a_refusal_once(tiny_shards: Path, four_steps: Path,
     assert len(done.stderr.splitlines()) == 1
     done = run(*command(tiny_shards, tmp_path / "run", *arguments, processes=2))
     assert done.returncode != 0
-    assert "expected seed 0 as in its training, found 9" in one_line(done.stderr)
+    assert "this checkpoint was trained with seed 0, but the run has 9" in one_line(done.stderr)
 
 
-def test_a_process_that_dies_takes_the_job_with_it(tiny_shards: Path, tmp_path: Path) -> None:
+def test_a_process_that_dies_ends_the_job(tiny_shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     arguments = ("--run.epochs", "100000", "--run.checkpoint_every", "2")
     code, stderr = signalled_in_rank_one(command(tiny_shards, out, *arguments, processes=2), out, "KILL")
     assert code not in (0, None)
-    assert "Another process of the job ended or was silent" in one_line(stderr)
+    assert "Another process of the job ended or did not respond" in one_line(stderr)
 
 
 @pytest.mark.parametrize(("name", "message"), [("tensorbord", "found tensorbord"), ("wandb", "wandb is not installed")])
@@ -272,7 +270,7 @@ def test_unknown_and_missing_trackers_are_refused(name: str, message: str) -> No
 
 
 def node(shards: Path, out: Path, rank: int, port: int, *arguments: str) -> "subprocess.Popen[str]":
-    """Start one machine's part of a job with two machines of one process each."""
+    """Start the process of one machine, in a job of two machines with one process each."""
     start = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "2"]
     start += ["--num_processes", "2", "--machine_rank", str(rank), "--main_process_ip", "127.0.0.1"]
     start += ["--main_process_port", str(port), "--mixed_precision", "no", "--dynamo_backend", "no"]
@@ -287,7 +285,7 @@ def test_two_machines_train_one_run_and_one_ends_after_the_other(tiny_shards: Pa
     with first, second:
         try:
             wait_for(out / "checkpoints" / "step-00000002")
-            second.kill()  # Its rank ends with it.
+            second.kill()  # The rank of this launcher ends with the launcher.
             begun = time.monotonic()
             _, stderr = first.communicate(timeout=120)
             assert time.monotonic() - begun < 100
@@ -296,5 +294,5 @@ def test_two_machines_train_one_run_and_one_ends_after_the_other(tiny_shards: Pa
             second.kill()
     assert first.returncode not in (0, None)
     assert "2 processes on cpu" in stderr
-    assert "Another process of the job ended or was silent" in one_line(stderr)
+    assert "Another process of the job ended or did not respond" in one_line(stderr)
     assert json.loads((out / "checkpoints/last/progress.json").read_text())["step"] >= 2

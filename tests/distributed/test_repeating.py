@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 EPOCHS = ("--data.batch_size", "12", "--run.epochs", "2", "--run.validate_every", "100")
 EMA = ("--optim.ema_decay", "0.9", "--optim.clip_norm", "0.5", "--data.augment.shift_pixels", "2")
 SCHEDULE = ("--optim.schedule", "cosine", "--optim.warmup_steps", "5")
-# No two coincide: a log line spans checkpoints, and a validation lies between two of them.
+# The intervals differ, so that a log line spans checkpoints, and a validation lies between two checkpoints.
 MANY = ("--run.max_steps", "40", "--run.checkpoint_every", "4", "--run.validate_every", "6", "--run.log_every", "7")
 
 
@@ -40,7 +40,7 @@ def two_epochs(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return trained(tiny_shards, tmp_path_factory.mktemp("epochs") / "run", *EPOCHS)
 
 
-def test_an_epoch_has_each_sample_once_and_the_next_another_order(two_epochs: Path) -> None:
+def test_each_epoch_has_each_sample_once_in_another_order(two_epochs: Path) -> None:
     trace = lines(two_epochs / "trace.jsonl")
     assert [line["step"] for line in trace] == list(range(1, 31))
     first, second = ([key for line in trace if line["epoch"] == epoch for key in line["keys"]] for epoch in (0, 1))
@@ -121,7 +121,7 @@ def test_one_and_two_processes_train_alike(tiny_shards: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_accumulated_parts_train_like_the_whole(tiny_shards: Path, tmp_path: Path, processes: int) -> None:
-    # Each part has its own load loss. Without it the two differ only in the order of sums.
+    # Each part has its own load loss. Without the load loss, the results differ only in the order of additions.
     arguments = ("--run.max_steps", "6", "--loss.load_weight", "0", "--loss.ssim_weight", "0.1")
     whole = trained(tiny_shards, tmp_path / "whole", *arguments)
     micro = ("--data.micro_batch", str(3 // processes))

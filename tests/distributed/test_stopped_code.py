@@ -12,14 +12,14 @@ from upfield.distributed.configuration import RunConfig
 @pytest.mark.parametrize(
     "processes", [(), pytest.param(("--processes", "2"), marks=pytest.mark.slow)], ids=("one process", "two processes")
 )
-def test_a_stopped_run_leaves_with_its_code_and_a_finished_one_with_0(
+def test_a_stopped_run_exits_with_the_configured_code_and_a_finished_run_with_0(
     tiny_shards: Path, tmp_path: Path, processes: tuple[str, ...]
 ) -> None:
     out = tmp_path / "run"
     process = started(tiny_shards, out, "--run.stopped_code", "75", "--run.trackers", "[]", *processes)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 75
-    # The run is limited to the steps that it has done, so nothing is left to train.
+    # The run is limited to the steps already done, so it is complete.
     step = (out / "checkpoints" / "last").resolve().name.removeprefix("step-")
     options = ("--run.max_steps", str(int(step)), "--run.epochs", "100000", "--run.stopped_code", "75")
     code, said = called("--data.shards", str(tiny_shards), "--run.out", str(out), "--model.preset", "tiny", *options)
@@ -27,6 +27,6 @@ def test_a_stopped_run_leaves_with_its_code_and_a_finished_one_with_0(
 
 
 @pytest.mark.parametrize("code", [1, 2, -1, 126])
-def test_a_code_that_means_something_else_is_refused(code: int) -> None:
+def test_a_reserved_exit_code_is_refused(code: int) -> None:
     with pytest.raises(ValueError, match=r"run\.stopped_code: expected 0 or 3 to 125"):
         RunConfig(Path("run"), stopped_code=code)

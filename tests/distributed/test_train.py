@@ -28,7 +28,7 @@ def undisturbed(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return trained(tiny_shards, tmp_path_factory.mktemp("one") / "run", "--run.max_steps", "6")
 
 
-def test_a_run_leaves_what_the_layout_says(undisturbed: Path) -> None:
+def test_a_run_writes_the_documented_files(undisturbed: Path) -> None:
     assert (undisturbed / "config.yaml").is_file()
     assert list((undisturbed / "tensorboard").iterdir())
     assert (undisturbed / "checkpoints" / "last").resolve().name == "step-00000006"
@@ -42,7 +42,7 @@ def test_a_run_leaves_what_the_layout_says(undisturbed: Path) -> None:
     assert validation[-1]["cubic_psnr_slice"] > 0
 
 
-def test_a_signal_saves_and_leaves_with_zero(tiny_shards: Path, tmp_path: Path) -> None:
+def test_a_signal_makes_the_run_save_and_exit_with_zero(tiny_shards: Path, tmp_path: Path) -> None:
     process = started(tiny_shards, tmp_path / "run")
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 0
@@ -59,8 +59,8 @@ def test_a_signal_saves_and_leaves_with_zero(tiny_shards: Path, tmp_path: Path) 
         (["--data.shards", "nowhere"], "there is no shard set here"),
         (["--data.batch_sise", "4"], "did you mean --data.batch_size?"),
         (["--optim.lr", "-1"], "expected a positive rate"),
-        (["--run.precision", "fp16"], "fp16 needs a GPU, and none was found"),
-        (["--run.resume", "nowhere"], "cannot resume from it because model.safetensors is missing"),
+        (["--run.precision", "fp16"], "fp16 needs a GPU, but this machine has none"),
+        (["--run.resume", "nowhere"], "cannot resume from this path because model.safetensors is missing"),
         (["--data.batch_size", "100000"], "expected at least 100000 training samples (data.batch_size)"),
         (["--loss.ms_ssim_weight", "1"], "expected slices or crops of at least 176 x 176, found 24 x 28"),
         (["--data.augment.crop", "[9, 9]", "--loss.ssim_weight", "1"], "expected slices or crops of at least 11 x 11"),
@@ -85,10 +85,10 @@ def test_other_data_or_batches_are_refused_on_resume(tiny_shards: Path, undistur
     arguments = ("--run.resume", str(undisturbed / "checkpoints/last"), "--data.batch_size", "2")
     done = run(*command(tiny_shards, tmp_path / "run", *arguments))
     assert done.returncode == 2
-    assert "expected batch_size 4" in done.stderr
+    assert "trained with batch_size 4, but the run has 2" in done.stderr
 
 
-def test_a_run_without_resume_leaves_nothing_of_the_earlier_run(tiny_shards: Path, tmp_path: Path) -> None:
+def test_a_run_without_resume_removes_the_earlier_run(tiny_shards: Path, tmp_path: Path) -> None:
     out = trained(tiny_shards, tmp_path / "run", "--run.max_steps", "4", "--run.checkpoint_every", "2")
     trained(tiny_shards, out, "--run.max_steps", "2", "--run.resume", "none", "--run.seed", "1")
     assert [path.name for path in (out / "checkpoints").glob("step-*")] == ["step-00000002"]
@@ -160,14 +160,14 @@ def test_a_signal_to_one_process_makes_all_save_at_the_same_step(tiny_shards: Pa
     assert_saved_where_it_stopped(out)
 
 
-def test_going_back_to_an_earlier_checkpoint_drops_those_after_it(tiny_shards: Path, tmp_path: Path) -> None:
+def test_resuming_from_an_earlier_checkpoint_removes_the_later_ones(tiny_shards: Path, tmp_path: Path) -> None:
     arguments = ("--run.checkpoint_every", "2", "--run.keep_checkpoints", "9")
     out = trained(tiny_shards, tmp_path / "run", "--run.max_steps", "6", *arguments)
     back = str(out / "checkpoints" / "step-00000002")
     trained(tiny_shards, out, "--run.max_steps", "4", "--run.resume", back, *arguments)
     steps = sorted(path.name for path in (out / "checkpoints").glob("step-*"))
     assert steps == ["step-00000002", "step-00000004"]
-    # The best model survives, although it is later than the checkpoint.
+    # The best model is kept, although it was saved after the checkpoint.
     assert json.loads((out / "best" / "metrics.json").read_text())["step"] == 6
 
 
@@ -175,7 +175,7 @@ def test_another_seed_is_refused_on_resume(tiny_shards: Path, undisturbed: Path,
     arguments = ("--run.resume", str(undisturbed / "checkpoints/last"), "--run.seed", "9")
     done = run(*command(tiny_shards, tmp_path / "run", *arguments))
     assert done.returncode == 2
-    assert "expected seed 0 as in its training, found 9" in done.stderr
+    assert "this checkpoint was trained with seed 0, but the run has 9" in done.stderr
 
 
 def test_activation_checkpointing_changes_memory_and_not_the_weights(

@@ -6,7 +6,7 @@ import torch
 from upfield.distributed.weight_average import WeightAverage
 
 
-def test_it_follows_its_formula_and_swaps_exactly() -> None:
+def test_the_average_follows_its_formula_and_swaps_exactly() -> None:
     layer = torch.nn.Linear(3, 2)
     average = WeightAverage(layer, 0.6)
     expected = [parameter.detach().clone() for parameter in layer.parameters()]
@@ -24,7 +24,7 @@ def test_it_follows_its_formula_and_swaps_exactly() -> None:
     assert all(parameter.equal(b) for parameter, b in zip(layer.parameters(), before, strict=True))
 
 
-def test_weights_are_restored_when_something_fails_inside() -> None:
+def test_weights_are_restored_if_the_block_fails() -> None:
     layer = torch.nn.Linear(1, 1)
     before = layer.weight.detach().clone()
     average = WeightAverage(layer, 0.5)

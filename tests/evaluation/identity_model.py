@@ -4,7 +4,7 @@ import numpy as np
 
 
 class IdentityModel:
-    """Return the middle slice of the input."""
+    """A model whose output is the middle slice of its input."""
 
     context, normalisation = 0, "any"
 

@@ -46,7 +46,7 @@ def grating(cycles_per_voxel: float) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("centre_mm", [None, np.zeros(3)])
 @pytest.mark.parametrize(("sigma_vox", "gamma"), [(None, 1.0), (0.8, 1.4)])
-def test_what_the_sampling_gives_is_consistent(centre_mm, sigma_vox, gamma):
+def test_a_volume_is_consistent_with_its_own_sampling(centre_mm, sigma_vox, gamma):
     sampling = LowFieldSampling(Grids(GEOMETRY, centre_mm), sigma_vox, gamma)
     volume = draw()
     found = check_consistency(volume, np.clip(sampling.sample(volume), 0, 1), sampling)
@@ -68,28 +68,28 @@ def test_averages_over_voxels_are_consistent():
     assert other.nrmse > 2 * found.nrmse
 
 
-def test_brightness_and_contrast_are_no_contradiction():
+def test_a_change_of_brightness_and_contrast_is_consistent():
     scan = REAL.sample(draw())
     found = check_consistency(np.float32(0.2) + np.float32(0.5) * draw(), scan, REAL)
     assert found.nrmse < 0.01
 
 
 @pytest.mark.parametrize(("share_of_limit", "band"), [(0.15, 0), (0.4, 1), (0.75, 2)])
-def test_structure_planted_inside_the_scanner_s_band_is_found_there(share_of_limit, band):
+def test_structure_added_within_the_scanner_limit_is_detected_at_its_frequency(share_of_limit, band):
     # A voxel of the low-field grid, 1.6 mm wide, holds at most half a cycle.
     cycles = share_of_limit * 0.5 / 1.6
     clean, planted = grating(0) - np.float32(0.05), grating(cycles)
     scan = REAL.sample(clean)
     found = check_consistency(planted, scan, REAL)
     assert found.nrmse > 10 * check_consistency(clean, scan, REAL).nrmse
-    # Compared in energy, not in shares, because the scan has more energy at low frequencies.
+    # The test compares energies, not shares, because the scan has more energy at low frequencies.
     spectrum = np.square(np.abs(np.fft.fft(found.residual.mean(axis=(1, 2)))))
     assert abs(np.fft.fftfreq(32))[spectrum.argmax()] == pytest.approx(cycles, abs=1 / 32)
     assert found.bands[band] > 0.05 * max(found.bands)
     assert found.bands[band] > 1e-4
 
 
-def test_a_band_s_share_is_its_energy_alone():
+def test_each_band_counts_only_its_own_energy():
     limit = 0.5 / 1.6
     rng = np.random.default_rng(0)
     scan = np.clip(0.5 + 0.05 * rng.standard_normal(GEOMETRY.high_shape), 0.01, 0.99).astype(np.float32)
@@ -109,7 +109,7 @@ def test_a_band_s_share_is_its_energy_alone():
     assert band_shares(wave, scan, coarse)[3] == pytest.approx(parts.sum() / whole.sum(), rel=1e-3)
 
 
-def test_structure_beyond_the_scanner_leaves_little_trace():
+def test_structure_beyond_the_scanner_limit_leaves_little_trace():
     clean = grating(0) - np.float32(0.05)
     scan = REAL.sample(clean)
     inside, beyond = (check_consistency(grating(cycles), scan, REAL).nrmse for cycles in (0.1, 0.47))
@@ -117,7 +117,7 @@ def test_structure_beyond_the_scanner_leaves_little_trace():
     assert beyond < 0.3 * inside
 
 
-def test_a_synthetic_scan_is_judged_by_what_it_was_made_with(tiny_shards: Path):
+def test_a_synthetic_scan_is_checked_with_its_recorded_parameters(tiny_shards: Path):
     split = ShardSplit(tiny_shards, "train")
     pairs = [pair for pair in group_volumes(split) if pair.first.kind == "synthetic"]
     read = [read_pair(split, pair) for pair in pairs]
@@ -131,7 +131,7 @@ def test_a_synthetic_scan_is_judged_by_what_it_was_made_with(tiny_shards: Path):
         assert found < min(check_consistency(high, pair.cubic, sampling).nrmse for high in others)
 
 
-def test_the_high_field_itself_is_consistent_with_what_was_made_of_it():
+def test_a_high_field_volume_is_consistent_with_its_synthetic_scan():
     volume = draw()
     sampling = replace(REAL, sigma_vox=0.9, gamma=1.6)
     small = REAL.grids.high_to_low(Volume(volume, np.eye(4))).voxels
@@ -167,7 +167,7 @@ def test_stacks_are_resized_unless_the_cohort_says_otherwise(tiny_shards: Path, 
     assert (sampling.grids.centre_mm is None) == resized
 
 
-def test_a_scan_s_voxels_are_shown_as_blocks():
+def test_scan_voxels_are_drawn_as_blocks():
     volume = draw()
     shown = REAL.scan_blocks(REAL.sample(volume))
     assert shown.shape == volume.shape
@@ -175,14 +175,14 @@ def test_a_scan_s_voxels_are_shown_as_blocks():
     assert np.corrcoef(shown.ravel(), REAL.sample(volume).ravel())[0, 1] > 0.95
 
 
-def test_the_line_is_that_of_least_squares():
+def test_fit_line_agrees_with_polyfit():
     x = np.random.default_rng(0).random((4, 5, 6), dtype=np.float32)
     y = (0.3 * x + 0.1 + 0.01 * np.random.default_rng(1).standard_normal(x.shape)).astype(np.float32)
     assert fit_line(x, y) == pytest.approx(np.polyfit(x.ravel(), y.ravel(), 1), abs=1e-4)
     assert fit_line(np.zeros_like(x), y) == (0.0, pytest.approx(float(y.mean())))
 
 
-def test_a_share_per_band(tiny_shards: Path):
+def test_there_is_one_share_per_band(tiny_shards: Path):
     split = ShardSplit(tiny_shards, "test")
     pair: StackedPair = read_pair(split, group_volumes(split)[0])
     sampling = LowFieldSampling.of(split.manifest, "real", {"kind": "real", "parameters": {}})

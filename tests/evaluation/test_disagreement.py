@@ -15,20 +15,20 @@ def draw(channels: int = 1) -> np.ndarray:
 
 
 def middle(low: np.ndarray) -> np.ndarray:
-    """Restore nothing: return the middle slice of the input."""
+    """Return the middle slice of the input, as a model that changes nothing would."""
     return low[:, low.shape[1] // 2].copy()
 
 
-def test_moving_is_scipy_s():
+def test_move_agrees_with_scipy():
     images = draw(2)
     expected = ndimage.shift(images.astype(np.float64), (0, 0, 0.5, 0.5), order=3, mode="nearest")
-    # Near the border the two differ, because they continue the image differently.
+    # Near the border the two differ, because they extend the image differently.
     assert np.abs(move(images, 0.5) - expected)[..., 10:-10, 10:-10].max() < 1e-5
     assert shift(images, 0.5).min() >= 0
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_identity_agrees_with_itself_but_for_the_noise(channels):
+def test_the_identity_agrees_with_itself_except_for_the_noise(channels):
     low = draw(channels)
     mirrored, shifted, noisy = restore_perturbed(low, middle(low), middle, seed=0)
     assert np.array_equal(mirrored, middle(low))
@@ -37,23 +37,23 @@ def test_the_identity_agrees_with_itself_but_for_the_noise(channels):
     assert (noisy - middle(low))[inside].std() == pytest.approx(NOISE_STD, rel=0.1)
 
 
-def test_the_same_answer_each_time_is_no_disagreement():
+def test_equal_outputs_have_no_disagreement():
     low = draw()
     same = np.full((6, 40, 36), 0.25, dtype=np.float32)
     assert disagreement(low, same, lambda _: same.copy(), seed=0).max() < 1e-6
 
 
-def test_it_is_the_standard_deviation_of_four_answers():
+def test_disagreement_is_the_standard_deviation_of_four_outputs():
     low = draw()
     given = np.random.default_rng(1).random((4, 6, 40, 36)).astype(np.float32)
-    # Constant images are unchanged by mirroring and moving; they differ in their level alone.
+    # Mirroring and moving do not change constant images, so the four outputs differ only in their level.
     given[:] = given[:, :1, :1, :1]
     calls = iter(given[1:])
     found = disagreement(low, given[0], lambda _: next(calls).copy(), seed=0)
     assert found == pytest.approx(given.std(axis=0), abs=1e-6)
 
 
-def test_structure_that_stays_where_the_image_moves_is_found():
+def test_structure_that_does_not_move_with_the_image_is_detected():
     low = draw()
 
     def invents(images: np.ndarray) -> np.ndarray:
@@ -67,7 +67,7 @@ def test_structure_that_stays_where_the_image_moves_is_found():
     assert elsewhere < NOISE_STD
 
 
-def test_neighbouring_slices_change_places_in_the_mirror():
+def test_mirroring_swaps_neighbouring_slices():
     low = draw(3)
     seen: list[np.ndarray] = []
 

@@ -43,7 +43,7 @@ def through_onnx(tiny_model: Path, tiny_run: Path, tiny_shards: Path, tmp_path_f
     return out
 
 
-def test_metrics_have_the_promised_shape(evaluated: Path) -> None:
+def test_metrics_json_has_the_documented_structure(evaluated: Path) -> None:
     metrics = read(evaluated)
     for method in (CUBIC, MODEL):
         for name, metric in METRICS.items():
@@ -55,7 +55,7 @@ def test_metrics_have_the_promised_shape(evaluated: Path) -> None:
     assert metrics["definitions"].keys() >= METRICS.keys()
 
 
-def test_cubic_figures_are_those_of_the_stored_input(evaluated: Path, tiny_shards: Path) -> None:
+def test_cubic_metrics_agree_with_the_stored_input(evaluated: Path, tiny_shards: Path) -> None:
     split = ShardSplit(tiny_shards, "train")
     batch = read_batch(split, range(split.num_samples))
     error = np.square(batch.low.numpy().astype(np.float64) - batch.high.numpy()).mean(axis=(1, 2, 3))
@@ -67,7 +67,7 @@ def test_cubic_figures_are_those_of_the_stored_input(evaluated: Path, tiny_shard
     assert listed == {split.key(i): pytest.approx(value, rel=1e-4) for i, value in enumerate(psnr.tolist())}
 
 
-def test_saved_volumes_are_what_the_model_gives(evaluated: Path, tiny_run: Path, tiny_shards: Path) -> None:
+def test_saved_volumes_equal_the_model_output(evaluated: Path, tiny_run: Path, tiny_shards: Path) -> None:
     split = ShardSplit(tiny_shards, "train")
     restorer = RunRestorer(tiny_run, "cpu")
     assert len(list((evaluated / "volumes").iterdir())) == VOLUMES
@@ -90,7 +90,7 @@ def test_onnx_and_pytorch_agree(evaluated: Path, through_onnx: Path) -> None:
         assert float(ours["model_psnr_slice"]) == pytest.approx(float(theirs["model_psnr_slice"]), abs=2e-4)
 
 
-def test_another_model_is_measured_beside_it(through_onnx: Path) -> None:
+def test_a_model_is_compared_with_another_model(through_onnx: Path) -> None:
     tree = read(through_onnx)
     difference = tree["differences"]["model - against"]["psnr_slice"]
     assert difference["mean"] == pytest.approx(0, abs=1e-4)
@@ -101,7 +101,7 @@ def test_another_model_is_measured_beside_it(through_onnx: Path) -> None:
     }
 
 
-def test_the_gain_is_over_subjects(evaluated: Path) -> None:
+def test_the_gain_is_averaged_over_subjects(evaluated: Path) -> None:
     tree = read(evaluated)
     gains: dict[tuple[str, str], list[float]] = {}
     for row in rows(evaluated / "slices.csv"):
@@ -114,7 +114,7 @@ def test_the_gain_is_over_subjects(evaluated: Path) -> None:
     assert found["p"] >= 2 / 2**SUBJECTS
 
 
-def test_cohorts_and_kinds_are_told_apart(evaluated: Path) -> None:
+def test_cohorts_and_kinds_have_separate_statistics(evaluated: Path) -> None:
     groups = read(evaluated)["groups"]
     assert groups.keys() == {"real, real", "real, synthetic", "ixi, synthetic", "all, synthetic"}
     difference = groups["real, real"]["differences"]["model - cubic"]["psnr_slice"]
@@ -127,7 +127,7 @@ def test_cohorts_and_kinds_are_told_apart(evaluated: Path) -> None:
     assert groups["all, synthetic"]["model"]["psnr_slice"]["mean"] == pytest.approx(np.mean(values), rel=1e-5)
 
 
-def test_doubts_are_told_per_volume_and_the_worst_slices_named(evaluated: Path) -> None:
+def test_trust_is_listed_per_volume_and_the_worst_slices_are_named(evaluated: Path) -> None:
     tree = read(evaluated)
     for method in (CUBIC, MODEL):
         trust = tree["trust"][method]
@@ -173,7 +173,7 @@ def test_several_models_are_compared(
     assert "compare.html" in out
 
 
-def test_two_processes_find_the_same(
+def test_two_processes_compute_the_same_metrics(
     evaluated: Path, tiny_run: Path, tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}.items():
@@ -190,7 +190,7 @@ def test_two_processes_find_the_same(
 
 
 def assert_close(found: Any, expected: Any, where: str = "") -> None:
-    """Compare trees: numbers up to the rounding that depends on the order of sums, everything else exactly."""
+    """Compare trees: floats with a tolerance, because rounding depends on the order of sums, and all else exactly."""
     if isinstance(expected, dict):
         assert found.keys() == expected.keys(), where
         for key, value in expected.items():
@@ -205,7 +205,7 @@ def assert_close(found: Any, expected: Any, where: str = "") -> None:
         assert found == expected, where
 
 
-def test_what_several_models_are_compared_with_is_measured_once(
+def test_a_model_that_several_models_are_compared_with_is_measured_once(
     tiny_run: Path,
     tiny_model: Path,
     tiny_shards: Path,

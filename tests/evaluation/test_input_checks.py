@@ -17,7 +17,7 @@ from upfield.evaluation.restorers import RunRestorer
 
 
 @pytest.mark.parametrize("place", ["SHARDS/report", "RUN", "RUN/best", "RUN/checkpoints/x", "FILE", "FILE/x"])
-def test_a_place_that_is_taken_is_refused_before_anything_is_measured(
+def test_an_unusable_report_folder_is_refused_before_anything_is_measured(
     tiny_shards: Path, tiny_run: Path, tmp_path: Path, run_cli, place: str
 ) -> None:
     (tmp_path / "file").write_text("mine")
@@ -30,7 +30,7 @@ def test_a_place_that_is_taken_is_refused_before_anything_is_measured(
     assert "volumes:" not in err
 
 
-def test_a_model_that_gives_nan_ends_it(
+def test_a_model_that_returns_nan_ends_the_evaluation(
     tiny_shards: Path, tiny_run: Path, tmp_path: Path, monkeypatch, run_cli
 ) -> None:
     def nothing(self: RunRestorer, low: np.ndarray) -> np.ndarray:
@@ -44,7 +44,7 @@ def test_a_model_that_gives_nan_ends_it(
 
 
 def change(name: str) -> Callable[[dict[str, Any]], None]:
-    """Return the function that spoils a manifest, by name."""
+    """Return the function of this name, which makes a manifest invalid for the test."""
 
     def other_context(tree: dict[str, Any]) -> None:
         tree["config"]["context"] = 1
@@ -126,7 +126,7 @@ def test_bad_input_is_refused(
     assert not (tmp_path / "o").exists()
 
 
-def test_a_set_whose_shards_are_gone_is_refused(
+def test_a_set_with_missing_shards_is_refused(
     tiny_run: Path, tiny_shards: Path, tmp_path: Path, run_cli: Callable
 ) -> None:
     shards = tmp_path / "set"
@@ -154,7 +154,7 @@ def test_a_shard_that_was_changed_is_refused(
     assert not (tmp_path / "o").exists()
 
 
-def test_folders_of_models_of_one_name_differ() -> None:
+def test_models_of_the_same_name_get_different_folders() -> None:
     models = [Path("a/run"), Path("b/run"), Path("run.onnx")]
     assert report_folders(models, Path("o")) == [Path("o/run"), Path("o/run-2"), Path("o/run-3")]
     assert report_folders(models[:1], Path("o")) == [Path("o")]

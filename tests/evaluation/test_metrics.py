@@ -63,7 +63,7 @@ def ms_ssim(a: np.ndarray, b: np.ndarray) -> float:
     product = 1.0
     for scale, weight in enumerate(MS_SSIM_WEIGHTS):
         whole, contrast = similarity(a, b, filtered, 1.0)
-        # At the scales that contribute contrast alone, only pixels whose window lies inside the image count.
+        # Scales that contribute only their contrast use only pixels whose window lies inside the image.
         value = whole.mean() if scale == 4 else contrast[5:-5, 5:-5].mean()
         product *= max(value, 0) ** weight
         a, b = (
@@ -85,7 +85,7 @@ def test_psnr_of_slices(images):
     assert measured("psnr_slice", restored, high) == pytest.approx(10 * np.log10(1 / error), abs=1e-4)
 
 
-def test_psnr_of_slices_in_the_head_alone(images):
+def test_psnr_of_slices_inside_the_head(images):
     restored, high = images
     head = np.zeros(SHAPE, dtype=bool)
     head[:, 5:20, 5:20] = True
@@ -103,7 +103,7 @@ def test_psnr_of_slices_in_the_head_alone(images):
     assert foreground[kept].tolist() == whole[kept].tolist()
 
 
-def test_five_percent_of_the_head_are_enough():
+def test_the_head_must_fill_five_percent_of_a_slice():
     restored, high = draw((2, 20, 20))
     head = np.zeros(high.shape, dtype=bool)
     head[0, 0, :20] = True  # 20 of 400
@@ -130,7 +130,7 @@ def test_ms_ssim_of_slices():
     assert measured("ms_ssim_slice", restored, high) == pytest.approx(expected, abs=2e-5)
 
 
-def test_ms_ssim_of_axial_slices_is_of_stretched_ones():
+def test_axial_slices_are_stretched_before_ms_ssim():
     restored, high = draw((180, 176, 3))
     restored = 0.3 + 0.5 * restored
     stretched = [
@@ -154,7 +154,7 @@ def test_ms_ssim_is_not_defined_for_small_images(images):
     assert np.isnan(measured("ms_ssim_axial", *images))
 
 
-def test_psnr_of_the_volume_has_its_maximum_for_a_range(images):
+def test_psnr_of_the_volume_uses_its_maximum_as_data_range(images):
     restored, high = images
     half = 0.5 * high
     error = np.square(restored.astype(np.float64) - half).mean()
@@ -162,7 +162,7 @@ def test_psnr_of_the_volume_has_its_maximum_for_a_range(images):
     assert measured("psnr_volume", restored, half) == pytest.approx(expected, abs=1e-4)
 
 
-def test_ssim_of_the_volume_as_fastmri_has_it(images):
+def test_ssim_of_the_volume_agrees_with_the_fastmri_definition(images):
     restored, high = images
     half, most = 0.5 * high.astype(np.float64), 0.5 * float(high.max())
     expected = [
@@ -202,7 +202,7 @@ def test_perfect_images(images):
     assert measured("ms_ssim_slice", large, large) == pytest.approx(1, abs=1e-6)
 
 
-def test_a_volume_of_nothing_has_no_figures_that_need_its_range():
+def test_metrics_that_need_a_data_range_are_undefined_for_a_zero_volume():
     nothing = np.zeros((9, 20, 20), dtype=np.float32)
     for name in ("psnr_volume", "ssim_volume", "nrmse", "score_ulf_enc"):
         assert np.isnan(measured(name, nothing + np.float32(0.1), nothing))
@@ -214,7 +214,7 @@ def test_a_volume_thinner_than_the_window_has_no_score():
     assert np.isnan(measured("score_ulf_enc", restored, high))
 
 
-def test_errors_are_the_ones_that_are_better_when_lower(images):
+def test_a_worse_image_has_worse_values(images):
     restored, high = images
     worse = np.clip(restored + 0.1, 0, 1)
     small = ("ms_ssim_slice", "ms_ssim_axial")
@@ -225,7 +225,7 @@ def test_errors_are_the_ones_that_are_better_when_lower(images):
         assert (good > bad) == metric.higher_is_better, name
 
 
-def test_every_metric_says_what_it_is():
+def test_every_metric_has_a_definition_and_its_unit():
     assert set(SLICE_METRICS) | set(VOLUME_METRICS) == METRICS.keys()
     assert all(len(metric.definition) > 40 for metric in METRICS.values())
     assert [name for name, metric in METRICS.items() if metric.unit == "dB"] == [n for n in METRICS if "psnr" in n]

@@ -38,12 +38,12 @@ def sign_flips(differences: list[float]) -> float:
         ([3.0, -3.0], 1.0),
     ],
 )
-def test_p_is_that_of_all_sign_flips(differences, p):
+def test_p_agrees_with_all_sign_flips(differences, p):
     assert sign_flips(differences) == pytest.approx(p)
     assert difference_of(np.array(differences)).p == pytest.approx(p)
 
 
-def test_more_subjects_than_can_be_flipped_each_way_are_sampled():
+def test_sign_flips_are_sampled_if_there_are_too_many():
     differences = np.random.default_rng(0).normal(0.4, 1, 20)
     assert RESAMPLES < 2**20
     found = difference_of(differences)
@@ -53,17 +53,17 @@ def test_more_subjects_than_can_be_flipped_each_way_are_sampled():
     assert found.p == pytest.approx(2 * stats.norm.sf(abs(z)), abs=0.02)
 
 
-def test_the_interval_is_that_of_all_samples_of_subjects():
+def test_the_interval_agrees_with_all_bootstrap_samples():
     differences = [0.0, 1.0, 5.0, 2.0]
     means = np.array([np.mean(chosen) for chosen in product(differences, repeat=4)])
     found = difference_of(np.array(differences))
     assert (found.mean, found.subjects) == (2.0, 4)
-    # The percentiles of 9999 random samples fall on the same mean as those of all 256 samples, or on the next one.
+    # A percentile of 9999 random samples is the same mean as the percentile of all 256 samples, or a neighbouring one.
     assert found.low == pytest.approx(np.percentile(means, 2.5), abs=0.26)
     assert found.high == pytest.approx(np.percentile(means, 97.5), abs=0.26)
 
 
-def test_equal_differences_have_no_width():
+def test_equal_differences_have_an_interval_of_zero_width():
     found = difference_of(np.full(5, 0.25))
     assert (found.mean, found.low, found.high, found.p) == (0.25, 0.25, 0.25, pytest.approx(2 / 32))
 
@@ -73,7 +73,7 @@ def test_a_single_subject_has_neither_interval_nor_test():
     assert (found.mean, found.low, found.high, found.p, found.subjects) == (1.5, None, None, None, 1)
 
 
-def test_subjects_count_not_slices_nor_volumes():
+def test_every_subject_has_the_same_weight():
     volumes = [
         volume("a", [1.0, 1.0, 1.0], [2.0, 2.0, 2.0]),
         volume("a", [1.0], [6.0], kind="synthetic"),
@@ -88,7 +88,7 @@ def test_subjects_count_not_slices_nor_volumes():
     assert of_volumes.mean == pytest.approx(np.mean([(1 + 5) / 2, 0.0]))
 
 
-def test_only_what_both_have_is_compared():
+def test_only_values_that_are_finite_for_both_methods_are_compared():
     volumes = [volume("a", [1.0, 2.0, np.nan], [np.inf, 5.0, 9.0]), volume("b", [np.inf, np.inf], [1.0, 2.0])]
     found = compare(volumes, "model", "cubic", "psnr_slice")
     assert found is not None

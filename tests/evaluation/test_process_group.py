@@ -1,4 +1,4 @@
-"""Volumes are measured one after the other."""
+"""Volumes are read and measured one after the other."""
 
 import weakref
 from pathlib import Path
@@ -42,5 +42,5 @@ def test_one_volume_is_in_memory_at_a_time(tiny_shards: Path, monkeypatch: pytes
     settings = MeasurementSettings({CUBIC: None, MODEL: IdentityModel()}, 4, perturb=False, device=torch.device("cpu"))
     assert len(measure_split(settings, split).volumes) == VOLUMES
     assert most["pairs"] == 0, "a volume is still there when the next one is read"
-    # The images of the volume that is shown, of the one before, and of the one just measured.
+    # These are the images of the volume that the report shows, of the previous one, and of the current one.
     assert most["images"] <= 3

@@ -47,7 +47,7 @@ def stack(tiny_shards: Path) -> StackedPair:
     return read_pair(split, group_volumes(split)[0])
 
 
-def test_perfect_constant_slices_are_counted_and_left_out_and_said(tiny_shards: Path, stack: StackedPair) -> None:
+def test_perfect_slices_are_left_out_counted_and_noted(tiny_shards: Path, stack: StackedPair) -> None:
     low, high = stack.cubic.copy(), stack.high.copy()
     low[:3] = high[:3] = 0
     tree = metrics_tree(measure_stack(low, high, tiny_shards))
@@ -59,7 +59,7 @@ def test_perfect_constant_slices_are_counted_and_left_out_and_said(tiny_shards: 
     assert json.loads(json.dumps(tree, allow_nan=False)) == tree
 
 
-def test_a_perfect_model_has_no_psnr_but_all_else(tiny_shards: Path, stack: StackedPair) -> None:
+def test_a_perfect_model_has_every_metric_except_psnr(tiny_shards: Path, stack: StackedPair) -> None:
     evaluated = measure_stack(stack.high, stack.high, tiny_shards)
     tree = metrics_tree(evaluated)
     assert tree["model"]["psnr_slice"]["mean"] is None

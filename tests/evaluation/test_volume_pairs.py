@@ -1,4 +1,4 @@
-"""The slices of a volume are found and stacked in anatomical order, however they are stored."""
+"""The slices of a volume are stacked in anatomical order, in whatever order they are stored."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from upfield.sharding.shardset.shard_split import ShardSplit
 VOLUMES, SLICES = 9, 180
 
 
-def test_shuffled_slices_are_stacked_again(tiny_shards: Path) -> None:
+def test_shuffled_slices_are_stacked_in_anatomical_order(tiny_shards: Path) -> None:
     split = ShardSplit(tiny_shards, "train")
     numbers = [SampleKey.parse(split.key(sample)).x for sample in range(split.num_samples)]
     assert numbers != sorted(numbers)

@@ -31,8 +31,8 @@ SHAPE, SPACING_MM = (12, 14, 6), (1.6, 1.6, 5.0)
 
 
 @dataclass
-class Answer:
-    """An HTTP answer."""
+class Response:
+    """A complete HTTP response."""
 
     status: int
     headers: dict[str, str]
@@ -40,33 +40,33 @@ class Answer:
 
     @property
     def error(self) -> str:
-        """The message of a refusal; fails if the answer is not one."""
+        """The message of a refusal. The test fails if the response is not a refusal."""
         tree = json.loads(self.body)
         assert set(tree) == {"error", "request"}
         assert tree["request"] == self.headers["x-request-id"]
         return tree["error"]
 
 
-def ask(port: int, path: str, method: str = "GET", body: Any = None, headers: dict[str, str] | None = None) -> Answer:
-    """Send one request and read all of its answer."""
+def ask(port: int, path: str, method: str = "GET", body: Any = None, headers: dict[str, str] | None = None) -> Response:
+    """Send one request and read the whole response."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
     try:
         connection.request(method, path, body, headers or {})
         response = connection.getresponse()
-        return Answer(response.status, {key.lower(): value for key, value in response.getheaders()}, response.read())
+        return Response(response.status, {key.lower(): value for key, value in response.getheaders()}, response.read())
     finally:
         connection.close()
 
 
-def send(port: int, scan: Path | bytes, path: str = "/enhance", headers: dict[str, str] | None = None) -> Answer:
-    """Send a scan to be enhanced as the request body; a file's name goes into the query."""
+def send(port: int, scan: Path | bytes, path: str = "/enhance", headers: dict[str, str] | None = None) -> Response:
+    """Send a scan as the request body; the name of a file goes into the query."""
     if isinstance(scan, Path):
         path, scan = f"{path}?name={quote(scan.name)}", scan.read_bytes()
     return ask(port, path, "POST", scan, headers)
 
 
-def send_form(port: int, name: str, content: bytes, headers: dict[str, str] | None = None) -> Answer:
-    """Send a scan to be enhanced as the file of a form."""
+def send_form(port: int, name: str, content: bytes, headers: dict[str, str] | None = None) -> Response:
+    """Send a scan as the file of a form."""
     boundary = secrets.token_hex(8)
     head = f'--{boundary}\r\nContent-Disposition: form-data; name="scan"; filename="{name}"\r\n\r\n'
     body = head.encode() + content + f"\r\n--{boundary}--\r\n".encode()
@@ -75,7 +75,7 @@ def send_form(port: int, name: str, content: bytes, headers: dict[str, str] | No
 
 
 def write_scan(path: Path, seed: int = 0, shape: tuple[int, ...] = SHAPE, voxels: np.ndarray | None = None) -> Path:
-    """Write a small scan of noise, oblique, stored L-P-S."""
+    """Write a small oblique scan of noise, stored L-P-S."""
     affine = np.diag((-SPACING_MM[0], -SPACING_MM[1], SPACING_MM[2], 1.0))
     affine[:3, 3] = (10, 20, -30)
     affine[0, 1] = 0.1
@@ -93,11 +93,11 @@ class LocalEngine:
         self.context = self.restorer.context
         self.batch_size = batch_size
         self.gate = threading.Event()
-        """Strips wait until it is set."""
+        """`restore` waits until the gate is set."""
         self.gate.set()
         self.ready = True
         self.error: Exception | None = None
-        """Raised instead of an answer."""
+        """Error that `restore` raises, if set."""
         self._note = note
         self._batcher = StripBatcher(self.restorer, batch_size)
 
@@ -147,7 +147,7 @@ def running(model: Path, folder: Path, token: str | None = None, **limits: Any) 
 
 
 def wait_until(holds: Any) -> None:
-    """Wait until a function returns something true."""
+    """Wait until a function returns a true value."""
     deadline = time.monotonic() + TIMEOUT_S
     while not holds():
         assert time.monotonic() < deadline, "the condition never held"
@@ -155,7 +155,7 @@ def wait_until(holds: Any) -> None:
 
 
 def metric(port: int, name: str, **headers: str) -> float:
-    """Return the value of one counter, 0 if it does not exist yet."""
+    """Return the value of one counter, or 0 if it does not exist yet."""
     lines = ask(port, "/metrics", headers=headers).body.decode().splitlines()
     return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"{name} ")), 0.0)
 

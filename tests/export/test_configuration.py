@@ -1,4 +1,4 @@
-"""The schema of the service refuses values that no service can run with."""
+"""ServeConfig refuses values that the service cannot run with."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from upfield.export.configuration import ServeConfig
     ("options", "message"),
     [
         ({"replicas": 2, "max_replicas": 5}, "max_replicas: expected at most scans_at_once"),
-        ({"gpus_per_replica": 1.5}, "gpus_per_replica: expected a whole number, or a share below 1, found 1.5"),
+        ({"gpus_per_replica": 1.5}, "gpus_per_replica: expected a whole number or a share below 1, found 1.5"),
         ({"gpus_per_replica": float("inf")}, "gpus_per_replica: expected a whole number"),
         ({"timeout_s": float("inf")}, "timeout_s: expected a finite number of seconds"),
         ({"allowed_hosts": ["*.example"]}, r"allowed_hosts: \*\.example contains a wildcard"),

@@ -136,7 +136,7 @@ def test_resume_enhances_only_what_is_not_done(
         after = stamps(out)
         changed = {name for name in after if after[name] != before.get(name)}
         left = 2 - len({Path(name).stem.removesuffix(".nii") for name in changed})
-        assert (f"{left} of 2 scans had been enhanced before" in err) == (left > 0)
+        assert (f"{left} of 2 scans were skipped because they were already enhanced" in err) == (left > 0)
         return changed
 
     out.mkdir()
@@ -206,8 +206,8 @@ def test_a_full_disk_ends_the_work_and_leaves_nothing_half_done(
     assert code == 1
     last = err.strip().splitlines()[-1]
     assert last == (
-        f"upfield enhance: error: {tmp_path}/out/one.nii.gz: there is no room to write it (No space left on "
-        "device). Make room, and run the same command with --resume."
+        f"upfield enhance: error: {tmp_path}/out/one.nii.gz: there is not enough space to write this file (No "
+        "space left on device). Free some space, and run the same command with --resume."
     )
     assert f"  {scans}/bad.nii: this is not a readable NIfTI file" in err
     assert "of 3 scans were enhanced" in err

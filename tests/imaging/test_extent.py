@@ -79,13 +79,13 @@ def test_borders_that_resize_would_lay_on_each_other_wrongly_are_doubted(axis):
         doubt = place_doubt(extent(), extent(origin_mm=origin_mm), "resize", GRID_MM)
         assert (doubt is not None) == odd
         if doubt:
-            assert f"but some are {abs(apart_mm):.0f} mm apart {names[axis]}" in doubt
+            assert f"but some borders are {abs(apart_mm):.0f} mm apart {names[axis]}" in doubt
 
 
 def test_a_view_that_resize_would_stretch_is_doubted():
     doubt = place_doubt(extent((20, 30, 35)), extent(), "resize", GRID_MM)
     assert doubt is not None
-    assert "15 mm apart inferior-superior (105 mm of low, 120 mm of high field). Use fit: crop_pad" in doubt
+    assert "15 mm apart inferior-superior (low field 105 mm, high field 120 mm). Use fit: crop_pad" in doubt
     assert place_doubt(extent((20, 30, 35)), extent(), "crop_pad", GRID_MM) is None
 
 
@@ -118,6 +118,6 @@ def test_a_low_field_with_the_smaller_voxels_is_doubted():
     doubt = resolution_doubt(fine, coarse)
     assert doubt is not None
     assert (
-        "the low field has the smaller voxels: 1 mm3, the high field 13 mm3. Check that the two are not exchanged."
+        "the low field has smaller voxels (1 mm3) than the high field (13 mm3). Check that the two are not exchanged."
         in doubt
     )

@@ -1,4 +1,4 @@
-"""The estimate of activation memory is what the network keeps."""
+"""The estimate of the activation memory agrees with the memory that the network keeps."""
 
 from typing import get_args
 
@@ -14,7 +14,7 @@ GIB = 2**30
 
 
 def kept_bytes(config: AmirConfig, checkpointing: Checkpointing, size: int) -> int:
-    """Return the bytes that the forward pass of one slice keeps for the gradient, counting each storage once."""
+    """Return the bytes that the forward pass of one slice keeps for the backward pass, counting each storage once."""
     network = Amir(config).train()
     network.set_checkpointing(checkpointing)
     own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
@@ -31,15 +31,15 @@ def kept_bytes(config: AmirConfig, checkpointing: Checkpointing, size: int) -> i
 
 
 @pytest.mark.parametrize("checkpointing", LEVELS)
-def test_the_estimate_is_what_is_kept(checkpointing: Checkpointing) -> None:
+def test_the_estimate_agrees_with_the_memory_kept(checkpointing: Checkpointing) -> None:
     config = AmirConfig(dim=16, num_blocks=(2, 2, 2, 1))
-    # The difference between two sizes excludes the weights cast to half precision, which do not grow with the slice.
+    # The difference between two sizes excludes the half-precision copies of the weights, whose size is constant.
     small, large = (kept_bytes(config, checkpointing, size) for size in (32, 64))
     estimates = [activation_bytes(config, (size, size), 1, 2, checkpointing) for size in (32, 64)]
     assert estimates[1] - estimates[0] == pytest.approx(large - small, rel=0.15)
 
 
-def test_the_published_network_takes_a_batch_of_32_whole_slices_on_80_gb() -> None:
+def test_a_batch_of_32_whole_slices_of_the_published_network_fits_in_80_gb() -> None:
     needs = [activation_bytes(AmirConfig(), (221, 200), 32, 2, checkpointing) for checkpointing in LEVELS]
     assert needs == sorted(needs, reverse=True)
     assert choose_checkpointing(AmirConfig(), (221, 200), 32, 2, 80 * GIB) == "selective"

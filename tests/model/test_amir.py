@@ -39,14 +39,14 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 @torch.no_grad()
-def test_output_and_instruction_are_the_published_ones(small: Amir) -> None:
+def test_output_and_instruction_match_the_published_network(small: Amir) -> None:
     close(small.dict_generator(GOLDEN["input"]), GOLDEN["instruction"])
     close(small(GOLDEN["input"]), GOLDEN["output"])
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("level", [1, 2, 3])
-def test_expert_mixtures_are_the_published_ones(small: Amir, level: int) -> None:
+def test_expert_mixtures_match_the_published_network(small: Amir, level: int) -> None:
     mixture = getattr(small, f"spatial_routing_encoder_level{level}").moe
     x, instruction = GOLDEN[f"level{level}.moe_input"], GOLDEN[f"level{level}.moe_instruction"]
     pixels = x.flatten(2).transpose(1, 2)
@@ -58,7 +58,7 @@ def test_expert_mixtures_are_the_published_ones(small: Amir, level: int) -> None
 
 
 @torch.no_grad()
-def test_training_gates_and_load_are_the_published_ones(small: Amir) -> None:
+def test_training_gates_and_load_match_the_published_network(small: Amir) -> None:
     mixture = small.spatial_routing_encoder_level2.moe
     tokens = GOLDEN["gating.tokens"]
     scale = torch.nn.functional.softplus(tokens @ mixture.w_noise) + 0.01
@@ -77,7 +77,7 @@ def test_presets_have_the_published_number_of_parameters(preset: str, count: int
 
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(9, 9), (17, 30), (221, 20), (48, 40)])
-def test_any_size_keeps_its_size_and_equals_the_padded_image(small: Amir, size: tuple[int, int]) -> None:
+def test_slices_of_any_size_keep_their_size_and_equal_the_padded_image(small: Amir, size: tuple[int, int]) -> None:
     height, width = size
     image = torch.rand(1, 1, height, width)
     padded = torch.nn.functional.pad(image, (0, -width % 8, 0, -height % 8), mode="reflect")
@@ -91,7 +91,7 @@ def test_slices_too_small_for_the_instruction_network_are_refused(small: Amir) -
         small(torch.rand(1, 1, 12, 8))
 
 
-def test_training_gives_the_load_loss_and_a_gradient_to_every_parameter() -> None:
+def test_training_returns_the_load_loss_and_every_parameter_has_a_gradient() -> None:
     network = Amir(AmirConfig.preset("tiny")).train()
     restored, load_loss = network(torch.rand(2, 1, 24, 16))
     (restored.mean() + load_loss).backward()
@@ -142,7 +142,7 @@ def test_images_stay_channels_last_when_pixel_shuffle_changes_their_memory_order
 
 
 def test_no_step_reads_a_value_that_would_make_the_host_wait_for_a_gpu() -> None:
-    with FakeTensorMode():  # Fake tensors have no values and raise if one is read.
+    with FakeTensorMode():  # Fake tensors have no values, and reading a value raises an error.
         network = Amir(AmirConfig.preset("tiny")).train()
         restored, load_loss = network(torch.rand(2, 1, 24, 16))
         (restored.mean() + load_loss).backward()
@@ -190,7 +190,7 @@ def test_mixture_and_its_gradient_equal_the_published_formula() -> None:
     torch.testing.assert_close(ours, theirs)
 
 
-def test_mixture_gives_the_published_value_where_every_exponential_underflows() -> None:
+def test_mixture_returns_the_published_value_where_every_exponential_underflows() -> None:
     outputs = [torch.full((1, 1), value, requires_grad=True) for value in (-200.0, -210.0)]
     mixed = log_mixture(outputs, torch.tensor([[0.5, 0.5]]).log())
     assert mixed.item() == pytest.approx(math.log(2.22e-16))
@@ -222,7 +222,7 @@ def test_routing_stays_finite_under_autocast_with_expert_outputs_of_a_hundred(
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 3e-2), (torch.float16, 5e-3)])
 def test_half_precision_returns_nearly_the_same_image(small: Amir, dtype: torch.dtype, tolerance: float) -> None:
-    image = 1000 * GOLDEN["input"]  # products of these channels overflow half precision
+    image = 1000 * GOLDEN["input"]  # products of these channels overflow in half precision
     with torch.no_grad():
         expected = small(image)
         with torch.autocast("cpu", dtype):

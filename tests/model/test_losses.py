@@ -19,7 +19,7 @@ def pair() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def only(name: str, weight: float = 1.0) -> LossConfig:
-    """Return weights of which only one is not zero."""
+    """Return a configuration in which only one weight is not zero."""
     return LossConfig(**({"l1_weight": 0.0, "load_weight": 0.0} | {f"{name}_weight": weight}))
 
 
@@ -41,7 +41,7 @@ def test_the_loss_is_weighted_and_its_terms_are_returned_unweighted(pair: tuple[
     assert not any(term.requires_grad for term in terms.values())
 
 
-def test_charbonnier_and_gradients_are_their_formulas(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_charbonnier_and_gradient_terms_follow_their_formulas(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
     restored, high = (image.double().numpy() for image in pair)
     charbonnier = (((restored - high) ** 2 + 1e-6) ** 0.5).mean()
     assert restoration_loss(*pair, LOAD, only("charbonnier"))[0].item() == pytest.approx(charbonnier, rel=1e-5)
@@ -51,7 +51,7 @@ def test_charbonnier_and_gradients_are_their_formulas(pair: tuple[torch.Tensor, 
     assert restoration_loss(*pair, LOAD, only("gradient"))[0].item() == pytest.approx(across + down, rel=1e-5)
 
 
-def test_ssim_is_scikit_images(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_ssim_agrees_with_scikit_image(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
     images = zip(pair[0][:, 0].double().numpy(), pair[1][:, 0].double().numpy(), strict=True)
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}
     expected = 1 - np.mean([float(structural_similarity(one, other, **options)) for one, other in images])  # pyright: ignore[reportArgumentType]
@@ -103,6 +103,6 @@ def test_slices_too_small_for_ms_ssim_are_refused(pair: tuple[torch.Tensor, torc
 
 
 @pytest.mark.parametrize("weights", [{"ssim_weight": -1.0}, {"load_weight": float("nan")}, {"l1_weight": 0.0}])
-def test_weights_that_make_no_sense_are_refused(weights: dict[str, float]) -> None:
+def test_impossible_weights_are_refused(weights: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"loss.*: expected .*found"):
         LossConfig(**weights)

@@ -14,19 +14,19 @@ def pair() -> tuple[torch.Tensor, torch.Tensor]:
     return (high + 0.1 * torch.randn(high.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1), high
 
 
-def test_psnr_is_scikit_images(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_psnr_agrees_with_scikit_image(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
     expected = [peak_signal_noise_ratio(h.numpy(), r.numpy(), data_range=1) for r, h in zip(*pair, strict=True)]
     np.testing.assert_allclose(psnr_slice(*pair).numpy(), expected, rtol=1e-5)
 
 
-def test_ssim_follows_scikit_images(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_ssim_is_close_to_scikit_image(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1}
     expected = [structural_similarity(h[0].numpy(), r[0].numpy(), **options) for r, h in zip(*pair, strict=True)]
     # The two implementations average over slightly different borders.
     np.testing.assert_allclose(ssim_slice(*pair).numpy(), expected, atol=0.01)
 
 
-def test_one_slice_gives_one_value(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_a_single_slice_has_a_single_value(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
     restored, high = pair[0][:1], pair[1][:1]
     assert (
         psnr_slice(restored, high).shape == ssim_slice(restored, high).shape == mae_slice(restored, high).shape == (1,)

@@ -15,7 +15,7 @@ def network() -> Amir:
     return Amir(AmirConfig.preset("tiny")).eval()
 
 
-def test_a_saved_network_comes_back_with_its_sizes(network: Amir, tmp_path: Path) -> None:
+def test_a_saved_network_is_read_with_its_sizes(network: Amir, tmp_path: Path) -> None:
     save_model(network, tmp_path / "model.safetensors")
     loaded = load_model(tmp_path / "model.safetensors")
     assert loaded.config == network.config
@@ -32,18 +32,18 @@ def test_a_published_checkpoint_loads_strictly(network: Amir, tmp_path: Path) ->
 
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
     torch.save({"params": print}, tmp_path / "bad.pth")
-    with pytest.raises(ValueError, match="not a file of weights that holds only tensors"):
+    with pytest.raises(ValueError, match="not a weight file that holds only tensors"):
         read_weights(tmp_path / "bad.pth")
 
 
 def test_weights_without_sizes_are_refused(network: Amir, tmp_path: Path) -> None:
     save_file(network.state_dict(), tmp_path / "bare.safetensors")
-    with pytest.raises(ValueError, match="not a weight file of upfield: its metadata holds no sizes"):
+    with pytest.raises(ValueError, match="not a weight file of upfield: the metadata holds no network sizes"):
         load_model(tmp_path / "bare.safetensors")
 
 
 @pytest.mark.parametrize("name", ["text.safetensors", "text.pth"])
 def test_a_file_that_holds_no_weights_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("not weights")
-    with pytest.raises(ValueError, match="not a file of weights that holds only tensors"):
+    with pytest.raises(ValueError, match="not a weight file that holds only tensors"):
         read_weights(tmp_path / name)

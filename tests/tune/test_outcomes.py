@@ -13,7 +13,7 @@ import pytest
 from upfield.common.errors import RunError
 from upfield.tune.cluster import count_fitting
 from upfield.tune.configuration import ResourceConfig
-from upfield.tune.figures import _places, coordinates_png, learning_curves_png
+from upfield.tune.figures import _positions, coordinates_png, learning_curves_png
 from upfield.tune.outcomes import PointOutcome, TrialOutcome, last_line, read_curve
 from upfield.tune.results import result_rows, results_table, to_csv, trial_rows, write_results
 from upfield.tune.state import is_whole, newest_of_each_kind
@@ -64,7 +64,13 @@ def test_results_are_written_and_best_is_the_best_run_of_the_best_point(
     write_results(tmp_path, points)
     assert (tmp_path / "best").resolve() == Path(points[0].trials[0].run).resolve()
     text = (tmp_path / "report.html").read_text()
-    for words in ("Learning curves", "Parallel coordinates", "What mattered", "1 points without a result", "22.50 +- "):
+    for words in (
+        "Learning curves",
+        "Parallel coordinates",
+        "Importance of parameters",
+        "1 points without a result",
+        "22.50 +- ",
+    ):
         assert words in text
     assert not re.search(r"(src|href)\s*=\s*\"(https?:)?//", text)
     printed = capsys.readouterr().out
@@ -116,13 +122,13 @@ def test_any_kind_of_parameter_is_drawn(tmp_path: Path, values: list[object]) ->
 
 
 def test_numbers_lie_at_their_values_and_words_at_equal_distances() -> None:
-    places, marks = _places([1.0, 2.0, 5.0])
+    places, marks = _positions([1.0, 2.0, 5.0])
     assert places == pytest.approx([0, 0.25, 1])
     assert marks == [(0.0, "1"), (0.25, "2"), (1.0, "5")]
-    assert _places([1e-5, 1e-3, 1e-1])[0] == pytest.approx([0, 0.5, 1])
-    assert _places(["b", "a", "c"])[0] == [0.5, 0, 1]
+    assert _positions([1e-5, 1e-3, 1e-1])[0] == pytest.approx([0, 0.5, 1])
+    assert _positions(["b", "a", "c"])[0] == [0.5, 0, 1]
     # Marks that would overlap are left out.
-    assert _places([19.50, 19.51, 22.0])[1] == [(0.0, "19.5"), (1.0, "22")]
+    assert _positions([19.50, 19.51, 22.0])[1] == [(0.0, "19.5"), (1.0, "22")]
 
 
 def test_a_curve_is_read_from_a_log_whose_last_line_was_cut_off() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from upfield.distributed.configuration import DataConfig, RunConfig, TrainConfig
 from upfield.tune.configuration import SweepConfig
-from upfield.tune.search import most_epochs, repeat_with_seeds
+from upfield.tune.search import max_epochs, repeat_with_seeds
 from upfield.tune.space import Range, apply_point, grid_points, name_run, random_points, read_space
 from upfield.tune.sweep import COMMAND, main
 
@@ -93,14 +93,14 @@ def test_the_reports_space_is_the_reports() -> None:
         "data.batch_size": [2, 4, 8],
         "run.epochs": Range("int", 40, 80),
     }
-    assert most_epochs(found, axes) == 80
+    assert max_epochs(found, axes) == 80
     assert found.train.model.preset == "report"
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("space: {}", "no key to search"),
+        ("space: {}", "space: no training key is named"),
         ("space: {optim.rate: [1]}", "unknown key optim.rate"),
         ("space: {optim.lr.x: [1]}", "optim.lr.x is not a training key"),
         ("space: {1: [1]}", "expected a dotted training key"),
@@ -154,7 +154,7 @@ def test_a_sweep_without_a_shard_set_is_refused(tmp_path: Path, run_cli: Callabl
     [
         ("resources: {workers_per_trial: 3}", "expected a multiple of 3, the number of processes"),
         ("package: upfield.txt", "upfield.txt is not a wheel"),
-        ("package: FOLDER/other.whl", "expected a wheel of upfield, found one of other"),
+        ("package: FOLDER/other.whl", "is not a wheel of upfield, because it contains other"),
         ("package: FOLDER/torn.whl", "torn.whl cannot be read as a wheel"),
         ("storage: s3//bucket", "storage: s3//bucket/sweep: this is not an address such as s3://bucket/folder"),
         ("storage: folder", "storage: folder/sweep: this is not an address such as s3://bucket/folder"),

@@ -72,7 +72,7 @@ def test_points_are_compared_over_seeds_and_a_finished_sweep_has_nothing_left_to
     newest.write_bytes(newest.read_bytes()[:1000])
     repaired = run_sweep(config, out)
     assert repaired.stdout == done.stdout
-    assert f"damaged: {newest.name}; renamed" in repaired.stderr
+    assert f"because it has damaged files: {newest.name}" in repaired.stderr
     assert {path: path.stat().st_mtime_ns for path in (out / "trials").rglob("*.safetensors")} == before
 
 
@@ -182,7 +182,7 @@ def test_optuna_tries_each_point_of_a_small_space_once(tiny_shards: Path, tmp_pa
     results = rows(tmp_path / "sweep" / "results.csv")
     assert len({(row["optim.lr"], row["run.max_steps"]) for row in results}) == len(results) == 4
     assert {(row["status"], row["seeds"]) for row in results} == {("done", "1")}
-    assert "optuna: 4 points, and no other one" in done.stderr
+    assert "optuna: 4 points; the search ends" in done.stderr
 
 
 def descendants(process: int, name: str) -> list[psutil.Process]:

@@ -11,7 +11,7 @@ from upfield.common.errors import DivergedError, FetchError, InputError, RunErro
 from upfield.distributed.agreement import hold_folder
 from upfield.distributed.configuration import DataConfig, RunConfig, TrainConfig
 from upfield.tune import trial
-from upfield.tune.cluster import settle_gpus
+from upfield.tune.cluster import resolve_gpus
 from upfield.tune.configuration import ResourceConfig
 from upfield.tune.trial import FAILED, POINT, TrialSetup, run_trial
 
@@ -76,4 +76,4 @@ def test_a_worker_has_a_gpu_by_default_if_the_cluster_has_any(
     monkeypatch: pytest.MonkeyPatch, given: float | None, there: float, found: float
 ) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": there})
-    assert settle_gpus(ResourceConfig(gpus_per_worker=given)).gpus_per_worker == found
+    assert resolve_gpus(ResourceConfig(gpus_per_worker=given)).gpus_per_worker == found

@@ -1,4 +1,4 @@
-// Sends a scan, shows the progress, and shows the result.
+// Sends a scan, and shows the progress and the result.
 
 import { Viewer, readVolume } from "/page/viewer.js";
 
@@ -12,25 +12,25 @@ const authorised = () => (token ? { Authorization: `Bearer ${token}` } : {});
 
 function show(id, visible) { $(id).hidden = !visible; }
 
-function fail(sentence) {
-  $("error").textContent = sentence;
+function fail(message) {
+  $("error").textContent = message;
   show("error", true);
 }
 
-function say(sentence, done, total) {
-  if ($("state").textContent !== sentence) $("state").textContent = sentence;
+function say(message, done, total) {
+  if ($("state").textContent !== message) $("state").textContent = message;
   const bar = $("bar");
   if (total) { bar.max = total; bar.value = done; } else bar.removeAttribute("value");
 }
 
 function randomId() {
-  // Browsers offer no crypto.randomUUID to pages that came over plain HTTP from another machine.
+  // Browsers do not offer crypto.randomUUID to pages loaded over plain HTTP from another machine.
   return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 const MEGA = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
 
-const SENTENCES = {
+const STATE_MESSAGES = {
   receiving: () => ["The service is receiving the scan"],
   waiting: ({ position }) => [`Waiting: ${position === 1 ? "next" : `number ${position}`} in the queue`],
   reading: () => ["Reading the scan and interpolating it to 1 mm"],
@@ -44,7 +44,7 @@ async function follow(request) {
       try {
         const response = await fetch(`/progress/${request.id}`, { headers: authorised() });
         const progress = response.ok ? await response.json() : null;
-        if (progress && current === request && !request.answered) say(...SENTENCES[progress.state](progress));
+        if (progress && current === request && !request.answered) say(...STATE_MESSAGES[progress.state](progress));
       } catch {
         // The scan's own request reports that the service is gone.
       }
@@ -70,7 +70,7 @@ function send(file, request) {
     };
     xhr.onload = () => resolve(xhr);
     xhr.onabort = () => resolve(null);
-    xhr.onerror = () => reject(new Error("The service cannot be reached, or has closed the connection. Try again."));
+    xhr.onerror = () => reject(new Error("The service cannot be reached or has closed the connection. Try again."));
     const form = new FormData();
     form.append("scan", file, file.name);
     xhr.send(form);
@@ -82,9 +82,9 @@ async function errorOf(xhr) {
     const { error } = JSON.parse(await xhr.response.text());
     if (error) return `${error[0].toUpperCase()}${error.slice(1)}${error.endsWith(".") ? "" : "."}`;
   } catch {
-    // A proxy has answered instead of the service.
+    // The response is not the service's but a proxy's.
   }
-  return `The service answered with status ${xhr.status} and gave no reason.`;
+  return `The service responded with status ${xhr.status} and no error message. Try again.`;
 }
 
 async function present(xhr, file, request) {
@@ -123,8 +123,8 @@ async function enhance(file) {
     if (current !== request || xhr === null) return;
     if (xhr.status === 401) askForToken();
     if (xhr.status !== 200) {
-      const sentence = await errorOf(xhr);
-      if (current === request) fail(sentence);
+      const message = await errorOf(xhr);
+      if (current === request) fail(message);
     } else {
       say("Unpacking");
       await present(xhr, file, request);
@@ -169,12 +169,12 @@ $("token-use").addEventListener("click", useToken);
 $("file").addEventListener("change", () => {
   const [file] = $("file").files;
   if (file) enhance(file);
-  // Otherwise choosing the same file again would not fire an event.
+  // Without this, choosing the same file again would not fire an event.
   $("file").value = "";
 });
 $("cancel").addEventListener("click", () => current?.xhr?.abort());
 for (const kind of ["dragover", "dragleave", "drop"]) {
-  // On the whole page, because the browser would open a file that is dropped beside the field.
+  // The whole page accepts files, because the browser would open a file that is dropped beside the field.
   window.addEventListener(kind, (event) => {
     event.preventDefault();
     drop.classList.toggle("over", kind === "dragover");

@@ -1,4 +1,4 @@
-// Shows two volumes on one grid side by side in three planes, with one crosshair.
+// Shows two volumes on one grid, side by side in three planes, with one crosshair.
 
 const FLOAT32 = 16;
 const PLANES = [
@@ -9,13 +9,13 @@ const PLANES = [
 const ARROWS = { ArrowLeft: ["across", -1], ArrowRight: ["across", 1], ArrowDown: ["up", -1], ArrowUp: ["up", 1],
   PageDown: ["through", -1], PageUp: ["through", 1] };
 
-// Reads a .nii.gz file of float32, as the service writes it.
+// Reads a .nii.gz file with float32 voxels, as written by the service.
 export async function readVolume(blob) {
   const stream = blob.stream().pipeThrough(new DecompressionStream("gzip"));
   const buffer = await new Response(stream).arrayBuffer();
   const header = new DataView(buffer);
   if (header.getInt32(0, true) !== 348 || header.getInt16(70, true) !== FLOAT32) {
-    throw new Error("The service sent a file that is not NIfTI-1 with 32-bit floats.");
+    throw new Error("The service sent a file that is not NIfTI-1 with 32-bit floats. Reload the page and try again.");
   }
   const shape = [42, 44, 46].map((place) => header.getInt16(place, true));
   const affine = affineOf(header);
@@ -40,7 +40,7 @@ function affineOf(header) {
   ];
 }
 
-// Returns for each axis of the world the nearest voxel axis: its length, its stride and direction in memory, its spacing.
+// Returns the nearest voxel axis for each world axis: number of voxels, stride and first voxel in memory, and spacing.
 function anatomicalAxes({ shape, affine }) {
   const strides = [1, shape[0], shape[0] * shape[1]];
   const orders = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
@@ -129,7 +129,7 @@ export class Viewer {
     for (let row = up.count - 1; row >= 0; row--) {
       let voxel = start + row * up.stride;
       for (let column = 0; column < across.count; column++, voxel += across.stride, pixel += 4) {
-        // A clamped array rounds and clips values.
+        // image.data is a clamped array, which rounds and clips the values.
         image.data[pixel] = image.data[pixel + 1] = image.data[pixel + 2] = voxels[voxel] * 255;
         image.data[pixel + 3] = 255;
       }
@@ -145,7 +145,7 @@ export class Viewer {
     context.fillRect(x + gap + 1, y, width, 1);
     context.fillRect(x, 0, 1, y - gap);
     context.fillRect(x, y + gap + 1, 1, height);
-    // The letters are equally large on every screen, although the canvas is stretched.
+    // The letters have the same size on every screen, although the canvas is scaled.
     const letter = (13 * width) / (this.views?.[0].canvases[0].clientWidth || width);
     context.fillStyle = "#ffd866";
     context.font = `${letter}px system-ui, sans-serif`;

@@ -1,1 +1,1 @@
-"""Takes strips of slices from several scans; restores them in shared batches, in processes on Ray Serve."""
+"""Takes strips of slices from several scans and restores them in shared batches, in processes on Ray Serve."""

@@ -1,4 +1,4 @@
-"""The replicas as the web application sees them: started on Ray, called, and stopped."""
+"""The web application's interface to the replicas: start them on Ray, call them, and stop them."""
 
 import asyncio
 import contextlib
@@ -27,38 +27,38 @@ from upfield.export.service.errors import EngineError
 from upfield.export.service.replicas.replica import QUIET, replica_deployment, replica_resources
 from upfield.export.service.replicas.strips import RestoredStrip, SliceBatch, Strip
 
-# A strip is restored again when its replica dies, but a strip that kills every replica must not do so for ever.
+# A strip is sent again when its replica dies. The limit stops a strip that kills every replica.
 MAX_TRIES = 3
 READY_TIMEOUT_S, START_TIMEOUT_S = 5.0, 60
 STORE_BYTES = 512 * 2**20
 
 
 class RayEngine:
-    """Restores strips with replicas that this process starts on Ray, its own or a cluster's."""
+    """Restores strips with replicas that this process starts, on its own Ray or on a Ray cluster."""
 
     def __init__(
         self, config: ServeConfig, card: ModelCard, note_batch: Callable[[SliceBatch], None], folder: Path
     ) -> None:
-        """Start Ray, or connect to its cluster, start the replicas, and wait until one of them has loaded the model.
+        """Start Ray or connect to a cluster, start the replicas, and wait until one of them has loaded the model.
 
         Args:
-            config: what to start.
+            config: the service's configuration.
             card: the model's metadata.
-            note_batch: called with every batch.
-            folder: for the files of a Ray that is started here. Its path must be short, because Ray keeps sockets
-                there, whose paths Unix limits.
+            note_batch: function that is called with every restored batch.
+            folder: folder for the files of Ray if it is started here. The path must be short, because Ray keeps
+                sockets there, and Unix limits the length of a socket's path.
 
         Raises:
-            InputError: no cluster answers at the address, or it lacks what a replica needs.
-            RunError: Ray or the replicas do not start.
+            InputError: no cluster responds at the address, or it has too few cores or GPUs for the replicas.
+            RunError: Ray or the replicas did not start.
         """
         self.batch_size, self.context = config.batch_size, card.context
         self._note_batch = note_batch
-        # One name for each entrance, so that a restarted entrance replaces what a killed one left on a cluster.
+        # A restarted service has the same name, and so replaces the replicas that a killed one left on a cluster.
         self._name = f"upfield-{socket.gethostname()}-{config.port or os.getpid()}"
         self._owns_ray = config.address is None
         self._started_serve = False
-        # Serve's own lines about starting and losing replicas would repeat ours.
+        # Ray Serve's own log lines about starting and losing replicas would repeat ours.
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         try:
             _connect(config.address, folder)
@@ -77,16 +77,22 @@ class RayEngine:
         deployment = replica_deployment(config, *replica_resources(config, ray.nodes()))
         with _keep_signal_handlers():
             self._started_serve = not _is_serve_running()
-            # Without Serve's proxy: the service has its own entrance, so that limits, errors and counters are in one
-            # place.
+            # Ray Serve's proxy is disabled: requests go to this process, which applies limits and keeps the counters.
             serve.start(proxy_location="Disabled", logging_config=QUIET)
             return serve.run(deployment, name=self._name, route_prefix=None, logging_config=QUIET)
 
     async def restore(self, owner: str, low: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Restore a strip `(N, 1 + 2*context, H, W)` to `(N, 1, H, W)`; again if its replica dies.
+        """Restore a strip, and send it again if its replica dies.
+
+        Args:
+            owner: the scan's id.
+            low: `(N, 1 + 2*context, H, W)` float32 in [0, 1].
+
+        Returns:
+            `(N, 1, H, W)` float32 in [0, 1].
 
         Raises:
-            EngineError: the replicas die again and again.
+            EngineError: `MAX_TRIES` replicas were lost while they restored this strip.
         """
         strip, lost = Strip(owner, low), None
         for number in range(1, MAX_TRIES + 1):
@@ -97,15 +103,15 @@ class RayEngine:
             except (RayError, RayServeException) as error:
                 lost = error
                 if number < MAX_TRIES:
-                    say("a replica was lost; its slices are restored again")
+                    say("a replica was lost; restoring its slices again")
                 continue
             for batch in restored.batches:
                 self._note_batch(batch)
             return restored.high
-        raise EngineError(f"{MAX_TRIES} replicas were lost on the same slices: {lost}") from lost
+        raise EngineError(f"{MAX_TRIES} replicas were lost while they restored the same slices: {lost}") from lost
 
     async def is_ready(self) -> bool:
-        """Return whether a replica answers, which it does once it has loaded the model."""
+        """Return whether a replica responds. Replicas respond once they have loaded the model."""
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 await self._handle.describe.remote()
@@ -114,11 +120,11 @@ class RayEngine:
         return True
 
     def stop(self) -> None:
-        """Stop the replicas, and Ray if this process has started it."""
+        """Stop the replicas, and stop Ray if this process started it."""
         if not self._owns_ray and ray.is_initialized():
             with contextlib.suppress(RayError, RayServeException):
                 serve.delete(self._name)
-                # Another service may use Serve by now.
+                # Another service may be using Ray Serve by now.
                 if self._started_serve and not serve.status().applications:
                     serve.shutdown()
         ray.shutdown()
@@ -130,7 +136,14 @@ class DeployedEngine(RayEngine):
     def __init__(
         self, config: ServeConfig, card: ModelCard, note_batch: Callable[[SliceBatch], None], handle: Any
     ) -> None:
-        """Use the replicas behind a handle."""
+        """Set the handle through which the replicas are called.
+
+        Args:
+            config: the service's configuration.
+            card: the model's metadata.
+            note_batch: function that is called with every restored batch.
+            handle: Ray Serve's handle of the replicas' deployment.
+        """
         self.batch_size, self.context = config.batch_size, card.context
         self._note_batch, self._handle = note_batch, handle
 
@@ -146,7 +159,7 @@ def _is_serve_running() -> bool:
 
 
 def _connect(address: str | None, folder: Path) -> None:
-    """Connect to the Ray cluster at `address`; None starts Ray on this machine, whatever else runs here."""
+    """Connect to the Ray cluster at `address`; if it is None, start a separate Ray on this machine."""
     own: dict[str, Any] = {
         "object_store_memory": STORE_BYTES,
         "_temp_dir": str(folder / "ray"),
@@ -161,7 +174,7 @@ def _connect(address: str | None, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _keep_signal_handlers() -> Iterator[None]:
-    """Restore this process's signal handlers: Ray sets its own, which exit with the signal's number."""
+    """Restore the signal handlers after the block, because Ray sets its own, which exit with the signal's number."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

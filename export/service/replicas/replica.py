@@ -1,4 +1,4 @@
-"""One replica: a process that restores strips, and what Ray Serve is told to start it."""
+"""One replica: a process that restores strips, and its deployment on Ray Serve."""
 
 import os
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from upfield.export.modelfile.onnx_restorer import OnnxRestorer
 from upfield.export.service.replicas.strips import MAX_STRIPS, RestoredStrip, Strip, StripBatcher
 from upfield.export.service.scan_requests.enhancement import STRIPS_IN_FLIGHT
 
-# With floats, 1.0 // 0.2 is 4.
+# In floating-point arithmetic, 1.0 // 0.2 is 4.
 ROUNDING = 1e-6
 HEALTH_CHECK_PERIOD_S = 2.0
 SPARE_CALLS = 8
@@ -23,58 +23,58 @@ QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 
 class Replica:
-    """One process that restores strips of any scan."""
+    """A process that restores strips of any scan."""
 
     def __init__(self, model: str, device: str, batch_size: int, threads: int) -> None:
-        """Load the model."""
+        """Load the model on a device, with up to `batch_size` slices in a batch and `threads` CPU threads."""
         self._restorer = OnnxRestorer(Path(model), device, threads, batch_size)
-        # Ray Serve's own batches close as soon as they may, even while another one is computed: few would be full.
+        # Ray Serve's own batching closes a batch while another one is still being computed, so few would be full.
         self._batcher = StripBatcher(self._restorer, batch_size)
 
     async def restore(self, strip: Strip) -> RestoredStrip:
-        """Restore one strip, in batches shared with others."""
+        """Restore one strip, in batches that it shares with other strips."""
         return await self._batcher.restore(strip)
 
     async def describe(self) -> dict[str, Any]:
-        """Return what this process runs on."""
+        """Return the execution provider and the id of this process."""
         return {"provider": self._restorer.provider, "pid": os.getpid()}
 
 
 def replica_deployment(config: ServeConfig, cores: int, gpus: float) -> Any:
-    """Return the deployment of the replicas, bound to their arguments.
+    """Return the Ray Serve deployment of the replicas, with their arguments bound.
 
     Args:
-        config: how many replicas, and of which model.
+        config: number of replicas, model, device and batch size.
         cores: CPU cores of each replica.
-        gpus: GPUs of each replica, or the share of one.
+        gpus: GPUs of each replica; a value below 1 is a share of one GPU.
     """
-    most = config.max_replicas or config.replicas
+    max_replicas = config.max_replicas or config.replicas
     scaling: dict[str, Any] = {"num_replicas": config.replicas}
-    if most > config.replicas:
-        limits = {"min_replicas": config.replicas, "max_replicas": most, "target_ongoing_requests": MAX_STRIPS}
+    if max_replicas > config.replicas:
+        limits = {"min_replicas": config.replicas, "max_replicas": max_replicas, "target_ongoing_requests": MAX_STRIPS}
         scaling = {"autoscaling_config": limits}
     deployment: Any = serve.deployment(
         Replica,
-        # Health checks must get through to a busy replica.
+        # Spare calls let health checks reach a busy replica.
         max_ongoing_requests=config.scans_at_once * STRIPS_IN_FLIGHT + SPARE_CALLS,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         ray_actor_options={"num_cpus": cores, "num_gpus": gpus},
         logging_config=QUIET,
         **scaling,
     )
-    # Ray's workers start in folders of their own.
+    # Ray's workers run in other folders, where a relative path would not exist.
     return deployment.bind(str(config.model.absolute()), config.device, config.batch_size, cores)
 
 
 def replica_resources(config: ServeConfig, nodes: Sequence[dict[str, Any]]) -> tuple[int, float]:
-    """Return the cores and GPUs of one replica.
+    """Return the number of CPU cores and GPUs of one replica.
 
     Args:
-        config: how many replicas, and what each of them gets.
-        nodes: the answer of `ray.nodes`.
+        config: number of replicas, and the resources that each of them asks for.
+        nodes: result of `ray.nodes()`.
 
     Raises:
-        InputError: the nodes have too few cores or GPUs, so that some replicas would never start.
+        InputError: the nodes have too few cores or GPUs for all replicas.
     """
     resources = [node["Resources"] for node in nodes if node["Alive"]]
     cores = config.cores_per_replica or (1 if config.address else max(num_cores() // config.replicas, 1))
@@ -86,7 +86,7 @@ def replica_resources(config: ServeConfig, nodes: Sequence[dict[str, Any]]) -> t
     )
     if room < config.replicas:
         raise InputError(
-            f"replicas: there is room for {room} of {config.replicas} replicas with {cores} cores and {gpus:g} GPUs "
-            "each. Ask for fewer replicas, or lower --cores_per_replica and --gpus_per_replica."
+            f"replicas: there is room for only {room} of {config.replicas} replicas with {cores} cores and {gpus:g} "
+            "GPUs each. Ask for fewer replicas, or lower --cores_per_replica and --gpus_per_replica."
         )
     return cores, gpus

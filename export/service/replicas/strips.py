@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from upfield.export.scans.restoration import Restorer
 
-# Strips that are restored in one call: few enough that new strips wait briefly, enough to fill the batches.
+# Largest number of strips in one call. A larger one makes new strips wait longer, a smaller one fills batches less.
 MAX_STRIPS = 4
 
 
@@ -25,31 +25,31 @@ class Strip:
 
 @dataclass(frozen=True)
 class SliceBatch:
-    """What one batch contained."""
+    """How many slices one batch contained, and from how many scans."""
 
-    slices: int
-    """Slices; the last batch of a call may not be full."""
-    scans: int
+    num_slices: int
+    """Slices in the batch. The last batch of a call may be partly filled."""
+    num_scans: int
     """Scans that the slices came from."""
 
 
 @dataclass(frozen=True)
 class RestoredStrip:
-    """A strip after restoration."""
+    """A restored strip, and the batches of its call."""
 
     high: NDArray[np.float32]
     """`(N, 1, H, W)` in [0, 1]."""
     batches: list[SliceBatch] = field(default_factory=list)
-    """The batches that were run; the first of the strips that shared them carries the list."""
+    """The batches of the call that restored the strip. The list is empty for all but the first strip of a call."""
 
 
 def restore_strips(restorer: Restorer, strips: Sequence[Strip], batch_size: int) -> list[RestoredStrip]:
-    """Restore strips of one shape together, so that only the last batch may not be full.
+    """Restore strips of one shape together, so that all batches but the last are full.
 
     Args:
-        restorer: the model, whose values for a slice do not depend on the other slices of its batch.
-        strips: each `(N, 1 + 2*context, H, W)`, with H and W the same for all.
-        batch_size: slices of a batch.
+        restorer: the model. Its result for a slice must not depend on the other slices of the batch.
+        strips: `(N, 1 + 2*context, H, W)` each; H and W are the same for all.
+        batch_size: largest number of slices in a batch.
     """
     low = np.concatenate([strip.low for strip in strips])
     owners = [strip.owner for strip in strips for _ in strip.low]
@@ -64,46 +64,46 @@ def restore_strips(restorer: Restorer, strips: Sequence[Strip], batch_size: int)
 
 
 class StripBatcher:
-    """Restores strips in one call after the other; strips that arrive during a call share the next one."""
+    """Restores strips in one call at a time. Strips that arrive during a call share the next one."""
 
     def __init__(self, restorer: Restorer, batch_size: int) -> None:
-        """Set the model, and how many slices it restores at once."""
+        """Set the model, and the largest number of slices in a batch."""
         self._restorer, self._batch_size = restorer, batch_size
         self._waiting: list[tuple[Strip, asyncio.Future[RestoredStrip]]] = []
         self._worker: asyncio.Task[None] | None = None
 
     async def restore(self, strip: Strip) -> RestoredStrip:
-        """Restore one strip, in batches shared with others."""
-        answer = asyncio.get_running_loop().create_future()
-        self._waiting.append((strip, answer))
+        """Restore one strip, in batches that it shares with other strips."""
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append((strip, future))
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
-        return await answer
+        return await future
 
     async def _work(self) -> None:
         while taken := self._take():
             strips = [strip for strip, _ in taken]
             outcomes: Sequence[RestoredStrip | Exception]
             try:
-                # In a thread, so that this process keeps answering while it computes.
+                # A thread keeps the event loop free for health checks and new strips during the computation.
                 outcomes = await asyncio.to_thread(restore_strips, self._restorer, strips, self._batch_size)
             except Exception as error:
                 outcomes = [error] * len(taken)
-            for (_, answer), outcome in zip(taken, outcomes, strict=True):
-                if answer.done():
+            for (_, future), outcome in zip(taken, outcomes, strict=True):
+                if future.done():
                     continue
                 if isinstance(outcome, Exception):
-                    answer.set_exception(outcome)
-                    # The waiting task may be cancelled before it sees the error. This call keeps asyncio from
-                    # reporting that nobody has retrieved it.
-                    answer.exception()
+                    future.set_exception(outcome)
+                    # The waiting task may be cancelled before it receives the error. This call keeps asyncio from
+                    # logging that the error was never retrieved.
+                    future.exception()
                 else:
-                    answer.set_result(outcome)
+                    future.set_result(outcome)
 
     def _take(self) -> list[tuple[Strip, asyncio.Future[RestoredStrip]]]:
-        """Take the strip that has waited longest, and the next strips of its shape."""
+        """Remove and return the strip that has waited longest, and the next strips of its shape."""
         waiting = [pair for pair in self._waiting if not pair[1].done()]
         taken = [pair for pair in waiting if pair[0].low.shape[1:] == waiting[0][0].low.shape[1:]][:MAX_STRIPS]
-        answers = {id(answer) for _, answer in taken}
-        self._waiting = [pair for pair in waiting if id(pair[1]) not in answers]
+        futures = {id(future) for _, future in taken}
+        self._waiting = [pair for pair in waiting if id(pair[1]) not in futures]
         return taken

@@ -1,1 +1,1 @@
-"""A scan from its upload to its answer: received, admitted, checked, prepared, restored, written."""
+"""Takes the upload of a scan and returns the response: receive, admit, check, prepare, restore and write the scan."""

@@ -1,4 +1,4 @@
-"""How many scans the service takes in, and whose turn it is."""
+"""Admission control: how many scans the service accepts, and in which order it processes them."""
 
 import asyncio
 import math
@@ -11,10 +11,10 @@ from upfield.export.service.scan_requests.scan_request import RequestProgress
 
 
 class AdmissionQueue:
-    """The admitted scans: a few are processed at once, a few wait in the order of their arrival."""
+    """The admitted scans. Some are processed at the same time, and the others wait in the order of their arrival."""
 
     def __init__(self, scans_at_once: int, max_waiting: int) -> None:
-        """Set how many scans are processed at once, and how many may wait besides."""
+        """Set how many scans are processed at the same time, and how many more may wait."""
         self.waiting: list[RequestProgress] = []
         self.num_admitted = 0
         self._limit = scans_at_once + max_waiting
@@ -24,16 +24,15 @@ class AdmissionQueue:
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """Hold a place for a scan that is about to be received.
+        """Reserve a place for a scan that is about to be received, until the block ends.
 
         Raises:
-            RefusedError: 503, all places are taken.
+            RefusedError: all places are taken (503).
         """
         if self.num_admitted >= self._limit:
             after_s = self.retry_after_s()
-            raise RefusedError(
-                503, f"The service already has {self._limit} scans, its limit. Try again in {after_s} s.", after_s
-            )
+            message = f"The service already has {self._limit} scans, which is its limit. Try again in {after_s} s."
+            raise RefusedError(503, message, after_s)
         self.num_admitted += 1
         try:
             yield
@@ -42,7 +41,7 @@ class AdmissionQueue:
 
     @asynccontextmanager
     async def turn(self, progress: RequestProgress) -> AsyncIterator[None]:
-        """Wait until it is this scan's turn, and keep its slot until the block ends."""
+        """Wait for this scan's turn, and hold its processing slot until the block ends."""
         progress.state = "waiting"
         self.waiting.append(progress)
         try:
@@ -57,9 +56,9 @@ class AdmissionQueue:
             self._mean_s += 0.2 * (time.monotonic() - started - self._mean_s)
 
     def position(self, progress: RequestProgress) -> int:
-        """Return the place of a scan in the queue, counted from 1; 0 if it does not wait."""
+        """Return a scan's position in the queue, counted from 1; 0 if the scan is not waiting."""
         return next((place for place, other in enumerate(self.waiting, start=1) if other is progress), 0)
 
     def retry_after_s(self) -> int:
-        """Estimate when there will be a place again, in seconds, from how long recent scans took."""
+        """Estimate in how many seconds a place will be free, from the processing times of recent scans."""
         return max(math.ceil(self._mean_s * self.num_admitted / self._scans_at_once), 1)

@@ -1,4 +1,4 @@
-"""One admitted scan: checked and prepared, restored strip by strip beside other scans, written."""
+"""The processing of one admitted scan: check and prepare it, restore it strip by strip, and write the result."""
 
 import asyncio
 from collections.abc import Callable
@@ -20,31 +20,31 @@ from upfield.imaging.header import UNREADABLE, unreadable
 from upfield.imaging.nifti_writer import write_volume
 from upfield.imaging.volume_file import VolumeFile
 
-# Strips of one scan that are restored at the same time: enough to fill a replica's batches, few enough to be fair.
+# Strips of one scan that are restored at the same time. They fill a replica's batches and leave room for other scans.
 STRIPS_IN_FLIGHT = 4
 
 T = TypeVar("T")
 
 
 class Engine(Protocol):
-    """Restores strips of slices from several scans at once."""
+    """Restores strips of slices from several scans concurrently."""
 
     @property
     def context(self) -> int:
-        """Neighbouring slices on each side of the restored slice."""
+        """Number of neighbouring slices on each side of the restored slice."""
         ...
 
     @property
     def batch_size(self) -> int:
-        """Most slices of a strip."""
+        """Largest number of slices in a strip."""
         ...
 
     async def restore(self, owner: str, low: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Map a strip `(N, 1 + 2*context, H, W)` in [0, 1] of the scan `owner` to `(N, 1, H, W)` in [0, 1]."""
+        """Restore a strip of the scan `owner`, `(N, 1 + 2*context, H, W)` in [0, 1], to `(N, 1, H, W)` in [0, 1]."""
         ...
 
     async def is_ready(self) -> bool:
-        """Return whether a strip would be restored now."""
+        """Return whether a replica is ready to restore strips."""
         ...
 
 
@@ -54,10 +54,10 @@ async def enhance_upload(
     """Enhance an uploaded scan.
 
     Args:
-        request: whose `path` is the upload, which is removed as soon as it has been read.
-        engine: restores slices.
-        config: the limits.
-        executor: threads for work that would hold up other requests.
+        request: the request, whose `path` is the upload. The upload is removed as soon as it has been read.
+        engine: engine that restores the slices.
+        config: the service's configuration, which holds the limits.
+        executor: threads for work that would delay other requests on the event loop.
 
     Raises:
         VolumeError: the scan cannot be used.
@@ -72,11 +72,11 @@ async def enhance_upload(
 
 
 def prepare_upload(request: ScanRequest, config: ServeConfig) -> ModelInput:
-    """Read an upload in one pass, refuse it by its header if it is too large, and prepare it for the model.
+    """Read an upload in one pass, check its size while reading, and prepare it for the model.
 
     Raises:
-        VolumeError: the scan cannot be used; its messages are those of `upfield enhance`.
-        RefusedError: 413, too many voxels or bytes.
+        VolumeError: the scan cannot be used. The messages are those of `upfield enhance`.
+        RefusedError: the scan has too many voxels or bytes (413).
     """
     path, label = request.path, request.label
     try:
@@ -94,12 +94,12 @@ def prepare_upload(request: ScanRequest, config: ServeConfig) -> ModelInput:
 
 
 async def restore_scan(low: NDArray[np.float32], engine: Engine, request: ScanRequest) -> NDArray[np.float32]:
-    """Restore a volume slice by slice along its sagittal axis, a few strips of slices at a time.
+    """Restore the sagittal slices of a volume, a few strips at a time.
 
     Args:
         low: `(X, Y, Z)` in [0, 1].
-        engine: restores strips.
-        request: whose progress counts the slices.
+        engine: engine that restores the strips.
+        request: the request, whose progress counts the restored slices.
 
     Returns:
         `(X, Y, Z)` float32 in [0, 1].
@@ -124,19 +124,19 @@ async def restore_scan(low: NDArray[np.float32], engine: Engine, request: ScanRe
 
 
 def write_files(request: ScanRequest, prepared: ModelInput, restored: NDArray[np.float32]) -> EnhancedFiles:
-    """Write an enhanced scan and, if the client wants it, the interpolated scan; then remove their names.
+    """Write the enhanced scan and, if the client asked for it, the interpolated scan; then open and unlink the files.
 
     Args:
-        request: whose folder the files are written to.
-        prepared: the scan.
-        restored: `(X, Y, Z)` float32 in [0, 1], what the model made of it.
+        request: the request, to whose folder the files are written.
+        prepared: the scan as the model's input.
+        restored: `(X, Y, Z)` float32 in [0, 1], the model's output.
     """
     enhanced = request.folder / "enhanced.nii.gz"
     write_enhanced(prepared, restored, enhanced)
     before = None
     if request.wants_before:
         before = request.folder / "before.nii.gz"
-        # A screen shows no more than 256 grey levels, and these take a third of the bytes.
+        # A screen shows at most 256 grey levels, and a file with 256 levels has a third of the size.
         greys = np.float32(1 / 255) * np.rint(prepared.low * np.float32(255))
         write_volume(finish(prepared, greys), before)
     return EnhancedFiles(_open_nameless(enhanced), before and _open_nameless(before), prepared.notes)
@@ -149,13 +149,13 @@ def _open_nameless(path: Path) -> BinaryIO:
 
 
 async def in_thread(executor: Executor, function: Callable[..., T], *arguments: object) -> T:
-    """Call `function` in a thread; if the caller is cancelled, wait until the thread has let go of its files."""
+    """Call `function` in a thread. If the caller is cancelled, wait until the thread no longer uses its files."""
     submitted = executor.submit(function, *arguments)
     work = asyncio.wrap_future(submitted)
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
-        # Work that still waits for a thread never begins.
+        # A call that is still waiting for a thread never starts.
         submitted.cancel()
         await asyncio.wait([work])
         if not work.cancelled():

@@ -1,4 +1,4 @@
-"""A scan's way through the service, step by step, within its time."""
+"""The handler of scan requests: takes each scan through all steps, within the time limit."""
 
 import asyncio
 import re
@@ -28,10 +28,10 @@ T = TypeVar("T")
 
 
 class ScanHandler:
-    """Handles requests to enhance a scan, and knows how far each of them is."""
+    """Handles requests to enhance a scan. `requests` holds those in progress, by id."""
 
     def __init__(self, config: ServeConfig, engine: Engine, folder: Path) -> None:
-        """Set the limits, what restores slices, and the folder for uploads."""
+        """Set the limits, the engine that restores slices, and the folder for uploads."""
         self.queue = AdmissionQueue(config.scans_at_once, config.max_queue)
         self.requests: dict[str, ScanRequest] = {}
         self._config, self._engine, self._folder = config, engine, folder
@@ -41,12 +41,14 @@ class ScanHandler:
         """Receive a scan, wait for its turn, and enhance it.
 
         Raises:
-            RefusedError: the scan cannot be used, is too large or too late, or there is no place for it.
+            RefusedError: the scan cannot be used, is too large, is not finished in time, or all places are taken.
             ClientGoneError: the client closed the connection.
         """
         id_ = http_request.query_params.get("id") or secrets.token_hex(16)
-        if not ID.fullmatch(id_) or id_ in self.requests:
-            raise RefusedError(400, "id: must be 32 hexadecimal digits that no other request uses.")
+        if not ID.fullmatch(id_):
+            raise RefusedError(400, "id: must be 32 lower-case hexadecimal digits. Generate them at random.")
+        if id_ in self.requests:
+            raise RefusedError(400, "id: another request has this id. Generate a new one at random.")
         with tempfile.TemporaryDirectory(dir=self._folder, ignore_cleanup_errors=True) as folder:
             request = ScanRequest(
                 id=id_,
@@ -66,15 +68,15 @@ class ScanHandler:
                 del self.requests[id_]
 
     async def _within_time(self, http_request: Request, request: ScanRequest) -> EnhancedFiles:
-        """Take a request through its steps, and turn what goes wrong into refusals."""
+        """Receive and enhance a scan within the time limit, and turn errors into refusals."""
         try:
             async with asyncio.timeout_at(request.deadline_s):
                 await receive_upload(http_request, request, self._config)
                 return await unless_gone(http_request, self._in_turn(request))
         except TimeoutError as error:
-            limit = f"{self._config.timeout_s:g} s"
+            limit, state = f"{self._config.timeout_s:g} s", request.progress.state
             raise RefusedError(
-                504, f"The scan was not done within {limit}; it was still {request.progress.state}."
+                504, f"The scan was not finished within {limit} (last step: {state}). Try again later."
             ) from error
         except InputError as error:
             raise RefusedError(422, without_folder(str(error), request.folder)) from error
@@ -82,7 +84,7 @@ class ScanHandler:
             say(f"request {request.log_id}: {error}")
             after_s = self.queue.retry_after_s()
             raise RefusedError(
-                503, f"The service is in trouble. Send the scan again in {after_s} s.", after_s
+                503, f"The service cannot restore scans at the moment. Send the scan again in {after_s} s.", after_s
             ) from error
 
     async def _in_turn(self, request: ScanRequest) -> EnhancedFiles:
@@ -94,20 +96,20 @@ class ScanHandler:
         return files
 
     def close(self) -> None:
-        """Wait for threads that are still working."""
+        """Wait for the threads that are still working."""
         self._executor.shutdown()
 
 
-def without_folder(sentence: str, folder: Path) -> str:
-    """Remove a folder of this machine from a sentence, in case a library has named it."""
-    return re.sub(rf"{re.escape(str(folder))}/?", "", sentence)
+def without_folder(message: str, folder: Path) -> str:
+    """Remove the path of a folder from an error message, because libraries may include it."""
+    return re.sub(rf"{re.escape(str(folder))}/?", "", message)
 
 
 async def unless_gone(http_request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Wait for `work` as long as the client waits.
+    """Wait for `work`, and cancel it if the client closes the connection.
 
     Raises:
-        ClientGoneError: the client closed the connection; `work` has been cancelled and has ended.
+        ClientGoneError: the client closed the connection, and `work` was cancelled and has ended.
     """
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(http_request.receive()))
     try:
@@ -122,5 +124,5 @@ async def unless_gone(http_request: Request, work: Coroutine[Any, Any, T]) -> T:
 
 
 async def _disconnected(message: Awaitable[Any]) -> None:
-    # The whole body has been read, so that the next message is the client's leaving.
+    # The whole body has been read, so the next message reports that the client disconnected.
     await message

@@ -1,4 +1,4 @@
-"""How large a scan may be: by its header before any voxel is read, and by what it inflates to."""
+"""Limits on the size of a scan: the voxels that its header declares, and the bytes of its decompressed content."""
 
 from math import prod
 
@@ -11,15 +11,15 @@ from upfield.imaging.volume_file import Readable
 
 
 def check_size(header: Header, label: str, max_voxels: int) -> None:
-    """Refuse a scan with too many voxels, as it is stored or at 1 mm.
+    """Refuse a scan that has too many voxels, as stored or after interpolation to 1 mm.
 
     Args:
-        header: the scan's, with three dimensions.
-        label: how messages name the scan.
-        max_voxels: the limit.
+        header: the scan's header, with three dimensions.
+        label: name of the scan in messages.
+        max_voxels: largest number of voxels.
 
     Raises:
-        RefusedError: 413.
+        RefusedError: the scan has too many voxels (413).
     """
     if prod(header.shape) > max_voxels:
         raise RefusedError(
@@ -27,7 +27,7 @@ def check_size(header: Header, label: str, max_voxels: int) -> None:
         )
     with np.errstate(all="ignore"):
         extent_mm = np.array(header.shape) * header.spacing_mm
-    # A scan larger than any head is refused when it is prepared, in the words of the command line.
+    # prepare_volume refuses a scan that is larger than any head, with the message of the command line.
     if extent_mm.max() <= MAX_EXTENT_MM and prod(extent_mm / SPACING_MM) > max_voxels:
         size_mm = " x ".join(f"{mm:g}" for mm in extent_mm)
         raise RefusedError(
@@ -36,26 +36,26 @@ def check_size(header: Header, label: str, max_voxels: int) -> None:
 
 
 class LimitedContent:
-    """A compressed file's content, which may be read up to a limit: a small upload can inflate to a thousandfold."""
+    """The content of a compressed file, up to a limit, because a small upload can expand a thousandfold."""
 
     def __init__(self, content: Readable, label: str, max_bytes: int) -> None:
-        """Set what to read from, how messages name the scan, and the limit."""
+        """Set the content to read, the name of the scan in messages, and the limit in bytes."""
         self._content, self._label, self._max_bytes = content, label, max_bytes
         self._bytes_left = max_bytes
 
     def read(self, size: int, /) -> bytes:
-        """Read `size` bytes, fewer if the content ends.
+        """Read `size` bytes, or fewer at the end of the content.
 
         Raises:
-            RefusedError: 413, the content is longer than the limit.
+            RefusedError: the content is longer than the limit (413).
         """
-        # One byte more than allowed shows that there is more, and nothing beyond it is inflated.
+        # Reading one byte beyond the limit shows that the content is too long. Nothing after it is decompressed.
         data = self._content.read(min(size, self._bytes_left + 1))
         self._bytes_left -= len(data)
         if self._bytes_left < 0:
             raise RefusedError(
                 413,
-                f"{self._label}: expected at most {self._max_bytes} bytes without compression, found more. "
+                f"{self._label}: the decompressed content is longer than the limit of {self._max_bytes} bytes. "
                 "Crop the scan.",
             )
         return data

@@ -1,4 +1,4 @@
-"""The request that a scan travels with, from its upload to its answer."""
+"""The state of a scan request, from the upload to the response."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -6,59 +6,59 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-# Two requests with equal progress are still two.
+# Compared by identity, because two requests may have equal progress.
 @dataclass(eq=False)
 class RequestProgress:
-    """How far a request is."""
+    """The step that a request is in, and its count of restored slices."""
 
     state: str = "receiving"
-    """`receiving`, `waiting`, `reading`, `restoring` or `writing`."""
+    """Current step: `receiving`, `waiting`, `reading`, `restoring` or `writing`."""
     slices_done: int = 0
-    """Slices restored."""
+    """Slices restored so far."""
     num_slices: int = 0
-    """Slices of the scan, known once the scan has been read."""
+    """All slices of the scan; 0 until the scan has been read."""
 
 
 @dataclass(frozen=True)
 class EnhancedFiles:
-    """What a scan has become: open files whose names are gone already, so that nothing is left behind."""
+    """The result of a scan: open files that are already unlinked, so that none is left behind."""
 
     enhanced: BinaryIO
-    """`.nii.gz`, byte for byte what `upfield enhance` writes."""
+    """`.nii.gz`, identical to the file that `upfield enhance` writes."""
     before: BinaryIO | None = None
     """The scan interpolated to the same voxels, `.nii.gz` in 256 grey levels, if the client asked for it."""
     notes: tuple[str, ...] = ()
-    """What is doubtful about the scan, one sentence each."""
+    """Doubts about the scan, one sentence each."""
 
 
 @dataclass(eq=False)
 class ScanRequest:
-    """One client's scan. Every step reads from it what earlier steps have set."""
+    """A client's scan. Every step reads the fields that earlier steps have set."""
 
     id: str
-    """32 hexadecimal digits. The client asks for progress with them, and they tell this scan's strips from others'."""
+    """32 hexadecimal digits. Clients ask for progress with this id, and strips carry it to tell scans apart."""
     log_id: str
-    """`X-Request-Id` of the answer, which finds the request in the log."""
+    """`X-Request-Id` of the response, which is also written in the log."""
     wants_before: bool
-    """Whether the client wants the interpolated scan beside the enhanced one."""
+    """Whether the client asked for the interpolated scan as well."""
     deadline_s: float
-    """When the answer must be ready, by the event loop's clock."""
+    """Time by which the scan must be enhanced, on the event loop's clock."""
     folder: Path
-    """Holds this request's files alone; removed when the enhanced files are open, or the request has failed."""
+    """Folder for this request's files only, removed once the enhanced files are open or the request has failed."""
     name: str = ""
-    """What the client calls its file, cleaned; empty if it did not say."""
+    """The client's name for the file, without harmful characters; empty if the client sent none."""
     path: Path = field(init=False)
-    """The upload; set once the scan has been received."""
+    """Path of the upload; set once the scan has been received."""
     progress: RequestProgress = field(default_factory=RequestProgress)
-    """Kept up to date by every step."""
+    """Updated by every step."""
     resources: ExitStack = field(default_factory=ExitStack)
-    """The place among the admitted scans, and open files; released once the client has the answer, or has none."""
+    """The place in the queue and the open files. Released once the response has been sent or the request has failed."""
 
     @property
     def label(self) -> str:
-        """How messages name the scan."""
+        """Name of the scan in messages."""
         return self.name or "scan"
 
     def release(self) -> None:
-        """Give up the place and close the files."""
+        """Release the place in the queue and close the files."""
         self.resources.close()

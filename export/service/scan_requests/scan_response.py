@@ -1,4 +1,4 @@
-"""The answer that carries an enhanced scan, alone or as a form with the interpolated scan."""
+"""The response with an enhanced scan, alone or in a form with the interpolated scan."""
 
 import os
 import re
@@ -19,10 +19,10 @@ Part = bytes | BinaryIO
 
 
 class ScanResponse(StreamingResponse):
-    """Streams an enhanced scan, and releases the request when the client has it or is gone."""
+    """Streams an enhanced scan, and releases the request once the scan has been sent or the client is gone."""
 
     def __init__(self, request: ScanRequest, files: EnhancedFiles) -> None:
-        """Describe the files in the headers."""
+        """Compose the headers and the parts of the body."""
         self._request = request
         parts, headers = _lay_out(request.name, files)
         if files.notes:
@@ -31,7 +31,7 @@ class ScanResponse(StreamingResponse):
         super().__init__(_stream(parts), headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the answer."""
+        """Send the response, then release the request."""
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -39,7 +39,7 @@ class ScanResponse(StreamingResponse):
 
 
 def _lay_out(name: str, files: EnhancedFiles) -> tuple[list[Part], dict[str, str]]:
-    """Return the parts of the body, and the headers that describe it."""
+    """Return the parts of the body and the headers that describe the body."""
     stem = as_nifti(Path(name)).name.removesuffix(".nii.gz") if name else "scan"
     file_name = disposition(f"{stem}_enhanced.nii.gz")
     if files.before is None:
@@ -58,7 +58,7 @@ def _part_head(boundary: str, field: str, file_name: str) -> bytes:
 
 
 def disposition(name: str) -> str:
-    """Return a file name as a header carries it (RFC 6266): in ASCII for old clients, in full for the others."""
+    """Return a file name as parameters of Content-Disposition (RFC 6266): in ASCII for old clients, and in full."""
     plain = re.sub(r"[^A-Za-z0-9._ -]", "_", name)
     return f"filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
 

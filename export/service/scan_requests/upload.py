@@ -1,4 +1,4 @@
-"""Receive a scan: a request body, plain or a form, becomes a file within the limits."""
+"""Receive a scan: write a request body, plain or a form, to a file, within the limits."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -21,7 +21,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 FORM = "multipart/form-data"
 MAX_NAME = 120
 CHUNK_BYTES = 256 * 1024
-# A client that is cut off in the middle of its upload reads no answer, so the rest of a moderate upload is received.
+# A client whose upload is cut off does not read the response, so the rest of a moderate upload is received first.
 DRAIN_BYTES, DRAIN_S = 64 * 2**20, 5.0
 
 
@@ -29,8 +29,8 @@ async def receive_upload(http_request: Request, request: ScanRequest, config: Se
     """Write an upload to the request's folder as it arrives, and set the request's `name` and `path`.
 
     Raises:
-        RefusedError: too long, too slow, or not a form with one file.
-        InputError: the name is that of another kind of file.
+        RefusedError: the body is too long, arrives too slowly, or is a form without exactly one file.
+        InputError: the file name has a suffix that upfield does not read.
         ClientGoneError: the client closed the connection.
     """
     limited = Request(http_request.scope, limit_body(http_request.receive, http_request.headers, config))
@@ -51,7 +51,7 @@ async def receive_upload(http_request: Request, request: ScanRequest, config: Se
 
 
 async def _receive_form(limited: Request, upload: Path) -> str:
-    """Write a form's file to `upload`, and return its name."""
+    """Write a form's file to `upload`, and return the file's name."""
     try:
         async with limited.form(max_files=1, max_fields=8) as form:
             scan = next((value for value in form.values() if isinstance(value, UploadFile)), None)
@@ -62,14 +62,14 @@ async def _receive_form(limited: Request, upload: Path) -> str:
                     file.write(chunk)
             return clean_name(scan.filename or "")
     except (MultiPartException, HTTPException) as error:
-        raise RefusedError(400, f"The request body is not a form with one file: {error}") from error
+        raise RefusedError(400, f"The request body is not a form with one file ({error}). See /docs.") from error
 
 
 def limit_body(receive: Receive, headers: Any, config: ServeConfig) -> Receive:
-    """Return a `receive` that stops at the largest body and at the longest pause.
+    """Return a `receive` function that raises an error if the body is too long or pauses for too long.
 
-    The returned function raises RefusedError: 413 at once if the announced length is too large, otherwise after the
-    first byte too many, whatever length was announced; 408 if nothing arrives for too long.
+    The returned function raises RefusedError. The status is 413 if the announced length or the received bytes exceed
+    the limit, and 408 if nothing arrives for too long.
     """
     length = headers.get("content-length", "")
     announced = int(length) if length.isdecimal() else 0
@@ -78,10 +78,10 @@ def limit_body(receive: Receive, headers: Any, config: ServeConfig) -> Receive:
     async def receive_limited() -> MutableMapping[str, Any]:
         nonlocal num_received
         if announced > max_body_bytes:
-            # A client that sends `Expect` waits for an answer, and has sent nothing that could be drained.
+            # A client that sends `Expect` waits for a response before it sends the body: there is nothing to discard.
             if "expect" not in headers:
                 await _drain(receive)
-            raise _too_long(max_body_bytes, f"{announced}")
+            raise _too_long(max_body_bytes, announced)
         try:
             async with asyncio.timeout(config.idle_timeout_s):
                 message = await receive()
@@ -92,7 +92,7 @@ def limit_body(receive: Receive, headers: Any, config: ServeConfig) -> Receive:
         num_received += len(message.get("body", b""))
         if num_received > max_body_bytes:
             await _drain(receive)
-            raise _too_long(max_body_bytes, "more")
+            raise _too_long(max_body_bytes, num_received, "at least ")
         return message
 
     return receive_limited
@@ -108,14 +108,17 @@ async def _drain(receive: Receive) -> None:
         pass
 
 
-def _too_long(max_body_bytes: int, found: str) -> RefusedError:
-    return RefusedError(413, f"expected at most {max_body_bytes} bytes, found {found}. Compress the scan, or crop it.")
+def _too_long(max_body_bytes: int, num_bytes: int, bound: str = "") -> RefusedError:
+    return RefusedError(
+        413,
+        f"The upload has {bound}{num_bytes} bytes, and the limit is {max_body_bytes}. Compress the scan, or crop it.",
+    )
 
 
 def clean_name(name: str) -> str:
     """Return the last part of a client's file name, without characters that could harm a header or a terminal.
 
-    The result is empty if nothing is left.
+    The result may be empty.
     """
     last = PurePosixPath(name.replace("\\", "/")).name
     printable = "".join(character for character in last if character.isprintable())
@@ -123,17 +126,17 @@ def clean_name(name: str) -> str:
 
 
 def stored_suffix(name: str, start: bytes) -> str:
-    """Return the suffix that tells readers the format.
+    """Return the suffix for the stored upload, from which readers recognise the format.
 
     Args:
-        name: of the client's file; empty if it did not say.
-        start: the upload's first bytes, which decide if there is no name.
+        name: the client's name for the file; empty if the client sent none.
+        start: first bytes of the upload, which determine the suffix if there is no name.
 
     Raises:
-        InputError: the name is that of another kind of file.
+        InputError: the file name has a suffix that upfield does not read.
     """
     if not name:
-        # Under this suffix, compressed NIfTI and compressed MGH are both read.
+        # Readers accept both compressed NIfTI and compressed MGH under this suffix.
         return ".mgz" if start.startswith(GZIP_MAGIC) else ".nii"
     as_nifti(Path(name))
     return next(suffix for suffix in SUFFIXES if name.lower().endswith(suffix))

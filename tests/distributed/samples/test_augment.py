@@ -1,4 +1,4 @@
-"""Augmentation repeats, moves both fields alike, and changes the intensity of the low field alone."""
+"""Augmentation is reproducible, moves both fields equally, and changes the intensity of the low field only."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def test_nothing_is_changed_by_default(pair: tuple[np.ndarray, np.ndarray]) -> N
         np.testing.assert_array_equal(found, expected)
 
 
-def test_the_same_key_gives_the_same_pair_and_another_key_another_pair(pair: tuple[np.ndarray, np.ndarray]) -> None:
+def test_equal_keys_change_a_pair_equally_and_other_keys_differently(pair: tuple[np.ndarray, np.ndarray]) -> None:
     config = AugmentConfig(crop=(9, 12), shift_pixels=4, intensity_jitter=0.2)
     first, again, later = (augment_pair(*pair, config, key)[0] for key in (KEY, KEY, (0, 4, 17)))
     np.testing.assert_array_equal(first, again)
@@ -55,7 +55,7 @@ def moved(image: np.ndarray, down: int, across: int) -> np.ndarray:
     return padded[2 - down : 22 - down, 2 - across : 26 - across]
 
 
-def test_intensity_changes_in_the_low_field_alone(pair: tuple[np.ndarray, np.ndarray]) -> None:
+def test_intensity_changes_only_in_the_low_field(pair: tuple[np.ndarray, np.ndarray]) -> None:
     low, high = augment_pair(*pair, AugmentConfig(intensity_jitter=0.3), KEY)
     np.testing.assert_array_equal(high, pair[1])
     assert (low != pair[0]).any()

@@ -69,7 +69,7 @@ def held(cache: ShardCache) -> set[int]:
 
 
 def others(folder: Path) -> list[str]:
-    """Return the names of files other than complete ones and the permanent lock."""
+    """Return the names of all files that are neither complete files nor the permanent lock."""
     return sorted(
         path.name for path in folder.iterdir() if path.suffix not in (".tar", ".idx") and path.name != "counting"
     )
@@ -132,7 +132,7 @@ def test_files_of_a_killed_process_are_removed(tmp_path: Path) -> None:
 
 
 class WatchedEvent(threading.Event):
-    """An event that reports when somebody first waits for it."""
+    """An event that reports when a thread first waits for it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -166,7 +166,7 @@ def start(*command: str) -> "subprocess.Popen[str]":
     return subprocess.Popen([sys.executable, "-c", *command], stdout=subprocess.PIPE, text=True)
 
 
-def test_several_processes_together_keep_the_limit(tmp_path: Path) -> None:
+def test_several_processes_together_stay_within_the_limit(tmp_path: Path) -> None:
     processes = [start(OPEN_MANY, str(tmp_path), str(seed)) for seed in range(3)]
     assert [process.communicate(timeout=60) and process.returncode for process in processes] == [0, 0, 0]
 

@@ -1,4 +1,4 @@
-"""The fetcher downloads the windows that a step needs and the next one, and no others."""
+"""The fetcher downloads the windows that a step needs and the next window, and no others."""
 
 import os
 import threading
@@ -51,7 +51,7 @@ def test_a_shard_of_the_next_window_that_stays_bad_is_reported_at_the_next_step(
 
 
 @pytest.mark.parametrize(("window_shards", "lookahead"), [(1, 0), (2, 0), (2, 5), (9, 3)])
-def test_the_schedule_covers_what_is_read_and_one_window_more(window_shards: int, lookahead: int) -> None:
+def test_the_schedule_covers_the_shards_in_use_and_one_more_window(window_shards: int, lookahead: int) -> None:
     sizes, batch_size, stop = np.array([7, 3, 11, 5, 9]), 4, 22
     shard_of, per_epoch = np.repeat(np.arange(len(sizes)), sizes), int(sizes.sum()) // batch_size
     schedule = FetchSchedule(5, sizes, window_shards, batch_size, stop, lookahead)

@@ -45,5 +45,5 @@ def test_learning_rate_rises_then_falls_along_a_cosine() -> None:
     assert rates[-1] == pytest.approx(0.0)
 
 
-def test_a_constant_rate_stays() -> None:
+def test_a_constant_rate_does_not_change() -> None:
     assert {learning_rate(OptimConfig(), step, 50) for step in range(50)} == {2e-4}

@@ -43,7 +43,7 @@ def test_a_batch_holds_the_samples_it_names(split: ShardSplit) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_the_loader_gives_the_same_batches_for_any_number_of_workers(split: ShardSplit, num_workers: int) -> None:
+def test_the_loader_yields_the_same_batches_for_any_number_of_workers(split: ShardSplit, num_workers: int) -> None:
     dataset = batches_of(split)
     steps = range(3, 3 + 2 * dataset.steps_per_epoch)
     loaded = list(training_loader(dataset, steps, num_workers, prefetch=2, pin_memory=False))
@@ -108,7 +108,7 @@ def test_validation_reads_every_sample_once(tiny_shards: Path, world_size: int) 
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_equal_batches_hold_every_sample_once_and_are_equally_many_on_all_ranks(
+def test_equal_batches_hold_every_sample_once_and_all_ranks_have_the_same_number(
     tiny_shards: Path, world_size: int
 ) -> None:
     split = ShardSplit(tiny_shards, "val")
@@ -119,7 +119,7 @@ def test_equal_batches_hold_every_sample_once_and_are_equally_many_on_all_ranks(
     assert sorted(seen.tolist()) == list(range(split.num_samples))
 
 
-def test_gating_noise_depends_on_seed_step_and_sample_alone() -> None:
+def test_gating_noise_depends_only_on_seed_step_and_sample() -> None:
     config, device = AmirConfig.preset("tiny"), torch.device("cpu")
     together = draw_gating_noise(config, (24, 28), (0, 7), torch.tensor([3, 9]), device)
     alone = draw_gating_noise(config, (24, 28), (0, 7), torch.tensor([9]), device)

@@ -1,4 +1,4 @@
-"""Training from a remote set reads what a local set holds, in spite of network faults."""
+"""Training from a remote set reads the same data as from a local set, in spite of network faults."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def s3_data(s3: FaultyServer, data: DataConfig) -> DataConfig:
 
 
 def impatient(data: DataConfig, fault: str) -> DataConfig:
-    """Shorten the time limit for stalls, with more tries, because a busy machine stalls as well."""
+    """Shorten the timeout for a test of stalls, and allow more retries, because a busy machine may also stall."""
     return replace(data, fetch_timeout_s=0.5, fetch_retries=9) if fault == "stall" else data
 
 
@@ -97,7 +97,7 @@ def test_a_shard_that_stays_bad_is_named(data: DataConfig, server: FaultyServer,
     split, _ = open_splits(data)
     assert isinstance(split.source, RemoteFiles)
     split.source.store.timeout_s = 0.2
-    with pytest.raises(FetchError, match=rf"{SHARD}: 3 tries did not bring \d+ bytes of sha256 "):
+    with pytest.raises(FetchError, match=rf"{SHARD}: 3 tries to download \d+ bytes of sha256 "):
         split.record(0)
     assert server.asked[SHARD] == 3
 
@@ -133,8 +133,8 @@ def test_addresses_that_cannot_be_read_are_refused(data: DataConfig, address: st
         open_splits(replace(data, shards=address))
 
 
-def test_no_set_is_refused_at_once(data: DataConfig, server: FaultyServer) -> None:
-    with pytest.raises(ShardSetError, match=r"/nowhere/manifest\.json: no complete shard set is there"):
+def test_a_missing_set_is_refused_without_retries(data: DataConfig, server: FaultyServer) -> None:
+    with pytest.raises(ShardSetError, match=r"/nowhere/manifest\.json: there is no complete shard set"):
         open_splits(replace(data, shards=f"{server.url}/nowhere/"))
     assert sum(server.asked.values()) == 1
 
@@ -202,5 +202,5 @@ def test_a_shard_that_stays_bad_stops_the_run_in_one_line(
     done = run(data, tmp_path / "run", "--data.num_workers", str(num_workers))
     assert done.returncode == 1, done.stderr
     (said,) = (line for line in done.stderr.splitlines() if "error" in line)
-    assert said.startswith(f"upfield train: error: {server.url}/{bad}: 2 tries did not bring")
+    assert said.startswith(f"upfield train: error: {server.url}/{bad}: 2 tries to download")
     assert "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""Numbers in tables have signs and decimals, and a dash stands for what is undefined."""
+"""Numbers in tables have signs and decimals, and an undefined number is a dash."""
 
 import math
 
@@ -17,6 +17,6 @@ def test_a_difference_has_signs_and_an_interval() -> None:
     assert difference_cells(difference, 2) == ["+1.23", "-0.50 to +3.00", "0.031"]
 
 
-def test_a_single_subject_has_a_difference_alone() -> None:
+def test_a_single_subject_has_a_difference_without_interval() -> None:
     assert difference_cells({"mean": 1.0, "low": None, "high": None, "p": None}, 1) == ["+1.0", "-", "-"]
     assert difference_cells(None, 1) == ["-", "-", "-"]

@@ -1,11 +1,11 @@
-"""The training of a model is read from its run."""
+"""The training log of a model is read from its run."""
 
 from pathlib import Path
 
 from upfield.evaluation.reports.content import TrainingRecord
 
 
-def test_a_log_line_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
+def test_a_truncated_log_line_is_skipped(tmp_path: Path) -> None:
     (tmp_path / "best").mkdir()
     (tmp_path / "best" / "config.yaml").write_text("{}")
     (tmp_path / "metrics.jsonl").write_text('{"event": "train", "step": 1}\n{"event": "tr')

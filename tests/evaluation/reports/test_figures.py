@@ -45,7 +45,7 @@ def decode(png, tmp_path):
         [training(step) for step in range(1, 100)] + [validation(step, step / 2) for step in (25, 50, 75)],
     ],
 )
-def test_curves_need_no_certain_number_of_lines(metrics, tmp_path):
+def test_curves_can_be_drawn_from_any_number_of_log_lines(metrics, tmp_path):
     picture = decode(curves_png(metrics), tmp_path)
     assert picture.shape == (544, 1440, 4)
     assert picture[0, 0, 3] == 0
@@ -57,7 +57,7 @@ def test_each_example_makes_the_picture_taller(tmp_path):
     assert one.shape[0] < three.shape[0]
 
 
-def test_a_key_is_drawn_as_it_is(tmp_path):
+def test_special_characters_in_a_key_are_drawn(tmp_path):
     assert decode(example_slices_png([make_example("<b>'$x')</b> & $x")]), tmp_path).ndim == 3
 
 

@@ -1,4 +1,4 @@
-"""The table that ends the command says what it measured, and compares the methods."""
+"""The printed table describes the data and compares the methods."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from upfield.evaluation.reports.metrics_text import metrics_text
 
 
-def test_real_and_synthetic_volumes_are_counted_apart(evaluated: Path) -> None:
+def test_real_and_synthetic_volumes_are_counted_separately(evaluated: Path) -> None:
     tree = json.loads((evaluated / "metrics.json").read_text())
     assert sum(tree["about"]["volumes"].values()) == 9
     real = tree["about"]["volumes"]["real"]

@@ -32,7 +32,7 @@ def report(tiny_run: Path, tiny_shards: Path, tmp_path_factory: pytest.TempPathF
 def browser() -> Iterator[Browser]:
     program = find_chromium()
     if program is None:
-        pytest.skip("no Chromium here: install chromium (Debian's package) to test the report in it")
+        pytest.skip("Chromium is not installed. Install the Debian package chromium to test the report in a browser.")
     browser = Browser(program)
     yield browser
     browser.close()
@@ -44,7 +44,7 @@ def slide(browser: Browser, percent: int) -> None:
 
 
 @pytest.mark.parametrize("width", [PHONE, DESKTOP])
-def test_it_renders_without_complaints(browser: Browser, report: Path, width: int) -> None:
+def test_the_page_renders_without_errors(browser: Browser, report: Path, width: int) -> None:
     browser.open(report, width)
     browser.wait_for(READY, frame=1)
     assert browser.complaints == []
@@ -54,7 +54,7 @@ def test_it_renders_without_complaints(browser: Browser, report: Path, width: in
     assert min(sizes) > 0
 
 
-def test_a_complaint_would_be_noticed(browser: Browser, tmp_path: Path) -> None:
+def test_the_browser_reports_errors(browser: Browser, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     page.write_text("<!DOCTYPE html><link rel=icon href='data:,'><script>console.error('spoilt')</script>")
     browser.open(page, DESKTOP)
@@ -64,7 +64,7 @@ def test_a_complaint_would_be_noticed(browser: Browser, tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [PHONE, DESKTOP])
 def test_nothing_is_wider_than_the_window(browser: Browser, report: Path, width: int) -> None:
     browser.open(report, width)
-    # Not innerWidth, which on a phone grows with content that is too wide.
+    # The test does not compare with innerWidth, because on a phone it grows with content that is too wide.
     assert browser.ask("document.documentElement.scrollWidth") <= width
     assert browser.ask("document.body.scrollWidth") <= width
     edges = "[...document.querySelectorAll('main > *')].map(e => e.getBoundingClientRect().right)"
@@ -108,13 +108,13 @@ def test_a_click_moves_the_crosshair(browser: Browser, report: Path) -> None:
     browser.wait_for(f"{DRAWN} !== {json.dumps(before)}", frame=1)
 
 
-def test_the_page_asks_for_nothing_from_elsewhere(report: Path) -> None:
+def test_the_page_loads_nothing_from_the_web(report: Path) -> None:
     text = report.read_text()
     assert not re.search(r"(src|href)\s*=\s*(&quot;|\"|')(https?:)?//", text)
     assert "default-src 'none'" in text
 
 
-def test_all_that_was_found_is_on_it(report: Path) -> None:
+def test_the_page_contains_all_results(report: Path) -> None:
     text = report.read_text()
     for metric in METRICS.values():
         assert f"<td>{metric.name}</td>" in text

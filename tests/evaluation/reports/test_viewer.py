@@ -23,13 +23,13 @@ def volume(level: float) -> np.ndarray:
     return image
 
 
-def test_both_volumes_are_there_in_grey() -> None:
+def test_both_volumes_are_embedded_as_grey_pictures() -> None:
     html = viewer_html(volume(0.4), volume(0.8), (1, 1, 1), "a title")
     images = [Image.open(io.BytesIO(base64.b64decode(data))) for data in SPRITES.findall(html)]
     assert len(images) == 2
     assert {image.mode for image in images} == {"L"}
     assert {image.size for image in images} == {(4 * 22, 5 * 24)}  # 20 sagittal slices of 22 x 24
-    # Both have the same brightness scale, so fading from one to the other changes the image alone.
+    # Both have the same brightness scale, so fading from one to the other does not change the brightness.
     levels = [np.asarray(image) / 255 for image in images]
     found = [np.median(level[(level > 0.2) & (level < 0.95)]) for level in levels]
     assert found == pytest.approx([0.4, 0.8], abs=0.02)
@@ -37,7 +37,7 @@ def test_both_volumes_are_there_in_grey() -> None:
     assert "base64,iVBOR" not in html
 
 
-def test_it_asks_for_nothing_from_elsewhere() -> None:
+def test_the_viewer_loads_nothing_from_the_web() -> None:
     html = viewer_html(volume(0.4), volume(0.8), (1, 1, 1), "a title")
     assert not re.search(r"(src|href)\s*=\s*[\"'](https?:)?//", html)
     assert "cubic to restored" in html

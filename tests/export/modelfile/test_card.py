@@ -33,12 +33,12 @@ def altered(tiny_model: Path, tmp_path: Path) -> Callable[..., Path]:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"format": None}, "its metadata are missing"),
+        ({"format": None}, "the metadata of a model file is missing"),
         ({"format": json.dumps("another")}, "expected format upfield-model 1, found another 1"),
         ({"format_version": json.dumps(VERSION + 1)}, "found 2, which a newer upfield wrote. Update upfield."),
         ({"format_version": json.dumps(VERSION - 1)}, "expected format version 1, found 0. Export the run again."),
-        ({"context": "no JSON"}, "its metadata are not valid JSON"),
-        ({"context": None, "step": None}, "its metadata lack context, step"),
+        ({"context": "no JSON"}, "its metadata is not valid JSON"),
+        ({"context": None, "step": None}, "its metadata lacks context, step"),
     ],
 )
 def test_metadata_that_cannot_be_used_are_refused(altered: Callable, values: dict, message: str) -> None:
@@ -60,7 +60,7 @@ def test_a_truncated_file_is_refused(tiny_model: Path, tmp_path: Path, kept: flo
     content = tiny_model.read_bytes()
     path = tmp_path / "model.onnx"
     path.write_bytes(content[: int(kept * len(content))])
-    with pytest.raises(InputError, match="is not an ONNX file, or is cut short or damaged"):
+    with pytest.raises(InputError, match="is not an ONNX file, or is truncated or damaged"):
         OnnxRestorer(path, "cpu")
     assert not is_model_file(path)
 
@@ -69,7 +69,7 @@ def test_a_truncated_file_is_refused(tiny_model: Path, tmp_path: Path, kept: flo
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
-    with pytest.raises(InputError, match="is not an ONNX file, or is cut short or damaged"):
+    with pytest.raises(InputError, match="is not an ONNX file, or is truncated or damaged"):
         OnnxRestorer(path, "cpu")
 
 
@@ -78,6 +78,6 @@ def test_an_onnx_file_of_another_program_is_refused(tmp_path: Path) -> None:
     result = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "other", [value], [result])
     onnx.save_model(helper.make_model(graph), tmp_path / "other.onnx")
-    with pytest.raises(InputError, match="was not written by upfield export"):
+    with pytest.raises(InputError, match="the metadata of a model file is missing"):
         OnnxRestorer(tmp_path / "other.onnx", "cpu")
     assert not is_model_file(tmp_path / "other.onnx")

@@ -88,7 +88,7 @@ def test_the_loss_is_the_difference_of_both_means() -> None:
     assert 0 < loss["psnr_lost_db"] < MAX_LOSS_DB
     assert loss["psnr_lost_db"] == pytest.approx(loss["psnr_slice_float32_db"] - loss["psnr_slice_db"])
     worse = np.clip(high + 0.102, 0, 1).astype(np.float32)
-    with pytest.raises(RunError, match=r"but its PSNR is \d+\.\d+ dB and that of PyTorch in float32 \d+"):
+    with pytest.raises(RunError, match=r"but its PSNR is \d+\.\d+ dB, and that of PyTorch in float32 is \d+"):
         half_loss(expected, worse, high, PATH)
 
 

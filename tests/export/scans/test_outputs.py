@@ -70,7 +70,7 @@ def test_a_scan_with_a_sidecar_of_another_program_is_not_written_over(tmp_path: 
     with pytest.raises(InputError, match="exists and is not an enhanced scan"):
         plan_outputs([tmp_path / "in"], tmp_path / "bids")
     (tmp_path / "bids" / "a.nii.gz").unlink()
-    with pytest.raises(InputError, match=r"a.json: exists and was not written by upfield enhance"):
+    with pytest.raises(InputError, match=r"a.json exists and was not written by upfield enhance"):
         plan_outputs([tmp_path / "in"], tmp_path / "bids")
     sidecar.write_text(json.dumps({"source_sha256": "", "model_sha256": "", "note": ""}))
     assert plan([tmp_path / "in"], tmp_path / "bids") == {"a.nii": "a.nii.gz"}

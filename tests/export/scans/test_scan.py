@@ -181,7 +181,7 @@ def test_errors_name_the_scan_as_the_caller_does(tmp_path: Path) -> None:
         with pytest.raises(VolumeError, match=r"^your scan: ") as caught:
             prepare(scan, NORMALISATION, "your scan")
         assert str(tmp_path) not in str(caught.value)
-    with pytest.raises(InputError, match="expected a model of normalisation"):
+    with pytest.raises(InputError, match="expected a model with normalisation"):
         prepare(tmp_path / "s.nii", "otherwise", "your scan")
 
 

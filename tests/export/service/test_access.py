@@ -1,4 +1,4 @@
-"""Who may use the service: host names, origins and the token."""
+"""Access control: host names, origins and the token."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,25 +39,25 @@ def test_a_token_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatc
 
 
 def test_another_sites_page_may_not_send_scans(service: Service, scan: Path) -> None:
-    answer = send(service.port, scan, headers={"Origin": "http://elsewhere.example"})
-    assert answer.status == 403
+    response = send(service.port, scan, headers={"Origin": "http://elsewhere.example"})
+    assert response.status == 403
     assert send(service.port, scan, headers={"Origin": f"http://127.0.0.1:{service.port}"}).status == 200
-    # Behind a proxy the names differ, and only the browser's header tells.
+    # Behind a proxy the names differ, and only Sec-Fetch-Site shows that the page is the service's own.
     behind = {"Origin": "https://upfield.example", "Sec-Fetch-Site": "same-origin"}
     assert send(service.port, scan, headers=behind).status == 200
     assert send(service.port, scan, headers=behind | {"Sec-Fetch-Site": "cross-site"}).status == 403
 
 
-def test_without_the_token_only_pages_without_confidential_data_are_answered(
+def test_without_the_token_only_paths_without_confidential_data_are_served(
     tiny_model: Path, tmp_path: Path, scan: Path
 ) -> None:
     with running(tiny_model, tmp_path / "w", token=TOKEN) as service:
         for path in ("/", "/health", "/ready", "/docs", "/openapi.json", "/page/page.js"):
             assert ask(service.port, path).status == 200
         for path in ("/model", "/metrics", "/progress/x"):
-            answer = ask(service.port, path)
-            assert answer.status == 401
-            assert answer.headers["www-authenticate"] == "Bearer"
+            response = ask(service.port, path)
+            assert response.status == 401
+            assert response.headers["www-authenticate"] == "Bearer"
         for given in ("Bearer wrong", f"Basic {TOKEN}", TOKEN, "Bearer ", "Bearer \xe9"):
             assert send(service.port, scan, headers={"Authorization": given}).status == 401
         right = {"Authorization": f"Bearer {TOKEN}"}
@@ -65,13 +65,13 @@ def test_without_the_token_only_pages_without_confidential_data_are_answered(
         assert ask(service.port, "/model", headers=right).status == 200
 
 
-def test_a_local_service_answers_only_to_its_own_names(service: Service) -> None:
+def test_a_local_service_accepts_only_its_own_names(service: Service) -> None:
     for name in ("localhost", "127.0.0.1:80", "[::1]", "[::1]:8000", "LOCALHOST:1"):
         assert ask(service.port, "/health", headers={"Host": name}).status == 200
     for name in ("elsewhere.example", "elsewhere.example:8000", "localhost.example", ""):
-        answer = ask(service.port, "/", headers={"Host": name})
-        assert answer.status == 421
-        assert "allowed_hosts" in answer.error
+        response = ask(service.port, "/", headers={"Host": name})
+        assert response.status == 421
+        assert "allowed_hosts" in response.error
 
 
 def test_allowed_hosts_are_accepted() -> None:

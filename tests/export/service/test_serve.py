@@ -1,4 +1,4 @@
-"""The real command: replicas on Ray Serve, answers equal to `upfield enhance`, signals, lost replicas."""
+"""The real command: replicas on Ray Serve, responses equal to `upfield enhance`, signals, lost replicas."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from serving import TIMEOUT_S, Answer, ask, metric, send, send_form, wait_until, write_scan
+from serving import TIMEOUT_S, Response, ask, metric, send, send_form, wait_until, write_scan
 
 from upfield.export import enhance
 from upfield.export.modelfile.onnx_restorer import OnnxRestorer
@@ -26,7 +26,7 @@ from upfield.export.serve import main
 SCRIPT = Path(enhance.__file__).parent / "serve.py"
 START_S = 180
 BATCH = 4
-# Two grids, so that not all slices can share batches. 19 and 17 slices, so that batches have room for other scans.
+# Slices of two grids cannot share batches. 19 and 17 slices leave room in the last batch for other scans.
 SHAPES = [(12, 14, 6)] * 4 + [(11, 12, 7)] * 2
 
 
@@ -39,16 +39,16 @@ class ServiceProcess:
     said: list[str]
 
     def replicas(self) -> list[psutil.Process]:
-        """Return the processes that restore slices, which Ray names."""
-        found = psutil.Process(self.process.pid).children(recursive=True)
-        return [process for process in found if "ServeReplica" in " ".join(process.cmdline())]
+        """Return the replicas' processes, recognised by the name that Ray sets."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return [process for process in children if "ServeReplica" in " ".join(process.cmdline())]
 
 
 @pytest.fixture(scope="module")
 def service(tiny_model: Path) -> Iterator[ServiceProcess]:
     """The real command, on a free port."""
     command = [sys.executable, str(SCRIPT), str(tiny_model), "--port", "0", "--batch_size", str(BATCH)]
-    # The service must stay on this machine, whatever RAY_ADDRESS says.
+    # The service must use this machine, even if RAY_ADDRESS names a cluster.
     environment = {**os.environ, "RAY_ADDRESS": "10.255.255.1:6379", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
     said: list[str] = []
@@ -92,30 +92,30 @@ def enhanced(tiny_model: Path, scans: list[Path], tmp_path_factory: pytest.TempP
     return [(out / scan.name).read_bytes() for scan in scans]
 
 
-def send_all(port: int, scans: list[Path]) -> list[Answer]:
+def send_all(port: int, scans: list[Path]) -> list[Response]:
     with ThreadPoolExecutor(len(scans)) as senders:
         return list(senders.map(lambda scan: send(port, scan), scans))
 
 
-def test_answers_are_the_files_that_enhance_writes(
+def test_responses_are_the_files_that_enhance_writes(
     service: ServiceProcess, scans: list[Path], enhanced: list[bytes], tmp_path: Path
 ) -> None:
     assert send(service.port, scans[0]).body == enhanced[0]
     assert send(service.port, scans[0].read_bytes()).body == enhanced[0]
-    answer = send_form(service.port, "a name.nii.gz", scans[5].read_bytes())
-    assert answer.body == enhanced[5]
-    assert answer.headers["content-type"] == "application/gzip"
-    assert 'filename="a name_enhanced.nii.gz"' in answer.headers["content-disposition"]
+    response = send_form(service.port, "a name.nii.gz", scans[5].read_bytes())
+    assert response.body == enhanced[5]
+    assert response.headers["content-type"] == "application/gzip"
+    assert 'filename="a name_enhanced.nii.gz"' in response.headers["content-disposition"]
     both = send_form(service.port, "s.nii.gz", scans[0].read_bytes(), {"Accept": "multipart/form-data"})
     assert both.headers["content-type"].startswith("multipart/form-data; boundary=")
     assert enhanced[0] in both.body
     assert both.body.count(b"\x1f\x8b\x08") >= 2
 
 
-def test_scans_at_the_same_time_get_the_same_answers_and_are_counted(
+def test_concurrent_scans_get_the_same_responses_and_are_counted(
     service: ServiceProcess, scans: list[Path], enhanced: list[bytes]
 ) -> None:
-    assert [answer.body for answer in send_all(service.port, scans)] == enhanced
+    assert [response.body for response in send_all(service.port, scans)] == enhanced
     batches, scans_in_them = (metric(service.port, f"upfield_batch_scans_{part}") for part in ("count", "sum"))
     assert scans_in_them >= batches
     slices = metric(service.port, "upfield_slices_restored_total")
@@ -149,34 +149,34 @@ def test_a_replica_that_is_killed_is_replaced_and_nothing_is_lost(
     service: ServiceProcess, scans: list[Path], enhanced: list[bytes]
 ) -> None:
     (replica,) = service.replicas()
-    answers: list[Answer] = []
+    responses: list[Response] = []
     # The queue has places for 20.
-    sender = threading.Thread(target=lambda: answers.extend(send_all(service.port, scans * 3)))
+    sender = threading.Thread(target=lambda: responses.extend(send_all(service.port, scans * 3)))
     before = metric(service.port, "upfield_slices_restored_total")
     sender.start()
     wait_until(lambda: metric(service.port, "upfield_slices_restored_total") > before)
     replica.kill()
     sender.join(TIMEOUT_S)
-    assert [answer.status for answer in answers] == [200] * 3 * len(scans)
-    assert [answer.body for answer in answers] == enhanced * 3
+    assert [response.status for response in responses] == [200] * 3 * len(scans)
+    assert [response.body for response in responses] == enhanced * 3
     wait_until(lambda: ask(service.port, "/ready").status == 200)
     assert send(service.port, scans[0]).body == enhanced[0]
     assert [process.pid for process in service.replicas()] != [replica.pid]
 
 
-def test_after_a_signal_admitted_scans_are_answered_and_every_process_ends(
+def test_after_a_signal_admitted_scans_are_finished_and_every_process_ends(
     service: ServiceProcess, scans: list[Path], enhanced: list[bytes]
 ) -> None:
     family = psutil.Process(service.process.pid).children(recursive=True)
-    answers: list[Answer] = []
-    sender = threading.Thread(target=lambda: answers.extend(send_all(service.port, scans)))
+    responses: list[Response] = []
+    sender = threading.Thread(target=lambda: responses.extend(send_all(service.port, scans)))
     sender.start()
     wait_until(lambda: metric(service.port, "upfield_scans") >= 4)
     # Like Ctrl-C, which sends the signal to every process of the terminal's group.
     os.killpg(service.process.pid, signal.SIGINT)
     sender.join(TIMEOUT_S)
     assert service.process.wait(TIMEOUT_S) == 0
-    assert [answer.body for answer in answers] == enhanced
+    assert [response.body for response in responses] == enhanced
     wait_until(lambda: not any(process.is_running() for process in family))
     assert not [line for line in service.said if "Traceback" in line]
 
@@ -188,7 +188,7 @@ class RayEngine:
     batch_size, context, provider = 4, 0, "none"
     def __init__(self, *_): pass
     def stop(self): print("stopped", file=sys.stderr)
-# Ray takes most of the time of a start, and plays no part in this test.
+# Starting Ray takes most of the time, and this test does not need it.
 sys.modules["upfield.export.service.replicas.ray_engine"] = types.SimpleNamespace(RayEngine=RayEngine)
 from upfield.export.serve import main
 sys.exit(main([sys.argv[1], "--port", "0"]))
@@ -197,12 +197,12 @@ sys.exit(main([sys.argv[1], "--port", "0"]))
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None
-            found = re.search(r"http://127\.0\.0\.1:(\d+)/", process.stderr.readline())
-            assert found is not None
-            wait_until(lambda: ask(int(found[1]), "/health").status == 200)
+            url = re.search(r"http://127\.0\.0\.1:(\d+)/", process.stderr.readline())
+            assert url is not None
+            wait_until(lambda: ask(int(url[1]), "/health").status == 200)
             process.terminate()
             assert process.wait(TIMEOUT_S) == 0
-            assert process.stderr.read() == "stopped\nended\n"
+            assert process.stderr.read() == "stopped\nthe service has stopped\n"
         finally:
             process.kill()
 

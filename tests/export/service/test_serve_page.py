@@ -127,7 +127,7 @@ def test_a_click_moves_the_crosshair(browser: Browser, service: Service, scan: P
     browser.wait_for(f"String({OUTPUTS}) === '10,6,23'")
 
 
-def test_errors_are_shown_in_words(browser: Browser, service: Service, scan: Path, tmp_path: Path) -> None:
+def test_error_messages_are_shown(browser: Browser, service: Service, scan: Path, tmp_path: Path) -> None:
     series = write_scan(tmp_path / "series.nii.gz", shape=(12, 14, 6, 2))
     browser.open(address(service), 1280)
     browser.choose_file("#file", series)

@@ -1,4 +1,4 @@
-"""The socket: one service per port, and no connection to clients that accept nothing."""
+"""The socket: one service per port, and connections whose clients accept no data are closed."""
 
 import contextlib
 import errno
@@ -19,7 +19,7 @@ def test_the_second_service_on_one_port_is_refused() -> None:
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system has no such limit")
-def test_the_system_closes_a_connection_whose_client_accepts_nothing() -> None:
+def test_the_system_closes_a_connection_whose_client_accepts_no_data() -> None:
     with listen("127.0.0.1", 0) as listener:
         begin_to_listen(listener, 0.2)
         with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:

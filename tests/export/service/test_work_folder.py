@@ -47,8 +47,8 @@ def test_nothing_but_folders_of_dead_services_of_this_user_is_removed(tmp_path: 
 
 
 def test_a_folder_that_another_start_is_removing_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = iter([False, True])
-    monkeypatch.setattr(workfolder, "_try_lock", lambda lock: next(answers))
+    outcomes = iter([False, True])
+    monkeypatch.setattr(workfolder, "_try_lock", lambda lock: next(outcomes))
     with work_folder(tmp_path) as folder:
         assert len(list(tmp_path.iterdir())) == 2
         assert folder.exists()

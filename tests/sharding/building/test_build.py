@@ -214,7 +214,7 @@ def test_a_killed_build_is_finished_to_the_same_bytes_without_redoing_shards(run
 def test_another_configuration_does_not_finish_a_killed_build(run_cli, killed, tiny_cohort):
     code, _, err = run_cli(main, *arguments(tiny_cohort, killed), "--samples_per_shard", 16)
     assert code == 2
-    assert "built with another value of samples_per_shard: 32 there, 16 now" in err
+    assert "built with samples_per_shard = 32, but now it is 16" in err
 
 
 def test_blocks_whose_input_changed_are_built_again_and_the_others_kept(run_cli, killed, cohort, tiny_shards):
@@ -244,9 +244,9 @@ def test_a_complete_set_is_left_alone_and_described(run_cli, tiny_cohort, tiny_s
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--seed", 5), "built with another value of seed: 0 there, 5 now"),
-        (("--context", 1), "built with another value of context: 0 there, 1 now"),
-        (("--synthetic.gamma", "[1, 1]"), "built with another value of synthetic"),
+        (("--seed", 5), "built with seed = 0, but now it is 5"),
+        (("--context", 1), "built with context = 0, but now it is 1"),
+        (("--synthetic.gamma", "[1, 1]"), "built with synthetic"),
     ],
 )
 def test_another_configuration_into_a_complete_set_is_refused_with_its_key(
@@ -261,14 +261,14 @@ def test_other_subjects_into_a_complete_set_are_refused(run_cli, cohort, tiny_sh
     sorted((cohort / "IXI-T1").iterdir())[0].unlink()
     code, _, err = run_cli(main, *arguments(cohort, tiny_shards))
     assert code == 2
-    assert "expected the 8 subjects it was built from, found 1 fewer" in err
+    assert "expected the 8 subjects that the set was built from, found 1 fewer" in err
 
 
 def test_a_folder_of_other_things_is_refused_and_left_alone(run_cli, tiny_cohort, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     code, _, err = run_cli(main, *arguments(tiny_cohort, tmp_path))
     assert code == 2
-    assert "this folder holds thesis.txt and is no shard set" in err
+    assert "this folder is not a shard set, and it holds thesis.txt" in err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -332,7 +332,7 @@ def test_skipped_subjects_are_counted_and_named_with_their_reason(run_cli, cohor
     reported = [(s["cohort"], s["subject"], [(p["field"], p["check"]) for p in s["problems"]]) for s in skipped]
     assert reported == [("ixi", name, [("high", "voxels")]), ("real", "sub-03", [("low", "slices")])]
     assert "left out: 2 subjects" in out
-    assert "real sub-03: low: 1 of slices 0 to 5 are missing (2)" in out
+    assert "real sub-03: low: 1 of the slices 0 to 5 are missing (2)" in out
     assert str(cohort) not in (tmp_path / "shards/manifest.json").read_text()
     present = {r["subject"] for split in SPLITS for r in records(tmp_path / "shards", split)}
     assert len(present) == 6
@@ -380,7 +380,7 @@ def test_problems_of_headers_are_reported_together_before_anything_is_written(ru
 def test_no_cohorts_are_refused(run_cli, tmp_path):
     code, _, err = run_cli(main, "--out", tmp_path / "shards")
     assert code == 2
-    assert "cohorts: there are none" in err
+    assert "No cohorts are configured" in err
     assert not (tmp_path / "shards").exists()
 
 
@@ -396,7 +396,10 @@ def test_one_file_under_two_names_is_refused(run_cli, cohort, tmp_path):
 def test_a_stack_that_lost_its_end_is_named(run_cli, cohort, tmp_path):
     (cohort / "real/low/sub-03_slice_005.nii.gz").unlink()
     _, _, err = run_cli(main, *arguments(cohort, tmp_path / "out"))
-    assert "low: sub-03: most stacks of its cohort show 30 mm, this one shows 25 mm. Check that it is complete." in err
+    assert (
+        "low: sub-03: most stacks of this cohort cover 30 mm, but this one covers 25 mm. Check that it is complete."
+        in err
+    )
 
 
 def test_shards_of_a_block_with_other_members_are_not_kept(run_cli, killed, tiny_cohort, tiny_shards):
@@ -441,7 +444,7 @@ def test_pairs_that_lie_in_different_places_are_reported_and_built(run_cli, coho
         nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine), path)
     code, out, err = run_cli(main, *arguments(cohort, tmp_path / "shards"))
     assert code == 0
-    assert "1 doubts of 1 subjects\nThese subjects are built nevertheless" in err
+    assert "1 doubts of 1 subjects\nThese subjects are still included" in err
     said = "some are 15 mm apart posterior-anterior"
     for _ in range(2):
         assert "in doubt: 1 subjects" in out
@@ -548,7 +551,7 @@ def test_a_different_geometry_is_reported_by_its_key(run_cli, cohort, tiny_shard
     shutil.copytree(tiny_shards, tmp_path / "shards")
     code, _, err = run_cli(main, *arguments(cohort, tmp_path / "shards"), "--geometry.high_shape", "[20, 24, 30]")
     assert code == 2
-    assert "built with another value of geometry.high_shape: [20, 24, 28] there, [20, 24, 30] now" in err
+    assert "built with geometry.high_shape = [20, 24, 28], but now it is [20, 24, 30]" in err
 
 
 def test_an_empty_split_is_reported(run_cli, cohort, tmp_path):
@@ -569,7 +572,7 @@ def test_a_gap_hides_no_other_fault(run_cli, cohort, tmp_path):
     problems = json.loads((tmp_path / "shards.problems.json").read_text())["problems"]
     assert [(p["subject"], p["check"]) for p in problems] == [("sub-01", "slices"), ("sub-01", "slices")]
     said = " ".join(problem["message"] for problem in problems)
-    assert "1 of slices" in said
+    assert "1 of the slices" in said
     assert "like the first of its stack, found (9, 9)" in said
 
 
@@ -579,7 +582,7 @@ def test_a_gap_is_reported_once_and_its_wider_step_is_not_taken_as_spacing(run_c
     assert run_cli(main, *arguments(cohort, tmp_path / "shards"))[0] == 2
     (problem,) = json.loads((tmp_path / "shards.problems.json").read_text())["problems"]
     assert (problem["subject"], problem["field"], problem["check"]) == ("sub-01", "low", "slices")
-    assert "2 of slices" in problem["message"]
+    assert "2 of the slices" in problem["message"]
 
 
 def test_the_lock_is_taken_while_another_build_ends(tmp_path, monkeypatch):

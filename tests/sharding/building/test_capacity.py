@@ -98,7 +98,7 @@ def test_more_jobs_than_memory_holds_are_refused_with_the_number_that_it_does(ma
     blocks, config = plan("--jobs", 4)
     machine(memory_bytes=2.5 * max(memory_bytes(block, config) for block in blocks))
     with pytest.raises(
-        InputError, match=r"^--jobs: expected 4 x 0\.2 GB of memory, found 0\.4 GB free\. Use --jobs 2\.$"
+        InputError, match=r"^--jobs: expected 4 x 0\.2 GB of free memory, found 0\.4 GB\. Use --jobs 2\.$"
     ):
         fitting_jobs(blocks, config)
 
@@ -106,7 +106,7 @@ def test_more_jobs_than_memory_holds_are_refused_with_the_number_that_it_does(ma
 @pytest.mark.parametrize("flags", [(), ("--jobs", 2)])
 def test_too_little_memory_for_one_worker_is_refused(machine, plan, tmp_path, flags):
     machine(memory_bytes=1e8)
-    with pytest.raises(InputError, match=r"GB of memory, found 0\.1 GB free.* smaller --subjects_per_block"):
+    with pytest.raises(InputError, match=r"GB of free memory, found 0\.1 GB\. .* smaller --subjects_per_block"):
         fitting_jobs(*plan(*flags))
 
 
@@ -172,7 +172,7 @@ def test_too_few_open_files_are_refused_with_the_limit_that_is_needed(machine, p
         InputError, match=r"^open files: expected a limit of at least 80 for 4 workers, found 70"
     ) as error:
         fitting_jobs(*plan("--jobs", 4))
-    assert str(error.value).endswith("Raise it with ulimit -n (at most 140) or use fewer --jobs.")
+    assert str(error.value).endswith("Raise it with ulimit -n (at most 140), or use fewer --jobs.")
 
 
 def test_memory_of_another_machine_is_not_judged_by_this_one(machine, plan, tmp_path):
@@ -191,7 +191,7 @@ def test_a_disk_too_small_is_refused_and_one_just_large_enough_is_not(machine, p
     refuse_full_disks({tmp_path: needed})
     machine(disk_bytes=needed - 1)
     with pytest.raises(
-        InputError, match=rf"^{tmp_path}: expected room for [\d.]+ MB, found [\d.]+ MB free\. Free some or"
+        InputError, match=rf"^{tmp_path}: expected [\d.]+ MB of free disk space, found [\d.]+ MB\. Free some"
     ):
         refuse_full_disks({tmp_path: needed})
 
@@ -199,7 +199,7 @@ def test_a_disk_too_small_is_refused_and_one_just_large_enough_is_not(machine, p
 def test_folders_on_one_disk_share_its_room(machine, tmp_path):
     machine(disk_bytes=1000)
     refuse_full_disks({tmp_path / "set": 500, tmp_path / "volumes": 500})
-    with pytest.raises(InputError, match=f"^{tmp_path}/set and {tmp_path}/volumes: expected room"):
+    with pytest.raises(InputError, match=f"^{tmp_path}/set and {tmp_path}/volumes: expected"):
         refuse_full_disks({tmp_path / "set": 500, tmp_path / "volumes": 501})
 
 
@@ -207,7 +207,7 @@ def test_a_command_without_room_is_refused_before_it_writes_a_shard(run_cli, mac
     machine(disk_bytes=1000)
     code, _, err = run_cli(main, *arguments(tiny_cohort, tmp_path / "shards"))
     assert code == 2
-    assert "Free some or choose a place on another disk" in err.splitlines()[-1]
+    assert "Free some space, or choose a folder on another disk" in err.splitlines()[-1]
     assert not [path for path in (tmp_path / "shards").rglob("*") if path.suffix in (".tar", ".idx")]
     machine()
     assert run_cli(main, *arguments(tiny_cohort, tmp_path / "shards"), "--seed", 1)[0] == 0

@@ -183,6 +183,6 @@ def test_a_disk_that_is_really_full_is_reported(run_cli, tiny_cohort, tiny_shard
     try:
         code, _, err = run_cli(main, *arguments(tiny_cohort, disk / "shards"))
         assert code == 2
-        assert "expected room for" in err
+        assert "of free disk space" in err
     finally:
         subprocess.run(["umount", disk], check=True)

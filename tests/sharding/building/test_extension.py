@@ -100,12 +100,12 @@ def test_an_extension_that_is_there_already_is_left_alone(run_cli, cohort, out):
         (
             "samples_per_shard: 32",
             "samples_per_shard: 31",
-            "built with another value of samples_per_shard: 32 there, 31 now",
+            "built with samples_per_shard = 32, but now it is 31",
         ),
-        ("subjects_per_block: 2", "seed: 3\nsubjects_per_block: 2", "built with another value of seed: 0 there, 3 now"),
-        ("high_shape: [20, 24, 28]", "high_shape: [20, 24, 30]", "built with another value of geometry"),
-        ("split: {val: 1, test: 1}", "split: {val: 2, test: 1}", "built with another value of cohorts.real.split"),
-        ("real/low/{subject}", "real/../real/low/{subject}", "built with another value of cohorts.real.low"),
+        ("subjects_per_block: 2", "seed: 3\nsubjects_per_block: 2", "built with seed = 0, but now it is 3"),
+        ("high_shape: [20, 24, 28]", "high_shape: [20, 24, 30]", "built with geometry"),
+        ("split: {val: 1, test: 1}", "split: {val: 2, test: 1}", "built with cohorts.real.split"),
+        ("real/low/{subject}", "real/../real/low/{subject}", "built with cohorts.real.low"),
     ],
 )
 def test_a_configuration_that_does_not_fit_the_set_is_refused_with_its_key(run_cli, cohort, out, old, new, message):
@@ -179,7 +179,7 @@ def test_a_new_subject_that_copies_an_old_one_is_refused(run_cli, cohort, out):
     assert run_cli(main, *arguments(cohort, out, "both.yaml"))[0] == 2
     (problem,) = json.loads(out.with_name("shards.problems.json").read_text())["problems"]
     assert (problem["cohort"], problem["check"]) == ("site_b", "same")
-    assert "the same content as another subject's high field" in problem["message"]
+    assert "the same content as the high field of another subject" in problem["message"]
     assert state(out) == before
 
 
@@ -235,4 +235,4 @@ def test_new_subjects_in_an_old_cohort_are_refused(run_cli, cohort, out):
     code, _, err = run_cli(main, *arguments(cohort, out, "both.yaml"))
     assert code == 2
     assert "found 1 more" in err
-    assert "Add them as a cohort of their own" in err
+    assert "Add them as a separate cohort" in err

@@ -123,7 +123,7 @@ def test_a_file_that_was_cut_off_is_a_problem_of_its_header(tmp_path, name):
     path.write_bytes(path.read_bytes()[:-100])
     problem = only(problems_of([subject("1", path)]))
     assert problem.check == "header"
-    assert "the file is cut off or damaged: it should hold" in problem.message
+    assert "the file is cut off or damaged: it should have" in problem.message
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_a_sheared_affine_is_a_problem_that_states_the_angle(tmp_path):
         ({"affine": np.diag([1, 1, 20, 1])}, "found 1 x 1 x 20 mm"),
         ({"xyzt_units": 1}, "expected lengths in mm, found metres"),
         ({"xyzt_units": 3 + 8}, "expected lengths in mm, found micrometres"),
-        ({"sform_code": 0, "pixdim": [1, 1, 0, 1, 0, 0, 0, 0]}, "the header gives no voxel size, or 0"),
+        ({"sform_code": 0, "pixdim": [1, 1, 0, 1, 0, 0, 0, 0]}, "the header states no voxel size, or 0"),
     ],
 )
 def test_an_implausible_voxel_size_is_a_problem(tmp_path, fields, message):
@@ -210,7 +210,7 @@ def test_a_stack_of_bad_slices_is_one_row_that_counts_them(tmp_path):
     problem = only(problems_of([subject("1", paths)]))
     assert problem.check == "header"
     assert problem.file == str(paths[3])
-    assert problem.message.startswith("in 3 of 20 slices, the first: the file is empty")
+    assert problem.message.startswith("3 of 20 slices are affected; in the first one, the file is empty")
 
 
 def test_a_volume_among_slices_and_a_single_slice_are_problems(tmp_path):
@@ -220,7 +220,7 @@ def test_a_volume_among_slices_and_a_single_slice_are_problems(tmp_path):
     save(paths[2], noise(4, 5, 6))
     problem = only(problems_of([subject("1", paths)]))
     assert (problem.check, problem.file) == ("header", str(paths[2]))
-    assert "in 1 of 6 slices, the first: expected one slice, found shape (4, 5, 6)" in problem.message
+    assert "1 of 6 slices are affected; in the first one, expected one slice, found shape (4, 5, 6)" in problem.message
 
 
 def turned(angle_deg):
@@ -235,7 +235,7 @@ def turned(angle_deg):
     [
         (noise(4, 6, 1), AFFINE, r"expected a slice of shape (4, 5) like the first of its stack, found (4, 6)"),
         (noise(4, 1, 5), AFFINE, "expected a slice across axis 2 like the first, found one across axis 1"),
-        (noise(4, 5, 1), turned(10), "one of its axes is 10.0 degrees off that of the first slice"),
+        (noise(4, 5, 1), turned(10), "one of its axes is rotated by 10.0 degrees from that of the first slice"),
         (noise(4, 5, 1), AFFINE @ np.diag([1, 2, 1, 1]), "expected voxels of 1.5 x 2 x 3 mm as in the first slice"),
     ],
 )
@@ -256,7 +256,7 @@ def test_slices_that_do_not_follow_one_another_evenly_are_a_problem(tmp_path, or
         paths.append(save(tmp_path / f"{number}.nii", noise(4, 5, 1), placed))
     problem = only(problems_of([subject("1", paths)]))
     assert problem.check == "steps"
-    assert "equal steps, here of 3.00 mm, but" in problem.message
+    assert "the usual step is 3.00 mm, but" in problem.message
 
 
 def test_slices_without_places_or_in_descending_order_are_no_problem(tmp_path):
@@ -297,7 +297,7 @@ def test_one_content_of_two_subjects_is_a_problem_of_both_and_names_neither_in_t
     ]
     assert problems[1].file == f"{path} = {twin} (b John)"
     assert problems[1].message == (
-        "this scan has the same content as another subject's low field. Leave one of them out."
+        "this scan has the same content as the low field of another subject. Leave one of them out."
     )
 
 
@@ -305,7 +305,7 @@ def test_one_content_as_low_and_high_of_a_subject_is_a_problem_of_both_fields(tm
     paths = save_stack(tmp_path)
     problems = problems_of([subject("1", paths, paths)])
     assert [(p.field, p.check) for p in problems] == [("high", "same"), ("low", "same")]
-    assert "the same content as its own low field" in problems[0].message
+    assert "the same content as the low field of the same subject" in problems[0].message
 
 
 def test_black_slices_that_stacks_share_are_no_problem(tmp_path):
@@ -393,9 +393,10 @@ def test_a_stack_that_shows_half_a_head_is_a_problem_and_one_that_lacks_little_i
         subjects.append(subject(name, paths))
     problem = only(problems_of(subjects))
     assert (problem.subject, problem.check) == ("d", "place")
-    assert "most stacks of its cohort show 60 mm, this one shows 42 mm. Complete the stack" in problem.message
+    assert "most stacks of this cohort cover 60 mm, but this one covers 42 mm. Complete the stack" in problem.message
     assert capsys.readouterr().err.splitlines() == [
-        "cohort a: high: e: most stacks of its cohort show 60 mm, this one shows 51 mm. Check that it is complete."
+        "cohort a: high: e: most stacks of this cohort cover 60 mm, but this one covers 51 mm. "
+        "Check that it is complete."
     ]
 
 
@@ -433,7 +434,7 @@ def test_a_stack_that_is_another_one_with_slices_missing_is_a_problem_of_both(tm
         copy.write_bytes(path.read_bytes())
     problems = problems_of([subject("1", whole), subject("2", copies), subject("3", save(tmp_path / "c.nii.gz"))])
     assert [(p.subject, p.field, p.check) for p in problems] == [("1", "high", "same"), ("2", "high", "same")]
-    assert "7 of its 8 slices are also slices of another subject's high field" in problems[0].message
+    assert "7 of the 8 slices of this stack also belong to the high field of another subject" in problems[0].message
     assert problems[1].file == f"{copies[0]} = {whole[0]} (a 1)"
 
 

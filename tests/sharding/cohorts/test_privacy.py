@@ -303,7 +303,7 @@ def test_a_lost_key_is_not_replaced_by_a_new_one(run_cli, published, hospital, t
 def test_a_remote_set_needs_a_key_from_elsewhere(run_cli, hospital):
     code, _, err = run_cli(main, *arguments(hospital, "s3://bucket/set", "--pseudonymize"))
     assert code == 2
-    assert "--pseudonym_key: name a file on this machine. Without it, the key would lie beside the set" in err
+    assert "--pseudonym_key is missing, and the default would put the key beside" in err
 
 
 def test_no_path_of_the_cohorts_folder_is_in_a_set_without_pseudonyms_either(run_cli, hospital, tmp_path):

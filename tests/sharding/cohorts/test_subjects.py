@@ -56,7 +56,7 @@ def test_files_that_do_not_quite_match_the_pattern_are_reported(files, capsys):
     found, problems = match("{subject}_slice_{slice}.nii", root, "heads", "low")
     assert (names(found["a"]), problems) == (["a_slice_1.nii", "a_slice_2.nii"], [])
     said = capsys.readouterr().err
-    assert said.startswith("cohort heads: low: ignored 1 files that do not quite match {subject}_slice_{slice}.nii")
+    assert said.startswith("cohort heads: low: ignored 1 files that do not fully match {subject}_slice_{slice}.nii")
     assert said.rstrip().endswith("a_slice_x.nii")
 
 
@@ -92,7 +92,7 @@ def test_gaps_in_a_stack_are_reported_with_subject_and_numbers(files):
     root = files(*(f"s1_{number}.nii" for number in (0, 1, 4)), "s2_0.nii")
     _, (problem,) = match("{subject}_{slice}.nii", root, "a", "low")
     assert (problem.cohort, problem.subject, problem.field, problem.check) == ("a", "s1", "low", "slices")
-    assert problem.message.startswith("2 of slices 0 to 4 are missing (2, 3)")
+    assert problem.message.startswith("2 of the slices 0 to 4 are missing (2, 3)")
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_gaps_in_a_stack_are_reported_with_subject_and_numbers(files):
 )
 def test_two_files_for_one_slice_are_both_named(files, first, second, pattern):
     _, (problem,) = match(pattern, files(first, second), "a", "high")
-    assert "two files match for one subject" in problem.message
+    assert "two files match the same subject" in problem.message
     assert first in problem.file
     assert second in problem.file
 
@@ -216,9 +216,9 @@ def test_adding_a_cohort_moves_nobody(files):
         ({"val": 1.5}, "found 1.5"),
         ({"val": float("nan")}, "found nan"),
         ({"val": float("inf")}, "found inf"),
-        ({"val": 0.7, "test": 0.7}, "expected fractions of at most 1 in sum, found 1.4"),
-        ({"val": ["s001", "s999"]}, "split.val: s999: no such subject, or in both splits."),
-        ({"val": ["s001"], "test": ["s001"]}, "s001: no such subject, or in both splits"),
+        ({"val": 0.7, "test": 0.7}, "expected fractions with a sum of at most 1, found 1.4"),
+        ({"val": ["s001", "s999"]}, "split.val: these subjects do not exist or are in both splits: s999."),
+        ({"val": ["s001"], "test": ["s001"]}, "do not exist or are in both splits: s001"),
     ],
 )
 def test_impossible_splits_are_refused(split, message):
@@ -237,7 +237,7 @@ def test_ids_with_dots_and_spaces_get_keys_that_webdataset_and_index_can_hold(fi
 def test_ids_whose_keys_would_be_equal_are_reported(files, pair):
     root = files(*(f"{subject}.nii" for subject in pair))
     (problem,) = find_subjects(CohortConfig("x", "{subject}.nii"), root).problems
-    assert problem.message.startswith("two ids differ in other characters than letters")
+    assert problem.message.startswith("two ids differ only in characters other than letters")
 
 
 def test_ids_and_names_too_long_for_a_tar_header_are_refused(files):
@@ -257,7 +257,7 @@ def test_ids_and_names_too_long_for_a_tar_header_are_refused(files):
         ({"low": "x.nii"}, r"low: expected a pattern with {subject}"),
         ({"synthetic": 0}, "synthetic: expected at least 1, found 0"),
         ({"synthetic": -1, "low": "{subject}"}, "synthetic: expected at least 0"),
-        ({"split": {"valid": 1}}, r"unknown \['valid'\]; known: val, test"),
+        ({"split": {"valid": 1}}, r"expected only val and test, found \['valid'\]"),
     ],
 )
 def test_cohorts_that_make_no_sense_are_refused(fields, message):

@@ -1,4 +1,4 @@
-"""Replicas: as many as the nodes have room for, and as the scans have strips for."""
+"""The number of replicas is limited by the nodes' resources and by the scans processed at once."""
 
 import warnings
 from pathlib import Path
@@ -18,7 +18,7 @@ def quiet_ray() -> None:
         import upfield.export.service.replicas.replica  # noqa: F401
 
 
-def test_the_scans_processed_at_once_have_strips_for_the_most_replicas(quiet_ray: None) -> None:
+def test_the_scans_processed_at_once_keep_all_replicas_busy(quiet_ray: None) -> None:
     from upfield.export.service.replicas.replica import replica_deployment
     from upfield.export.service.scan_requests.enhancement import STRIPS_IN_FLIGHT
 

@@ -1,4 +1,4 @@
-"""Strips of several scans share batches; no scan gets another's values or waits for ever."""
+"""Strips of several scans share batches; no scan gets another scan's values or waits forever."""
 
 import asyncio
 import threading
@@ -24,8 +24,8 @@ def test_a_strips_values_do_not_depend_on_other_strips(tiny_model: Path) -> None
     together = restore_strips(restorer, strips, BATCH)
     for restored, expected in zip(together, alone, strict=True):
         np.testing.assert_array_equal(restored.high[:, 0], expected)
-    told = [batch for restored in together for batch in restored.batches]
-    assert [(batch.slices, batch.scans) for batch in told] == [(4, 1), (4, 1), (4, 2), (4, 1), (1, 1)]
+    batches = [batch for restored in together for batch in restored.batches]
+    assert [(batch.num_slices, batch.num_scans) for batch in batches] == [(4, 1), (4, 1), (4, 2), (4, 1), (1, 1)]
 
 
 class GatedModel:
@@ -82,8 +82,8 @@ def test_strips_that_arrive_during_a_call_share_the_next_one() -> None:
         model.gate.set()
         for task, one in zip(tasks, strips, strict=True):
             np.testing.assert_array_equal((await task).high, one.low)
-        told = [batch for task in tasks for batch in task.result().batches]
-        assert [(batch.slices, batch.scans) for batch in told] == [(4, 2), (4, 2), (2, 1), (1, 1)]
+        batches = [batch for task in tasks for batch in task.result().batches]
+        assert [(batch.num_slices, batch.num_scans) for batch in batches] == [(4, 2), (4, 2), (2, 1), (1, 1)]
 
     # The first strip alone; then four strips of one shape; then the strip of another shape; then the last strip.
     assert [shape[0] for shape in run_held(work).calls] == [3, 4, 4, 2, 1]

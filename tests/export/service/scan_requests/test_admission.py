@@ -11,11 +11,11 @@ def test_each_waiting_scan_has_its_own_position() -> None:
         queue, scans = AdmissionQueue(1, 3), [RequestProgress() for _ in range(4)]
         ends = asyncio.Event()
 
-        async def worked_on(progress: RequestProgress) -> None:
+        async def process(progress: RequestProgress) -> None:
             async with queue.turn(progress):
                 await ends.wait()
 
-        tasks = [asyncio.create_task(worked_on(progress)) for progress in scans]
+        tasks = [asyncio.create_task(process(progress)) for progress in scans]
         await asyncio.sleep(0)
         tasks[2].cancel()
         await asyncio.wait(tasks[2:3])

@@ -59,11 +59,11 @@ def test_a_header_is_parsed_once_and_an_upload_is_inflated_once(
     content = stored if suffix == "nii" else gzip.decompress(stored)
     with running(tiny_model, tmp_path / "w") as service, monkeypatch.context() as patch:
         counted = count_readings(patch, content)
-        answer = send(service.port, stored if "without" in kind else scan)
-    assert answer.status == 200
+        response = send(service.port, stored if "without" in kind else scan)
+    assert response.status == 200
     assert counted["parsed"] == 1
     assert counted["inflated"] == (0 if suffix == "nii" else 1)
-    assert nib.Nifti1Image.from_bytes(gzip.decompress(answer.body)).shape == (19, 22, 30)
+    assert nib.Nifti1Image.from_bytes(gzip.decompress(response.body)).shape == (19, 22, 30)
 
 
 def test_a_scan_cancelled_before_it_has_a_thread_is_not_read() -> None:

@@ -1,4 +1,4 @@
-"""The answer releases what its request holds."""
+"""The response releases the resources of its request."""
 
 import asyncio
 from pathlib import Path
@@ -24,7 +24,9 @@ def pass_through(app: Any, idle_timeout_s: float, send: Any) -> None:
 
 
 @pytest.mark.parametrize("is_read", [True, False])
-def test_files_are_closed_after_the_answer_whether_the_client_accepts_it_or_not(tmp_path: Path, is_read: bool) -> None:
+def test_files_are_closed_after_the_response_whether_the_client_accepts_it_or_not(
+    tmp_path: Path, is_read: bool
+) -> None:
     file = (tmp_path / "enhanced.nii.gz").open("w+b")
     sent: list[str] = []
 
