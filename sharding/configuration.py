@@ -68,7 +68,7 @@ class SyntheticConfig:
 
 @dataclass(frozen=True)
 class CohortConfig:
-    """One cohort. Path patterns hold `{subject}`, `{slice}` for slice stacks, and other `{fields}`, kept as metadata."""
+    """One cohort. Path patterns hold `{subject}`, `{slice}` for slice stacks, and free `{fields}` kept as metadata."""
 
     name: str
     """Name of the cohort, part of every sample's key."""
