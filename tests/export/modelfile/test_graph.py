@@ -22,7 +22,7 @@ ISLANDS = ("LayerNormalization", "Softmax", "LogSoftmax", "ReduceSumSquare", "Re
 def make_network(**sizes) -> Amir:
     torch.manual_seed(0)
     network = Amir(AmirConfig(**(SMALL | sizes))).eval()
-    # These parameters are constants after initialisation, mostly zeros, with which an error in the graph would not show.
+    # With the initial values of these parameters, 0 or 1, an error in their nodes could not be noticed.
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if name.endswith(("gamma", "beta", "temperature", "body.bias")):
