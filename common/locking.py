@@ -14,7 +14,7 @@ NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def try_lock(file: TextIO, folder: Path) -> bool:
-    """Try to lock an open file. If the file system has no locks, print a warning and go on without it.
+    """Try to lock an open file. If the file system has no locks, print a warning and go on without a lock.
 
     Args:
         file: open file. The lock is released when the file is closed or the process ends.

@@ -15,8 +15,8 @@ def connect_ray(address: str | None = None, **options: Any) -> None:
     Without an address, this function uses the cluster that RAY_ADDRESS names, or else a cluster that runs on this
     machine. If there is none, it starts Ray on this machine.
 
-    Ray tries for many minutes to reach a cluster that no longer runs, even if it only found the old address in its own
-    folder. So this function first checks within seconds that something listens at the address.
+    Ray tries for many minutes to reach a cluster that no longer runs, whose address may still be in Ray's folder. So
+    this function first checks within seconds that something listens at the address.
 
     Args:
         address: `HOST:PORT`, `ray://HOST:PORT`, `auto` for a cluster that runs on this machine, or `local` to start Ray
@@ -41,7 +41,8 @@ def connect_ray(address: str | None = None, **options: Any) -> None:
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         if named in ("", "local"):
-            raise RunError(f"Ray cannot start on this machine: {type(error).__name__}: {error}") from error
+            message = f"Ray cannot start on this machine: {type(error).__name__}: {error}".rstrip(".")
+            raise RunError(f"{message}. Fix the cause, or use a running cluster.") from error
         source, way_out = ("--address", "leave it out") if address else ("RAY_ADDRESS", "unset it")
         raise InputError(
             f"{source}: cannot connect to a Ray cluster at {named}: {str(error).rstrip('.')}. Start the cluster, "

@@ -45,7 +45,8 @@ class Store:
         scheme, _, folder = address.partition("://")
         self.address = f"{scheme}://{folder.rstrip('/')}"
         self.timeout_s = timeout_s
-        # By process id. A forked process keeps its parent's client, because closing it would wait for missing threads.
+        # By process id. A forked process keeps its parent's client, because closing the client would wait for threads
+        # that a fork does not copy.
         self._clients: dict[int, tuple[Any, str]] = {}
 
     @property

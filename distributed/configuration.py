@@ -1,4 +1,4 @@
-"""The schema of a training configuration. It does not import torch, so that `--help` answers at once.
+"""The schema of a training configuration. This module does not import torch, so that `--help` answers at once.
 
 The defaults are those of the report that this project follows: Adam 2e-4, L1 + 0.001 * load loss, batch 4, 60 epochs.
 """

@@ -102,7 +102,7 @@ def refuse_too_small(config: TrainConfig, split: ShardSplit, validation: ShardSp
     if validation.num_samples == 0:
         raise InputError(
             f"{split.root}: the val split has no subjects, but the best model is chosen on it. "
-            "Give a cohort `split: {val: N}` and build the set again."
+            "Set `split: {val: N}` for a cohort and build the set again."
         )
 
 

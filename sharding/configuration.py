@@ -77,7 +77,7 @@ class CohortConfig:
     low: str | None = None
     """Pattern of the low-field files. Without it, all pairs are synthetic."""
     synthetic: int = 1
-    """Synthetic low-field variants per high-field volume, for training subjects; for all subjects without `low`."""
+    """Synthetic low-field variants per high-field volume of training subjects; without `low`, of all subjects."""
     split: dict[str, str | int | float | list[str | int | float]] = field(default_factory=dict)
     """Held-out subjects for `val` and `test`: a count, a fraction below 1, or a list of ids."""
     fit: Literal["resize", "crop_pad"] | None = None
@@ -198,9 +198,9 @@ class PhantomConfig:
     out: Path
     """Folder of the cohort."""
     subjects: int = 6
-    """Number of subjects: two of three become pairs of slice stacks under `real`, the others IXI-named volumes."""
+    """Number of subjects: two thirds become pairs of slice stacks under `real`, the others volumes named like IXI's."""
     seed: int = 0
-    """Seed; equal seeds make equal cohorts."""
+    """Seed of everything random; equal seeds make equal cohorts."""
     jobs: int = 0
     """Number of processes; 0 is one per core."""
 
@@ -237,7 +237,7 @@ class PreviewConfig:
     overlay: Literal["contour", "checkerboard", "none"] = "contour"
     """How the high field is drawn over the low field: `contour` as edges, `checkerboard` as every other tile."""
     seed: int = 0
-    """Seed of the choice."""
+    """Seed that chooses the pairs."""
 
     def __post_init__(self) -> None:
         """Check the seed and the number of pairs."""

@@ -1,4 +1,6 @@
-"""A tiny cohort and what is made from it, built once per session. Treat it as read-only; copy what a test changes."""
+"""Fixtures that are built once per session: a tiny cohort, its shard set, a run and a model file.
+
+They are shared and therefore read-only. A test that changes files must copy them first."""
 
 import contextlib
 import io
@@ -16,7 +18,7 @@ from scipy import ndimage
 
 LOW_SHAPE, LOW_SPACING_MM = (12, 14, 6), (1.6, 1.6, 5.0)
 HIGH_SHAPE, HIGH_SPACING_MM = (20, 24, 28), (1.0, 1.0, 1.0)
-# An IXI volume is larger than the grid, so it is cropped.
+# IXI volumes are larger than the grid, so they are cropped.
 IXI_SHAPE = (24, 26, 32)
 COHORTS = """\
 geometry: {low_shape: [12, 14, 6], low_spacing_mm: [1.6, 1.6, 5], high_shape: [20, 24, 28], high_spacing_mm: [1, 1, 1]}
@@ -114,7 +116,7 @@ def draw_head(generator: np.random.Generator, shape: tuple[int, int, int]) -> np
 
 
 def measure_high(generator: np.random.Generator, head: np.ndarray) -> np.ndarray:
-    """Simulate a high-field scan: `(I, J, K)` int16 scanner units from a head of the same shape."""
+    """Simulate a high-field scan `(I, J, K)` int16 in scanner units from a head of the same shape."""
     noisy = np.abs(head + 0.01 * generator.standard_normal(head.shape))
     return np.rint(1000 * noisy).astype(np.int16)
 
@@ -123,11 +125,11 @@ def measure_low(generator: np.random.Generator, head: np.ndarray) -> np.ndarray:
     """Simulate a low-field scan, blurred across slices, darker and noisier.
 
     Args:
-        generator: for the noise.
-        head: `HIGH_SHAPE`, in 0..1.
+        generator: source of the noise.
+        head: signal `HIGH_SHAPE` in 0..1.
 
     Returns:
-        `LOW_SHAPE` int16 scanner units.
+        `LOW_SHAPE` int16 in scanner units.
     """
     blurred = ndimage.gaussian_filter(head, (0.7, 0.7, 2.0))
     factors = np.array(LOW_SHAPE) / HIGH_SHAPE
@@ -146,7 +148,7 @@ def write_slices(folder: Path, subject: str, voxels: np.ndarray, spacing_mm: tup
 
 
 def write_psr(path: Path, voxels: np.ndarray) -> None:
-    """Write `(I, J, K)` in RAS+ order at 1 mm as IXI stores volumes: axes run to posterior, superior, right."""
+    """Write RAS+ voxels `(I, J, K)` of 1 mm as IXI stores volumes: with axes to posterior, superior and right."""
     turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt("PSR"))
     affine = np.eye(4) @ inv_ornt_aff(turn, voxels.shape)
     nib.Nifti1Image(apply_orientation(voxels, turn), affine).to_filename(path)

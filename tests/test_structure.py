@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# Which folders each folder may import from.
+# Folders that each folder may import from.
 MAY_IMPORT = {
     "common": set(),
     "imaging": {"common"},
@@ -117,20 +117,20 @@ def test_no_file_shadows_a_module_when_a_script_of_its_folder_runs():
 
 
 def test_public_functions_have_docstrings_and_those_with_arrays_state_shapes():
-    poor = []
+    incomplete = []
     for path, tree in TREES.items():
         for name, function in public_functions(tree):
             docstring = ast.get_docstring(function) or ""
             if not docstring or (ARRAY.search(signature(function)) and not SHAPE.search(docstring)):
-                poor.append(f"{path}:{function.lineno} {name}")
-    assert not poor, "\n".join(poor)
+                incomplete.append(f"{path}:{function.lineno} {name}")
+    assert not incomplete, "\n".join(incomplete)
 
 
 def test_entry_scripts_start_without_heavy_libraries():
-    there = [f"upfield.{entry}" for entry in ENTRIES if (ROOT / f"{entry.replace('.', '/')}.py").is_file()]
+    entries = [f"upfield.{entry}" for entry in ENTRIES if (ROOT / f"{entry.replace('.', '/')}.py").is_file()]
     program = (
         "import importlib, sys\n"
-        f"for name in {there}:\n"
+        f"for name in {entries}:\n"
         "    importlib.import_module(name)\n"
         f"    found = [heavy for heavy in {HEAVY} if heavy in sys.modules]\n"
         "    assert not found, f'{name} imports {found}'\n"

@@ -47,7 +47,7 @@ def begin_to_listen(listener: socket.socket, idle_timeout_s: float) -> None:
 
     Args:
         listener: a bound socket.
-        idle_timeout_s: longest time for which sent data may remain unaccepted. Then the connection is closed.
+        idle_timeout_s: close a connection whose client has not accepted any data for this many seconds.
 
     Raises:
         InputError: another process bound the same port too, and has started to listen on it.

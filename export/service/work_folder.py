@@ -26,7 +26,7 @@ def work_folder(parent: Path) -> Iterator[Path]:
         parent: folder in which to create it.
     """
     for folder in parent.glob(f"{PREFIX}*"):
-        # The folder belongs to another user, or has just been removed.
+        # An error means that the folder belongs to another user or has just been removed.
         with suppress(OSError):
             _remove_left_behind(folder)
     while True:

@@ -1,1 +1,1 @@
-"""Take subjects with checked headers, write their shards, and complete, seal and upload the shard set."""
+"""Take subjects whose headers have been checked, and write a complete shard set to a folder or a remote store."""

@@ -38,7 +38,7 @@ class Alignment:
     matrix: tuple[tuple[float, ...], ...]
     """`(4, 4)`, world coordinates of the high-field file (mm, RAS) -> world coordinates of the low-field file."""
     rotation_deg: tuple[float, float, float]
-    """Rotation vector about the right, anterior and superior axes; its length is the angle."""
+    """Rotation vector, with components along right, anterior and superior; its length is the angle."""
     translation_mm: tuple[float, float, float]
     """Displacement of the head's centre, in RAS."""
     similarity_before: float
@@ -92,7 +92,7 @@ def register(low: Volume, high: Volume, seed: int) -> Alignment:
 
 
 def resample_aligned(high: Volume, alignment: Alignment, low: Volume, cover: Literal["low", "high"]) -> Volume:
-    """Move the high field and interpolate it once, by cubic B-spline, on a grid parallel to the low field's.
+    """Move the high field and interpolate it once, by cubic B-spline, on a grid parallel to that of the low field.
 
     Args:
         high: the high field, RAS+.
@@ -104,7 +104,7 @@ def resample_aligned(high: Volume, alignment: Alignment, low: Volume, cover: Lit
 
     Returns:
         Voxels `(I, J, K)` float32 within the high field's own range; outside its field of view they have the value of
-        its darkest voxel. The affine is in the low field's world.
+        its darkest voxel. The affine maps to the low field's world coordinates.
 
     Raises:
         InputError: SimpleITK is not installed.
@@ -212,7 +212,7 @@ class _Level:
         return cls(sitk, _image(sitk, low), inside, _image(sitk, high), float(high.voxels.min()))
 
     def descend(self, start: Any, seed: int) -> Any:
-        """Follow the gradient from a transform (low world -> high world); fast, except for the last few degrees."""
+        """Follow the gradient from a transform (low world -> high world). It is slow over the last few degrees."""
         method = self._measure(seed)
         method.SetOptimizerAsRegularStepGradientDescent(4.0, 0.04, 60, 0.7, 1e-6)
         return self._run(method, start)
@@ -298,7 +298,7 @@ def _blurred(volume: Volume, sigma_mm: float) -> Volume:
 
 
 def _reduced(volume: Volume, voxel_mm: float) -> Volume:
-    """Average blocks of voxels to a voxel size of about `voxel_mm` along each axis on which voxels are smaller."""
+    """Average blocks of voxels, so that the voxel size is about `voxel_mm` on each axis where it was smaller."""
     shape = np.array(volume.voxels.shape)
     factor = np.clip(np.floor(voxel_mm / volume.spacing_mm + 0.5), 1, shape).astype(int)
     (i, j, k), (a, b, c) = shape // factor, factor

@@ -103,7 +103,7 @@ def read_pairs(task: BlockTask) -> tuple[list[Pair], BlockRecord]:
     for subject in task.block.subjects:
         try:
             source = describe_sources(subject)
-            made = make_pairs(subject, task.config)
+            subject_pairs = make_pairs(subject, task.config)
         except VolumeError as error:
             problems.append(_problem(subject, error))
             discard(task.config.save_volumes, subject)
@@ -111,10 +111,10 @@ def read_pairs(task: BlockTask) -> tuple[list[Pair], BlockRecord]:
         except Exception as error:
             error.add_note(f"The error occurred in subject {subject.name} of cohort {subject.cohort}: {subject.high}")
             raise
-        pairs += made.pairs
-        sources.append(source | {f"{field}_voxels": digest for field, digest in made.voxel_hashes.items()})
-        if made.alignment:
-            alignments.append({"cohort": subject.cohort, "subject": subject.id} | made.alignment.to_tree())
+        pairs += subject_pairs.pairs
+        sources.append(source | {f"{field}_voxels": digest for field, digest in subject_pairs.voxel_hashes.items()})
+        if subject_pairs.alignment:
+            alignments.append({"cohort": subject.cohort, "subject": subject.id} | subject_pairs.alignment.to_tree())
     sizes = task.block.shard_sizes(len(pairs) * task.config.geometry.high_shape[0])
     return pairs, BlockRecord(task.digest, sizes, problems, alignments, sources)
 

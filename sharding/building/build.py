@@ -56,7 +56,7 @@ class SourceCheck:
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """The work of a build. The machine has enough disk space and memory for it."""
+    """The work of a build, after checking that the machine has enough disk space and memory."""
 
     blocks: list[BlockTask]
     """All blocks of the new subjects; finished ones are not built again."""
@@ -163,7 +163,7 @@ def _no_usable_subjects(request: BuildRequest) -> InputError:
 
 
 def _without_repeats(by_name: list[Problem], by_header: list[Problem]) -> list[Problem]:
-    """Join both lists, without the uneven steps and short stacks that only repeat that slices are missing."""
+    """Join both lists. If slices are missing, drop the uneven steps and short stacks that are only a consequence."""
     gaps = {(problem.cohort, problem.subject) for problem in by_name if problem.check == "slices"}
     return by_name + [p for p in by_header if p.check not in ("steps", "place") or (p.cohort, p.subject) not in gaps]
 

@@ -85,12 +85,12 @@ def _summarise(name: str, folder: Path) -> None:
         print(f"  left out: {len(manifest.skipped)} subjects. Fix them, and add them as a separate cohort.")
     _list_subjects(manifest.skipped)
     if manifest.doubts:
-        print(f"  in doubt: {len(manifest.doubts)} subjects. Look at them with upfield preview.")
+        print(f"  in doubt: {len(manifest.doubts)} subjects. Check them with upfield preview.")
     _list_subjects(manifest.doubts)
     for pair in manifest.unlike_pairs:
         print(
             f"  low similarity: {pair['cohort']} {pair['subject']}: {pair['similarity_before']:.3f} before alignment, "
-            f"{pair['similarity_after']:.3f} after. Look at it with upfield preview."
+            f"{pair['similarity_after']:.3f} after. Check it with upfield preview."
         )
 
 

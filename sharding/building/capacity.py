@@ -34,7 +34,7 @@ VOLUMES_AT_ONCE = 5
 # Per voxel of a volume that ITK registers and resamples, with room for the larger grid of a rotated volume.
 ALIGNING_BYTES = 30
 FILES_PER_WORKER, FILES_OF_DRIVER = 8, 48
-# Files in which Linux keeps control groups, version 2 and 1: limit, use, and the part of the use that is only cache.
+# Files of Linux control groups, versions 2 and 1: limit, usage, and the name of the part of the usage that is cache.
 CGROUPS = Path("/sys/fs/cgroup")
 CGROUP_FILES = (
     ("memory.max", "memory.current", "inactive_file"),
@@ -155,7 +155,7 @@ def available_bytes(root: Path = CGROUPS, membership: Path = Path("/proc/self/cg
     """Return how many bytes of memory this process can still use within the limits of its control groups.
 
     Args:
-        root: folder in which the system keeps control groups.
+        root: folder of the control groups.
         membership: file that lists the groups of this process.
     """
     free = float(psutil.virtual_memory().available)

@@ -99,7 +99,7 @@ def _lock(lock: TextIO, out: Path) -> None:
 
 
 def is_unfinished(out: Path) -> bool:
-    """Return whether a build in `out` has begun and not ended."""
+    """Return whether `out` holds a build that has begun and is not complete."""
     return (out / JOURNAL / CONFIG).is_file()
 
 

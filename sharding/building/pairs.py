@@ -105,7 +105,7 @@ def _synthetic(high: Volume, grids: "Grids", unit: Unit, config: ShardConfig) ->
 
 @dataclass(frozen=True)
 class Grids:
-    """Resampling between the files, the low-field grid and the high-field grid, as one `fit` prescribes it.
+    """The low-field and the high-field grid of a subject, with resampling between them and from files.
 
     `resize` works on arrays alone, corner voxel to corner voxel, as the report we follow does. `crop_pad` works in mm:
     both grids are boxes around one point, so that proportions and the position of every voxel are kept.
@@ -159,7 +159,7 @@ class Grids:
 
 
 def _zoomed(volume: Volume, shape: Triple) -> Volume:
-    """Resample so that corner voxels stay corner voxels, and adapt the affine."""
+    """Resample with corner voxels mapped to corner voxels, and adapt the affine."""
     step = (np.array(volume.voxels.shape) - 1) / (np.array(shape) - 1)
     return Volume(zoom_to(volume.voxels, shape), volume.affine @ np.diag([*step, 1.0]))
 

@@ -16,14 +16,14 @@ from upfield.sharding.shardset.manifest import MANIFEST, Manifest, content_confi
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """A requested build, and the complete set that its folder already holds."""
+    """A requested build, together with the set that its folder already holds."""
 
     config: ShardConfig
     """The configuration of this build."""
     out: Path
     """Folder of the set."""
     pseudonyms: Pseudonyms | None
-    """They replace the names in shards; None keeps the names."""
+    """Pseudonyms that replace the names in shards; None keeps the names."""
     files: CohortFiles
     """The subjects of all cohorts in the configuration."""
     content: dict[str, Any]
@@ -69,7 +69,7 @@ def refuse_foreign_folder(out: Path) -> None:
         raise InputError(f"{out}: this is a file, not a folder. Choose another --out.")
     others = sorted(out.iterdir()) if out.is_dir() else []
     if others and not any((out / name).exists() for name in (MANIFEST, JOURNAL)):
-        raise InputError(f"{out}: this folder is not a shard set, and it holds {others[0].name}. Choose another --out.")
+        raise InputError(f"{out}: this folder is not a shard set; it holds {others[0].name}. Choose another --out.")
 
 
 def compare_with_folder(
@@ -123,7 +123,7 @@ def _refuse_other_journal(out: Path, content: dict[str, Any]) -> None:
 
 
 def _refuse_difference(out: Path, built: dict[str, Any], requested: dict[str, Any], where: str = "") -> None:
-    """Raise ShardSetError if two configurations differ. Cohorts are compared if both configurations have them."""
+    """Raise ShardSetError if two configurations differ. Cohorts that only one of them has are ignored."""
     for key in sorted((built.keys() | requested.keys()) - {"cohorts"}):
         if built.get(key) == requested.get(key):
             continue

@@ -1,4 +1,4 @@
-"""Make synthetic low-field volumes by the formula of the report that we follow, with random parameters per volume."""
+"""Make synthetic low-field volumes by the formula of the report that we follow; each volume gets random parameters."""
 
 import hashlib
 from dataclasses import asdict, dataclass

@@ -59,7 +59,7 @@ def preflight(
     tasks = [subjects[first : first + SUBJECTS_PER_TASK] for first in range(0, len(subjects), SUBJECTS_PER_TASK)]
     num_files = sum(len(source.paths) for subject in subjects for _, source in subject.volumes)
     results = run_tasks(check_subjects, tasks, jobs if num_files >= FILES_FOR_PROCESSES else 1)
-    # Tasks finish in any order. Sorting makes the report independent of it.
+    # Tasks finish in any order. The problems are sorted, so that the report does not depend on this order.
     checked = sorted((volume for some in results for volume in some), key=_place)
     problems = [
         _problem(volume, finding.check, str(finding.file), finding.message)

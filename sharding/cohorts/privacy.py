@@ -46,21 +46,21 @@ class Pseudonyms:
 
 
 def open_key(path: Path) -> Pseudonyms:
-    """Read the key, or make one that only its owner can read if the file does not exist.
+    """Read the key. If the file does not exist, create it with a random key, readable by its owner only.
 
     Raises:
         InputError: the key is too short to be a secret.
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        made = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-        _write_private(made, secrets.token_hex(32) + "\n")
-        _put_first(made, path)
+        new_file = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+        _write_private(new_file, secrets.token_hex(32) + "\n")
+        _put_first(new_file, path)
     key = path.read_bytes().strip()
     if len(key) < LEAST_KEY_BYTES:
         raise InputError(
             f"{path}: expected a key of at least {LEAST_KEY_BYTES} bytes, found {len(key)}. "
-            "Remove the file, and a new key is made."
+            "Remove the file to create a new key."
         )
     return Pseudonyms(key, path.with_name(f"{path.name}.names.csv"))
 
@@ -81,16 +81,16 @@ def write_names(path: Path, rows: Iterable[tuple[str, str, str]]) -> None:
     _write_private(path, text.getvalue())
 
 
-def _put_first(made: Path, path: Path) -> None:
+def _put_first(new_file: Path, path: Path) -> None:
     """Rename a new file to `path`, unless another build has created `path` in the meantime; then use that file."""
     try:
-        os.link(made, path)
+        os.link(new_file, path)
     except FileExistsError:
         pass
     except OSError:  # The file system has no hard links.
-        os.replace(made, path)
+        os.replace(new_file, path)
         return
-    made.unlink()
+    new_file.unlink()
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -28,9 +28,9 @@ class Problem:
     field: Field
     """Which of its two volumes has the problem."""
     check: str
-    """The check that failed: `unpaired`, `name`, `slices` (missing, doubled or from another scan), `header`, `affine`,
-    `spacing`, `side`, `steps` (distances between slices), `place` (which part of the head is shown, or where it lies),
-    `resolution`, `same` (copies), `voxels`."""
+    """The check that failed: `unpaired`, `name`, `slices` (missing, duplicate or from another scan), `header`,
+    `affine`, `spacing`, `side`, `steps` (distances between slices), `place` (which part of the head is shown, or where
+    it lies), `resolution`, `same` (copies), `voxels`."""
     file: str
     """The file, or the first file of a stack. For a copy, ` = ` and the scan that it equals follow. Never published."""
     message: str
@@ -49,7 +49,7 @@ def report(problems: Sequence[Problem], width: int | None = None, noun: str = "p
         problems: the problems, in the order of the rows.
         width: characters per line. By default, this is the width of the terminal; without a terminal, lines are long
             enough for the file names.
-        noun: how the last line calls the problems.
+        noun: word for the problems in the last line.
     """
     width = width or terminal_width(sys.stderr)
     longest = max((len(problem.file) for problem in problems), default=0)

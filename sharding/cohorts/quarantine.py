@@ -1,4 +1,4 @@
-"""Report subjects that cannot be used, then stop the build, or leave these subjects out, count them and name them."""
+"""Report all subjects that cannot be used. Then stop the build, or leave these subjects out and list them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -41,11 +41,11 @@ class Quarantine:
         self.doubts += [problem for problem in problems if problem.is_doubt]
         if self.doubts:
             say(report(sorted(self.doubts), noun="doubts"))
-            say("These subjects are still included. Look at them with upfield preview.")
+            say("These subjects are still included. Check them with upfield preview.")
         self.judge()
 
     def note(self, problems: Sequence[Problem]) -> None:
-        """Add problems that a worker found. The build goes on to find the others, unless too many are left out already.
+        """Add problems that a worker found. The build continues, unless too many subjects are left out already.
 
         Raises:
             InputError: `on_error` is `skip`, and more subjects have problems than `max_skipped` allows.
@@ -57,7 +57,7 @@ class Quarantine:
             self.judge()
 
     def judge(self) -> None:
-        """Print all problems and write them to the file; stop the build if the configuration does not allow them.
+        """Print all problems and write them to the file; stop the build unless the configuration allows them.
 
         Raises:
             InputError: subjects have problems and `on_error` is `fail`, or more subjects have problems than
@@ -85,7 +85,7 @@ class Quarantine:
             )
 
     def refuse(self, problems: Sequence[Problem]) -> None:
-        """Stop the build because of copied scans, which are found too late to leave them out.
+        """Stop the build because of copied scans, which are found too late to be left out.
 
         Raises:
             InputError: `problems` is not empty.

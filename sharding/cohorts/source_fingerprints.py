@@ -40,7 +40,10 @@ def describe_sources(subject: Subject) -> dict[str, str]:
 
 
 def describe_all(subjects: Sequence[Subject], jobs: int) -> list[dict[str, str]]:
-    """Return `describe_sources` of each subject, in the same order; many files are read in several processes."""
+    """Call `describe_sources` for each subject, and return the results in the same order.
+
+    Several processes are used if there are many files.
+    """
     num_files = sum(len(source.paths) for subject in subjects for _, source in subject.volumes)
     trees = run_tasks(describe_sources, subjects, jobs if num_files >= FILES_FOR_PROCESSES else 1)
     by_subject = {(tree["cohort"], tree["subject"]): tree for tree in trees}

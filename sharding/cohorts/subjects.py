@@ -21,8 +21,8 @@ from upfield.sharding.shardset.sample_key import SampleKey
 SPLITS = ("train", "val", "test")
 Split = Literal["train", "val", "test"]
 FIELD = re.compile(r"{(\w+)}")
-# A key names the members of a tar. It has no dot, because WebDataset splits names at the first dot, and no space,
-# because the index is split at spaces. It must also be short enough for a plain tar header.
+# Keys are the names of tar members. They have no dot, because WebDataset splits names at the first dot, and no space,
+# because the index is split at spaces. They must also be short enough for a plain tar header.
 NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9_-]")
 MAX_ID_LENGTH = 40
 
@@ -52,7 +52,7 @@ class SourceVolume(Source):
     traces: tuple[Trace, ...] = field(kw_only=True)
     """One trace per file; empty for formats that keep header and voxels in two files."""
     files: tuple[Path, ...] = field(kw_only=True)
-    """All files of the volume: `paths`, and in formats of two files also their second files."""
+    """All files of the volume: `paths`, and for formats of two files also the second file of each."""
 
 
 S_co = TypeVar("S_co", bound=Source, covariant=True)
@@ -150,7 +150,7 @@ def find_subjects(cohort: CohortConfig, root: Path, pseudonyms: Pseudonyms | Non
         pseudonyms: replace the names in shards; if there are pseudonyms, values of free fields are left out.
 
     Raises:
-        InputError: a pattern matches no file, or the split asks for subjects that do not exist, or for too many.
+        InputError: a pattern matches no file, or the split names unknown subjects or asks for too many.
     """
     high, problems = match(cohort.high, root, cohort.name, "high")
     low: dict[str, Source] = {}
@@ -160,7 +160,7 @@ def find_subjects(cohort: CohortConfig, root: Path, pseudonyms: Pseudonyms | Non
     names = sorted(low.keys() | high.keys())
     ids = {name: pseudonyms.of(cohort.name, name) if pseudonyms else name for name in names}
     problems += _unusable_names(cohort, ids, high)
-    # Subjects with problems are included, so that fixing or leaving out one of them moves no other to another split.
+    # Subjects with problems are included, so that fixing one or leaving it out does not change the splits of others.
     splits = assign_splits(cohort, ids)
     for name, source in high.items():
         fields = {} if pseudonyms else (low[name].metadata if name in low else {}) | source.metadata
@@ -200,7 +200,7 @@ def match(pattern: str, root: Path, cohort: str, field: Field) -> tuple[dict[str
     """
     anchored = (root / pattern).as_posix()
     expression = re.compile(_to_regex(anchored))
-    found: dict[str, dict[int, Path]] = defaultdict(dict)
+    numbered: dict[str, dict[int, Path]] = defaultdict(dict)
     metadata: dict[str, dict[str, str]] = {}
     problems: list[Problem] = []
     others: list[str] = []
@@ -210,13 +210,13 @@ def match(pattern: str, root: Path, cohort: str, field: Field) -> tuple[dict[str
             continue
         fields = parts.groupdict()
         subject, number = fields.pop("subject"), int(fields.pop("slice", 0))
-        if number in found[subject]:
-            files = f"{found[subject][number]} and {name}"
+        if number in numbered[subject]:
+            files = f"{numbered[subject][number]} and {name}"
             problems.append(Problem(cohort, subject, field, "slices", files, _doubled(pattern)))
             continue
-        found[subject][number] = Path(name)
+        numbered[subject][number] = Path(name)
         metadata.setdefault(subject, fields)
-    if not found:
+    if not numbered:
         raise InputError(f"cohort {cohort}: {field}: no file matches {anchored}. Check the pattern and the folder.")
     if others:
         say(
@@ -226,7 +226,7 @@ def match(pattern: str, root: Path, cohort: str, field: Field) -> tuple[dict[str
         )
     stacked = "{slice}" in pattern
     sources: dict[str, Source] = {}
-    for subject, files in found.items():
+    for subject, files in numbered.items():
         sources[subject] = Source(tuple(files[number] for number in sorted(files)), stacked, metadata[subject])
         if gap := _gap(sorted(files)):
             problems.append(Problem(cohort, subject, field, "slices", str(sources[subject]), gap))

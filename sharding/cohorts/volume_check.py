@@ -31,7 +31,7 @@ from upfield.imaging.volume_header import (
 from upfield.sharding.cohorts.problems import Field
 from upfield.sharding.cohorts.subjects import Source, SourceVolume, Subject
 
-# No scan of a living head has voxels smaller or larger than this.
+# Limits of voxel sizes. No scan of a living head has smaller voxels, and no usable one has larger voxels.
 SPACING_MM = (0.1, 12.0)
 MAX_SHEAR_DEG = 1.0
 # Rounding in headers changes axes and voxel sizes by less than this between slices.
@@ -144,8 +144,8 @@ def _check_whole(path: Path, header: Header) -> list[Finding]:
             "Use a pattern with {slice} for slice files."
         )
         return [Finding("header", path, message)]
-    found = _check_statements(header, range(3)) + _check_affine(header.affine)
-    return [Finding(check, path, message) for check, message in found]
+    failures = _check_statements(header, range(3)) + _check_affine(header.affine)
+    return [Finding(check, path, message) for check, message in failures]
 
 
 def _check_stack(source: Source, headers: list[Header]) -> list[Finding]:
@@ -180,15 +180,15 @@ def _check_stack(source: Source, headers: list[Header]) -> list[Finding]:
 
 
 def _slices_of_another_scan(source: Source, headers: list[Header], axes: list[int]) -> list[Finding]:
-    """Find slices whose shape, axes or voxel sizes differ from the first slice's."""
+    """Find slices whose shape, axes or voxel sizes differ from those of the first slice."""
     columns = headers[0].affine[:3, :3]
-    found = dict(unlike_the_first(headers, axes))
+    differences = dict(unlike_the_first(headers, axes))
     for number, header in enumerate(headers):
-        if number not in found and (message := _difference(header, columns)):
-            found[number] = message
+        if number not in differences and (message := _difference(header, columns)):
+            differences[number] = message
     return [
         Finding("slices", source.paths[number], f"{message}. Leave out slices of another scan.")
-        for number, message in sorted(found.items())
+        for number, message in sorted(differences.items())
     ]
 
 
@@ -232,28 +232,28 @@ def _usual_step_mm(headers: list[Header]) -> NDArray[np.float64]:
 
 def _check_statements(header: Header, axes: Iterable[int]) -> list[tuple[str, str]]:
     """Check the side, the unit, and the voxel sizes along `axes` that a header states; return checks and messages."""
-    found: list[tuple[str, str]] = []
+    failures: list[tuple[str, str]] = []
     if not header.is_oriented:
         message = (
             "the header does not say which side is left (no qform or sform code, or their equivalent). Fix the header, "
             "or set `orientation` of the cohort to the axis codes of its files, for example `RAS`."
         )
-        found.append(("side", message))
+        failures.append(("side", message))
     elif not header.forms_differ_deg <= MAX_FORMS_DIFFER_DEG:  # NaN too
         differ = (
             "the qform is not a rotation"
             if np.isnan(header.forms_differ_deg)
             else f"their axes differ by up to {header.forms_differ_deg:.0f} degrees"
         )
-        found.append(
+        failures.append(
             ("side", f"qform and sform disagree about where the axes point: {differ}. Keep only the right one.")
         )
     if header.unit != "mm":
         unit = {"m": "metres", "um": "micrometres"}[header.unit]
-        found.append(("spacing", f"expected lengths in mm, found {unit} in the header. Fix the header."))
+        failures.append(("spacing", f"expected lengths in mm, found {unit} in the header. Fix the header."))
     if not all(header.has_spacing[axis] for axis in axes):
-        found.append(("spacing", "the header states no voxel size, or 0, along an axis. Fix the header."))
-    return found
+        failures.append(("spacing", "the header states no voxel size, or 0, along an axis. Fix the header."))
+    return failures
 
 
 def _check_affine(affine: NDArray[np.float64]) -> list[tuple[str, str]]:
@@ -265,7 +265,7 @@ def _check_affine(affine: NDArray[np.float64]) -> list[tuple[str, str]]:
     if not usable or abs(np.linalg.det(columns / spacing_mm)) < 1e-3:
         rows = np.round(affine[:3], 4).tolist()
         return [("affine", f"the affine does not have three distinct axes: {rows}. Fix the header.")]
-    found: list[tuple[str, str]] = []
+    failures: list[tuple[str, str]] = []
     pairs = list(combinations(range(3), 2))
     between_deg = angles_deg(columns[:, [first for first, _ in pairs]], columns[:, [second for _, second in pairs]])
     worst = int(np.argmax(np.abs(between_deg - 90)))
@@ -274,13 +274,13 @@ def _check_affine(affine: NDArray[np.float64]) -> list[tuple[str, str]]:
             f"axes {pairs[worst][0]} and {pairs[worst][1]} meet at {between_deg[worst]:.1f} degrees instead of 90 "
             "(sheared). Resample the volume to perpendicular axes or fix the header."
         )
-        found.append(("affine", message))
+        failures.append(("affine", message))
     if spacing_mm.min() < SPACING_MM[0] or spacing_mm.max() > SPACING_MM[1]:
         message = (
             f"expected voxels of {SPACING_MM[0]:g} to {SPACING_MM[1]:g} mm, found {_mm(spacing_mm)}. Fix the header."
         )
-        found.append(("spacing", message))
-    return found
+        failures.append(("spacing", message))
+    return failures
 
 
 def _mm(spacing_mm: NDArray[np.float64]) -> str:

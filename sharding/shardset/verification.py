@@ -238,7 +238,7 @@ def listed_splits(manifest: Manifest) -> dict[tuple[str, str], set[str]]:
 
 
 def split_problems(listed: dict[tuple[str, str], set[str]], held: dict[tuple[str, str], set[str]]) -> Iterator[str]:
-    """Yield a line for each subject that is not listed in exactly one split, or has samples in another split.
+    """Yield a line for each subject that is not listed in exactly one split, the one that holds all its samples.
 
     Args:
         listed: (cohort, subject) -> splits in which the manifest lists it.

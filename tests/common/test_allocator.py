@@ -20,11 +20,11 @@ print(getrusage(RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc alone")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these settings")
 def test_freed_memory_is_used_again_without_page_faults() -> None:
     kept, returned = (
         int(subprocess.run([sys.executable, "-c", CHURN, how], capture_output=True, text=True, check=True).stdout)
         for how in ("keep", "return")
     )
-    assert returned > 1000  # a fault a page, or one for each huge page
+    assert returned > 1000  # one fault per page, or one per huge page
     assert kept < returned / 5  # The heap takes a few rounds to settle.

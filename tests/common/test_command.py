@@ -38,7 +38,7 @@ class Job:
     """Leave half out."""
 
     def __post_init__(self) -> None:
-        """Refuse nothing to do."""
+        """Refuse a count below 1."""
         if self.count < 1:
             raise ValueError(f"count: expected at least 1, found {self.count}")
 
@@ -50,7 +50,7 @@ def job(argv: list[str]) -> int:
     return execute(JOB, argv)
 
 
-def job_that(run) -> Command:
+def job_with(run) -> Command:
     return Command("job", Job, run)
 
 
@@ -69,14 +69,14 @@ def refusal(*arguments):
     return str(caught.value)
 
 
-def test_an_unknown_key_is_told_with_file_nearest_and_known_keys(write_yaml):
+def test_an_unknown_key_is_reported_with_its_file_and_the_known_keys(write_yaml):
     file = write_yaml("optim: {lr: 1.0, beta: [0, 0]}")
     assert refusal("--config", file) == (
         f"{file}: unknown key optim.beta (did you mean betas?). Known keys: betas, lr."
     )
 
 
-def test_an_unknown_key_inside_a_list_is_told_with_its_place(write_yaml):
+def test_an_unknown_key_inside_a_list_is_reported_with_its_position(write_yaml):
     file = write_yaml("cohorts: [{name: a, high: 'a/{subject}.nii'}, {name: b, hihg: 'b/{subject}.nii'}]")
     with pytest.raises(
         InputError, match=r"unknown key cohorts\[1\].hihg \(did you mean high\?\)\. Known keys: align, "
@@ -84,7 +84,7 @@ def test_an_unknown_key_inside_a_list_is_told_with_its_place(write_yaml):
         parse(SHARD, ["--config", str(file)])
 
 
-def test_an_unknown_flag_is_told_with_nearest_and_known_flags():
+def test_an_unknown_flag_is_reported_with_the_known_flags():
     message = refusal("--optim.lrr", "1")
     assert message.startswith("unknown flag --optim.lrr (did you mean --optim.lr?). Known flags: ")
     assert "--quick" in message
@@ -109,13 +109,13 @@ def test_a_flag_of_the_wrong_type_is_refused_with_its_name():
     assert "count" in refusal("--count", "much")
 
 
-def test_the_flag_that_is_wrong_is_blamed_whatever_yaml_takes_other_flags_for():
+def test_the_wrong_flag_is_reported_even_if_yaml_reads_another_flag_differently():
     flags = ["--data.shards", "a", "--run.out", "b", "--run.precision", "no", "--data.batch_size", "many"]
     with pytest.raises(InputError, match=r"^--data\.batch_size: expected a whole number"):
         parse(TRAIN, flags)
 
 
-def test_what_the_schema_refuses_is_told_in_its_words():
+def test_a_refusal_by_the_schema_keeps_its_message():
     assert "count: expected at least 1, found 0" in refusal("--count", "0")
 
 
@@ -173,12 +173,12 @@ def test_a_configuration_as_yaml_reads_back_to_the_same():
     assert from_tree(ShardConfig, yaml.safe_load(to_yaml(config)), "written") == config
 
 
-def test_a_tree_of_the_wrong_type_is_refused_with_where_it_is_from():
+def test_a_tree_with_a_value_of_the_wrong_type_is_refused_with_the_trees_name():
     with pytest.raises(InputError, match=r"^run/config.yaml: .*count"):
         from_tree(Job, {"count": "much"}, "run/config.yaml")
 
 
-def test_folder_of_the_file_that_holds_the_key_is_the_root(tmp_path, write_yaml):
+def test_the_root_is_the_folder_of_the_file_that_holds_the_key(tmp_path, write_yaml):
     file = write_yaml("cohorts: []")
     (tmp_path / "other").mkdir()
     (tmp_path / "other/seed.yaml").write_text("seed: 3")
@@ -187,7 +187,7 @@ def test_folder_of_the_file_that_holds_the_key_is_the_root(tmp_path, write_yaml)
     assert parse(SHARD, [*files, "--out", "x", "--root", "/data"]).root == Path("/data")
 
 
-def test_help_names_every_field_with_its_words_and_exits_0(run_cli):
+def test_help_shows_every_field_with_its_doc_and_exits_0(run_cli):
     code, out, err = run_cli(job, "--help")
     assert (code, err) == (0, "")
     assert out.startswith("usage: upfield job MODEL SCANS... [--config FILE.yaml]")
@@ -238,7 +238,7 @@ def test_expected_errors_are_one_line_without_a_traceback_unless_debugging(run_c
         raise error
 
     def main(argv):
-        return execute(job_that(fail), argv)
+        return execute(job_with(fail), argv)
 
     found, _, err = run_cli(main)
     assert found == code
@@ -252,7 +252,7 @@ def test_expected_errors_are_one_line_without_a_traceback_unless_debugging(run_c
 
 
 def test_an_unexpected_exception_shows_its_traceback_and_exits_1(run_cli):
-    code, _, err = run_cli(lambda argv: execute(job_that(lambda _: {}["absent"]), argv))
+    code, _, err = run_cli(lambda argv: execute(job_with(lambda _: {}["absent"]), argv))
     assert code == 1
     assert "KeyError: 'absent'" in err
     assert err.splitlines()[-1] == (
@@ -260,12 +260,12 @@ def test_an_unexpected_exception_shows_its_traceback_and_exits_1(run_cli):
     )
 
 
-def test_the_commands_own_code_is_the_exit_code():
-    assert execute(job_that(lambda _: 7), []) == 7
-    assert execute(job_that(lambda _: None), []) == 0
+def test_the_exit_code_is_the_one_that_the_command_returns():
+    assert execute(job_with(lambda _: 7), []) == 7
+    assert execute(job_with(lambda _: None), []) == 0
 
 
-def test_an_empty_file_says_nothing(tmp_path):
+def test_an_empty_file_sets_no_key(tmp_path):
     (tmp_path / "empty.yaml").write_text("# nothing yet\n")
     assert parse(JOB, ["--config", f"{tmp_path}/empty.yaml"]) == parse(JOB, [])
 
@@ -276,7 +276,7 @@ def test_a_switch_may_have_its_value_after_a_space(text):
     assert parse(JOB, ["--quick", "a.onnx"]).quick
 
 
-def test_a_list_items_keys_have_help_of_their_own(run_cli):
+def test_the_keys_of_list_items_have_their_own_help(run_cli):
     code, out, _ = run_cli(lambda argv: execute(SHARD, argv), "--cohorts.help")
     assert code == 0
     assert "crop_pad" in out
@@ -284,21 +284,21 @@ def test_a_list_items_keys_have_help_of_their_own(run_cli):
 
 
 @pytest.mark.parametrize(
-    ("key", "said"),
+    ("key", "message"),
     [
         ("fit: crop", 'cohorts[1].fit: expected resize or crop_pad or null, found "crop"'),
         ("split: {val: '02'}", "cohorts[1]: cohort b: split.val: expected a number or a list of ids, found '02'"),
         ("synthetic: two", 'cohorts[1].synthetic: expected a whole number, found "two"'),
     ],
 )
-def test_a_wrong_value_inside_a_list_is_told_with_file_and_place(write_yaml, run_cli, key, said):
+def test_a_wrong_value_inside_a_list_is_reported_with_file_and_position(write_yaml, run_cli, key, message):
     file = write_yaml(f"{{cohorts: [{{name: a, high: '{{subject}}'}}, {{name: b, high: '{{subject}}', {key}}}]}}")
     code, _, err = run_cli(lambda argv: execute(SHARD, argv), "--config", file)
     assert code == 2
-    assert f"{file}: {said}" in err
+    assert f"{file}: {message}" in err
 
 
-def test_a_signal_to_end_is_told_like_an_interrupt(run_cli):
-    code, _, err = run_cli(lambda argv: execute(job_that(lambda _: signal.raise_signal(signal.SIGTERM)), argv))
+def test_sigterm_is_reported_like_an_interrupt(run_cli):
+    code, _, err = run_cli(lambda argv: execute(job_with(lambda _: signal.raise_signal(signal.SIGTERM)), argv))
     assert code == 130
     assert "interrupted" in err

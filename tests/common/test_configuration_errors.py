@@ -51,7 +51,7 @@ def refusal(text: str) -> str:
     [
         ("count: 3", 3),
         ("rate: 3", 3.0),
-        # YAML 1.1 takes this one for text, and the next one for false.
+        # YAML 1.1 reads this value as text, and the `no` below as false.
         ("rate: 1e-3", 1e-3),
         ("precision: no", "no"),
         ("switch: true", True),
@@ -65,7 +65,7 @@ def refusal(text: str) -> str:
         ("scans: [{name: a}]", [Scan("a")]),
     ],
 )
-def test_values_that_fit_are_taken(text: str, value: Any) -> None:
+def test_values_that_fit_are_accepted(text: str, value: Any) -> None:
     assert getattr(read(text), text.partition(":")[0]) == value
 
 
@@ -93,7 +93,7 @@ def test_values_that_fit_are_taken(text: str, value: Any) -> None:
         ("scans: [a]", 'scans[0]: expected keys and values, found "a".'),
     ],
 )
-def test_values_that_do_not_fit_are_named_with_what_was_expected(text: str, message: str) -> None:
+def test_values_that_do_not_fit_are_reported_with_the_expected_value(text: str, message: str) -> None:
     assert refusal(text) == message
 
 

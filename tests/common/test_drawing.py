@@ -8,7 +8,7 @@ from upfield.common.drawing import blank_page, png_bytes, shorten, upright
 from upfield.common.errors import InputError
 
 
-def test_slices_stand_upright_and_look_to_the_left(tmp_path):
+def test_slices_are_drawn_upright_and_face_left(tmp_path):
     pixels = np.zeros((22, 20))
     pixels[-6:, -4:] = 1
     page = blank_page(2.2, 2.0, "black")
@@ -20,12 +20,12 @@ def test_slices_stand_upright_and_look_to_the_left(tmp_path):
 
 
 @pytest.mark.parametrize("colours", [(), (4,)])
-def test_the_first_row_is_the_top_and_its_first_column_the_front(colours):
+def test_the_first_row_is_superior_and_the_first_column_anterior(colours):
     pixels = np.arange(22 * 20 * 4).reshape(22, 20, 4)[..., slice(None) if colours else 0]
-    turned = upright(pixels)
-    assert turned.shape == (20, 22, *colours)
-    assert (turned[0, 0] == pixels[-1, -1]).all()
-    assert (turned[0, -1] == pixels[0, -1]).all()
+    rotated = upright(pixels)
+    assert rotated.shape == (20, 22, *colours)
+    assert (rotated[0, 0] == pixels[-1, -1]).all()
+    assert (rotated[0, -1] == pixels[0, -1]).all()
 
 
 @pytest.mark.parametrize("text", ["IXI015", "s" * 40])

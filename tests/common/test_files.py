@@ -19,7 +19,7 @@ from upfield.common.files import (
 )
 
 
-def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path: Path) -> None:
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     path.write_text("old")
     with suppress(RuntimeError), atomic_path(path) as temporary:
@@ -29,7 +29,7 @@ def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_that_fails_half_way_never_appears(tmp_path: Path) -> None:
+def test_a_folder_that_fails_never_appears(tmp_path: Path) -> None:
     with suppress(RuntimeError), atomic_folder(tmp_path / "folder") as temporary:
         (temporary / "a").touch()
         raise RuntimeError
@@ -54,7 +54,7 @@ def test_a_link_is_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "last").readlink() == Path("b")
 
 
-def test_the_check_of_a_folder_changes_nothing_on_the_disk(tmp_path: Path) -> None:
+def test_checking_a_folder_changes_nothing_on_the_disk(tmp_path: Path) -> None:
     check_writable(tmp_path / "a" / "b", "--out")
     check_writable(tmp_path, "--out")
     assert list(tmp_path.iterdir()) == []
@@ -73,5 +73,5 @@ def test_a_folder_that_cannot_be_created_is_refused_with_its_option(
         UnwritableError, match=rf"{place}: cannot write there \(.*\)\. Choose another --run\.out\."
     ) as refused:
         prepare(tmp_path / place, "--run.out")
-    # Workers of a pool or of Ray send their errors to another process.
+    # Workers of a pool or of Ray pickle their errors to send them to another process.
     assert str(pickle.loads(pickle.dumps(refused.value))) == str(refused.value)

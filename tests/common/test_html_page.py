@@ -1,4 +1,4 @@
-"""Pages are self-contained, and text stays text."""
+"""Pages are self-contained, and hostile text is not interpreted as HTML."""
 
 import re
 from html.parser import HTMLParser
@@ -44,7 +44,7 @@ def drawn_png():
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """A report with one section of each kind, and hostile text wherever it accepts text."""
+    """A report with one section of each kind, and with hostile text in every place for text."""
     sides = {name: {"psnr_slice": {"mean": 20.0 + i, "median": 21.0}} for i, name in enumerate(("cubic", "model"))}
     sections = [
         html_page.paragraph(f"first {HOSTILE}\n\nsecond", f"words {HOSTILE}"),
@@ -60,7 +60,7 @@ def page(tmp_path_factory):
     return Page(path.read_text(encoding="utf-8"))
 
 
-def test_nothing_is_loaded_from_elsewhere(page):
+def test_a_page_loads_nothing_else(page):
     names = {tag for tag, _ in page.tags}
     assert not names & {"script", "iframe", "object", "embed", "base"}
     sources = [attrs[name] for _, attrs in page.tags for name in ("src", "href") if name in attrs]
@@ -69,14 +69,14 @@ def test_nothing_is_loaded_from_elsewhere(page):
     assert not re.search(r"url\(|@import", html_page.STYLE)
 
 
-def test_hostile_text_stays_text(page):
+def test_hostile_text_is_not_interpreted(page):
     assert page.open == []
     assert page.text.count(HOSTILE) == 10
     assert [attrs["alt"] for tag, attrs in page.tags if tag == "img"] == [HOSTILE]
     assert not [attrs for _, attrs in page.tags if any(name.startswith("on") for name in attrs)]
 
 
-def test_every_section_stands_under_its_heading(page):
+def test_every_section_has_its_heading(page):
     assert [tag for tag, _ in page.tags if tag in {"h1", "h2"}] == ["h1"] + 6 * ["h2"]
     for words in (
         "first",

@@ -4,13 +4,13 @@ from upfield.common.progress import ProgressBar, track
 
 
 def imitate_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make stderr a terminal; pytest replaces stderr between a fixture and its test, so a fixture could not."""
+    """Make stderr a terminal. A fixture cannot do this, because pytest replaces stderr after the fixture has run."""
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "100")
 
 
-def test_away_from_a_terminal_a_short_loop_prints_its_end_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_a_short_loop_prints_only_its_last_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(track("abc", "letters", 3)) == ["a", "b", "c"]
     assert capsys.readouterr().err == "letters: 3/3\n"
 
@@ -25,7 +25,7 @@ def test_on_a_terminal_a_loop_has_a_bar(capsys: pytest.CaptureFixture[str], monk
     assert "3/3" in err
 
 
-def test_the_bar_of_a_training_begins_where_the_run_goes_on_and_shows_figures(
+def test_a_bar_starts_at_the_items_already_done_and_shows_figures(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     imitate_terminal(monkeypatch)
@@ -38,7 +38,7 @@ def test_the_bar_of_a_training_begins_where_the_run_goes_on_and_shows_figures(
 
 
 @pytest.mark.parametrize("options", [{"visible": False}, {"has_lines": False}])
-def test_work_that_logs_its_own_lines_prints_no_others(
+def test_work_that_logs_its_own_lines_prints_no_progress_lines(
     capsys: pytest.CaptureFixture[str], options: dict[str, bool]
 ) -> None:
     with ProgressBar("steps", 1, **options) as bar:
@@ -46,7 +46,7 @@ def test_work_that_logs_its_own_lines_prints_no_others(
     assert capsys.readouterr().err == ""
 
 
-def test_away_from_a_terminal_progress_is_plain_lines(
+def test_without_a_terminal_progress_is_plain_lines(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("upfield.common.progress.LINE_INTERVAL_S", 0)
@@ -64,7 +64,7 @@ def test_away_from_a_terminal_progress_is_plain_lines(
     ]
 
 
-def test_on_a_terminal_scans_and_their_slices_have_a_bar_each(
+def test_on_a_terminal_items_and_their_parts_have_a_bar_each(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     imitate_terminal(monkeypatch)

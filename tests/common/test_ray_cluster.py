@@ -17,14 +17,14 @@ def closed_port():
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "auto", "nowhere"])
-def test_a_ray_cluster_that_is_gone_is_reported_at_once(monkeypatch, tmp_path, closed_port, address):
+def test_a_ray_cluster_that_no_longer_runs_is_reported_at_once(monkeypatch, tmp_path, closed_port, address):
     monkeypatch.setenv("RAY_ADDRESS", address.format(closed_port))
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     with pytest.raises(InputError, match=r"RAY_ADDRESS: cannot connect to a Ray cluster at .*unset it"):
         connect_ray()
 
 
-def test_an_address_that_a_cluster_left_behind_does_not_keep_ray_from_starting_here(short_folder, closed_port):
+def test_ray_starts_here_despite_the_address_of_a_cluster_that_no_longer_runs(short_folder, closed_port):
     (short_folder / "ray").mkdir()
     (short_folder / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{closed_port}")
     program = (

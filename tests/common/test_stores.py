@@ -1,4 +1,4 @@
-"""A store's errors name its address, say what is wrong, and pass on what another try may fix."""
+"""A store's errors name its address and the problem. Errors that may be temporary are raised unchanged."""
 
 import errno
 import os
@@ -30,7 +30,7 @@ def fail(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr(MemoryFileSystem, "get_file", transfer)
 
 
-def test_what_is_sent_can_be_listed_read_fetched_and_removed(store: Store, tmp_path: Path) -> None:
+def test_objects_that_were_sent_can_be_listed_read_fetched_and_removed(store: Store, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"content")
     store.send(tmp_path / "file", "train/000000.tar")
     store.write("note", b"text")
@@ -42,7 +42,7 @@ def test_what_is_sent_can_be_listed_read_fetched_and_removed(store: Store, tmp_p
     assert store.read("note") is None
 
 
-def test_a_slash_at_the_end_does_not_matter_and_an_address_keeps_its_two() -> None:
+def test_slashes_at_the_end_are_removed_but_those_after_the_scheme_stay() -> None:
     assert Store("s3://bucket/set//").address == "s3://bucket/set"
     assert Store("s3://").address == "s3://"
 
@@ -73,7 +73,7 @@ def test_fetching_refuses_denied_access_and_passes_on_other_errors(
     fail(monkeypatch, PermissionError("Access Denied"))
     with pytest.raises(InputError, match=r"^memory://sets/a/x: permission denied .* needs to read there"):
         store.fetch("x", tmp_path / "x")
-    # An error with a file name is one of this machine's disk.
+    # An error with a file name comes from this machine's disk.
     for error in (OSError("reset"), PermissionError(errno.EACCES, os.strerror(errno.EACCES), "x")):
         fail(monkeypatch, error)
         with pytest.raises(type(error)) as raised:
@@ -86,6 +86,6 @@ def test_a_store_can_be_sent_to_another_process() -> None:
 
 
 @pytest.mark.parametrize("address", ["folder/sweep", "s3//bucket/sweep"])
-def test_arrow_is_refused_what_is_not_an_address(address: str) -> None:
+def test_text_that_is_not_an_address_is_refused_before_arrow_opens_it(address: str) -> None:
     with pytest.raises(InputError, match=rf"^{address}: this is not an address such as s3://bucket/folder"):
         open_with_arrow(address)

@@ -28,7 +28,7 @@ def test_wrapped_columns_are_fitted_into_the_width_and_lose_nothing() -> None:
     assert "/data/a.nii" in text
 
 
-def test_a_width_below_what_columns_need_cuts_nothing_off() -> None:
+def test_a_width_that_is_too_small_cuts_nothing_off() -> None:
     text = text_table(["message", "file"], [[LONG, "/data/a.nii"]], wrapped=("message",), width=5)
     assert text.count("word") == 200
     assert "/data/a.nii" in text

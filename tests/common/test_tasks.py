@@ -25,7 +25,7 @@ def test_no_tasks_yield_no_results():
     assert list(run_tasks(os.fspath, [], jobs=2)) == []
 
 
-def test_one_process_needs_no_other():
+def test_one_job_runs_in_this_process():
     assert list(run_tasks(lambda task: (task, os.getpid()), [1, 2], jobs=1)) == [(1, os.getpid()), (2, os.getpid())]
 
 
@@ -52,7 +52,7 @@ def test_a_failing_task_raises_its_own_error(tmp_path, jobs):
         list(run_tasks(volume.read_volume, [tmp_path / REFUSED] * 3, jobs))
 
 
-def test_after_a_failure_no_worker_is_left_at_work():
+def test_no_worker_is_still_running_after_a_failure():
     with pytest.raises(ValueError, match="sleep length must be non-negative"):
         list(run_tasks(time.sleep, [0.5, -1, 0.5], jobs=2))
     assert multiprocessing.active_children() == []
@@ -60,7 +60,7 @@ def test_after_a_failure_no_worker_is_left_at_work():
 
 @pytest.fixture
 def own_ray(monkeypatch):
-    """Ray starts on this machine, even if a cluster runs here."""
+    """Make Ray start on this machine, even if a cluster already runs here."""
     monkeypatch.setenv("RAY_ADDRESS", "local")
 
 

@@ -21,7 +21,7 @@ def plain(path, content):
 
 
 def blocked(path, content):
-    """Write blocked gzip: members of at most 64 KiB, each with its length in an extra field, and an empty one."""
+    """Write blocked gzip: members of at most 64 KiB with their lengths in an extra field, and an empty last member."""
     with path.open("wb") as file:
         for first in [*range(0, len(content), 60_000), len(content)]:
             member = gzip.compress(content[first : first + 60_000], mtime=0)
@@ -30,7 +30,7 @@ def blocked(path, content):
     return path
 
 
-def test_gzip_tells_length_and_crc_without_being_read_through(tmp_path):
+def test_length_and_crc_come_from_the_trailer_of_gzip(tmp_path):
     path = compressed(tmp_path / "a.nii.gz", b"123456789")
     assert trace(path) == Trace(9, 0xCBF43926)  # CRC-32's published check value
     damaged = bytearray(path.read_bytes())
@@ -39,14 +39,14 @@ def test_gzip_tells_length_and_crc_without_being_read_through(tmp_path):
     assert trace(path) == Trace(9, 0xCBF43926)
 
 
-def test_blocked_gzip_is_traced_by_what_it_holds(tmp_path):
+def test_the_trace_of_blocked_gzip_comes_from_its_content(tmp_path):
     path = blocked(tmp_path / "a.nii.gz", CONTENT)
     assert gzip.decompress(path.read_bytes()) == CONTENT
     assert trace(path) == trace(compressed(tmp_path / "b.nii.gz", CONTENT))
 
 
 @pytest.mark.parametrize("make", [plain, compressed, blocked])
-def test_a_whole_file_holds_what_its_header_promises(tmp_path, make):
+def test_a_whole_file_holds_as_many_bytes_as_its_header_states(tmp_path, make):
     path = make(tmp_path / ("a.nii" if make is plain else "a.nii.gz"), CONTENT)
     assert is_whole(path, trace(path), len(CONTENT))
     assert is_whole(path, trace(path), len(CONTENT) - 200_000)
@@ -67,7 +67,7 @@ def test_blocked_gzip_that_was_cut_off_cannot_be_traced(tmp_path):
         trace(path)
 
 
-def test_a_flipped_bit_behind_the_bytes_that_are_wanted_is_found_too(tmp_path):
+def test_a_flipped_bit_after_the_requested_bytes_is_found(tmp_path):
     path = compressed(tmp_path / "a.nii.gz", CONTENT)
     assert read_content(path, 1000) == CONTENT[:1000]
     damaged = bytearray(path.read_bytes())

@@ -23,8 +23,8 @@ def extent(shape=SHAPE, origin_mm=(0, 0, 0), spacing_mm=SPACING_MM, is_placed=Tr
     return Extent(affine(origin_mm, spacing_mm), np.array(shape), is_placed)
 
 
-def turned(path, codes, code=1):
-    """Save a volume in another order of axes."""
+def save_reoriented(path, codes, code=1):
+    """Save a volume with its axes in the given order."""
     transform = ornt_transform(io_orientation(affine()), axcodes2ornt(codes))
     voxels = apply_orientation(np.zeros(SHAPE, np.int16), transform)
     image = nib.Nifti1Image(voxels, affine((5, 6, 7)) @ inv_ornt_aff(transform, SHAPE))
@@ -36,16 +36,16 @@ def turned(path, codes, code=1):
 
 @pytest.mark.parametrize("codes", ["RAS", "PSR", "LPI", "SAL"])
 def test_an_extent_is_the_same_however_the_voxels_are_stored(tmp_path, codes):
-    found = Extent.of(VolumeHeader.of([read_header(turned(tmp_path / "a.nii", codes))]))
-    np.testing.assert_allclose(found.affine, affine((5, 6, 7)), atol=1e-4)
-    assert tuple(found.shape) == SHAPE
-    np.testing.assert_allclose(found.bounds_mm, [[4.5, 5, 5.5], [24.5, 65, 125.5]], atol=1e-4)
-    np.testing.assert_allclose(found.size_mm, [20, 60, 120], atol=1e-4)
-    assert found.is_placed
+    stored = Extent.of(VolumeHeader.of([read_header(save_reoriented(tmp_path / "a.nii", codes))]))
+    np.testing.assert_allclose(stored.affine, affine((5, 6, 7)), atol=1e-4)
+    assert tuple(stored.shape) == SHAPE
+    np.testing.assert_allclose(stored.bounds_mm, [[4.5, 5, 5.5], [24.5, 65, 125.5]], atol=1e-4)
+    np.testing.assert_allclose(stored.size_mm, [20, 60, 120], atol=1e-4)
+    assert stored.is_placed
 
 
-def test_a_file_without_codes_has_no_place_even_if_the_cohort_states_its_axes(tmp_path):
-    header = read_header(turned(tmp_path / "a.nii", "RAS", code=0), "RAS")
+def test_a_file_without_codes_has_no_position_even_if_the_cohort_states_its_axes(tmp_path):
+    header = read_header(save_reoriented(tmp_path / "a.nii", "RAS", code=0), "RAS")
     assert header.is_oriented
     assert not Extent.of(VolumeHeader.of([header])).is_placed
 
@@ -57,67 +57,67 @@ def test_a_stack_is_placed_where_its_slices_are(tmp_path, steps_mm):
         image = nib.Nifti1Image(np.zeros((20, 30, 1), np.int16), affine((0, 0, steps_mm * number)))
         image.to_filename(tmp_path / f"{number}.nii")
         headers.append(read_header(tmp_path / f"{number}.nii"))
-    found = Extent.of(VolumeHeader.of(headers))
-    assert tuple(found.shape) == (20, 30, 4)
-    assert found.size_mm[2] == 12
-    assert found.is_placed == (steps_mm > 0)
+    stored = Extent.of(VolumeHeader.of(headers))
+    assert tuple(stored.shape) == (20, 30, 4)
+    assert stored.size_mm[2] == 12
+    assert stored.is_placed == (steps_mm > 0)
 
 
 @pytest.mark.parametrize("fit", ["resize", "crop_pad"])
-def test_fields_in_one_place_raise_no_doubt(fit):
+def test_fields_in_the_same_position_cause_no_warning(fit):
     other = extent((20, 60, 120), (1, -5, 8), (1, 1, 1))
     assert place_doubt(extent(), other, fit, GRID_MM) is None
     assert tilt_problem(extent(), other) is None
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_borders_that_resize_would_lay_on_each_other_wrongly_are_doubted(axis):
+def test_resize_warns_of_borders_that_are_far_apart(axis):
     names = ("left-right", "posterior-anterior", "inferior-superior")
-    for apart_mm, odd in ((-9.0, False), (9.0, False), (11.0, True), (-300.0, True)):
+    for apart_mm, warns in ((-9.0, False), (9.0, False), (11.0, True), (-300.0, True)):
         origin_mm = np.zeros(3)
         origin_mm[axis] = apart_mm
-        doubt = place_doubt(extent(), extent(origin_mm=origin_mm), "resize", GRID_MM)
-        assert (doubt is not None) == odd
-        if doubt:
-            assert f"but some borders are {abs(apart_mm):.0f} mm apart {names[axis]}" in doubt
+        warning = place_doubt(extent(), extent(origin_mm=origin_mm), "resize", GRID_MM)
+        assert (warning is not None) == warns
+        if warning:
+            assert f"but some borders are {abs(apart_mm):.0f} mm apart {names[axis]}" in warning
 
 
-def test_a_view_that_resize_would_stretch_is_doubted():
-    doubt = place_doubt(extent((20, 30, 35)), extent(), "resize", GRID_MM)
-    assert doubt is not None
-    assert "15 mm apart inferior-superior (low field 105 mm, high field 120 mm). Use fit: crop_pad" in doubt
+def test_resize_warns_of_a_field_of_view_that_it_would_stretch():
+    warning = place_doubt(extent((20, 30, 35)), extent(), "resize", GRID_MM)
+    assert warning is not None
+    assert "15 mm apart inferior-superior (low field 105 mm, high field 120 mm). Use fit: crop_pad" in warning
     assert place_doubt(extent((20, 30, 35)), extent(), "crop_pad", GRID_MM) is None
 
 
-@pytest.mark.parametrize(("slices", "odd"), [(40, False), (27, False), (20, True)])
-def test_a_field_that_shows_a_part_of_the_head_is_doubted_if_the_other_shows_all_of_it(slices, odd):
+@pytest.mark.parametrize(("slices", "warns"), [(40, False), (27, False), (20, True)])
+def test_crop_pad_warns_if_only_one_field_shows_the_whole_head(slices, warns):
     for low, high in ((extent((20, 30, slices)), extent()), (extent(), extent((20, 30, slices)))):
-        doubt = place_doubt(low, high, "crop_pad", GRID_MM)
-        assert (doubt is not None) == odd
-        if doubt:
-            assert "share only 60 of 100 mm inferior-superior. Complete the shorter scan" in doubt
+        warning = place_doubt(low, high, "crop_pad", GRID_MM)
+        assert (warning is not None) == warns
+        if warning:
+            assert "share only 60 of 100 mm inferior-superior. Complete the shorter scan" in warning
 
 
-def test_fields_apart_share_nothing():
-    doubt = place_doubt(extent(), extent(origin_mm=(500, 0, 0)), "crop_pad", GRID_MM)
-    assert doubt is not None
-    assert "share only 0 of 20 mm left-right" in doubt
+def test_fields_that_are_far_apart_share_nothing():
+    warning = place_doubt(extent(), extent(origin_mm=(500, 0, 0)), "crop_pad", GRID_MM)
+    assert warning is not None
+    assert "share only 0 of 20 mm left-right" in warning
 
 
 @pytest.mark.parametrize("fit", ["resize", "crop_pad"])
-def test_places_that_files_do_not_state_are_not_compared(fit):
+def test_positions_that_files_do_not_state_are_not_compared(fit):
     elsewhere = extent(origin_mm=(500, 0, 0), is_placed=False)
     assert place_doubt(elsewhere, extent(), fit, GRID_MM) is None
     assert place_doubt(extent(), elsewhere, fit, GRID_MM) is None
 
 
-def test_a_low_field_with_the_smaller_voxels_is_doubted():
+def test_a_low_field_with_smaller_voxels_causes_a_warning():
     fine, coarse = extent(spacing_mm=(1, 1, 1)), extent(spacing_mm=(1.6, 1.6, 5))
     assert resolution_doubt(coarse, fine) is None
     assert resolution_doubt(fine, fine) is None
-    doubt = resolution_doubt(fine, coarse)
-    assert doubt is not None
+    warning = resolution_doubt(fine, coarse)
+    assert warning is not None
     assert (
         "the low field has smaller voxels (1 mm3) than the high field (13 mm3). Check that the two are not exchanged."
-        in doubt
+        in warning
     )

@@ -26,7 +26,7 @@ def test_a_head_is_filled_to_its_skin():
     assert head[ball(image.shape, 16)].all()
 
 
-def test_a_bright_spot_beside_it_is_none_of_it():
+def test_a_bright_spot_beside_the_head_is_excluded():
     image = draw()
     image[:4, :4, :4] = 1
     assert not head_mask(image)[:4, :4, :4].any()
@@ -43,5 +43,5 @@ def test_scale_does_not_matter():
     assert np.array_equal(head_mask(image), head_mask(np.float32(0.5) * image))
 
 
-def test_a_constant_volume_has_none():
+def test_a_constant_volume_has_an_empty_mask():
     assert not head_mask(np.full((7, 8, 9), 0.3, dtype=np.float32)).any()

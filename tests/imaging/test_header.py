@@ -21,7 +21,7 @@ def save(path, affine=AFFINE, voxels: Any = VOXELS, kind: Any = nib.Nifti1Image)
 
 
 def without_codes(path, **fields):
-    """Write a NIfTI file that does not say where its axes point, with the given header fields."""
+    """Write a NIfTI file that does not state the directions of its axes, with the given header fields."""
     content = bytearray(nib.Nifti1Image(VOXELS, AFFINE).to_bytes())
     header = nib.Nifti1Header(bytes(content[:348]))
     for name, value in {"qform_code": 0, "sform_code": 0, **fields}.items():
@@ -50,7 +50,7 @@ def mgh_without_flag(path, flag):
         ("a.img", nib.Nifti1Pair),
     ],
 )
-def test_a_header_is_what_nibabel_reads(tmp_path, name, kind):
+def test_a_header_has_the_values_that_nibabel_reads(tmp_path, name, kind):
     path = save(tmp_path / name, kind=kind)
     header = read_header(path)
     # nib.load would leave an .mgh file open.
@@ -78,7 +78,7 @@ def test_trailing_ones_beyond_the_third_dimension_are_dropped(tmp_path, shape, k
     assert read_header(save(tmp_path / "a.nii", voxels=np.zeros(shape, np.int16))).shape == kept
 
 
-def test_a_file_that_does_not_say_where_its_axes_point_gets_the_callers_axes(tmp_path):
+def test_a_file_that_states_no_axes_gets_the_callers_axes(tmp_path):
     path = without_codes(tmp_path / "a.nii.gz")
     assert not read_header(path).is_oriented
     image: Any = nib.load(path)
@@ -91,7 +91,7 @@ def test_a_file_that_does_not_say_where_its_axes_point_gets_the_callers_axes(tmp
 
 
 @pytest.mark.parametrize(("name", "flag"), [("a.mgh", 0), ("a.mgz", 0), ("b.mgz", 2)])
-def test_an_mgh_file_without_its_flag_takes_the_callers_word(tmp_path, name, flag):
+def test_an_mgh_file_without_its_flag_gets_the_callers_axes(tmp_path, name, flag):
     path = mgh_without_flag(tmp_path / name, flag)
     assert not read_header(path).is_oriented
     assert nib.aff2axcodes(read_header(path).affine) == ("L", "I", "A")
@@ -99,7 +99,7 @@ def test_an_mgh_file_without_its_flag_takes_the_callers_word(tmp_path, name, fla
     np.testing.assert_allclose(read_header(path, "ASR").spacing_mm, [1.5, 2, 3])
 
 
-def test_an_analyze_file_takes_the_callers_word(tmp_path):
+def test_an_analyze_file_gets_the_callers_axes(tmp_path):
     nib.Spm99AnalyzeImage(VOXELS, np.diag([1.5, 2, 3, 1])).to_filename(tmp_path / "a.img")
     (tmp_path / "a.mat").unlink()
     assert not read_header(tmp_path / "a.img").is_oriented
@@ -107,7 +107,7 @@ def test_an_analyze_file_takes_the_callers_word(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.mgz", "pair.img"])
-def test_a_file_that_says_where_its_axes_point_overrides_the_caller(tmp_path, name):
+def test_a_file_that_states_its_axes_overrides_the_caller(tmp_path, name):
     kind = {"nii": nib.Nifti1Image, "mgz": nib.MGHImage, "img": nib.Nifti1Pair}[name[-3:]]
     path = save(tmp_path / name, kind=kind)
     np.testing.assert_array_equal(read_header(path, "RAS").affine, read_header(path).affine)
@@ -130,7 +130,7 @@ def test_a_voxel_size_of_zero_counts_as_missing(tmp_path):
 
 
 @pytest.mark.parametrize(("code", "unit"), [(0, "mm"), (1, "m"), (2, "mm"), (3, "um"), (10, "mm"), (255, "mm")])
-def test_the_unit_is_the_headers(tmp_path, code, unit):
+def test_the_unit_comes_from_the_header(tmp_path, code, unit):
     assert read_header(without_codes(tmp_path / "a.nii", xyzt_units=code)).unit == unit
 
 
@@ -142,7 +142,7 @@ def test_forms_are_compared_axis_by_axis(tmp_path):
     assert read_header(tmp_path / "a.nii").forms_differ_deg == pytest.approx(180, abs=0.1)
 
 
-def test_angles_of_columns_without_length_are_not_numbers():
+def test_the_angle_of_a_column_of_length_0_is_nan():
     first = np.array([[1.0, 1, 0], [0, 0, 0], [0, 0, 0]])
     second = np.array([[0.0, 1, 1], [2, 1, 0], [0, 0, 0]])
     np.testing.assert_allclose(angles_deg(first, second), [90, 45, np.nan])
@@ -182,7 +182,7 @@ def altered(offset, new):
         ("a.nii", altered(112, np.array([1, np.nan], "<f4").tobytes()), "invalid intercept nan"),
     ],
 )
-def test_what_is_no_volume_is_refused_in_words_that_name_no_file(tmp_path, name, content, message):
+def test_a_file_that_is_not_a_volume_is_refused_with_a_problem_that_does_not_name_it(tmp_path, name, content, message):
     path = tmp_path / f"sub-Jane_{name}"
     path.write_bytes(content)
     with pytest.raises(VolumeError, match=message) as caught:
@@ -220,7 +220,7 @@ def test_headers_with_random_damage_are_read_or_refused(tmp_path):
 
 
 @pytest.mark.parametrize("trouble", [MemoryError(), OSError(errno.EMFILE, "Too many open files")])
-def test_a_machine_in_trouble_is_no_fault_of_the_file(tmp_path, monkeypatch, trouble):
+def test_an_error_of_the_machine_is_not_blamed_on_the_file(tmp_path, monkeypatch, trouble):
     path = save(tmp_path / "a.nii.gz")
 
     def failing(*_):

@@ -30,7 +30,7 @@ def test_percentiles_1_and_99_become_0_and_1():
     assert 0.975 < inside.mean() < 0.985
 
 
-def test_normalising_leaves_its_input_alone_and_forgets_the_unit():
+def test_normalising_does_not_change_its_input_and_removes_the_unit():
     voxels = np.random.default_rng(0).normal(size=(9, 9, 9)).astype(np.float32)
     before = voxels.copy()
     np.testing.assert_allclose(normalise(voxels, "a"), normalise(1000 * voxels - 7000, "b"), atol=1e-4)
@@ -70,7 +70,7 @@ def test_blur_removes_detail_and_output_stays_in_range():
     assert smooth.std() < image.std() / 3
 
 
-def test_a_generator_depends_on_seed_and_names_alone():
+def test_a_generator_depends_only_on_seed_and_names():
     def draw(*names):
         return generator_for(*names).random()
 
@@ -79,7 +79,7 @@ def test_a_generator_depends_on_seed_and_names_alone():
     assert len({draw(*names) for names in [(0, "ixi", "IXI002", 0), *others, (0, "ixiI", "XI002", 0)]}) == 6
 
 
-def test_variants_differ_and_the_same_seed_repeats():
+def test_variants_differ_and_the_same_seed_gives_the_same_result():
     image = np.random.default_rng(0).random((6, 7, 8), dtype=np.float32)
 
     def make(variant):
@@ -109,6 +109,6 @@ def test_parameters_are_drawn_from_their_ranges():
         ({"noise_bright_ratio": 1.5}, "synthetic.noise_bright_ratio: expected 0..1, found 1.5"),
     ],
 )
-def test_ranges_that_make_no_sense_are_refused(fields, message):
+def test_invalid_ranges_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         SyntheticConfig(**fields)

@@ -13,10 +13,10 @@ from upfield.sharding.shard import main
 from upfield.sharding.shardset.shard_split import ShardSplit
 
 GEOMETRY = "{low_shape: [6, 7, 4], low_spacing_mm: [2, 2, 3], high_shape: [10, 12, 9], high_spacing_mm: [1, 1, 1]}"
-# Longer and shorter than the grid, so that volumes are cropped, padded and interpolated.
+# Some axes are longer than the grid and some shorter, so that volumes are cropped, padded and interpolated.
 HIGH_SHAPE, HIGH_SPACING_MM = (12, 10, 11), (1.25, 1.0, 0.75)
 LOW_SHAPE, LOW_SPACING_MM = (8, 6, 5), (1.875, 1.75, 2.0)
-# Eighths are exact in a header's single precision wherever the first voxel lies.
+# Multiples of 1/8 are exact in a header's single precision, for every position of the first voxel.
 ORIGIN_MM = (-7.125, 4.5, 30.25)
 ORIENTATIONS = [
     np.array([*zip(axes, flips, strict=True)])
@@ -24,11 +24,11 @@ ORIENTATIONS = [
     for flips in product((1, -1), repeat=3)
 ]
 STRAIGHT, OBLIQUE_DEG = 0.0, 23.0
-HALF_STEP = 2.0**-11  # between neighbouring float16 values just below 1
+HALF_STEP = 2.0**-11  # the distance between neighbouring float16 values just below 1
 
 
 def head(shape, seed):
-    """A smooth bright blob `(I, J, K)` in 0..1, without any symmetry."""
+    """Draw a bright blob `(I, J, K)` in 0..1 without any symmetry."""
     rng = np.random.default_rng(seed)
     places = np.meshgrid(*(np.linspace(-1, 1, size) for size in shape), indexing="ij")
     radius = np.sqrt(sum((place - shift) ** 2 for place, shift in zip(places, (0.1, -0.15, 0.05), strict=True)))
@@ -44,7 +44,7 @@ LOW = whole_numbers(head(LOW_SHAPE, 2))
 
 
 def affine_of(spacing_mm, turn_deg=STRAIGHT):
-    """An affine turned about two axes."""
+    """Return an affine that is rotated about two axes."""
     cosine, sine = np.cos(np.deg2rad(turn_deg)), np.sin(np.deg2rad(turn_deg))
     about_z = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]])
     about_x = np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])
@@ -60,14 +60,14 @@ def save(path, voxels, affine, kind: Any = nib.Nifti1Image):
     return path
 
 
-def save_turned(path, voxels, affine, orientation):
-    """Store a volume in another order of axes; every voxel stays where it is in the world."""
+def save_reoriented(path, voxels, affine, orientation):
+    """Save a volume with its axes in another order. Every voxel keeps its position in the world."""
     save(path, apply_orientation(voxels, orientation), affine @ inv_ornt_aff(orientation, voxels.shape))
 
 
 @pytest.fixture
 def build(run_cli):
-    """A function that shards the cohorts, given as YAML lines, of a folder, and gives its set."""
+    """A function that builds the shard set of a folder's cohorts, which are given as YAML lines."""
 
     def run(folder, *cohorts):
         lines = "".join(f"  - {cohort}\n" for cohort in cohorts)
@@ -82,7 +82,7 @@ def build(run_cli):
 
 
 def contents(root):
-    """Give the bytes of all files, and what the manifest says but for the files that the set was made from."""
+    """Return the bytes of all files, and the manifest without its entries about the source files."""
     found = {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
     manifest = json.loads(found.pop(Path("manifest.json")))
     assert manifest.pop("sources")
@@ -111,12 +111,16 @@ def test_all_48_orientations_of_volumes_give_the_same_set_byte_for_byte(build, t
     first = {}
     for number, orientation in enumerate(ORIENTATIONS):
         folder = tmp_path / str(number)
-        save_turned(folder / "s_high.nii", HIGH, affine_of(HIGH_SPACING_MM), orientation)
-        # The two fields of a pair need not be stored alike.
+        save_reoriented(folder / "s_high.nii", HIGH, affine_of(HIGH_SPACING_MM), orientation)
+        # The two fields of a pair may be stored in different orientations.
         other = ORIENTATIONS[(7 * number + 3) % 48]
-        save_turned(folder / "s_low.nii", LOW, affine_of(LOW_SPACING_MM), other)
-        save_turned(folder / "s_oblique.nii", HIGH + np.int16(1), affine_of((0.7, 0.9, 1.1), OBLIQUE_DEG), orientation)
-        save_turned(folder / "s_forced.nii", HIGH + np.int16(2), affine_of((0.7, 0.9, 1.1), OBLIQUE_DEG), orientation)
+        save_reoriented(folder / "s_low.nii", LOW, affine_of(LOW_SPACING_MM), other)
+        save_reoriented(
+            folder / "s_oblique.nii", HIGH + np.int16(1), affine_of((0.7, 0.9, 1.1), OBLIQUE_DEG), orientation
+        )
+        save_reoriented(
+            folder / "s_forced.nii", HIGH + np.int16(2), affine_of((0.7, 0.9, 1.1), OBLIQUE_DEG), orientation
+        )
         found = contents(build(folder, *cohorts))
         first = first or found
         assert found == first, orientation
@@ -128,8 +132,10 @@ def test_orientations_of_an_oblique_pair_differ_by_no_more_than_a_headers_roundi
     found = []
     for number, orientation in enumerate(ORIENTATIONS[::5]):
         folder = tmp_path / str(number)
-        save_turned(folder / "s_high.nii", HIGH, affine_of(HIGH_SPACING_MM, OBLIQUE_DEG), orientation)
-        save_turned(folder / "s_low.nii", LOW, affine_of(LOW_SPACING_MM, OBLIQUE_DEG), ORIENTATIONS[47 - 5 * number])
+        save_reoriented(folder / "s_high.nii", HIGH, affine_of(HIGH_SPACING_MM, OBLIQUE_DEG), orientation)
+        save_reoriented(
+            folder / "s_low.nii", LOW, affine_of(LOW_SPACING_MM, OBLIQUE_DEG), ORIENTATIONS[47 - 5 * number]
+        )
         found.append(arrays(build(folder, cohort)))
     for low, high in found[1:]:
         np.testing.assert_array_equal(high, found[0][1])
@@ -137,7 +143,7 @@ def test_orientations_of_an_oblique_pair_differ_by_no_more_than_a_headers_roundi
 
 
 def save_stack(folder, name, voxels, affine, axis, sign):
-    """Cut a volume into slice files along `axis`, numbered from either end, each where it is in the world."""
+    """Write one file per slice along `axis`, each with its position. `sign` -1 numbers the slices from the end."""
     for number in range(voxels.shape[axis]):
         index = number if sign > 0 else voxels.shape[axis] - 1 - number
         placed = affine.copy()
@@ -159,9 +165,9 @@ def test_stacks_cut_along_any_axis_from_either_end_give_the_shards_of_the_whole_
 
 
 def scaled(voxels, affine, slope, intercept):
-    """An image of whole numbers that stand for `voxels`, `(I, J, K)`, by a slope and an intercept."""
+    """Store `voxels` `(I, J, K)` as whole numbers with a slope and an intercept."""
     image = nib.Nifti1Image(np.rint((voxels - intercept) / slope).astype(np.int16), affine)
-    # With these in the header nibabel stores the whole numbers as they are.
+    # With slope and intercept in the header, nibabel stores the whole numbers unchanged.
     image.header.set_slope_inter(slope, intercept)
     return image
 
@@ -192,9 +198,7 @@ def big_endian(voxels, affine):
     ],
     ids=["float32", "float64", "uint16", "nifti2", "big-endian", "big-endian.gz", "int16.gz", "slope", "mgz", "mgh"],
 )
-def test_whole_numbers_give_the_same_shards_in_whatever_type_and_file_they_are_stored(
-    build, tmp_path, suffix, image_of
-):
+def test_whole_numbers_give_the_same_shards_for_every_data_type_and_format(build, tmp_path, suffix, image_of):
     cohort = "{name: a, high: '{subject}.SUFFIX'}"
     save(tmp_path / "plain/s.nii", HIGH, affine_of(HIGH_SPACING_MM))
     expected = shards(build(tmp_path / "plain", cohort.replace("SUFFIX", "nii")))
@@ -210,5 +214,5 @@ def test_a_coarser_type_costs_no_more_than_its_own_precision(build, tmp_path):
     scaled(values, affine, np.ptp(values) / 1000, -5).to_filename(tmp_path / "coarse/s.nii")
     cohort = "{name: a, high: '{subject}.nii'}"
     (_, fine), (_, coarse) = (arrays(build(tmp_path / name, cohort)) for name in ("fine", "coarse"))
-    # Half a step of a thousandth in the voxel itself and in both percentiles that scale it, and half precision.
+    # The error is half a step of 1/1000 in the voxel and in both percentiles that scale it, and half precision.
     assert 0 < np.abs(fine - coarse).max() < 2.5e-3

@@ -1,4 +1,4 @@
-"""Scans resampled onto other images' grids: landmarks keep their place, and the field of view is zero outside."""
+"""Landmarks keep their position on another image's grid, and voxels outside the scan's field of view are zero."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def write_like(path: Path, affine: np.ndarray, shape: tuple[int, ...], code: int
     ],
     ids=["plain", "flipped", "swapped", "turned", "all"],
 )
-def test_a_landmark_is_where_the_other_image_has_it(
+def test_a_landmark_keeps_its_world_position_on_the_other_grid(
     tmp_path: Path,
     axcodes: str,
     rotation: np.ndarray | None,
@@ -74,7 +74,7 @@ def test_a_landmark_is_where_the_other_image_has_it(
 
 
 @pytest.mark.parametrize("axes", [FLIPPED, TURNED], ids=["parallel", "oblique"])
-def test_a_ramp_stays_a_ramp_and_outside_lies_zero(axes: np.ndarray) -> None:
+def test_a_ramp_stays_a_ramp_and_the_outside_is_zero(axes: np.ndarray) -> None:
     shape, target = (20, 24, 28), (33, 34, 35)
     slopes = np.array([0.1, -0.2, 0.3])
     ramp = (np.tensordot(slopes, np.indices(shape), 1) + 20).astype(np.float32)
@@ -84,7 +84,7 @@ def test_a_ramp_stays_a_ramp_and_outside_lies_zero(axes: np.ndarray) -> None:
     to_index = np.linalg.inv(affine) @ grid.placement.affine
     index = np.tensordot(to_index, np.stack([*np.indices(target), np.ones(target)]), 1)[:3]
     ends = np.array(shape)[:, None, None, None] - 1
-    # Near the border, a spline through mirrored voxels bends; in the middle it equals the ramp.
+    # Near the border, a spline through mirrored voxels differs from the ramp. In the middle it equals the ramp.
     inner = ((index >= 5) & (index <= ends - 5)).all(axis=0)
     assert inner.any()
     np.testing.assert_allclose(found[inner], (np.tensordot(slopes, index, 1) + 20)[inner], rtol=1e-3)
@@ -94,7 +94,7 @@ def test_a_ramp_stays_a_ramp_and_outside_lies_zero(axes: np.ndarray) -> None:
     assert found[((index >= -0.49) & (index <= ends + 0.49)).all(axis=0)].min() > 5
 
 
-def test_both_ways_of_interpolating_agree() -> None:
+def test_both_methods_of_interpolation_agree() -> None:
     voxels = np.random.default_rng(0).random((14, 15, 16), np.float32)
     to_index = np.linalg.inv(grid_affine(np.eye(3), (1, 1, 1), voxels.shape)) @ grid_affine(
         SWAPPED, (0.7, 1.3, 1.0), (20, 21, 22)

@@ -15,7 +15,7 @@ LOW_SHAPE, HIGH_SHAPE = (112, 138, 40), (179, 221, 200)
 def smooth_noise(shape, sigma=1.5, seed=0):
     noise = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
     smooth = np.asarray(ndimage.gaussian_filter(noise, sigma), dtype=np.float32)
-    return smooth - smooth.min()  # dark is zero, as in scans
+    return smooth - smooth.min()  # The darkest voxel is zero, as in scans.
 
 
 def plain_zoom(voxels, shape):
@@ -28,7 +28,7 @@ def plain_scale(voxels):
 
 
 def indices_mm(shape, spacing_mm):
-    """Return the world mm of each voxel along each axis, with the centre of the box at 0."""
+    """Return the world coordinate in mm of each voxel along each axis. The centre of the box is at 0."""
     return np.ix_(*((np.arange(size) - (size - 1) / 2) * step for size, step in zip(shape, spacing_mm, strict=True)))
 
 
@@ -42,7 +42,7 @@ def indices_mm(shape, spacing_mm):
         (LOW_SHAPE, HIGH_SHAPE),
     ],
 )
-def test_zoom_gives_scipys_values(shape, target):
+def test_zoom_equals_scipy(shape, target):
     voxels = smooth_noise(shape, sigma=1.0)
     expected = plain_zoom(voxels, target)
     found = zoom_to(voxels, target)
@@ -55,7 +55,7 @@ def test_zoom_to_the_same_shape_changes_nothing():
     np.testing.assert_array_equal(zoom_to(voxels, (5, 6, 7)), voxels)
 
 
-def test_pairs_of_stored_psr_volumes_are_those_of_a_plain_scipy_pipeline(tmp_path):
+def test_pairs_from_psr_volumes_equal_those_of_a_plain_scipy_pipeline(tmp_path):
     low, high = smooth_noise((10, 13, 7), seed=1), smooth_noise((22, 21, 30), seed=2)
     geometry = GeometryConfig((12, 14, 6), (1.6, 1.6, 5.0), (20, 24, 28), (1.0, 1.0, 1.0))
     sources = []
@@ -76,13 +76,13 @@ def test_pairs_of_stored_psr_volumes_are_those_of_a_plain_scipy_pipeline(tmp_pat
         np.testing.assert_allclose(pair.high[x], expected_high[x].astype(np.float16), atol=1e-3)
 
 
-def test_box_keeps_every_place_in_mm():
+def test_box_keeps_every_world_position():
     spacing_mm, new_spacing_mm = np.array([1.5, 0.7, 2.0]), np.array([1.0, 1.0, 1.6])
     x, y, z = indices_mm((30, 60, 25), spacing_mm)
     voxels = (2 * x - y + 0.5 * z).astype(np.float32)
     found = resample_box(voxels, spacing_mm, box_centre(voxels.shape), (20, 24, 18), new_spacing_mm)
     x, y, z = indices_mm((20, 24, 18), new_spacing_mm)
-    # The spline mirrors the ramp at its ends, which has no effect from the third voxel on.
+    # The spline mirrors the ramp at its ends. From the third voxel on, this has no effect.
     np.testing.assert_allclose(found, 2 * x - y + 0.5 * z, atol=0.05)
 
 

@@ -1,4 +1,4 @@
-"""Every slice has as many neighbours as the context asks for, also at the edges of the volume."""
+"""Every slice has as many neighbours as the context requires, also at the ends of the volume."""
 
 import numpy as np
 import pytest

@@ -31,13 +31,13 @@ def save(path, voxels, affine=AFFINE, kind: Any = nib.Nifti1Image):
 
 
 def save_slices(folder, voxels, affine, axis):
-    """Write one file per slice along `axis`, each placed by its own affine."""
+    """Write one file per slice along `axis`, each with its position in its affine."""
     paths = []
     for number in range(voxels.shape[axis]):
         placed = affine.copy()
         placed[:3, 3] += number * affine[:3, axis]
-        one = np.take(voxels, [number], axis=axis)
-        paths.append(save(folder / f"{number}.nii", one, placed))
+        plane = np.take(voxels, [number], axis=axis)
+        paths.append(save(folder / f"{number}.nii", plane, placed))
     return paths
 
 
@@ -45,13 +45,13 @@ def test_all_48_orientations_of_a_volume_give_the_same_voxels(tmp_path):
     voxels = ramp(4, 5, 6)
     assert len(ORIENTATIONS) == 48
     for orientation in ORIENTATIONS:
-        turned, affine = apply_orientation(voxels, orientation), AFFINE @ inv_ornt_aff(orientation, voxels.shape)
-        volume = read_volume(save(tmp_path / "a.nii", turned, affine))
+        reoriented, affine = apply_orientation(voxels, orientation), AFFINE @ inv_ornt_aff(orientation, voxels.shape)
+        volume = read_volume(save(tmp_path / "a.nii", reoriented, affine))
         np.testing.assert_array_equal(volume.voxels, voxels)
         np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-5)
 
 
-def test_an_oblique_volume_is_turned_to_the_nearest_axes_and_keeps_its_place():
+def test_an_oblique_volume_is_reoriented_to_the_nearest_axes_and_keeps_its_position():
     angle = np.deg2rad(20)
     oblique = AFFINE.copy()
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
@@ -103,7 +103,7 @@ def with_nan():
         (ramp(4, 5), "expected 3 dimensions, found 2"),
     ],
 )
-def test_what_is_no_volume_is_refused_with_its_path(tmp_path, voxels, message):
+def test_a_file_that_is_not_a_volume_is_refused_with_its_path(tmp_path, voxels, message):
     path = save(tmp_path / "a.nii", voxels)
     with pytest.raises(VolumeError, match=rf"^{path}: .*{message}"):
         read_volume(path)
@@ -125,7 +125,7 @@ def test_a_truncated_file_is_refused_with_its_path(tmp_path, length):
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_a_header_that_asks_for_more_than_any_machine_has_is_refused(tmp_path, suffix):
+def test_a_header_that_needs_more_memory_than_any_machine_has_is_refused(tmp_path, suffix):
     content = bytearray(save(tmp_path / "a.nii", ramp(4, 5, 6)).read_bytes())
     content[42:48] = np.array([32767, 32767, 32767], "<i2").tobytes()
     path = tmp_path / f"a{suffix}"
@@ -147,20 +147,20 @@ def test_an_image_that_is_not_a_volume_is_refused_with_its_path(tmp_path):
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_slices_grow_along_their_single_voxel_axis(tmp_path, axis):
+def test_slices_are_stacked_along_their_single_voxel_axis(tmp_path, axis):
     volume = read_stack(save_slices(tmp_path, ramp(4, 5, 6), AFFINE, axis))
     np.testing.assert_array_equal(volume.voxels, ramp(4, 5, 6))
     np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-5)
 
 
-def test_a_descending_stack_is_turned_over(tmp_path):
+def test_a_descending_stack_is_flipped(tmp_path):
     paths = save_slices(tmp_path, ramp(4, 5, 6), AFFINE, 2)
     volume = read_stack(paths[::-1])
     np.testing.assert_array_equal(volume.voxels, ramp(4, 5, 6))
     np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-5)
 
 
-def test_the_slices_places_give_the_spacing_not_their_headers(tmp_path):
+def test_the_spacing_comes_from_the_slices_positions_and_not_from_their_headers(tmp_path):
     thin = np.diag([1.0, 1.0, 1.0, 1.0])
     paths = []
     for number in range(3):
@@ -169,7 +169,7 @@ def test_the_slices_places_give_the_spacing_not_their_headers(tmp_path):
     np.testing.assert_allclose(read_stack(paths).spacing_mm, [1, 1, 5])
 
 
-def test_slices_without_places_of_their_own_stack_in_the_order_given(tmp_path):
+def test_slices_without_positions_are_stacked_in_the_given_order(tmp_path):
     paths = [save(tmp_path / f"{number}.nii", ramp(4, 5) + number, AFFINE) for number in range(3)]
     volume = read_stack(paths)
     assert volume.voxels.shape == (4, 5, 3)
@@ -177,7 +177,7 @@ def test_slices_without_places_of_their_own_stack_in_the_order_given(tmp_path):
     np.testing.assert_allclose(volume.spacing_mm, [1.5, 2, 3])
 
 
-def test_a_stack_of_unequal_slices_is_refused_with_the_odd_ones_path(tmp_path):
+def test_a_stack_with_a_different_slice_is_refused_with_the_path_of_that_slice(tmp_path):
     paths = [save(tmp_path / "0.nii", ramp(4, 5, 1)), save(tmp_path / "1.nii", ramp(4, 6, 1))]
     with pytest.raises(VolumeError, match=rf"^{paths[1]}: expected a slice of shape \(4, 5\) like the first"):
         read_stack(paths)
@@ -192,7 +192,7 @@ def test_a_stack_of_one_and_a_volume_among_slices_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".mgh", ".mgz"])
-def test_an_mgh_volume_reads_like_a_nifti_one(tmp_path, suffix):
+def test_an_mgh_volume_equals_the_same_volume_in_nifti(tmp_path, suffix):
     affine = AFFINE[:, [2, 0, 1, 3]] @ np.diag([-1, 1, -1, 1])
     voxels = ramp(4, 5, 6)
     save(tmp_path / f"a{suffix}", voxels, affine, nib.MGHImage)
@@ -208,7 +208,7 @@ def test_a_flipped_bit_is_refused_wherever_it_is(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     save(path, voxels, kind=nib.MGHImage if suffix == ".mgz" else nib.Nifti1Image)
     whole = path.read_bytes()
-    # After gzip's own header, whose time stamp and name do not concern the content.
+    # Bits are flipped after gzip's header, because its time stamp and name do not affect the content.
     for place in range(100, len(whole), 1500):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
         with pytest.raises(VolumeError, match=rf"^{path}: this is not a readable NIfTI file"):
@@ -216,14 +216,14 @@ def test_a_flipped_bit_is_refused_wherever_it_is(tmp_path, suffix):
 
 
 def without_codes(path, voxels):
-    """Write a file that states a spacing of (1.5, 2, 3) mm but does not say where its axes point."""
+    """Write a file that states a spacing of (1.5, 2, 3) mm but not the directions of its axes."""
     content = bytearray(nib.Nifti1Image(voxels, AFFINE).to_bytes())
     content[252:256] = bytes(4)
     path.write_bytes(content)
     return path
 
 
-def test_codes_turn_a_volume_that_does_not_say_where_its_axes_point(tmp_path):
+def test_axis_codes_reorient_a_volume_that_states_no_axes(tmp_path):
     path = without_codes(tmp_path / "a.nii", ramp(4, 5, 6))
     volume = read_volume(path, "PSR")
     assert volume.axcodes == ("P", "S", "R")
@@ -233,7 +233,7 @@ def test_codes_turn_a_volume_that_does_not_say_where_its_axes_point(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (4, 5, 1)])
-def test_codes_turn_a_stack_that_does_not_say_where_its_axes_point(tmp_path, shape):
+def test_axis_codes_reorient_a_stack_that_states_no_axes(tmp_path, shape):
     paths = [without_codes(tmp_path / f"{number}.nii", ramp(*shape) + 20 * number) for number in range(6)]
     volume = read_stack(paths, "PSL")
     np.testing.assert_array_equal(volume.voxels[-1, ::-1], ramp(4, 5))
@@ -241,7 +241,7 @@ def test_codes_turn_a_stack_that_does_not_say_where_its_axes_point(tmp_path, sha
     np.testing.assert_allclose(volume.spacing_mm, [3, 1.5, 2])
 
 
-def test_codes_do_not_turn_what_says_where_its_axes_point(tmp_path):
+def test_axis_codes_do_not_reorient_a_volume_that_states_its_axes(tmp_path):
     path = save(tmp_path / "a.nii", ramp(4, 5, 6))
     np.testing.assert_array_equal(read_volume(path, "LPI").voxels, read_volume(path).voxels)
 
@@ -254,7 +254,7 @@ def test_slices_across_different_axes_are_refused(tmp_path):
 
 @pytest.mark.skipif(not AWKWARD_FILES, reason="no ../shared/data/awkward beside this checkout")
 @pytest.mark.parametrize("path", AWKWARD_FILES, ids=lambda path: path.name)
-def test_real_awkward_files_are_read_right_or_refused_with_their_path(path):
+def test_real_awkward_files_are_read_correctly_or_refused_with_their_path(path):
     try:
         volume = read_volume(path)
     except VolumeError as error:

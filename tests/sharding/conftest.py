@@ -14,7 +14,7 @@ from stores import HOOKS, NAMES, Server, name_of, outside, watching, write_set
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """An S3 server that clients find by the usual environment variables alone."""
+    """An S3 server that clients find only by the usual environment variables."""
     server = Server()
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(("AWS_", "FSSPEC_"))]:

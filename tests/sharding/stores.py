@@ -1,4 +1,4 @@
-"""Helpers for tests of remote stores: a server that can go away, hooks in the stores' clients, and small sets."""
+"""Helpers for tests of remote stores: a server that can stop, hooks in the clients of the stores, and small sets."""
 
 import hashlib
 import json

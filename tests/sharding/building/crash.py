@@ -1,4 +1,4 @@
-"""Build a set many times, killed at another write to the disk each time, and finish it. Run by test_crash.
+"""Build a set many times, kill each build at another write to the disk, and finish it. Run by test_crash.
 
 Usage: crash.py COHORTS.yaml WORK_FOLDER STRIDE. The build is killed before every STRIDE-th call of fsync, replace and
 unlink in turn. After each kill, the same command runs again, and its result is compared with an undisturbed build.

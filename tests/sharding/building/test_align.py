@@ -57,7 +57,7 @@ def low_field(turned_deg=(0.0, 0.0, 0.0)):
 
 
 def high_field(moved=None):
-    """The head, moved in the world by `moved`, on a grid that follows only part of the motion."""
+    """The head after the motion `moved`, on a grid that follows only a part of the motion."""
     moved = np.eye(4) if moved is None else moved
     to_world = affine((2.5, 2.5, 2.5), SIZE_HIGH, centre_mm=moved[:3, 3])
     points_mm = world_mm(SIZE_HIGH, np.linalg.inv(moved) @ to_world)
@@ -90,12 +90,12 @@ def test_a_known_motion_is_found(turned_deg, moved_mm):
     assert np.linalg.norm(left_over[:3, 3]) < 0.5
     assert alignment.similarity_after > MIN_SIMILARITY
     np.testing.assert_allclose(alignment.rotation_deg, np.negative(turned_deg), atol=0.5)
-    # The head's centre is near the world's origin, but the rotation is not about it.
+    # The head's centre is near the world's origin, but the rotation is not about the centre.
     np.testing.assert_allclose(alignment.translation_mm, np.negative(moved_mm), atol=2)
     assert alignment.similarity_after >= alignment.similarity_before
 
 
-def test_the_motion_counts_from_where_the_low_field_lies():
+def test_the_motion_is_relative_to_the_position_of_the_low_field():
     low, moved = low_field(turned_deg=(6.0, 0.0, -4.0)), motion((0.0, 5.0, 0.0), (8.0, 0.0, -6.0))
     left_over = np.array(register(low, high_field(moved), seed=0).matrix) @ moved
     np.testing.assert_allclose(left_over, np.eye(4), atol=0.5)
@@ -132,14 +132,14 @@ def test_registration_raises_the_similarity_and_touches_neither_file(registered)
         np.testing.assert_array_equal(array, copy)
 
 
-def test_a_partner_without_a_head_stays_low():
+def test_the_similarity_of_a_volume_without_a_head_stays_low():
     noise = np.random.default_rng(0).standard_normal(SIZE_HIGH, dtype=np.float32)
     alignment = register(low_field(), Volume(noise, high_field().affine), seed=0)
     assert alignment.similarity_after < MIN_SIMILARITY
     assert alignment.similarity_after >= alignment.similarity_before
 
 
-def test_a_handful_of_voxels_is_no_reason_to_fail():
+def test_tiny_volumes_do_not_fail():
     few = Volume(np.random.default_rng(0).random((7, 5, 3), dtype=np.float32), np.eye(4))
     assert register(few, few, seed=0).matrix
 

@@ -33,7 +33,7 @@ def memory_bytes(block, config):
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch):
-    """A function that changes the machine's resources; by default it has 8 cores and plenty of everything else."""
+    """A function that sets the resources of the machine. By default, it has 8 cores and enough of everything else."""
 
     def become(disk_bytes=1e15, memory_bytes=1e12, cores=8, files=10**6):
         monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(disk_bytes, 0, disk_bytes))
@@ -81,7 +81,7 @@ def test_a_large_machine_runs_the_requested_jobs(plan, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("cores", "jobs"), [(1, 1), (3, 3), (64, 5)])
-def test_jobs_not_asked_for_are_as_many_as_cores_and_blocks(machine, plan, tmp_path, cores, jobs):
+def test_default_jobs_are_limited_by_cores_and_blocks(machine, plan, tmp_path, cores, jobs):
     machine(cores=cores)
     assert fitting_jobs(*plan()) == jobs
 
@@ -94,7 +94,7 @@ def test_default_jobs_are_fewer_if_memory_is_short(machine, plan, tmp_path):
         assert fitting_jobs(blocks, config) == fitting
 
 
-def test_more_jobs_than_memory_holds_are_refused_with_the_number_that_it_does(machine, plan, tmp_path):
+def test_jobs_that_exceed_memory_are_refused_with_the_number_that_fits(machine, plan, tmp_path):
     blocks, config = plan("--jobs", 4)
     machine(memory_bytes=2.5 * max(memory_bytes(block, config) for block in blocks))
     with pytest.raises(
@@ -196,14 +196,14 @@ def test_a_disk_too_small_is_refused_and_one_just_large_enough_is_not(machine, p
         refuse_full_disks({tmp_path: needed})
 
 
-def test_folders_on_one_disk_share_its_room(machine, tmp_path):
+def test_folders_on_one_disk_share_its_free_space(machine, tmp_path):
     machine(disk_bytes=1000)
     refuse_full_disks({tmp_path / "set": 500, tmp_path / "volumes": 500})
     with pytest.raises(InputError, match=f"^{tmp_path}/set and {tmp_path}/volumes: expected"):
         refuse_full_disks({tmp_path / "set": 500, tmp_path / "volumes": 501})
 
 
-def test_a_command_without_room_is_refused_before_it_writes_a_shard(run_cli, machine, tiny_cohort, tmp_path):
+def test_a_command_without_disk_space_is_refused_before_it_writes_a_shard(run_cli, machine, tiny_cohort, tmp_path):
     machine(disk_bytes=1000)
     code, _, err = run_cli(main, *arguments(tiny_cohort, tmp_path / "shards"))
     assert code == 2
@@ -247,7 +247,7 @@ def test_a_set_whose_extension_was_refused_for_lack_of_space_still_verifies(run_
     assert run_cli(verify, tmp_path / "shards")[0] == 0
 
 
-def test_a_build_that_ran_out_of_room_goes_on_with_room_for_the_rest(
+def test_a_build_that_ran_out_of_space_continues_with_space_for_the_rest(
     run_cli, machine, monkeypatch, tiny_cohort, plan, tmp_path
 ):
     def fill_up(root, name, samples, write=block_builder.write_shard):

@@ -40,17 +40,17 @@ def enumerate_kills(cohort, folder, stride):
     return int(done.stdout)
 
 
-def test_a_build_killed_at_many_steps_towards_the_disk_is_finished_to_the_same_bytes(tiny_cohort, tmp_path):
+def test_a_build_killed_at_many_disk_writes_is_finished_to_the_same_bytes(tiny_cohort, tmp_path):
     assert enumerate_kills(tiny_cohort, tmp_path, 4) >= 15
 
 
 @pytest.mark.slow
-def test_a_build_killed_at_each_step_towards_the_disk_is_finished_to_the_same_bytes(tiny_cohort, tmp_path):
+def test_a_build_killed_at_each_disk_write_is_finished_to_the_same_bytes(tiny_cohort, tmp_path):
     assert enumerate_kills(tiny_cohort, tmp_path, 1) >= 70
 
 
 def kill_at_random_moments(cohort, out, kills, seed):
-    """Start builds and kill each after a random time; return how many were killed before they ended."""
+    """Start builds and kill each of them after a random time; return how many were killed before they ended."""
     generator, killed = random.Random(seed), 0
     command = [sys.executable, "-m", "upfield.sharding.shard", *arguments(cohort, out), "--jobs", "2"]
     for _ in range(kills):
@@ -139,7 +139,7 @@ def test_a_failing_extension_leaves_the_old_set_as_it_was(run_cli, tiny_cohort, 
 
 @contextlib.contextmanager
 def as_nobody():
-    """Act as a user without privileges if the tests run as root."""
+    """Act as an unprivileged user if the tests run as root."""
     if os.geteuid() == 0:
         os.seteuid(NOBODY)
     try:

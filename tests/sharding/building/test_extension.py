@@ -22,7 +22,7 @@ NEW = "  - {name: site_b, high: 'B/{subject}-x.nii.gz', split: {val: 1}}\n"
 
 @pytest.fixture
 def cohort(tiny_cohort, tmp_path):
-    """The cohort's files with those of a new cohort beside them; cohorts.yaml lists only the new one."""
+    """The files of the cohort and of a new cohort; cohorts.yaml lists only the new one."""
     folder = shutil.copytree(tiny_cohort, tmp_path / "cohort")
     (folder / "B").mkdir()
     for number, path in enumerate(sorted((folder / "IXI-T1").iterdir())):
@@ -84,7 +84,7 @@ def test_the_new_cohort_alone_and_with_the_old_ones_give_the_same_set(run_cli, c
     assert contents[0] == contents[1]
 
 
-def test_an_extension_that_is_there_already_is_left_alone(run_cli, cohort, out):
+def test_a_complete_extension_is_left_alone(run_cli, cohort, out):
     assert run_cli(main, *arguments(cohort, out))[0] == 0
     before = state(out)
     for file in ("cohorts.yaml", "both.yaml"):
@@ -138,7 +138,7 @@ def test_an_interrupted_extension_leaves_a_set_that_is_read_and_is_finished_late
     code, found, _ = run_cli(verify, out)
     assert code == 2
     assert "an extension of this set is not finished" in found
-    # The set itself is complete; running its own configuration neither finishes the extension nor drops it.
+    # The set itself is complete. Its own configuration neither finishes nor discards the extension.
     code, _, err = run_cli(main, *arguments(old_cohort, out))
     assert (code, "an extension of it is unfinished" in err) == (0, True)
     assert run_cli(main, *arguments(cohort, out))[0] == 0
@@ -156,7 +156,7 @@ def test_a_build_killed_between_its_manifest_and_its_end_does_not_hinder_an_exte
     assert run_cli(verify, out)[0] == 0
 
 
-def test_files_of_somebody_else_in_the_folder_stay(run_cli, cohort, out):
+def test_other_files_in_the_folder_stay(run_cli, cohort, out):
     (out / "originals").mkdir()
     kept = [out / "originals/000001.tar", out / "train/mine.tar"]
     for path in kept:
@@ -165,7 +165,7 @@ def test_files_of_somebody_else_in_the_folder_stay(run_cli, cohort, out):
     assert all(path.read_text() == "mine" for path in kept)
 
 
-def test_a_record_that_was_cut_off_is_ignored(run_cli, cohort, out):
+def test_a_truncated_record_is_ignored(run_cli, cohort, out):
     (out / ".build").mkdir()
     for name in ("train-000006.json", ".tmp-17-train-000000.json", ".tmp-9-config.json"):
         (out / ".build" / name).write_text('{"digest": "')
@@ -185,7 +185,7 @@ def test_a_new_subject_that_copies_an_old_one_is_refused(run_cli, cohort, out):
 
 @pytest.mark.parametrize("source", ["IXI-T1/IXI002-Guys-0700-T1.nii.gz", "real"])
 @pytest.mark.parametrize("flags", [(), ("--pseudonymize",)])
-def test_a_scan_that_the_set_holds_is_found_without_its_old_cohort(
+def test_a_copy_of_a_scan_in_the_set_is_found_without_the_old_cohort(
     run_cli, cohort, old_cohort, tmp_path, source, flags
 ):
     out = tmp_path / "set"

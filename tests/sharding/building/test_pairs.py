@@ -51,7 +51,7 @@ def test_a_subject_has_its_real_pair_and_its_synthetic_ones(pairs):
     assert [[pair.unit.kind for pair in subject] for subject in pairs] == [["real", "synthetic"], ["synthetic"]]
 
 
-def test_synthetic_pairs_record_what_they_were_made_with(pairs):
+def test_synthetic_pairs_record_their_parameters(pairs):
     real, synthetic = pairs[0]
     assert real.parameters == {}
     assert sorted(synthetic.parameters) == ["gamma", "noise_std", "sigma_vox"]
@@ -92,7 +92,7 @@ def test_crop_pad_brings_both_fields_to_the_same_place():
 
 
 @pytest.mark.parametrize("fit", ["resize", "crop_pad"])
-def test_volumes_on_the_grids_know_where_they_are_in_the_scanner(fit):
+def test_volumes_on_the_grids_have_scanner_coordinates(fit):
     where_mm = np.array([3.0, 40.0, -7.0])
     high = ball((26, 30, 34), (13, 16, 18), 6)
     low = ball((17, 20, 8), (13 / 1.5, 16 / 1.5, 18 / 4), 6, (1.5, 1.5, 4.0))
@@ -126,7 +126,7 @@ def test_a_nearly_constant_volume_is_refused_with_its_path(tmp_path, config, tin
 
 
 @pytest.mark.parametrize("darkest", [-32768, -5, 7, 1000])
-def test_padding_is_as_dark_as_the_darkest_voxel_and_a_heads_place_does_not_depend_on_it(darkest):
+def test_padding_has_the_darkest_value_and_does_not_move_the_head(darkest):
     head = ball((16, 18, 20), (4.5, 9.5, 12), 4)
     shifted = Volume(head.voxels + darkest, head.affine)
     plain, offset = (crop_pad(volume).high_from_file(volume) for volume in (head, shifted))

@@ -45,7 +45,7 @@ def sizes_of(block):
     return block.shard_sizes(sum(len(member.units) for member in block.subjects) * NUM_SLICES)
 
 
-def test_shards_are_numbered_without_gaps_and_none_is_a_crumb():
+def test_shards_are_numbered_without_gaps_and_none_is_tiny():
     for split in ("train", "val"):
         blocks = blocks_of(split)
         assert [name for block in blocks for name in sizes_of(block)] == [
@@ -55,7 +55,7 @@ def test_shards_are_numbered_without_gaps_and_none_is_a_crumb():
         assert all(max(its) <= 16 and max(its) - min(its) <= 1 for its in sizes)
 
 
-def test_shards_that_a_set_has_already_are_not_numbered_again():
+def test_numbers_of_existing_shards_are_not_used_again():
     blocks = plan_blocks(SUBJECTS, CONFIG, {"train": 7})
     assert next(block for block in blocks if block.split == "train").first_shard == 7
     assert next(block for block in blocks if block.split == "val").first_shard == 0

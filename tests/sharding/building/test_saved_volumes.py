@@ -13,11 +13,11 @@ from upfield.sharding.shard import main
 
 LOW_SHAPE, LOW_SPACING_MM = (20, 24, 11), (2.0, 2.0, 4.0)
 HIGH_SHAPE, HIGH_SPACING_MM = (40, 48, 44), (1.0, 1.0, 1.0)
-# Files on other grids than the set's, rotated in the scanner and off its centre.
+# Files on grids that differ from the set's grids, rotated in the scanner and away from its centre.
 LOW_FILE, LOW_FILE_MM = (22, 26, 20), (1.8, 1.9, 2.5)
 HIGH_FILE, HIGH_FILE_MM = (46, 44, 52), (0.9, 1.1, 0.95)
 HEAD_MM = np.array([12.0, -31.0, 57.0])
-# Bright spots in the head, none the mirror image of another: offset from its centre, width, brightness.
+# Bright spots in the head, none the mirror image of another: offset from the centre of the head, width, brightness.
 SPOTS = [((0, 0, 0), 9.0, 600.0), ((9, 4, -6), 4.0, 500.0), ((-6, -9, 5), 5.0, 400.0), ((2, 10, 9), 4.5, 300.0)]
 COHORTS = """\
 geometry: {low_shape: [20, 24, 11], low_spacing_mm: [2, 2, 4], high_shape: [40, 48, 44], high_spacing_mm: [1, 1, 1]}
@@ -32,7 +32,7 @@ cohorts:
 
 
 def signal(world_mm):
-    """Brightness `(N,)` at points `(3, N)` in the scanner."""
+    """Brightness `(N,)` at points `(3, N)` in scanner coordinates."""
     each = [
         height * np.exp(-(((world_mm.T - HEAD_MM - place) / width) ** 2).sum(axis=1) / 2)
         for place, width, height in SPOTS
@@ -126,7 +126,7 @@ def volume(folder, name):
 
 
 def shown_inside(image, file_shape, file_affine):
-    """Values at the voxels inside the file's own box, and the brightness in the scanner at their places."""
+    """Values of the voxels inside the file's own box, and the scanned brightness at their positions."""
     world = places(image.affine, image.shape)
     index = np.linalg.inv(file_affine[:3, :3]) @ (world - file_affine[:3, 3:])
     inside = ((index >= 0) & (index <= np.array(file_shape)[:, None] - 1)).all(axis=0)
@@ -152,7 +152,7 @@ def test_every_volume_of_every_subject_is_saved_under_its_name_and_nothing_else(
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_saved_volumes_have_the_grids_shape_and_say_where_they_are(built, name):
+def test_saved_volumes_have_the_grids_shape_and_scanner_coordinates(built, name):
     image = volume(built, name)
     low = "_low" in name
     assert image.shape == (LOW_SHAPE if low else HIGH_SHAPE)
@@ -175,10 +175,10 @@ BLACK_BORDER = pytest.mark.xfail(reason="scipy.ndimage.zoom, which fit: resize f
         if "synthetic" not in name
     ],
 )
-def test_every_voxel_of_a_saved_volume_shows_what_the_scanner_had_at_its_place(built, scans, name):
+def test_every_voxel_of_a_saved_volume_shows_the_scanned_brightness_at_its_position(built, scans, name):
     found, expected = shown_inside(volume(built, name), *file_box(scans, name))
     assert np.ptp(expected) > 700
-    # A shift of 1 mm would change some of them by more than 80; cubic interpolation of thick slices changes few units.
+    # A shift of 1 mm would change some of them by more than 80, cubic interpolation of thick slices by a few units.
     assert np.abs(found - expected).max() < (6 if name.endswith("_low") else 2)
 
 
@@ -231,7 +231,7 @@ def test_a_volume_that_cannot_be_written_is_absent_and_the_same_command_saves_al
     assert files(tmp_path / "shards") == files(built / "shards")
 
 
-def test_behind_pseudonyms_volumes_are_named_by_them_too(run_cli, scans, tmp_path):
+def test_with_pseudonyms_saved_volumes_are_named_by_them(run_cli, scans, tmp_path):
     flags = ("--save_volumes", tmp_path / "volumes", "--pseudonymize")
     assert run_cli(main, *arguments(scans, tmp_path / "shards", *flags))[0] == 0
     names = files(tmp_path / "volumes")
@@ -242,7 +242,7 @@ def test_behind_pseudonyms_volumes_are_named_by_them_too(run_cli, scans, tmp_pat
     assert {name.partition("/")[2].partition("_")[0] for name in names} == subjects
 
 
-def test_a_complete_set_still_saves_volumes_that_are_asked_for_later(run_cli, built, scans, tmp_path):
+def test_a_complete_set_saves_volumes_that_are_requested_later(run_cli, built, scans, tmp_path):
     assert run_cli(main, *arguments(scans, tmp_path / "shards"))[0] == 0
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "shards").rglob("*")}
     assert run_cli(main, *arguments(scans, tmp_path / "shards", "--save_volumes", tmp_path / "volumes"))[0] == 0
@@ -250,7 +250,7 @@ def test_a_complete_set_still_saves_volumes_that_are_asked_for_later(run_cli, bu
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_an_interrupted_build_saves_volumes_of_its_finished_blocks_that_are_asked_for_later(
+def test_an_interrupted_build_saves_volumes_of_finished_blocks_that_are_requested_later(
     run_cli, monkeypatch, built, scans, tmp_path
 ):
     def stop(*_):
@@ -267,7 +267,7 @@ def test_a_subject_that_is_left_out_leaves_no_volumes(run_cli, tmp_path):
     folder = tmp_path / "scans"
     folder.mkdir()
     save(folder / "dora_only.nii.gz", *scanned(HIGH_FILE, HIGH_FILE_MM, 0), "RAS")
-    # These few voxels nearly vanish in the grid's box, which shows only when the volume is scaled.
+    # These few voxels nearly vanish on the grid, which is noticed only when the volume is scaled.
     save(folder / "emil_only.nii.gz", *scanned((5, 6, 7), (1, 1, 1), 0), "RAS")
     alone = COHORTS.index("  - {name: alone")
     (folder / "cohorts.yaml").write_text(

@@ -1,4 +1,4 @@
-"""Extension of a remote set, and the contents of the staging folder during it."""
+"""Extension of a remote set, and the contents of the staging folder meanwhile."""
 
 import os
 import shutil
@@ -56,7 +56,7 @@ def test_a_lost_shard_that_is_still_staged_is_sent_again(url, staging, sent):
     assert held(url) == files(staging)
 
 
-def test_shards_that_no_manifest_lists_are_refused(url, staging, tmp_path):
+def test_shards_that_belong_to_no_known_set_are_refused(url, staging, tmp_path):
     upload_set(write_set(tmp_path / "old", OLD), url)
     put(f"{url}/README.md", b"about this set")
     put(f"{url}/train/000002.tar", b"left by an upload whose marker was deleted")

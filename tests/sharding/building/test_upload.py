@@ -52,7 +52,7 @@ def test_passwords_are_not_shown(monkeypatch):
         fetch_manifest("https://user:secret@host/set", Path("nowhere"))
 
 
-def test_a_built_set_arrives_whole_and_its_manifest_last(bucket, tiny_shards, sent):
+def test_a_built_set_arrives_complete_and_its_manifest_last(bucket, tiny_shards, sent):
     upload_set(tiny_shards, f"{bucket}/set")
     there = held(f"{bucket}/set")
     assert there == {name: data for name, data in files(tiny_shards).items() if name in there}
@@ -60,7 +60,9 @@ def test_a_built_set_arrives_whole_and_its_manifest_last(bucket, tiny_shards, se
     assert sent[-1] == MANIFEST
 
 
-def test_the_command_builds_there_repeats_and_extends(run_cli, tiny_cohort, tiny_shards, bucket, tmp_path, monkeypatch):
+def test_the_command_builds_repeats_and_extends_a_remote_set(
+    run_cli, tiny_cohort, tiny_shards, bucket, tmp_path, monkeypatch
+):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     text = (tiny_cohort / "cohorts.yaml").read_text()
     first = text[: text.index("  - name: ixi")]
@@ -119,7 +121,7 @@ def test_a_failed_upload_leaves_no_manifest_and_is_continued(url, staging, capsy
 
 
 def test_a_killed_upload_is_continued(bucket, staging, server):
-    """The killed upload finds the server by fsspec's variable, the second one by Amazon's."""
+    """The killed upload finds the server by fsspec's variable; the second upload finds it by Amazon's."""
     program = (
         "import os, sys, s3fs\n"
         "from pathlib import Path\n"
@@ -172,7 +174,7 @@ def test_an_object_of_another_size_is_sent_again(url, staging):
     assert held(url) == files(staging)
 
 
-def test_a_file_that_does_not_arrive_whole_is_an_error(url, staging):
+def test_a_file_that_does_not_arrive_completely_is_an_error(url, staging):
     def truncate(name):
         if name == "val/000000.tar":
             put(f"{url}/{name}", b"half")

@@ -55,7 +55,7 @@ def test_plain_files_of_one_size_are_distinguished_by_every_byte(tmp_path):
     assert found_among(*volumes) == [[0, 2]]
 
 
-def test_one_file_by_two_names_is_the_same_content(tmp_path):
+def test_one_file_under_two_names_has_the_same_content(tmp_path):
     path = compressed(tmp_path / "a.nii.gz", CONTENT)
     (tmp_path / "b.nii.gz").symlink_to(path)
     (tmp_path / "c.nii.gz").hardlink_to(path)
@@ -75,7 +75,7 @@ def test_equal_length_and_crc_alone_make_no_match(tmp_path):
     assert find_same_content([[first], [second]], [[Trace(1, 1)], [Trace(1, 1)]]) == []
 
 
-def test_files_that_cannot_be_read_equal_none(tmp_path):
+def test_unreadable_files_equal_no_other(tmp_path):
     volumes = [[plain(tmp_path / f"{name}.nii", CONTENT)] for name in "abc"]
     traces = [[trace(path)] for (path,) in volumes]
     volumes[0][0].unlink()

@@ -29,7 +29,7 @@ def noise(*shape):
 
 
 def save(path, voxels=None, affine=AFFINE, kind: Any = nib.Nifti1Image, sform=None, **fields):
-    """Write a file whose qform is `affine`; `sform` gives another sform, `fields` overwrite the header's."""
+    """Write a file whose qform is `affine`; `sform` sets another sform, and `fields` overwrite header fields."""
     image = kind(noise(4, 5, 6) if voxels is None else voxels, affine)
     if kind is nib.Nifti1Image:
         image.set_qform(affine, 1)
@@ -46,7 +46,7 @@ def save(path, voxels=None, affine=AFFINE, kind: Any = nib.Nifti1Image, sform=No
 
 
 def save_stack(folder, num_slices=6, step_mm=3.0, **fields):
-    """Write a stack of slices, each placed by its own affine."""
+    """Write a stack of slices, each with its own affine."""
     paths = []
     for number in range(num_slices):
         placed = stack_affine(number, step_mm)
@@ -107,7 +107,7 @@ def test_a_sound_cohort_has_no_problems(tmp_path):
         ("Jane.nii", None, "there is no such file. Check the path."),
     ],
 )
-def test_what_is_no_nifti_file_is_a_problem_of_its_header(tmp_path, name, content, message):
+def test_a_file_that_is_not_nifti_has_a_header_problem(tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     problem = only(problems_of([subject("Jane", tmp_path / name)]))
@@ -118,7 +118,7 @@ def test_what_is_no_nifti_file_is_a_problem_of_its_header(tmp_path, name, conten
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.mgz"])
-def test_a_file_that_was_cut_off_is_a_problem_of_its_header(tmp_path, name):
+def test_a_truncated_file_has_a_header_problem(tmp_path, name):
     path = save(tmp_path / name, noise(30, 30, 30), kind=nib.MGHImage if "mgz" in name else nib.Nifti1Image)
     path.write_bytes(path.read_bytes()[:-100])
     problem = only(problems_of([subject("1", path)]))
@@ -137,13 +137,13 @@ def test_a_file_that_was_cut_off_is_a_problem_of_its_header(tmp_path, name):
         (noise(4, 0, 6), "the file holds no voxels"),
     ],
 )
-def test_what_is_not_one_real_volume_is_a_problem_of_its_header(tmp_path, voxels, message):
+def test_a_file_without_exactly_one_real_volume_has_a_header_problem(tmp_path, voxels, message):
     problem = only(problems_of([subject("1", save(tmp_path / "a.nii", voxels))]))
     assert problem.check == "header"
     assert problem.message.startswith(message)
 
 
-def test_a_header_that_asks_for_too_much_is_a_problem(tmp_path):
+def test_a_header_that_declares_too_many_voxels_is_a_problem(tmp_path):
     path = save(tmp_path / "a.nii", dim=[3, 30000, 30000, 30000, 1, 1, 1, 1])
     assert only(problems_of([subject("1", path)])).message.startswith("expected at most 1073741824 voxels")
 
@@ -181,7 +181,7 @@ def test_an_implausible_voxel_size_is_a_problem(tmp_path, fields, message):
     assert message in problem.message
 
 
-def test_a_side_that_cannot_be_known_is_a_problem_until_the_cohort_states_it(tmp_path):
+def test_an_unknown_side_is_a_problem_until_the_cohort_states_it(tmp_path):
     path = save(tmp_path / "a.nii.gz", qform_code=0, sform_code=0)
     problem = only(problems_of([subject("1", path)]))
     assert problem.check == "side"
@@ -189,14 +189,14 @@ def test_a_side_that_cannot_be_known_is_a_problem_until_the_cohort_states_it(tmp
     assert problems_of([subject("1", path, orientation="LPS")]) == []
 
 
-def test_forms_that_point_elsewhere_are_a_problem_whatever_the_cohort_states(tmp_path):
+def test_contradicting_forms_are_a_problem_whatever_the_cohort_states(tmp_path):
     mirrored = np.diag([-1, 1, 1, 1]) @ AFFINE
     problem = only(problems_of([subject("1", save(tmp_path / "a.nii", sform=mirrored), orientation="RAS")]))
     assert problem.check == "side"
     assert "qform and sform disagree about where the axes point: their axes differ by up to 180" in problem.message
 
 
-def test_forms_that_differ_by_a_tilt_of_the_head_are_no_problem(tmp_path):
+def test_forms_that_differ_by_the_tilt_of_a_head_are_not_a_problem(tmp_path):
     angle = np.deg2rad(20)
     turn = np.eye(4)
     turn[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
@@ -248,7 +248,7 @@ def test_a_slice_of_another_scan_is_a_problem_of_the_stack(tmp_path, voxels, aff
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 4, 5, 6], [0, 1, 3, 2, 4, 5], [0, 1, 2, 2, 3, 4]])
-def test_slices_that_do_not_follow_one_another_evenly_are_a_problem(tmp_path, order):
+def test_unevenly_spaced_slices_are_a_problem(tmp_path, order):
     paths = []
     for number, place in enumerate(order):
         placed = AFFINE.copy()
@@ -259,13 +259,13 @@ def test_slices_that_do_not_follow_one_another_evenly_are_a_problem(tmp_path, or
     assert "the usual step is 3.00 mm, but" in problem.message
 
 
-def test_slices_without_places_or_in_descending_order_are_no_problem(tmp_path):
+def test_slices_without_positions_or_in_descending_order_are_not_a_problem(tmp_path):
     for step_mm in (0, -3):
         (tmp_path / str(step_mm)).mkdir()
         assert problems_of([subject("1", save_stack(tmp_path / str(step_mm), step_mm=step_mm))]) == []
 
 
-def test_slices_whose_places_run_aslant_are_a_sheared_stack(tmp_path):
+def test_slices_along_an_oblique_line_are_a_sheared_stack(tmp_path):
     paths = []
     for number in range(4):
         placed = AFFINE.copy()
@@ -276,14 +276,14 @@ def test_slices_whose_places_run_aslant_are_a_sheared_stack(tmp_path):
     assert "axes 1 and 2 meet at 71.6 degrees" in problem.message
 
 
-def test_places_supply_the_thickness_that_slice_headers_lack(tmp_path):
+def test_positions_replace_the_thickness_that_slice_headers_lack(tmp_path):
     fields = {"sform_code": 0, "pixdim": [1, 1.5, 2, 0, 0, 0, 0, 0]}
     assert problems_of([subject("1", save_stack(tmp_path, **fields))]) == []
     (tmp_path / "0").mkdir()
     assert only(problems_of([subject("1", save_stack(tmp_path / "0", step_mm=0, **fields))])).check == "spacing"
 
 
-def test_one_content_of_two_subjects_is_a_problem_of_both_and_names_neither_in_the_message(tmp_path):
+def test_equal_scans_of_two_subjects_are_a_problem_of_both_and_the_message_names_neither(tmp_path):
     path = save(tmp_path / "sub-Jane.nii.gz")
     twin = tmp_path / "sub-John.nii"
     twin.write_bytes(gzip.decompress(path.read_bytes()))
@@ -301,14 +301,14 @@ def test_one_content_of_two_subjects_is_a_problem_of_both_and_names_neither_in_t
     )
 
 
-def test_one_content_as_low_and_high_of_a_subject_is_a_problem_of_both_fields(tmp_path):
+def test_equal_low_and_high_scans_of_a_subject_are_a_problem_of_both_fields(tmp_path):
     paths = save_stack(tmp_path)
     problems = problems_of([subject("1", paths, paths)])
     assert [(p.field, p.check) for p in problems] == [("high", "same"), ("low", "same")]
     assert "the same content as the low field of the same subject" in problems[0].message
 
 
-def test_black_slices_that_stacks_share_are_no_problem(tmp_path):
+def test_shared_black_slices_are_not_a_problem(tmp_path):
     stacks = []
     for name in "ab":
         (tmp_path / name).mkdir()
@@ -319,7 +319,7 @@ def test_black_slices_that_stacks_share_are_no_problem(tmp_path):
     assert problems_of([subject(name, stack) for name, stack in zip("ab", stacks, strict=True)]) == []
 
 
-def test_all_problems_come_at_once_and_sorted_whatever_the_jobs(tmp_path, monkeypatch):
+def test_all_problems_are_reported_together_and_sorted_for_any_jobs(tmp_path, monkeypatch):
     bad = save(tmp_path / "bad.nii", xyzt_units=1, qform_code=0, sform_code=0)
     (tmp_path / "empty.nii").write_bytes(b"")
     subjects = [subject(f"{n}", bad if n % 2 else tmp_path / "empty.nii", cohort="ba"[n % 2]) for n in range(9, -1, -1)]
@@ -330,7 +330,7 @@ def test_all_problems_come_at_once_and_sorted_whatever_the_jobs(tmp_path, monkey
     assert problems_of(subjects, jobs=2) == alone
 
 
-def test_fields_turned_against_each_other_are_a_problem_if_axes_are_resampled_one_by_one(tmp_path):
+def test_fields_rotated_against_each_other_are_a_problem_if_axes_are_resampled_one_by_one(tmp_path):
     turned = np.eye(4)
     turned[1:3, 1:3] = [[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]]
     voxels = np.random.default_rng(0).integers(0, 99, (2, 8, 9, 10)).astype(np.int16)
@@ -373,7 +373,7 @@ def test_real_awkward_files_are_a_problem_now_or_when_read_or_are_read_right(pat
     np.testing.assert_allclose(volume.voxels, np.squeeze(image.get_fdata()), rtol=1e-6)
 
 
-def test_what_passes_is_read(tmp_path):
+def test_volumes_without_problems_can_be_read(tmp_path):
     paths = save_stack(tmp_path, step_mm=-3)
     assert problems_of([subject("1", paths)]) == []
     volume = read_stack(paths)
@@ -415,7 +415,7 @@ def test_stacks_of_few_thick_and_of_many_thin_slices_show_the_same_head(tmp_path
     assert problems_of([subject("a", thin), subject("b", stack)]) == []
 
 
-def test_trouble_of_the_machine_is_not_the_files(tmp_path, monkeypatch):
+def test_machine_errors_are_not_blamed_on_the_file(tmp_path, monkeypatch):
     path = save(tmp_path / "1.nii.gz")
 
     def stale(*_):
@@ -426,7 +426,7 @@ def test_trouble_of_the_machine_is_not_the_files(tmp_path, monkeypatch):
         problems_of([subject("1", path)])
 
 
-def test_a_stack_that_is_another_one_with_slices_missing_is_a_problem_of_both(tmp_path):
+def test_a_copy_of_a_stack_that_lacks_slices_is_a_problem_of_both(tmp_path):
     (tmp_path / "a").mkdir()
     whole = save_stack(tmp_path / "a", 8)
     copies = [tmp_path / f"copy{number}.nii.gz" for number in range(7)]
@@ -438,7 +438,7 @@ def test_a_stack_that_is_another_one_with_slices_missing_is_a_problem_of_both(tm
     assert problems[1].file == f"{copies[0]} = {whole[0]} (a 1)"
 
 
-def test_fields_that_are_exchanged_are_doubted(tmp_path):
+def test_exchanged_fields_raise_a_doubt(tmp_path):
     fine, coarse = save(tmp_path / "1.nii", affine=np.eye(4)), save(tmp_path / "2.nii", noise(4, 5, 7))
     assert [p.check for p in problems_of([subject("1", coarse, fine)])] == ["place", "resolution"]
     assert all(p.is_doubt for p in problems_of([subject("1", coarse, fine)]))

@@ -25,8 +25,8 @@ PAIRED = ("Quintessa-Vexler", "Ottokar-Brandl", "Philomena-Zwick", "Leopold-Hrdl
 ALONE = ("Annegret-Xaver", "Wendelin-Yilmaz", "Gudrun-Jaksch")
 WARDS = ("lindenhof", "marienstift")
 FOLDERS = ("st-elsewhere-clinic", "neuro-low", "neuro-high", "whole-heads")
-# Words that must not be published, parts of names included, in case a key or a record holds one. None is so short that
-# voxels could spell it by chance.
+# Words that must not be published. Parts of names are included, in case a key or a record holds one. No word is so
+# short that voxels could contain it by chance.
 PRIVATE = (*PAIRED, *ALONE, *(part for name in (*PAIRED, *ALONE) for part in name.split("-")), *WARDS, *FOLDERS)
 COHORTS = """\
 geometry: {low_shape: [12, 14, 6], low_spacing_mm: [1.6, 1.6, 5], high_shape: [20, 24, 28], high_spacing_mm: [1, 1, 1]}
@@ -42,7 +42,7 @@ cohorts:
 
 @pytest.fixture(scope="session")
 def hospital(tiny_cohort, tmp_path_factory):
-    """The tiny cohort under names, wards and folders that identify people and places; treat it as read-only."""
+    """The tiny cohort with names, wards and folders that identify people and places; treat it as read-only."""
     folder = tmp_path_factory.mktemp("privacy") / "st-elsewhere-clinic"
     for field in ("low", "high"):
         (folder / f"neuro-{field}").mkdir(parents=True)
@@ -115,25 +115,25 @@ def mode(path):
 
 
 def names(out):
-    """The rows of the file that lists who is who."""
+    """The rows of the file that lists the name behind each pseudonym."""
     with out.with_name(f"{out.name}.key.names.csv").open() as file:
         return [tuple(row) for row in csv.reader(file)]
 
 
-def test_pseudonyms_depend_on_the_key_the_cohort_and_the_name_and_on_nothing_else():
+def test_pseudonyms_depend_only_on_key_cohort_and_name():
     made = [who.of(cohort, name) for who in (ONE, OTHER) for cohort in ("a", "b") for name in ("x", "y", "")]
     assert len(set(made)) == len(made)
     assert all(PSEUDONYM.fullmatch(pseudonym) for pseudonym in made)
     assert Pseudonyms(b"k" * 32).of("a", "x") == ONE.of("a", "x")
 
 
-def test_what_is_sealed_is_equal_for_equal_text_and_key_only():
+def test_sealed_texts_are_equal_only_for_equal_text_and_key():
     assert ONE.seal("data/{subject}.nii") == ONE.seal("data/{subject}.nii") != ONE.seal("data/{subject}.mgz")
     assert ONE.seal("data/{subject}.nii") != OTHER.seal("data/{subject}.nii")
     assert "subject" not in ONE.seal("data/{subject}.nii")
 
 
-def test_a_key_is_made_once_for_its_owner_alone_and_then_read(tmp_path):
+def test_a_private_key_is_made_once_and_then_read(tmp_path):
     path = tmp_path / "below/a.key"
     old = os.umask(0)
     try:
@@ -147,7 +147,7 @@ def test_a_key_is_made_once_for_its_owner_alone_and_then_read(tmp_path):
     assert sorted(p.name for p in tmp_path.rglob("*.key")) == ["a.key", "other.key"]
 
 
-def test_a_key_of_ones_own_is_taken_without_its_line_end(tmp_path):
+def test_a_users_own_key_is_read_without_its_newline(tmp_path):
     (tmp_path / "a.key").write_text("correct horse battery\n")
     assert open_key(tmp_path / "a.key").key == b"correct horse battery"
 
@@ -167,7 +167,7 @@ def test_two_builds_that_make_a_key_at_once_share_one(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"too short\n"])
-def test_a_key_that_is_no_secret_is_refused_and_left_alone(tmp_path, content):
+def test_a_key_that_is_too_short_is_refused_and_left_alone(tmp_path, content):
     (tmp_path / "a.key").write_bytes(content)
     with pytest.raises(
         InputError, match=rf"^{tmp_path}/a.key: expected a key of at least 16 bytes, found {len(content.strip())}"
@@ -176,7 +176,7 @@ def test_a_key_that_is_no_secret_is_refused_and_left_alone(tmp_path, content):
     assert (tmp_path / "a.key").read_bytes() == content
 
 
-def test_names_are_gathered_sorted_and_readable_by_their_owner_alone(tmp_path):
+def test_the_names_file_is_sorted_keeps_old_rows_and_is_private(tmp_path):
     path = tmp_path / "names.csv"
     rows = [("b", "Vexler, Quintessa", "p1"), ("a", 'so "called"', "p2"), ("a", "Žofie", "p3")]
     write_names(path, rows[:1])
@@ -223,7 +223,7 @@ def test_the_same_search_finds_names_in_a_set_without_pseudonyms(hospital, tmp_p
     assert set(found_in(tmp_path / "shards", PRIVATE)) >= {*PAIRED, *ALONE, *WARDS}
 
 
-def test_key_and_names_lie_beside_the_set_for_their_owner_alone(published):
+def test_key_and_names_file_are_beside_the_set_and_private(published):
     beside = sorted(path.name for path in published.parent.iterdir())
     assert beside == ["shards", "shards.key", "shards.key.names.csv"]
     assert {mode(published.with_name(name)) for name in beside[1:]} == {0o600}
@@ -252,7 +252,7 @@ def test_the_same_key_gives_the_same_set_and_another_key_another_one(run_cli, pu
     assert not subjects(tmp_path / "other") & subjects(published)
 
 
-def test_what_was_published_is_complete_with_its_key_and_refused_with_another(run_cli, published, hospital, tmp_path):
+def test_a_published_set_is_complete_with_its_key_and_refused_with_another(run_cli, published, hospital, tmp_path):
     before = everything(published)
     (tmp_path / "another.key").write_text("another one, of length enough")
     code, _, err = run_cli(main, *arguments(hospital, published, "--pseudonymize"))
@@ -300,7 +300,7 @@ def test_a_lost_key_is_not_replaced_by_a_new_one(run_cli, published, hospital, t
     assert everything(tmp_path) == before
 
 
-def test_a_remote_set_needs_a_key_from_elsewhere(run_cli, hospital):
+def test_a_remote_set_needs_a_named_key_file(run_cli, hospital):
     code, _, err = run_cli(main, *arguments(hospital, "s3://bucket/set", "--pseudonymize"))
     assert code == 2
     assert "--pseudonym_key is missing, and the default would put the key beside" in err
@@ -322,7 +322,7 @@ def test_reasons_for_skipped_subjects_reveal_no_path(run_cli, sick, tmp_path):
     reported = [problem for one in skipped for problem in one["problems"]]
     assert {problem["check"] for problem in reported} == {"unpaired", "slices", "same", "header", "voxels"}
     assert found_in(tmp_path / "shards", (str(sick), str(tmp_path), sick.name)) == []
-    # The list names the subject; the reason only says what is wrong.
+    # The list names the subject, but the reason does not.
     reasons = " ".join(problem["reason"] for problem in reported).lower()
     assert [word for word in (*SICK, ".nii", "/") if word.lower() in reasons] == []
     assert "(git lfs)" in reasons
@@ -342,7 +342,7 @@ def test_reasons_for_skipped_subjects_reveal_no_name_behind_pseudonyms(run_cli, 
     assert {problem["subject"] for problem in problems} >= {"Kunigunde-Ebert", "Philomena-Zwick"}
 
 
-def test_everyone_whom_a_set_mentions_is_in_the_names_file(run_cli, sick, tmp_path):
+def test_every_subject_that_a_set_mentions_is_in_the_names_file(run_cli, sick, tmp_path):
     assert run_cli(main, *arguments(sick, tmp_path / "shards", *SKIP, "--pseudonymize"))[0] == 0
     mentioned = subjects(tmp_path / "shards") | {one["subject"] for one in read_manifest(tmp_path / "shards").skipped}
     assert mentioned == {pseudonym for _, _, pseudonym in names(tmp_path / "shards")[1:]}

@@ -19,7 +19,7 @@ from upfield.sharding.shardset.manifest import Manifest
 
 
 def holding(*trees):
-    """A set's manifest that holds only sources."""
+    """A manifest of a set that holds only sources."""
     return Manifest({"sources": list(trees)})
 
 
@@ -60,7 +60,9 @@ def test_large_uncompressed_files_are_distinguished_by_samples_spread_over_them(
     assert describe_sources(subject(first)) != describe_sources(subject(second))
 
 
-def test_the_machines_trouble_is_not_the_subjects_and_a_damaged_file_is_named_without_its_path(tmp_path, monkeypatch):
+def test_machine_errors_are_not_blamed_on_the_subject_and_a_damaged_file_is_named_without_its_path(
+    tmp_path, monkeypatch
+):
     path = tmp_path / "Jane.nii.gz"
     path.write_bytes(b"short")
     with pytest.raises(VolumeError) as caught:
@@ -75,7 +77,7 @@ def test_the_machines_trouble_is_not_the_subjects_and_a_damaged_file_is_named_wi
         describe_sources(subject(path))
 
 
-def test_processes_give_the_same_in_the_same_order(tmp_path, monkeypatch):
+def test_several_processes_return_the_same_in_the_same_order(tmp_path, monkeypatch):
     subjects = [subject(save(tmp_path / f"{number}.nii", number), f"{number}") for number in range(5)]
     alone = describe_all(subjects, 1)
     monkeypatch.setattr(sources, "FILES_FOR_PROCESSES", 1)

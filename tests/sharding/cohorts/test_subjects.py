@@ -51,7 +51,7 @@ def test_bids_trees_match_and_both_mentions_of_a_subject_must_agree(files):
     assert {subject: source.metadata for subject, source in found.items()} == {"01": {"session": "a"}}
 
 
-def test_files_that_do_not_quite_match_the_pattern_are_reported(files, capsys):
+def test_files_that_do_not_fully_match_the_pattern_are_reported(files, capsys):
     root = files("a_slice_1.nii", "a_slice_2.nii", "a_slice_x.nii")
     found, problems = match("{subject}_slice_{slice}.nii", root, "heads", "low")
     assert (names(found["a"]), problems) == (["a_slice_1.nii", "a_slice_2.nii"], [])
@@ -174,7 +174,7 @@ def test_counts_are_exact():
     assert (len(members(assigned, "val")), len(members(assigned, "test"))) == (3, 5)
 
 
-def test_fractions_are_about_right_and_move_nobody_when_subjects_are_added():
+def test_fractions_are_about_right_and_added_subjects_move_no_other():
     split = {"val": 0.2, "test": 0.1}
     assigned = splits(split)
     assert 25 <= len(members(assigned, "val")) <= 55
@@ -182,7 +182,7 @@ def test_fractions_are_about_right_and_move_nobody_when_subjects_are_added():
     assert splits(split, MANY[:90]) == {subject: assigned[subject] for subject in MANY[:90]}
 
 
-def test_fractions_of_one_leave_nobody_to_train():
+def test_fractions_with_a_sum_of_one_leave_no_training_subjects():
     assert not members(splits({"val": 0.5, "test": 0.5}), "train")
 
 
@@ -198,7 +198,7 @@ def test_splits_depend_on_names_not_on_order():
     assert splits({"val": 3, "test": 5}, name="b") != splits({"val": 3, "test": 5})
 
 
-def test_adding_a_cohort_moves_nobody(files):
+def test_adding_a_cohort_changes_no_split(files):
     root = files(*(f"{cohort}/{subject}.nii" for cohort, subject in product("ab", MANY[:9])))
     first, second = (CohortConfig(name, f"{name}/{{subject}}.nii", split={"val": 2, "test": 2}) for name in "ab")
     before = {subject.id: subject.split for subject in find_subjects(first, root).subjects}
@@ -260,6 +260,6 @@ def test_ids_and_names_too_long_for_a_tar_header_are_refused(files):
         ({"split": {"valid": 1}}, r"expected only val and test, found \['valid'\]"),
     ],
 )
-def test_cohorts_that_make_no_sense_are_refused(fields, message):
+def test_invalid_cohorts_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         CohortConfig(**{"name": "a", "high": "{subject}.nii"} | fields)
