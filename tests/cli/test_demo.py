@@ -24,7 +24,7 @@ def places(tiny_cohort: Path, tiny_shards: Path, tiny_run: Path, tmp_path_factor
     return places
 
 
-def test_its_report_shows_every_stage(places: Places) -> None:
+def test_the_report_shows_every_stage(places: Places) -> None:
     write_demo_report(places, {"training": 3.0, "evaluation": 2.0})
     text = (places.out / "report.html").read_text()
     assert text.count("<img ") == 3
@@ -32,7 +32,7 @@ def test_its_report_shows_every_stage(places: Places) -> None:
         assert words in text
 
 
-def test_its_table_sets_the_model_beside_cubic_interpolation(places: Places) -> None:
+def test_the_table_compares_the_model_with_cubic_interpolation(places: Places) -> None:
     lines = final_table(places, {"training": 3.0, "evaluation": 2.0}).splitlines()
     assert lines[2].split() == ["cubic", "mean", "model", "mean", "model", "-", "cubic"]
     (psnr,) = (line.split() for line in lines if line.startswith("psnr_slice "))

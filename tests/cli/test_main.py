@@ -25,7 +25,7 @@ def test_help_lists_the_verbs(run_cli: Callable) -> None:
     assert all(verb in out for verb in VERBS)
 
 
-def test_the_version_is_the_package_s(run_cli: Callable) -> None:
+def test_the_version_is_that_of_the_package(run_cli: Callable) -> None:
     assert run_cli(main, "--version")[1].strip() == f"upfield {version('upfield')}"
 
 

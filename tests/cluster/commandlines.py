@@ -51,16 +51,16 @@ class CommandLine:
 
     @property
     def arguments(self) -> list[str]:
-        """Arguments of the verb; for `shard.sbatch`, the arguments that the script makes of its own."""
+        """Arguments of the verb; for `shard.sbatch`, the arguments that the script passes to the verb."""
         if self.words[0] in ("upfield", NODE):
             return self.words[1 if self.words[0] == NODE else 2 :]
-        given = self.words[self._script + 1 :]
-        if given[:1] == ["--container"]:
-            given = given[2:]
+        arguments = self.words[self._script + 1 :]
+        if arguments[:1] == ["--container"]:
+            arguments = arguments[2:]
         if self.words[self._script] != "cluster/slurm/shard.sbatch":
-            return given
-        out, *_ = given
-        return ["--out", out, *(given[given.index("--") + 1 :] if "--" in given else [])]
+            return arguments
+        out, *_ = arguments
+        return ["--out", out, *(arguments[arguments.index("--") + 1 :] if "--" in arguments else [])]
 
     @property
     def _script(self) -> int:
@@ -112,9 +112,9 @@ REQUIRED = {"train": ("--data.shards", "--run.out"), "tune": ("--train.data.shar
 
 
 def completed(verb: str, arguments: list[str]) -> list[str]:
-    """Replace what only the reader has, `--config` files and `"$@"`, by the flags that the verb requires.
+    """Replace `--config` files and `"$@"`, which only the reader can supply, with the flags that the verb requires.
 
-    Configuration files in the repository's own folders must be there.
+    Configuration files in the repository's own folders must exist.
     """
     kept: list[str] = []
     words = iter(arguments)

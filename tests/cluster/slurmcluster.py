@@ -82,12 +82,12 @@ class SlurmCluster:
         return self.ask(*command, **variables).strip()
 
     def states(self, job: str) -> list[dict[str, str]]:
-        """Return what Slurm knows of a job, one entry per array task."""
+        """Return the fields of `scontrol show job`, with one dictionary per array task."""
         lines = self.ask("scontrol", "show", "job", "--oneliner", job).splitlines()
         return [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines]
 
     def finished(self, job: str, timeout_s: float = 400) -> list[dict[str, str]]:
-        """Wait until a job and all its restarts are over, and return what Slurm knows of it."""
+        """Wait until a job and all its restarts have ended, and return its final states."""
         deadline = time.monotonic() + timeout_s
         hastened: set[str] = set()
         while True:
@@ -106,20 +106,20 @@ class SlurmCluster:
         """Return the logs of all jobs and daemons."""
         return "\n".join(f"== {path.name}\n{path.read_text(errors='replace')}" for path in self.folder.glob("*.log"))
 
-    def said(self, job: str) -> str:
+    def log_of(self, job: str) -> str:
         """Return the log of one job."""
         return "\n".join(path.read_text(errors="replace") for path in sorted(self.folder.glob(f"*-{job}*.log")))
 
     def processes(self, *, of_jobs: bool) -> list[int]:
         """Find the processes of this cluster by their environment: of its jobs, or also its daemons."""
         mark, job = f"SLURM_CONF={self.folder}/".encode(), b"SLURM_JOB_ID="
-        found: list[int] = []
+        pids: list[int] = []
         for entry in Path("/proc").glob("[0-9]*/environ"):
             with contextlib.suppress(OSError):
                 environment = entry.read_bytes()
                 if mark in environment and (job in environment or not of_jobs):
-                    found.append(int(entry.parent.name))
-        return [process for process in found if process != os.getpid()]
+                    pids.append(int(entry.parent.name))
+        return [pid for pid in pids if pid != os.getpid()]
 
     def processes_left(self) -> list[str]:
         """Return the commands of processes that jobs left behind, some time after their end."""

@@ -27,11 +27,11 @@ def launched(name: str, shards: Path, out: Path, *options: str) -> "subprocess.P
 
 def ended(process: "subprocess.Popen[str]") -> str:
     try:
-        said, _ = process.communicate(timeout=200)
+        log, _ = process.communicate(timeout=200)
     finally:
         process.kill()
-    assert process.returncode == 0, said
-    return said
+    assert process.returncode == 0, log
+    return log
 
 
 def test_there_is_a_configuration_for_each_size() -> None:
@@ -53,9 +53,9 @@ def test_accelerate_reads_the_number_of_processes(name: str) -> None:
     "name", ["one_gpu", "two_cpus", *(pytest.param(name, marks=pytest.mark.slow) for name in ("eight_gpus", "fsdp"))]
 )
 def test_a_configuration_trains_on_its_processes(name: str, tiny_shards: Path, tmp_path: Path) -> None:
-    said = ended(launched(name, tiny_shards, tmp_path / "run", *FEWER.get(name, ())))
+    log = ended(launched(name, tiny_shards, tmp_path / "run", *FEWER.get(name, ())))
     expected = "1 process on" if name == "one_gpu" else "2 processes on"
-    assert expected in said
+    assert expected in log
     assert [line["step"] for line in training_lines(tmp_path / "run")] == [1, 2]
 
 

@@ -17,7 +17,7 @@ SHELL_SCRIPTS = [path for path in FILES if path.suffix in (".sh", ".sbatch")]
 PATHS = re.compile(r"(?:cluster|distributed|tune|benchmarks|sharding|export)/[\w./-]*\w")
 
 
-def test_command_lines_are_found_where_they_are() -> None:
+def test_command_lines_of_every_kind_of_file_are_found() -> None:
     found = {line.path.name for line in LINES}
     assert {"README.md", "train.sbatch", "tune.sbatch", "shard.sbatch", "tune.yaml", "cluster.yaml"} <= found
     assert {"train", "tune", "shard"} <= {line.verb for line in LINES}
@@ -29,7 +29,7 @@ def test_a_command_line_is_parsed_by_its_own_command(line: CommandLine) -> None:
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if line.launcher], ids=str)
-def test_a_launchers_options_are_its_own(line: CommandLine) -> None:
+def test_a_launcher_accepts_its_options(line: CommandLine) -> None:
     accelerate = line.words[0] == "accelerate"
     parser = launch_command_parser() if accelerate else get_args_parser()
     parsed = parser.parse_args(line.launcher[2 if accelerate else 1 :])
@@ -37,7 +37,7 @@ def test_a_launchers_options_are_its_own(line: CommandLine) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_every_path_of_the_repository_in_a_file_is_there(path: Path) -> None:
+def test_every_named_path_of_the_repository_exists(path: Path) -> None:
     named = {name.rstrip(".") for name in PATHS.findall(path.read_text(encoding="utf-8"))}
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
@@ -53,7 +53,7 @@ def test_containers_of_the_training_job_get_arguments_that_train_takes() -> None
     assert config.run.stopped_code == 75
 
 
-def test_the_scripts_are_there() -> None:
+def test_the_scripts_exist() -> None:
     assert len(SHELL_SCRIPTS) == 5
 
 

@@ -42,7 +42,7 @@ def copied() -> list[str]:
 
 
 @pytest.mark.parametrize("source", copied())
-def test_what_is_copied_is_there_and_sent(source: str) -> None:
+def test_copied_files_exist_and_docker_receives_them(source: str) -> None:
     assert (ROOT / source).exists()
     sent = context()
     files = [path for path in (ROOT / source).rglob("*") if path.is_file()] or [ROOT / source]
@@ -50,7 +50,7 @@ def test_what_is_copied_is_there_and_sent(source: str) -> None:
     assert set(kept) <= sent
 
 
-def test_nothing_else_is_sent() -> None:
+def test_docker_receives_only_copied_files() -> None:
     tops = {source.split("/")[0] for source in copied()} | {".dockerignore"}
     assert {path.split("/")[0] for path in context()} <= tops
     assert not {path for path in context() if path.split("/")[0] in PRIVATE or "__pycache__" in path}
@@ -75,7 +75,7 @@ def test_what_is_installed_is_pinned_and_the_extras_are_known() -> None:
     assert extras >= {"s3", "serve", "tune"}
 
 
-def test_the_image_is_not_root_and_of_the_oldest_python() -> None:
+def test_the_image_runs_without_root_on_the_oldest_supported_python() -> None:
     assert values("USER") == ["1000"]
     assert instructions().index(("USER", "1000")) < instructions().index(("CMD", values("CMD")[0]))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -83,7 +83,7 @@ def test_the_image_is_not_root_and_of_the_oldest_python() -> None:
     assert f"VERSION={project['version']}" in values("ARG")
 
 
-def test_commands_are_ours_and_the_health_check_is_python() -> None:
+def test_the_default_command_is_upfield_and_the_health_check_is_python() -> None:
     program, *arguments = json.loads(values("CMD")[-1])
     assert program == "upfield"
     if arguments[0] in VERBS:
@@ -101,7 +101,7 @@ def test_hadolint_finds_nothing() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_nodes_script_is_where_the_training_job_calls_it() -> None:
+def test_the_training_job_calls_the_node_script_by_its_path_in_the_image() -> None:
     (target,) = [value.split()[-1] for value in values("COPY") if "cluster/node.sh" in value]
     assert f"[{target}]" in (CLUSTER / "k8s" / "train.yaml").read_text()
     assert Path(target).is_absolute()

@@ -1,7 +1,7 @@
 """The Kubernetes files fit the schemas and the client of Kubernetes, and the parsers of Ray.
 
-No package has schemas of KubeRay's own kinds. So their pods are checked as pods, their Ray clusters by the parser that
-Ray has for KubeRay's autoscaler, and their applications by the parser of Ray Serve.
+No package has schemas of KubeRay's own kinds. Therefore the pods in these objects are checked as pods, the Ray clusters
+by Ray's parser for KubeRay's autoscaler, and the applications by Ray Serve's parser.
 """
 
 import importlib
@@ -53,11 +53,13 @@ KNOWN_GROUP_KEYS = {"groupName", "replicas", "minReplicas", "maxReplicas", "rayS
 
 def pods() -> dict[str, dict[str, Any]]:
     """Return the specification of every pod in the files."""
-    found = {f"{document['kind']}": document["spec"]["template"]["spec"] for _, document in CORE if is_job(document)}
+    pod_specs = {
+        f"{document['kind']}": document["spec"]["template"]["spec"] for _, document in CORE if is_job(document)
+    }
     for kind, key in CLUSTERS.items():
         for group in (RAY[kind][key]["headGroupSpec"], *RAY[kind][key]["workerGroupSpecs"]):
-            found[f"{kind} {group.get('groupName', 'head')}"] = group["template"]["spec"]
-    return found
+            pod_specs[f"{kind} {group.get('groupName', 'head')}"] = group["template"]["spec"]
+    return pod_specs
 
 
 def is_job(document: dict[str, Any]) -> bool:
@@ -99,7 +101,7 @@ def test_the_client_reads_an_object_and_loses_nothing(document: dict[str, Any]) 
 
 
 @pytest.mark.parametrize("kind", CLUSTERS)
-def test_ray_reads_its_clusters(kind: str) -> None:
+def test_ray_parses_the_clusters(kind: str) -> None:
     spec = RAY[kind][CLUSTERS[kind]]
     cluster = {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": {"name": "c", "namespace": "n"}}
     types = _derive_autoscaling_config_from_ray_cr(cluster | {"spec": spec})["available_node_types"]
@@ -135,8 +137,8 @@ def imported(module: str) -> Any:
 
 
 def application() -> dict[str, Any]:
-    (found,) = yaml.safe_load(RAY["RayService"]["serveConfigV2"])["applications"]
-    return found
+    (application_config,) = yaml.safe_load(RAY["RayService"]["serveConfigV2"])["applications"]
+    return application_config
 
 
 def test_ray_serve_imports_the_application_with_arguments_that_it_accepts() -> None:
@@ -149,19 +151,19 @@ def test_ray_serve_reads_the_applications() -> None:
     read = imported("ray.serve.schema").ServeDeploySchema.model_validate(
         yaml.safe_load(RAY["RayService"]["serveConfigV2"])
     )
-    assert [one.import_path for one in read.applications] == [application()["import_path"]]
+    assert [running.import_path for running in read.applications] == [application()["import_path"]]
 
 
-def test_the_sweep_is_one_that_tune_accepts(tmp_path: Path) -> None:
-    (found,) = [document for _, document in DOCUMENTS if document["kind"] == "ConfigMap"]
+def test_tune_accepts_the_sweep(tmp_path: Path) -> None:
+    (config_map,) = [document for _, document in DOCUMENTS if document["kind"] == "ConfigMap"]
     tune = command_of("tune")
     file = tmp_path / "sweep.yaml"
-    file.write_text(found["data"]["sweep.yaml"])
+    file.write_text(config_map["data"]["sweep.yaml"])
     parse(tune, ["--config", str(file), "--out", "sweep"])
 
 
 @pytest.mark.parametrize("name", PODS)
-def test_a_pod_is_not_root_and_has_memory_to_share(name: str) -> None:
+def test_a_pod_runs_without_root_and_has_shared_memory(name: str) -> None:
     pod = PODS[name]
     assert pod["securityContext"]["runAsNonRoot"]
     assert pod["securityContext"]["runAsUser"] > 0

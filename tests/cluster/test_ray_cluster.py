@@ -18,7 +18,7 @@ def config() -> dict[str, Any]:
     return yaml.safe_load((CLUSTER / "ray" / "cluster.yaml").read_text())
 
 
-def test_ray_reads_its_file() -> None:
+def test_ray_parses_the_cluster_file() -> None:
     prepared = prepare_config(config())
     validate_config(prepared)
     types = prepared["available_node_types"]

@@ -35,9 +35,9 @@ def short(slurm: SlurmCluster, tiny_shards: Path, tmp_path_factory: pytest.TempP
     out = tmp_path_factory.mktemp("short") / "run"
     job = slurm.submit("train.sbatch", SMALL, *training(tiny_shards, out, 18))
     (state,) = slurm.finished(job)
-    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "0"), slurm.said(job)
+    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "0"), slurm.log_of(job)
     assert state["NodeList"] == "node[1-2]"
-    assert "2 processes on cpu" in slurm.said(job)
+    assert "2 processes on cpu" in slurm.log_of(job)
     return out
 
 
@@ -59,52 +59,52 @@ def test_two_nodes_train_to_the_end(slurm: SlurmCluster, short: Path) -> None:
     assert slurm.processes_left() == []
 
 
-def test_a_run_preempted_by_its_time_limit_ends_as_an_undisturbed_one(
+def test_a_run_that_reaches_its_time_limit_trains_like_an_undisturbed_one(
     slurm: SlurmCluster, steps: int, tiny_shards: Path, tmp_path: Path
 ) -> None:
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "run"
     job = slurm.submit("train.sbatch", SMALL, *training(tiny_shards, undisturbed, steps))
-    assert slurm.finished(job)[0]["JobState"] == "COMPLETED", slurm.said(job)
+    assert slurm.finished(job)[0]["JobState"] == "COMPLETED", slurm.log_of(job)
     # One minute is the shortest time limit. Slurm warns 5 to 35 s before it, because it checks every half minute.
     limit = [*SMALL[:3], "--time=1", "--signal=B:TERM@5"]
     job = slurm.submit("train.sbatch", limit, *training(tiny_shards, out, steps))
     (state,) = slurm.finished(job, timeout_s=1200)
-    said = slurm.said(job)
-    assert state["JobState"] == "COMPLETED", said
+    log = slurm.log_of(job)
+    assert state["JobState"] == "COMPLETED", log
     restarts = int(state["Restarts"])
     assert restarts >= 1
     # One log holds all restarts in their order.
-    assert said.count("stopped before it was finished; requeued") == restarts
-    assert said.count("the same command continues from there") >= 1
-    assert said.count("ended with exit code 0") == 1
+    assert log.count("stopped before it was finished; requeued") == restarts
+    assert log.count("the same command continues from there") >= 1
+    assert log.count("ended with exit code 0") == 1
     assert losses(out) == losses(undisturbed)
     assert (out / "trace.jsonl").read_bytes() == (undisturbed / "trace.jsonl").read_bytes()
     weights = "best/model.safetensors"
     assert (out / weights).read_bytes() == (undisturbed / weights).read_bytes()
 
 
-def test_ranks_that_slurm_signals_as_it_preempts_a_job_save_and_go_on_after_the_queue(
+def test_preempted_ranks_save_and_continue_when_their_job_is_requeued(
     slurm: SlurmCluster, tiny_shards: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     job = slurm.submit("train.sbatch", SMALL, *training(tiny_shards, out, 60), "--run.checkpoint_every", 5)
     deadline = time.monotonic() + 200
     while not (out / "checkpoints" / "step-00000005").exists():
-        assert time.monotonic() < deadline, slurm.said(job)
+        assert time.monotonic() < deadline, slurm.log_of(job)
         time.sleep(0.1)
     # Signal only the steps, as Slurm does at the start of the grace time.
     slurm.ask("scancel", "--signal=TERM", job)
     (state,) = slurm.finished(job)
-    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), slurm.said(job)
-    assert "stopped by a signal after step" in slurm.said(job)
+    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), slurm.log_of(job)
+    assert "stopped by a signal after step" in slurm.log_of(job)
     assert [line["step"] for line in lines(out / "trace.jsonl")] == list(range(1, 61))
 
 
-def test_wrong_input_ends_the_job_with_2_and_without_another_try(slurm: SlurmCluster, tmp_path: Path) -> None:
+def test_wrong_input_ends_the_job_with_exit_code_2_and_no_restart(slurm: SlurmCluster, tmp_path: Path) -> None:
     job = slurm.submit("train.sbatch", SMALL, *training(tmp_path / "nowhere", tmp_path / "run", 2))
     (state,) = slurm.finished(job)
-    assert (state["JobState"], state["ExitCode"], state["Restarts"]) == ("FAILED", "2:0", "0"), slurm.said(job)
-    assert "expected a" in slurm.said(job)
+    assert (state["JobState"], state["ExitCode"], state["Restarts"]) == ("FAILED", "2:0", "0"), slurm.log_of(job)
+    assert "expected a" in slurm.log_of(job)
 
 
 def test_an_image_file_is_entered_by_apptainer_on_every_rank(
@@ -120,7 +120,7 @@ def test_an_image_file_is_entered_by_apptainer_on_every_rank(
     one_node = [*SMALL, "--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=2"]
     job = slurm.submit("train.sbatch", one_node, "--container", image, *arguments, PATH=path)
     (state,) = slurm.finished(job)
-    assert state["JobState"] == "COMPLETED", slurm.said(job)
+    assert state["JobState"] == "COMPLETED", slurm.log_of(job)
     entered = sorted((tmp_path / "entered").read_text().splitlines())
     assert [line.split()[:2] for line in entered] == [["0", "2"], ["1", "2"]]
     assert all("exec --nv --bind" in line and f"{image} upfield train" in line for line in entered)
@@ -170,27 +170,25 @@ def test_a_sweep_runs_on_the_ray_cluster_of_its_job(slurm: SlurmCluster, tiny_sh
     sweep = sweep_of(2, tiny_shards, tmp_path / "sweep.yaml")
     job = slurm.submit("tune.sbatch", SMALL, "--config", sweep, "--out", tmp_path / "sweep")
     (state,) = slurm.finished(job)
-    assert state["JobState"] == "COMPLETED", slurm.said(job)
-    assert "Ray runs on 2 nodes" in slurm.said(job)
+    assert state["JobState"] == "COMPLETED", slurm.log_of(job)
+    assert "Ray runs on 2 nodes" in slurm.log_of(job)
     assert len((tmp_path / "sweep" / "results.csv").read_text().splitlines()) == 3
     assert (tmp_path / "sweep" / "best" / "best" / "model.safetensors").is_file()
     assert slurm.processes_left() == []
 
 
-def test_a_sweep_that_slurm_warns_goes_on_after_the_queue(
-    slurm: SlurmCluster, tiny_shards: Path, tmp_path: Path
-) -> None:
+def test_a_sweep_continues_after_slurm_requeues_its_job(slurm: SlurmCluster, tiny_shards: Path, tmp_path: Path) -> None:
     sweep = sweep_of(60, tiny_shards, tmp_path / "sweep.yaml")
     job = slurm.submit("tune.sbatch", SMALL, "--config", sweep, "--out", tmp_path / "sweep")
     deadline = time.monotonic() + 200
     while not list((tmp_path / "sweep").glob("**/checkpoints/step-*")):
-        assert time.monotonic() < deadline, slurm.said(job)
+        assert time.monotonic() < deadline, slurm.log_of(job)
         time.sleep(0.5)
     # The same signal as at the time limit, without waiting for it.
     slurm.ask("scancel", "--batch", "--signal=TERM", job)
     (state,) = slurm.finished(job)
-    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), slurm.said(job)
-    assert slurm.said(job).count("Ray runs on 2 nodes") == 2
+    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), slurm.log_of(job)
+    assert slurm.log_of(job).count("Ray runs on 2 nodes") == 2
     assert len((tmp_path / "sweep" / "results.csv").read_text().splitlines()) == 3
     assert slurm.processes_left() == []
 

@@ -19,6 +19,6 @@ from upfield.export.configuration import ServeConfig
         ({"idle_timeout_s": 0}, "idle_timeout_s: expected at least 0.1"),
     ],
 )
-def test_values_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
+def test_impossible_values_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ServeConfig(Path("model.onnx"), **options)

@@ -69,16 +69,16 @@ def test_a_folder_keeps_its_structure_and_every_bad_file_is_listed_at_the_end(
 def test_the_provenance_names_source_model_and_parameters(tiny_model: Path, tmp_path: Path, run_cli: Callable) -> None:
     scan = write_scan(tmp_path / "scan.nii.gz")
     assert run_cli(main, tiny_model, scan, "--out", tmp_path / "out.nii", "--batch_size", 8, "--keep_ras")[0] == 0
-    found = json.loads((tmp_path / "out.json").read_text())
-    assert found["source"] == "scan.nii.gz"
-    assert found["source_sha256"] == hash_file(scan)
-    assert found["model_sha256"] == hash_file(tiny_model)
-    assert found["output_sha256"] == hash_file(tmp_path / "out.nii")
-    assert found["parameters"] == {"batch_size": 8, "device": "auto", "keep_ras": True, "like": None}
-    assert found["versions"].keys() == {"upfield", "numpy", "scipy", "nibabel", "onnxruntime"}
-    assert found["provider"] == "CPUExecutionProvider"
-    assert "for research, not for diagnosis" in found["note"]
-    # The file travels with the scan, and folders name people and machines.
+    provenance = json.loads((tmp_path / "out.json").read_text())
+    assert provenance["source"] == "scan.nii.gz"
+    assert provenance["source_sha256"] == hash_file(scan)
+    assert provenance["model_sha256"] == hash_file(tiny_model)
+    assert provenance["output_sha256"] == hash_file(tmp_path / "out.nii")
+    assert provenance["parameters"] == {"batch_size": 8, "device": "auto", "keep_ras": True, "like": None}
+    assert provenance["versions"].keys() == {"upfield", "numpy", "scipy", "nibabel", "onnxruntime"}
+    assert provenance["provider"] == "CPUExecutionProvider"
+    assert "for research, not for diagnosis" in provenance["note"]
+    # The provenance is passed on with the scan, and names of folders can contain names of people and machines.
     assert str(tmp_path) not in (tmp_path / "out.json").read_text()
 
 
@@ -89,7 +89,7 @@ def test_two_runs_give_the_same_bytes(tiny_model: Path, tmp_path: Path, scans: P
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
 
 
-def test_the_file_is_what_the_stages_return_one_by_one(tiny_model: Path, tmp_path: Path, run_cli: Callable) -> None:
+def test_the_written_file_equals_the_results_of_the_stages(tiny_model: Path, tmp_path: Path, run_cli: Callable) -> None:
     scan = write_scan(tmp_path / "scan.nii.gz", "PSR", OBLIQUE)
     assert run_cli(main, tiny_model, scan, "--out", tmp_path / "out.nii.gz")[0] == 0
     restorer = OnnxRestorer(tiny_model, "cpu")
@@ -110,8 +110,8 @@ def test_like_writes_on_the_other_images_grid(tiny_model: Path, tmp_path: Path, 
     image, other = load(tmp_path / "out.nii.gz"), load(like)
     assert image.shape == other.shape
     np.testing.assert_allclose(image.affine, other.affine, atol=1e-5)
-    found = json.loads((tmp_path / "out.json").read_text())["parameters"]["like"]
-    assert (found["file"], found["shape"]) == ("like.nii.gz", list(other.shape))
+    grid = json.loads((tmp_path / "out.json").read_text())["parameters"]["like"]
+    assert (grid["file"], grid["shape"]) == ("like.nii.gz", list(other.shape))
     code, _, err = run_cli(main, *arguments, "--like", like, "--keep_ras")
     assert code == 2
     assert "keep_ras and like cannot be combined" in err
@@ -144,7 +144,7 @@ def test_resume_enhances_only_what_is_not_done(
     one, two = {"one.nii.gz", "one.json"}, {"a/two.nii.gz", "a/two.json"}
     assert again() == everything
     assert again() == set()
-    # The batch size does not change the image, the axes do.
+    # The batch size does not change the image, but the order of the axes does.
     assert again("--batch_size", 2) == set()
     assert again("--keep_ras") == everything
     assert again() == everything
@@ -171,7 +171,7 @@ def test_a_run_killed_between_provenance_and_output_can_be_repeated_without_resu
 
     with monkeypatch.context() as patched:
         # The output is renamed last.
-        patched.setattr("upfield.export.scans.enhancer.write_json", lambda *given: (write_json(*given), killed()))
+        patched.setattr("upfield.export.scans.enhancer.write_json", lambda *values: (write_json(*values), killed()))
         assert run_cli(main, tiny_model, scan, "--out", target)[0] == 130
     assert files_of(tmp_path / "out") == {"scan.json"}
     assert run_cli(main, tiny_model, scan, "--out", target)[0] == 0

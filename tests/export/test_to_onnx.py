@@ -1,4 +1,4 @@
-"""A model file computes what PyTorch computes at any size, and its metadata say what it is."""
+"""A model file computes what PyTorch computes at any size, and its metadata describes it."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def test_the_graph_takes_any_batch_and_size(tiny_run: Path, tiny_model: Path, sh
     np.testing.assert_allclose(OnnxRestorer(tiny_model, "cpu").run(low), expected, atol=1e-5)
 
 
-def test_the_metadata_say_what_the_model_is(tiny_model: Path, tiny_shards: Path) -> None:
+def test_the_metadata_describes_the_model(tiny_model: Path, tiny_shards: Path) -> None:
     card = OnnxRestorer(tiny_model, "cpu").card.tree
     manifest = json.loads((tiny_shards / "manifest.json").read_text())
     assert card["data_sha256"] == manifest["data_sha256"]
@@ -93,16 +93,16 @@ sys.exit(any(main([run, "--out", f"{out}/{name}.onnx", "--precision", name]) for
 
 
 def test_exporting_twice_in_two_processes_gives_the_same_bytes(tiny_run: Path, tmp_path: Path) -> None:
-    found = []
+    hashes = []
     for seed in ("1", "2"):
         out = tmp_path / seed
         command = [sys.executable, "-c", EXPORT_BOTH, str(tiny_run), str(out)]
         environment = os.environ | {"PYTHONHASHSEED": seed, "USER": f"user{seed}"}
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         assert done.returncode == 0, done.stderr
-        found.append({path.name: hash_file(path) for path in sorted(out.iterdir())})
-    assert found[0] == found[1]
-    assert list(found[0]) == ["fp16.onnx", "fp32.onnx"]
+        hashes.append({path.name: hash_file(path) for path in sorted(out.iterdir())})
+    assert hashes[0] == hashes[1]
+    assert list(hashes[0]) == ["fp16.onnx", "fp32.onnx"]
     assert "dB lost" in done.stdout
     card = read_card(out / "fp16.onnx").tree
     assert card["precision"] == "fp16"
@@ -118,10 +118,10 @@ def test_the_weights_are_those_of_the_best_model(tiny_model: Path, tiny_run: Pat
 def test_an_older_model_file_is_replaced(tiny_run: Path, tiny_model: Path, tmp_path: Path, run_cli: Callable) -> None:
     out = tmp_path / "model.onnx"
     shutil.copy(tiny_model, out)
-    code, said, _ = run_cli(main, tiny_run, "--out", out, "--precision", "fp16")
+    code, output, _ = run_cli(main, tiny_run, "--out", out, "--precision", "fp16")
     assert code == 0
-    assert "fp16" in said
-    assert "real slices and a drawn one at 3 sizes" in said
+    assert "fp16" in output
+    assert "real slices and a drawn one at 3 sizes" in output
     assert read_card(out).tree["precision"] == "fp16"
     assert list(tmp_path.iterdir()) == [out]
 
@@ -143,7 +143,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
     tmp_path: Path, run_cli: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    # The run does not exist, so only a check before reading it can name --out.
+    # The run does not exist, so the error names --out only if that is checked before the run is read.
     code, _, err = run_cli(main, tmp_path / "nowhere", "--out", tmp_path / "file" / "model.onnx")
     assert code == 2
     assert "cannot write there (Not a directory). Choose another --out." in err
@@ -161,7 +161,7 @@ def test_the_error_for_missing_shards_names_the_option(tiny_run: Path, tmp_path:
     assert "if it has moved, name it with --shards" in err
 
 
-def evaluation(tiny_run: Path, **said) -> dict:
+def evaluation(tiny_run: Path, **changes) -> dict:
     record = json.loads((tiny_run / "best" / "metrics.json").read_text())
     model = {
         "step": record["step"],
@@ -170,7 +170,7 @@ def evaluation(tiny_run: Path, **said) -> dict:
     }
     about = {
         "restorer": f"run (step {record['step']}), PyTorch on cpu, best model",
-        "models": {"model": model | said},
+        "models": {"model": model | changes},
         "split": "test",
         "data_sha256": record["data_sha256"],
         "slices": 20,
@@ -192,17 +192,17 @@ def test_an_evaluation_is_recorded_under_its_split(tiny_run: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("changes", "message"),
     [
         ({"step": 77}, "is an evaluation of step 77 ("),
         ({"sha256": "0" * 64}, "is an evaluation of other weights of the same step"),
     ],
 )
 def test_an_evaluation_of_another_model_is_refused(
-    tiny_run: Path, tmp_path: Path, run_cli: Callable, said: dict, message: str
+    tiny_run: Path, tmp_path: Path, run_cli: Callable, changes: dict, message: str
 ) -> None:
     measured = tmp_path / "metrics.json"
-    measured.write_text(json.dumps(evaluation(tiny_run, **said)))
+    measured.write_text(json.dumps(evaluation(tiny_run, **changes)))
     code, _, err = run_cli(main, tiny_run, "--out", tmp_path / "model.onnx", "--evaluation", measured)
     assert code == 2
     assert message in err

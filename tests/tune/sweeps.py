@@ -12,7 +12,7 @@ TIMEOUT_S = 400
 
 
 def write_config(folder: Path, shards: Path, text: str, run: str = "") -> Path:
-    """Write the configuration of a sweep of `tiny`; `run` is added to `train.run`, and `text` beside `train`."""
+    """Write a sweep configuration with the preset `tiny`; `run` extends the keys of `train.run`, and `text` follows."""
     path = folder / "sweep.yaml"
     path.write_text(
         f"train:\n  data: {{shards: {shards}, batch_size: 4}}\n  model: {{preset: tiny}}\n"

@@ -38,19 +38,19 @@ def outcome(scores: list[float | None], out: Path = Path("sweep"), **point: obje
 
 
 def test_mean_and_spread_are_over_seeds() -> None:
-    one = outcome([20.0, 22.0], lr=1)
-    assert one.mean == 21.0
-    assert one.spread == pytest.approx(math.sqrt(2))
+    point = outcome([20.0, 22.0], lr=1)
+    assert point.mean == 21.0
+    assert point.spread == pytest.approx(math.sqrt(2))
     assert outcome([20.0], lr=1).spread is None
 
 
 def test_a_point_with_a_failed_seed_has_no_mean_and_states_the_reason() -> None:
-    one = outcome([20.0, None], lr=1)
-    assert one.mean == -math.inf
-    assert one.status == "done; failed: step 3: expected a finite loss"
-    rows = list(csv.DictReader(io.StringIO(to_csv(result_rows([one])))))
-    assert (rows[0]["psnr_slice"], rows[0]["status"]) == ("", one.status)
-    assert [row["psnr_slice"] for row in trial_rows([one])] == [20.0, ""]
+    point = outcome([20.0, None], lr=1)
+    assert point.mean == -math.inf
+    assert point.status == "done; failed: step 3: expected a finite loss"
+    rows = list(csv.DictReader(io.StringIO(to_csv(result_rows([point])))))
+    assert (rows[0]["psnr_slice"], rows[0]["status"]) == ("", point.status)
+    assert [row["psnr_slice"] for row in trial_rows([point])] == [20.0, ""]
 
 
 def test_results_are_written_and_best_is_the_best_run_of_the_best_point(
@@ -58,8 +58,8 @@ def test_results_are_written_and_best_is_the_best_run_of_the_best_point(
 ) -> None:
     points = [outcome([22.0, 23.0], tmp_path, lr=0.1, size=2), outcome([25.0, 19.0], tmp_path, lr=0.2, size=2)]
     points.append(outcome([None, None], tmp_path, lr=0.3, size=4))
-    for one in points:
-        for trial in one.trials:
+    for point in points:
+        for trial in point.trials:
             Path(trial.run).mkdir(parents=True)
     write_results(tmp_path, points)
     assert (tmp_path / "best").resolve() == Path(points[0].trials[0].run).resolve()
@@ -97,10 +97,10 @@ def test_the_table_aligns_its_columns() -> None:
 
 def test_importance_is_1_for_a_parameter_that_explains_all_and_0_for_one_that_explains_nothing() -> None:
     points = [{"lr": lr, "size": size} for lr in (0.1, 0.2, 0.3) for size in (2, 4)]
-    found = importance(points, [10.0 * point["lr"] for point in points])
-    assert list(found) == ["lr", "size"]
-    assert found["lr"] == pytest.approx(1)
-    assert found["size"] == pytest.approx(0, abs=1e-9)
+    shares = importance(points, [10.0 * point["lr"] for point in points])
+    assert list(shares) == ["lr", "size"]
+    assert shares["lr"] == pytest.approx(1)
+    assert shares["size"] == pytest.approx(0, abs=1e-9)
     assert importance(points, [1.0] * 6) == {"lr": 0.0, "size": 0.0}
 
 
@@ -127,7 +127,7 @@ def test_numbers_lie_at_their_values_and_words_at_equal_distances() -> None:
     assert marks == [(0.0, "1"), (0.25, "2"), (1.0, "5")]
     assert _positions([1e-5, 1e-3, 1e-1])[0] == pytest.approx([0, 0.5, 1])
     assert _positions(["b", "a", "c"])[0] == [0.5, 0, 1]
-    # Marks that would overlap are left out.
+    # Ticks whose labels would overlap are removed.
     assert _positions([19.50, 19.51, 22.0])[1] == [(0.0, "19.5"), (1.0, "22")]
 
 

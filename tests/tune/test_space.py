@@ -83,18 +83,18 @@ def test_names_distinguish_similar_points_and_fit_a_folder() -> None:
     assert "/" not in long
 
 
-def test_the_reports_space_is_the_reports() -> None:
+def test_the_file_of_the_reports_space_has_its_values() -> None:
     from upfield.common.command import parse
 
-    found = parse(COMMAND, ["--config", str(REPORT), "--train.data.shards", "shards", "--out", "sweep"])
-    axes = read_space(found)
+    config = parse(COMMAND, ["--config", str(REPORT), "--train.data.shards", "shards", "--out", "sweep"])
+    axes = read_space(config)
     assert axes == {
         "optim.lr": [1e-4, 2e-4, 5e-4],
         "data.batch_size": [2, 4, 8],
         "run.epochs": Range("int", 40, 80),
     }
-    assert max_epochs(found, axes) == 80
-    assert found.train.model.preset == "report"
+    assert max_epochs(config, axes) == 80
+    assert config.train.model.preset == "report"
 
 
 @pytest.mark.parametrize(
@@ -135,8 +135,8 @@ def test_a_space_that_cannot_be_searched_is_refused(
     tmp_path: Path, run_cli: Callable, content: str, message: str
 ) -> None:
     (tmp_path / "sweep.yaml").write_text(content)
-    given = ["--train.data.shards", tmp_path / "shards", "--out", tmp_path / "sweep"]
-    code, _, err = run_cli(main, "--config", tmp_path / "sweep.yaml", *given)
+    arguments = ["--train.data.shards", tmp_path / "shards", "--out", tmp_path / "sweep"]
+    code, _, err = run_cli(main, "--config", tmp_path / "sweep.yaml", *arguments)
     assert code == 2
     assert message in err
     assert not (tmp_path / "sweep").exists()
@@ -176,18 +176,18 @@ def test_settings_that_no_trial_could_train_with_are_refused(
 def test_a_folder_of_another_sweep_is_refused(tmp_path: Path, run_cli: Callable, tiny_shards: Path) -> None:
     from upfield.common.command import to_yaml
 
-    given = ["--train.data.shards", tiny_shards, "--space", '{"optim.lr": [1e-3]}']
+    arguments = ["--train.data.shards", tiny_shards, "--space", '{"optim.lr": [1e-3]}']
     other = tmp_path / "other"
     other.mkdir()
     (other / "sweep.yaml").write_text(to_yaml(config({"optim.lr": [1e-4]})))
-    code, _, err = run_cli(main, *given, "--out", other)
+    code, _, err = run_cli(main, *arguments, "--out", other)
     assert code == 2
     assert "this sweep was started with other values of train.data.shards, space.optim.lr." in err
     (other / "sweep.yaml").write_text("a: {")
-    code, _, err = run_cli(main, *given, "--out", other)
+    code, _, err = run_cli(main, *arguments, "--out", other)
     assert code == 2
     assert "the saved configuration of the sweep is damaged" in err
     (other / "sweep.yaml").rename(other / "notes.txt")
-    code, _, err = run_cli(main, *given, "--out", other)
+    code, _, err = run_cli(main, *arguments, "--out", other)
     assert code == 2
     assert "exists and is not the folder of a sweep" in err

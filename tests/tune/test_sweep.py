@@ -29,7 +29,7 @@ def log_of(run: Path, event: str) -> list[dict[str, Any]]:
     ]
 
 
-def test_a_sweep_ranks_its_points_and_points_at_the_best(tiny_shards: Path, tmp_path: Path) -> None:
+def test_a_sweep_ranks_its_points_and_links_the_best_run(tiny_shards: Path, tmp_path: Path) -> None:
     text = "space: {optim.lr: [1.0e+30, 1.0e-3]}\n"
     config = write_config(tmp_path, tiny_shards, text, ", max_steps: 4, validate_every: 2")
     out = tmp_path / "sweep"
@@ -37,8 +37,8 @@ def test_a_sweep_ranks_its_points_and_points_at_the_best(tiny_shards: Path, tmp_
     results = rows(out / "results.csv")
     assert [float(row["optim.lr"]) for row in results] == [1e-3, 1e30]
     (best,) = (run for run in (out / "trials").iterdir() if "lr=0.001" in run.name)
-    found = max(line["psnr_slice"] for line in log_of(best, "validation"))
-    assert float(results[0]["psnr_slice"]) == pytest.approx(found, abs=1e-3)
+    highest = max(line["psnr_slice"] for line in log_of(best, "validation"))
+    assert float(results[0]["psnr_slice"]) == pytest.approx(highest, abs=1e-3)
     # A learning rate that makes the loss infinite fails its trial, and the sweep continues.
     assert results[1]["psnr_slice"] == ""
     assert "failed: step" in results[1]["status"]
@@ -51,9 +51,7 @@ def test_a_sweep_ranks_its_points_and_points_at_the_best(tiny_shards: Path, tmp_
 
 
 @pytest.mark.slow
-def test_points_are_compared_over_seeds_and_a_finished_sweep_has_nothing_left_to_do(
-    tiny_shards: Path, tmp_path: Path
-) -> None:
+def test_points_are_compared_over_seeds_and_a_finished_sweep_trains_nothing(tiny_shards: Path, tmp_path: Path) -> None:
     text = "space: {optim.lr: [1.0e-3, 1.0e-5]}\nseeds: 2\n"
     config = write_config(tmp_path, tiny_shards, text, ", max_steps: 4, validate_every: 2")
     out = tmp_path / "sweep"
@@ -67,7 +65,7 @@ def test_points_are_compared_over_seeds_and_a_finished_sweep_has_nothing_left_to
     before = {path: path.stat().st_mtime_ns for path in (out / "trials").rglob("*.safetensors")}
     again = run_sweep(config, out)
     assert again.stdout == done.stdout
-    # A truncated state file, as a killed driver leaves it. The runs hold everything that matters.
+    # Truncate a state file, as a killed driver leaves it. The runs hold all that the repaired sweep needs.
     newest = max((out / "ray").glob("experiment_state-*.json"))
     newest.write_bytes(newest.read_bytes()[:1000])
     repaired = run_sweep(config, out)
@@ -118,10 +116,10 @@ def test_asha_stops_bad_trials_early(tiny_shards: Path, tmp_path: Path) -> None:
     )
     config = write_config(tmp_path, tiny_shards, text, ", epochs: 4")
     run_sweep(config, tmp_path / "sweep")
-    found = {float(row["optim.lr"]): row for row in rows(tmp_path / "sweep" / "trials.csv")}
-    assert found[3e-3]["status"] == "done"
-    assert found[3e-3]["step"] == str(4 * 45)
-    stopped = [found[lr] for lr in (1e-12, 1e-13, 1e-14)]
+    trials = {float(row["optim.lr"]): row for row in rows(tmp_path / "sweep" / "trials.csv")}
+    assert trials[3e-3]["status"] == "done"
+    assert trials[3e-3]["step"] == str(4 * 45)
+    stopped = [trials[lr] for lr in (1e-12, 1e-13, 1e-14)]
     assert {row["status"] for row in stopped} == {"stopped early"}
     assert all(int(row["step"]) < 4 * 45 for row in stopped)
 
@@ -141,9 +139,9 @@ def test_asha_remembers_the_trials_it_compared_after_a_restart(
     process.send_signal(signal.SIGINT)
     assert process.wait(TIMEOUT_S) == 130
     run_sweep(config, tmp_path / "sweep")
-    found = {float(row["optim.lr"]): row for row in rows(tmp_path / "sweep" / "trials.csv")}
-    assert (found[3e-3]["status"], found[1e-12]["status"]) == ("done", "stopped early")
-    assert int(found[1e-12]["step"]) < 4 * 45
+    trials = {float(row["optim.lr"]): row for row in rows(tmp_path / "sweep" / "trials.csv")}
+    assert (trials[3e-3]["status"], trials[1e-12]["status"]) == ("done", "stopped early")
+    assert int(trials[1e-12]["step"]) < 4 * 45
 
 
 @pytest.mark.slow
@@ -187,25 +185,25 @@ def test_optuna_tries_each_point_of_a_small_space_once(tiny_shards: Path, tmp_pa
 
 def descendants(process: int, name: str) -> list[psutil.Process]:
     """Return the descendants of a process whose command lines contain `name`."""
-    found: list[psutil.Process] = []
+    descendants: list[psutil.Process] = []
     try:
         children = psutil.Process(process).children(recursive=True)
     except psutil.NoSuchProcess:
-        return found
+        return descendants
     for child in children:
         try:
             if name in " ".join(child.cmdline()):
-                found.append(child)
+                descendants.append(child)
         except psutil.NoSuchProcess:
             continue
-    return found
+    return descendants
 
 
 def wait_for(condition: Callable[[], Any], what: str) -> Any:
     until = time.monotonic() + TIMEOUT_S / 2
     while time.monotonic() < until:
-        if found := condition():
-            return found
+        if result := condition():
+            return result
         time.sleep(0.1)
     raise AssertionError(f"timed out waiting for {what}")
 
@@ -258,9 +256,7 @@ def test_a_trial_whose_process_is_killed_continues_from_its_checkpoint(
 
 
 @pytest.mark.slow
-def test_a_worker_of_several_that_is_killed_costs_one_failure(
-    tiny_shards: Path, tmp_path: Path, started: Callable
-) -> None:
+def test_a_killed_worker_costs_its_trial_one_failure(tiny_shards: Path, tmp_path: Path, started: Callable) -> None:
     text = "space: {optim.lr: [1.0e-3]}\nresources: {workers_per_trial: 2, cpus_per_worker: 0.5}\n"
     config = write_config(tmp_path, tiny_shards, text, LONG)
     out = tmp_path / "sweep"
@@ -272,7 +268,7 @@ def test_a_worker_of_several_that_is_killed_costs_one_failure(
 
 
 @pytest.mark.slow
-def test_a_trial_that_diverges_on_several_workers_is_not_tried_again(tiny_shards: Path, tmp_path: Path) -> None:
+def test_a_trial_that_diverges_on_several_workers_is_not_retried(tiny_shards: Path, tmp_path: Path) -> None:
     text = "space: {optim.lr: [1.0e+30, 1.0e-3]}\nresources: {workers_per_trial: 2, cpus_per_worker: 0.5}\n"
     config = write_config(tmp_path, tiny_shards, text, ", max_steps: 4, validate_every: 2")
     done = run_sweep(config, tmp_path / "sweep")
@@ -334,9 +330,9 @@ def test_the_reports_space_is_searched_at_a_small_scale(tiny_shards: Path, tmp_p
     small |= {"run.trackers": "[]", "data.shards": str(tiny_shards)}
     flags = [word for key, value in small.items() for word in (f"--train.{key}", value)]
     run_sweep(space, tmp_path / "sweep", *flags, "--trials", "4")
-    found = rows(tmp_path / "sweep" / "results.csv")
-    assert len(found) == 4
-    assert {row["status"] for row in found} == {"done"}
-    assert all(float(row["optim.lr"]) in (1e-4, 2e-4, 5e-4) for row in found)
-    assert all(row["data.batch_size"] in ("2", "4", "8") and 40 <= int(row["run.epochs"]) <= 80 for row in found)
-    assert len({(row["optim.lr"], row["data.batch_size"], row["run.epochs"]) for row in found}) == 4
+    results = rows(tmp_path / "sweep" / "results.csv")
+    assert len(results) == 4
+    assert {row["status"] for row in results} == {"done"}
+    assert all(float(row["optim.lr"]) in (1e-4, 2e-4, 5e-4) for row in results)
+    assert all(row["data.batch_size"] in ("2", "4", "8") and 40 <= int(row["run.epochs"]) <= 80 for row in results)
+    assert len({(row["optim.lr"], row["data.batch_size"], row["run.epochs"]) for row in results}) == 4

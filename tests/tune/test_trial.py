@@ -34,7 +34,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
 
 
 @pytest.mark.parametrize("error", [InputError("wrong"), DivergedError("not finite")])
-def test_an_error_that_would_come_back_is_reported_as_failed(
+def test_a_permanent_error_is_reported_as_failed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
 ) -> None:
     failing(monkeypatch, error)
@@ -42,15 +42,13 @@ def test_an_error_that_would_come_back_is_reported_as_failed(
 
 
 @pytest.mark.parametrize("error", [FetchError("no answer"), RunError("disk full"), OSError("torn")])
-def test_an_error_that_may_pass_is_raised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception) -> None:
+def test_a_temporary_error_is_raised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception) -> None:
     failing(monkeypatch, error)
     with pytest.raises(type(error), match=str(error)):
         run_trial(GIVEN, setup(tmp_path))
 
 
-def test_a_run_that_another_process_locks_is_waited_for_and_then_raises(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_trial_waits_for_a_locked_run_and_then_raises(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(trial, "PATIENCE_S", 1.0)
     run = tmp_path / trial.name_run(GIVEN[POINT])
     lock = hold_folder(run)
@@ -70,10 +68,11 @@ def test_gpus_are_hidden_from_trials_that_reserved_none(
 
 
 @pytest.mark.parametrize(
-    ("given", "there", "found"), [(None, 8.0, 1.0), (None, 0.0, 0.0), (0, 8.0, 0), (2, 8.0, 2), (0.5, 1.0, 0.5)]
+    ("requested", "in_cluster", "expected"),
+    [(None, 8.0, 1.0), (None, 0.0, 0.0), (0, 8.0, 0), (2, 8.0, 2), (0.5, 1.0, 0.5)],
 )
 def test_a_worker_has_a_gpu_by_default_if_the_cluster_has_any(
-    monkeypatch: pytest.MonkeyPatch, given: float | None, there: float, found: float
+    monkeypatch: pytest.MonkeyPatch, requested: float | None, in_cluster: float, expected: float
 ) -> None:
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": there})
-    assert resolve_gpus(ResourceConfig(gpus_per_worker=given)).gpus_per_worker == found
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": in_cluster})
+    assert resolve_gpus(ResourceConfig(gpus_per_worker=requested)).gpus_per_worker == expected

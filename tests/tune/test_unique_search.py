@@ -1,4 +1,4 @@
-"""Optuna's sampler proposes each point once, also after it was restored from a saved state."""
+"""Optuna's sampler proposes each point once, even after it has been restored from a saved state."""
 
 from pathlib import Path
 
@@ -16,25 +16,25 @@ def searcher(seed: int) -> UniqueOptunaSearch:
 
 def points_until_finished(search: UniqueOptunaSearch, prefix: str) -> list[tuple[float, int]]:
     """Return all points that the search proposes, each trained before the next is proposed."""
-    found: list[tuple[float, int]] = []
-    while (point := search.suggest(f"{prefix}{len(found)}")) != Searcher.FINISHED:
+    points: list[tuple[float, int]] = []
+    while (point := search.suggest(f"{prefix}{len(points)}")) != Searcher.FINISHED:
         score = point["lr"] * point["size"]
-        search.on_trial_result(f"{prefix}{len(found)}", {"psnr": score, "training_iteration": 1})
-        search.on_trial_complete(f"{prefix}{len(found)}", {"psnr": score})
-        found.append((point["lr"], point["size"]))
-    return found
+        search.on_trial_result(f"{prefix}{len(points)}", {"psnr": score, "training_iteration": 1})
+        search.on_trial_complete(f"{prefix}{len(points)}", {"psnr": score})
+        points.append((point["lr"], point["size"]))
+    return points
 
 
 def test_every_point_of_a_small_space_is_proposed_once() -> None:
     for seed in range(3):
-        found = points_until_finished(searcher(seed), "t")
-        assert len(found) == len(set(found)) == 9
+        points = points_until_finished(searcher(seed), "t")
+        assert len(points) == len(set(points)) == 9
 
 
 def test_points_that_are_being_trained_are_not_proposed_again() -> None:
     search = searcher(0)
-    found = [search.suggest(f"t{number}") for number in range(9)]
-    assert len({(point["lr"], point["size"]) for point in found}) == 9
+    points = [search.suggest(f"t{number}") for number in range(9)]
+    assert len({(point["lr"], point["size"]) for point in points}) == 9
     assert search.suggest("t9") == Searcher.FINISHED
 
 

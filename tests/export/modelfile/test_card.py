@@ -1,4 +1,4 @@
-"""Metadata that cannot be used, and files that are not model files, are refused with the reason."""
+"""Unusable metadata and files that are not model files are refused, and the error states the reason."""
 
 import json
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def altered(tiny_model: Path, tmp_path: Path) -> Callable[..., Path]:
         ({"context": None, "step": None}, "its metadata lacks context, step"),
     ],
 )
-def test_metadata_that_cannot_be_used_are_refused(altered: Callable, values: dict, message: str) -> None:
+def test_unusable_metadata_is_refused(altered: Callable, values: dict, message: str) -> None:
     path = altered(**values)
     with pytest.raises(InputError, match=message) as refused:
         OnnxRestorer(path, "cpu")

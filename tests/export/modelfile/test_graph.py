@@ -22,7 +22,7 @@ ISLANDS = ("LayerNormalization", "Softmax", "LogSoftmax", "ReduceSumSquare", "Re
 def make_network(**sizes) -> Amir:
     torch.manual_seed(0)
     network = Amir(AmirConfig(**(SMALL | sizes))).eval()
-    # These start at zero, so that their place in the graph would not be tested.
+    # With the initial values of these parameters, 0 or 1, an error in their nodes could not be noticed.
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if name.endswith(("gamma", "beta", "temperature", "body.bias")):
@@ -60,20 +60,20 @@ def restore(network: Amir, low: np.ndarray) -> np.ndarray:
     ],
 )
 @pytest.mark.parametrize("size", [(9, 9), (16, 24), (37, 61)])
-def test_the_graph_gives_what_pytorch_gives(tmp_path: Path, sizes: dict, size: tuple[int, int]) -> None:
+def test_the_graph_computes_the_same_as_pytorch(tmp_path: Path, sizes: dict, size: tuple[int, int]) -> None:
     network = make_network(**sizes)
     low = images(network.config.in_channels, *size)
-    found = OnnxRestorer(write(network, tmp_path / "model.onnx"), "cpu").run(low)
-    np.testing.assert_allclose(found, restore(network, low), atol=2e-5)
+    restored = OnnxRestorer(write(network, tmp_path / "model.onnx"), "cpu").run(low)
+    np.testing.assert_allclose(restored, restore(network, low), atol=2e-5)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_half_precision_stays_near_pytorch(tmp_path: Path, channels: int) -> None:
     network = make_network(in_channels=channels)
     low = images(channels, 37, 61)
-    found = OnnxRestorer(write(network, tmp_path / "model.onnx", half=True), "cpu").run(low)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, restore(network, low), atol=0.02)
+    restored = OnnxRestorer(write(network, tmp_path / "model.onnx", half=True), "cpu").run(low)
+    assert restored.dtype == np.float32
+    np.testing.assert_allclose(restored, restore(network, low), atol=0.02)
 
 
 def test_half_precision_keeps_only_its_islands_in_float32() -> None:
@@ -87,7 +87,7 @@ def test_half_precision_keeps_only_its_islands_in_float32() -> None:
         if node.op_type in ISLANDS:
             seen[node.op_type] += 1
             assert kind == onnx.TensorProto.FLOAT, node.op_type
-        if node.op_type == "Conv" and node.attribute and "group" in {one.name for one in node.attribute}:
+        if node.op_type == "Conv" and node.attribute and "group" in {attribute.name for attribute in node.attribute}:
             assert kind == onnx.TensorProto.FLOAT16
     assert set(seen) == set(ISLANDS)
 
@@ -100,7 +100,7 @@ def test_half_precision_halves_the_weights() -> None:
 
 def test_the_graph_is_of_opset_20_or_later_and_of_standard_operators() -> None:
     model = build_graph(make_network(), half=False)
-    assert [(one.domain, one.version >= 20) for one in model.opset_import] == [("", True)]
+    assert [(opset.domain, opset.version >= 20) for opset in model.opset_import] == [("", True)]
     assert {node.domain for node in model.graph.node} == {""}
     dims = [[dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in model.graph.input]
     assert dims == [["N", 1, "H", "W"]]
@@ -120,7 +120,7 @@ def test_a_model_too_large_for_one_file_has_its_weights_in_a_second(tmp_path: Pa
 
 def test_a_model_that_fits_is_one_file(tmp_path: Path) -> None:
     path = write(make_network(), tmp_path / "model.onnx")
-    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
 @pytest.mark.parametrize("max_bytes", [100_000, 10**9])

@@ -1,4 +1,4 @@
-"""ONNX Runtime restores slices alike in any batch, from any number of threads; unusable devices are refused."""
+"""Restored slices do not depend on the batch or the number of threads, and unusable devices are refused."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -40,11 +40,13 @@ def test_auto_uses_the_cpu_if_there_is_no_gpu(tiny_model: Path) -> None:
     assert OnnxRestorer(tiny_model).provider == "CPUExecutionProvider"
 
 
-def test_slices_are_restored_alike_alone_and_in_batches_and_with_any_number_of_threads(tiny_model: Path) -> None:
+def test_restored_slices_do_not_depend_on_the_batch_or_the_number_of_threads(tiny_model: Path) -> None:
     low = images(5)
     together = OnnxRestorer(tiny_model, "cpu", threads=2).restore(low)
     alone = OnnxRestorer(tiny_model, "cpu", threads=1)
-    np.testing.assert_allclose(np.concatenate([alone.restore(one) for one in np.split(low, 5)]), together, atol=1e-6)
+    np.testing.assert_allclose(
+        np.concatenate([alone.restore(batch) for batch in np.split(low, 5)]), together, atol=1e-6
+    )
 
 
 def test_threads_share_one_restorer(tiny_model: Path) -> None:
@@ -52,9 +54,9 @@ def test_threads_share_one_restorer(tiny_model: Path) -> None:
     batches = [images(count, height=16 + count) for count in range(1, 9)]
     expected = [restorer.restore(low) for low in batches]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(restorer.restore, batches * 3))
-    for one, right in zip(found, expected * 3, strict=True):
-        np.testing.assert_allclose(one, right, atol=1e-6)
+        restored = list(pool.map(restorer.restore, batches * 3))
+    for high, right in zip(restored, expected * 3, strict=True):
+        np.testing.assert_allclose(high, right, atol=1e-6)
 
 
 def test_input_may_have_any_memory_order_and_precision(tiny_model: Path) -> None:
@@ -63,13 +65,13 @@ def test_input_may_have_any_memory_order_and_precision(tiny_model: Path) -> None
     np.testing.assert_array_equal(restorer.run(turned), restorer.run(low))
 
 
-def test_bound_batches_are_restored_alike(tiny_model: Path) -> None:
+def test_bound_batches_restore_the_same_slices(tiny_model: Path) -> None:
     session = ort.InferenceSession(tiny_model, providers=["CPUExecutionProvider"])
     bound, restorer = BoundBatch(session, "cpu"), OnnxRestorer(tiny_model, "cpu")
     batches = [images(2), images(2)[::-1], images(3), images(2, 16, 19), images(2)]
-    found = [bound.run(np.ascontiguousarray(low), ort.RunOptions()) for low in batches]
-    for one, low in zip(found, batches, strict=True):
-        np.testing.assert_allclose(one, restorer.run(low), atol=1e-6)
+    restored = [bound.run(np.ascontiguousarray(low), ort.RunOptions()) for low in batches]
+    for high, low in zip(restored, batches, strict=True):
+        np.testing.assert_allclose(high, restorer.run(low), atol=1e-6)
 
 
 def test_bound_batches_are_padded_to_one_shape(tiny_model: Path) -> None:
@@ -87,9 +89,9 @@ def test_threads_share_one_bound_batch(tiny_model: Path) -> None:
     bound, restorer = BoundBatch(session, "cpu"), OnnxRestorer(tiny_model, "cpu")
     batches = [(images(2) / number).astype(np.float32) for number in range(1, 9)]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda low: bound.run(low, ort.RunOptions()), batches))
-    for one, low in zip(found, batches, strict=True):
-        np.testing.assert_allclose(one, restorer.run(low), atol=1e-6)
+        restored = list(pool.map(lambda low: bound.run(low, ort.RunOptions()), batches))
+    for high, low in zip(restored, batches, strict=True):
+        np.testing.assert_allclose(high, restorer.run(low), atol=1e-6)
 
 
 def test_warming_up_changes_nothing(tiny_model: Path) -> None:
@@ -106,5 +108,5 @@ def test_a_stopped_restorer_restores_nothing_more(tiny_model: Path) -> None:
         restorer.restore(images(1))
 
 
-def test_cores_are_those_that_this_process_may_use() -> None:
+def test_at_least_one_core_is_counted() -> None:
     assert num_cores() >= 1

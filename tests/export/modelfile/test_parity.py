@@ -52,8 +52,8 @@ def export_spoilt(
     def export(spoil: Callable[[onnx.ModelProto], None], *arguments: str) -> tuple[int, str]:
         right = export_run.build_graph
 
-        def wrong(*given, **named) -> onnx.ModelProto:
-            model = right(*given, **named)
+        def wrong(*arguments, **named) -> onnx.ModelProto:
+            model = right(*arguments, **named)
             spoil(model)
             return model
 
@@ -83,8 +83,8 @@ def test_half_precision_that_loses_too_much_is_not_written(export_spoilt: Callab
 def test_the_loss_is_the_difference_of_both_means() -> None:
     generator = np.random.default_rng(0)
     high = generator.random((3, 1, 20, 20)).astype(np.float32)
-    expected, found = (np.clip(high + error, 0, 1).astype(np.float32) for error in (0.1, 0.1001))
-    loss = half_loss(expected, found, high, PATH)
+    expected, exported = (np.clip(high + error, 0, 1).astype(np.float32) for error in (0.1, 0.1001))
+    loss = half_loss(expected, exported, high, PATH)
     assert 0 < loss["psnr_lost_db"] < MAX_LOSS_DB
     assert loss["psnr_lost_db"] == pytest.approx(loss["psnr_slice_float32_db"] - loss["psnr_slice_db"])
     worse = np.clip(high + 0.102, 0, 1).astype(np.float32)
@@ -106,9 +106,9 @@ def test_nan_is_refused_in_either_check() -> None:
 def test_a_few_values_beyond_the_limit_are_counted_and_many_are_refused() -> None:
     differences = np.zeros(100_000, dtype=np.float32)
     differences[:50] = 0.01
-    found = summarise(differences, 1e-3, PATH)
-    assert found["share_beyond"] == pytest.approx(0.0005)
-    assert found["max_abs_difference"] == pytest.approx(0.01)
+    statistics = summarise(differences, 1e-3, PATH)
+    assert statistics["share_beyond"] == pytest.approx(0.0005)
+    assert statistics["max_abs_difference"] == pytest.approx(0.01)
     differences[:200] = 0.01
     with pytest.raises(RunError, match=r"0\.2% of the values"):
         summarise(differences, 1e-3, PATH)

@@ -1,4 +1,4 @@
-"""Which scans are found, and that no original file is overwritten."""
+"""The scans in a folder are found, enhanced scans are skipped, and no original file is overwritten."""
 
 import json
 from pathlib import Path
@@ -16,30 +16,30 @@ def touch(*paths: Path) -> None:
         path.write_bytes(b"")
 
 
-def plan(scans: list[Path], out: Path) -> dict[str, str]:
-    found = plan_outputs(scans, out)
-    assert not found.problems
-    return {task.scan.name: str(task.target.relative_to(out)) for task in found.tasks}
+def targets(scans: list[Path], out: Path) -> dict[str, str]:
+    plan = plan_outputs(scans, out)
+    assert not plan.problems
+    return {task.scan.name: str(task.target.relative_to(out)) for task in plan.tasks}
 
 
 def test_the_output_folder_is_not_searched(tmp_path: Path) -> None:
     touch(tmp_path / "a.nii", tmp_path / "deep" / "b.mgz", tmp_path / "out" / "c.nii.gz")
-    assert plan([tmp_path], tmp_path / "out") == {"a.nii": "a.nii.gz", "b.mgz": "deep/b.nii.gz"}
+    assert targets([tmp_path], tmp_path / "out") == {"a.nii": "a.nii.gz", "b.mgz": "deep/b.nii.gz"}
 
 
 def test_enhanced_scans_are_skipped(tmp_path: Path) -> None:
     touch(tmp_path / "a.nii", tmp_path / "before" / "a.nii.gz")
     (tmp_path / "before" / "a.json").write_text(json.dumps({"source_sha256": "", "model_sha256": "", "note": ""}))
-    found = plan_outputs([tmp_path], tmp_path / "out")
-    assert [task.scan for task in found.tasks] == [tmp_path / "a.nii"]
-    assert found.enhanced == [tmp_path / "before" / "a.nii.gz"]
+    plan = plan_outputs([tmp_path], tmp_path / "out")
+    assert [task.scan for task in plan.tasks] == [tmp_path / "a.nii"]
+    assert plan.enhanced == [tmp_path / "before" / "a.nii.gz"]
     with pytest.raises(InputError, match="contains only enhanced scans"):
         plan_outputs([tmp_path / "before"], tmp_path / "out")
 
 
 def test_scans_in_a_folder_inside_the_output_folder_are_found(tmp_path: Path) -> None:
     touch(tmp_path / "scans" / "a.nii.gz")
-    assert plan([tmp_path / "scans"], tmp_path) == {"a.nii.gz": "a.nii.gz"}
+    assert targets([tmp_path / "scans"], tmp_path) == {"a.nii.gz": "a.nii.gz"}
 
 
 def test_the_folder_of_the_scans_cannot_be_the_output(tmp_path: Path) -> None:
@@ -60,10 +60,10 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "in" / "circle").symlink_to(tmp_path / "in")
     (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "in")
-    assert plan([tmp_path / "in"], tmp_path / "out") == {"a.nii": "a.nii.gz", "b.nii": "link/b.nii.gz"}
+    assert targets([tmp_path / "in"], tmp_path / "out") == {"a.nii": "a.nii.gz", "b.nii": "link/b.nii.gz"}
 
 
-def test_a_scan_with_a_sidecar_of_another_program_is_not_written_over(tmp_path: Path) -> None:
+def test_a_sidecar_of_another_program_is_not_overwritten(tmp_path: Path) -> None:
     touch(tmp_path / "in" / "a.nii", tmp_path / "bids" / "a.nii.gz")
     sidecar = tmp_path / "bids" / "a.json"
     sidecar.write_text(json.dumps({"RepetitionTime": 2.3}))
@@ -73,7 +73,7 @@ def test_a_scan_with_a_sidecar_of_another_program_is_not_written_over(tmp_path: 
     with pytest.raises(InputError, match=r"a.json exists and was not written by upfield enhance"):
         plan_outputs([tmp_path / "in"], tmp_path / "bids")
     sidecar.write_text(json.dumps({"source_sha256": "", "model_sha256": "", "note": ""}))
-    assert plan([tmp_path / "in"], tmp_path / "bids") == {"a.nii": "a.nii.gz"}
+    assert targets([tmp_path / "in"], tmp_path / "bids") == {"a.nii": "a.nii.gz"}
 
 
 def test_provenance_lies_beside_its_scan() -> None:

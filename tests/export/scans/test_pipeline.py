@@ -1,4 +1,4 @@
-"""At most three jobs are in work, every stage keeps their order, and one job's error does not stop the others."""
+"""At most three jobs run at once, every stage keeps their order, and an error in one job does not stop the others."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""Enhanced scans lie where the originals lie in the world, as other programs read the written files."""
+"""Enhanced scans have the same position in the world as the originals, also when nibabel alone reads the files."""
 
 from pathlib import Path
 from typing import Any
@@ -117,10 +117,10 @@ def test_a_scan_without_a_place_gets_none_and_is_noted(tmp_path: Path) -> None:
     assert any("left and right may be exchanged" in note for note in prepared.notes)
     header = load(tmp_path / "out.nii.gz").header
     assert (int(header["qform_code"]), int(header["sform_code"])) == (0, 0)
-    # A reader that assumes a place for the original assumes the same for the result.
+    # Neither file states a position, so a reader must assume the same one for both.
     np.testing.assert_allclose(landmark_mm(tmp_path / "out.nii.gz"), landmark_mm(tmp_path / "scan.nii.gz"), atol=0.5)
     enhanced(tmp_path / "scan.nii.gz", tmp_path / "ras.nii.gz", OutputLayout(keep_ras=True))
-    # Readers would assume other axes, so the sform must state these.
+    # Without an sform, readers would assume other axes than RAS.
     assert int(load(tmp_path / "ras.nii.gz").header["sform_code"]) == 2
 
 
