@@ -4,13 +4,12 @@ import sys
 
 from upfield.common.command import Command, execute
 from upfield.export.configuration import ServeConfig
-from upfield.export.service.environment import prepare_environment
+from upfield.export.service.environment import expect_packages
 
 
 def serve(config: ServeConfig) -> None:
     """Serve until Ctrl-C or SIGTERM."""
-    # Ray reads its environment variables when it is imported.
-    prepare_environment(has_own_ray=config.address is None)
+    expect_packages()
     from upfield.export.service.lifecycle import run_service
 
     run_service(config)

@@ -11,6 +11,7 @@ from upfield.export.configuration import ServeConfig
 from upfield.export.modelfile.card import ModelCard
 from upfield.export.service.access import read_token
 from upfield.export.service.counters import Counters
+from upfield.export.service.environment import set_ray_variables
 from upfield.export.service.model_info import model_info, read_model
 from upfield.export.service.web_server import begin_to_listen, is_loopback, listen, uvicorn_config
 from upfield.export.service.webapp import build_app
@@ -54,7 +55,8 @@ def serve_requests(
     Raises:
         KeyboardInterrupt: a signal arrived, and the accepted requests are finished.
     """
-    # Importing Ray Serve takes seconds, so wrong input is reported first.
+    # Not before wrong input is reported: the import takes seconds, and the variables must not outlive a refusal.
+    set_ray_variables(has_own_ray=config.address is None)
     from upfield.export.service.replicas.ray_engine import RayEngine
 
     counters = Counters(config.batch_size)

@@ -311,6 +311,6 @@ def _disk_errors(out: Path) -> Iterator[None]:
         if error.errno not in NO_ROOM:
             raise
         raise RunError(
-            f"{error.filename or out}: the disk cannot be written: {error.strerror}. Free space or fix the disk, and "
-            "run the same command again; finished shards are kept."
+            f"{error.filename or out}: the disk cannot be written: {error.strerror}. Free some space or fix the disk, "
+            "and run the same command again; finished shards are kept."
         ) from error

@@ -276,7 +276,7 @@ def _send_files(store: Store, staging: Path, names: list[str]) -> None:
 
 
 def _send_manifest(store: Store, staging: Path, manifest: Manifest) -> None:
-    """Send the manifest and remove the marker. Raise RunError if another upload has replaced the marker."""
+    """Send the manifest and remove the marker. Raise RunError if the marker no longer names this set."""
     marker = _parse_marker(store, store.read(MARKER))
     if marker is None and store.read(MANIFEST) == (staging / MANIFEST).read_bytes():
         return  # The same command on another machine has finished first. Its shards and its manifest are equal to ours.
