@@ -23,7 +23,7 @@ from upfield.common.errors import RunError
 from upfield.common.progress import say
 from upfield.common.stop_signals import StopRequest, stop_signals
 from upfield.common.tasks import end_with_parent
-from upfield.distributed.configuration import TrainConfig
+from upfield.distributed.configuration import RunConfig
 
 SCRIPT = Path(__file__).with_name("train.py")
 POLL_S = 0.2
@@ -51,23 +51,23 @@ def expected_world_size() -> int:
     return 1
 
 
-def make_accelerator(config: TrainConfig, world_size: int) -> Accelerator:
+def make_accelerator(config: RunConfig, world_size: int) -> Accelerator:
     """Join the process group. Collective: ALL ranks call it.
 
     Args:
-        config: configuration of the run.
+        config: part `run` of the configuration.
         world_size: number of processes in the job.
 
     Raises:
         RunError: the process group does not have `world_size` processes.
     """
     accelerator = Accelerator(
-        mixed_precision=config.run.precision,
-        log_with=list(config.run.trackers),
-        project_config=ProjectConfiguration(project_dir=str(config.run.out), logging_dir=str(config.run.out)),
+        mixed_precision=config.precision,
+        log_with=list(config.trackers),
+        project_config=ProjectConfiguration(project_dir=str(config.out), logging_dir=str(config.out)),
         # Accelerate must not prepare our loaders. If it did, this setting would keep rank 0 from reading for all ranks.
         dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.run.timeout_s))],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout_s))],
     )
     if accelerator.num_processes != world_size:
         raise RunError(f"expected {world_size} processes in one group, found {accelerator.num_processes}. {ADVICE}")

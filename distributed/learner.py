@@ -20,7 +20,7 @@ from upfield.common.allocator import keep_freed_memory
 from upfield.common.errors import InputError
 from upfield.distributed.agreement import sum_over_processes
 from upfield.distributed.checkpoint import AVERAGE, OPTIMIZER
-from upfield.distributed.configuration import TrainConfig
+from upfield.distributed.configuration import OptimConfig, TrainConfig
 from upfield.distributed.weight_average import WeightAverage
 from upfield.model.activation_memory import choose_checkpointing
 from upfield.model.amir import Amir
@@ -126,10 +126,10 @@ def build_network(config: TrainConfig, manifest: Manifest, accelerator: Accelera
     return network
 
 
-def build_optimizer(config: TrainConfig, network: Amir) -> Optimizer:
+def build_optimizer(config: OptimConfig, network: Amir) -> Optimizer:
     """Build Adam over the network's parameters."""
     # The fused version makes one pass over the weights and moments instead of one per operation.
-    return torch.optim.Adam(network.parameters(), lr=config.optim.lr, betas=config.optim.betas, fused=True)
+    return torch.optim.Adam(network.parameters(), lr=config.lr, betas=config.betas, fused=True)
 
 
 def wanted_checkpointing(

@@ -9,7 +9,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 
 from upfield.common.errors import InputError
-from upfield.distributed.configuration import TrainConfig
+from upfield.distributed.configuration import DataConfig, TrainConfig
 from upfield.distributed.samples.splits import open_splits
 from upfield.model.losses import LEAST_SIZES
 from upfield.sharding.shardset.manifest import Manifest
@@ -123,11 +123,11 @@ def refuse_other_file(trace: Path) -> None:
         raise InputError(f"{trace}: this file exists and is not a trace. Choose another --data.trace.")
 
 
-def refuse_other_view(config: TrainConfig, manifest: Manifest, main_data: str, checkpoint: Path | None) -> None:
+def refuse_other_view(config: DataConfig, manifest: Manifest, main_data: str, checkpoint: Path | None) -> None:
     """Check that this process sees the same shard set and checkpoint as the main process.
 
     Args:
-        config: configuration of the run.
+        config: part `data` of the configuration.
         manifest: manifest of the shard set that this process reads.
         main_data: data hash of the shard set that the main process reads.
         checkpoint: checkpoint from which the main process resumes, if any.
@@ -137,7 +137,7 @@ def refuse_other_view(config: TrainConfig, manifest: Manifest, main_data: str, c
     """
     if manifest.data_sha256 != main_data:
         raise InputError(
-            f"{config.data.shards}: the shard set differs between nodes: its data hash is {main_data} on the first "
+            f"{config.shards}: the shard set differs between nodes: its data hash is {main_data} on the first "
             f"node and {manifest.data_sha256} on another. Copy or build the set again."
         )
     if checkpoint and not checkpoint.is_dir():

@@ -84,7 +84,7 @@ def _open_run(config: TrainConfig) -> TrainingRun:
         world_size = expected_world_size()
         refuse_unusable(config, world_size)
     out = config.run.out
-    accelerator = make_accelerator(config, world_size)
+    accelerator = make_accelerator(config.run, world_size)
     split, validation = run_on_all_processes(lambda: open_data(config))
     start, lock = claim_folder(config, split.manifest)
     order = (config.run.seed, config.data.batch_size, config.data.window_shards, config.data.augment)
@@ -92,7 +92,7 @@ def _open_run(config: TrainConfig) -> TrainingRun:
     total_steps = min(config.run.epochs * batches.steps_per_epoch, config.run.max_steps or 2**62)
     network = build_network(config, split.manifest, accelerator)
     # Wrap before loading, because wrappers that split the weights over processes replace the parameters.
-    wrapped, optimizer = accelerator.prepare(network, build_optimizer(config, network))
+    wrapped, optimizer = accelerator.prepare(network, build_optimizer(config.optim, network))
     decay = config.optim.ema_decay
     average = WeightAverage(network, decay) if decay is not None else None
     learner = Learner(network, optimizer.optimizer, average, accelerator.scaler)
@@ -118,7 +118,7 @@ def claim_folder(config: TrainConfig, manifest: Manifest) -> tuple[ResumePoint, 
     """
     out = config.run.out
     start = run_on_main_process(lambda: find_start(config, manifest))
-    run_on_all_processes(lambda: refuse_other_view(config, manifest, start.progress.data_sha256, start.checkpoint))
+    run_on_all_processes(lambda: refuse_other_view(config.data, manifest, start.progress.data_sha256, start.checkpoint))
     lock = hold_folder(out)
     # Another job may have saved checkpoints before this one took the lock.
     start = run_on_main_process(lambda: start if start.is_current(out) else find_start(config, manifest))

@@ -9,13 +9,13 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 from upfield.distributed import training_run
-from upfield.distributed.configuration import TrainConfig
+from upfield.distributed.configuration import RunConfig
 from upfield.distributed.train import main
 
 make_accelerator = training_run.make_accelerator
 
 
-def with_fsdp(config: TrainConfig, world_size: int) -> Accelerator:
+def with_fsdp(config: RunConfig, world_size: int) -> Accelerator:
     accelerator = make_accelerator(config, world_size)
     accelerator.state._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin()
     accelerator.state._shared_state["distributed_type"] = DistributedType.FSDP

@@ -187,7 +187,7 @@ def test_a_process_that_sees_another_set_or_no_checkpoint_is_refused(tiny_shards
     from upfield.distributed.preconditions import refuse_other_view
 
     manifest = read_manifest(tiny_shards)
-    config = TrainConfig(DataConfig("shards"), run=RunConfig(Path("run")))
+    config = DataConfig("shards")
     refuse_other_view(config, manifest, manifest.data_sha256, tmp_path)
     with pytest.raises(InputError, match="the shard set differs between nodes"):
         refuse_other_view(config, manifest, "0" * 64, None)
