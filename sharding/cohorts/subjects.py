@@ -21,6 +21,8 @@ from upfield.sharding.shardset.sample_key import Split, Unit, key_part
 FIELD = re.compile(r"{(\w+)}")
 # Keys must be short enough for a plain tar header.
 MAX_ID_LENGTH = 40
+# With fewer files, starting processes takes longer than inspecting the files.
+FILES_FOR_PROCESSES = 5000
 
 
 @dataclass(frozen=True)
@@ -249,6 +251,12 @@ def _unusable_names(cohort: CohortConfig, ids: dict[str, str], high: dict[str, S
             problems.append(Problem(cohort.name, name, "high", "name", str(high.get(name, name)), message))
         taken.add(part)
     return problems
+
+
+def processes_for(subjects: Iterable[Subject], jobs: int) -> int:
+    """Return how many processes inspect the files of `subjects`: 1 if there are few files, otherwise `jobs`."""
+    num_files = sum(len(source.paths) for subject in subjects for _, source in subject.volumes)
+    return jobs if num_files >= FILES_FOR_PROCESSES else 1
 
 
 def _some(items: list) -> str:
