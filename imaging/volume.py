@@ -19,8 +19,9 @@ from nibabel.orientations import (
 from numpy.typing import NDArray
 
 from upfield.common.errors import VolumeError
+from upfield.imaging.affine import spacing_of
 from upfield.imaging.compressed_files import Trace, changed, is_compressed, read_content, trace
-from upfield.imaging.header import UNREADABLE, VoxelLayout, spacing_of, unreadable
+from upfield.imaging.header import UNREADABLE, VoxelLayout, unreadable
 from upfield.imaging.volume_header import VolumeHeader, read_stack_header, read_volume_header
 
 
