@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from upfield.common.errors import InputError, VolumeError
 from upfield.export.scans.restoration import Restorer, restore_volume
-from upfield.imaging.header import NIFTI_FALLBACK, Header, angles_deg, expect_three_dimensions, read_header
+from upfield.imaging.affine import angles_deg
+from upfield.imaging.header import NIFTI_FALLBACK, Header, expect_three_dimensions, read_header
 from upfield.imaging.nifti_writer import MARK, mark_as_enhanced, write_file
 from upfield.imaging.normalisation import NORMALISATION, normalise
 from upfield.imaging.placement import Placement, placement_of
