@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
+from upfield.cli.accelerate_launcher import launch_command, run_launcher
 from upfield.cli.configuration import DemoConfig
 from upfield.common import html_page
 from upfield.common.errors import InputError, RunError
-from upfield.distributed.launch import SCRIPT, launch_command, run_launcher
+from upfield.distributed.launch import SCRIPT
 from upfield.evaluation.evaluate import main as evaluate_command
 from upfield.evaluation.reports.figures import curves_png
 from upfield.evaluation.reports.metrics_table import metrics_table

@@ -11,9 +11,10 @@ from upfield.common.stop_signals import StopRequest
 from upfield.common.tasks import end_with_parent
 from upfield.distributed.agreement import is_lost_process
 from upfield.distributed.configuration import TrainConfig
-from upfield.distributed.launch import SCRIPT, expected_world_size, relaunch
+from upfield.distributed.launch import SCRIPT, relaunch
 from upfield.distributed.loop import fit
 from upfield.distributed.preconditions import open_data, refuse_unusable
+from upfield.distributed.process_group import expected_world_size
 from upfield.distributed.training_run import find_start
 
 

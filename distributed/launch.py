@@ -1,4 +1,4 @@
-"""Start the processes of a job, and check that a launcher has started the requested number of processes."""
+"""Start the processes of a job on this machine, and wait for them."""
 
 import contextlib
 import os
@@ -9,69 +9,19 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, InitProcessGroupKwargs, ProjectConfiguration
 
 from upfield.common.command import EXIT_FAILURE, EXIT_INPUT, to_yaml
-from upfield.common.errors import RunError
 from upfield.common.progress import say
-from upfield.common.stop_signals import StopRequest, stop_signals
+from upfield.common.stop_signals import StopRequest
 from upfield.common.tasks import end_with_parent
-from upfield.distributed.configuration import RunConfig
 
 SCRIPT = Path(__file__).with_name("train.py")
 POLL_S = 0.2
 GRACE_S = 15.0  # time for ranks to notice that another rank has failed
-ADVICE = "Use `accelerate launch --multi_gpu --num_processes N` or torchrun, and on CPUs set ACCELERATE_USE_CPU=true."
-
-
-def expected_world_size() -> int:
-    """Return the number of processes in the job, which is 1 without a launcher.
-
-    On CPUs, `accelerate launch` silently starts one process, whatever number was requested. This case is recognised by
-    the environment: the launcher exports MASTER_ADDR if more than one process was requested, and a real process group
-    also has a WORLD_SIZE.
-
-    Raises:
-        RunError: several processes were requested from `accelerate launch`, but it started only this one.
-    """
-    if "WORLD_SIZE" in os.environ:
-        return int(os.environ["WORLD_SIZE"])
-    # `accelerate launch` exports the precision for any number of processes.
-    if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ:
-        raise RunError(
-            f"accelerate launch was asked for several processes (MASTER_ADDR is set) but started only one. {ADVICE}"
-        )
-    return 1
-
-
-def make_accelerator(config: RunConfig, world_size: int) -> Accelerator:
-    """Join the process group. Collective: ALL ranks call it.
-
-    Args:
-        config: part `run` of the configuration.
-        world_size: number of processes in the job.
-
-    Raises:
-        RunError: the process group does not have `world_size` processes.
-    """
-    accelerator = Accelerator(
-        mixed_precision=config.precision,
-        log_with=list(config.trackers),
-        project_config=ProjectConfiguration(project_dir=str(config.out), logging_dir=str(config.out)),
-        # Accelerate must not prepare our loaders. If it did, this setting would keep rank 0 from reading for all ranks.
-        dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout_s))],
-    )
-    if accelerator.num_processes != world_size:
-        raise RunError(f"expected {world_size} processes in one group, found {accelerator.num_processes}. {ADVICE}")
-    return accelerator
 
 
 def relaunch(script: Path, config: Any, stop: StopRequest | None = None) -> int:
@@ -160,34 +110,3 @@ def free_port() -> int:
 def threads_per_process(processes: int) -> int:
     """Return the number of threads per process with which `processes` processes use all available cores."""
     return max(1, len(os.sched_getaffinity(0)) // processes)
-
-
-def run_launcher(command: list[str], environment: dict[str, str]) -> tuple[int, bool]:
-    """Run a launcher, and return its exit code and whether a stop was requested.
-
-    A stop request is sent to the ranks, which save and exit with 0. The launcher itself would only kill the ranks.
-    """
-    with stop_signals() as stop, subprocess.Popen(command, env=environment, preexec_fn=prepare_rank) as process:
-        while True:
-            try:
-                return process.wait(timeout=POLL_S), stop.asked
-            except subprocess.TimeoutExpired:
-                if stop.asked:
-                    ask_children_to_stop(process.pid)
-
-
-def ask_children_to_stop(launcher: int) -> None:
-    """Send SIGUSR1 to a launcher's ranks. Call it repeatedly, because ranks ignore the signal until they handle it."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for rank in psutil.Process(launcher).children():
-            rank.send_signal(signal.SIGUSR1)
-
-
-def launch_command(processes: int) -> list[str]:
-    """Return the `accelerate launch` command, without a script, for `processes` processes on this machine."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
-    # The number of threads is set because Accelerate's default, one thread per process, leaves cores idle.
-    command += ["--dynamo_backend", "no", "--num_processes", str(processes)]
-    command += ["--num_cpu_threads_per_process", str(threads_per_process(processes))]
-    # Pass `--multi_gpu` on CPUs too, because `--cpu` starts only one process. Port 0 means any free port.
-    return [*command, *(["--multi_gpu", "--main_process_port", "0"] if processes > 1 else ["--quiet"])]

@@ -23,9 +23,9 @@ from upfield.distributed.agreement import (
 )
 from upfield.distributed.checkpoint import ResumePoint, TrainingProgress, clear_leftovers, find_resume_point
 from upfield.distributed.configuration import TrainConfig
-from upfield.distributed.launch import expected_world_size, make_accelerator
 from upfield.distributed.learner import Learner, build_network, build_optimizer
 from upfield.distributed.preconditions import open_data, refuse_other_file, refuse_other_view, refuse_unusable
+from upfield.distributed.process_group import expected_world_size, make_accelerator
 from upfield.distributed.samples.reader import BatchPlan, TrainingBatches
 from upfield.distributed.weight_average import WeightAverage
 from upfield.sharding.shardset.manifest import Manifest

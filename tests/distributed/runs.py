@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from accelerate.state import AcceleratorState
 
-from upfield.distributed.launch import SCRIPT, launch_command
+from upfield.cli.accelerate_launcher import launch_command
+from upfield.distributed.launch import SCRIPT
 from upfield.distributed.train import main
 
 SMALL = ["--model.preset", "tiny", "--run.precision", "no", "--run.log_every", "1", "--optim.lr", "1e-3"]

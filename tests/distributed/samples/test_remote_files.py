@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from faulty import FAULTS, Answer, FaultyServer
 
+from upfield.cli.accelerate_launcher import launch_command
 from upfield.common.errors import FetchError, InputError, ShardSetError
 from upfield.distributed.configuration import DataConfig
-from upfield.distributed.launch import SCRIPT, launch_command
+from upfield.distributed.launch import SCRIPT
 from upfield.distributed.samples import remote_files
 from upfield.distributed.samples.fetcher import fetch_ahead
 from upfield.distributed.samples.reader import Batch, BatchPlan, TrainingBatches, read_every_sample, training_loader
