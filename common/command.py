@@ -45,8 +45,6 @@ class Command:
     """Fields that may be given without their flag, in order. A list field must come last and takes the rest."""
     folder_of: dict[str, str] = field(default_factory=dict)
     """Field -> key. If the field is not given, it is set to the folder of the configuration file that holds the key."""
-    preset: dict[str, Any] = field(default_factory=dict)
-    """Dotted key -> placeholder value, for required keys that the command itself sets later."""
 
 
 def execute(command: Command, argv: list[str] | None = None) -> int:
@@ -250,7 +248,6 @@ def _build_parser(command: Command) -> Any:
     words = "YAML file with any of the keys below. Later flags override it."
     parser.add_argument("--config", action="config", help=words)
     parser.add_class_arguments(command.schema, as_group=False)
-    parser.set_defaults(command.preset)
     # --debug has no default, so --print_config omits it. It is not a key of a configuration file.
     parser.add_argument("--debug", action="store_true", default=SUPPRESS, help="Show the traceback of an error.")
     return parser
