@@ -79,7 +79,7 @@ class Places:
 def run_demonstration(config: DemoConfig) -> None:
     """Run every stage, write the report, and print the metrics and the time that each stage took."""
     places = Places(config.out)
-    claim(config.out)
+    prepare_folder(config.out)
     times_s: dict[str, float] = {}
 
     def timed(stage: str, work: Callable[[], None]) -> None:
@@ -98,7 +98,7 @@ def run_demonstration(config: DemoConfig) -> None:
     print("\n" + final_table(places, times_s))
 
 
-def claim(out: Path) -> None:
+def prepare_folder(out: Path) -> None:
     """Create the folder; delete an earlier demonstration in it.
 
     Raises:
@@ -120,14 +120,14 @@ def is_demonstration(out: Path) -> bool:
 
 def make_cohort(config: DemoConfig, places: Places) -> None:
     """Write the phantom cohort."""
-    call(phantom_command, places.cohort, "--subjects", config.subjects, "--seed", config.seed)
+    run_stage(phantom_command, places.cohort, "--subjects", config.subjects, "--seed", config.seed)
 
 
 def make_shards(places: Places) -> None:
     """Build the shard set, verify it, and draw pairs from it."""
-    call(shard_command, "--config", places.cohort / "cohorts.yaml", "--out", places.shards)
-    call(verify_command, places.shards)
-    call(preview_command, places.shards, "--out", places.out / "pairs.png")
+    run_stage(shard_command, "--config", places.cohort / "cohorts.yaml", "--out", places.shards)
+    run_stage(verify_command, places.shards)
+    run_stage(preview_command, places.shards, "--out", places.out / "pairs.png")
 
 
 def train(config: DemoConfig, places: Places) -> None:
@@ -158,13 +158,13 @@ def precision() -> str:
 
 def evaluate(places: Places) -> None:
     """Measure the best model on the held-out subject."""
-    call(evaluate_command, places.run, "--shards", places.shards, "--split", "test", "--out", places.evaluation)
+    run_stage(evaluate_command, places.run, "--shards", places.shards, "--split", "test", "--out", places.evaluation)
 
 
 def export(places: Places) -> None:
     """Write the model file."""
     metrics = places.evaluation / "metrics.json"
-    call(export_command, places.run, "--out", places.model, "--evaluation", metrics)
+    run_stage(export_command, places.run, "--out", places.model, "--evaluation", metrics)
 
 
 def enhance(places: Places) -> None:
@@ -175,7 +175,7 @@ def enhance(places: Places) -> None:
     scan.parent.mkdir()
     # The cohort holds one file per slice, but a scanner writes one file per scan.
     write_volume(read_stack(slices), scan)
-    call(enhance_command, places.model, scan, "--out", places.enhanced)
+    run_stage(enhance_command, places.model, scan, "--out", places.enhanced)
 
 
 def held_out_subject(places: Places) -> str:
@@ -183,7 +183,7 @@ def held_out_subject(places: Places) -> str:
     return read_manifest(places.shards).subjects("test")[0]["subject"]
 
 
-def call(main: Callable[[list[str]], int], *arguments: object) -> None:
+def run_stage(main: Callable[[list[str]], int], *arguments: object) -> None:
     """Run the command of a stage as a user would.
 
     Raises:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, Protocol, cast
 
 from isal import igzip, isal_zlib
 
@@ -24,6 +24,14 @@ CHUNK_BYTES = 1 << 20
 # MGH files may hold tags after the voxels. If a file was cut off, its last four bytes can have any value, so one such
 # file in 65536 is not noticed.
 SLACK_BYTES = 1 << 16
+
+
+class Readable(Protocol):
+    """A source of bytes."""
+
+    def read(self, size: int, /) -> bytes:
+        """Read `size` bytes, fewer if the source ends."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -88,21 +96,33 @@ def read_content(path: Path, num_bytes: int, expected: Trace | None = None) -> b
         expected: trace of the file when its header was read.
 
     Raises:
-        DAMAGED: the compressed file was cut off, or its CRC is wrong. A reader that stops at the last voxel never
-            reaches the CRC, and most flipped bits only change voxels without any other error.
+        DAMAGED: the compressed file was cut off, or its CRC is wrong.
         VolumeError: the file's trace differs from the expected one.
     """
     with path.open("rb") as file:
         if is_compressed(path):
             with _inflated(file) as inflated:
-                content = inflated.read(num_bytes)
-                while inflated.read(CHUNK_BYTES):
-                    pass
+                content = read_to_end(inflated, num_bytes)
         else:
             content = file.read(num_bytes)
         if expected is not None and _trace(path, file) != expected:
             raise changed(path)
     return content
+
+
+def read_to_end(content: Readable, num_bytes: int) -> bytes:
+    """Read `num_bytes` of an open gzip file's content, then read on to its end, which checks the CRC.
+
+    A reader that stops at the last voxel never reaches the CRC, and most flipped bits only change voxels without any
+    other error.
+
+    Raises:
+        DAMAGED: the file was cut off, or its CRC is wrong.
+    """
+    data = content.read(num_bytes)
+    while content.read(CHUNK_BYTES):
+        pass
+    return data
 
 
 def changed(path: Path) -> VolumeError:

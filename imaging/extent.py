@@ -8,7 +8,7 @@ import numpy as np
 from nibabel.orientations import inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 
-from upfield.imaging.header import spacing_of
+from upfield.imaging.affine import spacing_of
 from upfield.imaging.volume_header import VolumeHeader
 
 # Volumes are resampled along one axis after the other, which cannot correct a rotation between the fields.

@@ -6,7 +6,8 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Header
 from numpy.typing import NDArray
 
-from upfield.imaging.header import SCANNER, Header, spacing_of
+from upfield.imaging.affine import spacing_of
+from upfield.imaging.header import SCANNER, Header
 
 UNKNOWN, ALIGNED = 0, 2  # nifti1.h, NIFTI_XFORM_*
 SPACES = {UNKNOWN: "unknown", SCANNER: "scanner", ALIGNED: "aligned", 3: "talairach", 4: "mni", 5: "template"}

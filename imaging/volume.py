@@ -19,8 +19,9 @@ from nibabel.orientations import (
 from numpy.typing import NDArray
 
 from upfield.common.errors import VolumeError
+from upfield.imaging.affine import spacing_of
 from upfield.imaging.compressed_files import Trace, changed, is_compressed, read_content, trace
-from upfield.imaging.header import UNREADABLE, VoxelLayout, spacing_of, unreadable
+from upfield.imaging.header import UNREADABLE, VoxelLayout, unreadable
 from upfield.imaging.volume_header import VolumeHeader, read_stack_header, read_volume_header
 
 
@@ -103,9 +104,7 @@ def load_volume(paths: Sequence[Path], header: VolumeHeader, traces: Sequence[Tr
     else:
         plane = (*header.shape[:axis], *header.shape[axis + 1 :])
         voxels = np.stack([_read_voxels(*file).reshape(plane) for file in files], axis=axis)
-    volume = to_ras(voxels, header.affine, where)
-    refuse_empty(volume.voxels, where)
-    return volume
+    return to_ras(voxels, header.affine, where)
 
 
 def to_ras(voxels: NDArray[np.float32], affine: NDArray[np.float64], where: str) -> Volume:
@@ -117,7 +116,7 @@ def to_ras(voxels: NDArray[np.float32], affine: NDArray[np.float64], where: str)
         where: name of the volume in error messages.
 
     Raises:
-        VolumeError: the affine is not finite or maps two axes onto one.
+        VolumeError: the affine is not finite or maps two axes onto one, or the voxels are not finite or are constant.
     """
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise VolumeError(where, f"the affine cannot be inverted: {affine.tolist()}. Fix the header.")
@@ -125,6 +124,7 @@ def to_ras(voxels: NDArray[np.float32], affine: NDArray[np.float64], where: str)
     if np.isnan(orientation).any():
         raise VolumeError(where, f"the affine maps two axes onto one: {affine.tolist()}. Fix the header.")
     reoriented = np.ascontiguousarray(apply_orientation(voxels, orientation))
+    _refuse_empty(reoriented, where)
     first, second, third = ornt2axcodes(orientation)
     return Volume(reoriented, affine @ inv_ornt_aff(orientation, voxels.shape), (first, second, third))
 
@@ -136,7 +136,7 @@ def from_ras(volume: Volume) -> Volume:
     return Volume(voxels, volume.affine @ inv_ornt_aff(orientation, volume.voxels.shape), volume.axcodes)
 
 
-def refuse_empty(voxels: NDArray[np.float32], where: str) -> None:
+def _refuse_empty(voxels: NDArray[np.float32], where: str) -> None:
     """Raise VolumeError if `voxels` `(I, J, K)` is empty, contains NaN or infinity, or is constant."""
     if voxels.size == 0:
         raise VolumeError(where, f"the image holds no voxels (shape {voxels.shape}). Leave it out.")

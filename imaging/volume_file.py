@@ -2,19 +2,10 @@
 
 from io import BytesIO
 from pathlib import Path
-from typing import Protocol
 
-from upfield.imaging.compressed_files import CHUNK_BYTES, is_compressed
+from upfield.imaging.compressed_files import Readable, is_compressed, read_to_end
 from upfield.imaging.header import HEADER_BYTES, UNREADABLE, expect_three_dimensions, parse_header, unreadable
-from upfield.imaging.volume import Volume, decode_voxels, refuse_empty, to_ras
-
-
-class Readable(Protocol):
-    """A source of bytes."""
-
-    def read(self, size: int, /) -> bytes:
-        """Read `size` bytes, fewer if the source ends."""
-        ...
+from upfield.imaging.volume import Volume, decode_voxels, to_ras
 
 
 class VolumeFile:
@@ -52,15 +43,10 @@ class VolumeFile:
         assert layout.end_bytes is not None
         try:
             if is_compressed(path):
-                rest = self._content.read(max(layout.end_bytes - len(self._start), 0))
-                # Read to the end, because the CRC is there.
-                while self._content.read(CHUNK_BYTES):
-                    pass
+                rest = read_to_end(self._content, max(layout.end_bytes - len(self._start), 0))
                 voxels = decode_voxels(BytesIO(self._start + rest), layout)
             else:
                 voxels = decode_voxels(path, layout)
         except UNREADABLE as error:
             raise unreadable(path, error) from error
-        volume = to_ras(voxels, self.header.affine, str(path))
-        refuse_empty(volume.voxels, str(path))
-        return volume
+        return to_ras(voxels, self.header.affine, str(path))

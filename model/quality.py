@@ -50,8 +50,3 @@ def mae_slice(restored: Tensor, high: Tensor) -> Tensor:
 
 
 METRICS = {"psnr_slice": psnr_slice, "ssim_slice": ssim_slice, "mae_slice": mae_slice}
-DEFINITIONS = {
-    "psnr_slice": "peak signal-to-noise ratio of a whole sagittal slice, data range 1, in dB",
-    "ssim_slice": "structural similarity of a sagittal slice, 11 x 11 Gaussian window of sigma 1.5, data range 1",
-    "mae_slice": "mean absolute error of a sagittal slice, intensities in [0, 1]",
-}

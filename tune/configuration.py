@@ -44,7 +44,7 @@ class AshaConfig:
     grace_epochs: float = 1
     """Number of epochs that every trial trains before it can be stopped."""
     reduction_factor: float = 3
-    """At each rung, the best 1 in this many trials continue. The next rung is at this many times the epochs."""
+    """At each rung, the best 1 in this many trials continues. Each rung has this many times the epochs of the last."""
 
     def __post_init__(self) -> None:
         """Refuse values with which no rung would stop any trial."""

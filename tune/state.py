@@ -63,11 +63,11 @@ def set_aside_damaged(config: SweepConfig) -> None:
             "earlier ones, or choose another name for --out."
         )
     numbers = (number for number in range(1, 10**6) if not Path(f"{place}.damaged-{number}").exists())
-    aside = f"{place}.damaged-{next(numbers)}"
-    os.rename(place, aside)
+    new_place = f"{place}.damaged-{next(numbers)}"
+    os.rename(place, new_place)
     say(
-        f"{place} was renamed to {aside}, because it has damaged files: {', '.join(damaged)}. The trials continue from "
-        "their last checkpoints."
+        f"{place} was renamed to {new_place}, because it has damaged files: {', '.join(damaged)}. The trials continue "
+        "from their last checkpoints."
     )
 
 
@@ -79,7 +79,7 @@ def damaged_files(filesystem: Any, folder: str) -> list[str]:
     damaged: list[str] = []
     for name in newest_of_each_kind(name for name in names if name.endswith((".json", ".pkl"))):
         with filesystem.open_input_file(f"{folder}/{name}") as file:
-            if not is_whole(file.readall()):
+            if not is_complete(file.readall()):
                 damaged.append(name)
     return damaged
 
@@ -92,7 +92,7 @@ def newest_of_each_kind(names: Iterable[str]) -> list[str]:
     return list({name.split("-20")[0]: name for name in sorted(names)}.values())
 
 
-def is_whole(data: bytes) -> bool:
+def is_complete(data: bytes) -> bool:
     """Return whether the content of one of Ray's files is complete JSON or a complete pickle, whatever its suffix."""
     for load in (json.loads, pickle.loads):
         try:

@@ -50,13 +50,13 @@ def read_card(path: Path) -> ModelCard:
         raise InputError(f"{path} is a folder. Name the .onnx file in it.")
     if not path.is_file():
         raise InputError(f"{path}: there is no such file. Write a model file with upfield export, or correct the path.")
-    custom = _read_metadata(path)
-    if custom is None:
+    entries = _read_metadata(path)
+    if entries is None:
         raise InputError(f"{path} is not an ONNX file, or is truncated or damaged. Copy it or export the run again.")
-    if not {"format", "format_version"} <= custom.keys():
+    if not {"format", "format_version"} <= entries.keys():
         raise InputError(f"{path}: the metadata of a model file is missing. Name a file that upfield export wrote.")
     try:
-        tree = {key: json.loads(value) for key, value in custom.items()}
+        tree = {key: json.loads(value) for key, value in entries.items()}
     except ValueError as error:
         raise InputError(f"{path}: its metadata is not valid JSON ({error}). Export the run again.") from error
     _expect_version(tree, path)
@@ -67,8 +67,8 @@ def read_card(path: Path) -> ModelCard:
 
 def is_model_file(path: Path) -> bool:
     """Return whether any version of `upfield export` wrote this file."""
-    custom = _read_metadata(path) if path.is_file() else None
-    return (custom or {}).get("format") == json.dumps(FORMAT)
+    entries = _read_metadata(path) if path.is_file() else None
+    return (entries or {}).get("format") == json.dumps(FORMAT)
 
 
 def _read_metadata(path: Path) -> dict[str, str] | None:

@@ -56,9 +56,9 @@ def prove_parity(network: Amir, path: Path, slices: SlicePairs, precision: str) 
         differences.append((exported - expected).ravel())
         if precision == "fp16" and whole:
             loss = half_loss(expected[:real], exported[:real], slices.high, path)
-    counted: dict[str, Any] = {"slices": real, "drawn_slices": 1, "sizes": [list(size) for size in sizes]}
-    counted["provider"] = restorer.provider
-    return summarise(np.concatenate(differences), MAX_DIFFERENCE[precision], path) | counted | loss
+    compared: dict[str, Any] = {"slices": real, "drawn_slices": 1, "sizes": [list(size) for size in sizes]}
+    compared["provider"] = restorer.provider
+    return summarise(np.concatenate(differences), MAX_DIFFERENCE[precision], path) | compared | loss
 
 
 def summarise(differences: NDArray[np.float32], limit: float, path: Path) -> dict[str, Any]:

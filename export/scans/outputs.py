@@ -130,14 +130,14 @@ def _refuse_clashes(tasks: Sequence[EnhanceTask], like: Path | None) -> None:
         target = task.target
         if target.resolve() in originals or _is_foreign(target):
             raise InputError(f"{target} exists and is not an enhanced scan. Choose another --out.")
-        beside = provenance_path(target)
-        if beside.exists() and read_provenance(beside) is None:
-            raise InputError(f"{beside} exists and was not written by upfield enhance. Choose another --out.")
-        if beside in taken:
+        sidecar = provenance_path(target)
+        if sidecar.exists() and read_provenance(sidecar) is None:
+            raise InputError(f"{sidecar} exists and was not written by upfield enhance. Choose another --out.")
+        if sidecar in taken:
             raise InputError(
-                f"{target} would be written twice, for {taken[beside]} and for {task.scan}. Rename one of them."
+                f"{target} would be written twice, for {taken[sidecar]} and for {task.scan}. Rename one of them."
             )
-        taken[beside] = task.scan
+        taken[sidecar] = task.scan
 
 
 def _is_foreign(target: Path) -> bool:

@@ -30,7 +30,7 @@ class Restorer(Protocol):
 def slice_batches(
     low: NDArray[np.float32], context: int, batch_size: int
 ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-    """Split a volume into batches of neighbouring slices; only one batch is in memory beside the volume.
+    """Split a volume into batches of neighbouring slices; only one batch is in memory besides the volume.
 
     Args:
         low: `(X, Y, Z)` in [0, 1], or `(X, 1 + 2*context, Y, Z)` if the slices already come with their neighbours, as

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from upfield.common.errors import InputError, VolumeError
 from upfield.export.scans.restoration import Restorer, restore_volume
-from upfield.imaging.header import NIFTI_FALLBACK, Header, angles_deg, expect_three_dimensions, read_header
+from upfield.imaging.affine import angles_deg
+from upfield.imaging.header import NIFTI_FALLBACK, Header, expect_three_dimensions, read_header
 from upfield.imaging.nifti_writer import MARK, mark_as_enhanced, write_file
 from upfield.imaging.normalisation import NORMALISATION, normalise
 from upfield.imaging.placement import Placement, placement_of
@@ -50,7 +51,7 @@ class OutputLayout:
     """Another image's grid to write on; None writes 1 mm voxels over the scan's field of view."""
 
 
-OWN = OutputLayout()
+DEFAULT_LAYOUT = OutputLayout()
 
 
 def prepare(path: Path, normalisation: str, where: str) -> ModelInput:
@@ -145,7 +146,7 @@ def expect_on_grid(model_input: ModelInput, grid: Grid, where: str) -> None:
         )
 
 
-def finish(model_input: ModelInput, restored: NDArray[np.float32], layout: OutputLayout = OWN) -> Volume:
+def finish(model_input: ModelInput, restored: NDArray[np.float32], layout: OutputLayout = DEFAULT_LAYOUT) -> Volume:
     """Bring a restored volume to the grid and axis order of the output.
 
     Args:
@@ -163,7 +164,7 @@ def finish(model_input: ModelInput, restored: NDArray[np.float32], layout: Outpu
 
 
 def write_enhanced(
-    model_input: ModelInput, restored: NDArray[np.float32], path: Path, layout: OutputLayout = OWN
+    model_input: ModelInput, restored: NDArray[np.float32], path: Path, layout: OutputLayout = DEFAULT_LAYOUT
 ) -> Volume:
     """Write an enhanced scan with header fields of the original; equal arguments write equal bytes.
 
@@ -223,7 +224,7 @@ def isotropic(scan: Volume, where: str, unit: str = "mm") -> Volume:
     size = f"found {' x '.join(f'{mm:.4g}' for mm in extent_mm)} mm"
     remedy = "Fix the spacing in the header, or leave the scan out."
     if unit != "mm":
-        remedy = f"The header gives lengths in {UNITS[unit]}: convert it to mm."
+        remedy = f"The header gives lengths in {UNITS[unit]}; convert them to mm."
     if extent_mm.min() < MIN_EXTENT_MM:
         expected = f"expected a field of view of at least {MIN_EXTENT_MM:g} mm along every axis"
         raise VolumeError(where, f"{expected}, {size}. {remedy}")

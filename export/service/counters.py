@@ -1,13 +1,11 @@
 """Prometheus counters of requests, scans and batches. The web application keeps them for all replicas."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from upfield.export.service.replicas.strips import SliceBatch
 from upfield.export.service.scan_requests.admission import AdmissionQueue
 
 SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200)
-CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 class Counters:

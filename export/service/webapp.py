@@ -8,12 +8,13 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from upfield.export.configuration import ServeConfig
 from upfield.export.service.access import AccessMiddleware
 from upfield.export.service.api_page import RESPONSES, SCAN_BODY, schema_page
-from upfield.export.service.counters import CONTENT_TYPE, Counters
+from upfield.export.service.counters import Counters
 from upfield.export.service.errors import RefusedError, error_response
 from upfield.export.service.middleware import RequestMiddleware
 from upfield.export.service.scan_requests.enhancement import Engine
@@ -112,7 +113,7 @@ def _add_monitoring_routes(app: FastAPI, engine: Engine, model_info: dict[str, A
     @app.get("/metrics", response_class=Response, tags=["watching"])
     async def metrics() -> Response:
         """Return the counters in Prometheus's text format."""
-        return Response(counters.exposition(), headers={"Content-Type": CONTENT_TYPE})
+        return Response(counters.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     @app.get("/model", tags=["watching"])
     async def model() -> JSONResponse:

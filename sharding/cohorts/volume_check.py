@@ -9,15 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upfield.common.errors import VolumeError
+from upfield.imaging.affine import angles_deg, spacing_of
 from upfield.imaging.compressed_files import DAMAGED, Trace, is_whole
 from upfield.imaging.extent import Extent
 from upfield.imaging.header import (
     Header,
-    angles_deg,
     expect_three_dimensions,
     files_of,
     read_header_and_trace,
-    spacing_of,
     unreadable,
 )
 from upfield.imaging.volume_header import (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from upfield.cli.demonstration import claim
+from upfield.cli.demonstration import prepare_folder
 from upfield.cli.main import VERBS, main
 from upfield.common.errors import InputError
 
@@ -44,12 +44,12 @@ def test_serve_needs_a_model(run_cli: Callable) -> None:
 
 def test_the_demonstration_replaces_only_an_earlier_one(tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    claim(out)
+    prepare_folder(out)
     (out / "shards").mkdir()
-    claim(out)
+    prepare_folder(out)
     assert not (out / "shards").exists()
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").touch()
     with pytest.raises(InputError, match="holds files that upfield demo did not write"):
-        claim(tmp_path / "thesis")
+        prepare_folder(tmp_path / "thesis")
     assert (tmp_path / "thesis" / "chapter1.tex").exists()

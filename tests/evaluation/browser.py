@@ -1,6 +1,5 @@
 """A headless Chromium, driven through the parts of its debugging protocol that the tests of pages need."""
 
-import base64
 import json
 import shutil
 import subprocess
@@ -146,10 +145,6 @@ class Browser:
         named = {"key": key, "code": key, "windowsVirtualKeyCode": codes[key]}
         self.call("Input.dispatchKeyEvent", type="keyDown", **named, **text)
         self.call("Input.dispatchKeyEvent", type="keyUp", **named)
-
-    def screenshot(self, whole: bool = False) -> bytes:
-        """Return a PNG of the window, or of the whole page."""
-        return base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"])
 
     def close(self) -> None:
         """End Chromium."""

@@ -9,7 +9,7 @@ import pytest
 from upfield.common.errors import RunError, VolumeError
 from upfield.imaging import header as header_module
 from upfield.imaging.compressed_files import read_content
-from upfield.imaging.header import angles_deg, assumed_affine, read_header
+from upfield.imaging.header import read_header
 
 AFFINE = np.array([[0, 0, 3, -30], [-1.5, 0, 0, 10], [0, 2, 0, -20], [0, 0, 0, 1]])
 VOXELS: Any = np.arange(120, dtype=np.int16).reshape(4, 5, 6)
@@ -140,18 +140,6 @@ def test_forms_are_compared_axis_by_axis(tmp_path):
     image.set_sform(AFFINE @ np.diag([-1, 1, 1, 1]), 1)
     image.to_filename(tmp_path / "a.nii")
     assert read_header(tmp_path / "a.nii").forms_differ_deg == pytest.approx(180, abs=0.1)
-
-
-def test_the_angle_of_a_column_of_length_0_is_nan():
-    first = np.array([[1.0, 1, 0], [0, 0, 0], [0, 0, 0]])
-    second = np.array([[0.0, 1, 1], [2, 1, 0], [0, 0, 0]])
-    np.testing.assert_allclose(angles_deg(first, second), [90, 45, np.nan])
-
-
-def test_an_assumed_affine_puts_a_slice_where_its_plane_is():
-    np.testing.assert_allclose(
-        assumed_affine((5, 3), np.array([1.0, 2, 4]), "LPS"), [[-1, 0, 0, 2], [0, -2, 0, 2], [0, 0, 4, 0], [0, 0, 0, 1]]
-    )
 
 
 def altered(offset, new):

@@ -155,10 +155,14 @@ def test_two_experts_are_always_both_used(small: Amir) -> None:
     assert gates.usage[0].sum().item() == pytest.approx(50, rel=1e-5)
 
 
+@torch.no_grad()
 def test_evaluation_ignores_noise(small: Amir) -> None:
-    noise = [torch.randn(1, *shape) for shape in noise_shapes(SMALL, 16, 16)]
-    with torch.no_grad():
-        assert isinstance(small(torch.rand(1, 1, 16, 16), noise), torch.Tensor)
+    image = torch.rand(1, 1, 16, 16)
+    noise = [100 * torch.randn(1, *shape) for shape in noise_shapes(SMALL, 16, 16)]
+    assert torch.equal(small(image, noise), small(image))
+
+
+def test_unknown_checkpointing_is_refused(small: Amir) -> None:
     with pytest.raises(ValueError, match="checkpointing: expected one of"):
         small.set_checkpointing("ful")  # pyright: ignore[reportArgumentType]
 

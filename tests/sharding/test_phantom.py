@@ -32,7 +32,6 @@ from upfield.sharding.phantoms.subject_writer import PhantomTask, draw_subject, 
 
 COARSE = GeometryConfig((37, 46, 13), (4.8, 4.8, 15.0), (60, 74, 67), (3.0, 3.0, 3.0))
 GRID = TemplateGrid(COARSE.high_shape, COARSE.high_spacing_mm)
-LOW_GRID = TemplateGrid(COARSE.low_shape, COARSE.low_spacing_mm)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from upfield.tune.configuration import ResourceConfig
 from upfield.tune.figures import _positions, coordinates_png, learning_curves_png
 from upfield.tune.outcomes import PointOutcome, TrialOutcome, last_line, read_curve
 from upfield.tune.results import result_rows, results_table, to_csv, trial_rows, write_results
-from upfield.tune.state import is_whole, newest_of_each_kind
+from upfield.tune.state import is_complete, newest_of_each_kind
 from upfield.tune.sweep_report import importance
 
 CURVE = ((1.0, 20.0), (2.0, 21.0))
@@ -140,14 +140,14 @@ def test_a_curve_is_read_from_a_log_whose_last_line_was_cut_off() -> None:
     assert read_curve("") == ()
 
 
-def test_only_the_newest_state_files_count_and_a_truncated_file_is_not_whole() -> None:
+def test_only_the_newest_state_files_count_and_a_truncated_file_is_not_complete() -> None:
     names = ["tuner.pkl", "experiment_state-2026-01-02_03-04-05.json", "experiment_state-2026-01-02_03-04-06.json"]
     assert newest_of_each_kind(names) == ["experiment_state-2026-01-02_03-04-06.json", "tuner.pkl"]
-    assert is_whole(b'{"a": 1}')
-    assert is_whole(pickle.dumps({"a": 1}))
-    assert not is_whole(b'{"a": ')
-    assert not is_whole(pickle.dumps({"a": 1})[:-3])
-    assert not is_whole(b"")
+    assert is_complete(b'{"a": 1}')
+    assert is_complete(pickle.dumps({"a": 1}))
+    assert not is_complete(b'{"a": ')
+    assert not is_complete(pickle.dumps({"a": 1})[:-3])
+    assert not is_complete(b"")
 
 
 def test_a_curve_of_one_validation_is_drawn() -> None:

@@ -190,8 +190,8 @@ def test_errors_name_the_scan_as_the_caller_does(tmp_path: Path) -> None:
     [
         ((30, 30, 30), "mm", "at most 600 mm, found 720 x 840 x 300 mm. Fix the spacing"),
         ((0.1, 0.1, 0.1), "mm", "at least 9 mm along every axis, found 2.4 x 2.8 x 1 mm"),
-        ((0.0016, 0.0016, 0.005), "meter", "lengths in metres: convert it to mm"),
-        ((1600, 1600, 5000), "micron", "lengths in micrometres: convert it to mm"),
+        ((0.0016, 0.0016, 0.005), "meter", "lengths in metres; convert them to mm"),
+        ((1600, 1600, 5000), "micron", "lengths in micrometres; convert them to mm"),
     ],
 )
 def test_scans_that_are_not_the_size_of_a_head_are_refused(
