@@ -34,9 +34,9 @@ LARGEST_RATIO = 1.05
 
 def write_set(folder: Path, num_subjects: int) -> float:
     """Write `num_subjects` volumes for training and one for validation. Return the size of the former in GB."""
+    from upfield.sharding.building.manifest_writer import Addition, content_config, write_manifest
     from upfield.sharding.cohorts.subjects import Source, Subject
     from upfield.sharding.configuration import ShardConfig
-    from upfield.sharding.shardset.manifest import Addition, content_config, write_manifest
     from upfield.sharding.shardset.shard_index import INDEX_VERSION, ShardEntry
     from upfield.sharding.shardset.shard_writer import Sample, write_shard
 

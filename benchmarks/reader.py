@@ -72,8 +72,8 @@ def numbers_of(images: Any) -> list[int]:
 
 def write_upfield(folder: Path, num_samples: int) -> None:
     """Write a shard set in the format of `upfield shard`."""
+    from upfield.sharding.building.manifest_writer import Addition, content_config, write_manifest
     from upfield.sharding.configuration import ShardConfig
-    from upfield.sharding.shardset.manifest import Addition, content_config, write_manifest
     from upfield.sharding.shardset.shard_writer import Sample, write_shard
 
     noise, entries = draw_noise(), []

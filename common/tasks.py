@@ -14,8 +14,6 @@ from upfield.common.errors import RunError
 from upfield.common.ray_cluster import connect_ray
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-# With fewer files, starting processes takes longer than inspecting the files.
-FILES_FOR_PROCESSES = 5000
 
 T = TypeVar("T")
 R = TypeVar("R")

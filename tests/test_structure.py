@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from collections import Counter, defaultdict
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,30 @@ def imported_folders(nodes):
         yield from ((name.split(".")[1], node.lineno) for name in names if name.startswith("upfield."))
 
 
+def imported_modules(tree):
+    """Yield the path below the root of each module and folder of this package that `tree` imports."""
+    for node in ast.walk(tree):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for parts in (name.split(".") for name in names):
+            if parts[0] == "upfield":
+                # The last part may name a thing in a module.
+                paths = (Path(*parts[1:]), Path(*parts[1:-1]))
+                yield next((path for path in paths if path in PACKAGES or path.with_suffix(".py") in TREES), paths[0])
+
+
+def imports_within(folder):
+    """Return, for each file and inner folder of `folder`, the others that it imports; an inner folder counts as one."""
+    graph = defaultdict(set)
+    for path, tree in TREES.items():
+        if path.is_relative_to(folder):
+            part = path.relative_to(folder).with_suffix("").parts[0]
+            inside = [module.relative_to(folder) for module in imported_modules(tree) if module.is_relative_to(folder)]
+            graph[part] |= {module.parts[0] for module in inside if module.parts} - {part}
+    return graph
+
+
 def outside_functions(tree):
     """Yield the nodes that run when a module is imported."""
     for node in ast.iter_child_nodes(tree):
@@ -87,6 +112,18 @@ def test_imports_point_one_way():
         if folder != path.parts[0] and folder not in MAY_IMPORT[path.parts[0]]
     ]
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("folder", PACKAGES, ids=str)
+def test_the_files_and_inner_folders_of_a_folder_import_one_way(folder):
+    TopologicalSorter(imports_within(folder)).prepare()  # raises CycleError and names the cycle
+
+
+def test_the_folders_of_shard_sets_import_one_way():
+    graph = imports_within(Path("sharding"))
+    assert "configuration" in graph["shardset"]
+    assert graph["shardset"] | graph["cohorts"] | graph["previews"] == {"configuration", "shardset"}
+    assert graph["building"] == {"configuration", "shardset", "cohorts"}
 
 
 def test_the_dispatcher_and_the_demo_import_the_stages_inside_functions_only():

@@ -24,7 +24,8 @@ from upfield.sharding.building.block_builder import (
     save_volumes,
 )
 from upfield.sharding.building.capacity import fitting_jobs, refuse_full_disks, set_bytes, volume_bytes
-from upfield.sharding.building.journal import begin, clear, finish, is_unfinished, lock_build
+from upfield.sharding.building.journal import begin, clear, finish, lock_build
+from upfield.sharding.building.manifest_writer import Addition, write_manifest
 from upfield.sharding.building.plan import Block, plan_blocks
 from upfield.sharding.building.request import BuildRequest, compare_with_folder, refuse_foreign_folder
 from upfield.sharding.building.saved_volumes import are_missing
@@ -35,7 +36,7 @@ from upfield.sharding.cohorts.quarantine import Quarantine
 from upfield.sharding.cohorts.source_fingerprints import find_held_scans, find_same_voxels, seal_fingerprints
 from upfield.sharding.cohorts.subjects import Source, SourceVolume, Subject, find_cohorts
 from upfield.sharding.configuration import ShardConfig
-from upfield.sharding.shardset.manifest import Addition, hash_tree, write_manifest
+from upfield.sharding.shardset.manifest import hash_tree, is_unfinished
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 # Version of the bytes that a build writes. It is part of the digest that identifies a finished block.

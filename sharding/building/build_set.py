@@ -8,12 +8,12 @@ from upfield.common.addresses import format_address, is_address, is_remote
 from upfield.common.errors import InputError, ShardSetError
 from upfield.common.progress import say
 from upfield.sharding.building.build import build
-from upfield.sharding.building.journal import is_unfinished, lock_build
+from upfield.sharding.building.journal import lock_build
 from upfield.sharding.building.upload import fetch_manifest, remove_staging, staging_folder, upload_set
 from upfield.sharding.cohorts.privacy import Pseudonyms, open_key
-from upfield.sharding.cohorts.subjects import SPLITS
 from upfield.sharding.configuration import ShardConfig
-from upfield.sharding.shardset.manifest import MANIFEST, read_manifest
+from upfield.sharding.shardset.manifest import MANIFEST, is_unfinished, read_manifest
+from upfield.sharding.shardset.sample_key import SPLITS
 
 
 def build_set(config: ShardConfig) -> None:

@@ -18,11 +18,10 @@ from upfield.common.errors import InputError
 from upfield.common.files import write_json
 from upfield.common.locking import try_lock
 from upfield.sharding.cohorts.problems import Problem
-from upfield.sharding.cohorts.subjects import SPLITS
+from upfield.sharding.shardset.manifest import JOURNAL, JOURNAL_CONFIG, is_unfinished
+from upfield.sharding.shardset.sample_key import SPLITS
 from upfield.sharding.shardset.shard_index import SUFFIXES
 
-JOURNAL = ".build"
-CONFIG = "config.json"
 LOCK = "lock"
 # A build that ends removes the journal, possibly at the moment when another build opens it.
 MAX_TRIES = 100
@@ -98,14 +97,9 @@ def _lock(lock: TextIO, out: Path) -> None:
         raise InputError(f"{out}: another build is running there. Wait for it to end.")
 
 
-def is_unfinished(out: Path) -> bool:
-    """Return whether `out` holds a build that has begun and is not complete."""
-    return (out / JOURNAL / CONFIG).is_file()
-
-
 def begun_config(out: Path) -> dict[str, Any] | None:
     """Return the configuration of the unfinished build in `out`; None if there is no such build."""
-    return json.loads((out / JOURNAL / CONFIG).read_text(encoding="utf-8")) if is_unfinished(out) else None
+    return json.loads((out / JOURNAL / JOURNAL_CONFIG).read_text(encoding="utf-8")) if is_unfinished(out) else None
 
 
 def has_records(out: Path) -> bool:
@@ -146,7 +140,7 @@ def clear(out: Path, digests: dict[str, str], listed: Iterable[str]) -> int:
 
 def begin(out: Path, config: dict[str, Any]) -> None:
     """Write the configuration, which marks the set or its extension as unfinished. The lock must be held."""
-    write_json(out / JOURNAL / CONFIG, config)
+    write_json(out / JOURNAL / JOURNAL_CONFIG, config)
 
 
 def _records(out: Path) -> list[Path]:

@@ -14,8 +14,9 @@ from upfield.sharding.building.saved_volumes import HIGH_NAME, save_volume
 from upfield.sharding.building.synthetic import degrade, draw_degradation, generator_for
 from upfield.sharding.cohorts.duplicates import hash_voxels
 from upfield.sharding.cohorts.problems import Field
-from upfield.sharding.cohorts.subjects import SourceVolume, Subject, Unit
+from upfield.sharding.cohorts.subjects import SourceVolume, Subject
 from upfield.sharding.configuration import GeometryConfig, ShardConfig, SpacingMm, Triple
+from upfield.sharding.shardset.sample_key import Unit
 
 TOP_MARGIN_MM = 2.0
 

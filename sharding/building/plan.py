@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upfield.sharding.building.synthetic import generator_for
-from upfield.sharding.cohorts.subjects import SPLITS, SourceVolume, Split, Subject
+from upfield.sharding.cohorts.subjects import SourceVolume, Subject
 from upfield.sharding.configuration import ShardConfig
+from upfield.sharding.shardset.sample_key import SPLITS, Split
 
 
 @dataclass(frozen=True)

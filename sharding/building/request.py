@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from upfield.common.errors import InputError, ShardSetError
-from upfield.sharding.building.journal import JOURNAL, begun_config, finish, has_records
+from upfield.sharding.building.journal import begun_config, finish, has_records
+from upfield.sharding.building.manifest_writer import content_config
 from upfield.sharding.building.saved_volumes import are_missing
 from upfield.sharding.cohorts.privacy import Pseudonyms
 from upfield.sharding.cohorts.source_fingerprints import find_changed_subjects
 from upfield.sharding.cohorts.subjects import CohortFiles, Source, Subject
 from upfield.sharding.configuration import ShardConfig
-from upfield.sharding.shardset.manifest import MANIFEST, Manifest, content_config, read_manifest
+from upfield.sharding.shardset.manifest import JOURNAL, MANIFEST, Manifest, read_manifest
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from statistics import median
 import numpy as np
 
 from upfield.common.progress import say
-from upfield.common.tasks import FILES_FOR_PROCESSES, run_tasks
+from upfield.common.tasks import run_tasks
 from upfield.imaging.compressed_files import Trace
 from upfield.imaging.extent import place_doubt, resolution_doubt, tilt_problem
 from upfield.sharding.cohorts.duplicates import find_same_content
 from upfield.sharding.cohorts.problems import TWIN, Field, Problem
-from upfield.sharding.cohorts.subjects import Source, SourceVolume, Subject
+from upfield.sharding.cohorts.subjects import Source, SourceVolume, Subject, processes_for
 from upfield.sharding.cohorts.volume_check import VolumeCheck, check_volume
 from upfield.sharding.configuration import GeometryConfig
 
@@ -57,8 +57,7 @@ def preflight(
         The problems, and the subjects with their headers.
     """
     tasks = [subjects[first : first + SUBJECTS_PER_TASK] for first in range(0, len(subjects), SUBJECTS_PER_TASK)]
-    num_files = sum(len(source.paths) for subject in subjects for _, source in subject.volumes)
-    results = run_tasks(check_subjects, tasks, jobs if num_files >= FILES_FOR_PROCESSES else 1)
+    results = run_tasks(check_subjects, tasks, processes_for(subjects, jobs))
     # Tasks finish in any order. The problems are sorted, so that the report does not depend on this order.
     checked = sorted((volume for some in results for volume in some), key=_place)
     problems = [

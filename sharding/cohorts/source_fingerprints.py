@@ -5,13 +5,13 @@ They let a later build find scans that the set already holds under another name,
 
 from collections.abc import Sequence
 
-from upfield.common.tasks import FILES_FOR_PROCESSES, run_tasks
+from upfield.common.tasks import run_tasks
 from upfield.imaging.compressed_files import DAMAGED
 from upfield.imaging.header import files_of, unreadable
 from upfield.sharding.cohorts.duplicates import fingerprint
 from upfield.sharding.cohorts.privacy import Pseudonyms
 from upfield.sharding.cohorts.problems import Field, Problem
-from upfield.sharding.cohorts.subjects import SourceVolume, Subject
+from upfield.sharding.cohorts.subjects import SourceVolume, Subject, processes_for
 from upfield.sharding.shardset.manifest import Manifest
 
 FIELDS: tuple[Field, ...] = ("high", "low")
@@ -44,8 +44,7 @@ def describe_all(subjects: Sequence[Subject], jobs: int) -> list[dict[str, str]]
 
     Several processes are used if there are many files.
     """
-    num_files = sum(len(source.paths) for subject in subjects for _, source in subject.volumes)
-    trees = run_tasks(describe_sources, subjects, jobs if num_files >= FILES_FOR_PROCESSES else 1)
+    trees = run_tasks(describe_sources, subjects, processes_for(subjects, jobs))
     by_subject = {(tree["cohort"], tree["subject"]): tree for tree in trees}
     return [by_subject[subject.cohort, subject.id] for subject in subjects]
 

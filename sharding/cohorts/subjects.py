@@ -16,15 +16,13 @@ from upfield.imaging.volume_header import VolumeHeader
 from upfield.sharding.cohorts.privacy import Pseudonyms
 from upfield.sharding.cohorts.problems import Field, Problem
 from upfield.sharding.configuration import CohortConfig
-from upfield.sharding.shardset.sample_key import SampleKey
+from upfield.sharding.shardset.sample_key import Split, Unit, key_part
 
-SPLITS = ("train", "val", "test")
-Split = Literal["train", "val", "test"]
 FIELD = re.compile(r"{(\w+)}")
-# Keys are the names of tar members. They have no dot, because WebDataset splits names at the first dot, and no space,
-# because the index is split at spaces. They must also be short enough for a plain tar header.
-NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9_-]")
+# Keys must be short enough for a plain tar header.
 MAX_ID_LENGTH = 40
+# With fewer files, starting processes takes longer than inspecting the files.
+FILES_FOR_PROCESSES = 5000
 
 
 @dataclass(frozen=True)
@@ -56,29 +54,6 @@ class SourceVolume(Source):
 
 
 S_co = TypeVar("S_co", bound=Source, covariant=True)
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One low/high pair of volumes, identified by everything in a sample key except the slice."""
-
-    cohort: str
-    """Cohort name."""
-    subject: str
-    """Subject id."""
-    kind: Literal["real", "synthetic"]
-    """Whether its low field was scanned or made from the high field."""
-    variant: int
-    """Number of the synthetic variant; 0 for real."""
-
-    @property
-    def volume_name(self) -> str:
-        """Name of its low-field volume among the volumes of its subject: `low`, `low-synthetic-0`, ..."""
-        return "low" if self.kind == "real" else f"low-synthetic-{self.variant}"
-
-    def key(self, x: int) -> str:
-        """Return the sample key of sagittal slice `x`."""
-        return str(SampleKey(self.cohort, _key_part(self.subject), self.kind, self.variant, x))
 
 
 @dataclass(frozen=True)
@@ -116,7 +91,7 @@ class Subject(Generic[S_co]):
     @property
     def key_part(self) -> str:
         """Its id, limited to the characters that sample keys and file names may contain."""
-        return _key_part(self.id)
+        return key_part(self.id)
 
 
 @dataclass(frozen=True)
@@ -262,7 +237,7 @@ def _unusable_names(cohort: CohortConfig, ids: dict[str, str], high: dict[str, S
     taken: set[str] = set()
     problems: list[Problem] = []
     for name, identifier in ids.items():
-        part = _key_part(identifier)
+        part = key_part(identifier)
         if any("\ud800" <= character <= "\udfff" for character in name):
             message = "the file names are not UTF-8. Rename the files."
             problems.append(Problem(cohort.name, name, "high", "name", str(high.get(name, name)), message))
@@ -278,8 +253,10 @@ def _unusable_names(cohort: CohortConfig, ids: dict[str, str], high: dict[str, S
     return problems
 
 
-def _key_part(subject: str) -> str:
-    return NOT_IN_KEYS.sub("_", subject)
+def processes_for(subjects: Iterable[Subject], jobs: int) -> int:
+    """Return how many processes inspect the files of `subjects`: 1 if there are few files, otherwise `jobs`."""
+    num_files = sum(len(source.paths) for subject in subjects for _, source in subject.volumes)
+    return jobs if num_files >= FILES_FOR_PROCESSES else 1
 
 
 def _some(items: list) -> str:

@@ -2,33 +2,28 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from upfield.common.addresses import format_address, is_remote
-from upfield.common.command import to_tree
 from upfield.common.errors import ShardSetError
-from upfield.common.files import write_json
-from upfield.imaging.normalisation import NORMALISATION
-from upfield.sharding.building.journal import is_unfinished
-from upfield.sharding.cohorts.privacy import Pseudonyms, public_cohort
-from upfield.sharding.cohorts.subjects import SPLITS, Subject
-from upfield.sharding.configuration import ShardConfig
+from upfield.sharding.shardset.sample_key import SPLITS
 from upfield.sharding.shardset.shard_index import ShardEntry
 
 FORMAT = "upfield-shards"
 VERSION = 2
 MANIFEST = "manifest.json"
+# Folder inside the set's folder in which an unfinished build keeps its records.
+JOURNAL = ".build"
+JOURNAL_CONFIG = "config.json"
 # Mattes mutual information of an aligned pair, in nats. Phantom pairs reach 1.4 to 1.55, and 0.65 under heavy noise;
 # another subject's head or a mirrored one reaches at most 0.48. The limit was chosen on these; true 64 mT pairs may
 # differ.
 MIN_SIMILARITY = 0.5
 # Similarity varies with contrast and noise between cohorts, and much less within a cohort.
 MIN_SHARE_OF_USUAL = 0.6
-# Settings that say where or how a set is built, and do not change its content.
-NOT_CONTENT = ("out", "root", "jobs", "executor", "on_error", "max_skipped", "save_volumes", "pseudonym_key")
 
 
 @dataclass(frozen=True)
@@ -105,34 +100,6 @@ class Manifest:
         return unlike
 
 
-@dataclass(frozen=True)
-class Addition:
-    """Subjects and shards that one build adds to a set; the first build adds them to an empty set."""
-
-    subjects: list[Subject]
-    """Subjects whose samples are in the new shards."""
-    entries: list[ShardEntry]
-    """The new shards."""
-    skipped: list[dict[str, Any]] = field(default_factory=list)
-    """Subjects that were left out."""
-    doubts: list[dict[str, Any]] = field(default_factory=list)
-    """Subjects that are included although something may be wrong with them."""
-    alignments: list[dict[str, Any]] = field(default_factory=list)
-    """How real pairs were aligned."""
-    sources: list[dict[str, str]] = field(default_factory=list)
-    """Source files of each subject: cohort, subject, fingerprints of its files by field."""
-
-
-def content_config(config: ShardConfig, pseudonyms: Pseudonyms | None = None) -> dict[str, Any]:
-    """Return the part of a configuration that determines a set's content, without private details."""
-    tree = {key: value for key, value in to_tree(config).items() if key not in NOT_CONTENT}
-    tree["cohorts"] = [public_cohort(cohort, pseudonyms) for cohort in tree["cohorts"]]
-    if pseudonyms:
-        # A hash of the key: a later build with another key must not extend the set.
-        tree["pseudonymize"] = pseudonyms.seal("key")
-    return tree
-
-
 def hash_tree(tree: Any) -> str:
     """Compute the sha256 of a tree of plain values, as hex digits; the order of its keys does not matter."""
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
@@ -143,45 +110,9 @@ def hash_manifest(tree: dict[str, Any]) -> str:
     return hash_tree({key: value for key, value in tree.items() if key != "manifest_sha256"})
 
 
-def write_manifest(root: Path, content: dict[str, Any], addition: Addition, old: Manifest | None) -> None:
-    """Write the manifest of a set whose shards are all in place.
-
-    Args:
-        root: folder of the set.
-        content: configuration of the set, with all its cohorts, old ones first.
-        addition: subjects and shards of this build.
-        old: manifest of the set that was extended, or None.
-    """
-    _, height, width = content["geometry"]["high_shape"]
-    splits = {split: _split_tree(split, addition, old) for split in SPLITS}
-    shards = [shard for split in sorted(SPLITS) for shard in splits[split]["shards"]]
-    tree = {
-        "format": FORMAT,
-        "version": VERSION,
-        "config": content,
-        "config_sha256": hash_tree(content),
-        "data_sha256": hash_tree([shard["sha256"] for shard in shards]),
-        "normalisation": NORMALISATION,
-        "sample": {
-            "low": {"shape": [1 + 2 * content["context"], height, width], "dtype": "float16"},
-            "high": {"shape": [1, height, width], "dtype": "float16"},
-        },
-        "splits": splits,
-        "skipped": [*(old.skipped if old else []), *addition.skipped],
-        "doubts": [*(old.tree["doubts"] if old else []), *addition.doubts],
-        "alignments": [*(old.tree["alignments"] if old else []), *addition.alignments],
-        "sources": [*(old.sources if old else []), *addition.sources],
-    }
-    tree["manifest_sha256"] = hash_manifest(tree)
-    write_json(root / MANIFEST, tree)
-
-
-def _split_tree(split: str, addition: Addition, old: Manifest | None) -> dict[str, Any]:
-    subjects = [{"cohort": s.cohort, "subject": s.id} for s in addition.subjects if s.split == split]
-    shards = [asdict(entry) for entry in addition.entries if entry.name.startswith(f"{split}/")]
-    if old:
-        subjects, shards = old.subjects(split) + subjects, [asdict(entry) for entry in old.shards(split)] + shards
-    return {"samples": sum(shard["samples"] for shard in shards), "subjects": subjects, "shards": shards}
+def is_unfinished(out: Path) -> bool:
+    """Return whether `out` holds a build that has begun and is not complete."""
+    return (out / JOURNAL / JOURNAL_CONFIG).is_file()
 
 
 def read_manifest(root: Path) -> Manifest:

@@ -19,10 +19,17 @@ from upfield.common.errors import ShardSetError
 from upfield.common.files import hash_file
 from upfield.common.progress import track
 from upfield.imaging.normalisation import NORMALISATION
-from upfield.sharding.building.journal import JOURNAL, is_unfinished
-from upfield.sharding.cohorts.subjects import SPLITS, Unit
 from upfield.sharding.configuration import VerifyConfig
-from upfield.sharding.shardset.manifest import MANIFEST, Manifest, hash_manifest, hash_tree, read_manifest
+from upfield.sharding.shardset.manifest import (
+    JOURNAL,
+    MANIFEST,
+    Manifest,
+    hash_manifest,
+    hash_tree,
+    is_unfinished,
+    read_manifest,
+)
+from upfield.sharding.shardset.sample_key import SPLITS, Unit
 from upfield.sharding.shardset.shard_index import INDEX_VERSION, MEMBERS, SUFFIXES, ShardEntry
 
 SHARD_NAME = {split: re.compile(rf"{split}/\d{{6}}") for split in SPLITS}

@@ -6,8 +6,9 @@ from scipy import ndimage
 from upfield.imaging.resample import box_centre, resample_box, zoom_to
 from upfield.sharding.building.pairs import make_pairs
 from upfield.sharding.cohorts.preflight import preflight
-from upfield.sharding.cohorts.subjects import Source, Subject, Unit
+from upfield.sharding.cohorts.subjects import Source, Subject
 from upfield.sharding.configuration import GeometryConfig, ShardConfig
+from upfield.sharding.shardset.sample_key import Unit
 
 LOW_SHAPE, HIGH_SHAPE = (112, 138, 40), (179, 221, 200)
 

@@ -5,9 +5,9 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from upfield.sharding.building.manifest_writer import Addition, content_config, write_manifest
 from upfield.sharding.configuration import GeometryConfig, ShardConfig
 from upfield.sharding.preview import main
-from upfield.sharding.shardset.manifest import Addition, content_config, write_manifest
 from upfield.sharding.shardset.shard_writer import Sample, write_shard
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from upfield.sharding.cohorts.subjects import SPLITS
 from upfield.sharding.shard import main
 from upfield.sharding.shardset.manifest import read_manifest
+from upfield.sharding.shardset.sample_key import SPLITS
 from upfield.sharding.shardset.shard_split import ShardSplit
 from upfield.sharding.verify import main as verify
 

@@ -17,10 +17,11 @@ from upfield.sharding.building.block_builder import BlockTask
 from upfield.sharding.building.journal import lock_build, read_record, write_record
 from upfield.sharding.building.plan import Block
 from upfield.sharding.cohorts.preflight import preflight
-from upfield.sharding.cohorts.subjects import SPLITS, find_subjects
+from upfield.sharding.cohorts.subjects import find_subjects
 from upfield.sharding.configuration import CohortConfig, ShardConfig
 from upfield.sharding.shard import main
 from upfield.sharding.shardset.manifest import read_manifest
+from upfield.sharding.shardset.sample_key import SPLITS
 from upfield.sharding.shardset.shard_split import ShardSplit
 
 NUM_SLICES = 20

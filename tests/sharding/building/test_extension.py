@@ -11,9 +11,9 @@ import pytest
 
 from upfield.sharding.building import block_builder as block
 from upfield.sharding.building import build
-from upfield.sharding.cohorts.subjects import SPLITS
 from upfield.sharding.shard import main
 from upfield.sharding.shardset.manifest import read_manifest
+from upfield.sharding.shardset.sample_key import SPLITS
 from upfield.sharding.shardset.shard_split import ShardSplit
 from upfield.sharding.verify import main as verify
 

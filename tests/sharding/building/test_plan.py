@@ -5,8 +5,9 @@ import pytest
 
 from upfield.imaging.volume_header import VolumeHeader
 from upfield.sharding.building.plan import plan_blocks, sample_order
-from upfield.sharding.cohorts.subjects import SourceVolume, Subject, Unit
+from upfield.sharding.cohorts.subjects import SourceVolume, Subject
 from upfield.sharding.configuration import GeometryConfig, ShardConfig
+from upfield.sharding.shardset.sample_key import Unit
 
 NUM_SLICES = 10
 CONFIG = ShardConfig(

@@ -11,7 +11,6 @@ from nibabel.orientations import axcodes2ornt
 from upfield.common.errors import RunError, VolumeError
 from upfield.imaging import header as header_module
 from upfield.imaging.volume import read_stack, read_volume
-from upfield.sharding.cohorts import preflight as module
 from upfield.sharding.cohorts.preflight import preflight
 from upfield.sharding.cohorts.subjects import Source, Subject
 
@@ -326,7 +325,7 @@ def test_all_problems_are_reported_together_and_sorted_for_any_jobs(tmp_path, mo
     alone = problems_of(subjects, jobs=1)
     assert [(p.cohort, p.subject, p.check) for p in alone] == sorted((p.cohort, p.subject, p.check) for p in alone)
     assert {p.check for p in alone} == {"header", "same", "side", "spacing"}
-    monkeypatch.setattr(module, "FILES_FOR_PROCESSES", 1)
+    monkeypatch.setattr("upfield.sharding.cohorts.subjects.FILES_FOR_PROCESSES", 1)
     assert problems_of(subjects, jobs=2) == alone
 
 

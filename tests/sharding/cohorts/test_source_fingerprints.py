@@ -80,7 +80,7 @@ def test_machine_errors_are_not_blamed_on_the_subject_and_a_damaged_file_is_name
 def test_several_processes_return_the_same_in_the_same_order(tmp_path, monkeypatch):
     subjects = [subject(save(tmp_path / f"{number}.nii", number), f"{number}") for number in range(5)]
     alone = describe_all(subjects, 1)
-    monkeypatch.setattr(sources, "FILES_FOR_PROCESSES", 1)
+    monkeypatch.setattr("upfield.sharding.cohorts.subjects.FILES_FOR_PROCESSES", 1)
     assert describe_all(subjects, 2) == alone
     assert [tree["subject"] for tree in alone] == ["0", "1", "2", "3", "4"]
 

@@ -5,8 +5,9 @@ import pytest
 
 from upfield.common.errors import InputError
 from upfield.sharding.cohorts.privacy import Pseudonyms
-from upfield.sharding.cohorts.subjects import Unit, assign_splits, find_subjects, match
+from upfield.sharding.cohorts.subjects import assign_splits, find_subjects, match
 from upfield.sharding.configuration import CohortConfig
+from upfield.sharding.shardset.sample_key import Unit
 
 MANY = [f"s{number:03d}" for number in range(200)]
 

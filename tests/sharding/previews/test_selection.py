@@ -3,9 +3,9 @@ from itertools import groupby
 import numpy as np
 import pytest
 
+from upfield.sharding.building.manifest_writer import Addition, content_config, write_manifest
 from upfield.sharding.configuration import GeometryConfig, ShardConfig
 from upfield.sharding.previews.selection import BACKGROUND, choose_groups, choose_volumes, share_evenly
-from upfield.sharding.shardset.manifest import Addition, content_config, write_manifest
 from upfield.sharding.shardset.shard_split import ShardSplit
 from upfield.sharding.shardset.shard_writer import Sample, write_shard
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from upfield.sharding.cohorts.subjects import SPLITS
 from upfield.sharding.shard import main
+from upfield.sharding.shardset.sample_key import SPLITS
 from upfield.sharding.shardset.shard_split import ShardSplit
 
 MEMBERS = ["low.npy", "high.npy", "json"]

@@ -1,0 +1,87 @@
+"""Write the manifest of a set, with the subjects and shards that a build adds to it."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from upfield.common.command import to_tree
+from upfield.common.files import write_json
+from upfield.imaging.normalisation import NORMALISATION
+from upfield.sharding.cohorts.privacy import Pseudonyms, public_cohort
+from upfield.sharding.cohorts.subjects import Subject
+from upfield.sharding.configuration import ShardConfig
+from upfield.sharding.shardset.manifest import FORMAT, MANIFEST, VERSION, Manifest, hash_manifest, hash_tree
+from upfield.sharding.shardset.sample_key import SPLITS
+from upfield.sharding.shardset.shard_index import ShardEntry
+
+# Settings that say where or how a set is built, and do not change its content.
+NOT_CONTENT = ("out", "root", "jobs", "executor", "on_error", "max_skipped", "save_volumes", "pseudonym_key")
+
+
+@dataclass(frozen=True)
+class Addition:
+    """Subjects and shards that one build adds to a set; the first build adds them to an empty set."""
+
+    subjects: list[Subject]
+    """Subjects whose samples are in the new shards."""
+    entries: list[ShardEntry]
+    """The new shards."""
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+    """Subjects that were left out."""
+    doubts: list[dict[str, Any]] = field(default_factory=list)
+    """Subjects that are included although something may be wrong with them."""
+    alignments: list[dict[str, Any]] = field(default_factory=list)
+    """How real pairs were aligned."""
+    sources: list[dict[str, str]] = field(default_factory=list)
+    """Source files of each subject: cohort, subject, fingerprints of its files by field."""
+
+
+def content_config(config: ShardConfig, pseudonyms: Pseudonyms | None = None) -> dict[str, Any]:
+    """Return the part of a configuration that determines a set's content, without private details."""
+    tree = {key: value for key, value in to_tree(config).items() if key not in NOT_CONTENT}
+    tree["cohorts"] = [public_cohort(cohort, pseudonyms) for cohort in tree["cohorts"]]
+    if pseudonyms:
+        # A hash of the key: a later build with another key must not extend the set.
+        tree["pseudonymize"] = pseudonyms.seal("key")
+    return tree
+
+
+def write_manifest(root: Path, content: dict[str, Any], addition: Addition, old: Manifest | None) -> None:
+    """Write the manifest of a set whose shards are all in place.
+
+    Args:
+        root: folder of the set.
+        content: configuration of the set, with all its cohorts, old ones first.
+        addition: subjects and shards of this build.
+        old: manifest of the set that was extended, or None.
+    """
+    _, height, width = content["geometry"]["high_shape"]
+    splits = {split: _split_tree(split, addition, old) for split in SPLITS}
+    shards = [shard for split in sorted(SPLITS) for shard in splits[split]["shards"]]
+    tree = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": content,
+        "config_sha256": hash_tree(content),
+        "data_sha256": hash_tree([shard["sha256"] for shard in shards]),
+        "normalisation": NORMALISATION,
+        "sample": {
+            "low": {"shape": [1 + 2 * content["context"], height, width], "dtype": "float16"},
+            "high": {"shape": [1, height, width], "dtype": "float16"},
+        },
+        "splits": splits,
+        "skipped": [*(old.skipped if old else []), *addition.skipped],
+        "doubts": [*(old.tree["doubts"] if old else []), *addition.doubts],
+        "alignments": [*(old.tree["alignments"] if old else []), *addition.alignments],
+        "sources": [*(old.sources if old else []), *addition.sources],
+    }
+    tree["manifest_sha256"] = hash_manifest(tree)
+    write_json(root / MANIFEST, tree)
+
+
+def _split_tree(split: str, addition: Addition, old: Manifest | None) -> dict[str, Any]:
+    subjects = [{"cohort": s.cohort, "subject": s.id} for s in addition.subjects if s.split == split]
+    shards = [asdict(entry) for entry in addition.entries if entry.name.startswith(f"{split}/")]
+    if old:
+        subjects, shards = old.subjects(split) + subjects, [asdict(entry) for entry in old.shards(split)] + shards
+    return {"samples": sum(shard["samples"] for shard in shards), "subjects": subjects, "shards": shards}
