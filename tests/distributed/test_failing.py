@@ -162,7 +162,7 @@ def test_a_scaler_whose_step_was_skipped_scales_the_next(monkeypatch: pytest.Mon
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     monkeypatch.setattr(training_step, "global_keys", lambda *_: ["a", "b"])
-    config = TrainConfig(DataConfig("shards"), run=RunConfig(Path("run"), on_nonfinite="skip", max_skips=1))
+    config = TrainConfig(DataConfig("shards"), run=RunConfig(out=Path("run"), on_nonfinite="skip", max_skips=1))
     run: Any = SimpleNamespace(
         progress=TrainingProgress(),
         config=config,
@@ -187,7 +187,7 @@ def test_a_process_that_sees_another_set_or_no_checkpoint_is_refused(tiny_shards
     from upfield.distributed.preconditions import refuse_other_view
 
     manifest = read_manifest(tiny_shards)
-    config = TrainConfig(DataConfig("shards"), run=RunConfig(Path("run")))
+    config = TrainConfig(DataConfig("shards"), run=RunConfig(out=Path("run")))
     refuse_other_view(config, manifest, manifest.data_sha256, tmp_path)
     with pytest.raises(InputError, match="the shard set differs between nodes"):
         refuse_other_view(config, manifest, "0" * 64, None)
