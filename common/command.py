@@ -19,14 +19,21 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
-from upfield.common.configuration_errors import REFUSALS, explain, leaves, nearest, problem_of, values_that_do_not_fit
+from upfield.common.configuration_errors import (
+    REFUSALS,
+    WITHOUT_VALUE,
+    explain,
+    known_flags,
+    leaves,
+    problem_of,
+    values_that_do_not_fit,
+)
 from upfield.common.errors import InputError, RunError
 
 EXIT_INPUT = 2
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-WITHOUT_VALUE = ("--help", "-h", "--print_config", "--debug")
 
 C = TypeVar("C")
 
@@ -45,8 +52,6 @@ class Command:
     """Fields that may be given without their flag, in order. A list field must come last and takes the rest."""
     folder_of: dict[str, str] = field(default_factory=dict)
     """Field -> key. If the field is not given, it is set to the folder of the configuration file that holds the key."""
-    preset: dict[str, Any] = field(default_factory=dict)
-    """Dotted key -> placeholder value, for required keys that the command itself sets later."""
 
 
 def execute(command: Command, argv: list[str] | None = None) -> int:
@@ -116,8 +121,7 @@ def parse(command: Command, argv: list[str]) -> Any:
     def message_of(error: Exception) -> str:
         trees = {str(file): read_yaml(file) for file in files}
         flags = {key: (_read_flag(text), text) for key, text in given.items()}
-        names = {name: name.upper() for name in command.positional}
-        return explain(error, command.schema, trees, flags, lambda key: names.get(key, f"--{key}"))
+        return explain(error, command.schema, trees, flags, command.positional)
 
     config = _checked(lambda: parser.parse_args(tokens), parser, command.schema, message_of)
     for name, key in command.folder_of.items():
@@ -155,7 +159,7 @@ def from_tree(schema: type[C], tree: dict[str, Any], where: str) -> C:
         raise InputError(f"{where}: {problem_of(tree, schema)}")
 
     def message_of(error: Exception) -> str:
-        return explain(error, schema, {where: tree}, {}, str)
+        return explain(error, schema, {where: tree})
 
     own = copy.deepcopy(tree)  # jsonargparse modifies the dictionaries that it parses.
     try:
@@ -250,7 +254,6 @@ def _build_parser(command: Command) -> Any:
     words = "YAML file with any of the keys below. Later flags override it."
     parser.add_argument("--config", action="config", help=words)
     parser.add_class_arguments(command.schema, as_group=False)
-    parser.set_defaults(command.preset)
     # --debug has no default, so --print_config omits it. It is not a key of a configuration file.
     parser.add_argument("--debug", action="store_true", default=SUPPRESS, help="Show the traceback of an error.")
     return parser
@@ -279,35 +282,29 @@ def _checked(
 
 
 def _name_values(argv: list[str], command: Command) -> list[str]:
-    """Rewrite every argument as `--name=value`, including positional arguments and boolean flags without a value.
+    """Rewrite arguments as `--name=value`, including positional arguments and boolean flags without a value.
 
-    argparse itself would read `-1e-3` as a flag, and cannot mix positional arguments with flags.
-
-    Raises:
-        InputError: a flag is unknown or has no value, or there are more positional arguments than fields.
+    argparse itself would read `-1e-3` as a flag, and cannot mix positional arguments with flags. Wrong arguments stay
+    as they are: jsonargparse refuses them.
     """
     kinds = dict(leaves(command.schema))
-    groups = {key.rsplit(".", 1)[0] for key in kinds if "." in key}
-    known = {f"--{name}" for name in (*kinds, *groups, "config")} | set(WITHOUT_VALUE)
+    known = known_flags(command.schema)
     options: list[str] = []
     loose: list[str] = []
     rest = deque(argv)
     while rest:
         token = rest.popleft()
-        name, equals, _ = token.partition("=")
+        name = token.removeprefix("--")
         if not token.startswith("-") or token == "-":
             loose.append(token)
-        elif name.removesuffix(".help") not in known and name.removesuffix("+") not in known:
-            shown = sorted(flag for flag in known if flag.startswith("--"))
-            raise InputError(f"unknown flag {name}{nearest(name, shown)}. Known flags: {' '.join(shown)}.")
-        elif equals or name in WITHOUT_VALUE or name.endswith(".help"):
+        elif token not in known or token in WITHOUT_VALUE:
             options.append(token)
-        elif kinds.get(name.removeprefix("--")) is bool and (not rest or rest[0].lower() not in ("true", "false")):
-            options.append(f"{name}=true")
+        elif kinds.get(name) is bool and (not rest or rest[0].lower() not in ("true", "false")):
+            options.append(f"{token}=true")
         elif not rest or rest[0].partition("=")[0] in known:
-            raise InputError(f"{name}: the value is missing. Write {name} VALUE.")
+            options.append(token)
         else:
-            options.append(f"{name}={rest.popleft()}")
+            options.append(f"{token}={rest.popleft()}")
     given = {option.split("=", 1)[0].removeprefix("--") for option in options}
     return options + list(_name_positionals(loose, command, given))
 
@@ -320,8 +317,4 @@ def _name_positionals(loose: list[str], command: Command, given: set[str]) -> It
             return
         if loose:
             yield f"--{name}={loose.pop(0)}"
-    if loose:
-        takes = " ".join(name.upper() for name in command.positional) or "flags only"
-        raise InputError(
-            f"too many arguments: {' '.join(loose)}. The command takes {takes}; see upfield {command.verb} --help."
-        )
+    yield from loose

@@ -10,7 +10,7 @@ import difflib
 import json
 import re
 from argparse import ArgumentError
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -26,15 +26,18 @@ NAMES: dict[Any, str] = {
     Path: "a path",
     NoneType: "null",
 }
+WITHOUT_VALUE = ("--help", "-h", "--print_config", "--debug")
 MISSING_KEYS = re.compile(r"the following arguments are required: (.+)")
+MISSING_VALUE = re.compile(r"argument (\S+): expected one argument")
+UNRECOGNIZED = re.compile(r"unrecognized arguments: (.+)")
 
 
 def explain(
     error: Exception,
     schema: type,
     trees: Mapping[str, Any],
-    flags: Mapping[str, Sequence[Any]],
-    shown: Callable[[str], str],
+    flags: Mapping[str, Sequence[Any]] | None = None,
+    positional: Sequence[str] = (),
 ) -> str:
     """Return one or two sentences that say why a configuration was refused.
 
@@ -43,23 +46,42 @@ def explain(
         schema: dataclass that the configuration should fit.
         trees: file name -> content, for each configuration file.
         flags: key -> the values that its text may stand for, for each key on the command line.
-        shown: function that returns the name of a missing key in the message, such as its flag.
+        positional: fields that may be given without their flag.
     """
+    message = " ".join(str(error).split())
+    if match := UNRECOGNIZED.search(message):
+        return _explain_unrecognized(match[1].split(), schema, positional)
+    if match := MISSING_VALUE.search(message):
+        return f"{match[1]}: the value is missing. Write {match[1]} VALUE."
     for name, tree in trees.items():
         if problem := problem_of(tree, schema):
             return f"{name}: {problem}"
-    kinds = dict(leaves(schema))
-    for key, values in flags.items():
-        problems = [_problem_of_value(value, kinds[key], f"--{key}") for value in values if key in kinds]
+    for key, values in (flags or {}).items():
+        kind = _kind_of(key.removesuffix("+"), schema)
+        problems = [_problem_at([value] if key.endswith("+") else value, kind, f"--{key}") for value in values if kind]
         if problems and all(problems):
             return problems[0] or ""
-    message = " ".join(str(error).split())
-    if absent := MISSING_KEYS.search(message):
-        names = [shown(key) for key in absent[1].split(", ")]
-        plural = len(names) > 1
-        it, them = ("are", "them") if plural else ("is", "it")
+    if match := MISSING_KEYS.search(message):
+        names = [key.upper() if key in positional else f"--{key}" for key in match[1].split(", ")]
+        it, them = ("are", "them") if len(names) > 1 else ("is", "it")
         return f"{' and '.join(names)} {it} missing. Give {them} on the command line or in the configuration file."
     return message
+
+
+def _explain_unrecognized(arguments: list[str], schema: type, positional: Sequence[str]) -> str:
+    flag = next((argument.partition("=")[0] for argument in arguments if argument.startswith("-")), None)
+    if flag is None:
+        takes = " ".join(name.upper() for name in positional) or "flags only"
+        return f"too many arguments: {' '.join(arguments)}. The command takes {takes}; see its --help."
+    known = sorted(name for name in known_flags(schema) if name.startswith("--"))
+    return f"unknown flag {flag}{nearest(flag, known)}. Known flags: {' '.join(known)}."
+
+
+def known_flags(schema: type) -> set[str]:
+    """Return all flags of a command with this schema."""
+    keys = [key for key, _ in leaves(schema)]
+    groups = {key.rsplit(".", 1)[0] for key in keys if "." in key}
+    return {f"--{name}" for name in (*keys, *groups, "config")} | set(WITHOUT_VALUE)
 
 
 def problem_of(tree: Any, schema: type, prefix: str = "") -> str | None:
@@ -79,16 +101,25 @@ def problem_of(tree: Any, schema: type, prefix: str = "") -> str | None:
     for key, value in tree.items():
         if key not in kinds:
             return f"unknown key {prefix}{key}{nearest(str(key), kinds)}. Known keys: {', '.join(sorted(kinds))}."
-        kind = kinds[key]
-        if is_dataclass(kind) and isinstance(kind, type):
-            problem = problem_of(value, kind, f"{prefix}{key}.")
-        elif is_list_of_configs(kind) and isinstance(value, list):
-            problem = _problem_of_items(value, get_args(kind)[0], f"{prefix}{key}")
-        else:
-            problem = _problem_of_value(value, kind, f"{prefix}{key}")
-        if problem:
+        if problem := _problem_at(value, kinds[key], f"{prefix}{key}"):
             return problem
     return None
+
+
+def _problem_at(value: Any, kind: Any, key: str) -> str | None:
+    if is_dataclass(kind) and isinstance(kind, type):
+        return problem_of(value, kind, f"{key}.")
+    if is_list_of_configs(kind) and isinstance(value, list):
+        return _problem_of_items(value, get_args(kind)[0], key)
+    return _problem_of_value(value, kind, key)
+
+
+def _kind_of(key: str, schema: type) -> Any:
+    """Return the type of a dotted key of a dataclass, or None if the dataclass has no such key."""
+    kind: Any = schema
+    for name in key.split("."):
+        kind = get_type_hints(kind).get(name) if is_dataclass(kind) else None
+    return kind
 
 
 def _problem_of_items(items: list[Any], schema: type, key: str) -> str | None:

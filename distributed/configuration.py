@@ -157,11 +157,9 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """Length and output of the run, and how often it saves, validates and logs."""
+class RunSettings:
+    """Length of a run, and how often it saves, validates and logs."""
 
-    out: Path
-    """Output folder of the run."""
     epochs: int = 60
     """Number of passes over the training split."""
     max_steps: int | None = None
@@ -227,8 +225,16 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Train AMIR on a shard set."""
+class RunConfig(RunSettings):
+    """Length and output of a run, and how often it saves, validates and logs."""
+
+    out: Path = field(kw_only=True)
+    """Output folder of the run."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """A training without an output folder, as the trials of a sweep share it."""
 
     data: DataConfig
     """Samples and batches."""
@@ -238,7 +244,7 @@ class TrainConfig:
     """The loss."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """The optimizer."""
-    run: RunConfig = field(kw_only=True)
+    run: RunSettings = field(default_factory=RunSettings)
     """The run."""
     processes: int = 1
     """Number of processes to start on this machine. It has no effect under `accelerate launch` or torchrun, which start
@@ -248,3 +254,11 @@ class TrainConfig:
         """Check that there is at least one process."""
         if self.processes < 1:
             raise ValueError(f"processes: expected at least 1, found {self.processes}.")
+
+
+@dataclass(frozen=True)
+class TrainConfig(TrainSettings):
+    """Train AMIR on a shard set."""
+
+    run: RunConfig = field(kw_only=True)
+    """The run."""

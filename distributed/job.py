@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from upfield.common.addresses import is_remote
 from upfield.common.command import EXIT_FAILURE, EXIT_INPUT
@@ -10,12 +11,14 @@ from upfield.common.errors import InputError, RunError
 from upfield.common.stop_signals import StopRequest
 from upfield.common.tasks import end_with_parent
 from upfield.distributed.agreement import is_lost_process
-from upfield.distributed.configuration import TrainConfig
+from upfield.distributed.configuration import RunConfig, TrainConfig, TrainSettings
 from upfield.distributed.launch import SCRIPT, relaunch
 from upfield.distributed.loop import fit
 from upfield.distributed.preconditions import open_data, refuse_unusable
 from upfield.distributed.process_group import expected_world_size
 from upfield.distributed.training_run import find_start
+
+S = TypeVar("S", bound=TrainSettings)
 
 
 def run_job(config: TrainConfig, stop: StopRequest) -> int:
@@ -84,13 +87,14 @@ def is_first_on_machine() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
-def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+def with_absolute_paths(config: S) -> S:
     """Return the configuration with absolute paths, because commands in other folders read the run's copy of it."""
 
     def absolute(path: Path | None) -> Path | None:
         return path and path.absolute()
 
     resume = config.run.resume if config.run.resume in ("auto", "none") else str(Path(config.run.resume).absolute())
+    run = replace(config.run, resume=resume)
     return replace(
         config,
         data=replace(
@@ -100,5 +104,5 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
             cache_dir=absolute(config.data.cache_dir),
         ),
         model=replace(config.model, init=absolute(config.model.init)),
-        run=replace(config.run, out=config.run.out.absolute(), resume=resume),
+        run=replace(run, out=run.out.absolute()) if isinstance(run, RunConfig) else run,
     )

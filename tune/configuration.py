@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from upfield.distributed.configuration import TrainConfig
+from upfield.distributed.configuration import TrainSettings
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class SweepConfig:
     out: Path
     """Folder of the sweep, on storage that all nodes share unless `storage` is given. The same command continues an
     interrupted sweep."""
-    train: TrainConfig
-    """The training configuration in which each point replaces values. The sweep itself sets `run.out` and
-    `run.resume`."""
+    train: TrainSettings
+    """The training configuration in which each point replaces values. Each trial gets an output folder of its own and
+    resumes from it."""
     space: dict[str, Any] = field(default_factory=dict)
     """The keys to search: dotted training key -> a list of values, `{uniform: [a, b]}`, `{loguniform: [a, b]}`, or
     `{int: [a, b]}`, which includes both ends. A point has one value for each key."""

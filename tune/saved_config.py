@@ -15,7 +15,7 @@ from upfield.tune.state import open_state, shown_address_of
 SAVED_CONFIG = "sweep.yaml"
 # These keys may change when a sweep continues, because they say where it runs, not what it searches. The limits on
 # trials may not change, because Ray keeps their first values.
-CHANGEABLE_KEYS = ("out", "address", "wait_for_nodes_s", "package", "resources", "train.run.out")
+CHANGEABLE_KEYS = ("out", "address", "wait_for_nodes_s", "package", "resources")
 
 
 def refuse_other_sweep(config: SweepConfig) -> None:

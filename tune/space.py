@@ -12,7 +12,7 @@ import numpy as np
 
 from upfield.common.command import from_tree, to_tree
 from upfield.common.errors import InputError
-from upfield.distributed.configuration import TrainConfig
+from upfield.distributed.configuration import TrainSettings
 from upfield.tune.configuration import SweepConfig
 
 Point = dict[str, Any]
@@ -76,7 +76,7 @@ def read_space(config: SweepConfig) -> dict[str, Axis]:
     return axes
 
 
-def _parse_values(base: TrainConfig, key: str, axis: Axis) -> Axis:
+def _parse_values(base: TrainSettings, key: str, axis: Axis) -> Axis:
     """Parse an axis's values as training does, because YAML 1.1 reads 1e-4 as text, and remove repeated values.
 
     Raises:
@@ -90,7 +90,7 @@ def _parse_values(base: TrainConfig, key: str, axis: Axis) -> Axis:
     return [value for number, value in enumerate(values) if value not in values[:number]]
 
 
-def _value_at(config: TrainConfig, key: str) -> Any:
+def _value_at(config: TrainSettings, key: str) -> Any:
     node: Any = to_tree(config)
     for part in key.split("."):
         node = node[part]
@@ -126,7 +126,7 @@ def _number(value: Any) -> float | None:
     return number if number is not None and math.isfinite(number) else None
 
 
-def apply_point(base: TrainConfig, point: Mapping[str, Any]) -> TrainConfig:
+def apply_point(base: TrainSettings, point: Mapping[str, Any]) -> TrainSettings:
     """Return a training configuration in which the dotted keys of `point` are replaced.
 
     Raises:
@@ -144,7 +144,7 @@ def apply_point(base: TrainConfig, point: Mapping[str, Any]) -> TrainConfig:
                     "Correct the key."
                 )
         node[leaf] = value
-    return from_tree(TrainConfig, tree, "space")
+    return from_tree(TrainSettings, tree, "space")
 
 
 def grid_points(axes: Mapping[str, Axis]) -> list[Point]:

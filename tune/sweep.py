@@ -1,7 +1,6 @@
 """`upfield tune`: search training configurations with Ray Tune."""
 
 import sys
-from pathlib import Path
 
 from upfield.common.command import Command, execute
 from upfield.tune.configuration import SweepConfig
@@ -14,8 +13,7 @@ def sweep(config: SweepConfig) -> None:
     run_sweep(config)
 
 
-# The sweep sets the folder of each trial's run, so the user need not.
-COMMAND = Command("tune", SweepConfig, sweep, preset={"train.run.out": Path("set-per-trial")})
+COMMAND = Command("tune", SweepConfig, sweep)
 
 
 def main(argv: list[str] | None = None) -> int:

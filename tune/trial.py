@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from upfield.common.locking import LOCK
 from upfield.common.stop_signals import StopRequest
 from upfield.distributed.agreement import is_held
 from upfield.distributed.checkpoint import TrainingProgress
-from upfield.distributed.configuration import TrainConfig
+from upfield.distributed.configuration import RunConfig, TrainConfig, TrainSettings
 from upfield.distributed.loop import fit
 from upfield.tune.configuration import ResourceConfig
 from upfield.tune.space import apply_point, name_run
@@ -43,7 +43,7 @@ NOT_UPLOADED = ("last", LOCK, "tensorboard", "*.tmp*")
 class TrialSetup:
     """Settings that all trials of a sweep share."""
 
-    base: TrainConfig
+    base: TrainSettings
     """The training configuration in which each point replaces values."""
     out: str
     """Folder for the runs, the same on all nodes; empty if each node trains on its own disk."""
@@ -51,7 +51,7 @@ class TrialSetup:
     """Resources of each trial; the number of GPUs is set."""
 
 
-def read_point(ray_config: Mapping[str, Any], base: TrainConfig) -> dict[str, Any]:
+def read_point(ray_config: Mapping[str, Any], base: TrainSettings) -> dict[str, Any]:
     """Return the point of a trial from the configuration that Ray passes to it."""
     if POINT in ray_config:
         return dict(ray_config[POINT])
@@ -70,9 +70,9 @@ def run_trial(ray_config: dict[str, Any], setup: TrialSetup) -> dict[str, Any]:
         setup: settings that all trials share.
     """
     point = read_point(ray_config, setup.base)
-    config = apply_point(setup.base, point)
+    settings = apply_point(setup.base, point)
     with open_run_folder(setup.out, name_run(point)) as run:
-        config = replace(config, run=replace(config.run, out=run, resume="auto"), processes=1)
+        config = train_config(settings, run)
         wait_until_free(run)
         if setup.resources.workers_per_trial > 1:
             return train_on_workers(config, setup.resources)
@@ -84,6 +84,13 @@ def run_trial(ray_config: dict[str, Any], setup: TrialSetup) -> dict[str, Any]:
         except PERMANENT_ERRORS as error:
             return failure_report(str(error))
         return reporter.final_report(progress)
+
+
+def train_config(settings: TrainSettings, run: Path) -> TrainConfig:
+    """Return the training configuration of a trial: one process, which resumes from its own folder."""
+    shared = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in ("run", "processes")}
+    of_run = {f.name: getattr(settings.run, f.name) for f in fields(settings.run) if f.name not in ("out", "resume")}
+    return TrainConfig(**shared, run=RunConfig(**of_run, out=run, resume="auto"))
 
 
 def hide_gpus() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from ray import tune
 from ray.tune import PlacementGroupFactory
 
-from upfield.distributed.configuration import TrainConfig
+from upfield.distributed.configuration import TrainSettings
 from upfield.tune.configuration import ResourceConfig, SweepConfig
 from upfield.tune.outcomes import RUNS
 from upfield.tune.progress_lines import ProgressLines
@@ -31,7 +31,7 @@ def configure_tune() -> None:
 
 
 def open_tuner(
-    config: SweepConfig, base: TrainConfig, axes: dict[str, Axis], points: list[Point] | None, num_concurrent: int
+    config: SweepConfig, base: TrainSettings, axes: dict[str, Axis], points: list[Point] | None, num_concurrent: int
 ) -> tune.Tuner:
     """Return the tuner of a sweep, restored from the state that an earlier driver saved, if any.
 

@@ -302,3 +302,18 @@ def test_sigterm_is_reported_like_an_interrupt(run_cli):
     code, _, err = run_cli(lambda argv: execute(job_with(lambda _: signal.raise_signal(signal.SIGTERM)), argv))
     assert code == 130
     assert "interrupted" in err
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--geometry=3", "--geometry: expected keys and values, found 3."),
+        ("--geometry={low_shap: [1, 2, 3]}", "unknown key --geometry.low_shap (did you mean low_shape?)"),
+        ("--cohorts=[{name: a, hihg: b}]", "unknown key --cohorts[0].hihg (did you mean high?)"),
+        ("--cohorts+={name: a}", "--cohorts+[0]: the key high is missing."),
+    ],
+)
+def test_a_wrong_value_of_a_group_or_a_list_is_named_with_its_place(flag, message):
+    with pytest.raises(InputError) as caught:
+        parse(SHARD, ["--out", "x", flag])
+    assert message in str(caught.value)

@@ -162,7 +162,7 @@ def test_a_scaler_whose_step_was_skipped_scales_the_next(monkeypatch: pytest.Mon
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     monkeypatch.setattr(training_step, "global_keys", lambda *_: ["a", "b"])
-    config = TrainConfig(DataConfig("shards"), run=RunConfig(Path("run"), on_nonfinite="skip", max_skips=1))
+    config = TrainConfig(DataConfig("shards"), run=RunConfig(out=Path("run"), on_nonfinite="skip", max_skips=1))
     run: Any = SimpleNamespace(
         progress=TrainingProgress(),
         config=config,

@@ -29,4 +29,4 @@ def test_a_stopped_run_exits_with_the_configured_code_and_a_finished_run_with_0(
 @pytest.mark.parametrize("code", [1, 2, -1, 126])
 def test_a_reserved_exit_code_is_refused(code: int) -> None:
     with pytest.raises(ValueError, match=r"run\.stopped_code: expected 0 or 3 to 125"):
-        RunConfig(Path("run"), stopped_code=code)
+        RunConfig(out=Path("run"), stopped_code=code)

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from upfield.distributed.configuration import DataConfig, RunConfig, TrainConfig
+from upfield.distributed.configuration import DataConfig, TrainSettings
 from upfield.tune.configuration import SweepConfig
 from upfield.tune.search import max_epochs, repeat_with_seeds
 from upfield.tune.space import Range, apply_point, grid_points, name_run, random_points, read_space
 from upfield.tune.sweep import COMMAND, main
 
 REPORT = Path(__file__).parents[2] / "tune" / "spaces" / "report.yaml"
-BASE = TrainConfig(DataConfig("shards"), run=RunConfig(Path("run")))
+BASE = TrainSettings(DataConfig("shards"))
 
 
 def config(space: dict[str, Any], **others: Any) -> SweepConfig:

@@ -9,7 +9,7 @@ import ray
 
 from upfield.common.errors import DivergedError, FetchError, InputError, RunError
 from upfield.distributed.agreement import hold_folder
-from upfield.distributed.configuration import DataConfig, RunConfig, TrainConfig
+from upfield.distributed.configuration import DataConfig, TrainSettings
 from upfield.tune import trial
 from upfield.tune.cluster import resolve_gpus
 from upfield.tune.configuration import ResourceConfig
@@ -19,7 +19,7 @@ GIVEN = {POINT: {"optim.lr": 1e-3}}
 
 
 def setup(out: Path, gpus: float = 0) -> TrialSetup:
-    base = TrainConfig(DataConfig("shards"), run=RunConfig(Path("run")))
+    base = TrainSettings(DataConfig("shards"))
     return TrialSetup(base, str(out), ResourceConfig(gpus_per_worker=gpus))
 
 
