@@ -4,11 +4,11 @@ import numpy as np
 
 from upfield.evaluation.consistency import LowFieldSampling
 from upfield.evaluation.measurements import CUBIC, MODEL, ExampleSlice
+from upfield.evaluation.stacked_pairs import read_pair
 from upfield.evaluation.summary import EvaluationResult
-from upfield.evaluation.volume_pairs import read_pair
 from upfield.export.scans.restoration import Restorer, restore_volume
-from upfield.sharding.previews.selection import VolumePair, group_volumes
 from upfield.sharding.shardset.shard_split import ShardSplit
+from upfield.sharding.shardset.volume_pairs import VolumePair, group_volumes
 
 # Slices without much of the head are easy to restore, so a high PSNR there says nothing.
 RANKED_BY = "psnr_slice_foreground"

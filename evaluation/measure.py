@@ -16,11 +16,11 @@ from upfield.evaluation.consistency import Consistency, LowFieldSampling, check_
 from upfield.evaluation.disagreement import disagreement
 from upfield.evaluation.measurements import TrustMeasures, VolumeImages, VolumeMeasurements
 from upfield.evaluation.metrics import METRICS, SLICE_METRICS, VOLUME_METRICS, ImagePair
-from upfield.evaluation.volume_pairs import StackedPair, read_pair
+from upfield.evaluation.stacked_pairs import StackedPair, read_pair
 from upfield.export.scans.restoration import Restorer, restore_volume
 from upfield.imaging.head_mask import head_mask
-from upfield.sharding.previews.selection import VolumePair
 from upfield.sharding.shardset.shard_split import ShardSplit
+from upfield.sharding.shardset.volume_pairs import VolumePair
 
 
 @dataclass(frozen=True)

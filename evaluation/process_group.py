@@ -10,8 +10,8 @@ from accelerate.utils import gather_object
 from upfield.common.progress import track
 from upfield.evaluation.measure import MeasurementSettings, measure_volumes
 from upfield.evaluation.measurements import SplitMeasurements, VolumeImages, VolumeMeasurements
-from upfield.sharding.previews.selection import VolumePair, group_volumes
 from upfield.sharding.shardset.shard_split import ShardSplit
+from upfield.sharding.shardset.volume_pairs import VolumePair, group_volumes
 
 # All processes wait for the slowest one, which may take hours on a CPU.
 TIMEOUT = timedelta(hours=24)

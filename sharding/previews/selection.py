@@ -9,9 +9,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from upfield.common.errors import ShardSetError
 from upfield.sharding.shardset.sample_key import SampleKey
 from upfield.sharding.shardset.shard_split import ShardSplit
+from upfield.sharding.shardset.volume_pairs import VolumePair, group_volumes, read_keys
 
 T = TypeVar("T")
 
@@ -49,21 +49,6 @@ class Group:
     """Slices drawn as pictures."""
     measured: list[Slice]
     """Slices measured for histograms; they include `shown`."""
-
-
-@dataclass(frozen=True)
-class VolumePair:
-    """All samples of one pair of volumes."""
-
-    keys: tuple[SampleKey, ...]
-    """Keys in the order of the slices."""
-    samples: tuple[int, ...]
-    """Numbers of the samples in the split."""
-
-    @property
-    def first(self) -> SampleKey:
-        """Key of the first slice; the other keys differ only in `x`."""
-        return self.keys[0]
 
 
 def choose_groups(split: ShardSplit, pairs: int, seed: int) -> list[Group]:
@@ -124,27 +109,9 @@ def choose_volumes(split: ShardSplit, pairs: int, seed: int) -> list[VolumePair]
     return [members[unit] for unit in chosen]
 
 
-def group_volumes(split: ShardSplit) -> list[VolumePair]:
-    """Return every pair of volumes of a split, sorted by key; the order of the stored slices does not matter."""
-    samples: dict[SampleKey, int] = {key: sample for sample, key in enumerate(read_keys(split))}
-    members: dict[tuple[str, str, str, int], list[SampleKey]] = defaultdict(list)
-    for key in sorted(samples):
-        members[key.cohort, key.subject, key.kind, key.variant].append(key)
-    return [VolumePair(tuple(keys), tuple(samples[key] for key in keys)) for keys in members.values()]
-
-
 def _subject_turns(subjects: set[tuple[str, str]], seed: int) -> dict[tuple[str, str], int]:
     order = np.random.default_rng(seed).permutation(len(subjects)).tolist()
     return dict(zip(sorted(subjects), order, strict=True))
-
-
-def read_keys(split: ShardSplit) -> list[SampleKey]:
-    """Return the key of every sample of a split, in the order they are stored.
-
-    Raises:
-        ShardSetError: a key is not one that `upfield shard` writes.
-    """
-    return [SampleKey.parse(split.key(sample)) for sample in range(split.num_samples)]
 
 
 def read_slice(split: ShardSplit, sample: int) -> Slice:
@@ -153,13 +120,7 @@ def read_slice(split: ShardSplit, sample: int) -> Slice:
     Raises:
         ShardSetError: its shard is missing, truncated, or holds values outside 0..1.
     """
-    low = np.empty((1, *split.low_shape), dtype=np.float16)
-    high = np.empty((1, *split.high_shape), dtype=np.float16)
-    split.read_into([sample], low, high)
-    if not all(((array >= 0) & (array <= 1)).all() for array in (low, high)):
-        raise ShardSetError(
-            f"{split.root}: {split.key(sample)} has values outside 0..1, so a shard is damaged. Run upfield verify."
-        )
+    low, high = split.read_checked([sample])
     return Slice(SampleKey.parse(split.key(sample)), low[0].astype(np.float32), high[0, 0].astype(np.float32))
 
 

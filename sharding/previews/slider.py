@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from upfield.common.drawing import COLOURS, FAINT, INK, PAPER, upright
 from upfield.common.errors import InputError
 from upfield.sharding.previews.overlay import draw_overlay
-from upfield.sharding.previews.selection import VolumePair, read_slice
+from upfield.sharding.previews.selection import read_slice
 from upfield.sharding.shardset.shard_split import ShardSplit
+from upfield.sharding.shardset.volume_pairs import VolumePair
 
 # At this quality, a default page of 8 pairs of 179 slices takes about 12 MB; PNG would take 70.
 QUALITY = 60

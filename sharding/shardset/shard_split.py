@@ -177,6 +177,27 @@ class ShardSplit:
                 self._read(shard, low_end - low_slot.nbytes, low_slot.data)
                 self._read(shard, high_start, high_slot.data)
 
+    def read_checked(self, samples: Sequence[int]) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
+        """Read samples into new arrays, and check that their values are in [0, 1].
+
+        Args:
+            samples: N sample numbers.
+
+        Returns:
+            The low fields `(N, 1 + 2*context, Y, Z)` and the high fields `(N, 1, Y, Z)`.
+
+        Raises:
+            ShardSetError: a shard is missing, truncated, or holds values outside 0..1.
+        """
+        low, high = (np.empty((len(samples), *shape), dtype=np.float16) for shape in (self.low_shape, self.high_shape))
+        self.read_into(samples, low, high)
+        if not all(((array >= 0) & (array <= 1)).all() for array in (low, high)):
+            raise ShardSetError(
+                f"{self.root}: {self.key(samples[0])} has values outside 0..1, so a shard is damaged. "
+                "Run upfield verify."
+            )
+        return low, high
+
     def _shard_of(self, sample: int) -> int:
         return int(np.searchsorted(self.shard_starts, sample, side="right")) - 1
 

@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from upfield.evaluation.consistency import BAND_NAMES, LowFieldSampling, band_shares, check_consistency, fit_line
-from upfield.evaluation.volume_pairs import StackedPair, read_pair
+from upfield.evaluation.stacked_pairs import StackedPair, read_pair
 from upfield.imaging.normalisation import normalise_in_place
 from upfield.imaging.volume import Volume
 from upfield.sharding.building.pairs import Grids
 from upfield.sharding.building.synthetic import Degradation, degrade
 from upfield.sharding.configuration import GeometryConfig
-from upfield.sharding.previews.selection import group_volumes
 from upfield.sharding.shardset.manifest import Manifest
 from upfield.sharding.shardset.shard_split import ShardSplit
+from upfield.sharding.shardset.volume_pairs import group_volumes
 
 GEOMETRY = GeometryConfig(
     low_shape=(20, 24, 12), low_spacing_mm=(1.6, 1.6, 4.0), high_shape=(32, 40, 48), high_spacing_mm=(1, 1, 1)

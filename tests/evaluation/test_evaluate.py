@@ -18,9 +18,9 @@ from upfield.evaluation.measure import MeasurementSettings
 from upfield.evaluation.measurements import CUBIC, MODEL
 from upfield.evaluation.metrics import METRICS
 from upfield.evaluation.restorers import RunRestorer
-from upfield.evaluation.volume_pairs import read_pair
-from upfield.sharding.previews.selection import group_volumes
+from upfield.evaluation.stacked_pairs import read_pair
 from upfield.sharding.shardset.shard_split import ShardSplit
+from upfield.sharding.shardset.volume_pairs import group_volumes
 
 SUBJECTS, VOLUMES, SLICES = 6, 9, 180
 

@@ -12,7 +12,7 @@ from upfield.evaluation import measure
 from upfield.evaluation.measure import MeasurementSettings
 from upfield.evaluation.measurements import CUBIC, MODEL
 from upfield.evaluation.process_group import measure_split
-from upfield.evaluation.volume_pairs import StackedPair, read_pair
+from upfield.evaluation.stacked_pairs import StackedPair, read_pair
 from upfield.sharding.shardset.shard_split import ShardSplit
 
 VOLUMES = 9

@@ -15,11 +15,11 @@ from upfield.evaluation.metrics import SLICE_METRICS
 from upfield.evaluation.reports.csv_files import slices_csv
 from upfield.evaluation.reports.metrics_text import metrics_text
 from upfield.evaluation.reports.notes import notes
+from upfield.evaluation.stacked_pairs import StackedPair, read_pair
 from upfield.evaluation.summary import EvaluationResult, metrics_tree, statistics
-from upfield.evaluation.volume_pairs import StackedPair, read_pair
-from upfield.sharding.previews.selection import group_volumes
 from upfield.sharding.shardset.sample_key import SampleKey
 from upfield.sharding.shardset.shard_split import ShardSplit
+from upfield.sharding.shardset.volume_pairs import group_volumes
 
 
 def measure_stack(low: np.ndarray, high: np.ndarray, tiny_shards: Path) -> EvaluationResult:

@@ -12,10 +12,11 @@ from PIL import Image, features
 from upfield.common.errors import InputError
 from upfield.sharding.building.manifest_writer import Addition, content_config, write_manifest
 from upfield.sharding.configuration import GeometryConfig, ShardConfig
-from upfield.sharding.previews.selection import choose_volumes, read_keys, read_slice
+from upfield.sharding.previews.selection import choose_volumes, read_slice
 from upfield.sharding.previews.slider import draw_slider, encode_webp
 from upfield.sharding.shardset.shard_split import ShardSplit
 from upfield.sharding.shardset.shard_writer import Sample, write_shard
+from upfield.sharding.shardset.volume_pairs import read_keys
 
 PNG = b"\x89PNG of histograms"
 

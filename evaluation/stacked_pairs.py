@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upfield.common.errors import ShardSetError
-from upfield.sharding.previews.selection import VolumePair
 from upfield.sharding.shardset.sample_key import SampleKey
 from upfield.sharding.shardset.shard_split import ShardSplit
+from upfield.sharding.shardset.volume_pairs import VolumePair
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,5 @@ def read_pair(split: ShardSplit, pair: VolumePair) -> StackedPair:
             f"{split.root}: {pair.first}: expected {expected} slices numbered from 0, found {count} numbered "
             f"{pair.keys[0].x} to {pair.keys[-1].x}. Run upfield verify."
         )
-    low, high = (np.empty((count, *shape), dtype=np.float16) for shape in (split.low_shape, split.high_shape))
-    split.read_into(pair.samples, low, high)
-    if not all(((array >= 0) & (array <= 1)).all() for array in (low, high)):
-        raise ShardSetError(
-            f"{split.root}: {pair.first} has values outside 0..1, so a shard is damaged. Run upfield verify."
-        )
+    low, high = split.read_checked(pair.samples)
     return StackedPair(pair.keys, low.astype(np.float32), high[:, 0].astype(np.float32))

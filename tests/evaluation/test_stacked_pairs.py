@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from upfield.evaluation.volume_pairs import read_pair
-from upfield.sharding.previews.selection import group_volumes
+from upfield.evaluation.stacked_pairs import read_pair
 from upfield.sharding.shardset.sample_key import SampleKey
 from upfield.sharding.shardset.shard_split import ShardSplit
+from upfield.sharding.shardset.volume_pairs import group_volumes
 
 VOLUMES, SLICES = 9, 180
 
