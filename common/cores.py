@@ -4,11 +4,11 @@ import os
 import platform
 from pathlib import Path
 
+import psutil
+
 
 def num_cores() -> int:
     """Return the number of physical cores that this process may use."""
-    import psutil
-
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(psutil.cpu_count(logical=False) or allowed, allowed)
 

@@ -15,7 +15,6 @@ from upfield.imaging.volume import Volume
 # Higher levels hardly make float32 images smaller: zlib's level 9 takes 40 times as long and saves 1%.
 LEVEL = 2
 DESCRIP_BYTES = 80
-MARK = b"enhanced by upfield, for research only"
 
 
 def encode(volume: Volume, placement: Placement, descrip: bytes, compressed: bool) -> bytes:
@@ -48,8 +47,3 @@ def write_file(path: Path, volume: Volume, placement: Placement, descrip: bytes)
 def write_volume(volume: Volume, path: Path) -> None:
     """Write a volume `(I, J, K)` as a float32 NIfTI file in scanner space."""
     write_file(path, volume, Placement(volume.affine, SCANNER, SCANNER, volume.affine), b"")
-
-
-def mark_as_enhanced(descrip: bytes) -> bytes:
-    """Return a description that marks a scan as enhanced, followed by the description of the source scan."""
-    return b"; ".join(part for part in (MARK, descrip) if part)

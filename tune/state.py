@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pyarrow.fs import FileSelector
+
 from upfield.common.errors import InputError
 from upfield.common.progress import say
 from upfield.common.stores import open_with_arrow
@@ -73,8 +75,6 @@ def set_aside_damaged(config: SweepConfig) -> None:
 
 def damaged_files(filesystem: Any, folder: str) -> list[str]:
     """Return the names of the damaged files among those that Ray would read."""
-    from pyarrow.fs import FileSelector
-
     names = [info.base_name for info in filesystem.get_file_info(FileSelector(folder, allow_not_found=True))]
     damaged: list[str] = []
     for name in newest_of_each_kind(name for name in names if name.endswith((".json", ".pkl"))):

@@ -4,6 +4,7 @@ import base64
 import io
 import re
 
+import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,7 +40,6 @@ def viewer_html(
         InputError: nilearn is not installed.
     """
     try:
-        import nibabel as nib
         from nilearn.plotting import view_img
     except ImportError as error:
         raise InputError(

@@ -11,7 +11,7 @@ from upfield.common.errors import InputError, VolumeError
 from upfield.export.scans.restoration import Restorer, restore_volume
 from upfield.imaging.affine import angles_deg
 from upfield.imaging.header import NIFTI_FALLBACK, Header, expect_three_dimensions, read_header
-from upfield.imaging.nifti_writer import MARK, mark_as_enhanced, write_file
+from upfield.imaging.nifti_writer import write_file
 from upfield.imaging.normalisation import NORMALISATION, normalise
 from upfield.imaging.placement import Placement, placement_of
 from upfield.imaging.regrid import Grid, overlaps, regrid
@@ -22,6 +22,7 @@ from upfield.imaging.volume_header import VolumeHeader
 SPACING_MM = 1.0
 MIN_EXTENT_MM, MAX_EXTENT_MM = 9.0, 600.0
 SHEAR_DEG = FORMS_DIFFER_DEG = 1.0
+MARK = b"enhanced by upfield, for research only"
 UNITS = {"m": "metres", "um": "micrometres"}
 
 
@@ -181,6 +182,11 @@ def write_enhanced(
     placement = model_input.placement if layout.like is None else layout.like.placement
     write_file(path, volume, placement, mark_as_enhanced(model_input.placement.descrip))
     return volume
+
+
+def mark_as_enhanced(descrip: bytes) -> bytes:
+    """Return a description that marks a scan as enhanced, followed by the description of the source scan."""
+    return b"; ".join(part for part in (MARK, descrip) if part)
 
 
 def enhance_volume(
