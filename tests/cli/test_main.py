@@ -35,7 +35,6 @@ def test_an_unknown_verb_is_refused(run_cli: Callable) -> None:
     assert "unknown verb shards (did you mean shard?). Known verbs: phantom, shard" in err
 
 
-@pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`:DeprecationWarning")  # Ray Serve's import
 def test_serve_needs_a_model(run_cli: Callable) -> None:
     code, _, err = run_cli(main, "serve", "nowhere.onnx")
     assert code == 2
