@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import fft, ndimage
 
 from upfield.imaging.volume import Volume
-from upfield.sharding.building.pairs import Grids
+from upfield.sharding.building.field_resampler import FieldResampler
 from upfield.sharding.configuration import GeometryConfig
 from upfield.sharding.shardset.manifest import Manifest
 
@@ -29,8 +29,8 @@ FWHM_PER_SIGMA = 2 * np.sqrt(2 * np.log(2))
 class LowFieldSampling:
     """The sampling that turns a high-field volume of a shard set into its low-field scan."""
 
-    grids: Grids
-    """The low-field and the high-field grid."""
+    resampler: FieldResampler
+    """Resampling between the low-field and the high-field grid."""
     sigma_vox: float | None
     """Blur of a synthetic scan in voxels of the low-field grid; None for a real scan."""
     gamma: float
@@ -55,7 +55,7 @@ class LowFieldSampling:
         # World coordinates matter only in files. Here both grids have the same centre.
         centre_mm = None if resized else np.zeros(3)
         parameters = record["parameters"] if record["kind"] == "synthetic" else {}
-        return cls(Grids(geometry, centre_mm), parameters.get("sigma_vox"), parameters.get("gamma", 1.0))
+        return cls(FieldResampler(geometry, centre_mm), parameters.get("sigma_vox"), parameters.get("gamma", 1.0))
 
     def sample(self, volume: NDArray[np.float32]) -> NDArray[np.float32]:
         """Sample a volume as the scanner does, and interpolate the result to the volume's grid (cubic).
@@ -69,15 +69,15 @@ class LowFieldSampling:
         Returns:
             `(X, Y, Z)` on the same grid.
         """
-        geometry = self.grids.geometry
+        geometry = self.resampler.geometry
         high_mm, low_mm = np.array(geometry.high_spacing_mm), np.array(geometry.low_spacing_mm)
         if self.sigma_vox is None:
             volume = gaussian(volume, low_mm / high_mm / FWHM_PER_SIGMA)
         affine = np.diag([*high_mm, 1.0])
-        low = np.clip(self.grids.high_to_low(Volume(volume, affine)).voxels, 0, 1)
+        low = np.clip(self.resampler.high_to_low(Volume(volume, affine)).voxels, 0, 1)
         if self.sigma_vox is not None:
             low = np.clip(gaussian(low, self.sigma_vox), 0, 1) ** np.float32(self.gamma)
-        return self.grids.low_to_high(low)
+        return self.resampler.low_to_high(low)
 
     def scan_blocks(self, cubic: NDArray[np.float32]) -> NDArray[np.float32]:
         """Recover the voxels of the scan from its cubic interpolation, and draw each one as a block.
@@ -88,8 +88,8 @@ class LowFieldSampling:
         Returns:
             `(X, Y, Z)` on the same grid, constant within each voxel of the scan.
         """
-        affine = np.diag([*self.grids.geometry.high_spacing_mm, 1.0])
-        low = self.grids.high_to_low(Volume(cubic, affine)).voxels
+        affine = np.diag([*self.resampler.geometry.high_spacing_mm, 1.0])
+        low = self.resampler.high_to_low(Volume(cubic, affine)).voxels
         nearest = [np.arange(size) * low.shape[axis] // size for axis, size in enumerate(cubic.shape)]
         return low[np.ix_(*nearest)]
 
@@ -133,7 +133,7 @@ def check_consistency(
     return Consistency(
         residual,
         float(np.sqrt(energy(residual) / max(energy(scan), 1e-30))),
-        band_shares(residual, scan, sampling.grids.geometry),
+        band_shares(residual, scan, sampling.resampler.geometry),
     )
 
 

@@ -95,7 +95,7 @@ def measure_volume(
         {method: trust_measures(check, doubts.get(method), head) for method, check in checks.items()},
     )
     residuals = {method: check.residual for method, check in checks.items()}
-    spacing_mm = sampling.grids.geometry.high_spacing_mm
+    spacing_mm = sampling.resampler.geometry.high_spacing_mm
     scan = sampling.scan_blocks(cubic)
     return measurements, VolumeImages(pair.name, scan, pair.high, restored, residuals, doubts, spacing_mm)
 

@@ -14,9 +14,9 @@ from upfield.evaluation.measurements import AGAINST, CUBIC, MODEL, SplitMeasurem
 from upfield.evaluation.process_group import current_rank, leave_group, measure_split
 from upfield.evaluation.provenance import describe_evaluation
 from upfield.evaluation.reports.comparison_report import write_comparison
-from upfield.evaluation.reports.content import ReportContent, TrainingRecord
 from upfield.evaluation.reports.metrics_text import metrics_text
 from upfield.evaluation.reports.model_report import write_model_report
+from upfield.evaluation.reports.report_content import ReportContent, TrainingRecord
 from upfield.evaluation.reports.restored_volumes import save_volume, stale_volumes
 from upfield.evaluation.restorers import ModelRestorer, choose_device, open_restorers
 from upfield.evaluation.summary import EvaluationResult, metrics_tree

@@ -146,13 +146,9 @@ def read_header_and_trace(path: Path, orientation: str | None = None) -> tuple[H
     Raises:
         VolumeError: as for `read_header`.
     """
-    if not path.is_file():
-        raise VolumeError(
-            str(path),
-            f"{'this is a folder, not a file' if path.is_dir() else 'there is no such file'}. Check the path.",
-        )
+    expect_file(path)
     try:
-        if _is_ours(path):
+        if is_ours(path):
             start, trace = read_start(path, HEADER_BYTES)
             return parse_header(path, start, orientation), trace
         with np.errstate(all="ignore"):
@@ -161,6 +157,15 @@ def read_header_and_trace(path: Path, orientation: str | None = None) -> tuple[H
         raise
     except UNREADABLE as error:
         raise unreadable(path, error) from error
+
+
+def expect_file(path: Path) -> None:
+    """Raise VolumeError if `path` is not a file."""
+    if not path.is_file():
+        raise VolumeError(
+            str(path),
+            f"{'this is a folder, not a file' if path.is_dir() else 'there is no such file'}. Check the path.",
+        )
 
 
 def parse_header(path: Path, start: bytes, orientation: str | None = None) -> Header:
@@ -203,7 +208,7 @@ def files_of(path: Path) -> list[Path]:
     Raises:
         VolumeError: nibabel cannot read the file.
     """
-    if _is_ours(path):
+    if is_ours(path):
         return [path]
     try:
         image: Any = nib.load(path)  # pyright: ignore[reportPrivateImportUsage]
@@ -245,7 +250,8 @@ def _start_of(path: Path) -> bytes:
         return file.read(32)
 
 
-def _is_ours(path: Path) -> bool:
+def is_ours(path: Path) -> bool:
+    """Return whether this package reads a file itself, because its name is that of a NIfTI or MGH file."""
     return path.name.lower().endswith(OURS)
 
 

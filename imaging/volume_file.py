@@ -3,9 +3,21 @@
 from io import BytesIO
 from pathlib import Path
 
-from upfield.imaging.compressed_files import Readable, is_compressed, read_to_end
-from upfield.imaging.header import HEADER_BYTES, UNREADABLE, expect_three_dimensions, parse_header, unreadable
-from upfield.imaging.volume import Volume, decode_voxels, to_ras
+from upfield.common.errors import VolumeError
+from upfield.imaging.compressed_files import Readable, is_compressed, open_content, read_to_end
+from upfield.imaging.header import (
+    HEADER_BYTES,
+    UNREADABLE,
+    Header,
+    expect_file,
+    expect_three_dimensions,
+    is_ours,
+    parse_header,
+    read_header,
+    unreadable,
+)
+from upfield.imaging.volume import Volume, decode_voxels, load_volume, to_ras
+from upfield.imaging.volume_header import VolumeHeader
 
 
 class VolumeFile:
@@ -50,3 +62,30 @@ class VolumeFile:
         except UNREADABLE as error:
             raise unreadable(path, error) from error
         return to_ras(voxels, self.header.affine, str(path))
+
+
+def read_volume_and_header(path: Path) -> tuple[Volume, Header]:
+    """Read a volume, and the header of its file. A NIfTI or MGH file is read in one pass.
+
+    Args:
+        path: `.nii`, `.nii.gz`, `.mgh`, `.mgz`, or anything else that nibabel reads.
+
+    Returns:
+        The volume, with voxels `(I, J, K)` float32 in scanner units, and the header.
+
+    Raises:
+        VolumeError: the file is missing or unreadable, or is not one usable 3-D volume of real voxels.
+    """
+    if not is_ours(path):
+        header = read_header(path)
+        expect_three_dimensions(header, path)
+        return load_volume([path], VolumeHeader.of([header])), header
+    expect_file(path)
+    try:
+        with open_content(path) as content:
+            file = VolumeFile(path, content)
+            return file.read_volume(), file.header
+    except VolumeError:
+        raise
+    except UNREADABLE as error:
+        raise unreadable(path, error) from error

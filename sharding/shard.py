@@ -8,9 +8,9 @@ from upfield.sharding.configuration import ShardConfig
 
 def shard(config: ShardConfig) -> None:
     """Build the set, in a folder or at an address, and print what it holds."""
-    from upfield.sharding.building.build_set import build_set
+    from upfield.sharding.building.destination import build_at_destination
 
-    build_set(config)
+    build_at_destination(config)
 
 
 COMMAND = Command("shard", ShardConfig, shard, folder_of={"root": "cohorts"})

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from upfield.common.files import write_bytes, write_json, write_text
-from upfield.evaluation.reports.content import ReportContent
 from upfield.evaluation.reports.csv_files import slices_csv, volumes_csv
 from upfield.evaluation.reports.figures import example_slices_png
 from upfield.evaluation.reports.page import write_page
+from upfield.evaluation.reports.report_content import ReportContent
 
 PAGE, METRICS_JSON, SLICES_PNG = "report.html", "metrics.json", "slices.png"
 SLICES_CSV, VOLUMES_CSV = "slices.csv", "volumes.csv"

@@ -14,9 +14,9 @@ from upfield.evaluation.metrics import METRICS
 from upfield.evaluation.paired_differences import METHOD
 from upfield.evaluation.reports import figures
 from upfield.evaluation.reports.cells import DIFFERENCE_HEADER, difference_cells, number_cell
-from upfield.evaluation.reports.content import ReportContent, TrainingRecord
 from upfield.evaluation.reports.metrics_table import metric_label, metrics_table
 from upfield.evaluation.reports.notes import counts_text, notes
+from upfield.evaluation.reports.report_content import ReportContent, TrainingRecord
 from upfield.evaluation.reports.viewer import viewer_html
 from upfield.evaluation.summary import TRUST, EvaluationResult, groups
 

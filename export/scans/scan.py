@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from upfield.common.errors import InputError, VolumeError
 from upfield.export.scans.restoration import Restorer, restore_volume
 from upfield.imaging.affine import angles_deg
-from upfield.imaging.header import NIFTI_FALLBACK, Header, expect_three_dimensions, read_header
+from upfield.imaging.header import NIFTI_FALLBACK, Header
 from upfield.imaging.nifti_writer import write_file
 from upfield.imaging.normalisation import NORMALISATION, normalise
 from upfield.imaging.placement import Placement, placement_of
 from upfield.imaging.regrid import Grid, overlaps, regrid
 from upfield.imaging.resample import box_centre, resample_box
-from upfield.imaging.volume import Volume, from_ras, load_volume
-from upfield.imaging.volume_header import VolumeHeader
+from upfield.imaging.volume import Volume, from_ras
+from upfield.imaging.volume_file import read_volume_and_header
 
 SPACING_MM = 1.0
 MIN_EXTENT_MM, MAX_EXTENT_MM = 9.0, 600.0
@@ -73,9 +73,7 @@ def prepare(path: Path, normalisation: str, where: str) -> ModelInput:
             "of upfield that exported the model."
         )
     try:
-        header = read_header(path)
-        expect_three_dimensions(header, path)
-        scan = load_volume([path], VolumeHeader.of([header]))
+        scan, header = read_volume_and_header(path)
     except VolumeError as error:
         raise VolumeError(where, error.problem) from error
     return prepare_volume(scan, header, where)

@@ -24,10 +24,10 @@ from upfield.sharding.building.block_builder import (
     save_volumes,
 )
 from upfield.sharding.building.capacity import fitting_jobs, refuse_full_disks, set_bytes, volume_bytes
+from upfield.sharding.building.folder_comparison import BuildRequest, compare_with_folder, refuse_foreign_folder
 from upfield.sharding.building.journal import begin, clear, finish, lock_build
 from upfield.sharding.building.manifest_writer import Addition, write_manifest
 from upfield.sharding.building.plan import Block, plan_blocks
-from upfield.sharding.building.request import BuildRequest, compare_with_folder, refuse_foreign_folder
 from upfield.sharding.building.saved_volumes import are_missing
 from upfield.sharding.cohorts.preflight import Preflight, preflight
 from upfield.sharding.cohorts.privacy import Pseudonyms, write_names

@@ -6,19 +6,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upfield.imaging.normalisation import normalise_in_place, percentiles
-from upfield.imaging.resample import box_centre, resample_box, zoom_to
+from upfield.imaging.normalisation import normalise_in_place
 from upfield.imaging.volume import Volume, load_volume
 from upfield.sharding.building.align import Alignment, register, resample_aligned
+from upfield.sharding.building.field_resampler import FieldResampler
 from upfield.sharding.building.saved_volumes import HIGH_NAME, save_volume
 from upfield.sharding.building.synthetic import degrade, draw_degradation, generator_for
 from upfield.sharding.cohorts.duplicates import hash_voxels
 from upfield.sharding.cohorts.problems import Field
 from upfield.sharding.cohorts.subjects import SourceVolume, Subject
-from upfield.sharding.configuration import GeometryConfig, ShardConfig, SpacingMm, Triple
+from upfield.sharding.configuration import ShardConfig
 from upfield.sharding.shardset.sample_key import Unit
-
-TOP_MARGIN_MM = 2.0
 
 
 @dataclass(frozen=True)
@@ -67,21 +65,21 @@ def make_pairs(subject: Subject[SourceVolume], config: ShardConfig) -> SubjectPa
     alignment = register(low_file, high_file, config.seed) if low_file and subject.align == "rigid" else None
     if low_file and alignment:
         high_file = _aligned(high_file, low_file, alignment, subject)
-    grids = Grids.around(config.geometry, subject.fit, high_file)
-    high = grids.high_from_file(high_file)
+    resampler = FieldResampler.around(config.geometry, subject.fit, high_file)
+    high = resampler.high_from_file(high_file)
     save_volume(config.save_volumes, subject, HIGH_NAME, high)
     high_half = normalise_in_place(high.voxels, str(subject.high))
     pairs: list[Pair] = []
     for unit in subject.units:
         if unit.kind == "real":
             assert low_file is not None
-            low = grids.low_from_file(low_file)
+            low = resampler.low_from_file(low_file)
             parameters = {"alignment": alignment.to_tree()} if alignment else {}
         else:
-            low, parameters = _synthetic(high, grids, unit, config)
+            low, parameters = _synthetic(high, resampler, unit, config)
         save_volume(config.save_volumes, subject, unit.volume_name, low)
         source = subject.low if unit.kind == "real" else subject.high
-        up = normalise_in_place(grids.low_to_high(low.voxels), str(source))
+        up = normalise_in_place(resampler.low_to_high(low.voxels), str(source))
         pairs.append(Pair(unit, up, high_half, parameters))
     return SubjectPairs(pairs, alignment, voxel_hashes)
 
@@ -96,125 +94,11 @@ def _aligned(high: Volume, low: Volume, alignment: Alignment, subject: Subject) 
     return resample_aligned(high, alignment, low, "low" if subject.fit == "resize" else "high")
 
 
-def _synthetic(high: Volume, grids: "Grids", unit: Unit, config: ShardConfig) -> tuple[Volume, dict[str, Any]]:
+def _synthetic(
+    high: Volume, resampler: FieldResampler, unit: Unit, config: ShardConfig
+) -> tuple[Volume, dict[str, Any]]:
     rng = generator_for(config.seed, unit.cohort, unit.subject, unit.variant)
     parameters = draw_degradation(config.synthetic, rng)
-    small = grids.high_to_low(high)
+    small = resampler.high_to_low(high)
     voxels = degrade(np.clip(small.voxels, 0, 1), parameters, config.synthetic.noise_bright_ratio, rng)
     return replace(small, voxels=voxels), parameters.to_tree()
-
-
-@dataclass(frozen=True)
-class Grids:
-    """The low-field and the high-field grid of a subject, with resampling between them and from files.
-
-    `resize` works on arrays alone, corner voxel to corner voxel, as the report we follow does. `crop_pad` works in mm:
-    both grids are boxes around one point, so that proportions and the position of every voxel are kept.
-    """
-
-    geometry: GeometryConfig
-    """The two grids."""
-    centre_mm: NDArray[np.float64] | None
-    """World coordinates of the centre of both boxes, `(3,)`; None for `resize`."""
-
-    @classmethod
-    def around(cls, geometry: GeometryConfig, fit: str, high: Volume) -> "Grids":
-        """Place the grids around the head of a high-field volume."""
-        if fit == "resize":
-            return cls(geometry, None)
-        extent_mm = np.array(geometry.high_shape) * np.array(geometry.high_spacing_mm)
-        return cls(geometry, to_world(high.affine, head_centre(high, extent_mm)))
-
-    def high_from_file(self, volume: Volume) -> Volume:
-        """Resample a high-field volume to the high-field grid `(X, Y, Z)`."""
-        return self._from_file(volume, self.geometry.high_shape, self.geometry.high_spacing_mm)
-
-    def low_from_file(self, volume: Volume) -> Volume:
-        """Resample a low-field volume to the low-field grid `(I, J, K)`."""
-        return self._from_file(volume, self.geometry.low_shape, self.geometry.low_spacing_mm)
-
-    def _from_file(self, volume: Volume, shape: Triple, spacing_mm: SpacingMm) -> Volume:
-        # Voxels outside the file get its darkest value, because zero may be in the middle of its scale.
-        darkest = volume.voxels.min()
-        above = replace(volume, voxels=volume.voxels - darkest) if darkest else volume
-        if self.centre_mm is None:
-            placed = _zoomed(above, shape)
-        else:
-            placed = _boxed(above, to_voxel(volume.affine, self.centre_mm), shape, spacing_mm)
-        return replace(placed, voxels=placed.voxels + darkest) if darkest else placed
-
-    def low_to_high(self, low: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Interpolate `(I, J, K)` on the low-field grid to the high-field grid `(X, Y, Z)`."""
-        geometry = self.geometry
-        if self.centre_mm is None:
-            return zoom_to(low, geometry.high_shape)
-        spacings_mm = np.array(geometry.low_spacing_mm), np.array(geometry.high_spacing_mm)
-        return resample_box(low, spacings_mm[0], box_centre(low.shape), geometry.high_shape, spacings_mm[1])
-
-    def high_to_low(self, high: Volume) -> Volume:
-        """Resample a volume on the high-field grid to the low-field grid `(I, J, K)`."""
-        if self.centre_mm is None:
-            return _zoomed(high, self.geometry.low_shape)
-        centre = box_centre(high.voxels.shape)
-        return _boxed(high, centre, self.geometry.low_shape, self.geometry.low_spacing_mm)
-
-
-def _zoomed(volume: Volume, shape: Triple) -> Volume:
-    """Resample with corner voxels mapped to corner voxels, and adapt the affine."""
-    step = (np.array(volume.voxels.shape) - 1) / (np.array(shape) - 1)
-    return Volume(zoom_to(volume.voxels, shape), volume.affine @ np.diag([*step, 1.0]))
-
-
-def _boxed(volume: Volume, centre_vox: NDArray[np.float64], shape: Triple, spacing_mm: SpacingMm) -> Volume:
-    """Resample to a box around a voxel, and adapt the affine."""
-    step = np.array(spacing_mm) / volume.spacing_mm
-    voxels = resample_box(volume.voxels, volume.spacing_mm, centre_vox, shape, np.array(spacing_mm))
-    move = np.diag([*step, 1.0])
-    move[:3, 3] = centre_vox - step * box_centre(shape)
-    return Volume(voxels, volume.affine @ move)
-
-
-def to_world(affine: NDArray[np.float64], voxel: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Convert a voxel index `(3,)` to world mm `(3,)`."""
-    return affine[:3, :3] @ voxel + affine[:3, 3]
-
-
-def to_voxel(affine: NDArray[np.float64], world_mm: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Convert world mm `(3,)` to a voxel index `(3,)`."""
-    return np.linalg.inv(affine[:3, :3]) @ (world_mm - affine[:3, 3])
-
-
-def head_centre(volume: Volume, extent_mm: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Find the centre of the box around the head.
-
-    Along each axis, this is the middle of the head. Along the body axis, neck and shoulders may fill the image: a head
-    that is taller than the box is aligned at its top instead, so that no brain is cut off. Along an axis on which box
-    and image are equally long, there is nothing to crop or pad, and the centre of the image is used.
-
-    Args:
-        volume: volume that shows a head, in RAS+.
-        extent_mm: `(3,)`, side lengths of the box.
-
-    Returns:
-        Voxel index `(3,)`, rounded to whole or half voxels.
-    """
-    darkest = volume.voxels.min()
-    mask = volume.voxels > darkest + 0.2 * (percentiles(volume.voxels, [99])[0] - darkest)
-    middle = box_centre(volume.voxels.shape)
-    box_vox = extent_mm / volume.spacing_mm
-    centre = middle.copy()
-    for axis in range(3):
-        if abs(box_vox[axis] - volume.voxels.shape[axis]) < 1:
-            continue
-        area = mask.sum(axis=tuple({0, 1, 2} - {axis}))
-        # A plane through the head's edge has more bright voxels than noise produces.
-        planes = np.flatnonzero(area > 0.02 * area.max())
-        first, last = (planes[0], planes[-1]) if len(planes) else (0, len(area) - 1)
-        too_tall = axis == 2 and last - first > box_vox[axis]
-        top = last + TOP_MARGIN_MM / volume.spacing_mm[axis]
-        wanted = top - box_vox[axis] / 2 if too_tall else (first + last) / 2
-        # At equal spacing, this puts samples on voxels, so that nothing is interpolated. The centre of a box with an
-        # odd number of voxels lies on a voxel; with an even number, it lies between two voxels.
-        offset = (round(float(box_vox[axis])) - 1) % 2 / 2
-        centre[axis] = np.round(wanted - offset) + offset
-    return centre

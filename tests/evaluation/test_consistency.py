@@ -13,7 +13,7 @@ from upfield.evaluation.consistency import BAND_NAMES, LowFieldSampling, band_sh
 from upfield.evaluation.stacked_pairs import StackedPair, read_pair
 from upfield.imaging.normalisation import normalise_in_place
 from upfield.imaging.volume import Volume
-from upfield.sharding.building.pairs import Grids
+from upfield.sharding.building.field_resampler import FieldResampler
 from upfield.sharding.building.synthetic import Degradation, degrade
 from upfield.sharding.configuration import GeometryConfig
 from upfield.sharding.shardset.manifest import Manifest
@@ -23,7 +23,7 @@ from upfield.sharding.shardset.volume_pairs import group_volumes
 GEOMETRY = GeometryConfig(
     low_shape=(20, 24, 12), low_spacing_mm=(1.6, 1.6, 4.0), high_shape=(32, 40, 48), high_spacing_mm=(1, 1, 1)
 )
-REAL = LowFieldSampling(Grids(GEOMETRY, np.zeros(3)), None, 1.0)
+REAL = LowFieldSampling(FieldResampler(GEOMETRY, np.zeros(3)), None, 1.0)
 
 
 def draw(seed: int = 0) -> NDArray[np.float32]:
@@ -47,7 +47,7 @@ def grating(cycles_per_voxel: float) -> NDArray[np.float32]:
 @pytest.mark.parametrize("centre_mm", [None, np.zeros(3)])
 @pytest.mark.parametrize(("sigma_vox", "gamma"), [(None, 1.0), (0.8, 1.4)])
 def test_a_volume_is_consistent_with_its_own_sampling(centre_mm, sigma_vox, gamma):
-    sampling = LowFieldSampling(Grids(GEOMETRY, centre_mm), sigma_vox, gamma)
+    sampling = LowFieldSampling(FieldResampler(GEOMETRY, centre_mm), sigma_vox, gamma)
     volume = draw()
     found = check_consistency(volume, np.clip(sampling.sample(volume), 0, 1), sampling)
     assert found.nrmse < 1e-3
@@ -59,9 +59,9 @@ def test_averages_over_voxels_are_consistent():
     volume = draw()
     geometry = replace(GEOMETRY, low_shape=(16, 20, 12), low_spacing_mm=(2.0, 2.0, 4.0))
     blocks = volume.reshape(16, 2, 20, 2, 12, 4).mean(axis=(1, 3, 5)).astype(np.float32)
-    grids = Grids(geometry, np.zeros(3))
-    scan = grids.low_to_high(blocks).clip(0, 1)
-    sampling = LowFieldSampling(grids, None, 1.0)
+    resampler = FieldResampler(geometry, np.zeros(3))
+    scan = resampler.low_to_high(blocks).clip(0, 1)
+    sampling = LowFieldSampling(resampler, None, 1.0)
     found = check_consistency(volume, scan, sampling)
     other = check_consistency(draw(1), scan, sampling)
     assert found.nrmse < 0.08
@@ -134,10 +134,10 @@ def test_a_synthetic_scan_is_checked_with_its_recorded_parameters(tiny_shards: P
 def test_a_high_field_volume_is_consistent_with_its_synthetic_scan():
     volume = draw()
     sampling = replace(REAL, sigma_vox=0.9, gamma=1.6)
-    small = REAL.grids.high_to_low(Volume(volume, np.eye(4))).voxels
+    small = REAL.resampler.high_to_low(Volume(volume, np.eye(4))).voxels
     law = Degradation(sigma_vox=0.9, gamma=1.6, noise_std=0.0)
     low = degrade(np.clip(small, 0, 1), law, 0.3, np.random.default_rng(0))
-    scan = normalise_in_place(REAL.grids.low_to_high(low), "scan").astype(np.float32)
+    scan = normalise_in_place(REAL.resampler.low_to_high(low), "scan").astype(np.float32)
     found = check_consistency(volume, scan, sampling).nrmse
     assert found < 0.01
     for other in (replace(sampling, sigma_vox=0.4), replace(sampling, gamma=1.1), REAL):
@@ -164,7 +164,7 @@ def test_stacks_are_resized_unless_the_cohort_says_otherwise(tiny_shards: Path, 
     tree = json.loads((tiny_shards / "manifest.json").read_text())
     tree["config"]["cohorts"][0] |= {"name": "real", "fit": fit, "high": high}
     sampling = LowFieldSampling.of(Manifest(tree), "real", {"kind": "real", "parameters": {}})
-    assert (sampling.grids.centre_mm is None) == resized
+    assert (sampling.resampler.centre_mm is None) == resized
 
 
 def test_scan_voxels_are_drawn_as_blocks():

@@ -11,7 +11,7 @@ from browser import Browser, find_chromium
 
 from upfield.evaluation.evaluate import main
 from upfield.evaluation.metrics import METRICS
-from upfield.evaluation.reports.content import TrainingRecord
+from upfield.evaluation.reports.report_content import TrainingRecord
 
 PHONE, DESKTOP = 390, 1200
 CANVAS = "document.querySelector('canvas')"

@@ -16,7 +16,7 @@ from upfield.sharding.shardset.manifest import MANIFEST, is_unfinished, read_man
 from upfield.sharding.shardset.sample_key import SPLITS
 
 
-def build_set(config: ShardConfig) -> None:
+def build_at_destination(config: ShardConfig) -> None:
     """Build the set that `config` describes at `config.out`, and print what it holds.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from upfield.evaluation.reports.content import TrainingRecord
+from upfield.evaluation.reports.report_content import TrainingRecord
 
 
 def test_a_truncated_log_line_is_skipped(tmp_path: Path) -> None:
