@@ -1,7 +1,7 @@
 """Open remote stores, and translate their errors into messages that name the address.
 
 `Store` is a folder at an address, opened with fsspec. Training reads shard sets from it, and `upfield shard` sends them
-to it. Ray opens the storage of a sweep with Arrow. Code that must find the same files uses `open_with_arrow`.
+to it. Ray opens the storage of a sweep with Arrow. Code that must find the same files uses `*_with_arrow`.
 """
 
 import asyncio
@@ -80,7 +80,7 @@ class Store:
             RunError: the request fails for another reason.
         """
         client, root = self._client()
-        with self._errors("listing"):
+        with store_errors(self.name, "listing"):
             client.invalidate_cache()
             objects = client.find(root, detail=True)
             # Otherwise fsspec would look up single objects in this listing later, when it may be outdated.
@@ -97,7 +97,7 @@ class Store:
             RunError: the request fails for another reason.
         """
         client, root = self._client()
-        with self._errors(f"reading {name}"):
+        with store_errors(self.name, f"reading {name}"):
             try:
                 return client.cat_file(f"{root}/{name}")
             except FileNotFoundError:
@@ -111,7 +111,7 @@ class Store:
             RunError: the request fails for another reason.
         """
         client, root = self._client()
-        with self._errors(f"writing {name}"):
+        with store_errors(self.name, f"writing {name}"):
             client.pipe_file(f"{root}/{name}", data)
 
     def remove(self, name: str) -> None:
@@ -122,7 +122,7 @@ class Store:
             RunError: the request fails for another reason.
         """
         client, root = self._client()
-        with self._errors(f"removing {name}"):
+        with store_errors(self.name, f"removing {name}"):
             client.rm_file(f"{root}/{name}")
 
     def send(self, path: Path, name: str) -> None:
@@ -134,7 +134,7 @@ class Store:
         """
         client, root = self._client()
         parts = {"chunksize": PART_BYTES, "max_concurrency": PARTS_AT_ONCE} if "s3" in client.protocol else {}
-        with self._errors(f"sending {name}"):
+        with store_errors(self.name, f"sending {name}"):
             client.put_file(str(path), f"{root}/{name}", **parts)
             arrived = client.info(f"{root}/{name}")["size"]
         if arrived != path.stat().st_size:
@@ -201,22 +201,28 @@ class Store:
             self._clients[os.getpid()] = open_with_fsspec(self.address)
         return self._clients[os.getpid()]
 
-    @contextmanager
-    def _errors(self, doing: str) -> Iterator[None]:
-        """Raise InputError or RunError, which name the address, for errors of the store's client."""
-        try:
-            yield
-        except Exception as error:
-            refuse_denied(self.name, doing, "list, read and write", error)
-            if isinstance(error, FileNotFoundError) and error.filename is None:
-                raise InputError(
-                    f"{self.name}: no such bucket or folder; {doing} failed ({describe_error(error)}). "
-                    "Create it, or check the address."
-                ) from error
-            raise RunError(
-                f"{self.name}: {doing} failed ({describe_error(error)}). "
-                "Check the connection and run the same command again; it continues from here."
+
+@contextmanager
+def store_errors(place: str, doing: str) -> Iterator[None]:
+    """Raise InputError or RunError, which name the address, for errors of a store's client.
+
+    Args:
+        place: address that the message names.
+        doing: operation that may fail, such as `reading`.
+    """
+    try:
+        yield
+    except Exception as error:
+        refuse_denied(place, doing, "list, read and write", error)
+        if isinstance(error, FileNotFoundError) and error.filename is None:
+            raise InputError(
+                f"{place}: no such bucket or folder; {doing} failed ({describe_error(error)}). "
+                "Create it, or check the address."
             ) from error
+        raise RunError(
+            f"{place}: {doing} failed ({describe_error(error)}). "
+            "Check the connection and run the same command again; it continues from here."
+        ) from error
 
 
 def refuse_denied(place: str, doing: str, rights: str, error: Exception) -> None:
@@ -282,6 +288,46 @@ def open_with_arrow(address: str) -> tuple[Any, str]:
         return FileSystem.from_uri(address)
     except (OSError, ValueError) as error:
         raise _no_address(address, error) from error
+
+
+def read_with_arrow(filesystem: Any, path: str, place: str) -> bytes | None:
+    """Read a small file. Return None if it does not exist.
+
+    Args:
+        filesystem: Arrow's file system.
+        path: path of the file in it.
+        place: address of the file for messages.
+
+    Raises:
+        InputError: access is denied.
+        RunError: the request fails for another reason.
+    """
+    with store_errors(place, "reading"):
+        try:
+            with filesystem.open_input_file(path) as file:
+                return file.readall()
+        except FileNotFoundError:
+            return None
+
+
+def write_with_arrow(filesystem: Any, path: str, place: str, data: bytes) -> None:
+    """Write a small file, and create its folder.
+
+    Args:
+        filesystem: Arrow's file system.
+        path: path of the file in it.
+        place: address of the file for messages.
+        data: content of the file.
+
+    Raises:
+        InputError: access is denied, or there is no such bucket.
+        RunError: the request fails for another reason.
+    """
+    with store_errors(place, "writing"):
+        # A file system needs the folder before the file is written; an object store creates it with the file.
+        filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+        with filesystem.open_output_stream(path) as file:
+            file.write(data)
 
 
 def _no_address(address: str, error: Exception) -> InputError:

@@ -6,9 +6,10 @@ from typing import Any
 import yaml
 
 from upfield.common.command import to_tree, to_yaml
-from upfield.common.errors import InputError, RunError
+from upfield.common.errors import InputError
 from upfield.common.files import write_text
 from upfield.common.locking import LOCK
+from upfield.common.stores import read_with_arrow, write_with_arrow
 from upfield.tune.configuration import SweepConfig
 from upfield.tune.state import open_state, shown_address_of
 
@@ -22,7 +23,7 @@ def refuse_other_sweep(config: SweepConfig) -> None:
     """Check that the sweep's folder, and its folder in the store, are empty or hold this same sweep.
 
     Raises:
-        InputError: one of them holds another sweep or other files.
+        InputError: one of them holds another sweep or other files, or access to the store is denied.
         RunError: the store cannot be read.
     """
     out = config.out
@@ -32,9 +33,10 @@ def refuse_other_sweep(config: SweepConfig) -> None:
     elif out.exists() and (not out.is_dir() or any(entry.name != LOCK for entry in out.iterdir())):
         raise InputError(f"{out} exists and is not the folder of a sweep. Choose another --out.")
     if config.storage:
-        stored = _read_stored(config)
+        filesystem, folder = open_state(config)
+        place = f"{shown_address_of(config)}/{SAVED_CONFIG}"
+        stored = read_with_arrow(filesystem, f"{folder}/{SAVED_CONFIG}", place)
         if stored is not None:
-            place = f"{shown_address_of(config)}/{SAVED_CONFIG}"
             _refuse_differing(config, stored, place, "--storage, or another name for --out")
 
 
@@ -42,11 +44,14 @@ def save_config(config: SweepConfig) -> None:
     """Write the configuration of the sweep to its folder and its store.
 
     Raises:
+        InputError: access to the store is denied, or there is no such bucket.
         RunError: the store cannot be written.
     """
     write_text(config.out / SAVED_CONFIG, to_yaml(config))
     if config.storage:
-        _write_stored(config, to_yaml(config))
+        filesystem, folder = open_state(config)
+        place = f"{shown_address_of(config)}/{SAVED_CONFIG}"
+        write_with_arrow(filesystem, f"{folder}/{SAVED_CONFIG}", place, to_yaml(config).encode())
 
 
 def _refuse_differing(config: SweepConfig, stored: bytes, place: str, option: str) -> None:
@@ -75,29 +80,3 @@ def differing_keys(before: Any, now: Any, parent: str = "") -> list[str]:
     keys = dict.fromkeys([*now, *before])
     below = {key: f"{parent}.{key}" if parent else str(key) for key in keys}
     return [dotted for key in keys for dotted in differing_keys(before.get(key), now.get(key), below[key])]
-
-
-def _read_stored(config: SweepConfig) -> bytes | None:
-    filesystem, folder = open_state(config)
-    try:
-        with filesystem.open_input_file(f"{folder}/{SAVED_CONFIG}") as file:
-            return file.readall()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise _store_error(config, error) from error
-
-
-def _write_stored(config: SweepConfig, text: str) -> None:
-    filesystem, folder = open_state(config)
-    try:
-        # A file system needs the folder before the file is written; an object store creates it with the file.
-        filesystem.create_dir(folder, recursive=True)
-        with filesystem.open_output_stream(f"{folder}/{SAVED_CONFIG}") as file:
-            file.write(text.encode())
-    except OSError as error:
-        raise _store_error(config, error) from error
-
-
-def _store_error(config: SweepConfig, error: OSError) -> RunError:
-    return RunError(f"{shown_address_of(config)} cannot be read or written ({error}).")

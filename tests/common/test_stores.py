@@ -10,7 +10,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from upfield.common.errors import InputError, RunError
-from upfield.common.stores import Store, open_with_arrow
+from upfield.common.stores import Store, open_with_arrow, read_with_arrow, write_with_arrow
 
 
 @pytest.fixture
@@ -89,3 +89,19 @@ def test_a_store_can_be_sent_to_another_process() -> None:
 def test_text_that_is_not_an_address_is_refused_before_arrow_opens_it(address: str) -> None:
     with pytest.raises(InputError, match=rf"^{address}: this is not an address such as s3://bucket/folder"):
         open_with_arrow(address)
+
+
+def test_a_file_that_arrow_wrote_is_read_and_a_missing_one_is_none(tmp_path: Path) -> None:
+    filesystem, folder = open_with_arrow(f"file://{tmp_path}/a/b")
+    assert read_with_arrow(filesystem, f"{folder}/note", "file:///note") is None
+    write_with_arrow(filesystem, f"{folder}/note", "file:///note", b"text")
+    assert read_with_arrow(filesystem, f"{folder}/note", "file:///note") == b"text"
+
+
+def test_an_error_of_arrow_names_the_address_and_the_remedy(tmp_path: Path) -> None:
+    filesystem, folder = open_with_arrow(f"file://{tmp_path}")
+    with pytest.raises(RunError, match=r"^s3://bucket/x: reading failed \(.*\)\. Check the connection"):
+        read_with_arrow(filesystem, folder, "s3://bucket/x")
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"^s3://bucket/x: writing failed \(.*\)\. Check the connection"):
+        write_with_arrow(filesystem, f"{folder}/file/x", "s3://bucket/x", b"")
