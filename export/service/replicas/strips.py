@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from upfield.export.scans.restoration import Restorer
+from upfield.export.scans.restoration import Restorer, slice_batches
 
 # Largest number of strips in one call. A larger one makes new strips wait longer, a smaller one fills batches less.
 MAX_STRIPS = 4
@@ -54,10 +54,9 @@ def restore_strips(restorer: Restorer, strips: Sequence[Strip], batch_size: int)
     low = np.concatenate([strip.low for strip in strips])
     owners = [strip.owner for strip in strips for _ in strip.low]
     parts, batches = [], []
-    for start in range(0, len(low), batch_size):
-        batch_owners = owners[start : start + batch_size]
-        parts.append(restorer.restore(low[start : start + batch_size]))
-        batches.append(SliceBatch(len(batch_owners), len(set(batch_owners))))
+    for rows, batch in slice_batches(low, restorer.context, batch_size):
+        parts.append(restorer.restore(batch))
+        batches.append(SliceBatch(len(batch), len(set(owners[rows]))))
     ends = np.cumsum([len(strip.low) for strip in strips])[:-1]
     highs = np.split(np.concatenate(parts), ends)
     return [RestoredStrip(high, batches if number == 0 else []) for number, high in enumerate(highs)]
