@@ -30,6 +30,8 @@ from upfield.common.configuration_errors import (
 )
 from upfield.common.errors import InputError, RunError
 
+# Words that are the value of a boolean flag if they follow it.
+BOOLEANS = ("true", "false", "yes", "no", "on", "off")
 EXIT_INPUT = 2
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130
@@ -123,11 +125,20 @@ def parse(command: Command, argv: list[str]) -> Any:
         flags = {key: (_read_flag(text), text) for key, text in given.items()}
         return explain(error, command.schema, trees, flags, command.positional)
 
+    if "--print_config" in tokens:
+        _expect_fitting(files, command.schema)
     config = _checked(lambda: parser.parse_args(tokens), parser, command.schema, message_of)
     for name, key in command.folder_of.items():
         if getattr(config, name) is None and key not in given and (file := _last_with(key, files)):
             config = replace(config, **{name: file.absolute().parent})
     return config
+
+
+def _expect_fitting(files: list[Path], schema: type) -> None:
+    """Raise InputError if a file does not fit the schema. jsonargparse prints a configuration without checking it."""
+    for file in files:
+        if problem := problem_of(read_yaml(file), schema):
+            raise InputError(f"{file}: {problem}")
 
 
 def _has_no_keys(file: Path) -> bool:
@@ -299,7 +310,7 @@ def _name_values(argv: list[str], command: Command) -> list[str]:
             loose.append(token)
         elif token not in known or token in WITHOUT_VALUE:
             options.append(token)
-        elif kinds.get(name) is bool and (not rest or rest[0].lower() not in ("true", "false")):
+        elif kinds.get(name) is bool and (not rest or rest[0].lower() not in BOOLEANS):
             options.append(f"{token}=true")
         elif not rest or rest[0].partition("=")[0] in known:
             options.append(token)

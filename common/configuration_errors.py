@@ -29,6 +29,7 @@ NAMES: dict[Any, str] = {
 WITHOUT_VALUE = ("--help", "-h", "--print_config", "--debug")
 MISSING_KEYS = re.compile(r"the following arguments are required: (.+)")
 MISSING_VALUE = re.compile(r"argument (\S+): expected one argument")
+REFUSED_KEY = re.compile(r'Parser key "([\w.]+)"')
 UNRECOGNIZED = re.compile(r"unrecognized arguments: (.+)")
 
 
@@ -65,6 +66,9 @@ def explain(
         names = [key.upper() if key in positional else f"--{key}" for key in match[1].split(", ")]
         it, them = ("are", "them") if len(names) > 1 else ("is", "it")
         return f"{' and '.join(names)} {it} missing. Give {them} on the command line or in the configuration file."
+    if (match := REFUSED_KEY.search(message)) and (kind := _kind_of(match[1], schema)):
+        given = (flags or {}).get(match[1])
+        return f"--{match[1]}: expected {describe(kind)}{f', found {given[-1]}' if given else ''}."
     return message
 
 

@@ -15,7 +15,7 @@ class ResourceConfig:
     workers_per_trial: int = 1
     """Processes that train a trial together. A single one runs in Ray Tune's own process; several form a Ray Train
     group."""
-    cpus_per_worker: float = 1
+    cpus_per_worker: float = 1.0
     """CPU cores of each process."""
     gpus_per_worker: float | None = None
     """GPUs of each process. Default: 1 if the cluster has a GPU when the sweep starts, otherwise 0. With a fraction,
@@ -41,9 +41,9 @@ class ResourceConfig:
 class AshaConfig:
     """Early stopping by asynchronous successive halving (Li et al., 2020)."""
 
-    grace_epochs: float = 1
+    grace_epochs: float = 1.0
     """Number of epochs that every trial trains before it can be stopped."""
-    reduction_factor: float = 3
+    reduction_factor: float = 3.0
     """At each rung, the best 1 in this many trials continues. Each rung has this many times the epochs of the last."""
 
     def __post_init__(self) -> None:
@@ -88,7 +88,7 @@ class SweepConfig:
     address: str | None = None
     """Ray cluster: `auto` for the cluster of this node, or an address. By default, RAY_ADDRESS is used, then a cluster
     that runs on this machine. If there is neither, Ray starts on this machine."""
-    wait_for_nodes_s: float = 0
+    wait_for_nodes_s: float = 0.0
     """How long to wait until an autoscaling cluster has started enough nodes for a trial."""
     package: Path | None = None
     """A wheel of upfield to send to every node; without it, upfield must be installed on all of them."""

@@ -317,3 +317,19 @@ def test_a_wrong_value_of_a_group_or_a_list_is_named_with_its_place(flag, messag
     with pytest.raises(InputError) as caught:
         parse(SHARD, ["--out", "x", flag])
     assert message in str(caught.value)
+
+
+def test_a_quoted_number_on_the_command_line_is_refused_in_plain_words():
+    assert refusal("--optim.lr", '"1e-3"') == '--optim.lr: expected a number, found "1e-3".'
+
+
+@pytest.mark.parametrize(("text", "value"), [("no", False), ("off", False), ("yes", True), ("on", True)])
+def test_a_boolean_flag_understands_yes_and_no(text, value):
+    assert parse(JOB, ["--quick", text]).quick is value
+
+
+def test_a_configuration_that_does_not_fit_is_not_printed(write_yaml, run_cli):
+    file = write_yaml("optim: 3")
+    code, out, err = run_cli(job, "--config", file, "--print_config")
+    assert (code, out) == (2, "")
+    assert f"{file}: optim: expected keys and values, found 3." in err
