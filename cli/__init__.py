@@ -1,1 +1,1 @@
-"""The command `upfield`, which passes its arguments to the stage of a verb, and the demonstration."""
+"""The command `upfield`, which runs the stage that its first argument names, and the demonstration."""

@@ -232,7 +232,7 @@ def read_metrics(places: Places) -> dict[str, Any]:
 
 
 def final_table(places: Places, times_s: dict[str, float]) -> str:
-    """Return the text that ends the demonstration: metrics, times, and the path of the report."""
+    """Return the closing text of the demonstration: metrics, times, and the path of the report."""
     took = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in times_s.items())
     return "\n".join(
         [

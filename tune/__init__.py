@@ -1,1 +1,1 @@
-"""Takes a training configuration and a search space; trains its points with Ray Tune, and finds the best run."""
+"""Searches training configurations with Ray Tune: trains the points of a search space and finds the best run."""

@@ -72,7 +72,7 @@ class PointOutcome:
 
     @property
     def status(self) -> str:
-        """The different states of its trials."""
+        """The status of each trial, without repeats, as one text."""
         return "; ".join(dict.fromkeys(trial.status for trial in self.trials))
 
 

@@ -1,4 +1,4 @@
-"""Plain lines about the trials of a running sweep."""
+"""Plain text lines that show the progress of a sweep's trials."""
 
 from typing import Any
 

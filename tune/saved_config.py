@@ -74,7 +74,7 @@ def _may_change(key: str) -> bool:
 
 
 def differing_keys(before: Any, now: Any, parent: str = "") -> list[str]:
-    """Return the dotted keys whose values differ between two trees; keys of the trees may contain dots themselves."""
+    """Return the dotted keys whose values differ between two trees; a key in a tree may itself contain dots."""
     if not isinstance(before, Mapping) or not isinstance(now, Mapping):
         return [] if before == now else [parent]
     keys = dict.fromkeys([*now, *before])

@@ -174,7 +174,7 @@ def _draw(axes: Mapping[str, Axis], generator: np.random.Generator) -> Iterator[
 
 
 def list_points(config: SweepConfig, axes: Mapping[str, Axis]) -> list[Point] | None:
-    """Return the points of a grid or random search, each once; None if a sampler proposes them during the sweep."""
+    """Return the distinct points of a grid or random search; None if a sampler proposes points during the sweep."""
     if config.search == "optuna":
         return None
     return grid_points(axes) if config.search == "grid" else random_points(axes, config.trials, config.seed)

@@ -49,8 +49,8 @@ def open_state(config: SweepConfig) -> tuple[Any, str]:
 def set_aside_damaged(config: SweepConfig) -> None:
     """Rename the folder of the state if a killed driver left a damaged file in it.
 
-    From a damaged state, Ray would continue without any trials. Without a state, Ray starts every trial again, and each
-    trial continues from the last checkpoint in its run.
+    If Ray restored a damaged state, it would continue without any trials. If it finds no state, it starts every trial
+    again, and each trial continues from the last checkpoint in its run.
 
     Raises:
         InputError: the damaged state is in a store, where it also holds the checkpoints of the trials.

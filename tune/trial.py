@@ -94,7 +94,7 @@ def train_config(settings: TrainSettings, run: Path) -> TrainConfig:
 
 
 def hide_gpus() -> None:
-    """Make this process train on the CPU. Ray leaves GPUs visible to processes that reserved none."""
+    """Make this process train on the CPU, because Ray does not hide GPUs from processes that reserved none."""
     os.environ |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
 
 
@@ -169,7 +169,7 @@ class TrialReporter:
             self._send(self._last, checkpoint=tune.Checkpoint.from_directory(staged))
 
     def final_report(self, progress: TrainingProgress) -> dict[str, Any]:
-        """Return the report that ends the trial, even if this process trained no step of an already complete run."""
+        """Return the last report of the trial. The run may have been complete before this process started."""
         best = -math.inf if progress.best_psnr is None else progress.best_psnr
         ended = {METRIC: best, "psnr_slice": best, EPOCH: math.inf, "step": progress.step}
         return ended | {"best_step": progress.best_step} | self._last | {FINISHED: True}

@@ -41,7 +41,7 @@ class UniqueOptunaSearch(OptunaSearch):
         return self.FINISHED
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Ignore the report of a running trial: the sampler uses only the last report, and must not get it twice."""
+        """Ignore the report of a running trial: `on_trial_complete` passes the last one to the sampler, once."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Store the score of a trial, and pass it to Optuna."""

@@ -1,7 +1,8 @@
-"""Register the high field to the low field of a pair from two scanners by a rigid motion.
+"""Register the high field of a pair to its low field with a rigid motion, because the fields come from two scanners.
 
-The low field is never interpolated, and the high field only once. SimpleITK gets images with RAS+ coordinates. Its own
-LPS convention matters only when it reads or writes files, so its transforms are in RAS too.
+The low field is never interpolated, and the high field only once. SimpleITK receives images in
+RAS+ coordinates. It applies its own LPS convention only to files that it reads or writes, so its transforms are in RAS
+too.
 """
 
 from collections.abc import Iterator
@@ -58,7 +59,7 @@ class Alignment:
 
 
 def register(low: Volume, high: Volume, seed: int) -> Alignment:
-    """Find the rigid motion that brings the high field onto the low field.
+    """Find the rigid motion that aligns the high field with the low field.
 
     The search maximises Mattes mutual information, first at a coarse and then at a fine resolution. It has three
     starting positions: no motion, the two centres of the head aligned, and the two tops of the head aligned, which is
@@ -66,7 +67,7 @@ def register(low: Volume, high: Volume, seed: int) -> Alignment:
     than no motion.
 
     Args:
-        low: the low field, RAS+; it does not move.
+        low: the low field, RAS+, which stays fixed.
         high: the high field, RAS+.
         seed: seed for drawing the voxels at which the similarity is computed.
 
@@ -147,7 +148,7 @@ def _grid(
         spacing_mm = span_mm / (shape - 1)
     else:
         extent_vox = np.abs(np.linalg.inv(axes) @ held[:3, :3] * num_held).sum(axis=1) / spacing_mm
-        # A thousandth of a voxel is rounding and must not add a voxel.
+        # A rounding error of up to a thousandth of a voxel must not add a voxel.
         shape = np.maximum(np.ceil(extent_vox - 1e-3), 1).astype(np.int64)
     centre_mm = held[:3, :3] @ ((num_held - 1) / 2) + held[:3, 3]
     affine = np.eye(4)
@@ -212,7 +213,7 @@ class _Level:
         return cls(sitk, _image(sitk, low), inside, _image(sitk, high), float(high.voxels.min()))
 
     def descend(self, start: Any, seed: int) -> Any:
-        """Follow the gradient from a transform (low world -> high world). It is slow over the last few degrees."""
+        """Improve a transform (low world -> high world) by gradient descent, which is slow over the last degrees."""
         method = self._measure(seed)
         method.SetOptimizerAsRegularStepGradientDescent(4.0, 0.04, 60, 0.7, 1e-6)
         return self._run(method, start)
@@ -231,12 +232,12 @@ class _Level:
         try:
             method.Execute(self.low, self.high)
         except RuntimeError:
-            # The fields overlap too little for a gradient. The start is returned, and its low similarity rules it out.
+            # The fields overlap too little for a gradient. Return the start, which is rejected for its low similarity.
             return start
         return transform
 
     def similarity(self, transform: Any) -> float:
-        """Compute the mutual information over all masked voxels; the high field is air outside its field of view."""
+        """Compute the mutual information over all masked voxels; outside its field of view, the high field is air."""
         moved = self.sitk.Resample(self.high, self.low, transform, self.sitk.sitkLinear, self.darkest)
         method = self._measure()
         method.SetInitialTransform(self.sitk.Euler3DTransform())

@@ -49,7 +49,7 @@ class BlockResult:
 
 @dataclass(frozen=True)
 class VolumeTask:
-    """A subject whose volumes are to be saved, because its shards were built without saving them."""
+    """One subject whose shards are built and whose volumes must still be saved."""
 
     subject: Subject[SourceVolume]
     """The subject."""

@@ -164,7 +164,10 @@ def _no_usable_subjects(request: BuildRequest) -> InputError:
 
 
 def _without_repeats(by_name: list[Problem], by_header: list[Problem]) -> list[Problem]:
-    """Join both lists. If slices are missing, drop the uneven steps and short stacks that are only a consequence."""
+    """Combine the problems found in file names and in headers.
+
+    Drop uneven steps and short stacks of subjects with missing slices, which cause both problems.
+    """
     gaps = {(problem.cohort, problem.subject) for problem in by_name if problem.check == "slices"}
     return by_name + [p for p in by_header if p.check not in ("steps", "place") or (p.cohort, p.subject) not in gaps]
 

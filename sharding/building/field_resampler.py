@@ -17,8 +17,8 @@ TOP_MARGIN_MM = 2.0
 class FieldResampler:
     """Resampling between the low-field and the high-field grid of a subject, and from its files to them.
 
-    `resize` works on arrays alone, corner voxel to corner voxel, as the report we follow does. `crop_pad` works in mm:
-    both grids are boxes around one point, so that proportions and the position of every voxel are kept.
+    `resize` ignores world coordinates and maps corner voxels to corner voxels, as in the report that we follow.
+    `crop_pad` works in mm: both grids are boxes around one point, which keeps proportions and voxel positions.
     """
 
     geometry: GeometryConfig
@@ -116,7 +116,7 @@ def head_centre(volume: Volume, extent_mm: NDArray[np.float64]) -> NDArray[np.fl
         if abs(box_vox[axis] - volume.voxels.shape[axis]) < 1:
             continue
         area = mask.sum(axis=tuple({0, 1, 2} - {axis}))
-        # A plane through the head's edge has more bright voxels than noise produces.
+        # Even at the edge of the head, a plane has more bright voxels than noise alone produces.
         planes = np.flatnonzero(area > 0.02 * area.max())
         first, last = (planes[0], planes[-1]) if len(planes) else (0, len(area) - 1)
         too_tall = axis == 2 and last - first > box_vox[axis]

@@ -41,7 +41,7 @@ def content_config(config: ShardConfig, pseudonyms: Pseudonyms | None = None) ->
     tree = {key: value for key, value in to_tree(config).items() if key not in NOT_CONTENT}
     tree["cohorts"] = [public_cohort(cohort, pseudonyms) for cohort in tree["cohorts"]]
     if pseudonyms:
-        # A hash of the key: a later build with another key must not extend the set.
+        # The hash of the key is recorded, so that no later build extends the set with another key.
         tree["pseudonymize"] = pseudonyms.seal("key")
     return tree
 

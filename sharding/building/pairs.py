@@ -46,10 +46,10 @@ class SubjectPairs:
 
 
 def make_pairs(subject: Subject[SourceVolume], config: ShardConfig) -> SubjectPairs:
-    """Read a subject's files once and make the pair of each of its units.
+    """Read a subject's files once and make all pairs of low-field and high-field volumes from them.
 
-    If `config.save_volumes` is set, each volume is saved there as soon as it is on its grid. The high field is scaled
-    in place, so that memory holds only the pairs, in half precision, and the volume that is being processed.
+    If `config.save_volumes` is set, each volume is saved to that folder as soon as it is resampled. The high field is
+    scaled in place, so that memory holds only the pairs, in half precision, and the volume that is being processed.
 
     Args:
         subject: the subject, with the headers of its files.

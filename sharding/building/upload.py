@@ -129,7 +129,7 @@ def upload_set(staging: Path, url: str) -> None:
 
 
 def remove_staging(staging: Path) -> None:
-    """Remove the staging folder of an uploaded set. If this is interrupted, the rest can still be used."""
+    """Remove the staging folder of an uploaded set. If interrupted, it leaves a folder that is still valid."""
     for path in staging.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
@@ -258,7 +258,7 @@ def _refuse_missing(store: Store, entries: list[ShardEntry], contents: RemoteCon
 
 
 def _known_names(manifest: Manifest, contents: RemoteContents) -> set[str]:
-    """Return the names of files whose remote copies need not be sent again if their sizes are right."""
+    """Return the names of files that need not be sent if the remote folder has copies of the right size."""
     if contents.marker == manifest.data_sha256:
         return set(_file_names(_entries(manifest)))
     return set(_file_names(_entries(contents.manifest))) if contents.manifest else set()
@@ -279,7 +279,7 @@ def _send_manifest(store: Store, staging: Path, manifest: Manifest) -> None:
     """Send the manifest and remove the marker. Raise RunError if the marker no longer names this set."""
     marker = _parse_marker(store, store.read(MARKER))
     if marker is None and store.read(MANIFEST) == (staging / MANIFEST).read_bytes():
-        return  # The same command on another machine has finished first. Its shards and its manifest are equal to ours.
+        return  # The same command on another machine finished first. Its shards and manifest are equal to ours.
     if marker != manifest.data_sha256:
         change = "has disappeared" if marker is None else "was replaced by that of another upload"
         raise RunError(

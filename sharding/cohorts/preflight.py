@@ -36,8 +36,8 @@ class Preflight:
     problems: list[Problem]
     """All problems that were found, sorted."""
     subjects: list[Subject[SourceVolume]]
-    """Subjects whose volumes all passed their own checks, in the order given. Comparisons between volumes may still
-    have found problems with them."""
+    """Subjects whose volumes all passed their own checks, in the order given. They may still have problems that
+    were found by comparing volumes."""
 
 
 def preflight(

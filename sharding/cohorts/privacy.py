@@ -82,7 +82,7 @@ def write_names(path: Path, rows: Iterable[tuple[str, str, str]]) -> None:
 
 
 def _put_first(new_file: Path, path: Path) -> None:
-    """Rename a new file to `path`, unless another build has created `path` in the meantime; then use that file."""
+    """Rename a new file to `path`, but keep a file that another build has created there in the meantime."""
     try:
         os.link(new_file, path)
     except FileExistsError:
@@ -121,7 +121,7 @@ def public_cohort(tree: dict[str, Any], pseudonyms: Pseudonyms | None) -> dict[s
 
 
 def _without_folders(pattern: str) -> str:
-    """Remove the leading folders of a pattern that leads outside the configuration file's folder; they are private."""
+    """Replace private leading folders, which lie outside the configuration file's folder, by `...` in a pattern."""
     path = PurePosixPath(pattern)
     if not path.is_absolute() and ".." not in path.parts:
         return pattern

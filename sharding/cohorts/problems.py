@@ -32,13 +32,13 @@ class Problem:
     `affine`, `spacing`, `side`, `steps` (distances between slices), `place` (which part of the head is shown, or where
     it lies), `resolution`, `same` (copies), `voxels`."""
     file: str
-    """The file, or the first file of a stack. For a copy, ` = ` and the scan that it equals follow. Never published."""
+    """The file, or the first file of a stack; for a copy, followed by ` = ` and the scan it equals. Never published."""
     message: str
     """The problem and its remedy, without names of files or subjects, so that it may be published."""
 
     @property
     def is_doubt(self) -> bool:
-        """Whether the subject can still be used."""
+        """Whether the problem is only a doubt, which does not exclude the subject."""
         return self.check in DOUBTS
 
 

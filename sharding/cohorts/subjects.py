@@ -37,7 +37,7 @@ class Source:
     """Values of the pattern's free fields."""
 
     def __str__(self) -> str:
-        """Return the name of the files for messages."""
+        """Return the path for messages; for a stack, the first path and the name of the last file."""
         return str(self.paths[0]) if not self.stacked else f"{self.paths[0]} .. {self.paths[-1].name}"
 
 
@@ -96,7 +96,7 @@ class Subject(Generic[S_co]):
 
 @dataclass(frozen=True)
 class CohortFiles:
-    """The subjects of one or more cohorts, as the file names show them."""
+    """The subjects of one or more cohorts, found from the file names alone."""
 
     subjects: list[Subject[Source]]
     """Subjects with all their volumes, sorted by id within a cohort; some of them may have problems."""

@@ -59,7 +59,7 @@ class Template(NamedTuple):
     white: F32
     """Fraction of white matter, 0..1."""
     brain: F32
-    """1 in the brain with its ventricles, 0 elsewhere."""
+    """1 in the brain, ventricles included, and 0 elsewhere."""
     texture: F32
     """T1 signal that the tissue fractions do not explain, in units of the brightest voxel; 0 outside the brain."""
     hull_mm: F32
@@ -91,13 +91,14 @@ class Morphology:
     rotation_deg: tuple[float, float, float]
     """Rotations about the three axes, in order."""
     coarse_rms_mm: float
-    """Displacement per component of the deformation that moves lobes, before it is shrunk to be free of folds."""
+    """Displacement of lobes along each axis, before the deformation is reduced until it has no folds."""
     fine_rms_mm: float
-    """The same for the deformation that moves gyri."""
+    """Displacement of gyri along each axis, before the same reduction."""
     atrophy: float
     """Weight of fluid relative to tissue; above 1 widens sulci and ventricles."""
     sharpness: float
-    """Exponent on the tissue fractions. The template is a mean of 152 heads; above 1, borders are those of one head."""
+    """Exponent on the tissue fractions. The template is a mean of 152 heads and therefore blurred; values above 1 make
+    borders as sharp as in one head."""
     fluid_mm: float
     """Thickness of the fluid between the hull of the brain and the skull."""
     skull_mm: float
@@ -127,12 +128,12 @@ class Scanner:
     snr: float
     """Signal of white matter, divided by the standard deviation of the noise in each of the two receiver channels."""
     units: float
-    """Scanner units of a signal of 1."""
+    """Value, in scanner units, of a signal of 1."""
 
 
 @dataclass(frozen=True)
 class Blur:
-    """How the low field loses detail, deliberately not with the Gaussian of the synthetic pairs."""
+    """Blur of the low field, deliberately different from the Gaussian blur of the synthetic pairs."""
 
     slab_mm: float
     """Thickness over which one slice averages; if it exceeds the slice distance, neighbours overlap."""
@@ -176,7 +177,7 @@ def make_template(t1: F32, grey: F32, white: F32, affine: F64) -> Template:
 
 
 def shell_distances_mm(brain: NDArray[np.bool_], affine: F64) -> tuple[F32, F32]:
-    """Compute the distance outwards from the hull of the brain, and from the head inside its skull and scalp.
+    """Compute the distance outwards from the hull of the brain, and from the union of hull, neck and face.
 
     Args:
         brain: `(I, J, K)` mask.
@@ -319,7 +320,7 @@ def _scatter(values: NDArray[np.floating], inside: NDArray[np.bool_]) -> F32:
 
 
 def _within(depth_mm: F32, edge_mm: float) -> F32:
-    """Return 1 up to the depth `edge_mm` and 0 beyond, with a 1 mm slope that stands for averaging in a voxel."""
+    """Return 1 up to the depth `edge_mm` and 0 beyond; a 1 mm ramp between them models partial volumes."""
     return np.clip(np.float32(edge_mm + 0.5) - depth_mm, 0, 1, dtype=np.float32)
 
 

@@ -52,7 +52,7 @@ class Group:
 
 
 def choose_groups(split: ShardSplit, pairs: int, seed: int) -> list[Group]:
-    """Choose pairs with anatomy, spread evenly over cohorts and kinds, and within these over subjects.
+    """Choose pairs that show anatomy, divided evenly among cohorts and kinds, and then among subjects.
 
     Args:
         split: split to choose from.
@@ -60,7 +60,7 @@ def choose_groups(split: ShardSplit, pairs: int, seed: int) -> list[Group]:
         seed: seed of the choice.
 
     Returns:
-        A group for every cohort and kind of the split, in order. If `pairs` is too small for all, some are empty.
+        A group for every cohort and kind of the split, in order. Some groups are empty if `pairs` is too small.
     """
     members: dict[tuple[str, str], list[int]] = defaultdict(list)
     keys = read_keys(split)
@@ -80,12 +80,12 @@ def choose_groups(split: ShardSplit, pairs: int, seed: int) -> list[Group]:
 
 
 def _slice_rank(key: SampleKey, seed: int) -> bytes:
-    """Return a pseudo-random sort key of a slice. It ignores the kind, so that real and synthetic slices match."""
+    """Return a pseudo-random sort key of a slice. It does not depend on whether the slice is real or synthetic."""
     return hashlib.sha256(f"{seed}/{key.cohort}/{key.subject}/{key.x}".encode()).digest()
 
 
 def choose_volumes(split: ShardSplit, pairs: int, seed: int) -> list[VolumePair]:
-    """Choose pairs of volumes spread evenly over cohorts and kinds, real and synthetic ones of the same subjects.
+    """Choose pairs of volumes evenly from all cohorts and kinds; both kinds prefer the same subjects.
 
     Args:
         split: split to choose from.
@@ -145,7 +145,7 @@ def _take_turns(items: Iterable[T], subject_of: Callable[[T], str]) -> list[T]:
 
 
 def _fullest_first(slices: list[Slice], least: int) -> list[Slice]:
-    """Keep slices with anatomy, subjects in turn; if there are fewer than `least`, add the fullest of the others."""
+    """Return slices that show anatomy, alternating between subjects; if fewer than `least`, add the fullest others."""
 
     def filled(item: Slice) -> float:
         return float((item.high > BACKGROUND).mean())

@@ -159,7 +159,7 @@ def draw_slider(split: ShardSplit, pairs: Iterable[VolumePair], title: str, over
 
 
 def _encode_pair(split: ShardSplit, pair: VolumePair, overlay: str, images: _ImageStore) -> dict[int, dict[str, Any]]:
-    """Encode a pair and return, per `x`, the key of the sample and the numbers of its images."""
+    """Encode a pair; return the sample's key and its image numbers for each slice number `x`."""
     slices: dict[int, dict[str, Any]] = {}
     for key, sample in zip(pair.keys, pair.samples, strict=True):
         item = read_slice(split, sample)

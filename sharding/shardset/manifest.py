@@ -88,7 +88,7 @@ class Manifest:
 
     @property
     def unlike_pairs(self) -> list[dict[str, Any]]:
-        """Real pairs whose similarity is low after alignment, in absolute terms or compared with their cohort."""
+        """Real pairs whose similarity after alignment is below the limit or far below that of their cohort."""
         by_cohort: dict[str, list[dict[str, Any]]] = {}
         for pair in self.tree["alignments"]:
             by_cohort.setdefault(pair["cohort"], []).append(pair)

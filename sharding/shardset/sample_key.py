@@ -1,4 +1,4 @@
-"""What names a sample: its split, its pair of volumes, and its key in the tar, `cohort-subject-kind-variant-x090`."""
+"""Identifiers: splits, pairs of volumes, and the keys of samples in a tar, `cohort-subject-kind-variant-x090`."""
 
 import re
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9_-]")
 
 @dataclass(frozen=True, order=True)
 class SampleKey:
-    """The parts of a sample's key. Sorted keys put real before synthetic, and follow the slices of a volume."""
+    """The parts of a sample's key. Sorting puts real pairs before synthetic ones and slices in order."""
 
     cohort: str
     """Cohort name, without hyphens."""

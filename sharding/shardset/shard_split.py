@@ -202,7 +202,7 @@ class ShardSplit:
         return int(np.searchsorted(self.shard_starts, sample, side="right")) - 1
 
     def _read(self, shard: int, offset: int, *targets: memoryview) -> None:
-        """Fill the targets, one after the other, with consecutive bytes of a shard."""
+        """Read consecutive bytes of a shard, starting at `offset`, into one target after the other."""
         expected = sum([target.nbytes for target in targets])
         done = os.preadv(self._open(shard), targets, offset)
         while done < expected:
@@ -243,7 +243,7 @@ class ShardSplit:
 
 
 def _after(targets: Sequence[memoryview], done: int) -> list[memoryview]:
-    """Return the parts of the targets after their first `done` bytes."""
+    """Return the parts of the targets that are still empty after `done` bytes were read."""
     left: list[memoryview] = []
     for target in targets:
         left.append(target.cast("B")[done:])

@@ -79,7 +79,7 @@ class Verification:
     """(cohort, subject) of each sample seen so far -> the splits that hold samples of it."""
 
     def problems(self) -> Iterator[str]:
-        """Check the whole set and yield a line for each problem, beginning with the path of the file."""
+        """Check the whole set and yield a line for each problem; it begins with the path of the file."""
         path = self.root / MANIFEST
         try:
             yield from (f"{path}: {problem}" for problem in manifest_problems(self.manifest))
@@ -164,7 +164,7 @@ def manifest_problems(manifest: Manifest) -> Iterator[str]:
     ]
     for split, listed in entries.items():
         names = [entry.name for entry in listed]
-        # A number is missing if all subjects of its block were left out.
+        # Shard numbers have a gap where all subjects of a block were left out.
         pairs.append((f"splits.{split}.shards", names, sorted(n for n in set(names) if SHARD_NAME[split].fullmatch(n))))
         pairs.append((f"splits.{split}.samples", tree["splits"][split]["samples"], sum(e.samples for e in listed)))
     for name, stated, computed in pairs:
@@ -228,7 +228,7 @@ def array_problem(file: BinaryIO, member: tarfile.TarInfo, shape: tuple[int, ...
 
 
 def read_record(file: BinaryIO, member: tarfile.TarInfo) -> tuple[Unit, str]:
-    """Read a sample's record and return its unit and the key that belongs to it."""
+    """Read a sample's record; return its unit, and the key that the sample should have."""
     file.seek(member.offset_data)
     record = json.loads(file.read(member.size))
     unit = Unit(record["cohort"], record["subject"], record["kind"], record["variant"])
