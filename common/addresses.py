@@ -19,5 +19,5 @@ def is_remote(place: str) -> bool:
 
 
 def format_address(address: str) -> str:
-    """Return an address as messages show it: with both slashes and without its password."""
+    """Return an address in the form for messages: with both slashes and without its password."""
     return re.sub(r"(?<=://)[^/@:]*:[^/@]*@", "", re.sub(r"(?<=:)/(?!/)", "//", address, count=1))

@@ -1,7 +1,7 @@
 """Set how much freed memory glibc's allocator keeps.
 
-By default glibc returns every block above 32 MiB to the system when it is freed, and the system clears each page before
-the next layer gets it. At full resolution that took up to half of a CPU's time (benchmarks/model.py).
+By default, glibc returns every block above 32 MiB to the system when it is freed, and the system must clear each page
+before the next layer can use it. At full resolution, this took up to half of the CPU time (benchmarks/model.py).
 """
 
 import ctypes
@@ -16,7 +16,8 @@ def keep_freed_memory(keep: bool = True) -> None:
     This function does nothing if the C library is not glibc.
 
     Args:
-        keep: if false, restore the highest limits that glibc reaches by itself, and return the memory kept so far.
+        keep: if false, set the limits to the highest values that glibc chooses by itself, and return the kept memory to
+            the system.
     """
     if platform.libc_ver()[0] != "glibc":
         return

@@ -53,7 +53,8 @@ class Command:
     positional: tuple[str, ...] = ()
     """Fields that may be given without their flag, in order. A list field must come last and takes the rest."""
     folder_of: dict[str, str] = field(default_factory=dict)
-    """Field -> key. If the field is not given, it is set to the folder of the configuration file that holds the key."""
+    """Maps fields to keys. If such a field is not given, it is set to the folder of the configuration file that holds
+    the key."""
 
 
 def execute(command: Command, argv: list[str] | None = None) -> int:
@@ -281,7 +282,10 @@ def _checked(
     schema: type[C],
     message_of: Callable[[Exception], str],
 ) -> C:
-    """Parse the values, build the dataclass and check it. `message_of` words an error of the first two steps."""
+    """Parse the values, build the dataclass and check it.
+
+    If one of the first two steps fails, `message_of` returns the error message.
+    """
     try:
         values = parser.instantiate(parse_values())
         config = schema(**{f.name: getattr(values, f.name) for f in fields(schema)})  # pyright: ignore[reportArgumentType]

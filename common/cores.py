@@ -14,7 +14,7 @@ def num_cores() -> int:
 
 
 def processor_name() -> str:
-    """Return the processor's model name, which reports state beside measured times."""
+    """Return the processor's model name, which reports show beside measured times."""
     listing = Path("/proc/cpuinfo")
     lines = listing.read_text(encoding="utf-8", errors="replace").splitlines() if listing.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

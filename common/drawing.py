@@ -1,4 +1,4 @@
-"""Draw pictures with matplotlib: a page laid out in inches, its colours, and slices in the usual view."""
+"""Draw text and slices with matplotlib on pages that are laid out in inches, with common colours."""
 
 import io
 from dataclasses import dataclass

@@ -7,7 +7,7 @@ class InputError(ValueError):
     """The user's input or configuration is wrong. The message names the place, the problem and the remedy."""
 
     met_by_all = False
-    """Whether every process of a job raises this same error, so that one of them may report it for all."""
+    """Whether all processes of a job raise this same error. If so, one of them may report it for all."""
 
 
 class VolumeError(InputError):
@@ -17,7 +17,7 @@ class VolumeError(InputError):
     """
 
     def __init__(self, where: str, problem: str) -> None:
-        """Combine the two parts.
+        """Build the message from the name and the problem.
 
         Args:
             where: name of the file or volume.

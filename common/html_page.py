@@ -132,12 +132,12 @@ def link_list(links: Mapping[str, str], heading: str = "") -> Section:
 
 
 def embedded(html: str, title: str, height: float, heading: str = "") -> Section:
-    """Return a frame with another HTML page. Scripts in the frame cannot access the report.
+    """Return a section that shows another HTML page in a frame. Scripts in the frame cannot access the report.
 
     Args:
         html: complete source of the page in the frame.
         title: what the frame shows.
-        height: height of the frame's picture divided by its width. There is room for a row of controls below.
+        height: height of the picture divided by its width. The frame has room for a row of controls below the picture.
         heading: heading of the section.
     """
     size = f'style="--height: {height:g}"'
@@ -157,7 +157,7 @@ def write_report(path: Path, title: str, sections: Sequence[Section], scripts: b
         path: the HTML file; an existing one is replaced.
         title: title of the report, as plain text.
         sections: sections in the order in which they appear.
-        scripts: whether embedded pages may run scripts. The report itself has none.
+        scripts: whether embedded pages may run scripts. The report itself contains no scripts.
     """
     head = HEAD.format(scripts="; script-src 'unsafe-inline'" if scripts else "")
     pieces = [(f"<h2>{escape(s.heading)}</h2>\n" if s.heading else "") + s.html for s in sections]

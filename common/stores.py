@@ -40,13 +40,13 @@ class Store:
 
         Args:
             address: address of the folder, such as `s3://bucket/set`.
-            timeout_s: `fetch` fails if no byte arrives for this long.
+            timeout_s: time in seconds after which `fetch` fails if no byte arrives.
         """
         scheme, _, folder = address.partition("://")
         self.address = f"{scheme}://{folder.rstrip('/')}"
         self.timeout_s = timeout_s
-        # By process id. A forked process keeps its parent's client, because closing the client would wait for threads
-        # that a fork does not copy.
+        # Clients by process id. A forked process keeps its parent's client, because closing the client would wait for
+        # threads that a fork does not copy.
         self._clients: dict[int, tuple[Any, str]] = {}
 
     @property
@@ -274,7 +274,7 @@ def open_with_fsspec(address: str) -> tuple[Any, str]:
 
 
 def open_with_arrow(address: str) -> tuple[Any, str]:
-    """Open an address as Ray does. Return Arrow's file system and the path in it.
+    """Open an address with Arrow, as Ray does. Return Arrow's file system and the path in it.
 
     Ray reads and writes a sweep's storage with Arrow, which accepts options at the end of the address
     (`s3://bucket/folder?region=eu-central-1`). fsspec does not know these options, so it could open another store.

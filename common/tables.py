@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-# Only a line of dashes below the header. rich requires eight lines of four characters.
+# The table has only one rule, a line of dashes below the header. rich requires eight lines of four characters.
 RULED = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
-# Wider than any table. By default, rich would fit the table into 80 characters.
+# A width that no table reaches. By default, rich would fit the table into 80 characters.
 UNLIMITED = 2**20
 
 

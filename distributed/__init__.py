@@ -1,1 +1,1 @@
-"""Training of a network on a shard set, on any number of processes, through Accelerate."""
+"""Train a network on a shard set in any number of processes, with Accelerate."""

@@ -30,7 +30,9 @@ def errors_met_by_all(kind: type[InputError | RunError] = RunError) -> Iterator[
 
 
 def run_on_all_processes(work: Callable[[], T]) -> T:
-    """Call `work` on every process, and raise its error on all if it fails on one. Collective: ALL ranks call it.
+    """Call `work` on every process. If it fails on one process, raise its error on all processes.
+
+    Collective: ALL ranks call it.
 
     Args:
         work: function that must not contain a collective call.
@@ -51,7 +53,7 @@ def run_on_all_processes(work: Callable[[], T]) -> T:
 
 
 def run_on_main_process(work: Callable[[], T]) -> T:
-    """Call `work` on the main process and return its result on all. Collective: ALL ranks call it.
+    """Call `work` on the main process and return its result on every process. Collective: ALL ranks call it.
 
     Args:
         work: function whose result can be pickled.
@@ -89,7 +91,9 @@ def _raise(problem: tuple[bool, str]) -> NoReturn:
 
 
 def write_on_main_process(what: str, write: Callable[[], None]) -> None:
-    """Call `write` on the main process, and raise a RunError on all if it fails. Collective: ALL ranks call it.
+    """Call `write` on the main process. If it fails, raise a RunError on every process.
+
+    Collective: ALL ranks call it.
 
     Args:
         what: name and location of the written data, for the error message.

@@ -214,7 +214,7 @@ def read_progress(folder: Path) -> TrainingProgress:
 
 
 def clear_leftovers(out: Path, checkpoint: Path | None, step: int) -> None:
-    """Remove the files in the run's folder that the run does not continue. Only one rank calls it.
+    """Remove files of earlier jobs that this job does not continue from. Only one rank calls it.
 
     This removes the half-written files of a killed process. It also removes every checkpoint after the one to resume
     from, because a later start would resume from such a checkpoint. The best model is kept, unless the run starts from

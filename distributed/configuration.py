@@ -16,7 +16,7 @@ class AugmentConfig:
 
     crop: tuple[int, int] | None = None
     """Height and width of a random crop, in pixels. Cropping saves time and memory. However, the network computes its
-    routing from the whole input, and a crop shows it less than the whole slices that it restores later."""
+    routing from the whole input, so it sees less in training on crops than later, when it restores whole slices."""
     shift_pixels: int = 0
     """Maximum in-plane shift in each direction, in pixels."""
     intensity_jitter: float = 0.0
@@ -234,7 +234,7 @@ class RunConfig(RunSettings):
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """A training without an output folder, as the trials of a sweep share it."""
+    """The settings of a training run without its output folder, which the trials of a sweep share."""
 
     data: DataConfig
     """Samples and batches."""

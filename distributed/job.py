@@ -40,7 +40,7 @@ def run_job(config: TrainConfig, stop: StopRequest) -> int:
 
 
 def check_before_launch(config: TrainConfig) -> None:
-    """Run the processes' checks before the processes start, so that an error appears immediately and only once.
+    """Make each process's checks before any process starts, so that an error appears immediately and only once.
 
     Raises:
         InputError: the shard set, the configuration or a checkpoint cannot be used.

@@ -122,7 +122,8 @@ def build_network(config: TrainConfig, manifest: Manifest, accelerator: Accelera
     if config.run.compile:
         network.compile_blocks()
     if accelerator.num_processes > 1:
-        network.sum_usage = sum_over_processes  # This also sums the gradients, which data parallelism averages.
+        # The backward pass of this function sums the gradients, because data parallelism then averages them.
+        network.sum_usage = sum_over_processes
     return network
 
 

@@ -46,7 +46,8 @@ def make_accelerator(config: RunConfig, world_size: int) -> Accelerator:
         mixed_precision=config.precision,
         log_with=list(config.trackers),
         project_config=ProjectConfiguration(project_dir=str(config.out), logging_dir=str(config.out)),
-        # Accelerate must not prepare our loaders. If it did, this setting would keep rank 0 from reading for all ranks.
+        # Accelerate does not prepare our loaders. If it did, each rank would still read its own batches because of this
+        # setting; otherwise rank 0 would read for all ranks.
         dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout_s))],
     )

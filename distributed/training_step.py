@@ -142,8 +142,8 @@ def skip_batch(run: TrainingRun, batch: Batch, values: StepValues) -> None:
         )
     progress.skipped += 1
     if (scaler := run.learner.scaler) is not None:
-        # The scaler has unscaled these gradients to compute their norm. Without an update, it refuses to unscale
-        # others.
+        # The scaler has unscaled these gradients to compute their norm. Without an update, it would refuse to
+        # unscale the gradients of the next step.
         scaler.update(scaler.get_scale())
     if run.accelerator.is_main_process:
         say(f"{problem}; batch skipped, {progress.skipped} of at most {config.max_skips}")

@@ -16,7 +16,7 @@ class WeightAverage:
 
         Args:
             network: network without wrappers.
-            decay: weight of the previous average in each update, which is reached after a warm-up.
+            decay: weight of the previous average in each update. During a warm-up, the weight is smaller.
         """
         self._parameters: list[Tensor] = list(network.parameters())
         self._decay = decay

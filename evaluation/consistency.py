@@ -19,7 +19,7 @@ from upfield.sharding.configuration import GeometryConfig
 from upfield.sharding.shardset.manifest import Manifest
 
 # Upper limits of the bands, relative to the highest frequency that the low-field grid can hold along each axis.
-# The scanner measured nothing beyond 1.
+# The scan contains no measured frequency beyond 1.
 BANDS = (0.25, 0.5, 1.0)
 BAND_NAMES = ("below 1/4", "1/4 to 1/2", "1/2 to 1", "beyond")
 FWHM_PER_SIGMA = 2 * np.sqrt(2 * np.log(2))
@@ -34,7 +34,7 @@ class LowFieldSampling:
     sigma_vox: float | None
     """Blur of a synthetic scan in voxels of the low-field grid; None for a real scan."""
     gamma: float
-    """Exponent that darkened a synthetic scan; 1 for a real scan."""
+    """Exponent of the gamma correction that darkened a synthetic scan; 1 for a real scan."""
 
     @classmethod
     def of(cls, manifest: Manifest, cohort: str, record: dict[str, Any]) -> "LowFieldSampling":
@@ -52,7 +52,7 @@ class LowFieldSampling:
         # Slice stacks are resized by default. A pseudonymised set hides its path patterns, so its stacks are treated as
         # volumes. Such a stack is then aligned at its edges instead of its corners, which is an error of 2%.
         resized = (tree["fit"] or ("resize" if "{slice}" in tree["high"] else "crop_pad")) == "resize"
-        # World coordinates matter only in files. Here both grids have the same centre.
+        # World coordinates are not needed here, so both grids are centred on the same point.
         centre_mm = None if resized else np.zeros(3)
         parameters = record["parameters"] if record["kind"] == "synthetic" else {}
         return cls(FieldResampler(geometry, centre_mm), parameters.get("sigma_vox"), parameters.get("gamma", 1.0))

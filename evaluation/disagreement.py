@@ -1,8 +1,8 @@
 """Measure how much a model disagrees with itself when its input is perturbed in ways that should not matter.
 
 The model restores the input itself, a mirrored copy, a copy moved by half a voxel, and a copy with faint noise. Each
-output is moved back, and the four outputs are compared. If the model follows its input, they are equal. Structure that
-only some of them show was not in the scan.
+output is moved back, and the four outputs are compared. If the model adds nothing to its input, the outputs are equal.
+Structure that only some of the outputs show was not in the scan.
 """
 
 from collections.abc import Callable, Iterator

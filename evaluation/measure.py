@@ -52,7 +52,7 @@ def measure_volumes(
     """
     for listed in pairs:
         sampling = LowFieldSampling.of(split.manifest, listed.first.cohort, split.record(listed.samples[0]))
-        # A variable for the voxels would keep them in memory until those of the next volume have been read.
+        # The pair is not assigned to a variable, which would keep its voxels in memory while the next pair is read.
         yield measure_volume(settings, read_pair(split, listed), sampling)
 
 

@@ -28,7 +28,7 @@ class TrustMeasures:
     disagreement: float | None
     """Standard deviation over perturbed inputs, averaged over the head; None if it was not measured."""
     slice_disagreement: NDArray[np.float64] | None
-    """`(X,)`, the same for each slice, averaged over all its pixels; None if it was not measured."""
+    """`(X,)`, standard deviation averaged over all pixels of each slice; None if it was not measured."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class VolumeMeasurements:
     name: str
     """Common part of the sample keys, without the slice."""
     keys: tuple[str, ...]
-    """Keys of the X samples, from left to right."""
+    """Keys of the volume's X slices in the shard set, from left to right."""
     slices: Mapping[str, Mapping[str, NDArray[np.float64]]]
     """Method -> slice metric -> `(X,)`."""
     values: Mapping[str, Mapping[str, float]]

@@ -38,8 +38,8 @@ def measure_split(
         use: function that receives the images of each volume that this process measures, before they are discarded.
 
     Returns:
-        On every rank, the measurements of all volumes. On the main process also the images of one volume, a real one if
-        there is any.
+        The measurements of all volumes, on every rank. The main process also gets the images of one volume, which is a
+        real one if the split has any.
 
     Raises:
         RunError: a model returns values that are not finite.

@@ -59,12 +59,12 @@ def with_absolute_paths(config: EvaluateConfig) -> EvaluateConfig:
 
 
 def unique_name(model: Path) -> str:
-    """Return the name of a model during measurement."""
+    """Return the name by which the measurements identify a model: its full path."""
     return str(model.resolve())
 
 
 def method_names(model: Path, against: Path | None) -> dict[str, str]:
-    """Return the methods of one model's report: name in the report -> name during measurement."""
+    """Return the methods of one model's report: name in the report -> name in the measurements."""
     models = {MODEL: model} | ({AGAINST: against} if against else {})
     return {CUBIC: CUBIC} | {role: unique_name(path) for role, path in models.items()}
 

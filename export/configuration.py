@@ -84,14 +84,16 @@ class ServeConfig:
     batch_size: int = 4
     """Slices in a batch, from one scan or several. `upfield enhance` computes the same values with the same size."""
     scans_at_once: int = 4
-    """Scans that are read, restored and written at the same time. Each holds its voxels in memory."""
+    """Number of scans that are processed at the same time. The voxels of each of them are held in memory."""
     max_queue: int = 16
-    """Further scans that may wait. Any more are refused with 503 and the time after which to try again."""
+    """Number of further scans that may wait in the queue. If it is full, a scan is refused with status 503, and the
+    response says when to try again."""
     timeout_s: float = 900.0
-    """Longest time from a request's first byte to its response, in seconds. After that, it is refused with 504."""
+    """Longest time from a request's first byte to its response, in seconds. A request that takes longer is refused with
+    status 504."""
     idle_timeout_s: float = 30.0
-    """Longest pause of a client, in seconds. A client that pauses longer during its upload gets 408. If it pauses
-    longer while it receives the response, the connection is closed."""
+    """Longest time that a client may send or accept no data, in seconds. If an upload pauses for longer, it is refused
+    with status 408. If the client accepts no part of the response for longer, the connection is closed."""
     max_body_bytes: int = 256 * 2**20
     """Largest upload, in bytes."""
     max_decompressed_bytes: int = 2**30

@@ -163,8 +163,8 @@ def is_whole(path: Path, traced: Trace, num_bytes: int) -> bool:
 
     Args:
         path: the file.
-        traced: the file's trace. If its length is far from the expected one, a compressed file is read to its end,
-            because a complete gzip file with several members can have such a trace too.
+        traced: the file's trace. If the length in the trace is far from `num_bytes`, a compressed file is read to its
+            end, because a complete gzip file with several members can have such a trace too.
         num_bytes: expected length of the content, from the header.
     """
     if not is_compressed(path):

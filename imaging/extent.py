@@ -13,7 +13,7 @@ from upfield.imaging.volume_header import VolumeHeader
 
 # Volumes are resampled along one axis after the other, which cannot correct a rotation between the fields.
 MAX_TILT_DEG = 2.0
-# Where only one field of view has voxels, a sample is black in the other field.
+# Where a sample lies in the field of view of only one field, it is black in the other field.
 LEAST_COVER = 0.8
 # `fit: resize` maps corners to corners. Corners that are more than two slices of 5 mm apart show different parts of the
 # head.

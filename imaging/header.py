@@ -348,7 +348,8 @@ def _qform(header: Nifti1Header) -> NDArray[np.float64] | None:
 
 
 def _mgh(start: bytes, orientation: str | None) -> Header:
-    # nibabel overwrites flag and spacing if the flag is 0, so both are read from the bytes, at offsets 28 and 30.
+    # If the flag that marks the geometry as valid is 0, nibabel overwrites the flag and the spacing. Both are therefore
+    # read from the bytes, at offsets 28 and 30.
     is_good = int.from_bytes(start[28:30], "big") == 1
     spacing_mm = np.frombuffer(start, ">f4", 3, offset=30).astype(np.float64)
     header: Any = MGHHeader(start[: MGHHeader.template_dtype.itemsize])

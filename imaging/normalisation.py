@@ -1,8 +1,8 @@
 """Normalise a volume: clip it to its 1st and 99th percentile, and scale it to [0, 1].
 
-`percentiles` replaces `numpy.percentile`, which takes 0.09 s on the high-field grid. All volumes of a subject together
-are made in 0.2 to 0.3 s. On one scan (benchmarks/tables/normalisation.txt), `percentiles` is 4 times as fast on the
-high-field grid and 9 times as fast on the low-field grid, and returns the same values.
+`percentiles` replaces `numpy.percentile`, which takes 0.09 s on the high-field grid. Making all
+volumes of a subject takes 0.2 to 0.3 s. On one scan (benchmarks/tables/normalisation.txt), `percentiles`
+is 4 times as fast on the high-field grid and 9 times as fast on the low-field grid, and returns the same values.
 """
 
 from collections.abc import Sequence

@@ -78,8 +78,8 @@ def zoom_operator(num_in: int, num_out: int) -> Operator:
 def grid_operator(num_in: int, num_out: int, step: float, start: float) -> Operator:
     """Return the operator of cubic interpolation at the input indices `start + step * i`.
 
-    A voxel has an extent, so the border value is used up to half a voxel outside the volume. Farther out, the result
-    is 0.
+    A voxel has an extent, so the border value is used up to half a voxel outside the volume. Beyond that, the
+    result is 0.
 
     Args:
         num_in: number of input voxels.

@@ -27,7 +27,7 @@ class VolumeFile:
         """Parse the header.
 
         Args:
-            path: path of the file. Its suffix decides the format, and errors name it.
+            path: path of the file. The suffix decides the format, and error messages name the path.
             content: the file's uncompressed content, open at its start.
 
         Raises:

@@ -56,7 +56,7 @@ def activation_bytes(
 def _block_values(channels: int, expansion: float, checkpointing: Checkpointing) -> int:
     """Return the number of values per pixel that a transformer block keeps."""
     hidden = next_multiple(int(channels * expansion), ROW_MULTIPLE)
-    # The inputs and outputs of both norms, the queries, keys and values, and both hidden halves.
+    # The block keeps the inputs and outputs of both norms, the queries, keys and values, and both hidden halves.
     selective = 7 * channels + 2 * hidden
-    # Without checkpointing, also the depthwise outputs of q, k, v and both halves, the gate and the product.
+    # Without checkpointing, it also keeps the depthwise outputs of q, k, v and both halves, the gate and the product.
     return {"full": channels, "selective": selective, "none": selective + 3 * channels + 4 * hidden}[checkpointing]

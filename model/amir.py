@@ -122,7 +122,8 @@ class Amir(nn.Module):
         Blocks of the same shape share compiled code, so this takes a tenth of the time that the whole network would
         take.
         """
-        # There is one set of kernels per level, half of the U, mode and batch size, and the last batch may be smaller.
+        # torch compiles kernels for each level, half of the U, mode and batch size. The last batch may be
+        # smaller, which adds a batch size.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
         for module in self.modules():
             if isinstance(module, TransformerBlock):

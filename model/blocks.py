@@ -3,8 +3,8 @@
 Module and parameter names are those of the published AMIR checkpoints. Images are `(B, H, W, C)` in memory throughout.
 Layer norm, 1x1 convolutions and channel attention therefore read contiguous rows of channels, and depthwise
 convolutions process vectors of channels. Modules that change the resolution receive the same memory as `(B, C, H, W)`
-channels-last views. The convolution modules of a block only hold the published parameters. `pointwise` and `depthwise`
-apply the weights of these modules in this layout.
+channels-last views. A block's convolution modules only hold the parameters under their published names.
+`pointwise` and `depthwise` apply the weights of these modules in this layout.
 """
 
 from collections.abc import Callable
@@ -120,8 +120,8 @@ class ChannelAttention(nn.Module):
     def _products(self, q: Tensor, k: Tensor) -> Tensor:
         """Compute the products between the channels of each head of `q` and `k` `(B, P, C)`: `(B, heads, c, c)`.
 
-        Each head takes its diagonal block of one product over all channels. This is cheaper than one product per head,
-        for which the views of its channels would have to be copied.
+        One product over all channels is computed, and each head uses its diagonal block. This is cheaper than one
+        product per head, which would need a copy of each head's channels.
         """
         B, _, C = q.shape
         products = (q.transpose(-2, -1) @ k).to(torch.promote_types(q.dtype, torch.float32))

@@ -56,7 +56,8 @@ class RunLog:
             self._trace = self._open(trace, progress) if trace else None
 
         write_on_main_process(f"{out}: the log", open_all)
-        # TensorBoard's curves are also removed after this step. The name is the tracker's folder in the run.
+        # The points of TensorBoard's curves after this step are also removed. The tracker's name becomes its folder in
+        # the run.
         own = TensorBoardTracker("tensorboard", out, purge_step=progress.step + 1)
         accelerator.log_with = [own if str(kind) == "tensorboard" else kind for kind in accelerator.log_with]
         if accelerator.log_with:

@@ -1,8 +1,8 @@
 """The node's cache: a folder of downloaded shards, limited in bytes, that all processes of a node share.
 
-Files are named after the sha256 of their shard. Two sets, or two states of one set, therefore never mix, and an
-extended set still finds its old shards. Processes lock files with flock, because the kernel releases such locks however
-a process ends. The folder holds:
+Files are named after the sha256 of their shard. Shards of different sets, or of different versions of one set, are
+therefore never confused, and after a set is extended, its earlier shards are still used. Processes lock files with
+flock, because the kernel releases such locks however a process ends. The folder holds:
 
     SHA256.tar, .idx         complete files; a shared lock of a process that needs the file prevents its eviction
     SHA256.tar.lock          locked by the one process that downloads the file; holds the number of bytes it needs
@@ -33,7 +33,8 @@ from upfield.common.stores import NEVER, TransferCancelledError
 
 WHOLE = (".tar", ".idx")
 POLL_S = 0.02
-# Ranks of one run wait about one step for each other's windows. The limit allows for other runs that share the folder.
+# A rank waits about one step until other ranks of its run release their windows. The limit is longer, because other
+# runs may share the folder.
 ROOM_WAIT_S = 300.0
 
 
@@ -126,7 +127,8 @@ class ShardCache:
             with os.fdopen(os.dup(descriptor), "rb") as stream:
                 if hashlib.file_digest(stream, "sha256").hexdigest() != file.sha256:
                     return False
-            os.lseek(descriptor, 0, os.SEEK_SET)  # The duplicate descriptor has moved the shared file position.
+            # Hashing has moved the file position, which a descriptor and its duplicate share.
+            os.lseek(descriptor, 0, os.SEEK_SET)
             self._checked.add(file.name)
         return True
 
@@ -259,7 +261,8 @@ def _note(path: Path) -> Path:
 
 def _leave_note(path: Path, message: str) -> None:
     write_text(_note(path), message)
-    # The system dates a new file to the last clock tick, which may lie before other processes began to wait.
+    # The system sets the time of a new file to the last clock tick, which may be earlier than the time at which other
+    # processes began to wait.
     now_ns = time.time_ns()
     os.utime(_note(path), ns=(now_ns, now_ns))
 

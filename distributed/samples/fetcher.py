@@ -17,8 +17,8 @@ from upfield.distributed.samples.order import epoch_windows
 from upfield.distributed.samples.reader import Batch, TrainingBatches
 from upfield.distributed.samples.remote_files import RemoteFiles
 
-# Number of simultaneous downloads per rank. A few saturate a node's network, and the ranks of a node begin with
-# different shards.
+# Number of simultaneous downloads per rank. A few downloads saturate a node's network, and the ranks of a node begin
+# with different shards.
 NUM_FETCHES = 4
 CLOSE_WAIT_S = 5.0
 
@@ -28,7 +28,7 @@ Hold = Callable[[int, threading.Event], int]
 
 @dataclass(frozen=True)
 class FetchSchedule:
-    """The windows of shards that must be in the cache at each step: a pure function, like the sample order."""
+    """Computes the windows of shards that must be in the cache at each step. Like the sample order, it has no state."""
 
     seed: int
     """The run's seed."""

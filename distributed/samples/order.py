@@ -12,7 +12,7 @@ def epoch_order(seed: int, epoch: int, shard_sizes: NDArray[np.int64], window_sh
     """Compute the order in which an epoch visits all samples.
 
     First the shards are permuted, then the samples within each window of shards. If a window holds many subjects, the
-    result is as good as a full shuffle. A remote set can then be downloaded one window at a time.
+    samples are mixed as well as by a full shuffle. A remote set can then be downloaded one window at a time.
 
     Args:
         seed: seed of the run.

@@ -123,7 +123,7 @@ class BatchPlan:
 
 
 class TrainingBatches:
-    """This process's batch at any global step. The epoch follows from the step, so workers keep no state."""
+    """Reads this process's batch of any global step. The epoch follows from the step, so workers keep no state."""
 
     def __init__(self, split: ShardSplit, plan: BatchPlan) -> None:
         """Store the split and the plan. This reads no data."""
@@ -235,7 +235,8 @@ def read_equal_batches(
     The ranks can therefore make a collective call for each batch.
 
     Yields:
-        A batch, and `(N,)` bool. It is False for samples that only fill up the batch and are counted in another batch.
+        A batch, and a mask `(N,)` bool. The mask is False for samples that only fill up the batch and are counted in
+        another batch.
     """
     rounds = -(-split.num_samples // (batch_size * world_size))
     places = np.arange(rounds * batch_size) * world_size + rank

@@ -98,7 +98,7 @@ class RemoteFiles:
             return self.cache.hold(_tar(entry), lambda part: self._download_tar(entry, part, stopped), stopped)
 
     def stop(self) -> None:
-        """Cancel all transfers for which threads wait. Nothing can be read afterwards."""
+        """Cancel all transfers that threads are waiting for. After this call, no file can be read."""
         self._failed.set()
 
     @contextmanager
@@ -163,8 +163,8 @@ class RemoteFiles:
         for attempt in range(self.retries + 1):
             if attempt and stopped.wait(backoff_s(attempt)):
                 raise TransferCancelledError
-            # A cancelled transfer may continue to write for a moment. Unlink its file, so that it does not write to the
-            # new one.
+            # A cancelled transfer may continue to write for a moment. Unlink its file, so that it cannot write to
+            # the file of the next try.
             part.unlink(missing_ok=True)
             try:
                 self.store.fetch(name, part, entry.bytes if entry else None, stopped)
@@ -182,7 +182,7 @@ class RemoteFiles:
         )
 
     def _refuse_hopeless(self, name: str, error: Exception) -> None:
-        """Raise an error that another try cannot fix."""
+        """Raise the given error if another try cannot fix it."""
         if isinstance(error, InputError) and not isinstance(error, ShardSetError):
             raise error
         if is_local(error):

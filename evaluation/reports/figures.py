@@ -21,7 +21,7 @@ SERIES = (CUBIC, MODEL, "#3fa66a", "#c75d7e")
 CURVES_IN, CURVES_DPI = (9.0, 3.4), 160
 SLICES_DPI = 120
 COLUMN_TITLES = ("low field", "cubic interpolation", "restored", "high field", "error, cubic", "error, restored")
-NUM_IMAGES = 4  # the remaining columns are errors
+NUM_IMAGES = 4  # the remaining columns show errors
 IMAGE_IN, GAP_IN, HEAD_IN, CAPTION_IN, KEY_IN = 2.0, 0.06, 0.42, 0.3, 0.32
 BAR_IN, BAR_BELOW_IN = 0.14, 0.42
 
@@ -141,7 +141,7 @@ def example_slices_png(examples: Sequence[ExampleSlice]) -> bytes:
         examples: the slices, at least one.
 
     Returns:
-        A PNG on black. All errors share one colour scale, which is drawn below them.
+        A PNG with a black background. All errors share one colour scale, which is drawn below them.
 
     Raises:
         InputError: matplotlib is not installed.

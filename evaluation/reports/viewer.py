@@ -60,7 +60,7 @@ def viewer_html(
         symmetric_cmap=False,
         threshold=None,
         black_bg=True,
-        # By default, nilearn darkens the lower volume. With 0, it scales that volume to its own minimum and maximum.
+        # By default, nilearn darkens the lower volume. With 0, it only scales the volume by its minimum and maximum.
         dim=0,
         title=title,
         colorbar=False,

@@ -1,9 +1,9 @@
 """Writes AMIR as ONNX nodes, each layer with the operators that ONNX Runtime computes fastest.
 
 This module writes the graph by hand instead of tracing the network. PyTorch's exporter took minutes for the preset
-`official`, wrote many nodes for one layer, and its output depends on its version. This module takes seconds (44 s with
-the comparison of parity.py, on two cores). On two CPU cores, a slice of `official` takes 1.83 s in ONNX Runtime, 4.08 s
-in the published PyTorch code and 1.86 s in ours (benchmarks/tables/inference.txt).
+`official`, wrote many nodes for one layer, and its output depends on its version. An export with this module takes 44 s
+on two CPU cores, including the comparison in parity.py. On two CPU cores, a slice of `official` takes 1.83 s in ONNX
+Runtime, 4.08 s in the published PyTorch code and 1.86 s in ours (benchmarks/tables/inference.txt).
 
 Between blocks, images are `(N, H, W, C)`, so that layer norm reads rows of channels and attention is one matrix
 product. Convolutions take `(N, C, H, W)`. ONNX Runtime rearranges their input into blocks of channels anyway, so the
@@ -75,7 +75,7 @@ def _pad(w: NodeWriter, low: str) -> tuple[str, str]:
 
 
 def _instruct(w: NodeWriter, network: InstructionNetwork, image: str) -> str:
-    """Write the instruction network; its output `(N, 256)` is an island, because it is small and routes all pixels."""
+    """Write the instruction network. Its output `(N, 256)` is small and routes all pixels, so it is an island."""
     x = image
     for layer in network.CondNet:
         if isinstance(layer, nn.Conv2d):
@@ -148,7 +148,7 @@ def _attend(w: NodeWriter, attention: ChannelAttention, x: str) -> str:
     q, k, v = _project_and_filter(w, x, attention.qkv, attention.qkv_dwconv, 3)
     q, k = (_heads(w, each, heads, channels) for each in (q, k))
     scores = w.op("Softmax", _cosines(w, attention, q, k), axis=-1)  # (N, heads, c, c), c = C / heads
-    # Attention, then projection, is one matrix per image, (channels in, channels out): see model/blocks.py.
+    # Attention and projection are combined into one matrix per image, (channels in, channels out). See model/blocks.py.
     out = attention.project_out.weight.reshape(channels, heads, -1).transpose(0, 1)
     matrix = w.op("Transpose", w.op("MatMul", w.island(out), scores), perm=(0, 1, 3, 2))
     matrix = w.op("Reshape", matrix, w.integers(0, 1, channels, channels))
@@ -189,7 +189,7 @@ def _feed_forward(w: NodeWriter, layer: GatedFeedForward, x: str) -> str:
 
 
 def _project_and_filter(w: NodeWriter, x: str, projection: nn.Conv2d, kernels: nn.Conv2d, parts: int) -> list[str]:
-    """Convolve 1x1, then 3x3 per channel, once for each of `parts`: slicing one result would copy it."""
+    """Write a 1x1 and a depthwise 3x3 convolution for each of `parts`, because slicing a joint result would copy it."""
     pairs = zip(projection.weight.flatten(1).chunk(parts), kernels.weight.flatten(1).chunk(parts), strict=True)
     outputs: list[str] = []
     for matrix, rows in pairs:
@@ -207,7 +207,7 @@ def _padded(rows: Tensor) -> Tensor:
 def _route_pixels(w: NodeWriter, routing: SpatialRouting, x: str, instruction: str) -> str:
     """Add to each pixel of `(N, C, H, W)` the outputs of its experts, mixed in log space."""
     mixture, channels = routing.moe, routing.fc.out_features
-    pixels = w.op("Reshape", x, w.integers(0, 1, channels, -1))  # one image for all experts
+    pixels = w.op("Reshape", x, w.integers(0, 1, channels, -1))  # all experts get the same image
     hidden = w.op("Gelu", _expert_layer(w, mixture, "fc1", pixels))
     outputs = w.to_island(_expert_layer(w, mixture, "fc2", hidden))  # (N, E, C, P)
     log_gates = _gate(w, mixture, w.to_island(x), _linear(w, routing.fc, instruction))

@@ -11,7 +11,7 @@ from upfield.common.cores import num_cores
 from upfield.common.errors import InputError
 from upfield.export.modelfile.card import read_card
 
-# The slices are patients' data, so the library must not report anything.
+# The slices are patients' data, so ONNX Runtime must not send telemetry.
 ort.disable_telemetry_events()
 
 PROVIDERS = {
@@ -85,8 +85,8 @@ class OnnxRestorer:
         low = np.ascontiguousarray(low, dtype=np.float32)
         if self._bound is not None:
             return self._bound.run(low, self._run_options)
-        # One slice at a time, so that memory does not grow with N. Batches would not be faster, because the feature
-        # maps of one slice already exceed a CPU's caches.
+        # Slices are restored one at a time, so that memory use does not grow with N. Batches would not be faster,
+        # because the feature maps of one slice already exceed a CPU's caches.
         high = np.empty((len(low), 1, *low.shape[2:]), dtype=np.float32)
         for number in range(len(low)):
             restored = self._session.run(["high"], {"low": low[number : number + 1]}, self._run_options)[0]
@@ -123,11 +123,11 @@ class BoundBatch:
                 self._low = self._bind(low.shape)
             self._low.update_inplace(low)
             self._session.run_with_iobinding(self._binding, options)
-            # Copied, because on a CPU the next batch would overwrite the array.
+            # Copy the result, because on a CPU the next batch would overwrite it.
             return np.array(self._high.numpy()[:count], dtype=np.float32)
 
     def _bind(self, shape: tuple[int, ...]) -> ort.OrtValue:
-        # Not created from the first batch's array, because on a CPU it would share the caller's memory.
+        # Allocate new memory: on a CPU, a value made from the first batch's array would share the caller's memory.
         low, self._high = (
             ort.OrtValue.ortvalue_from_shape_and_type((shape[0], channels, *shape[2:]), np.float32, self._device, 0)
             for channels in (shape[1], 1)

@@ -23,7 +23,7 @@ NUM_CROPPED = 2
 
 
 def prove_parity(network: Amir, path: Path, slices: SlicePairs, precision: str) -> dict[str, Any]:
-    """Compare a model file with PyTorch on real slices and a drawn image, at full size and at two smaller sizes.
+    """Compare a model file with PyTorch on real slices and a test image, at full size and at two smaller sizes.
 
     Args:
         network: the exported network, in evaluation mode, on the CPU.
@@ -38,7 +38,7 @@ def prove_parity(network: Amir, path: Path, slices: SlicePairs, precision: str) 
     Raises:
         RunError: the file's results differ from PyTorch's, or half precision loses too much PSNR.
     """
-    # A GPU shows the whole loss due to half precision. On a CPU, ONNX Runtime computes fp16 layers in float32 and
+    # Only a GPU shows the whole loss due to half precision. On a CPU, ONNX Runtime computes fp16 layers in float32 and
     # rounds only around the islands (see nodes.py).
     restorer = OnnxRestorer(path, "auto" if precision == "fp16" else "cpu")
     real, channels, height, width = slices.low.shape
@@ -49,7 +49,7 @@ def prove_parity(network: Amir, path: Path, slices: SlicePairs, precision: str) 
         drawn = np.broadcast_to(draw(rows, columns), (1, channels, rows, columns))
         whole = (rows, columns) == (height, width)
         low = np.concatenate([slices.low[: real if whole else NUM_CROPPED, :, :rows, :columns], drawn])
-        # One slice at a time, because PyTorch's memory use grows with the batch.
+        # PyTorch gets one slice at a time, because its memory use grows with the batch.
         with torch.inference_mode():
             expected = np.concatenate([network(torch.from_numpy(batch)).numpy() for batch in np.split(low, len(low))])
         exported = restorer.run(low)
@@ -77,7 +77,7 @@ def summarise(differences: NDArray[np.float32], limit: float, path: Path) -> dic
         RunError: a difference is not finite, or more than MAX_SHARE_BEYOND of the differences exceed the limit.
     """
     largest = float(np.abs(differences).max())
-    # Not `> limit`, so that NaN counts as beyond.
+    # Written as `not <=` instead of `>`, so that NaN counts as beyond the limit.
     beyond = float(np.mean(~(np.abs(differences) <= limit)))
     if beyond > MAX_SHARE_BEYOND or not np.isfinite(largest):
         raise RunError(
@@ -130,7 +130,7 @@ def psnr_slice_db(restored: NDArray[np.float32], high: NDArray[np.float32]) -> N
 
 
 def draw(rows: int, columns: int) -> NDArray[np.float32]:
-    """Draw rings on a ramp, `(rows, columns)` in [0, 1]: an image that every flip, shift or transposition changes."""
+    """Draw a test image of rings on a ramp, `(rows, columns)` in [0, 1]. Every flip, shift or transpose changes it."""
     down, across = np.meshgrid(np.linspace(0, 1, rows), np.linspace(0, 1, columns), indexing="ij")
     rings = np.cos(40 * ((down - 0.4) ** 2 + (across - 0.3) ** 2))
     return ((0.5 + 0.5 * rings) * (0.2 + 0.5 * down + 0.3 * across)).astype(np.float32)

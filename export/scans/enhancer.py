@@ -38,7 +38,7 @@ class LoadedScan:
     """A scan in memory, ready to be restored."""
 
     model_input: ModelInput
-    """The scan on the model's grid and with the model's intensities."""
+    """The scan as input for the model: interpolated to 1 mm, with normalised intensities."""
     sha256: str
     """Hash of the scan's file."""
 
@@ -104,7 +104,8 @@ class Enhancer:
             with atomic_path(task.target) as temporary:
                 volume = write_enhanced(scan.model_input, restored, temporary, self.layout)
                 provenance = self.provenance(task, scan, volume) | {"output_sha256": hash_file(temporary)}
-                # Written before the output is renamed, because an output without provenance would pass for an original.
+                # The provenance is written before the output is renamed, because an output without provenance would
+                # look like an original.
                 write_json(provenance_path(task.target), provenance)
         except OSError as error:
             raise _unwritten(task.target, error) from error

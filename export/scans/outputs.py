@@ -141,5 +141,5 @@ def _refuse_clashes(tasks: Sequence[EnhanceTask], like: Path | None) -> None:
 
 
 def _is_foreign(target: Path) -> bool:
-    """Return whether `target` exists without provenance from `upfield enhance`, so that it may be an original."""
+    """Return whether `target` exists but has no provenance from `upfield enhance`, and so may be an original scan."""
     return target.exists() and read_provenance(provenance_path(target)) is None

@@ -40,8 +40,8 @@ def run_pipeline(jobs: Sequence[J], stages: Stages[J, P, R], report: Callable[[J
             reported before the previous job, which is still being written.
 
     Raises:
-        KeyboardInterrupt: after the current file is written. Any other error except InputError is raised in the same
-            way.
+        KeyboardInterrupt: the user pressed Ctrl-C. This error, and any other error except InputError, is raised after
+            the current file has been written.
     """
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as restorer, ThreadPoolExecutor(1) as writer:
         try:
@@ -75,7 +75,7 @@ def _pass(
             restored, error = _outcome(restoring)
             if error is None:
                 written = job, writer.submit(stages.write, job, prepared, restored)
-                # These names would keep the volumes in memory until the next job is restored.
+                # Without this, the variables would keep the volumes in memory until the next job is restored.
                 del prepared, restoring, restored
                 continue
         report(job, error)

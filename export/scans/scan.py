@@ -28,7 +28,7 @@ UNITS = {"m": "metres", "um": "micrometres"}
 
 @dataclass(frozen=True)
 class ModelInput:
-    """A scan on the grid and with the intensities that a model takes."""
+    """A scan as input for a model: interpolated to 1 mm, with normalised intensities."""
 
     low: NDArray[np.float32]
     """`(X, Y, Z)` in [0, 1], RAS+, 1 mm isotropic over the scan's field of view."""
@@ -39,7 +39,7 @@ class ModelInput:
     placement: Placement
     """Position and orientation from the header of the scan's file."""
     notes: tuple[str, ...] = ()
-    """Sentences about doubtful values in the scan's header."""
+    """Warnings about doubtful values in the scan's header, one sentence each."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ DEFAULT_LAYOUT = OutputLayout()
 
 
 def prepare(path: Path, normalisation: str, where: str) -> ModelInput:
-    """Read a scan and bring it to the grid and the intensities that a model takes.
+    """Read a scan, interpolate it to 1 mm, and normalise its intensities for a model.
 
     Args:
         path: NIfTI or MGH file in any orientation and on any grid.
@@ -80,7 +80,7 @@ def prepare(path: Path, normalisation: str, where: str) -> ModelInput:
 
 
 def prepare_volume(scan: Volume, header: Header, where: str) -> ModelInput:
-    """Bring a scan in memory to the grid and the intensities that a model takes.
+    """Interpolate a scan in memory to 1 mm, and normalise its intensities for a model.
 
     Args:
         scan: voxels `(I, J, K)` in RAS+.

@@ -55,7 +55,8 @@ def serve_requests(
     Raises:
         KeyboardInterrupt: a signal arrived, and the accepted requests are finished.
     """
-    # Not before wrong input is reported: the import takes seconds, and the variables must not outlive a refusal.
+    # Ray is imported only after the input has been checked: the import takes seconds, and its environment variables
+    # must not stay set if the input is refused.
     set_ray_variables(has_own_ray=config.address is None)
     from upfield.export.service.replicas.ray_engine import RayEngine
 

@@ -91,7 +91,7 @@ class RequestMiddleware:
 def known_path(scope: Scope) -> str:
     """Return the route of a request, or `other` if no route matches.
 
-    Paths that clients invent must not become counter labels or log lines.
+    Arbitrary paths from clients must not become counter labels or log lines.
     """
     route = scope.get("route")
     path = getattr(route, "path", None) or scope["path"]

@@ -57,7 +57,8 @@ def build_app(
     # The middleware that is added last is the outermost.
     app.add_middleware(AccessMiddleware, config=config, token=token)
     app.add_middleware(RequestMiddleware, idle_timeout_s=config.idle_timeout_s, counters=counters)
-    # Only routing errors come here. RequestMiddleware turns the service's own errors into responses.
+    # This handler receives only routing errors, such as an unknown path. RequestMiddleware turns the service's own
+    # errors into responses.
     app.add_exception_handler(HTTPException, _respond_to_http_error)
     _add_scan_routes(app, handler)
     _add_monitoring_routes(app, engine, model_info, counters)

@@ -32,7 +32,7 @@ def work_folder(parent: Path) -> Iterator[Path]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
         lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        # If the lock is taken, another service found the folder before it was locked, and is removing it.
+        # If the lock is taken, another service found this folder before it was locked here, and is removing it.
         if _try_lock(lock) is not False:
             break
         os.close(lock)

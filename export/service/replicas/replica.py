@@ -55,7 +55,7 @@ def replica_deployment(config: ServeConfig, cores: int, gpus: float) -> Any:
         scaling = {"autoscaling_config": limits}
     deployment: Any = serve.deployment(
         Replica,
-        # Spare calls let health checks reach a busy replica.
+        # The limit exceeds the number of strips, so that health checks also reach a busy replica.
         max_ongoing_requests=config.scans_at_once * STRIPS_IN_FLIGHT + SPARE_CALLS,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         ray_actor_options={"num_cpus": cores, "num_gpus": gpus},

@@ -40,14 +40,14 @@ class RestoredStrip:
     high: NDArray[np.float32]
     """`(N, 1, H, W)` in [0, 1]."""
     batches: list[SliceBatch] = field(default_factory=list)
-    """The batches of the call that restored the strip. The list is empty for all but the first strip of a call."""
+    """The batches of the call that restored the strip. Only the first strip of a call lists them."""
 
 
 def restore_strips(restorer: Restorer, strips: Sequence[Strip], batch_size: int) -> list[RestoredStrip]:
     """Restore strips of one shape together, so that all batches but the last are full.
 
     Args:
-        restorer: the model. Its result for a slice must not depend on the other slices of the batch.
+        restorer: the model. The restored values of a slice must not depend on the other slices of the batch.
         strips: `(N, 1 + 2*context, H, W)` each; H and W are the same for all.
         batch_size: largest number of slices in a batch.
     """

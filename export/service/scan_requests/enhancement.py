@@ -75,7 +75,7 @@ def prepare_upload(request: ScanRequest, config: ServeConfig) -> ModelInput:
     """Read an upload in one pass, check its size while reading, and prepare it for the model.
 
     Raises:
-        VolumeError: the scan cannot be used. The messages are those of `upfield enhance`.
+        VolumeError: the scan cannot be used. `upfield enhance` reports the same messages.
         RefusedError: the scan has too many voxels or bytes (413).
     """
     path, label = request.path, request.label

@@ -49,7 +49,7 @@ class LimitedContent:
         Raises:
             RefusedError: the content is longer than the limit (413).
         """
-        # Reading one byte beyond the limit shows that the content is too long. Nothing after it is decompressed.
+        # One byte beyond the limit shows that the content is too long. The rest is not decompressed.
         data = self._content.read(min(size, self._bytes_left + 1))
         self._bytes_left -= len(data)
         if self._bytes_left < 0:

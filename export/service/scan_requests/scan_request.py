@@ -28,7 +28,7 @@ class EnhancedFiles:
     before: BinaryIO | None = None
     """The scan interpolated to the same voxels, `.nii.gz` in 256 grey levels, if the client asked for it."""
     notes: tuple[str, ...] = ()
-    """Doubts about the scan, one sentence each."""
+    """Warnings about doubtful values in the scan's header, one sentence each."""
 
 
 @dataclass(eq=False)
@@ -50,9 +50,10 @@ class ScanRequest:
     path: Path = field(init=False)
     """Path of the upload; set once the scan has been received."""
     progress: RequestProgress = field(default_factory=RequestProgress)
-    """Updated by every step."""
+    """Current step and number of restored slices; every step updates them."""
     resources: ExitStack = field(default_factory=ExitStack)
-    """The place in the queue and the open files. Released once the response has been sent or the request has failed."""
+    """The place in the queue and the open files. They are released once the response has been sent or the
+    request has failed."""
 
     @property
     def label(self) -> str:
