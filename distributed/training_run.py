@@ -144,7 +144,7 @@ def find_start(config: TrainConfig, manifest: Manifest) -> ResumePoint:
 
 
 def prepare_folder(config: TrainConfig, out: Path, start: ResumePoint) -> None:
-    """Remove the files that the run does not continue, and write its configuration. Only one rank calls it."""
+    """Delete the files that do not belong to the resumed run, and write its configuration. Only one rank calls it."""
     clear_leftovers(out, start.checkpoint, start.progress.step)
     write_text(out / "config.yaml", to_yaml(config))
 
