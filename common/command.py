@@ -16,6 +16,7 @@ from argparse import SUPPRESS
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
@@ -209,6 +210,13 @@ def load_yaml(text: str) -> Any:
     """
     import yaml
 
+    return yaml.load(text, _yaml_loader())
+
+
+@cache
+def _yaml_loader() -> Any:
+    import yaml
+
     class Loader(yaml.SafeLoader):
         """YAML 1.1 with the booleans and floats of 1.2, and without dates."""
 
@@ -221,7 +229,7 @@ def load_yaml(text: str) -> Any:
     number = r"[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\.\d[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+)"
     special = r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
     Loader.add_implicit_resolver(changed[1], re.compile(rf"(?:{number}|{special})\Z"), list("-+.0123456789"))
-    return yaml.load(text, Loader)
+    return Loader
 
 
 def _read_flag(text: str) -> Any:

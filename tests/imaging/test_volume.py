@@ -120,7 +120,8 @@ def test_a_truncated_file_is_refused_with_its_path(tmp_path, length):
     noise = np.random.default_rng(0).normal(size=(8, 9, 10)).astype(np.float32)
     path = save(tmp_path / "a.nii.gz", noise)
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(VolumeError, match=rf"^{path}: (this is not a readable NIfTI file|the file is empty)"):
+    message = "this is not a readable NIfTI file" if length else "the file is empty"
+    with pytest.raises(VolumeError, match=rf"^{path}: {message}"):
         read_volume(path)
 
 

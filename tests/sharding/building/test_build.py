@@ -11,6 +11,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from built_sets import arguments, contents, records
 
 from upfield.common.errors import ShardSetError
 from upfield.sharding.building.block_builder import BlockTask
@@ -43,32 +44,11 @@ shard.main(sys.argv[1:])
 """
 
 
-@pytest.fixture
-def cohort(tiny_cohort, tmp_path):
-    """A copy of the cohort that tests may change."""
-    return shutil.copytree(tiny_cohort, tmp_path / "cohort")
-
-
-def arguments(cohort, out, *more):
-    return ["--config", str(cohort / "cohorts.yaml"), "--out", str(out), "--jobs", "1", *more]
-
-
-def contents(root):
-    """Bytes of each shard, index and manifest."""
-    paths = (path for path in root.rglob("*") if path.is_file())
-    return {str(path.relative_to(root)): path.read_bytes() for path in paths}
-
-
 def read(split):
     low = np.empty((split.num_samples, *split.low_shape), np.float16)
     high = np.empty((split.num_samples, *split.high_shape), np.float16)
     split.read_into(range(split.num_samples), low, high)
     return low, high
-
-
-def records(root, split):
-    opened = ShardSplit(root, split)
-    return [opened.record(number) for number in range(opened.num_samples)]
 
 
 @pytest.fixture

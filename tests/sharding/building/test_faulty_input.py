@@ -5,6 +5,7 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
+from built_sets import arguments, contents, records
 
 from upfield.sharding.building import build as build_module
 from upfield.sharding.shard import main
@@ -12,27 +13,6 @@ from upfield.sharding.shardset.manifest import read_manifest
 from upfield.sharding.shardset.sample_key import SPLITS
 from upfield.sharding.shardset.shard_split import ShardSplit
 from upfield.sharding.verify import main as verify
-
-
-@pytest.fixture
-def cohort(tiny_cohort, tmp_path):
-    """A copy of the cohort that tests may change."""
-    return shutil.copytree(tiny_cohort, tmp_path / "cohort")
-
-
-def arguments(cohort, out, *more):
-    return ["--config", str(cohort / "cohorts.yaml"), "--out", str(out), "--jobs", "1", *more]
-
-
-def contents(root):
-    """Bytes of each shard, index and manifest."""
-    paths = (path for path in root.rglob("*") if path.is_file())
-    return {str(path.relative_to(root)): path.read_bytes() for path in paths}
-
-
-def records(root, split):
-    opened = ShardSplit(root, split)
-    return [opened.record(number) for number in range(opened.num_samples)]
 
 
 @pytest.fixture
