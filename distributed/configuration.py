@@ -53,9 +53,10 @@ class DataConfig:
     window_shards: int = 16
     """Number of shards whose samples are shuffled together. With more shards, the samples are mixed better. With fewer,
     a smaller part of a remote set is needed at a time."""
-    num_workers: int = 0
-    """Number of threads per rank that read batches in advance. Reading by offset keeps up with training without such
-    threads, so the default is 0."""
+    num_workers: int | None = None
+    """Number of threads per rank that read batches in advance; the order of the samples does not depend on it. The
+    default is 2 on a GPU, whose host must not wait for a disk, and 0 on a CPU, where such threads would take time from
+    training."""
     prefetch: int = 4
     """Number of batches that each thread reads in advance. A larger number bridges the pauses of a slow disk but takes
     more memory."""

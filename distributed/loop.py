@@ -8,14 +8,17 @@ from upfield.common.stop_signals import StopRequest, stop_signals
 from upfield.distributed.agreement import errors_met_by_all, write_on_main_process
 from upfield.distributed.checkpoint import TrainingProgress, save_best, save_checkpoint, save_progress
 from upfield.distributed.configuration import TrainConfig
+from upfield.distributed.failures.memory_shortage import explain_memory_shortage
 from upfield.distributed.logs.log_interval import LogInterval
 from upfield.distributed.logs.run_log import RunLog
 from upfield.distributed.samples.fetcher import fetch_ahead
-from upfield.distributed.samples.reader import training_loader
+from upfield.distributed.samples.reader import count_readers, training_loader
 from upfield.distributed.training_run import Figures, OnValidation, TrainingRun, close_run, open_run
 from upfield.distributed.training_step import QueuedStep, global_keys, settle_step, train_step
 from upfield.distributed.validation import validate
 from upfield.model.numerics import deterministic_algorithms
+
+LESS_MEMORY = "Choose a smaller --data.micro_batch or --data.batch_size, or --run.activation_checkpointing full."
 
 
 def fit(
@@ -36,11 +39,12 @@ def fit(
 
     Raises:
         InputError: the shard set, the configuration or a checkpoint cannot be used.
-        RunError: the loss is not finite, or a file of the run cannot be written.
+        RunError: the loss is not finite, memory ran out, or a file of the run cannot be written.
     """
     with ExitStack() as stack:
         stop = stop or stack.enter_context(stop_signals())
         stack.enter_context(errors_met_by_all())
+        stack.enter_context(explain_memory_shortage("training", LESS_MEMORY))
         stack.enter_context(deterministic_algorithms(config.run.deterministic))
         run = open_run(config)
         run.on_validation = on_validation
@@ -61,9 +65,10 @@ def train(run: TrainingRun, log: RunLog, stop: StopRequest) -> None:
     config = run.config.data
     interval = LogInterval(run.progress)
     steps = range(run.progress.step, run.total_steps)
-    pin_memory = run.accelerator.device.type == "cuda"
-    batches = training_loader(run.batches, steps, config.num_workers, config.prefetch, pin_memory)
-    batches = fetch_ahead(batches, run.batches, steps, config.num_workers * config.prefetch)
+    on_gpu = run.accelerator.device.type == "cuda"
+    num_workers = count_readers(config, on_gpu)
+    batches = training_loader(run.batches, steps, num_workers, config.prefetch, pin_memory=on_gpu)
+    batches = fetch_ahead(batches, run.batches, steps, num_workers * config.prefetch)
     queued = None
     with closing(batches):
         for batch in interval.time_waits(batches):
@@ -144,9 +149,10 @@ def validate_and_keep_best(run: TrainingRun, log: RunLog) -> Figures:
     learner, config, step = run.learner, run.config.run, run.progress.step
     with learner.average.swapped_in() if learner.average is not None else nullcontext():
         learner.network.eval()
-        validation = validate(
-            run.accelerator, learner.network, run.validation, config.validation_batch_size, config.pictures
-        )
+        with explain_memory_shortage("validating", "Choose a smaller --run.validation_batch_size."):
+            validation = validate(
+                run.accelerator, learner.network, run.validation, config.validation_batch_size, config.pictures
+            )
         learner.network.train()
         run.progress.validated_step = step
         log.metrics("validation", step, run.epoch, validation.figures)

@@ -24,7 +24,13 @@ from upfield.distributed.agreement import (
 from upfield.distributed.checkpoint import ResumePoint, TrainingProgress, clear_leftovers, find_resume_point
 from upfield.distributed.configuration import TrainConfig
 from upfield.distributed.learner import Learner, build_network, build_optimizer, choose_memory_plan, free_gpu_bytes
-from upfield.distributed.preconditions import open_data, refuse_other_file, refuse_other_view, refuse_unusable
+from upfield.distributed.preconditions import (
+    open_data,
+    refuse_other_file,
+    refuse_other_view,
+    refuse_unusable,
+    warn_of_emulation,
+)
 from upfield.distributed.process_group import expected_world_size, make_accelerator
 from upfield.distributed.samples.reader import BatchPlan, TrainingBatches
 from upfield.distributed.weight_average import WeightAverage
@@ -196,6 +202,7 @@ def announce(run: TrainingRun) -> None:
     if progress.activation_checkpointing != "none":
         summary += f", activation checkpointing {progress.activation_checkpointing}"
     say(summary)
+    warn_of_emulation(run.config.run.precision, run.accelerator.device)
 
 
 def close_run(run: TrainingRun) -> None:
