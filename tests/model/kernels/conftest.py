@@ -1,6 +1,6 @@
 """Triton's interpreter, which runs the kernels on the CPU.
 
-Triton chooses between its compiler and its interpreter when a kernel is defined, so the kernels are imported here first.
+Triton chooses between compiler and interpreter when a kernel is defined, so the kernels are imported here first.
 """
 
 import importlib.util
