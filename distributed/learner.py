@@ -119,6 +119,7 @@ def build_network(config: TrainConfig, manifest: Manifest, accelerator: Accelera
     else:
         keep_freed_memory()
     network.set_checkpointing(wanted_checkpointing(config, manifest, accelerator.num_processes, gpu_bytes))
+    network.use_kernels(config.run.kernels)
     if config.run.compile:
         network.compile_blocks()
     if accelerator.num_processes > 1:

@@ -58,7 +58,10 @@ def checkpointed(function: Callable[..., Tensor], *inputs: Tensor, enabled: bool
 
 
 class ChannelNorm(nn.Module):
-    """Layer norm over the channels of each pixel."""
+    """Layer norm over the channels of each pixel. If it is `fused`, it uses the kernel of this name."""
+
+    kernel = "layer_norm"
+    fused = False
 
     def __init__(self, channels: int) -> None:
         """Create a scale and a shift for each of `channels` channels."""
@@ -74,8 +77,13 @@ class ChannelNorm(nn.Module):
 
 
 class ChannelAttention(nn.Module):
-    """Channel attention (Restormer, eq. 1): a (C/heads, C/heads) matrix per head, with cost linear in the pixels."""
+    """Channel attention (Restormer, eq. 1): a (C/heads, C/heads) matrix per head, with cost linear in the pixels.
 
+    If it is `fused`, it uses the kernel of this name.
+    """
+
+    kernel = "channel_attention"
+    fused = False
     recompute = False
 
     def __init__(self, channels: int, num_heads: int) -> None:
@@ -130,8 +138,13 @@ class ChannelAttention(nn.Module):
 
 
 class GatedFeedForward(nn.Module):
-    """Feed-forward layer with depthwise convolutions; half of the channels gate the rest (Restormer, eq. 2)."""
+    """Feed-forward layer with depthwise convolutions; half of the channels gate the rest (Restormer, eq. 2).
 
+    If it is `fused`, it uses the kernel of this name.
+    """
+
+    kernel = "gated_depthwise"
+    fused = False
     recompute = False
 
     def __init__(self, channels: int, expansion: float) -> None:
