@@ -70,8 +70,8 @@ def write_network(w: NodeWriter, network: Amir, low: str) -> str:
 def _pad(w: NodeWriter, low: str) -> tuple[str, str]:
     """Pad by reflection at the end until height and width are multiples of 8; also return the original size.
 
-    Rows and columns are selected by index, as in model/amir.py, because `Pad` of this opset runs on the CPU in ONNX
-    Runtime before 1.25.
+    Rows and columns are selected by index, as in model/amir.py, because ONNX Runtime 1.21 runs `Pad` of this opset on
+    the CPU even if there is a GPU.
     """
     size = w.op("Shape", low, start=2, end=4)
     padded = w.op("Add", size, w.op("Mod", w.op("Neg", size), w.integers(SIZE_MULTIPLE)))
@@ -163,8 +163,9 @@ def _attend(w: NodeWriter, attention: ChannelAttention, x: str) -> str:
     matrix = w.op("Transpose", w.op("MatMul", w.island(out), scores), perm=(0, 1, 3, 2))
     matrix = w.op("Reshape", matrix, w.integers(0, 1, channels, channels))
     if channels % CHANNEL_BLOCK:
-        # This product appends rows of zeros for the padded channels of v. `Pad` may run on the CPU, as in `_pad`.
-        matrix = w.op("MatMul", w.island(torch.eye(next_multiple(channels, CHANNEL_BLOCK), channels)), matrix)
+        # This product appends rows of zeros for the padded channels of v. `_pad` says why this is not `Pad`.
+        rows = np.eye(next_multiple(channels, CHANNEL_BLOCK), channels, dtype=np.float32)
+        matrix = w.op("MatMul", w.constant(rows), matrix)
     return w.op("MatMul", w.op("Transpose", v, perm=CHANNELS_LAST), w.from_island(matrix))
 
 

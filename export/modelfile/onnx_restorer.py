@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from upfield.common.cores import num_cores
 from upfield.common.errors import InputError
 from upfield.common.progress import say
-from upfield.export.modelfile.card import ModelCard, read_card
+from upfield.export.modelfile.card import ModelCard
+from upfield.export.modelfile.file_restorer import FileRestorer, pad_batch
 from upfield.export.modelfile.gpus import own_gpu
 from upfield.export.modelfile.providers import (
     PROVIDERS,
@@ -26,8 +27,10 @@ ort.disable_telemetry_events()
 ERROR, FATAL = 3, 4
 
 
-class OnnxRestorer:
-    """Restores batches of slices with a model file; any number of threads may share it."""
+class OnnxRestorer(FileRestorer):
+    """Restores batches of slices in ONNX Runtime."""
+
+    library, library_version = "onnxruntime", ort.__version__
 
     def __init__(self, path: Path, device: str = "auto", threads: int = 0, batch_size: int = 0) -> None:
         """Load the file.
@@ -42,8 +45,8 @@ class OnnxRestorer:
         Raises:
             InputError: the file cannot be used as a model, or the device is not available.
         """
-        self.path, self.device = path, choose_device(device)
-        self.card = read_card(path)
+        self.device = choose_device(device)
+        super().__init__(path)
         self._session = _open_session(path, provider_options(self.device, path, self.card, batch_size), threads)
         if problem := _problem_on_gpu(self._session, self.device, self.card):
             problem = f"device: ONNX Runtime cannot use the GPU ({problem})"
@@ -55,31 +58,6 @@ class OnnxRestorer:
         self._run_options = ort.RunOptions()
         self.provider = PROVIDERS[self.device]
         self._bound = BoundBatch(self._session, "cuda", batch_size, own_gpu()) if self.device != "cpu" else None
-
-    @property
-    def context(self) -> int:
-        """Neighbouring slices on each side of the restored slice."""
-        return self.card.context
-
-    @property
-    def normalisation(self) -> str:
-        """Name of the method that brings intensities to [0, 1]."""
-        return self.card.normalisation
-
-    def warm_up(self, low_shape: tuple[int, int, int, int]) -> None:
-        """Run a batch of zeros of this shape, because the first batch of each shape is slow, especially on a GPU."""
-        self.run(np.zeros(low_shape, dtype=np.float32))
-
-    def restore(self, low: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Restore slices.
-
-        Args:
-            low: `(N, 1 + 2*context, H, W)` float32 in [0, 1].
-
-        Returns:
-            `(N, 1, H, W)` float32, clipped to [0, 1].
-        """
-        return np.clip(self.run(low), 0, 1)
 
     def run(self, low: NDArray[np.float32]) -> NDArray[np.float32]:
         """Run the graph: `low` `(N, 1 + 2*context, H, W)` float32 to `(N, 1, H, W)` float32, not clipped."""
@@ -120,8 +98,7 @@ class BoundBatch:
     def run(self, low: NDArray[np.float32], options: ort.RunOptions) -> NDArray[np.float32]:
         """Run `low` `(N, 1 + 2*context, H, W)`, contiguous, and return `(N, 1, H, W)`; calls wait for each other."""
         count = len(low)
-        if count < self._batch_size:
-            low = low[np.minimum(np.arange(self._batch_size), count - 1)]
+        low = pad_batch(low, self._batch_size)
         with self._lock:
             if self._low is None or tuple(self._low.shape()) != low.shape:
                 self._low = self._bind(low.shape)
