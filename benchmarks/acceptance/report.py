@@ -26,6 +26,8 @@ class Settings:
     """File to which the report is written, line by line."""
     limit_s: float
     """Seconds after which the process is killed."""
+    against: str = ""
+    """The published network as FILE.py:Class, to be measured beside ours."""
 
     def to_json(self) -> str:
         """Return the settings as one line."""
@@ -50,8 +52,9 @@ class Report:
 
     def figure(self, name: str, value: Any) -> None:
         """Report a measured value; the unit is part of its name."""
-        self._write("figure", [name, float(f"{value:.6g}") if isinstance(value, float) else value])
-        print(f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}", flush=True)
+        value = rounded(value)
+        self._write("figure", [name, value])
+        print(f"{name}: {value}", flush=True)
 
     def expect(self, statement: str, holds: bool, found: str = "") -> None:
         """Report whether a statement holds. If it does not, the check fails but goes on.
@@ -87,6 +90,13 @@ class Report:
     def _write(self, kind: str, value: Any) -> None:
         with self._records.open("a", encoding="utf-8") as file:
             file.write(json.dumps({kind: value}) + "\n")
+
+
+def rounded(value: Any) -> Any:
+    """Round floats to five digits, also inside a dictionary."""
+    if isinstance(value, dict):
+        return {key: rounded(each) for key, each in value.items()}
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def run_check(module: str, settings: str) -> int:
