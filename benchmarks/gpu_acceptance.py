@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None, checks: Sequence[Check] = CHECKS) ->
     if arguments.check:
         from acceptance.report import run_check
 
-        return run_check(arguments.check, arguments.settings)
+        run_check(arguments.check, arguments.settings)
     if arguments.rank:
         from acceptance.ranks import run_rank
 

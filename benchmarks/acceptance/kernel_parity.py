@@ -1,9 +1,9 @@
 """The Triton kernels against plain PyTorch: values and gradients, for all channel counts and odd sizes.
 
-Each kernel is a function beside its definition in plain PyTorch, `plain_NAME`. It is compared twice: the function alone,
-and inside the module of the network that uses it. float64 is the truth; a kernel must be about as close to it as plain
-PyTorch in the same precision. Processes of their own do this, because compiling a kernel takes most of the time, and
-because a kernel that writes where it must not makes its process unusable.
+Each kernel is a function beside its definition in plain PyTorch, `plain_NAME`. It is compared twice: alone, and inside
+the module of the network that uses it. float64 is the truth; a kernel must be about as close to it as plain PyTorch in
+the same precision. Other processes do this, because compiling kernels takes most of the time, and because a kernel that
+writes where it must not makes its process unusable.
 """
 
 import copy

@@ -3,11 +3,14 @@
 import faulthandler
 import importlib
 import json
+import os
 import sys
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
+
+import psutil
 
 T = TypeVar("T")
 
@@ -99,8 +102,8 @@ def rounded(value: Any) -> Any:
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
-def run_check(module: str, settings: str) -> int:
-    """Run one check in this process and return the exit code.
+def run_check(module: str, settings: str) -> NoReturn:
+    """Run one check in this process, and end the process.
 
     Args:
         module: module with a function `run`, which takes a report.
@@ -109,10 +112,15 @@ def run_check(module: str, settings: str) -> int:
     report = Report(Settings(**json.loads(settings)))
     # The log of a check that hangs ends with the place where it hangs.
     faulthandler.enable(sys.stdout)
-    faulthandler.dump_traceback_later(max(0.2, report.settings.limit_s - 1.0), file=sys.stdout)
+    limit_s = report.settings.limit_s
+    faulthandler.dump_traceback_later(max(0.2, min(limit_s - 5.0, 0.8 * limit_s)), file=sys.stdout)
     try:
         importlib.import_module(module).run(report)
     except Exception as error:
         report.attempt(module.rpartition(".")[2], error)
     report.finish()
-    return 0
+    # Nothing that libraries do when the interpreter ends is part of the check, and some of it can hang.
+    for child in psutil.Process().children(recursive=True):
+        child.kill()
+    sys.stdout.flush()
+    os._exit(0)

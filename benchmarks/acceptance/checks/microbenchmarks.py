@@ -25,6 +25,7 @@ def run(report: Report) -> None:
     batch = report.pick(gpu=4, cpu=1)
     time_depthwise(report, shapes, batch)
     time_projections(report, shapes, batch)
+    time_paths(report, shapes, batch)
     time_kernels(report, shapes, batch)
     if not report.on_gpu:
         report.needs_gpu("times of depthwise convolutions, layer norms, projections and kernels")
@@ -71,12 +72,13 @@ def time_depthwise(report: Report, shapes: dict[BlockShape, int], batch: int) ->
                 "native, NCHW": time_convolution(report, first, weight, cudnn=False),
                 "cuDNN or native, NCHW": time_convolution(report, first, weight),
             }
+            if report.on_gpu and find_spec("triton") is not None:
+                forms["ours, Triton"] = time_our_depthwise(report, last, weight)
             rows.append([f"{channels} x {height} x {width}", str(calls), *(f"{ms:.3f}" for ms in forms.values())])
             for name, ms in forms.items():
                 totals[name] = totals.get(name, 0.0) + calls * ms
     report.text("depthwise forward and backward, ms", text_table(["size", "calls", *totals], rows, numeric=True))
-    for name, ms in totals.items():
-        report.figure(f"depthwise_ms_per_step: {name}, batch {batch}", ms)
+    report.figure(f"depthwise_ms_per_step, batch {batch}", totals)
 
 
 def time_convolution(
@@ -86,6 +88,14 @@ def time_convolution(
     with torch.backends.cudnn.flags(enabled=cudnn, benchmark=benchmark, deterministic=False, allow_tf32=False):
         call = both_ways(lambda: F.conv2d(x, weight, padding=1, groups=len(weight)), [x, weight])
         return milliseconds(report, call)
+
+
+def time_our_depthwise(report: Report, image: Tensor, weight: Tensor) -> float:
+    """Return the ms of our kernel for `image` `(B, C, H, W)`, channels-last in memory, and `weight` `(C, 1, 3, 3)`."""
+    from upfield.model.kernels.depthwise import depthwise
+
+    inputs = [image.permute(0, 2, 3, 1).detach().requires_grad_(), weight.flatten(1).detach().requires_grad_()]
+    return milliseconds(report, both_ways(lambda: depthwise(*inputs), inputs))
 
 
 def time_projections(report: Report, shapes: dict[BlockShape, int], batch: int) -> None:
@@ -115,8 +125,28 @@ def time_projections(report: Report, shapes: dict[BlockShape, int], batch: int) 
             for name, ms in zip(totals, times, strict=True):
                 totals[name] += count * ms
     report.text("projections forward and backward, ms", text_table(["size", "calls", *totals], rows, numeric=True))
-    for name, ms in totals.items():
-        report.figure(f"projections_ms_per_step: {name}, batch {batch}", ms)
+    report.figure(f"projections_ms_per_step, batch {batch}", totals)
+
+
+def time_paths(report: Report, shapes: dict[BlockShape, int], batch: int) -> None:
+    """Time attention and feed-forward layer in the way for CPUs (separate images) and for GPUs (one merged image)."""
+    rows: list[list[str]] = []
+    totals: dict[str, float] = {}
+    for shape, count in shapes.items():
+        block = shape.build(report.device)
+        for name, module in (("attention", block.attn), ("feed-forward", block.ffn)):
+            times: list[float] = []
+            for path, is_merged in (("split", False), ("merged", True)):
+                module.gpu_path = is_merged
+                times.append(time_module(report, module, shape, (batch, *image_size(report, shape))))
+                key = f"{name}, {path}"
+                totals[key] = totals.get(key, 0.0) + count * times[-1]
+            rows.append([f"{name}, {shape.channels} channels, level {shape.level}", str(count)])
+            rows[-1] += [f"{ms:.3f}" for ms in times]
+    report.text(
+        "layers forward and backward, ms", text_table(["layer", "calls", "split", "merged"], rows, numeric=True)
+    )
+    report.figure(f"layers_ms_per_step, batch {batch}", totals)
 
 
 def time_kernels(report: Report, shapes: dict[BlockShape, int], batch: int) -> None:
@@ -148,6 +178,7 @@ def time_kernels(report: Report, shapes: dict[BlockShape, int], batch: int) -> N
         faster = totals["kernel"] < (1 - NOISE) * totals["plain"]
         if report.on_gpu:
             report.figure(f"{kernel}_ms_per_step, batch {batch}", totals)
+            report.figure(f"{kernel}_plain_and_kernel_ms", {row[0]: f"{row[2]} {row[3]}" for row in rows})
             report.figure(f"{kernel}_is_faster", faster)
         if right and faster:
             proved.append(kernel)
