@@ -120,12 +120,12 @@ def _residual_norm(
     total, normalised = _empty_results(x, addend, scale, shift, epsilon)
     C = scale.numel()
     num_rows = x.numel() // C
-    shape = tile_shape(C, TILE)
+    shape = constants(C, TILE, addend is not None)
     if num_rows:
         with torch.cuda.device_of(x):
             _add_and_normalise[(triton.cdiv(num_rows, shape["ROWS"]),)](
                 x, x if addend is None else addend, scale, shift, total, normalised, num_rows, epsilon,
-                ADDS=addend is not None, **shape,
+                **shape,
             )  # fmt: skip
     return total, normalised
 
@@ -136,7 +136,7 @@ def _residual_norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     C = scale.numel()
     num_rows = total.numel() // C
-    shape = tile_shape(C, TILE // 2)
+    shape = constants(C, TILE // 2, past_norm is not None)
     num_programs = min(triton.cdiv(num_rows, shape["ROWS"]), MOST_PROGRAMS)
     of_total = torch.empty_like(total)
     partial = total.new_empty(num_programs, 2, C, dtype=torch.float32)
@@ -144,16 +144,16 @@ def _residual_norm_backward(
         with torch.cuda.device_of(total):
             _normalise_backward[(num_programs,)](
                 gradient, gradient if past_norm is None else past_norm, total, scale, of_total, partial, num_rows,
-                epsilon, ADDS=past_norm is not None, **shape,
+                epsilon, **shape,
             )  # fmt: skip
     of_scale, of_shift = partial.sum(dim=0).to(scale.dtype).unbind()
     return of_total, of_scale.clone(), of_shift.clone()
 
 
-def tile_shape(channels: int, values: int) -> dict[str, int]:
-    """Return the constants of a kernel: the channels, and the columns and rows of a tile of about `values` values."""
+def constants(channels: int, values: int, adds: bool) -> dict[str, Any]:
+    """Return the constants of a kernel whose tile holds about `values` values and which adds a second image or not."""
     columns = triton.next_power_of_2(channels)
-    return {"C": channels, "COLUMNS": columns, "ROWS": max(values // columns, 1)}
+    return {"ADDS": adds, "C": channels, "COLUMNS": columns, "ROWS": max(values // columns, 1)}
 
 
 @triton.jit

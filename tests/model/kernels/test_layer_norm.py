@@ -1,6 +1,7 @@
 """The layer norm kernel equals its definition, in values and gradients, and so does a network that uses it."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -16,20 +17,20 @@ from upfield.model.kernels.layer_norm import plain_residual_norm, residual_norm
 CHANNELS = sorted({AmirConfig.preset(name).dim << level for name in PRESETS for level in range(4)})
 
 
-def values_and_gradients(function, inputs: list[Tensor | None], dtype: torch.dtype) -> list[Tensor]:
-    """Return both results of `function`, and the gradients of the inputs for fixed random gradients of the results."""
-    leaves = [None if tensor is None else tensor.to(dtype, copy=True).requires_grad_() for tensor in inputs]
-    results = function(*leaves, 1e-5)
-    generator = torch.Generator().manual_seed(1)
-    gradients = [torch.randn(result.shape, generator=generator).to(dtype) for result in results]
-    torch.autograd.backward(results, gradients)
-    return [*results, *(leaf.grad for leaf in leaves if leaf is not None and leaf.grad is not None)]
-
-
-def example(channels: int, adds: bool) -> list[Tensor | None]:
+def example(channels: int) -> list[Tensor]:
+    """Return an image and a branch `(2, 3, 5, channels)` of different means, and scale and shift `(channels,)`."""
     torch.manual_seed(0)
-    x, branch = 3 * torch.randn(2, 3, 5, 7, channels) + torch.tensor([1.0, -8.0]).reshape(2, 1, 1, 1, 1)
-    return [x, branch if adds else None, torch.rand(channels) + 0.5, torch.randn(channels)]
+    x, branch = 3 * torch.randn(2, 2, 3, 5, channels) + torch.tensor([1.0, -8.0]).reshape(2, 1, 1, 1, 1)
+    return [x, branch, torch.rand(channels) + 0.5, torch.randn(channels)]
+
+
+def values_and_gradients(function: Callable, channels: int, adds: bool, dtype: torch.dtype) -> list[Tensor]:
+    """Return both results of `function` and the gradients of its inputs, for fixed gradients of the results."""
+    x, branch, scale, shift = (tensor.to(dtype, copy=True).requires_grad_() for tensor in example(channels))
+    results = function(x, branch if adds else None, scale, shift, 1e-5)
+    slopes = [torch.linspace(-1, 1, x.numel()).reshape(x.shape).sin().to(dtype), x.detach().cos()]
+    inputs = [x, scale, shift] + [branch] * adds
+    return [*results, *torch.autograd.grad(results, inputs, slopes)]
 
 
 @pytest.mark.parametrize("channels", CHANNELS)
@@ -39,18 +40,15 @@ def test_values_and_gradients_are_those_of_the_definition_in_float64(
     monkeypatch.setattr(layer_norm, "MOST_PROGRAMS", 3)  # so that each program sums several tiles
     monkeypatch.setattr(layer_norm, "TILE", 1024)
     for adds in (True, False):
-        found = values_and_gradients(residual_norm, example(channels, adds), torch.float32)
-        expected = values_and_gradients(plain_residual_norm, example(channels, adds), torch.float64)
-        assert len(found) == len(expected) == (6 if adds else 5)
+        found = values_and_gradients(residual_norm, channels, adds, torch.float32)
+        expected = values_and_gradients(plain_residual_norm, channels, adds, torch.float64)
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.02), (torch.float16, 0.003)])
 def test_half_precision_errs_by_rounding_only(dtype: torch.dtype, tolerance: float) -> None:
-    x, branch, scale, shift = example(42, True)
-    assert x is not None
-    assert branch is not None
+    x, branch, scale, shift = example(42)
     found = residual_norm(x.to(dtype), branch.to(dtype), scale, shift, 1e-5)
     expected = plain_residual_norm(x.to(dtype).double(), branch.to(dtype).double(), scale, shift, 1e-5)
     assert found[1].dtype == dtype
@@ -61,16 +59,15 @@ def test_half_precision_errs_by_rounding_only(dtype: torch.dtype, tolerance: flo
 def test_a_network_with_the_kernel_has_the_same_values_and_gradients() -> None:
     network = Amir(AmirConfig.preset("tiny")).eval()
     image, results = torch.rand(1, 1, 16, 16), []
-    for kernels, checkpointing in (("off", "none"), ("on", "none"), ("on", "full")):
+    for fused in (False, True):
         one = copy.deepcopy(network)
-        one.use_kernels(kernels)
-        one.set_checkpointing(checkpointing)
+        one.use_kernels("on" if fused else "off")
+        one.set_checkpointing("full" if fused else "none")
         restored = one(image)
         restored.square().sum().backward()
         results.append([restored, *(parameter.grad for parameter in one.parameters() if parameter.grad is not None)])
-    for expected, *found in zip(*results, strict=True):
-        for one in found:
-            torch.testing.assert_close(one, expected, rtol=1e-4, atol=1e-5)
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 # torch.compile itself does what this warning is about.
