@@ -32,7 +32,7 @@ MOST_PROGRAMS = 1024
 def plain_residual_norm(
     x: Tensor, addend: Tensor | None, scale: Tensor, shift: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor]:
-    """Compute what `residual_norm` computes, in plain PyTorch. This is its definition."""
+    """Compute `residual_norm` in plain PyTorch, for `(..., C)` images. This is its definition."""
     total = x if addend is None else x + addend
     dtype = torch.promote_types(x.dtype, torch.float32)
     normalised = F.layer_norm(total.to(dtype), scale.shape, scale.to(dtype), shift.to(dtype), epsilon)
