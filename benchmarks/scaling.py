@@ -3,8 +3,9 @@
 Nothing is run on a cluster: a model computes all numbers. Each of its parameters is an option.
 
 - Each GPU takes `slices_per_gpu` slices per step, however many GPUs there are, so the global batch grows with them. A
-  slice takes `slice_s` seconds. The default is an estimate: 0.57 TFLOP per slice of the published network, at a tenth
-  of an H100's 990 TFLOP/s. Measure your own value with benchmarks/gpu_training.py.
+  slice takes `slice_s` seconds. Nobody has measured the default. It is a lower limit: the operators of a training step
+  of the published network in bf16 read and write 30 GB per slice (counted), and an H100 moves about 3.0 TB/s. The
+  arithmetic, 0.57 TFLOP per slice, would take less than a millisecond. Measure your own value with `make gpu`.
 - All GPUs wait for the slowest one. The step time of a GPU is assumed to be normally distributed, with a standard
   deviation of `spread` times its mean. The step time of n GPUs is the expected maximum of n such times.
 - Gradients (23.5 million float32 values) are exchanged in one ring per node and one ring between nodes. The exchange
@@ -54,7 +55,7 @@ CHECK_REPEATS = 3
 class Cluster:
     """Parameters of the model."""
 
-    slice_s: float = 0.571 / 99
+    slice_s: float = 30.3e9 / 3.0e12
     slices_per_gpu: int = 4
     spread: float = 0.02  # standard deviation, relative to the step
     gradient_bytes: float = 94e6

@@ -184,6 +184,9 @@ class RunSettings:
     compile: bool = False
     """Compile the network's blocks with torch.compile. This is off by default: on two CPU cores, compiling the
     `official` preset took minutes, and training was slower afterwards."""
+    kernels: Literal["auto", "on", "off"] = "auto"
+    """Triton kernels for the network's blocks on GPUs. `auto` uses the kernels that were shown to be right and faster
+    on this kind of GPU, `on` uses all kernels, and `off` uses PyTorch's operators only. On a CPU, `auto` uses none."""
     seed: int = 0
     """Seed of the initial weights, the sample order, the augmentation and the gating noise."""
     resume: str = "auto"

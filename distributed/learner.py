@@ -124,6 +124,7 @@ def build_network(
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     network.set_checkpointing(checkpointing)
+    network.use_kernels(config.run.kernels)
     if config.run.compile:
         network.compile_blocks()
     if accelerator.num_processes > 1:

@@ -12,6 +12,7 @@ from upfield.common.errors import InputError
 from upfield.common.progress import say
 from upfield.distributed.configuration import DataConfig, TrainConfig
 from upfield.distributed.samples.splits import open_splits
+from upfield.model.kernels.selection import choose_kernels
 from upfield.model.losses import LEAST_SIZES
 from upfield.sharding.shardset.manifest import Manifest
 from upfield.sharding.shardset.shard_split import ShardSplit
@@ -27,11 +28,15 @@ def refuse_unusable(config: TrainConfig, world_size: int) -> None:
         world_size: number of processes in the job.
 
     Raises:
-        InputError: the batch cannot be divided evenly, or the precision or a tracker is unavailable.
+        InputError: the batch cannot be divided evenly, or the precision, the kernels or a tracker are unavailable.
     """
     refuse_uneven_batch(config.data.batch_size, world_size)
     if config.run.precision == "fp16" and not torch.cuda.is_available():
         raise InputError("run.precision: fp16 needs a GPU, but this machine has none. Choose bf16 or no.")
+    try:
+        choose_kernels(config.run.kernels, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    except ValueError as error:
+        raise InputError(f"run.{error}") from error
     refuse_trackers(config.run.trackers)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from upfield.model.blocks import (
     ChannelAttention,
+    ChannelNorm,
     Downsample,
     GatedFeedForward,
     PatchEmbed,
@@ -22,7 +23,8 @@ from upfield.model.blocks import (
     checkpointed,
     next_multiple,
 )
-from upfield.model.configuration import AmirConfig, Checkpointing
+from upfield.model.configuration import AmirConfig, Checkpointing, Kernels
+from upfield.model.kernels.selection import choose_kernels
 from upfield.model.routing import ChannelRouting, InstructionNetwork, SpatialRouting, load_loss
 
 __all__ = ["MIN_SIZE", "SIZE_MULTIPLE", "Amir", "AmirConfig", "Checkpointing", "noise_shapes", "pad_to_multiple"]
@@ -115,6 +117,23 @@ class Amir(nn.Module):
                 module.recompute = checkpointing == "selective"
             elif isinstance(module, BlockStack):
                 module.recompute = checkpointing == "full"
+
+    def use_kernels(self, kernels: Kernels) -> None:
+        """Choose the Triton kernels that the blocks use in place of PyTorch's operators. At first they use none.
+
+        Call this when the network is on the device on which it will run.
+
+        Args:
+            kernels: `off` uses no kernel. `on` uses all of them and needs a GPU. `auto` uses those that were shown to
+                be right and faster on this kind of GPU, and none on a CPU.
+
+        Raises:
+            ValueError: `kernels` is none of these names, or it is `on` and kernels cannot run here.
+        """
+        chosen = choose_kernels(kernels, next(self.parameters()).device)
+        for module in self.modules():
+            if isinstance(module, ChannelNorm | ChannelAttention | GatedFeedForward):
+                module.fused = module.kernel in chosen
 
     def compile_blocks(self) -> None:
         """Compile each transformer block with torch.compile at its first call.

@@ -5,6 +5,7 @@ from math import isfinite
 from typing import Any, Literal, Self
 
 Checkpointing = Literal["none", "selective", "full"]
+Kernels = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True)

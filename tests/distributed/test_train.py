@@ -60,6 +60,7 @@ def test_a_signal_makes_the_run_save_and_exit_with_zero(tiny_shards: Path, tmp_p
         (["--data.batch_sise", "4"], "did you mean --data.batch_size?"),
         (["--optim.lr", "-1"], "expected a positive rate"),
         (["--run.precision", "fp16"], "fp16 needs a GPU, but this machine has none"),
+        (["--run.kernels", "on"], "run.kernels: on needs a CUDA GPU"),
         (["--run.resume", "nowhere"], "cannot resume from this path because model.safetensors is missing"),
         (["--data.batch_size", "100000"], "expected at least 100000 training samples (data.batch_size)"),
         (["--loss.ms_ssim_weight", "1"], "expected slices or crops of at least 176 x 176, found 24 x 28"),
