@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow test-long test-cluster check format bench clean
+.PHONY: demo test test-slow test-long test-cluster check format bench gpu gpu-shards clean
 
 demo: $(READY)
 	$(BIN)/upfield demo --out demo
@@ -30,7 +30,16 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 bench: $(READY)
-	@for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python $$program || exit 1; done
+	@for program in $(filter-out benchmarks/gpu_%,$(wildcard benchmarks/*.py)); do echo "== $$program"; $(BIN)/python $$program || exit 1; done
+
+# The acceptance run. It needs the shards and a Python with torch, but no installed upfield, so that a copy of this folder
+# with the shards in it can run on a machine without a network. Options: make gpu GPU_OPTIONS='--only 4,6'.
+SHARDS := .acceptance/shards
+gpu: $(if $(wildcard $(SHARDS)/manifest.json),,gpu-shards)
+	$$([ -x $(BIN)/python ] && echo $(BIN)/python || echo $(PYTHON)) benchmarks/gpu_acceptance.py --shards $(SHARDS) $(GPU_OPTIONS)
+
+gpu-shards: $(READY)
+	$(BIN)/python benchmarks/gpu_acceptance.py --make_shards --shards $(SHARDS)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -9,12 +9,14 @@ writes the gradient of the image: 3 U, where separate kernels for the two gradie
 gradient of the filters, one float32 sum per tile, and PyTorch adds the sums of all tiles in a fixed order.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 STRIP = 16  # columns of a tile
 BLOCK = 32  # channels of a tile
@@ -42,14 +44,14 @@ def depthwise(image: Tensor, filters: Tensor) -> Tensor:
 
 class _Depthwise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, image: Tensor, filters: Tensor) -> Tensor:
+    def forward(ctx: Any, image: Tensor, filters: Tensor) -> Tensor:
         ctx.save_for_backward(image, filters)
         return _forward(image, filters)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        return depthwise_backward(gradient, *ctx.saved_tensors)  # pyright: ignore[reportAttributeAccessIssue]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return depthwise_backward(gradient, *ctx.saved_tensors)
 
 
 @torch.library.custom_op("upfield::depthwise", mutates_args=())
@@ -79,7 +81,8 @@ def depthwise_backward(gradient: Tensor, image: Tensor, filters: Tensor) -> tupl
 
 @depthwise_backward.register_fake
 def _(gradient: Tensor, image: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
-    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (image, filters))
+    layout = torch.contiguous_format
+    return torch.empty_like(image, memory_format=layout), torch.empty_like(filters, memory_format=layout)
 
 
 @triton.jit
@@ -267,6 +270,11 @@ def tiling(height: int, width: int, num_images: int, num_programs: int) -> tuple
     return strips * triton.cdiv(height, rows), rows
 
 
+def constants(num_channels: int, **rows: int) -> dict[str, Any]:
+    """Return the sizes for which a kernel is compiled: the channels, the tile and the distances of pixels `rows`."""
+    return {"C": num_channels, "BLOCK": BLOCK, "STRIP": STRIP, **rows}
+
+
 def convolve(image: Tensor, filters: Tensor) -> Tensor:
     """Convolve an evenly spaced image `(B, H, W, C)` with `filters` `(C, 9)`, and return a contiguous image."""
     B, H, W, C = image.shape
@@ -274,7 +282,7 @@ def convolve(image: Tensor, filters: Tensor) -> Tensor:
     out = torch.empty_like(image, memory_format=torch.contiguous_format)
     with torch.cuda.device_of(image):
         _forward_kernel[(triton.cdiv(C, BLOCK), tiles, B)](
-            image, filters.contiguous(), out, H, W, rows, C=C, ROW=image.stride(2), BLOCK=BLOCK, STRIP=STRIP
+            image, filters.contiguous(), out, H, W, rows, **constants(C, ROW=image.stride(2))
         )
     return out
 
@@ -301,11 +309,6 @@ def convolve_backward(gradient: Tensor, image: Tensor, filters: Tensor, image_gr
             H,
             W,
             rows,
-            C=C,
-            GRADIENT_ROW=gradient.stride(2),
-            ROW=image.stride(2),
-            OUT_ROW=image_gradient.stride(2),
-            BLOCK=BLOCK,
-            STRIP=STRIP,
+            **constants(C, GRADIENT_ROW=gradient.stride(2), ROW=image.stride(2), OUT_ROW=image_gradient.stride(2)),
         )
     return partial.sum(dim=0).T

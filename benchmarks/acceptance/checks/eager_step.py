@@ -1,0 +1,53 @@
+"""The eager training step of `official`: kernels by time, launches, and its share of what the memory allows."""
+
+import torch
+
+from acceptance.measuring import copy_rate, median_s, product_rate
+from acceptance.profiling import families_ms, kernel_table, profile_steps
+from acceptance.report import Report
+from acceptance.stepping import BareStep
+from acceptance.tracing import WHOLE_SLICE, trace_step
+from upfield.common.tables import text_table
+from upfield.model.amir import AmirConfig
+
+
+def run(report: Report) -> None:
+    """Measure the step for a small and a large batch."""
+    config = AmirConfig.preset(report.pick(gpu="official", cpu="tiny"))
+    size = report.pick(gpu=WHOLE_SLICE, cpu=(48, 40))
+    traffic, operations = trace_step(config, size, report.device, torch.bfloat16)
+    slice_bytes = traffic.total_bytes
+    report.figure("traffic_gb_per_slice", slice_bytes / 1e9)
+    report.figure("operations_gflop_per_slice", operations / 1e9)
+    report.text("traffic by operator, GB per slice", traffic_table(traffic.bytes_by_operator, traffic.calls))
+    if report.on_gpu:
+        report.expect("an eager slice moves about 30 GB", 20e9 < slice_bytes < 40e9, f"{slice_bytes / 1e9:.1f} GB")
+    copied_s, products_s = copy_rate(report.device), product_rate(report.device, torch.bfloat16)
+    for batch in report.pick(gpu=(4, 16), cpu=(1, 2)):
+        step = BareStep(report.device, config, batch, size)
+        step_s = median_s(step, report.device, repeats=report.pick(gpu=8, cpu=2), warm=report.pick(gpu=4, cpu=1))
+        kernels = profile_steps(step, report.device, report.pick(gpu=3, cpu=1))
+        busy_ms = sum(kernel.time_ms for kernel in kernels)
+        prefix = f"batch_{batch}"
+        report.figure(f"{prefix}_slices_per_s", batch / step_s)
+        report.figure(f"{prefix}_launches", sum(kernel.launches for kernel in kernels))
+        report.figure(f"{prefix}_kernels_busy", 1e-3 * busy_ms / step_s)
+        report.figure(f"{prefix}_share_of_byte_roofline", batch * slice_bytes / copied_s / step_s)
+        report.figure(f"{prefix}_share_of_product_rate", batch * operations / products_s / step_s)
+        report.figure(f"{prefix}_ms_by_family", {name: round(ms, 3) for name, ms in families_ms(kernels).items()})
+        report.text(f"kernels of a step, batch {batch}, {1e3 * step_s:.1f} ms", kernel_table(kernels))
+        report.expect(f"the loss is finite at batch {batch}", bool(step().isfinite()))
+        del step
+        if report.on_gpu:
+            torch.cuda.empty_cache()
+    if not report.on_gpu:
+        report.needs_gpu("kernels, launches and the byte roofline; on a CPU, the tables list operators")
+
+
+def traffic_table(bytes_by_operator: dict[str, int], calls: dict[str, int]) -> str:
+    """Format the operators that move most bytes."""
+    rows = [
+        [name, f"{count / 1e9:.3f}", str(calls[name])]
+        for name, count in sorted(bytes_by_operator.items(), key=lambda item: -item[1])[:25]
+    ]
+    return text_table(["operator", "GB", "calls"], rows, numeric=True)

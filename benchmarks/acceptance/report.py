@@ -1,0 +1,108 @@
+"""What a check reports while it runs, and the process that runs it."""
+
+import faulthandler
+import importlib
+import json
+import sys
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a check's process is told."""
+
+    device: str
+    """`cuda` or `cpu`."""
+    shards: str
+    """Shard set to train on."""
+    work: str
+    """Empty folder for the check's files, deleted afterwards."""
+    records: str
+    """File to which the report is written, line by line."""
+    limit_s: float
+    """Seconds after which the process is killed."""
+
+    def to_json(self) -> str:
+        """Return the settings as one line."""
+        return json.dumps(asdict(self))
+
+
+class Report:
+    """Figures, expectations and gaps of one check. Each is written at once, so that a killed check keeps them."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Start an empty report."""
+        self.settings = settings
+        self.on_gpu = settings.device == "cuda"
+        self.device = settings.device
+        self.shards = Path(settings.shards)
+        self.work = Path(settings.work)
+        self._records = Path(settings.records)
+
+    def pick(self, *, gpu: T, cpu: T) -> T:
+        """Return the size for the device of this run: the real size on a GPU, a small one on a CPU."""
+        return gpu if self.on_gpu else cpu
+
+    def figure(self, name: str, value: Any) -> None:
+        """Report a measured value; the unit is part of its name."""
+        self._write("figure", [name, float(f"{value:.6g}") if isinstance(value, float) else value])
+        print(f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}", flush=True)
+
+    def expect(self, statement: str, holds: bool, found: str = "") -> None:
+        """Report whether a statement holds. If it does not, the check fails but goes on.
+
+        Args:
+            statement: what must be true.
+            holds: whether it is.
+            found: what was measured instead.
+        """
+        text = f"{statement} ({found})" if found else statement
+        self._write("held" if holds else "failure", text)
+        print(f"{'held' if holds else 'FAILED'}: {text}", flush=True)
+
+    def attempt(self, what: str, error: BaseException) -> None:
+        """Report that a part of the check raised an error, with its traceback in the log."""
+        traceback.print_exception(error, file=sys.stdout)
+        lines = str(error).strip().splitlines() or [""]
+        self.expect(f"{what} runs", False, f"{type(error).__name__}: {lines[0][:300]}")
+
+    def needs_gpu(self, what: str) -> None:
+        """Report a part that a CPU cannot show."""
+        self._write("needs_gpu", what)
+        print(f"needs a GPU: {what}", flush=True)
+
+    def text(self, title: str, text: str) -> None:
+        """Write details to the log only."""
+        print(f"\n-- {title}\n{text}\n", flush=True)
+
+    def finish(self) -> None:
+        """Report that the check reached its end."""
+        self._write("done", True)
+
+    def _write(self, kind: str, value: Any) -> None:
+        with self._records.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({kind: value}) + "\n")
+
+
+def run_check(module: str, settings: str) -> int:
+    """Run one check in this process and return the exit code.
+
+    Args:
+        module: module with a function `run`, which takes a report.
+        settings: line of `Settings.to_json`.
+    """
+    report = Report(Settings(**json.loads(settings)))
+    # The log of a check that hangs ends with the place where it hangs.
+    faulthandler.enable(sys.stdout)
+    faulthandler.dump_traceback_later(max(0.2, report.settings.limit_s - 1.0), file=sys.stdout)
+    try:
+        importlib.import_module(module).run(report)
+    except Exception as error:
+        report.attempt(module.rpartition(".")[2], error)
+    report.finish()
+    return 0

@@ -1,0 +1,69 @@
+"""Prove on a GPU what tests on a CPU cannot, in one command: 12 checks, each a process of its own with a time limit.
+
+`make gpu` runs it. The folder that `--out` names receives `results.jsonl` (one line per check, written as soon as the
+check ends), `log.txt` (everything that the checks printed) and `table.txt`. A check that fails, hangs or crashes does
+not stop the next one. The exit code is 1 if any check did not pass. `--only 4,6` repeats single checks.
+
+The program runs from a plain copy of the repository, without an installed upfield and without a network. It trains on
+shards that `--make_shards` writes beforehand; that option needs the whole installation. The whole run takes at most 420
+seconds; checks that get no time are reported as not run. With `--device cpu`, every check is scaled down, which only
+shows that the program works; what needs a GPU is listed, not passed.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# The links to the package folders, for a copy of the repository in which upfield is not installed.
+sys.path.insert(1, str(ROOT / "typings"))
+
+from acceptance.plan import CHECKS, Check  # noqa: E402
+from acceptance.runner import run_checks  # noqa: E402
+
+
+def main(argv: Sequence[str] | None = None, checks: Sequence[Check] = CHECKS) -> int:
+    """Run the checks and return the exit code."""
+    arguments = parse_arguments(argv)
+    if arguments.check:
+        from acceptance.report import run_check
+
+        return run_check(arguments.check, arguments.settings)
+    if arguments.rank:
+        from acceptance.ranks import run_rank
+
+        return run_rank(arguments.rank)
+    if arguments.make_shards or not (arguments.shards / "manifest.json").exists():
+        from acceptance.shards import make_shards
+
+        make_shards(arguments.shards)
+        if arguments.make_shards:
+            return 0
+    wanted = [check for check in checks if arguments.only is None or check.number in arguments.only]
+    return run_checks(wanted, arguments.out, arguments.device, arguments.shards, arguments.total_s)
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder for the results")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--only", type=read_numbers, help="numbers of the checks to run, such as 1,4")
+    parser.add_argument("--shards", type=Path, default=ROOT / ".acceptance/shards", help="shards to train on")
+    parser.add_argument("--make_shards", action="store_true", help="write the shards and end")
+    parser.add_argument("--total_s", type=float, help="time for the whole run; default: 420 on a GPU, 290 on a CPU")
+    # For the processes that this program starts.
+    parser.add_argument("--check", help=argparse.SUPPRESS)
+    parser.add_argument("--settings", help=argparse.SUPPRESS)
+    parser.add_argument("--rank", help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def read_numbers(text: str) -> set[int]:
+    """Read numbers separated by commas."""
+    return {int(number) for number in text.split(",")}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
