@@ -1,19 +1,19 @@
 """Depthwise queries and keys of channel attention, reduced to squared norms and products without being stored.
 
 Of the convolved queries and keys, channel attention needs only the squared norm of each channel and the products of
-channels within a head, which are sums over all pixels. Let u be the bytes of a pixel of one image of C channels. Counted
-on operators, plain PyTorch moves about 12u forward and 26u backward for queries and keys together.
-- Forward, 2u: each program convolves a strip of columns, row by row, keeps the sums on the chip and writes them once.
-  They have at most 29 KB for the sizes of the presets. PyTorch adds the sums of all programs in a fixed order.
-- Backward, 10u: the first kernel convolves again and writes the gradients of convolved queries and keys (reads 2u,
-  writes 2u). The second is the backward pass of a depthwise convolution (reads 4u, writes 2u).
+channels within a head, which are sums over all pixels. Let U be the bytes of C channels of an image.
+- Forward: 2 U. `_sum_products` reads queries and keys, convolves them strip by strip, keeps the sums on the chip and
+  writes them once. PyTorch adds the sums of all programs in a fixed order. Plain PyTorch moves 8 U, and keeps the
+  convolved queries and keys for the backward pass.
+- Backward: 10 U. `_compute_gradients` reads queries and keys, convolves them again, and writes the gradients of the
+  convolved ones (4 U). The backward pass of a depthwise convolution follows (6 U). Plain PyTorch moves 12 U.
 
-One backward kernel would move 4u, but it would convolve a ring of pixels around each tile twice and shift its gradients
-between threads. The three convolutions of the backward pass take 27 multiply-adds per value, which is about as long as
-the 10u take on an H100.
+One backward kernel would move 4 U, but it would convolve the pixels around each tile twice and shift its gradients
+between threads. The convolutions take 27 multiply-adds per value in any case, and instructions would then limit the
+kernel to about the time in which an H100 moves the 10 U.
 
 Products are computed on tensor cores from factors in the precision of the image, and added in float32. Full float32
-products have no tensor cores, so float32 images gain nothing from this kernel.
+products have no tensor cores, so in float32 the kernels are for tests.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from upfield.model.kernels.depthwise import (
     STRIP,
@@ -83,15 +83,15 @@ class _ChannelAttention(torch.autograd.Function):
     """Keeps `qkv` for the backward pass, which convolves queries and keys again."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, qkv: Tensor, filters: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, qkv: Tensor, filters: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
         squares, products, v = channel_attention_forward(qkv, filters, num_heads)
         ctx.save_for_backward(qkv, filters, squares)
         return squares, products, v
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: FunctionCtx, squares_gradient: Tensor, products_gradient: Tensor, v_gradient: Tensor
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, squares_gradient: Tensor, products_gradient: Tensor, v_gradient: Tensor
     ) -> tuple[Tensor, Tensor, None]:
         qkv, filters, squares = ctx.saved_tensors  # pyright: ignore[reportAttributeAccessIssue]
         gradients = channel_attention_backward(
@@ -213,6 +213,13 @@ def _factor(tile, image, FACTOR: tl.constexpr):
 
 
 @triton.jit
+def _scale(taps, scale):
+    """Multiply the nine taps of each channel by a number."""
+    t0, t1, t2, t3, t4, t5, t6, t7, t8 = taps
+    return t0 * scale, t1 * scale, t2 * scale, t3 * scale, t4 * scale, t5 * scale, t6 * scale, t7 * scale, t8 * scale
+
+
+@triton.jit
 def _sum_products(
     qkv,
     filters,
@@ -292,11 +299,11 @@ def _compute_gradients(
     used = lanes < c
     q_image = qkv + image.to(tl.int64) * H * W * (3 * D) + (head * c + lanes)[None, :]
     k_image = q_image + D
-    q_taps = filter_taps(filters, head * c + lanes, used)
-    k_taps = filter_taps(filters, D + head * c + lanes, used)
     channels = (image * 2 * HEADS + head) * c + lanes
     q_scale = tl.load(inverse_norms + channels, mask=used, other=0.0)[None, :]
     k_scale = tl.load(inverse_norms + HEADS * c + channels, mask=used, other=0.0)[None, :]
+    q_taps = _scale(filter_taps(filters, head * c + lanes, used), q_scale)
+    k_taps = _scale(filter_taps(filters, D + head * c + lanes, used), k_scale)
     q_slope = tl.load(slopes + channels, mask=used, other=0.0)[None, :]
     k_slope = tl.load(slopes + HEADS * c + channels, mask=used, other=0.0)[None, :]
     keys = tl.arange(0, LANES)
@@ -323,8 +330,6 @@ def _compute_gradients(
         k_next = load_row(k_image, first + 2 + step, x, used, H, W, 3 * D)
         q, q_above, q_here = slide(q_row, q_taps, q_above, q_here)
         k, k_above, k_here = slide(k_row, k_taps, k_above, k_here)
-        q *= q_scale
-        k *= k_scale
         q_sum = tl.dot(_factor(k, qkv, FACTOR), to_queries, input_precision="ieee") + q_slope * q
         k_sum = tl.dot(_factor(q, qkv, FACTOR), to_keys, input_precision="ieee") + k_slope * k
         row = gradient + ((first + step) * W).to(tl.int64) * (2 * D)
