@@ -45,18 +45,18 @@ def activation_bytes(
     for channels, count, level in encoders + decoders:
         values += count * _block_values(channels, config.ffn_expansion, checkpointing) / 4**level
     for channels, _, level in encoders[:3]:
-        hidden = int(channels * config.ffn_expansion)
+        hidden, padded = (next_multiple(n, ROW_MULTIPLE) for n in (int(channels * config.ffn_expansion), channels))
         # Each expert keeps two hidden activations, its output and a float32 copy of the output. The pixels, the mixture
         # and the skip are kept once, in float32.
-        values += (config.num_experts * (2 * hidden + 3 * channels) + 6 * channels) / 4**level
+        values += (config.num_experts * (2 * hidden + 3 * padded) + 6 * channels) / 4**level
     pixels = math.prod(next_multiple(length, SIZE_MULTIPLE) for length in size)
     return int(value_bytes * batch * pixels * values)
 
 
 def _block_values(channels: int, expansion: float, checkpointing: Checkpointing) -> int:
     """Return the number of values per pixel that a transformer block keeps."""
-    hidden = next_multiple(int(channels * expansion), ROW_MULTIPLE)
+    hidden, padded = (next_multiple(number, ROW_MULTIPLE) for number in (int(channels * expansion), channels))
     # The block keeps the inputs and outputs of both norms, the queries, keys and values, and both hidden halves.
-    selective = 7 * channels + 2 * hidden
+    selective = 4 * channels + 3 * padded + 2 * hidden
     # Without checkpointing, it also keeps the depthwise outputs of q, k, v and both halves, the gate and the product.
-    return {"full": channels, "selective": selective, "none": selective + 3 * channels + 4 * hidden}[checkpointing]
+    return {"full": channels, "selective": selective, "none": selective + 3 * padded + 4 * hidden}[checkpointing]

@@ -5,9 +5,15 @@ Layer norm, 1x1 convolutions and channel attention therefore read contiguous row
 convolutions process vectors of channels. Modules that change the resolution receive the same memory as `(B, C, H, W)`
 channels-last views. A block's convolution modules only hold the parameters under their published names.
 `pointwise` and `depthwise` apply the weights of these modules in this layout.
+
+Attention and feed-forward layer compute the same in two ways. On a CPU, whose time goes into arithmetic and copies,
+queries, keys, values and both halves are separate contiguous images. On a GPU, whose time goes into memory traffic and
+launches, they are columns of one image: one product reads its input once, and one product computes its gradient.
 """
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +24,7 @@ NORM_EPSILON = 1e-12  # default of F.normalize
 HALF_NORM_EPSILON = 1e-4  # Gradients contain the inverse of this value, which must not overflow in half precision.
 # If rows of channels start at multiples of 8, a CPU reads whole vectors, and a GPU can use its tensor cores.
 ROW_MULTIPLE = 8
+MOST_PARTS = 8  # See ChannelAttention._merged_scores.
 
 
 def next_multiple(number: int, multiple: int) -> int:
@@ -29,6 +36,11 @@ def pad_rows(rows: Tensor) -> Tensor:
     """Append rows of zeros to `rows` `(..., R, C)` up to a multiple of 8 rows."""
     num_rows = rows.shape[-2]
     return F.pad(rows, (0, 0, 0, next_multiple(num_rows, ROW_MULTIPLE) - num_rows))
+
+
+def pad_groups(weight: Tensor, num_groups: int) -> Tensor:
+    """Append rows of zeros to each of `num_groups` equal groups of rows of `weight` `(groups*R, C)`, up to 8n."""
+    return pad_rows(weight.unflatten(0, (num_groups, -1))).flatten(0, 1)
 
 
 def pointwise(x: Tensor, weight: Tensor) -> Tensor:
@@ -57,6 +69,43 @@ def checkpointed(function: Callable[..., Tensor], *inputs: Tensor, enabled: bool
     return function(*inputs)
 
 
+class DeviceDependent(nn.Module):
+    """A module that computes the same in two ways, one for CPUs and one for GPUs."""
+
+    gpu_path: bool | None = None
+    """Which way to compute; None means by the device of the input. Tests and benchmarks set it."""
+
+    def takes_gpu_path(self, x: Tensor) -> bool:
+        """Return whether to compute in the way for GPUs, given the input `x` of any shape."""
+        return x.device.type == "cuda" if self.gpu_path is None else self.gpu_path
+
+
+class GeluGate(torch.autograd.Function):
+    """GELU of the first half of the channels times the second half.
+
+    Autograd would compute the gradients of both halves separately and then copy them into one image.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, both: Tensor) -> Tensor:
+        """Return the gated values `(..., hidden)` of `both` halves `(..., 2*hidden)`."""
+        gate, value = both.chunk(2, dim=-1)
+        opened = F.gelu(gate)
+        ctx.save_for_backward(both, opened)
+        return opened * value
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return the gradient of both halves `(..., 2*hidden)` from that of the gated values `(..., hidden)`."""
+        both, opened = ctx.saved_tensors
+        gate, value = both.chunk(2, dim=-1)
+        result = torch.empty_like(both)
+        to_gate, to_value = result.chunk(2, dim=-1)
+        torch.ops.aten.gelu_backward.grad_input(gradient * value, gate, grad_input=to_gate)
+        torch.mul(gradient, opened, out=to_value)
+        return result
+
+
 class ChannelNorm(nn.Module):
     """Layer norm over the channels of each pixel. If it is `fused`, it uses the kernel of this name."""
 
@@ -76,7 +125,7 @@ class ChannelNorm(nn.Module):
             return F.layer_norm(x, self.body.normalized_shape, scale, shift, self.body.eps)
 
 
-class ChannelAttention(nn.Module):
+class ChannelAttention(DeviceDependent):
     """Channel attention (Restormer, eq. 1): a (C/heads, C/heads) matrix per head, with cost linear in the pixels.
 
     If it is `fused`, it uses the kernel of this name.
@@ -97,6 +146,9 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend over the channels of `x` `(B, H, W, C)`."""
+        if self.takes_gpu_path(x):
+            qkv = pointwise(x, pad_groups(self.qkv.weight.flatten(1), 3))
+            return checkpointed(self._attend_merged, qkv, enabled=self.recompute)
         # Three convolutions are used instead of splitting the result of one, so that each result and its gradient are
         # contiguous.
         q, k, v = (pointwise(x, weight) for weight in self.qkv.weight.flatten(1).chunk(3))
@@ -107,11 +159,52 @@ class ChannelAttention(nn.Module):
         B, H, W, C = q.shape
         filters = self.qkv_dwconv.weight.flatten(1).chunk(3)
         q, k, v = (depthwise(each, weight).flatten(1, 2) for each, weight in zip((q, k, v), filters, strict=True))
-        attention = self._scores(q, k).softmax(dim=-1)  # (B, heads, C/heads, C/heads) from (B, P, C), P = H*W
-        # Attention and projection are combined into one matrix per image, so that products are (C, C), not (P, C).
-        out = self.project_out.weight.reshape(C, self.num_heads, -1).to(attention.dtype)  # (C, heads, C/heads)
-        matrix = torch.einsum("ohi,bhij->bohj", out, attention).reshape(B, C, C)
+        matrix = self._mixing(self._scores(q, k))  # (B, C, C) from (B, P, C), P = H*W
         return (v @ matrix.transpose(-2, -1).to(v.dtype)).reshape(B, H, W, C)
+
+    def _attend_merged(self, qkv: Tensor) -> Tensor:
+        """Compute `_attend` from one image `(B, H, W, 3*D)`: three groups of C channels, zero-padded to D = 8n."""
+        B, H, W, D = *qkv.shape[:3], qkv.shape[3] // 3
+        C = self.project_out.weight.shape[0]
+        filtered = depthwise(qkv, pad_groups(self.qkv_dwconv.weight.flatten(1), 3)).flatten(1, 2)
+        qk, v = filtered.split((2 * D, D), dim=-1)  # views
+        matrix = self._mixing(self._merged_scores(qk, C, num_parts=math.gcd(H, MOST_PARTS)))
+        return (v @ F.pad(matrix, (0, D - C)).transpose(-2, -1).to(v.dtype)).reshape(B, H, W, C)
+
+    def _mixing(self, scores: Tensor) -> Tensor:
+        """Return the matrix `(B, C, C)` of each image that attends by `scores` `(B, heads, c, c)` and then projects.
+
+        Attention and projection are combined into one matrix per image, so that products are (C, C), not (P, C).
+        """
+        attention = scores.softmax(dim=-1)
+        out = self.project_out.weight.flatten(1).unflatten(1, (self.num_heads, -1)).to(attention.dtype)  # (C, heads, c)
+        return torch.einsum("ohi,bhij->bohj", out, attention).flatten(2)
+
+    def _merged_scores(self, qk: Tensor, channels: int, num_parts: int) -> Tensor:
+        """Compute `_scores` from queries and keys side by side.
+
+        The products between all channels hold the squared norms on their diagonal, so one product computes everything.
+
+        Args:
+            qk: `(B, P, 2*D)`, two groups of C channels, padded with zeros.
+            channels: C.
+            num_parts: number of parts into which the pixels are divided. A product of few channels over many pixels
+                would occupy few of a GPU's processors; one product per part occupies more.
+        """
+        normalised = qk.dtype == torch.float16
+        if normalised:
+            qk = F.normalize(qk.float(), dim=1, eps=HALF_NORM_EPSILON).to(qk.dtype)
+        parts = qk.unflatten(1, (num_parts, -1))
+        dtype = torch.promote_types(qk.dtype, torch.float32)
+        half = (parts.detach().transpose(-2, -1) @ parts).sum(dim=1, dtype=dtype)
+        # The value is that of `half`. The gradient is that of both factors, but in one product instead of two.
+        products = half + half.transpose(-2, -1) - half.detach()
+        products = products.unflatten(2, (2, -1)).unflatten(1, (2, -1))[:, :, :channels, :, :channels]
+        scores = self._head_blocks(products[:, 0, :, 1])
+        if normalised:
+            return scores * self.temperature
+        squares = products.diagonal(dim1=1, dim2=3).diagonal(dim1=1, dim2=2)  # (B, 2, C)
+        return self._cosines(scores, squares[:, 0], squares[:, 1])
 
     def _scores(self, q: Tensor, k: Tensor) -> Tensor:
         """Compute temperature times cosine between the channels of `q` and `k` `(B, P, C)`: `(B, heads, c, c)`."""
@@ -121,9 +214,13 @@ class ChannelAttention(nn.Module):
             return self._products(q, k) * self.temperature
         # Multiply first and divide by the norms afterwards, so that neither q nor k is copied.
         dtype = torch.promote_types(q.dtype, torch.float32)
-        squares = ((t * t).sum(dim=1, dtype=dtype) for t in (q, k))  # 2 x (B, C)
+        squares = [(t * t).sum(dim=1, dtype=dtype) for t in (q, k)]
+        return self._cosines(self._products(q, k), *squares)
+
+    def _cosines(self, products: Tensor, *squares: Tensor) -> Tensor:
+        """Divide `products` `(B, heads, c, c)` by the norms of q and k, from their `squares` `(B, C)`."""
         rows, columns = (s.clamp_min(NORM_EPSILON**2).sqrt().unflatten(1, (self.num_heads, -1)) for s in squares)
-        return self._products(q, k) * (self.temperature / rows.unsqueeze(-1)) / columns.unsqueeze(-2)
+        return products * (self.temperature / rows.unsqueeze(-1)) / columns.unsqueeze(-2)
 
     def _products(self, q: Tensor, k: Tensor) -> Tensor:
         """Compute the products between the channels of each head of `q` and `k` `(B, P, C)`: `(B, heads, c, c)`.
@@ -131,13 +228,16 @@ class ChannelAttention(nn.Module):
         One product over all channels is computed, and each head uses its diagonal block. This is cheaper than one
         product per head, which would need a copy of each head's channels.
         """
-        B, _, C = q.shape
         products = (q.transpose(-2, -1) @ k).to(torch.promote_types(q.dtype, torch.float32))
-        per_head = products.reshape(B, self.num_heads, C // self.num_heads, self.num_heads, C // self.num_heads)
+        return self._head_blocks(products)
+
+    def _head_blocks(self, products: Tensor) -> Tensor:
+        """Return the diagonal blocks `(B, heads, c, c)` of `products` `(B, C, C)`."""
+        per_head = products.unflatten(2, (self.num_heads, -1)).unflatten(1, (self.num_heads, -1))
         return per_head.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
 
 
-class GatedFeedForward(nn.Module):
+class GatedFeedForward(DeviceDependent):
     """Feed-forward layer with depthwise convolutions; half of the channels gate the rest (Restormer, eq. 2).
 
     If it is `fused`, it uses the kernel of this name.
@@ -157,6 +257,9 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform `x` `(B, H, W, C)`."""
+        if self.takes_gpu_path(x):
+            both = pointwise(x, pad_groups(self.project_in.weight.flatten(1), 2))
+            return checkpointed(self._gate_merged, both, enabled=self.recompute)
         gate, value = (pointwise(x, weight) for weight in self._halves(self.project_in.weight))
         return checkpointed(self._gate, gate, value, enabled=self.recompute)
 
@@ -164,6 +267,16 @@ class GatedFeedForward(nn.Module):
         """Apply the depthwise filters to both halves, each `(B, H, W, hidden)`, then gate and project."""
         gate_filter, value_filter = self._halves(self.dwconv.weight)
         product = F.gelu(depthwise(gate, gate_filter)) * depthwise(value, value_filter)
+        return pointwise(product, pad_rows(self.project_out.weight.flatten(1).T).T)
+
+    def _gate_merged(self, both: Tensor) -> Tensor:
+        """Compute `_gate` from one image `(B, H, W, 2*hidden)` that holds both halves side by side."""
+        filtered = depthwise(both, pad_groups(self.dwconv.weight.flatten(1), 2))
+        if torch.compiler.is_compiling():  # the compiler needs no help to write both gradients into one image
+            gate, value = filtered.chunk(2, dim=-1)
+            product = F.gelu(gate) * value
+        else:
+            product = GeluGate.apply(filtered)
         return pointwise(product, pad_rows(self.project_out.weight.flatten(1).T).T)
 
     @staticmethod

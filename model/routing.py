@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from upfield.model.blocks import ROW_MULTIPLE, DeviceDependent, next_multiple
+
 INSTRUCTION_DIM = 256
 TOP_K = 2
 NOISE_FLOOR = 0.01
@@ -49,8 +51,32 @@ class Gates(NamedTuple):
     """`(2, E)`: each expert's importance (the sum of its gates) and load (the number of pixels routed to it)."""
 
 
-def top_k_log_gates(logits: Tensor) -> Tensor:
-    """Compute the log-softmax `(..., E)` over the two largest of `logits` `(..., E)`, with minus infinity elsewhere."""
+def descending_ranks(logits: Tensor) -> Tensor:
+    """Return the rank `(..., E)` of each of `logits` `(..., E)`; the largest has rank 0, of equal ones the first.
+
+    For a few experts, comparing all pairs is much faster on a GPU than `topk`, which starts a block of threads for each
+    pixel. Unlike `topk`, it also decides ties in the same way every time.
+    """
+    this, other = logits.unsqueeze(-1), logits.unsqueeze(-2)
+    E = logits.shape[-1]
+    other_is_first = torch.ones(E, E, dtype=torch.bool, device=logits.device).tril(-1)
+    return ((other > this) | ((other == this) & other_is_first)).sum(dim=-1)
+
+
+def at_rank(logits: Tensor, ranks: Tensor, rank: int) -> Tensor:
+    """Return the one of `logits` `(..., E)` that has this rank: `(..., 1)`."""
+    return torch.where(ranks == rank, logits, 0).sum(dim=-1, keepdim=True)
+
+
+def top_k_log_gates(logits: Tensor, ranks: Tensor | None = None) -> Tensor:
+    """Compute the log-softmax `(..., E)` over the two largest of `logits` `(..., E)`, with minus infinity elsewhere.
+
+    Args:
+        logits: `(..., E)`.
+        ranks: `descending_ranks(logits)`; None means to use `topk`, which is faster on a CPU.
+    """
+    if ranks is not None:
+        return logits.masked_fill(ranks >= TOP_K, -torch.inf).log_softmax(dim=-1)
     values, experts = logits.topk(TOP_K, dim=-1)
     return torch.full_like(logits, -torch.inf).scatter(-1, experts, values.log_softmax(dim=-1))
 
@@ -62,7 +88,7 @@ def clean_gates(logits: Tensor) -> Gates:
     return Gates(log_gates, _over_pixels(gates, gates > 0))
 
 
-def noisy_gates(clean: Tensor, noise_scale: Tensor, noise: Tensor) -> Gates:
+def noisy_gates(clean: Tensor, noise_scale: Tensor, noise: Tensor, by_rank: bool = False) -> Gates:
     """Compute gates with noise, and a smooth estimate of the load (Shazeer, eq. 3-5 and 8-10).
 
     The load loss has a gradient only if the load is smooth.
@@ -71,14 +97,21 @@ def noisy_gates(clean: Tensor, noise_scale: Tensor, noise: Tensor) -> Gates:
         clean: logits `(..., E)` without noise.
         noise_scale: `(..., E)`, positive standard deviation of the noise of each logit.
         noise: `(..., E)`, standard normal.
+        by_rank: whether to find the largest logits by `descending_ranks` instead of `topk`.
     """
     noisy = clean + noise_scale * noise
     if clean.shape[-1] == TOP_K:
         # With as many experts as gates, every expert is always chosen, and no further logit exists to set a threshold.
         return clean_gates(noisy)
-    log_gates = top_k_log_gates(noisy)
-    threshold_out, threshold_in = noisy.topk(TOP_K + 1, dim=-1).values[..., TOP_K - 1 :].split(1, dim=-1)
-    threshold = torch.where(noisy > threshold_in, threshold_in, threshold_out)
+    if by_rank:
+        ranks = descending_ranks(noisy)
+        log_gates = top_k_log_gates(noisy, ranks)
+        chosen, threshold_out, threshold_in = ranks < TOP_K, *(at_rank(noisy, ranks, r) for r in (TOP_K - 1, TOP_K))
+    else:
+        log_gates = top_k_log_gates(noisy)
+        threshold_out, threshold_in = noisy.topk(TOP_K + 1, dim=-1).values[..., TOP_K - 1 :].split(1, dim=-1)
+        chosen = noisy > threshold_in
+    threshold = torch.where(chosen, threshold_in, threshold_out)
     served = torch.special.ndtr((clean - threshold) / noise_scale)
     return Gates(log_gates, _over_pixels(log_gates.exp(), served))
 
@@ -128,12 +161,23 @@ class Expert(nn.Module):
         self.fc1 = nn.Linear(channels, hidden)
         self.fc2 = nn.Linear(hidden, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply both layers to `x` `(..., C)`; the shape stays the same."""
-        return self.fc2(F.gelu(self.fc1(x)))
+    def forward(self, x: Tensor, padded: bool = False) -> Tensor:
+        """Apply both layers to `x` `(..., C)`; the shape stays the same.
+
+        Args:
+            x: `(..., C)` pixels.
+            padded: whether zeros pad the channels of `x` to a multiple of 8. Zeros then pad the hidden channels and the
+                output too, because matrix products on a GPU are fast only if each row takes a multiple of 16 bytes.
+        """
+        if not padded:
+            return self.fc2(F.gelu(self.fc1(x)))
+        channels, hidden = (-count % ROW_MULTIPLE for count in self.fc1.weight.T.shape)
+        inner = F.linear(x, F.pad(self.fc1.weight, (0, channels, 0, hidden)), F.pad(self.fc1.bias, (0, hidden)))
+        weight, bias = F.pad(self.fc2.weight, (0, hidden, 0, channels)), F.pad(self.fc2.bias, (0, channels))
+        return F.linear(F.gelu(inner), weight, bias)
 
 
-class SpatialMixture(nn.Module):
+class SpatialMixture(DeviceDependent):
     """A mixture of experts per pixel.
 
     Every expert is evaluated on every pixel, so that each parameter always has a gradient and the graph is static.
@@ -163,13 +207,19 @@ class SpatialMixture(nn.Module):
         Returns:
             The mixture `(B, P, C)` float32 and, in training, the experts' usage `(2, E)`.
         """
+        on_gpu = self.takes_gpu_path(x)
         if noise is None:
-            log_gates, usage = top_k_log_gates(self._project(x, instruction, self.w_gate)), None
+            logits = self._project(x, instruction, self.w_gate)
+            log_gates, usage = top_k_log_gates(logits, descending_ranks(logits) if on_gpu else None), None
         else:
             weight = torch.cat([self.w_gate, self.w_noise], dim=1)
             clean, raw_scale = self._project(x, instruction, weight).chunk(2, dim=-1)
-            log_gates, usage = noisy_gates(clean, F.softplus(raw_scale) + NOISE_FLOOR, noise)
-        return log_mixture([expert(x) for expert in self.experts], log_gates), usage
+            log_gates, usage = noisy_gates(clean, F.softplus(raw_scale) + NOISE_FLOOR, noise, by_rank=on_gpu)
+        if not on_gpu:
+            return log_mixture([expert(x) for expert in self.experts], log_gates), usage
+        C = x.shape[-1]
+        x = F.pad(x, (0, next_multiple(C, ROW_MULTIPLE) - C))
+        return log_mixture([expert(x, padded=True) for expert in self.experts], log_gates)[..., :C], usage
 
     @staticmethod
     def _project(x: Tensor, instruction: Tensor, weight: Tensor) -> Tensor:

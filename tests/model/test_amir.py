@@ -1,5 +1,6 @@
-"""The network agrees with the published one in its tensors and its number of parameters."""
+"""The network agrees with the published one in its tensors and parameters, computed as on CPUs and as on GPUs."""
 
+import copy
 import math
 from pathlib import Path
 from typing import get_args
@@ -10,11 +11,12 @@ from safetensors.torch import load_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from upfield.model.amir import Amir, AmirConfig, Checkpointing, noise_shapes
-from upfield.model.blocks import ChannelAttention, TransformerBlock
+from upfield.model.blocks import ChannelAttention, DeviceDependent, TransformerBlock
 from upfield.model.routing import (
     ChannelRouting,
     Expert,
     clean_gates,
+    descending_ranks,
     load_loss,
     log_mixture,
     noisy_gates,
@@ -26,9 +28,17 @@ CHECKPOINTING: tuple[Checkpointing, ...] = get_args(Checkpointing)
 SMALL = AmirConfig(dim=8, num_blocks=(1, 2, 1, 2), num_refinement_blocks=1)
 
 
-@pytest.fixture(scope="module")
-def small() -> Amir:
-    network = Amir(SMALL)
+def take_path(network: Amir, path: str) -> Amir:
+    """Make the network compute as it does on this device."""
+    for module in network.modules():
+        if isinstance(module, DeviceDependent):
+            module.gpu_path = path == "gpu"
+    return network
+
+
+@pytest.fixture(scope="module", params=["cpu", "gpu"])
+def small(request: pytest.FixtureRequest) -> Amir:
+    network = take_path(Amir(SMALL), request.param)
     state = {k.removeprefix("state_dict."): v for k, v in GOLDEN.items() if k.startswith("state_dict.")}
     network.load_state_dict(state, strict=True)
     return network.eval()
@@ -58,11 +68,12 @@ def test_expert_mixtures_match_the_published_network(small: Amir, level: int) ->
 
 
 @torch.no_grad()
-def test_training_gates_and_load_match_the_published_network(small: Amir) -> None:
+@pytest.mark.parametrize("by_rank", [False, True])
+def test_training_gates_and_load_match_the_published_network(small: Amir, by_rank: bool) -> None:
     mixture = small.spatial_routing_encoder_level2.moe
     tokens = GOLDEN["gating.tokens"]
     scale = torch.nn.functional.softplus(tokens @ mixture.w_noise) + 0.01
-    gates = noisy_gates(tokens @ mixture.w_gate, scale, GOLDEN["gating.noise"])
+    gates = noisy_gates(tokens @ mixture.w_gate, scale, GOLDEN["gating.noise"], by_rank)
     close(gates.log_gates.exp(), GOLDEN["gating.gates"])
     close(gates.usage[1], GOLDEN["gating.load"])
     close(load_loss(gates.usage).reshape(1), GOLDEN["gating.loss"])
@@ -102,8 +113,9 @@ def test_training_returns_the_load_loss_and_every_parameter_has_a_gradient() -> 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("content", ["noise", "black"])
-def test_value_and_gradients_stay_finite_with_dead_channels(dtype: torch.dtype, content: str) -> None:
-    network = Amir(AmirConfig.preset("tiny")).train()
+@pytest.mark.parametrize("path", ["cpu", "gpu"])
+def test_value_and_gradients_stay_finite_with_dead_channels(dtype: torch.dtype, content: str, path: str) -> None:
+    network = take_path(Amir(AmirConfig.preset("tiny")), path).train()
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, ChannelAttention):
@@ -143,9 +155,41 @@ def test_images_stay_channels_last_when_pixel_shuffle_changes_their_memory_order
 
 def test_no_step_reads_a_value_that_would_make_the_host_wait_for_a_gpu() -> None:
     with FakeTensorMode():  # Fake tensors have no values, and reading a value raises an error.
-        network = Amir(AmirConfig.preset("tiny")).train()
+        network = take_path(Amir(AmirConfig.preset("tiny")), "gpu").train()
         restored, load_loss = network(torch.rand(2, 1, 24, 16))
         (restored.mean() + load_loss).backward()
+
+
+def test_the_path_for_gpus_has_the_values_and_gradients_of_that_for_cpus() -> None:
+    # At the first two levels, no number of channels is a multiple of 8.
+    config = AmirConfig(dim=10, num_blocks=(1, 1, 0, 1), num_refinement_blocks=0, heads=(2, 2, 4, 8), num_experts=3)
+    network = Amir(config).double().train()
+    image = torch.rand(1, 1, 16, 24, dtype=torch.float64)
+    noise = [torch.randn(1, *shape, dtype=torch.float64) for shape in noise_shapes(config, 16, 24)]
+    results = []
+    for one in (take_path(copy.deepcopy(network), path) for path in ("cpu", "gpu")):
+        restored, load_loss = one(image, noise)
+        (restored.square().mean() + load_loss).backward()
+        results.append([restored, load_loss, *(parameter.grad for parameter in one.parameters())])
+    for cpu, gpu in zip(*results, strict=True):
+        torch.testing.assert_close(gpu, cpu, rtol=1e-9, atol=1e-12)
+
+
+def test_gates_by_rank_have_the_values_and_gradients_of_topk() -> None:
+    for experts in (3, 4, 7):
+        inputs = [torch.randn(50, experts), torch.rand(50, experts) + 0.1, torch.randn(50, experts)]
+        results = []
+        for by_rank in (False, True):
+            leaves = [tensor.double().requires_grad_() for tensor in inputs]
+            gates = noisy_gates(leaves[0], leaves[1], leaves[2], by_rank)
+            (gates.log_gates.exp().square().sum() + gates.usage.square().sum()).backward()
+            results.append([*gates, *(leaf.grad for leaf in leaves)])
+        for found, expected in zip(*results, strict=True):
+            torch.testing.assert_close(found, expected)
+
+
+def test_the_first_of_equal_logits_ranks_first() -> None:
+    assert descending_ranks(torch.tensor([[1.0, 2, 1, 2], [0, 0, 0, 0]])).tolist() == [[2, 0, 3, 1], [0, 1, 2, 3]]
 
 
 def test_two_experts_are_always_both_used(small: Amir) -> None:
