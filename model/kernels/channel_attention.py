@@ -29,6 +29,7 @@ from upfield.model.kernels.depthwise import (
     STRIP,
     convolve,
     convolve_backward,
+    evenly_spaced,
     filter_taps,
     load_row,
     plain_depthwise,
@@ -64,19 +65,14 @@ def channel_attention(qkv: Tensor, filters: Tensor, num_heads: int) -> tuple[Ten
     """Compute `plain_channel_attention` by kernels.
 
     Args:
-        qkv: `(B, H, W, 3*D)`, contiguous, in float16, bfloat16 or float32.
+        qkv: `(B, H, W, 3*D)`, in float16, bfloat16 or float32.
         filters: `(3*C, 9)` in any precision, C up to D.
-        num_heads: number of heads.
+        num_heads: number of heads, each of at most 120 channels.
 
     Returns:
         Sums of squares `(B, 2, heads, c)` and products `(B, heads, c, c)` in float32, and values `(B, H, W, D)`.
     """
     return _ChannelAttention.apply(qkv, filters, num_heads)  # pyright: ignore[reportReturnType]
-
-
-def fits(channels: int, num_heads: int) -> bool:
-    """Return whether the kernels can compute this size: the products of larger heads do not fit into registers."""
-    return channels // num_heads <= 120
 
 
 class _ChannelAttention(torch.autograd.Function):
@@ -94,15 +90,14 @@ class _ChannelAttention(torch.autograd.Function):
         ctx: Any, squares_gradient: Tensor, products_gradient: Tensor, v_gradient: Tensor
     ) -> tuple[Tensor, Tensor, None]:
         qkv, filters, squares = ctx.saved_tensors  # pyright: ignore[reportAttributeAccessIssue]
-        gradients = channel_attention_backward(
-            qkv, filters, squares, squares_gradient, products_gradient, v_gradient.contiguous()
-        )
+        gradients = channel_attention_backward(qkv, filters, squares, squares_gradient, products_gradient, v_gradient)
         return *gradients, None
 
 
 @torch.library.custom_op("upfield::channel_attention", mutates_args=())
 def channel_attention_forward(qkv: Tensor, filters: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Compute `plain_channel_attention`."""
+    qkv = qkv.contiguous()
     B, H, W, D = *qkv.shape[:3], qkv.shape[3] // 3
     c = len(filters) // 3 // num_heads
     padded = _pad_filters(qkv, filters)
@@ -138,6 +133,7 @@ def channel_attention_backward(
     Let q be a query channel divided by its norm, and k the key channels likewise. The gradient of the query channel is
     (slope * q + factors @ k) / norm. In this form, no value overflows or vanishes in float16, whatever the norms are.
     """
+    qkv, v_gradient = qkv.contiguous(), evenly_spaced(v_gradient)
     B, H, W, D = *qkv.shape[:3], qkv.shape[3] // 3
     num_heads, c = products_gradient.shape[1:3]
     least_norm = 1e-4 if qkv.dtype == torch.float16 else 1e-12
@@ -170,7 +166,8 @@ def _(
     products_gradient: Tensor,
     v_gradient: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(qkv), torch.empty_like(filters, memory_format=torch.contiguous_format)
+    layout = torch.contiguous_format
+    return torch.empty_like(qkv, memory_format=layout), torch.empty_like(filters, memory_format=layout)
 
 
 def _pad_filters(qkv: Tensor, filters: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from upfield.model.configuration import Kernels
 # of that run is in benchmarks/. A kernel without a proof is used only if a user asks for it.
 PROVED: dict[str, frozenset[tuple[int, int]]] = {
     "layer_norm": frozenset(),
+    "channel_attention": frozenset(),
 }
 
 
