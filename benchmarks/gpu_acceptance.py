@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None, checks: Sequence[Check] = CHECKS) ->
     if arguments.check:
         from acceptance.report import run_check
 
-        return run_check(arguments.check, arguments.settings)
+        run_check(arguments.check, arguments.settings)
     if arguments.rank:
         from acceptance.ranks import run_rank
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None, checks: Sequence[Check] = CHECKS) ->
         if arguments.make_shards:
             return 0
     wanted = [check for check in checks if arguments.only is None or check.number in arguments.only]
-    return run_checks(wanted, arguments.out, arguments.device, arguments.shards, arguments.total_s)
+    return run_checks(wanted, arguments.out, arguments.device, arguments.shards, arguments.total_s, arguments.against)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -53,6 +53,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--shards", type=Path, default=ROOT / ".acceptance/shards", help="shards to train on")
     parser.add_argument("--make_shards", action="store_true", help="write the shards and end")
     parser.add_argument("--total_s", type=float, help="time for the whole run; default: 420 on a GPU, 290 on a CPU")
+    parser.add_argument("--against", default="", help="the published network, as FILE.py:Class, for check 5")
     # For the processes that this program starts.
     parser.add_argument("--check", help=argparse.SUPPRESS)
     parser.add_argument("--settings", help=argparse.SUPPRESS)

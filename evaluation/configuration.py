@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from upfield.export.configuration import Engine
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
@@ -23,6 +25,8 @@ class EvaluateConfig:
     """Number of slices that the model restores at once."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """`auto` uses a GPU if there is one. `cuda` fails if there is none."""
+    engine: Engine = "onnx"
+    """Engine that runs `.onnx` files, as in `upfield enhance`. Runs are always measured in PyTorch."""
     perturb: bool = True
     """Also measure how much the output changes if the input is perturbed. This takes four times as long."""
     save_volumes: bool = False

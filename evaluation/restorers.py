@@ -1,6 +1,5 @@
-"""One interface for the models to evaluate: a run's best model in PyTorch, or a model file in ONNX Runtime."""
+"""One interface for the models to evaluate: a run's best model in PyTorch, or a model file in an engine."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +13,9 @@ from upfield.common.allocator import keep_freed_memory
 from upfield.common.errors import InputError
 from upfield.common.files import hash_file
 from upfield.evaluation.measurements import AGAINST, MODEL
-from upfield.export.modelfile.onnx_restorer import OnnxRestorer
+from upfield.export.configuration import Engine
+from upfield.export.modelfile.engines import open_model_file
+from upfield.export.modelfile.gpus import own_gpu
 from upfield.export.scans.restoration import Restorer
 from upfield.model.weights import MODEL as WEIGHTS
 from upfield.model.weights import read_best
@@ -84,22 +85,25 @@ class RunRestorer:
         return self._network(torch.from_numpy(low).to(self._device)).clamp(0, 1).cpu().numpy()
 
 
-class ModelFileRestorer(OnnxRestorer):
+class ModelFileRestorer:
     """Restores batches of slices with a model file, and knows the origin of the model."""
 
-    def __init__(self, path: Path, device: str = "auto") -> None:
+    def __init__(self, path: Path, device: str = "auto", engine: Engine = "onnx") -> None:
         """Load a model file.
 
         Args:
             path: the `.onnx` file.
             device: `auto`, `cuda` or `cpu`.
+            engine: `onnx` (ONNX Runtime) or `torch` (PyTorch).
 
         Raises:
             InputError: the file is missing or is not a model file of upfield, or the device cannot run it.
         """
-        super().__init__(path, device)
-        tree: dict[str, Any] = self.card.tree
-        runtime = f"ONNX Runtime, {self.provider}"
+        restorer = open_model_file(path, engine, device)
+        self.restore = restorer.restore
+        self.context, self.normalisation = restorer.context, restorer.normalisation
+        tree: dict[str, Any] = restorer.card.tree
+        runtime = f"ONNX Runtime, {restorer.provider}" if engine == "onnx" else f"{restorer.provider}, model file"
         self.origin = ModelOrigin(str(path), tree["step"], runtime, hash_file(path), tree["data_sha256"])
         self.configuration = yaml.safe_dump(tree["config"], sort_keys=False)
 
@@ -107,25 +111,28 @@ class ModelFileRestorer(OnnxRestorer):
 def choose_device(device: str) -> torch.device:
     """Return this process's own GPU if there is one and `device` is not `cpu`, otherwise the CPU."""
     on_gpu = device != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
+    return torch.device("cuda", own_gpu()) if on_gpu else torch.device("cpu")
 
 
-def open_restorers(model: Path, against: Path | None, device: str, manifest: Manifest) -> dict[str, ModelRestorer]:
+def open_restorers(
+    model: Path, against: Path | None, device: str, engine: Engine, manifest: Manifest
+) -> dict[str, ModelRestorer]:
     """Open a model as `MODEL` and, if there is one, the model that it is compared with as `AGAINST`.
 
     Raises:
         InputError: a model cannot be opened, or does not fit the shard set.
     """
     models = {MODEL: model} | ({AGAINST: against} if against else {})
-    return {role: open_restorer(path, device, manifest) for role, path in models.items()}
+    return {role: open_restorer(path, device, engine, manifest) for role, path in models.items()}
 
 
-def open_restorer(model: Path, device: str, manifest: Manifest) -> ModelRestorer:
+def open_restorer(model: Path, device: str, engine: Engine, manifest: Manifest) -> ModelRestorer:
     """Open a run or a model file, and check that it fits a shard set.
 
     Args:
         model: run folder, or an `.onnx` file.
         device: `auto`, `cuda` or `cpu`.
+        engine: `onnx` or `torch`, for an `.onnx` file.
         manifest: manifest of the shard set.
 
     Raises:
@@ -135,7 +142,7 @@ def open_restorer(model: Path, device: str, manifest: Manifest) -> ModelRestorer
         raise InputError(f"{model}: no such run or .onnx file. Check the path.")
     if model.is_file() and model.suffix != ".onnx":
         raise InputError(f"{model}: this is neither a run folder nor an .onnx file. Check the path.")
-    restorer = RunRestorer(model, device) if model.is_dir() else ModelFileRestorer(model, device)
+    restorer = RunRestorer(model, device) if model.is_dir() else ModelFileRestorer(model, device, engine)
     for name in ("context", "normalisation"):
         trained, stored = getattr(restorer, name), getattr(manifest, name)
         if trained != stored:

@@ -39,7 +39,8 @@ def evaluate_models(config: EvaluateConfig) -> int:
     measurements = SplitMeasurements()
     results: list[EvaluationResult] = []
     for target in plan.targets:
-        restorers = open_restorers(target.model, config.against, config.device, plan.split.manifest)
+        manifest = plan.split.manifest
+        restorers = open_restorers(target.model, config.against, config.device, config.engine, manifest)
         measurements = measure_target(config, target, restorers, plan.split, measurements)
         if current_rank() == 0:
             results.append(summarise(config, target, restorers, plan.split, measurements))

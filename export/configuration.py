@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 Device = Literal["auto", "cuda", "tensorrt", "cpu"]
+Engine = Literal["onnx", "torch"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,9 @@ class EnhanceConfig:
     """Slices restored at once."""
     device: Device = "auto"
     """`auto` uses a GPU if there is one; `cuda` and `tensorrt` fail if they cannot run."""
+    engine: Engine = "onnx"
+    """`onnx` runs the model in ONNX Runtime. `torch` runs it in PyTorch, which on a GPU compiles it first: this takes
+    time, and pays for many scans of one size."""
     keep_ras: bool = False
     """Write the axes in the order right, anterior, superior instead of the scan's own order."""
     like: Path | None = None
@@ -68,6 +72,9 @@ class ServeConfig:
     """Port to listen on."""
     device: Device = "auto"
     """`auto` uses a GPU if there is one; `cuda` and `tensorrt` fail if they cannot run."""
+    engine: Engine = "onnx"
+    """`onnx` runs the model in ONNX Runtime. `torch` runs it in PyTorch, which on a GPU compiles it first: this takes
+    time, and pays for many scans of one size."""
     address: str | None = None
     """Ray cluster that runs the replicas: HOST:PORT, or `auto` for the cluster of this node. By default, the replicas
     run on this machine."""

@@ -1,26 +1,40 @@
-"""The Triton kernels against plain PyTorch: values and gradients, for all channel counts of all presets."""
+"""The Triton kernels against plain PyTorch: values and gradients, for all channel counts and odd sizes.
+
+Each kernel is a function beside its definition in plain PyTorch, `plain_NAME`. It is compared twice: alone, and inside
+the module of the network that uses it. float64 is the truth; a kernel must be about as close to it as plain PyTorch in
+the same precision. Other processes do this, because compiling kernels takes most of the time, and because a kernel that
+writes where it must not makes its process unusable.
+"""
 
 import copy
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from importlib import import_module
+from multiprocessing import get_context
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+import upfield.model.kernels
 from acceptance.measuring import relative_error
 from acceptance.report import Report
+from upfield.common.tables import text_table
+from upfield.common.tasks import end_with_parent
 from upfield.model.amir import Amir, AmirConfig
-from upfield.model.blocks import TransformerBlock
+from upfield.model.blocks import ROW_MULTIPLE, TransformerBlock, next_multiple
 from upfield.model.kernels.selection import PROVED
 
 PRESETS = ("official", "report", "tiny")
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # A kernel may be this many times less exact than plain PyTorch in the same precision, or as exact as the second number.
 FACTOR, FLOORS = 3.0, {"float32": 2e-5, "bf16": 1e-2, "fp16": 2e-3}
+Tensors = list[Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class BlockShape:
     """What distinguishes the blocks of a network."""
 
@@ -30,6 +44,11 @@ class BlockShape:
     level: int
     """Resolution: 0 is full, 1 is half, and so on."""
 
+    @property
+    def hidden(self) -> int:
+        """Channels of each half of the feed-forward layer, padded."""
+        return next_multiple(int(self.channels * self.expansion), ROW_MULTIPLE)
+
     def build(self, device: str) -> TransformerBlock:
         """Build a block with seeded weights that differ from those at the start of training."""
         torch.manual_seed(self.channels)
@@ -38,6 +57,28 @@ class BlockShape:
             for parameter in block.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
         return block.to(device)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far a kernel and plain PyTorch are from float64, in one precision and at one size."""
+
+    kernel: str
+    shape: BlockShape
+    size: tuple[int, int, int]
+    precision: str
+    error: float
+    plain_error: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the kernel is as exact as it must be. NaN never is."""
+        return self.error <= max(FACTOR * self.plain_error, FLOORS[self.precision])
+
+    @property
+    def place(self) -> str:
+        """Describe what was compared."""
+        return f"{self.kernel} with {self.shape.channels} channels at {'x'.join(map(str, self.size))} {self.precision}"
 
 
 def block_shapes(preset: str) -> dict[BlockShape, int]:
@@ -55,82 +96,182 @@ def block_shapes(preset: str) -> dict[BlockShape, int]:
     return shapes
 
 
+def kernel_names() -> list[str]:
+    """Return the names of the kernels: the modules of `model/kernels/` except the one that selects kernels."""
+    files = (file for folder in upfield.model.kernels.__path__ for file in Path(folder).glob("*.py"))
+    return sorted(file.stem for file in files if file.stem not in ("__init__", "selection"))
+
+
 def modules_with(kernel: str, block: TransformerBlock) -> Iterator[nn.Module]:
     """Yield the modules of a block that can use a kernel."""
     return (module for module in block.modules() if getattr(module, "kernel", None) == kernel)
 
 
-def prove_kernels(report: Report) -> None:
-    """Compare every kernel with plain PyTorch at all channel counts and at odd sizes."""
-    report.figure("kernels", sorted(PROVED))
-    if importlib.util.find_spec("triton") is None:
-        report.expect("triton is installed", not report.on_gpu)
-        report.needs_gpu("the Triton kernels, because triton is not installed")
-        return
-    presets = report.pick(gpu=PRESETS, cpu=("tiny",))
-    shapes = sorted({shape for preset in presets for shape in block_shapes(preset)}, key=str)
-    if not report.on_gpu:
-        shapes = shapes[:1]
-        report.needs_gpu("the Triton kernels at all channel counts; on a CPU, Triton's interpreter runs one")
-    for kernel in PROVED:
-        errors = prove_kernel(report, kernel, shapes)
-        report.figure(f"{kernel}_largest_error", {name: float(f"{error:.3g}") for name, error in errors.items()})
+class KernelProofs:
+    """Comparisons that run in processes of their own from when this object is made until `report`."""
+
+    def __init__(self, report: Report) -> None:
+        """Start the comparisons."""
+        self._report, self._futures = report, list[Future[list[Comparison]]]()
+        self._has_triton = importlib.util.find_spec("triton") is not None
+        presets = report.pick(gpu=PRESETS, cpu=("tiny",))
+        shapes = sorted({shape for preset in presets for shape in block_shapes(preset)})
+        sizes = report.pick(gpu=((2, 31, 17), (1, 9, 10), (1, 56, 50)), cpu=((1, 5, 7),))
+        self._shapes = report.pick(gpu=shapes, cpu=shapes[:1])
+        self._pool = ProcessPoolExecutor(report.pick(gpu=8, cpu=1), get_context("spawn"), initializer=end_with_parent)
+        if self._has_triton:
+            jobs = [
+                (work, kernel, shape)
+                for shape in self._shapes
+                for work, kernels in ((compare_function, kernel_names()), (compare_module, sorted(PROVED)))
+                for kernel in kernels
+            ]
+            self._futures = [self._pool.submit(*job, report.device, sizes) for job in jobs]
+
+    def report(self, _: Report) -> None:
+        """Wait for the comparisons and report them."""
+        report = self._report
+        if not self._has_triton:
+            report.expect("triton is installed", not report.on_gpu)
+            report.needs_gpu("the Triton kernels, because triton is not installed here")
+            return
+        comparisons: list[Comparison] = []
+        for future in self._futures:
+            try:
+                comparisons += future.result()
+            except Exception as error:
+                report.attempt("a comparison of a kernel", error)
+        self._pool.shutdown()
+        worst: dict[str, dict[str, float]] = {}
+        for each in comparisons:
+            if not each.holds:
+                report.expect(each.place, False, f"error {each.error:.2g}, plain PyTorch {each.plain_error:.2g}")
+            errors = worst.setdefault(each.kernel, {})
+            errors[each.precision] = max(errors.get(each.precision, 0.0), each.error)
+        for kernel, errors in worst.items():
+            report.figure(f"{kernel}_largest_error", errors)
+        expected = {*kernel_names(), *(f"{kernel} in its module" for kernel in PROVED)}
+        missing = expected - worst.keys()
+        report.expect("every kernel was compared", not missing, ", ".join(sorted(missing)))
+        rows = [[c.place, f"{c.error:.2e}", f"{c.plain_error:.2e}"] for c in comparisons]
+        report.text("kernels against float64", text_table(["kernel", "error", "plain PyTorch"], rows, numeric=True))
+        if not report.on_gpu:
+            report.needs_gpu("the Triton kernels at all channel counts; on a CPU, Triton's interpreter runs one")
 
 
-def prove_kernel(report: Report, kernel: str, shapes: list[BlockShape]) -> dict[str, float]:
-    """Compare one kernel, and return its largest relative error in each precision."""
-    errors: dict[str, float] = {}
-    sizes = report.pick(gpu=((2, 31, 17), (1, 9, 10), (1, 56, 50)), cpu=((1, 5, 7),))
-    for shape in shapes:
-        block = shape.build(report.device)
-        # Both norms of a block are the same kind of module.
-        for module in list(modules_with(kernel, block))[:1]:
-            for size in sizes:
-                for name, dtype in DTYPES.items():
-                    error, least = kernel_error(module, shape.channels, size, report.device, dtype)
-                    errors[name] = max(errors.get(name, 0.0), error)
-                    if not error <= max(FACTOR * least, FLOORS[name]):
-                        place = f"{kernel} at {size[0]} x {size[1]} x {size[2]} x {shape.channels} in {name}"
-                        report.expect(f"{place} is right", False, f"error {error:.2g}, plain PyTorch {least:.2g}")
-    report.expect(f"{kernel} was compared", bool(errors), f"{len(shapes)} channel counts, {len(sizes)} sizes")
-    return errors
+def compare_function(
+    kernel: str, shape: BlockShape, device: str, sizes: list[tuple[int, int, int]]
+) -> list[Comparison]:
+    """Compare a kernel's function with its definition, with the sizes of a block."""
+    module = import_module(f"upfield.model.kernels.{kernel}")
+    fused, plain = getattr(module, kernel), getattr(module, f"plain_{kernel}")
+    comparisons: list[Comparison] = []
+    for size in sizes:
+        for precision, dtype in DTYPES.items():
+            image, parameters, constants = INPUTS[kernel](shape, size)
+            images = [image.to(device, dtype).requires_grad_()]
+            parameters = [parameter.to(device).requires_grad_() for parameter in parameters]
+            wide = [tensor.detach().double().requires_grad_() for tensor in (*images, *parameters)]
+            exact = values_and_gradients(lambda *inputs: plain(*inputs, *constants), wide)  # noqa: B023, called here
+            errors = [
+                worst_error(values_and_gradients(lambda *inputs: form(*inputs, *constants), images + parameters), exact)  # noqa: B023
+                for form in (fused, plain)
+            ]
+            comparisons.append(Comparison(kernel, shape, size, precision, *errors))
+    return comparisons
 
 
-def kernel_error(
-    module: nn.Module, channels: int, size: tuple[int, int, int], device: str, dtype: torch.dtype
+def attention_inputs(shape: BlockShape, size: tuple[int, int, int]) -> tuple[Tensor, Tensors, tuple[int, ...]]:
+    """Draw queries, keys and values side by side, and their filters."""
+    image = torch.randn(*size, 3 * next_multiple(shape.channels, ROW_MULTIPLE))
+    return image, [torch.randn(3 * shape.channels, 9) / 3], (shape.num_heads,)
+
+
+def gate_inputs(shape: BlockShape, size: tuple[int, int, int]) -> tuple[Tensor, Tensors, tuple[int, ...]]:
+    """Draw both halves of a feed-forward layer side by side, and their filters."""
+    return torch.randn(*size, 2 * shape.hidden), [torch.randn(2 * shape.hidden, 9) / 3], ()
+
+
+def filter_inputs(shape: BlockShape, size: tuple[int, int, int]) -> tuple[Tensor, Tensors, tuple[int, ...]]:
+    """Draw an image and a filter for each channel."""
+    return torch.randn(*size, shape.channels), [torch.randn(shape.channels, 9) / 3], ()
+
+
+def norm_inputs(shape: BlockShape, size: tuple[int, int, int]) -> tuple[Tensor, Tensors, tuple[int, ...]]:
+    """Draw an image that is not centred, and the scale and shift of each channel."""
+    channels = shape.channels
+    return torch.randn(*size, channels) + 0.5, [1 + 0.1 * torch.randn(channels), torch.randn(channels)], ()
+
+
+# Name of a kernel -> function that draws its image, its parameters and its constants on the CPU in float32.
+INPUTS: dict[str, Callable[[BlockShape, tuple[int, int, int]], tuple[Tensor, Tensors, tuple[int, ...]]]] = {
+    "channel_attention": attention_inputs,
+    "depthwise": filter_inputs,
+    "gated_depthwise": gate_inputs,
+    "layer_norm": norm_inputs,
+}
+
+
+def compare_module(kernel: str, shape: BlockShape, device: str, sizes: list[tuple[int, int, int]]) -> list[Comparison]:
+    """Compare the module of a block that uses a kernel with and without it."""
+    # Both norms of a block are the same kind of module.
+    module = next(modules_with(kernel, shape.build(device)))
+    return [
+        Comparison(f"{kernel} in its module", shape, size, precision, *module_errors(module, shape, size, dtype))
+        for size in sizes[:1]
+        for precision, dtype in DTYPES.items()
+    ]
+
+
+def module_errors(
+    module: nn.Module, shape: BlockShape, size: tuple[int, int, int], dtype: torch.dtype
 ) -> tuple[float, float]:
     """Return the largest relative error of value and gradients with the kernel, and that of plain PyTorch.
 
     Args:
         module: module that can use the kernel, with float32 parameters.
-        channels: channels of its input.
+        shape: kind of block.
         size: batch, height and width of its input.
-        device: `cuda` or `cpu`.
         dtype: dtype of the input and of autocast.
     """
+    device = next(module.parameters()).device.type
     generator = torch.Generator().manual_seed(sum(size))
-    x, direction = (torch.randn(*size, channels, generator=generator).to(device, dtype) for _ in range(2))
-    module.fused = False  # pyright: ignore[reportAttributeAccessIssue]
-    exact = results(copy.deepcopy(module).double(), x.double(), direction.double(), None)
-    plain = results(module, x, direction, dtype)
-    module.fused = True  # pyright: ignore[reportAttributeAccessIssue]
-    fused = results(module, x, direction, dtype)
-    return tuple(  # pyright: ignore[reportReturnType]
-        max(relative_error(one, other) for one, other in zip(found, exact, strict=True)) for found in (fused, plain)
-    )
+    x = torch.randn(*size, shape.channels, generator=generator).to(device, dtype)
+    exact = module_results(copy.deepcopy(module).double(), x.double(), None)
+    errors: list[float] = []
+    for fused in (True, False):
+        module.fused = fused  # pyright: ignore[reportAttributeAccessIssue]
+        errors.append(worst_error(module_results(module, x, dtype), exact))
+    return errors[0], errors[1]
 
 
-def results(module: nn.Module, x: Tensor, direction: Tensor, dtype: torch.dtype | None) -> list[Tensor]:
+def module_results(module: nn.Module, x: Tensor, dtype: torch.dtype | None) -> Tensors:
     """Return the output of a module, and the gradients of its input and parameters.
 
     Args:
         module: module that maps `(B, H, W, C)` to the same shape.
         x: `(B, H, W, C)`.
-        direction: `(B, H, W, C)`, gradient of the output.
         dtype: dtype of autocast; None or float32 turns it off.
     """
-    x = x.detach().requires_grad_()
-    half = dtype not in (None, torch.float32)
-    with torch.autocast(x.device.type, dtype, enabled=half):
-        y = module(x)
-    return [y, *torch.autograd.grad(y, [x, *module.parameters()], direction.to(y.dtype))]
+
+    def forward(x: Tensor, *_: Tensor) -> Tensor:
+        half = dtype not in (None, torch.float32)
+        with torch.autocast(x.device.type, dtype, enabled=half):
+            return module(x)
+
+    return values_and_gradients(forward, [x.detach().requires_grad_(), *module.parameters()])
+
+
+def values_and_gradients(function: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Tensors) -> Tensors:
+    """Return the outputs of a function, and the gradients of its inputs in a seeded direction."""
+    outputs = function(*inputs)
+    outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    generator = torch.Generator().manual_seed(1)
+    directions = [torch.randn(y.shape, generator=generator).to(y) for y in outputs]
+    return [*outputs, *torch.autograd.grad(outputs, inputs, directions)]
+
+
+def worst_error(found: Tensors, exact: Tensors) -> float:
+    """Return the largest relative error of any of the tensors, NaN if one is not finite."""
+    errors = [relative_error(one, other) for one, other in zip(found, exact, strict=True)]
+    return float("nan") if any(error != error for error in errors) else max(errors)

@@ -26,6 +26,9 @@ FAMILIES = (
     ("elementwise", r"elementwise|gelu|mul|add"),
 )
 
+# Names of spans of time on the device that are no kernels.
+ANNOTATIONS = ("ProfilerStep", "Optimizer.", "##", "Torch-Compiled Region")
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -56,7 +59,7 @@ def profile_steps(step: Callable[[], object], device: str, steps: int) -> list[K
         if on_device != (device == "cuda") or getattr(row, "is_user_annotation", False):
             continue
         time_us = row.self_device_time_total if on_device else row.self_cpu_time_total
-        if time_us > 0 and not row.key.startswith("ProfilerStep"):
+        if time_us > 0 and not row.key.startswith(ANNOTATIONS):
             kernels.append(Kernel(row.key, 1e-3 * time_us / steps, row.count / steps))
     return sorted(kernels, key=lambda kernel: -kernel.time_ms)
 
@@ -92,11 +95,6 @@ def families_ms(kernels: list[Kernel]) -> dict[str, float]:
     for kernel in kernels:
         times[kernel.family] = times.get(kernel.family, 0.0) + kernel.time_ms
     return dict(sorted(times.items(), key=lambda item: -item[1]))
-
-
-def is_compiled_kernel(kernel: Kernel) -> bool:
-    """Return whether torch.compile made the kernel."""
-    return kernel.family == "triton"
 
 
 def set_tf32(allowed: bool) -> None:

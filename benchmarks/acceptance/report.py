@@ -3,11 +3,14 @@
 import faulthandler
 import importlib
 import json
+import os
 import sys
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
+
+import psutil
 
 T = TypeVar("T")
 
@@ -26,6 +29,8 @@ class Settings:
     """File to which the report is written, line by line."""
     limit_s: float
     """Seconds after which the process is killed."""
+    against: str = ""
+    """The published network as FILE.py:Class, to be measured beside ours."""
 
     def to_json(self) -> str:
         """Return the settings as one line."""
@@ -50,8 +55,9 @@ class Report:
 
     def figure(self, name: str, value: Any) -> None:
         """Report a measured value; the unit is part of its name."""
-        self._write("figure", [name, float(f"{value:.6g}") if isinstance(value, float) else value])
-        print(f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}", flush=True)
+        value = rounded(value)
+        self._write("figure", [name, value])
+        print(f"{name}: {value}", flush=True)
 
     def expect(self, statement: str, holds: bool, found: str = "") -> None:
         """Report whether a statement holds. If it does not, the check fails but goes on.
@@ -89,8 +95,15 @@ class Report:
             file.write(json.dumps({kind: value}) + "\n")
 
 
-def run_check(module: str, settings: str) -> int:
-    """Run one check in this process and return the exit code.
+def rounded(value: Any) -> Any:
+    """Round floats to five digits, also inside a dictionary."""
+    if isinstance(value, dict):
+        return {key: rounded(each) for key, each in value.items()}
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def run_check(module: str, settings: str) -> NoReturn:
+    """Run one check in this process, and end the process.
 
     Args:
         module: module with a function `run`, which takes a report.
@@ -99,10 +112,15 @@ def run_check(module: str, settings: str) -> int:
     report = Report(Settings(**json.loads(settings)))
     # The log of a check that hangs ends with the place where it hangs.
     faulthandler.enable(sys.stdout)
-    faulthandler.dump_traceback_later(max(0.2, report.settings.limit_s - 1.0), file=sys.stdout)
+    limit_s = report.settings.limit_s
+    faulthandler.dump_traceback_later(max(0.2, min(limit_s - 5.0, 0.8 * limit_s)), file=sys.stdout)
     try:
         importlib.import_module(module).run(report)
     except Exception as error:
         report.attempt(module.rpartition(".")[2], error)
     report.finish()
-    return 0
+    # Nothing that libraries do when the interpreter ends is part of the check, and some of it can hang.
+    for child in psutil.Process().children(recursive=True):
+        child.kill()
+    sys.stdout.flush()
+    os._exit(0)

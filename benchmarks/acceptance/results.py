@@ -103,5 +103,7 @@ def format_table(results: Sequence[Result], device: str, seconds: float) -> str:
 
 
 def shown(value: Any) -> str:
-    """Format a figure with four digits."""
+    """Format a figure with four digits, and a dictionary as a list."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {shown(each)}" for key, each in value.items())
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -26,7 +26,9 @@ RESULTS, LOG, TABLE = "results.jsonl", "log.txt", "table.txt"
 LEAST_S = 5.0  # A check that would get less time than this is not started.
 
 
-def run_checks(checks: Sequence[Check], out: Path, device: str, shards: Path, total_s: float | None) -> int:
+def run_checks(
+    checks: Sequence[Check], out: Path, device: str, shards: Path, total_s: float | None, against: str = ""
+) -> int:
     """Run checks in order, print a line after each and the table at the end, and return the exit code.
 
     Args:
@@ -35,6 +37,7 @@ def run_checks(checks: Sequence[Check], out: Path, device: str, shards: Path, to
         device: `cuda` or `cpu`.
         shards: shard set to train on.
         total_s: seconds for all checks together; None means the default of the device.
+        against: the published network, as FILE.py:Class.
     """
     out.mkdir(parents=True, exist_ok=True)
     for name in (RESULTS, LOG, TABLE):
@@ -48,7 +51,7 @@ def run_checks(checks: Sequence[Check], out: Path, device: str, shards: Path, to
             if limit_s < min(LEAST_S, check.limit_s(device)):
                 result = Result(check.number, check.title, "not run", 0.0, max(limit_s, 0.0), device)
             else:
-                result = run_one(check, Path(folder), log, device, shards.resolve(), limit_s)
+                result = run_one(check, Path(folder), log, device, shards.resolve(), limit_s, against)
             results.append(result)
             with (out / RESULTS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(result.to_tree()) + "\n")
@@ -60,7 +63,9 @@ def run_checks(checks: Sequence[Check], out: Path, device: str, shards: Path, to
     return 0 if all(result.status in good for result in results) else 1
 
 
-def run_one(check: Check, folder: Path, log: BinaryIO, device: str, shards: Path, limit_s: float) -> Result:
+def run_one(
+    check: Check, folder: Path, log: BinaryIO, device: str, shards: Path, limit_s: float, against: str
+) -> Result:
     """Run one check in a process of its own, and return what it reported.
 
     Args:
@@ -70,11 +75,12 @@ def run_one(check: Check, folder: Path, log: BinaryIO, device: str, shards: Path
         device: `cuda` or `cpu`.
         shards: shard set to train on.
         limit_s: seconds after which the process and all its descendants are killed.
+        against: the published network, as FILE.py:Class.
     """
     log.write(f"\n======== {check.number} {check.title}, at most {limit_s:.0f} s\n".encode())
     records = folder / f"{check.number}.jsonl"
     with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as work:
-        settings = Settings(device, str(shards), work, str(records), limit_s)
+        settings = Settings(device, str(shards), work, str(records), limit_s, against)
         command = [sys.executable, str(PROGRAM), "--check", check.module, "--settings", settings.to_json()]
         begun = time.monotonic()
         process = subprocess.Popen(
@@ -113,11 +119,14 @@ def environment(device: str, folder: Path) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_OFFLINE": "1",
+        # The ranks are all on this machine, which may have no network and no name.
+        "GLOO_SOCKET_IFNAME": "lo",
+        "NCCL_SOCKET_IFNAME": "lo",
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
         "TRITON_CACHE_DIR": str(folder / "triton"),
     }
     if device == "cpu":
-        variables |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"}
+        variables |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "TRITON_INTERPRET": "1"}
     return os.environ | variables
 
 

@@ -68,10 +68,20 @@ def write_network(w: NodeWriter, network: Amir, low: str) -> str:
 
 
 def _pad(w: NodeWriter, low: str) -> tuple[str, str]:
-    """Pad by reflection at the end until height and width are multiples of 8; also return the original size."""
+    """Pad by reflection at the end until height and width are multiples of 8; also return the original size.
+
+    Rows and columns are selected by index, as in model/amir.py, because ONNX Runtime 1.21 runs `Pad` of this opset on
+    the CPU even if there is a GPU.
+    """
     size = w.op("Shape", low, start=2, end=4)
-    missing = w.op("Mod", w.op("Neg", size), w.integers(SIZE_MULTIPLE))
-    return w.op("Pad", low, w.op("Concat", w.integers(*[0] * 6), missing, axis=0), mode="reflect"), size
+    padded = w.op("Add", size, w.op("Mod", w.op("Neg", size), w.integers(SIZE_MULTIPLE)))
+    image = low
+    for dim in (2, 3):
+        length, last = (w.op("Gather", each, w.index(dim - 2)) for each in (padded, w.op("Sub", size, w.integers(1))))
+        places = w.op("Range", w.index(0), length, w.index(1))
+        mirrored = w.op("Sub", w.op("Add", last, last), places)
+        image = w.op("Gather", image, w.op("Min", places, mirrored), axis=dim)
+    return image, size
 
 
 def _instruct(w: NodeWriter, network: InstructionNetwork, image: str) -> str:
@@ -152,8 +162,10 @@ def _attend(w: NodeWriter, attention: ChannelAttention, x: str) -> str:
     out = attention.project_out.weight.reshape(channels, heads, -1).transpose(0, 1)
     matrix = w.op("Transpose", w.op("MatMul", w.island(out), scores), perm=(0, 1, 3, 2))
     matrix = w.op("Reshape", matrix, w.integers(0, 1, channels, channels))
-    if missing := next_multiple(channels, CHANNEL_BLOCK) - channels:
-        matrix = w.op("Pad", matrix, w.integers(0, 0, 0, 0, 0, 0, missing, 0))
+    if channels % CHANNEL_BLOCK:
+        # This product appends rows of zeros for the padded channels of v. `_pad` says why this is not `Pad`.
+        rows = np.eye(next_multiple(channels, CHANNEL_BLOCK), channels, dtype=np.float32)
+        matrix = w.op("MatMul", w.constant(rows), matrix)
     return w.op("MatMul", w.op("Transpose", v, perm=CHANNELS_LAST), w.from_island(matrix))
 
 

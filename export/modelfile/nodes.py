@@ -51,6 +51,10 @@ class NodeWriter:
         """Store int64 values (shapes, dimensions or positions) as a vector, and return its name."""
         return self.constant(np.array(values, dtype=np.int64))
 
+    def index(self, value: int) -> str:
+        """Store an int64 scalar, and return its name."""
+        return self.constant(np.array(value, dtype=np.int64))
+
     def scalar(self, value: float) -> str:
         """Store a float32 scalar, and return its name."""
         return self.constant(np.array(value, dtype=np.float32))

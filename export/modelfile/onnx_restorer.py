@@ -9,24 +9,28 @@ from numpy.typing import NDArray
 
 from upfield.common.cores import num_cores
 from upfield.common.errors import InputError
-from upfield.export.modelfile.card import read_card
+from upfield.common.progress import say
+from upfield.export.modelfile.card import ModelCard
+from upfield.export.modelfile.file_restorer import FileRestorer, pad_batch
+from upfield.export.modelfile.gpus import own_gpu
+from upfield.export.modelfile.providers import (
+    PROVIDERS,
+    SMALLEST,
+    check_tensorrt_size,
+    choose_device,
+    provider_options,
+)
 
 # The slices are patients' data, so ONNX Runtime must not send telemetry.
 ort.disable_telemetry_events()
-
-PROVIDERS = {
-    "tensorrt": "TensorrtExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "cpu": "CPUExecutionProvider",
-}
-# Providers of each device, in order. An operator that a provider cannot run falls back to the next one.
-CHAINS = {"tensorrt": ("tensorrt", "cuda", "cpu"), "cuda": ("cuda", "cpu"), "cpu": ("cpu",)}
-# By default, cuDNN tries all algorithms, which takes seconds for each new shape and gains little.
-OPTIONS: dict[str, dict[str, str]] = {"cuda": {"cudnn_conv_algo_search": "HEURISTIC"}}
+# ONNX Runtime's levels of log messages.
+ERROR, FATAL = 3, 4
 
 
-class OnnxRestorer:
-    """Restores batches of slices with a model file; any number of threads may share it."""
+class OnnxRestorer(FileRestorer):
+    """Restores batches of slices in ONNX Runtime."""
+
+    library, library_version = "onnxruntime", ort.__version__
 
     def __init__(self, path: Path, device: str = "auto", threads: int = 0, batch_size: int = 0) -> None:
         """Load the file.
@@ -41,48 +45,25 @@ class OnnxRestorer:
         Raises:
             InputError: the file cannot be used as a model, or the device is not available.
         """
-        self.path = path
-        self.device = _choose_device(device)
-        self.card = read_card(path)
-        self._session = _open_session(path, self.device, threads)
+        self.device = choose_device(device)
+        super().__init__(path)
+        self._session = _open_session(path, provider_options(self.device, path, self.card, batch_size), threads)
+        if problem := _problem_on_gpu(self._session, self.device, self.card):
+            problem = f"device: ONNX Runtime cannot use the GPU ({problem})"
+            if device != "auto":
+                raise InputError(f"{problem}. Run pip install 'onnxruntime-gpu[cuda,cudnn]', or use --device cpu.")
+            say(f"{problem} and uses the CPU; pip install 'onnxruntime-gpu[cuda,cudnn]' installs its libraries")
+            self.device = "cpu"
+            self._session = _open_session(path, provider_options("cpu", path, self.card, batch_size), threads)
         self._run_options = ort.RunOptions()
-        self.provider = self._session.get_providers()[0]
-        # ONNX Runtime falls back to the CPU without an error.
-        if device != "auto" and self.provider != PROVIDERS[self.device]:
-            raise InputError(
-                f"device: ONNX Runtime could not load {PROVIDERS[self.device]} and fell back to {self.provider}. Use "
-                "--device cpu."
-            )
-        self._bound = BoundBatch(self._session, "cuda", batch_size) if self.provider != PROVIDERS["cpu"] else None
-
-    @property
-    def context(self) -> int:
-        """Neighbouring slices on each side of the restored slice."""
-        return self.card.context
-
-    @property
-    def normalisation(self) -> str:
-        """Name of the method that brings intensities to [0, 1]."""
-        return self.card.normalisation
-
-    def warm_up(self, low_shape: tuple[int, int, int, int]) -> None:
-        """Run a batch of zeros of this shape, because the first batch of each shape is slow, especially on a GPU."""
-        self.run(np.zeros(low_shape, dtype=np.float32))
-
-    def restore(self, low: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Restore slices.
-
-        Args:
-            low: `(N, 1 + 2*context, H, W)` float32 in [0, 1].
-
-        Returns:
-            `(N, 1, H, W)` float32, clipped to [0, 1].
-        """
-        return np.clip(self.run(low), 0, 1)
+        self.provider = PROVIDERS[self.device]
+        self._bound = BoundBatch(self._session, "cuda", batch_size, own_gpu()) if self.device != "cpu" else None
 
     def run(self, low: NDArray[np.float32]) -> NDArray[np.float32]:
         """Run the graph: `low` `(N, 1 + 2*context, H, W)` float32 to `(N, 1, H, W)` float32, not clipped."""
         low = np.ascontiguousarray(low, dtype=np.float32)
+        if self.device == "tensorrt":
+            check_tensorrt_size(*low.shape[2:])
         if self._bound is not None:
             return self._bound.run(low, self._run_options)
         # Slices are restored one at a time, so that memory use does not grow with N. Batches would not be faster,
@@ -101,23 +82,23 @@ class OnnxRestorer:
 class BoundBatch:
     """Input and output memory on a device for batches of one shape; it is allocated again when the shape changes."""
 
-    def __init__(self, session: ort.InferenceSession, device: str, batch_size: int = 0) -> None:
+    def __init__(self, session: ort.InferenceSession, device: str, batch_size: int = 0, index: int = 0) -> None:
         """Prepare to run batches; the first batch allocates the memory.
 
         Args:
             session: runs the graph.
             device: `cuda` or `cpu`, where the session runs.
             batch_size: smaller batches are padded to this many slices; 0 pads nothing.
+            index: number of the GPU.
         """
-        self._session, self._device, self._batch_size = session, device, batch_size
+        self._session, self._device, self._batch_size, self._index = session, device, batch_size, index
         self._lock = threading.Lock()
         self._low: ort.OrtValue | None = None
 
     def run(self, low: NDArray[np.float32], options: ort.RunOptions) -> NDArray[np.float32]:
         """Run `low` `(N, 1 + 2*context, H, W)`, contiguous, and return `(N, 1, H, W)`; calls wait for each other."""
         count = len(low)
-        if count < self._batch_size:
-            low = low[np.minimum(np.arange(self._batch_size), count - 1)]
+        low = pad_batch(low, self._batch_size)
         with self._lock:
             if self._low is None or tuple(self._low.shape()) != low.shape:
                 self._low = self._bind(low.shape)
@@ -129,7 +110,9 @@ class BoundBatch:
     def _bind(self, shape: tuple[int, ...]) -> ort.OrtValue:
         # Allocate new memory: on a CPU, a value made from the first batch's array would share the caller's memory.
         low, self._high = (
-            ort.OrtValue.ortvalue_from_shape_and_type((shape[0], channels, *shape[2:]), np.float32, self._device, 0)
+            ort.OrtValue.ortvalue_from_shape_and_type(
+                (shape[0], channels, *shape[2:]), np.float32, self._device, self._index
+            )
             for channels in (shape[1], 1)
         )
         self._binding = self._session.io_binding()
@@ -138,13 +121,12 @@ class BoundBatch:
         return low
 
 
-def _open_session(path: Path, device: str, threads: int) -> ort.InferenceSession:
+def _open_session(path: Path, providers: list[tuple[str, dict[str, str]]], threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = ERROR
     options.intra_op_num_threads = threads or num_cores()
     # Between two batches, idle threads must not keep cores busy that others could use.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    providers = [(PROVIDERS[name], OPTIONS.get(name, {})) for name in CHAINS[device]]
     try:
         return ort.InferenceSession(path, options, providers=providers)
     except Exception as error:  # ONNX Runtime's error classes have no common public base class.
@@ -152,15 +134,20 @@ def _open_session(path: Path, device: str, threads: int) -> ort.InferenceSession
         raise InputError(f"{path}: ONNX Runtime cannot load the file ({reason}). Export the run again.") from error
 
 
-def _choose_device(device: str) -> str:
-    driver = Path("/proc/driver/nvidia/version").exists()
-    usable = {
-        name for name in PROVIDERS if PROVIDERS[name] in ort.get_available_providers() and (driver or name == "cpu")
-    }
-    if device not in usable | {"auto"}:
-        libraries = "onnxruntime-gpu with TensorRT's libraries" if device == "tensorrt" else "onnxruntime-gpu"
-        raise InputError(f"device: {device} needs an NVIDIA GPU and {libraries}. Use auto or cpu.")
-    chosen = device if device != "auto" else "cuda" if "cuda" in usable else "cpu"
-    if chosen != "cpu":
-        ort.preload_dlls()
-    return chosen
+def _problem_on_gpu(session: ort.InferenceSession, device: str, card: ModelCard) -> str:
+    """Return the reason why a session cannot run on its GPU, or an empty string if it can, or if it needs no GPU.
+
+    ONNX Runtime falls back to the CPU without an error if it cannot load a provider. If only cuDNN is missing, the
+    session opens, and its first convolution fails.
+    """
+    if device == "cpu":
+        return ""
+    if session.get_providers()[0] != PROVIDERS[device]:
+        return f"{PROVIDERS[device]} could not be loaded"
+    options = ort.RunOptions()
+    options.log_severity_level = FATAL
+    try:
+        session.run(["high"], {"low": np.zeros((1, 1 + 2 * card.context, *SMALLEST), np.float32)}, options)
+    except Exception as error:  # ONNX Runtime's error classes have no common public base class.
+        return str(error).splitlines()[0].rpartition(" : ")[2]
+    return ""

@@ -92,7 +92,7 @@ def _expect_same_model(about: dict[str, Any], best: BestModel, weights_sha256: s
     if recorded.get("sha256") == weights_sha256:
         return "weights"
     # An evaluation of a run records the hash of the weights; one of a model file records the hash of the whole file.
-    if "PyTorch" in about["restorer"] and "sha256" in recorded:
+    if "best model" in about["restorer"] and "sha256" in recorded:
         raise InputError(
             f"{path} is an evaluation of other weights of the same step ({about['restorer']}). Evaluate the run again."
         )

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from upfield.common.errors import InputError, RunError, UnwritableError
 from upfield.common.files import atomic_path, hash_file, write_json
 from upfield.common.progress import ProgressBar, say
 from upfield.export.configuration import EnhanceConfig
-from upfield.export.modelfile.onnx_restorer import OnnxRestorer
+from upfield.export.modelfile.engines import open_model_file
 from upfield.export.scans.outputs import EnhanceTask
 from upfield.export.scans.provenance import RESEARCH_USE, is_done, provenance_path
 from upfield.export.scans.restoration import restore_volume
@@ -54,7 +53,7 @@ class Enhancer:
         """
         self._config, self._bar = config, bar
         self.layout = OutputLayout(config.keep_ras, read_grid(config.like) if config.like else None)
-        self.restorer = OnnxRestorer(config.model, config.device, batch_size=config.batch_size)
+        self.restorer = open_model_file(config.model, config.engine, config.device, batch_size=config.batch_size)
         self.model_sha256 = hash_file(config.model)
         self.num_skipped, self.num_written = 0, 0
         self._stopped = threading.Event()
@@ -124,6 +123,7 @@ class Enhancer:
         return {
             "batch_size": self._config.batch_size,
             "device": self._config.device,
+            "engine": self._config.engine,
             "keep_ras": self._config.keep_ras,
             "like": grid,
         }
@@ -142,7 +142,8 @@ class Enhancer:
             "shape": list(volume.voxels.shape),
             "spacing_mm": [round(float(mm), 6) for mm in volume.spacing_mm],
             "space": (self.layout.like.placement if self.layout.like else scan.model_input.placement).space,
-            "versions": {name: version(name) for name in PACKAGES} | {"onnxruntime": onnxruntime.__version__},
+            "versions": {name: version(name) for name in PACKAGES}
+            | {self.restorer.library: self.restorer.library_version},
             "doubts": list(scan.model_input.notes),
             "note": RESEARCH_USE,
         }

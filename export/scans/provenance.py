@@ -12,8 +12,8 @@ RESEARCH_USE = (
 )
 # Every provenance file of `upfield enhance` has these keys.
 REQUIRED_KEYS = ("source_sha256", "model_sha256", "note")
-# Together with the scan and the model, these parameters determine the image. Batch size and device change only its
-# rounding.
+# Together with the scan and the model, these parameters determine the image. Batch size, device and engine change only
+# its rounding.
 IMAGE_PARAMETERS = ("keep_ras", "like")
 
 

@@ -7,7 +7,7 @@ from upfield.common.errors import InputError
 from upfield.common.files import hash_file
 from upfield.export.configuration import ServeConfig
 from upfield.export.modelfile.card import ModelCard
-from upfield.export.modelfile.onnx_restorer import OnnxRestorer
+from upfield.export.modelfile.engines import open_model_file
 from upfield.export.scans.provenance import RESEARCH_USE
 from upfield.imaging.normalisation import NORMALISATION
 
@@ -19,7 +19,8 @@ def read_model(config: ServeConfig) -> ModelCard:
         InputError: the file cannot be used, its normalisation differs from this version's, or the device is missing.
     """
     # The nodes of a cluster may have GPUs that this machine lacks.
-    card = OnnxRestorer(config.model, "cpu" if config.address else config.device).card
+    device = "cpu" if config.address else config.device
+    card = open_model_file(config.model, config.engine, device, batch_size=config.batch_size).card
     if card.normalisation != NORMALISATION:
         raise InputError(
             f"{config.model}: expected a model with normalisation {NORMALISATION!r}, found {card.normalisation!r}. "
@@ -34,7 +35,7 @@ def model_info(config: ServeConfig, card: ModelCard, provider: str) -> dict[str,
     Args:
         config: the service's configuration.
         card: the model's metadata.
-        provider: ONNX Runtime's execution provider, or the configured device.
+        provider: what runs the model, or the configured device.
     """
     return card.tree | {
         "file": config.model.name,

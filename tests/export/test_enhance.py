@@ -74,12 +74,24 @@ def test_the_provenance_names_source_model_and_parameters(tiny_model: Path, tmp_
     assert provenance["source_sha256"] == hash_file(scan)
     assert provenance["model_sha256"] == hash_file(tiny_model)
     assert provenance["output_sha256"] == hash_file(tmp_path / "out.nii")
-    assert provenance["parameters"] == {"batch_size": 8, "device": "auto", "keep_ras": True, "like": None}
+    options = {"batch_size": 8, "device": "auto", "engine": "onnx", "keep_ras": True, "like": None}
+    assert provenance["parameters"] == options
     assert provenance["versions"].keys() == {"upfield", "numpy", "scipy", "nibabel", "onnxruntime"}
     assert provenance["provider"] == "CPUExecutionProvider"
     assert "for research, not for diagnosis" in provenance["note"]
     # The provenance is passed on with the scan, and names of folders can contain names of people and machines.
     assert str(tmp_path) not in (tmp_path / "out.json").read_text()
+
+
+def test_pytorch_writes_the_same_image(tiny_model: Path, tmp_path: Path, run_cli: Callable) -> None:
+    scan = write_scan(tmp_path / "scan.nii.gz")
+    for engine in ("onnx", "torch"):
+        assert run_cli(main, tiny_model, scan, "--out", tmp_path / f"{engine}.nii", "--engine", engine)[0] == 0
+    onnx, torch = (np.asarray(load(tmp_path / f"{engine}.nii").dataobj) for engine in ("onnx", "torch"))
+    np.testing.assert_allclose(torch, onnx, atol=1e-5)
+    provenance = json.loads((tmp_path / "torch.json").read_text())
+    assert provenance["parameters"]["engine"] == "torch"
+    assert "torch" in provenance["versions"]
 
 
 def test_two_runs_give_the_same_bytes(tiny_model: Path, tmp_path: Path, scans: Path, run_cli: Callable) -> None:

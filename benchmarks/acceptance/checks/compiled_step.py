@@ -45,7 +45,7 @@ def run(report: Report) -> None:
     report.figure("speed_relative_to_eager", eager_s / compiled_s)
     kernels = profile_steps(step, report.device, report.pick(gpu=3, cpu=1))
     report.figure("launches", sum(kernel.launches for kernel in kernels))
-    report.figure("ms_by_family", {name: round(ms, 3) for name, ms in families_ms(kernels).items()})
+    report.figure("ms_by_family", families_ms(kernels))
     report.text(f"kernels of a compiled step, batch {batch}, {1e3 * compiled_s:.1f} ms", kernel_table(kernels))
     if not report.on_gpu:
         report.needs_gpu("compile time, speed and kernels of the compiled step; on a CPU, no code is generated")

@@ -8,15 +8,15 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
-from acceptance.kernel_parity import prove_kernels
+from acceptance.kernel_parity import KernelProofs
 from acceptance.measuring import largest_difference, relative_error
 from acceptance.profiling import set_tf32
 from acceptance.report import Report
 from acceptance.stepping import BareStep
 from acceptance.tracing import WHOLE_SLICE, depthwise_sizes
 from acceptance.waits import report_waits
-from upfield.model.amir import Amir, AmirConfig
-from upfield.model.blocks import depthwise
+from upfield.model.amir import Amir, AmirConfig, Checkpointing
+from upfield.model.blocks import DeviceDependent, depthwise
 
 GOLDEN = Path(__file__).resolve().parents[3] / "tests/model/amir_small.safetensors"
 SMALL = AmirConfig(dim=8, num_blocks=(1, 2, 1, 2), num_refinement_blocks=1)
@@ -30,7 +30,9 @@ FLOAT32_TOLERANCE = 1e-4
 def run(report: Report) -> None:
     """Run all parts; an error in one does not stop the next."""
     set_tf32(False)
-    parts = (compare_golden, compare_official, compare_gradients, compare_depthwise, prove_kernels, report_waits)
+    # The kernels are compiled and compared in other processes meanwhile.
+    proofs = KernelProofs(report)
+    parts = (compare_golden, compare_official, compare_gradients, compare_depthwise, report_waits, proofs.report)
     for part in parts:
         try:
             part(report)
@@ -94,12 +96,24 @@ def compare_gradients(report: Report) -> None:
     config = AmirConfig.preset(report.pick(gpu="official", cpu="tiny"))
     size = report.pick(gpu=(104, 88), cpu=(24, 16))
     host = BareStep("cpu", config, 1, size, "no").gradients()
-    cases = [("no", "none"), ("no", "selective"), ("no", "full"), ("bf16", "none"), ("fp16", "none")]
-    for precision, checkpointing in cases:
+    cases: list[tuple[str, Checkpointing, bool]] = [
+        ("no", "none", False),
+        ("no", "selective", False),
+        ("no", "full", False),
+        ("bf16", "none", False),
+        ("fp16", "none", False),
+        ("no", "none", True),
+    ]
+    for precision, checkpointing, is_other_path in cases:
         step = BareStep(report.device, config, 1, size, precision)
         step.network.set_checkpointing(checkpointing)
+        if is_other_path:
+            for module in step.network.modules():
+                if isinstance(module, DeviceDependent):
+                    module.gpu_path = not report.on_gpu
         found = step.gradients(scale=1024.0 if precision == "fp16" else 1.0)
         name = f"gradient_{'float32' if precision == 'no' else precision}_{checkpointing}"
+        name += "_path_of_the_other_device" if is_other_path else ""
         flat = [torch.cat([each[key].flatten().cpu() for key in sorted(host)]) for each in (found, host)]
         error = relative_error(*flat)
         worst = max(host, key=lambda key: relative_error(found[key], host[key]) if host[key].any() else 0.0)

@@ -34,14 +34,35 @@ def run(report: Report) -> None:
         report.figure(f"{prefix}_kernels_busy", 1e-3 * busy_ms / step_s)
         report.figure(f"{prefix}_share_of_byte_roofline", batch * slice_bytes / copied_s / step_s)
         report.figure(f"{prefix}_share_of_product_rate", batch * operations / products_s / step_s)
-        report.figure(f"{prefix}_ms_by_family", {name: round(ms, 3) for name, ms in families_ms(kernels).items()})
+        report.figure(f"{prefix}_ms_by_family", families_ms(kernels))
         report.text(f"kernels of a step, batch {batch}, {1e3 * step_s:.1f} ms", kernel_table(kernels))
         report.expect(f"the loss is finite at batch {batch}", bool(step().isfinite()))
+        if report.settings.against:
+            compare_published(report, step, batch)
         del step
         if report.on_gpu:
             torch.cuda.empty_cache()
     if not report.on_gpu:
         report.needs_gpu("kernels, launches and the byte roofline; on a CPU, the tables list operators")
+
+
+def compare_published(report: Report, step: BareStep, batch: int) -> None:
+    """Measure the published network, eager and in bf16, on the same batch: forward pass, loss and backward pass."""
+    from argparse import Namespace
+
+    from model import STEP, Row, build, runner
+
+    preset = report.pick(gpu="official", cpu="tiny")
+    options = Namespace(preset=preset, device=report.device, against=report.settings.against, arguments={})
+    repeats = report.pick(gpu=8, cpu=2)
+    rates: dict[str, float] = {}
+    for name, row in (("published", Row("published", theirs=True, bf16=True)), ("ours", Row("ours", bf16=True))):
+        # The published network takes only sizes that are multiples of 8.
+        low = torch.nn.functional.pad(step.low, (0, -step.low.shape[3] % 8, 0, -step.low.shape[2] % 8))
+        call = runner(build(options, row), row, STEP, low)
+        rates[name] = batch / median_s(call, report.device, repeats)
+        report.figure(f"batch_{batch}_{name}_without_optimizer_slices_per_s", rates[name])
+    report.figure(f"batch_{batch}_speed_relative_to_published", rates["ours"] / rates["published"])
 
 
 def traffic_table(bytes_by_operator: dict[str, int], calls: dict[str, int]) -> str:

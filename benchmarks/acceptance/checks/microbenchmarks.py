@@ -1,13 +1,13 @@
 """Single operators of `official` in several forms: depthwise convolutions, layer norm, projections, and our kernels."""
 
 from collections.abc import Callable
-from functools import partial
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from acceptance.kernel_parity import BlockShape, block_shapes, kernel_error, modules_with, results
+from acceptance.kernel_parity import BlockShape, Comparison, block_shapes, module_errors, modules_with
 from acceptance.measuring import median_s
 from acceptance.report import Report
 from upfield.common.tables import text_table
@@ -25,6 +25,7 @@ def run(report: Report) -> None:
     batch = report.pick(gpu=4, cpu=1)
     time_depthwise(report, shapes, batch)
     time_projections(report, shapes, batch)
+    time_paths(report, shapes, batch)
     time_kernels(report, shapes, batch)
     if not report.on_gpu:
         report.needs_gpu("times of depthwise convolutions, layer norms, projections and kernels")
@@ -36,12 +37,14 @@ def image_size(report: Report, shape: BlockShape) -> tuple[int, int]:
     return PADDED[0] // divisor, PADDED[1] // divisor
 
 
-def both_ways(function: Callable[[], Tensor], inputs: list[Tensor]) -> Callable[[], object]:
-    """Return a function that computes a value and the gradients of its inputs."""
-    direction = torch.randn_like(function())
+def both_ways(function: Callable[[], Tensor | list[Tensor]], inputs: list[Tensor]) -> Callable[[], object]:
+    """Return a function that computes values and the gradients of their inputs."""
+    values = function()
+    directions = [torch.randn_like(value) for value in ([values] if isinstance(values, Tensor) else values)]
 
     def call() -> object:
-        return torch.autograd.grad(function(), inputs, direction)
+        values = function()
+        return torch.autograd.grad([values] if isinstance(values, Tensor) else values, inputs, directions)
 
     return call
 
@@ -69,12 +72,13 @@ def time_depthwise(report: Report, shapes: dict[BlockShape, int], batch: int) ->
                 "native, NCHW": time_convolution(report, first, weight, cudnn=False),
                 "cuDNN or native, NCHW": time_convolution(report, first, weight),
             }
+            if report.on_gpu and find_spec("triton") is not None:
+                forms["ours, Triton"] = time_our_depthwise(report, last, weight)
             rows.append([f"{channels} x {height} x {width}", str(calls), *(f"{ms:.3f}" for ms in forms.values())])
             for name, ms in forms.items():
                 totals[name] = totals.get(name, 0.0) + calls * ms
     report.text("depthwise forward and backward, ms", text_table(["size", "calls", *totals], rows, numeric=True))
-    for name, ms in totals.items():
-        report.figure(f"depthwise_ms_per_step: {name}, batch {batch}", ms)
+    report.figure(f"depthwise_ms_per_step, batch {batch}", totals)
 
 
 def time_convolution(
@@ -84,6 +88,14 @@ def time_convolution(
     with torch.backends.cudnn.flags(enabled=cudnn, benchmark=benchmark, deterministic=False, allow_tf32=False):
         call = both_ways(lambda: F.conv2d(x, weight, padding=1, groups=len(weight)), [x, weight])
         return milliseconds(report, call)
+
+
+def time_our_depthwise(report: Report, image: Tensor, weight: Tensor) -> float:
+    """Return the ms of our kernel for `image` `(B, C, H, W)`, channels-last in memory, and `weight` `(C, 1, 3, 3)`."""
+    from upfield.model.kernels.depthwise import depthwise
+
+    inputs = [image.permute(0, 2, 3, 1).detach().requires_grad_(), weight.flatten(1).detach().requires_grad_()]
+    return milliseconds(report, both_ways(lambda: depthwise(*inputs), inputs))
 
 
 def time_projections(report: Report, shapes: dict[BlockShape, int], batch: int) -> None:
@@ -99,59 +111,90 @@ def time_projections(report: Report, shapes: dict[BlockShape, int], batch: int) 
             x.requires_grad_()
             weight.requires_grad_()
 
-            def split(x: Tensor = x, weight: Tensor = weight, parts: int = parts) -> Tensor:
-                return torch.stack([F.linear(x, part).sum() for part in weight.chunk(parts)])
+            inputs = [x, weight]
 
-            def merged(x: Tensor = x, weight: Tensor = weight, parts: int = parts) -> Tensor:
-                return torch.stack([part.sum() for part in F.linear(x, weight).chunk(parts, dim=-1)])
+            def split(inputs: list[Tensor] = inputs, parts: int = parts) -> list[Tensor]:
+                return [F.linear(inputs[0], part) for part in inputs[1].chunk(parts)]
 
-            times = [milliseconds(report, both_ways(form, [x, weight])) for form in (split, merged)]
+            def merged(inputs: list[Tensor] = inputs) -> list[Tensor]:
+                return [F.linear(*inputs)]
+
+            times = [milliseconds(report, both_ways(form, inputs)) for form in (split, merged)]
             rows.append([f"{parts} x {channels} from {shape.channels}, {height} x {width}", str(count)])
             rows[-1] += [f"{ms:.3f}" for ms in times]
             for name, ms in zip(totals, times, strict=True):
                 totals[name] += count * ms
     report.text("projections forward and backward, ms", text_table(["size", "calls", *totals], rows, numeric=True))
-    for name, ms in totals.items():
-        report.figure(f"projections_ms_per_step: {name}, batch {batch}", ms)
+    report.figure(f"projections_ms_per_step, batch {batch}", totals)
+
+
+def time_paths(report: Report, shapes: dict[BlockShape, int], batch: int) -> None:
+    """Time attention and feed-forward layer in the way for CPUs (separate images) and for GPUs (one merged image)."""
+    rows: list[list[str]] = []
+    totals: dict[str, float] = {}
+    for shape, count in shapes.items():
+        block = shape.build(report.device)
+        for name, module in (("attention", block.attn), ("feed-forward", block.ffn)):
+            times: list[float] = []
+            for path, is_merged in (("split", False), ("merged", True)):
+                module.gpu_path = is_merged
+                times.append(time_module(report, module, shape, (batch, *image_size(report, shape))))
+                key = f"{name}, {path}"
+                totals[key] = totals.get(key, 0.0) + count * times[-1]
+            rows.append([f"{name}, {shape.channels} channels, level {shape.level}", str(count)])
+            rows[-1] += [f"{ms:.3f}" for ms in times]
+    report.text(
+        "layers forward and backward, ms", text_table(["layer", "calls", "split", "merged"], rows, numeric=True)
+    )
+    report.figure(f"layers_ms_per_step, batch {batch}", totals)
 
 
 def time_kernels(report: Report, shapes: dict[BlockShape, int], batch: int) -> None:
-    """Time each kernel inside its module against plain PyTorch, and print the line that lets `auto` use it."""
-    if report.device == "cpu":
+    """Time each kernel inside its module against plain PyTorch, and print the lines that let `auto` use it."""
+    if find_spec("triton") is None:
         report.needs_gpu("which kernels are faster than plain PyTorch")
         return
     proved: list[str] = []
-    for kernel in PROVED:
+    for kernel in sorted(PROVED):
         rows: list[list[str]] = []
         totals, right = {"plain": 0.0, "kernel": 0.0}, True
-        for shape, count in shapes.items():
-            height, width = image_size(report, shape)
+        for shape, count in report.pick(gpu=shapes, cpu=dict(list(shapes.items())[:1])).items():
+            size = (batch, *report.pick(gpu=image_size(report, shape), cpu=(5, 7)))
             modules = list(modules_with(kernel, shape.build(report.device)))
-            x, direction = (
-                torch.randn(batch, height, width, shape.channels, device=report.device, dtype=torch.bfloat16)
-                for _ in range(2)
-            )
-            for module in modules[:1]:
-                error, least = kernel_error(module, shape.channels, (1, height, width), report.device, torch.bfloat16)
-                right = right and error <= max(3 * least, 1e-2)
-                call = partial(results, module, x, direction, torch.bfloat16)
-                times: list[float] = []
-                for fused in (False, True):
-                    module.fused = fused  # pyright: ignore[reportAttributeAccessIssue]
-                    times.append(milliseconds(report, call))
-                rows.append([f"{shape.channels} x {height} x {width}", str(count * len(modules))])
-                rows[-1] += [f"{ms:.3f}" for ms in times] + [f"{error:.2g}", f"{least:.2g}"]
-                for name, ms in zip(totals, times, strict=True):
-                    totals[name] += count * len(modules) * ms
+            errors = module_errors(modules[0], shape, (1, *size[1:]), torch.bfloat16)
+            right = right and Comparison(kernel, shape, size, "bf16", *errors).holds
+            calls = count * len(modules)
+            times: list[float] = []
+            for fused in (False, True):
+                modules[0].fused = fused  # pyright: ignore[reportAttributeAccessIssue]
+                times.append(time_module(report, modules[0], shape, size))
+            rows.append([f"{shape.channels} x {size[1]} x {size[2]}", str(calls)])
+            rows[-1] += [f"{ms:.3f}" for ms in times] + [f"{error:.1e}" for error in errors]
+            for name, ms in zip(totals, times, strict=True):
+                totals[name] += calls * ms
         header = ["size", "calls", "plain, ms", "kernel, ms", "error", "plain error"]
         report.text(f"{kernel} forward and backward", text_table(header, rows, numeric=True))
-        for name, ms in totals.items():
-            report.figure(f"{kernel}_ms_per_step: {name}, batch {batch}", ms)
+        report.expect(f"{kernel} is right at the sizes of whole slices", right)
         faster = totals["kernel"] < (1 - NOISE) * totals["plain"]
-        report.expect(f"{kernel} is right at the sizes of `official`", right)
-        report.figure(f"{kernel}_is_faster", faster)
+        if report.on_gpu:
+            report.figure(f"{kernel}_ms_per_step, batch {batch}", totals)
+            report.figure(f"{kernel}_plain_and_kernel_ms", {row[0]: f"{row[2]} {row[3]}" for row in rows})
+            report.figure(f"{kernel}_is_faster", faster)
         if right and faster:
             proved.append(kernel)
-    card = torch.cuda.get_device_capability()
-    lines = [f'    "{kernel}": frozenset({{{card}}}),' for kernel in proved]
-    report.figure("proved_here_if_check_2_passed", " ".join(line.strip() for line in lines) or "no kernel")
+    if report.on_gpu:
+        card = torch.cuda.get_device_capability()
+        lines = " ".join(f'"{kernel}": frozenset({{{card}}}),' for kernel in proved)
+        report.figure("proved_here_if_check_2_passed, for PROVED in model/kernels/selection.py", lines or "no kernel")
+
+
+def time_module(report: Report, module: nn.Module, shape: BlockShape, size: tuple[int, int, int]) -> float:
+    """Return the ms of a module forward and backward, in bf16."""
+    x = torch.randn(*size, shape.channels, device=report.device, dtype=torch.bfloat16, requires_grad=True)
+    inputs = [x, *module.parameters()]
+
+    def forward() -> Tensor:
+        with torch.autocast(report.device, torch.bfloat16):
+            return module(x)
+
+    return milliseconds(report, both_ways(forward, inputs))

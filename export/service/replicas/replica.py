@@ -10,8 +10,8 @@ from ray.serve.schema import LoggingConfig
 
 from upfield.common.cores import num_cores
 from upfield.common.errors import InputError
-from upfield.export.configuration import ServeConfig
-from upfield.export.modelfile.onnx_restorer import OnnxRestorer
+from upfield.export.configuration import Engine, ServeConfig
+from upfield.export.modelfile.engines import open_model_file
 from upfield.export.service.replicas.strips import MAX_STRIPS, RestoredStrip, Strip, StripBatcher
 from upfield.export.service.scan_requests.enhancement import STRIPS_IN_FLIGHT
 
@@ -25,9 +25,9 @@ QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 class Replica:
     """A process that restores strips of any scan."""
 
-    def __init__(self, model: str, device: str, batch_size: int, threads: int) -> None:
+    def __init__(self, model: str, engine: Engine, device: str, batch_size: int, threads: int) -> None:
         """Load the model on a device, with up to `batch_size` slices in a batch and `threads` CPU threads."""
-        self._restorer = OnnxRestorer(Path(model), device, threads, batch_size)
+        self._restorer = open_model_file(Path(model), engine, device, threads, batch_size)
         # Ray Serve's own batching closes a batch while another one is still being computed, so few would be full.
         self._batcher = StripBatcher(self._restorer, batch_size)
 
@@ -63,7 +63,7 @@ def replica_deployment(config: ServeConfig, cores: int, gpus: float) -> Any:
         **scaling,
     )
     # Ray's workers run in other folders, where a relative path would not exist.
-    return deployment.bind(str(config.model.absolute()), config.device, config.batch_size, cores)
+    return deployment.bind(str(config.model.absolute()), config.engine, config.device, config.batch_size, cores)
 
 
 def replica_resources(config: ServeConfig, nodes: Sequence[dict[str, Any]]) -> tuple[int, float]:

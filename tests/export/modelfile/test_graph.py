@@ -106,6 +106,10 @@ def test_the_graph_is_of_opset_20_or_later_and_of_standard_operators() -> None:
     assert dims == [["N", 1, "H", "W"]]
 
 
+def test_the_graph_has_no_operator_that_some_versions_run_on_the_cpu() -> None:
+    assert "Pad" not in {node.op_type for node in build_graph(make_network(), half=False).graph.node}
+
+
 def test_a_model_too_large_for_one_file_has_its_weights_in_a_second(tmp_path: Path) -> None:
     network, low = make_network(), images(1, 24, 28)
     whole = write(network, tmp_path / "one/model.onnx")

@@ -11,9 +11,12 @@ import pytest
 
 from upfield.common.cores import num_cores
 from upfield.common.errors import InputError
+from upfield.export.modelfile import onnx_restorer
+from upfield.export.modelfile.card import read_card
+from upfield.export.modelfile.gpus import num_gpus
 from upfield.export.modelfile.onnx_restorer import BoundBatch, OnnxRestorer
 
-HAS_GPU = Path("/proc/driver/nvidia/version").exists()
+HAS_GPU = num_gpus() > 0
 
 
 def images(count: int, height: int = 24, width: int = 28) -> np.ndarray:
@@ -38,6 +41,39 @@ def test_a_named_device_that_is_missing_is_an_error(tiny_model: Path, device: st
 @pytest.mark.skipif(HAS_GPU, reason="tests a machine without a GPU")
 def test_auto_uses_the_cpu_if_there_is_no_gpu(tiny_model: Path) -> None:
     assert OnnxRestorer(tiny_model).provider == "CPUExecutionProvider"
+
+
+@pytest.fixture
+def broken_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU whose provider ONNX Runtime cannot load, so that the session falls back to the CPU."""
+    monkeypatch.setattr(onnx_restorer, "choose_device", lambda _: "cuda")
+    monkeypatch.setattr(onnx_restorer, "provider_options", lambda *_: [("CPUExecutionProvider", {})])
+
+
+@pytest.mark.usefixtures("broken_gpu")
+def test_a_named_gpu_that_cannot_be_used_is_an_error(tiny_model: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot use the GPU \(CUDA.* could not be loaded\)\. Run pip install"):
+        OnnxRestorer(tiny_model, "cuda")
+
+
+@pytest.mark.usefixtures("broken_gpu")
+def test_auto_says_why_it_does_not_use_the_gpu(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert OnnxRestorer(tiny_model).provider == "CPUExecutionProvider"
+    assert "cannot use the GPU" in capsys.readouterr().err
+
+
+def test_a_gpu_without_cudnn_is_noticed_when_the_file_is_loaded(tiny_model: Path) -> None:
+    class WithoutCudnn:
+        """A session that opens, but whose convolutions fail."""
+
+        def get_providers(self) -> list[str]:
+            return ["CUDAExecutionProvider"]
+
+        def run(self, *_: object) -> None:
+            raise RuntimeError("node_20 : 9 : NOT_IMPLEMENTED : cuDNN is unavailable\nsecond line")
+
+    session: Any = WithoutCudnn()
+    assert onnx_restorer._problem_on_gpu(session, "cuda", read_card(tiny_model)) == "cuDNN is unavailable"
 
 
 def test_restored_slices_do_not_depend_on_the_batch_or_the_number_of_threads(tiny_model: Path) -> None:

@@ -1,0 +1,101 @@
+"""Runs the network of a model file in PyTorch: slices in, restored slices out."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from upfield.common.allocator import keep_freed_memory
+from upfield.common.errors import InputError
+from upfield.export.modelfile.file_restorer import FileRestorer, pad_batch
+from upfield.export.modelfile.gpus import own_gpu
+from upfield.export.modelfile.stored_weights import read_network
+
+
+class TorchRestorer(FileRestorer):
+    """Restores batches of slices with PyTorch, compiled on a GPU.
+
+    The network is compiled for the height and width of the first batch. Slices of other sizes run uncompiled, because
+    compiling takes longer than restoring many scans.
+    """
+
+    library, library_version = "torch", torch.__version__
+
+    def __init__(
+        self, path: Path, device: str = "auto", threads: int = 0, batch_size: int = 0, compiled: bool = True
+    ) -> None:
+        """Rebuild the network from the file.
+
+        Args:
+            path: the `.onnx` file.
+            device: `auto`, `cuda` or `cpu`.
+            threads: CPU threads of this process; 0 leaves their number to PyTorch.
+            batch_size: on a GPU, smaller batches are padded to this many slices, because each number of slices would be
+                compiled anew; 0 pads nothing.
+            compiled: whether to compile the network on a GPU.
+
+        Raises:
+            InputError: the file cannot be used as a model, or the device is not available.
+        """
+        super().__init__(path)
+        self._device, self._batch_size = torch_device(device), batch_size
+        self.provider = f"PyTorch on {self._device.type}"
+        self._network = read_network(path, self.card).to(self._device)
+        self._half = self.card.tree.get("precision") == "fp16"
+        self._compiles, self._compiled_size = compiled and self._device.type == "cuda", (0, 0)
+        if self._compiles:
+            self._network.compile_blocks()
+        if self._device.type == "cuda":
+            # TF32 would round the inputs of float32 products to 10 bits.
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        else:
+            keep_freed_memory()
+            torch.set_num_threads(threads or torch.get_num_threads())
+        self._lock, self._stopped = threading.Lock(), threading.Event()
+
+    def run(self, low: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Run the network: `low` `(N, 1 + 2*context, H, W)` float32 to `(N, 1, H, W)` float32, not clipped."""
+        count = len(low)
+        # On a CPU, slices are restored one at a time, so that memory use does not grow with N.
+        parts = np.split(low, count) if self._device.type == "cpu" else [pad_batch(low, self._batch_size)]
+        with self._lock:
+            return np.concatenate([self._run(part) for part in parts])[:count]
+
+    @torch.inference_mode()
+    def _run(self, low: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self._stopped.is_set():
+            raise RuntimeError("The restorer was terminated.")
+        image = torch.tensor(low, dtype=torch.float32, device=self._device)
+        if self._compiles and not any(self._compiled_size):
+            self._compiled_size = low.shape[2:]
+        is_compiled = self._compiles and low.shape[2:] == self._compiled_size
+        # A CPU computes half precision more slowly than float32, and less exactly.
+        half = self._half and self._device.type == "cuda"
+        with (
+            torch.autocast(self._device.type, torch.float16, enabled=half),
+            torch.compiler.set_stance("default" if is_compiled else "force_eager"),
+        ):
+            return self._network(image).float().cpu().numpy()
+
+    def stop(self) -> None:
+        """Cancel calls: the call that runs in another thread, and every later call, end with an error."""
+        self._stopped.set()
+
+
+def torch_device(device: str) -> torch.device:
+    """Return this process's own GPU if there is one and `device` is not `cpu`, otherwise the CPU.
+
+    Args:
+        device: `auto`, `cuda` or `cpu`.
+
+    Raises:
+        InputError: the device that the user named cannot be used in PyTorch or is missing.
+    """
+    if device == "tensorrt":
+        raise InputError("device: tensorrt belongs to ONNX Runtime. Use --device cuda, or --engine onnx.")
+    has_gpu = device != "cpu" and torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise InputError("device: cuda needs an NVIDIA GPU, but PyTorch finds none. Use auto or cpu.")
+    return torch.device("cuda", own_gpu()) if has_gpu else torch.device("cpu")
