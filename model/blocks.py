@@ -147,7 +147,7 @@ class ChannelAttention(DeviceDependent):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend over the channels of `x` `(B, H, W, C)`."""
-        if self.takes_gpu_path(x):
+        if self.fused or self.takes_gpu_path(x):
             qkv = pointwise(x, pad_groups(self.qkv.weight.flatten(1), 3))
             return checkpointed(self._attend_merged, qkv, enabled=self.recompute)
         # Three convolutions are used instead of splitting the result of one, so that each result and its gradient are

@@ -96,7 +96,7 @@ class _ChannelAttention(torch.autograd.Function):
 
 @torch.library.custom_op("upfield::channel_attention", mutates_args=())
 def channel_attention_forward(qkv: Tensor, filters: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute `plain_channel_attention`."""
+    """Compute `plain_channel_attention` from `qkv` `(B, H, W, 3*D)` and `filters` `(3*C, 9)`."""
     qkv = qkv.contiguous()
     B, H, W, D = *qkv.shape[:3], qkv.shape[3] // 3
     c = len(filters) // 3 // num_heads
