@@ -2,12 +2,15 @@
 
 import json
 import math
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from acceptance.report import Report
 from acceptance.stepping import SMALLEST, checkpoint, difference, log_lines, run_config, train, weights
 from upfield.common.files import hash_file
+from upfield.distributed import training_run
 from upfield.distributed.configuration import ModelConfig
 
 STEPS, LARGE_SCALE = 3, 2.0**100
@@ -17,9 +20,7 @@ def run(report: Report) -> None:
     """Save a run, raise the loss scale in its checkpoint, and take one more step."""
     if not report.on_gpu:
         scale_on_cpu()
-        report.needs_gpu(
-            "training in fp16; on a CPU, the loss is scaled and autocast is in fp16, which training refuses"
-        )
+        report.needs_gpu("training in fp16, which needs a GPU; on a CPU, the check adds a loss scaler and autocast")
     model = report.pick(gpu=ModelConfig(preset="report"), cpu=SMALLEST)
 
     def configured(steps: int):
