@@ -21,7 +21,8 @@ def run(report: Report) -> None:
     report.figure("operations_gflop_per_slice", operations / 1e9)
     report.text("traffic by operator, GB per slice", traffic_table(traffic.bytes_by_operator, traffic.calls))
     if report.on_gpu:
-        report.expect("an eager slice moves about 30 GB", 20e9 < slice_bytes < 40e9, f"{slice_bytes / 1e9:.1f} GB")
+        # Counted without a GPU: 25.6 GB in the way for GPUs, 29.9 GB in that for CPUs.
+        report.expect("an eager slice moves 20 to 30 GB", 20e9 < slice_bytes < 30e9, f"{slice_bytes / 1e9:.1f} GB")
     copied_s, products_s = copy_rate(report.device), product_rate(report.device, torch.bfloat16)
     for batch in report.pick(gpu=(4, 16), cpu=(1, 2)):
         step = BareStep(report.device, config, batch, size)

@@ -85,9 +85,13 @@ def time_convolution(
     report: Report, x: Tensor, weight: Tensor, *, cudnn: bool = True, benchmark: bool = False
 ) -> float:
     """Return the ms of a depthwise convolution `(B, C, H, W)` forward and backward, with these settings of cuDNN."""
-    with torch.backends.cudnn.flags(enabled=cudnn, benchmark=benchmark, deterministic=False, allow_tf32=False):
+    settings = torch.backends.cudnn
+    settings.enabled, settings.benchmark = cudnn, benchmark
+    try:
         call = both_ways(lambda: F.conv2d(x, weight, padding=1, groups=len(weight)), [x, weight])
         return milliseconds(report, call)
+    finally:
+        settings.enabled, settings.benchmark = True, False
 
 
 def time_our_depthwise(report: Report, image: Tensor, weight: Tensor) -> float:
