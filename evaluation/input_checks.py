@@ -44,7 +44,7 @@ def check_input(config: EvaluateConfig) -> EvaluationPlan:
     manifest = read_manifest(config.shards)
     split = open_split(config, manifest)
     for model in [*config.models, *([config.against] if config.against else [])]:
-        open_restorer(model, config.device, config.engine, manifest)
+        open_restorer(model, config, manifest)
     folders = report_folders(config.models, config.out)
     for folder in folders:
         check_report_folder(folder, config)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from upfield.common.allocator import keep_freed_memory
 from upfield.common.errors import InputError
 from upfield.common.files import hash_file
+from upfield.evaluation.configuration import EvaluateConfig
 from upfield.evaluation.measurements import AGAINST, MODEL
 from upfield.export.configuration import Engine
 from upfield.export.modelfile.engines import open_model_file
@@ -88,18 +89,19 @@ class RunRestorer:
 class ModelFileRestorer:
     """Restores batches of slices with a model file, and knows the origin of the model."""
 
-    def __init__(self, path: Path, device: str = "auto", engine: Engine = "onnx") -> None:
+    def __init__(self, path: Path, device: str = "auto", engine: Engine = "onnx", batch_size: int = 0) -> None:
         """Load a model file.
 
         Args:
             path: the `.onnx` file.
             device: `auto`, `cuda` or `cpu`.
             engine: `onnx` (ONNX Runtime) or `torch` (PyTorch).
+            batch_size: on a GPU, smaller batches are padded to this many slices; 0 pads nothing.
 
         Raises:
             InputError: the file is missing or is not a model file of upfield, or the device cannot run it.
         """
-        restorer = open_model_file(path, engine, device)
+        restorer = open_model_file(path, engine, device, batch_size=batch_size)
         self.restore = restorer.restore
         self.context, self.normalisation = restorer.context, restorer.normalisation
         tree: dict[str, Any] = restorer.card.tree
@@ -114,25 +116,22 @@ def choose_device(device: str) -> torch.device:
     return torch.device("cuda", own_gpu()) if on_gpu else torch.device("cpu")
 
 
-def open_restorers(
-    model: Path, against: Path | None, device: str, engine: Engine, manifest: Manifest
-) -> dict[str, ModelRestorer]:
+def open_restorers(model: Path, config: EvaluateConfig, manifest: Manifest) -> dict[str, ModelRestorer]:
     """Open a model as `MODEL` and, if there is one, the model that it is compared with as `AGAINST`.
 
     Raises:
         InputError: a model cannot be opened, or does not fit the shard set.
     """
-    models = {MODEL: model} | ({AGAINST: against} if against else {})
-    return {role: open_restorer(path, device, engine, manifest) for role, path in models.items()}
+    models = {MODEL: model} | ({AGAINST: config.against} if config.against else {})
+    return {role: open_restorer(path, config, manifest) for role, path in models.items()}
 
 
-def open_restorer(model: Path, device: str, engine: Engine, manifest: Manifest) -> ModelRestorer:
+def open_restorer(model: Path, config: EvaluateConfig, manifest: Manifest) -> ModelRestorer:
     """Open a run or a model file, and check that it fits a shard set.
 
     Args:
         model: run folder, or an `.onnx` file.
-        device: `auto`, `cuda` or `cpu`.
-        engine: `onnx` or `torch`, for an `.onnx` file.
+        config: the device, and for an `.onnx` file also the engine and the size of batches.
         manifest: manifest of the shard set.
 
     Raises:
@@ -142,7 +141,10 @@ def open_restorer(model: Path, device: str, engine: Engine, manifest: Manifest) 
         raise InputError(f"{model}: no such run or .onnx file. Check the path.")
     if model.is_file() and model.suffix != ".onnx":
         raise InputError(f"{model}: this is neither a run folder nor an .onnx file. Check the path.")
-    restorer = RunRestorer(model, device) if model.is_dir() else ModelFileRestorer(model, device, engine)
+    if model.is_dir():
+        restorer = RunRestorer(model, config.device)
+    else:
+        restorer = ModelFileRestorer(model, config.device, config.engine, config.batch_size)
     for name in ("context", "normalisation"):
         trained, stored = getattr(restorer, name), getattr(manifest, name)
         if trained != stored:

@@ -39,8 +39,7 @@ def evaluate_models(config: EvaluateConfig) -> int:
     measurements = SplitMeasurements()
     results: list[EvaluationResult] = []
     for target in plan.targets:
-        manifest = plan.split.manifest
-        restorers = open_restorers(target.model, config.against, config.device, config.engine, manifest)
+        restorers = open_restorers(target.model, config, plan.split.manifest)
         measurements = measure_target(config, target, restorers, plan.split, measurements)
         if current_rank() == 0:
             results.append(summarise(config, target, restorers, plan.split, measurements))

@@ -257,7 +257,7 @@ class GatedFeedForward(DeviceDependent):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform `x` `(B, H, W, C)`."""
-        if self.takes_gpu_path(x):
+        if self.fused or self.takes_gpu_path(x):
             both = pointwise(x, pad_groups(self.project_in.weight.flatten(1), 2))
             return checkpointed(self._gate_merged, both, enabled=self.recompute)
         gate, value = (pointwise(x, weight) for weight in self._halves(self.project_in.weight))
@@ -271,12 +271,16 @@ class GatedFeedForward(DeviceDependent):
 
     def _gate_merged(self, both: Tensor) -> Tensor:
         """Compute `_gate` from one image `(B, H, W, 2*hidden)` that holds both halves side by side."""
-        filtered = depthwise(both, pad_groups(self.dwconv.weight.flatten(1), 2))
-        if torch.compiler.is_compiling():  # the compiler needs no help to write both gradients into one image
-            gate, value = filtered.chunk(2, dim=-1)
+        filters = pad_groups(self.dwconv.weight.flatten(1), 2)
+        if self.fused:
+            from upfield.model.kernels.gated_depthwise import gated_depthwise
+
+            product = gated_depthwise(both, filters)
+        elif torch.compiler.is_compiling():  # the compiler needs no help to write both gradients into one image
+            gate, value = depthwise(both, filters).chunk(2, dim=-1)
             product = F.gelu(gate) * value
         else:
-            product = GeluGate.apply(filtered)
+            product = GeluGate.apply(depthwise(both, filters))
         return pointwise(product, pad_rows(self.project_out.weight.flatten(1).T).T)
 
     @staticmethod

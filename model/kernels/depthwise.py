@@ -76,7 +76,7 @@ def depthwise_backward(gradient: Tensor, image: Tensor, filters: Tensor) -> tupl
     """
     image_gradient = torch.empty_like(image, memory_format=torch.contiguous_format)
     sums = convolve_backward(evenly_spaced(gradient), evenly_spaced(image), filters, image_gradient)
-    return image_gradient, sums.to(filters.dtype, memory_format=torch.contiguous_format)
+    return image_gradient, sums.to(filters.dtype).contiguous()
 
 
 @depthwise_backward.register_fake

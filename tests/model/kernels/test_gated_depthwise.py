@@ -49,3 +49,25 @@ def test_all_channels_of_the_presets(channels: int, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(("shape", "dtype"), [((2, 2, 17), torch.bfloat16), ((1, 9, 3), torch.float16)])
 def test_images_that_end_within_a_tile(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     check(shape, 24, dtype)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_layer_computes_the_same_with_the_kernel(recompute: bool) -> None:
+    layer = GatedFeedForward(8, 2.66)
+    layer.recompute = recompute
+    x = torch.randn(2, 3, 4, 8)
+    results: list[list[Tensor]] = []
+    for layer.fused in (False, True):
+        leaf = x.clone().requires_grad_()
+        out = layer(leaf)
+        results.append([out, *torch.autograd.grad(out.square().sum(), [leaf, *layer.parameters()])])
+    torch.testing.assert_close(*results)
+
+
+def test_operators_keep_what_they_promise_to_the_compiler() -> None:
+    halves, filters = torch.randn(1, 2, 3, 32)[..., 16:].bfloat16(), torch.randn(16, 9)
+    out = gated_depthwise._forward(halves, filters)
+    torch.library.opcheck(gated_depthwise._forward, (halves, filters), test_utils=("test_schema", "test_faketensor"))
+    for operator, slope in ((gated_depthwise._convolved_gradient, out), (depthwise.depthwise_backward, halves)):
+        arguments = (slope, halves, filters)
+        torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
