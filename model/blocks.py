@@ -124,6 +124,15 @@ class ChannelNorm(nn.Module):
             scale, shift = self.body.weight.to(x.dtype), self.body.bias.to(x.dtype)
             return F.layer_norm(x, self.body.normalized_shape, scale, shift, self.body.eps)
 
+    def add(self, x: Tensor, branch: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Add a residual `branch` to `x`, both `(B, H, W, C)`, and return the sum and the normalised sum."""
+        if self.fused:
+            from upfield.model.kernels.layer_norm import residual_norm
+
+            return residual_norm(x, branch, self.body.weight, self.body.bias, self.body.eps)
+        total = x if branch is None else x + branch
+        return total, self(total)
+
 
 class ChannelAttention(DeviceDependent):
     """Channel attention (Restormer, eq. 1): a (C/heads, C/heads) matrix per head, with cost linear in the pixels.
@@ -306,8 +315,9 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform `x` `(B, H, W, C)`."""
-        x = x + self.attn(self.norm1(x))
-        return x + self.ffn(self.norm2(x))
+        x, normalised = self.norm1.add(x)
+        x, normalised = self.norm2.add(x, self.attn(normalised))
+        return x + self.ffn(normalised)
 
 
 class Downsample(nn.Module):
