@@ -19,7 +19,7 @@ def run(report: Report) -> None:
     if not report.on_gpu:
         config, size = AmirConfig.preset("tiny"), (48, 40)
         for checkpointing, batch in CASES:
-            step = BareStep("cpu", config, batch // 16, size)
+            step = BareStep(report.device, config, batch // 16, size)
             step.network.set_checkpointing(checkpointing)
             report.expect(f"a step with {checkpointing} is finite", bool(step().isfinite()))
         report.needs_gpu("peak memory of none at 16, selective at 32 and full at 32 slices, and what `auto` chooses")
@@ -53,7 +53,7 @@ def measure_peak(
     name, expected = f"{checkpointing}_at_{batch}", activation_bytes(config, size, batch, 2, checkpointing)
     report.figure(f"{name}_model_gb", expected / 1e9)
     try:
-        step = BareStep("cuda", config, batch, size)
+        step = BareStep(report.device, config, batch, size)
         step.network.set_checkpointing(checkpointing)
         step()  # creates the moments of Adam
         torch.cuda.synchronize()
