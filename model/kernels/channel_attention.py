@@ -144,7 +144,7 @@ def channel_attention_backward(
     padded = _pad_filters(qkv, filters)
     gradient = qkv.new_empty((B, H, W, 2 * D))
     tiles, rows = tiling(H, W, B * num_heads, NUM_PROGRAMS)
-    small = (each.contiguous() for each in (norms.reciprocal(), slopes, factors))
+    small = (norms.reciprocal().contiguous(), slopes.contiguous(), factors.contiguous())
     with torch.cuda.device_of(qkv):
         _compute_gradients[tiles, num_heads, B](
             qkv, padded, *small, gradient, H, W, rows, **_constants(qkv, num_heads, c)
