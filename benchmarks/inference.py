@@ -39,6 +39,7 @@ from upfield.export.modelfile.graph import build_graph, write_model
 from upfield.export.modelfile.onnx_restorer import OnnxRestorer
 from upfield.export.modelfile.parity import draw, psnr_slice_db
 from upfield.export.modelfile.parity_slices import SlicePairs, read_parity_slices
+from upfield.export.modelfile.torch_restorer import TorchRestorer
 from upfield.imaging.normalisation import NORMALISATION
 from upfield.model.amir import Amir, pad_to_multiple
 from upfield.model.weights import load_model
@@ -48,6 +49,7 @@ APART = (
     "PyTorch, ours, float32",
     "PyTorch, ours, float32, memory kept",
     "PyTorch, ours, bf16 autocast, memory kept",
+    "PyTorch, as --engine torch runs it",
     "ONNX Runtime, as upfield runs it",
 )
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -82,8 +84,6 @@ def main() -> None:
         per_slice = print_ways(ways(arguments, network, files), slices, arguments)
         if not arguments.few:
             print_batches(OnnxRestorer(files["fp32"], "cpu", arguments.threads), slices, arguments)
-        if "CUDAExecutionProvider" in ort.get_available_providers() and torch.cuda.is_available():
-            print_gpu(files, slices, arguments)
         print_volume(files["fp32"], per_slice, arguments)
 
 
@@ -128,12 +128,13 @@ def choose_network(arguments: argparse.Namespace) -> tuple[Amir, SlicePairs]:
 
 def write_files(network: Amir, folder: Path) -> dict[str, Path]:
     """Write the model in float32 and in half precision."""
-    card: dict[str, Any] = dict.fromkeys(("config", "data_sha256", "model", "step"), "")
+    card: dict[str, Any] = dict.fromkeys(("config", "data_sha256", "step"), "")
     card |= {"context": network.config.in_channels // 2, "normalisation": NORMALISATION}
+    card["model"] = network.config.to_tree()
     files = {name: folder / f"{name}.onnx" for name in ("fp32", "fp16")}
     for name, path in files.items():
         model = build_graph(network, half=name == "fp16")
-        write_card(model, card)
+        write_card(model, card | {"precision": name})
         with write_model(model, path):
             pass
     return files
@@ -180,6 +181,8 @@ def ways(arguments: argparse.Namespace, network: Amir, files: dict[str, Path]) -
     runs["PyTorch, ours, float32"] = torch_run(network)
     runs["PyTorch, ours, float32, memory kept"] = torch_run(network, kept=True)
     runs["PyTorch, ours, bf16 autocast, memory kept"] = torch_run(network, kept=True, bf16=True)
+    engine = TorchRestorer(files["fp32"], "cpu", arguments.threads)
+    runs["PyTorch, as --engine torch runs it"] = engine_run(engine)
     restorer = OnnxRestorer(files["fp32"], "cpu", arguments.threads)
     runs["ONNX Runtime, as upfield runs it"] = restorer.run
     if arguments.few:
@@ -205,6 +208,16 @@ def torch_run(network: torch.nn.Module, padded: bool = False, kept: bool = False
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             high = network(pad_to_multiple(image) if padded else image)
         return high[..., : low.shape[2], : low.shape[3]].float().numpy()
+
+    return run
+
+
+def engine_run(engine: TorchRestorer) -> Run:
+    """Return a function that restores in the PyTorch engine, which keeps freed memory in a process of its own."""
+
+    def run(low: NDArray[np.float32]) -> NDArray[np.float32]:
+        keep_freed_memory()
+        return engine.run(low)
 
     return run
 
@@ -299,20 +312,6 @@ def print_batches(restorer: OnnxRestorer, slices: SlicePairs, arguments: argpars
     print(f"\n{'batches on the CPU':<48} s/slice   of 1")
     for name, seconds in times.items():
         print(f"  {name:<46} {seconds / count:>7.3f} {seconds / times[alone]:>6.2f}", flush=True)
-
-
-def print_gpu(files: dict[str, Path], slices: SlicePairs, arguments: argparse.Namespace) -> None:
-    """Print the time per slice on CUDA for batches of one shape."""
-    count = max(arguments.batch, 32)
-    batch = np.ascontiguousarray(np.broadcast_to(slices.low[:1], (count, *slices.low.shape[1:])))
-    runs: dict[str, Run] = {}
-    for name in ("fp32", "fp16"):
-        restorer = OnnxRestorer(files[name], "cuda")
-        restorer.warm_up(batch.shape)
-        runs[f"{restorer.provider}, {name}, batch {count}"] = restorer.run
-    print(f"\n{torch.cuda.get_device_name():<48} s/slice")
-    for name, seconds in interleaved(runs, batch, arguments, arguments.repeats).items():
-        print(f"  {name:<46} {seconds / count:>7.4f}", flush=True)
 
 
 def print_volume(path: Path, per_slice: float, arguments: argparse.Namespace) -> None:

@@ -5,6 +5,10 @@ train` itself: it reads shards of phantoms made here, draws noise, measures, log
 step. Both run in this process, in turn, on the same batches. The speed is that of the median step, and the best of all
 repeats counts. `data wait` is the share of the time of all steps that is spent waiting for data, and the worst of all
 repeats counts. The first step of each run is warm-up and does not count.
+
+`shared` is the loop's speed while another process keeps one core busy, and `kept` is its share of the quiet speed. The
+same follows for whole runs of `upfield evaluate` and `upfield enhance`, which take turns. With OMP_NUM_THREADS in the
+environment, no command adapts to the other process.
 """
 
 import argparse
@@ -12,8 +16,11 @@ import contextlib
 import io
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +32,7 @@ from upfield.distributed.gating_noise import draw_gating_noise
 from upfield.distributed.loop import fit
 from upfield.distributed.samples.reader import read_batch
 from upfield.distributed.training_run import close_run, open_run
+from upfield.export.to_onnx import main as export
 from upfield.model.losses import restoration_loss
 from upfield.sharding.phantom import main as phantom
 from upfield.sharding.shard import main as shard
@@ -43,15 +51,56 @@ def main() -> None:
         root = Path(folder)
         make_shards(root)
         print(f"batch {arguments.batch}, {arguments.steps} steps of whole slices, {arguments.precision}")
-        print("preset       bare (slices/s)   loop (slices/s)   ratio   data wait")
+        print("preset       bare (slices/s)   loop (slices/s)   ratio   data wait   shared (slices/s)   kept")
+        threads = torch.get_num_threads()
         for preset in arguments.presets:
-            bare, loop, wait = 0.0, 0.0, 0.0
+            bare, loop, wait, shared = 0.0, 0.0, 0.0, 0.0
             for number in range(arguments.repeats):
                 config = training(arguments, root, preset, root / f"{preset}-{number}")
                 bare = max(bare, bare_rate(config, arguments.steps))
-                rate, waited = loop_rate(config)
+                rate, waited = loop_rate(config, "loop")
                 loop, wait = max(loop, rate), max(wait, waited)
-            print(f"{preset:<12} {bare:>15.2f} {loop:>17.2f} {loop / bare:>7.3f} {wait:>11.2%}", flush=True)
+                with one_core_busy():
+                    shared = max(shared, loop_rate(config, "shared")[0])
+                torch.set_num_threads(threads)  # Beside the busy process, training has chosen fewer.
+            quiet = f"{bare:>15.2f} {loop:>17.2f} {loop / bare:>7.3f} {wait:>11.2%}"
+            print(f"{preset:<12} {quiet} {shared:>19.2f} {shared / loop:>6.0%}", flush=True)
+        print("\ncommand                 quiet (s)   shared (s)   kept")
+        for preset in arguments.presets:
+            print_commands(preset, root, arguments.repeats)
+
+
+def print_commands(preset: str, root: Path, repeats: int) -> None:
+    """Print the best times of `upfield evaluate` and `upfield enhance` with a run of this preset."""
+    run, shards, model = root / f"{preset}-0/loop", root / "shards", root / f"{preset}.onnx"
+    quietly(export, [str(run), "--out", str(model)])
+    scan = next((root / "cohort").rglob("*T1.nii.gz"))
+    for verb, *given in (["evaluate", run, "--shards", shards, "--out"], ["enhance", model, scan, "--out"]):
+        quiet_s, shared_s = float("inf"), float("inf")
+        for number in range(repeats):
+            command = [sys.executable, "-m", "upfield.cli.main", str(verb), *map(str, given)]
+            quiet_s = min(quiet_s, seconds_of([*command, str(root / f"{preset}-{number}/{verb}-quiet")]))
+            with one_core_busy():
+                shared_s = min(shared_s, seconds_of([*command, str(root / f"{preset}-{number}/{verb}-shared")]))
+        print(f"{verb:<10} {preset:<10} {quiet_s:>11.2f} {shared_s:>12.2f} {quiet_s / shared_s:>6.0%}", flush=True)
+
+
+def seconds_of(command: list[str]) -> float:
+    """Return the time that a command takes, from its start to its end."""
+    begun = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - begun
+
+
+@contextlib.contextmanager
+def one_core_busy() -> Iterator[None]:
+    """Keep one core busy with another process, as another user's program would."""
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 def make_shards(root: Path, size: tuple[int, int] = (221, 200)) -> None:
@@ -120,11 +169,11 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def loop_rate(config: TrainConfig) -> tuple[float, float]:
+def loop_rate(config: TrainConfig, name: str) -> tuple[float, float]:
     """Return the slices per second of the loop's median step, and the share of its time spent waiting for data."""
     with contextlib.redirect_stderr(io.StringIO()):
-        fit(replace(config, run=replace(config.run, out=config.run.out / "loop")))
-    text = (config.run.out / "loop/metrics.jsonl").read_text(encoding="utf-8")
+        fit(replace(config, run=replace(config.run, out=config.run.out / name)))
+    text = (config.run.out / name / "metrics.jsonl").read_text(encoding="utf-8")
     lines = [line for line in map(json.loads, text.splitlines()) if line["event"] == "train"][1:]
     times = [1 / line["slices_per_s"] for line in lines]
     waited = sum(line["data_wait"] * time for line, time in zip(lines, times, strict=True))

@@ -7,8 +7,9 @@ import sys
 
 import psutil
 
+from upfield.common.cores import num_threads
 from upfield.common.stop_signals import stop_signals
-from upfield.distributed.launch import POLL_S, prepare_rank, threads_per_process
+from upfield.distributed.launch import POLL_S, prepare_rank
 
 
 def launch_command(processes: int) -> list[str]:
@@ -16,7 +17,7 @@ def launch_command(processes: int) -> list[str]:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
     # The number of threads is set because Accelerate's default, one thread per process, leaves cores idle.
     command += ["--dynamo_backend", "no", "--num_processes", str(processes)]
-    command += ["--num_cpu_threads_per_process", str(threads_per_process(processes))]
+    command += ["--num_cpu_threads_per_process", str(num_threads(processes))]
     # Pass `--multi_gpu` on CPUs too, because `--cpu` starts only one process. Port 0 means any free port.
     return [*command, *(["--multi_gpu", "--main_process_port", "0"] if processes > 1 else ["--quiet"])]
 

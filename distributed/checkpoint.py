@@ -56,11 +56,19 @@ class TrainingProgress:
     """Sum of each loss term since the last log line."""
     pending_steps: int = 0
     """Number of steps in these sums."""
+    threads: int = 0
+    """Number of threads of each process on a CPU. Another number would add numbers in another order."""
+    most_threads: int = 0
+    """Number of threads of each process if nothing else ran on the machine."""
 
     @property
     def updates(self) -> int:
         """Number of steps that updated the weights."""
         return self.step - self.skipped - self.overflows
+
+    def threads_for(self, most_threads: int) -> int:
+        """Return the run's number of threads, or 0 if it has none for so many cores and processes."""
+        return self.threads if self.most_threads == most_threads else 0
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,12 @@ from typing import TypeVar
 
 from upfield.common.addresses import is_remote
 from upfield.common.command import EXIT_FAILURE, EXIT_INPUT
+from upfield.common.cores import most_threads
 from upfield.common.errors import InputError, RunError
 from upfield.common.stop_signals import StopRequest
 from upfield.common.tasks import end_with_parent
 from upfield.distributed.agreement import is_lost_process
+from upfield.distributed.checkpoint import ResumePoint
 from upfield.distributed.configuration import RunConfig, TrainConfig, TrainSettings
 from upfield.distributed.launch import SCRIPT, relaunch
 from upfield.distributed.loop import fit
@@ -34,20 +36,22 @@ def run_job(config: TrainConfig, stop: StopRequest) -> int:
     """
     config = with_absolute_paths(config)
     if config.processes > 1 and "WORLD_SIZE" not in os.environ:
-        check_before_launch(config)
-        return relaunch(SCRIPT, config, stop)
+        start = check_before_launch(config)
+        return relaunch(SCRIPT, config, stop, start.progress.threads_for(most_threads(config.processes)))
     return train_in_process(config, stop)
 
 
-def check_before_launch(config: TrainConfig) -> None:
-    """Make each process's checks before any process starts, so that an error appears immediately and only once.
+def check_before_launch(config: TrainConfig) -> ResumePoint:
+    """Make each process's checks before any process starts, and return where the run starts.
+
+    An error therefore appears immediately and only once.
 
     Raises:
         InputError: the shard set, the configuration or a checkpoint cannot be used.
         RunError: a remote store does not respond.
     """
     refuse_unusable(config, config.processes)
-    find_start(config, open_data(config)[0].manifest)
+    return find_start(config, open_data(config)[0].manifest)
 
 
 def train_in_process(config: TrainConfig, stop: StopRequest) -> int:

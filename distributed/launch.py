@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from upfield.common.command import EXIT_FAILURE, EXIT_INPUT, to_yaml
+from upfield.common.cores import chosen_threads, num_threads
 from upfield.common.progress import say
 from upfield.common.stop_signals import StopRequest
 from upfield.common.tasks import end_with_parent
@@ -24,7 +25,7 @@ POLL_S = 0.2
 GRACE_S = 15.0  # time for ranks to notice that another rank has failed
 
 
-def relaunch(script: Path, config: Any, stop: StopRequest | None = None) -> int:
+def relaunch(script: Path, config: Any, stop: StopRequest | None = None, threads: int = 0) -> int:
     """Run a script in several processes on this machine, as torchrun would, and return the job's exit code.
 
     torchrun and Accelerate's launcher are not used, because they print a traceback and exit with 1, whatever exit code
@@ -34,13 +35,15 @@ def relaunch(script: Path, config: Any, stop: StopRequest | None = None) -> int:
         script: script with a `--config` flag.
         config: configuration of the script; its field `processes` is the number of processes.
         stop: request that is set when the processes must save and exit.
+        threads: number of threads of each process; 0 chooses it by the load of this machine. OMP_NUM_THREADS overrides
+            it.
     """
     count = config.processes
     environment = dict(os.environ) | {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     if not torch.cuda.is_available():
         environment |= {"ACCELERATE_USE_CPU": "true"}
-    environment.setdefault("OMP_NUM_THREADS", str(threads_per_process(count)))
+    environment["OMP_NUM_THREADS"] = str(chosen_threads() or threads or num_threads(count))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.yaml"
         file.write_text(to_yaml(replace(config, processes=1)), encoding="utf-8")
@@ -105,8 +108,3 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def threads_per_process(processes: int) -> int:
-    """Return the number of threads per process with which `processes` processes use all available cores."""
-    return max(1, len(os.sched_getaffinity(0)) // processes)

@@ -1,6 +1,7 @@
 """A training run: its state in memory, and the functions that open and close it."""
 
 import gc
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 
 from upfield.common.command import to_yaml
+from upfield.common.cores import chosen_threads, most_threads, num_threads
 from upfield.common.errors import InputError, RunError
 from upfield.common.files import write_text
 from upfield.common.progress import say
@@ -87,6 +89,8 @@ def _open_run(config: TrainConfig) -> TrainingRun:
     accelerator = make_accelerator(config.run, world_size)
     split, validation = run_on_all_processes(lambda: open_data(config))
     start, lock = claim_folder(config, split.manifest)
+    if accelerator.device.type == "cpu":
+        settle_threads(start.progress, world_size)
     order = (config.run.seed, config.data.batch_size, config.data.window_shards, config.data.augment)
     batches = TrainingBatches(split, BatchPlan(*order, accelerator.process_index, world_size))
     total_steps = min(config.run.epochs * batches.steps_per_epoch, config.run.max_steps or 2**62)
@@ -143,6 +147,16 @@ def find_start(config: TrainConfig, manifest: Manifest) -> ResumePoint:
     return find_resume_point(config.run.out, config.run.resume, fresh)
 
 
+def settle_threads(progress: TrainingProgress, world_size: int) -> None:
+    """Choose the number of threads of this process, and record it: a resumed run computes with the same number."""
+    most = most_threads(int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+    # In a job, the other processes are not a load, and their launcher has chosen the number.
+    if world_size == 1 and not chosen_threads():
+        threads = progress.threads_for(most) or num_threads()
+        torch.set_num_threads(min(torch.get_num_threads(), threads))
+    progress.threads, progress.most_threads = torch.get_num_threads(), most
+
+
 def prepare_folder(config: TrainConfig, out: Path, start: ResumePoint) -> None:
     """Delete the files that do not belong to the resumed run, and write its configuration. Only one rank calls it."""
     clear_leftovers(out, start.checkpoint, start.progress.step)
@@ -163,6 +177,12 @@ def announce(run: TrainingRun) -> None:
         f"{run.config.data.batch_size}, {count} process{'es' if count > 1 else ''} on "
         f"{run.accelerator.device.type}, precision {run.config.run.precision}"
     )
+    threads, most = run.progress.threads, run.progress.most_threads
+    if threads < most and not chosen_threads():
+        say(
+            f"other processes were busy when the run began, so it computes with {threads} of {most} threads; the "
+            f"environment variable OMP_NUM_THREADS={most} overrides this"
+        )
 
 
 def close_run(run: TrainingRun) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from upfield.common.cores import leave_busy_cores
 from upfield.distributed.launch import relaunch
 from upfield.evaluation.configuration import EvaluateConfig
 from upfield.evaluation.example_slices import choose_example_slices
@@ -34,6 +35,7 @@ def evaluate_models(config: EvaluateConfig) -> int:
     plan = check_input(config)
     if config.processes > 1 and "WORLD_SIZE" not in os.environ:
         return relaunch(SCRIPT, with_absolute_paths(config))
+    leave_busy_cores()
     if current_rank() == 0:
         refuse_changed_shards(plan.split)
     measurements = SplitMeasurements()

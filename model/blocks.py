@@ -25,6 +25,7 @@ HALF_NORM_EPSILON = 1e-4  # Gradients contain the inverse of this value, which m
 # If rows of channels start at multiples of 8, a CPU reads whole vectors, and a GPU can use its tensor cores.
 ROW_MULTIPLE = 8
 MOST_PARTS = 8  # See ChannelAttention._merged_scores.
+MOST_HEAD_CHANNELS = 120  # The kernel of channel attention has 128 channels in a tile, up to 7 of them for padding.
 
 
 def next_multiple(number: int, multiple: int) -> int:
@@ -163,7 +164,7 @@ class ChannelAttention(DeviceDependent):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend over the channels of `x` `(B, H, W, C)`."""
-        if self.takes_gpu_path(x):
+        if self.fused or self.takes_gpu_path(x):
             qkv = pointwise(x, pad_groups(self.qkv.weight.flatten(1), 3))
             return checkpointed(self._attend_merged, qkv, enabled=self.recompute)
         # Three convolutions are used instead of splitting the result of one, so that each result and its gradient are
@@ -183,10 +184,24 @@ class ChannelAttention(DeviceDependent):
         """Compute `_attend` from one image `(B, H, W, 3*D)`: three groups of C channels, zero-padded to D = 8n."""
         B, H, W, D = *qkv.shape[:3], qkv.shape[3] // 3
         C = self.project_out.weight.shape[0]
-        filtered = depthwise(qkv, pad_groups(self.qkv_dwconv.weight.flatten(1), 3)).flatten(1, 2)
-        qk, v = filtered.split((2 * D, D), dim=-1)  # views
-        matrix = self._mixing(self._merged_scores(qk, C, num_parts=math.gcd(H, MOST_PARTS)))
+        filters = self.qkv_dwconv.weight.flatten(1)
+        if self._takes_kernel(qkv):
+            from upfield.model.kernels.channel_attention import channel_attention
+
+            squares, products, v = channel_attention(qkv, filters, self.num_heads)
+            epsilon = HALF_NORM_EPSILON if qkv.dtype == torch.float16 else NORM_EPSILON
+            scores = self._cosines(products, *squares.flatten(2).unbind(1), epsilon=epsilon)
+            v = v.flatten(1, 2)
+        else:
+            qk, v = depthwise(qkv, pad_groups(filters, 3)).flatten(1, 2).split((2 * D, D), dim=-1)  # views
+            scores = self._merged_scores(qk, C, num_parts=math.gcd(H, MOST_PARTS))
+        matrix = self._mixing(scores)
         return (v @ F.pad(matrix, (0, D - C)).transpose(-2, -1).to(v.dtype)).reshape(B, H, W, C)
+
+    def _takes_kernel(self, qkv: Tensor) -> bool:
+        """Return whether to use the kernel for `qkv` `(B, H, W, 3*D)`. It is slow in float32 and for large heads."""
+        channels = self.project_out.weight.shape[0] // self.num_heads
+        return self.fused and qkv.dtype.itemsize == 2 and channels <= MOST_HEAD_CHANNELS
 
     def _mixing(self, scores: Tensor) -> Tensor:
         """Return the matrix `(B, C, C)` of each image that attends by `scores` `(B, heads, c, c)` and then projects.
@@ -234,9 +249,9 @@ class ChannelAttention(DeviceDependent):
         squares = [(t * t).sum(dim=1, dtype=dtype) for t in (q, k)]
         return self._cosines(self._products(q, k), *squares)
 
-    def _cosines(self, products: Tensor, *squares: Tensor) -> Tensor:
+    def _cosines(self, products: Tensor, *squares: Tensor, epsilon: float = NORM_EPSILON) -> Tensor:
         """Divide `products` `(B, heads, c, c)` by the norms of q and k, from their `squares` `(B, C)`."""
-        rows, columns = (s.clamp_min(NORM_EPSILON**2).sqrt().unflatten(1, (self.num_heads, -1)) for s in squares)
+        rows, columns = (s.clamp_min(epsilon**2).sqrt().unflatten(1, (self.num_heads, -1)) for s in squares)
         return products * (self.temperature / rows.unsqueeze(-1)) / columns.unsqueeze(-2)
 
     def _products(self, q: Tensor, k: Tensor) -> Tensor:

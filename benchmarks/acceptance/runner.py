@@ -16,6 +16,7 @@ import psutil
 from acceptance.plan import TOTAL_S, Check
 from acceptance.report import Settings
 from acceptance.results import Result, format_table
+from upfield.common.cores import most_threads
 from upfield.common.tasks import end_with_parent
 
 PROGRAM = Path(__file__).resolve().parents[1] / "gpu_acceptance.py"
@@ -127,6 +128,8 @@ def environment(device: str, folder: Path) -> dict[str, str]:
     }
     if device == "cpu":
         variables |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "TRITON_INTERPRET": "1"}
+        # Runs that must agree bit for bit need one number of threads, whatever the load.
+        variables |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(most_threads()))}
     return os.environ | variables
 
 

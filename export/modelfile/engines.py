@@ -15,7 +15,7 @@ def open_model_file(
         path: the `.onnx` file.
         engine: `onnx` (ONNX Runtime) or `torch` (PyTorch).
         device: `auto`, `cuda`, `tensorrt` or `cpu`.
-        threads: CPU threads; 0 uses all cores that this process may use.
+        threads: CPU threads; 0 uses the cores that other processes leave free.
         batch_size: on a GPU, smaller batches are padded to this many slices; 0 pads nothing.
 
     Raises:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from upfield.common.allocator import keep_freed_memory
+from upfield.common.cores import leave_busy_cores
 from upfield.common.errors import InputError
 from upfield.common.files import check_writable
 from upfield.export.configuration import ExportConfig
@@ -31,6 +32,7 @@ def export_run(config: ExportConfig) -> None:
     card = describe_run(best, config.run, config.precision, config.evaluation)
     # PyTorch takes most of the export's time, and takes 1.6 times as long if freed memory goes back to the system.
     keep_freed_memory()
+    leave_busy_cores()
     model = build_graph(best.network, half=config.precision == "fp16")
     # The comparison opens the file as `upfield enhance` does, which needs the metadata.
     write_card(model, card)

@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from upfield.common.cores import num_cores
+from upfield.common.cores import num_cores, num_threads
 from upfield.common.errors import InputError
 from upfield.common.progress import say
 from upfield.export.modelfile.card import ModelCard
@@ -38,7 +38,7 @@ class OnnxRestorer(FileRestorer):
         Args:
             path: the `.onnx` file.
             device: `auto`, `cuda`, `tensorrt` or `cpu`.
-            threads: CPU threads; 0 uses all cores that this process may use.
+            threads: CPU threads; 0 uses the cores that other processes leave free.
             batch_size: on a GPU, smaller batches are padded to this many slices, because restored values depend on the
                 batch's shape, and the first batch of each shape is slow; 0 pads nothing.
 
@@ -124,7 +124,7 @@ class BoundBatch:
 def _open_session(path: Path, providers: list[tuple[str, dict[str, str]]], threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = ERROR
-    options.intra_op_num_threads = threads or num_cores()
+    options.intra_op_num_threads = threads or min(num_cores(), num_threads())
     # Between two batches, idle threads must not keep cores busy that others could use.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from upfield.common.allocator import keep_freed_memory
+from upfield.common.cores import num_threads
 from upfield.common.errors import InputError
 from upfield.export.modelfile.file_restorer import FileRestorer, pad_batch
 from upfield.export.modelfile.gpus import own_gpu
@@ -31,7 +32,7 @@ class TorchRestorer(FileRestorer):
         Args:
             path: the `.onnx` file.
             device: `auto`, `cuda` or `cpu`.
-            threads: CPU threads of this process; 0 leaves their number to PyTorch.
+            threads: CPU threads of this process; 0 uses the cores that other processes leave free.
             batch_size: on a GPU, smaller batches are padded to this many slices, because each number of slices would be
                 compiled anew; 0 pads nothing.
             compiled: whether to compile the network on a GPU.
@@ -52,7 +53,7 @@ class TorchRestorer(FileRestorer):
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         else:
             keep_freed_memory()
-            torch.set_num_threads(threads or torch.get_num_threads())
+            torch.set_num_threads(threads or min(torch.get_num_threads(), num_threads()))
         self._lock, self._stopped = threading.Lock(), threading.Event()
 
     def run(self, low: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -14,6 +14,7 @@ from upfield.model.configuration import Kernels
 PROVED: dict[str, frozenset[tuple[int, int]]] = {
     "gated_depthwise": frozenset(),
     "layer_norm": frozenset(),
+    "channel_attention": frozenset(),
 }
 
 

@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import torch
 from accelerate.state import AcceleratorState
 
 from upfield.cli.accelerate_launcher import launch_command
@@ -39,12 +38,7 @@ def trained(shards: Path, out: Path, *arguments: str, processes: int = 1) -> Pat
         done = run(*command(shards, out, *arguments, processes=processes))
         assert done.returncode == 0, done.stderr
         return out
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a separate process; more threads would add numbers in another order
-    try:
-        code, said = called(*command(shards, out, *arguments)[2:])
-    finally:
-        torch.set_num_threads(threads)
+    code, said = called(*command(shards, out, *arguments)[2:])
     assert code == 0, said
     return out
 

@@ -12,6 +12,10 @@ import torch
 from runs import command, environment, lines, losses, run, trained, training_lines, wait_for
 from safetensors.torch import load_file
 
+from upfield.distributed import training_run
+from upfield.distributed.checkpoint import TrainingProgress
+from upfield.distributed.training_run import settle_threads
+
 EPOCHS = ("--data.batch_size", "12", "--run.epochs", "2", "--run.validate_every", "100")
 EMA = ("--optim.ema_decay", "0.9", "--optim.clip_norm", "0.5", "--data.augment.shift_pixels", "2")
 SCHEDULE = ("--optim.schedule", "cosine", "--optim.warmup_steps", "5")
@@ -147,6 +151,22 @@ def test_a_run_killed_at_random_moments_ends_the_same(tiny_shards: Path, two_epo
     trained(tiny_shards, out, *EPOCHS, "--run.checkpoint_every", "1")
     assert same(out, two_epochs, "model.safetensors")
     assert lines(out / "trace.jsonl") == lines(two_epochs / "trace.jsonl")
+
+
+def test_a_resumed_run_keeps_its_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(training_run, "most_threads", lambda processes: 4 // processes)
+    progress = TrainingProgress()
+    try:
+        for free in (2, 3):  # The machine is less busy when the run resumes.
+            torch.set_num_threads(4)
+            monkeypatch.setattr(training_run, "num_threads", lambda free=free: free)
+            settle_threads(progress, world_size=1)
+            assert torch.get_num_threads() == progress.threads == 2
+    finally:
+        torch.set_num_threads(1)
+    assert progress.threads_for(most_threads=4) == 2
+    assert progress.threads_for(most_threads=2) == 0  # on another number of processes or cores
 
 
 def test_the_best_model_so_far_survives_a_restart(tiny_shards: Path, tmp_path: Path) -> None:

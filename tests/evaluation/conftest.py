@@ -1,21 +1,10 @@
-"""One evaluation for all tests, and one thread: the images are so small that more threads would only wait."""
+"""One evaluation for all tests."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from upfield.evaluation.evaluate import main
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> Iterator[None]:
-    """Compute on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from upfield.common.cores import num_cores
 from upfield.common.errors import InputError
 from upfield.export.modelfile import onnx_restorer
 from upfield.export.modelfile.card import read_card
@@ -142,7 +141,3 @@ def test_a_stopped_restorer_restores_nothing_more(tiny_model: Path) -> None:
     restorer.stop()
     with pytest.raises(Exception, match="terminate"):
         restorer.restore(images(1))
-
-
-def test_at_least_one_core_is_counted() -> None:
-    assert num_cores() >= 1
