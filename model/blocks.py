@@ -124,6 +124,8 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` `(B, H, W, C)` in its own precision, with float32 statistics."""
+        if self.fused:
+            return self._fused(x)[1]
         # Autocast would convert the image to float32 and back, and keep the float32 copy for the backward pass.
         with torch.autocast(x.device.type, enabled=False):
             scale, shift = self.body.weight.to(x.dtype), self.body.bias.to(x.dtype)
@@ -135,12 +137,14 @@ class ChannelNorm(nn.Module):
         If the norm is fused, zeros pad the channels of the normalised sum to a multiple of 8.
         """
         if self.fused:
-            from upfield.model.kernels.layer_norm import residual_norm
-
-            width = next_multiple(x.shape[-1], ROW_MULTIPLE)
-            return residual_norm(x, branch, self.body.weight, self.body.bias, self.body.eps, width)
+            return self._fused(x, branch, width=next_multiple(x.shape[-1], ROW_MULTIPLE))
         total = x if branch is None else x + branch
         return total, self(total)
+
+    def _fused(self, x: Tensor, branch: Tensor | None = None, width: int = 0) -> tuple[Tensor, Tensor]:
+        from upfield.model.kernels.layer_norm import layer_norm
+
+        return layer_norm(x, self.body.weight, self.body.bias, branch, epsilon=self.body.eps, width=width)
 
 
 class ChannelAttention(DeviceDependent):

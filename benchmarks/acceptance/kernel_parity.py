@@ -198,9 +198,9 @@ def filter_inputs(shape: BlockShape, size: tuple[int, int, int]) -> tuple[Tensor
 
 
 def norm_inputs(shape: BlockShape, size: tuple[int, int, int]) -> tuple[Tensor, Tensors, tuple[int, ...]]:
-    """Draw an image that is not centred, and the scale and shift of each channel."""
-    channels = shape.channels
-    return torch.randn(*size, channels) + 0.5, [1 + 0.1 * torch.randn(channels), torch.randn(channels)], ()
+    """Draw an image that is not centred, the scale and shift of each channel, and the residual branch."""
+    image, branch = torch.randn(2, *size, shape.channels) + 0.5
+    return image, [1 + 0.1 * torch.randn(shape.channels), torch.randn(shape.channels), branch], ()
 
 
 # Name of a kernel -> function that draws its image, its parameters and its constants on the CPU in float32.
