@@ -153,8 +153,8 @@ def bare_rate(config: TrainConfig, steps: int) -> float:
         low, high = (tensor.to(device).float() for tensor in (batch.low, batch.high))
         restored, load_loss = run.wrapped(low, noise)
         run.accelerator.backward(restoration_loss(restored, high, load_loss, config.loss)[0])
-        run.optimizer.step()
-        run.optimizer.zero_grad(set_to_none=True)
+        run.learner.optimizer.step()
+        run.learner.optimizer.zero_grad(set_to_none=True)
         synchronise(device)
         times_s.append(time.perf_counter() - begun)
     if run.lock:

@@ -67,3 +67,7 @@ class DivergedError(RunError):
 
 class FetchError(RunError):
     """A remote file could not be downloaded. This error can occur in some processes of a job and not in others."""
+
+
+class MemoryShortageError(RunError):
+    """The memory of a device or machine ran out. This error can occur in some processes of a job and not in others."""

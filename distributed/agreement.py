@@ -10,7 +10,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
-from upfield.common.errors import FetchError, InputError, RunError
+from upfield.common.errors import FetchError, InputError, MemoryShortageError, RunError
 from upfield.common.locking import LOCK, lock_folder, try_lock
 
 T = TypeVar("T")
@@ -20,12 +20,12 @@ T = TypeVar("T")
 def errors_met_by_all(kind: type[InputError | RunError] = RunError) -> Iterator[None]:
     """Mark errors of `kind` as shared by all processes of the job, so that one of them prints the error.
 
-    A `FetchError` is not shared, because each process fetches its own files.
+    A `FetchError` and a `MemoryShortageError` are not shared, because each process has its own files and memory.
     """
     try:
         yield
     except kind as error:
-        error.met_by_all = not isinstance(error, FetchError)
+        error.met_by_all = not isinstance(error, FetchError | MemoryShortageError)
         raise
 
 
@@ -163,11 +163,6 @@ def sum_over_processes(values: Tensor) -> Tensor:
     total = _SumOverProcesses.apply(values)
     assert isinstance(total, Tensor)
     return total
-
-
-def is_lost_process(error: RuntimeError) -> bool:
-    """Return whether an error means that another process of the job ended or did not respond in time."""
-    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
 
 
 def is_held(out: Path) -> bool:

@@ -7,6 +7,7 @@ and nothing else is random.
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,12 @@ class TrainingProgress:
     """Seed of the sample order."""
     window_shards: int = 0
     """Number of shards whose samples are shuffled together."""
+    hardware: str = ""
+    """Number of processes and kind of device that trained last; empty in checkpoints of earlier versions."""
+    activation_checkpointing: str = ""
+    """Activation checkpointing that was used on this hardware."""
+    micro_batch: int = 0
+    """Number of slices per forward pass that was used on this hardware."""
     pending: dict[str, float] = field(default_factory=dict)
     """Sum of each loss term since the last log line."""
     pending_steps: int = 0
@@ -65,6 +72,12 @@ class TrainingProgress:
     def updates(self) -> int:
         """Number of steps that updated the weights."""
         return self.step - self.skipped - self.overflows
+
+    def add_terms(self, terms: Mapping[str, float]) -> None:
+        """Add the loss terms of a step, which are means over all ranks, to the sums for the next log line."""
+        for name, value in terms.items():
+            self.pending[name] = self.pending.get(name, 0.0) + value
+        self.pending_steps += 1
 
     def threads_for(self, most_threads: int) -> int:
         """Return the run's number of threads, or 0 if it has none for so many cores and processes."""

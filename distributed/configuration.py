@@ -46,14 +46,17 @@ class DataConfig:
     """Number of samples in a *global* batch, which is divided evenly among the processes."""
     micro_batch: int | None = None
     """Number of slices per forward pass. Each process accumulates the gradients over its share of the global batch. By
-    default, one pass processes the whole share. The load loss is computed separately for each pass and is not linear in
-    the batch, so smaller passes change its value."""
+    default, one pass processes the whole share. There is one exception: on a GPU whose memory is too small for that, if
+    `run.activation_checkpointing` is `auto`, each pass processes the largest equal part of at least 4 slices that fits.
+    The load loss is computed separately for each pass and is not linear in the batch, so smaller
+    passes change its value. To train alike on GPUs of any size and number, choose `run.activation_checkpointing`."""
     window_shards: int = 16
     """Number of shards whose samples are shuffled together. With more shards, the samples are mixed better. With fewer,
     a smaller part of a remote set is needed at a time."""
-    num_workers: int = 0
-    """Number of threads per rank that read batches in advance. Reading by offset keeps up with training without such
-    threads, so the default is 0."""
+    num_workers: int | None = None
+    """Number of threads per rank that read batches in advance; the order of the samples does not depend on it. The
+    default is 2 on a GPU, whose host must not wait for a disk, and 0 on a CPU, where such threads would take time from
+    training."""
     prefetch: int = 4
     """Number of batches that each thread reads in advance. A larger number bridges the pauses of a slow disk but takes
     more memory."""
@@ -165,14 +168,19 @@ class RunSettings:
     max_steps: int | None = None
     """Maximum number of steps. The run ends after `epochs` or `max_steps`, whichever comes first."""
     precision: Literal["bf16", "fp16", "no"] = "bf16"
-    """Mixed precision; `no` means float32. Use bf16 if the hardware supports it (GPUs since Ampere, CPUs with
-    AVX512-BF16 or AMX), because bf16 was fastest on such hardware and needs no loss scaling. Otherwise, use fp16 on a
-    GPU and `no` on a CPU."""
+    """Mixed precision; `no` means float32, never TF32. Use bf16 if the hardware supports it (GPUs since Ampere,
+    CPUs with AVX512-BF16 or AMX), because bf16 was fastest on such hardware and needs no loss scaling. Otherwise, use
+    fp16 on a GPU and `no` on a CPU."""
     activation_checkpointing: Literal["auto", "none", "selective", "full"] = "auto"
     """Activations that the backward pass recomputes instead of keeping them in memory. `selective` recomputes
     everything after the 1x1 convolutions of each block and needs half the memory. `full` recomputes whole blocks and
-    needs a ninth of the memory. `auto` chooses the setting that recomputes least and still fits into the GPU's memory.
-    On a CPU, `auto` means `none`."""
+    needs a ninth of the memory. `auto` chooses the setting that recomputes least and still fits into the GPU's memory,
+    if necessary with several passes per step (`data.micro_batch`). A resumed run repeats its choice on the same
+    hardware. On a CPU, `auto` means `none`."""
+    deterministic: bool = False
+    """Use only operators that return the same bits each time, so that a run on a GPU can be repeated bit for bit on the
+    same number and kind of GPUs with the same software. Such operators may be slower. On a CPU, runs are repeatable
+    without this option."""
     compile: bool = False
     """Compile the network's blocks with torch.compile. This is off by default: on two CPU cores, compiling the
     `official` preset took minutes, and training was slower afterwards."""

@@ -1,9 +1,12 @@
 """A training job on this machine: start its processes or run as one of them, and return an exit code."""
 
 import os
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
+
+import torch
 
 from upfield.common.addresses import is_remote
 from upfield.common.command import EXIT_FAILURE, EXIT_INPUT
@@ -11,9 +14,9 @@ from upfield.common.cores import most_threads
 from upfield.common.errors import InputError, RunError
 from upfield.common.stop_signals import StopRequest
 from upfield.common.tasks import end_with_parent
-from upfield.distributed.agreement import is_lost_process
 from upfield.distributed.checkpoint import ResumePoint
 from upfield.distributed.configuration import RunConfig, TrainConfig, TrainSettings
+from upfield.distributed.failures.lost_process import describe_lost_process, explain_abort, is_lost_process
 from upfield.distributed.launch import SCRIPT, relaunch
 from upfield.distributed.loop import fit
 from upfield.distributed.preconditions import open_data, refuse_unusable
@@ -63,10 +66,14 @@ def train_in_process(config: TrainConfig, stop: StopRequest) -> int:
         InputError: the shard set, the configuration or a checkpoint cannot be used.
         RunError: the run cannot continue, or another process of the job has ended.
     """
+    explained = nullcontext()
     if expected_world_size() > 1:
         end_with_parent()
+        if torch.cuda.is_available() and is_first_on_machine():
+            explained = explain_abort(f"upfield train: error: {describe_lost_process(config.run.timeout_s)}")
     try:
-        progress = fit(config, stop)
+        with explained:
+            progress = fit(config, stop)
     except (InputError, RunError) as error:
         if error.met_by_all and not is_first_on_machine():
             return EXIT_INPUT if isinstance(error, InputError) else EXIT_FAILURE
@@ -76,10 +83,7 @@ def train_in_process(config: TrainConfig, stop: StopRequest) -> int:
             raise
         if not is_first_on_machine():
             return EXIT_FAILURE
-        raise RunError(
-            f"Another process of the job ended or did not respond for {config.run.timeout_s:g} s (run.timeout_s). "
-            "Look for the error of that process, then run the same command again."
-        ) from error
+        raise RunError(describe_lost_process(config.run.timeout_s)) from error
     if os.environ.get("RANK", "0") == "0":
         best = "none yet" if progress.best_psnr is None else f"{progress.best_psnr:.2f} dB"
         print(f"{config.run.out}: step {progress.step}, best validation PSNR {best}")

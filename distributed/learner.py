@@ -22,7 +22,7 @@ from upfield.distributed.agreement import sum_over_processes
 from upfield.distributed.checkpoint import AVERAGE, OPTIMIZER
 from upfield.distributed.configuration import OptimConfig, TrainConfig
 from upfield.distributed.weight_average import WeightAverage
-from upfield.model.activation_memory import choose_checkpointing
+from upfield.model.activation_memory import MemoryPlan, equal_parts, plan_memory
 from upfield.model.amir import Amir
 from upfield.model.configuration import Checkpointing
 from upfield.model.weights import MODEL, read_weights
@@ -96,8 +96,16 @@ class Learner:
         set_model_state_dict(self.network, weights, options=WHOLE)
 
 
-def build_network(config: TrainConfig, manifest: Manifest, accelerator: Accelerator) -> Amir:
+def build_network(
+    config: TrainConfig, manifest: Manifest, accelerator: Accelerator, checkpointing: Checkpointing
+) -> Amir:
     """Build the network on the device of this rank, with the same weights on every rank.
+
+    Args:
+        config: configuration of the run.
+        manifest: manifest of the shard set.
+        accelerator: process group and device.
+        checkpointing: activation checkpointing.
 
     Raises:
         InputError: the weights of `model.init` do not fit the configured model.
@@ -113,12 +121,9 @@ def build_network(config: TrainConfig, manifest: Manifest, accelerator: Accelera
                 f"Check --model.preset and the other sizes: {error}"
             ) from error
     network.to(accelerator.device)
-    gpu_bytes = None
-    if accelerator.device.type == "cuda":
-        gpu_bytes, _ = torch.cuda.mem_get_info(accelerator.device)
-    else:
+    if accelerator.device.type == "cpu":
         keep_freed_memory()
-    network.set_checkpointing(wanted_checkpointing(config, manifest, accelerator.num_processes, gpu_bytes))
+    network.set_checkpointing(checkpointing)
     network.use_kernels(config.run.kernels)
     if config.run.compile:
         network.compile_blocks()
@@ -134,12 +139,11 @@ def build_optimizer(config: OptimConfig, network: Amir) -> Optimizer:
     return torch.optim.Adam(network.parameters(), lr=config.lr, betas=config.betas, fused=True)
 
 
-def wanted_checkpointing(
-    config: TrainConfig, manifest: Manifest, world_size: int, gpu_bytes: int | None
-) -> Checkpointing:
-    """Return the activation checkpointing to train with.
+def choose_memory_plan(config: TrainConfig, manifest: Manifest, world_size: int, gpu_bytes: int | None) -> MemoryPlan:
+    """Return the activation checkpointing and the number of slices per forward pass to train with.
 
-    For `auto`, this is the mode that recomputes least and fits in the GPU's memory.
+    For the setting `auto`, this is the mode that recomputes least and fits in the GPU's memory, if necessary with a
+    part of the share in each pass.
 
     Args:
         config: configuration of the run.
@@ -147,12 +151,26 @@ def wanted_checkpointing(
         world_size: number of processes.
         gpu_bytes: free memory of the GPU in bytes; None on a CPU, where training rarely runs out of memory.
     """
-    if config.run.activation_checkpointing != "auto":
-        return config.run.activation_checkpointing
+    share, setting = config.data.batch_size // world_size, config.run.activation_checkpointing
+    batch = min(config.data.micro_batch or share, share)
+    if setting != "auto":
+        return MemoryPlan(setting, batch)
     if gpu_bytes is None:
-        return "none"
+        return MemoryPlan("none", batch)
     _, height, width = manifest.sample_shape("low")
     size = config.data.augment.crop or (height, width)
-    batch = config.data.micro_batch or config.data.batch_size // world_size
     value_bytes = 4 if config.run.precision == "no" else 2
-    return choose_checkpointing(config.model.amir(manifest.context), size, batch, value_bytes, gpu_bytes)
+    batches = [batch] if config.data.micro_batch else equal_parts(share)
+    return plan_memory(config.model.amir(manifest.context), size, batches, value_bytes, gpu_bytes)
+
+
+def free_gpu_bytes(accelerator: Accelerator) -> int | None:
+    """Return the free memory of the fullest GPU of the job in bytes, or None on CPUs. Collective: ALL ranks call it."""
+    if accelerator.device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(accelerator.device)
+    # Memory of earlier runs in this process is kept for this one.
+    free += torch.cuda.memory_reserved(accelerator.device) - torch.cuda.memory_allocated(accelerator.device)
+    everywhere = accelerator.gather(torch.tensor([free], device=accelerator.device))
+    assert isinstance(everywhere, Tensor)
+    return int(everywhere.min())

@@ -8,13 +8,17 @@ from upfield.common.stop_signals import StopRequest, stop_signals
 from upfield.distributed.agreement import errors_met_by_all, write_on_main_process
 from upfield.distributed.checkpoint import TrainingProgress, save_best, save_checkpoint, save_progress
 from upfield.distributed.configuration import TrainConfig
+from upfield.distributed.failures.memory_shortage import explain_memory_shortage
 from upfield.distributed.logs.log_interval import LogInterval
 from upfield.distributed.logs.run_log import RunLog
 from upfield.distributed.samples.fetcher import fetch_ahead
-from upfield.distributed.samples.reader import Batch, training_loader
+from upfield.distributed.samples.reader import count_readers, training_loader
 from upfield.distributed.training_run import Figures, OnValidation, TrainingRun, close_run, open_run
-from upfield.distributed.training_step import global_keys, train_step
+from upfield.distributed.training_step import QueuedStep, global_keys, settle_step, train_step
 from upfield.distributed.validation import validate
+from upfield.model.numerics import deterministic_algorithms
+
+LESS_MEMORY = "Choose a smaller --data.micro_batch or --data.batch_size, or --run.activation_checkpointing full."
 
 
 def fit(
@@ -35,11 +39,13 @@ def fit(
 
     Raises:
         InputError: the shard set, the configuration or a checkpoint cannot be used.
-        RunError: the loss is not finite, or a file of the run cannot be written.
+        RunError: the loss is not finite, memory ran out, or a file of the run cannot be written.
     """
     with ExitStack() as stack:
         stop = stop or stack.enter_context(stop_signals())
         stack.enter_context(errors_met_by_all())
+        stack.enter_context(explain_memory_shortage("training", LESS_MEMORY))
+        stack.enter_context(deterministic_algorithms(config.run.deterministic))
         run = open_run(config)
         run.on_validation = on_validation
         if run.lock is not None:
@@ -59,40 +65,56 @@ def train(run: TrainingRun, log: RunLog, stop: StopRequest) -> None:
     config = run.config.data
     interval = LogInterval(run.progress)
     steps = range(run.progress.step, run.total_steps)
-    pin_memory = run.accelerator.device.type == "cuda"
-    batches = training_loader(run.batches, steps, config.num_workers, config.prefetch, pin_memory)
-    batches = fetch_ahead(batches, run.batches, steps, config.num_workers * config.prefetch)
+    on_gpu = run.accelerator.device.type == "cuda"
+    num_workers = count_readers(config, on_gpu)
+    batches = training_loader(run.batches, steps, num_workers, config.prefetch, pin_memory=on_gpu)
+    batches = fetch_ahead(batches, run.batches, steps, num_workers * config.prefetch)
+    queued = None
     with closing(batches):
         for batch in interval.time_waits(batches):
-            interval.add(train_step(run, batch, stop), config.batch_size)
-            finish_step(run, log, interval, batch, stop)
+            queued = train_step(run, batch, stop, queued)
+            interval.add(config.batch_size)
+            queued = finish_step(run, log, interval, queued, stop)
             if stop.agreed:
                 if run.accelerator.is_main_process:
                     say(f"stopped by a signal after step {run.progress.step}; the same command continues from there")
                 return
 
 
-def finish_step(run: TrainingRun, log: RunLog, interval: LogInterval, batch: Batch, stop: StopRequest) -> None:
-    """Log, save and validate if this is due after the step. Collective: ALL ranks call it."""
+def finish_step(
+    run: TrainingRun, log: RunLog, interval: LogInterval, queued: QueuedStep, stop: StopRequest
+) -> QueuedStep | None:
+    """Settle the step, and log, save and validate, if any of these is due. Collective: ALL ranks call it.
+
+    Returns:
+        The step, unless it is settled.
+    """
     config, step = run.config, run.progress.step
     if config.data.trace:
-        log.trace((step - 1) // run.batches.steps_per_epoch, step, global_keys(run, batch))
+        log.trace((step - 1) // run.batches.steps_per_epoch, step, global_keys(run, queued.samples))
     log.advance()
-    if step % config.run.log_every == 0 or step == run.total_steps:
+    log_now = step % config.run.log_every == 0 or step == run.total_steps
+    validate_now = is_due(run, config.run.validate_every)
+    save_now = is_due(run, config.run.checkpoint_every)
+    if not (log_now or validate_now or save_now or stop.agreed):
+        return queued
+    settle_step(run, queued, stop)
+    if log_now:
         log_step(run, log, interval)
-    save_now = stop.agreed or is_due(run, config.run.checkpoint_every)
+    save_now = save_now or stop.agreed
     with interval.paused():
         # Save before the validation, which takes so long that a crash or a signal may end the process in the meantime.
         if save_now:
             save(run)
-        if is_due(run, config.run.validate_every) and not stop.agreed:
+        if validate_now and not stop.agreed:
             validate_and_report(run, log, saved=save_now)
+    return None
 
 
 def log_step(run: TrainingRun, log: RunLog, interval: LogInterval) -> None:
     """Write a log line about the steps since the last log line. Collective: ALL ranks call it."""
     values = interval.finish(run.accelerator)
-    values |= {"lr": run.optimizer.param_groups[0]["lr"], "skipped": run.progress.skipped}
+    values |= {"lr": run.learner.optimizer.param_groups[0]["lr"], "skipped": run.progress.skipped}
     if run.learner.scaler is not None:
         values |= {"overflows": run.progress.overflows}
     log.metrics("train", run.progress.step, run.epoch, values)
@@ -127,9 +149,10 @@ def validate_and_keep_best(run: TrainingRun, log: RunLog) -> Figures:
     learner, config, step = run.learner, run.config.run, run.progress.step
     with learner.average.swapped_in() if learner.average is not None else nullcontext():
         learner.network.eval()
-        validation = validate(
-            run.accelerator, learner.network, run.validation, config.validation_batch_size, config.pictures
-        )
+        with explain_memory_shortage("validating", "Choose a smaller --run.validation_batch_size."):
+            validation = validate(
+                run.accelerator, learner.network, run.validation, config.validation_batch_size, config.pictures
+            )
         learner.network.train()
         run.progress.validated_step = step
         log.metrics("validation", step, run.epoch, validation.figures)

@@ -9,12 +9,15 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 
 from upfield.common.errors import InputError
+from upfield.common.progress import say
 from upfield.distributed.configuration import DataConfig, TrainConfig
 from upfield.distributed.samples.splits import open_splits
 from upfield.model.kernels.selection import choose_kernels
 from upfield.model.losses import LEAST_SIZES
 from upfield.sharding.shardset.manifest import Manifest
 from upfield.sharding.shardset.shard_split import ShardSplit
+
+FIRST_WITH_BF16 = (8, 0)  # compute capability of Ampere
 
 
 def refuse_unusable(config: TrainConfig, world_size: int) -> None:
@@ -35,6 +38,17 @@ def refuse_unusable(config: TrainConfig, world_size: int) -> None:
     except ValueError as error:
         raise InputError(f"run.{error}") from error
     refuse_trackers(config.run.trackers)
+
+
+def warn_of_emulation(precision: str, device: torch.device) -> None:
+    """Print a warning if a GPU emulates the precision, which is slow."""
+    if device.type != "cuda" or precision != "bf16" or torch.version.hip is not None:
+        return
+    if torch.cuda.get_device_capability(device) < FIRST_WITH_BF16:
+        say(
+            f"run.precision: {torch.cuda.get_device_name(device)} has no hardware for bf16, so PyTorch emulates it, "
+            "which is slow. Choose --run.precision fp16."
+        )
 
 
 def refuse_uneven_batch(batch_size: int, world_size: int) -> None:

@@ -4,7 +4,13 @@ import os
 from datetime import timedelta
 
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, InitProcessGroupKwargs, ProjectConfiguration
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+)
+from torch.distributed.fsdp import MixedPrecision, MixedPrecisionPolicy
 
 from upfield.common.errors import RunError
 from upfield.distributed.configuration import RunConfig
@@ -44,13 +50,27 @@ def make_accelerator(config: RunConfig, world_size: int) -> Accelerator:
     """
     accelerator = Accelerator(
         mixed_precision=config.precision,
-        log_with=list(config.trackers),
+        log_with=list(config.trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(config.out), logging_dir=str(config.out)),
         # Accelerate does not prepare our loaders. If it did, each rank would still read its own batches because of this
         # setting; otherwise rank 0 would read for all ranks.
         dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
+        fsdp_plugin=make_fsdp_plugin(),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout_s))],
     )
     if accelerator.num_processes != world_size:
         raise RunError(f"expected {world_size} processes in one group, found {accelerator.num_processes}. {ADVICE}")
     return accelerator
+
+
+def make_fsdp_plugin() -> FullyShardedDataParallelPlugin | None:
+    """Return the plugin that splits the weights over processes, if Accelerate's configuration asks for it.
+
+    Weights, gradients, their reduction, inputs and outputs keep their types, as in plain data parallelism, and autocast
+    alone decides what is computed in half precision. Without a policy, Accelerate would convert all of them.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return None
+    plugin = FullyShardedDataParallelPlugin()
+    plugin.mixed_precision_policy = MixedPrecisionPolicy() if plugin.fsdp_version == 2 else MixedPrecision()
+    return plugin

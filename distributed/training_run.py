@@ -5,11 +5,11 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
+from torch.nn.parallel import DistributedDataParallel
 
 from upfield.common.command import to_yaml
 from upfield.common.cores import chosen_threads, most_threads, num_threads
@@ -25,11 +25,20 @@ from upfield.distributed.agreement import (
 )
 from upfield.distributed.checkpoint import ResumePoint, TrainingProgress, clear_leftovers, find_resume_point
 from upfield.distributed.configuration import TrainConfig
-from upfield.distributed.learner import Learner, build_network, build_optimizer
-from upfield.distributed.preconditions import open_data, refuse_other_file, refuse_other_view, refuse_unusable
+from upfield.distributed.learner import Learner, build_network, build_optimizer, choose_memory_plan, free_gpu_bytes
+from upfield.distributed.preconditions import (
+    open_data,
+    refuse_other_file,
+    refuse_other_view,
+    refuse_unusable,
+    warn_of_emulation,
+)
 from upfield.distributed.process_group import expected_world_size, make_accelerator
 from upfield.distributed.samples.reader import BatchPlan, TrainingBatches
 from upfield.distributed.weight_average import WeightAverage
+from upfield.model.activation_memory import MemoryPlan
+from upfield.model.configuration import Checkpointing
+from upfield.model.numerics import use_exact_float32
 from upfield.sharding.shardset.manifest import Manifest
 from upfield.sharding.shardset.shard_split import ShardSplit
 
@@ -49,8 +58,6 @@ class TrainingRun:
     learner: Learner
     wrapped: torch.nn.Module
     """The network, wrapped for data parallelism and mixed precision. Each step calls this wrapper."""
-    optimizer: AcceleratedOptimizer
-    """The learner's optimizer, wrapped for loss scaling. Each step calls this wrapper."""
     progress: TrainingProgress
     total_steps: int
     out: Path
@@ -87,6 +94,8 @@ def _open_run(config: TrainConfig) -> TrainingRun:
         refuse_unusable(config, world_size)
     out = config.run.out
     accelerator = make_accelerator(config.run, world_size)
+    # Some configurations of Accelerate turn TF32 on.
+    use_exact_float32()
     split, validation = run_on_all_processes(lambda: open_data(config))
     start, lock = claim_folder(config, split.manifest)
     if accelerator.device.type == "cpu":
@@ -94,9 +103,13 @@ def _open_run(config: TrainConfig) -> TrainingRun:
     order = (config.run.seed, config.data.batch_size, config.data.window_shards, config.data.augment)
     batches = TrainingBatches(split, BatchPlan(*order, accelerator.process_index, world_size))
     total_steps = min(config.run.epochs * batches.steps_per_epoch, config.run.max_steps or 2**62)
-    network = build_network(config, split.manifest, accelerator)
+    plan = settle_memory_plan(config, split.manifest, accelerator, start.progress)
+    network = build_network(config, split.manifest, accelerator, plan.checkpointing)
     # Wrap before loading, because wrappers that split the weights over processes replace the parameters.
     wrapped, optimizer = accelerator.prepare(network, build_optimizer(config.optim, network))
+    if isinstance(wrapped, DistributedDataParallel):
+        # The network's buffers never change. Newer versions of torch warn if the constructor is told so.
+        wrapped.broadcast_buffers = False
     decay = config.optim.ema_decay
     average = WeightAverage(network, decay) if decay is not None else None
     learner = Learner(network, optimizer.optimizer, average, accelerator.scaler)
@@ -105,7 +118,7 @@ def _open_run(config: TrainConfig) -> TrainingRun:
     if start.progress.step < total_steps:
         write_on_main_process(f"{out}: the configuration", lambda: prepare_folder(config, out, start))
     run = TrainingRun(
-        config, accelerator, batches, validation, learner, wrapped, optimizer, start.progress, total_steps, out, lock
+        config, accelerator, batches, validation, learner, wrapped, start.progress, total_steps, out, lock
     )
     announce(run)
     return run
@@ -163,6 +176,26 @@ def prepare_folder(config: TrainConfig, out: Path, start: ResumePoint) -> None:
     write_text(out / "config.yaml", to_yaml(config))
 
 
+def settle_memory_plan(
+    config: TrainConfig, manifest: Manifest, accelerator: Accelerator, progress: TrainingProgress
+) -> MemoryPlan:
+    """Choose how a step fits into memory, and record the choice in the progress. Collective: ALL ranks call it.
+
+    A resumed run repeats its earlier choice on the same hardware, because the free memory of a GPU is not always the
+    same, and another choice would round differently.
+    """
+    count, gpu_bytes = accelerator.num_processes, free_gpu_bytes(accelerator)
+    plan, hardware = choose_memory_plan(config, manifest, count, gpu_bytes), f"{count} x {accelerator.device.type}"
+    if gpu_bytes is not None:
+        hardware = f"{count} x {torch.cuda.get_device_name(accelerator.device)}"
+        if config.run.activation_checkpointing == "auto" and progress.hardware == hardware:
+            micro_batch = plan.micro_batch if config.data.micro_batch else progress.micro_batch
+            plan = MemoryPlan(cast(Checkpointing, progress.activation_checkpointing), micro_batch)
+    progress.hardware, progress.micro_batch = hardware, plan.micro_batch
+    progress.activation_checkpointing = plan.checkpointing
+    return plan
+
+
 def announce(run: TrainingRun) -> None:
     """Print a summary of the training that follows, on the main process."""
     if not run.accelerator.is_main_process:
@@ -172,12 +205,19 @@ def announce(run: TrainingRun) -> None:
         say(f"{run.out}: training is already complete at step {step} of {run.total_steps}")
         return
     start = f"from step {step}" if step else "from the beginning"
-    say(
+    summary = (
         f"training {start} to step {run.total_steps}: {run.batches.split.num_samples} samples, global batch "
         f"{run.config.data.batch_size}, {count} process{'es' if count > 1 else ''} on "
         f"{run.accelerator.device.type}, precision {run.config.run.precision}"
     )
-    threads, most = run.progress.threads, run.progress.most_threads
+    progress = run.progress
+    if progress.micro_batch < run.config.data.batch_size // count:
+        summary += f", {progress.micro_batch} slices per pass"
+    if progress.activation_checkpointing != "none":
+        summary += f", activation checkpointing {progress.activation_checkpointing}"
+    say(summary)
+    warn_of_emulation(run.config.run.precision, run.accelerator.device)
+    threads, most = progress.threads, progress.most_threads
     if threads < most and not chosen_threads():
         say(
             f"other processes were busy when the run began, so it computes with {threads} of {most} threads; the "
@@ -190,6 +230,6 @@ def close_run(run: TrainingRun) -> None:
     # Data parallelism holds a reference to the process group. If this reference is the last one, the group's destructor
     # waits for the group's threads while it holds the interpreter lock. The threads may be waiting for that lock.
     run.accelerator.free_memory()
-    del run.wrapped, run.optimizer
+    del run.wrapped
     gc.collect()
     run.accelerator.state.destroy_process_group()

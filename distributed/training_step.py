@@ -1,4 +1,9 @@
-"""One training step, which all ranks take or skip together."""
+"""One training step, which all ranks take or skip together.
+
+The host never waits for a GPU inside a step. A step queues all its work: the gradients, the exchange of their values
+between the ranks, and an update of the weights, which the device itself leaves out if a value is not finite. The host
+reads the values one step later, while the device computes the next gradients, and then counts, logs or raises an error.
+"""
 
 import math
 from collections.abc import Iterable
@@ -38,28 +43,79 @@ class StepValues:
         return [rank for rank, row in enumerate(self.rows) if not all(math.isfinite(row[i]) for i in columns)]
 
 
-def train_step(run: TrainingRun, batch: Batch, stop: StopRequest) -> dict[str, float]:
-    """Take one optimizer step, or skip the batch if its loss or gradient is not finite. Collective: ALL ranks call it.
+@dataclass(frozen=True)
+class QueuedStep:
+    """A step whose work is queued on the device, and whose values the host has not read yet."""
 
-    Returns:
-        Loss terms and gradient norm as means over all ranks, or an empty dictionary if the batch was skipped.
+    samples: Tensor
+    """`(N,)` int64, sample numbers of this rank."""
+    names: tuple[str, ...]
+    """Names of the columns of `rows` after the first one."""
+    rows: Tensor
+    """`(ranks, 1 + names)` float32 on the device: whether the rank was asked to stop, and its values."""
+    copy: Tensor
+    """`rows` on the CPU, valid once `copied` has happened."""
+    copied: torch.cuda.Event | None
+    """Event after the copy from a GPU; None on a CPU."""
+
+    def read(self) -> tuple[bool, StepValues]:
+        """Wait for the values. Return whether any rank was asked to stop, and the values of all ranks."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        rows = self.copy.tolist()
+        return any(row[0] for row in rows), StepValues(self.names, tuple(tuple(row[1:]) for row in rows))
+
+    def is_bad(self, *names: str) -> Tensor:
+        """Return, as a scalar on the device, whether any of the named values is not finite on any rank."""
+        columns = [1 + self.names.index(name) for name in names]
+        # Select by slices, because a list of indices would have to be copied to the device.
+        return torch.stack([~self.rows[:, column].isfinite().all() for column in columns]).any()
+
+
+def train_step(run: TrainingRun, batch: Batch, stop: StopRequest, previous: QueuedStep | None) -> QueuedStep:
+    """Queue one optimizer step, then settle the previous step before the weights change again.
+
+    Collective: ALL ranks call it.
+
+    Args:
+        run: run of this step.
+        batch: this rank's share of the global batch.
+        stop: request of this rank; its field `agreed` is set if any rank was asked to stop before the previous step.
+        previous: the previous step, unless it is settled.
+
+    Raises:
+        DivergedError: the loss or the gradient of the previous step is not finite, and its batch may not be skipped.
+    """
+    values = accumulate_gradients(run, batch)
+    step = queue_values(run, batch.samples, values, stop)
+    if previous is not None:
+        settle_step(run, previous, stop)
+    update_weights(run, step)
+    run.learner.optimizer.zero_grad(set_to_none=True)
+    run.progress.step += 1
+    return step
+
+
+def settle_step(run: TrainingRun, step: QueuedStep, stop: StopRequest) -> None:
+    """Read the values of the latest step, count it, and update the average of the weights, or report that it failed.
+
+    Collective: ALL ranks call it, after the step and before the weights change again.
 
     Raises:
         DivergedError: the loss or the gradient is not finite, and the batch may not be skipped.
     """
-    values = gather_values(run, accumulate_gradients(run, batch), stop)
-    # In fp16, gradients overflow occasionally, and the loss scaler handles such overflows.
-    watched = ("loss",) if run.learner.scaler is not None else ("loss", "grad_norm")
-    if values.bad_ranks(watched):
-        skip_batch(run, batch, values)
-        terms = {}
-    else:
-        update_weights(run)
-        # In fp16, the norm is infinite if the loss scale was too large.
-        terms = {name: value for name, value in values.means().items() if math.isfinite(value)}
-    run.optimizer.zero_grad(set_to_none=True)
-    run.progress.step += 1
-    return terms
+    progress, fp16 = run.progress, run.learner.scaler is not None
+    asked, values = step.read()
+    stop.agreed = stop.agreed or asked
+    bad = bool(values.bad_ranks(("loss", "grad_norm")))
+    if bad and (not fp16 or values.bad_ranks(("loss",))):
+        skip_batch(run, step.samples, values)
+        return
+    if bad:  # The loss scale of fp16 was too large and is now halved.
+        progress.overflows += 1
+    elif run.learner.average is not None:
+        run.learner.average.update(progress.updates - 1)
+    progress.add_terms({name: value for name, value in values.means().items() if math.isfinite(value)})
 
 
 def accumulate_gradients(run: TrainingRun, batch: Batch) -> dict[str, Tensor]:
@@ -69,7 +125,7 @@ def accumulate_gradients(run: TrainingRun, batch: Batch) -> dict[str, Tensor]:
         Scalars on the device: the loss and its terms on this rank's samples, and the norm of the whole gradient.
     """
     accelerator, config = run.accelerator, run.config
-    parts = batch.split(config.data.micro_batch or len(batch.samples))
+    parts = batch.split(run.progress.micro_batch)
     totals: dict[str, Tensor] = {}
     for part in parts:
         # The processes exchange gradients only once, together with the last part.
@@ -93,47 +149,72 @@ def part_loss(run: TrainingRun, part: Batch) -> tuple[Tensor, dict[str, Tensor]]
     low, high = (tensor.to(device, non_blocking=True).float() for tensor in (part.low, part.high))
     key = (config.run.seed, run.progress.step)
     noise = draw_gating_noise(run.learner.network.config, (low.shape[-2], low.shape[-1]), key, part.samples, device)
-    restored, load_loss = run.wrapped(low, noise)
+    # Accelerate adds autocast to a network for data parallelism, but not to one whose weights are split.
+    with run.accelerator.autocast():
+        restored, load_loss = run.wrapped(low, noise)
     return restoration_loss(restored, high, load_loss, config.loss)
 
 
-def gather_values(run: TrainingRun, values: dict[str, Tensor], stop: StopRequest) -> StepValues:
+def queue_values(run: TrainingRun, samples: Tensor, values: dict[str, Tensor], stop: StopRequest) -> QueuedStep:
     """Gather values and stop requests of all ranks, so that all stop at the same step. Collective: ALL ranks call it.
 
     Args:
         run: run of this step.
+        samples: `(N,)` sample numbers of this rank.
         values: scalars of this rank, by name.
-        stop: request of this rank; its field `agreed` is set if any rank was asked to stop.
+        stop: request of this rank.
     """
-    asked = torch.tensor(float(stop.asked), device=run.accelerator.device)
+    device = run.accelerator.device
+    asked = torch.full((), float(stop.asked), device=device)
     own = torch.stack([asked, *(value.float() for value in values.values())])
-    gathered = run.accelerator.gather(own[None])
-    assert isinstance(gathered, Tensor)
-    rows = gathered.tolist()
-    stop.agreed = any(row[0] for row in rows)
-    return StepValues(tuple(values), tuple(tuple(row[1:]) for row in rows))
+    rows = run.accelerator.gather(own[None])
+    assert isinstance(rows, Tensor)
+    copy, copied = rows.to("cpu", non_blocking=True), None
+    if device.type == "cuda":
+        copied = torch.cuda.Event(blocking=True)
+        copied.record()
+    return QueuedStep(samples, tuple(values), rows, copy, copied)
 
 
-def update_weights(run: TrainingRun) -> None:
-    """Step the optimizer with the learning rate of this step, then update the average of the weights."""
-    progress = run.progress
-    for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate(run.config.optim, progress.updates, run.total_steps)
-    run.optimizer.step()
-    if run.accelerator.optimizer_step_was_skipped:  # The loss scale of fp16 was too large and is now halved.
-        progress.overflows += 1
-    elif run.learner.average is not None:
-        run.learner.average.update(progress.updates)
+def update_weights(run: TrainingRun, step: QueuedStep) -> None:
+    """Step the optimizer with the learning rate of this step, unless a value of the step is not finite."""
+    optimizer, scaler = run.learner.optimizer, run.learner.scaler
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(run.config.optim, run.progress.updates, run.total_steps)
+    # A fused Adam changes neither weights nor moments if this attribute, made for loss scalers, is 1.
+    optimizer.found_inf = step.is_bad("loss", "grad_norm").float()  # pyright: ignore[reportAttributeAccessIssue]
+    optimizer.step()
+    del optimizer.found_inf  # pyright: ignore[reportAttributeAccessIssue]
+    if scaler is not None:
+        update_scale(scaler, keep=step.is_bad("loss"))
 
 
-def skip_batch(run: TrainingRun, batch: Batch, values: StepValues) -> None:
-    """Skip a batch whose loss or gradient is not finite, or stop the run. Collective: ALL ranks call it.
+def update_scale(scaler: torch.amp.GradScaler, keep: Tensor) -> None:
+    """Halve the loss scale of fp16 if a gradient overflowed, or double it after many steps without an overflow.
+
+    Args:
+        scaler: scaler that has unscaled the gradients of this step.
+        keep: scalar on the device, whether to keep the scale because the loss itself is not finite.
+    """
+    one = torch.ones((), device=keep.device)
+    before = scaler.scale(one)
+    scaler.update()
+    scaler.update(torch.where(keep, before, scaler.scale(one)))
+
+
+def skip_batch(run: TrainingRun, samples: Tensor, values: StepValues) -> None:
+    """Count a batch whose loss or gradient is not finite, or stop the run. Collective: ALL ranks call it.
+
+    Args:
+        run: run of the latest step, which did not change the weights.
+        samples: `(N,)` sample numbers of this rank.
+        values: values of the step.
 
     Raises:
-        DivergedError: `on_nonfinite` is `stop`, or `max_skips` batches were already skipped. The weights are unchanged.
+        DivergedError: `on_nonfinite` is `stop`, or `max_skips` batches were already skipped.
     """
     progress, config = run.progress, run.config.run
-    problem = describe_problem(run, batch, values)
+    problem = describe_problem(run, samples, values)
     if config.on_nonfinite == "stop" or progress.skipped >= config.max_skips:
         before = f", after {progress.skipped} skipped batches (run.max_skips)" if config.on_nonfinite == "skip" else ""
         raise DivergedError(
@@ -141,32 +222,41 @@ def skip_batch(run: TrainingRun, batch: Batch, values: StepValues) -> None:
             f"verify, or lower --optim.lr (now {run.config.optim.lr:g})."
         )
     progress.skipped += 1
-    if (scaler := run.learner.scaler) is not None:
-        # The scaler has unscaled these gradients to compute their norm. Without an update, it would refuse to
-        # unscale the gradients of the next step.
-        scaler.update(scaler.get_scale())
     if run.accelerator.is_main_process:
         say(f"{problem}; batch skipped, {progress.skipped} of at most {config.max_skips}")
 
 
-def describe_problem(run: TrainingRun, batch: Batch, values: StepValues) -> str:
-    """Return a message that names the step, its values and the suspect samples. Collective: ALL ranks call it."""
+def describe_problem(run: TrainingRun, samples: Tensor, values: StepValues) -> str:
+    """Return a message that names the latest step, its values and the suspect samples.
+
+    Collective: ALL ranks call it.
+
+    Args:
+        run: run of the step.
+        samples: `(N,)` sample numbers of this rank.
+        values: values of the step.
+    """
     # The gradient, the load loss and therefore the loss depend on all ranks. The other terms depend only on a rank's
     # own samples.
     own_terms = [name for name in values.names if name not in ("loss", "load", "grad_norm")]
     bad_ranks = values.bad_ranks(own_terms) or values.bad_ranks(values.names)
-    keys = global_keys(run, batch)
+    keys = global_keys(run, samples)
     share = len(keys) // len(values.rows)
     suspects = [key for rank in bad_ranks for key in keys[rank * share : (rank + 1) * share]]
     row = dict(zip(values.names, values.rows[bad_ranks[0]], strict=True))
     return (
-        f"step {run.progress.step + 1}: expected a finite loss and gradient, found loss {row['loss']:g} and gradient "
+        f"step {run.progress.step}: expected a finite loss and gradient, found loss {row['loss']:g} and gradient "
         f"norm {row['grad_norm']:g} with samples {', '.join(suspects)}"
     )
 
 
-def global_keys(run: TrainingRun, batch: Batch) -> list[str]:
-    """Return the keys of the whole global batch, in order. Collective: ALL ranks call it."""
-    samples = run.accelerator.gather(batch.samples.to(run.accelerator.device))
-    assert isinstance(samples, Tensor)
-    return [run.batches.split.key(sample) for sample in samples.tolist()]
+def global_keys(run: TrainingRun, samples: Tensor) -> list[str]:
+    """Return the keys of the whole global batch, in order. Collective: ALL ranks call it.
+
+    Args:
+        run: run of the batch.
+        samples: `(N,)` sample numbers of this rank.
+    """
+    gathered = run.accelerator.gather(samples.to(run.accelerator.device))
+    assert isinstance(gathered, Tensor)
+    return [run.batches.split.key(sample) for sample in gathered.tolist()]

@@ -21,6 +21,7 @@ from upfield.evaluation.reports.report_content import ReportContent, TrainingRec
 from upfield.evaluation.reports.restored_volumes import save_volume, stale_volumes
 from upfield.evaluation.restorers import ModelRestorer, choose_device, open_restorers
 from upfield.evaluation.summary import EvaluationResult, metrics_tree
+from upfield.model.numerics import use_exact_float32
 from upfield.sharding.shardset.shard_split import ShardSplit
 
 SCRIPT = Path(__file__).with_name("evaluate.py")
@@ -32,6 +33,7 @@ def evaluate_models(config: EvaluateConfig) -> int:
 
     Collective: ALL ranks of a launched job call it.
     """
+    use_exact_float32()
     plan = check_input(config)
     if config.processes > 1 and "WORLD_SIZE" not in os.environ:
         return relaunch(SCRIPT, with_absolute_paths(config))

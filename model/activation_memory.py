@@ -1,6 +1,8 @@
 """The memory that a training step needs for its activations, and the activation checkpointing that makes them fit."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from upfield.model.amir import SIZE_MULTIPLE, AmirConfig, Checkpointing
 from upfield.model.blocks import ROW_MULTIPLE, next_multiple
@@ -9,22 +11,45 @@ from upfield.model.blocks import ROW_MULTIPLE, next_multiple
 USABLE = 0.8
 
 
-def choose_checkpointing(
-    config: AmirConfig, size: tuple[int, int], batch: int, value_bytes: int, memory_bytes: int
-) -> Checkpointing:
-    """Choose the activation checkpointing that recomputes least and still fits in a GPU's memory.
+# Smallest part of a batch that is worth a pass of its own. Smaller passes keep a large GPU waiting for the host.
+LEAST_SLICES = 4
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How a training step fits its activations into a GPU's memory."""
+
+    checkpointing: Checkpointing
+    """Activation checkpointing."""
+    micro_batch: int
+    """Number of slices per forward pass."""
+
+
+def plan_memory(
+    config: AmirConfig, size: tuple[int, int], batches: Sequence[int], value_bytes: int, memory_bytes: int
+) -> MemoryPlan:
+    """Choose the activation checkpointing that recomputes least and, for it, the largest batch that fits in memory.
 
     Args:
         config: sizes of the network.
         size: height and width of the slices, in pixels.
-        batch: number of slices per forward pass on each process.
+        batches: allowed numbers of slices per forward pass on each process, largest first.
         value_bytes: bytes per value: 2 in mixed precision, 4 in float32.
         memory_bytes: GPU memory in bytes that is available to this process.
+
+    Returns:
+        The choice; `full` with the largest batch if nothing else fits.
     """
     for checkpointing in ("none", "selective"):
-        if activation_bytes(config, size, batch, value_bytes, checkpointing) < USABLE * memory_bytes:
-            return checkpointing
-    return "full"
+        for batch in batches:
+            if activation_bytes(config, size, batch, value_bytes, checkpointing) < USABLE * memory_bytes:
+                return MemoryPlan(checkpointing, batch)
+    return MemoryPlan("full", batches[0])
+
+
+def equal_parts(batch: int) -> list[int]:
+    """Return the sizes of at least `LEAST_SLICES` slices into which a batch can be split evenly, largest first."""
+    return [batch, *(batch // n for n in range(2, batch // LEAST_SLICES + 1) if batch % n == 0)]
 
 
 def activation_bytes(

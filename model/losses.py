@@ -5,6 +5,7 @@ with the same window, an 11 x 11 Gaussian of sigma 1.5, and data range 1.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import Tensor
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
 from upfield.model.configuration import LossConfig
+from upfield.model.numerics import ReflectionByIndex
 from upfield.model.quality import ssim_slice
 
 CHARBONNIER_EPSILON = 1e-3
@@ -64,7 +66,8 @@ def ssim_loss(restored: Tensor, high: Tensor) -> Tensor:
         restored: `(B, 1, H, W)`, H and W at least 11.
         high: `(B, 1, H, W)`.
     """
-    return 1 - ssim_slice(restored, high).mean()
+    with repeatable_padding():
+        return 1 - ssim_slice(restored, high).mean()
 
 
 def ms_ssim_loss(restored: Tensor, high: Tensor) -> Tensor:
@@ -85,9 +88,15 @@ def ms_ssim_loss(restored: Tensor, high: Tensor) -> Tensor:
             f"loss.ms_ssim_weight: expected slices of at least {MS_SSIM_MIN_SIZE} x {MS_SSIM_MIN_SIZE}, found "
             f"{restored.shape[-2]} x {restored.shape[-1]}. Use loss.ssim_weight instead."
         )
-    return 1 - multiscale_structural_similarity_index_measure(
-        restored, high, kernel_size=11, sigma=1.5, data_range=1.0, normalize="simple"
-    )
+    with repeatable_padding():
+        return 1 - multiscale_structural_similarity_index_measure(
+            restored, high, kernel_size=11, sigma=1.5, data_range=1.0, normalize="simple"
+        )
+
+
+def repeatable_padding() -> AbstractContextManager[object]:
+    """Return a context in which padding by reflection has a deterministic gradient, if such gradients are requested."""
+    return ReflectionByIndex() if torch.are_deterministic_algorithms_enabled() else nullcontext()
 
 
 def gradient_difference(restored: Tensor, high: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The measurements between two log lines."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import psutil
@@ -47,19 +47,9 @@ class LogInterval:
                 return
             yield batch
 
-    def add(self, terms: Mapping[str, float], slices: int) -> None:
-        """Add a step to the interval.
-
-        Args:
-            terms: loss terms of the step as means over all ranks; empty if the batch was skipped.
-            slices: number of slices in the global batch.
-        """
+    def add(self, slices: int) -> None:
+        """Count the slices of a global batch."""
         self._slices += slices
-        if terms:
-            pending = self._progress.pending
-            for name, value in terms.items():
-                pending[name] = pending.get(name, 0.0) + value
-            self._progress.pending_steps += 1
 
     def finish(self, accelerator: Accelerator) -> dict[str, float]:
         """Return the figures of the interval, and start the next interval. Collective: ALL ranks call it.

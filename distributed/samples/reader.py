@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from upfield.distributed.configuration import AugmentConfig
+from upfield.distributed.configuration import AugmentConfig, DataConfig
 from upfield.distributed.samples.augment import augment_pair
 from upfield.distributed.samples.order import epoch_order, rank_share
 from upfield.sharding.shardset.shard_split import ShardSplit
@@ -172,6 +172,11 @@ def _stack(images: Sequence[NDArray[np.float16]], memory: Allocator) -> Tensor:
     stack = memory((len(images), *images[0].shape))
     np.stack(images, out=stack.numpy())
     return stack
+
+
+def count_readers(data: DataConfig, on_gpu: bool) -> int:
+    """Return the number of threads per rank that read batches in advance, as configured or by default."""
+    return (2 if on_gpu else 0) if data.num_workers is None else data.num_workers
 
 
 def training_loader(

@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import torch
+
 from upfield.common.addresses import format_address, is_remote
 from upfield.common.errors import InputError
 from upfield.common.files import user_cache_folder
 from upfield.common.stores import Store
 from upfield.distributed.configuration import DataConfig
 from upfield.distributed.samples.cache import ShardCache
+from upfield.distributed.samples.reader import count_readers
 from upfield.distributed.samples.remote_files import RemoteFiles
 from upfield.sharding.shardset.manifest import Manifest, read_manifest
 from upfield.sharding.shardset.shard_index import ShardEntry
@@ -59,7 +62,7 @@ def refuse_small_cache(data: DataConfig, manifest: Manifest) -> None:
     """Raise InputError if the cache cannot hold the windows that are needed at once."""
     entries = manifest.shards("train")
     window_samples = sum(sorted(entry.samples for entry in entries)[: data.window_shards])
-    read_at_once = data.batch_size * (1 + data.prefetch * data.num_workers)
+    read_at_once = data.batch_size * (1 + data.prefetch * count_readers(data, torch.cuda.is_available()))
     windows = 2 + (read_at_once - 1) // max(1, window_samples)
     needed = sum_largest(entries, windows * data.window_shards) + sum_largest(manifest.shards("val"), VALIDATION_SHARDS)
     if needed > data.cache_bytes:

@@ -6,18 +6,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from runs import called, command, environment, lines, run, signalled_in_rank_one, started, trained, wait_for
 from safetensors.torch import load_file
 
 from upfield.common.errors import InputError
-from upfield.distributed.checkpoint import TrainingProgress
-from upfield.distributed.configuration import DataConfig, RunConfig, TrainConfig
+from upfield.distributed.configuration import DataConfig
 from upfield.distributed.launch import SCRIPT, free_port
 from upfield.sharding.shardset.manifest import read_manifest
 from upfield.sharding.shardset.shard_split import ShardSplit
@@ -153,34 +149,6 @@ def test_a_batch_with_one_bad_sample_is_skipped_and_training_continues(
 
 def step_and_around(step: int) -> tuple[int, int, int]:
     return step - 1, step, step + 1
-
-
-def test_a_scaler_whose_step_was_skipped_scales_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    from upfield.distributed import training_step
-
-    layer = torch.nn.Linear(1, 1)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    monkeypatch.setattr(training_step, "global_keys", lambda *_: ["a", "b"])
-    config = TrainConfig(DataConfig("shards"), run=RunConfig(out=Path("run"), on_nonfinite="skip", max_skips=1))
-    run: Any = SimpleNamespace(
-        progress=TrainingProgress(),
-        config=config,
-        learner=SimpleNamespace(scaler=scaler),
-        accelerator=SimpleNamespace(is_main_process=False),
-    )
-    batch: Any = None
-    values = training_step.StepValues(("loss", "l1", "grad_norm"), ((float("nan"), float("nan"), 1.0),))
-    for _ in range(2):
-        scaler.scale(layer(torch.ones(1, 1)).sum()).backward()
-        scaler.unscale_(optimizer)  # This raises an error unless the scaler was updated after the previous step.
-        if run.progress.skipped == 0:
-            training_step.skip_batch(run, batch, values)
-    assert scaler.get_scale() == 4.0
-    # Overflows belong to the scaler and do not count as skipped batches.
-    run.progress = TrainingProgress(overflows=99)
-    training_step.skip_batch(run, batch, values)
-    assert (run.progress.skipped, run.progress.updates) == (1, -100)
 
 
 def test_a_process_that_sees_another_set_or_no_checkpoint_is_refused(tiny_shards: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from upfield.model.activation_memory import activation_bytes, choose_checkpointing
+from upfield.model.activation_memory import LEAST_SLICES, activation_bytes, equal_parts, plan_memory
 from upfield.model.amir import Amir, AmirConfig, Checkpointing
 
 LEVELS: tuple[Checkpointing, ...] = get_args(Checkpointing)
@@ -42,7 +42,9 @@ def test_the_estimate_agrees_with_the_memory_kept(checkpointing: Checkpointing) 
 def test_a_batch_of_32_whole_slices_of_the_published_network_fits_in_80_gb() -> None:
     needs = [activation_bytes(AmirConfig(), (221, 200), 32, 2, checkpointing) for checkpointing in LEVELS]
     assert needs == sorted(needs, reverse=True)
-    assert choose_checkpointing(AmirConfig(), (221, 200), 32, 2, 80 * GIB) == "selective"
+    assert plan_memory(AmirConfig(), (221, 200), [32], 2, 80 * GIB).checkpointing == "selective"
+    plan = plan_memory(AmirConfig(), (221, 200), equal_parts(32), 2, 80 * GIB)
+    assert (plan.checkpointing, plan.micro_batch) == ("none", 16)
 
 
 @pytest.mark.parametrize(
@@ -52,4 +54,13 @@ def test_a_batch_of_32_whole_slices_of_the_published_network_fits_in_80_gb() -> 
 def test_the_least_checkpointing_that_fits_is_chosen(
     batch: int, value_bytes: int, memory: int, expected: Checkpointing
 ) -> None:
-    assert choose_checkpointing(AmirConfig(), (221, 200), batch, value_bytes, memory * GIB) == expected
+    plan = plan_memory(AmirConfig(), (221, 200), equal_parts(batch), value_bytes, memory * GIB)
+    assert (plan.checkpointing, plan.micro_batch) == (expected, batch)
+
+
+@pytest.mark.parametrize("batch", [1, 4, 9, 30, 32])
+def test_parts_divide_a_batch_evenly_and_are_not_small(batch: int) -> None:
+    parts = equal_parts(batch)
+    assert parts == sorted(set(parts), reverse=True)
+    assert parts[0] == batch
+    assert all(batch % part == 0 and part >= min(batch, LEAST_SLICES) for part in parts)

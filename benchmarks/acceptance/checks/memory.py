@@ -5,7 +5,7 @@ import torch
 from acceptance.report import Report
 from acceptance.stepping import BareStep
 from acceptance.tracing import WHOLE_SLICE
-from upfield.model.activation_memory import USABLE, activation_bytes, choose_checkpointing
+from upfield.model.activation_memory import USABLE, activation_bytes, equal_parts, plan_memory
 from upfield.model.amir import AmirConfig, Checkpointing
 
 CASES: tuple[tuple[Checkpointing, int], ...] = (("none", 16), ("selective", 32), ("full", 32))
@@ -35,11 +35,13 @@ def run(report: Report) -> None:
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info()
     report.figure("free_gb", free / 1e9)
-    chosen = {batch: choose_checkpointing(config, size, batch, 2, free) for batch in BATCHES}
-    report.figure("auto_chooses", {str(batch): checkpointing for batch, checkpointing in chosen.items()})
-    # The largest batch of each mode shows whether the choice fits.
-    for checkpointing in dict.fromkeys(chosen.values()):
-        batch = max(batch for batch, mode in chosen.items() if mode == checkpointing)
+    plans = {batch: plan_memory(config, size, equal_parts(batch), 2, free) for batch in BATCHES}
+    report.figure(
+        "auto_chooses", {str(batch): f"{plan.checkpointing} at {plan.micro_batch}" for batch, plan in plans.items()}
+    )
+    # The largest pass of each mode shows whether the choice fits.
+    for checkpointing in dict.fromkeys(plan.checkpointing for plan in plans.values()):
+        batch = max(plan.micro_batch for plan in plans.values() if plan.checkpointing == checkpointing)
         if (checkpointing, batch) not in CASES and activation_bytes(config, size, batch, 2, checkpointing) < free:
             measure_peak(report, config, size, checkpointing, batch)
 

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from upfield.common.errors import ShardSetError
-from upfield.distributed.configuration import AugmentConfig
+from upfield.distributed.configuration import AugmentConfig, DataConfig
 from upfield.distributed.gating_noise import draw_gating_noise
 from upfield.distributed.samples.reader import (
     BatchPlan,
     BufferPool,
     TrainingBatches,
+    count_readers,
     read_batch,
     read_equal_batches,
     read_every_sample,
@@ -127,3 +128,8 @@ def test_gating_noise_depends_only_on_seed_step_and_sample() -> None:
     assert [level.shape for level in together] == [(2, 24 * 32, 4), (2, 12 * 16, 4), (2, 6 * 8, 4)]
     assert all(torch.equal(a[1], b[0]) for a, b in zip(together, alone, strict=True))
     assert not torch.equal(alone[0], later[0])
+
+
+def test_batches_are_read_in_advance_on_a_gpu_unless_configured_otherwise() -> None:
+    assert [count_readers(DataConfig("set"), on_gpu) for on_gpu in (False, True)] == [0, 2]
+    assert [count_readers(DataConfig("set", num_workers=1), on_gpu) for on_gpu in (False, True)] == [1, 1]

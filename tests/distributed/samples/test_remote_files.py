@@ -55,8 +55,8 @@ def every_value(data: DataConfig) -> list[list[float]]:
 def values_trained_on(data: DataConfig, steps: range) -> list[Batch]:
     split, _ = open_splits(data)
     batches = TrainingBatches(split, BatchPlan(3, data.batch_size, data.window_shards, data.augment, 0, 1))
-    loader = training_loader(batches, steps, data.num_workers, data.prefetch, pin_memory=False)
-    return list(fetch_ahead(loader, batches, steps, data.num_workers * data.prefetch))
+    loader = training_loader(batches, steps, data.num_workers or 0, data.prefetch, pin_memory=False)
+    return list(fetch_ahead(loader, batches, steps, (data.num_workers or 0) * data.prefetch))
 
 
 def cached_bytes(data: DataConfig) -> int:

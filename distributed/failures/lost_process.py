@@ -1,0 +1,67 @@
+"""Another process of the job is lost: how that is recognised, and the sentence that reports it."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+# Waits for the number of a signal on standard input, and prints a message when it arrives.
+WATCHER = """
+import os, sys
+while number := os.read(0, 1):
+    if number[0] == int(sys.argv[1]):
+        print(sys.argv[2], file=sys.stderr, flush=True)
+        break
+"""
+
+
+def is_lost_process(error: RuntimeError) -> bool:
+    """Return whether an error means that another process of the job ended or did not respond in time."""
+    return isinstance(error, torch.distributed.DistError) or any(name in str(error) for name in ("gloo", "NCCL"))
+
+
+def describe_lost_process(timeout_s: float) -> str:
+    """Return the message for the loss of another process.
+
+    Args:
+        timeout_s: time in seconds that a process waits for the others.
+    """
+    return (
+        f"Another process of the job ended or did not respond for {timeout_s:g} s (run.timeout_s). "
+        "Look for the error of that process, then run the same command again."
+    )
+
+
+@contextmanager
+def explain_abort(message: str) -> Iterator[None]:
+    """Print a message if this process is aborted inside the `with` block.
+
+    A thread of NCCL notices that another process is lost while the main thread waits for the GPU, and aborts this
+    process. No Python code runs then. However, the interpreter's handler, which is written in C, first writes the
+    number of the signal into a pipe. A small process waits at the other end of the pipe and prints the message.
+
+    In a thread other than the main one, this function does nothing, because Python sets handlers only in the main one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    listening, writing = os.pipe()
+    os.set_blocking(writing, False)
+    # In a session of its own, the watcher does not receive a terminal's signals. It ends when the pipe is closed.
+    command = [sys.executable, "-I", "-S", "-c", WATCHER, str(int(signal.SIGABRT)), message]
+    watcher = subprocess.Popen(command, stdin=listening, stdout=subprocess.DEVNULL, start_new_session=True)
+    os.close(listening)
+    handler = signal.signal(signal.SIGABRT, lambda *_: None)
+    previous = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(previous)
+        signal.signal(signal.SIGABRT, handler)
+        os.close(writing)
+        watcher.wait()
