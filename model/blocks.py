@@ -142,9 +142,9 @@ class ChannelNorm(nn.Module):
         return total, self(total)
 
     def _fused(self, x: Tensor, branch: Tensor | None = None, width: int = 0) -> tuple[Tensor, Tensor]:
-        from upfield.model.kernels.layer_norm import layer_norm
+        from upfield.model.kernels.layer_norm import residual_norm
 
-        return layer_norm(x, self.body.weight, self.body.bias, branch, epsilon=self.body.eps, width=width)
+        return residual_norm(x, branch, self.body.weight, self.body.bias, self.body.eps, width)
 
 
 class ChannelAttention(DeviceDependent):

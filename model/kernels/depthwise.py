@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 STRIP = 16  # columns of a tile
 BLOCK = 32  # channels of a tile
+SIZES = ["H", "W", "rows"]  # Kernels are compiled once for all of these, because compiling takes seconds.
 NUM_PROGRAMS = 4224  # 32 for each of the 132 multiprocessors of an H100, of which four run at a time
 
 
@@ -133,7 +134,7 @@ def slide(row, taps, above, here):
     return complete, above, here
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _forward_kernel(
     image,
     filters,
@@ -169,7 +170,7 @@ def _forward_kernel(
         tl.store(place, complete.to(out.dtype.element_ty), mask=stored)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _backward_kernel(
     gradient,
     image,

@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 from upfield.model.kernels.depthwise import (
     BLOCK,
     NUM_PROGRAMS,
+    SIZES,
     constants,
     depthwise_backward,
     evenly_spaced,
@@ -135,7 +136,7 @@ def normal_tail(x):
     return polynomial * t * exponential, exponential
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _gate_kernel(
     halves,
     filters,
@@ -179,7 +180,7 @@ def _gate_kernel(
         tl.store(place, product.to(out.dtype.element_ty), mask=stored)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _gradients_kernel(
     gradient,
     halves,

@@ -35,26 +35,26 @@ MOST_PROGRAMS = 1024
 """Most programs of a backward pass, each of which writes one partial sum per channel."""
 
 
-def plain_layer_norm(
-    x: Tensor, scale: Tensor, shift: Tensor, branch: Tensor | None = None, *, epsilon: float = 1e-5, width: int = 0
+def plain_residual_norm(
+    x: Tensor, branch: Tensor | None, scale: Tensor, shift: Tensor, epsilon: float, width: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Compute `layer_norm` in plain PyTorch, for `(..., C)` images. This is its definition."""
+    """Compute `residual_norm` in plain PyTorch, for `(..., C)` images. This is its definition."""
     total = x if branch is None else (x + branch).to(x.dtype)
     dtype = torch.promote_types(x.dtype, torch.float32)
     normalised = F.layer_norm(total.to(dtype), scale.shape, scale.to(dtype), shift.to(dtype), epsilon)
     return total, F.pad(normalised.to(x.dtype), (0, max(width - len(scale), 0)))
 
 
-def layer_norm(
-    x: Tensor, scale: Tensor, shift: Tensor, branch: Tensor | None = None, *, epsilon: float = 1e-5, width: int = 0
+def residual_norm(
+    x: Tensor, branch: Tensor | None, scale: Tensor, shift: Tensor, epsilon: float, width: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Add a residual branch and normalise the channels of each pixel of the sum.
 
     Args:
         x: `(..., C)` image in float32, bf16 or fp16.
+        branch: `(..., C)`, the residual branch; None adds nothing.
         scale: `(C,)` in any precision.
         shift: `(C,)` in any precision.
-        branch: `(..., C)`, the residual branch; None adds nothing.
         epsilon: value that is added to the variance.
         width: number of channels of the normalised sum. Zeros fill the channels from C on. At least C are returned.
 
@@ -63,10 +63,10 @@ def layer_norm(
         instead of `x` in what follows, so that the backward pass adds its gradient to that of the norm in the same
         kernel. Both can be differentiated once.
     """
-    return _LayerNorm.apply(x, branch, scale, shift, epsilon, max(width, len(scale)))
+    return _ResidualNorm.apply(x, branch, scale, shift, epsilon, max(width, len(scale)))
 
 
-class _LayerNorm(torch.autograd.Function):
+class _ResidualNorm(torch.autograd.Function):
     """Keeps only the sum for the backward pass, which normalises it again."""
 
     @staticmethod
@@ -74,7 +74,7 @@ class _LayerNorm(torch.autograd.Function):
         ctx: Any, x: Tensor, branch: Tensor | None, scale: Tensor, shift: Tensor, epsilon: float, width: int
     ) -> tuple[Tensor, Tensor]:
         x, branch = x.contiguous(), None if branch is None else branch.contiguous()
-        total, normalised = torch.ops.upfield.layer_norm(x, branch, scale, shift, epsilon, width)
+        total, normalised = torch.ops.upfield.residual_norm(x, branch, scale, shift, epsilon, width)
         if branch is None:
             total = x
         ctx.set_materialize_grads(False)
@@ -92,21 +92,21 @@ class _LayerNorm(torch.autograd.Function):
             return past_norm, past_norm if ctx.adds else None, None, None, None, None
         past_norm = None if past_norm is None else past_norm.contiguous()
         arguments = (gradient.contiguous(), past_norm, total, scale, ctx.epsilon)
-        of_total, of_scale, of_shift = torch.ops.upfield.layer_norm_backward(*arguments)
+        of_total, of_scale, of_shift = torch.ops.upfield.residual_norm_backward(*arguments)
         return of_total, of_total if ctx.adds else None, of_scale, of_shift, None, None
 
 
 torch.library.define(
-    "upfield::layer_norm",
+    "upfield::residual_norm",
     "(Tensor x, Tensor? branch, Tensor scale, Tensor shift, float epsilon, int width) -> (Tensor, Tensor)",
 )
 torch.library.define(
-    "upfield::layer_norm_backward",
+    "upfield::residual_norm_backward",
     "(Tensor gradient, Tensor? past_norm, Tensor total, Tensor scale, float epsilon) -> (Tensor, Tensor, Tensor)",
 )
 
 
-@torch.library.register_fake("upfield::layer_norm")
+@torch.library.register_fake("upfield::residual_norm")
 def _empty_results(
     x: Tensor, branch: Tensor | None, scale: Tensor, shift: Tensor, epsilon: float, width: int
 ) -> tuple[Tensor, Tensor]:
@@ -115,15 +115,15 @@ def _empty_results(
     return total, x.new_empty(*x.shape[:-1], width)
 
 
-@torch.library.register_fake("upfield::layer_norm_backward")
+@torch.library.register_fake("upfield::residual_norm_backward")
 def _empty_gradients(
     gradient: Tensor, past_norm: Tensor | None, total: Tensor, scale: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(total), torch.empty_like(scale), torch.empty_like(scale)
 
 
-@torch.library.impl("upfield::layer_norm", ("cpu", "cuda"))
-def _layer_norm(
+@torch.library.impl("upfield::residual_norm", ("cpu", "cuda"))
+def _residual_norm(
     x: Tensor, branch: Tensor | None, scale: Tensor, shift: Tensor, epsilon: float, width: int
 ) -> tuple[Tensor, Tensor]:
     total, normalised = _empty_results(x, branch, scale, shift, epsilon, width)
@@ -139,8 +139,8 @@ def _layer_norm(
     return total, normalised
 
 
-@torch.library.impl("upfield::layer_norm_backward", ("cpu", "cuda"))
-def _layer_norm_backward(
+@torch.library.impl("upfield::residual_norm_backward", ("cpu", "cuda"))
+def _residual_norm_backward(
     gradient: Tensor, past_norm: Tensor | None, total: Tensor, scale: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     C = scale.numel()

@@ -12,7 +12,7 @@ from upfield.model.amir import Amir, AmirConfig
 from upfield.model.blocks import ROW_MULTIPLE, TransformerBlock, next_multiple
 from upfield.model.configuration import PRESETS
 from upfield.model.kernels import layer_norm as kernel
-from upfield.model.kernels.layer_norm import layer_norm, plain_layer_norm
+from upfield.model.kernels.layer_norm import plain_residual_norm, residual_norm
 
 CHANNELS = sorted({AmirConfig.preset(name).dim << level for name in PRESETS for level in range(4)})
 
@@ -27,7 +27,7 @@ def example(channels: int) -> list[Tensor]:
 def values_and_gradients(function: Callable, channels: int, width: int, adds: bool, dtype: torch.dtype) -> list[Tensor]:
     """Return both results of `function` and the gradients of its inputs, for fixed gradients of the results."""
     x, branch, scale, shift = (tensor.to(dtype, copy=True).requires_grad_() for tensor in example(channels))
-    results = function(x, scale, shift, branch if adds else None, width=width)
+    results = function(x, branch if adds else None, scale, shift, 1e-5, width)
     slopes = [torch.linspace(-9, 9, result.numel()).sin().reshape(result.shape).to(dtype) for result in results]
     inputs = [x, scale, shift] + [branch] * adds
     return [*results, *torch.autograd.grad(results, inputs, slopes)]
@@ -40,8 +40,8 @@ def test_values_and_gradients_are_those_of_the_definition_in_float64(
     monkeypatch.setattr(kernel, "MOST_PROGRAMS", 3)  # so that each program sums several tiles
     monkeypatch.setattr(kernel, "TILE", 1024)
     for adds, width in ((True, next_multiple(channels, ROW_MULTIPLE)), (False, channels)):
-        found = values_and_gradients(layer_norm, channels, width, adds, torch.float32)
-        expected = values_and_gradients(plain_layer_norm, channels, width, adds, torch.float64)
+        found = values_and_gradients(residual_norm, channels, width, adds, torch.float32)
+        expected = values_and_gradients(plain_residual_norm, channels, width, adds, torch.float64)
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=2e-5)
 
@@ -49,8 +49,8 @@ def test_values_and_gradients_are_those_of_the_definition_in_float64(
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.02), (torch.float16, 0.003)])
 def test_half_precision_errs_by_rounding_only(dtype: torch.dtype, tolerance: float) -> None:
     x, branch, scale, shift = example(42)
-    found = layer_norm(x.to(dtype), scale, shift, branch.to(dtype))
-    expected = plain_layer_norm(x.to(dtype).double(), scale, shift, branch.to(dtype).double())
+    found = residual_norm(x.to(dtype), branch.to(dtype), scale, shift, 1e-5)
+    expected = plain_residual_norm(x.to(dtype).double(), branch.to(dtype).double(), scale, shift, 1e-5)
     assert found[1].dtype == dtype
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance)
