@@ -5,9 +5,9 @@ check ends), `log.txt` (everything that the checks printed) and `table.txt`. A c
 not stop the next one. The exit code is 1 if any check did not pass. `--only 4,6` repeats single checks.
 
 The program runs from a plain copy of the repository, without an installed upfield and without a network. It trains on
-shards that `--make_shards` writes beforehand; that option needs the whole installation. The whole run takes at most 420
-seconds; checks that get no time are reported as not run. With `--device cpu`, every check is scaled down, which only
-shows that the program works; what needs a GPU is listed, not passed.
+shards that `--make_shards` writes beforehand, which needs an installed upfield. The whole run takes at most 420
+seconds, and checks for which no time is left are reported as not run. With `--device cpu`, every check is scaled down.
+This only shows that the program works: the table lists everything that still needs a GPU.
 """
 
 import argparse
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # The links to the package folders, for a copy of the repository in which upfield is not installed.
 sys.path.insert(1, str(ROOT / "typings"))
 
-from acceptance.plan import CHECKS, Check  # noqa: E402
+from acceptance.plan import CHECKS, Check, read_numbers  # noqa: E402
 from acceptance.runner import run_checks  # noqa: E402
 
 
@@ -59,11 +59,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--settings", help=argparse.SUPPRESS)
     parser.add_argument("--rank", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
-
-
-def read_numbers(text: str) -> set[int]:
-    """Read numbers separated by commas."""
-    return {int(number) for number in text.split(",")}
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ writes where it must not makes its process unusable.
 """
 
 import copy
-import importlib.util
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from upfield.common.tables import text_table
 from upfield.common.tasks import end_with_parent
 from upfield.model.amir import Amir, AmirConfig
 from upfield.model.blocks import ROW_MULTIPLE, TransformerBlock, next_multiple
-from upfield.model.kernels.selection import PROVED
+from upfield.model.kernels.selection import PROVED, has_triton
 
 PRESETS = ("official", "report", "tiny")
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -115,13 +114,12 @@ class KernelProofs:
     def __init__(self, report: Report) -> None:
         """Start the comparisons."""
         self._report, self._futures = report, list[Future[list[Comparison]]]()
-        self._has_triton = importlib.util.find_spec("triton") is not None
         presets = report.pick(gpu=PRESETS, cpu=("tiny",))
         shapes = sorted({shape for preset in presets for shape in block_shapes(preset)})
         sizes = report.pick(gpu=((2, 31, 17), (1, 9, 10), (1, 56, 50)), cpu=((1, 5, 7),))
         self._shapes = report.pick(gpu=shapes, cpu=shapes[:1])
         self._pool = ProcessPoolExecutor(report.pick(gpu=8, cpu=1), get_context("spawn"), initializer=end_with_parent)
-        if self._has_triton:
+        if has_triton():
             jobs = [
                 (work, kernel, shape)
                 for shape in self._shapes
@@ -133,7 +131,7 @@ class KernelProofs:
     def report(self, _: Report) -> None:
         """Wait for the comparisons and report them."""
         report = self._report
-        if not self._has_triton:
+        if not has_triton():
             report.expect("triton is installed", not report.on_gpu)
             report.needs_gpu("the Triton kernels, because triton is not installed here")
             return
@@ -142,7 +140,7 @@ class KernelProofs:
             try:
                 comparisons += future.result()
             except Exception as error:
-                report.attempt("a comparison of a kernel", error)
+                report.fail("a comparison of a kernel", error)
         self._pool.shutdown()
         worst: dict[str, dict[str, float]] = {}
         for each in comparisons:

@@ -64,6 +64,12 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     return ((found.double().cpu() - expected).norm() / expected.norm().clamp_min(1e-30)).item()
 
 
+def joint_error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Return the relative error of all tensors of `expected` together, as if they were one vector."""
+    first, second = (torch.cat([each[name].flatten().cpu() for name in sorted(expected)]) for each in (found, expected))
+    return relative_error(first, second)
+
+
 def share_beyond(found: Tensor, expected: Tensor, tolerance: float) -> float:
     """Return the share of values that differ by more than `tolerance` of the largest expected value; NaN counts."""
     found, expected = found.double().cpu(), expected.double().cpu()

@@ -40,3 +40,8 @@ CHECKS = tuple(
         (12, "inference", "inference", 35),
     )
 )
+
+
+def read_numbers(text: str) -> set[int]:
+    """Read the numbers of checks, separated by commas."""
+    return {int(number) for number in text.split(",")}

@@ -1,15 +1,14 @@
 """Tables of kernels by time, from torch's profiler."""
 
 import re
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from acceptance.measuring import synchronise
+from acceptance.report import Report
 from upfield.common.tables import text_table
 
 # First pattern that a kernel's name matches -> family.
@@ -26,7 +25,7 @@ FAMILIES = (
     ("elementwise", r"elementwise|gelu|mul|add"),
 )
 
-# Names of spans of time on the device that are no kernels.
+# The profiler also lists spans of time on the device under these names.
 ANNOTATIONS = ("ProfilerStep", "Optimizer.", "##", "Torch-Compiled Region")
 
 
@@ -64,6 +63,23 @@ def profile_steps(step: Callable[[], object], device: str, steps: int) -> list[K
     return sorted(kernels, key=lambda kernel: -kernel.time_ms)
 
 
+def report_profile(report: Report, step: Callable[[], object], step_s: float, prefix: str, title: str) -> list[Kernel]:
+    """Profile a warm step, and report its launches, its time by family, and its table of kernels.
+
+    Args:
+        report: report of the check.
+        step: takes a step.
+        step_s: seconds of a step without the profiler.
+        prefix: prefix of the figures.
+        title: title of the table.
+    """
+    kernels = profile_steps(step, report.device, report.pick(gpu=3, cpu=1))
+    report.figure(f"{prefix}launches", sum(kernel.launches for kernel in kernels))
+    report.figure(f"{prefix}ms_by_family", families_ms(kernels))
+    report.text(f"{title}, {1e3 * step_s:.1f} ms", kernel_table(kernels))
+    return kernels
+
+
 def kernel_table(kernels: list[Kernel], rows: int = 40) -> str:
     """Format the longest kernels, and then all kernels by family."""
     total = sum(kernel.time_ms for kernel in kernels) or 1.0
@@ -75,11 +91,10 @@ def kernel_table(kernels: list[Kernel], rows: int = 40) -> str:
     longest = [cells(short_name(kernel.name), kernel.time_ms, kernel.launches) for kernel in kernels[:rows]]
     rest = kernels[rows:]
     longest.append(cells(f"{len(rest)} others", sum(k.time_ms for k in rest), sum(k.launches for k in rest)))
-    families, launches = Counter[str](), Counter[str]()
-    for kernel in kernels:
-        families[kernel.family] += kernel.time_ms  # pyright: ignore[reportArgumentType]
-        launches[kernel.family] += kernel.launches  # pyright: ignore[reportArgumentType]
-    grouped = [cells(name, time_ms, launches[name]) for name, time_ms in families.most_common()]
+    grouped = [
+        cells(family, time_ms, sum(kernel.launches for kernel in kernels if kernel.family == family))
+        for family, time_ms in families_ms(kernels).items()
+    ]
     return "\n\n".join(text_table(header, body, numeric=True) for body in (longest, grouped))
 
 
@@ -95,9 +110,3 @@ def families_ms(kernels: list[Kernel]) -> dict[str, float]:
     for kernel in kernels:
         times[kernel.family] = times.get(kernel.family, 0.0) + kernel.time_ms
     return dict(sorted(times.items(), key=lambda item: -item[1]))
-
-
-def set_tf32(allowed: bool) -> None:
-    """Allow or forbid TF32 in products and convolutions of float32."""
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    torch.backends.cudnn.allow_tf32 = allowed

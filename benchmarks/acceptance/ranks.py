@@ -16,7 +16,7 @@ import yaml
 
 from acceptance.report import Report, Settings
 from acceptance.runner import PROGRAM, ROOT
-from acceptance.stepping import NEVER, SMALLEST, log_lines, make_compiling_cheap, run_config
+from acceptance.stepping import SMALLEST, checkpoint, log_lines, make_compiling_cheap, run_config, train
 from upfield.common.tasks import end_with_parent
 from upfield.distributed.configuration import TrainConfig
 
@@ -80,9 +80,7 @@ def run_rank(text: str) -> int:
     result: dict[str, Any] = {}
     result["whole"] = train_as_rank(job.config(report), result)
     if job.stops:
-        whole = job.config(report)
-        resumed = job.config(report, "resumed")
-        first = whole.run.out / "checkpoints" / f"step-{SAVED:08d}"
+        resumed, first = job.config(report, "resumed"), checkpoint(job.config(report), SAVED)
         train_as_rank(replace(resumed, run=replace(resumed.run, resume=str(first))))
         stopped = job.config(report, "stopped")
         threading.Thread(target=send_when_saved, args=(stopped.run.out,), daemon=True).start()
@@ -95,8 +93,6 @@ def run_rank(text: str) -> int:
 def train_as_rank(config: TrainConfig, result: dict[str, Any] | None = None) -> int:
     """Train, note how the network was wrapped, and return the last step."""
     from accelerate import Accelerator
-
-    from acceptance.stepping import train
 
     prepared = Accelerator.prepare
 
@@ -118,14 +114,14 @@ def train_as_rank(config: TrainConfig, result: dict[str, Any] | None = None) -> 
 
 
 def prepare(report: Report, job: Job) -> None:
-    """Bend what one device cannot have by itself: DDP around one rank, two ranks on one GPU, FSDP on a CPU."""
+    """Make one device run what Accelerate or NCCL refuses: DDP with one rank, two ranks on one GPU, FSDP on a CPU."""
     from accelerate import Accelerator, PartialState
     from accelerate.utils import DistributedType
 
-    from acceptance.profiling import set_tf32
     from upfield.distributed import process_group, training_run
+    from upfield.model.numerics import use_exact_float32
 
-    set_tf32(False)
+    use_exact_float32()
     make_compiling_cheap(report.device)
     if job.gloo and report.on_gpu:
         # NCCL refuses two ranks on one GPU. Both ranks take the first one.
@@ -141,8 +137,8 @@ def prepare(report: Report, job: Job) -> None:
         make_accelerator = training_run.make_accelerator
 
         def with_fsdp(*arguments: Any) -> Accelerator:
-            # On CPUs, Accelerate would silently use plain data parallelism. Declared one of GPUs, the process group
-            # takes the same path as there.
+            # On CPUs, Accelerate would silently use plain data parallelism. It takes the path of GPUs if the process
+            # group is declared to be one of GPUs.
             PartialState(cpu=True)
             PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
             return make_accelerator(*arguments)
@@ -180,6 +176,3 @@ def read_result(report: Report, job: Job) -> dict[str, Any]:
 def losses(config: TrainConfig) -> list[float]:
     """Return the loss of each step of a run."""
     return [line["loss"] for line in log_lines(config)]
-
-
-__all__ = ["NEVER", "SAVED", "STEPS", "Job", "losses", "read_result", "run_rank", "start"]

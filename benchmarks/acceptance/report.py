@@ -1,4 +1,4 @@
-"""What a check reports while it runs, and the process that runs it."""
+"""The report that a check writes while it runs, and the process that runs the check."""
 
 import faulthandler
 import importlib
@@ -77,7 +77,7 @@ class Report:
         self._write("held" if holds else "failure", text)
         print(f"{'held' if holds else 'FAILED'}: {text}", flush=True)
 
-    def attempt(self, what: str, error: BaseException) -> None:
+    def fail(self, what: str, error: BaseException) -> None:
         """Report that a part of the check raised an error, with its traceback in the log."""
         traceback.print_exception(error, file=sys.stdout)
         lines = str(error).strip().splitlines() or [""]
@@ -123,7 +123,7 @@ def run_check(module: str, settings: str) -> NoReturn:
     try:
         importlib.import_module(module).run(report)
     except Exception as error:
-        report.attempt(module.rpartition(".")[2], error)
+        report.fail(module.rpartition(".")[2], error)
     report.finish()
     # Nothing that libraries do when the interpreter ends is part of the check, and some of it can hang.
     for child in psutil.Process().children(recursive=True):

@@ -81,20 +81,23 @@ def format_table(results: Sequence[Result], device: str, seconds: float) -> str:
         [
             str(result.check),
             result.title,
-            result.status + (f", {len(result.needs_gpu)} parts need a GPU" if result.needs_gpu else ""),
+            result.status,
+            str(len(result.needs_gpu)),
             f"{result.seconds:.1f}",
             f"{result.limit_s:.0f}",
             f"{len(result.held)} of {len(result.held) + len(result.failures)}",
         ]
         for result in results
     ]
-    lines.append(text_table(["check", "title", "status", "seconds", "limit", "held"], rows))
+    lines.append(
+        text_table(["check", "title", "status", "need a GPU", "time (s)", "limit (s)", "statements that hold"], rows)
+    )
     lines.append(f"\n{seconds:.0f} s in all")
     for title, entries in (
         ("Failures", [(result, result.failures) for result in results]),
-        ("Figures", [(result, [f"{k}: {shown(v)}" for k, v in result.figures.items()]) for result in results]),
-        ("Held", [(result, result.held) for result in results]),
-        ("Awaits a GPU", [(result, result.needs_gpu) for result in results]),
+        ("Figures", [(result, [f"{k}: {format_value(v)}" for k, v in result.figures.items()]) for result in results]),
+        ("Statements that hold", [(result, result.held) for result in results]),
+        ("Needs a GPU", [(result, result.needs_gpu) for result in results]),
     ):
         if any(texts for _, texts in entries):
             lines.append(f"\n{title}")
@@ -102,8 +105,8 @@ def format_table(results: Sequence[Result], device: str, seconds: float) -> str:
     return "\n".join(lines) + "\n"
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Format a figure with four digits, and a dictionary as a list."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {shown(each)}" for key, each in value.items())
+        return ", ".join(f"{key} {format_value(each)}" for key, each in value.items())
     return f"{value:.4g}" if isinstance(value, float) else str(value)

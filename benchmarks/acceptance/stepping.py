@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from acceptance.report import Report
-from upfield.common.stop_signals import StopRequest
 from upfield.distributed.checkpoint import TrainingProgress
 from upfield.distributed.configuration import (
     AugmentConfig,
@@ -127,10 +126,10 @@ def run_config(report: Report, name: str, model: ModelConfig, steps: int, batch:
     )
 
 
-def train(config: TrainConfig, stop: StopRequest | None = None) -> TrainingProgress:
+def train(config: TrainConfig) -> TrainingProgress:
     """Train as configured, in a fresh state of Accelerate."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    return fit(config, stop)
+    return fit(config)
 
 
 def log_lines(config: TrainConfig, event: str = "train") -> list[dict[str, Any]]:

@@ -18,6 +18,11 @@ PROVED: dict[str, frozenset[tuple[int, int]]] = {
 }
 
 
+def has_triton() -> bool:
+    """Return whether triton is installed. Builds of torch for CPUs lack it."""
+    return importlib.util.find_spec("triton") is not None
+
+
 def choose_kernels(
     kernels: Kernels, device: torch.device, proved: Mapping[str, frozenset[tuple[int, int]]] = PROVED
 ) -> frozenset[str]:
@@ -35,13 +40,12 @@ def choose_kernels(
         raise ValueError(f"kernels: expected one of {get_args(Kernels)}, found {kernels!r}.")
     if kernels == "off":
         return frozenset()
-    has_triton = importlib.util.find_spec("triton") is not None
     if kernels == "auto":
-        if device.type != "cuda" or not has_triton:
+        if device.type != "cuda" or not has_triton():
             return frozenset()
         card = torch.cuda.get_device_capability(device)
         return frozenset(name for name, cards in proved.items() if card in cards)
-    if not has_triton:
+    if not has_triton():
         raise ValueError("kernels: on needs triton, which is not installed. Install triton, or choose auto or off.")
     # Triton's interpreter runs kernels on a CPU. It is thousands of times slower than a GPU and serves tests only.
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":

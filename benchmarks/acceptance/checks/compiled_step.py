@@ -1,18 +1,18 @@
 """The compiled training step: time to compile, speed, difference to eager mode, kernels; and a captured step."""
 
 import time
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-from acceptance.measuring import median_s, relative_error, synchronise
-from acceptance.profiling import families_ms, kernel_table, profile_steps
+from acceptance.measuring import joint_error, median_s, synchronise
+from acceptance.profiling import report_profile
 from acceptance.report import Report
 from acceptance.stepping import SMALLEST, BareStep, make_compiling_cheap
 from acceptance.tracing import WHOLE_SLICE
 from upfield.model.amir import AmirConfig
 from upfield.model.configuration import Kernels
+from upfield.model.kernels.selection import has_triton
 
 # bf16 has 8 bits, and compiled code rounds less often. Gradients of single parameters may differ by more.
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-2, 5e-2
@@ -32,7 +32,7 @@ def run(report: Report) -> None:
     compile_s = compiled_step(report, BareStep(report.device, config, batch, size), eager, eager_s)
     if not report.on_gpu:
         report.needs_gpu("compile time, speed and kernels of the compiled step; on a CPU, no code is generated")
-    elif find_spec("triton") is not None and report.seconds_left() > 1.5 * compile_s + 20:
+    elif has_triton() and report.seconds_left() > 1.5 * compile_s + 20:
         step = BareStep(report.device, config, batch, size)
         step.network.use_kernels("on")
         compiled_step(report, step, eager, eager_s, "with_kernels_")
@@ -64,23 +64,19 @@ def compiled_step(
     loss_error = abs(step.loss().item() / eager[0] - 1)
     report.figure(f"{prefix}loss_relative_difference", loss_error)
     report.expect(f"{prefix}the loss is that of eager mode", loss_error < LOSS_TOLERANCE, f"{loss_error:.2g}")
-    flat = [torch.cat([each[name].flatten() for name in sorted(eager[1])]) for each in (gradients, eager[1])]
-    error = relative_error(*flat)
+    error = joint_error(gradients, eager[1])
     report.figure(f"{prefix}gradient_relative_difference", error)
     report.expect(f"{prefix}the gradient is that of eager mode", error < GRADIENT_TOLERANCE, f"{error:.2g}")
     step_s = median_s(step, report.device, report.pick(gpu=8, cpu=3))
     report.figure(f"{prefix}slices_per_s", step.batch / step_s)
     report.figure(f"{prefix}speed_relative_to_eager", eager_s / step_s)
-    kernels = profile_steps(step, report.device, report.pick(gpu=3, cpu=1))
-    report.figure(f"{prefix}launches", sum(kernel.launches for kernel in kernels))
-    report.figure(f"{prefix}ms_by_family", families_ms(kernels))
-    report.text(f"{prefix}kernels of a compiled step, batch {step.batch}, {1e3 * step_s:.1f} ms", kernel_table(kernels))
+    report_profile(report, step, step_s, prefix, f"{prefix}kernels of a compiled step, batch {step.batch}")
     return compile_s
 
 
 def captured_step(report: Report, config: AmirConfig, size: tuple[int, int], kernels: Kernels) -> None:
     """Report the speed of a small eager step that is replayed as a CUDA graph, as information only."""
-    if not report.on_gpu or (kernels == "on" and find_spec("triton") is None):
+    if not report.on_gpu or (kernels == "on" and not has_triton()):
         report.needs_gpu(f"a captured step at batch 4, kernels {kernels}")
         return
     try:

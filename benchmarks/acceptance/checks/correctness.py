@@ -8,39 +8,38 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
-from acceptance.kernel_parity import KernelProofs
-from acceptance.measuring import largest_difference, relative_error, share_beyond
-from acceptance.profiling import set_tf32
+from acceptance.kernel_parity import DTYPES, PRESETS, KernelProofs
+from acceptance.measuring import joint_error, largest_difference, relative_error, share_beyond
 from acceptance.report import Report
 from acceptance.stepping import BareStep
 from acceptance.tracing import WHOLE_SLICE, depthwise_sizes
 from acceptance.waits import report_waits
 from upfield.model.amir import Amir, AmirConfig, Checkpointing
 from upfield.model.blocks import DeviceDependent, depthwise
+from upfield.model.numerics import use_exact_float32
 
 GOLDEN = Path(__file__).resolve().parents[3] / "tests/model/amir_small.safetensors"
 SMALL = AmirConfig(dim=8, num_blocks=(1, 2, 1, 2), num_refinement_blocks=1)
 SIZES = ((9, 9), (17, 30), (221, 20), (48, 40), (223, 201))
 HALF = {"bf16": (torch.bfloat16, 3e-2), "fp16": (torch.float16, 5e-3)}
-PRESETS = ("official", "report", "tiny")
-# A product of float32 values in TF32 would be wrong by 3e-4, in float32 by about 1e-6.
+# The relative error of a product is about 3e-4 in TF32 and 1e-6 in float32.
 FLOAT32_TOLERANCE = 1e-4
-# If two experts have almost equal logits, rounding decides which one a pixel gets, and its surroundings differ by more.
+# If two experts have almost equal logits, rounding decides between them, and the pixels around differ by more.
 SHARE_BEYOND = 1e-2
 GRADIENT_TOLERANCE = {"no": 5e-3, "bf16": 0.3, "fp16": 0.1}
 
 
 def run(report: Report) -> None:
     """Run all parts; an error in one does not stop the next."""
-    set_tf32(False)
-    # The kernels are compiled and compared in other processes meanwhile.
+    use_exact_float32()
+    # Other processes compile and compare the kernels in the meantime.
     proofs = KernelProofs(report)
     parts = (compare_golden, compare_official, compare_gradients, compare_depthwise, report_waits, proofs.report)
     for part in parts:
         try:
             part(report)
         except Exception as error:
-            report.attempt(part.__name__, error)
+            report.fail(part.__name__, error)
 
 
 def compare_golden(report: Report) -> None:
@@ -129,8 +128,7 @@ def compare_gradients(report: Report) -> None:
         found = step.gradients(scale=1024.0 if precision == "fp16" else 1.0)
         name = f"gradient_{'float32' if precision == 'no' else precision}_{checkpointing}"
         name += "_path_of_the_other_device" if is_other_path else "_with_kernels" if kernels else ""
-        flat = [torch.cat([each[key].flatten().cpu() for key in sorted(host)]) for each in (found, host)]
-        error = relative_error(*flat)
+        error = joint_error(found, host)
         worst = max(host, key=lambda key: relative_error(found[key], host[key]) if host[key].any() else 0.0)
         report.figure(f"{name}_relative_error", error)
         report.text(f"worst parameter, {name}", f"{worst}: {relative_error(found[worst], host[worst]):.2g}")
@@ -145,7 +143,7 @@ def compare_depthwise(report: Report) -> None:
         sizes = [size for size in sizes if size[0] * size[1] * size[2] < 50_000]
     errors: dict[str, float] = {}
     for channels, height, width in sizes:
-        for name, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        for name, dtype in DTYPES.items():
             error = depthwise_error(report.device, (channels, height, width), dtype)
             errors[name] = max(errors.get(name, 0.0), error)
             if not error < (1e-5 if name == "float32" else 1e-2):

@@ -1,16 +1,15 @@
 """The eager training step of `official`: kernels by time, launches, and its share of what the memory allows."""
 
-from importlib.util import find_spec
-
 import torch
 
 from acceptance.measuring import copy_rate, median_s, product_rate
-from acceptance.profiling import families_ms, kernel_table, profile_steps
+from acceptance.profiling import report_profile
 from acceptance.report import Report
 from acceptance.stepping import BareStep
 from acceptance.tracing import WHOLE_SLICE, trace_step
 from upfield.common.tables import text_table
 from upfield.model.amir import AmirConfig
+from upfield.model.kernels.selection import has_triton
 
 
 def run(report: Report) -> None:
@@ -23,22 +22,18 @@ def run(report: Report) -> None:
     report.figure("operations_gflop_per_slice", operations / 1e9)
     report.text("traffic by operator, GB per slice", traffic_table(traffic.bytes_by_operator, traffic.calls))
     if report.on_gpu:
-        # Counted without a GPU: 25.6 GB in the way for GPUs, 29.9 GB in that for CPUs.
+        # Counted without a GPU: 25.6 GB on the path for GPUs, 29.9 GB on the path for CPUs.
         report.expect("an eager slice moves 20 to 30 GB", 20e9 < slice_bytes < 30e9, f"{slice_bytes / 1e9:.1f} GB")
     copied_s, products_s = copy_rate(report.device), product_rate(report.device, torch.bfloat16)
     for batch in report.pick(gpu=(4, 16), cpu=(1, 2)):
         step = BareStep(report.device, config, batch, size)
         step_s = median_s(step, report.device, repeats=report.pick(gpu=8, cpu=2), warm=report.pick(gpu=4, cpu=1))
-        kernels = profile_steps(step, report.device, report.pick(gpu=3, cpu=1))
-        busy_ms = sum(kernel.time_ms for kernel in kernels)
         prefix = f"batch_{batch}"
         report.figure(f"{prefix}_slices_per_s", batch / step_s)
-        report.figure(f"{prefix}_launches", sum(kernel.launches for kernel in kernels))
-        report.figure(f"{prefix}_kernels_busy", 1e-3 * busy_ms / step_s)
+        kernels = report_profile(report, step, step_s, f"{prefix}_", f"kernels of a step, batch {batch}")
+        report.figure(f"{prefix}_kernels_busy", 1e-3 * sum(kernel.time_ms for kernel in kernels) / step_s)
         report.figure(f"{prefix}_share_of_byte_roofline", batch * slice_bytes / copied_s / step_s)
         report.figure(f"{prefix}_share_of_product_rate", batch * operations / products_s / step_s)
-        report.figure(f"{prefix}_ms_by_family", families_ms(kernels))
-        report.text(f"kernels of a step, batch {batch}, {1e3 * step_s:.1f} ms", kernel_table(kernels))
         report.expect(f"the loss is finite at batch {batch}", bool(step().isfinite()))
         measure_kernels(report, step, step_s)
         if report.settings.against:
@@ -58,7 +53,7 @@ def measure_kernels(report: Report, step: BareStep, plain_s: float) -> None:
         step: step without kernels, which gets them.
         plain_s: seconds of the step without kernels.
     """
-    if not report.on_gpu or find_spec("triton") is None:
+    if not report.on_gpu or not has_triton():
         report.needs_gpu(f"the eager step with all kernels at batch {step.batch}")
         return
     with torch.no_grad():
@@ -68,12 +63,9 @@ def measure_kernels(report: Report, step: BareStep, plain_s: float) -> None:
     prefix = f"batch_{step.batch}_with_kernels"
     report.expect(f"{prefix}: the loss is that of plain PyTorch", abs(found / expected - 1) < 1e-2, f"{found:.5g}")
     step_s = median_s(step, report.device, repeats=8, warm=4)
-    kernels = profile_steps(step, report.device, 3)
     report.figure(f"{prefix}_slices_per_s", step.batch / step_s)
     report.figure(f"{prefix}_speed_relative_to_plain", plain_s / step_s)
-    report.figure(f"{prefix}_launches", sum(kernel.launches for kernel in kernels))
-    report.figure(f"{prefix}_ms_by_family", families_ms(kernels))
-    report.text(f"kernels of a step with our kernels, batch {step.batch}, {1e3 * step_s:.1f} ms", kernel_table(kernels))
+    report_profile(report, step, step_s, f"{prefix}_", f"kernels of a step with our kernels, batch {step.batch}")
 
 
 def compare_published(report: Report, step: BareStep, batch: int) -> None:

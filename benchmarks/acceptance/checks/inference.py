@@ -1,25 +1,24 @@
-"""Restoring slices: parity of model files with PyTorch here, and speed in bf16, eager and compiled, at two batches."""
+"""Restoring slices: parity of model files with PyTorch on this device, and the speed in bf16, eager and compiled."""
 
 import time
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from acceptance.measuring import largest_difference, median_s, relative_error, share_beyond
-from acceptance.profiling import set_tf32
 from acceptance.report import Report
 from acceptance.stepping import SMALLEST, make_compiling_cheap
 from acceptance.tracing import WHOLE_SLICE
 from upfield.model.amir import Amir, AmirConfig
+from upfield.model.numerics import use_exact_float32
 
 PARITY, SHARE_BEYOND, HALF_TOLERANCE = 1e-3, 1e-2, 0.1
 
 
 def run(report: Report) -> None:
     """Compare model files with PyTorch on this device, then time the forward pass."""
-    set_tf32(False)
+    use_exact_float32()
     make_compiling_cheap(report.device)
     config = report.pick(gpu=AmirConfig.preset("official"), cpu=SMALLEST.amir(context=0))
     size = report.pick(gpu=WHOLE_SLICE, cpu=(32, 24))
@@ -44,11 +43,14 @@ def compare_engines(report: Report, name: str, network: Amir, size: tuple[int, i
         size: height and width of the largest slice.
         engines: `onnx`, on the CPU, and `torch`, on this device.
     """
+    from acceptance.modelfiles import write_untrained_model
     from upfield.export.modelfile.engines import open_model_file
+    from upfield.export.modelfile.graph import check_graph
     from upfield.export.modelfile.parity import draw
 
-    begun = time.monotonic()
-    file = export(network, report.work / f"{name}.onnx")
+    begun, file = time.monotonic(), report.work / f"{name}.onnx"
+    write_untrained_model(network, file, "fp32")
+    check_graph(file)
     report.figure(f"{name}_export_s", time.monotonic() - begun)
     report.figure(f"{name}_file_mb", file.stat().st_size / 1e6)
     opened = {
@@ -67,21 +69,6 @@ def compare_engines(report: Report, name: str, network: Amir, size: tuple[int, i
             share = share_beyond(torch.from_numpy(restored), expected, PARITY)
             statement = f"{name}: engine {engine} at {height} x {width} restores as PyTorch does"
             report.expect(statement, share < SHARE_BEYOND, f"{share:.2%} beyond")
-
-
-def export(network: Amir, file: Path) -> Path:
-    """Write a model file with the metadata that engines need."""
-    import onnx
-
-    from upfield.export.modelfile.card import write_card
-    from upfield.export.modelfile.graph import build_graph, check_graph
-
-    model = build_graph(network, half=False)
-    card = {"config": {}, "context": 0, "data_sha256": "", "model": network.config.to_tree(), "precision": "fp32"}
-    write_card(model, card | {"normalisation": "percentiles", "step": 0})
-    onnx.save(model, file)
-    check_graph(file)
-    return file
 
 
 @torch.inference_mode()

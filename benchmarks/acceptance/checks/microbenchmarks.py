@@ -1,7 +1,6 @@
 """Single operators of `official` in several forms: depthwise convolutions, layer norm, projections, and our kernels."""
 
 from collections.abc import Callable
-from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +10,7 @@ from acceptance.kernel_parity import BlockShape, Comparison, block_errors, block
 from acceptance.measuring import median_s
 from acceptance.report import Report
 from upfield.common.tables import text_table
-from upfield.model.blocks import ROW_MULTIPLE, next_multiple
-from upfield.model.kernels.selection import PROVED
+from upfield.model.kernels.selection import PROVED, has_triton
 
 PADDED = (224, 200)
 # Times of blocks within this share of each other count as equal.
@@ -61,8 +59,7 @@ def time_depthwise(report: Report, shapes: dict[BlockShape, int], batch: int) ->
     totals: dict[str, float] = {}
     for shape, count in shapes.items():
         height, width = image_size(report, shape)
-        hidden = next_multiple(int(shape.channels * shape.expansion), ROW_MULTIPLE)
-        for channels, calls in ((shape.channels, 3 * count), (hidden, 2 * count)):
+        for channels, calls in ((shape.channels, 3 * count), (shape.hidden, 2 * count)):
             image = torch.randn(batch, channels, height, width, device=report.device, dtype=torch.bfloat16)
             weight = torch.randn(channels, 1, 3, 3, device=report.device, dtype=torch.bfloat16, requires_grad=True)
             last = image.contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -73,7 +70,7 @@ def time_depthwise(report: Report, shapes: dict[BlockShape, int], batch: int) ->
                 "native, NCHW": time_convolution(report, first, weight, cudnn=False),
                 "cuDNN or native, NCHW": time_convolution(report, first, weight),
             }
-            if report.on_gpu and find_spec("triton") is not None:
+            if report.on_gpu and has_triton():
                 forms["ours, Triton"] = time_our_depthwise(report, last, weight)
             rows.append([f"{channels} x {height} x {width}", str(calls), *(f"{ms:.3f}" for ms in forms.values())])
             for name, ms in forms.items():
@@ -109,14 +106,10 @@ def time_projections(report: Report, shapes: dict[BlockShape, int], batch: int) 
     totals = {"split": 0.0, "merged": 0.0}
     for shape, count in shapes.items():
         height, width = image_size(report, shape)
-        hidden = next_multiple(int(shape.channels * shape.expansion), ROW_MULTIPLE)
-        for parts, channels in ((3, shape.channels), (2, hidden)):
+        for parts, channels in ((3, shape.channels), (2, shape.hidden)):
             x = torch.randn(batch, height, width, shape.channels, device=report.device, dtype=torch.bfloat16)
             weight = torch.randn(parts * channels, shape.channels, device=report.device, dtype=torch.bfloat16)
-            x.requires_grad_()
-            weight.requires_grad_()
-
-            inputs = [x, weight]
+            inputs = [x.requires_grad_(), weight.requires_grad_()]
 
             def split(inputs: list[Tensor] = inputs, parts: int = parts) -> list[Tensor]:
                 return [F.linear(inputs[0], part) for part in inputs[1].chunk(parts)]
@@ -134,7 +127,7 @@ def time_projections(report: Report, shapes: dict[BlockShape, int], batch: int) 
 
 
 def time_paths(report: Report, shapes: dict[BlockShape, int], batch: int) -> None:
-    """Time attention and feed-forward layer in the way for CPUs (separate images) and for GPUs (one merged image)."""
+    """Time attention and feed-forward layer on the paths for CPUs (separate images) and GPUs (one merged image)."""
     rows: list[list[str]] = []
     totals: dict[str, float] = {}
     for shape, count in shapes.items():
@@ -156,7 +149,7 @@ def time_paths(report: Report, shapes: dict[BlockShape, int], batch: int) -> Non
 
 def time_layer_norm(report: Report, shapes: dict[BlockShape, int], batch: int) -> None:
     """Time the addition of a residual branch and the norm after it, native and in our kernel."""
-    if find_spec("triton") is None or not report.on_gpu:
+    if not has_triton() or not report.on_gpu:
         report.needs_gpu("layer norm, native and ours")
         return
     times: dict[str, str] = {}
@@ -174,7 +167,7 @@ def time_layer_norm(report: Report, shapes: dict[BlockShape, int], batch: int) -
 
 def time_kernels(report: Report, shapes: dict[BlockShape, int], batch: int) -> None:
     """Time blocks with each kernel against plain PyTorch, and print the lines that let `auto` use it."""
-    if find_spec("triton") is None:
+    if not has_triton():
         report.needs_gpu("which kernels are faster than plain PyTorch")
         return
     proved: list[str] = []

@@ -28,7 +28,7 @@ def run(report: Report) -> None:
         try:
             compare(report, job, expected)
         except Exception as error:
-            report.attempt(job.name, error)
+            report.fail(job.name, error)
     if not report.on_gpu:
         report.needs_gpu("NCCL; on a CPU, the rank uses gloo")
 

@@ -1,9 +1,9 @@
 """Two ranks that share one device through gloo, against one process: the same losses and weights in float32."""
 
-from acceptance.profiling import set_tf32
 from acceptance.ranks import STEPS, Job, losses, read_result, start
 from acceptance.report import Report
 from acceptance.stepping import difference, log_lines, train, weights
+from upfield.model.numerics import use_exact_float32
 
 JOB = Job("two", gloo=True, settings=(("precision", "no"), ("optim_lr", 1e-3)))
 TOLERANCE = 1e-4
@@ -11,7 +11,7 @@ TOLERANCE = 1e-4
 
 def run(report: Report) -> None:
     """Train the same steps both ways and compare."""
-    set_tf32(False)
+    use_exact_float32()
     process = start(report, JOB, 2)
     alone = JOB.config(report, "alone")
     train(alone)

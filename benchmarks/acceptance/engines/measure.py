@@ -1,6 +1,5 @@
 """What every check of an engine measures: loading, the first batch, slices per second, and the distance to float32."""
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,16 +8,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from acceptance.measuring import median_s
+from acceptance.modelfiles import write_untrained_model
 from acceptance.report import Report
 from acceptance.stepping import SMALLEST
 from acceptance.tracing import WHOLE_SLICE
-from upfield.export.modelfile.card import write_card
 from upfield.export.modelfile.file_restorer import FileRestorer
-from upfield.export.modelfile.graph import build_graph
 from upfield.export.modelfile.parity import draw
 from upfield.model.amir import Amir, AmirConfig
 
-# TF32 rounds the inputs of each product to 10 bits, which changes a result by about 1e-3. Float32 changes it by 1e-5.
+# The relative error of a result is about 1e-3 if TF32 rounds the inputs of each product to 10 bits, and 1e-5 without.
 TOLERANCE = {"fp32": 1e-4, "fp16": 3e-2}
 # Slices that the CPU restores for comparison, one at a time.
 NUM_COMPARED = 2
@@ -41,10 +40,7 @@ class EngineCheck:
         torch.manual_seed(0)
         network = Amir(config).eval()
         self.path = report.work / f"{precision}.onnx"
-        model = build_graph(network, half=precision == "fp16")
-        tree = {"config": {}, "context": 0, "data_sha256": "", "normalisation": "percentile", "step": 0}
-        write_card(model, tree | {"model": config.to_tree(), "precision": precision})
-        self.path.write_bytes(model.SerializeToString())
+        write_untrained_model(network, self.path, precision)
         rings = draw(*self.size)
         self.low = np.stack([np.roll(rings, 7 * number, axis=0)[None] for number in range(max(self.batches))])
         with torch.inference_mode():
@@ -61,17 +57,11 @@ class EngineCheck:
             begun = time.perf_counter()
             restored = restorer.run(low)
             self.report.figure(f"{name}_first_s", time.perf_counter() - begun)
-            self.report.figure(f"{name}_slices_per_s", batch / self.median_s(restorer, low))
+            # The host's clock, because a call includes the copies to the device and back.
+            repeats = self.report.pick(gpu=8, cpu=3)
+            seconds = median_s(lambda low=low: restorer.run(low), "cpu", repeats, warm=0)
+            self.report.figure(f"{name}_slices_per_s", batch / seconds)
             self.compare(name, restored)
-
-    def median_s(self, restorer: FileRestorer, low: NDArray[np.float32]) -> float:
-        """Return the median time in seconds for slices `low` `(N, C, H, W)`, from the host's memory and back to it."""
-        times: list[float] = []
-        for _ in range(self.report.pick(gpu=8, cpu=3)):
-            begun = time.perf_counter()
-            restorer.run(low)
-            times.append(time.perf_counter() - begun)
-        return statistics.median(times)
 
     def compare(self, name: str, restored: NDArray[np.float32]) -> None:
         """Expect slices `(N, 1, H, W)` near PyTorch's on the CPU in float32."""
@@ -111,5 +101,5 @@ def check_engine(
             check.run(restorer, time.perf_counter() - begun)
             checks[precision] = check, restorer
         except Exception as error:
-            report.attempt(precision, error)
+            report.fail(precision, error)
     return checks

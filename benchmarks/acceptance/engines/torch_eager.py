@@ -1,7 +1,8 @@
 """The PyTorch engine without compiling, and whether the comparison would notice TF32."""
 
+import torch
+
 from acceptance.engines.measure import NUM_COMPARED, check_engine
-from acceptance.profiling import set_tf32
 from acceptance.report import Report
 from upfield.export.modelfile.torch_restorer import TorchRestorer
 
@@ -13,5 +14,5 @@ def run(report: Report) -> None:
         report.needs_gpu("TF32, and half precision in half precision")
     elif "fp32" in checks:
         check, restorer = checks["fp32"]
-        set_tf32(True)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         check.show_tf32(restorer.run(check.low[:NUM_COMPARED]))
