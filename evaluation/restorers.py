@@ -16,7 +16,7 @@ from upfield.evaluation.configuration import EvaluateConfig
 from upfield.evaluation.measurements import AGAINST, MODEL
 from upfield.export.configuration import Engine
 from upfield.export.modelfile.engines import open_model_file
-from upfield.export.modelfile.gpus import own_gpu
+from upfield.export.modelfile.gpus import torch_device
 from upfield.export.scans.restoration import Restorer
 from upfield.model.weights import MODEL as WEIGHTS
 from upfield.model.weights import read_best
@@ -65,9 +65,7 @@ class RunRestorer:
         Raises:
             InputError: the run has no best model, or `device` is `cuda` and there is no GPU.
         """
-        if device == "cuda" and not torch.cuda.is_available():
-            raise InputError("--device cuda needs an NVIDIA GPU, but PyTorch finds none. Use --device auto or cpu.")
-        self._device = choose_device(device)
+        self._device = torch_device(device)
         if self._device.type == "cpu":
             keep_freed_memory()
         try:
@@ -108,12 +106,6 @@ class ModelFileRestorer:
         runtime = f"ONNX Runtime, {restorer.provider}" if engine == "onnx" else f"{restorer.provider}, model file"
         self.origin = ModelOrigin(str(path), tree["step"], runtime, hash_file(path), tree["data_sha256"])
         self.configuration = yaml.safe_dump(tree["config"], sort_keys=False)
-
-
-def choose_device(device: str) -> torch.device:
-    """Return this process's own GPU if there is one and `device` is not `cpu`, otherwise the CPU."""
-    on_gpu = device != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda", own_gpu()) if on_gpu else torch.device("cpu")
 
 
 def open_restorers(model: Path, config: EvaluateConfig, manifest: Manifest) -> dict[str, ModelRestorer]:

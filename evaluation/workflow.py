@@ -19,8 +19,9 @@ from upfield.evaluation.reports.metrics_text import metrics_text
 from upfield.evaluation.reports.model_report import write_model_report
 from upfield.evaluation.reports.report_content import ReportContent, TrainingRecord
 from upfield.evaluation.reports.restored_volumes import save_volume, stale_volumes
-from upfield.evaluation.restorers import ModelRestorer, choose_device, open_restorers
+from upfield.evaluation.restorers import ModelRestorer, open_restorers
 from upfield.evaluation.summary import EvaluationResult, metrics_tree
+from upfield.export.modelfile.gpus import torch_device
 from upfield.model.numerics import use_exact_float32
 from upfield.sharding.shardset.shard_split import ShardSplit
 
@@ -107,7 +108,9 @@ def measure_target(
         if config.save_volumes:
             save_volume(target.folder / VOLUMES, images.name, images.restored[names[MODEL]], images.spacing_mm)
 
-    settings = MeasurementSettings(missing, config.batch_size, config.perturb, choose_device(config.device))
+    # Only ONNX Runtime may be able to use the GPU. PyTorch then computes the metrics on the CPU.
+    device = torch_device("cpu" if config.device == "cpu" else "auto")
+    settings = MeasurementSettings(missing, config.batch_size, config.perturb, device)
     return measurements.merge(measure_split(settings, split, save))
 
 

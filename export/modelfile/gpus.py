@@ -1,7 +1,13 @@
-"""The GPUs of this machine, according to NVIDIA's driver."""
+"""The GPUs of this machine, and the one that this process uses."""
 
 import ctypes
 import os
+from typing import TYPE_CHECKING
+
+from upfield.common.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def num_gpus() -> int:
@@ -26,3 +32,22 @@ def own_gpu() -> int:
     there are fewer than ranks. Ray shows a replica only its own GPU, which then has index 0.
     """
     return int(os.environ.get("LOCAL_RANK", "0")) % max(num_gpus(), 1)
+
+
+def torch_device(device: str) -> "torch.device":
+    """Return this process's own GPU if there is one and `device` is not `cpu`, otherwise the CPU.
+
+    Args:
+        device: `auto`, `cuda` or `cpu`.
+
+    Raises:
+        InputError: the device that the user named is missing, or PyTorch cannot use it.
+    """
+    import torch  # takes seconds, and ONNX Runtime does not need it
+
+    if device == "tensorrt":
+        raise InputError("device: tensorrt belongs to ONNX Runtime. Use --device cuda, or --engine onnx.")
+    has_gpu = device != "cpu" and torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise InputError("device: cuda needs an NVIDIA GPU, but PyTorch finds none. Use auto or cpu.")
+    return torch.device("cuda", own_gpu()) if has_gpu else torch.device("cpu")

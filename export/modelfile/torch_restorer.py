@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 
 from upfield.common.allocator import keep_freed_memory
 from upfield.common.cores import num_threads
-from upfield.common.errors import InputError
 from upfield.export.modelfile.file_restorer import FileRestorer, pad_batch
-from upfield.export.modelfile.gpus import own_gpu
+from upfield.export.modelfile.gpus import torch_device
 from upfield.export.modelfile.stored_weights import read_network
 from upfield.model.numerics import use_exact_float32
 
@@ -34,8 +33,8 @@ class TorchRestorer(FileRestorer):
             path: the `.onnx` file.
             device: `auto`, `cuda` or `cpu`.
             threads: CPU threads of this process; 0 uses the cores that other processes leave free.
-            batch_size: on a GPU, smaller batches are padded to this many slices, because each number of slices would be
-                compiled anew; 0 pads nothing.
+            batch_size: on a GPU, smaller batches are padded to this many slices, because the network would be compiled
+                again for each number of slices; 0 pads nothing.
             compiled: whether to compile the network on a GPU.
 
         Raises:
@@ -83,20 +82,3 @@ class TorchRestorer(FileRestorer):
     def stop(self) -> None:
         """Cancel calls: the call that runs in another thread, and every later call, end with an error."""
         self._stopped.set()
-
-
-def torch_device(device: str) -> torch.device:
-    """Return this process's own GPU if there is one and `device` is not `cpu`, otherwise the CPU.
-
-    Args:
-        device: `auto`, `cuda` or `cpu`.
-
-    Raises:
-        InputError: the device that the user named cannot be used in PyTorch or is missing.
-    """
-    if device == "tensorrt":
-        raise InputError("device: tensorrt belongs to ONNX Runtime. Use --device cuda, or --engine onnx.")
-    has_gpu = device != "cpu" and torch.cuda.is_available()
-    if device == "cuda" and not has_gpu:
-        raise InputError("device: cuda needs an NVIDIA GPU, but PyTorch finds none. Use auto or cpu.")
-    return torch.device("cuda", own_gpu()) if has_gpu else torch.device("cpu")

@@ -76,7 +76,7 @@ def change(name: str) -> Callable[[dict[str, Any]], None]:
         (None, ["FOLDER"], "folder.onnx.best: model.safetensors is missing from the best model"),
         (None, ["RUN", "--shards", "nowhere"], "there is no shard set here"),
         (None, ["RUN", "--split", "tset"], "tset"),
-        (None, ["RUN", "--device", "cuda"], "--device cuda needs an NVIDIA GPU"),
+        (None, ["RUN", "--device", "cuda"], "device: cuda needs an NVIDIA GPU"),
         (None, ["RUN", "--against", "nowhere.onnx"], "nowhere.onnx: no such run or .onnx file"),
         (None, ["RUN", "RUN"], "a model is named twice"),
         (None, ["RUN", "--batch_size", "0"], "batch_size: expected at least 1, found 0"),
