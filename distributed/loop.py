@@ -3,6 +3,7 @@
 import math
 from contextlib import ExitStack, closing, nullcontext
 
+from upfield.common.errors import InputError
 from upfield.common.progress import say
 from upfield.common.stop_signals import StopRequest, stop_signals
 from upfield.distributed.agreement import errors_met_by_all, write_on_main_process
@@ -45,7 +46,8 @@ def fit(
         stop = stop or stack.enter_context(stop_signals())
         stack.enter_context(errors_met_by_all())
         stack.enter_context(explain_memory_shortage("training", LESS_MEMORY))
-        stack.enter_context(deterministic_algorithms(config.run.deterministic))
+        with errors_met_by_all(InputError):
+            stack.enter_context(deterministic_algorithms(config.run.deterministic))
         run = open_run(config)
         run.on_validation = on_validation
         if run.lock is not None:

@@ -185,12 +185,19 @@ def settle_memory_plan(
     same, and another choice would round differently.
     """
     count, gpu_bytes = accelerator.num_processes, free_gpu_bytes(accelerator)
-    plan, hardware = choose_memory_plan(config, manifest, count, gpu_bytes), f"{count} x {accelerator.device.type}"
-    if gpu_bytes is not None:
+
+    def choose() -> tuple[MemoryPlan, str]:
+        plan = choose_memory_plan(config, manifest, count, gpu_bytes)
+        if gpu_bytes is None:
+            return plan, f"{count} x {accelerator.device.type}"
         hardware = f"{count} x {torch.cuda.get_device_name(accelerator.device)}"
         if config.run.activation_checkpointing == "auto" and progress.hardware == hardware:
             micro_batch = plan.micro_batch if config.data.micro_batch else progress.micro_batch
             plan = MemoryPlan(cast(Checkpointing, progress.activation_checkpointing), micro_batch)
+        return plan, hardware
+
+    # All ranks must take equally many passes, even if their GPUs differ.
+    plan, hardware = run_on_main_process(choose)
     progress.hardware, progress.micro_batch = hardware, plan.micro_batch
     progress.activation_checkpointing = plan.checkpointing
     return plan

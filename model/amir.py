@@ -144,6 +144,9 @@ class Amir(nn.Module):
         # torch compiles kernels for each level, half of the U, mode and batch size. The last batch may be
         # smaller, which adds a batch size.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+        # Splitting the graph of a block for data parallelism gains nothing, and some versions of torch then refuse
+        # activation checkpointing.
+        torch._dynamo.config.optimize_ddp = False
         for module in self.modules():
             if isinstance(module, TransformerBlock):
                 module.compile(dynamic=False)

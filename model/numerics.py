@@ -1,6 +1,7 @@
 """How GPUs compute: float32 without TF32 and, on request, with the same result each time."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,9 +23,12 @@ def use_exact_float32() -> None:
     By default, PyTorch computes float32 convolutions in TF32, which has 10 bits after the point and changes SSIM in the
     third decimal.
     """
-    # torch 2.9 has new names for these settings, refuses to mix both, and accepts the old names without a warning.
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
+    with warnings.catch_warnings():
+        # Newer versions of torch have other names for these settings, and some announce that. They refuse to mix the
+        # names, and other libraries use the old ones.
+        warnings.simplefilter("ignore")
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
 
 
 @contextmanager

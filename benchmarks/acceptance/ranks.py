@@ -119,8 +119,8 @@ def train_as_rank(config: TrainConfig, result: dict[str, Any] | None = None) -> 
 
 def prepare(report: Report, job: Job) -> None:
     """Bend what one device cannot have by itself: DDP around one rank, two ranks on one GPU, FSDP on a CPU."""
-    from accelerate import Accelerator
-    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+    from accelerate import Accelerator, PartialState
+    from accelerate.utils import DistributedType
 
     from acceptance.profiling import set_tf32
     from upfield.distributed import process_group, training_run
@@ -141,11 +141,11 @@ def prepare(report: Report, job: Job) -> None:
         make_accelerator = training_run.make_accelerator
 
         def with_fsdp(*arguments: Any) -> Accelerator:
-            accelerator = make_accelerator(*arguments)
-            plugin = accelerator.state._shared_state.get("fsdp_plugin") or FullyShardedDataParallelPlugin()
-            accelerator.state._shared_state["fsdp_plugin"] = plugin
-            accelerator.state._shared_state["distributed_type"] = DistributedType.FSDP
-            return accelerator
+            # On CPUs, Accelerate would silently use plain data parallelism. Declared one of GPUs, the process group
+            # takes the same path as there.
+            PartialState(cpu=True)
+            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+            return make_accelerator(*arguments)
 
         training_run.make_accelerator = with_fsdp
 

@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import sys
+import time
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,10 +49,15 @@ class Report:
         self.shards = Path(settings.shards)
         self.work = Path(settings.work)
         self._records = Path(settings.records)
+        self._deadline_s = time.monotonic() + settings.limit_s
 
     def pick(self, *, gpu: T, cpu: T) -> T:
         """Return the size for the device of this run: the real size on a GPU, a small one on a CPU."""
         return gpu if self.on_gpu else cpu
+
+    def seconds_left(self) -> float:
+        """Return the seconds until the check is killed, without the start of its process."""
+        return self._deadline_s - time.monotonic()
 
     def figure(self, name: str, value: Any) -> None:
         """Report a measured value; the unit is part of its name."""

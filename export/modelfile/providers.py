@@ -107,10 +107,9 @@ def tensorrt_options(path: Path, card: ModelCard, batch_size: int) -> dict[str, 
         "opt": (batch_size or USUAL_BATCH, channels, *USUAL),
         "max": (batch_size or LARGEST_BATCH, channels, *LARGEST),
     }
-    options = {
-        "device_id": str(own_gpu()),
-        "trt_fp16_enable": str(int(card.tree.get("precision") == "fp16")),
-    }
+    half = str(int(card.tree.get("precision") == "fp16"))
+    # In half precision, TensorRT would also compute the sums of layer norm in float16.
+    options = {"device_id": str(own_gpu()), "trt_fp16_enable": half, "trt_layer_norm_fp32_fallback": half}
     options |= {f"trt_profile_{name}_shapes": "low:" + "x".join(map(str, shape)) for name, shape in shapes.items()}
     return options | engine_cache(path, f"batch-{batch_size}")
 

@@ -13,6 +13,7 @@ from upfield.common.errors import InputError
 from upfield.export.modelfile.file_restorer import FileRestorer, pad_batch
 from upfield.export.modelfile.gpus import own_gpu
 from upfield.export.modelfile.stored_weights import read_network
+from upfield.model.numerics import use_exact_float32
 
 
 class TorchRestorer(FileRestorer):
@@ -49,8 +50,7 @@ class TorchRestorer(FileRestorer):
         if self._compiles:
             self._network.compile_blocks()
         if self._device.type == "cuda":
-            # TF32 would round the inputs of float32 products to 10 bits.
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+            use_exact_float32()
         else:
             keep_freed_memory()
             torch.set_num_threads(threads or min(torch.get_num_threads(), num_threads()))

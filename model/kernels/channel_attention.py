@@ -131,7 +131,8 @@ def channel_attention_backward(
     """Compute the gradients of `qkv` `(B, H, W, 3*D)` and `filters` `(3*C, 9)` from those of the three results.
 
     Let q be a query channel divided by its norm, and k the key channels likewise. The gradient of the query channel is
-    (slope * q + factors @ k) / norm. In this form, no value overflows or vanishes in float16, whatever the norms are.
+    (slope * q + factors @ k) / norm. So the factors of a product neither overflow nor vanish in float16, whatever the
+    norms are.
     """
     qkv, v_gradient = qkv.contiguous(), evenly_spaced(v_gradient)
     B, H, W, D = *qkv.shape[:3], qkv.shape[3] // 3
@@ -143,7 +144,7 @@ def channel_attention_backward(
     padded = _pad_filters(qkv, filters)
     gradient = qkv.new_empty((B, H, W, 2 * D))
     tiles, rows = tiling(H, W, B * num_heads, NUM_PROGRAMS)
-    small = (norms.reciprocal(), slopes.contiguous(), factors.contiguous())
+    small = (norms.reciprocal().contiguous(), slopes.contiguous(), factors.contiguous())
     with torch.cuda.device_of(qkv):
         _compute_gradients[tiles, num_heads, B](
             qkv, padded, *small, gradient, H, W, rows, **_constants(qkv, num_heads, c)
@@ -189,6 +190,7 @@ def _constants(qkv: Tensor, num_heads: int, c: int) -> dict[str, Any]:
         # Triton's interpreter, which runs on the CPU, multiplies bfloat16 wrongly.
         "FACTOR": tl.float32 if qkv.device.type == "cpu" else types[qkv.dtype],
         "num_warps": {16: 4, 32: 4, 64: 8, 128: 16}[lanes],
+        "enable_fp_fusion": True,  # Triton 3.10 fuses multiply-adds only if it is told to.
         "maxnreg": 128 if lanes < 128 else None,
     }
 
@@ -216,7 +218,7 @@ def _scale(taps, scale):
     return t0 * scale, t1 * scale, t2 * scale, t3 * scale, t4 * scale, t5 * scale, t6 * scale, t7 * scale, t8 * scale
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H", "W", "rows"])
 def _sum_products(
     qkv,
     filters,
@@ -271,7 +273,7 @@ def _sum_products(
     tl.store(partial + c * c + c + lanes, tl.sum(k_squares, 0), mask=used)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H", "W", "rows"])
 def _compute_gradients(
     qkv,
     filters,

@@ -147,6 +147,25 @@ def test_a_batch_with_one_bad_sample_is_skipped_and_training_continues(
     assert logged["skipped"] == 1
 
 
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_bad_sample_is_skipped_alike_whenever_the_host_reads_the_values(
+    spoilt_shards: Path, tmp_path: Path, processes: int
+) -> None:
+    # With this seed, the spoilt sample is in the batch of step 4.
+    arguments = ("--run.max_steps", "7", "--run.on_nonfinite", "skip", "--optim.ema_decay", "0.9", "--run.seed", "2")
+    arguments += ("--optim.schedule", "cosine", "--run.validate_every", "1000")
+    late, now = (
+        trained(spoilt_shards, tmp_path / every, *arguments, "--run.log_every", every, processes=processes)
+        for every in ("1000", "1")
+    )
+    for name in ("model.safetensors", "average.safetensors"):
+        one, other = (load_file(out / "checkpoints/last" / name) for out in (late, now))
+        assert all(one[key].equal(other[key]) for key in other)
+    progress = [json.loads((out / "checkpoints/last/progress.json").read_text()) for out in (late, now)]
+    assert progress[0] == progress[1]
+    assert progress[0]["skipped"] == 1
+
+
 def step_and_around(step: int) -> tuple[int, int, int]:
     return step - 1, step, step + 1
 

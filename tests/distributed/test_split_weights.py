@@ -1,5 +1,6 @@
 """Weights that FSDP splits over processes can be trained, averaged, saved and resumed like whole ones."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -27,16 +28,18 @@ def test_a_learner_with_split_weights_is_saved_whole_and_resumes_from_it(tmp_pat
             assert other[name].flatten().tolist() == pytest.approx(tensor.flatten().tolist(), abs=1e-5), name
 
 
+CONFIG = Path(__file__).parents[2] / "cluster" / "accelerate" / "fsdp.yaml"
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG), "--num_processes", "2"]
+LAUNCH += [str(Path(__file__).with_name("fsdp_on_cpus.py"))]
+
+
 @pytest.mark.slow
 def test_the_loop_trains_and_resumes_with_the_committed_configuration(tiny_shards: Path, tmp_path: Path) -> None:
-    config = Path(__file__).parents[2] / "cluster" / "accelerate" / "fsdp.yaml"
-    start = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes", "2"]
     arguments = ("--run.max_steps", "6", "--run.checkpoint_every", "2", "--run.keep_checkpoints", "9")
     arguments += ("--optim.ema_decay", "0.9", "--optim.clip_norm", "0.5")
-    script = str(Path(__file__).with_name("fsdp_on_cpus.py"))
 
     def train(out: Path, *more: str) -> None:
-        done = run(*start, script, *command(tiny_shards, out, *arguments, *more)[2:])
+        done = run(*LAUNCH, *command(tiny_shards, out, *arguments, *more)[2:])
         assert done.returncode == 0, done.stderr
 
     train(tmp_path / "split")
@@ -50,3 +53,16 @@ def test_the_loop_trains_and_resumes_with_the_committed_configuration(tiny_shard
         )
         assert all(split[key].equal(resumed[key]) for key in split)
         assert max((split[key] - expected[key]).abs().max().item() for key in expected) < 1e-4
+
+
+@pytest.mark.slow
+def test_split_weights_train_in_bf16_like_whole_ones(tiny_shards: Path, tmp_path: Path) -> None:
+    arguments = ("--run.max_steps", "6", "--run.precision", "bf16")
+    done = run(*LAUNCH, *command(tiny_shards, tmp_path / "split", *arguments)[2:])
+    assert done.returncode == 0, done.stderr
+    types = json.loads(done.stdout.strip().splitlines()[-1])
+    assert types.pop("features") == "bfloat16"
+    assert types == dict.fromkeys(("low", "noise", "gating", "restored", "reduced gradient"), "float32")
+    whole = trained(tiny_shards, tmp_path / "whole", *arguments, processes=2)
+    split, expected = (load_file(out / "checkpoints/last/model.safetensors") for out in (tmp_path / "split", whole))
+    assert max((split[key] - expected[key]).abs().max().item() for key in expected) < 1e-6

@@ -8,7 +8,9 @@ import pytest
 import torch
 from identity_model import IdentityModel
 
-from upfield.evaluation import measure
+from upfield.common.errors import InputError
+from upfield.evaluation import measure, workflow
+from upfield.evaluation.configuration import EvaluateConfig
 from upfield.evaluation.measure import MeasurementSettings
 from upfield.evaluation.measurements import CUBIC, MODEL
 from upfield.evaluation.process_group import measure_split
@@ -44,3 +46,14 @@ def test_one_volume_is_in_memory_at_a_time(tiny_shards: Path, monkeypatch: pytes
     assert most["pairs"] == 0, "a volume is still there when the next one is read"
     # These are the images of the volume that the report shows, of the previous one, and of the current one.
     assert most["images"] <= 3
+
+
+def test_an_evaluation_computes_float32_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(_: object) -> None:
+        raise InputError("stopped here")
+
+    monkeypatch.setattr(workflow, "check_input", stop)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    with pytest.raises(InputError, match="stopped here"):
+        workflow.evaluate_models(EvaluateConfig([Path("run")], shards=Path("shards"), out=Path("out")))
+    assert not torch.backends.cudnn.allow_tf32

@@ -1,8 +1,10 @@
 """The compiled training step: time to compile, speed, difference to eager mode, kernels; and a captured step."""
 
 import time
+from importlib.util import find_spec
 
 import torch
+from torch import Tensor
 
 from acceptance.measuring import median_s, relative_error, synchronise
 from acceptance.profiling import families_ms, kernel_table, profile_steps
@@ -10,61 +12,88 @@ from acceptance.report import Report
 from acceptance.stepping import SMALLEST, BareStep, make_compiling_cheap
 from acceptance.tracing import WHOLE_SLICE
 from upfield.model.amir import AmirConfig
+from upfield.model.configuration import Kernels
 
 # bf16 has 8 bits, and compiled code rounds less often. Gradients of single parameters may differ by more.
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-2, 5e-2
 
 
 def run(report: Report) -> None:
-    """Compare the compiled with the eager step on the same batch."""
+    """Compare the compiled with the eager step on the same batch, without and with our kernels."""
     config = report.pick(gpu=AmirConfig.preset("official"), cpu=SMALLEST.amir(context=0))
     size, batch = report.pick(gpu=WHOLE_SLICE, cpu=(32, 24)), report.pick(gpu=16, cpu=2)
     repeats = report.pick(gpu=8, cpu=3)
     step = BareStep(report.device, config, batch, size)
-    eager_loss = step.loss().detach()
-    eager = step.gradients()
+    eager = step.loss().item(), step.gradients()
     eager_s = median_s(step, report.device, repeats)
     report.figure("eager_slices_per_s", batch / eager_s)
-    captured_step(report, config, size)
-    step = BareStep(report.device, config, batch, size)
+    del step
     make_compiling_cheap(report.device)
-    step.network.compile_blocks()
-    begun = time.monotonic()
-    compiled = step.gradients()
-    synchronise(report.device)
-    report.figure("compile_s", time.monotonic() - begun)
-    loss_error = relative_error(step.loss().detach(), eager_loss)
-    report.figure("loss_relative_difference", loss_error)
-    report.expect("the loss is that of eager mode", loss_error < LOSS_TOLERANCE, f"{loss_error:.2g}")
-    flat = [torch.cat([gradients[name].flatten() for name in sorted(eager)]) for gradients in (compiled, eager)]
-    gradient_error = relative_error(*flat)
-    report.figure("gradient_relative_difference", gradient_error)
-    report.expect("the gradient is that of eager mode", gradient_error < GRADIENT_TOLERANCE, f"{gradient_error:.2g}")
-    compiled_s = median_s(step, report.device, repeats)
-    report.figure("slices_per_s", batch / compiled_s)
-    report.figure("speed_relative_to_eager", eager_s / compiled_s)
-    kernels = profile_steps(step, report.device, report.pick(gpu=3, cpu=1))
-    report.figure("launches", sum(kernel.launches for kernel in kernels))
-    report.figure("ms_by_family", families_ms(kernels))
-    report.text(f"kernels of a compiled step, batch {batch}, {1e3 * compiled_s:.1f} ms", kernel_table(kernels))
+    compile_s = compiled_step(report, BareStep(report.device, config, batch, size), eager, eager_s)
     if not report.on_gpu:
         report.needs_gpu("compile time, speed and kernels of the compiled step; on a CPU, no code is generated")
+    elif find_spec("triton") is not None and report.seconds_left() > 1.5 * compile_s + 20:
+        step = BareStep(report.device, config, batch, size)
+        step.network.use_kernels("on")
+        compiled_step(report, step, eager, eager_s, "with_kernels_")
+    else:
+        report.figure("with_kernels", "not measured, because the time was over")
+    # A capture that fails can leave the GPU unusable, so it comes last.
+    for kernels in ("off", "on"):
+        captured_step(report, config, size, kernels)
 
 
-def captured_step(report: Report, config: AmirConfig, size: tuple[int, int]) -> None:
+def compiled_step(
+    report: Report, step: BareStep, eager: tuple[float, dict[str, Tensor]], eager_s: float, prefix: str = ""
+) -> float:
+    """Compile a step, compare it with eager mode, measure it, and return the seconds that compiling took.
+
+    Args:
+        report: report of the check.
+        step: eager step, which is compiled.
+        eager: loss and gradients of the same step in eager mode.
+        eager_s: seconds of the eager step.
+        prefix: prefix of the figures.
+    """
+    step.network.compile_blocks()
+    begun = time.monotonic()
+    gradients = step.gradients()
+    synchronise(report.device)
+    compile_s = time.monotonic() - begun
+    report.figure(f"{prefix}compile_s", compile_s)
+    loss_error = abs(step.loss().item() / eager[0] - 1)
+    report.figure(f"{prefix}loss_relative_difference", loss_error)
+    report.expect(f"{prefix}the loss is that of eager mode", loss_error < LOSS_TOLERANCE, f"{loss_error:.2g}")
+    flat = [torch.cat([each[name].flatten() for name in sorted(eager[1])]) for each in (gradients, eager[1])]
+    error = relative_error(*flat)
+    report.figure(f"{prefix}gradient_relative_difference", error)
+    report.expect(f"{prefix}the gradient is that of eager mode", error < GRADIENT_TOLERANCE, f"{error:.2g}")
+    step_s = median_s(step, report.device, report.pick(gpu=8, cpu=3))
+    report.figure(f"{prefix}slices_per_s", step.batch / step_s)
+    report.figure(f"{prefix}speed_relative_to_eager", eager_s / step_s)
+    kernels = profile_steps(step, report.device, report.pick(gpu=3, cpu=1))
+    report.figure(f"{prefix}launches", sum(kernel.launches for kernel in kernels))
+    report.figure(f"{prefix}ms_by_family", families_ms(kernels))
+    report.text(f"{prefix}kernels of a compiled step, batch {step.batch}, {1e3 * step_s:.1f} ms", kernel_table(kernels))
+    return compile_s
+
+
+def captured_step(report: Report, config: AmirConfig, size: tuple[int, int], kernels: Kernels) -> None:
     """Report the speed of a small eager step that is replayed as a CUDA graph, as information only."""
-    if not report.on_gpu:
-        report.needs_gpu("a captured step at batch 4")
+    if not report.on_gpu or (kernels == "on" and find_spec("triton") is None):
+        report.needs_gpu(f"a captured step at batch 4, kernels {kernels}")
         return
     try:
         step = BareStep(report.device, config, 4, size)
+        step.network.use_kernels(kernels)
         eager_s = median_s(step, report.device, repeats=8)
         graph = capture(step)
         captured_s = median_s(graph.replay, report.device, repeats=8)
-        report.figure("batch_4_eager_slices_per_s", 4 / eager_s)
-        report.figure("batch_4_cuda_graph_slices_per_s", 4 / captured_s)
+        report.figure(f"batch_4_kernels_{kernels}_eager_slices_per_s", 4 / eager_s)
+        report.figure(f"batch_4_kernels_{kernels}_cuda_graph_slices_per_s", 4 / captured_s)
+        del graph, step
     except RuntimeError as error:
-        report.figure("batch_4_cuda_graph", f"not possible: {str(error).splitlines()[0][:200]}")
+        report.figure(f"batch_4_kernels_{kernels}_cuda_graph", f"not possible: {str(error).splitlines()[0][:200]}")
     torch.cuda.empty_cache()
 
 

@@ -96,24 +96,32 @@ def compare_gradients(report: Report) -> None:
     config = AmirConfig.preset(report.pick(gpu="official", cpu="tiny"))
     size = report.pick(gpu=(104, 88), cpu=(24, 16))
     host = BareStep("cpu", config, 1, size, "no").gradients()
-    cases: list[tuple[str, Checkpointing, bool]] = [
-        ("no", "none", False),
-        ("no", "selective", False),
-        ("no", "full", False),
-        ("bf16", "none", False),
-        ("fp16", "none", False),
-        ("no", "none", True),
+    # Precision, checkpointing, whether to compute in the way of the other device, whether to use all kernels.
+    cases: list[tuple[str, Checkpointing, bool, bool]] = [
+        ("no", "none", False, False),
+        ("no", "selective", False, False),
+        ("no", "full", False, False),
+        ("no", "none", True, False),
+        ("bf16", "none", False, False),
+        ("fp16", "none", False, False),
+        ("bf16", "none", False, True),
+        ("bf16", "selective", False, True),
     ]
-    for precision, checkpointing, is_other_path in cases:
+    for precision, checkpointing, is_other_path, kernels in cases:
         step = BareStep(report.device, config, 1, size, precision)
         step.network.set_checkpointing(checkpointing)
         if is_other_path:
             for module in step.network.modules():
                 if isinstance(module, DeviceDependent):
                     module.gpu_path = not report.on_gpu
+        if kernels and not report.on_gpu:
+            report.needs_gpu("gradients of the whole network with all kernels")
+            continue
+        if kernels:
+            step.network.use_kernels("on")
         found = step.gradients(scale=1024.0 if precision == "fp16" else 1.0)
         name = f"gradient_{'float32' if precision == 'no' else precision}_{checkpointing}"
-        name += "_path_of_the_other_device" if is_other_path else ""
+        name += "_path_of_the_other_device" if is_other_path else "_with_kernels" if kernels else ""
         flat = [torch.cat([each[key].flatten().cpu() for key in sorted(host)]) for each in (found, host)]
         error = relative_error(*flat)
         worst = max(host, key=lambda key: relative_error(found[key], host[key]) if host[key].any() else 0.0)

@@ -1,5 +1,7 @@
 """The eager training step of `official`: kernels by time, launches, and its share of what the memory allows."""
 
+from importlib.util import find_spec
+
 import torch
 
 from acceptance.measuring import copy_rate, median_s, product_rate
@@ -21,7 +23,8 @@ def run(report: Report) -> None:
     report.figure("operations_gflop_per_slice", operations / 1e9)
     report.text("traffic by operator, GB per slice", traffic_table(traffic.bytes_by_operator, traffic.calls))
     if report.on_gpu:
-        report.expect("an eager slice moves about 30 GB", 20e9 < slice_bytes < 40e9, f"{slice_bytes / 1e9:.1f} GB")
+        # Counted without a GPU: 25.6 GB in the way for GPUs, 29.9 GB in that for CPUs.
+        report.expect("an eager slice moves 20 to 30 GB", 20e9 < slice_bytes < 30e9, f"{slice_bytes / 1e9:.1f} GB")
     copied_s, products_s = copy_rate(report.device), product_rate(report.device, torch.bfloat16)
     for batch in report.pick(gpu=(4, 16), cpu=(1, 2)):
         step = BareStep(report.device, config, batch, size)
@@ -37,6 +40,7 @@ def run(report: Report) -> None:
         report.figure(f"{prefix}_ms_by_family", families_ms(kernels))
         report.text(f"kernels of a step, batch {batch}, {1e3 * step_s:.1f} ms", kernel_table(kernels))
         report.expect(f"the loss is finite at batch {batch}", bool(step().isfinite()))
+        measure_kernels(report, step, step_s)
         if report.settings.against:
             compare_published(report, step, batch)
         del step
@@ -44,6 +48,32 @@ def run(report: Report) -> None:
             torch.cuda.empty_cache()
     if not report.on_gpu:
         report.needs_gpu("kernels, launches and the byte roofline; on a CPU, the tables list operators")
+
+
+def measure_kernels(report: Report, step: BareStep, plain_s: float) -> None:
+    """Measure the same step with all Triton kernels, and compare its loss with that of plain PyTorch.
+
+    Args:
+        report: report of the check.
+        step: step without kernels, which gets them.
+        plain_s: seconds of the step without kernels.
+    """
+    if not report.on_gpu or find_spec("triton") is None:
+        report.needs_gpu(f"the eager step with all kernels at batch {step.batch}")
+        return
+    with torch.no_grad():
+        expected = step.loss().item()
+        step.network.use_kernels("on")
+        found = step.loss().item()
+    prefix = f"batch_{step.batch}_with_kernels"
+    report.expect(f"{prefix}: the loss is that of plain PyTorch", abs(found / expected - 1) < 1e-2, f"{found:.5g}")
+    step_s = median_s(step, report.device, repeats=8, warm=4)
+    kernels = profile_steps(step, report.device, 3)
+    report.figure(f"{prefix}_slices_per_s", step.batch / step_s)
+    report.figure(f"{prefix}_speed_relative_to_plain", plain_s / step_s)
+    report.figure(f"{prefix}_launches", sum(kernel.launches for kernel in kernels))
+    report.figure(f"{prefix}_ms_by_family", families_ms(kernels))
+    report.text(f"kernels of a step with our kernels, batch {step.batch}, {1e3 * step_s:.1f} ms", kernel_table(kernels))
 
 
 def compare_published(report: Report, step: BareStep, batch: int) -> None:

@@ -1,4 +1,4 @@
-"""Restoring slices: eager and compiled in bf16 at two batch sizes, and the parity of an export with PyTorch here."""
+"""Restoring slices: parity of model files with PyTorch here, and speed in bf16, eager and compiled, at two batches."""
 
 import time
 from importlib.util import find_spec
@@ -18,15 +18,67 @@ PARITY, HALF_TOLERANCE = 1e-3, 3e-2
 
 
 def run(report: Report) -> None:
-    """Time the forward pass, then compare an exported file with PyTorch on this device."""
+    """Compare model files with PyTorch on this device, then time the forward pass."""
     set_tf32(False)
+    make_compiling_cheap(report.device)
     config = report.pick(gpu=AmirConfig.preset("official"), cpu=SMALLEST.amir(context=0))
     size = report.pick(gpu=WHOLE_SLICE, cpu=(32, 24))
     torch.manual_seed(0)
-    network = Amir(config).eval()
-    compare_export(report, network, size)
-    network.to(report.device)
-    time_forward(report, network, size)
+    network, small = Amir(config).eval(), Amir(SMALLEST.amir(context=0)).eval()
+    if find_spec("onnxruntime") is None:
+        report.expect("onnxruntime is installed", False)
+    else:
+        compare_engines(report, "export", network, size, ("onnx",))
+        # PyTorch's engine compiles the network, which would take too long here for `official`.
+        compare_engines(report, "smallest", small, (40, 32), ("onnx", "torch"))
+    time_forward(report, network.to(report.device), size)
+
+
+def compare_engines(report: Report, name: str, network: Amir, size: tuple[int, int], engines: tuple[str, ...]) -> None:
+    """Export a network, and compare what engines restore from the file with what PyTorch restores on this device.
+
+    Args:
+        report: report of the check.
+        name: name of the network in the report.
+        network: in evaluation mode, on the CPU.
+        size: height and width of the largest slice.
+        engines: `onnx`, on the CPU, and `torch`, on this device.
+    """
+    from upfield.export.modelfile.engines import open_model_file
+    from upfield.export.modelfile.parity import draw
+
+    begun = time.monotonic()
+    file = export(network, report.work / f"{name}.onnx")
+    report.figure(f"{name}_export_s", time.monotonic() - begun)
+    report.figure(f"{name}_file_mb", file.stat().st_size / 1e6)
+    opened = {
+        engine: open_model_file(file, engine, "cpu" if engine == "onnx" else report.device)  # pyright: ignore[reportArgumentType]
+        for engine in engines
+    }
+    network = network.to(report.device)
+    for height, width in (size, (size[0] - 1, size[1] - 3), (size[0] * 2 // 3, size[1] // 2)):
+        low = torch.from_numpy(draw(height, width)).expand(1, network.config.in_channels, height, width).contiguous()
+        with torch.inference_mode():
+            expected = restore(network, low.to(report.device), torch.float32)
+        for engine, restorer in opened.items():
+            apart = largest_difference(torch.from_numpy(restorer.run(low.numpy())), expected)
+            report.figure(f"{name}_{engine}_{height}x{width}_largest_difference", apart)
+            report.expect(f"{name}: engine {engine} at {height} x {width} restores as PyTorch does", apart < PARITY)
+
+
+def export(network: Amir, file: Path) -> Path:
+    """Write a model file with the metadata that engines need."""
+    import onnx
+
+    from upfield.export.modelfile.card import write_card
+    from upfield.export.modelfile.graph import build_graph, check_graph
+
+    model = build_graph(network, half=False)
+    card = {"config": {}, "context": 0, "data_sha256": "", "model": network.config.to_tree(), "precision": "fp32"}
+    write_card(model, card | {"normalisation": "percentiles", "step": 0})
+    onnx.save(model, file)
+    check_graph(file)
+    return file
 
 
 @torch.inference_mode()
@@ -38,7 +90,6 @@ def time_forward(report: Report, network: Amir, size: tuple[int, int]) -> None:
     for compiled in (False, True):
         name = "compiled" if compiled else "eager"
         if compiled:
-            make_compiling_cheap(report.device)
             network.compile_blocks()
         for batch in batches:
             part = low[:batch]
@@ -51,6 +102,8 @@ def time_forward(report: Report, network: Amir, size: tuple[int, int]) -> None:
             error = relative_error(restored[:1] - part[:1], exact - part[:1])
             report.figure(f"{name}_batch_{batch}_relative_error", error)
             report.expect(f"{name} at batch {batch} is right in bf16", error < HALF_TOLERANCE, f"{error:.2g}")
+    if not report.on_gpu:
+        report.needs_gpu("speed of the eager and the compiled network at batches 4 and 32, and of engine torch")
 
 
 def restore(network: Amir, low: Tensor, dtype: torch.dtype) -> Tensor:
@@ -59,32 +112,3 @@ def restore(network: Amir, low: Tensor, dtype: torch.dtype) -> Tensor:
         restored = network(low)
     assert isinstance(restored, Tensor)
     return restored.float()
-
-
-def compare_export(report: Report, network: Amir, size: tuple[int, int]) -> None:
-    """Export the network and compare the file, run by ONNX Runtime on the CPU, with PyTorch on this device."""
-    if find_spec("onnxruntime") is None:
-        report.expect("onnxruntime is installed", False)
-        return
-    import onnx
-    import onnxruntime
-
-    from upfield.export.modelfile.graph import build_graph, check_graph
-    from upfield.export.modelfile.parity import draw
-
-    file = report.work / "model.onnx"
-    begun = time.monotonic()
-    onnx.save(build_graph(network, half=False), file)
-    check_graph(file)
-    report.figure("export_s", time.monotonic() - begun)
-    report.figure("model_file_mb", Path(file).stat().st_size / 1e6)
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    network = network.to(report.device)
-    for height, width in (size, (size[0] - 1, size[1] - 3), (size[0] * 2 // 3, size[1] // 2)):
-        low = torch.from_numpy(draw(height, width)).expand(1, network.config.in_channels, height, width).contiguous()
-        with torch.inference_mode():
-            expected = restore(network, low.to(report.device), torch.float32)
-        exported = torch.from_numpy(session.run(["high"], {"low": low.numpy()})[0])
-        apart = largest_difference(expected, exported)
-        report.figure(f"export_{height}x{width}_largest_difference", apart)
-        report.expect(f"the export at {height} x {width} is PyTorch's result", apart < PARITY, f"{apart:.2g}")

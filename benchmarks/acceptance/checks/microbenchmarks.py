@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acceptance.kernel_parity import BlockShape, Comparison, block_shapes, module_errors, modules_with
+from acceptance.kernel_parity import BlockShape, Comparison, block_errors, block_shapes, use_kernel
 from acceptance.measuring import median_s
 from acceptance.report import Report
 from upfield.common.tables import text_table
@@ -15,8 +15,8 @@ from upfield.model.blocks import ROW_MULTIPLE, next_multiple
 from upfield.model.kernels.selection import PROVED
 
 PADDED = (224, 200)
-# Times within this share of each other count as equal.
-NOISE = 0.02
+# Times of blocks within this share of each other count as equal.
+NOISE = 0.01
 
 
 def run(report: Report) -> None:
@@ -26,6 +26,7 @@ def run(report: Report) -> None:
     time_depthwise(report, shapes, batch)
     time_projections(report, shapes, batch)
     time_paths(report, shapes, batch)
+    time_layer_norm(report, shapes, batch)
     time_kernels(report, shapes, batch)
     if not report.on_gpu:
         report.needs_gpu("times of depthwise convolutions, layer norms, projections and kernels")
@@ -85,9 +86,13 @@ def time_convolution(
     report: Report, x: Tensor, weight: Tensor, *, cudnn: bool = True, benchmark: bool = False
 ) -> float:
     """Return the ms of a depthwise convolution `(B, C, H, W)` forward and backward, with these settings of cuDNN."""
-    with torch.backends.cudnn.flags(enabled=cudnn, benchmark=benchmark, deterministic=False, allow_tf32=False):
+    settings = torch.backends.cudnn
+    settings.enabled, settings.benchmark = cudnn, benchmark
+    try:
         call = both_ways(lambda: F.conv2d(x, weight, padding=1, groups=len(weight)), [x, weight])
         return milliseconds(report, call)
+    finally:
+        settings.enabled, settings.benchmark = True, False
 
 
 def time_our_depthwise(report: Report, image: Tensor, weight: Tensor) -> float:
@@ -149,8 +154,26 @@ def time_paths(report: Report, shapes: dict[BlockShape, int], batch: int) -> Non
     report.figure(f"layers_ms_per_step, batch {batch}", totals)
 
 
+def time_layer_norm(report: Report, shapes: dict[BlockShape, int], batch: int) -> None:
+    """Time the addition of a residual branch and the norm after it, native and in our kernel."""
+    if find_spec("triton") is None or not report.on_gpu:
+        report.needs_gpu("layer norm, native and ours")
+        return
+    times: dict[str, str] = {}
+    for shape in shapes:
+        norm = shape.build(report.device).norm2
+        size = (batch, *image_size(report, shape), shape.channels)
+        x, branch = (torch.randn(size, device=report.device).bfloat16().requires_grad_() for _ in range(2))
+        inputs = [x, branch, *norm.parameters()]
+        both: list[float] = []
+        for norm.fused in (False, True):
+            both.append(milliseconds(report, both_ways(lambda: list(norm.add(x, branch)), inputs)))  # noqa: B023
+        times[f"{shape.channels} x {size[1]} x {size[2]}"] = " ".join(f"{ms:.3f}" for ms in both)
+    report.figure(f"layer_norm_native_and_ours_ms, batch {batch}", times)
+
+
 def time_kernels(report: Report, shapes: dict[BlockShape, int], batch: int) -> None:
-    """Time each kernel inside its module against plain PyTorch, and print the lines that let `auto` use it."""
+    """Time blocks with each kernel against plain PyTorch, and print the lines that let `auto` use it."""
     if find_spec("triton") is None:
         report.needs_gpu("which kernels are faster than plain PyTorch")
         return
@@ -160,25 +183,23 @@ def time_kernels(report: Report, shapes: dict[BlockShape, int], batch: int) -> N
         totals, right = {"plain": 0.0, "kernel": 0.0}, True
         for shape, count in report.pick(gpu=shapes, cpu=dict(list(shapes.items())[:1])).items():
             size = (batch, *report.pick(gpu=image_size(report, shape), cpu=(5, 7)))
-            modules = list(modules_with(kernel, shape.build(report.device)))
-            errors = module_errors(modules[0], shape, (1, *size[1:]), torch.bfloat16)
+            block = shape.build(report.device)
+            errors = block_errors(block, kernel, shape, (1, *size[1:]), torch.bfloat16)
             right = right and Comparison(kernel, shape, size, "bf16", *errors).holds
-            calls = count * len(modules)
             times: list[float] = []
-            for fused in (False, True):
-                modules[0].fused = fused  # pyright: ignore[reportAttributeAccessIssue]
-                times.append(time_module(report, modules[0], shape, size))
-            rows.append([f"{shape.channels} x {size[1]} x {size[2]}", str(calls)])
+            for used in (None, kernel):
+                use_kernel(block, used)
+                times.append(time_module(report, block, shape, size))
+            rows.append([f"{shape.channels} x {size[1]} x {size[2]}", str(count)])
             rows[-1] += [f"{ms:.3f}" for ms in times] + [f"{error:.1e}" for error in errors]
             for name, ms in zip(totals, times, strict=True):
-                totals[name] += calls * ms
-        header = ["size", "calls", "plain, ms", "kernel, ms", "error", "plain error"]
-        report.text(f"{kernel} forward and backward", text_table(header, rows, numeric=True))
-        report.expect(f"{kernel} is right at the sizes of whole slices", right)
+                totals[name] += count * ms
+        header = ["block", "blocks", "plain, ms", "kernel, ms", "error", "plain error"]
+        report.text(f"blocks with {kernel}, forward and backward", text_table(header, rows, numeric=True))
+        report.expect(f"blocks with {kernel} are right at the sizes of whole slices", right)
         faster = totals["kernel"] < (1 - NOISE) * totals["plain"]
         if report.on_gpu:
-            report.figure(f"{kernel}_ms_per_step, batch {batch}", totals)
-            report.figure(f"{kernel}_plain_and_kernel_ms", {row[0]: f"{row[2]} {row[3]}" for row in rows})
+            report.figure(f"blocks_ms_per_step with {kernel}, batch {batch}", totals)
             report.figure(f"{kernel}_is_faster", faster)
         if right and faster:
             proved.append(kernel)

@@ -2,12 +2,15 @@
 
 import json
 import math
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from acceptance.report import Report
 from acceptance.stepping import SMALLEST, checkpoint, difference, log_lines, run_config, train, weights
 from upfield.common.files import hash_file
+from upfield.distributed import training_run
 from upfield.distributed.configuration import ModelConfig
 
 STEPS, LARGE_SCALE = 3, 2.0**100
@@ -16,13 +19,14 @@ STEPS, LARGE_SCALE = 3, 2.0**100
 def run(report: Report) -> None:
     """Save a run, raise the loss scale in its checkpoint, and take one more step."""
     if not report.on_gpu:
-        report.needs_gpu("training in fp16 and an overflow of its gradients")
-        return
+        scale_on_cpu()
+        report.needs_gpu("training in fp16, which needs a GPU; on a CPU, the check adds a loss scaler and autocast")
     model = report.pick(gpu=ModelConfig(preset="report"), cpu=SMALLEST)
 
     def configured(steps: int):
         schedule = {"optim_warmup_steps": 100, "optim_ema_decay": 0.9}
-        return run_config(report, "run", model, steps, 4, precision="fp16", checkpoint_every=1, **schedule)
+        precision = report.pick(gpu="fp16", cpu="no")
+        return run_config(report, "run", model, steps, 4, precision=precision, checkpoint_every=1, **schedule)
 
     before = train(configured(STEPS))
     report.figure("overflows_before", before.overflows)
@@ -49,6 +53,19 @@ def run(report: Report) -> None:
     report.expect("the next step with a small scale changes the weights", final.updates == before.updates + 1)
     apart = difference(weights(config, STEPS + 1), weights(config, STEPS + 2))
     report.expect("the weights move again", apart > 0, f"{apart:.2g}")
+
+
+def scale_on_cpu() -> None:
+    """Make training on a CPU use a loss scaler and autocast in fp16."""
+    make_accelerator = training_run.make_accelerator
+
+    def with_scaler(*arguments: Any) -> Accelerator:
+        accelerator = make_accelerator(*arguments)
+        accelerator.scaler, accelerator.native_amp = torch.amp.GradScaler("cpu"), True
+        accelerator.state._shared_state["_mixed_precision"] = "fp16"
+        return accelerator
+
+    training_run.make_accelerator = with_scaler
 
 
 def read_optimizer(config, step: int) -> dict:

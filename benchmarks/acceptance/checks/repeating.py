@@ -1,26 +1,26 @@
 """The same steps twice, stopped in between, and with deterministic algorithms: equal bit for bit, or how far apart."""
 
-import os
-from dataclasses import fields, replace
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+
+import torch
 
 from acceptance.report import Report
 from acceptance.stepping import SMALLEST, checkpoint, difference, log_lines, run_config, train, weights
-from upfield.distributed.configuration import ModelConfig, RunSettings, TrainConfig
-from upfield.model.numerics import CUBLAS_WORKSPACE, DETERMINISTIC_WORKSPACES
+from upfield.common.tasks import end_with_parent
+from upfield.distributed.configuration import ModelConfig, TrainConfig
 
 STEPS, STOP, BATCH = 6, 3, 4
 
 
 def run(report: Report) -> None:
     """Compare three runs of the same steps, first without and then with deterministic algorithms."""
-    # cuBLAS reads this when it starts, and run.deterministic needs it.
-    os.environ.setdefault(CUBLAS_WORKSPACE, DETERMINISTIC_WORKSPACES[0])
-    names = {field.name for field in fields(RunSettings)}
-    for deterministic in (False, True):
-        if deterministic and "deterministic" not in names:
-            report.expect("run.deterministic is an option", False)
-            continue
-        compare_runs(report, deterministic)
+    # Deterministic algorithms need a process that has not used the GPU before. Both run side by side.
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=end_with_parent) as pool:
+        deterministic = pool.submit(compare_runs, report, True)
+        compare_runs(report, False)
+        deterministic.result()
 
 
 def compare_runs(report: Report, deterministic: bool) -> None:
@@ -65,7 +65,6 @@ def distance(first: TrainConfig, other: TrainConfig) -> dict[str, float]:
 
 def moments_apart(first: TrainConfig, other: TrainConfig) -> float:
     """Return the largest difference between the optimizer's moments of two runs after the last step."""
-    import torch
 
     def tensors(config: TrainConfig) -> dict[str, torch.Tensor]:
         tree = torch.load(checkpoint(config, STEPS) / "optimizer.pt", weights_only=True, map_location="cpu")
