@@ -130,7 +130,19 @@ def build_network(
     if accelerator.num_processes > 1:
         # The backward pass of this function sums the gradients, because data parallelism then averages them.
         network.sum_usage = sum_over_processes
+        for weight in network.parameters():
+            if weight.ndim == 4 and weight.shape[2:] == (1, 1):
+                weight.register_hook(with_plain_strides)
     return network
+
+
+def with_plain_strides(gradient: Tensor) -> Tensor:
+    """Return the gradient `(out, in, 1, 1)` of a 1x1 convolution with the strides of its weight.
+
+    The strides of the last two dimensions mean nothing, but data parallelism warns if they differ from the weight's.
+    """
+    strides = (gradient.shape[1], 1, 1, 1)
+    return gradient.as_strided(gradient.shape, strides) if gradient.stride()[:2] == strides[:2] else gradient
 
 
 def build_optimizer(config: OptimConfig, network: Amir) -> Optimizer:

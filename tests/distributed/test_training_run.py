@@ -1,5 +1,7 @@
 """A run is set up the same way each time, in the precision that it states."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,13 +10,22 @@ import pytest
 import torch
 
 from upfield.distributed import training_run
-from upfield.distributed.checkpoint import TrainingProgress
+from upfield.distributed.checkpoint import PROGRESS, TrainingProgress, read_progress
 from upfield.distributed.configuration import DataConfig, RunConfig, TrainConfig
+from upfield.distributed.learner import with_plain_strides
 from upfield.distributed.process_group import make_fsdp_plugin
 from upfield.distributed.training_run import settle_memory_plan
 from upfield.sharding.shardset.manifest import read_manifest
 
 GIB = 2**30
+
+
+def test_a_checkpoint_of_an_earlier_version_can_be_read(tmp_path: Path) -> None:
+    progress = asdict(TrainingProgress(step=7))
+    for name in ("hardware", "activation_checkpointing", "micro_batch"):
+        del progress[name]
+    (tmp_path / PROGRESS).write_text(json.dumps(progress))
+    assert read_progress(tmp_path) == TrainingProgress(step=7)
 
 
 @pytest.mark.parametrize("version", ["1", "2"])
@@ -55,3 +66,10 @@ def test_a_resumed_run_repeats_its_memory_plan_on_the_same_hardware(
     assert plan(progress, micro_batch=2) == ("selective", 2)
     gpus["name"] = "H200"
     assert plan(progress) == ("none", 16)
+
+
+def test_gradients_of_1x1_convolutions_have_the_strides_of_their_weights() -> None:
+    values = torch.rand(6, 2)
+    for gradient in (values.as_strided((6, 2, 1, 1), (2, 1, 2, 2)), values.T.contiguous().T[:, :, None, None]):
+        assert with_plain_strides(gradient).equal(values[:, :, None, None])
+    assert with_plain_strides(values.as_strided((6, 2, 1, 1), (2, 1, 2, 2))).stride() == (2, 1, 1, 1)
