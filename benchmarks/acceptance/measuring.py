@@ -64,6 +64,12 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     return ((found.double().cpu() - expected).norm() / expected.norm().clamp_min(1e-30)).item()
 
 
+def share_beyond(found: Tensor, expected: Tensor, tolerance: float) -> float:
+    """Return the share of values that differ by more than `tolerance` of the largest expected value; NaN counts."""
+    found, expected = found.double().cpu(), expected.double().cpu()
+    return (~((found - expected).abs() <= tolerance * expected.abs().max())).double().mean().item()
+
+
 def largest_difference(found: Tensor, expected: Tensor) -> float:
     """Return the largest absolute difference between two tensors of one shape."""
     return (found.double().cpu() - expected.double().cpu()).abs().max().item()
