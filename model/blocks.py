@@ -129,6 +129,10 @@ class ChannelNorm(nn.Module):
         # Autocast would convert the image to float32 and back, and keep the float32 copy for the backward pass.
         with torch.autocast(x.device.type, enabled=False):
             scale, shift = self.body.weight.to(x.dtype), self.body.bias.to(x.dtype)
+            if x.device.type == "cpu" and x.dtype.itemsize == 2 and torch.is_grad_enabled():
+                # In half precision, PyTorch's layer norm on CPUs sums the gradients of scale and shift over all pixels
+                # in half precision, where sums stop growing. Gradients of the other operators are summed in float32.
+                return torch.addcmul(shift, F.layer_norm(x, self.body.normalized_shape, eps=self.body.eps), scale)
             return F.layer_norm(x, self.body.normalized_shape, scale, shift, self.body.eps)
 
     def add(self, x: Tensor, branch: Tensor | None = None) -> tuple[Tensor, Tensor]:

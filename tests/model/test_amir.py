@@ -279,6 +279,24 @@ def test_half_precision_returns_nearly_the_same_image(small: Amir, dtype: torch.
     assert (found - expected).abs().max() < tolerance * expected.abs().max()
 
 
+def test_gradients_in_half_precision_are_sums_in_float32() -> None:
+    torch.manual_seed(0)
+    network = Amir(AmirConfig.preset("tiny")).train()
+    low, high = torch.rand(2, 1, 1, 128, 128).unbind(0)
+    noise = [torch.randn(1, *shape) for shape in noise_shapes(network.config, 128, 128)]
+
+    def gradients(half: bool) -> dict[str, torch.Tensor]:
+        network.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            restored, load = network(low, noise)
+        ((restored.float() - high).abs().mean() + load.float()).backward()
+        return {name: weight.grad for name, weight in network.named_parameters() if weight.grad is not None}
+
+    exact, half = gradients(False), gradients(True)
+    errors = {name: float((half[name] - exact[name]).norm() / exact[name].norm()) for name in exact}
+    assert {name: error for name, error in errors.items() if error > 0.2} == {}
+
+
 def test_checkpointing_changes_neither_output_nor_gradients(small: Amir) -> None:
     image = torch.rand(1, 1, 24, 16)
     noise = [torch.randn(1, *shape) for shape in noise_shapes(SMALL, 24, 16)]
