@@ -26,6 +26,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from acceptance.measuring import synchronise
 
 from upfield.distributed.configuration import DataConfig, ModelConfig, RunConfig, TrainConfig
 from upfield.distributed.gating_noise import draw_gating_noise
@@ -155,18 +156,12 @@ def bare_rate(config: TrainConfig, steps: int) -> float:
         run.accelerator.backward(restoration_loss(restored, high, load_loss, config.loss)[0])
         run.learner.optimizer.step()
         run.learner.optimizer.zero_grad(set_to_none=True)
-        synchronise(device)
+        synchronise(device.type)
         times_s.append(time.perf_counter() - begun)
     if run.lock:
         run.lock.close()
     close_run(run)
     return len(batches[0].samples) / statistics.median(times_s[1:])
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait until a GPU has finished its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def loop_rate(config: TrainConfig, name: str) -> tuple[float, float]:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from acceptance.measuring import synchronise
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -183,22 +184,16 @@ def runner(network: nn.Module, row: Row, use: str, images: Tensor) -> Callable[[
     def forward() -> None:
         with torch.no_grad(), autocast(images.device.type, row):
             network(images)
-        synchronise(images)
+        synchronise(images.device.type)
 
     def step() -> None:
         network.zero_grad(set_to_none=True)
         with autocast(images.device.type, row):
             restored, load_loss = network(images)[:2]
         restoration_loss(restored, target, load_loss, config)[0].backward()
-        synchronise(images)
+        synchronise(images.device.type)
 
     return step if use == STEP else forward
-
-
-def synchronise(images: Tensor) -> None:
-    """Wait until a GPU has finished its work."""
-    if images.is_cuda:
-        torch.cuda.synchronize()
 
 
 def time_rows(arguments: argparse.Namespace, rows: list[Row], use: str, images: Tensor) -> dict[Row, float]:
@@ -234,10 +229,10 @@ def product_rate(device: str, bf16: bool) -> float:
     first, second = (torch.rand(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(20):
-        synchronise(first)
+        synchronise(first.device.type)
         start = time.perf_counter()
         first @ second
-        synchronise(first)
+        synchronise(first.device.type)
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best / 1e12
 
@@ -276,7 +271,7 @@ def count_waits(arguments: argparse.Namespace, row: Row, use: str) -> dict[str, 
     calls: dict[str, int] = {}
     with torch.set_grad_enabled(use == STEP), autocast("cuda", row):
         network(images)
-        synchronise(images)
+        synchronise(images.device.type)
         with torch.profiler.profile() as profiler:
             network(images)
         # The profiler itself makes the host wait once when it ends; that call is not counted.

@@ -48,14 +48,14 @@ class DataConfig:
     """Number of slices per forward pass. Each process accumulates the gradients over its share of the global batch. By
     default, one pass processes the whole share. There is one exception: on a GPU whose memory is too small for that, if
     `run.activation_checkpointing` is `auto`, each pass processes the largest equal part of at least 4 slices that fits.
-    The load loss is computed separately for each pass and is not linear in the batch, so smaller
-    passes change its value. To train alike on GPUs of any size and number, choose `run.activation_checkpointing`."""
+    The load loss is computed separately for each pass and is not linear in the batch, so smaller passes change its
+    value. To train alike on GPUs of any size and number, choose another value of `run.activation_checkpointing`."""
     window_shards: int = 16
     """Number of shards whose samples are shuffled together. With more shards, the samples are mixed better. With fewer,
     a smaller part of a remote set is needed at a time."""
     num_workers: int | None = None
     """Number of threads per rank that read batches in advance; the order of the samples does not depend on it. The
-    default is 2 on a GPU, whose host must not wait for a disk, and 0 on a CPU, where such threads would take time from
+    default is 2 on a GPU, which would otherwise wait for the disk, and 0 on a CPU, where such threads would slow down
     training."""
     prefetch: int = 4
     """Number of batches that each thread reads in advance. A larger number bridges the pauses of a slow disk but takes

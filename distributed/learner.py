@@ -181,7 +181,7 @@ def free_gpu_bytes(accelerator: Accelerator) -> int | None:
     if accelerator.device.type != "cuda":
         return None
     free, _ = torch.cuda.mem_get_info(accelerator.device)
-    # Memory of earlier runs in this process is kept for this one.
+    # PyTorch keeps the memory of earlier runs in this process, and this run can use it.
     free += torch.cuda.memory_reserved(accelerator.device) - torch.cuda.memory_allocated(accelerator.device)
     everywhere = accelerator.gather(torch.tensor([free], device=accelerator.device))
     assert isinstance(everywhere, Tensor)

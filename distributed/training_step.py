@@ -54,7 +54,7 @@ class QueuedStep:
     rows: Tensor
     """`(ranks, 1 + names)` float32 on the device: whether the rank was asked to stop, and its values."""
     copy: Tensor
-    """`rows` on the CPU, valid once `copied` has happened."""
+    """`rows` on the CPU, valid after the event `copied`."""
     copied: torch.cuda.Event | None
     """Event after the copy from a GPU; None on a CPU."""
 

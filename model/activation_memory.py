@@ -9,9 +9,7 @@ from upfield.model.blocks import ROW_MULTIPLE, next_multiple
 
 # Share of a GPU's memory for activations. The weights, the optimizer and the workspace of a layer take the rest.
 USABLE = 0.8
-
-
-# Smallest part of a batch that is worth a pass of its own. Smaller passes keep a large GPU waiting for the host.
+# Smallest part of a batch that is worth a pass of its own. In smaller passes, a large GPU waits for the host.
 LEAST_SLICES = 4
 
 

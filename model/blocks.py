@@ -6,9 +6,9 @@ convolutions process vectors of channels. Modules that change the resolution rec
 channels-last views. A block's convolution modules only hold the parameters under their published names.
 `pointwise` and `depthwise` apply the weights of these modules in this layout.
 
-Attention and feed-forward layer compute the same in two ways. On a CPU, whose time goes into arithmetic and copies,
-queries, keys, values and both halves are separate contiguous images. On a GPU, whose time goes into memory traffic and
-launches, they are columns of one image: one product reads its input once, and one product computes its gradient.
+Attention and feed-forward layer have two paths with the same result. A CPU spends its time on arithmetic and copies, so
+queries, keys, values and both halves are separate contiguous images there. A GPU spends its time on memory traffic and
+launches, so they are columns of one image there: one product reads the input once, and one computes its gradient.
 """
 
 import math
@@ -40,7 +40,7 @@ def pad_rows(rows: Tensor) -> Tensor:
 
 
 def pad_groups(weight: Tensor, num_groups: int) -> Tensor:
-    """Append rows of zeros to each of `num_groups` equal groups of rows of `weight` `(groups*R, C)`, up to 8n."""
+    """Append rows of zeros to each of `num_groups` equal groups of rows of `weight` `(groups*R, C)`, to 8n rows."""
     return pad_rows(weight.unflatten(0, (num_groups, -1))).flatten(0, 1)
 
 
@@ -75,13 +75,13 @@ def checkpointed(function: Callable[..., Tensor], *inputs: Tensor, enabled: bool
 
 
 class DeviceDependent(nn.Module):
-    """A module that computes the same in two ways, one for CPUs and one for GPUs."""
+    """A module with two paths that have the same result, one for CPUs and one for GPUs."""
 
     gpu_path: bool | None = None
-    """Which way to compute; None means by the device of the input. Tests and benchmarks set it."""
+    """Whether to take the path for GPUs; by default, the device of the input decides. Tests and benchmarks set it."""
 
     def takes_gpu_path(self, x: Tensor) -> bool:
-        """Return whether to compute in the way for GPUs, given the input `x` of any shape."""
+        """Return whether to take the path for GPUs, given the input `x` of any shape."""
         return x.device.type == "cuda" if self.gpu_path is None else self.gpu_path
 
 
@@ -95,24 +95,24 @@ class GeluGate(torch.autograd.Function):
     def forward(ctx: Any, both: Tensor) -> Tensor:
         """Return the gated values `(..., hidden)` of `both` halves `(..., 2*hidden)`."""
         gate, value = both.chunk(2, dim=-1)
-        opened = F.gelu(gate)
-        ctx.save_for_backward(both, opened)
-        return opened * value
+        activation = F.gelu(gate)
+        ctx.save_for_backward(both, activation)
+        return activation * value
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return the gradient of both halves `(..., 2*hidden)` from that of the gated values `(..., hidden)`."""
-        both, opened = ctx.saved_tensors
+        both, activation = ctx.saved_tensors
         gate, value = both.chunk(2, dim=-1)
         result = torch.empty_like(both)
         to_gate, to_value = result.chunk(2, dim=-1)
         torch.ops.aten.gelu_backward.grad_input(gradient * value, gate, grad_input=to_gate)
-        torch.mul(gradient, opened, out=to_value)
+        torch.mul(gradient, activation, out=to_value)
         return result
 
 
 class ChannelNorm(nn.Module):
-    """Layer norm over the channels of each pixel. If it is `fused`, it uses the kernel of this name."""
+    """Layer norm over the channels of each pixel. If `fused` is true, it uses the Triton kernel `layer_norm`."""
 
     kernel = "layer_norm"
     fused = False
@@ -154,7 +154,7 @@ class ChannelNorm(nn.Module):
 class ChannelAttention(DeviceDependent):
     """Channel attention (Restormer, eq. 1): a (C/heads, C/heads) matrix per head, with cost linear in the pixels.
 
-    If it is `fused`, it uses the kernel of this name.
+    If `fused` is true, it uses the Triton kernel `channel_attention`.
     """
 
     kernel = "channel_attention"
@@ -280,7 +280,7 @@ class ChannelAttention(DeviceDependent):
 class GatedFeedForward(DeviceDependent):
     """Feed-forward layer with depthwise convolutions; half of the channels gate the rest (Restormer, eq. 2).
 
-    If it is `fused`, it uses the kernel of this name.
+    If `fused` is true, it uses the Triton kernel `gated_depthwise`.
     """
 
     kernel = "gated_depthwise"
@@ -316,7 +316,7 @@ class GatedFeedForward(DeviceDependent):
             from upfield.model.kernels.gated_depthwise import gated_depthwise
 
             product = gated_depthwise(both, filters)
-        elif torch.compiler.is_compiling():  # the compiler needs no help to write both gradients into one image
+        elif torch.compiler.is_compiling():  # The compiler itself writes both gradients into one image.
             gate, value = depthwise(both, filters).chunk(2, dim=-1)
             product = F.gelu(gate) * value
         else:

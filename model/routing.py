@@ -52,7 +52,7 @@ class Gates(NamedTuple):
 
 
 def descending_ranks(logits: Tensor) -> Tensor:
-    """Return the rank `(..., E)` of each of `logits` `(..., E)`; the largest has rank 0, of equal ones the first.
+    """Return the rank `(..., E)` of each of `logits` `(..., E)`: 0 for the largest one. The first of equal logits wins.
 
     For a few experts, comparing all pairs is much faster on a GPU than `topk`, which starts a block of threads for each
     pixel. Unlike `topk`, it also decides ties in the same way every time.

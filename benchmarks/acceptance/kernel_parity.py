@@ -1,9 +1,9 @@
 """The Triton kernels against plain PyTorch: values and gradients, for all channel counts and odd sizes.
 
 Each kernel is a function beside its definition in plain PyTorch, `plain_NAME`. It is compared twice: alone, and inside
-a block of the network that uses it. float64 is the truth; a kernel must be about as close to it as plain PyTorch in
-the same precision. Other processes do this, because compiling kernels takes most of the time, and because a kernel that
-writes where it must not makes its process unusable.
+a block of the network that uses it. float64 is the reference: a kernel must be about as close to it as plain PyTorch
+in the same precision. Other processes do this, because compiling kernels takes most of the time, and because a kernel
+that writes where it must not makes its process unusable.
 """
 
 import copy
@@ -28,7 +28,7 @@ from upfield.model.kernels.selection import PROVED, has_triton
 
 PRESETS = ("official", "report", "tiny")
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# A kernel may be this many times less exact than plain PyTorch in the same precision, or as exact as the second number.
+# A kernel's error may be this many times that of plain PyTorch in the same precision, or as large as the floor.
 FACTOR, FLOORS = 4.0, {"float32": 2e-5, "bf16": 1.5e-2, "fp16": 3e-3}
 Tensors = list[Tensor]
 

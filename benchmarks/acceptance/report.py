@@ -84,7 +84,7 @@ class Report:
         self.expect(f"{what} runs", False, f"{type(error).__name__}: {lines[0][:300]}")
 
     def needs_gpu(self, what: str) -> None:
-        """Report a part that a CPU cannot show."""
+        """Report a part that this run cannot show without a GPU."""
         self._write("needs_gpu", what)
         print(f"needs a GPU: {what}", flush=True)
 

@@ -38,7 +38,7 @@ def report_waits(report: Report) -> None:
 
 
 class Waits:
-    """Watches the steps from number FIRST up to LAST, with everything between them: reading, logging, and the step."""
+    """Watches the steps from FIRST up to LAST, and everything between them: reading, logging, and the step itself."""
 
     def __init__(self) -> None:
         """Start with no waits."""

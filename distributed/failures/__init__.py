@@ -1,1 +1,1 @@
-"""Failures that one process meets alone: how they are recognised, and the sentences that report them."""
+"""Failures of single processes: how to recognise them, and the messages that report them."""

@@ -1,4 +1,4 @@
-"""Another process of the job is lost: how that is recognised, and the sentence that reports it."""
+"""The loss of another process of the job: how to recognise it, and the message that reports it."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The memory of a GPU or of the machine runs out: one sentence that names the setting to change."""
+"""A shortage of memory on a GPU or on the machine: how to recognise it, and a message that names the remedy."""
 
 import os
 import re

@@ -1,8 +1,8 @@
 """Reads a network's weights back from the graph of its model file.
 
-The export pads, splits, stacks and transposes weights, and stores equal ones once. None of this is undone layer by
-layer. Instead, the export's own code writes the graph of a network whose parameters hold their own positions. Node by
-node, this graph then shows where each number of the file belongs.
+The export pads, splits, stacks and transposes weights, and stores equal ones once. This module does not undo that layer
+by layer. Instead, it lets the export's own code write the graph of a network whose parameters hold their own positions.
+Node by node, this graph shows where each number of the file belongs.
 """
 
 import itertools

@@ -110,7 +110,7 @@ torch.library.define(
 def _empty_results(
     x: Tensor, branch: Tensor | None, scale: Tensor, shift: Tensor, epsilon: float, width: int
 ) -> tuple[Tensor, Tensor]:
-    # An operator must not return its input, so without an branch, the sum is empty.
+    # An operator must not return its input, so the sum is empty if there is no branch.
     total = x.new_empty(0) if branch is None else torch.empty_like(x)
     return total, x.new_empty(*x.shape[:-1], width)
 

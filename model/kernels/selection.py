@@ -10,7 +10,7 @@ import torch
 from upfield.model.configuration import Kernels
 
 # Per kernel, the compute capabilities of the cards on which `make gpu` has shown it to be right and faster. The table
-# of that run is in benchmarks/. A kernel without a proof is used only if a user asks for it.
+# of that run is in benchmarks/tables/. A kernel without a proof is used only if a user asks for it.
 PROVED: dict[str, frozenset[tuple[int, int]]] = {
     "gated_depthwise": frozenset(),
     "layer_norm": frozenset(),

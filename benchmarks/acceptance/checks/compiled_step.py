@@ -37,7 +37,7 @@ def run(report: Report) -> None:
         step.network.use_kernels("on")
         compiled_step(report, step, eager, eager_s, "with_kernels_")
     else:
-        report.figure("with_kernels", "not measured, because the time was over")
+        report.figure("with_kernels", "not measured, because no time was left")
     # A capture that fails can leave the GPU unusable, so it comes last.
     for kernels in ("off", "on"):
         captured_step(report, config, size, kernels)

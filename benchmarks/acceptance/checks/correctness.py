@@ -102,7 +102,7 @@ def compare_gradients(report: Report) -> None:
     config = AmirConfig.preset(report.pick(gpu="official", cpu="tiny"))
     size = report.pick(gpu=(104, 88), cpu=(24, 16))
     host = BareStep("cpu", config, 1, size, "no").gradients()
-    # Precision, checkpointing, whether to compute in the way of the other device, whether to use all kernels.
+    # Precision, checkpointing, whether to take the path of the other device, whether to use all kernels.
     cases: list[tuple[str, Checkpointing, bool, bool]] = [
         ("no", "none", False, False),
         ("no", "selective", False, False),

@@ -27,7 +27,7 @@ def run(report: Report) -> None:
     if find_spec("onnxruntime") is None:
         report.expect("onnxruntime is installed", False)
     else:
-        compare_engines(report, "export", network, size, ("onnx",))
+        compare_engines(report, "official", network, size, ("onnx",))
         # PyTorch's engine compiles the network, which would take too long here for `official`.
         compare_engines(report, "smallest", small, (40, 32), ("onnx", "torch"))
     time_forward(report, network.to(report.device), size)

@@ -11,7 +11,7 @@ from acceptance.report import Report
 from acceptance.stepping import SMALLEST, checkpoint, difference, log_lines, run_config, train, weights
 from upfield.common.files import hash_file
 from upfield.distributed import training_run
-from upfield.distributed.configuration import ModelConfig
+from upfield.distributed.configuration import ModelConfig, TrainConfig
 
 STEPS, LARGE_SCALE = 3, 2.0**100
 
@@ -23,7 +23,7 @@ def run(report: Report) -> None:
         report.needs_gpu("training in fp16, which needs a GPU; on a CPU, the check adds a loss scaler and autocast")
     model = report.pick(gpu=ModelConfig(preset="report"), cpu=SMALLEST)
 
-    def configured(steps: int):
+    def configured(steps: int) -> TrainConfig:
         schedule = {"optim_warmup_steps": 100, "optim_ema_decay": 0.9}
         precision = report.pick(gpu="fp16", cpu="no")
         return run_config(report, "run", model, steps, 4, precision=precision, checkpoint_every=1, **schedule)
@@ -68,12 +68,12 @@ def scale_on_cpu() -> None:
     training_run.make_accelerator = with_scaler
 
 
-def read_optimizer(config, step: int) -> dict:
+def read_optimizer(config: TrainConfig, step: int) -> dict[str, Any]:
     """Read the state of optimizer and scaler in a checkpoint."""
     return torch.load(checkpoint(config, step) / "optimizer.pt", map_location="cpu", weights_only=True)
 
 
-def set_scale(config, step: int, scale: float) -> None:
+def set_scale(config: TrainConfig, step: int, scale: float) -> None:
     """Change the loss scale in a checkpoint, and its checksum."""
     folder = checkpoint(config, step)
     state = read_optimizer(config, step)
