@@ -108,29 +108,32 @@ def use_kernel(block: TransformerBlock, kernel: str | None) -> None:
             module.fused = module.kernel == kernel  # pyright: ignore[reportAttributeAccessIssue]
 
 
-class KernelProofs:
+class KernelComparisons:
     """Comparisons that run in processes of their own from when this object is made until `report`."""
 
     def __init__(self, report: Report) -> None:
-        """Start the comparisons."""
-        self._report, self._futures = report, list[Future[list[Comparison]]]()
+        """Start the comparisons.
+
+        Args:
+            report: report of the check, for the device and the sizes.
+        """
+        self._futures: list[Future[list[Comparison]]] = []
         presets = report.pick(gpu=PRESETS, cpu=("tiny",))
         shapes = sorted({shape for preset in presets for shape in block_shapes(preset)})
         sizes = report.pick(gpu=((2, 31, 17), (1, 9, 10), (1, 56, 50)), cpu=((1, 5, 7),))
-        self._shapes = report.pick(gpu=shapes, cpu=shapes[:1])
+        shapes = report.pick(gpu=shapes, cpu=shapes[:1])
         self._pool = ProcessPoolExecutor(report.pick(gpu=8, cpu=1), get_context("spawn"), initializer=end_with_parent)
         if has_triton():
             jobs = [
                 (work, kernel, shape)
-                for shape in self._shapes
+                for shape in shapes
                 for work, kernels in ((compare_function, kernel_names()), (compare_block, sorted(PROVED)))
                 for kernel in kernels
             ]
             self._futures = [self._pool.submit(*job, report.device, sizes) for job in jobs]
 
-    def report(self, _: Report) -> None:
+    def report(self, report: Report) -> None:
         """Wait for the comparisons and report them."""
-        report = self._report
         if not has_triton():
             report.expect("triton is installed", not report.on_gpu)
             report.needs_gpu("the Triton kernels, because triton is not installed here")

@@ -1,8 +1,6 @@
 """Training outside and through `fit`: a bare step on one batch in memory, and runs on the shards."""
 
 import json
-import shutil
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -146,13 +144,6 @@ def checkpoint(config: TrainConfig, step: int) -> Path:
 def weights(config: TrainConfig, step: int, name: str = "model") -> dict[str, Tensor]:
     """Read the weights in a checkpoint, or with `average` their average."""
     return load_file(checkpoint(config, step) / f"{name}.safetensors")
-
-
-def copy_run(config: TrainConfig, name: str, step: int) -> TrainConfig:
-    """Copy a run without its checkpoints after a step, and return the configuration that continues the copy."""
-    out = config.run.out.with_name(name)
-    shutil.copytree(config.run.out, out, symlinks=True)
-    return replace(config, run=replace(config.run, out=out, resume=str(out / "checkpoints" / f"step-{step:08d}")))
 
 
 def difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:

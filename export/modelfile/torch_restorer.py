@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from upfield.common.allocator import keep_freed_memory
-from upfield.common.cores import num_threads
+from upfield.common.cores import leave_busy_cores
 from upfield.export.modelfile.file_restorer import FileRestorer, pad_batch
 from upfield.export.modelfile.gpus import torch_device
 from upfield.export.modelfile.stored_weights import read_network
@@ -52,7 +52,10 @@ class TorchRestorer(FileRestorer):
             use_exact_float32()
         else:
             keep_freed_memory()
-            torch.set_num_threads(threads or min(torch.get_num_threads(), num_threads()))
+            if threads:
+                torch.set_num_threads(threads)
+            else:
+                leave_busy_cores()
         self._lock, self._stopped = threading.Lock(), threading.Event()
 
     def run(self, low: NDArray[np.float32]) -> NDArray[np.float32]:

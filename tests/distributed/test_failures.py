@@ -1,4 +1,4 @@
-"""What one process meets alone ends in one sentence: its memory runs out, or another process is lost."""
+"""A failure of a single process ends with one message: its memory runs out, or another process is lost."""
 
 import signal
 import subprocess

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
-from acceptance.kernel_parity import DTYPES, PRESETS, KernelProofs
+from acceptance.kernel_parity import DTYPES, PRESETS, KernelComparisons
 from acceptance.measuring import joint_error, largest_difference, relative_error, share_beyond
 from acceptance.report import Report
 from acceptance.stepping import BareStep
@@ -33,8 +33,8 @@ def run(report: Report) -> None:
     """Run all parts; an error in one does not stop the next."""
     use_exact_float32()
     # Other processes compile and compare the kernels in the meantime.
-    proofs = KernelProofs(report)
-    parts = (compare_golden, compare_official, compare_gradients, compare_depthwise, report_waits, proofs.report)
+    comparisons = KernelComparisons(report)
+    parts = (compare_golden, compare_official, compare_gradients, compare_depthwise, report_waits, comparisons.report)
     for part in parts:
         try:
             part(report)

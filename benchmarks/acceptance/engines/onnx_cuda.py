@@ -2,7 +2,7 @@
 
 import onnxruntime as ort
 
-from acceptance.engines.measure import NUM_COMPARED, EngineCheck, check_engine
+from acceptance.engines.engine_check import NUM_COMPARED, EngineCheck, check_engine
 from acceptance.report import Report
 from upfield.export.modelfile.card import read_card
 from upfield.export.modelfile.onnx_restorer import OnnxRestorer

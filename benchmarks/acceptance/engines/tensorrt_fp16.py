@@ -1,6 +1,6 @@
 """ONNX Runtime's TensorRT provider for a file in half precision. Loading it builds the engine, which takes minutes."""
 
-from acceptance.engines.measure import check_engine
+from acceptance.engines.engine_check import check_engine
 from acceptance.report import Report
 from upfield.export.modelfile.onnx_restorer import OnnxRestorer
 

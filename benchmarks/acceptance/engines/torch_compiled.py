@@ -1,6 +1,6 @@
 """The PyTorch engine as `--engine torch` runs it on a GPU: compiled."""
 
-from acceptance.engines.measure import check_engine
+from acceptance.engines.engine_check import check_engine
 from acceptance.report import Report
 from upfield.export.modelfile.torch_restorer import TorchRestorer
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from acceptance.engines.measure import NUM_COMPARED, check_engine
+from acceptance.engines.engine_check import NUM_COMPARED, check_engine
 from acceptance.report import Report
 from upfield.export.modelfile.torch_restorer import TorchRestorer
 
