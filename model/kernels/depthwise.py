@@ -256,7 +256,7 @@ def _backward_kernel(
 def evenly_spaced(image: Tensor) -> Tensor:
     """Return an image `(B, H, W, C)` whose pixels are evenly spaced in memory, such as some channels of a larger one.
 
-    Only an image that is not is copied.
+    Other images are copied.
     """
     _, H, W, _ = image.shape
     row = image.stride(2)
