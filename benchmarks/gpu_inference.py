@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # The links to the package folders, for a copy of the repository in which upfield is not installed.
 sys.path.insert(1, str(ROOT / "typings"))
 
-from acceptance.plan import Check, read_numbers  # noqa: E402
-from acceptance.runner import run_checks  # noqa: E402
+from acceptance.plan import Check, choose_checks  # noqa: E402
+from acceptance.runner import refuse_absent_gpu, run_checks  # noqa: E402
 
 TOTAL_S = 600.0
 ENGINES = "acceptance.engines."
@@ -41,11 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("gpu-inference"), help="folder for the results")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--only", type=read_numbers, help="numbers of the checks to run, such as 2,4")
+    parser.add_argument("--only", help="numbers of the checks to run, such as 2,4")
     parser.add_argument("--total_s", type=float, default=TOTAL_S, help="time for the whole run")
     arguments = parser.parse_args(argv)
+    refuse_absent_gpu(arguments.device)
     checks = [MACHINE, *TORCH, *usable_providers(arguments.device)]
-    wanted = [check for check in checks if arguments.only is None or check.number in arguments.only]
+    wanted = choose_checks(checks, arguments.only)
     return run_checks(wanted, arguments.out, arguments.device, ROOT, arguments.total_s)
 
 

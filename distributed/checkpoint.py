@@ -54,7 +54,8 @@ class TrainingProgress:
     window_shards: int = 0
     """Number of shards whose samples are shuffled together."""
     hardware: str = ""
-    """Number of processes and kind of device that trained last; empty in checkpoints of earlier versions."""
+    """Number of processes and kind of device that trained last, and on a GPU the precision and the crop; empty in
+    checkpoints of earlier versions."""
     activation_checkpointing: str = ""
     """Activation checkpointing that was used on this hardware."""
     micro_batch: int = 0

@@ -169,8 +169,8 @@ class RunSettings:
     """Maximum number of steps. The run ends after `epochs` or `max_steps`, whichever comes first."""
     precision: Literal["bf16", "fp16", "no"] = "bf16"
     """Mixed precision; `no` means float32, never TF32. Use bf16 if the hardware supports it (GPUs since Ampere,
-    CPUs with AVX512-BF16 or AMX), because bf16 was fastest on such hardware and needs no loss scaling. Otherwise, use
-    fp16 on a GPU and `no` on a CPU."""
+    CPUs with AVX512-BF16 or AMX), because bf16 needs no loss scaling and was fastest on such CPUs. Otherwise, use fp16
+    on a GPU and `no` on a CPU."""
     activation_checkpointing: Literal["auto", "none", "selective", "full"] = "auto"
     """Activations that the backward pass recomputes instead of keeping them in memory. `selective` recomputes
     everything after the 1x1 convolutions of each block and needs half the memory. `full` recomputes whole blocks and
@@ -186,7 +186,8 @@ class RunSettings:
     `official` preset took minutes, and training was slower afterwards."""
     kernels: Literal["auto", "on", "off"] = "auto"
     """Triton kernels for the network's blocks on GPUs. `auto` uses the kernels that were shown to be right and faster
-    on this kind of GPU, `on` uses all kernels, and `off` uses PyTorch's operators only. On a CPU, `auto` uses none."""
+    on this kind of GPU, `on` uses all kernels, and `off` uses PyTorch's operators only. On a CPU, `auto` uses none.
+    With precision `no` or heads of more than 120 channels, channel attention always uses PyTorch's operators."""
     seed: int = 0
     """Seed of the initial weights, the sample order, the augmentation and the gating noise."""
     resume: str = "auto"

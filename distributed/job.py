@@ -19,7 +19,7 @@ from upfield.distributed.configuration import RunConfig, TrainConfig, TrainSetti
 from upfield.distributed.failures.lost_process import describe_lost_process, explain_abort, is_lost_process
 from upfield.distributed.launch import SCRIPT, relaunch
 from upfield.distributed.loop import fit
-from upfield.distributed.preconditions import open_data, refuse_unusable
+from upfield.distributed.preconditions import open_data, refuse_shared_gpus, refuse_unusable
 from upfield.distributed.process_group import expected_world_size
 from upfield.distributed.training_run import find_start
 
@@ -54,6 +54,7 @@ def check_before_launch(config: TrainConfig) -> ResumePoint:
         RunError: a remote store does not respond.
     """
     refuse_unusable(config, config.processes)
+    refuse_shared_gpus(config.processes)
     return find_start(config, open_data(config)[0].manifest)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import LoggerType
+from accelerate.utils import LoggerType, parse_flag_from_env
 
 from upfield.common.errors import InputError
 from upfield.common.progress import say
@@ -48,6 +48,20 @@ def warn_of_emulation(precision: str, device: torch.device) -> None:
         say(
             f"run.precision: {torch.cuda.get_device_name(device)} has no hardware for bf16, so PyTorch emulates it, "
             "which is slow. Choose --run.precision fp16."
+        )
+
+
+def refuse_shared_gpus(processes: int) -> None:
+    """Check that each process on this machine has a GPU of its own, if the machine has GPUs.
+
+    Raises:
+        InputError: there are more processes than GPUs.
+    """
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < processes and not parse_flag_from_env("ACCELERATE_USE_CPU"):
+        raise InputError(
+            f"processes: expected at most {gpus}, the number of GPUs, found {processes}. "
+            "Set ACCELERATE_USE_CPU=true to train on the CPU."
         )
 
 

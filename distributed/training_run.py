@@ -181,8 +181,8 @@ def settle_memory_plan(
 ) -> MemoryPlan:
     """Choose how a step fits into memory, and record the choice in the progress. Collective: ALL ranks call it.
 
-    A resumed run repeats its earlier choice on the same hardware, because the free memory of a GPU is not always the
-    same, and another choice would round differently.
+    A resumed run with the same needs repeats its earlier choice on the same hardware, because the free memory of a GPU
+    is not always the same, and another choice would round differently.
     """
     count, gpu_bytes = accelerator.num_processes, free_gpu_bytes(accelerator)
 
@@ -190,7 +190,9 @@ def settle_memory_plan(
         plan = choose_memory_plan(config, manifest, count, gpu_bytes)
         if gpu_bytes is None:
             return plan, f"{count} x {accelerator.device.type}"
-        hardware = f"{count} x {torch.cuda.get_device_name(accelerator.device)}"
+        crop = config.data.augment.crop
+        hardware = f"{count} x {torch.cuda.get_device_name(accelerator.device)}, precision {config.run.precision}"
+        hardware += f", crops of {crop[0]} x {crop[1]}" if crop else ""
         if config.run.activation_checkpointing == "auto" and progress.hardware == hardware:
             micro_batch = plan.micro_batch if config.data.micro_batch else progress.micro_batch
             plan = MemoryPlan(cast(Checkpointing, progress.activation_checkpointing), micro_batch)

@@ -1,8 +1,9 @@
 """One training step, which all ranks take or skip together.
 
-The host never waits for a GPU inside a step. A step queues all its work: the gradients, the exchange of their values
-between the ranks, and an update of the weights, which the device itself leaves out if a value is not finite. The host
-reads the values one step later, while the device computes the next gradients, and then counts, logs or raises an error.
+The host never waits for a GPU inside a step, except to write a trace. A step queues all its work: the gradients, the
+exchange of their values between the ranks, and an update of the weights, which the device itself leaves out if a value
+is not finite. The host reads the values one step later, while the device computes the next gradients, and then counts,
+logs or raises an error.
 """
 
 import math
@@ -23,6 +24,10 @@ from upfield.distributed.samples.reader import Batch
 from upfield.distributed.training_run import TrainingRun
 from upfield.model.losses import restoration_loss
 
+# A lower loss scale would make gradients smaller than they are without a scale. If one is not finite even then, the
+# scale is not the cause.
+LEAST_LOSS_SCALE = 1.0
+
 
 @dataclass(frozen=True)
 class StepValues:
@@ -41,6 +46,13 @@ class StepValues:
         """Return the ranks on which any of the named values is not finite."""
         columns = [self.names.index(name) for name in names]
         return [rank for rank, row in enumerate(self.rows) if not all(math.isfinite(row[i]) for i in columns)]
+
+    def overflowed(self) -> bool:
+        """Return whether the gradient is not finite because the loss scale of fp16 was too large."""
+        if "loss_scale" not in self.names or self.bad_ranks(("loss",)):
+            return False
+        scale = self.rows[0][self.names.index("loss_scale")]
+        return bool(self.bad_ranks(("grad_norm",))) and scale >= LEAST_LOSS_SCALE
 
 
 @dataclass(frozen=True)
@@ -87,6 +99,8 @@ def train_step(run: TrainingRun, batch: Batch, stop: StopRequest, previous: Queu
         DivergedError: the loss or the gradient of the previous step is not finite, and its batch may not be skipped.
     """
     values = accumulate_gradients(run, batch)
+    if (scaler := run.learner.scaler) is not None:
+        values["loss_scale"] = scaler.scale(torch.ones((), device=run.accelerator.device))
     step = queue_values(run, batch.samples, values, stop)
     if previous is not None:
         settle_step(run, previous, stop)
@@ -104,15 +118,14 @@ def settle_step(run: TrainingRun, step: QueuedStep, stop: StopRequest) -> None:
     Raises:
         DivergedError: the loss or the gradient is not finite, and the batch may not be skipped.
     """
-    progress, fp16 = run.progress, run.learner.scaler is not None
+    progress = run.progress
     asked, values = step.read()
     stop.agreed = stop.agreed or asked
-    bad = bool(values.bad_ranks(("loss", "grad_norm")))
-    if bad and (not fp16 or values.bad_ranks(("loss",))):
+    if values.overflowed():  # The loss scale of fp16 was too large and is now halved.
+        progress.overflows += 1
+    elif values.bad_ranks(("loss", "grad_norm")):
         skip_batch(run, step.samples, values)
         return
-    if bad:  # The loss scale of fp16 was too large and is now halved.
-        progress.overflows += 1
     elif run.learner.average is not None:
         run.learner.average.update(progress.updates - 1)
     progress.add_terms({name: value for name, value in values.means().items() if math.isfinite(value)})
@@ -238,7 +251,7 @@ def describe_problem(run: TrainingRun, samples: Tensor, values: StepValues) -> s
     """
     # The gradient, the load loss and therefore the loss depend on all ranks. The other terms depend only on a rank's
     # own samples.
-    own_terms = [name for name in values.names if name not in ("loss", "load", "grad_norm")]
+    own_terms = [name for name in values.names if name not in ("loss", "load", "grad_norm", "loss_scale")]
     bad_ranks = values.bad_ranks(own_terms) or values.bad_ranks(values.names)
     keys = global_keys(run, samples)
     share = len(keys) // len(values.rows)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from upfield.model.amir import SIZE_MULTIPLE, AmirConfig, Checkpointing
 from upfield.model.blocks import ROW_MULTIPLE, next_multiple
@@ -36,13 +37,14 @@ def plan_memory(
         memory_bytes: GPU memory in bytes that is available to this process.
 
     Returns:
-        The choice; `full` with the largest batch if nothing else fits.
+        The choice; `full` with the smallest batch if nothing fits.
     """
-    for checkpointing in ("none", "selective"):
-        for batch in batches:
-            if activation_bytes(config, size, batch, value_bytes, checkpointing) < USABLE * memory_bytes:
-                return MemoryPlan(checkpointing, batch)
-    return MemoryPlan("full", batches[0])
+    plans = [MemoryPlan(checkpointing, batch) for checkpointing in get_args(Checkpointing) for batch in batches]
+    for plan in plans:
+        needed = activation_bytes(config, size, plan.micro_batch, value_bytes, plan.checkpointing)
+        if needed < USABLE * memory_bytes:
+            return plan
+    return plans[-1]
 
 
 def equal_parts(batch: int) -> list[int]:

@@ -1,5 +1,7 @@
 """The checks of the acceptance run, in their order."""
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 TOTAL_S = {"cuda": 420.0, "cpu": 290.0}
@@ -42,6 +44,20 @@ CHECKS = tuple(
 )
 
 
-def read_numbers(text: str) -> set[int]:
-    """Read the numbers of checks, separated by commas."""
-    return {int(number) for number in text.split(",")}
+def choose_checks(checks: Sequence[Check], numbers: str | None) -> list[Check]:
+    """Return the checks with these numbers, in their order, or all checks.
+
+    Args:
+        checks: all checks.
+        numbers: numbers separated by commas; None chooses all.
+
+    Raises:
+        SystemExit: a number is not that of a check.
+    """
+    if numbers is None:
+        return list(checks)
+    known = {str(check.number): check for check in checks}
+    wanted = [number.strip() for number in numbers.split(",")]
+    if unknown := [number for number in wanted if number not in known]:
+        sys.exit(f"--only: expected numbers from {', '.join(known)}, separated by commas, found {unknown[0]!r}.")
+    return [check for number, check in known.items() if number in wanted]

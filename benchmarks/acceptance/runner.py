@@ -34,17 +34,21 @@ def run_checks(
 
     Args:
         checks: what to run.
-        out: folder for the results; files of an earlier run are replaced.
+        out: folder for the results; results of an earlier run of these checks are replaced.
         device: `cuda` or `cpu`.
         shards: shard set to train on.
         total_s: seconds for all checks together; None means the default of the device.
         against: the published network, as FILE.py:Class.
+
+    Raises:
+        SystemExit: the folder for the results cannot be written.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    for name in (RESULTS, LOG, TABLE):
-        (out / name).unlink(missing_ok=True)
+    try:
+        earlier = open_results(out, checks, device)
+    except OSError as error:
+        sys.exit(f"{out}: cannot be written ({error.strerror}). Choose another --out.")
     begun = time.monotonic()
-    deadline = begun + (total_s or TOTAL_S[device])
+    deadline = begun + (TOTAL_S[device] if total_s is None else total_s)
     results: list[Result] = []
     with tempfile.TemporaryDirectory() as folder, (out / LOG).open("ab", buffering=0) as log:
         for check in checks:
@@ -57,11 +61,42 @@ def run_checks(
             with (out / RESULTS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(result.to_tree()) + "\n")
             print(result.summary(), flush=True)
-    table = format_table(results, device, time.monotonic() - begun)
+    everything = sorted([*earlier, *results], key=lambda result: result.check)
+    table = format_table(everything, device, time.monotonic() - begun)
     (out / TABLE).write_text(table, encoding="utf-8")
     print(f"\n{table}", flush=True)
     good = ("passed", "needs a GPU") if device == "cpu" else ("passed",)
     return 0 if all(result.status in good for result in results) else 1
+
+
+def open_results(out: Path, checks: Sequence[Check], device: str) -> list[Result]:
+    """Prepare the folder of the results, and return what an earlier run found about other checks on this device.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / RESULTS
+    found = [Result(**json.loads(line)) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
+    repeated = {check.number for check in checks}
+    earlier = [result for result in found if result.device == device and result.check not in repeated]
+    if not earlier:
+        (out / LOG).unlink(missing_ok=True)
+    (out / TABLE).unlink(missing_ok=True)
+    file.write_text("".join(json.dumps(result.to_tree()) + "\n" for result in earlier), encoding="utf-8")
+    return earlier
+
+
+def refuse_absent_gpu(device: str) -> None:
+    """Check that PyTorch sees a GPU if the checks are to run on one.
+
+    Raises:
+        SystemExit: there is no GPU.
+    """
+    import torch  # It takes seconds, and wrong arguments are refused before.
+
+    if device == "cuda" and not torch.cuda.is_available():
+        sys.exit("--device: PyTorch sees no GPU here. Install a CUDA build of torch, or choose --device cpu.")
 
 
 def run_one(

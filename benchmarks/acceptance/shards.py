@@ -1,6 +1,5 @@
 """The shards that the acceptance run trains on: 4 phantoms of 16 slices, 14 MB."""
 
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -10,8 +9,10 @@ def make_shards(folder: Path) -> None:
     """Write the shards to `folder`. This needs the whole installation of upfield.
 
     Raises:
-        SystemExit: a library that makes phantoms is missing.
+        SystemExit: a library that makes phantoms is missing, or the folder holds other files.
     """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        sys.exit(f"{folder}: expected shards or an empty folder. Delete it, or choose another --shards.")
     try:
         from loop import make_shards as write_shards
     except ModuleNotFoundError as error:
@@ -22,5 +23,4 @@ def make_shards(folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
         write_shards(Path(work))
-        shutil.rmtree(folder, ignore_errors=True)
         (Path(work) / "shards").rename(folder)

@@ -150,3 +150,9 @@ def difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
     """Return the largest absolute difference between tensors of the same names and shapes."""
     assert first.keys() == second.keys()
     return max((first[name].double() - second[name].double()).abs().max().item() for name in first)
+
+
+def distance(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
+    """Return the root of the sum of squared differences between tensors of the same names and shapes."""
+    assert first.keys() == second.keys()
+    return sum((first[name].double() - second[name].double()).square().sum().item() for name in first) ** 0.5

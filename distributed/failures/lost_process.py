@@ -22,6 +22,9 @@ while number := os.read(0, 1):
 
 def is_lost_process(error: RuntimeError) -> bool:
     """Return whether an error means that another process of the job ended or did not respond in time."""
+    # NCCL reports this if it was called in a way that cannot work, for example with two processes on one GPU.
+    if "invalid usage" in str(error) or "Duplicate GPU" in str(error):
+        return False
     return isinstance(error, torch.distributed.DistError) or any(name in str(error) for name in ("gloo", "NCCL"))
 
 

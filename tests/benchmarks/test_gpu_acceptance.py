@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,19 +34,29 @@ sys.exit(gpu_acceptance.main(sys.argv[1:], checks))
 
 
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, "subprocess.CompletedProcess[str]"]:
-    """Run checks of which most go wrong; return the folder of the results and what the program printed."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the modules of the checks, and with shards that none of them reads."""
     folder = tmp_path_factory.mktemp("acceptance")
     for name, body in CHECKS.items():
         imports = "import ctypes, os, signal, time"
         (folder / f"{name}.py").write_text(f"{imports}\ndef run(report):\n    {body}\n")
     (folder / "shards").mkdir()
     (folder / "shards/manifest.json").touch()
+    return folder
+
+
+def run(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run the program on these checks."""
     program = PROGRAM.format(benchmarks=str(BENCHMARKS), names=list(CHECKS))
-    arguments = ["--device", "cpu", "--out", str(folder / "out"), "--shards", str(folder / "shards")]
-    environment = os.environ | {"PYTHONPATH": str(folder)}
     command = [sys.executable, "-c", program, *arguments]
-    return folder / "out", subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    environment = os.environ | {"PYTHONPATH": str(folder), "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=folder)
+
+
+@pytest.fixture(scope="module")
+def outcome(folder: Path) -> tuple[Path, "subprocess.CompletedProcess[str]"]:
+    """Run checks of which most go wrong; return the folder of the results and what the program printed."""
+    return folder / "out", run(folder, "--device", "cpu", "--out", "out", "--shards", "shards")
 
 
 def test_every_check_runs_whatever_happens_to_the_others(outcome: tuple[Path, "subprocess.CompletedProcess[str]"]):
@@ -117,3 +128,32 @@ def test_a_run_without_time_reports_what_was_not_run(tmp_path: Path):
     lines = [json.loads(line) for line in (tmp_path / "out/results.jsonl").read_text().splitlines()]
     assert [(line["check"], line["status"]) for line in lines] == [(1, "not run"), (12, "not run")]
     assert done.returncode == 1
+
+
+def test_a_repeated_check_keeps_the_results_of_the_others(
+    folder: Path, outcome: tuple[Path, "subprocess.CompletedProcess[str]"], tmp_path: Path
+):
+    out = shutil.copytree(outcome[0], tmp_path / "out")
+    done = run(folder, "--device", "cpu", "--shards", "shards", "--out", str(out), "--only", "1")
+    numbers = [json.loads(line)["check"] for line in (out / "results.jsonl").read_text().splitlines()]
+    assert numbers == [*range(2, len(CHECKS) + 1), 1], done.stderr
+    assert "is_killed" in (out / "table.txt").read_text()
+    assert "waiting" in (out / "log.txt").read_text()
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--only", "77"], "--only: expected numbers from 1, 2, 3, 4, 5, 6, 7, 8, 9, separated by commas, found '77'"),
+        (["--device", "cuda"], "--device: PyTorch sees no GPU here"),
+        (["--device", "cpu", "--shards", "mine"], "mine: expected shards or an empty folder"),
+        (["--device", "cpu", "--shards", "shards", "--out", "shards/manifest.json"], "cannot be written"),
+    ],
+)
+def test_wrong_arguments_are_refused_in_one_line(folder: Path, arguments: list[str], said: str) -> None:
+    (folder / "mine").mkdir(exist_ok=True)
+    (folder / "mine/thesis.txt").write_text("precious")
+    done = run(folder, *arguments)
+    assert (done.returncode, said in done.stderr, done.stderr.count("\n")) == (1, True, 1), done.stderr
+    assert (folder / "mine/thesis.txt").exists()

@@ -131,6 +131,18 @@ def test_an_overflow_in_fp16_is_counted_and_halves_the_scale_and_changes_nothing
     assert (half.progress.overflows, half.progress.updates) == (2, 1)
 
 
+def test_a_gradient_in_fp16_that_no_lower_scale_makes_finite_is_not_an_overflow(half: TrainingRun) -> None:
+    assert half.learner.scaler is not None
+    half.learner.scaler.update(1.0)
+    next(half.learner.network.parameters()).register_hook(lambda gradient: gradient * torch.nan)
+    before = tensors(half)
+    settle_step(half, train_step(half, batch(half, 0), STOP, None), STOP)
+    assert (half.progress.overflows, half.progress.skipped) == (1, 0)
+    settle_step(half, train_step(half, batch(half, 1), STOP, None), STOP)
+    assert (half.progress.overflows, half.progress.skipped) == (1, 1)
+    assert equal(tensors(half)[: len(before) // 2], before[: len(before) // 2])
+
+
 def test_a_loss_in_fp16_that_is_not_finite_is_skipped_and_keeps_the_scale(half: TrainingRun) -> None:
     assert half.learner.scaler is not None
     half.learner.scaler.update(2.0**10)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from upfield.model.activation_memory import LEAST_SLICES, activation_bytes, equal_parts, plan_memory
+from upfield.model.activation_memory import LEAST_SLICES, MemoryPlan, activation_bytes, equal_parts, plan_memory
 from upfield.model.amir import Amir, AmirConfig, Checkpointing
 
 LEVELS: tuple[Checkpointing, ...] = get_args(Checkpointing)
@@ -56,6 +56,11 @@ def test_the_least_checkpointing_that_fits_is_chosen(
 ) -> None:
     plan = plan_memory(AmirConfig(), (221, 200), equal_parts(batch), value_bytes, memory * GIB)
     assert (plan.checkpointing, plan.micro_batch) == (expected, batch)
+
+
+def test_a_batch_that_fits_nowhere_whole_is_split_in_the_last_resort_too() -> None:
+    assert plan_memory(AmirConfig(), (221, 200), equal_parts(32), 2, 8 * GIB) == MemoryPlan("full", 16)
+    assert plan_memory(AmirConfig(), (221, 200), equal_parts(32), 2, GIB) == MemoryPlan("full", 4)
 
 
 @pytest.mark.parametrize("batch", [1, 4, 9, 30, 32])

@@ -25,7 +25,8 @@ HALF = {"bf16": (torch.bfloat16, 3e-2), "fp16": (torch.float16, 5e-3)}
 # The relative error of a product is about 3e-4 in TF32 and 1e-6 in float32.
 FLOAT32_TOLERANCE = 1e-4
 # If two experts have almost equal logits, rounding decides between them, and the pixels around differ by more.
-SHARE_BEYOND = 1e-2
+# Half precision decides more often. A single wrong row or column of a slice is 0.5% of its pixels.
+SHARE_BEYOND, HALF_SHARE_BEYOND = 2e-3, 1e-2
 # Variants of the gradients: on the path of the other device, or with all kernels.
 OTHER_PATH, KERNELS = "_path_of_the_other_device", "_with_kernels"
 GRADIENT_TOLERANCE = {"no": 5e-3, "bf16": 0.3, "fp16": 0.1}
@@ -94,8 +95,9 @@ def compare_official(report: Report) -> None:
         report.figure(f"official_{name}_largest_difference", largest_difference(residual, expected))
         tolerance = FLOAT32_TOLERANCE if name == "float32" else 4 * HALF[name][1]
         share = share_beyond(residual, expected, tolerance)
+        allowed = SHARE_BEYOND if name == "float32" else HALF_SHARE_BEYOND
         report.expect(
-            f"the correction of `official` in {name} is that of the CPU", share < SHARE_BEYOND, f"{share:.2%} beyond"
+            f"the correction of `official` in {name} is that of the CPU", share < allowed, f"{share:.2%} beyond"
         )
 
 
