@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from upfield.common.errors import RunError
 from upfield.export.modelfile.card import read_card
 
 
@@ -49,8 +50,14 @@ class FileRestorer(ABC):
 
         Returns:
             `(N, 1, H, W)` float32, clipped to [0, 1].
+
+        Raises:
+            RunError: a restored value is not finite.
         """
-        return np.clip(self.run(low), 0, 1)
+        restored = self.run(low)
+        if not np.isfinite(restored).all():
+            raise RunError(f"{self.path}: restored slices are not finite. Copy the model file or export the run again.")
+        return np.clip(restored, 0, 1)
 
     @abstractmethod
     def run(self, low: NDArray[np.float32]) -> NDArray[np.float32]:

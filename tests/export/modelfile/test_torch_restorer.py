@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from upfield.common.errors import InputError
+from upfield.common.errors import InputError, RunError
+from upfield.export.configuration import Engine
 from upfield.export.modelfile.card import read_card, write_card
 from upfield.export.modelfile.engines import open_model_file
 from upfield.export.modelfile.file_restorer import pad_batch
@@ -69,3 +70,10 @@ def test_a_missing_gpu_is_an_error_if_it_was_named(tiny_model: Path) -> None:
     assert TorchRestorer(tiny_model, "auto").provider == "PyTorch on cpu"
     with pytest.raises(InputError, match=r"cuda needs an NVIDIA GPU, but PyTorch finds none\. Use auto or cpu"):
         TorchRestorer(tiny_model, "cuda")
+
+
+@pytest.mark.parametrize("engine", ["onnx", "torch"])
+def test_restored_slices_that_are_not_finite_are_an_error(tiny_model: Path, engine: Engine) -> None:
+    restorer = open_model_file(tiny_model, engine, "cpu")
+    with pytest.raises(RunError, match=f"{tiny_model}: restored slices are not finite"):
+        restorer.restore(np.full_like(images(1), np.nan))
