@@ -99,11 +99,11 @@ def _open_run(config: TrainConfig) -> TrainingRun:
     split, validation = run_on_all_processes(lambda: open_data(config))
     start, lock = claim_folder(config, split.manifest)
     if accelerator.device.type == "cpu":
-        settle_threads(start.progress, world_size)
+        choose_and_record_threads(start.progress, world_size)
     order = (config.run.seed, config.data.batch_size, config.data.window_shards, config.data.augment)
     batches = TrainingBatches(split, BatchPlan(*order, accelerator.process_index, world_size))
     total_steps = min(config.run.epochs * batches.steps_per_epoch, config.run.max_steps or 2**62)
-    plan = settle_memory_plan(config, split.manifest, accelerator, start.progress)
+    plan = choose_and_record_memory_plan(config, split.manifest, accelerator, start.progress)
     network = build_network(config, split.manifest, accelerator, plan.checkpointing)
     # Wrap before loading, because wrappers that split the weights over processes replace the parameters.
     wrapped, optimizer = accelerator.prepare(network, build_optimizer(config.optim, network))
@@ -160,7 +160,7 @@ def find_start(config: TrainConfig, manifest: Manifest) -> ResumePoint:
     return find_resume_point(config.run.out, config.run.resume, fresh)
 
 
-def settle_threads(progress: TrainingProgress, world_size: int) -> None:
+def choose_and_record_threads(progress: TrainingProgress, world_size: int) -> None:
     """Choose the number of threads of this process, and record it: a resumed run computes with the same number."""
     most = most_threads(int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
     # In a job, the other processes are not a load, and their launcher has chosen the number.
@@ -176,7 +176,7 @@ def prepare_folder(config: TrainConfig, out: Path, start: ResumePoint) -> None:
     write_text(out / "config.yaml", to_yaml(config))
 
 
-def settle_memory_plan(
+def choose_and_record_memory_plan(
     config: TrainConfig, manifest: Manifest, accelerator: Accelerator, progress: TrainingProgress
 ) -> MemoryPlan:
     """Choose how a step fits into memory, and record the choice in the progress. Collective: ALL ranks call it.

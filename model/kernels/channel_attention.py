@@ -26,12 +26,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from upfield.model.kernels.depthwise import (
+    SIZES,
     STRIP,
     convolve,
     convolve_backward,
     evenly_spaced,
     filter_taps,
     load_row,
+    locate_tile,
     plain_depthwise,
     slide,
     tiling,
@@ -196,16 +198,6 @@ def _constants(qkv: Tensor, num_heads: int, c: int) -> dict[str, Any]:
 
 
 @triton.jit
-def _locate(H, W, rows, STRIP: tl.constexpr):
-    """Return a program's columns, its first row and the row after its last."""
-    tile = tl.program_id(0)
-    strips = tl.cdiv(W, STRIP)
-    x = (tile % strips) * STRIP + tl.arange(0, STRIP)
-    first = (tile // strips) * rows
-    return x, first, tl.minimum(first + rows, H)
-
-
-@triton.jit
 def _factor(tile, image, FACTOR: tl.constexpr):
     """Round a tile to the precision of the image, for a product."""
     return tile.to(image.dtype.element_ty).to(FACTOR)
@@ -218,7 +210,7 @@ def _scale(taps, scale):
     return t0 * scale, t1 * scale, t2 * scale, t3 * scale, t4 * scale, t5 * scale, t6 * scale, t7 * scale, t8 * scale
 
 
-@triton.jit(do_not_specialize=["H", "W", "rows"])
+@triton.jit(do_not_specialize=SIZES)
 def _sum_products(
     qkv,
     filters,
@@ -235,7 +227,7 @@ def _sum_products(
 ):
     """Write products, squares of queries and squares of keys of one head, summed over a strip of `rows` rows."""
     head, image = tl.program_id(1), tl.program_id(2)
-    x, first, last = _locate(H, W, rows, STRIP)
+    x, first, last = locate_tile(tl.program_id(0), H, W, rows, STRIP)
     # Two channels per thread: the filters of more would take too many registers.
     lanes = tl.max_contiguous(tl.arange(0, LANES), 2)
     used = lanes < c
@@ -273,7 +265,7 @@ def _sum_products(
     tl.store(partial + c * c + c + lanes, tl.sum(k_squares, 0), mask=used)
 
 
-@triton.jit(do_not_specialize=["H", "W", "rows"])
+@triton.jit(do_not_specialize=SIZES)
 def _compute_gradients(
     qkv,
     filters,
@@ -293,7 +285,7 @@ def _compute_gradients(
 ):
     """Write the gradients of convolved queries and keys, `(B, H, W, 2*D)`, of one head in a strip of `rows` rows."""
     head, image = tl.program_id(1), tl.program_id(2)
-    x, first, last = _locate(H, W, rows, STRIP)
+    x, first, last = locate_tile(tl.program_id(0), H, W, rows, STRIP)
     lanes = tl.max_contiguous(tl.arange(0, LANES), 2)
     used = lanes < c
     q_image = qkv + image.to(tl.int64) * H * W * (3 * D) + (head * c + lanes)[None, :]

@@ -104,6 +104,15 @@ def filter_taps(filters, channel, used):
 
 
 @triton.jit
+def locate_tile(tile, H, W, rows, STRIP: tl.constexpr):
+    """Return the columns of a tile of the image, its first row, and the row after its last."""
+    strips = tl.cdiv(W, STRIP)
+    x = (tile % strips) * STRIP + tl.arange(0, STRIP)
+    first = (tile // strips) * rows
+    return x, first, tl.minimum(first + rows, H)
+
+
+@triton.jit
 def load_row(image, y, x, used, H, W, ROW: tl.constexpr):
     """Return row `y` of an image at columns x - 1, x and x + 1, zero outside the image.
 
@@ -149,10 +158,7 @@ def _forward_kernel(
 ):
     """Convolve `rows` rows of a strip of columns."""
     block, tile, sample = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    strips = tl.cdiv(W, STRIP)
-    x = (tile % strips) * STRIP + tl.arange(0, STRIP)
-    first = (tile // strips) * rows
-    last = tl.minimum(first + rows, H)
+    x, first, last = locate_tile(tile, H, W, rows, STRIP)
     channel = block * BLOCK + tl.arange(0, BLOCK)
     used = channel < C
     taps = filter_taps(filters, channel, used)
@@ -189,10 +195,7 @@ def _backward_kernel(
 ):
     """Compute both gradients of `rows` rows of a strip of the image; `(9, C)` sums for the filters go to `partial`."""
     block, tile, sample = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    strips = tl.cdiv(W, STRIP)
-    x = (tile % strips) * STRIP + tl.arange(0, STRIP)
-    first = (tile // strips) * rows
-    last = tl.minimum(first + rows, H)
+    x, first, last = locate_tile(tile, H, W, rows, STRIP)
     channel = block * BLOCK + tl.arange(0, BLOCK)
     used = channel < C
     t0, t1, t2, t3, t4, t5, t6, t7, t8 = filter_taps(filters, channel, used)

@@ -30,6 +30,7 @@ from upfield.model.kernels.depthwise import (
     evenly_spaced,
     filter_taps,
     load_row,
+    locate_tile,
     plain_depthwise,
     slide,
     tiling,
@@ -151,10 +152,7 @@ def _gate_kernel(
 ):
     """Convolve and gate `rows` rows of a strip of columns."""
     block, tile, sample = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    strips = tl.cdiv(W, STRIP)
-    x = (tile % strips) * STRIP + tl.arange(0, STRIP)
-    first = (tile // strips) * rows
-    last = tl.minimum(first + rows, H)
+    x, first, last = locate_tile(tile, H, W, rows, STRIP)
     channel = block * BLOCK + tl.arange(0, BLOCK)
     used = channel < C
     gate_taps = filter_taps(filters, channel, used)
@@ -196,10 +194,7 @@ def _gradients_kernel(
 ):
     """Compute the gradients of both convolved halves in `rows` rows of a strip of columns."""
     block, tile, sample = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    strips = tl.cdiv(W, STRIP)
-    x = (tile % strips) * STRIP + tl.arange(0, STRIP)
-    first = (tile // strips) * rows
-    last = tl.minimum(first + rows, H)
+    x, first, last = locate_tile(tile, H, W, rows, STRIP)
     channel = block * BLOCK + tl.arange(0, BLOCK)
     used = channel < C
     gate_taps = filter_taps(filters, channel, used)

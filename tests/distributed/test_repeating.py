@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from upfield.distributed import training_run
 from upfield.distributed.checkpoint import TrainingProgress
-from upfield.distributed.training_run import settle_threads
+from upfield.distributed.training_run import choose_and_record_threads
 
 EPOCHS = ("--data.batch_size", "12", "--run.epochs", "2", "--run.validate_every", "100")
 EMA = ("--optim.ema_decay", "0.9", "--optim.clip_norm", "0.5", "--data.augment.shift_pixels", "2")
@@ -161,7 +161,7 @@ def test_a_resumed_run_keeps_its_number_of_threads(monkeypatch: pytest.MonkeyPat
         for free in (2, 3):  # The machine is less busy when the run resumes.
             torch.set_num_threads(4)
             monkeypatch.setattr(training_run, "num_threads", lambda free=free: free)
-            settle_threads(progress, world_size=1)
+            choose_and_record_threads(progress, world_size=1)
             assert torch.get_num_threads() == progress.threads == 2
     finally:
         torch.set_num_threads(1)

@@ -14,7 +14,7 @@ from upfield.distributed.checkpoint import PROGRESS, TrainingProgress, read_prog
 from upfield.distributed.configuration import DataConfig, RunConfig, TrainConfig
 from upfield.distributed.learner import with_plain_strides
 from upfield.distributed.process_group import make_fsdp_plugin
-from upfield.distributed.training_run import settle_memory_plan
+from upfield.distributed.training_run import choose_and_record_memory_plan
 from upfield.sharding.shardset.manifest import read_manifest
 
 GIB = 2**30
@@ -54,7 +54,7 @@ def test_a_resumed_run_repeats_its_memory_plan_on_the_same_hardware(
 
     def plan(progress: TrainingProgress, **settings: Any) -> tuple[str, int]:
         config = TrainConfig(DataConfig("set", batch_size=32, **settings), run=RunConfig(out=Path("run")))
-        chosen = settle_memory_plan(config, manifest, accelerator, progress)
+        chosen = choose_and_record_memory_plan(config, manifest, accelerator, progress)
         assert (progress.activation_checkpointing, progress.micro_batch) == (chosen.checkpointing, chosen.micro_batch)
         return chosen.checkpointing, chosen.micro_batch
 
