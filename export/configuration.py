@@ -42,7 +42,7 @@ class EnhanceConfig:
     """`auto` uses a GPU if there is one; `cuda` and `tensorrt` fail if they cannot run."""
     engine: Engine = "onnx"
     """`onnx` runs the model in ONNX Runtime. `torch` runs it in PyTorch, which compiles it first on a GPU. This takes
-    time and is worthwhile only for many scans of one size."""
+    time and is meant for many scans of one size."""
     keep_ras: bool = False
     """Write the axes in the order right, anterior, superior instead of the scan's own order."""
     like: Path | None = None
@@ -74,7 +74,7 @@ class ServeConfig:
     """`auto` uses a GPU if there is one; `cuda` and `tensorrt` fail if they cannot run."""
     engine: Engine = "onnx"
     """`onnx` runs the model in ONNX Runtime. `torch` runs it in PyTorch, which compiles it first on a GPU. This takes
-    time and is worthwhile only for many scans of one size."""
+    time and is meant for many scans of one size."""
     address: str | None = None
     """Ray cluster that runs the replicas: HOST:PORT, or `auto` for the cluster of this node. By default, the replicas
     run on this machine."""

@@ -18,8 +18,8 @@ from upfield.model.numerics import use_exact_float32
 class TorchRestorer(FileRestorer):
     """Restores batches of slices with PyTorch, compiled on a GPU.
 
-    The network is compiled for the height and width of the first batch. Slices of other sizes run uncompiled, because
-    compiling takes longer than restoring many scans.
+    The network is compiled for the height and width of the first batch. Slices of other sizes run uncompiled, so that
+    scans of different sizes do not each wait for a compilation.
     """
 
     library, library_version = "torch", torch.__version__
