@@ -13,7 +13,7 @@ test: $(READY)
 	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile
 
 test-slow test-long: $(READY)
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m 'slow or generated' --hypothesis-profile many
 
 # A real Slurm of two nodes on this machine, started and stopped by the tests.
 test-cluster: $(READY)

@@ -14,11 +14,17 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from hypothesis import settings
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 from scipy import ndimage
 
 # The tests run beside each other, their images are small, and sums must not depend on what else the machine does.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# `make test` tries the same few examples everywhere, and `make test-slow` many new ones (marker `generated`).
+settings.register_profile("few", max_examples=20, derandomize=True, deadline=None, database=None)
+settings.register_profile("many", max_examples=500, deadline=None, print_blob=True)
+settings.load_profile("few")
 
 LOW_SHAPE, LOW_SPACING_MM = (12, 14, 6), (1.6, 1.6, 5.0)
 HIGH_SHAPE, HIGH_SPACING_MM = (20, 24, 28), (1.0, 1.0, 1.0)
