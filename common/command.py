@@ -29,6 +29,7 @@ from upfield.common.configuration_errors import (
     problem_of,
     values_that_do_not_fit,
 )
+from upfield.common.environment.settling import refuse_environment, settle_environment
 from upfield.common.errors import InputError, RunError
 
 # Words that are the value of a boolean flag if they follow it.
@@ -73,7 +74,9 @@ def execute(command: Command, argv: list[str] | None = None) -> int:
         # SIGTERM ends the command as Ctrl-C does: the command waits for its workers and keeps finished work.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.default_int_handler)
+        settle_environment(command.verb)
         config = parse(command, [token for token in argv if token != "--debug"])
+        refuse_environment(command.verb)
         return command.run(config) or 0
     except SystemExit as leaving:  # after --help or --print_config
         return leaving.code if isinstance(leaving.code, int) else 0
@@ -97,6 +100,8 @@ def _from_system(error: OSError) -> tuple[str, int]:
     if error.errno in FORBIDDEN:
         reason = (error.strerror or "permission denied").lower()
         return f"{where}{reason}. Change the permissions, or choose another place.", EXIT_INPUT
+    if "usable temporary directory" in str(error):  # tempfile's own words
+        return "There is no folder for temporary files. Set TMPDIR to a folder that can be written.", EXIT_INPUT
     misplaced = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError | FileExistsError)
     return f"{where}{error.strerror or error}.", EXIT_INPUT if misplaced else EXIT_FAILURE
 
