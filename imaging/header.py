@@ -293,7 +293,7 @@ def _read_other(path: Path, orientation: str | None) -> Header:
 
 
 def _nifti(kind: type[SpatialImage], header: Any, orientation: str | None) -> Header:
-    # Voxel sizes are read before `check_fix` replaces zeros by ones, and codes after it has replaced unlisted ones by 0.
+    # Voxel sizes are read before `check_fix` replaces zeros by ones, codes after it replaced unlisted ones by 0.
     stated_mm = np.array(header["pixdim"][1:4], dtype=np.float64)
     header.check_fix(logger=_silent)
     spaces = _spaces(header)
