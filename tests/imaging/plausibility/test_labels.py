@@ -14,7 +14,7 @@ def test_whole_numbers_in_flat_regions_are_doubted(num_labels):
     # Labels of neighbouring structures are not neighbouring numbers.
     names = generator.permutation(3 * num_labels)[: num_labels + 1].astype(np.float32)
     names[0] = 0
-    labels = names[np.rint(HEAD * num_labels).astype(int)].repeat(4, axis=0)
+    labels = names[np.rint(HEAD * num_labels).astype(int)].repeat(4, axis=1)
     assert "different values, all of them whole numbers" in (label_doubt(labels) or "")
 
 
