@@ -58,6 +58,7 @@ def test_accelerate_takes_no_settings_from_variables(monkeypatch: pytest.MonkeyP
     accelerator = make_accelerator(RunConfig(out=tmp_path, precision="no", trackers=[]), 1)
     try:
         assert accelerator.gradient_accumulation_steps == 1
+        assert accelerator.state.dynamo_plugin is not None
         assert accelerator.state.dynamo_plugin.backend == "NO"
         assert accelerator.mixed_precision == "no"
     finally:
