@@ -247,7 +247,7 @@ def print_ways(runs: dict[str, Run], slices: SlicePairs, arguments: argparse.Nam
     lost = "lost (dB)" if arguments.shards else "PSNR to PyTorch (dB)"
     print(f"\n{'one slice on the CPU':<48} s/slice   ratio   {lost}")
     for name, seconds in times.items():
-        shown = f"{base - quality[name]:.3f}" if arguments.shards else f"{quality[name]:.1f}"
+        shown = f"{base - quality[name]:z.3f}" if arguments.shards else f"{quality[name]:.1f}"
         print(f"  {name:<46} {seconds:>7.3f} {times[first] / seconds:>7.2f} {shown:>11}", flush=True)
     return times["ONNX Runtime, as upfield runs it"]
 

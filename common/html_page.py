@@ -80,7 +80,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str | float]], heading:
         rows: cells, numbers or text; the first cell of a row names the row.
         heading: heading of the section.
     """
-    cells = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    cells = [[f"{cell:z.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
     right = [
         all(NUMBER.fullmatch(cell) or INTERVAL.fullmatch(cell) for cell in column)
         for column in zip(*cells, strict=True)

@@ -86,7 +86,7 @@ def train_in_process(config: TrainConfig, stop: StopRequest) -> int:
             return EXIT_FAILURE
         raise RunError(describe_lost_process(config.run.timeout_s)) from error
     if os.environ.get("RANK", "0") == "0":
-        best = "none yet" if progress.best_psnr is None else f"{progress.best_psnr:.2f} dB"
+        best = "none yet" if progress.best_psnr is None else f"{progress.best_psnr:z.2f} dB"
         print(f"{config.run.out}: step {progress.step}, best validation PSNR {best}")
     return config.run.stopped_code if stop.agreed else 0
 

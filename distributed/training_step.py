@@ -258,7 +258,7 @@ def describe_problem(run: TrainingRun, samples: Tensor, values: StepValues) -> s
     suspects = [key for rank in bad_ranks for key in keys[rank * share : (rank + 1) * share]]
     row = dict(zip(values.names, values.rows[bad_ranks[0]], strict=True))
     return (
-        f"step {run.progress.step}: expected a finite loss and gradient, found loss {row['loss']:g} and gradient "
+        f"step {run.progress.step}: expected a finite loss and gradient, found loss {row['loss']:zg} and gradient "
         f"norm {row['grad_norm']:g} with samples {', '.join(suspects)}"
     )
 

@@ -52,7 +52,7 @@ def normalise_in_place(voxels: NDArray[np.float32], where: str) -> NDArray[np.fl
     if not high > low:
         raise VolumeError(
             where,
-            f"percentiles 1 and 99 are both {low:g}, so the volume is nearly constant within the grid. "
+            f"percentiles 1 and 99 are both {low:zg}, so the volume is nearly constant within the grid. "
             "If low and high field are in different positions, set align: rigid.",
         )
     half = np.empty(voxels.shape, dtype=np.float16)

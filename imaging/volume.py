@@ -147,7 +147,7 @@ def _refuse_empty(voxels: NDArray[np.float32], where: str) -> None:
             where, f"voxels must be finite, but {bad} are NaN or infinite. Replace them or leave the file out."
         )
     if lowest == highest:
-        raise VolumeError(where, f"every voxel has the value {lowest:g}. Leave the file out.")
+        raise VolumeError(where, f"every voxel has the value {lowest:zg}. Leave the file out.")
 
 
 def _read_voxels(path: Path, layout: VoxelLayout, expected: Trace | None) -> NDArray[np.float32]:

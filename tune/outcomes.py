@@ -172,4 +172,4 @@ def format_score(outcome: PointOutcome) -> str:
     if not math.isfinite(outcome.mean):
         return "-"
     spread = "" if outcome.spread is None else f" +- {outcome.spread:.2f} ({len(outcome.trials)} seeds)"
-    return f"{outcome.mean:.2f}{spread}"
+    return f"{outcome.mean:z.2f}{spread}"

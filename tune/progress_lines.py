@@ -25,8 +25,8 @@ class ProgressLines(Callback):
             say(f"trial {trial.trial_id}: failed: {result[FAILED]}")
         elif FINISHED not in result:
             say(
-                f"trial {trial.trial_id}: epoch {result[EPOCH]:.2f}  validation PSNR {result['psnr_slice']:.2f} dB, "
-                f"best {result[METRIC]:.2f}"
+                f"trial {trial.trial_id}: epoch {result[EPOCH]:.2f}  validation PSNR {result['psnr_slice']:z.2f} dB, "
+                f"best {result[METRIC]:z.2f}"
             )
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

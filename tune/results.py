@@ -41,7 +41,7 @@ def write_results(out: Path, outcomes: Sequence[PointOutcome]) -> None:
     place_best(out, best)
     write_sweep_report(out / "report.html", outcomes)
     print(results_table(outcomes))
-    print(f"{out / BEST}: {best.psnr_slice:.2f} dB; export it with: upfield export {out / BEST} --out model.onnx")
+    print(f"{out / BEST}: {best.psnr_slice:z.2f} dB; export it with: upfield export {out / BEST} --out model.onnx")
     print(out / "report.html", flush=True)
 
 
@@ -62,7 +62,7 @@ def result_rows(outcomes: Sequence[PointOutcome]) -> list[dict[str, Any]]:
         {
             "rank": rank,
             **outcome.point,
-            "psnr_slice": round(outcome.mean, 4) if math.isfinite(outcome.mean) else "",
+            "psnr_slice": round(outcome.mean, 4) + 0.0 if math.isfinite(outcome.mean) else "",
             "psnr_slice_std": "" if outcome.spread is None else round(outcome.spread, 4),
             "seeds": len(outcome.trials),
             "best_step": outcome.trials[0].best_step,
@@ -80,7 +80,7 @@ def trial_rows(outcomes: Sequence[PointOutcome]) -> list[dict[str, Any]]:
         {
             **outcome.point,
             **({} if trial.seed is None else {SEED: trial.seed}),
-            "psnr_slice": "" if trial.psnr_slice is None else round(trial.psnr_slice, 4),
+            "psnr_slice": "" if trial.psnr_slice is None else round(trial.psnr_slice, 4) + 0.0,
             "best_step": trial.best_step,
             "step": trial.step,
             "processes": trial.processes,

@@ -190,4 +190,4 @@ def name_run(point: Mapping[str, Any]) -> str:
 
 def format_value(value: Any) -> str:
     """Format a value of a point; fractional numbers get four significant digits."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:z.4g}" if isinstance(value, float) else str(value)

@@ -105,7 +105,7 @@ def rounded(value: Any) -> Any:
     """Round floats to five digits, also inside a dictionary."""
     if isinstance(value, dict):
         return {key: rounded(each) for key, each in value.items()}
-    return float(f"{value:.5g}") if isinstance(value, float) else value
+    return float(f"{value:z.5g}") if isinstance(value, float) else value
 
 
 def run_check(module: str, settings: str) -> NoReturn:

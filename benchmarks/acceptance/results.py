@@ -109,4 +109,4 @@ def format_value(value: Any) -> str:
     """Format a figure with four digits, and a dictionary as a list."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {format_value(each)}" for key, each in value.items())
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:z.4g}" if isinstance(value, float) else str(value)

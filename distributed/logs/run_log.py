@@ -18,7 +18,7 @@ from upfield.distributed.logs.metrics_log import LOG
 
 # Format of the training figures beside the progress bar.
 BAR_FIGURES = {
-    "loss": "loss {:.4f}",
+    "loss": "loss {:z.4f}",
     "slices_per_s": "{:.1f} slices/s",
     "data_wait": "data wait {:.0%}",
     "memory_gb": "{:.1f} GB",
@@ -105,7 +105,7 @@ class RunLog:
             self._bar.show_figures("  ".join(figures))
         # The printed line omits the statistics over slices, because they would make it too long. The file has them.
         plain = {key: value for key, value in values.items() if not key.endswith(("_median", "_std", "_min", "_max"))}
-        shown = "  ".join(f"{key} {value:.4g}" for key, value in plain.items() if isinstance(value, int | float))
+        shown = "  ".join(f"{key} {value:z.4g}" for key, value in plain.items() if isinstance(value, int | float))
         say(f"{event:<10} step {step}  epoch {epoch:.2f}  {shown}")
 
     def pictures(self, step: int, pictures: Tensor) -> None:

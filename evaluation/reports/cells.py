@@ -10,7 +10,7 @@ DIFFERENCE_HEADER = (f"{CONFIDENCE:.0%} interval", "p")
 
 def number_cell(value: float | None, digits: int, sign: str = "") -> str:
     """Format a number; `-` if it is undefined or infinite."""
-    return "-" if value is None or not isfinite(value) else f"{value:{sign}.{digits}f}"
+    return "-" if value is None or not isfinite(value) else f"{value:{sign}z.{digits}f}"
 
 
 def difference_cells(difference: dict[str, Any] | None, digits: int) -> list[str]:

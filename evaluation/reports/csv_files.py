@@ -65,7 +65,7 @@ def _or_undefined(values: NDArray[np.float64] | None, count: int) -> NDArray[np.
 
 def _short(number: float | None) -> str:
     """Format a number with six significant digits; an undefined number becomes an empty cell."""
-    return "" if number is None or np.isnan(number) else f"{number:.6g}"
+    return "" if number is None or np.isnan(number) else f"{number:z.6g}"
 
 
 def _csv(rows: Sequence[Sequence[object]]) -> str:

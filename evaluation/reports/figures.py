@@ -65,7 +65,7 @@ def _draw_loss(axes: "Axes", lines: list[Mapping[str, Any]]) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:zg}")
 
 
 def _draw_validation(axes: "Axes", lines: list[Mapping[str, Any]]) -> None:
@@ -75,10 +75,10 @@ def _draw_validation(axes: "Axes", lines: list[Mapping[str, Any]]) -> None:
     psnr = np.array([line["psnr_slice"] for line in lines], dtype=np.float64)
     cubic = float(lines[-1]["cubic_psnr_slice"])
     axes.plot(steps, psnr, color=MODEL, marker=_dot(lines), label="model")
-    axes.axhline(cubic, color=CUBIC, linestyle="--", label=f"cubic interpolation, {cubic:.2f}")
+    axes.axhline(cubic, color=CUBIC, linestyle="--", label=f"cubic interpolation, {cubic:z.2f}")
     if np.isfinite(psnr).any():
         best = int(np.nanargmax(np.where(np.isfinite(psnr), psnr, np.nan)))
-        axes.plot(steps[best], psnr[best], color=MODEL, marker="o", linestyle="", label=f"best, {psnr[best]:.2f}")
+        axes.plot(steps[best], psnr[best], color=MODEL, marker="o", linestyle="", label=f"best, {psnr[best]:z.2f}")
     axes.margins(y=0.15)
     axes.legend(frameon=False, fontsize=9, labelcolor=GREY)
 
@@ -130,7 +130,7 @@ def distribution_png(values: Mapping[str, NDArray[np.floating[Any]]], label: str
 
 
 def _spread_label(name: str, finite: NDArray[np.floating[Any]], num_left_out: int) -> str:
-    median = f"median {np.median(finite):.2f}" if len(finite) else "no slices"
+    median = f"median {np.median(finite):z.2f}" if len(finite) else "no slices"
     return f"{name}, {median}" + (f" ({num_left_out} not finite, left out)" if num_left_out else "")
 
 
@@ -180,7 +180,7 @@ def _draw_example(page: Page, example: ExampleSlice, top_in: float, image_in: fl
 
 
 def _quality(values: Mapping[str, float], prefix: str) -> str:
-    names = ((f"{prefix}psnr_slice", "{:.2f} dB"), (f"{prefix}ssim_slice", "SSIM {:.3f}"))
+    names = ((f"{prefix}psnr_slice", "{:z.2f} dB"), (f"{prefix}ssim_slice", "SSIM {:z.3f}"))
     return "   ".join(form.format(values[name]) for name, form in names if name in values)
 
 
@@ -245,7 +245,7 @@ def bands_png(bands: Mapping[str, Mapping[str, float]]) -> bytes:
         axes.plot(range(len(names)), heights, color=SERIES[number % len(SERIES)], marker="o", label=method)
     _plain(axes, "energy that contradicts the scan, % of the scan's energy in the band")
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:zg}")
     axes.set_xticks(range(len(names)), names)
     axes.margins(x=0.1)
     axes.grid(color=GREY, alpha=0.2)

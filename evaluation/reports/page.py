@@ -215,7 +215,7 @@ def _maps(images: VolumeImages) -> list[Section]:
 def _worst(worst: dict[str, list[dict[str, Any]]]) -> Section:
     header = [title for name in worst for title in (f"slices with the largest {name}", "value")]
     rows = [
-        [cell for row in side_by_side for cell in (row["key"], f"{row['value']:.4f}")]
+        [cell for row in side_by_side for cell in (row["key"], f"{row['value']:z.4f}")]
         for side_by_side in zip(*worst.values(), strict=True)
     ]
     return html_page.table(header, rows)

@@ -46,7 +46,7 @@ def export_run(config: ExportConfig) -> None:
 def summarise_export(out: Path, card: dict[str, Any], seconds: float) -> str:
     """Return a line with the written file's precision, size and largest difference from PyTorch."""
     parity = card["parity"]
-    loss = f", {parity['psnr_lost_db']:.4f} dB lost" if "psnr_lost_db" in parity else ""
+    loss = f", {parity['psnr_lost_db']:z.4f} dB lost" if "psnr_lost_db" in parity else ""
     return (
         f"{out}: {card['precision']}, {out.stat().st_size / 1e6:.1f} MB in {seconds:.0f} s; largest difference from "
         f"PyTorch {parity['max_abs_difference']:.2g} on {parity['slices']} real slices and a drawn one at "

@@ -109,8 +109,8 @@ def half_loss(
     before, after = (float(np.mean(psnr_slice_db(restored, high))) for restored in (expected, exported))
     if not before - after <= MAX_LOSS_DB:
         raise RunError(
-            f"{path}: half precision may lose at most {MAX_LOSS_DB} dB, but its PSNR is {after:.3f} dB, and that of "
-            f"PyTorch in float32 is {before:.3f} dB. Nothing was written; export with --precision fp32."
+            f"{path}: half precision may lose at most {MAX_LOSS_DB} dB, but its PSNR is {after:z.3f} dB, and that of "
+            f"PyTorch in float32 is {before:z.3f} dB. Nothing was written; export with --precision fp32."
         )
     return {"psnr_slice_float32_db": before, "psnr_slice_db": after, "psnr_lost_db": before - after}
 

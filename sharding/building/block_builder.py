@@ -98,6 +98,7 @@ def read_pairs(task: BlockTask) -> tuple[list[Pair], BlockRecord]:
     """Make the pairs of all subjects of a block, except those whose voxels cannot be used, and record the outcome."""
     pairs: list[Pair] = []
     problems: list[Problem] = []
+    doubts: list[Problem] = []
     alignments: list[dict[str, Any]] = []
     sources: list[dict[str, str]] = []
     for subject in task.block.subjects:
@@ -112,11 +113,12 @@ def read_pairs(task: BlockTask) -> tuple[list[Pair], BlockRecord]:
             error.add_note(f"The error occurred in subject {subject.name} of cohort {subject.cohort}: {subject.high}")
             raise
         pairs += subject_pairs.pairs
+        doubts += subject_pairs.doubts
         sources.append(source | {f"{field}_voxels": digest for field, digest in subject_pairs.voxel_hashes.items()})
         if subject_pairs.alignment:
             alignments.append({"cohort": subject.cohort, "subject": subject.id} | subject_pairs.alignment.to_tree())
     sizes = task.block.shard_sizes(len(pairs) * task.config.geometry.high_shape[0])
-    return pairs, BlockRecord(task.digest, sizes, problems, alignments, sources)
+    return pairs, BlockRecord(task.digest, sizes, problems, sorted(doubts), alignments, sources)
 
 
 def _problem(subject: Subject, error: VolumeError) -> Problem:

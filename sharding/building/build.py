@@ -248,6 +248,7 @@ def write_blocks(request: BuildRequest, plan: BuildPlan, quarantine: Quarantine)
                         "Choose an --out that all nodes of the cluster share."
                     )
             quarantine.note(result.record.problems)
+        quarantine.doubt([doubt for result in results for doubt in result.record.doubts])
         quarantine.judge()
     if plan.volumes:
         for _ in track(run_tasks(save_volumes, plan.volumes, plan.jobs, executor), "volumes", len(plan.volumes)):

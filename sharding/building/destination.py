@@ -92,8 +92,8 @@ def _summarise(name: str, folder: Path) -> None:
         print(f"  {namesakes_message(namesakes)}")
     for pair in manifest.unlike_pairs:
         print(
-            f"  low similarity: {pair['cohort']} {pair['subject']}: {pair['similarity_before']:.3f} before alignment, "
-            f"{pair['similarity_after']:.3f} after. Check it with upfield preview."
+            f"  low similarity: {pair['cohort']} {pair['subject']}: {pair['similarity_before']:z.3f} before alignment, "
+            f"{pair['similarity_after']:z.3f} after. Check it with upfield preview."
         )
 
 

@@ -39,6 +39,8 @@ class BlockRecord:
     """Name of each shard of the block -> number of its samples."""
     problems: list[Problem] = field(default_factory=list)
     """Problems of the subjects that were left out."""
+    doubts: list[Problem] = field(default_factory=list)
+    """Doubts about the voxels of the other subjects."""
     alignments: list[dict[str, Any]] = field(default_factory=list)
     """The alignment of each subject whose fields were registered."""
     sources: list[dict[str, str]] = field(default_factory=list)
@@ -154,7 +156,9 @@ def read_record(out: Path, block: str) -> BlockRecord | None:
         return None
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-        return BlockRecord(**tree | {"problems": [Problem(**problem) for problem in tree["problems"]]})
+        # A record of an earlier version has no doubts. Its block is built again.
+        found = {key: [Problem(**problem) for problem in tree[key]] for key in ("problems", "doubts")}
+        return BlockRecord(**tree | found)
     except (ValueError, KeyError, TypeError):
         return None
 

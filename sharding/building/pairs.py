@@ -12,8 +12,9 @@ from upfield.sharding.building.align import Alignment, register, resample_aligne
 from upfield.sharding.building.field_resampler import FieldResampler
 from upfield.sharding.building.saved_volumes import HIGH_NAME, save_volume
 from upfield.sharding.building.synthetic import degrade, draw_degradation, generator_for
+from upfield.sharding.building.voxel_doubts import find_doubts
 from upfield.sharding.cohorts.duplicates import hash_voxels
-from upfield.sharding.cohorts.problems import Field
+from upfield.sharding.cohorts.problems import Field, Problem
 from upfield.sharding.cohorts.subjects import SourceVolume, Subject
 from upfield.sharding.configuration import ShardConfig
 from upfield.sharding.shardset.sample_key import Unit
@@ -35,7 +36,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class SubjectPairs:
-    """The pairs of one subject, with the alignment and the hashes of its files."""
+    """The pairs of one subject, and what was found in its files."""
 
     pairs: list[Pair]
     """One pair per unit of the subject."""
@@ -43,6 +44,8 @@ class SubjectPairs:
     """The motion of its high field; None if it was not registered."""
     voxel_hashes: dict[Field, str]
     """Result of `hash_voxels` for each volume as it was read."""
+    doubts: list[Problem]
+    """Doubts about its volumes, which only their voxels show."""
 
 
 def make_pairs(subject: Subject[SourceVolume], config: ShardConfig) -> SubjectPairs:
@@ -62,6 +65,7 @@ def make_pairs(subject: Subject[SourceVolume], config: ShardConfig) -> SubjectPa
     high_file = _load(subject.high)
     voxel_hashes: dict[Field, str] = {"low": hash_voxels(low_file.voxels)} if low_file else {}
     voxel_hashes["high"] = hash_voxels(high_file.voxels)
+    doubts = find_doubts(subject, low_file, high_file)
     alignment = register(low_file, high_file, config.seed) if low_file and subject.align == "rigid" else None
     if low_file and alignment:
         high_file = _aligned(high_file, low_file, alignment, subject)
@@ -81,7 +85,7 @@ def make_pairs(subject: Subject[SourceVolume], config: ShardConfig) -> SubjectPa
         source = subject.low if unit.kind == "real" else subject.high
         up = normalise_in_place(resampler.low_to_high(low.voxels), str(source))
         pairs.append(Pair(unit, up, high_half, parameters))
-    return SubjectPairs(pairs, alignment, voxel_hashes)
+    return SubjectPairs(pairs, alignment, voxel_hashes, doubts)
 
 
 def _load(source: SourceVolume) -> Volume:

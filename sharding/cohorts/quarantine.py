@@ -41,13 +41,17 @@ class Quarantine:
                 `max_skipped` allows.
         """
         self.problems += [problem for problem in problems if not problem.is_doubt]
-        self.doubts += [problem for problem in problems if problem.is_doubt]
-        if self.doubts:
-            say(report(sorted(self.doubts), noun="doubts"))
-            say("These subjects are still included. Check them with upfield preview.")
+        self.doubt([problem for problem in problems if problem.is_doubt])
         if self.namesakes:
             say(namesakes_message(self.namesakes))
         self.judge()
+
+    def doubt(self, doubts: Sequence[Problem]) -> None:
+        """Add doubts and print them. `judge` writes them to the file."""
+        self.doubts += doubts
+        if doubts:
+            say(report(sorted(doubts), noun="doubts"))
+            say("These subjects are still included. Check them with upfield preview.")
 
     def note(self, problems: Sequence[Problem]) -> None:
         """Add problems that a worker found. The build continues, unless too many subjects are left out already.

@@ -262,7 +262,7 @@ def _check_affine(affine: NDArray[np.float64]) -> list[tuple[str, str]]:
     usable = bool(np.isfinite(affine).all() and spacing_mm.all())
     # The determinant of the unit axes shows how far they are from lying in one plane, independent of the spacing.
     if not usable or abs(np.linalg.det(columns / spacing_mm)) < 1e-3:
-        rows = np.round(affine[:3], 4).tolist()
+        rows = (np.round(affine[:3], 4) + 0.0).tolist()
         return [("affine", f"the affine does not have three distinct axes: {rows}. Fix the header.")]
     failures: list[tuple[str, str]] = []
     pairs = list(combinations(range(3), 2))

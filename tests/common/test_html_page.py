@@ -102,3 +102,7 @@ def test_only_columns_of_numbers_and_intervals_are_aligned_right():
     rows = [["x", 1.0, "+2.5 dB", "-0.1 to +0.25"], ["y", 20, "-", "-"], ["3", 1e-9, "1,000", "+1.00 to +2.00"]]
     html = html_page.table(["a", "b", "c", "d"], rows).html
     assert re.findall(r'<th scope="col"( class="number")?>', html) == ["", *[' class="number"'] * 3]
+
+
+def test_zero_has_no_minus_sign():
+    assert "-0" not in html_page.table(["name", "number"], [["zero", -0.0]]).html

@@ -178,15 +178,42 @@ def test_nrmse(images):
     assert measured("nrmse", *images) == pytest.approx(expected, abs=1e-6)
 
 
+def ulf_enc_score(restored: np.ndarray, high: np.ndarray, head: np.ndarray) -> float:
+    """Compute the score of `(X, Y, Z)` volumes and a mask as the organisers' script defines it, with our SSIM."""
+    stretched = [(image - image.min()) / np.ptp(image) for image in (restored.astype(float), high.astype(float))]
+    a, b = (np.where(head, image, 0) for image in stretched)
+    ssim = similarity(b, a, uniform, 1.0, sample=True)[0][head].mean()
+    squares = np.square(a - b)
+    psnr = np.mean([10 * np.log10(1 / (square + 1e-8)) for square in squares[head]])
+    nmse = squares[head].mean() / np.square(b)[head].mean()
+    return 0.7 * ssim + 0.1 * psnr / 32 + 0.1 * (1 - np.abs(a - b)[head].mean()) + 0.1 * (1 - min(1, nmse))
+
+
 def test_ulf_enc_score(images):
-    head = images[1] > 0.2
-    restored, high = (image.astype(np.float64) for image in images)
-    ssim = similarity(high, restored, uniform, 1.0, sample=True)[0][head].mean()
-    error = (restored - high)[head]
-    psnr = np.mean(10 * np.log10(1 / (error**2 + 1e-8)))
-    nmse = (error**2).sum() / (high[head] ** 2).sum()
-    expected = 0.7 * ssim + 0.1 * psnr / 32 + 0.1 * (1 - np.abs(error).mean()) + 0.1 * (1 - nmse)
-    assert measured("score_ulf_enc", images[0], images[1], head) == pytest.approx(expected, abs=1e-4)
+    restored, high = images
+    head = high > 0.2
+    for image, target in ((restored, high), (0.1 + 0.5 * restored, 0.3 + 0.6 * high)):
+        assert measured("score_ulf_enc", image, target, head) == pytest.approx(
+            ulf_enc_score(image, target, head), abs=1e-6
+        )
+
+
+def test_ulf_enc_score_scales_each_volume_by_its_own_range(images):
+    restored, high = images
+    expected = measured("score_ulf_enc", restored, high)
+    assert measured("score_ulf_enc", 0.1 + 0.5 * restored, high) == pytest.approx(expected, abs=1e-6)
+
+
+def test_ulf_enc_score_counts_an_nmse_above_1_as_1(images):
+    high = images[1]
+    head = (high > 0) & (high < 0.4)
+    dark, bright = np.where(head, high, 1).astype(np.float32), np.where(head, 1 - high, 0).astype(np.float32)
+    assert np.square(bright - dark)[head].sum() > 2 * np.square(dark[head]).sum()
+    assert measured("score_ulf_enc", bright, dark, head) == pytest.approx(ulf_enc_score(bright, dark, head), abs=1e-6)
+
+
+def test_a_constant_restored_volume_has_no_ulf_enc_score(images):
+    assert np.isnan(measured("score_ulf_enc", np.full_like(images[1], 0.5), images[1]))
 
 
 def test_perfect_images(images):
@@ -216,7 +243,7 @@ def test_a_volume_thinner_than_the_window_has_no_score():
 
 def test_a_worse_image_has_worse_values(images):
     restored, high = images
-    worse = np.clip(restored + 0.1, 0, 1)
+    worse = np.clip(restored + 0.1 + 0.1 * np.random.default_rng(1).random(SHAPE, dtype=np.float32), 0, 1)
     small = ("ms_ssim_slice", "ms_ssim_axial")
     for name, metric in METRICS.items():
         if name in small:

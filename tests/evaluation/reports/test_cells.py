@@ -20,3 +20,9 @@ def test_a_difference_has_signs_and_an_interval() -> None:
 def test_a_single_subject_has_a_difference_without_interval() -> None:
     assert difference_cells({"mean": 1.0, "low": None, "high": None, "p": None}, 1) == ["+1.0", "-", "-"]
     assert difference_cells(None, 1) == ["-", "-", "-"]
+
+
+@pytest.mark.parametrize("value", [-0.0, -0.004])
+def test_zero_has_no_minus_sign(value: float) -> None:
+    assert number_cell(value, 2) == "0.00"
+    assert number_cell(value, 2, "+") == "+0.00"

@@ -1,0 +1,45 @@
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+from built_sets import arguments, contents
+
+from upfield.common.errors import RunError
+from upfield.sharding.building import block_builder, build
+from upfield.sharding.shard import main
+from upfield.sharding.shardset.manifest import read_manifest
+
+
+@pytest.fixture
+def doubtful(cohort):
+    """A cohort in which one high field is a label map."""
+    path = min((cohort / "IXI-T1").iterdir())
+    image = nib.Nifti1Image.from_filename(path)
+    nib.Nifti1Image(np.asarray(image.dataobj) // 200, image.affine).to_filename(path)
+    return cohort
+
+
+def test_doubts_about_voxels_reach_terminal_report_and_manifest(run_cli, doubtful, tmp_path):
+    code, out, err = run_cli(main, *arguments(doubtful, tmp_path / "shards"))
+    assert code == 0
+    assert "1 doubts of 1 subjects\nThese subjects are still included" in err
+    assert "in doubt: 1 subjects" in out
+    (doubt,) = json.loads((tmp_path / "shards.problems.json").read_text())["doubts"]
+    assert (doubt["subject"], doubt["check"], doubt["field"]) == ("IXI002", "labels", "high")
+    (listed,) = read_manifest(tmp_path / "shards").doubts
+    assert listed["problems"][0]["reason"] == doubt["message"]
+
+
+def test_a_resumed_build_keeps_the_doubts_whatever_the_jobs(run_cli, doubtful, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise RunError("interrupted")
+
+    assert run_cli(main, *arguments(doubtful, tmp_path / "whole"), "--jobs", 2)[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "write_manifest", interrupted)
+        assert run_cli(main, *arguments(doubtful, tmp_path / "resumed"))[0] == 1
+    monkeypatch.setattr(block_builder, "make_pairs", interrupted)
+    assert run_cli(main, *arguments(doubtful, tmp_path / "resumed"))[0] == 0
+    assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
+    assert read_manifest(tmp_path / "resumed").doubts
