@@ -31,8 +31,8 @@ class Problem:
     check: str
     """The check that failed: `unpaired`, `name`, `slices` (missing, duplicate or from another scan), `header`,
     `affine`, `spacing`, `side`, `steps` (distances between slices), `place` (which part of the head is shown, or where
-    it lies), `resolution`, `labels` (a label map), `same` (copies), `person` (a person in several splits), `fields` (the
-    two files of a pair differ in a field of their patterns), `voxels`."""
+    it lies), `resolution`, `labels` (a label map), `same` (copies), `person` (a person in several splits), `fields`
+    (the files of a pair differ in a field of their patterns), `voxels`."""
     file: str
     """The file, or the first file of a stack; for a copy, followed by ` = ` and the scan it equals. Never published."""
     message: str
