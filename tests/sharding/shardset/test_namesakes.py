@@ -61,9 +61,8 @@ def test_within_a_cohort_sessions_are_certain_and_spellings_are_not():
 
 
 def test_many_namesakes_take_one_line():
-    members = [
-        Member(cohort, f"{n:03d}", split) for n in range(400) for cohort, split in (("a", "train"), ("b", "val"))
-    ]
+    names = [f"{number:03d}" for number in range(400)]
+    members = [Member("a", name, "train") for name in names] + [Member("b", name, "val") for name in names]
     message = namesakes_message(find_namesakes(members))
     assert message.startswith("400 names stand in several cohorts or in several ids, and in different splits (000, 001")
     assert len(message) < 300
