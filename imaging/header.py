@@ -293,10 +293,10 @@ def _read_other(path: Path, orientation: str | None) -> Header:
 
 
 def _nifti(kind: type[SpatialImage], header: Any, orientation: str | None) -> Header:
-    # These fields are read before `check_fix` replaces zeros by ones and unknown codes by 0.
+    # Voxel sizes are read before `check_fix` replaces zeros by ones, codes after it replaced unlisted ones by 0.
     stated_mm = np.array(header["pixdim"][1:4], dtype=np.float64)
-    spaces = _spaces(header)
     header.check_fix(logger=_silent)
+    spaces = _spaces(header)
     slope, intercept = header.get_slope_inter()
     shape = _without_trailing_ones(header.get_data_shape())
     in_x, in_y, in_z = np.isfinite(stated_mm) & (stated_mm != 0)

@@ -124,6 +124,21 @@ def test_one_form_is_enough(tmp_path, code):
     np.testing.assert_allclose(header.affine, AFFINE, atol=1e-5)
 
 
+@pytest.mark.parametrize("code", [6, 99, -1])
+def test_a_code_that_nifti_does_not_list_counts_as_unset(tmp_path, code):
+    image = nib.Nifti1Image(VOXELS, AFFINE)
+    image.set_qform(AFFINE, 1)
+    content = bytearray(image.to_bytes())
+    header = nib.Nifti1Header(bytes(content[:348]), check=False)
+    header["sform_code"] = code
+    header["srow_x"] = 7
+    content[:348] = header.binaryblock
+    (tmp_path / "a.nii").write_bytes(content)
+    read = read_header(tmp_path / "a.nii")
+    assert (read.sform_code, read.qform_code) == (0, 1)
+    np.testing.assert_allclose(read.affine, AFFINE, atol=1e-5)
+
+
 def test_a_voxel_size_of_zero_counts_as_missing(tmp_path):
     header = read_header(without_codes(tmp_path / "a.nii", pixdim=[1, 1.5, 0, np.nan, 0, 0, 0, 0]), "RAS")
     assert header.has_spacing == (True, False, False)
