@@ -26,6 +26,8 @@ class GeometryConfig:
     """Voxels of the high-field grid. A sample is one slice of it, of shape (high_shape[1], high_shape[2])."""
     high_spacing_mm: SpacingMm = (1.0, 1.0, 1.0)
     """Voxel size of the high-field grid, in mm."""
+    average: bool = False
+    """Average over each voxel of a grid that is coarser than the scan, as a thick slice does, instead of sampling."""
 
     def __post_init__(self) -> None:
         """Refuse grids that no volume can have."""
