@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from upfield.imaging.affine import spacing_of
 
 SCANNER = 1  # nifti1.h, NIFTI_XFORM_SCANNER_ANAT
-# A correct scan can have these findings, so the scan is used. Training refuses scans with any other finding.
-FIELD_DOUBT, SPACE_DOUBT = "fields", "space"
+# The check of findings that a correct scan may have. Training refuses scans with any other finding.
+VALUE_DOUBT = "values"
 
 Spaces = tuple[tuple[int, NDArray[np.float64]], ...]
 """Code of each space that a header names (nifti1.h, NIFTI_XFORM_*), and the affine `(4, 4)` to it; the sform first."""
@@ -51,7 +51,7 @@ class HeaderFinding:
     """A doubtful or wrong value in a header."""
 
     check: str
-    """The check that failed, as in `Problem`: `side`, `spacing`, `affine` or `fields`."""
+    """The check that failed, as in `Problem`: `side`, `spacing`, `affine` or `values`."""
     message: str
     """What the header says, in lower case and without a full stop."""
     consequence: str
@@ -64,7 +64,7 @@ class HeaderFinding:
     @property
     def is_doubt(self) -> bool:
         """Whether a correct scan may have this value, so that the scan may be used for training."""
-        return self.check == FIELD_DOUBT
+        return self.check == VALUE_DOUBT
 
     @property
     def note(self) -> str:
@@ -79,7 +79,7 @@ class HeaderFinding:
 
 def doubt(message: str, consequence: str, remedy: str) -> HeaderFinding:
     """Return a finding that a correct scan may have."""
-    return HeaderFinding(FIELD_DOUBT, message, consequence, remedy)
+    return HeaderFinding(VALUE_DOUBT, message, consequence, remedy)
 
 
 @dataclass(frozen=True)
