@@ -13,7 +13,7 @@ from upfield.common.tables import terminal_width, text_table
 Field = Literal["low", "high"]
 TWIN = " = "
 # Checks that a correct scan may fail: the failure is reported, and the subject is used.
-DOUBTS = ("place", "resolution", "labels")
+DOUBTS = ("place", "resolution", "labels", "air")
 LEAST_FILE_WIDTH = 24
 
 
@@ -30,7 +30,7 @@ class Problem:
     check: str
     """The check that failed: `unpaired`, `name`, `slices` (missing, duplicate or from another scan), `header`,
     `affine`, `spacing`, `side`, `steps` (distances between slices), `place` (which part of the head is shown, or where
-    it lies), `resolution`, `labels` (a label map), `same` (copies), `voxels`."""
+    it lies), `resolution`, `labels` (a label map), `air` (not told from the head), `same` (copies), `voxels`."""
     file: str
     """The file, or the first file of a stack; for a copy, followed by ` = ` and the scan it equals. Never published."""
     message: str
