@@ -11,7 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import called, command, environment, forked, limit_file_sizes, lines, run, trained, training, wait_for
+from runs import (
+    called,
+    command,
+    environment,
+    fork_ranks,
+    forked,
+    lines,
+    run,
+    train_on_full_disk,
+    trained,
+    training,
+    wait_for,
+)
 from safetensors.torch import load_file
 
 from upfield.common.errors import InputError
@@ -68,8 +80,8 @@ def test_a_full_disk_ends_the_run_and_leaves_the_previous_checkpoint(
     tiny_shards: Path, copied: Path, name: str
 ) -> None:
     size = (copied / "checkpoints/last" / name).stat().st_size
-    arguments = ("--run.max_steps", "6", "--run.checkpoint_every", "1")
-    with forked(tiny_shards, copied, *arguments, prepare=partial(limit_file_sizes, size * 3 // 4)) as job:
+    arguments = command(tiny_shards, copied, "--run.max_steps", "6", "--run.checkpoint_every", "1")[2:]
+    with fork_ranks(partial(train_on_full_disk, size * 3 // 4, arguments), 1) as job:
         assert job.wait() == [1]
         assert "the checkpoint of step 5 could not be written" in one_line(job.said)
     assert sorted(path.name for path in (copied / "checkpoints").iterdir()) == [
@@ -193,7 +205,7 @@ MULTI_CPU = {
 }
 
 
-@pytest.mark.parametrize("how", ["flags", "configuration file"])
+@pytest.mark.parametrize("how", ["flags", pytest.param("configuration file", marks=pytest.mark.slow)])
 def test_a_launcher_that_starts_too_few_processes_is_refused(tiny_shards: Path, tmp_path: Path, how: str) -> None:
     file = tmp_path / "accelerate.yaml"
     file.write_text(json.dumps(MULTI_CPU))
