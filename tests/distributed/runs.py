@@ -88,9 +88,11 @@ def run_rank(log: Path, variables: dict[str, str], program: Callable[[], int | N
 
 
 @contextlib.contextmanager
-def fork_ranks(program: Callable[[], int | None], processes: int) -> Iterator[ForkedJob]:
-    """Call a picklable function in forked ranks, as a launcher would start them."""
-    variables = environment()
+def fork_ranks(
+    program: Callable[[], int | None], processes: int, variables: dict[str, str] | None = None
+) -> Iterator[ForkedJob]:
+    """Call a picklable function in forked ranks, as a launcher would start them; None stands for `environment()`."""
+    variables = variables or environment()
     if processes > 1:
         variables |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
         variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
