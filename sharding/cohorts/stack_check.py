@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upfield.imaging.affine import angles_deg, spacing_of
-from upfield.imaging.header import Header
+from upfield.imaging.formats.file_header import Header
+from upfield.imaging.formats.header_findings import size_text
 from upfield.imaging.volume_header import UNPLACED_MM, plane_shape
 
 # Rounding in headers changes axes and voxel sizes by less than this between slices.
@@ -63,7 +64,7 @@ def _difference(header: Header, columns: NDArray[np.float64]) -> str | None:
         return f"one of its axes is rotated by {turn_deg.max():.1f} degrees from that of most slices"
     spacing_mm = spacing_of(columns)
     if (np.abs(header.spacing_mm - spacing_mm) > MAX_CHANGE * spacing_mm).any():
-        return f"expected voxels of {_mm(spacing_mm)} as in most slices, found {_mm(header.spacing_mm)}"
+        return f"expected voxels of {size_text(spacing_mm)} as in most slices, found {size_text(header.spacing_mm)}"
     return None
 
 
@@ -129,7 +130,3 @@ def unusual_statements(headers: Sequence[Header]) -> Iterator[tuple[int, str]]:
                 f"the headers of {len(others)} of {len(headers)} slices state another {name} than all others (slice "
                 f"{others[0]} is the first, counted from 0). Check that these slices are not from another scan.",
             )
-
-
-def _mm(spacing_mm: NDArray[np.float64]) -> str:
-    return " x ".join(f"{size:.4g}" for size in spacing_mm) + " mm"
