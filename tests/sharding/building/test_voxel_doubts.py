@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -47,16 +46,17 @@ def test_the_file_of_a_foreign_slice_is_named(tmp_path, codes):
         affine = np.diag([flip, flip, flip, 1.0])
         affine[2, 3] = flip * number
         nib.Nifti1Image(head[:, :, number : number + 1], affine).to_filename(path)
-    source = check_volume(subject(paths), "high", subject(paths).high).volume
+    stack = subject(Source(tuple(paths), stacked=True))
+    source = check_volume(stack, "high", stack.high).volume
     assert source is not None
-    found = find_doubts(replace(subject(paths), high=source), None, read_stack(paths))
+    found = find_doubts(subject(source), None, read_stack(paths))
     (doubt,) = [doubt for doubt in found if doubt.check == "slice"]
     assert doubt.file == str(paths[7])
     assert "counted from 0: 7)" in doubt.message
 
 
-def subject(paths):
-    return Subject("a", "1", "1", "train", Source(tuple(paths), stacked=True), None, "resize", ())
+def subject(source):
+    return Subject("a", "1", "1", "train", source, None, "resize", ())
 
 
 def test_a_resumed_build_keeps_the_doubts_whatever_the_jobs(run_cli, doubtful, tmp_path, monkeypatch):
