@@ -5,11 +5,12 @@ from pathlib import Path
 
 from upfield.export.scans.outputs import SUFFIXES, as_nifti
 from upfield.imaging.compressed_files import GZIP_MAGIC
-from upfield.imaging.header import HEADER_BYTES, MGH_VERSION, NIFTI1_MAGIC, NIFTI2_MAGIC
+from upfield.imaging.formats.mgh_fields import MGH_VERSION
+from upfield.imaging.formats.nifti_fields import is_nifti1, is_nifti2
+from upfield.imaging.header import HEADER_BYTES
 
 # Compressed, a header takes less. Empty gzip members may precede it.
 START_BYTES = 4096
-NIFTI1_MAGIC_AT, NIFTI2_MAGIC_AT = 344, 4
 
 
 def stored_suffix(name: str, start: bytes) -> str:
@@ -40,7 +41,7 @@ def stem_of(name: str) -> str:
 def _suffix_of(start: bytes) -> str | None:
     is_compressed = start.startswith(GZIP_MAGIC)
     content = _inflated(start) if is_compressed else start
-    if content[NIFTI1_MAGIC_AT:].startswith(NIFTI1_MAGIC) or content[NIFTI2_MAGIC_AT:].startswith(NIFTI2_MAGIC):
+    if is_nifti1(content) or is_nifti2(content):
         return ".nii.gz" if is_compressed else ".nii"
     if content.startswith(MGH_VERSION):
         return ".mgz" if is_compressed else ".mgh"
