@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import command, environment, lines, losses, run, trained, training_lines, wait_for
+from runs import command, environment, kill_at, lines, losses, run, trained, training_lines
 from safetensors.torch import load_file
 
 from upfield.distributed import training_run
@@ -20,7 +20,7 @@ EPOCHS = ("--data.batch_size", "12", "--run.epochs", "2", "--run.validate_every"
 EMA = ("--optim.ema_decay", "0.9", "--optim.clip_norm", "0.5", "--data.augment.shift_pixels", "2")
 SCHEDULE = ("--optim.schedule", "cosine", "--optim.warmup_steps", "5")
 # The intervals differ, so that a log line spans checkpoints, and a validation lies between two checkpoints.
-MANY = ("--run.max_steps", "40", "--run.checkpoint_every", "4", "--run.validate_every", "6", "--run.log_every", "7")
+MANY = ("--run.max_steps", "24", "--run.checkpoint_every", "4", "--run.validate_every", "6", "--run.log_every", "7")
 
 
 def same(one: Path, other: Path, name: str) -> bool:
@@ -70,18 +70,9 @@ def test_a_run_that_is_killed_and_resumes_with_more_processes_reads_the_same(
 ) -> None:
     out = tmp_path / "run"
     arguments = (*EPOCHS, "--run.checkpoint_every", "4", "--data.trace", str(out / "trace.jsonl"))
-    kill(command(tiny_shards, out, *arguments), out / "checkpoints" / "step-00000008")
+    kill_at(8, tiny_shards, out, *arguments)
     trained(tiny_shards, out, *EPOCHS, "--run.checkpoint_every", "4", processes=2)
     assert lines(out / "trace.jsonl") == lines(two_epochs / "trace.jsonl")
-
-
-def kill(arguments: list[str], seen: Path) -> None:
-    """Start a run and kill it, or its launcher and thereby its ranks, once a file appears."""
-    process = subprocess.Popen(arguments, env=environment(), stderr=subprocess.DEVNULL)
-    wait_for(seen)
-    assert process.poll() is None
-    process.kill()
-    process.wait()
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -91,7 +82,7 @@ def test_a_run_that_is_killed_and_resumes_ends_bit_for_bit_the_same(
     arguments = (*MANY, *EMA, *SCHEDULE)
     expected = trained(tiny_shards, tmp_path / "undisturbed", *arguments, processes=processes)
     out = tmp_path / "killed"
-    kill(command(tiny_shards, out, *arguments, processes=processes), out / "checkpoints" / "step-00000008")
+    kill_at(8, tiny_shards, out, *arguments, processes=processes)
     trained(tiny_shards, out, *arguments, processes=processes)
     assert same(out, expected, "model.safetensors")
     assert same(out, expected, "average.safetensors")
@@ -105,10 +96,11 @@ def test_a_run_that_is_killed_and_resumes_ends_bit_for_bit_the_same(
     assert best[0] == best[1]
 
 
-def test_one_and_two_processes_train_alike(tiny_shards: Path, tmp_path: Path) -> None:
-    arguments = ("--run.max_steps", "50", "--run.validate_every", "50", *SCHEDULE)
+def test_one_process_and_two_of_torchrun_train_alike(tiny_shards: Path, tmp_path: Path) -> None:
+    arguments = ("--run.max_steps", "20", "--run.validate_every", "20", *SCHEDULE)
     one = trained(tiny_shards, tmp_path / "one", *arguments)
-    done = run(*command(tiny_shards, tmp_path / "two", *arguments, processes=2))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = run(*torchrun, *command(tiny_shards, tmp_path / "two", *arguments)[1:])
     assert done.returncode == 0, done.stderr
     assert "2 processes on cpu" in done.stderr
     assert "strides" not in done.stderr
@@ -203,11 +195,3 @@ def test_curves_continue_where_the_run_resumes(tiny_shards: Path, tmp_path: Path
     curves = EventAccumulator(str(out / "tensorboard"))
     curves.Reload()
     assert [event.step for event in curves.Scalars("train/loss")] == [1, 2, 3, 4]
-
-
-def test_torchrun_starts_the_same_program(tiny_shards: Path, tmp_path: Path) -> None:
-    script = command(tiny_shards, tmp_path / "run", "--run.max_steps", "2")[1:]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = run(*torchrun, *script)
-    assert done.returncode == 0, done.stderr
-    assert "2 processes on cpu" in done.stderr
