@@ -5,7 +5,6 @@ parses and checks the values. A positional argument is shorthand for the flag of
 """
 
 import copy
-import errno
 import json
 import re
 import signal
@@ -29,14 +28,12 @@ from upfield.common.configuration_errors import (
     problem_of,
     values_that_do_not_fit,
 )
-from upfield.common.errors import InputError, RunError
+from upfield.common.errors import InputError, RunError, explain_error
+from upfield.common.progress import open_streams
 
 # Words that are the value of a boolean flag if they follow it.
 BOOLEANS = ("true", "false", "yes", "no", "on", "off")
-EXIT_INPUT = 2
-EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130
-FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 C = TypeVar("C")
 
@@ -69,6 +66,7 @@ def execute(command: Command, argv: list[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
+    open_streams()
     try:
         # SIGTERM ends the command as Ctrl-C does: the command waits for its workers and keeps finished work.
         if threading.current_thread() is threading.main_thread():
@@ -79,26 +77,12 @@ def execute(command: Command, argv: list[str] | None = None) -> int:
         return leaving.code if isinstance(leaving.code, int) else 0
     except KeyboardInterrupt:
         return _fail(command, "interrupted", EXIT_INTERRUPTED, debug)
-    except InputError as error:
-        return _fail(command, str(error), EXIT_INPUT, debug)
-    except RunError as error:
-        return _fail(command, str(error), EXIT_FAILURE, debug)
-    except OSError as error:
-        return _fail(command, *_from_system(error), debug)
-    except Exception:
+    except (InputError, RunError, OSError, MemoryError) as error:
+        return _fail(command, *explain_error(error), debug)
+    except Exception as error:
         traceback.print_exc()
         message = "this is a bug in upfield, not in your input. Please report it with the traceback above."
-        return _fail(command, message, EXIT_FAILURE, debug=False)
-
-
-def _from_system(error: OSError) -> tuple[str, int]:
-    """Return the message and the exit code for an error of the file system. The code is 2 if the user can fix it."""
-    where = f"{error.filename}: " if error.filename else ""
-    if error.errno in FORBIDDEN:
-        reason = (error.strerror or "permission denied").lower()
-        return f"{where}{reason}. Change the permissions, or choose another place.", EXIT_INPUT
-    misplaced = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError | FileExistsError)
-    return f"{where}{error.strerror or error}.", EXIT_INPUT if misplaced else EXIT_FAILURE
+        return _fail(command, message, explain_error(error)[1], debug=False)
 
 
 def _fail(command: Command, message: str, code: int, debug: bool) -> int:

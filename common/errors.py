@@ -1,6 +1,11 @@
 """Errors that every command turns into one line: exit code 2 if the user can fix them, otherwise 1."""
 
+import errno
+from collections.abc import Sequence
 from pathlib import Path
+
+EXIT_INPUT, EXIT_FAILURE = 2, 1
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class InputError(ValueError):
@@ -69,5 +74,50 @@ class FetchError(RunError):
     """A remote file could not be downloaded. This error can occur in some processes of a job and not in others."""
 
 
+class OutputError(RunError):
+    """No further result can be written, for example because the disk is full."""
+
+
 class MemoryShortageError(RunError):
     """The memory of a device or machine ran out. This error can occur in some processes of a job and not in others."""
+
+
+def explain_error(error: BaseException) -> tuple[str, int]:
+    """Return one line about an error, and the exit code: 2 if the user can fix the problem, otherwise 1.
+
+    An error that the program did not foresee is a fault of the program. The line says so.
+    """
+    if isinstance(error, InputError | RunError):
+        message, code = str(error), EXIT_INPUT if isinstance(error, InputError) else EXIT_FAILURE
+    elif isinstance(error, OSError):
+        message, code = _explain_system_error(error)
+    elif isinstance(error, MemoryError):
+        message, code = "there is not enough memory. Use a machine with more, or a smaller volume.", EXIT_FAILURE
+    else:
+        message = f"{type(error).__name__}: {error}. This is a fault of upfield, not of your input: please report it."
+        code = EXIT_FAILURE
+    return " ".join(message.split()), code
+
+
+def _explain_system_error(error: OSError) -> tuple[str, int]:
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in FORBIDDEN:
+        reason = (error.strerror or "permission denied").lower()
+        return f"{where}{reason}. Change the permissions, or choose another place.", EXIT_INPUT
+    misplaced = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError | FileExistsError)
+    return f"{where}{error.strerror or error}.", EXIT_INPUT if misplaced else EXIT_FAILURE
+
+
+def failure_of(message: str, errors: Sequence[Exception]) -> InputError | RunError:
+    """Return the error that ends a command some of whose items failed, for example scans.
+
+    The exit code is 1 if any of `errors` is not the user's to fix. With `--debug`, their tracebacks are shown.
+
+    Args:
+        message: how many items failed, and where the reasons are.
+        errors: the errors of the items, at least one.
+    """
+    kind = InputError if all(explain_error(error)[1] == EXIT_INPUT for error in errors) else RunError
+    failure = kind(message)
+    failure.__cause__ = ExceptionGroup("errors of single items", errors)
+    return failure

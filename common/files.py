@@ -146,8 +146,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path`, completely or not at all."""
-    write_bytes(path, text.encode())
+    """Write `text` to `path`, completely or not at all; a byte of a file name that is not UTF-8 becomes `\\udcf6`."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:

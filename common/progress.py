@@ -1,5 +1,7 @@
 """Show the progress of long work on stderr: bars on a terminal, plain lines elsewhere."""
 
+import io
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -11,6 +13,53 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LINE_INTERVAL_S = 10.0
+
+
+class LastingStream(io.TextIOWrapper):
+    """A standard stream that discards its text once the reader has gone, as in `upfield enhance ... | head`.
+
+    The work goes on, because its result is files.
+    """
+
+    def write(self, text: str, /) -> int:
+        """Write `text`."""
+        try:
+            return super().write(text)
+        except BrokenPipeError:
+            self._discard()
+            return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        try:
+            super().flush()
+        except BrokenPipeError:
+            self._discard()
+
+    def _discard(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())
+        os.close(nowhere)
+
+
+def open_streams() -> None:
+    """Make stdout and stderr print every character, in the form `\\u4e2d` if their encoding lacks it.
+
+    File names may hold any bytes. Neither an unusual name nor a reader that has gone may stop the work. Every process
+    that prints calls this once.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # The parent has closed the descriptor, which must not become a file's.
+            nowhere = open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 - stays open
+            setattr(sys, name, nowhere)
+        elif type(stream) is io.TextIOWrapper and stream is getattr(sys, f"__{name}__"):
+            stream.flush()
+            lasting = LastingStream(stream.buffer, stream.encoding, "backslashreplace")
+            lasting.reconfigure(line_buffering=stream.line_buffering, write_through=stream.write_through)
+            setattr(sys, name, lasting)
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def say(message: str) -> None:

@@ -11,6 +11,7 @@ from multiprocessing import get_context
 from typing import Any, TypeVar
 
 from upfield.common.errors import RunError
+from upfield.common.progress import open_streams
 from upfield.common.ray_cluster import connect_ray
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -42,7 +43,7 @@ def run_tasks(function: Callable[[T], R], tasks: Sequence[T], jobs: int = 0, exe
 
 
 def _in_processes(function: Callable[[T], R], tasks: Sequence[T], workers: int) -> Iterator[R]:
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin_worker) as pool:
         futures = [pool.submit(_single_threaded, function, task) for task in tasks]
         try:
             for future in as_completed(futures):
@@ -57,6 +58,11 @@ def _in_processes(function: Callable[[T], R], tasks: Sequence[T], workers: int) 
             # after the caller has released its folder.
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+def _begin_worker() -> None:
+    end_with_parent()
+    open_streams()
 
 
 def end_with_parent() -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TextIO, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -11,7 +11,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from upfield.common.errors import FetchError, InputError, MemoryShortageError, RunError
-from upfield.common.locking import LOCK, lock_folder, try_lock
+from upfield.common.locking import LOCK, FolderLock, lock_folder, try_lock
 
 T = TypeVar("T")
 
@@ -117,7 +117,7 @@ def write_on_main_process(what: str, write: Callable[[], None]) -> None:
     run_on_main_process(attempt)
 
 
-def hold_folder(out: Path) -> TextIO | None:
+def hold_folder(out: Path) -> FolderLock | None:
     """Lock a run's folder, so that no other job writes to it. Collective: ALL ranks call it.
 
     Args:
@@ -129,7 +129,7 @@ def hold_folder(out: Path) -> TextIO | None:
     Raises:
         InputError: another job holds the lock.
     """
-    locks: list[TextIO] = []
+    locks: list[FolderLock] = []
 
     def take() -> None:
         lock = lock_folder(out, "--run.out")
@@ -168,7 +168,8 @@ def sum_over_processes(values: Tensor) -> Tensor:
 def is_held(out: Path) -> bool:
     """Return whether a job is training the run in `out`."""
     try:
-        with (out / LOCK).open("a") as lock:
+        # Opening the file for reading and writing does not create it.
+        with (out / LOCK).open("r+") as lock:
             return not try_lock(lock, out)
     except OSError:
         return False

@@ -9,9 +9,8 @@ from typing import TypeVar
 import torch
 
 from upfield.common.addresses import is_remote
-from upfield.common.command import EXIT_FAILURE, EXIT_INPUT
 from upfield.common.cores import most_threads
-from upfield.common.errors import InputError, RunError
+from upfield.common.errors import EXIT_FAILURE, EXIT_INPUT, InputError, RunError
 from upfield.common.stop_signals import StopRequest
 from upfield.common.tasks import end_with_parent
 from upfield.distributed.checkpoint import ResumePoint

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from upfield.common.command import EXIT_FAILURE, EXIT_INPUT, to_yaml
+from upfield.common.command import to_yaml
 from upfield.common.cores import chosen_threads, num_threads
+from upfield.common.errors import EXIT_FAILURE, EXIT_INPUT
 from upfield.common.progress import say
 from upfield.common.stop_signals import StopRequest
 from upfield.common.tasks import end_with_parent

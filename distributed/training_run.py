@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO, cast
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -15,6 +15,7 @@ from upfield.common.command import to_yaml
 from upfield.common.cores import chosen_threads, most_threads, num_threads
 from upfield.common.errors import InputError, RunError
 from upfield.common.files import write_text
+from upfield.common.locking import FolderLock
 from upfield.common.progress import say
 from upfield.distributed.agreement import (
     errors_met_by_all,
@@ -61,7 +62,7 @@ class TrainingRun:
     progress: TrainingProgress
     total_steps: int
     out: Path
-    lock: TextIO | None
+    lock: FolderLock | None
     """Lock on the run's folder on the main process, None elsewhere."""
     on_validation: OnValidation = lambda *_: None
     """Function that is called after each validation."""
@@ -124,7 +125,7 @@ def _open_run(config: TrainConfig) -> TrainingRun:
     return run
 
 
-def claim_folder(config: TrainConfig, manifest: Manifest) -> tuple[ResumePoint, TextIO | None]:
+def claim_folder(config: TrainConfig, manifest: Manifest) -> tuple[ResumePoint, FolderLock | None]:
     """Lock the run's folder and find where the run starts. Collective: ALL ranks call it.
 
     Returns:

@@ -45,9 +45,9 @@ class LowFieldSampling:
             cohort: cohort of the volume.
             record: record of any of the volume's samples: its kind, and the parameters of a synthetic scan.
         """
-        geometry = GeometryConfig(
-            **{name: tuple(values) for name, values in manifest.tree["config"]["geometry"].items()}
-        )
+        grids = manifest.tree["config"]["geometry"]
+        values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in grids.items()}
+        geometry = GeometryConfig(**values)
         tree = manifest.cohorts[cohort]
         # Slice stacks are resized by default. A pseudonymised set hides its path patterns, so its stacks are treated as
         # volumes. Such a stack is then aligned at its edges instead of its corners, which is an error of 2%.
@@ -74,7 +74,9 @@ class LowFieldSampling:
         if self.sigma_vox is None:
             volume = gaussian(volume, low_mm / high_mm / FWHM_PER_SIGMA)
         affine = np.diag([*high_mm, 1.0])
-        low = np.clip(self.resampler.high_to_low(Volume(volume, affine)).voxels, 0, 1)
+        # A real scan has been averaged by the Gaussian.
+        average = geometry.average and self.sigma_vox is not None
+        low = np.clip(self.resampler.high_to_low(Volume(volume, affine), average=average).voxels, 0, 1)
         if self.sigma_vox is not None:
             low = np.clip(gaussian(low, self.sigma_vox), 0, 1) ** np.float32(self.gamma)
         return self.resampler.low_to_high(low)

@@ -2,25 +2,31 @@
 
 import errno
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 from nibabel.analyze import AnalyzeHeader
 from nibabel.filebasedimages import ImageFileError
-from nibabel.freesurfer.mghformat import MGHError, MGHHeader, MGHImage
-from nibabel.nifti1 import Nifti1Header, Nifti1Image
-from nibabel.nifti2 import Nifti2Header, Nifti2Image
+from nibabel.freesurfer.mghformat import MGHError
+from nibabel.imageglobals import logger as nibabel_logger
+from nibabel.nifti1 import Nifti1Pair
+from nibabel.nifti2 import Nifti2Pair
+from nibabel.openers import Opener
 from nibabel.spatialimages import HeaderDataError, SpatialImage
-from numpy.typing import NDArray
 
 from upfield.common.errors import RunError, VolumeError
-from upfield.imaging.affine import angles_deg, assumed_affine, spacing_of
+from upfield.imaging.affine import assumed_affine, spacing_of
 from upfield.imaging.compressed_files import DAMAGED, Trace, read_start
+from upfield.imaging.formats.file_header import Header, VoxelLayout, without_trailing_ones
+from upfield.imaging.formats.header_findings import header_findings
+from upfield.imaging.formats.mgh_fields import MGH_VERSION, parse_mgh, scanner_space
+from upfield.imaging.formats.nifti_fields import is_nifti1, is_nifti2, parse_nifti
 
 UNREADABLE = (
     *DAMAGED,
@@ -36,88 +42,13 @@ UNREADABLE = (
 )
 MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE)
 OURS = (".nii", ".nii.gz", ".mgh", ".mgz")
-NIFTI1_MAGIC, NIFTI2_MAGIC = b"n+1\0", b"n+2\0"
-MGH_VERSION = b"\0\0\0\1"
+PAIRS = (".hdr", ".img", ".hdr.gz", ".img.gz")
 HEADER_BYTES = 540  # NIfTI-2 has the longest header.
 # 4 GiB as float32. A whole head at 0.25 mm has 0.8 billion voxels.
-MAX_VOXELS = 2**30
-SCANNER = 1  # nifti1.h, NIFTI_XFORM_SCANNER_ANAT
-TIME_UNIT_BITS = 0b111000
-SPATIAL_UNITS: dict[int, Literal["m", "mm", "um"]] = {1: "m", 2: "mm", 3: "um"}  # nifti1.h, NIFTI_UNITS_*
-# Axis codes assumed for files that do not state any: nibabel's for NIfTI, FreeSurfer's for MGH.
-NIFTI_FALLBACK, MGH_FALLBACK = "LAS", "LIA"
+MAX_VOXELS, MAX_ITEM_BYTES = 2**30, 8
 
-# nibabel logs each correction of a header, which would be one line per file in a large cohort.
-_silent = logging.Logger("silent")
-_silent.addHandler(logging.NullHandler())
-
-
-@dataclass(frozen=True)
-class VoxelLayout:
-    """The part of a header that is needed to read the voxels. The slices of a stack usually share one layout."""
-
-    kind: type[SpatialImage]
-    """nibabel's class for the format."""
-    shape: tuple[int, ...]
-    """Voxels per dimension; trailing dimensions of size 1 beyond the third are dropped."""
-    dtype: np.dtype[Any]
-    """Data type of the stored voxels, which must be real."""
-    offset_bytes: int | None = None
-    """Offset of the first voxel in the uncompressed file; None for formats that keep voxels in another file."""
-    slope: float = 1.0
-    """Factor by which stored values are multiplied."""
-    intercept: float = 0.0
-    """Value that is added after the multiplication."""
-
-    @property
-    def end_bytes(self) -> int | None:
-        """Offset of the voxels' end in the uncompressed file; None for formats that keep voxels in another file."""
-        return None if self.offset_bytes is None else self.offset_bytes + prod(self.shape) * self.dtype.itemsize
-
-
-@dataclass(frozen=True)
-class Header:
-    """The header of one volume or slice file."""
-
-    layout: VoxelLayout
-    """How the file stores its voxels."""
-    affine: NDArray[np.float64]
-    """`(4, 4)`, voxel index -> world mm; it may not be invertible or finite."""
-    is_oriented: bool
-    """Whether the file or the caller states the directions of the axes."""
-    is_placed: bool
-    """Whether the file states the position of its voxels in the scanner."""
-    has_spacing: tuple[bool, bool, bool]
-    """Whether the file states the voxel size along each axis. If not, 1 mm is assumed."""
-    forms_differ_deg: float
-    """Largest angle between the axes of sform and qform: 0 unless both are set, NaN if the qform is not a rotation."""
-    unit: Literal["m", "mm", "um"]
-    """Unit of length in the file; `mm` if the file does not state one."""
-    sform_code: int = 0
-    """Code of the space that the sform maps to (nifti1.h, NIFTI_XFORM_*), as stored; 0 if there is no sform."""
-    qform_code: int = 0
-    """Code of the space that the qform maps to, as stored; 0 if there is no usable qform."""
-    qform: NDArray[np.float64] | None = None
-    """`(4, 4)`, voxel index -> mm in the qform's space; None if there is no usable qform."""
-    time_unit: int = 0
-    """The bits of `xyzt_units` that state the unit of time."""
-    descrip: bytes = b""
-    """The header's description, without padding."""
-
-    @property
-    def kind(self) -> type[SpatialImage]:
-        """nibabel's class for the format."""
-        return self.layout.kind
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Voxels per dimension; trailing dimensions of size 1 beyond the third are dropped."""
-        return self.layout.shape
-
-    @property
-    def spacing_mm(self) -> NDArray[np.float64]:
-        """Voxel size along each axis, `(3,)`, in mm."""
-        return spacing_of(self.affine)
+# nibabel logs each correction of a header to stderr without the file's name. What matters is a finding of ours.
+nibabel_logger.setLevel(logging.CRITICAL)
 
 
 def read_header(path: Path, orientation: str | None = None) -> Header:
@@ -189,7 +120,9 @@ def parse_header(path: Path, start: bytes, orientation: str | None = None) -> He
 
 
 def _expect_voxels(path: Path, header: Header) -> Header:
-    if (dtype := header.layout.dtype).kind not in "iufb":
+    dtype = header.layout.dtype
+    # Machines store real numbers of 128 bits in different ways.
+    if dtype.kind not in "iufb" or dtype.itemsize > MAX_ITEM_BYTES:
         raise VolumeError(str(path), f"expected real voxels, found type {dtype}. Convert the file first.")
     if min(header.shape, default=0) < 1:
         raise VolumeError(str(path), f"the file holds no voxels (shape {header.shape}). Leave it out.")
@@ -210,8 +143,11 @@ def files_of(path: Path) -> list[Path]:
     """
     if is_ours(path):
         return [path]
+    if (pair := _pair_of(path)) is not None:
+        return sorted(pair)
     try:
-        image: Any = nib.load(path)  # pyright: ignore[reportPrivateImportUsage]
+        with quiet_nibabel():
+            image: Any = nib.load(path)  # pyright: ignore[reportPrivateImportUsage]
     except UNREADABLE as error:
         raise unreadable(path, error) from error
     files = sorted({Path(holder.filename) for holder in image.file_map.values() if holder.filename})
@@ -257,24 +193,26 @@ def is_ours(path: Path) -> bool:
 
 def _parse(path: Path, start: bytes, orientation: str | None) -> Header:
     if start.startswith(MGH_VERSION) and path.name.lower().endswith((".mgh", ".mgz")):
-        return _mgh(start, orientation)
-    if start[344:348] == NIFTI1_MAGIC:
-        return _nifti(Nifti1Image, Nifti1Header(start[:348], check=False), orientation)
-    if start[4:8] == NIFTI2_MAGIC:
-        return _nifti(Nifti2Image, Nifti2Header(start, check=False), orientation)
+        return parse_mgh(start, orientation)
+    if is_nifti1(start) or is_nifti2(start):
+        return parse_nifti(start, orientation)
     raise ImageFileError(f"{len(start)} bytes that are not a NIfTI or MGH header")
 
 
 def _read_other(path: Path, orientation: str | None) -> Header:
-    """Read a header with nibabel, for formats with two files and for other formats."""
-    image: Any = nib.load(path)  # pyright: ignore[reportPrivateImportUsage]
+    """Read the header of a NIfTI pair, or of another format with nibabel."""
+    if (pair := _pair_of(path)) is not None:
+        with Opener(str(pair[0])) as file:
+            start = file.read(HEADER_BYTES)
+        if is_nifti1(start) or is_nifti2(start):
+            return parse_nifti(start, orientation, Nifti1Pair if is_nifti1(start) else Nifti2Pair, pair[1])
+    with quiet_nibabel():
+        image: Any = nib.load(path)  # pyright: ignore[reportPrivateImportUsage]
     if not isinstance(image, SpatialImage):
         raise VolumeError(str(path), f"expected a volume, found {type(image).__name__}. Convert the file first.")
-    if isinstance(image.header, Nifti1Header):
-        return _nifti(type(image), image.header, orientation)
     if image.affine is None:
         raise VolumeError(str(path), "the header has no affine. Fix the header.")
-    shape = _without_trailing_ones(image.shape)
+    shape = without_trailing_ones(tuple(map(int, image.shape)))
     affine = np.asarray(image.affine, dtype=np.float64)
     # Programs interpret the axes of Analyze files in different ways. nibabel's SPM classes derive from Analyze.
     oriented = not isinstance(image.header, AnalyzeHeader)
@@ -286,104 +224,25 @@ def _read_other(path: Path, orientation: str | None) -> Header:
         is_oriented=oriented or orientation is not None,
         is_placed=oriented,
         has_spacing=(True, True, True),
-        forms_differ_deg=0.0,
-        unit="mm",
-        **_one_space(affine, oriented),
+        **scanner_space(affine, oriented),
     )
 
 
-def _nifti(kind: type[SpatialImage], header: Any, orientation: str | None) -> Header:
-    # These fields are read before `check_fix` replaces zeros by ones and unknown codes by 0.
-    stated_mm = np.array(header["pixdim"][1:4], dtype=np.float64)
-    spaces = _spaces(header)
-    header.check_fix(logger=_silent)
-    slope, intercept = header.get_slope_inter()
-    shape = _without_trailing_ones(header.get_data_shape())
-    in_x, in_y, in_z = np.isfinite(stated_mm) & (stated_mm != 0)
-    has_sform, has_qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
-    if has_sform or has_qform:
-        affine = header.get_best_affine()
-    else:
-        affine = assumed_affine(shape, header["pixdim"][1:4], orientation or NIFTI_FALLBACK)
-    layout = VoxelLayout(
-        kind,
-        shape,
-        header.get_data_dtype(),
-        header.get_data_offset() if header.is_single else None,
-        1.0 if slope is None else slope,
-        0.0 if intercept is None else intercept,
-    )
-    return Header(
-        layout=layout,
-        affine=np.asarray(affine, dtype=np.float64),
-        is_oriented=has_sform or has_qform or orientation is not None,
-        is_placed=has_sform or has_qform,
-        has_spacing=(has_sform or bool(in_x), has_sform or bool(in_y), has_sform or bool(in_z)),
-        forms_differ_deg=_forms_differ_deg(header) if has_sform and has_qform else 0.0,
-        unit=SPATIAL_UNITS.get(int(header["xyzt_units"]) & 7, "mm"),
-        time_unit=int(header["xyzt_units"]) & TIME_UNIT_BITS,
-        descrip=bytes(header["descrip"]).rstrip(b"\0 "),
-        **spaces,
-    )
-
-
-def _spaces(header: Nifti1Header) -> dict[str, Any]:
-    """Return the fields of `Header` that describe the sform and qform of a NIfTI header."""
-    sform_code, qform_code = max(int(header["sform_code"]), 0), max(int(header["qform_code"]), 0)
-    qform = _qform(header) if qform_code else None
-    return {"sform_code": sform_code, "qform_code": qform_code if qform is not None else 0, "qform": qform}
-
-
-def _one_space(affine: NDArray[np.float64], is_placed: bool) -> dict[str, Any]:
-    """Return the fields that `_spaces` returns, for a format whose only space is the scanner's."""
-    return {"sform_code": SCANNER, "qform_code": SCANNER, "qform": affine} if is_placed else {}
-
-
-def _qform(header: Nifti1Header) -> NDArray[np.float64] | None:
-    try:
-        qform = np.asarray(header.get_qform(), dtype=np.float64)
-    except (HeaderDataError, ValueError):
+def _pair_of(path: Path) -> tuple[Path, Path] | None:
+    """Return the files of header and voxels if a name is that of a pair, otherwise None."""
+    if not path.name.lower().endswith(PAIRS):
         return None
-    return qform if np.isfinite(qform).all() and abs(np.linalg.det(qform[:3, :3])) > 0 else None
+    files = Nifti1Pair.filespec_to_file_map(str(path))
+    header, voxels = Path(str(files["header"].filename)), Path(str(files["image"].filename))
+    return (header, voxels) if header.is_file() and voxels.is_file() else None
 
 
-def _mgh(start: bytes, orientation: str | None) -> Header:
-    # If the flag that marks the geometry as valid is 0, nibabel overwrites the flag and the spacing. Both are therefore
-    # read from the bytes, at offsets 28 and 30.
-    is_good = int.from_bytes(start[28:30], "big") == 1
-    spacing_mm = np.frombuffer(start, ">f4", 3, offset=30).astype(np.float64)
-    header: Any = MGHHeader(start[: MGHHeader.template_dtype.itemsize])
-    shape = _without_trailing_ones(header.get_data_shape())
-    has_spacing = bool(np.isfinite(spacing_mm).all() and (spacing_mm > 0).all())
-    affine = header.get_affine()
-    if not is_good:
-        affine = assumed_affine(shape, spacing_mm if has_spacing else np.ones(3), orientation or MGH_FALLBACK)
-    return Header(
-        layout=VoxelLayout(MGHImage, shape, header.get_data_dtype(), header.get_data_offset()),
-        affine=np.asarray(affine, dtype=np.float64),
-        is_oriented=is_good or orientation is not None,
-        is_placed=is_good,
-        has_spacing=(has_spacing, has_spacing, has_spacing),
-        forms_differ_deg=0.0,
-        unit="mm",
-        **_one_space(np.asarray(affine, dtype=np.float64), is_good),
-    )
-
-
-def _without_trailing_ones(shape: Sequence[int]) -> tuple[int, ...]:
-    sizes = [int(size) for size in shape]
-    while len(sizes) > 3 and sizes[-1] == 1:
-        sizes.pop()
-    return tuple(sizes)
-
-
-def _forms_differ_deg(header: Any) -> float:
-    try:
-        angles = angles_deg(header.get_sform()[:3, :3], header.get_qform()[:3, :3])
-    except UNREADABLE:
-        return float("nan")
-    # NaN is ignored here. If an axis of the sform has length 0, a later check reports a bad affine.
-    return float(np.nanmax(angles, initial=0.0))
+@contextmanager
+def quiet_nibabel() -> Iterator[None]:
+    """Hide the warnings of nibabel, which do not name the file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def expect_three_dimensions(header: Header, path: Path) -> None:
@@ -393,3 +252,16 @@ def expect_three_dimensions(header: Header, path: Path) -> None:
             str(path),
             f"expected 3 dimensions, found {len(header.shape)} (shape {header.shape}). Extract one volume first.",
         )
+
+
+def expect_usable_volume(header: Header, path: Path) -> None:
+    """Raise VolumeError if a file does not hold one 3-D volume, or if its header lacks what every reader needs."""
+    expect_three_dimensions(header, path)
+    if min(header.shape) < 2:
+        raise VolumeError(
+            str(path),
+            f"expected at least 2 voxels along each axis, found shape {header.shape}. Leave the file out.",
+        )
+    for finding in header_findings(header):
+        if finding.is_unusable:
+            raise VolumeError(str(path), finding.refusal)

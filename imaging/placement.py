@@ -7,7 +7,7 @@ from nibabel.nifti1 import Nifti1Header
 from numpy.typing import NDArray
 
 from upfield.imaging.affine import spacing_of
-from upfield.imaging.header import SCANNER, Header
+from upfield.imaging.formats.file_header import SCANNER, Header
 
 UNKNOWN, ALIGNED = 0, 2  # nifti1.h, NIFTI_XFORM_*
 SPACES = {UNKNOWN: "unknown", SCANNER: "scanner", ALIGNED: "aligned", 3: "talairach", 4: "mni", 5: "template"}

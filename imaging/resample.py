@@ -8,6 +8,7 @@ the high-field grid (0.012 s), 26 times as fast from the high-field to the low-f
 fast for an IXI volume (0.027 s). The results differ by at most 2e-7 of the range.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +21,10 @@ from scipy import ndimage
 ORDER = 3
 # A spline's weights fall by a factor of 0.27 per voxel. Single precision cannot resolve smaller weights than this.
 NEGLIGIBLE = 1e-8
+# Along an axis on which the new voxels are not larger than this, in old voxels, there is nothing to average.
+MAX_EQUAL_STEP = 1.1
+# Samples per old voxel from which an average is computed.
+SAMPLES_PER_VOXEL = 8
 # Rows per block: with fewer, the matrix products become inefficient; with more, they include too many zeros.
 BLOCK_ROWS = 48
 
@@ -96,6 +101,33 @@ def grid_operator(num_in: int, num_out: int, step: float, start: float) -> Opera
     return Operator.of(np.stack(columns, axis=1) * inside[:, None])
 
 
+@lru_cache(maxsize=64)
+def average_operator(num_in: int, num_out: int, step: float, start: float) -> Operator:
+    """Return the operator that averages the cubic interpolation over boxes of length `step`, as a thick slice does.
+
+    The part of a box that lies outside the volume is left out. A box whose centre lies outside gives 0.
+
+    Args:
+        num_in: number of input voxels.
+        num_out: number of output voxels.
+        step: output spacing in input voxels, the length of each box.
+        start: input index of the centre of box 0.
+    """
+    num_samples = SAMPLES_PER_VOXEL * math.ceil(step)
+    centres = start + step * np.arange(num_out)
+    index = centres[:, None] + step * ((np.arange(num_samples) + 0.5) / num_samples - 0.5)
+    weights = ((index >= -0.5) & (index <= num_in - 0.5)).astype(np.float64)
+    weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1)
+    weights[(centres < -0.5) | (centres > num_in - 0.5)] = 0
+    splines = ndimage.spline_filter1d(np.eye(num_in), order=ORDER, axis=1, mode="mirror")
+    clamped = np.clip(index, 0, num_in - 1).ravel()
+    columns = [
+        ndimage.map_coordinates(row, [clamped], order=ORDER, mode="mirror", prefilter=False).reshape(index.shape)
+        for row in splines
+    ]
+    return Operator.of(np.stack([(column * weights).sum(axis=1) for column in columns], axis=1))
+
+
 def apply_operators(voxels: NDArray[np.float32], operators: Sequence[Operator | None]) -> NDArray[np.float32]:
     """Apply one operator per axis.
 
@@ -119,12 +151,24 @@ def apply_operators(voxels: NDArray[np.float32], operators: Sequence[Operator | 
     return result
 
 
-def zoom_to(voxels: NDArray[np.float32], shape: tuple[int, int, int]) -> NDArray[np.float32]:
-    """Resample `(I, J, K)` to `shape` as `scipy.ndimage.zoom(order=3)` does, which maps corners to corners."""
+def zoom_to(voxels: NDArray[np.float32], shape: tuple[int, int, int], *, average: bool = False) -> NDArray[np.float32]:
+    """Resample `(I, J, K)` to `shape` as `scipy.ndimage.zoom(order=3)` does, which maps corners to corners.
+
+    Args:
+        voxels: `(I, J, K)`.
+        shape: voxels along each axis of the result.
+        average: average over the new voxels along axes on which they are larger, instead of sampling their centres.
+    """
     if voxels.shape == shape:
         return voxels
-    sizes = zip(voxels.shape, shape, strict=True)
-    return apply_operators(voxels, [None if old == new else zoom_operator(old, new) for old, new in sizes])
+
+    def operator(old: int, new: int) -> Operator | None:
+        if old == new:
+            return None
+        step = (old - 1) / (new - 1)
+        return average_operator(old, new, step, 0.0) if average and step > MAX_EQUAL_STEP else zoom_operator(old, new)
+
+    return apply_operators(voxels, [operator(old, new) for old, new in zip(voxels.shape, shape, strict=True)])
 
 
 def resample_box(
@@ -133,6 +177,8 @@ def resample_box(
     centre_vox: NDArray[np.float64],
     shape: tuple[int, int, int],
     new_spacing_mm: NDArray[np.float64],
+    *,
+    average: bool = False,
 ) -> NDArray[np.float32]:
     """Resample a volume onto a box with another spacing. The volume is cropped or padded with 0, never stretched.
 
@@ -142,6 +188,7 @@ def resample_box(
         centre_vox: `(3,)`, input index of the centre of the box.
         shape: voxels of the box `(I', J', K')`.
         new_spacing_mm: `(3,)`, spacing of the box.
+        average: average over the new voxels along axes on which they are larger, instead of sampling their centres.
 
     Returns:
         `(I', J', K')` float32.
@@ -156,7 +203,8 @@ def resample_box(
             # The voxels of input and output coincide, so they are copied.
             source[axis], target[axis] = _overlap(voxels.shape[axis], shape[axis], int(start[axis]))
         else:
-            operators[axis] = grid_operator(voxels.shape[axis], shape[axis], float(step[axis]), float(start[axis]))
+            make = average_operator if average and step[axis] > MAX_EQUAL_STEP else grid_operator
+            operators[axis] = make(voxels.shape[axis], shape[axis], float(step[axis]), float(start[axis]))
     if all(operator is not None for operator in operators):
         return apply_operators(voxels, operators)
     result = np.zeros(shape, dtype=np.float32)

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from upfield.common.errors import VolumeError
 from upfield.imaging.affine import spacing_of
 from upfield.imaging.compressed_files import Trace, changed, is_compressed, read_content, trace
-from upfield.imaging.header import UNREADABLE, VoxelLayout, unreadable
+from upfield.imaging.formats.file_header import VoxelLayout
+from upfield.imaging.header import UNREADABLE, quiet_nibabel, unreadable
 from upfield.imaging.volume_header import VolumeHeader, read_stack_header, read_volume_header
 
 
@@ -153,9 +154,12 @@ def _refuse_empty(voxels: NDArray[np.float32], where: str) -> None:
 def _read_voxels(path: Path, layout: VoxelLayout, expected: Trace | None) -> NDArray[np.float32]:
     """Read a file's voxels in the layout's shape, float32 with slope and intercept applied."""
     try:
+        if layout.voxel_file is not None:
+            return decode_voxels(layout.voxel_file, layout)
         if layout.end_bytes is None:
-            image: Any = layout.kind.from_filename(path)
-            return np.asanyarray(image.dataobj, dtype=np.float32).reshape(layout.shape)
+            with quiet_nibabel():
+                image: Any = layout.kind.from_filename(path)
+                return np.asanyarray(image.dataobj, dtype=np.float32).reshape(layout.shape)
         if is_compressed(path):
             return decode_voxels(BytesIO(read_content(path, layout.end_bytes, expected)), layout)
         if expected is not None and trace(path) != expected:

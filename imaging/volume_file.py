@@ -5,12 +5,12 @@ from pathlib import Path
 
 from upfield.common.errors import VolumeError
 from upfield.imaging.compressed_files import Readable, is_compressed, open_content, read_to_end
+from upfield.imaging.formats.file_header import Header
 from upfield.imaging.header import (
     HEADER_BYTES,
     UNREADABLE,
-    Header,
     expect_file,
-    expect_three_dimensions,
+    expect_usable_volume,
     is_ours,
     parse_header,
     read_header,
@@ -39,7 +39,7 @@ class VolumeFile:
         except UNREADABLE as error:
             raise unreadable(path, error) from error
         self.header = parse_header(path, self._start)
-        expect_three_dimensions(self.header, path)
+        expect_usable_volume(self.header, path)
 
     def read_volume(self) -> Volume:
         """Read the voxels, and reorient the volume to RAS+.
@@ -78,7 +78,7 @@ def read_volume_and_header(path: Path) -> tuple[Volume, Header]:
     """
     if not is_ours(path):
         header = read_header(path)
-        expect_three_dimensions(header, path)
+        expect_usable_volume(header, path)
         return load_volume([path], VolumeHeader.of([header])), header
     expect_file(path)
     try:

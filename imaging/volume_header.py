@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upfield.common.errors import VolumeError
-from upfield.imaging.header import Header, VoxelLayout, expect_three_dimensions, read_header
+from upfield.imaging.formats.file_header import Header, VoxelLayout
+from upfield.imaging.header import expect_three_dimensions, read_header
 
 # If the first and the last origin are closer than this, the files do not state the slices' positions.
 UNPLACED_MM = 1e-3

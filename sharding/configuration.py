@@ -26,6 +26,8 @@ class GeometryConfig:
     """Voxels of the high-field grid. A sample is one slice of it, of shape (high_shape[1], high_shape[2])."""
     high_spacing_mm: SpacingMm = (1.0, 1.0, 1.0)
     """Voxel size of the high-field grid, in mm."""
+    average: bool = False
+    """Average over each voxel of a grid that is coarser than the scan, as a thick slice does, instead of sampling."""
 
     def __post_init__(self) -> None:
         """Refuse grids that no volume can have."""
@@ -73,9 +75,9 @@ class CohortConfig:
     name: str
     """Name of the cohort, part of every sample's key."""
     high: str
-    """Pattern of the high-field files."""
+    """Pattern of the high-field files. A {field} that both patterns name must have the same value in both files."""
     low: str | None = None
-    """Pattern of the low-field files. Without it, all pairs are synthetic."""
+    """Pattern of the low-field files; without it, all pairs are synthetic. Fields that may differ get other names."""
     synthetic: int = 1
     """Synthetic low-field variants per high-field volume of training subjects; without `low`, of all subjects."""
     split: dict[str, str | int | float | list[str | int | float]] = field(default_factory=dict)

@@ -7,12 +7,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
 
 import ray
 
 from upfield.common.errors import InputError
-from upfield.common.locking import lock_folder
+from upfield.common.locking import FolderLock, lock_folder
 from upfield.common.progress import say
 from upfield.distributed.job import with_absolute_paths
 from upfield.distributed.preconditions import refuse_uneven_batch
@@ -78,8 +77,8 @@ def refuse_untrainable(config: SweepConfig, points: Sequence[Point] | None) -> N
         raise InputError(f"--package: {config.package} is not a wheel. Build one with: pip wheel --no-deps .")
 
 
-def lock_sweep(out: Path) -> TextIO:
-    """Lock the folder of a sweep until the returned file is closed, so that no two drivers write to it.
+def lock_sweep(out: Path) -> FolderLock:
+    """Lock the folder of a sweep until the returned lock is closed, so that no two drivers write to it.
 
     Raises:
         InputError: another sweep is running there, or the folder cannot be written.

@@ -9,7 +9,7 @@ from upfield.common.cores import leave_busy_cores
 from upfield.common.errors import InputError
 from upfield.common.files import check_writable
 from upfield.export.configuration import ExportConfig
-from upfield.export.modelfile.card import is_model_file, write_card
+from upfield.export.modelfile.card import is_model_file, seal_graph, write_card
 from upfield.export.modelfile.graph import build_graph, check_graph, write_model
 from upfield.export.modelfile.parity import prove_parity
 from upfield.export.modelfile.parity_slices import read_parity_slices, training_shards
@@ -34,6 +34,7 @@ def export_run(config: ExportConfig) -> None:
     keep_freed_memory()
     leave_busy_cores()
     model = build_graph(best.network, half=config.precision == "fp16")
+    seal_graph(model)
     # The comparison opens the file as `upfield enhance` does, which needs the metadata.
     write_card(model, card)
     with write_model(model, config.out) as temporary:

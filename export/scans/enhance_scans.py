@@ -1,35 +1,53 @@
 """Enhances files and folders: finds the scans, passes them through the pipeline, and reports those that failed."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from upfield.common.errors import InputError
+from upfield.common.errors import explain_error, failure_of
 from upfield.common.progress import ProgressBar, say
 from upfield.export.configuration import EnhanceConfig
 from upfield.export.scans.enhancer import Enhancer
-from upfield.export.scans.outputs import EnhanceTask, plan_outputs
+from upfield.export.scans.outputs import EnhancePlan, EnhanceTask, plan_outputs
 from upfield.export.scans.pipeline import Stages, run_pipeline
+
+
+@dataclass(frozen=True)
+class ScanFailure:
+    """A scan or a folder that could not be enhanced."""
+
+    place: Path | None
+    """The scan; None if the error's message names the place."""
+    error: Exception
+    """The reason."""
+
+    def __str__(self) -> str:
+        """Return the name of the scan, the reason, and what to do."""
+        message = explain_error(self.error)[0]
+        return message if self.place is None or str(self.place) in message else f"{self.place}: {message}"
 
 
 def enhance_scans(config: EnhanceConfig) -> None:
     """Enhance every scan; a scan that cannot be enhanced does not stop the others, and is listed at the end.
 
     Raises:
-        InputError: the command cannot start, or some scans could not be enhanced.
-        RunError: no further scan could be written, for example because the disk is full.
+        InputError: the command cannot start, or some scans cannot be used.
+        RunError: the program failed on some scans, or no further scan could be written.
     """
     plan = plan_outputs(config.scans, config.out, config.like)
-    tasks, failures = plan.tasks, list(plan.problems)
+    tasks = plan.tasks
+    failures = [ScanFailure(None, problem) for problem in plan.problems]
     num_tried = len(tasks) + len(failures)
     with ProgressBar("scans", len(tasks)) as bar:
         enhancer = Enhancer(config, bar)
         say(f"{config.model.name} runs on {enhancer.restorer.provider}")
 
-        def report(_: EnhanceTask, error: InputError | None) -> None:
+        def report(task: EnhanceTask, error: Exception | None) -> None:
             bar.advance()
             if error is not None:
-                failures.append(str(error))
+                failures.append(ScanFailure(task.scan, error))
                 if num_tried > 1:
-                    say(f"skipped: {error}")
+                    say(f"skipped: {failures[-1]}")
 
         stages = Stages(enhancer.read, enhancer.restore, enhancer.write, enhancer.stop)
         try:
@@ -38,20 +56,27 @@ def enhance_scans(config: EnhanceConfig) -> None:
             _list_failures(failures)
             say(f"{enhancer.num_written} of {len(tasks)} scans were enhanced; --resume continues with the others")
             raise
-    if plan.enhanced:
-        say(f"{len(plan.enhanced)} files in the folders were skipped because they are enhanced scans themselves")
-    if enhancer.num_skipped:
-        say(f"{enhancer.num_skipped} of {len(tasks)} scans were skipped because they were already enhanced")
+    _say_skipped(plan, enhancer.num_skipped)
     if failures and num_tried == 1:
-        raise InputError(failures[0])
+        raise failure_of(str(failures[0]), [failures[0].error])
     if failures:
         _list_failures(failures)
-        raise InputError(
-            f"{len(failures)} of {num_tried} scans could not be enhanced. The lines above state the reasons."
+        raise failure_of(
+            f"{len(failures)} of {num_tried} scans could not be enhanced. The lines above state the reasons.",
+            [failure.error for failure in failures],
         )
 
 
-def _list_failures(failures: Sequence[str]) -> None:
+def _say_skipped(plan: EnhancePlan, num_resumed: int) -> None:
+    if plan.enhanced:
+        say(f"{len(plan.enhanced)} files in the folders were skipped because they are enhanced scans themselves")
+    for path, other in plan.repeated:
+        say(f"{path} is the same file as {other}, which was enhanced; it was skipped")
+    if num_resumed:
+        say(f"{num_resumed} of {len(plan.tasks)} scans were skipped because they were already enhanced")
+
+
+def _list_failures(failures: Sequence[ScanFailure]) -> None:
     """Print all failures again at the end, because earlier lines have scrolled away."""
     if failures:
         say("could not be enhanced:")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upfield.common.errors import InputError, RunError, UnwritableError
+from upfield.common.errors import InputError, OutputError, UnwritableError
 from upfield.common.files import atomic_path, hash_file, write_json
 from upfield.common.progress import ProgressBar, say
 from upfield.export.configuration import EnhanceConfig
@@ -96,7 +96,7 @@ class Enhancer:
 
         Raises:
             InputError: this file cannot be written.
-            RunError: no other file could be written either, for example because the disk is full.
+            OutputError: no other file could be written either, for example because the disk is full.
         """
         try:
             _remove_leftovers(task.target)
@@ -163,21 +163,21 @@ def _hash_scan(scan: Path) -> str:
         return hash_file(scan)
     except FileNotFoundError as error:
         raise InputError(f"{scan}: there is no such file. Check the path.") from error
-    except PermissionError as error:
+    except OSError as error:
         raise InputError(
-            f"{scan} cannot be read ({error.strerror}). Change its permissions, or leave it out."
+            f"{scan} cannot be read ({error.strerror}). Check its permissions and its disk, or leave it out."
         ) from error
 
 
-def _unwritten(target: Path, error: OSError) -> InputError | RunError:
+def _unwritten(target: Path, error: OSError) -> InputError | OutputError:
     if error.errno in DISK_FULL:
-        return RunError(
+        return OutputError(
             f"{target}: there is not enough space to write this file ({error.strerror}). Free some space, and run the "
             "same command with --resume."
         )
     if error.errno in PATH_ERRORS:
         return UnwritableError.from_system(target, "--out", error)
-    return RunError(
+    return OutputError(
         f"{target} cannot be written ({error.strerror or error}). Fix this, and run the same command with --resume."
     )
 

@@ -1,6 +1,7 @@
 """Finds the scans to enhance, and chooses an output file for each."""
 
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,14 +30,31 @@ class EnhancePlan:
 
     tasks: list[EnhanceTask] = field(default_factory=list)
     """One task per scan, in the order of the command line; within a folder, in the order of the paths."""
-    problems: list[str] = field(default_factory=list)
-    """Error messages of folders that could not be searched."""
+    problems: list[InputError] = field(default_factory=list)
+    """Errors of folders that could not be searched, and of scans in them that would become the same file."""
     enhanced: list[Path] = field(default_factory=list)
     """Enhanced scans that were found in the folders and are skipped."""
+    repeated: list[tuple[Path, Path]] = field(default_factory=list)
+    """Further names of scans, each with the name under which the scan is enhanced: links, and files named twice."""
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A scan that was found under one of its names."""
+
+    path: Path
+    """The name."""
+    inside: Path
+    """The name relative to the folder that was searched, which decides the output."""
+    linked: bool
+    """Whether the file, or a folder on the way to it, is a link."""
 
 
 def plan_outputs(scans: Sequence[Path], out: Path, like: Path | None = None) -> EnhancePlan:
     """Find all scans and choose an output for each; the outputs of a folder keep its subfolders.
+
+    A scan that has several names, because of links or because it was given twice, is enhanced once. A name without
+    links is preferred, otherwise the first.
 
     Args:
         scans: files and folders. In folders, hidden files (names that start with a dot), enhanced scans, and everything
@@ -49,56 +67,84 @@ def plan_outputs(scans: Sequence[Path], out: Path, like: Path | None = None) -> 
             not an enhanced scan would be overwritten, or `out` cannot be written.
     """
     plan = EnhancePlan()
-    tasks = plan.tasks
     is_file = out.name.lower().endswith(OUTPUTS)
     if out.name.lower().endswith(tuple(set(SUFFIXES) - set(OUTPUTS))) and not out.is_dir():
         raise InputError(
             f"{out}: outputs are NIfTI files. Name a folder, or a file that ends in {' or '.join(OUTPUTS)}."
         )
+    found: list[_Found] = []
     for scan in scans:
         if scan.is_dir():
             inside = list(_search(scan, out, plan))
-            tasks += [EnhanceTask(path, out / as_nifti(path.relative_to(scan))) for path in inside]
+            found += inside
             if not inside and not plan.problems:
                 only = "only enhanced scans" if plan.enhanced else f"no {', '.join(SUFFIXES)} file"
                 raise InputError(f"{scan}: the folder contains {only}. Name a folder that contains scans.")
         elif scan.is_file():
-            tasks.append(EnhanceTask(scan, out / as_nifti(Path(scan.name))))
+            found.append(_Found(scan, Path(scan.name), scan.is_symlink()))
         else:
             raise InputError(f"{scan}: there is no such file or folder. Check the path.")
-    if is_file and len(tasks) > 1:
-        raise InputError(f"{out}: {len(tasks)} scans cannot be written to one file. Name a folder.")
-    if is_file:
-        tasks[:] = [EnhanceTask(task.scan, out) for task in tasks]
-    _refuse_clashes(tasks, like)
+    chosen = _once_each(found, plan)
+    if is_file and len(chosen) > 1:
+        raise InputError(f"{out}: {len(chosen)} scans cannot be written to one file. Name a folder.")
+    tasks = [EnhanceTask(scan.path, out if is_file else out / as_nifti(scan.inside)) for scan in chosen]
+    _refuse_foreign(tasks, like)
+    plan.tasks.extend(_with_own_outputs(tasks, plan))
     check_writable(out.parent if is_file else out, "--out")
     return plan
 
 
-def _search(folder: Path, out: Path, plan: EnhancePlan) -> Iterator[Path]:
-    """Yield the scans in a folder in the order of their paths, following links to folders."""
+def _once_each(found: Sequence[_Found], plan: EnhancePlan) -> list[_Found]:
+    """Return one name of each scan, and note the others in the plan."""
+    chosen: dict[str, _Found] = {}
+    for scan in found:
+        # In contrast to Path.resolve, this accepts a link that leads to itself.
+        file = os.path.realpath(scan.path)
+        if file not in chosen or (chosen[file].linked and not scan.linked):
+            chosen[file] = scan
+    kept = {id(scan) for scan in chosen.values()}
+    for scan in found:
+        if id(scan) not in kept and scan.path != (other := chosen[os.path.realpath(scan.path)].path):
+            plan.repeated.append((scan.path, other))
+    return [scan for scan in found if id(scan) in kept]
+
+
+def _search(folder: Path, out: Path, plan: EnhancePlan) -> Iterator[_Found]:
+    """Yield the scans in a folder in the order of their paths: first those in real folders, then those behind links.
+
+    Each folder is searched once, so that links cannot lead in circles.
+    """
     out = out.resolve()
     if out == folder.resolve():
         raise InputError(f"{out} is the folder of the scans. Choose another --out.")
     seen: set[tuple[int, int]] = set()
+    links: deque[Path] = deque()
 
     def note_problem(error: OSError) -> None:
         plan.problems.append(
-            f"{error.filename}: the folder cannot be searched ({error.strerror}). Change its permissions."
+            InputError(f"{error.filename}: the folder cannot be searched ({error.strerror}). Change its permissions.")
         )
 
-    for place, folders, names in os.walk(folder, onerror=note_problem, followlinks=True):
-        here = Path(place)
-        if (identity := _identity(here)) in seen:
-            folders.clear()
-            continue
-        seen.add(identity)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and (here / name).resolve() != out)
-        for path in (here / name for name in sorted(names) if _is_scan(name)):
-            if read_provenance(provenance_path(path)) is None:
-                yield path
-            else:
-                plan.enhanced.append(path)
+    def walk(start: Path, linked: bool) -> Iterator[_Found]:
+        for place, folders, names in os.walk(start, onerror=note_problem):
+            here = Path(place)
+            if (identity := _identity(here)) in seen:
+                folders.clear()
+                continue
+            seen.add(identity)
+            inner = [here / name for name in sorted(folders) if not name.startswith(".")]
+            inner = [path for path in inner if path.resolve() != out]
+            links.extend(path for path in inner if path.is_symlink())
+            folders[:] = [path.name for path in inner if not path.is_symlink()]
+            for path in (here / name for name in sorted(names) if _is_scan(name)):
+                if read_provenance(provenance_path(path)) is None:
+                    yield _Found(path, path.relative_to(folder), linked or path.is_symlink())
+                else:
+                    plan.enhanced.append(path)
+
+    yield from walk(folder, folder.is_symlink())
+    while links:
+        yield from walk(links.popleft(), True)
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -123,21 +169,37 @@ def as_nifti(name: Path) -> Path:
     return name.with_name(f"{name.name[: -len(suffix)]}.nii.gz")
 
 
-def _refuse_clashes(tasks: Sequence[EnhanceTask], like: Path | None) -> None:
-    originals = {task.scan.resolve() for task in tasks} | ({like.resolve()} if like is not None else set())
-    taken: dict[Path, Path] = {}
+def _refuse_foreign(tasks: Sequence[EnhanceTask], like: Path | None) -> None:
+    """Raise InputError if a file would be overwritten that is not an enhanced scan."""
+    originals = {os.path.realpath(path) for path in [*(task.scan for task in tasks), *([like] if like else [])]}
     for task in tasks:
         target = task.target
-        if target.resolve() in originals or _is_foreign(target):
+        if os.path.realpath(target) in originals or _is_foreign(target):
             raise InputError(f"{target} exists and is not an enhanced scan. Choose another --out.")
         sidecar = provenance_path(target)
         if sidecar.exists() and read_provenance(sidecar) is None:
             raise InputError(f"{sidecar} exists and was not written by upfield enhance. Choose another --out.")
-        if sidecar in taken:
-            raise InputError(
-                f"{target} would be written twice, for {taken[sidecar]} and for {task.scan}. Rename one of them."
-            )
-        taken[sidecar] = task.scan
+
+
+def _with_own_outputs(tasks: Sequence[EnhanceTask], plan: EnhancePlan) -> list[EnhanceTask]:
+    """Return the tasks whose output is theirs alone, and note the others in the plan.
+
+    Raises:
+        InputError: no task is left.
+    """
+    owners: dict[Path, list[Path]] = {}
+    for task in tasks:
+        owners.setdefault(provenance_path(task.target), []).append(task.scan)
+    clashes: list[InputError] = []
+    for task in tasks:
+        others = [scan for scan in owners[provenance_path(task.target)] if scan != task.scan]
+        if others:
+            both = f"would be written twice, for this scan and for {others[0]}"
+            clashes.append(InputError(f"{task.scan}: {task.target} {both}. Rename one of them."))
+    if clashes and len(clashes) == len(tasks):
+        raise clashes[0]
+    plan.problems.extend(clashes)
+    return [task for task in tasks if len(owners[provenance_path(task.target)]) == 1]
 
 
 def _is_foreign(target: Path) -> bool:

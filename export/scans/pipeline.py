@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, Generic, TypeVar
 
-from upfield.common.errors import InputError
+from upfield.common.errors import OutputError
 
 J = TypeVar("J")
 P = TypeVar("P")
@@ -27,7 +27,7 @@ class Stages(Generic[J, P, R]):
     """Makes a running `restore` end early, with any error."""
 
 
-def run_pipeline(jobs: Sequence[J], stages: Stages[J, P, R], report: Callable[[J, InputError | None], None]) -> None:
+def run_pipeline(jobs: Sequence[J], stages: Stages[J, P, R], report: Callable[[J, Exception | None], None]) -> None:
     """Pass all jobs through the stages in order.
 
     Threads suffice because decompression, array operations, ONNX Runtime and disk access release Python's global lock.
@@ -40,8 +40,8 @@ def run_pipeline(jobs: Sequence[J], stages: Stages[J, P, R], report: Callable[[J
             reported before the previous job, which is still being written.
 
     Raises:
-        KeyboardInterrupt: the user pressed Ctrl-C. This error, and any other error except InputError, is raised after
-            the current file has been written.
+        OutputError: no further result can be written.
+        KeyboardInterrupt: the user pressed Ctrl-C. Both errors are raised after the current file has been written.
     """
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as restorer, ThreadPoolExecutor(1) as writer:
         try:
@@ -56,7 +56,7 @@ def run_pipeline(jobs: Sequence[J], stages: Stages[J, P, R], report: Callable[[J
 def _pass(
     jobs: Sequence[J],
     stages: Stages[J, P, R],
-    report: Callable[[J, InputError | None], None],
+    report: Callable[[J, Exception | None], None],
     reader: ThreadPoolExecutor,
     restorer: ThreadPoolExecutor,
     writer: ThreadPoolExecutor,
@@ -83,8 +83,10 @@ def _pass(
         report(written[0], _outcome(written[1])[1])
 
 
-def _outcome(future: Future[Any]) -> tuple[Any, InputError | None]:
+def _outcome(future: Future[Any]) -> tuple[Any, Exception | None]:
     try:
         return future.result(), None
-    except InputError as error:
+    except OutputError:
+        raise
+    except Exception as error:
         return None, error

@@ -26,10 +26,10 @@ def provenance_path(target: Path) -> Path:
 
 
 def read_provenance(path: Path) -> dict[str, Any] | None:
-    """Read a provenance file; return None if the file does not exist or `upfield enhance` did not write it."""
+    """Read a provenance file; return None if it cannot be read or `upfield enhance` did not write it."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return tree if isinstance(tree, dict) and all(key in tree for key in REQUIRED_KEYS) else None
 

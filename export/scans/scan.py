@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from upfield.common.errors import InputError, VolumeError
 from upfield.export.scans.restoration import Restorer, restore_volume
-from upfield.imaging.affine import angles_deg
-from upfield.imaging.header import NIFTI_FALLBACK, Header
+from upfield.imaging.formats.file_header import Header
+from upfield.imaging.formats.header_findings import ENHANCED, UNITS, affine_findings, header_findings
 from upfield.imaging.nifti_writer import write_file
 from upfield.imaging.normalisation import NORMALISATION, normalise
 from upfield.imaging.placement import Placement, placement_of
@@ -21,9 +21,6 @@ from upfield.imaging.volume_file import read_volume_and_header
 
 SPACING_MM = 1.0
 MIN_EXTENT_MM, MAX_EXTENT_MM = 9.0, 600.0
-SHEAR_DEG = FORMS_DIFFER_DEG = 1.0
-MARK = b"enhanced by upfield, for research only"
-UNITS = {"m": "metres", "um": "micrometres"}
 
 
 @dataclass(frozen=True)
@@ -92,33 +89,12 @@ def prepare_volume(scan: Volume, header: Header, where: str) -> ModelInput:
     """
     placement = placement_of(header)
     grid = isotropic(scan, where, header.unit)
-    return ModelInput(normalise(grid.voxels, where), grid.affine, scan.axcodes, placement, doubts(header, placement))
+    return ModelInput(normalise(grid.voxels, where), grid.affine, scan.axcodes, placement, doubts(header))
 
 
-def doubts(header: Header, placement: Placement) -> tuple[str, ...]:
+def doubts(header: Header) -> tuple[str, ...]:
     """Return a sentence for each doubtful value in the header, to be recorded beside the enhanced scan."""
-    sentences: list[str] = []
-    if not header.is_oriented:
-        sentences.append(
-            f"the header does not say where the axes point; {NIFTI_FALLBACK} or what its format assumes is taken, "
-            "and left and right may be exchanged"
-        )
-    axes = header.affine[:3, :3]
-    skew = float(np.abs(angles_deg(axes, np.roll(axes, 1, axis=1)) - 90).max())
-    if skew > SHEAR_DEG:
-        sentences.append(
-            f"the axes are {skew:.0f} degrees off right angles (sheared), and what is made of them as well"
-        )
-    same_space = placement.sform_code == placement.qform_code
-    if same_space and not header.forms_differ_deg <= FORMS_DIFFER_DEG:
-        sentences.append(f"sform and qform differ by {header.forms_differ_deg:.0f} degrees; the sform is taken")
-    if placement.descrip.startswith(MARK):
-        sentences.append(
-            "its description says that it has been enhanced already, and no model has learnt from such scans"
-        )
-    if header.unit != "mm":
-        sentences.append(f"the header gives lengths in {UNITS[header.unit]}; they are taken as mm")
-    return tuple(sentences)
+    return tuple(finding.note for finding in header_findings(header) + affine_findings(header.affine))
 
 
 def expect_on_grid(model_input: ModelInput, grid: Grid, where: str) -> None:
@@ -184,7 +160,7 @@ def write_enhanced(
 
 def mark_as_enhanced(descrip: bytes) -> bytes:
     """Return a description that marks a scan as enhanced, followed by the description of the source scan."""
-    return b"; ".join(part for part in (MARK, descrip) if part)
+    return b"; ".join(part for part in (ENHANCED, descrip) if part)
 
 
 def enhance_volume(

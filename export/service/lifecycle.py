@@ -29,8 +29,8 @@ def run_service(config: ServeConfig) -> None:
         RunError: Ray or the replicas do not start.
     """
     token = read_token(config.token_file)
-    card = read_model(config)
     with listen(config.host, config.port) as listener:
+        card = read_model(config)
         host, port = listener.getsockname()[:2]
         if token is None and not is_loopback(host):
             say(f"warning: other machines can reach {host}, but no token is set; set one with --token_file")

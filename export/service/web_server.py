@@ -3,6 +3,7 @@
 import errno
 import socket
 from ipaddress import ip_address
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -26,19 +27,34 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         (family, *_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        listener = socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:
         raise _foreign_host(host, error) from error
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        # Without SO_REUSEADDR, no other process can bind the port too. With it, the port can be bound although
+        # connections of a service that has just ended are still closing.
+        return _bind(family, address, reuse=False)
     except OSError as error:
+        problem = error
+    if problem.errno == errno.EADDRINUSE:
+        try:
+            return _bind(family, address, reuse=True)
+        except OSError as error:
+            problem = error
+    if problem.errno == errno.EADDRINUSE:
+        raise _port_taken(port) from problem
+    if problem.errno == errno.EACCES:
+        raise InputError(f"port: you have no permission to use port {port}. Choose a --port above 1023.") from problem
+    raise _foreign_host(host, problem.strerror) from problem
+
+
+def _bind(family: int, address: Any, *, reuse: bool) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(reuse))
+        listener.bind(address)
+    except BaseException:
         listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise _port_taken(port) from error
-        if error.errno == errno.EACCES:
-            raise InputError(f"port: you have no permission to use port {port}. Choose a --port above 1023.") from error
-        raise _foreign_host(host, error.strerror) from error
+        raise
     return listener
 
 
@@ -62,6 +78,8 @@ def begin_to_listen(listener: socket.socket, idle_timeout_s: float) -> None:
         if error.errno == errno.EADDRINUSE:
             raise _port_taken(listener.getsockname()[1]) from error
         raise
+    # Connections inherit this option, so that the next service can bind the port while they are closing.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 
 
 def _foreign_host(host: str, reason: object) -> InputError:

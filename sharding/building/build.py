@@ -29,6 +29,7 @@ from upfield.sharding.building.journal import begin, clear, finish, lock_build
 from upfield.sharding.building.manifest_writer import Addition, write_manifest
 from upfield.sharding.building.plan import Block, plan_blocks
 from upfield.sharding.building.saved_volumes import are_missing
+from upfield.sharding.cohorts.people import namesakes_of, shared_people
 from upfield.sharding.cohorts.preflight import Preflight, preflight
 from upfield.sharding.cohorts.privacy import Pseudonyms, write_names
 from upfield.sharding.cohorts.problems import TWIN, Problem
@@ -140,8 +141,11 @@ def _usable_subjects(request: BuildRequest, headers: Preflight, quarantine: Quar
         faulty = {(problem.cohort, problem.subject) for problem in problems}
         sound = [subject for subject in fresh if (subject.cohort, subject.name) not in faulty]
         problems += find_held_scans(sound, request.old, request.pseudonyms, request.config.jobs)
-    quarantine.admit([problem for problem in problems if problem.cohort in request.new_cohorts])
-    _say_namesakes(request.files.subjects)
+    problems = [problem for problem in problems if problem.cohort in request.new_cohorts]
+    left_out = {(problem.cohort, problem.subject) for problem in problems if not problem.is_doubt}
+    usable = [s for s in request.files.subjects if (s.cohort, s.name) not in left_out]
+    quarantine.namesakes = namesakes_of(usable, request.old, request.pseudonyms)
+    quarantine.admit(problems + shared_people([s for s in usable if s.cohort in request.new_cohorts]))
     healthy = quarantine.healthy(fresh)
     if not healthy:
         raise _no_usable_subjects(request)
@@ -170,19 +174,6 @@ def _without_repeats(by_name: list[Problem], by_header: list[Problem]) -> list[P
     """
     gaps = {(problem.cohort, problem.subject) for problem in by_name if problem.check == "slices"}
     return by_name + [p for p in by_header if p.check not in ("steps", "place") or (p.cohort, p.subject) not in gaps]
-
-
-def _say_namesakes(subjects: list[Subject[Source]]) -> None:
-    """Report names that occur in several cohorts and in different splits, because they may be the same person."""
-    splits: dict[str, set[str]] = {}
-    for subject in subjects:
-        splits.setdefault(subject.name, set()).add(subject.split)
-    if names := sorted(name for name, splits_of_name in splits.items() if len(splits_of_name) > 1):
-        say(
-            f"{len(names)} names occur in several cohorts and in different splits ({', '.join(names[:5])}"
-            f"{', ...' if names[5:] else ''}). If they are the same people, hold them out in all of these cohorts, "
-            "with lists in `split`."
-        )
 
 
 def plan_build(request: BuildRequest, check: SourceCheck) -> BuildPlan:

@@ -13,6 +13,7 @@ from upfield.sharding.building.upload import fetch_manifest, remove_staging, sta
 from upfield.sharding.cohorts.privacy import Pseudonyms, open_key
 from upfield.sharding.configuration import ShardConfig
 from upfield.sharding.shardset.manifest import MANIFEST, is_unfinished, read_manifest
+from upfield.sharding.shardset.namesakes import find_namesakes, members_of, namesakes_message
 from upfield.sharding.shardset.sample_key import SPLITS
 
 
@@ -87,6 +88,8 @@ def _summarise(name: str, folder: Path) -> None:
     if manifest.doubts:
         print(f"  in doubt: {len(manifest.doubts)} subjects. Check them with upfield preview.")
     _list_subjects(manifest.doubts)
+    if namesakes := find_namesakes(members_of(manifest)):
+        print(f"  {namesakes_message(namesakes)}")
     for pair in manifest.unlike_pairs:
         print(
             f"  low similarity: {pair['cohort']} {pair['subject']}: {pair['similarity_before']:z.3f} before alignment, "

@@ -47,9 +47,9 @@ class FieldResampler:
         darkest = volume.voxels.min()
         above = replace(volume, voxels=volume.voxels - darkest) if darkest else volume
         if self.centre_mm is None:
-            placed = _zoomed(above, shape)
+            placed = _zoomed(above, shape, self.geometry.average)
         else:
-            placed = _boxed(above, to_voxel(volume.affine, self.centre_mm), shape, spacing_mm)
+            placed = _boxed(above, to_voxel(volume.affine, self.centre_mm), shape, spacing_mm, self.geometry.average)
         return replace(placed, voxels=placed.voxels + darkest) if darkest else placed
 
     def low_to_high(self, low: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -60,24 +60,31 @@ class FieldResampler:
         spacings_mm = np.array(geometry.low_spacing_mm), np.array(geometry.high_spacing_mm)
         return resample_box(low, spacings_mm[0], box_centre(low.shape), geometry.high_shape, spacings_mm[1])
 
-    def high_to_low(self, high: Volume) -> Volume:
-        """Resample a volume on the high-field grid to the low-field grid `(I, J, K)`."""
+    def high_to_low(self, high: Volume, *, average: bool = False) -> Volume:
+        """Resample a volume on the high-field grid to the low-field grid `(I, J, K)`.
+
+        Args:
+            high: the volume.
+            average: average over the voxels of the low-field grid, instead of sampling their centres.
+        """
         if self.centre_mm is None:
-            return _zoomed(high, self.geometry.low_shape)
+            return _zoomed(high, self.geometry.low_shape, average)
         centre = box_centre(high.voxels.shape)
-        return _boxed(high, centre, self.geometry.low_shape, self.geometry.low_spacing_mm)
+        return _boxed(high, centre, self.geometry.low_shape, self.geometry.low_spacing_mm, average)
 
 
-def _zoomed(volume: Volume, shape: Triple) -> Volume:
+def _zoomed(volume: Volume, shape: Triple, average: bool) -> Volume:
     """Resample with corner voxels mapped to corner voxels, and adapt the affine."""
     step = (np.array(volume.voxels.shape) - 1) / (np.array(shape) - 1)
-    return Volume(zoom_to(volume.voxels, shape), volume.affine @ np.diag([*step, 1.0]))
+    return Volume(zoom_to(volume.voxels, shape, average=average), volume.affine @ np.diag([*step, 1.0]))
 
 
-def _boxed(volume: Volume, centre_vox: NDArray[np.float64], shape: Triple, spacing_mm: SpacingMm) -> Volume:
+def _boxed(
+    volume: Volume, centre_vox: NDArray[np.float64], shape: Triple, spacing_mm: SpacingMm, average: bool
+) -> Volume:
     """Resample to a box around a voxel, and adapt the affine."""
     step = np.array(spacing_mm) / volume.spacing_mm
-    voxels = resample_box(volume.voxels, volume.spacing_mm, centre_vox, shape, np.array(spacing_mm))
+    voxels = resample_box(volume.voxels, volume.spacing_mm, centre_vox, shape, np.array(spacing_mm), average=average)
     move = np.diag([*step, 1.0])
     move[:3, 3] = centre_vox - step * box_centre(shape)
     return Volume(voxels, volume.affine @ move)

@@ -14,6 +14,9 @@ from upfield.sharding.cohorts.subjects import CohortFiles, Source, Subject
 from upfield.sharding.configuration import ShardConfig
 from upfield.sharding.shardset.manifest import JOURNAL, MANIFEST, Manifest, read_manifest
 
+# Settings that older sets do not state -> the value that they were built with.
+ADDED_LATER = {"average": False}
+
 
 @dataclass(frozen=True)
 class BuildRequest:
@@ -126,10 +129,11 @@ def _refuse_other_journal(out: Path, content: dict[str, Any]) -> None:
 def _refuse_difference(out: Path, built: dict[str, Any], requested: dict[str, Any], where: str = "") -> None:
     """Raise ShardSetError if two configurations differ. Cohorts that only one of them has are ignored."""
     for key in sorted((built.keys() | requested.keys()) - {"cohorts"}):
-        if built.get(key) == requested.get(key):
+        if built.get(key, ADDED_LATER.get(key)) == requested.get(key):
             continue
         if isinstance(built.get(key), dict) and isinstance(requested.get(key), dict) and key != "split":
             _refuse_difference(out, built[key], requested[key], f"{where}{key}.")
+            continue
         if key == "pseudonymize":
             problem = "was built with another pseudonym key or with none"
             remedy = "Use the --pseudonym_key that it was built with"

@@ -5,7 +5,6 @@ need not be built again, and a shard without one is a leftover of another build.
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -16,15 +15,13 @@ from typing import Any, TextIO
 
 from upfield.common.errors import InputError
 from upfield.common.files import write_json
-from upfield.common.locking import try_lock
+from upfield.common.locking import open_lock
 from upfield.sharding.cohorts.problems import Problem
 from upfield.sharding.shardset.manifest import JOURNAL, JOURNAL_CONFIG, is_unfinished
 from upfield.sharding.shardset.sample_key import SPLITS
 from upfield.sharding.shardset.shard_index import SUFFIXES
 
 LOCK = "lock"
-# A build that ends removes the journal, possibly at the moment when another build opens it.
-MAX_TRIES = 100
 # File name of a block's record. Temporary files do not match.
 RECORD = re.compile(r"[a-z]+-\d+\.json")
 
@@ -63,22 +60,10 @@ def lock_build(out: Path) -> Iterator[None]:
 
 
 def _open_lock(out: Path) -> TextIO:
-    path = out / JOURNAL / LOCK
-    for left in reversed(range(MAX_TRIES)):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = path.open("w")
-        except FileNotFoundError:
-            if not left:
-                raise
-            continue
-        _lock(lock, out)
-        # The build that held the lock before may have removed the file that has just been locked.
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
-                return lock
-        lock.close()
-    raise InputError(f"{out}: other builds keep starting and ending there. Wait for them to end.")
+    lock = open_lock(out / JOURNAL / LOCK, out)
+    if lock is None:
+        raise InputError(f"{out}: another build is running there. Wait for it to end.")
+    return lock
 
 
 def _remove_leftovers(out: Path) -> None:
@@ -86,17 +71,6 @@ def _remove_leftovers(out: Path) -> None:
     for folder in (out, out / JOURNAL, *(out / split for split in SPLITS)):
         for leftover in folder.glob(".tmp-*"):
             leftover.unlink()
-
-
-def _lock(lock: TextIO, out: Path) -> None:
-    try:
-        free = try_lock(lock, out)
-    except OSError:
-        lock.close()
-        raise
-    if not free:
-        lock.close()
-        raise InputError(f"{out}: another build is running there. Wait for it to end.")
 
 
 def begun_config(out: Path) -> dict[str, Any] | None:

@@ -103,6 +103,6 @@ def _synthetic(
 ) -> tuple[Volume, dict[str, Any]]:
     rng = generator_for(config.seed, unit.cohort, unit.subject, unit.variant)
     parameters = draw_degradation(config.synthetic, rng)
-    small = resampler.high_to_low(high)
+    small = resampler.high_to_low(high, average=config.geometry.average)
     voxels = degrade(np.clip(small.voxels, 0, 1), parameters, config.synthetic.noise_bright_ratio, rng)
     return replace(small, voxels=voxels), parameters.to_tree()

@@ -11,12 +11,12 @@ import numpy as np
 from upfield.common.progress import say
 from upfield.common.tasks import run_tasks
 from upfield.imaging.compressed_files import Trace
-from upfield.imaging.extent import place_doubt, resolution_doubt, tilt_problem
+from upfield.imaging.extent import place_doubt, resolution_doubt, sampling_doubt, tilt_problem
 from upfield.sharding.cohorts.duplicates import find_same_content
 from upfield.sharding.cohorts.problems import TWIN, Field, Problem
 from upfield.sharding.cohorts.subjects import Source, SourceVolume, Subject, processes_for
 from upfield.sharding.cohorts.volume_check import VolumeCheck, check_volume
-from upfield.sharding.configuration import GeometryConfig
+from upfield.sharding.configuration import GeometryConfig, SpacingMm, Triple
 
 SUBJECTS_PER_TASK = 4
 # Fractions of the median stack length of a cohort. A stack that is shorter than the first is a problem. A stack whose
@@ -67,6 +67,7 @@ def preflight(
     ]
     problems += _short_stacks(checked)
     problems += _mismatched_fields(checked, subjects, geometry)
+    problems += _coarse_grids(checked, subjects, geometry)
     problems += _copies(checked)
     problems += _partial_copies(checked, {(p.cohort, p.subject) for p in problems if p.check == "same"})
     volumes = {_place(check): check.volume for check in checked if check.volume}
@@ -145,6 +146,25 @@ def _mismatched_fields(
         for check, message in messages.items():
             if message:
                 yield _problem(low, check, str(low.source), message)
+
+
+def _coarse_grids(
+    checked: list[VolumeCheck], subjects: Sequence[Subject], geometry: GeometryConfig
+) -> Iterator[Problem]:
+    """Find volumes that are much finer than the grid on which they are sampled."""
+    if geometry.average:
+        return
+    grids: dict[Field, tuple[Triple, SpacingMm]] = {
+        "low": (geometry.low_shape, geometry.low_spacing_mm),
+        "high": (geometry.high_shape, geometry.high_spacing_mm),
+    }
+    checked_at = {_place(volume): volume for volume in checked}
+    for subject in subjects:
+        for field, _ in subject.volumes:
+            volume = checked_at[subject.cohort, subject.name, field]
+            extent = volume.extent
+            if extent and (message := sampling_doubt(field, extent, subject.fit, *grids[field])):
+                yield _problem(volume, "resolution", str(volume.source), message)
 
 
 def _copies(checked: list[VolumeCheck]) -> Iterator[Problem]:

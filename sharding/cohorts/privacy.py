@@ -72,13 +72,22 @@ def write_names(path: Path, rows: Iterable[tuple[str, str, str]]) -> None:
         path: the CSV file; its present rows are kept.
         rows: cohort, name, pseudonym.
     """
-    known = set(rows)
-    if path.exists():
-        with path.open(newline="", **FILE_NAMES) as file:
-            known |= {(row[0], row[1], row[2]) for row in list(csv.reader(file))[1:]}
+    known = set(rows) | _read_rows(path)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("cohort", "subject", "pseudonym"), *sorted(known)])
     _write_private(path, text.getvalue())
+
+
+def read_names(pseudonyms: Pseudonyms) -> set[tuple[str, str, str]]:
+    """Read the list of names: (cohort, name, pseudonym) of each subject; empty if the list is missing."""
+    return _read_rows(pseudonyms.names) if pseudonyms.names else set()
+
+
+def _read_rows(path: Path) -> set[tuple[str, str, str]]:
+    if not path.exists():
+        return set()
+    with path.open(newline="", **FILE_NAMES) as file:
+        return {(row[0], row[1], row[2]) for row in list(csv.reader(file))[1:]}
 
 
 def _put_first(new_file: Path, path: Path) -> None:

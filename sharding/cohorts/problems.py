@@ -5,15 +5,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from upfield.common.files import write_json
 from upfield.common.tables import terminal_width, text_table
+from upfield.sharding.shardset.namesakes import Member
 
 Field = Literal["low", "high"]
 TWIN = " = "
 # Checks that a correct scan may fail: the failure is reported, and the subject is used.
-DOUBTS = ("place", "resolution", "labels")
+DOUBTS = ("place", "resolution", "person", "labels", "values", "space")
 LEAST_FILE_WIDTH = 24
 
 
@@ -30,7 +31,9 @@ class Problem:
     check: str
     """The check that failed: `unpaired`, `name`, `slices` (missing, duplicate or from another scan), `header`,
     `affine`, `spacing`, `side`, `steps` (distances between slices), `place` (which part of the head is shown, or where
-    it lies), `resolution`, `labels` (a label map), `same` (copies), `voxels`."""
+    it lies), `space` (the space that the headers name), `values` (doubtful header values), `resolution`, `labels` (a
+    label map), `same` (copies), `person` (a person in several splits), `fields` (the files of a pair differ in a field
+    of their patterns), `voxels`."""
     file: str
     """The file, or the first file of a stack; for a copy, followed by ` = ` and the scan it equals. Never published."""
     message: str
@@ -76,7 +79,13 @@ def _shortened(text: str, width: int) -> str:
     return f"{text[:head]}...{text[len(text) - (width - 3 - head) :]}"
 
 
-def write_report(path: Path, problems: Sequence[Problem], doubts: Sequence[Problem], subjects_checked: int) -> None:
+def write_report(
+    path: Path,
+    problems: Sequence[Problem],
+    doubts: Sequence[Problem],
+    subjects_checked: int,
+    namesakes: Sequence[Sequence[Member]] = (),
+) -> None:
     """Write problems as JSON. The file has full paths and is meant for the owner of the scans, not for publication.
 
     Args:
@@ -84,14 +93,15 @@ def write_report(path: Path, problems: Sequence[Problem], doubts: Sequence[Probl
         problems: the problems, in the order in which they are listed.
         doubts: the doubts, in the order in which they are listed.
         subjects_checked: number of subjects that were checked.
+        namesakes: groups of subjects in different splits that may be the same person.
     """
     subjects = {(problem.cohort, problem.subject) for problem in problems}
-    write_json(
-        path,
-        {
-            "subjects_checked": subjects_checked,
-            "subjects_with_problems": len(subjects),
-            "problems": [asdict(problem) for problem in problems],
-            "doubts": [asdict(doubt) for doubt in doubts],
-        },
-    )
+    tree: dict[str, Any] = {
+        "subjects_checked": subjects_checked,
+        "subjects_with_problems": len(subjects),
+        "problems": [asdict(problem) for problem in problems],
+        "doubts": [asdict(doubt) for doubt in doubts],
+    }
+    if namesakes:
+        tree["namesakes"] = [[asdict(member) for member in group] for group in namesakes]
+    write_json(path, tree)

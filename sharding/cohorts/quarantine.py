@@ -11,6 +11,7 @@ from upfield.sharding.cohorts.privacy import Pseudonyms
 from upfield.sharding.cohorts.problems import Problem, report, write_report
 from upfield.sharding.cohorts.subjects import Subject
 from upfield.sharding.configuration import ShardConfig
+from upfield.sharding.shardset.namesakes import Member, namesakes_message
 
 
 @dataclass
@@ -27,6 +28,8 @@ class Quarantine:
     """All problems so far."""
     doubts: list[Problem] = field(default_factory=list)
     """Results of the checks that a correct scan may fail; the subjects are used."""
+    namesakes: list[tuple[Member, ...]] = field(default_factory=list)
+    """Groups of subjects in different splits that may be the same person."""
     num_shown: int = 0
     """Number of problems that have been printed."""
 
@@ -39,6 +42,8 @@ class Quarantine:
         """
         self.problems += [problem for problem in problems if not problem.is_doubt]
         self.doubt([problem for problem in problems if problem.is_doubt])
+        if self.namesakes:
+            say(namesakes_message(self.namesakes))
         self.judge()
 
     def doubt(self, doubts: Sequence[Problem]) -> None:
@@ -67,7 +72,7 @@ class Quarantine:
             InputError: subjects have problems and `on_error` is `fail`, or more subjects have problems than
                 `max_skipped` allows.
         """
-        if not self.problems and not self.doubts:
+        if not (self.problems or self.doubts or self.namesakes):
             self.path.unlink(missing_ok=True)
             return
         self._show()
@@ -108,7 +113,7 @@ class Quarantine:
             self.num_shown = len(problems)
             say(report(problems))
         try:
-            write_report(self.path, problems, sorted(self.doubts), self.num_subjects)
+            write_report(self.path, problems, sorted(self.doubts), self.num_subjects, self.namesakes)
         except OSError as error:
             say(f"{self.path}: the list of problems could not be written to this file ({error.strerror}).")
 

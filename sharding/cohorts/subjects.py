@@ -3,7 +3,7 @@
 import glob
 import hashlib
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,9 +14,12 @@ from upfield.common.progress import say
 from upfield.imaging.compressed_files import Trace
 from upfield.imaging.volume_header import VolumeHeader
 from upfield.sharding.cohorts.privacy import Pseudonyms
-from upfield.sharding.cohorts.problems import Field, Problem
+from upfield.sharding.cohorts.problems import TWIN, Field, Problem
 from upfield.sharding.configuration import CohortConfig
 from upfield.sharding.shardset.sample_key import Split, Unit, key_part
+
+# Value of each free field of the patterns; both values, by field strength, if those of low and high field differ.
+Metadata = dict[str, "str | dict[str, str]"]
 
 FIELD = re.compile(r"{(\w+)}")
 # Keys must be short enough for a plain tar header.
@@ -33,8 +36,8 @@ class Source:
     """One volume file, or slice files in slice order."""
     stacked: bool
     """Whether the files are slices."""
-    metadata: dict[str, str] = field(default_factory=dict)
-    """Values of the pattern's free fields."""
+    metadata: Metadata = field(default_factory=dict)
+    """Values of the free fields of its pattern; for a high field, those of the low field too."""
 
     def __str__(self) -> str:
         """Return the path for messages; for a stack, the first path and the name of the last file."""
@@ -132,14 +135,15 @@ def find_subjects(cohort: CohortConfig, root: Path, pseudonyms: Pseudonyms | Non
     if cohort.low is not None:
         low, more = match(cohort.low, root, cohort.name, "low")
         problems += more + _unpaired(cohort, low, high)
+        problems += _differing_fields(cohort, low, high, {problem.subject for problem in problems})
     names = sorted(low.keys() | high.keys())
     ids = {name: pseudonyms.of(cohort.name, name) if pseudonyms else name for name in names}
     problems += _unusable_names(cohort, ids, high)
     # Subjects with problems are included, so that fixing one or leaving it out does not change the splits of others.
     splits = assign_splits(cohort, ids)
     for name, source in high.items():
-        fields = {} if pseudonyms else (low[name].metadata if name in low else {}) | source.metadata
-        high[name] = replace(source, metadata=fields)
+        fields = _combined(low[name].metadata, source.metadata) if name in low else source.metadata
+        high[name] = replace(source, metadata={} if pseudonyms else fields)
     # Subjects are sorted by id, so that the order of samples reveals nothing about the names behind pseudonyms.
     paired = [name for name in sorted(high, key=ids.__getitem__) if cohort.low is None or name in low]
     subjects = [_subject(cohort, name, ids[name], splits[name], high[name], low.get(name)) for name in paired]
@@ -168,7 +172,7 @@ def match(pattern: str, root: Path, cohort: str, field: Field) -> tuple[dict[str
 
     Returns:
         The source of each subject, with slices in the order of their numbers, and the problems that file names show:
-        two files for one slice, and missing slices.
+        two files for one slice, missing slices, and slices of several scans in one stack.
 
     Raises:
         InputError: no file matches.
@@ -176,7 +180,7 @@ def match(pattern: str, root: Path, cohort: str, field: Field) -> tuple[dict[str
     anchored = (root / pattern).as_posix()
     expression = re.compile(_to_regex(anchored))
     numbered: dict[str, dict[int, Path]] = defaultdict(dict)
-    metadata: dict[str, dict[str, str]] = {}
+    metadata: dict[str, list[dict[str, str]]] = defaultdict(list)
     problems: list[Problem] = []
     others: list[str] = []
     for name in sorted(glob.glob(_to_glob(anchored), recursive=True)):
@@ -190,7 +194,7 @@ def match(pattern: str, root: Path, cohort: str, field: Field) -> tuple[dict[str
             problems.append(Problem(cohort, subject, field, "slices", files, _doubled(pattern)))
             continue
         numbered[subject][number] = Path(name)
-        metadata.setdefault(subject, fields)
+        metadata[subject].append(fields)
     if not numbered:
         raise InputError(f"cohort {cohort}: {field}: no file matches {anchored}. Check the pattern and the folder.")
     if others:
@@ -202,9 +206,10 @@ def match(pattern: str, root: Path, cohort: str, field: Field) -> tuple[dict[str
     stacked = "{slice}" in pattern
     sources: dict[str, Source] = {}
     for subject, files in numbered.items():
-        sources[subject] = Source(tuple(files[number] for number in sorted(files)), stacked, metadata[subject])
-        if gap := _gap(sorted(files)):
-            problems.append(Problem(cohort, subject, field, "slices", str(sources[subject]), gap))
+        sources[subject] = Source(tuple(files[number] for number in sorted(files)), stacked, {**metadata[subject][0]})
+        for fault in (_gap(sorted(files)), _mixture(metadata[subject])):
+            if fault:
+                problems.append(Problem(cohort, subject, field, "slices", str(sources[subject]), fault))
     return sources, problems
 
 
@@ -223,6 +228,21 @@ def _gap(numbers: list[int]) -> str | None:
     )
 
 
+def _mixture(slices: list[dict[str, str]]) -> str | None:
+    """Return a message if the slices of a stack come from several scans, according to the fields of their names."""
+    for name in slices[0]:
+        values = Counter(fields[name] for fields in slices)
+        # A field with another value in every slice counts slices.
+        if 1 < len(values) < len(slices):
+            (usual, _), *others = values.most_common()
+            return (
+                f"{sum(count for _, count in others)} of the {len(slices)} slices have another {{{name}}} than the "
+                f"rest: {others[0][0]} instead of {usual}. Leave out slices of another scan, or write * for a part "
+                "of the name that may differ from slice to slice."
+            )
+    return None
+
+
 def _unpaired(cohort: CohortConfig, low: dict[str, Source], high: dict[str, Source]) -> list[Problem]:
     problems: list[Problem] = []
     for name in sorted(low.keys() ^ high.keys()):
@@ -231,6 +251,38 @@ def _unpaired(cohort: CohortConfig, low: dict[str, Source], high: dict[str, Sour
         source = low.get(name) or high[name]
         problems.append(Problem(cohort.name, name, absent, "unpaired", str(source), message))
     return problems
+
+
+def _combined(low: Metadata, high: Metadata) -> Metadata:
+    """Combine the fields of a pair; both values of a field are kept if they differ."""
+    both: Metadata = {
+        name: {"low": str(low[name]), "high": str(high[name])}
+        for name in low.keys() & high.keys()
+        if low[name] != high[name]
+    }
+    return low | high | both
+
+
+def _differing_fields(
+    cohort: CohortConfig, low: dict[str, Source], high: dict[str, Source], known: set[str]
+) -> Iterator[Problem]:
+    """Find pairs whose two files differ in a field that both patterns name; `known` subjects already have problems."""
+    for subject in sorted((low.keys() & high.keys()) - known):
+        fields = low[subject].metadata, high[subject].metadata
+        for name in sorted(fields[0].keys() & fields[1].keys()):
+            values = [str(tree[name]) for tree in fields]
+            if _plain(values[0]) == _plain(values[1]):
+                continue
+            message = (
+                f"low and high field differ in {{{name}}}: {values[0]} and {values[1]}. Pair files of the same "
+                f"{name}, or, if it may differ, write {{{name}_low}} and {{{name}_high}} in the two patterns."
+            )
+            yield Problem(cohort.name, subject, "low", "fields", f"{low[subject]}{TWIN}{high[subject]}", message)
+
+
+def _plain(value: str) -> str:
+    """Return a field's value without leading zeros and in lower case, because people write numbers in several ways."""
+    return re.sub(r"(?<!\d)0+(?=\d)", "", value).casefold()
 
 
 def _unusable_names(cohort: CohortConfig, ids: dict[str, str], high: dict[str, Source]) -> list[Problem]:

@@ -1,8 +1,6 @@
 """Check the headers of one volume, without comparing it with other volumes."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +10,9 @@ from upfield.common.errors import VolumeError
 from upfield.imaging.affine import angles_deg, spacing_of
 from upfield.imaging.compressed_files import DAMAGED, Trace, is_whole
 from upfield.imaging.extent import Extent
+from upfield.imaging.formats.file_header import Header, HeaderFinding
+from upfield.imaging.formats.header_findings import affine_findings, header_findings, size_text
 from upfield.imaging.header import (
-    Header,
     expect_three_dimensions,
     files_of,
     read_header_and_trace,
@@ -27,16 +26,11 @@ from upfield.imaging.volume_header import (
     stack_affine,
     unlike_the_first,
 )
-from upfield.sharding.cohorts.problems import Field
+from upfield.sharding.cohorts.problems import DOUBTS, Field
 from upfield.sharding.cohorts.subjects import Source, SourceVolume, Subject
 
-# Limits of voxel sizes. No scan of a living head has smaller voxels, and no usable one has larger voxels.
-SPACING_MM = (0.1, 12.0)
-MAX_SHEAR_DEG = 1.0
 # Rounding in headers changes axes and voxel sizes by less than this between slices.
 MAX_TURN_DEG, MAX_CHANGE = 1.0, 0.01
-# A head may be tilted against the axes of a template, but by less than this. Exchanged axes differ by more.
-MAX_FORMS_DIFFER_DEG = 45.0
 
 
 @dataclass(frozen=True)
@@ -100,7 +94,8 @@ def check_volume(subject: Subject[Source], field: Field, source: Source) -> Volu
     findings = _check_stack(source, headers) if source.stacked else _check_whole(source.paths[0], headers[0])
     in_one_file = tuple(trace for trace in traces if trace is not None)
     known = in_one_file if len(in_one_file) == len(traces) else ()
-    volume = None if findings else _with_header(source, headers, known)
+    failed = any(finding.check not in DOUBTS for finding in findings)
+    volume = None if failed else _with_header(source, headers, known)
     return VolumeCheck(subject.cohort, subject.name, field, source, findings, known, volume)
 
 
@@ -143,8 +138,12 @@ def _check_whole(path: Path, header: Header) -> list[Finding]:
             "Use a pattern with {slice} for slice files."
         )
         return [Finding("header", path, message)]
-    failures = _check_statements(header, range(3)) + _check_affine(header.affine)
-    return [Finding(check, path, message) for check, message in failures]
+    findings = header_findings(header) + affine_findings(header.affine)
+    return [Finding(finding.check, path, _message(finding)) for finding in findings]
+
+
+def _message(finding: HeaderFinding) -> str:
+    return f"{finding.note}. {finding.remedy}" if finding.is_doubt else finding.refusal
 
 
 def _check_stack(source: Source, headers: list[Header]) -> list[Finding]:
@@ -172,10 +171,11 @@ def _check_stack(source: Source, headers: list[Header]) -> list[Finding]:
     # Side and unit are checked for each slice, because only some slices may be wrong. The stack has only one affine.
     by_check: dict[str, list[Finding]] = {}
     for path, header in zip(paths, headers, strict=True):
-        for check, message in _check_statements(header, needed):
-            by_check.setdefault(check, []).append(Finding(check, path, message))
+        for finding in header_findings(header, needed):
+            found = Finding(finding.check, path, _message(finding))
+            by_check.setdefault(finding.check, []).append(found)
     findings += [_first_of(some, source) for some in by_check.values()]
-    return findings + [Finding(check, paths[0], message) for check, message in _check_affine(affine)]
+    return findings + [Finding(found.check, paths[0], _message(found)) for found in affine_findings(affine)]
 
 
 def _slices_of_another_scan(source: Source, headers: list[Header], axes: list[int]) -> list[Finding]:
@@ -199,7 +199,7 @@ def _difference(header: Header, columns: NDArray[np.float64]) -> str | None:
         return f"one of its axes is rotated by {turn_deg.max():.1f} degrees from that of the first slice"
     spacing_mm = spacing_of(columns)
     if (np.abs(header.spacing_mm - spacing_mm) > MAX_CHANGE * spacing_mm).any():
-        return f"expected voxels of {_mm(spacing_mm)} as in the first slice, found {_mm(header.spacing_mm)}"
+        return f"expected voxels of {size_text(spacing_mm)} as in the first slice, found {size_text(header.spacing_mm)}"
     return None
 
 
@@ -227,60 +227,3 @@ def _uneven_steps(source: Source, headers: list[Header]) -> list[Finding]:
 
 def _usual_step_mm(headers: list[Header]) -> NDArray[np.float64]:
     return np.median(np.diff([header.affine[:3, 3] for header in headers], axis=0), axis=0)
-
-
-def _check_statements(header: Header, axes: Iterable[int]) -> list[tuple[str, str]]:
-    """Check the side, the unit, and the voxel sizes along `axes` that a header states; return checks and messages."""
-    failures: list[tuple[str, str]] = []
-    if not header.is_oriented:
-        message = (
-            "the header does not say which side is left (no qform or sform code, or their equivalent). Fix the header, "
-            "or set `orientation` of the cohort to the axis codes of its files, for example `RAS`."
-        )
-        failures.append(("side", message))
-    elif not header.forms_differ_deg <= MAX_FORMS_DIFFER_DEG:  # NaN too
-        differ = (
-            "the qform is not a rotation"
-            if np.isnan(header.forms_differ_deg)
-            else f"their axes differ by up to {header.forms_differ_deg:.0f} degrees"
-        )
-        failures.append(
-            ("side", f"qform and sform disagree about where the axes point: {differ}. Keep only the right one.")
-        )
-    if header.unit != "mm":
-        unit = {"m": "metres", "um": "micrometres"}[header.unit]
-        failures.append(("spacing", f"expected lengths in mm, found {unit} in the header. Fix the header."))
-    if not all(header.has_spacing[axis] for axis in axes):
-        failures.append(("spacing", "the header states no voxel size, or 0, along an axis. Fix the header."))
-    return failures
-
-
-def _check_affine(affine: NDArray[np.float64]) -> list[tuple[str, str]]:
-    """Check a volume's affine `(4, 4)`; return checks and messages."""
-    columns = affine[:3, :3]
-    spacing_mm = spacing_of(columns)
-    usable = bool(np.isfinite(affine).all() and spacing_mm.all())
-    # The determinant of the unit axes shows how far they are from lying in one plane, independent of the spacing.
-    if not usable or abs(np.linalg.det(columns / spacing_mm)) < 1e-3:
-        rows = (np.round(affine[:3], 4) + 0.0).tolist()
-        return [("affine", f"the affine does not have three distinct axes: {rows}. Fix the header.")]
-    failures: list[tuple[str, str]] = []
-    pairs = list(combinations(range(3), 2))
-    between_deg = angles_deg(columns[:, [first for first, _ in pairs]], columns[:, [second for _, second in pairs]])
-    worst = int(np.argmax(np.abs(between_deg - 90)))
-    if abs(between_deg[worst] - 90) > MAX_SHEAR_DEG:
-        message = (
-            f"axes {pairs[worst][0]} and {pairs[worst][1]} meet at {between_deg[worst]:.1f} degrees instead of 90 "
-            "(sheared). Resample the volume to perpendicular axes or fix the header."
-        )
-        failures.append(("affine", message))
-    if spacing_mm.min() < SPACING_MM[0] or spacing_mm.max() > SPACING_MM[1]:
-        message = (
-            f"expected voxels of {SPACING_MM[0]:g} to {SPACING_MM[1]:g} mm, found {_mm(spacing_mm)}. Fix the header."
-        )
-        failures.append(("spacing", message))
-    return failures
-
-
-def _mm(spacing_mm: NDArray[np.float64]) -> str:
-    return " x ".join(f"{size:.4g}" for size in spacing_mm) + " mm"

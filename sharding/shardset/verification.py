@@ -17,7 +17,7 @@ import numpy as np
 
 from upfield.common.errors import ShardSetError
 from upfield.common.files import hash_file
-from upfield.common.progress import track
+from upfield.common.progress import say, track
 from upfield.imaging.normalisation import NORMALISATION
 from upfield.sharding.configuration import VerifyConfig
 from upfield.sharding.shardset.manifest import (
@@ -29,6 +29,7 @@ from upfield.sharding.shardset.manifest import (
     is_unfinished,
     read_manifest,
 )
+from upfield.sharding.shardset.namesakes import find_namesakes, members_of, namesakes_message
 from upfield.sharding.shardset.sample_key import SPLITS, Unit
 from upfield.sharding.shardset.shard_index import INDEX_VERSION, MEMBERS, SUFFIXES, ShardEntry
 
@@ -57,6 +58,8 @@ def verify_set(config: VerifyConfig) -> None:
             f"{root}: found {len(problems)} problem{'s' if len(problems) > 1 else ''}, the first: {problems[0]}. "
             + ("Run upfield shard again to finish the set." if is_unfinished(root) else "Copy or build the set again.")
         )
+    if namesakes := find_namesakes(members_of(verification.manifest)):
+        say(f"{root}: {namesakes_message(namesakes)}")
     print(
         f"{root}: {len(verification.key_shards)} samples of {len(verification.subject_splits)} subjects match the "
         f"manifest{' (hashes and voxels were not read)' if config.quick else ''}"

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 
 from upfield.common.progress import ProgressBar, track
@@ -78,3 +82,33 @@ def test_on_a_terminal_items_and_their_parts_have_a_bar_each(
     assert "7/7" in err
     assert "scans" in err
     assert "1/2" in err
+
+
+PRINTING = """
+from upfield.common.progress import open_streams, say
+open_streams()
+for number in range(1000):
+    print("K\\udcf6nig \\u4e2d", flush=number % 2)
+say("said K\\udcf6nig")
+"""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii:strict", "utf-8:surrogateescape"])
+def test_every_character_is_printed_in_every_encoding(encoding: str) -> None:
+    command = [sys.executable, "-c", PRINTING]
+    done = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True, check=True)
+    assert done.stderr.splitlines() == [rb"said K\udcf6nig"]
+    lines = done.stdout.decode(encoding.partition(":")[0]).splitlines()
+    assert len(lines) == 1000
+    assert lines[-1] == ("K\\udcf6nig 中" if encoding.startswith("utf-8") else r"K\udcf6nig \u4e2d")
+
+
+@pytest.mark.parametrize("closing", ["", ">&-"])
+def test_the_work_goes_on_when_nobody_reads_stdout(closing: str) -> None:
+    end, begin = os.pipe()
+    os.close(end)
+    command = ["bash", "-c", f'"$@" {closing}', "bash", sys.executable, "-c", PRINTING]
+    done = subprocess.run(command, stdout=begin, stderr=subprocess.PIPE, check=False)
+    os.close(begin)
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == [rb"said K\udcf6nig"]

@@ -66,6 +66,36 @@ def test_a_folder_keeps_its_structure_and_every_bad_file_is_listed_at_the_end(
         assert 0 <= voxels.min() < voxels.max() <= 1
 
 
+def test_a_fault_in_one_scan_is_reported_and_the_others_are_enhanced(
+    tiny_model: Path, tmp_path: Path, scans: Path, run_cli: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (scans / "bad.nii").write_bytes(b"nothing")
+    scan_name = os.fsdecode(b"K\xf6nig.nii")
+    write_scan(scans / scan_name)
+
+    def fail(path: Path, *rest: str) -> Any:
+        if path.name == "one.nii":
+            raise KeyError(99)
+        return prepare(path, *rest)
+
+    monkeypatch.setattr(enhancer, "prepare", fail)
+    code, out, err = run_cli(main, tiny_model, scans, "--out", tmp_path / "out")
+    assert code == 1
+    assert "2 of 4 scans could not be enhanced" in err
+    end = err[err.index("could not be enhanced:") :]
+    assert f"{scans}/one.nii: KeyError: 99. This is a fault of upfield" in end
+    assert f"{scans}/bad.nii: this is not a readable NIfTI file" in end
+    assert "Traceback" not in err
+    target = Path(scan_name).with_suffix("")
+    assert files_of(tmp_path / "out") == {f"{target}.nii.gz", f"{target}.json", "a/two.nii.gz", "a/two.json"}
+    assert r"K\udcf6nig.nii.gz: " in out
+    assert json.loads((tmp_path / "out" / f"{target}.json").read_text())["source"] == scan_name
+    code, _, err = run_cli(main, tiny_model, scans / "one.nii", "--out", tmp_path / "again", "--debug")
+    assert code == 1
+    assert "raise KeyError(99)" in err
+    assert err.endswith("KeyError: 99. This is a fault of upfield, not of your input: please report it.\n")
+
+
 def test_the_provenance_names_source_model_and_parameters(tiny_model: Path, tmp_path: Path, run_cli: Callable) -> None:
     scan = write_scan(tmp_path / "scan.nii.gz")
     assert run_cli(main, tiny_model, scan, "--out", tmp_path / "out.nii", "--batch_size", 8, "--keep_ras")[0] == 0
@@ -284,8 +314,8 @@ def test_an_interrupt_ends_promptly_and_keeps_finished_scans(tiny_model: Path, t
     ("arguments", "message"),
     [
         (["MODEL", "nowhere.nii.gz", "--out", "out"], "nowhere.nii.gz: there is no such file or folder"),
-        (["MODEL", "SCAN", "SCAN", "--out", "one.nii.gz"], "2 scans cannot be written to one file"),
-        (["MODEL", "SCAN", "SCAN", "--out", "out"], "would be written twice"),
+        (["MODEL", "SCAN", "TINY", "--out", "one.nii.gz"], "2 scans cannot be written to one file"),
+        (["MODEL", "SCAN", "other/scan.nii", "--out", "out"], "would be written twice"),
         (["MODEL", "SCAN", "--out", "SCAN"], "exists and is not an enhanced scan"),
         (["MODEL", "SCAN", "--out", "out", "--device", "cuda"], "cuda needs an NVIDIA GPU"),
         (["nowhere.onnx", "SCAN", "--out", "out"], "nowhere.onnx: there is no such file"),
@@ -310,6 +340,8 @@ def test_bad_input_is_refused(
     scan = write_scan(tmp_path / "scan.nii.gz")
     (tmp_path / "text.txt").write_text("no scan")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "scan.nii").write_bytes(b"")
     nib.Nifti1Image(np.random.default_rng(0).random((7, 5, 3), np.float32), np.eye(4)).to_filename("tiny.nii.gz")
     places = {"MODEL": tiny_model, "SCAN": scan, "TINY": "tiny.nii.gz"}
     code, _, err = run_cli(main, *(places.get(argument, argument) for argument in arguments))

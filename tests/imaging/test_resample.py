@@ -125,3 +125,40 @@ def test_a_box_far_larger_than_the_volume_is_padded_with_zero():
     assert not found[:80].any()
     assert not found[-80:].any()
     assert found.max() > 0.9
+
+
+@pytest.mark.parametrize("resize", [False, True])
+def test_averages_are_those_of_thick_slices(resize):
+    # A pattern of 6 mm, on voxels of 0.5 mm and then on slices of 5 mm. A slice averages a wave to sinc(5 / 6) of it.
+    num_in, num_out, wave = 401, 41, 2 * np.pi / 6
+
+    def sample(average):
+        voxels = np.tile(np.cos(wave * 0.5 * (np.arange(num_in) - 200))[:, None, None], (1, 3, 3)).astype(np.float32)
+        if resize:
+            return zoom_to(voxels, (num_out, 3, 3), average=average)[:, 1, 1]
+        spacings_mm = np.array([0.5, 1, 1]), np.array([5.0, 1, 1])
+        return resample_box(
+            voxels, spacings_mm[0], box_centre(voxels.shape), (num_out, 3, 3), spacings_mm[1], average=average
+        )[:, 1, 1]
+
+    samples = np.cos(wave * 5 * (np.arange(num_out) - num_out // 2))
+    np.testing.assert_allclose(sample(False)[1:-1], samples[1:-1], atol=2e-3)
+    np.testing.assert_allclose(sample(True)[1:-1], samples[1:-1] * np.sinc(5 / 6), atol=2e-3)
+
+
+def test_averaging_changes_nothing_on_a_grid_as_fine_as_the_volume():
+    voxels = np.random.default_rng(0).random((12, 13, 14), np.float32)
+    centre = box_centre(voxels.shape)
+    for spacing_mm in ((1, 1, 1), (0.9375, 0.9375, 1.2), (1.6, 1.6, 5)):
+        boxes = [
+            resample_box(voxels, np.array(spacing_mm), centre, (9, 9, 9), np.ones(3), average=average)
+            for average in (False, True)
+        ]
+        np.testing.assert_array_equal(boxes[0], boxes[1])
+
+
+def test_an_average_of_a_constant_is_constant_up_to_the_border_and_zero_outside():
+    ones = np.ones((20, 3, 3), np.float32)
+    box = resample_box(ones, np.ones(3), box_centre(ones.shape), (9, 3, 3), np.array([3.0, 1, 1]), average=True)
+    np.testing.assert_allclose(box[:, 1, 1], [0, 1, 1, 1, 1, 1, 1, 1, 0], atol=1e-6)
+    np.testing.assert_allclose(zoom_to(ones, (7, 3, 3), average=True), 1, atol=1e-6)

@@ -7,7 +7,7 @@ import numpy as np
 from upfield.export.scans.scan import MAX_EXTENT_MM, SPACING_MM
 from upfield.export.service.errors import RefusedError
 from upfield.imaging.compressed_files import Readable
-from upfield.imaging.header import Header
+from upfield.imaging.formats.file_header import Header
 
 
 def check_size(header: Header, label: str, max_voxels: int) -> None:

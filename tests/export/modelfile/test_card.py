@@ -65,6 +65,42 @@ def test_a_truncated_file_is_refused(tiny_model: Path, tmp_path: Path, kept: flo
     assert not is_model_file(path)
 
 
+def test_a_flipped_bit_in_weights_or_layers_is_noticed(tiny_model: Path, tmp_path: Path) -> None:
+    content = tiny_model.read_bytes()
+    graph = onnx.load_model(tiny_model).graph
+    (largest,) = sorted(graph.initializer, key=lambda tensor: len(tensor.raw_data))[-1:]
+    node = next(node for node in graph.node if node.op_type == "Conv")
+    path = tmp_path / "model.onnx"
+    for start in (content.index(largest.raw_data), content.index(node.op_type.encode())):
+        damaged = bytearray(content)
+        damaged[start + 2] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="the file is damaged: its weights or layers"):
+            OnnxRestorer(path, "cpu")
+
+
+def test_a_file_without_a_hash_is_opened(altered: Callable) -> None:
+    assert read_card(altered(graph_sha256=None)).context == 0
+
+
+@pytest.mark.parametrize("size_threshold", [0, 1024])
+def test_weights_in_a_second_file_are_checked_too(tiny_model: Path, tmp_path: Path, size_threshold: int) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save_model(
+        onnx.load_model(tiny_model), path, save_as_external_data=True, location="w", size_threshold=size_threshold
+    )
+    card = read_card(path)
+    assert card == read_card(tiny_model)
+    content = bytearray((tmp_path / "w").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "w").write_bytes(content)
+    with pytest.raises(InputError, match="the file is damaged"):
+        read_card(path)
+    (tmp_path / "w").unlink()
+    with pytest.raises(InputError, match="its file of weights cannot be read"):
+        read_card(path)
+
+
 @pytest.mark.parametrize("content", [b"", b"no model", bytes(1000), b"\x1f\x8b" + bytes(100)])
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.onnx"

@@ -49,10 +49,38 @@ def test_the_folder_of_the_scans_cannot_be_the_output(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("other", ["a.nii.gz", "a.mgz", "a.NII"])
-def test_two_scans_that_would_become_one_file_are_refused(tmp_path: Path, other: str) -> None:
+def test_scans_that_would_become_one_file_are_left_out_and_named(tmp_path: Path, other: str) -> None:
     touch(tmp_path / "in" / "a.nii", tmp_path / "in" / other)
-    with pytest.raises(InputError, match=r"would be written twice, for .*a\..* and for .*a\..*\. Rename"):
+    with pytest.raises(InputError, match=r"a\.\w+: .*would be written twice, for this scan and for .*a\.\w+"):
         plan_outputs([tmp_path / "in"], tmp_path / "out")
+    touch(tmp_path / "in" / "b.nii")
+    plan = plan_outputs([tmp_path / "in"], tmp_path / "out")
+    assert [task.scan.name for task in plan.tasks] == ["b.nii"]
+    assert sorted(str(problem).split(": ")[0] for problem in plan.problems) == sorted(
+        str(tmp_path / "in" / name) for name in ("a.nii", other)
+    )
+
+
+def test_a_scan_with_several_names_is_enhanced_once_under_its_real_name(tmp_path: Path) -> None:
+    touch(tmp_path / "in" / "real" / "x.nii", tmp_path / "in" / "z.nii", tmp_path / "else" / "y.nii")
+    (tmp_path / "in" / "a-link").symlink_to("real")
+    (tmp_path / "in" / "b.nii").symlink_to("z.nii")
+    (tmp_path / "in" / "c.nii").symlink_to("c.nii")
+    for name in ("1", "2"):
+        (tmp_path / "in" / f"out{name}.nii").symlink_to(tmp_path / "else" / "y.nii")
+    plan = plan_outputs(
+        [tmp_path / "in", tmp_path / "in" / "real" / "x.nii", tmp_path / "in" / "." / "z.nii"], tmp_path
+    )
+    inside = [str(task.target.relative_to(tmp_path)) for task in plan.tasks]
+    assert inside == ["c.nii.gz", "out1.nii.gz", "z.nii.gz", "real/x.nii.gz"]
+    assert {(path.name, other.name) for path, other in plan.repeated} == {("b.nii", "z.nii"), ("out2.nii", "out1.nii")}
+
+
+def test_a_link_given_before_its_scan_does_not_take_its_place(tmp_path: Path) -> None:
+    touch(tmp_path / "x.nii")
+    (tmp_path / "link.nii").symlink_to("x.nii")
+    assert targets([tmp_path / "link.nii", tmp_path / "x.nii"], tmp_path / "out") == {"x.nii": "x.nii.gz"}
+    assert targets([tmp_path / "link.nii"], tmp_path / "out") == {"link.nii": "link.nii.gz"}
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
@@ -88,4 +116,6 @@ def test_files_of_other_programs_are_not_provenance(tmp_path: Path) -> None:
         path.write_text(text)
         assert read_provenance(path) is None
     path.write_bytes(b"\xff\xfe")
+    assert read_provenance(path) is None
+    path.write_text("[" * 10**6)
     assert read_provenance(path) is None

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from upfield.common.errors import InputError, RunError
+from upfield.common.errors import InputError, OutputError, RunError
 from upfield.export.scans.pipeline import Stages, run_pipeline
 
 PATIENCE_S = 20.0
@@ -24,12 +24,16 @@ class Watched:
         self.begun.append(("read", job))
         if job % 5 == 3:
             raise InputError(f"{job} cannot be read")
+        if job == 11:
+            raise KeyError("a fault of the program")
         self.ended.append(("read", job))
         return None if job % 5 == 4 else job
 
     def restore(self, job: int, prepared: int) -> int:
         assert prepared == job
         self.begun.append(("restore", job))
+        if job == 10:
+            raise RunError("10 is not finite")
         time.sleep(0.02)
         self.ended.append(("restore", job))
         return job * 10
@@ -45,7 +49,7 @@ class Watched:
     def stop(self) -> None:
         self.stopped = True
 
-    def report(self, job: int, error: InputError | None) -> None:
+    def report(self, job: int, error: Exception | None) -> None:
         self.reported.append((job, str(error) if error else None))
 
     def run(self, num_jobs: int) -> None:
@@ -54,15 +58,17 @@ class Watched:
 
 def test_every_job_is_reported_once_with_its_own_error() -> None:
     watched = Watched()
-    watched.run(12)
+    watched.run(13)
     reported = dict(watched.reported)
-    assert len(watched.reported) == len(reported) == 12
+    assert len(watched.reported) == len(reported) == 13
     assert {job: error for job, error in reported.items() if error} == {
         3: "3 cannot be read",
         6: "6 cannot be written",
         8: "8 cannot be read",
+        10: "10 is not finite",
+        11: "'a fault of the program'",
     }
-    assert [job for stage, job in watched.ended if stage == "write"] == [0, 1, 2, 5, 7, 10, 11]
+    assert [job for stage, job in watched.ended if stage == "write"] == [0, 1, 2, 5, 7, 12]
     assert not watched.stopped
     watched.run(0)
 
@@ -86,7 +92,7 @@ def test_at_most_one_job_is_ahead_and_one_behind() -> None:
         with lock:
             alive -= 1
 
-    run_pipeline(range(20), Stages(read, watched.restore, write, watched.stop), watched.report)
+    run_pipeline(range(20), Stages(read, lambda job, _: job, write, watched.stop), watched.report)
     assert max(held) <= 3
     assert alive == 0
 
@@ -114,20 +120,16 @@ def test_the_three_stages_run_at_the_same_time() -> None:
     assert reported == [0, 1, 2]
 
 
-@pytest.mark.parametrize("stage", ["read", "restore", "write"])
-def test_a_run_error_ends_the_work_after_the_current_file_is_written(stage: str) -> None:
+def test_work_ends_after_the_current_file_if_no_more_can_be_written() -> None:
     watched = Watched()
 
-    def fail(job: int, *rest: int) -> int | None:
+    def write(job: int, prepared: int, restored: int) -> None:
         if job == 2:
-            raise RunError("no disk")
-        return getattr(Watched, stage)(watched, job, *rest)
+            raise OutputError("no disk")
+        watched.write(job, prepared, restored)
 
-    setattr(watched, stage, fail)
-    with pytest.raises(RunError, match="no disk"):
-        watched.run(12)
+    with pytest.raises(OutputError, match="no disk"):
+        run_pipeline(range(12), Stages(watched.read, watched.restore, write, watched.stop), watched.report)
     assert watched.stopped
-    written = [job for name, job in watched.ended if name == "write"]
-    assert written[:2] == [0, 1]
-    assert set(written) <= {0, 1}
+    assert [job for name, job in watched.ended if name == "write"] == [0, 1]
     assert ("read", 9) not in watched.begun

@@ -12,7 +12,7 @@ import pytest
 from upfield.sharding.building import block_builder as block
 from upfield.sharding.building import build
 from upfield.sharding.shard import main
-from upfield.sharding.shardset.manifest import read_manifest
+from upfield.sharding.shardset.manifest import hash_manifest, hash_tree, read_manifest
 from upfield.sharding.shardset.sample_key import SPLITS
 from upfield.sharding.shardset.shard_split import ShardSplit
 from upfield.sharding.verify import main as verify
@@ -116,6 +116,21 @@ def test_a_configuration_that_does_not_fit_the_set_is_refused_with_its_key(run_c
     assert code == 2
     assert message in err
     assert state(out) == before
+
+
+def test_a_set_that_states_no_averaging_was_built_without(run_cli, cohort, out):
+    path = out / "manifest.json"
+    tree = json.loads(path.read_text())
+    assert tree["config"]["geometry"].pop("average") is False
+    tree["config_sha256"] = hash_tree(tree["config"])
+    path.write_text(json.dumps(tree | {"manifest_sha256": hash_manifest(tree)}))
+    text = (cohort / "cohorts.yaml").read_text()
+    (cohort / "cohorts.yaml").write_text(text.replace("geometry: {", "geometry: {average: true, "))
+    code, _, err = run_cli(main, *arguments(cohort, out))
+    assert (code, "geometry.average" in err) == (2, True)
+    (cohort / "cohorts.yaml").write_text(text)
+    assert run_cli(main, *arguments(cohort, out))[0] == 0
+    assert read_manifest(out).tree["config"]["geometry"]["average"] is False
 
 
 def test_an_interrupted_extension_leaves_a_set_that_is_read_and_is_finished_later(

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -83,3 +85,26 @@ def test_no_plane_of_a_forced_shape_is_brighter_than_the_file():
     forced = FieldResampler.around(geometry, "resize", volume).high_from_file(volume)
     assert forced.voxels.shape == (200, 4, 4)
     assert forced.voxels[-1].max() == pytest.approx(-1000)
+
+
+@pytest.mark.parametrize(("fit", "step_mm"), [("resize", 29 / 5), ("crop_pad", 5)])
+def test_a_grid_that_is_coarser_than_the_scan_averages_if_asked_to(fit, step_mm):
+    # A low field acquired across, with a pattern of 12 mm along the body.
+    wave = np.cos(2 * np.pi / 12 * (np.arange(30) - 14))
+    voxels = np.broadcast_to(2 + wave, (6, 14, 30)).astype(np.float32)
+    low = Volume(voxels, np.diag([5.0, 1.6, 1.0, 1.0]))
+
+    def line(average):
+        resampler = FieldResampler.around(replace(GEOMETRY, average=average), fit, low)
+        return resampler.low_from_file(low).voxels[6, 7, 1:-1]
+
+    np.testing.assert_allclose(line(True) - 2, np.sinc(step_mm / 12) * (line(False) - 2), atol=0.02)
+
+
+def test_synthetic_low_fields_are_averaged_if_asked_to():
+    high = Volume(np.random.default_rng(0).random((20, 24, 28), np.float32), np.eye(4))
+    resampler = crop_pad(high)
+    sampled, averaged = (resampler.high_to_low(high, average=average).voxels for average in (False, True))
+    # 1.6 x 1.6 x 5 voxels of noise in one.
+    assert averaged.std() < 0.5 * sampled.std()
+    np.testing.assert_array_equal(sampled, resampler.high_to_low(high).voxels)

@@ -360,8 +360,9 @@ def test_real_awkward_files_are_a_problem_now_or_when_read_or_are_read_right(pat
         "truncated_gzip.nii.gz": "header",
     }
     problems = problems_of([subject("1", path)])
-    assert [problem.check for problem in problems] == ([checks[path.name]] if path.name in checks else [])
-    if problems:
+    refused = [problem.check for problem in problems if not problem.is_doubt]
+    assert refused == ([checks[path.name]] if path.name in checks else [])
+    if refused:
         return
     try:
         volume = read_volume(path)

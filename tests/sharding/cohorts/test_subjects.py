@@ -120,6 +120,49 @@ def test_unpaired_subjects_are_reported_with_the_field_they_lack(files):
     assert [subject.name for subject in found.subjects] == ["b"]
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "problem"),
+    [
+        ("{subject}_ses-{session}_T1w", "{subject}_ses-{session}_T1w", r"differ in {session}: 01 and 02"),
+        ("{subject}_ses-01_{contrast}", "{subject}_ses-02_{contrast}", None),
+        ("{subject}_ses-{low_session}_T1w", "{subject}_ses-{high_session}_T1w", None),
+        ("{subject}_ses-{session}_T1w", "{subject}_ses-*_T1w", None),
+    ],
+)
+def test_the_two_files_of_a_pair_have_equal_fields_unless_the_patterns_name_them_differently(files, low, high, problem):
+    root = files("low/s_ses-01_T1w.nii", "high/s_ses-02_T1w.nii")
+    found = find_subjects(CohortConfig("x", low=f"low/{low}.nii", high=f"high/{high}.nii"), root)
+    said = [(p.subject, p.check) for p in found.problems if problem and problem in p.message]
+    assert said == ([("s", "fields")] if problem else [])
+    assert len(found.problems) == len(said)
+
+
+def test_the_values_of_both_fields_are_kept_as_metadata(files):
+    root = files("low/s-a-1-T1.nii", "high/s-A-01-T1.nii")
+    cohort = CohortConfig("x", low="low/{subject}-{site}-{low_run}-{c}.nii", high="high/{subject}-{site}-{run}-{c}.nii")
+    (subject,) = find_subjects(cohort, root).subjects
+    assert subject.high.metadata == {"site": {"low": "a", "high": "A"}, "low_run": "1", "run": "01", "c": "T1"}
+
+
+def test_sessions_are_never_mixed(files):
+    root = files(*(f"{field}/s_{session}.nii" for field in ("low", "high") for session in (1, 2)))
+    pattern = "{subject}_{session}.nii"
+    found = find_subjects(CohortConfig("x", low=f"low/{pattern}", high=f"high/{pattern}"), root)
+    assert {(p.field, p.check) for p in found.problems} == {("low", "slices"), ("high", "slices")}
+
+
+def test_slices_of_two_scans_in_one_stack_are_reported(files):
+    root = files(*(f"s_{'b' if number == 2 else 'a'}_{number}.nii" for number in range(5)))
+    _, (problem,) = match("{subject}_{run}_{slice}.nii", root, "x", "low")
+    assert problem.message.startswith("1 of the 5 slices have another {run} than the rest: b instead of a")
+    assert not match("{subject}_*_{slice}.nii", root, "x", "low")[1]
+
+
+def test_a_field_that_counts_slices_is_no_problem(files):
+    root = files(*(f"s_{number}_{100 - number}.nii" for number in range(5)))
+    assert not match("{subject}_{slice}_{time}.nii", root, "x", "low")[1]
+
+
 def test_subjects_with_problems_keep_their_place_in_the_splits(files):
     cohort = CohortConfig("x", low="low/{subject}.nii", high="high/{subject}.nii", split={"val": 2})
     names = [f"s{number}" for number in range(6)]

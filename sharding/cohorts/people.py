@@ -1,0 +1,65 @@
+"""Report people who may be in several splits of a set, the subjects that it already holds included."""
+
+from collections.abc import Iterator, Sequence
+
+from upfield.sharding.cohorts.privacy import Pseudonyms, read_names
+from upfield.sharding.cohorts.problems import TWIN, Problem
+from upfield.sharding.cohorts.subjects import Source, Subject
+from upfield.sharding.shardset.manifest import Manifest
+from upfield.sharding.shardset.namesakes import Member, find_namesakes, find_shared_people, members_of
+from upfield.sharding.shardset.sample_key import SPLITS
+
+
+def namesakes_of(
+    subjects: Sequence[Subject[Source]], old: Manifest | None, pseudonyms: Pseudonyms | None
+) -> list[tuple[Member, ...]]:
+    """Find people who may be in several splits, among configured subjects and those of the set that is extended.
+
+    Args:
+        subjects: subjects of all configured cohorts.
+        old: manifest of the set that is extended, or None.
+        pseudonyms: pseudonyms of the set, or None. The names behind those of the old set are taken from the list beside
+            the key. If it is missing, only equal names are recognised.
+    """
+    members = [Member(subject.cohort, subject.name, subject.split) for subject in subjects]
+    configured = {subject.cohort for subject in subjects}
+    held = _held_members(old, subjects, pseudonyms) if old else ()
+    return find_namesakes([*members, *(member for member in held if member.cohort not in configured)])
+
+
+def _held_members(
+    old: Manifest, subjects: Sequence[Subject[Source]], pseudonyms: Pseudonyms | None
+) -> Iterator[Member]:
+    """Yield the subjects of a set under their names; leave out pseudonyms whose names are unknown."""
+    if pseudonyms is None:
+        yield from members_of(old)
+        return
+    names = {(cohort, public): name for cohort, name, public in read_names(pseudonyms)}
+    candidates = {subject.name for subject in subjects}
+    names |= {(cohort, pseudonyms.of(cohort, name)): name for cohort in old.cohorts for name in candidates}
+    for split in SPLITS:
+        for tree in old.subjects(split):
+            if name := names.get((tree["cohort"], tree["subject"])):
+                yield Member(tree["cohort"], name, split)
+
+
+def shared_people(subjects: Sequence[Subject[Source]]) -> list[Problem]:
+    """Report each held-out subject of a cohort whose person is in another split too, according to the ids.
+
+    Args:
+        subjects: subjects to be added, without those that are left out.
+    """
+    sources = {(subject.cohort, subject.name): subject.high for subject in subjects}
+    problems: list[Problem] = []
+    for group in find_shared_people(Member(subject.cohort, subject.name, subject.split) for subject in subjects):
+        for member in group:
+            if member.split == "train":
+                continue
+            other = next(twin for twin in group if twin.split != member.split)
+            message = (
+                f"the ids say that this is another scan of a person who is also in {other.split}, but this one is in "
+                f"{member.split}. Hold out all scans of a person together, with lists in `split`."
+            )
+            file = f"{sources[member.cohort, member.name]}{TWIN}{sources[other.cohort, other.name]}"
+            problems.append(Problem(member.cohort, member.name, "high", "person", file, message))
+    return problems
