@@ -41,7 +41,7 @@ def is_skull_stripped(volume: Volume) -> bool:
     if constant.sum() < LEAST_CONSTANT_DARK * dark.sum():
         return False
     head = _object(~dark)
-    outside = ~np.asarray(ndimage.binary_dilation(head))
+    outside = np.logical_not(ndimage.binary_dilation(head))
     if not head.any() or not outside.any() or constant[outside].mean() < LEAST_CONSTANT:
         return False
     if head.sum() * spacing_mm.prod() / 1e6 > MAX_LITRES:
@@ -54,7 +54,7 @@ def is_skull_stripped(volume: Volume) -> bool:
 
 def _object(bright: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return the largest connected part of a mask `(I, J, K)` without specks, its holes filled in all sections."""
-    parts, sizes = connected_parts(np.asarray(ndimage.binary_opening(bright)))
+    parts, sizes = connected_parts(np.asarray(ndimage.binary_opening(bright), dtype=np.bool_))
     if sizes.size < 2:
         return np.zeros(bright.shape, dtype=np.bool_)
     filled = parts == sizes.argmax()
@@ -62,3 +62,19 @@ def _object(bright: NDArray[np.bool_]) -> NDArray[np.bool_]:
         sections = [np.asarray(ndimage.binary_fill_holes(section)) for section in np.moveaxis(filled, axis, 0)]
         filled = np.moveaxis(np.stack(sections), 0, axis)
     return filled
+
+
+def stripped_doubt(volume: Volume, trained_on_stripped: bool | None) -> str | None:
+    """Return a doubt if a scan and the scans that a model was trained on differ in showing the skull, otherwise None.
+
+    Args:
+        volume: the scan, `(I, J, K)`.
+        trained_on_stripped: whether the model was trained on skull-stripped scans; None if this is not known.
+    """
+    if not is_skull_stripped(volume):
+        whole = "the scan shows more than a brain, but the model was trained on brains without skull; remove the skull"
+        return whole if trained_on_stripped else None
+    if trained_on_stripped:
+        return None
+    model = "was trained on whole heads" if trained_on_stripped is False else "may have been trained on whole heads"
+    return f"the scan shows a brain without skull, but the model {model}; enhance the scan before the skull is removed"

@@ -67,13 +67,18 @@ def interpolated_doubt(volume: Volume, grid_mm: NDArray[np.float64]) -> str | No
         grid_mm: `(3,)`, voxel size of the high-field grid.
     """
     voxels, spacing_mm = volume.voxels, volume.spacing_mm
-    repeated = [axis for axis in range(3) if _repeated_planes(voxels, axis) > MAX_REPEATED_PLANES]
     scale = np.maximum(grid_mm / spacing_mm, 1)
+    # A file much finer than the grid may have been interpolated without a loss to the grid.
+    halved = [axis for axis in range(3) if 2 * spacing_mm[axis] > MAX_COARSER * grid_mm[axis]]
+    repeated = [axis for axis in halved if _repeated_planes(voxels, axis) > MAX_REPEATED_PLANES]
     smooth = [
         axis
         for axis in range(3)
         if (lines := _central_lines(voxels, axis, LEAST_VOXELS * scale[axis])) is not None
-        and (_upper_power(lines, scale[axis]) < LEAST_UPPER_POWER or _alternation(lines) > MAX_ALTERNATION)
+        and (
+            _upper_power(lines, scale[axis]) < LEAST_UPPER_POWER
+            or (axis in halved and _alternation(lines) > MAX_ALTERNATION)
+        )
     ]
     if repeated:
         seen = f"planes are repeated {_names(repeated)}"
@@ -93,7 +98,7 @@ def _repeated_planes(voxels: NDArray[np.float32], axis: int) -> float:
     planes = np.moveaxis(voxels, axis, 0)
     first, second = planes[:-1], planes[1:]
     # Most planes differ in their middle row already.
-    row = voxels.shape[(axis + 1) % 3] // 2 if axis != 0 else voxels.shape[1] // 2
+    row = planes.shape[1] // 2
     candidates = (first[:, row] == second[:, row]).all(axis=-1)
     equal, num_varied = 0, 0
     for number, is_candidate in enumerate(candidates):
@@ -104,7 +109,7 @@ def _repeated_planes(voxels: NDArray[np.float32], axis: int) -> float:
 
 
 def _central_lines(voxels: NDArray[np.float32], axis: int, least_voxels: float) -> NDArray[np.float32] | None:
-    """Return `(N, L)` lines along an axis through the middle half of `(I, J, K)`; None if they are too short or flat."""
+    """Return `(N, L)` lines along an axis through the middle of `(I, J, K)`; None if they are too short or flat."""
     lines = np.moveaxis(voxels, axis, -1)
     rows, columns, length = lines.shape
     lines = lines[rows // 4 : rows - rows // 4 : 3, columns // 4 : columns - columns // 4 : 3].reshape(-1, length)
@@ -112,7 +117,7 @@ def _central_lines(voxels: NDArray[np.float32], axis: int, least_voxels: float) 
 
 
 def _upper_power(lines: NDArray[np.float32], scale: float) -> float:
-    """Return the power of `(N, L)` lines, with `scale` voxels per grid voxel, in the upper band relative to the lower."""
+    """Return the power of `(N, L)` lines in the upper band, relative to the lower; `scale` is voxels per grid voxel."""
     length = lines.shape[1]
     tapered = (lines - lines.mean(axis=1, keepdims=True)) * np.hanning(length).astype(np.float32)
     power = np.square(np.abs(np.fft.rfft(tapered, axis=1))).mean(axis=0, dtype=np.float64)

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upfield.imaging.normalisation import normalise_in_place
+from upfield.imaging.plausibility.brains import is_skull_stripped
 from upfield.imaging.volume import Volume, load_volume
 from upfield.sharding.building.align import Alignment, register, resample_aligned
 from upfield.sharding.building.field_resampler import FieldResampler
@@ -46,6 +47,8 @@ class SubjectPairs:
     """Result of `hash_voxels` for each volume as it was read."""
     doubts: list[Problem]
     """Doubts about its volumes, which only their voxels show."""
+    stripped: dict[Field, bool]
+    """Whether each volume shows a brain without skull."""
 
 
 def make_pairs(subject: Subject[SourceVolume], config: ShardConfig) -> SubjectPairs:
@@ -65,7 +68,11 @@ def make_pairs(subject: Subject[SourceVolume], config: ShardConfig) -> SubjectPa
     high_file = _load(subject.high)
     voxel_hashes: dict[Field, str] = {"low": hash_voxels(low_file.voxels)} if low_file else {}
     voxel_hashes["high"] = hash_voxels(high_file.voxels)
-    doubts = find_doubts(subject, low_file, high_file)
+    files: dict[Field, Volume] = {"high": high_file}
+    if low_file:
+        files["low"] = low_file
+    doubts = find_doubts(subject, files, config.geometry)
+    stripped: dict[Field, bool] = {field: is_skull_stripped(volume) for field, volume in files.items()}
     alignment = register(low_file, high_file, config.seed) if low_file and subject.align == "rigid" else None
     if low_file and alignment:
         high_file = _aligned(high_file, low_file, alignment, subject)
@@ -85,7 +92,7 @@ def make_pairs(subject: Subject[SourceVolume], config: ShardConfig) -> SubjectPa
         source = subject.low if unit.kind == "real" else subject.high
         up = normalise_in_place(resampler.low_to_high(low.voxels), str(source))
         pairs.append(Pair(unit, up, high_half, parameters))
-    return SubjectPairs(pairs, alignment, voxel_hashes, doubts)
+    return SubjectPairs(pairs, alignment, voxel_hashes, doubts, stripped)
 
 
 def _load(source: SourceVolume) -> Volume:

@@ -12,6 +12,7 @@ from upfield.common.progress import say
 from upfield.common.tasks import run_tasks
 from upfield.imaging.compressed_files import Trace
 from upfield.imaging.extent import place_doubt, resolution_doubt, sampling_doubt, tilt_problem
+from upfield.imaging.plausibility.resolution import coarse_doubt, fine_doubt
 from upfield.sharding.cohorts.duplicates import find_same_content
 from upfield.sharding.cohorts.problems import TWIN, Field, Problem
 from upfield.sharding.cohorts.subjects import Source, SourceVolume, Subject, processes_for
@@ -68,6 +69,7 @@ def preflight(
     problems += _short_stacks(checked)
     problems += _mismatched_fields(checked, subjects, geometry)
     problems += _coarse_grids(checked, subjects, geometry)
+    problems += _doubtful_resolutions(checked, subjects, geometry)
     problems += _copies(checked)
     problems += _partial_copies(checked, {(p.cohort, p.subject) for p in problems if p.check == "same"})
     volumes = {_place(check): check.volume for check in checked if check.volume}
@@ -165,6 +167,25 @@ def _coarse_grids(
             extent = volume.extent
             if extent and (message := sampling_doubt(field, extent, subject.fit, *grids[field])):
                 yield _problem(volume, "resolution", str(volume.source), message)
+
+
+def _doubtful_resolutions(
+    checked: list[VolumeCheck], subjects: Sequence[Subject], geometry: GeometryConfig
+) -> Iterator[Problem]:
+    """Find high fields that are much coarser than their grid, and low fields at high resolution."""
+    fits = {(subject.cohort, subject.name): subject.fit for subject in subjects}
+    for volume in checked:
+        if (extent := volume.extent) is None:
+            continue
+        if volume.field == "low":
+            message = fine_doubt(extent.spacing_mm)
+        else:
+            resized = fits[volume.cohort, volume.subject] == "resize"
+            stretched = (extent.shape - 1) / (np.array(geometry.high_shape) - 1)
+            step = stretched if resized else np.array(geometry.high_spacing_mm) / extent.spacing_mm
+            message = coarse_doubt(step, extent.spacing_mm)
+        if message:
+            yield _problem(volume, "resolution", str(volume.source), f"{message}.")
 
 
 def _copies(checked: list[VolumeCheck]) -> Iterator[Problem]:

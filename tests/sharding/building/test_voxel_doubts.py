@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -7,6 +8,8 @@ from built_sets import arguments, contents
 
 from upfield.common.errors import RunError
 from upfield.sharding.building import block_builder, build
+from upfield.sharding.building.voxel_doubts import summarise_stripped, unlike_brains
+from upfield.sharding.cohorts.subjects import Source, Subject
 from upfield.sharding.shard import main
 from upfield.sharding.shardset.manifest import read_manifest
 
@@ -43,3 +46,18 @@ def test_a_resumed_build_keeps_the_doubts_whatever_the_jobs(run_cli, doubtful, t
     assert run_cli(main, *arguments(doubtful, tmp_path / "resumed"))[0] == 0
     assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
     assert read_manifest(tmp_path / "resumed").doubts
+
+
+def test_brains_without_skull_beside_whole_heads_are_doubted():
+    def subject(name, *fields):
+        sources = {field: Source((Path(f"{name}.nii"),), stacked=False) for field in fields}
+        return Subject("c", name, name, "train", sources["high"], sources.get("low"), "crop_pad", ())
+
+    subjects = [subject("a", "high"), subject("b", "high"), subject("c", "high"), subject("d", "low", "high")]
+    stripped = [{"cohort": "c", "subject": name, "high": name == "b"} for name in "abc"]
+    stripped.append({"cohort": "c", "subject": "d", "high": False, "low": True})
+    found = unlike_brains(stripped, subjects)
+    assert [(problem.subject, problem.field) for problem in found] == [("b", "high"), ("d", "low")]
+    assert all(problem.is_doubt for problem in found)
+    assert unlike_brains([tree | {"high": True, "low": True} for tree in stripped], subjects) == []
+    assert summarise_stripped(stripped) == {"c": "some"}
