@@ -5,7 +5,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from nibabel.orientations import io_orientation
 
+from upfield.imaging.air import estimate_air
+from upfield.imaging.plausibility.foreign_slices import find_foreign_slices, foreign_slices_doubt
 from upfield.imaging.plausibility.labels import label_doubt
 from upfield.imaging.plausibility.resolution import interpolated_doubt
 from upfield.imaging.volume import Volume
@@ -31,18 +34,33 @@ def find_doubts(
         The doubts, sorted. They are recorded with the block, so that a build that is resumed keeps them.
     """
     return sorted(
-        Problem(subject.cohort, subject.name, field, check, str(source), f"{message}.")
+        Problem(subject.cohort, subject.name, field, check, file, f"{message}.")
         for field, source in subject.volumes
-        for check, message in _doubts(field, volumes[field], geometry)
+        for check, file, message in [
+            *((check, str(source), message) for check, message in _doubts(field, volumes[field], geometry)),
+            *_foreign_slices(source, volumes[field]),
+        ]
     )
 
 
 def _doubts(field: Field, volume: Volume, geometry: GeometryConfig) -> Iterator[tuple[str, str]]:
     """Yield the check, one of `DOUBTS`, and the sentence of each doubt about one volume."""
-    messages = {"labels": label_doubt(volume.voxels)}
+    messages = {"labels": label_doubt(volume.voxels), "air": estimate_air(volume.voxels).doubt}
     if field == "high":
         messages["resolution"] = interpolated_doubt(volume, np.array(geometry.high_spacing_mm))
     yield from ((check, message) for check, message in messages.items() if message)
+
+
+def _foreign_slices(source: SourceVolume, volume: Volume) -> Iterator[tuple[str, str, str]]:
+    """Yield the check, the file and the message of a doubt about slices that do not seem to belong to a stack."""
+    stacked_axis = source.header.stacked_axis
+    if stacked_axis is None:
+        return
+    axis, direction = io_orientation(source.header.affine)[stacked_axis]
+    num_slices = len(source.paths)
+    indices = find_foreign_slices(volume.voxels, int(axis))
+    if foreign := sorted(indices if direction > 0 else [num_slices - 1 - index for index in indices]):
+        yield "slice", str(source.paths[foreign[0]]), foreign_slices_doubt(foreign, num_slices)
 
 
 def unlike_brains(stripped: Iterable[Stripped], subjects: Sequence[Subject[Source]]) -> list[Problem]:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from upfield.imaging.contrast import Evidence, description_evidence, name_evidence, read_sidecar, sidecar_evidence
+from upfield.sharding.cohorts.path_patterns import FIELD
 from upfield.sharding.cohorts.problems import Field, Problem
-from upfield.sharding.cohorts.subjects import FIELD, SourceVolume, Subject
+from upfield.sharding.cohorts.subjects import SourceVolume, Subject
 from upfield.sharding.configuration import CohortConfig
 
 

@@ -8,7 +8,7 @@ from upfield.sharding.cohorts.subjects import find_cohorts
 from upfield.sharding.configuration import CohortConfig
 
 
-def find(folder, *, low=None, contrast=None, high="high/{subject}_{what}.nii.gz", **files):
+def find(folder, contrast=None, **files):
     """Write small scans with the names in `files`, and find the contrast of the cohort."""
     for field, names in files.items():
         (folder / field).mkdir()
@@ -16,7 +16,8 @@ def find(folder, *, low=None, contrast=None, high="high/{subject}_{what}.nii.gz"
             image = nib.Nifti1Image(np.random.default_rng(len(name)).random((6, 7, 8)), np.eye(4))
             image.header["descrip"] = descrip
             nib.save(image, folder / field / name)
-    cohort = CohortConfig("c", high, low, contrast=contrast)
+    low = "low/{subject}_{shown}.nii.gz" if "low" in files else None
+    cohort = CohortConfig("c", "high/{subject}_{what}.nii.gz", low, contrast=contrast)
     found = find_contrasts([cohort], preflight(find_cohorts([cohort], folder).subjects).subjects)
     return found.contrasts["c"], found.problems
 
@@ -54,6 +55,6 @@ def test_pairs_and_cohorts_of_several_contrasts_are_doubted(tmp_path):
         "low": ["a_T2w.nii.gz", "b_T1w.nii.gz", "c_T1w.nii.gz"],
         "high": ["a_T1w.nii.gz", "b_T1w.nii.gz", "c_T1w.nii.gz"],
     }
-    contrast, (doubt,) = find(tmp_path, low="low/{subject}_{shown}.nii.gz", **names)
+    contrast, (doubt,) = find(tmp_path, **names)
     assert (contrast, doubt.subject, doubt.field, doubt.is_doubt) == (None, "a", "low", True)
     assert "its name says T2w, but the high field shows T1w." in doubt.message
