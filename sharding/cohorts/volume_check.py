@@ -22,6 +22,7 @@ from upfield.imaging.volume_header import (
     UNPLACED_MM,
     VolumeHeader,
     carry_places,
+    name_one_space,
     slice_axis,
     stack_affine,
     unlike_the_first,
@@ -162,8 +163,11 @@ def _check_stack(source: Source, headers: list[Header]) -> list[Finding]:
     if others := _slices_of_another_scan(source, headers, axes):
         return [_first_of(others, source)]
     findings = _uneven_steps(source, headers)
+    if not name_one_space(headers):
+        message = "the headers of its slices name different spaces; they are taken for one. Check the codes."
+        findings.append(Finding("space", paths[0], message))
     affine = stack_affine(headers, axes[0])
-    if findings:
+    if any(finding.check == "steps" for finding in findings):
         # A step across missing slices is larger than the slice thickness.
         affine[:3, axes[0]] = _usual_step_mm(headers)
     # Slices with stated positions need not state their thickness.
