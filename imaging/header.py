@@ -23,7 +23,7 @@ from nibabel.spatialimages import HeaderDataError, SpatialImage
 from upfield.common.errors import RunError, VolumeError
 from upfield.imaging.affine import assumed_affine, spacing_of
 from upfield.imaging.compressed_files import DAMAGED, Trace, read_start
-from upfield.imaging.formats.file_header import Header, VoxelLayout, without_trailing_ones
+from upfield.imaging.formats.file_header import HEADER_BYTES, Header, VoxelLayout, without_trailing_ones
 from upfield.imaging.formats.header_findings import header_findings
 from upfield.imaging.formats.mgh_fields import MGH_VERSION, parse_mgh, scanner_space
 from upfield.imaging.formats.nifti_fields import is_nifti1, is_nifti2, parse_nifti
@@ -43,7 +43,6 @@ UNREADABLE = (
 MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE)
 OURS = (".nii", ".nii.gz", ".mgh", ".mgz")
 PAIRS = (".hdr", ".img", ".hdr.gz", ".img.gz")
-HEADER_BYTES = 540  # NIfTI-2 has the longest header.
 # 4 GiB as float32. A whole head at 0.25 mm has 0.8 billion voxels.
 MAX_VOXELS, MAX_ITEM_BYTES = 2**30, 8
 

@@ -5,9 +5,8 @@ from pathlib import Path
 
 from upfield.common.errors import VolumeError
 from upfield.imaging.compressed_files import Readable, is_compressed, open_content, read_to_end
-from upfield.imaging.formats.file_header import Header
+from upfield.imaging.formats.file_header import HEADER_BYTES, Header
 from upfield.imaging.header import (
-    HEADER_BYTES,
     UNREADABLE,
     expect_file,
     expect_usable_volume,
