@@ -28,6 +28,7 @@ from upfield.common.configuration_errors import (
     problem_of,
     values_that_do_not_fit,
 )
+from upfield.common.environment.settling import refuse_environment, settle_environment
 from upfield.common.errors import InputError, RunError, explain_error
 from upfield.common.progress import open_streams
 
@@ -71,7 +72,9 @@ def execute(command: Command, argv: list[str] | None = None) -> int:
         # SIGTERM ends the command as Ctrl-C does: the command waits for its workers and keeps finished work.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.default_int_handler)
+        settle_environment(command.verb)
         config = parse(command, [token for token in argv if token != "--debug"])
+        refuse_environment(command.verb)
         return command.run(config) or 0
     except SystemExit as leaving:  # after --help or --print_config
         return leaving.code if isinstance(leaving.code, int) else 0

@@ -104,6 +104,8 @@ def _explain_system_error(error: OSError) -> tuple[str, int]:
     if error.errno in FORBIDDEN:
         reason = (error.strerror or "permission denied").lower()
         return f"{where}{reason}. Change the permissions, or choose another place.", EXIT_INPUT
+    if "usable temporary directory" in str(error):  # tempfile's own words
+        return "There is no folder for temporary files. Set TMPDIR to a folder that can be written.", EXIT_INPUT
     misplaced = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError | FileExistsError)
     return f"{where}{error.strerror or error}.", EXIT_INPUT if misplaced else EXIT_FAILURE
 

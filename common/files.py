@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from upfield.common.errors import UnwritableError
+from upfield.common.errors import InputError, UnwritableError
 
+SET_CACHE_HOME = "Set XDG_CACHE_HOME to a folder that can be written."
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
@@ -57,9 +58,21 @@ def make_writable_folder(folder: Path, option: str) -> None:
     check_writable(folder, option)
 
 
-def user_cache_folder(purpose: str) -> Path:
-    """Return `upfield/PURPOSE` in the user's cache folder: `$XDG_CACHE_HOME`, or `~/.cache`. It may not exist yet."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "upfield" / purpose
+def user_cache_folder(purpose: str, remedy: str = SET_CACHE_HOME) -> Path:
+    """Return `upfield/PURPOSE` in the user's cache folder: `$XDG_CACHE_HOME`, or `~/.cache`. It may not exist yet.
+
+    Args:
+        purpose: what the folder holds.
+        remedy: what the user can do if the user has no home folder.
+
+    Raises:
+        InputError: XDG_CACHE_HOME is not set and the user has no home folder, as in many containers.
+    """
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser()
+    except RuntimeError as error:
+        raise InputError(f"There is no folder for {purpose}, because the user has no home folder. {remedy}") from error
+    return cache / "upfield" / purpose
 
 
 def hash_file(path: Path) -> str:

@@ -1,9 +1,11 @@
 """Connect to Ray for shard building, sweeps and the service."""
 
 import os
+import secrets
 import socket
 from typing import Any, cast
 
+from upfield.common.environment.settling import SET_FOR_RAY
 from upfield.common.errors import InputError, RunError
 
 CONNECT_TIMEOUT_S = 10
@@ -27,11 +29,14 @@ def connect_ray(address: str | None = None, **options: Any) -> None:
         InputError: no cluster answers at `address` or at RAY_ADDRESS.
         RunError: Ray cannot start on this machine.
     """
+    os.environ |= SET_FOR_RAY
     import ray
 
     named = address or os.environ.get("RAY_ADDRESS", "")
     try:
-        running = _listening_address(named)
+        running = None if named == "local" else _listening_address(named)
+        if not (running or named.removeprefix("local")):
+            set_own_token()
         ray.init(
             named or running or "local",
             include_dashboard=False,
@@ -39,15 +44,28 @@ def connect_ray(address: str | None = None, **options: Any) -> None:
             configure_logging=False,
             **options,
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         if named in ("", "local"):
             message = f"Ray cannot start on this machine: {type(error).__name__}: {error}".rstrip(".")
-            raise RunError(f"{message}. Fix the cause, or use a running cluster.") from error
+            raise RunError(
+                f"{message}. Fix the cause (RAY_TMPDIR names the folder of Ray's files), or use a running cluster."
+            ) from error
         source, way_out = ("--address", "leave it out") if address else ("RAY_ADDRESS", "unset it")
         raise InputError(
             f"{source}: cannot connect to a Ray cluster at {named}: {str(error).rstrip('.')}. Start the cluster, "
             f"correct the address, or {way_out} to use this machine."
         ) from error
+
+
+def set_own_token() -> None:
+    """Protect the Ray that this process starts by a token of its own, unless the user has chosen one.
+
+    Ray listens on all addresses of the machine, and the token keeps others from submitting work to it. By default, Ray
+    would write a token into the home folder.
+    """
+    if not any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        # `ray.init` chooses the mode by itself, because Ray has read its variable already.
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def _listening_address(named: str) -> str | None:

@@ -1,20 +1,25 @@
 """Join the process group of a job, and check that a launcher has started the requested number of processes."""
 
 import os
+from collections.abc import Mapping
 from datetime import timedelta
 
 from accelerate import Accelerator
 from accelerate.utils import (
     DataLoaderConfiguration,
+    DynamoBackend,
     FullyShardedDataParallelPlugin,
+    GradientAccumulationPlugin,
     InitProcessGroupKwargs,
     ProjectConfiguration,
+    TorchDynamoPlugin,
 )
 from torch.distributed.fsdp import MixedPrecision, MixedPrecisionPolicy
 
-from upfield.common.errors import RunError
+from upfield.common.errors import InputError, RunError
 from upfield.distributed.configuration import RunConfig
 
+OF_A_LAUNCHER = "Launchers such as torchrun set all of these variables; to train in one process, unset WORLD_SIZE."
 ADVICE = "Use `accelerate launch --multi_gpu --num_processes N` or torchrun, and on CPUs set ACCELERATE_USE_CPU=true."
 
 
@@ -26,16 +31,47 @@ def expected_world_size() -> int:
     also has a WORLD_SIZE.
 
     Raises:
+        InputError: the variables of a launcher are incomplete, or their values are impossible.
         RunError: several processes were requested from `accelerate launch`, but it started only this one.
     """
     if "WORLD_SIZE" in os.environ:
-        return int(os.environ["WORLD_SIZE"])
+        os.environ.setdefault("MASTER_PORT", "29500")  # the usual port, which some launchers do not set
+        return read_world_size(os.environ)
+    # Without WORLD_SIZE, this is a single process, whatever an earlier launcher left in the environment.
+    for name in ("RANK", "LOCAL_RANK"):
+        os.environ.pop(name, None)
     # `accelerate launch` exports the precision for any number of processes.
     if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ:
         raise RunError(
             f"accelerate launch was asked for several processes (MASTER_ADDR is set) but started only one. {ADVICE}"
         )
     return 1
+
+
+def read_world_size(variables: Mapping[str, str]) -> int:
+    """Read the number of processes from a launcher's variables, and check them.
+
+    Raises:
+        InputError: a variable is missing, or is not a number in its range.
+    """
+    size = _read_number(variables, "WORLD_SIZE", 1)
+    names = ("RANK", "LOCAL_RANK") if size > 1 else tuple(name for name in ("RANK", "LOCAL_RANK") if name in variables)
+    for name in names:
+        _read_number(variables, name, 0, size)
+    if (size > 1 or "LOCAL_RANK" in variables) and not variables.get("MASTER_ADDR"):
+        raise InputError(f"WORLD_SIZE={size}, but MASTER_ADDR is not set. {OF_A_LAUNCHER}")
+    return size
+
+
+def _read_number(variables: Mapping[str, str], name: str, least: int, limit: int | None = None) -> int:
+    text = variables.get(name, "")
+    if not text:
+        raise InputError(f"WORLD_SIZE={variables['WORLD_SIZE']}, but {name} is not set. {OF_A_LAUNCHER}")
+    number = int(text) if text.isdecimal() else -1
+    if number < least or (limit is not None and number >= limit):
+        expected = f"at least {least}" if limit is None else f"a number from {least} to {limit - 1}"
+        raise InputError(f"{name}: expected {expected} in this environment variable, found {text}. {OF_A_LAUNCHER}")
+    return number
 
 
 def make_accelerator(config: RunConfig, world_size: int) -> Accelerator:
@@ -55,6 +91,12 @@ def make_accelerator(config: RunConfig, world_size: int) -> Accelerator:
         # Accelerate does not prepare our loaders. If it did, each rank would still read its own batches because of this
         # setting; otherwise rank 0 would read for all ranks.
         dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
+        # A training step accumulates gradients itself (data.micro_batch) and compiles the network itself (run.compile).
+        # Without these arguments, Accelerate would read other settings from variables.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        dynamo_plugin=TorchDynamoPlugin(
+            backend=DynamoBackend.NO, mode="default", fullgraph=False, use_regional_compilation=False
+        ),
         fsdp_plugin=make_fsdp_plugin(),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout_s))],
     )

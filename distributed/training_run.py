@@ -1,6 +1,7 @@
 """A training run: its state in memory, and the functions that open and close it."""
 
 import gc
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from upfield.common.command import to_yaml
 from upfield.common.cores import chosen_threads, most_threads, num_threads
+from upfield.common.environment.settling import recorded_environment, refuse_environment, settle_environment
 from upfield.common.errors import InputError, RunError
 from upfield.common.files import write_text
 from upfield.common.locking import FolderLock
@@ -91,6 +93,8 @@ def open_run(config: TrainConfig) -> TrainingRun:
 
 def _open_run(config: TrainConfig) -> TrainingRun:
     with errors_met_by_all(InputError):
+        settle_environment("train", in_worker=True)
+        refuse_environment("train")
         world_size = expected_world_size()
         refuse_unusable(config, world_size)
     out = config.run.out
@@ -172,9 +176,11 @@ def choose_and_record_threads(progress: TrainingProgress, world_size: int) -> No
 
 
 def prepare_folder(config: TrainConfig, out: Path, start: ResumePoint) -> None:
-    """Delete the files that do not belong to the resumed run, and write its configuration. Only one rank calls it."""
+    """Delete the files that do not belong to the resumed run, and write its settings. Only one rank calls it."""
     clear_leftovers(out, start.checkpoint, start.progress.step)
     write_text(out / "config.yaml", to_yaml(config))
+    variables = [f"{name}: {json.dumps(value)}\n" for name, value in recorded_environment().items()]
+    write_text(out / "environment.yaml", "".join(["# Variables that change how sums are rounded\n", *variables]))
 
 
 def choose_and_record_memory_plan(

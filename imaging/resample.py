@@ -72,11 +72,10 @@ class Operator:
 def zoom_operator(num_in: int, num_out: int) -> Operator:
     """Return the operator of `scipy.ndimage.zoom(order=3)` along one axis, which keeps the end voxels in place.
 
-    The operator reproduces scipy exactly. For some sizes (256 to 200, 240 to 112), scipy rounds the position of the
-    last voxel to outside the volume and returns 0 there.
+    For some sizes (256 to 200, 240 to 112), scipy rounds the position of the last voxel to outside the volume and
+    returns 0 there. The operator returns the value of the volume's last voxel.
     """
-    columns = [np.asarray(ndimage.zoom(unit, num_out / num_in, order=ORDER)) for unit in np.eye(num_in)]
-    return Operator.of(np.stack(columns, axis=1))
+    return grid_operator(num_in, num_out, (num_in - 1) / max(num_out - 1, 1), 0.0)
 
 
 @lru_cache(maxsize=256)
@@ -95,7 +94,7 @@ def grid_operator(num_in: int, num_out: int, step: float, start: float) -> Opera
     index = start + step * np.arange(num_out)
     inside = (index >= -0.5) & (index <= num_in - 0.5)
     clamped = np.clip(index, 0, num_in - 1)
-    # `zoom` uses the same prefilter, so the two operators agree at equal sample points.
+    # `scipy.ndimage.zoom` uses the same prefilter, so its values are the same at equal sample points.
     splines = ndimage.spline_filter1d(np.eye(num_in), order=ORDER, axis=1, mode="mirror")
     columns = [ndimage.map_coordinates(row, [clamped], order=ORDER, mode="mirror", prefilter=False) for row in splines]
     return Operator.of(np.stack(columns, axis=1) * inside[:, None])

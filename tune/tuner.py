@@ -25,7 +25,7 @@ def configure_tune() -> None:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # A driver that is killed loses at most this many seconds of its state. The runs keep their own checkpoints.
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     # Tune's warnings show Python code that restores a sweep. The next `upfield tune` does that by itself.
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
 

@@ -6,7 +6,7 @@ import torch
 
 from upfield.common.addresses import format_address, is_remote
 from upfield.common.errors import InputError
-from upfield.common.files import user_cache_folder
+from upfield.common.files import make_writable_folder, user_cache_folder
 from upfield.common.stores import Store
 from upfield.distributed.configuration import DataConfig
 from upfield.distributed.samples.cache import ShardCache
@@ -53,8 +53,10 @@ def read_set(data: DataConfig) -> tuple[Manifest, RemoteFiles | None]:
             "files contain the address. Set passwords in the store's own variables or in fsspec's configuration."
         )
     store = Store(place, data.fetch_timeout_s)
-    cache = ShardCache(data.cache_dir or user_cache_folder("shards"), data.cache_bytes)
-    files = RemoteFiles(store, cache, data.fetch_retries)
+    # The home folder is not looked at if the user named a folder.
+    folder = data.cache_dir or user_cache_folder("shards", "Set --data.cache_dir.")
+    make_writable_folder(folder, "--data.cache_dir")
+    files = RemoteFiles(store, ShardCache(folder, data.cache_bytes), data.fetch_retries)
     return files.manifest(), files
 
 

@@ -129,7 +129,7 @@ def engine_cache(path: Path, profile: str) -> dict[str, str]:
         folder = user_cache_folder("tensorrt") / version / hash_file(path) / profile
         # An engine contains code, so no other user may write one here.
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # RuntimeError: the user has no home folder.
+    except (OSError, InputError):  # InputError: the user has no home folder.
         return {}
     return {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(folder)}
 

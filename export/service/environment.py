@@ -4,6 +4,7 @@ import os
 import secrets
 from importlib.util import find_spec
 
+from upfield.common.environment.settling import SET_FOR_RAY
 from upfield.common.errors import InputError
 
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "python_multipart")
@@ -22,7 +23,7 @@ def set_ray_variables(has_own_ray: bool) -> None:
     Args:
         has_own_ray: whether the service starts its own Ray instead of connecting to a cluster.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ |= SET_FOR_RAY
     if has_own_ray:
         # Ray listens on all addresses of the machine. This token keeps others from submitting work to it.
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}

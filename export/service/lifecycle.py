@@ -6,6 +6,7 @@ from pathlib import Path
 
 import uvicorn
 
+from upfield.common.environment.settling import short_temporary_folder
 from upfield.common.progress import say
 from upfield.export.configuration import ServeConfig
 from upfield.export.modelfile.card import ModelCard
@@ -16,9 +17,6 @@ from upfield.export.service.model_info import model_info, read_model
 from upfield.export.service.web_server import begin_to_listen, is_loopback, listen, uvicorn_config
 from upfield.export.service.webapp import build_app
 from upfield.export.service.work_folder import work_folder
-
-# Ray keeps sockets in its folder, and Unix limits the length of a socket's path.
-SHORT_FOLDER = Path("/tmp")
 
 
 def run_service(config: ServeConfig) -> None:
@@ -61,7 +59,7 @@ def serve_requests(
     from upfield.export.service.replicas.ray_engine import RayEngine
 
     counters = Counters(config.batch_size)
-    with work_folder(Path(tempfile.gettempdir())) as folder, work_folder(SHORT_FOLDER) as ray_folder:
+    with work_folder(Path(tempfile.gettempdir())) as folder, work_folder(short_temporary_folder()) as ray_folder:
         engine = RayEngine(config, card, counters.note_batch, ray_folder)
         try:
             app = build_app(config, engine, model_info(config, card, engine.provider), counters, token, folder)

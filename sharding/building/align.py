@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
-from skimage.filters import threshold_otsu
 
 from upfield.common.errors import InputError
+from upfield.imaging.air import Air, estimate_air
 from upfield.imaging.volume import Volume
 
 BINS = 32
@@ -92,11 +92,14 @@ def register(low: Volume, high: Volume, seed: int) -> Alignment:
     return _alignment(motion, fixed.centre_mm, before, after)
 
 
-def resample_aligned(high: Volume, alignment: Alignment, low: Volume, cover: Literal["low", "high"]) -> Volume:
+def resample_aligned(
+    high: Volume, padding: float, alignment: Alignment, low: Volume, cover: Literal["low", "high"]
+) -> Volume:
     """Move the high field and interpolate it once, by cubic B-spline, on a grid parallel to that of the low field.
 
     Args:
         high: the high field, RAS+.
+        padding: value for voxels outside the field of view.
         alignment: the motion of the high field, from `register`.
         low: the low field, RAS+.
         cover: with `high`, the grid holds the whole moved high field, corners included, at its own spacing. With `low`,
@@ -104,8 +107,8 @@ def resample_aligned(high: Volume, alignment: Alignment, low: Volume, cover: Lit
             spacing.
 
     Returns:
-        Voxels `(I, J, K)` float32 within the high field's own range; outside its field of view they have the value of
-        its darkest voxel. The affine maps to the low field's world coordinates.
+        Voxels `(I, J, K)` float32 within the high field's own range, and the affine that maps them to the low field's
+        world coordinates.
 
     Raises:
         InputError: SimpleITK is not installed.
@@ -127,7 +130,7 @@ def resample_aligned(high: Volume, alignment: Alignment, low: Volume, cover: Lit
             origin,
             spacing,
             direction,
-            float(darkest),
+            padding,
             sitk.sitkFloat32,
         )
     voxels = np.ascontiguousarray(sitk.GetArrayViewFromImage(moved).T)
@@ -164,10 +167,15 @@ class _Head:
         self.volume = volume
 
     @cached_property
+    def air(self) -> Air:
+        """The background of the volume."""
+        return estimate_air(self.volume.voxels)
+
+    @cached_property
     def mask(self) -> NDArray[np.bool_]:
         """The largest bright region, holes filled, `(I, J, K)`; all voxels if there is no such region."""
         smooth = _blurred(self.volume, 3.0).voxels
-        regions, num_regions = ndimage.label(ndimage.binary_fill_holes(smooth > 0.6 * threshold_otsu(smooth.ravel())))  # pyright: ignore[reportGeneralTypeIssues]
+        regions, num_regions = ndimage.label(ndimage.binary_fill_holes(smooth > self.air.threshold))  # pyright: ignore[reportGeneralTypeIssues]
         if num_regions == 0:
             return np.ones(smooth.shape, dtype=bool)
         return regions == 1 + np.argmax(np.bincount(regions.ravel())[1:])
@@ -201,7 +209,7 @@ class _Level:
     low: Any
     mask: Any
     high: Any
-    darkest: float
+    padding: float
 
     @classmethod
     def of(cls, sitk: Any, fixed: _Head, moving: _Head, voxel_mm: float | None, blur_mm: float) -> "_Level":
@@ -210,7 +218,7 @@ class _Level:
         if voxel_mm:
             low, mask, high = (_reduced(volume, voxel_mm) for volume in (low, mask, high))
         inside = _image(sitk, mask) > 0.5
-        return cls(sitk, _image(sitk, low), inside, _image(sitk, high), float(high.voxels.min()))
+        return cls(sitk, _image(sitk, low), inside, _image(sitk, high), moving.air.level)
 
     def descend(self, start: Any, seed: int) -> Any:
         """Improve a transform (low world -> high world) by gradient descent, which is slow over the last degrees."""
@@ -238,7 +246,7 @@ class _Level:
 
     def similarity(self, transform: Any) -> float:
         """Compute the mutual information over all masked voxels; outside its field of view, the high field is air."""
-        moved = self.sitk.Resample(self.high, self.low, transform, self.sitk.sitkLinear, self.darkest)
+        moved = self.sitk.Resample(self.high, self.low, transform, self.sitk.sitkLinear, self.padding)
         method = self._measure()
         method.SetInitialTransform(self.sitk.Euler3DTransform())
         try:

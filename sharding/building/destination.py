@@ -6,6 +6,7 @@ from typing import Any
 
 from upfield.common.addresses import format_address, is_address, is_remote
 from upfield.common.errors import InputError, ShardSetError
+from upfield.common.files import make_writable_folder
 from upfield.common.progress import say
 from upfield.sharding.building.build import build
 from upfield.sharding.building.journal import lock_build
@@ -36,6 +37,7 @@ def build_at_destination(config: ShardConfig) -> None:
 
 def _build_and_upload(config: ShardConfig, url: str, pseudonyms: Pseudonyms | None) -> None:
     staging = staging_folder(url)
+    make_writable_folder(staging.parent, "XDG_CACHE_HOME")
     # The lock is held until the staging folder is removed, because the set that was built must be the one that is sent.
     with lock_build(staging.with_name(f"{staging.name}.sending")):
         fetch_manifest(url, staging)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from upfield.imaging.normalisation import percentiles
+from upfield.imaging.air import Air
 from upfield.imaging.resample import box_centre, resample_box, zoom_to
 from upfield.imaging.volume import Volume
 from upfield.sharding.configuration import GeometryConfig, SpacingMm, Triple
@@ -27,30 +27,30 @@ class FieldResampler:
     """World coordinates of the centre of both boxes, `(3,)`; None for `resize`."""
 
     @classmethod
-    def around(cls, geometry: GeometryConfig, fit: str, high: Volume) -> "FieldResampler":
-        """Place the grids around the head of a high-field volume."""
+    def around(cls, geometry: GeometryConfig, fit: str, high: Volume, air: Air) -> "FieldResampler":
+        """Place the grids around the head of a high-field volume with the given background."""
         if fit == "resize":
             return cls(geometry, None)
         extent_mm = np.array(geometry.high_shape) * np.array(geometry.high_spacing_mm)
-        return cls(geometry, to_world(high.affine, head_centre(high, extent_mm)))
+        return cls(geometry, to_world(high.affine, head_centre(high, air, extent_mm)))
 
-    def high_from_file(self, volume: Volume) -> Volume:
+    def high_from_file(self, volume: Volume, air: Air) -> Volume:
         """Resample a high-field volume to the high-field grid `(X, Y, Z)`."""
-        return self._from_file(volume, self.geometry.high_shape, self.geometry.high_spacing_mm)
+        return self._from_file(volume, air, self.geometry.high_shape, self.geometry.high_spacing_mm)
 
-    def low_from_file(self, volume: Volume) -> Volume:
+    def low_from_file(self, volume: Volume, air: Air) -> Volume:
         """Resample a low-field volume to the low-field grid `(I, J, K)`."""
-        return self._from_file(volume, self.geometry.low_shape, self.geometry.low_spacing_mm)
+        return self._from_file(volume, air, self.geometry.low_shape, self.geometry.low_spacing_mm)
 
-    def _from_file(self, volume: Volume, shape: Triple, spacing_mm: SpacingMm) -> Volume:
-        # Voxels outside the file get its darkest value, because zero may be in the middle of its scale.
-        darkest = volume.voxels.min()
-        above = replace(volume, voxels=volume.voxels - darkest) if darkest else volume
+    def _from_file(self, volume: Volume, air: Air, shape: Triple, spacing_mm: SpacingMm) -> Volume:
+        # Voxels outside the file become air. The operators fill with zero, which may be in the middle of the scale.
+        padding = np.float32(air.padding)
+        above = replace(volume, voxels=volume.voxels - padding) if padding else volume
         if self.centre_mm is None:
             placed = _zoomed(above, shape, self.geometry.average)
         else:
             placed = _boxed(above, to_voxel(volume.affine, self.centre_mm), shape, spacing_mm, self.geometry.average)
-        return replace(placed, voxels=placed.voxels + darkest) if darkest else placed
+        return replace(placed, voxels=placed.voxels + padding) if padding else placed
 
     def low_to_high(self, low: NDArray[np.float32]) -> NDArray[np.float32]:
         """Interpolate `(I, J, K)` on the low-field grid to the high-field grid `(X, Y, Z)`."""
@@ -100,22 +100,23 @@ def to_voxel(affine: NDArray[np.float64], world_mm: NDArray[np.float64]) -> NDAr
     return np.linalg.inv(affine[:3, :3]) @ (world_mm - affine[:3, 3])
 
 
-def head_centre(volume: Volume, extent_mm: NDArray[np.float64]) -> NDArray[np.float64]:
+def head_centre(volume: Volume, air: Air, extent_mm: NDArray[np.float64]) -> NDArray[np.float64]:
     """Find the centre of the box around the head.
 
     Along each axis, this is the middle of the head. Along the body axis, neck and shoulders may fill the image: a head
     that is taller than the box is aligned at its top instead, so that no brain is cut off. Along an axis on which box
-    and image are equally long, there is nothing to crop or pad, and the centre of the image is used.
+    and image are equally long, there is nothing to crop or pad, and the centre of the image is used. It is also used
+    if air cannot be told from the head.
 
     Args:
         volume: volume that shows a head, in RAS+.
+        air: its background.
         extent_mm: `(3,)`, side lengths of the box.
 
     Returns:
         Voxel index `(3,)`, rounded to whole or half voxels.
     """
-    darkest = volume.voxels.min()
-    mask = volume.voxels > darkest + 0.2 * (percentiles(volume.voxels, [99])[0] - darkest)
+    mask = volume.voxels > air.threshold
     middle = box_centre(volume.voxels.shape)
     box_vox = extent_mm / volume.spacing_mm
     centre = middle.copy()

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from upfield.imaging.air import Air, estimate_air, raise_to_air
 from upfield.imaging.normalisation import normalise_in_place
 from upfield.imaging.volume import Volume, load_volume
 from upfield.sharding.building.align import Alignment, register, resample_aligned
@@ -66,18 +67,21 @@ def make_pairs(subject: Subject[SourceVolume], config: ShardConfig) -> SubjectPa
     voxel_hashes: dict[Field, str] = {"low": hash_voxels(low_file.voxels)} if low_file else {}
     voxel_hashes["high"] = hash_voxels(high_file.voxels)
     doubts = find_doubts(subject, low_file, high_file)
+    high_file, high_air = _above_air(high_file)
+    low_file, low_air = _above_air(low_file) if low_file else (None, None)
     alignment = register(low_file, high_file, config.seed) if low_file and subject.align == "rigid" else None
     if low_file and alignment:
-        high_file = _aligned(high_file, low_file, alignment, subject)
-    resampler = FieldResampler.around(config.geometry, subject.fit, high_file)
-    high = resampler.high_from_file(high_file)
+        high_file = _aligned(high_file, high_air, low_file, alignment, subject)
+    resampler = FieldResampler.around(config.geometry, subject.fit, high_file, high_air)
+    high = resampler.high_from_file(high_file, high_air)
     save_volume(config.save_volumes, subject, HIGH_NAME, high)
     high_half = normalise_in_place(high.voxels, str(subject.high))
     pairs: list[Pair] = []
     for unit in subject.units:
         if unit.kind == "real":
             assert low_file is not None
-            low = resampler.low_from_file(low_file)
+            assert low_air is not None
+            low = resampler.low_from_file(low_file, low_air)
             parameters = {"alignment": alignment.to_tree()} if alignment else {}
             parameters |= {"space": subject.space} if subject.space else {}
         else:
@@ -94,9 +98,15 @@ def _load(source: SourceVolume) -> Volume:
     return load_volume(source.paths, source.header, source.traces)
 
 
-def _aligned(high: Volume, low: Volume, alignment: Alignment, subject: Subject) -> Volume:
+def _above_air(volume: Volume) -> tuple[Volume, Air]:
+    """Estimate the air of a volume, and remove outliers below it."""
+    air = estimate_air(volume.voxels)
+    return raise_to_air(volume, air), air
+
+
+def _aligned(high: Volume, air: Air, low: Volume, alignment: Alignment, subject: Subject) -> Volume:
     # `resize` maps corners to corners, which is correct only if both fields cover the same region.
-    return resample_aligned(high, alignment, low, "low" if subject.fit == "resize" else "high")
+    return resample_aligned(high, air.padding, alignment, low, "low" if subject.fit == "resize" else "high")
 
 
 def _synthetic(

@@ -46,7 +46,11 @@ class RemoteContents:
 
 
 def staging_folder(url: str) -> Path:
-    """Return the local folder in which the set for `url` is built. It depends on `url` alone, and may not exist yet."""
+    """Return the local folder in which the set for `url` is built. It depends on `url` alone, and may not exist yet.
+
+    Raises:
+        InputError: the user has no cache folder.
+    """
     plain = url.rstrip("/")
     readable = re.sub(r"[^A-Za-z0-9._]+", "-", format_address(plain).partition("://")[2])[-60:].strip("-.")
     return user_cache_folder("staging") / f"{readable}-{hashlib.sha256(plain.encode()).hexdigest()[:12]}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from upfield.imaging.air import estimate_air
 from upfield.imaging.plausibility.labels import label_doubt
 from upfield.imaging.volume import Volume
 from upfield.sharding.cohorts.problems import Field, Problem
@@ -30,5 +31,5 @@ def find_doubts(subject: Subject[SourceVolume], low: Volume | None, high: Volume
 
 def _doubts(field: Field, volume: Volume) -> Iterator[tuple[str, str]]:
     """Yield the check and the message of each doubt about one volume. Each check is one of `DOUBTS`."""
-    messages = {"labels": label_doubt(volume.voxels)}
+    messages = {"labels": label_doubt(volume.voxels), "air": estimate_air(volume.voxels).doubt}
     yield from ((check, f"{message}.") for check, message in messages.items() if message)

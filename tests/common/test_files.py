@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from upfield.common import files
-from upfield.common.errors import UnwritableError
+from upfield.common.errors import InputError, UnwritableError
 from upfield.common.files import (
     atomic_folder,
     atomic_path,
@@ -16,6 +16,7 @@ from upfield.common.files import (
     make_writable_folder,
     point_symlink,
     replace_folder,
+    user_cache_folder,
 )
 
 
@@ -75,3 +76,13 @@ def test_a_folder_that_cannot_be_created_is_refused_with_its_option(
         prepare(tmp_path / place, "--run.out")
     # Workers of a pool or of Ray pickle their errors to send them to another process.
     assert str(pickle.loads(pickle.dumps(refused.value))) == str(refused.value)
+
+
+def test_a_user_without_a_home_folder_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(files.os.path, "expanduser", lambda path: path)  # as for a user without an entry in passwd
+    with pytest.raises(InputError, match=r"no folder for shards, .* no home folder\. Set --data\.cache_dir\."):
+        user_cache_folder("shards", "Set --data.cache_dir.")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert user_cache_folder("shards") == tmp_path / "upfield" / "shards"

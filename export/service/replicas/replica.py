@@ -9,6 +9,7 @@ from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from upfield.common.cores import num_cores
+from upfield.common.environment.settling import settle_environment
 from upfield.common.errors import InputError
 from upfield.export.configuration import Engine, ServeConfig
 from upfield.export.modelfile.engines import open_model_file
@@ -27,6 +28,7 @@ class Replica:
 
     def __init__(self, model: str, engine: Engine, device: str, batch_size: int, threads: int) -> None:
         """Load the model on a device, with up to `batch_size` slices in a batch and `threads` CPU threads."""
+        settle_environment("serve", in_worker=True)
         self._restorer = open_model_file(Path(model), engine, device, threads, batch_size)
         # Ray Serve's own batching closes a batch while another one is still being computed, so few would be full.
         self._batcher = StripBatcher(self._restorer, batch_size)

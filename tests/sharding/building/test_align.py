@@ -112,11 +112,11 @@ def registered():
 def test_the_same_input_gives_the_same_bits_for_any_number_of_threads(registered):
     low, high, _, alignment = registered
     before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-    first = resample_aligned(high, alignment, low, "high")
+    first = resample_aligned(high, 0.0, alignment, low, "high")
     try:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before + 2)
         again = register(low, high, seed=0)
-        second = resample_aligned(high, again, low, "high")
+        second = resample_aligned(high, 0.0, again, low, "high")
         assert sitk.ProcessObject.GetGlobalDefaultNumberOfThreads() == before + 2
     finally:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
@@ -127,7 +127,7 @@ def test_the_same_input_gives_the_same_bits_for_any_number_of_threads(registered
 def test_registration_raises_the_similarity_and_touches_neither_file(registered):
     low, high, kept, alignment = registered
     assert alignment.similarity_after > 2 * alignment.similarity_before
-    resample_aligned(high, alignment, low, "low")
+    resample_aligned(high, 0.0, alignment, low, "low")
     for array, copy in zip((low.voxels, low.affine, high.voxels, high.affine), kept, strict=True):
         np.testing.assert_array_equal(array, copy)
 
@@ -160,7 +160,7 @@ def test_the_record_is_plain_and_complete(registered):
 def test_no_motion_on_the_same_grid_changes_nothing():
     high = high_field()
     for cover in ("low", "high"):
-        moved = resample_aligned(high, still(), high, cover)
+        moved = resample_aligned(high, 0.0, still(), high, cover)
         np.testing.assert_allclose(moved.voxels, high.voxels, atol=1e-3)
         np.testing.assert_allclose(moved.affine, high.affine, atol=1e-9)
         assert moved.voxels.dtype == np.float32
@@ -170,7 +170,7 @@ def test_no_motion_on_the_same_grid_changes_nothing():
 def test_resampling_undoes_a_motion_wherever_the_low_field_lies(cover):
     moved = motion((9.0, -7.0, 8.0), (12.0, -20.0, 9.0))
     low, high = low_field(turned_deg=(7.0, -4.0, 10.0)), high_field(moved)
-    found = resample_aligned(high, still(np.linalg.inv(moved)), low, cover)
+    found = resample_aligned(high, 0.0, still(np.linalg.inv(moved)), low, cover)
     points_mm = world_mm(found.voxels.shape, found.affine)
     inside = interior(points_mm)
     assert inside.sum() > 50_000
@@ -182,7 +182,7 @@ def test_resampling_undoes_a_motion_wherever_the_low_field_lies(cover):
 @pytest.mark.parametrize("cover", ["low", "high"])
 def test_the_grid_is_parallel_to_the_low_field_at_the_high_fields_spacing(cover):
     low, high = low_field(turned_deg=(7.0, -4.0, 10.0)), high_field()
-    found = resample_aligned(high, still(), low, cover)
+    found = resample_aligned(high, 0.0, still(), low, cover)
     np.testing.assert_allclose(found.spacing_mm, high.spacing_mm, rtol=0.02 if cover == "low" else 1e-9)
     axes = [volume.affine[:3, :3] / volume.spacing_mm for volume in (found, low)]
     np.testing.assert_allclose(axes[0], axes[1], atol=1e-9)
@@ -190,7 +190,7 @@ def test_the_grid_is_parallel_to_the_low_field_at_the_high_fields_spacing(cover)
 
 def test_covering_the_low_field_puts_corner_voxels_on_corner_voxels():
     low = low_field(turned_deg=(7.0, -4.0, 10.0))
-    found = resample_aligned(high_field(), still(), low, "low")
+    found = resample_aligned(high_field(), 0.0, still(), low, "low")
     for last in (0, 1):
         ends = [
             volume.affine[:3, :3] @ (last * (np.array(volume.voxels.shape) - 1)) + volume.affine[:3, 3]
@@ -203,7 +203,7 @@ def test_covering_the_high_field_loses_none_of_it():
     moved = motion((10.0, 0.0, 0.0), (5.0, 0.0, 0.0))
     high, low = Volume(np.full(SIZE_HIGH, 7, np.float32), high_field().affine), low_field()
     high.voxels[0, 0, 0] = 0
-    found = resample_aligned(high, still(moved), low, "high")
+    found = resample_aligned(high, 0.0, still(moved), low, "high")
     assert np.prod(found.voxels.shape) > np.prod(SIZE_HIGH)
     np.testing.assert_allclose((found.voxels > 3.5).sum(), np.prod(SIZE_HIGH), rtol=0.01)
     corners = np.array(np.meshgrid(*((-0.5, size - 0.5) for size in SIZE_HIGH))).reshape(3, -1).T
@@ -216,7 +216,7 @@ def test_covering_the_high_field_loses_none_of_it():
 def test_values_stay_in_the_range_and_outside_is_darkest():
     high = high_field()
     sharp = Volume(np.where(high.voxels > 400, 50, -20).astype(np.float32), high.affine)
-    found = resample_aligned(sharp, still(motion((10.0, 5.0, 0.0), (60.0, 0.0, 0.0))), low_field(), "low")
+    found = resample_aligned(sharp, -20.0, still(motion((10.0, 5.0, 0.0), (60.0, 0.0, 0.0))), low_field(), "low")
     assert found.voxels.min() == -20
     assert found.voxels.max() == 50
     assert (found.voxels[0] == -20).all()
@@ -227,7 +227,7 @@ def test_a_missing_simpleitk_is_named(monkeypatch):
     with pytest.raises(InputError, match=r"needs SimpleITK, which is not installed.*pip install 'upfield\[align\]'"):
         register(low_field(), high_field(), seed=0)
     with pytest.raises(InputError, match="needs SimpleITK"):
-        resample_aligned(high_field(), still(), low_field(), "low")
+        resample_aligned(high_field(), 0.0, still(), low_field(), "low")
 
 
 def test_pairs_far_less_similar_than_the_others_of_their_cohort_are_named_too():

@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from upfield.imaging.air import estimate_air
 from upfield.imaging.volume import Volume
 from upfield.sharding.building.field_resampler import FieldResampler, head_centre, to_world
 from upfield.sharding.configuration import GeometryConfig
@@ -25,7 +26,7 @@ def middle(voxels):
 @pytest.mark.parametrize("shift", [(0, 0, 0), (4, -3, 5)])
 def test_crop_pad_centres_a_head_wherever_it_lies(shift):
     head = ball((40, 44, 48), np.array([20, 22, 24]) + shift, 8)
-    box = crop_pad(head).high_from_file(head).voxels
+    box = high_from_file(crop_pad(head), head).voxels
     np.testing.assert_allclose(middle(box), [9.5, 11.5, 13.5], atol=0.6)
     assert box.sum() == pytest.approx(head.voxels.sum(), rel=0.02)
 
@@ -33,7 +34,7 @@ def test_crop_pad_centres_a_head_wherever_it_lies(shift):
 def test_crop_pad_cuts_the_neck_of_a_tall_head_not_its_top():
     tall = np.zeros((20, 24, 60), np.float32)
     tall[5:15, 6:18, :50] = 1
-    centre = head_centre(Volume(tall, np.eye(4)), np.array([20.0, 24.0, 28.0]))
+    centre = head_centre(Volume(tall, np.eye(4)), estimate_air(tall), np.array([20.0, 24.0, 28.0]))
     # The box ends just above the topmost plane, 49.
     assert 49 <= centre[2] + 14 <= 52
 
@@ -42,8 +43,8 @@ def test_crop_pad_brings_both_fields_to_the_same_place():
     high = ball((30, 30, 40), (13, 16, 22), 8)
     low = ball((20, 20, 10), (13 / 1.5, 16 / 1.5, 22 / 4), 8, (1.5, 1.5, 4.0))
     resampler = crop_pad(high)
-    up = resampler.low_to_high(resampler.low_from_file(low).voxels)
-    np.testing.assert_allclose(middle(np.clip(up, 0, 1)), middle(resampler.high_from_file(high).voxels), atol=0.5)
+    up = resampler.low_to_high(low_from_file(resampler, low).voxels)
+    np.testing.assert_allclose(middle(np.clip(up, 0, 1)), middle(high_from_file(resampler, high).voxels), atol=0.5)
 
 
 @pytest.mark.parametrize("fit", ["resize", "crop_pad"])
@@ -51,10 +52,14 @@ def test_volumes_on_the_grids_have_scanner_coordinates(fit):
     where_mm = np.array([3.0, 40.0, -7.0])
     high = ball((26, 30, 34), (13, 16, 18), 6)
     low = ball((17, 20, 8), (13 / 1.5, 16 / 1.5, 18 / 4), 6, (1.5, 1.5, 4.0))
-    resampler = FieldResampler.around(GEOMETRY, fit, moved(high, where_mm))
+    resampler = around(fit, moved(high, where_mm))
     expected = where_mm + np.array([13, 16, 18])
-    on_grid = resampler.high_from_file(moved(high, where_mm))
-    for volume in (on_grid, resampler.high_to_low(on_grid), resampler.low_from_file(moved(low, where_mm))):
+    on_grid = high_from_file(resampler, moved(high, where_mm))
+    for volume in (
+        on_grid,
+        resampler.high_to_low(on_grid),
+        low_from_file(resampler, moved(low, where_mm)),
+    ):
         centre = np.array(middle(np.clip(volume.voxels, 0, 1)))
         np.testing.assert_allclose(to_world(volume.affine, centre), expected, atol=0.6)
 
@@ -65,15 +70,27 @@ def moved(volume, where_mm):
     return Volume(volume.voxels, affine)
 
 
+def around(fit, high, geometry=GEOMETRY):
+    return FieldResampler.around(geometry, fit, high, estimate_air(high.voxels))
+
+
 def crop_pad(high):
-    return FieldResampler.around(GEOMETRY, "crop_pad", high)
+    return around("crop_pad", high)
+
+
+def high_from_file(resampler, volume):
+    return resampler.high_from_file(volume, estimate_air(volume.voxels))
+
+
+def low_from_file(resampler, volume):
+    return resampler.low_from_file(volume, estimate_air(volume.voxels))
 
 
 @pytest.mark.parametrize("darkest", [-32768, -5, 7, 1000])
 def test_padding_has_the_darkest_value_and_does_not_move_the_head(darkest):
     head = ball((16, 18, 20), (4.5, 9.5, 12), 4)
     shifted = Volume(head.voxels + darkest, head.affine)
-    plain, offset = (crop_pad(volume).high_from_file(volume) for volume in (head, shifted))
+    plain, offset = (high_from_file(crop_pad(volume), volume) for volume in (head, shifted))
     np.testing.assert_allclose(offset.voxels - darkest, plain.voxels, atol=0.01)
     np.testing.assert_array_equal(offset.affine, plain.affine)
 
@@ -82,7 +99,7 @@ def test_no_plane_of_a_forced_shape_is_brighter_than_the_file():
     # 256 to 200 is one of the sizes where scipy.ndimage.zoom gives zeros in the last plane.
     volume = Volume(ball((256, 4, 4), (128, 1.5, 1.5), 60).voxels - 1000, np.eye(4))
     geometry = GeometryConfig((12, 14, 6), (1.6, 1.6, 5.0), (200, 4, 4), (1.0, 1.0, 1.0))
-    forced = FieldResampler.around(geometry, "resize", volume).high_from_file(volume)
+    forced = high_from_file(around("resize", volume, geometry), volume)
     assert forced.voxels.shape == (200, 4, 4)
     assert forced.voxels[-1].max() == pytest.approx(-1000)
 
@@ -95,8 +112,7 @@ def test_a_grid_that_is_coarser_than_the_scan_averages_if_asked_to(fit, step_mm)
     low = Volume(voxels, np.diag([5.0, 1.6, 1.0, 1.0]))
 
     def line(average):
-        resampler = FieldResampler.around(replace(GEOMETRY, average=average), fit, low)
-        return resampler.low_from_file(low).voxels[6, 7, 1:-1]
+        return low_from_file(around(fit, low, replace(GEOMETRY, average=average)), low).voxels[6, 7, 1:-1]
 
     np.testing.assert_allclose(line(True) - 2, np.sinc(step_mm / 12) * (line(False) - 2), atol=0.02)
 

@@ -1,0 +1,1 @@
+"""What surrounds a command: variables, files and processes that libraries read, and what upfield does about each."""

@@ -1,0 +1,96 @@
+"""Remove or refuse variables that would change what is computed, and record those that change its rounding."""
+
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+from upfield.common.environment.influences import ANY, RECORDED, REFUSED, REMOVED, USES_RAY, Influence, find
+from upfield.common.errors import InputError
+from upfield.common.progress import say
+
+# Without this variable, ONNX Runtime sends telemetry over the network.
+ALWAYS_SET = {"ORT_DISABLE_TELEMETRY": "1"}
+# Ray reads these variables when it is imported.
+SET_FOR_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_TRAIN_V2_ENABLED": "1"}
+# Ray's sockets are at FOLDER/ray/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store, which Unix limits to
+# 107 characters.
+LONGEST_TEMPORARY = 39
+
+
+def settle_environment(verb: str, in_worker: bool = False) -> None:
+    """Remove the variables that must not have an effect, and say so. Call it before heavy libraries are imported.
+
+    Only the first process of a job prints a line, and processes that Ray or another program has started print none.
+
+    Args:
+        verb: command that runs.
+        in_worker: whether another program, such as Ray, has started this process.
+    """
+    is_first = os.environ.get("RANK", "0") == "0"
+    for name, influence in _present(REMOVED):
+        if in_worker and influence.belongs_to_worker:
+            continue
+        value = os.environ.pop(name)
+        if is_first and not in_worker and _concerns(influence, verb) and not _is_usual(influence, value):
+            remedy = f"; use {influence.instead} instead" if influence.instead else ""
+            say(f"the environment variable {name}={value} has no effect on upfield{remedy}")
+    os.environ |= ALWAYS_SET
+    # Without a home folder, matplotlib keeps its cache in a temporary folder, and would say so in each process.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    if verb in USES_RAY.split():
+        _prepare_for_ray()
+
+
+def refuse_environment(verb: str) -> None:
+    """Check that no variable asks for something that upfield does not do.
+
+    Raises:
+        InputError: a variable is set that upfield refuses.
+    """
+    for name, influence in _present(REFUSED):
+        if _concerns(influence, verb) and not _is_usual(influence, os.environ[name]):
+            raise InputError(
+                f"{name}={os.environ[name]}: this environment variable {influence.changes}, which upfield does not "
+                f"support. Unset it, or change the launcher's configuration; use {influence.instead} instead."
+            )
+
+
+def recorded_environment() -> dict[str, str]:
+    """Return the variables, with their values, that change rounding or the device, sorted by name."""
+    return {name: os.environ[name] for name, _ in _present(RECORDED)}
+
+
+def _prepare_for_ray() -> None:
+    os.environ |= SET_FOR_RAY
+    try:
+        Path.home()
+    except RuntimeError:
+        # Ray cannot be imported without a home folder. Containers set this folder for users without an entry in passwd.
+        os.environ["HOME"] = "/"
+    # Without this variable, Ray uses TMPDIR, or else /tmp even if it cannot be written.
+    if "RAY_TMPDIR" not in os.environ and len(os.environ.get("TMPDIR", "")) not in range(1, LONGEST_TEMPORARY + 1):
+        os.environ["RAY_TMPDIR"] = str(short_temporary_folder())
+
+
+def short_temporary_folder() -> Path:
+    """Return /tmp if it can be written, because Ray needs a folder with a short name, or else Python's choice.
+
+    Raises:
+        FileNotFoundError: no folder for temporary files can be written.
+    """
+    return Path("/tmp" if os.access("/tmp", os.W_OK | os.X_OK) else tempfile.gettempdir())
+
+
+def _present(treatment: str) -> list[tuple[str, Influence]]:
+    """Return the variables of the environment that are treated in this way, sorted by name."""
+    entries = [(name, find(name)) for name in sorted(os.environ)]
+    return [(name, influence) for name, influence in entries if influence and influence.treatment == treatment]
+
+
+def _concerns(influence: Influence, verb: str) -> bool:
+    return not influence.verbs or verb in influence.verbs.split()
+
+
+def _is_usual(influence: Influence, value: str) -> bool:
+    return influence.usual == ANY or value.strip().lower() in ("", *influence.usual.split())

@@ -1,0 +1,97 @@
+"""Variables that would change what is computed are removed or refused, and each is named in one line."""
+
+import os
+
+import pytest
+
+from upfield.common.environment.settling import recorded_environment, refuse_environment, settle_environment
+from upfield.common.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    os.environ.pop("RANK", None)
+
+
+@pytest.mark.parametrize(
+    ("verb", "name", "value", "remedy"),
+    [
+        ("train", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "--data.micro_batch"),
+        ("train", "ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "--run.compile"),
+        ("tune", "ACCELERATE_TORCH_DEVICE", "cpu", "CUDA_VISIBLE_DEVICES"),
+        ("train", "TORCHDYNAMO_DISABLE", "1", "--run.compile"),
+        ("enhance", "NVIDIA_TF32_OVERRIDE", "1", "--precision"),
+        ("enhance", "ORT_TENSORRT_FP16_ENABLE", "1", "--precision"),
+        ("evaluate", "ONEDNN_DEFAULT_FPMATH_MODE", "BF16", "--run.precision"),
+        ("shard", "JSONARGPARSE_DEFAULT_ENV", "true", ""),
+    ],
+)
+def test_a_variable_that_changes_values_is_removed_and_named(
+    capsys: pytest.CaptureFixture[str], verb: str, name: str, value: str, remedy: str
+) -> None:
+    os.environ[name] = value
+    settle_environment(verb)
+    said = capsys.readouterr().err
+    assert name not in os.environ
+    assert f"{name}={value} has no effect" in said
+    assert remedy in said
+
+
+@pytest.mark.parametrize(
+    ("verb", "variables"),
+    [
+        ("train", {"ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_DYNAMO_MODE": "default"}),
+        ("train", {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1", "NVIDIA_TF32_OVERRIDE": "0"}),
+        ("train", {"PMI_SIZE": "2", "PMI_RANK": "0"}),
+        ("train", {"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}),
+        ("shard", {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4", "ACCELERATE_USE_DEEPSPEED": "true"}),
+        ("train", {"ACCELERATE_USE_DEEPSPEED": "false", "FSDP_ACTIVATION_CHECKPOINTING": "false"}),
+        ("train", {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR", "RANK": "1"}),
+    ],
+    ids=[
+        "as the launcher",
+        "without effect",
+        "of srun",
+        "recorded",
+        "of another command",
+        "switched off",
+        "of another rank",
+    ],
+)
+def test_nothing_is_said_of_other_variables(
+    capsys: pytest.CaptureFixture[str], verb: str, variables: dict[str, str]
+) -> None:
+    os.environ |= variables
+    settle_environment(verb)
+    refuse_environment(verb)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [
+        ("ACCELERATE_USE_DEEPSPEED", "true", "cluster/accelerate"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "1", "cluster/accelerate"),
+        ("FSDP_IGNORED_MODULES", "decoder", "FSDP without it"),
+        ("FSDP_ACTIVATION_CHECKPOINTING", "true", "--run.activation_checkpointing"),
+    ],
+)
+def test_a_variable_that_asks_for_something_else_is_refused(name: str, value: str, remedy: str) -> None:
+    os.environ[name] = value
+    with pytest.raises(InputError, match=f"{name}={value}: .*{remedy}"):
+        refuse_environment("train")
+
+
+def test_ray_may_set_the_device_of_its_workers() -> None:
+    os.environ |= {"ACCELERATE_TORCH_DEVICE": "cuda:0", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}
+    settle_environment("train", in_worker=True)
+    assert os.environ["ACCELERATE_TORCH_DEVICE"] == "cuda:0"
+    assert "ACCELERATE_GRADIENT_ACCUMULATION_STEPS" not in os.environ
+
+
+def test_variables_that_change_rounding_are_recorded() -> None:
+    os.environ |= {"OMP_NUM_THREADS": "3", "FSDP_VERSION": "2", "HOME": "/nowhere"}
+    recorded = recorded_environment()
+    assert (recorded["OMP_NUM_THREADS"], recorded["FSDP_VERSION"]) == ("3", "2")
+    assert "HOME" not in recorded
