@@ -6,6 +6,7 @@ from pathlib import Path
 from upfield.common.errors import VolumeError
 from upfield.imaging.compressed_files import Readable, is_compressed, open_content, read_to_end
 from upfield.imaging.formats.file_header import HEADER_BYTES, Header
+from upfield.imaging.formats.voxel_values import decode_voxels
 from upfield.imaging.header import (
     UNREADABLE,
     expect_file,
@@ -15,7 +16,7 @@ from upfield.imaging.header import (
     read_header,
     unreadable,
 )
-from upfield.imaging.volume import Volume, decode_voxels, load_volume, to_ras
+from upfield.imaging.volume import Volume, load_volume, to_ras
 from upfield.imaging.volume_header import VolumeHeader
 
 
