@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from upfield.common.errors import InputError, VolumeError
 from upfield.export.scans.restoration import Restorer, restore_volume
+from upfield.imaging.extent import finer_than_grid
 from upfield.imaging.formats.file_header import Header
 from upfield.imaging.formats.header_findings import ENHANCED, UNITS, affine_findings, header_findings
 from upfield.imaging.nifti_writer import write_file
@@ -89,12 +90,19 @@ def prepare_volume(scan: Volume, header: Header, where: str) -> ModelInput:
     """
     placement = placement_of(header)
     grid = isotropic(scan, where, header.unit)
-    return ModelInput(normalise(grid.voxels, where), grid.affine, scan.axcodes, placement, doubts(header))
+    notes = doubts(header) + sampling_doubts(scan)
+    return ModelInput(normalise(grid.voxels, where), grid.affine, scan.axcodes, placement, notes)
 
 
 def doubts(header: Header) -> tuple[str, ...]:
     """Return a sentence for each doubtful value in the header, to be recorded beside the enhanced scan."""
     return tuple(finding.note for finding in header_findings(header) + affine_findings(header.affine))
+
+
+def sampling_doubts(scan: Volume) -> tuple[str, ...]:
+    """Return a sentence if a RAS+ scan `(I, J, K)` is much finer than the grid of 1 mm along an axis."""
+    found = finer_than_grid("the scan", scan.spacing_mm, np.full(3, SPACING_MM), "the grid of the model")
+    return (f"{found}, so its finest detail is lost and may leave false patterns",) if found else ()
 
 
 def expect_on_grid(model_input: ModelInput, grid: Grid, where: str) -> str | None:
