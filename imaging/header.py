@@ -122,6 +122,7 @@ def _expect_voxels(path: Path, header: Header) -> Header:
     dtype = header.layout.dtype
     # Machines store real numbers of 128 bits in different ways.
     if dtype.kind not in "iufb" or dtype.itemsize > MAX_ITEM_BYTES:
+        dtype = dtype.newbyteorder("=")
         raise VolumeError(str(path), f"expected real voxels, found type {dtype}. Convert the file first.")
     if min(header.shape, default=0) < 1:
         raise VolumeError(str(path), f"the file holds no voxels (shape {header.shape}). Leave it out.")
@@ -164,6 +165,11 @@ def unreadable(path: Path, error: Exception) -> VolumeError:
             f"{path}: the file cannot be read: {error or 'no memory left'}. Fix that and run the same command again."
         ) from error
     return VolumeError(str(path), _reason(path, error))
+
+
+def cut_off(path: Path, end_bytes: int) -> VolumeError:
+    """Return the error for a file that ends before its last voxel."""
+    return VolumeError(str(path), f"the file is cut off or damaged: it should have {end_bytes} bytes. Copy it again.")
 
 
 def _reason(path: Path, error: Exception) -> str:

@@ -9,6 +9,7 @@ from upfield.imaging.formats.file_header import HEADER_BYTES, Header
 from upfield.imaging.formats.voxel_values import decode_voxels
 from upfield.imaging.header import (
     UNREADABLE,
+    cut_off,
     expect_file,
     expect_usable_volume,
     is_ours,
@@ -56,9 +57,15 @@ class VolumeFile:
         try:
             if is_compressed(path):
                 rest = read_to_end(self._content, max(layout.end_bytes - len(self._start), 0))
+                if len(self._start) + len(rest) < layout.end_bytes:
+                    raise cut_off(path, layout.end_bytes)
                 voxels = decode_voxels(BytesIO(self._start + rest), layout)
             else:
+                if path.stat().st_size < layout.end_bytes:
+                    raise cut_off(path, layout.end_bytes)
                 voxels = decode_voxels(path, layout)
+        except VolumeError:
+            raise
         except UNREADABLE as error:
             raise unreadable(path, error) from error
         return to_ras(voxels, self.header.affine, str(path))

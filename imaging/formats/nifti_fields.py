@@ -90,7 +90,7 @@ def _shape(fields: Any) -> tuple[int, ...]:
     """Return the voxels per dimension. Sizes below 1 beyond the third dimension count as 1, as in nifti1_io.c."""
     num_dimensions = int(fields["dim"][0])
     if not 1 <= num_dimensions <= 7:
-        raise HeaderDataError(f"expected 1 to 7 dimensions, found {num_dimensions}")
+        raise HeaderDataError("the number of dimensions is not 1 to 7 in either byte order")
     sizes = tuple(map(int, fields.get_data_shape()))
     return without_trailing_ones((*sizes[:3], *(max(size, 1) for size in sizes[3:])))
 

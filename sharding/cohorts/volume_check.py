@@ -9,6 +9,7 @@ from upfield.imaging.extent import Extent
 from upfield.imaging.formats.file_header import Header, HeaderFinding
 from upfield.imaging.formats.header_findings import affine_findings, header_findings
 from upfield.imaging.header import (
+    cut_off,
     expect_three_dimensions,
     files_of,
     read_header_and_trace,
@@ -110,7 +111,7 @@ def _read(path: Path, orientation: str | None) -> tuple[Header, Trace | None]:
             return header, trace
     except DAMAGED as error:
         raise unreadable(path, error) from error
-    raise VolumeError(str(path), f"the file is cut off or damaged: it should have {end_bytes} bytes. Copy it again.")
+    raise cut_off(path, end_bytes)
 
 
 def _first_of(findings: list[Finding], source: Source) -> Finding:
