@@ -31,6 +31,8 @@ class VolumeHeader:
     """The axis along which slice files are stacked; None for a volume in one file."""
     spaces: Spaces = ()
     """The spaces that all files name, and the affine `(4, 4)` to each; empty if `is_placed` is false."""
+    descrip: bytes = b""
+    """Description in the header of the first file."""
 
     @classmethod
     def of(cls, headers: Sequence[Header]) -> "VolumeHeader":
@@ -45,13 +47,13 @@ class VolumeHeader:
         shared: dict[VoxelLayout, VoxelLayout] = {}
         layouts = tuple(shared.setdefault(header.layout, header.layout) for header in headers)
         if axis is None:
-            return cls(first.affine, first.shape, layouts, first.is_placed, None, first.spaces)
+            return cls(first.affine, first.shape, layouts, first.is_placed, None, first.spaces, first.descrip)
         plane = plane_shape(first, axis)
         shape = (*plane[:axis], len(headers), *plane[axis:])
         is_placed = first.is_placed and carry_places(headers)
         spaces = _stack_spaces(headers, axis) if is_placed else ()
         affine = spaces[0][1] if spaces else stack_affine(headers, axis)
-        return cls(affine, shape, layouts, is_placed, axis, spaces)
+        return cls(affine, shape, layouts, is_placed, axis, spaces, first.descrip)
 
 
 def read_volume_header(path: Path, orientation: str | None = None) -> VolumeHeader:
