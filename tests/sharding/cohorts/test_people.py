@@ -77,6 +77,12 @@ def test_namesakes_that_are_left_out_are_not_reported(shard, tmp_path):
     assert "1 names stand in several cohorts or in several ids, and in different splits (01)" in err
 
 
+def test_subjects_that_were_left_out_earlier_are_not_in_the_set(shard, tmp_path):
+    (tmp_path / "sub-02_ses-1_T1w.nii").write_bytes(b"no scan")
+    assert shard(T1, "--on_error", "skip")[0] == 0
+    assert "1 names stand in several cohorts or in several ids, and in different splits (01)" in shard(T1 + T2)[2]
+
+
 @pytest.mark.parametrize("flags", [(), ("--pseudonymize",)])
 def test_sessions_of_a_person_in_two_splits_are_a_doubt_in_report_and_manifest(shard, tmp_path, flags):
     code, _, err = shard(FLAT, *flags)
