@@ -11,12 +11,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import called, command, environment, forked, limit_file_sizes, lines, run, trained, training, wait_for
+from runs import (
+    called,
+    command,
+    environment,
+    fork_ranks,
+    forked,
+    lines,
+    run,
+    train_on_full_disk,
+    trained,
+    training,
+    wait_for,
+)
 from safetensors.torch import load_file
 
-from upfield.common.errors import InputError
+from upfield.common.command import parse
+from upfield.common.errors import InputError, RunError
+from upfield.common.stop_signals import StopRequest
+from upfield.distributed.checkpoint import TrainingProgress
 from upfield.distributed.configuration import DataConfig
+from upfield.distributed.job import find_finished, with_absolute_paths
 from upfield.distributed.launch import SCRIPT, free_port
+from upfield.distributed.process_group import wait_for_main_node
+from upfield.distributed.train import COMMAND, main
 from upfield.sharding.shardset.manifest import read_manifest
 from upfield.sharding.shardset.shard_split import ShardSplit
 
@@ -68,8 +86,8 @@ def test_a_full_disk_ends_the_run_and_leaves_the_previous_checkpoint(
     tiny_shards: Path, copied: Path, name: str
 ) -> None:
     size = (copied / "checkpoints/last" / name).stat().st_size
-    arguments = ("--run.max_steps", "6", "--run.checkpoint_every", "1")
-    with forked(tiny_shards, copied, *arguments, prepare=partial(limit_file_sizes, size * 3 // 4)) as job:
+    arguments = command(tiny_shards, copied, "--run.max_steps", "6", "--run.checkpoint_every", "1")[2:]
+    with fork_ranks(partial(train_on_full_disk, size * 3 // 4, arguments), 1) as job:
         assert job.wait() == [1]
         assert "the checkpoint of step 5 could not be written" in one_line(job.said)
     assert sorted(path.name for path in (copied / "checkpoints").iterdir()) == [
@@ -193,24 +211,32 @@ MULTI_CPU = {
 }
 
 
+def trained_by_launcher(shards: Path, out: Path, *asked: str) -> tuple[list[int | None], str]:
+    """Train in a forked rank with the environment that Accelerate's launcher gives to its only process."""
+    script = out.with_name("environment.py")
+    script.write_text("import json, os; print(json.dumps(dict(os.environ)))")
+    done = run(sys.executable, "-m", "accelerate.commands.launch", *asked, str(script))
+    program = partial(main, command(shards, out, "--run.max_steps", "1")[2:])
+    with fork_ranks(program, 1, json.loads(done.stdout)) as job:
+        return job.wait(), job.said
+
+
 @pytest.mark.parametrize("how", ["flags", "configuration file"])
 def test_a_launcher_that_starts_too_few_processes_is_refused(tiny_shards: Path, tmp_path: Path, how: str) -> None:
     file = tmp_path / "accelerate.yaml"
     file.write_text(json.dumps(MULTI_CPU))
     asked = ("--cpu", "--num_processes", "2") if how == "flags" else ("--config_file", str(file))
-    start = (sys.executable, "-m", "accelerate.commands.launch", *asked)
-    done = run(*start, *command(tiny_shards, tmp_path / "run", "--run.max_steps", "1")[1:])
-    assert done.returncode != 0
+    codes, said = trained_by_launcher(tiny_shards, tmp_path / "run", *asked)
+    assert codes == [1]
     assert "accelerate launch was asked for several processes (MASTER_ADDR is set) but started only one" in one_line(
-        done.stderr
+        said
     )
 
 
 def test_a_launcher_that_is_asked_for_one_process_trains(tiny_shards: Path, tmp_path: Path) -> None:
-    start = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1")
-    done = run(*start, *command(tiny_shards, tmp_path / "run", "--run.max_steps", "1")[1:])
-    assert done.returncode == 0, done.stderr
-    assert "1 process on cpu" in done.stderr
+    codes, said = trained_by_launcher(tiny_shards, tmp_path / "run", "--cpu", "--num_processes", "1")
+    assert codes == [0], said
+    assert "1 process on cpu" in said
 
 
 def test_a_file_that_is_not_a_trace_is_not_overwritten(tiny_shards: Path, tmp_path: Path) -> None:
@@ -232,6 +258,59 @@ def test_two_processes_print_a_refusal_once(tiny_shards: Path, four_steps: Path,
     with forked(tiny_shards, tmp_path / "run", *arguments, processes=2) as job:
         assert job.wait() == [2, 2]
         assert "this checkpoint was trained with seed 0, but the run has 9" in one_line(job.said)
+
+
+def finished(shards: Path, run: Path, *arguments: str) -> TrainingProgress | None:
+    """Return what a process finds out about a run before it joins the others."""
+    given = command(shards, run, "--run.max_steps", "4", "--run.checkpoint_every", "2", *arguments)[2:]
+    return find_finished(with_absolute_paths(parse(COMMAND, [*given, "--data.trace", str(run / "trace.jsonl")])))
+
+
+def test_only_a_complete_run_of_the_same_configuration_is_finished(tiny_shards: Path, four_steps: Path) -> None:
+    progress = finished(tiny_shards, four_steps)
+    assert progress is not None
+    assert progress.step == 4
+    assert finished(tiny_shards, four_steps, "--run.max_steps", "5") is None
+    assert finished(tiny_shards, four_steps, "--optim.lr", "2e-3") is None
+    assert finished(tiny_shards, four_steps, "--run.resume", "none") is None
+
+
+def test_a_run_that_was_not_validated_at_its_end_is_not_finished(tiny_shards: Path, copied: Path) -> None:
+    config = (copied / "config.yaml").read_text()
+    (copied / "config.yaml").write_text(config.replace(str(Path(config.split("out: ")[1].split()[0])), str(copied)))
+    file = copied / "checkpoints/step-00000004/progress.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"validated_step": 2}))
+    assert finished(tiny_shards, copied) is None
+
+
+def test_a_lost_process_that_starts_again_after_the_others_have_finished_does_not_wait_for_them(
+    tiny_shards: Path, four_steps: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "gone.invalid"}
+    for name, value in alone.items():
+        monkeypatch.setenv(name, value)
+    arguments = ("--run.max_steps", "4", "--run.checkpoint_every", "2", "--data.trace", str(four_steps / "trace.jsonl"))
+    code, said = called(*command(tiny_shards, four_steps, *arguments)[2:])
+    assert code == 0
+    assert "training is already complete at step 4 of 4" in said
+
+
+def test_the_seconds_of_a_run_continue_and_other_settings_are_named(tiny_shards: Path, copied: Path) -> None:
+    *earlier, last = lines(copied / "metrics.jsonl")
+    log = [*earlier, last | {"seconds": 1000.0}]
+    (copied / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    code, said = called(*command(tiny_shards, copied, "--run.max_steps", "5", "--optim.clip_norm", "9")[2:])
+    assert code == 0
+    assert "this run continues with other settings: optim.clip_norm 9.0 instead of None" in said
+    assert 1000 < lines(copied / "metrics.jsonl")[-1]["seconds"] < 1500
+
+
+def test_a_main_node_whose_name_never_resolves_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "gone.invalid")
+    with pytest.raises(RunError, match=r"MASTER_ADDR: gone.invalid could not be resolved within 0 s"):
+        wait_for_main_node(0, StopRequest())
+    with pytest.raises(KeyboardInterrupt):
+        wait_for_main_node(60, StopRequest(asked=True))
 
 
 def test_a_process_that_dies_ends_the_job(tiny_shards: Path, tmp_path: Path) -> None:
