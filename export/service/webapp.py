@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from upfield.export.configuration import ServeConfig
 from upfield.export.service.access import AccessMiddleware
-from upfield.export.service.api_page import RESPONSES, SCAN_BODY, schema_page
+from upfield.export.service.api_page import METRICS, PROGRESS, READY, RESPONSES, SCAN_BODY, schema_page
 from upfield.export.service.counters import Counters
 from upfield.export.service.errors import RefusedError, error_response
 from upfield.export.service.middleware import RequestMiddleware
@@ -88,10 +88,11 @@ def _add_scan_routes(app: FastAPI, handler: ScanHandler) -> None:
         """
         return await handler.handle(request)
 
-    @app.get("/progress/{id}", tags=["scans"])
-    async def progress(id: str) -> dict[str, Any]:  # noqa: A002 - the name in the address
+    # Without a declared parameter, because FastAPI would document a status 422 that never occurs.
+    @app.get("/progress/{id}", openapi_extra=PROGRESS, tags=["scans"])
+    async def progress(http_request: Request) -> dict[str, Any]:
         """Report the step that the scan with this `id` is in, and how many slices are restored."""
-        request = handler.requests.get(id)
+        request = handler.requests.get(http_request.path_params["id"])
         if request is None:
             raise RefusedError(404, "No scan with this id is being processed. Use the id that was sent with the scan.")
         return {
@@ -108,14 +109,14 @@ def _add_monitoring_routes(app: FastAPI, engine: Engine, model_info: dict[str, A
         """Report that the service is alive."""
         return {"status": "alive"}
 
-    @app.get("/ready", tags=["watching"])
+    @app.get("/ready", openapi_extra=READY, tags=["watching"])
     async def ready() -> dict[str, str]:
         """Report that a replica has loaded the model and responds; the status is 503 otherwise."""
         if not await engine.is_ready():
             raise RefusedError(503, "No replica is ready. Try again in 5 s.", 5)
         return {"status": "ready"}
 
-    @app.get("/metrics", response_class=Response, tags=["watching"])
+    @app.get("/metrics", openapi_extra=METRICS, response_class=Response, tags=["watching"])
     async def metrics() -> Response:
         """Return the counters in Prometheus's text format."""
         return Response(counters.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})
