@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
@@ -55,6 +55,8 @@ def build_app(
         responses=RESPONSES,
         # Relative to the schema's own address, so that it is right below any path. FastAPI would add `root_path`, which
         # is unknown if a proxy removes it.
+        # Starlette's redirects to addresses with or without a last slash would leave out a path that a proxy removed.
+        redirect_slashes=False,
         servers=[{"url": "."}],
         root_path_in_servers=False,
     )
@@ -72,6 +74,10 @@ def build_app(
 
 async def _respond_to_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    root = request.scope.get("root_path", "")
+    if root and error.status_code == 404 and request.scope["path"] == root:
+        # The page's relative addresses need the last slash.
+        return RedirectResponse(f"{root.rpartition('/')[2]}/")
     refusal = RefusedError(error.status_code, f"{error.detail}. See /docs.")
     response = error_response(refusal, request.state.request_id)
     response.headers.update(error.headers or {})
