@@ -179,6 +179,7 @@ def keep_best(run: TrainingRun, figures: Figures) -> None:
         "validation": figures,
         "data_sha256": manifest.data_sha256,
         "normalisation": manifest.normalisation,
+        "geometry": manifest.geometry,
         "context": manifest.context,
     }
     sizes = run.learner.network.config

@@ -35,6 +35,9 @@ class BestModel:
     """Data hash of the shard set on which the network was trained."""
     validation: dict[str, Any]
     """Figures on the validation split."""
+    geometry: dict[str, Any] | None
+    """The grids of the shard set on which the network was trained, as plain values; None if an older version wrote the
+    run."""
 
 
 def read_best(folder: Path) -> BestModel:
@@ -53,7 +56,8 @@ def read_best(folder: Path) -> BestModel:
         config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
         record = json.loads((folder / METRICS).read_text(encoding="utf-8"))
         names = ("step", "context", "normalisation", "data_sha256", "validation")
-        return BestModel(network, dict(config), **{name: record[name] for name in names})
+        recorded = {name: record[name] for name in names} | {"geometry": record.get("geometry")}
+        return BestModel(network, dict(config), **recorded)
     except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder}: {CONFIG} or {METRICS} is damaged: {error}") from error
 
