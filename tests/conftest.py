@@ -1,8 +1,9 @@
-"""Fixtures that are built once per session: a tiny cohort, its shard set, a run and a model file.
+"""Fixtures that are built once for all workers: a tiny cohort, its shard set, a run and a model file.
 
 They are shared and therefore read-only. A test that changes files must copy them first."""
 
 import contextlib
+import fcntl
 import io
 import os
 import subprocess
@@ -44,10 +45,36 @@ cohorts:
 """
 
 
+BuildOnce = Callable[[str, Callable[[Path], None]], Path]
+
+
 @pytest.fixture(scope="session")
-def tiny_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def build_once(tmp_path_factory: pytest.TempPathFactory) -> BuildOnce:
+    """A function that has a new folder filled once for all workers of pytest-xdist, and returns the folder."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def build(name: str, write: Callable[[Path], None]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                folder.mkdir()
+                write(folder)
+                done.touch()
+        return folder
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_cohort(build_once: BuildOnce) -> Path:
     """A folder with `real` (5 subjects, slice stacks), `IXI-T1` (3 volumes, stored P-S-R) and their cohorts.yaml."""
-    folder = tmp_path_factory.mktemp("cohort")
+    return build_once("cohort", write_cohort)
+
+
+def write_cohort(folder: Path) -> None:
+    """Write the files of `tiny_cohort`."""
     for field in ("real/low", "real/high", "IXI-T1"):
         (folder / field).mkdir(parents=True)
     for number in range(5):
@@ -60,44 +87,48 @@ def tiny_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
         voxels = measure_high(generator, draw_head(generator, IXI_SHAPE))
         write_psr(folder / f"IXI-T1/IXI{number + 2:03d}-Guys-{number + 700:04d}-T1.nii.gz", voxels)
     (folder / "cohorts.yaml").write_text(COHORTS)
-    return folder
+
+
+def call_quietly(main: Callable[[list[str]], int], *arguments: object) -> None:
+    """Call a script's `main`, which must succeed, without its output."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as errors:
+        code = main([str(argument) for argument in arguments])
+    assert code == 0, errors.getvalue()
 
 
 @pytest.fixture(scope="session")
-def tiny_shards(tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_shards(tiny_cohort: Path, build_once: BuildOnce) -> Path:
     """The shard set of `tiny_cohort`: 180 slices of 24 x 28 for training, 20 each for validation and test."""
     from upfield.sharding.shard import main
 
-    out = tmp_path_factory.mktemp("tiny") / "shards"
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as errors:
-        code = main(["--config", str(tiny_cohort / "cohorts.yaml"), "--out", str(out), "--jobs", "1"])
-    assert code == 0, errors.getvalue()
-    return out
+    def write(folder: Path) -> None:
+        call_quietly(main, "--config", tiny_cohort / "cohorts.yaml", "--out", folder / "shards", "--jobs", 1)
+
+    return build_once("tiny", write) / "shards"
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_run(tiny_shards: Path, build_once: BuildOnce) -> Path:
     """A run of two steps on `tiny_shards`, made by the real script in a separate process."""
     from upfield.distributed.launch import SCRIPT
 
-    out = tmp_path_factory.mktemp("training") / "run"
-    arguments = ["--data.shards", tiny_shards, "--run.out", out, "--run.max_steps", 2, "--run.precision", "no"]
-    command = [sys.executable, SCRIPT, *arguments, "--model.preset", "tiny"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return out
+    def write(folder: Path) -> None:
+        arguments = ["--data.shards", tiny_shards, "--run.out", folder / "run", "--run.max_steps", 2]
+        command = [sys.executable, SCRIPT, *arguments, "--run.precision", "no", "--model.preset", "tiny"]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    return build_once("training", write) / "run"
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_model(tiny_run: Path, build_once: BuildOnce) -> Path:
     """The model file exported from `tiny_run`."""
     from upfield.export.to_onnx import main
 
-    out = tmp_path_factory.mktemp("export") / "model.onnx"
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as errors:
-        code = main([str(tiny_run), "--out", str(out)])
-    assert code == 0, errors.getvalue()
-    return out
+    return build_once("export", lambda folder: call_quietly(main, tiny_run, "--out", folder / "model.onnx")) / (
+        "model.onnx"
+    )
 
 
 @pytest.fixture

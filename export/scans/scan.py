@@ -11,6 +11,7 @@ from upfield.common.errors import InputError, VolumeError
 from upfield.export.modelfile.card import ModelCard
 from upfield.export.scans.restoration import ScanRestorer, restore_volume
 from upfield.imaging.air import Air, estimate_air, raise_to_air
+from upfield.imaging.extent import finer_than_grid
 from upfield.imaging.formats.file_header import Header
 from upfield.imaging.formats.header_findings import ENHANCED, UNITS, affine_findings, header_findings
 from upfield.imaging.nifti_writer import write_file
@@ -97,7 +98,7 @@ def prepare_volume(scan: Volume, header: Header, card: ModelCard, where: str) ->
     scan = raise_to_air(scan, air)
     grid = isotropic(scan, where, header.unit)
     scale_in_place(grid.voxels, *training_range(scan, air, card.geometry, where))
-    notes = doubts(header) + ((air.doubt,) if air.doubt else ())
+    notes = doubts(header) + sampling_doubts(scan) + ((air.doubt,) if air.doubt else ())
     return ModelInput(grid.voxels, grid.affine, scan.axcodes, placement, notes)
 
 
@@ -123,6 +124,12 @@ def training_range(scan: Volume, air: Air, geometry: GeometryConfig, where: str)
 def doubts(header: Header) -> tuple[str, ...]:
     """Return a sentence for each doubtful value in the header, to be recorded beside the enhanced scan."""
     return tuple(finding.note for finding in header_findings(header) + affine_findings(header.affine))
+
+
+def sampling_doubts(scan: Volume) -> tuple[str, ...]:
+    """Return a sentence if a RAS+ scan `(I, J, K)` is much finer than the grid of 1 mm along an axis."""
+    found = finer_than_grid("the scan", scan.spacing_mm, np.full(3, SPACING_MM), "the grid of the model")
+    return (f"{found}, so its finest detail is lost and may leave false patterns",) if found else ()
 
 
 def expect_on_grid(model_input: ModelInput, grid: Grid, where: str) -> None:

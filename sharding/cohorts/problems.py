@@ -14,7 +14,7 @@ from upfield.sharding.shardset.namesakes import Member
 Field = Literal["low", "high"]
 TWIN = " = "
 # Checks that a correct scan may fail: the failure is reported, and the subject is used.
-DOUBTS = ("place", "resolution", "person", "labels", "values", "space", "air")
+DOUBTS = ("place", "resolution", "person", "slice", "labels", "values", "space", "air")
 LEAST_FILE_WIDTH = 24
 
 
@@ -32,8 +32,8 @@ class Problem:
     """The check that failed: `unpaired`, `name`, `slices` (missing, duplicate or from another scan), `header`,
     `affine`, `spacing`, `side`, `steps` (distances between slices), `place` (which part of the head is shown, or where
     it lies), `space` (the space that the headers name), `values` (doubtful header values), `resolution`, `labels` (a
-    label map), `air` (not told from the head), `same` (copies), `person` (a person in several splits), `fields` (the
-    files of a pair differ in a field of their patterns), `voxels`."""
+    label map), `air` (not told from the head), `slice` (one seems to be from another scan), `same` (copies), `person`
+    (a person in several splits), `fields` (the files of a pair differ in a field of their patterns), `voxels`."""
     file: str
     """The file, or the first file of a stack; for a copy, followed by ` = ` and the scan it equals. Never published."""
     message: str

@@ -1,6 +1,5 @@
 """Find the subjects of a cohort and their files by path patterns, and assign each subject to a split."""
 
-import glob
 import hashlib
 import re
 from collections import Counter, defaultdict
@@ -13,6 +12,7 @@ from upfield.common.errors import InputError
 from upfield.common.progress import say
 from upfield.imaging.compressed_files import Trace
 from upfield.imaging.volume_header import VolumeHeader
+from upfield.sharding.cohorts.path_patterns import list_files, to_regex
 from upfield.sharding.cohorts.privacy import Pseudonyms
 from upfield.sharding.cohorts.problems import TWIN, Field, Problem
 from upfield.sharding.configuration import CohortConfig
@@ -21,7 +21,6 @@ from upfield.sharding.shardset.sample_key import Split, Unit, key_part
 # Value of each free field of the patterns; both values, by field strength, if those of low and high field differ.
 Metadata = dict[str, "str | dict[str, str]"]
 
-FIELD = re.compile(r"{(\w+)}")
 # Keys must be short enough for a plain tar header.
 MAX_ID_LENGTH = 40
 # With fewer files, starting processes takes longer than inspecting the files.
@@ -178,12 +177,12 @@ def match(pattern: str, root: Path, cohort: str, field: Field) -> tuple[dict[str
         InputError: no file matches.
     """
     anchored = (root / pattern).as_posix()
-    expression = re.compile(_to_regex(anchored))
+    expression = re.compile(to_regex(anchored))
     numbered: dict[str, dict[int, Path]] = defaultdict(dict)
     metadata: dict[str, list[dict[str, str]]] = defaultdict(list)
     problems: list[Problem] = []
     others: list[str] = []
-    for name in sorted(glob.glob(_to_glob(anchored), recursive=True)):
+    for name in list_files(anchored):
         if not (parts := expression.fullmatch(name)):
             others.append(name)
             continue
@@ -373,27 +372,3 @@ def _counted(cohort: CohortConfig, name: str, wanted: float, free: list[str]) ->
 def _hash(cohort: str, subject: str) -> float:
     digest = hashlib.sha256(f"{cohort}/{subject}".encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
-
-
-def _to_glob(pattern: str) -> str:
-    """Replace each field by a wildcard, and escape brackets, which are literal in our patterns."""
-    return FIELD.sub("*", pattern).replace("[", "[[]")
-
-
-def _to_regex(pattern: str) -> str:
-    seen: set[str] = set()
-    pieces = re.split(r"({\w+}|\*\*/|\*|\?)", pattern)
-    return "".join(_piece_to_regex(piece, seen) for piece in pieces)
-
-
-def _piece_to_regex(piece: str, seen: set[str]) -> str:
-    wildcards = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
-    if piece in wildcards:
-        return wildcards[piece]
-    if not (parts := FIELD.fullmatch(piece)):
-        return re.escape(piece)
-    name = parts[1]
-    if name in seen:
-        return f"(?P={name})"
-    seen.add(name)
-    return f"(?P<{name}>{r'[0-9]+' if name == 'slice' else '[^/]+?'})"

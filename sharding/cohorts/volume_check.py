@@ -3,15 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from upfield.common.errors import VolumeError
-from upfield.imaging.affine import angles_deg, spacing_of
 from upfield.imaging.compressed_files import DAMAGED, Trace, is_whole
 from upfield.imaging.extent import Extent
 from upfield.imaging.formats.file_header import Header, HeaderFinding
-from upfield.imaging.formats.header_findings import affine_findings, header_findings, size_text
+from upfield.imaging.formats.header_findings import affine_findings, header_findings
 from upfield.imaging.header import (
     expect_three_dimensions,
     files_of,
@@ -19,18 +15,14 @@ from upfield.imaging.header import (
     unreadable,
 )
 from upfield.imaging.volume_header import (
-    UNPLACED_MM,
     VolumeHeader,
     carry_places,
     slice_axis,
     stack_affine,
-    unlike_the_first,
 )
 from upfield.sharding.cohorts.problems import DOUBTS, Field
+from upfield.sharding.cohorts.stack_check import uneven_steps, unlike_the_rest, unusual_statements, usual_step_mm
 from upfield.sharding.cohorts.subjects import Source, SourceVolume, Subject
-
-# Rounding in headers changes axes and voxel sizes by less than this between slices.
-MAX_TURN_DEG, MAX_CHANGE = 1.0, 0.01
 
 
 @dataclass(frozen=True)
@@ -159,13 +151,15 @@ def _check_stack(source: Source, headers: list[Header]) -> list[Finding]:
             refused.append(Finding("header", path, error.problem))
     if refused:
         return [_first_of(refused, source)]
-    if others := _slices_of_another_scan(source, headers, axes):
-        return [_first_of(others, source)]
-    findings = _uneven_steps(source, headers)
+    if others := unlike_the_rest(headers, axes):
+        remedy = "Leave out slices of another scan."
+        return [_first_of([Finding("slices", paths[number], f"{text}. {remedy}") for number, text in others], source)]
+    uneven = uneven_steps(headers)
+    findings = [Finding("steps", paths[uneven[0]], uneven[1])] if uneven else []
     affine = stack_affine(headers, axes[0])
     if findings:
         # A step across missing slices is larger than the slice thickness.
-        affine[:3, axes[0]] = _usual_step_mm(headers)
+        affine[:3, axes[0]] = usual_step_mm(headers)
     # Slices with stated positions need not state their thickness.
     needed = [axis for axis in range(3) if axis != axes[0] or not carry_places(headers)]
     # Side and unit are checked for each slice, because only some slices may be wrong. The stack has only one affine.
@@ -175,55 +169,5 @@ def _check_stack(source: Source, headers: list[Header]) -> list[Finding]:
             found = Finding(finding.check, path, _message(finding))
             by_check.setdefault(finding.check, []).append(found)
     findings += [_first_of(some, source) for some in by_check.values()]
+    findings += [Finding("slice", paths[number], message) for number, message in unusual_statements(headers)]
     return findings + [Finding(found.check, paths[0], _message(found)) for found in affine_findings(affine)]
-
-
-def _slices_of_another_scan(source: Source, headers: list[Header], axes: list[int]) -> list[Finding]:
-    """Find slices whose shape, axes or voxel sizes differ from those of the first slice."""
-    columns = headers[0].affine[:3, :3]
-    differences = dict(unlike_the_first(headers, axes))
-    for number, header in enumerate(headers):
-        if number not in differences and (message := _difference(header, columns)):
-            differences[number] = message
-    return [
-        Finding("slices", source.paths[number], f"{message}. Leave out slices of another scan.")
-        for number, message in sorted(differences.items())
-    ]
-
-
-def _difference(header: Header, columns: NDArray[np.float64]) -> str | None:
-    if np.array_equal(header.affine[:3, :3], columns):
-        return None
-    turn_deg = angles_deg(columns, header.affine[:3, :3])
-    if (turn_deg > MAX_TURN_DEG).any():
-        return f"one of its axes is rotated by {turn_deg.max():.1f} degrees from that of the first slice"
-    spacing_mm = spacing_of(columns)
-    if (np.abs(header.spacing_mm - spacing_mm) > MAX_CHANGE * spacing_mm).any():
-        return f"expected voxels of {size_text(spacing_mm)} as in the first slice, found {size_text(header.spacing_mm)}"
-    return None
-
-
-def _uneven_steps(source: Source, headers: list[Header]) -> list[Finding]:
-    """Find the first uneven step between slices, in a stack whose headers state the positions of the slices."""
-    origins_mm = np.array([header.affine[:3, 3] for header in headers])
-    travelled_mm = np.linalg.norm(origins_mm - origins_mm[0], axis=1)
-    if not np.isfinite(travelled_mm).all() or travelled_mm.max() <= UNPLACED_MM:
-        return []
-    steps_mm = np.diff(origins_mm, axis=0)
-    usual_mm = _usual_step_mm(headers)
-    off_mm = np.linalg.norm(steps_mm - usual_mm, axis=1)
-    # Headers round positions to 0.01 mm at worst.
-    wrong = off_mm > max(0.02, 0.05 * float(np.linalg.norm(usual_mm)))
-    if not wrong.any():
-        return []
-    first = int(np.argmax(wrong))
-    message = (
-        f"the slices are not evenly spaced: the usual step is {np.linalg.norm(usual_mm):.2f} mm, but "
-        f"{int(wrong.sum())} of {len(steps_mm)} steps differ, the first by {off_mm[first]:.2f} mm between slices "
-        f"{first} and {first + 1} (counted from 0). Check the order of the slices, and whether one is missing."
-    )
-    return [Finding("steps", source.paths[first + 1], message)]
-
-
-def _usual_step_mm(headers: list[Header]) -> NDArray[np.float64]:
-    return np.median(np.diff([header.affine[:3, 3] for header in headers], axis=0), axis=0)

@@ -2,14 +2,16 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import called, command, environment, lines, run, signalled_in_rank_one, started, trained, wait_for
+from runs import called, command, environment, forked, limit_file_sizes, lines, run, trained, training, wait_for
 from safetensors.torch import load_file
 
 from upfield.common.errors import InputError
@@ -19,13 +21,6 @@ from upfield.sharding.shardset.manifest import read_manifest
 from upfield.sharding.shardset.shard_split import ShardSplit
 
 SPOILT = 77
-FULL_DISK = """
-import resource, signal, sys
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
-from upfield.distributed.train import main
-sys.exit(main(sys.argv[2:]))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +45,10 @@ def one_line(stderr: str) -> str:
 def test_a_run_resumes_from_an_older_checkpoint_if_the_last_is_damaged(tiny_shards: Path, copied: Path) -> None:
     weights = copied / "checkpoints" / "step-00000004" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\x00\x01\x02\x03")
-    done = run(*command(tiny_shards, copied, "--run.max_steps", "5"))
-    assert done.returncode == 0
-    assert "step-00000004: the checksum of model.safetensors is wrong; trying an older checkpoint" in done.stderr
-    assert "training from step 2 to step 5" in done.stderr
+    code, said = called(*command(tiny_shards, copied, "--run.max_steps", "5")[2:])
+    assert code == 0
+    assert "step-00000004: the checksum of model.safetensors is wrong; trying an older checkpoint" in said
+    assert "training from step 2 to step 5" in said
     assert (copied / "checkpoints" / "last").resolve().name == "step-00000005"
 
 
@@ -73,35 +68,33 @@ def test_a_full_disk_ends_the_run_and_leaves_the_previous_checkpoint(
     tiny_shards: Path, copied: Path, name: str
 ) -> None:
     size = (copied / "checkpoints/last" / name).stat().st_size
-    arguments = command(tiny_shards, copied, "--run.max_steps", "6", "--run.checkpoint_every", "1")[2:]
-    done = run(sys.executable, "-c", FULL_DISK, str(size * 3 // 4), *arguments)
-    assert done.returncode == 1
-    assert "the checkpoint of step 5 could not be written" in one_line(done.stderr)
+    arguments = ("--run.max_steps", "6", "--run.checkpoint_every", "1")
+    with forked(tiny_shards, copied, *arguments, prepare=partial(limit_file_sizes, size * 3 // 4)) as job:
+        assert job.wait() == [1]
+        assert "the checkpoint of step 5 could not be written" in one_line(job.said)
     assert sorted(path.name for path in (copied / "checkpoints").iterdir()) == [
         "last",
         "step-00000002",
         "step-00000004",
     ]
-    done = run(*command(tiny_shards, copied, "--run.max_steps", "5"))
-    assert "training from step 4 to step 5" in done.stderr
+    _, said = called(*command(tiny_shards, copied, "--run.max_steps", "5")[2:])
+    assert "training from step 4 to step 5" in said
 
 
 def test_a_second_job_for_the_same_run_is_refused(tiny_shards: Path, tmp_path: Path) -> None:
-    process = started(tiny_shards, tmp_path / "run")
-    done = run(*command(tiny_shards, tmp_path / "run"))
-    process.kill()
-    process.wait()
-    assert done.returncode == 2
-    assert "another job is training this run" in one_line(done.stderr)
+    with training(tiny_shards, tmp_path / "run"):
+        code, said = called(*command(tiny_shards, tmp_path / "run")[2:])
+    assert code == 2
+    assert "another job is training this run" in one_line(said)
 
 
 def test_batches_without_a_finite_loss_can_be_skipped_up_to_a_limit(tiny_shards: Path, tmp_path: Path) -> None:
     arguments = ("--optim.lr", "1e30", "--run.on_nonfinite", "skip", "--run.max_skips", "2", "--run.max_steps", "9")
-    done = run(*command(tiny_shards, tmp_path / "run", *arguments))
-    assert done.returncode == 1
-    assert "batch skipped, 1 of at most 2" in done.stderr
-    assert "batch skipped, 2 of at most 2" in done.stderr
-    assert "after 2 skipped batches (run.max_skips)" in one_line(done.stderr)
+    code, said = called(*command(tiny_shards, tmp_path / "run", *arguments)[2:])
+    assert code == 1
+    assert "batch skipped, 1 of at most 2" in said
+    assert "batch skipped, 2 of at most 2" in said
+    assert "after 2 skipped batches (run.max_skips)" in one_line(said)
     assert lines(tmp_path / "run" / "metrics.jsonl")[-1]["skipped"] == 2
 
 
@@ -126,12 +119,13 @@ def test_a_batch_with_one_bad_sample_is_skipped_and_training_continues(
     arguments += ("--run.on_nonfinite", "skip", "--optim.ema_decay", "0.9", "--run.validate_every", "1000")
     out = tmp_path / "run"
     trace = ("--data.trace", str(out / "trace.jsonl"))
-    done = run(*command(spoilt_shards, out, *arguments, *trace, processes=2))
-    assert done.returncode == 0, done.stderr
+    with forked(spoilt_shards, out, *arguments, *trace, processes=2) as job:
+        assert job.wait() == [0, 0], job.said
+        message = job.said
     spoilt = ShardSplit(tiny_shards, "train").key(SPOILT)
     entry = next(line for line in lines(out / "trace.jsonl") if spoilt in line["keys"])
     step, place = entry["step"], entry["keys"].index(spoilt)
-    said = next(line for line in done.stderr.splitlines() if "batch skipped, 1 of at most 10" in line)
+    said = next(line for line in message.splitlines() if "batch skipped, 1 of at most 10" in line)
     assert said.startswith(f"step {step}: expected a finite loss")
     # The message names the two samples of the rank that read the bad sample, but not those of the other rank.
     assert [key in said for key in entry["keys"]] == [i // 2 == place // 2 for i in range(4)]
@@ -232,20 +226,19 @@ def test_a_file_that_is_not_a_trace_is_not_overwritten(tiny_shards: Path, tmp_pa
 
 def test_two_processes_print_a_refusal_once(tiny_shards: Path, four_steps: Path, tmp_path: Path) -> None:
     arguments = ("--run.resume", str(four_steps / "checkpoints/last"), "--run.seed", "9")
-    done = run(*command(tiny_shards, tmp_path / "run", *arguments, "--processes", "2"))
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
-    done = run(*command(tiny_shards, tmp_path / "run", *arguments, processes=2))
-    assert done.returncode != 0
-    assert "this checkpoint was trained with seed 0, but the run has 9" in one_line(done.stderr)
+    code, said = called(*command(tiny_shards, tmp_path / "run", *arguments, "--processes", "2")[2:])
+    assert code == 2
+    assert len(said.splitlines()) == 1
+    with forked(tiny_shards, tmp_path / "run", *arguments, processes=2) as job:
+        assert job.wait() == [2, 2]
+        assert "this checkpoint was trained with seed 0, but the run has 9" in one_line(job.said)
 
 
 def test_a_process_that_dies_ends_the_job(tiny_shards: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    arguments = ("--run.epochs", "100000", "--run.checkpoint_every", "2")
-    code, stderr = signalled_in_rank_one(command(tiny_shards, out, *arguments, processes=2), out, "KILL")
-    assert code not in (0, None)
-    assert "Another process of the job ended or did not respond" in one_line(stderr)
+    with training(tiny_shards, tmp_path / "run", processes=2) as job:
+        job.ranks[1].kill()
+        assert job.wait() == [1, -signal.SIGKILL]
+        assert "Another process of the job ended or did not respond" in one_line(job.said)
 
 
 @pytest.mark.parametrize(("name", "message"), [("tensorbord", "found tensorbord"), ("wandb", "wandb is not installed")])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import command, environment, lines, losses, run, trained, training_lines, wait_for
+from runs import command, environment, kill_at, lines, losses, run, trained, training_lines
 from safetensors.torch import load_file
 
 from upfield.distributed import training_run
@@ -70,18 +70,9 @@ def test_a_run_that_is_killed_and_resumes_with_more_processes_reads_the_same(
 ) -> None:
     out = tmp_path / "run"
     arguments = (*EPOCHS, "--run.checkpoint_every", "4", "--data.trace", str(out / "trace.jsonl"))
-    kill(command(tiny_shards, out, *arguments), out / "checkpoints" / "step-00000008")
+    kill_at(8, tiny_shards, out, *arguments)
     trained(tiny_shards, out, *EPOCHS, "--run.checkpoint_every", "4", processes=2)
     assert lines(out / "trace.jsonl") == lines(two_epochs / "trace.jsonl")
-
-
-def kill(arguments: list[str], seen: Path) -> None:
-    """Start a run and kill it, or its launcher and thereby its ranks, once a file appears."""
-    process = subprocess.Popen(arguments, env=environment(), stderr=subprocess.DEVNULL)
-    wait_for(seen)
-    assert process.poll() is None
-    process.kill()
-    process.wait()
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -91,7 +82,7 @@ def test_a_run_that_is_killed_and_resumes_ends_bit_for_bit_the_same(
     arguments = (*MANY, *EMA, *SCHEDULE)
     expected = trained(tiny_shards, tmp_path / "undisturbed", *arguments, processes=processes)
     out = tmp_path / "killed"
-    kill(command(tiny_shards, out, *arguments, processes=processes), out / "checkpoints" / "step-00000008")
+    kill_at(8, tiny_shards, out, *arguments, processes=processes)
     trained(tiny_shards, out, *arguments, processes=processes)
     assert same(out, expected, "model.safetensors")
     assert same(out, expected, "average.safetensors")

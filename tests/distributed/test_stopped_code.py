@@ -4,7 +4,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from runs import called, started
+from runs import called, training
 
 from upfield.distributed.configuration import RunConfig
 
@@ -16,9 +16,9 @@ def test_a_stopped_run_exits_with_the_configured_code_and_a_finished_run_with_0(
     tiny_shards: Path, tmp_path: Path, processes: tuple[str, ...]
 ) -> None:
     out = tmp_path / "run"
-    process = started(tiny_shards, out, "--run.stopped_code", "75", "--run.trackers", "[]", *processes)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 75
+    with training(tiny_shards, out, "--run.stopped_code", "75", "--run.trackers", "[]", *processes) as job:
+        job.send(signal.SIGTERM)
+        assert job.wait() == [75]
     # The run is limited to the steps already done, so it is complete.
     step = (out / "checkpoints" / "last").resolve().name.removeprefix("step-")
     options = ("--run.max_steps", str(int(step)), "--run.epochs", "100000", "--run.stopped_code", "75")

@@ -9,16 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 from runs import (
+    LONG,
     SMALL,
+    ForkedJob,
     assert_saved_where_it_stopped,
+    called,
     command,
     environment,
+    forked,
     lines,
     losses,
-    run,
-    signalled_in_rank_one,
-    started,
     trained,
+    training,
+    wait_for,
 )
 from safetensors.torch import load_file
 
@@ -43,9 +46,10 @@ def test_a_run_writes_the_documented_files(undisturbed: Path) -> None:
 
 
 def test_a_signal_makes_the_run_save_and_exit_with_zero(tiny_shards: Path, tmp_path: Path) -> None:
-    process = started(tiny_shards, tmp_path / "run")
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 0
+    with subprocess.Popen(command(tiny_shards, tmp_path / "run", *LONG), env=environment()) as process:
+        wait_for(tmp_path / "run" / "checkpoints" / "step-00000002")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
     assert_saved_where_it_stopped(tmp_path / "run")
 
 
@@ -84,9 +88,9 @@ def test_bad_input_is_refused_in_one_line(
 
 def test_other_data_or_batches_are_refused_on_resume(tiny_shards: Path, undisturbed: Path, tmp_path: Path) -> None:
     arguments = ("--run.resume", str(undisturbed / "checkpoints/last"), "--data.batch_size", "2")
-    done = run(*command(tiny_shards, tmp_path / "run", *arguments))
-    assert done.returncode == 2
-    assert "trained with batch_size 4, but the run has 2" in done.stderr
+    code, said = called(*command(tiny_shards, tmp_path / "run", *arguments)[2:])
+    assert code == 2
+    assert "trained with batch_size 4, but the run has 2" in said
 
 
 def test_a_run_without_resume_removes_the_earlier_run(tiny_shards: Path, tmp_path: Path) -> None:
@@ -100,9 +104,9 @@ def test_a_run_without_resume_removes_the_earlier_run(tiny_shards: Path, tmp_pat
 def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_samples(
     tiny_shards: Path, tmp_path: Path
 ) -> None:
-    done = run(*command(tiny_shards, tmp_path / "run", "--optim.lr", "1e30", "--run.max_steps", "9"))
-    assert done.returncode == 1
-    message = done.stderr.strip().splitlines()[-1]
+    code, said = called(*command(tiny_shards, tmp_path / "run", "--optim.lr", "1e30", "--run.max_steps", "9")[2:])
+    assert code == 1
+    message = said.strip().splitlines()[-1]
     assert "expected a finite loss" in message
     assert "-x0" in message
 
@@ -123,42 +127,40 @@ def test_training_starts_from_given_weights(
 
 
 def test_a_signal_to_the_launching_command_reaches_every_rank(tiny_shards: Path, tmp_path: Path) -> None:
-    process = started(tiny_shards, tmp_path / "run", "--processes", "2", "--data.num_workers", "1")
-    process.send_signal(signal.SIGUSR1)
-    assert process.wait(timeout=90) == 0
+    with training(tiny_shards, tmp_path / "run", "--processes", "2", "--data.num_workers", "1") as job:
+        job.send(signal.SIGUSR1)
+        assert job.wait() == [0]
     assert_saved_where_it_stopped(tmp_path / "run")
 
 
 def test_a_signal_before_the_processes_have_started_is_not_lost(tiny_shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    arguments = ("--run.max_steps", "100000", "--run.epochs", "100000", "--processes", "2")
-    process = subprocess.Popen(command(tiny_shards, out, *arguments), env=environment(), stderr=subprocess.DEVNULL)
-    wait_until_caught(process.pid, signal.SIGUSR1)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=90) == 0
+    with forked(tiny_shards, out, *LONG, "--processes", "2") as job:
+        wait_until_caught(job, signal.SIGUSR1)
+        job.send(signal.SIGTERM)
+        assert job.wait() == [0]
     assert_saved_where_it_stopped(out)
 
 
-def wait_until_caught(process: int, number: int) -> None:
-    """Wait until a process has installed a handler for a signal."""
+def wait_until_caught(job: ForkedJob, number: int) -> None:
+    """Wait until the first rank of a job has installed a handler for a signal."""
     deadline = time.monotonic() + 60
-    while not has_handler(process, number):
+    while not has_handler(job.ranks[0].pid, number):
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def has_handler(process: int, number: int) -> bool:
+def has_handler(process: int | None, number: int) -> bool:
     """Return whether a process catches a signal, as Linux reports it."""
     status = Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace")
     return bool(int(status.partition("\nSigCgt:")[2].split()[0], 16) >> (number - 1) & 1)
 
 
 def test_a_signal_to_one_process_makes_all_save_at_the_same_step(tiny_shards: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    long = ("--run.max_steps", "100000", "--run.epochs", "100000", "--run.checkpoint_every", "2")
-    code, stderr = signalled_in_rank_one(command(tiny_shards, out, *long, processes=2), out, "USR1")
-    assert code == 0, stderr
-    assert_saved_where_it_stopped(out)
+    with training(tiny_shards, tmp_path / "run", processes=2) as job:
+        job.send(signal.SIGUSR1, rank=1)
+        assert job.wait() == [0, 0], job.said
+    assert_saved_where_it_stopped(tmp_path / "run")
 
 
 def test_resuming_from_an_earlier_checkpoint_removes_the_later_ones(tiny_shards: Path, tmp_path: Path) -> None:
@@ -174,9 +176,9 @@ def test_resuming_from_an_earlier_checkpoint_removes_the_later_ones(tiny_shards:
 
 def test_another_seed_is_refused_on_resume(tiny_shards: Path, undisturbed: Path, tmp_path: Path) -> None:
     arguments = ("--run.resume", str(undisturbed / "checkpoints/last"), "--run.seed", "9")
-    done = run(*command(tiny_shards, tmp_path / "run", *arguments))
-    assert done.returncode == 2
-    assert "this checkpoint was trained with seed 0, but the run has 9" in done.stderr
+    code, said = called(*command(tiny_shards, tmp_path / "run", *arguments)[2:])
+    assert code == 2
+    assert "this checkpoint was trained with seed 0, but the run has 9" in said
 
 
 def test_activation_checkpointing_changes_memory_and_not_the_weights(

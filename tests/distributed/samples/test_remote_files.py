@@ -1,20 +1,16 @@
 """Training from a remote set reads the same data as from a local set, in spite of network faults."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from faulty import FAULTS, Answer, FaultyServer
+from runs import forked
 
-from upfield.cli.accelerate_launcher import launch_command
 from upfield.common.errors import FetchError, InputError, ShardSetError
 from upfield.distributed.configuration import DataConfig
-from upfield.distributed.launch import SCRIPT
 from upfield.distributed.samples import remote_files
 from upfield.distributed.samples.fetcher import fetch_ahead
 from upfield.distributed.samples.reader import Batch, BatchPlan, TrainingBatches, read_every_sample, training_loader
@@ -152,21 +148,21 @@ def test_an_index_that_does_not_follow_its_tar_is_refused(data: DataConfig, serv
         open_splits(data)
 
 
-def run(data: DataConfig, out: Path, *arguments: str, processes: int = 1) -> "subprocess.CompletedProcess[str]":
-    start = launch_command(processes) if processes > 1 else [sys.executable]
-    command = [*start, str(SCRIPT), "--data.shards", str(data.shards), "--data.window_shards", "2", *arguments]
-    command += ["--run.out", str(out), "--model.preset", "tiny", "--run.precision", "no", "--run.max_steps", "9"]
-    command += ["--data.cache_dir", str(data.cache_dir), "--data.fetch_retries", "1", "--data.fetch_timeout_s", "5"]
-    command += ["--data.trace", str(out / "trace.jsonl")]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+def run(data: DataConfig, out: Path, *arguments: str, processes: int = 1) -> tuple[list[int | None], str]:
+    """Train in forked ranks, and return their exit codes and what they printed."""
+    assert data.cache_dir is not None
+    arguments = ("--data.window_shards", "2", "--run.max_steps", "9", *arguments)
+    arguments += ("--data.cache_dir", str(data.cache_dir), "--data.fetch_retries", "1", "--data.fetch_timeout_s", "5")
+    arguments += ("--data.trace", str(out / "trace.jsonl"))
+    with forked(data.shards, out, *arguments, processes=processes) as job:
+        return job.wait(), job.said
 
 
 @pytest.fixture(scope="module")
 def local_trace(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     out = tmp_path_factory.mktemp("local") / "run"
-    done = run(DataConfig(tiny_shards, cache_dir=out / "unused"), out)
-    assert done.returncode == 0, done.stderr
+    codes, said = run(DataConfig(tiny_shards, cache_dir=out / "unused"), out)
+    assert codes == [0], said
     assert not (out / "unused").exists()
     return (out / "trace.jsonl").read_text().splitlines()
 
@@ -176,8 +172,8 @@ def test_a_remote_run_consumes_what_a_local_one_does(
     s3_data: DataConfig, s3: FaultyServer, local_trace: list[str], tmp_path: Path, num_workers: int
 ) -> None:
     s3.fail(SHARD, ["truncation"])
-    done = run(s3_data, tmp_path / "run", "--data.num_workers", str(num_workers))
-    assert done.returncode == 0, done.stderr
+    codes, said = run(s3_data, tmp_path / "run", "--data.num_workers", str(num_workers))
+    assert codes == [0], said
     assert (tmp_path / "run" / "trace.jsonl").read_text().splitlines() == local_trace
     assert len(local_trace) == 9
 
@@ -185,8 +181,8 @@ def test_a_remote_run_consumes_what_a_local_one_does(
 def test_two_ranks_share_the_cache(
     data: DataConfig, server: FaultyServer, local_trace: list[str], tmp_path: Path
 ) -> None:
-    done = run(data, tmp_path / "run", processes=2)
-    assert done.returncode == 0, done.stderr
+    codes, said = run(data, tmp_path / "run", processes=2)
+    assert codes == [0, 0], said
     assert (tmp_path / "run" / "trace.jsonl").read_text().splitlines() == local_trace
     assert {name: count for name, count in server.asked.items() if count > 1} == {"/manifest.json": 2}
 
@@ -200,8 +196,8 @@ def test_a_shard_that_stays_bad_stops_the_run_in_one_line(
     sample = [split.key(number) for number in range(split.num_samples)].index(first_key)
     bad = f"{split.entries[int(np.searchsorted(split.shard_starts, sample, side='right')) - 1].name}.tar"
     server.fail_always(bad, "corruption")
-    done = run(data, tmp_path / "run", "--data.num_workers", str(num_workers))
-    assert done.returncode == 1, done.stderr
-    (said,) = (line for line in done.stderr.splitlines() if "error" in line)
-    assert said.startswith(f"upfield train: error: {server.url}/{bad}: 2 tries to download")
-    assert "Traceback" not in done.stderr
+    codes, said = run(data, tmp_path / "run", "--data.num_workers", str(num_workers))
+    assert codes == [1], said
+    (error,) = (line for line in said.splitlines() if "error" in line)
+    assert error.startswith(f"upfield train: error: {server.url}/{bad}: 2 tries to download")
+    assert "Traceback" not in said

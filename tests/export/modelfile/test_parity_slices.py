@@ -21,5 +21,5 @@ def test_the_grids_of_the_training_data_reach_the_model_file(tiny_run: Path, tin
 def test_a_run_of_an_older_version_takes_its_grids_from_its_own_shards_only(tiny_run: Path, tiny_shards: Path):
     older = replace(read_best(tiny_run / "best"), geometry=None)
     assert training_geometry(older, tiny_shards, tiny_run) == read_manifest(tiny_shards).geometry
-    with pytest.raises(InputError, match="is not the shard set that it was trained on. Name that set with --shards"):
+    with pytest.raises(InputError, match=r"is not the shard set .* Name that set with --shards"):
         training_geometry(replace(older, data_sha256="0"), tiny_shards, tiny_run)

@@ -6,7 +6,11 @@ import pytest
 from built_sets import arguments, contents
 
 from upfield.common.errors import RunError
+from upfield.imaging.volume import read_stack
 from upfield.sharding.building import block_builder, build
+from upfield.sharding.building.voxel_doubts import find_doubts
+from upfield.sharding.cohorts.subjects import Source, Subject
+from upfield.sharding.cohorts.volume_check import check_volume
 from upfield.sharding.shard import main
 from upfield.sharding.shardset.manifest import read_manifest
 
@@ -29,6 +33,30 @@ def test_doubts_about_voxels_reach_terminal_report_and_manifest(run_cli, doubtfu
     assert (doubt["subject"], doubt["check"], doubt["field"]) == ("IXI002", "labels", "high")
     (listed,) = read_manifest(tmp_path / "shards").doubts
     assert listed["problems"][0]["reason"] == doubt["message"]
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPI"])
+def test_the_file_of_a_foreign_slice_is_named(tmp_path, codes):
+    places = np.meshgrid(*(np.linspace(-1, 1, size) for size in (40, 44, 20)), indexing="ij")
+    head = (900 * (np.linalg.norm(places, axis=0) < 0.9) * (2 + np.sin(9 * places[0] + places[2]))).astype(np.int16)
+    head[:, :, 7] = np.roll(head[:, :, 7], 6, axis=0)
+    flip = -1 if codes == "LPI" else 1
+    paths = [tmp_path / f"{number:02d}.nii" for number in range(20)]
+    for number, path in enumerate(paths):
+        affine = np.diag([flip, flip, flip, 1.0])
+        affine[2, 3] = flip * number
+        nib.Nifti1Image(head[:, :, number : number + 1], affine).to_filename(path)
+    stack = subject(Source(tuple(paths), stacked=True))
+    source = check_volume(stack, "high", stack.high).volume
+    assert source is not None
+    found = find_doubts(subject(source), None, read_stack(paths))
+    (doubt,) = [doubt for doubt in found if doubt.check == "slice"]
+    assert doubt.file == str(paths[7])
+    assert "counted from 0: 7)" in doubt.message
+
+
+def subject(source):
+    return Subject("a", "1", "1", "train", source, None, "resize", ())
 
 
 def test_a_resumed_build_keeps_the_doubts_whatever_the_jobs(run_cli, doubtful, tmp_path, monkeypatch):

@@ -232,10 +232,10 @@ def turned(angle_deg):
 @pytest.mark.parametrize(
     ("voxels", "affine", "message"),
     [
-        (noise(4, 6, 1), AFFINE, r"expected a slice of shape (4, 5) like the first of its stack, found (4, 6)"),
-        (noise(4, 1, 5), AFFINE, "expected a slice across axis 2 like the first, found one across axis 1"),
-        (noise(4, 5, 1), turned(10), "one of its axes is rotated by 10.0 degrees from that of the first slice"),
-        (noise(4, 5, 1), AFFINE @ np.diag([1, 2, 1, 1]), "expected voxels of 1.5 x 2 x 3 mm as in the first slice"),
+        (noise(4, 6, 1), AFFINE, r"expected a slice of shape (4, 5) like most of its stack, found (4, 6)"),
+        (noise(4, 1, 5), AFFINE, "expected a slice across axis 2 like most of its stack, found one across axis 1"),
+        (noise(4, 5, 1), turned(10), "one of its axes is rotated by 10.0 degrees from that of most slices"),
+        (noise(4, 5, 1), AFFINE @ np.diag([1, 2, 1, 1]), "expected voxels of 1.5 x 2 x 3 mm as in most slices"),
     ],
 )
 def test_a_slice_of_another_scan_is_a_problem_of_the_stack(tmp_path, voxels, affine, message):
@@ -244,6 +244,49 @@ def test_a_slice_of_another_scan_is_a_problem_of_the_stack(tmp_path, voxels, aff
     problem = only(problems_of([subject("1", paths)]))
     assert (problem.check, problem.file) == ("slices", str(paths[4]))
     assert message in problem.message
+
+
+@pytest.mark.parametrize("foreign", [0, 4, 5])
+@pytest.mark.parametrize(
+    ("move", "check", "message"),
+    [
+        (np.array([4, 0, 0]), "steps", "(counted from 0) is 4.00 mm away from its place"),
+        (np.array([0, 0, 50]), "steps", "(counted from 0) is 50.00 mm away from its place"),
+        (None, "slices", "rotated by 10.0 degrees from that of most slices"),
+    ],
+)
+def test_a_slice_that_lies_elsewhere_is_named_even_if_it_is_the_first(tmp_path, foreign, move, check, message):
+    paths = save_stack(tmp_path)
+    placed = stack_affine(foreign)
+    if move is None:
+        placed = turned(10) + placed - AFFINE
+    else:
+        placed[:3, 3] += move
+    save(paths[foreign], noise(4, 5, 1), placed)
+    problem = only(problems_of([subject("1", paths)]))
+    assert (problem.check, problem.file) == (check, str(paths[foreign]))
+    assert message in problem.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "statement"),
+    [
+        ({"scl_slope": 3.0}, "scaling"),
+        ({"descrip": b"another"}, "description"),
+        ({"sform_code": 4}, "form codes"),
+    ],
+)
+def test_a_slice_whose_header_states_something_else_is_a_doubt(tmp_path, fields, statement):
+    paths = save_stack(tmp_path, 12, scl_slope=2.0, descrip=b"patient")
+    assert problems_of([subject("1", paths)]) == []
+    save(paths[7], noise(4, 5, 1), stack_affine(7), **{"scl_slope": 2.0, "descrip": b"patient"} | fields)
+    problem = only(problems_of([subject("1", paths)]))
+    assert (problem.check, problem.file, problem.is_doubt) == ("slice", str(paths[7]), True)
+    assert f"state another {statement} than all others (slice 7 is the first" in problem.message
+    # If every slice states something else, that says nothing.
+    for number, path in enumerate(paths):
+        save(path, noise(4, 5, 1) + number, stack_affine(number), scl_slope=2.0 + number)
+    assert problems_of([subject("1", paths)]) == []
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 4, 5, 6], [0, 1, 3, 2, 4, 5], [0, 1, 2, 2, 3, 4]])

@@ -67,6 +67,17 @@ def test_wildcards_match_within_and_across_folders(files):
     assert sorted(match("x/{subject}/T1*.nii", root, "a", "high")[0]) == ["s2", "s3"]
 
 
+def test_links_to_folders_are_followed_but_not_in_circles(files, tmp_path):
+    root = files("tree/a/s1.nii", "tree/.hidden/s2.nii", "tree/folder.nii/s3.txt", "elsewhere/s4.nii")
+    (tree := root / "tree").joinpath("to_itself").symlink_to(tree)
+    for name in ("b", "c", "d"):
+        (tree / "a" / name).symlink_to(tree)
+    (tree / "e").symlink_to(root / "elsewhere")
+    (tree / "circle").symlink_to(tree / "circle")
+    found, problems = match("tree/**/{subject}.nii", root, "a", "high")
+    assert (sorted(found), problems) == (["s1", "s4"], [])
+
+
 def test_brackets_and_dots_of_a_path_are_literal(files):
     root = files("a[1]/s1.nii", "a1/s2.nii", "a[1]/s3_nii")
     assert sorted(match("a[1]/{subject}.nii", root, "a", "high")[0]) == ["s1"]
