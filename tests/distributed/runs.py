@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -76,44 +77,49 @@ class ForkedJob:
         return self.log.read_text()
 
 
-def run_rank(log: Path, variables: dict[str, str], arguments: list[str], prepare: Callable[[], None] | None) -> None:
-    """Run one rank in this process, which was forked for it."""
+def run_rank(log: Path, variables: dict[str, str], program: Callable[[], int | None]) -> None:
+    """Run one rank in this process, which was forked for it, and exit with what its program returns."""
     with log.open("ab") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     os.environ.clear()
     os.environ.update(variables)
-    if prepare:
-        prepare()
-    sys.exit(main(arguments))
-
-
-def limit_file_sizes(num_bytes: int) -> None:
-    """Make writing beyond a size fail in this process, as on a full disk."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
+    sys.exit(program())
 
 
 @contextlib.contextmanager
-def forked(
-    shards: Path | str, out: Path, *arguments: str, processes: int = 1, prepare: Callable[[], None] | None = None
+def fork_ranks(
+    program: Callable[[], int | None], processes: int, variables: dict[str, str] | None = None
 ) -> Iterator[ForkedJob]:
-    """Start a job in forked ranks. `prepare`, a function at the top of a module, is called in each of them first."""
-    variables = environment()
+    """Call a picklable function in forked ranks, as a launcher would start them; None stands for `environment()`."""
+    variables = variables or environment()
     if processes > 1:
         variables |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
         variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    argv = command(shards, out, *arguments)[2:]
     with tempfile.NamedTemporaryFile(suffix=".log") as file:
         job = ForkedJob([], Path(file.name))
         for rank in range(processes):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
-            job.ranks.append(FORKS.Process(target=run_rank, args=(job.log, variables | own, argv, prepare)))
+            job.ranks.append(FORKS.Process(target=run_rank, args=(job.log, variables | own, program)))
             job.ranks[-1].start()
         try:
             yield job
         finally:
             job.kill()
+
+
+def forked(
+    shards: Path | str, out: Path, *arguments: str, processes: int = 1
+) -> contextlib.AbstractContextManager[ForkedJob]:
+    """Start a training job in forked ranks."""
+    return fork_ranks(partial(main, command(shards, out, *arguments)[2:]), processes)
+
+
+def train_on_full_disk(num_bytes: int, arguments: list[str]) -> int:
+    """Train in this process, which cannot write files beyond a size, as on a full disk."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
+    return main(arguments)
 
 
 def trained(shards: Path, out: Path, *arguments: str, processes: int = 1) -> Path:

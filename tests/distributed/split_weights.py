@@ -1,10 +1,9 @@
-"""Train a learner whose weights are split over processes, to be started by torchrun with a folder as argument.
+"""Train a learner whose weights are split over processes, in each rank of a job.
 
-The script trains a few steps, saves a checkpoint in between, and resumes from the checkpoint in a second learner. It
+It trains a few steps, saves a checkpoint in between, and resumes from the checkpoint in a second learner. It
 writes the final states of both learners, and the final state of a learner that trains in a single process.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +88,3 @@ def main(out: Path) -> None:
     local = next(split.network.parameters()).to_local()  # pyright: ignore[reportAttributeAccessIssue]
     assert local.numel() < next(alone.network.parameters()).numel()
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

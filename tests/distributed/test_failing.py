@@ -11,12 +11,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import called, command, environment, forked, limit_file_sizes, lines, run, trained, training, wait_for
+from runs import (
+    called,
+    command,
+    environment,
+    fork_ranks,
+    forked,
+    lines,
+    run,
+    train_on_full_disk,
+    trained,
+    training,
+    wait_for,
+)
 from safetensors.torch import load_file
 
 from upfield.common.errors import InputError
 from upfield.distributed.configuration import DataConfig
 from upfield.distributed.launch import SCRIPT, free_port
+from upfield.distributed.train import main
 from upfield.sharding.shardset.manifest import read_manifest
 from upfield.sharding.shardset.shard_split import ShardSplit
 
@@ -68,8 +81,8 @@ def test_a_full_disk_ends_the_run_and_leaves_the_previous_checkpoint(
     tiny_shards: Path, copied: Path, name: str
 ) -> None:
     size = (copied / "checkpoints/last" / name).stat().st_size
-    arguments = ("--run.max_steps", "6", "--run.checkpoint_every", "1")
-    with forked(tiny_shards, copied, *arguments, prepare=partial(limit_file_sizes, size * 3 // 4)) as job:
+    arguments = command(tiny_shards, copied, "--run.max_steps", "6", "--run.checkpoint_every", "1")[2:]
+    with fork_ranks(partial(train_on_full_disk, size * 3 // 4, arguments), 1) as job:
         assert job.wait() == [1]
         assert "the checkpoint of step 5 could not be written" in one_line(job.said)
     assert sorted(path.name for path in (copied / "checkpoints").iterdir()) == [
@@ -193,24 +206,32 @@ MULTI_CPU = {
 }
 
 
+def trained_by_launcher(shards: Path, out: Path, *asked: str) -> tuple[list[int | None], str]:
+    """Train in a forked rank with the environment that Accelerate's launcher gives to its only process."""
+    script = out.with_name("environment.py")
+    script.write_text("import json, os; print(json.dumps(dict(os.environ)))")
+    done = run(sys.executable, "-m", "accelerate.commands.launch", *asked, str(script))
+    program = partial(main, command(shards, out, "--run.max_steps", "1")[2:])
+    with fork_ranks(program, 1, json.loads(done.stdout)) as job:
+        return job.wait(), job.said
+
+
 @pytest.mark.parametrize("how", ["flags", "configuration file"])
 def test_a_launcher_that_starts_too_few_processes_is_refused(tiny_shards: Path, tmp_path: Path, how: str) -> None:
     file = tmp_path / "accelerate.yaml"
     file.write_text(json.dumps(MULTI_CPU))
     asked = ("--cpu", "--num_processes", "2") if how == "flags" else ("--config_file", str(file))
-    start = (sys.executable, "-m", "accelerate.commands.launch", *asked)
-    done = run(*start, *command(tiny_shards, tmp_path / "run", "--run.max_steps", "1")[1:])
-    assert done.returncode != 0
+    codes, said = trained_by_launcher(tiny_shards, tmp_path / "run", *asked)
+    assert codes == [1]
     assert "accelerate launch was asked for several processes (MASTER_ADDR is set) but started only one" in one_line(
-        done.stderr
+        said
     )
 
 
 def test_a_launcher_that_is_asked_for_one_process_trains(tiny_shards: Path, tmp_path: Path) -> None:
-    start = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1")
-    done = run(*start, *command(tiny_shards, tmp_path / "run", "--run.max_steps", "1")[1:])
-    assert done.returncode == 0, done.stderr
-    assert "1 process on cpu" in done.stderr
+    codes, said = trained_by_launcher(tiny_shards, tmp_path / "run", "--cpu", "--num_processes", "1")
+    assert codes == [0], said
+    assert "1 process on cpu" in said
 
 
 def test_a_file_that_is_not_a_trace_is_not_overwritten(tiny_shards: Path, tmp_path: Path) -> None:

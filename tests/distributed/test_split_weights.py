@@ -3,19 +3,18 @@
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
-from runs import command, run, trained
+import split_weights
+from runs import command, fork_ranks, run, trained
 from safetensors.torch import load_file
-
-SCRIPT = Path(__file__).with_name("split_weights.py")
 
 
 def test_a_learner_with_split_weights_is_saved_whole_and_resumes_from_it(tmp_path: Path) -> None:
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    done = run(*torchrun, str(SCRIPT), str(tmp_path))
-    assert done.returncode == 0, done.stderr
+    with fork_ranks(partial(split_weights.main, tmp_path), processes=2) as job:
+        assert job.wait() == [0, 0], job.said
     split, resumed, whole, alone = (
         load_file(tmp_path / f"{name}.safetensors") for name in ("split", "resumed", "whole", "alone")
     )
