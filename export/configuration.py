@@ -1,5 +1,6 @@
 """Configuration of `upfield export`, `upfield enhance` and `upfield serve`."""
 
+import re
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -70,6 +71,8 @@ class ServeConfig:
     """Address to listen on. By default, only this machine can reach the service. Set a token before you change it."""
     port: int = 8000
     """Port to listen on."""
+    root_path: str = ""
+    """Path below which a proxy offers the service, such as `/mri`, if the proxy does not remove it from requests."""
     device: Device = "auto"
     """`auto` uses a GPU if there is one; `cuda` and `tensorrt` fail if they cannot run."""
     engine: Engine = "onnx"
@@ -123,6 +126,8 @@ class ServeConfig:
         for name in ("timeout_s", "idle_timeout_s"):
             if not isfinite(getattr(self, name)):
                 raise ValueError(f"{name}: expected a finite number of seconds, found {getattr(self, name)}.")
+        if self.root_path and not re.fullmatch(r"(/[\w.~-]+)+", self.root_path, re.ASCII):
+            raise ValueError(f"root_path: expected a path such as /mri, without a last slash, found {self.root_path}.")
         if wildcards := [name for name in self.allowed_hosts if "*" in name]:
             raise ValueError(f"allowed_hosts: {wildcards[0]} contains a wildcard. Write out each name.")
         self._check_replicas()

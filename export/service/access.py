@@ -16,6 +16,8 @@ TOKEN_VARIABLE = "UPFIELD_TOKEN"
 # Monitoring systems request these paths without a token. The page and the schema contain nothing confidential.
 OPEN_PATHS = ("/", "/health", "/ready", "/docs", "/openapi.json")
 OPEN_PREFIX = "/page/"
+# Some monitoring systems speak HTTP/1.0 and send no Host. DNS rebinding needs a browser, which always sends one.
+WATCHED_PATHS = ("/health", "/ready")
 LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
 SAFE_METHODS = ("GET", "HEAD")
 
@@ -51,6 +53,13 @@ class AccessMiddleware:
         async def discard(_: Message) -> None:
             """Discard Starlette's response: status 400, plain text, no request id."""
 
+        if (
+            scope["method"] in SAFE_METHODS
+            and "host" not in Headers(scope=scope)
+            and route_path(scope) in WATCHED_PATHS
+        ):
+            await serve_trusted(scope, receive, send)
+            return
         # Without this check, another site could make its own host name point to this machine (DNS rebinding).
         await TrustedHostMiddleware(serve_trusted, self._hosts, www_redirect=False)(scope, receive, discard)
         if not is_trusted:
@@ -72,6 +81,17 @@ def is_local(host: str) -> bool:
     return host.lower() in (*LOCAL_NAMES, "::1") or host.startswith("127.")
 
 
+def is_health_check(scope: Scope) -> bool:
+    """Return whether a request only asks whether the service is alive or ready."""
+    return scope["method"] in SAFE_METHODS and route_path(scope) in WATCHED_PATHS
+
+
+def route_path(scope: Scope) -> str:
+    """Return the path of a request below the path under which the service is reached (`root_path`)."""
+    path, root = scope["path"], scope.get("root_path", "").rstrip("/")
+    return path.removeprefix(root) or "/" if f"{path}/".startswith(f"{root}/") else path
+
+
 def check_origin(scope: Scope) -> None:
     """Raise RefusedError if another site's page sent a request whose method can change state."""
     headers = Headers(scope=scope)
@@ -87,7 +107,7 @@ def check_origin(scope: Scope) -> None:
 
 def check_token(scope: Scope, token: str | None) -> None:
     """Raise RefusedError if a request needs the token but does not carry it."""
-    path = scope["path"]
+    path = route_path(scope)
     if token is None or path in OPEN_PATHS or path.startswith(OPEN_PREFIX):
         return
     scheme, _, sent = Headers(scope=scope).get("authorization", "").partition(" ")

@@ -29,7 +29,7 @@ SCAN_BODY: dict[str, Any] = {
             "in": "query",
             "required": False,
             "schema": {"type": "string"},
-            "description": "File name, if the body is not a form. Its suffix determines the format.",
+            "description": "File name, if the body is not a form. The content determines the format, not the suffix.",
         },
         {
             "name": "id",
@@ -41,7 +41,8 @@ SCAN_BODY: dict[str, Any] = {
     ],
     "requestBody": {
         "required": True,
-        "description": "A `.nii`, `.nii.gz`, `.mgh` or `.mgz` scan, as the request body or as the only file of a form.",
+        "description": "A `.nii`, `.nii.gz`, `.mgh` or `.mgz` scan, as the request body or as the only file of a form. "
+        "The body may have the Content-Encoding gzip or deflate.",
         "content": {
             "application/octet-stream": BINARY,
             "multipart/form-data": {
@@ -59,10 +60,11 @@ SCAN_BODY: dict[str, Any] = {
                 },
             },
         },
-        "400": _error("The form or the id is malformed."),
+        "400": _error("The form, the id or the compressed body is malformed."),
         "403": _error("The request came from another site's page."),
         "408": _error("The upload paused for too long."),
         "413": _error("The upload, its decompressed content, or its number of voxels exceeds the limit."),
+        "415": _error("The Content-Encoding is neither gzip nor deflate. Accept-Encoding lists what is accepted."),
         "422": _error("The scan cannot be used. The error message is that of `upfield enhance`."),
         "503": _error("The queue is full, or no replica works at the moment. Retry-After says when to try again."),
         "504": _error("The scan was not finished within the service's time limit."),
@@ -77,9 +79,9 @@ def schema_page(schema: dict[str, Any]) -> str:
         "<!doctype html><html lang=en><head><meta charset=utf-8>",
         '<meta name=viewport content="width=device-width, initial-scale=1"><link rel=icon href="data:,">',
         f"<title>{escape(info['title'])}: API</title>",
-        "<link rel=stylesheet href=/page/page.css></head><body><main>",
+        "<link rel=stylesheet href=page/page.css></head><body><main>",
         f"<h1>{escape(info['title'])} {escape(info['version'])}</h1><p>{escape(info.get('summary', ''))}</p>",
-        '<p>Schema: <a href="/openapi.json">/openapi.json</a>. In the browser: <a href="/">enhance a scan</a>.</p>',
+        '<p>Schema: <a href="openapi.json">openapi.json</a>. In the browser: <a href="./">enhance a scan</a>.</p>',
     ]
     for path, methods in schema["paths"].items():
         for method, operation in methods.items():

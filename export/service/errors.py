@@ -30,6 +30,8 @@ def error_response(refusal: RefusedError, request_id: str) -> JSONResponse:
     if refusal.status == 408:
         # The rest of the upload may still arrive, and the server would read it as the next request.
         headers["Connection"] = "close"
+    if refusal.status == 415:
+        headers["Accept-Encoding"] = "gzip, deflate"
     if refusal.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse({"error": refusal.message, "request": request_id}, refusal.status, headers)

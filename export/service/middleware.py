@@ -10,7 +10,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from upfield.common.progress import say
-from upfield.export.service.access import OPEN_PATHS
+from upfield.export.configuration import ServeConfig
+from upfield.export.service.access import OPEN_PATHS, route_path
 from upfield.export.service.counters import Counters
 from upfield.export.service.errors import ClientGoneError, RefusedError, error_response
 
@@ -35,10 +36,11 @@ HEADERS = {
 class RequestMiddleware:
     """Outermost ASGI middleware: every request passes through it, and it turns every error into a response."""
 
-    def __init__(self, app: ASGIApp, idle_timeout_s: float, counters: Counters) -> None:
-        """Set the longest time that a client may take to accept a part of its response, and the counters."""
+    def __init__(self, app: ASGIApp, config: ServeConfig, counters: Counters) -> None:
+        """Set the configuration, which limits the time for a part of a response, and the counters."""
         self._app = app
-        self._idle_timeout_s = idle_timeout_s
+        self._idle_timeout_s = config.idle_timeout_s
+        self._root_path = config.root_path
         self._counters = counters
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,6 +48,15 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        method = scope["method"]
+        if self._root_path:
+            scope = {**scope, "root_path": self._root_path}
+        if method == "HEAD":
+            # The response to HEAD is that to GET, without its body.
+            scope, send = {**scope, "method": "GET"}, without_body(send)
+        await self._respond(method, scope, receive, send)
+
+    async def _respond(self, method: str, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = scope.setdefault("state", {})["request_id"] = secrets.token_hex(8)
         started, status = time.monotonic(), 0
 
@@ -76,16 +87,25 @@ class RequestMiddleware:
             failure = RefusedError(500, "The service failed. Look for this request in the service's log.")
             await error_response(failure, request_id)(scope, receive, send_completed)
         finally:
-            self._note(scope, status or CLIENT_GONE, time.monotonic() - started)
+            self._note(method, scope, status or CLIENT_GONE, time.monotonic() - started)
 
-    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+    def _note(self, method: str, scope: Scope, status: int, seconds: float) -> None:
         path = known_path(scope)
-        method = scope["method"] if scope["method"] in METHODS else "other"
+        method = method if method in METHODS else "other"
         self._counters.note_request(method, path, status, seconds)
         if not path.startswith(UNLOGGED) or status >= 400:
             # The query is not logged, because it can contain a file's name, which can contain a person's name.
             line = f"{method} {path} {status} {seconds:.2f} s {scope['state']['request_id']}"
             say(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {line}")
+
+
+def without_body(send: Send) -> Send:
+    """Return a `send` function that leaves out the body of a response."""
+
+    async def send_empty(message: Message) -> None:
+        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+    return send_empty
 
 
 def known_path(scope: Scope) -> str:
@@ -94,5 +114,5 @@ def known_path(scope: Scope) -> str:
     Arbitrary paths from clients must not become counter labels or log lines.
     """
     route = scope.get("route")
-    path = getattr(route, "path", None) or scope["path"]
+    path = getattr(route, "path", None) or route_path(scope)
     return re.sub(r"/\{.*", "", path) if route is not None or path in OPEN_PATHS else "other"

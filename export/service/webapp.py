@@ -53,10 +53,14 @@ def build_app(
         redoc_url=None,
         lifespan=lifespan,
         responses=RESPONSES,
+        # Relative to the schema's own address, so that it is right below any path. FastAPI would add `root_path`, which
+        # is unknown if a proxy removes it.
+        servers=[{"url": "."}],
+        root_path_in_servers=False,
     )
     # The middleware that is added last is the outermost.
     app.add_middleware(AccessMiddleware, config=config, token=token)
-    app.add_middleware(RequestMiddleware, idle_timeout_s=config.idle_timeout_s, counters=counters)
+    app.add_middleware(RequestMiddleware, config=config, counters=counters)
     # This handler receives only routing errors, such as an unknown path. RequestMiddleware turns the service's own
     # errors into responses.
     app.add_exception_handler(HTTPException, _respond_to_http_error)

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upfield.common.errors import VolumeError
+from upfield.common.errors import InputError, RunError, VolumeError
 from upfield.common.files import hash_file
 from upfield.imaging.slices import neighbour_indices
 from upfield.sharding.building.journal import BlockRecord, read_record, write_record
 from upfield.sharding.building.pairs import Pair, make_pairs
 from upfield.sharding.building.plan import Block, sample_order
 from upfield.sharding.building.saved_volumes import discard
-from upfield.sharding.cohorts.problems import Problem
+from upfield.sharding.cohorts.problems import FAULT, Problem
 from upfield.sharding.cohorts.source_fingerprints import describe_sources
 from upfield.sharding.cohorts.subjects import SourceVolume, Subject
 from upfield.sharding.configuration import ShardConfig
@@ -57,21 +57,33 @@ class VolumeTask:
     """The configuration of the build, with `save_volumes` set."""
 
 
-def save_volumes(task: VolumeTask) -> None:
+def save_volumes(task: VolumeTask) -> Problem | None:
     """Save the volumes of one subject whose shards are already built; runs in a worker.
 
-    Raises:
-        VolumeError: a file's voxels cannot be used.
+    Returns:
+        The reason why the subject cannot be saved, or None.
     """
-    make_pairs(task.subject, task.config)
+    subject = task.subject
+    try:
+        make_pairs(subject, task.config)
+    except VolumeError as error:
+        return _problem(subject, error)
+    except (InputError, RunError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        return Problem.of_fault(subject.cohort, subject.name, "high", str(subject.high), error)
+    return None
 
 
 def finished_record(task: BlockTask) -> BlockRecord | None:
-    """Return the record of a block whose shards are all in place; None if the block must be built."""
+    """Return the record of a block whose shards are all in place; None if the block must be built.
+
+    A block on which the program failed is built again, because another version may not fail.
+    """
     record = read_record(task.out, task.block.name)
     if record is None or record.digest != task.digest or not all(_is_there(task, name) for name in record.sizes):
         return None
-    return record
+    return None if any(problem.check == FAULT for problem in record.problems) else record
 
 
 def build_block(task: BlockTask) -> BlockResult:
@@ -109,9 +121,13 @@ def read_pairs(task: BlockTask) -> tuple[list[Pair], BlockRecord]:
             problems.append(_problem(subject, error))
             discard(task.config.save_volumes, subject)
             continue
-        except Exception as error:
+        except (InputError, RunError, OSError, MemoryError) as error:
             error.add_note(f"The error occurred in subject {subject.name} of cohort {subject.cohort}: {subject.high}")
             raise
+        except Exception as error:
+            problems.append(Problem.of_fault(subject.cohort, subject.name, "high", str(subject.high), error))
+            discard(task.config.save_volumes, subject)
+            continue
         pairs += subject_pairs.pairs
         doubts += subject_pairs.doubts
         sources.append(source | {f"{field}_voxels": digest for field, digest in subject_pairs.voxel_hashes.items()})

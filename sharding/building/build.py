@@ -32,7 +32,7 @@ from upfield.sharding.building.saved_volumes import are_missing
 from upfield.sharding.cohorts.people import namesakes_of, shared_people
 from upfield.sharding.cohorts.preflight import Preflight, preflight
 from upfield.sharding.cohorts.privacy import Pseudonyms, write_names
-from upfield.sharding.cohorts.problems import TWIN, Problem
+from upfield.sharding.cohorts.problems import FAULT, TWIN, Problem, report
 from upfield.sharding.cohorts.quarantine import Quarantine
 from upfield.sharding.cohorts.source_fingerprints import find_held_scans, find_same_voxels, seal_fingerprints
 from upfield.sharding.cohorts.subjects import Source, SourceVolume, Subject, find_cohorts
@@ -251,9 +251,20 @@ def write_blocks(request: BuildRequest, plan: BuildPlan, quarantine: Quarantine)
         quarantine.doubt([doubt for result in results for doubt in result.record.doubts])
         quarantine.judge()
     if plan.volumes:
-        for _ in track(run_tasks(save_volumes, plan.volumes, plan.jobs, executor), "volumes", len(plan.volumes)):
-            pass
+        saving = run_tasks(save_volumes, plan.volumes, plan.jobs, executor)
+        unsaved = [problem for problem in track(saving, "volumes", len(plan.volumes)) if problem]
+        _refuse_unsaved(sorted(unsaved), len(plan.volumes))
     return results
+
+
+def _refuse_unsaved(problems: list[Problem], num_subjects: int) -> None:
+    """Raise an error if the volumes of some subjects, whose samples are in the set, could not be saved."""
+    if not problems:
+        return
+    say(report(problems))
+    message = f"The volumes of {len(problems)} of {num_subjects} subjects could not be saved; see above."
+    kind = RunError if any(problem.check == FAULT for problem in problems) else InputError
+    raise kind(f"{message} Fix these subjects, and run the same command again.")
 
 
 def seal(request: BuildRequest, check: SourceCheck, results: list[BlockResult]) -> None:

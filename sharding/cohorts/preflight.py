@@ -1,13 +1,14 @@
 """Check every header of a cohort before any voxel is read, and collect all problems in one report."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import median
 
 import numpy as np
 
+from upfield.common.errors import InputError, RunError
 from upfield.common.progress import say
 from upfield.common.tasks import run_tasks
 from upfield.imaging.compressed_files import Trace
@@ -15,7 +16,7 @@ from upfield.imaging.extent import place_doubt, resolution_doubt, sampling_doubt
 from upfield.sharding.cohorts.duplicates import find_same_content
 from upfield.sharding.cohorts.problems import TWIN, Field, Problem
 from upfield.sharding.cohorts.subjects import Source, SourceVolume, Subject, processes_for
-from upfield.sharding.cohorts.volume_check import VolumeCheck, check_volume
+from upfield.sharding.cohorts.volume_check import Finding, VolumeCheck, check_volume
 from upfield.sharding.configuration import GeometryConfig, SpacingMm, Triple
 
 SUBJECTS_PER_TASK = 4
@@ -61,13 +62,13 @@ def preflight(
     # Tasks finish in any order. The problems are sorted, so that the report does not depend on this order.
     checked = sorted((volume for some in results for volume in some), key=_place)
     problems = [
-        _problem(volume, finding.check, str(finding.file), finding.message)
+        replace(_problem(volume, finding.check, str(finding.file), finding.message), details=finding.details)
         for volume in checked
         for finding in volume.findings
     ]
     problems += _short_stacks(checked)
-    problems += _mismatched_fields(checked, subjects, geometry)
-    problems += _coarse_grids(checked, subjects, geometry)
+    for find in (_mismatched_fields, _coarse_grids):
+        problems += _one_by_one(find, checked, subjects, geometry)
     problems += _copies(checked)
     problems += _partial_copies(checked, {(p.cohort, p.subject) for p in problems if p.check == "same"})
     volumes = {_place(check): check.volume for check in checked if check.volume}
@@ -95,7 +96,34 @@ def _with_headers(subject: Subject[Source], volumes: Mapping[Place, SourceVolume
 
 def check_subjects(subjects: Sequence[Subject]) -> list[VolumeCheck]:
     """Read the headers of some subjects' volumes and check each volume by itself; runs in a worker."""
-    return [check_volume(subject, field, source) for subject in subjects for field, source in subject.volumes]
+    return [_check(subject, field, source) for subject in subjects for field, source in subject.volumes]
+
+
+def _check(subject: Subject[Source], field: Field, source: Source) -> VolumeCheck:
+    try:
+        return check_volume(subject, field, source)
+    except (InputError, RunError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        fault = Problem.of_fault(subject.cohort, subject.name, field, str(source), error)
+        finding = Finding(fault.check, source.paths[0], fault.message, fault.details)
+        return VolumeCheck(subject.cohort, subject.name, field, source, [finding], ())
+
+
+def _one_by_one(
+    find: Callable[[list[VolumeCheck], Sequence[Subject], GeometryConfig], Iterator[Problem]],
+    checked: list[VolumeCheck],
+    subjects: Sequence[Subject],
+    geometry: GeometryConfig,
+) -> list[Problem]:
+    """Return the problems that `find` finds, and a problem for each subject on which it fails."""
+    try:
+        return list(find(checked, subjects, geometry))
+    except Exception as error:
+        if len(subjects) == 1:
+            (subject,) = subjects
+            return [Problem.of_fault(subject.cohort, subject.name, "high", str(subject.high), error)]
+        return [problem for subject in subjects for problem in _one_by_one(find, checked, [subject], geometry)]
 
 
 def _place(volume: VolumeCheck) -> Place:

@@ -1,6 +1,7 @@
 """Problems with the files of subjects, which are collected one by one and reported together."""
 
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ Field = Literal["low", "high"]
 TWIN = " = "
 # Checks that a correct scan may fail: the failure is reported, and the subject is used.
 DOUBTS = ("place", "resolution", "person", "slice", "labels", "values", "space", "air")
+FAULT = "fault"
 LEAST_FILE_WIDTH = 24
 
 
@@ -33,11 +35,24 @@ class Problem:
     `affine`, `spacing`, `side`, `steps` (distances between slices), `place` (which part of the head is shown, or where
     it lies), `space` (the space that the headers name), `values` (doubtful header values), `resolution`, `labels` (a
     label map), `air` (not told from the head), `slice` (one seems to be from another scan), `same` (copies), `person`
-    (a person in several splits), `fields` (the files of a pair differ in a field of their patterns), `voxels`."""
+    (a person in several splits), `fields` (the files of a pair differ in a field of their patterns), `voxels`,
+    `fault` (of the program)."""
     file: str
     """The file, or the first file of a stack; for a copy, followed by ` = ` and the scan it equals. Never published."""
     message: str
     """The problem and its remedy, without names of files or subjects, so that it may be published."""
+    details: str = ""
+    """The traceback of a fault of the program; empty for other problems. Never published."""
+
+    @classmethod
+    def of_fault(cls, cohort: str, subject: str, field: Field, file: str, error: Exception) -> "Problem":
+        """Return the problem of a subject on which the program failed with an error that it did not foresee."""
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        message = (
+            f"a fault of upfield, not of the scan: {type(error).__name__} in {Path(place.filename).name}, line "
+            f"{place.lineno}. Please report it with the traceback in the list of problems."
+        )
+        return cls(cohort, subject, field, FAULT, file, message, "".join(traceback.format_exception(error)))
 
     @property
     def is_doubt(self) -> bool:
@@ -99,9 +114,13 @@ def write_report(
     tree: dict[str, Any] = {
         "subjects_checked": subjects_checked,
         "subjects_with_problems": len(subjects),
-        "problems": [asdict(problem) for problem in problems],
-        "doubts": [asdict(doubt) for doubt in doubts],
+        "problems": [_to_tree(problem) for problem in problems],
+        "doubts": [_to_tree(doubt) for doubt in doubts],
     }
     if namesakes:
         tree["namesakes"] = [[asdict(member) for member in group] for group in namesakes]
     write_json(path, tree)
+
+
+def _to_tree(problem: Problem) -> dict[str, str]:
+    return {key: value for key, value in asdict(problem).items() if key != "details" or value}

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from upfield.common.errors import InputError
+from upfield.common.errors import InputError, RunError
 from upfield.common.progress import say
 from upfield.sharding.cohorts.privacy import Pseudonyms
-from upfield.sharding.cohorts.problems import Problem, report, write_report
+from upfield.sharding.cohorts.problems import FAULT, Problem, report, write_report
 from upfield.sharding.cohorts.subjects import Subject
 from upfield.sharding.configuration import ShardConfig
 from upfield.sharding.shardset.namesakes import Member, namesakes_message
@@ -71,6 +71,7 @@ class Quarantine:
         Raises:
             InputError: subjects have problems and `on_error` is `fail`, or more subjects have problems than
                 `max_skipped` allows.
+            RunError: the same, and some of the problems are faults of the program.
         """
         if not (self.problems or self.doubts or self.namesakes):
             self.path.unlink(missing_ok=True)
@@ -82,13 +83,14 @@ class Quarantine:
             f"{len(self.names)} of {self.num_subjects} subjects have {len(self.problems)} problems, "
             f"listed above and in {self.path}"
         )
+        kind = RunError if any(problem.check == FAULT for problem in self.problems) else InputError
         if self.config.on_error == "fail":
-            raise InputError(
+            raise kind(
                 f"{summary}. Fix them, or leave these subjects out with "
                 f"--on_error skip --max_skipped {len(self.names)}."
             )
         if len(self.names) > self.config.max_skipped:
-            raise InputError(
+            raise kind(
                 f"{summary}, but --max_skipped allows only {self.config.max_skipped} subjects to be left out. "
                 "Fix some of the files, or raise --max_skipped."
             )

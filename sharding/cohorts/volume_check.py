@@ -35,6 +35,8 @@ class Finding:
     """The first file that has the problem."""
     message: str
     """The problem and its remedy, without names of files or subjects."""
+    details: str = ""
+    """The traceback of a fault of the program; empty for other problems."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 // Sends a scan, and shows the progress and the result.
 
-import { Viewer, readVolume } from "/page/viewer.js";
+import { Viewer, readVolume } from "./viewer.js";
 
 const POLL_MS = 400;
 const $ = (id) => document.getElementById(id);
@@ -42,7 +42,7 @@ async function follow(request) {
   while (current === request && !request.answered) {
     if (request.sent) {
       try {
-        const response = await fetch(`/progress/${request.id}`, { headers: authorised() });
+        const response = await fetch(`progress/${request.id}`, { headers: authorised() });
         const progress = response.ok ? await response.json() : null;
         if (progress && current === request && !request.answered) say(...STATE_MESSAGES[progress.state](progress));
       } catch {
@@ -57,7 +57,7 @@ async function follow(request) {
 function send(file, request) {
   return new Promise((resolve, reject) => {
     const xhr = (request.xhr = new XMLHttpRequest());
-    xhr.open("POST", `/enhance?id=${request.id}`);
+    xhr.open("POST", `enhance?id=${request.id}`);
     xhr.responseType = "blob";
     xhr.setRequestHeader("Accept", "multipart/form-data");
     if (token) xhr.setRequestHeader("Authorization", `Bearer ${token}`);
@@ -146,7 +146,7 @@ function askForToken() {
 }
 
 async function introduce() {
-  const response = await fetch("/model", { headers: authorised() }).catch(() => null);
+  const response = await fetch("model", { headers: authorised() }).catch(() => null);
   if (response?.status === 401) {
     if (token) fail("This token was refused. The service's token file contains the right one.");
     askForToken();

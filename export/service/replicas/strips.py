@@ -82,12 +82,7 @@ class StripBatcher:
     async def _work(self) -> None:
         while taken := self._take():
             strips = [strip for strip, _ in taken]
-            outcomes: Sequence[RestoredStrip | Exception]
-            try:
-                # A thread keeps the event loop free for health checks and new strips during the computation.
-                outcomes = await asyncio.to_thread(restore_strips, self._restorer, strips, self._batch_size)
-            except Exception as error:
-                outcomes = [error] * len(taken)
+            outcomes = await self._restored(strips)
             for (_, future), outcome in zip(taken, outcomes, strict=True):
                 if future.done():
                     continue
@@ -98,6 +93,16 @@ class StripBatcher:
                     future.exception()
                 else:
                     future.set_result(outcome)
+
+    async def _restored(self, strips: Sequence[Strip]) -> Sequence[RestoredStrip | Exception]:
+        try:
+            # A thread keeps the event loop free for health checks and new strips during the computation.
+            return await asyncio.to_thread(restore_strips, self._restorer, strips, self._batch_size)
+        except Exception as error:
+            if len(strips) == 1:
+                return [error]
+            # An error that one scan causes must not reach the scans that share its batches.
+            return [outcome for strip in strips for outcome in await self._restored([strip])]
 
     def _take(self) -> list[tuple[Strip, asyncio.Future[RestoredStrip]]]:
         """Remove and return the strip that has waited longest, and the next strips of its shape."""

@@ -4,14 +4,13 @@ import os
 import re
 import secrets
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
 
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from upfield.export.scans.outputs import as_nifti
+from upfield.export.service.scan_requests.scan_format import stem_of
 from upfield.export.service.scan_requests.scan_request import EnhancedFiles, ScanRequest
 from upfield.export.service.scan_requests.upload import CHUNK_BYTES, FORM
 
@@ -26,7 +25,7 @@ class ScanResponse(StreamingResponse):
         self._request = request
         parts, headers = _lay_out(request.name, files)
         if files.notes:
-            headers["X-Upfield-Notes"] = quote("; ".join(files.notes), safe=" ;,().:/")
+            headers["X-Upfield-Notes"] = quote("; ".join(files.notes), safe=" ;,().:/", errors="backslashreplace")
         headers["Content-Length"] = str(sum(map(_length, parts)))
         super().__init__(_stream(parts), headers=headers)
 
@@ -40,8 +39,7 @@ class ScanResponse(StreamingResponse):
 
 def _lay_out(name: str, files: EnhancedFiles) -> tuple[list[Part], dict[str, str]]:
     """Return the parts of the body and the headers that describe the body."""
-    stem = as_nifti(Path(name)).name.removesuffix(".nii.gz") if name else "scan"
-    file_name = disposition(f"{stem}_enhanced.nii.gz")
+    file_name = disposition(f"{stem_of(name)}_enhanced.nii.gz")
     if files.before is None:
         headers = {"Content-Type": "application/gzip", "Content-Disposition": f"attachment; {file_name}"}
         return [files.enhanced], headers
@@ -60,7 +58,7 @@ def _part_head(boundary: str, field: str, file_name: str) -> bytes:
 def disposition(name: str) -> str:
     """Return a file name as parameters of Content-Disposition (RFC 6266): in ASCII for old clients, and in full."""
     plain = re.sub(r"[^A-Za-z0-9._ -]", "_", name)
-    return f"filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
+    return f"filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='', errors='backslashreplace')}"
 
 
 def _length(part: Part) -> int:

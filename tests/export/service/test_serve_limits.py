@@ -56,7 +56,7 @@ def bad_files(folder: Path) -> dict[str, Path]:
     files["empty"].write_bytes(b"")
     files["text"].write_text("no scan, and not a short one either\n" * 40)
     files["text named gzip"].write_text("no scan\n")
-    files["another kind"].write_bytes(whole)
+    files["another kind"].write_bytes(bytes(128) + b"DICM" + whole)
     return files
 
 

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from built_sets import arguments, contents, records
 
+from upfield.sharding.building import block_builder
 from upfield.sharding.building import build as build_module
+from upfield.sharding.cohorts import preflight
 from upfield.sharding.shard import main
 from upfield.sharding.shardset.manifest import read_manifest
 from upfield.sharding.shardset.sample_key import SPLITS
@@ -281,3 +283,48 @@ def test_a_file_that_is_replaced_after_its_header_was_read_is_refused(
         code, _, err = run_cli(main, *arguments(cohort, tmp_path / "shards"))
     assert code == 2
     assert f"{path}: this file changed after its header was read" in err
+
+
+@pytest.mark.parametrize("place", ["pairs", "header", "comparison"])
+def test_a_fault_of_the_program_in_one_subject_loses_no_report_about_the_others(
+    run_cli, cohort, damaged, tmp_path, monkeypatch, place
+):
+    module, name, argument = {
+        "pairs": (block_builder, "make_pairs", 0),
+        "header": (preflight, "check_volume", 0),
+        "comparison": (preflight, "_mismatched_fields", 1),
+    }[place]
+    original = getattr(module, name)
+
+    def failing(*args):
+        if "sub-02" in repr(args[argument]):
+            raise KeyError("a fault")
+        return original(*args)
+
+    monkeypatch.setattr(module, name, failing)
+    if place == "pairs":
+        other = "ixi"
+    else:
+        other = "real"
+        (cohort / "real/low/sub-03_slice_002.nii.gz").unlink()
+    code, _, err = run_cli(main, *arguments(cohort, tmp_path / "shards"), "--jobs", 1)
+    assert code == 1
+    assert "Please report it" in err
+    assert "Traceback" not in err
+    reported = json.loads((tmp_path / "shards.problems.json").read_text())["problems"]
+    assert {"fault", "slices" if other == "real" else "voxels"} == {problem["check"] for problem in reported}
+    for problem in reported:
+        is_fault = problem["check"] == "fault"
+        assert (problem["subject"] == "sub-02") == is_fault
+        assert ("KeyError in test_faulty_input.py, line" in problem["message"]) == is_fault
+        assert ("KeyError: 'a fault'" in problem.get("details", "")) == is_fault
+    flags = ("--jobs", 1, "--on_error", "skip", "--max_skipped")
+    num_bad = 2 if place == "pairs" else 3
+    assert run_cli(main, *arguments(cohort, tmp_path / "shards"), *flags, num_bad - 1)[0] == 1
+    assert run_cli(main, *arguments(cohort, tmp_path / "shards"), *flags, num_bad)[0] == 0
+    skipped = {s["subject"]: s["problems"] for s in read_manifest(tmp_path / "shards").skipped}
+    assert len(skipped) == num_bad
+    assert {problem["check"] for problem in skipped["sub-02"]} == {"fault"}
+    text = (tmp_path / "shards/manifest.json").read_text()
+    assert "Traceback" not in text
+    assert str(cohort) not in text

@@ -37,5 +37,5 @@ def test_the_written_report_has_every_problem_in_full(tmp_path):
                 "message": "expected one thing",
             }
         ],
-        "doubts": [asdict(problem)] * 2,
+        "doubts": [{key: value for key, value in asdict(problem).items() if key != "details"}] * 2,
     }

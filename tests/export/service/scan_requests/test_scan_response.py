@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from upfield.export.configuration import ServeConfig
 from upfield.export.service.counters import Counters
 from upfield.export.service.middleware import RequestMiddleware
 from upfield.export.service.scan_requests.scan_request import EnhancedFiles, ScanRequest
@@ -20,7 +21,8 @@ def pass_through(app: Any, idle_timeout_s: float, send: Any) -> None:
         await asyncio.sleep(60)
         return {"type": "http.disconnect"}
 
-    asyncio.run(RequestMiddleware(app, idle_timeout_s, Counters(1))(scope, receive, send))
+    config = ServeConfig(Path("model.onnx"), idle_timeout_s=idle_timeout_s)
+    asyncio.run(RequestMiddleware(app, config, Counters(1))(scope, receive, send))
 
 
 @pytest.mark.parametrize("is_read", [True, False])
