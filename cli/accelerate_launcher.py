@@ -4,6 +4,7 @@ import contextlib
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 
@@ -11,10 +12,13 @@ from upfield.common.cores import num_threads
 from upfield.common.stop_signals import stop_signals
 from upfield.distributed.launch import POLL_S, prepare_rank
 
+CONFIG = Path(__file__).with_name("launch.yaml")
+
 
 def launch_command(processes: int) -> list[str]:
     """Return the `accelerate launch` command, without a script, for `processes` processes on this machine."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG)]
+    command += ["--num_machines", "1", "--mixed_precision", "no"]
     # The number of threads is set because Accelerate's default, one thread per process, leaves cores idle.
     command += ["--dynamo_backend", "no", "--num_processes", str(processes)]
     command += ["--num_cpu_threads_per_process", str(num_threads(processes))]

@@ -16,7 +16,6 @@ fi
 : "${PROCESSES:?not set. Set it to the number of GPUs of this node.}" "${MASTER_ADDR:?not set. Set it to the name of node 0.}"
 export MASTER_ADDR MASTER_PORT=${MASTER_PORT:-29500} WORLD_SIZE=$((NUM_NODES * PROCESSES)) LOCAL_WORLD_SIZE=$PROCESSES
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(($(nproc) / PROCESSES > 0 ? $(nproc) / PROCESSES : 1))}
-WAIT_S=${WAIT_S:-300}
 
 stop_requested=0
 processes=()
@@ -25,18 +24,6 @@ stop() {
   [ "${#processes[@]}" -eq 0 ] || kill -TERM "${processes[@]}" 2> /dev/null || true
 }
 trap stop TERM INT USR1
-
-# The name of a pod cannot be resolved before the pod has an address.
-waited=0
-until getent hosts "$MASTER_ADDR" > /dev/null; do
-  [ "$stop_requested" = 0 ] || exit 143
-  if [ "$waited" -ge "$WAIT_S" ]; then
-    echo "node $NODE_RANK: $MASTER_ADDR could not be resolved within $WAIT_S s. Check MASTER_ADDR, or raise WAIT_S." >&2
-    exit 1
-  fi
-  sleep 1
-  waited=$((waited + 1))
-done
 
 for ((local_rank = 0; local_rank < PROCESSES; local_rank++)); do
   RANK=$((NODE_RANK * PROCESSES + local_rank)) LOCAL_RANK=$local_rank upfield train "$@" &

@@ -28,6 +28,7 @@ from upfield.common.configuration_errors import (
     problem_of,
     values_that_do_not_fit,
 )
+from upfield.common.environment.job_errors import print_error
 from upfield.common.environment.settling import refuse_environment, settle_environment
 from upfield.common.errors import InputError, RunError, explain_error
 from upfield.common.progress import open_streams
@@ -81,17 +82,30 @@ def execute(command: Command, argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail(command, "interrupted", EXIT_INTERRUPTED, debug)
     except (InputError, RunError, OSError, MemoryError) as error:
-        return _fail(command, *explain_error(error), debug)
+        return _fail(command, *explain_error(error), debug, isinstance(error, RunError) and error.is_agreed)
     except Exception as error:
         traceback.print_exc()
         message = "this is a bug in upfield, not in your input. Please report it with the traceback above."
         return _fail(command, message, explain_error(error)[1], debug=False)
 
 
-def _fail(command: Command, message: str, code: int, debug: bool) -> int:
+def _fail(command: Command, message: str, code: int, debug: bool, is_agreed: bool = False) -> int:
+    """Print an error and return the exit code.
+
+    Args:
+        command: the verb.
+        message: the error.
+        code: exit code.
+        debug: whether to print the traceback too.
+        is_agreed: whether the processes of a job have already agreed that this one prints the error.
+    """
     if debug:
         traceback.print_exc()
-    print(f"upfield {command.verb}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    prefix, line = f"upfield {command.verb}: error: ", " ".join(message.split())
+    if is_agreed or code == EXIT_INTERRUPTED:
+        print(f"{prefix}{line}", file=sys.stderr, flush=True)
+    else:
+        print_error(prefix, line)
     return code
 
 

@@ -64,6 +64,8 @@ class RunError(RuntimeError):
 
     met_by_all = False
     """Whether every process of a job raises this same error, as for `InputError`."""
+    is_agreed = False
+    """Whether the processes of a job have agreed that this one prints the error, so that it need not ask the others."""
 
 
 class DivergedError(RunError):

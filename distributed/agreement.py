@@ -10,7 +10,15 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
-from upfield.common.errors import FetchError, InputError, MemoryShortageError, RunError
+from upfield.common.environment.job_errors import describe_process
+from upfield.common.errors import (
+    EXIT_INPUT,
+    FetchError,
+    InputError,
+    MemoryShortageError,
+    RunError,
+    explain_error,
+)
 from upfield.common.locking import LOCK, FolderLock, lock_folder, try_lock
 
 T = TypeVar("T")
@@ -30,7 +38,7 @@ def errors_met_by_all(kind: type[InputError | RunError] = RunError) -> Iterator[
 
 
 def run_on_all_processes(work: Callable[[], T]) -> T:
-    """Call `work` on every process. If it fails on one process, raise its error on all processes.
+    """Call `work` on every process. If it fails on one process, raise its error on all processes, and name the process.
 
     Collective: ALL ranks call it.
 
@@ -46,9 +54,11 @@ def run_on_all_processes(work: Callable[[], T]) -> T:
     """
     results: list[T] = []
     problem = _caught(lambda: results.append(work()))
-    problems = [each for each in gather_object([problem]) if each is not None]
-    if problems:
-        _raise(problems[0])
+    problems: list[tuple[bool, str] | None] = gather_object([problem])
+    failed = [(rank, *each) for rank, each in enumerate(problems) if each is not None]
+    if failed:
+        rank, is_input, message = failed[0]
+        _raise((is_input, message if len(failed) == len(problems) else f"{describe_process(rank)}: {message}"))
     return results[0]
 
 
@@ -79,8 +89,9 @@ def _caught(work: Callable[[], object]) -> tuple[bool, str] | None:
     """Call `work` and, if it raises, return whether the error is an InputError, and its message."""
     try:
         work()
-    except (InputError, RunError) as error:
-        return isinstance(error, InputError), str(error)
+    except (InputError, RunError, OSError) as error:
+        message, code = explain_error(error)
+        return code == EXIT_INPUT, message
     return None
 
 

@@ -1,7 +1,7 @@
 """A training job on this machine: start its processes or run as one of them, and return an exit code."""
 
 import os
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -9,18 +9,28 @@ from typing import TypeVar
 import torch
 
 from upfield.common.addresses import is_remote
+from upfield.common.command import read_yaml, to_tree
 from upfield.common.cores import most_threads
-from upfield.common.errors import EXIT_FAILURE, EXIT_INPUT, InputError, RunError
+from upfield.common.errors import EXIT_FAILURE, InputError, RunError
+from upfield.common.progress import say
 from upfield.common.stop_signals import StopRequest
 from upfield.common.tasks import end_with_parent
-from upfield.distributed.checkpoint import ResumePoint
+from upfield.distributed.checkpoint import ResumePoint, TrainingProgress, list_checkpoints, read_progress
 from upfield.distributed.configuration import RunConfig, TrainConfig, TrainSettings
-from upfield.distributed.failures.lost_process import describe_lost_process, explain_abort, is_lost_process
+from upfield.distributed.failures.lost_process import (
+    describe_lost_process,
+    explain_abort,
+    is_lost_process,
+    is_reported,
+    tell_others,
+)
 from upfield.distributed.launch import SCRIPT, relaunch
 from upfield.distributed.loop import fit
 from upfield.distributed.preconditions import open_data, refuse_shared_gpus, refuse_unusable
-from upfield.distributed.process_group import expected_world_size
-from upfield.distributed.training_run import find_start
+from upfield.distributed.process_group import expected_world_size, wait_for_main_node
+from upfield.distributed.samples.splits import read_set
+from upfield.distributed.training_run import count_steps, find_start
+from upfield.model.weights import CONFIG
 
 S = TypeVar("S", bound=TrainSettings)
 
@@ -60,34 +70,70 @@ def check_before_launch(config: TrainConfig) -> ResumePoint:
 def train_in_process(config: TrainConfig, stop: StopRequest) -> int:
     """Train as one process of the job and return its exit code. Collective: ALL ranks call it.
 
-    An error that all ranks share is raised only by the first process of each machine, so that it appears once.
+    The processes of a machine print an error that they share once (`print_error`). An error of one rank names it, and
+    the others, which lose that rank, say nothing.
 
     Raises:
         InputError: the shard set, the configuration or a checkpoint cannot be used.
         RunError: the run cannot continue, or another process of the job has ended.
     """
+    if (finished := find_finished(config)) is not None:
+        return report_end(config, finished)
     explained = nullcontext()
     if expected_world_size() > 1:
         end_with_parent()
+        wait_for_main_node(config.run.timeout_s, stop)
         if torch.cuda.is_available() and is_first_on_machine():
             explained = explain_abort(f"upfield train: error: {describe_lost_process(config.run.timeout_s)}")
     try:
         with explained:
             progress = fit(config, stop)
-    except (InputError, RunError) as error:
-        if error.met_by_all and not is_first_on_machine():
-            return EXIT_INPUT if isinstance(error, InputError) else EXIT_FAILURE
-        raise
+    except (InputError, RunError, OSError) as error:
+        raise tell_others(error) from error
     except RuntimeError as error:
         if not is_lost_process(error):
             raise
-        if not is_first_on_machine():
+        if not is_first_on_machine() or is_reported():
             return EXIT_FAILURE
-        raise RunError(describe_lost_process(config.run.timeout_s)) from error
+        lost = RunError(describe_lost_process(config.run.timeout_s))
+        lost.is_agreed = True
+        raise lost from error
+    return report_end(config, progress) or (config.run.stopped_code if stop.agreed else 0)
+
+
+def report_end(config: TrainConfig, progress: TrainingProgress) -> int:
+    """Print how far the run has come, on the main process, and return the exit code of success."""
     if os.environ.get("RANK", "0") == "0":
         best = "none yet" if progress.best_psnr is None else f"{progress.best_psnr:z.2f} dB"
         print(f"{config.run.out}: step {progress.step}, best validation PSNR {best}")
-    return config.run.stopped_code if stop.agreed else 0
+    return 0
+
+
+def find_finished(config: TrainConfig) -> TrainingProgress | None:
+    """Return the progress of the run if it is complete, or None if there is still work to do.
+
+    Each process finds this out for itself, before the process group is formed: if a cluster starts a lost process again
+    after the others have finished, nobody would join its group. A run counts as complete only with the same
+    configuration and data. Problems are left to the processes together, which agree on them.
+    """
+    out = config.run.out
+    checkpoints = list_checkpoints(out) if config.run.resume == "auto" else []
+    if not checkpoints:
+        return None
+    with suppress(InputError, RunError, OSError, ValueError, TypeError):
+        saved = read_progress(checkpoints[-1])
+        trained = read_yaml(out / CONFIG)
+        if saved.validated_step < saved.step or trained | {"processes": config.processes} != to_tree(config):
+            return None
+        manifest, _ = read_set(config.data)
+        samples = sum(entry.samples for entry in manifest.shards("train"))
+        total_steps = count_steps(config.run, samples // config.data.batch_size)
+        # This also checks the checkpoint's files and data.
+        if saved.step >= total_steps and (progress := find_start(config, manifest).progress).step == saved.step:
+            if is_first_on_machine():
+                say(f"{out}: training is already complete at step {saved.step} of {total_steps}")
+            return progress
+    return None
 
 
 def is_first_on_machine() -> bool:

@@ -1,6 +1,8 @@
 """Join the process group of a job, and check that a launcher has started the requested number of processes."""
 
 import os
+import socket
+import time
 from collections.abc import Mapping
 from datetime import timedelta
 
@@ -17,8 +19,10 @@ from accelerate.utils import (
 from torch.distributed.fsdp import MixedPrecision, MixedPrecisionPolicy
 
 from upfield.common.errors import InputError, RunError
+from upfield.common.stop_signals import StopRequest
 from upfield.distributed.configuration import RunConfig
 
+RESOLVE_S = 1.0
 OF_A_LAUNCHER = "Launchers such as torchrun set all of these variables; to train in one process, unset WORLD_SIZE."
 ADVICE = "Use `accelerate launch --multi_gpu --num_processes N` or torchrun, and on CPUs set ACCELERATE_USE_CPU=true."
 
@@ -72,6 +76,33 @@ def _read_number(variables: Mapping[str, str], name: str, least: int, limit: int
         expected = f"at least {least}" if limit is None else f"a number from {least} to {limit - 1}"
         raise InputError(f"{name}: expected {expected} in this environment variable, found {text}. {OF_A_LAUNCHER}")
     return number
+
+
+def wait_for_main_node(timeout_s: float, stop: StopRequest) -> None:
+    """Wait until the name of the main node can be resolved: in a cluster, its container may still be starting.
+
+    Args:
+        timeout_s: longest time to wait, in seconds.
+        stop: request that ends the wait.
+
+    Raises:
+        RunError: the name cannot be resolved in time.
+        KeyboardInterrupt: a signal asked this process to stop.
+    """
+    name, deadline = os.environ["MASTER_ADDR"], time.monotonic() + timeout_s
+    while True:
+        try:
+            socket.getaddrinfo(name, None)
+            return
+        except OSError as error:
+            if stop.asked:
+                raise KeyboardInterrupt from error
+            if time.monotonic() > deadline:
+                raise RunError(
+                    f"MASTER_ADDR: {name} could not be resolved within {timeout_s:g} s (run.timeout_s). Check the "
+                    "name, or raise --run.timeout_s."
+                ) from error
+        time.sleep(RESOLVE_S)
 
 
 def make_accelerator(config: RunConfig, world_size: int) -> Accelerator:

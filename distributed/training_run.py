@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch.nn.parallel import DistributedDataParallel
 
-from upfield.common.command import to_yaml
+from upfield.common.command import read_yaml, to_tree, to_yaml
 from upfield.common.cores import chosen_threads, most_threads, num_threads
 from upfield.common.environment.settling import recorded_environment, refuse_environment, settle_environment
 from upfield.common.errors import InputError, RunError
@@ -27,7 +27,7 @@ from upfield.distributed.agreement import (
     write_on_main_process,
 )
 from upfield.distributed.checkpoint import ResumePoint, TrainingProgress, clear_leftovers, find_resume_point
-from upfield.distributed.configuration import TrainConfig
+from upfield.distributed.configuration import RunSettings, TrainConfig
 from upfield.distributed.learner import Learner, build_network, build_optimizer, choose_memory_plan, free_gpu_bytes
 from upfield.distributed.preconditions import (
     open_data,
@@ -42,9 +42,21 @@ from upfield.distributed.weight_average import WeightAverage
 from upfield.model.activation_memory import MemoryPlan
 from upfield.model.configuration import Checkpointing
 from upfield.model.numerics import use_exact_float32
+from upfield.model.weights import CONFIG
 from upfield.sharding.shardset.manifest import Manifest
 from upfield.sharding.shardset.shard_split import ShardSplit
 
+# Settings with which a run computes other numbers, or the same numbers with other rounding.
+COMPUTED = (
+    "data.micro_batch",
+    "data.augment",
+    "loss.",
+    "optim.",
+    "run.precision",
+    "run.deterministic",
+    "run.compile",
+    "run.kernels",
+)
 Figures = dict[str, float | int]
 # Arguments: the progress, the number of epochs done, and the figures of a validation.
 OnValidation = Callable[[TrainingProgress, float, Figures], None]
@@ -107,7 +119,7 @@ def _open_run(config: TrainConfig) -> TrainingRun:
         choose_and_record_threads(start.progress, world_size)
     order = (config.run.seed, config.data.batch_size, config.data.window_shards, config.data.augment)
     batches = TrainingBatches(split, BatchPlan(*order, accelerator.process_index, world_size))
-    total_steps = min(config.run.epochs * batches.steps_per_epoch, config.run.max_steps or 2**62)
+    total_steps = count_steps(config.run, batches.steps_per_epoch)
     plan = choose_and_record_memory_plan(config, split.manifest, accelerator, start.progress)
     network = build_network(config, split.manifest, accelerator, plan.checkpointing)
     # Wrap before loading, because wrappers that split the weights over processes replace the parameters.
@@ -127,6 +139,11 @@ def _open_run(config: TrainConfig) -> TrainingRun:
     )
     announce(run)
     return run
+
+
+def count_steps(config: RunSettings, steps_per_epoch: int) -> int:
+    """Return the number of steps of a whole run."""
+    return min(config.epochs * steps_per_epoch, config.max_steps or 2**62)
 
 
 def claim_folder(config: TrainConfig, manifest: Manifest) -> tuple[ResumePoint, FolderLock | None]:
@@ -178,9 +195,25 @@ def choose_and_record_threads(progress: TrainingProgress, world_size: int) -> No
 def prepare_folder(config: TrainConfig, out: Path, start: ResumePoint) -> None:
     """Delete the files that do not belong to the resumed run, and write its settings. Only one rank calls it."""
     clear_leftovers(out, start.checkpoint, start.progress.step)
-    write_text(out / "config.yaml", to_yaml(config))
+    if start.progress.step and (out / CONFIG).is_file():
+        report_changes(out, config)
+    write_text(out / CONFIG, to_yaml(config))
     variables = [f"{name}: {json.dumps(value)}\n" for name, value in recorded_environment().items()]
     write_text(out / "environment.yaml", "".join(["# Variables that change how sums are rounded\n", *variables]))
+
+
+def report_changes(out: Path, config: TrainConfig) -> None:
+    """Print the settings that change what is computed and that differ from those of the run so far."""
+    before, now = read_yaml(out / CONFIG), to_tree(config)
+    changes = [
+        f"{part}.{name} {value} instead of {before[part][name]}"
+        for part, settings in now.items()
+        if isinstance(settings, dict)
+        for name, value in settings.items()
+        if f"{part}.{name}".startswith(COMPUTED) and before.get(part, {}).get(name, value) != value
+    ]
+    if changes:
+        say(f"{out}: this run continues with other settings: {', '.join(changes)}")
 
 
 def choose_and_record_memory_plan(

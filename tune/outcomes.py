@@ -1,7 +1,7 @@
 """Outcomes of the points and trials of a sweep, read from Ray's results."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,13 +33,13 @@ class TrialOutcome:
     best_step: int | None = None
     """Step of the best validation."""
     step: int = 0
-    """Number of trained steps."""
+    """Last step in the run's log, whichever attempt trained it."""
     processes: int = 1
     """Number of processes that trained the run together."""
     node: str = ""
     """Ray's id of the node where the first process ran."""
     seconds: float = 0.0
-    """Duration of the last attempt."""
+    """Time for which the run was trained and validated, summed over its attempts, without work that was lost."""
     curve: tuple[tuple[float, float], ...] = ()
     """(epoch, validation PSNR in dB) of each validation."""
     uploaded: Any = field(default=None, compare=False)
@@ -100,6 +100,8 @@ def read_trial(config: SweepConfig, result: Any) -> TrialOutcome:
     name = name_run(point)
     seed = int(point.pop(SEED)) if config.seeds > 1 else None
     last = result.metrics or {}
+    # Ray's own figures start again at each attempt.
+    lines = parse_log(read_log(config, result, name))
     best = last.get(METRIC)
     return TrialOutcome(
         point,
@@ -108,11 +110,11 @@ def read_trial(config: SweepConfig, result: Any) -> TrialOutcome:
         status=describe_status(result, last, apply_point(config.train, point).run.epochs),
         run=locate_run(config, name),
         best_step=last.get("best_step"),
-        step=int(last.get("step", 0)),
+        step=max([line["step"] for line in lines], default=int(last.get("step", 0))),
         processes=int(last.get("processes", 1)),
         node=str(last.get("node", "")),
-        seconds=float(last.get("time_total_s", 0.0)),
-        curve=read_curve(read_log(config, result, name)),
+        seconds=max([float(line["seconds"]) for line in lines], default=0.0),
+        curve=read_curve(lines),
         uploaded=result.checkpoint,
     )
 
@@ -154,11 +156,11 @@ def read_log(config: SweepConfig, result: Any, name: str) -> str:
         return ""
 
 
-def read_curve(log: str) -> tuple[tuple[float, float], ...]:
-    """Return (epoch, PSNR in dB) of each validation in the log of a run."""
+def read_curve(lines: Iterable[Mapping[str, Any]]) -> tuple[tuple[float, float], ...]:
+    """Return (epoch, PSNR in dB) of each validation among the lines of a run's log."""
     return tuple(
         (line["epoch"], line["psnr_slice"])
-        for line in parse_log(log)
+        for line in lines
         if line["event"] == "validation" and line.get("psnr_slice")
     )
 

@@ -5,7 +5,7 @@ import sys
 from upfield.common.environment.influences import TABLE
 from upfield.common.tables import terminal_width, text_table
 
-HEADER = ("name", "read by", "may change", "what upfield does", "commands", "instead")
+HEADER = ("name", "read by", "may change", "what upfield does", "commands", "instead, or note")
 
 if __name__ == "__main__":
     rows = [

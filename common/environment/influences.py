@@ -74,7 +74,7 @@ ACCELERATE = (
         REMOVED,
         TRAINS,
         usual="1",
-        instead="--data.micro_batch sets the size of a pass",
+        instead="--data.micro_batch",
     ),
     Influence(
         "ACCELERATE_MIXED_PRECISION",
@@ -136,7 +136,7 @@ ACCELERATE = (
         "leaves parameters out of the exchange of gradients, so that processes drift apart",
         REFUSED,
         TRAINS,
-        instead="FSDP without it",
+        instead="FSDP for all modules",
     ),
     Influence(
         "FSDP_ACTIVATION_CHECKPOINTING FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD",

@@ -1,5 +1,6 @@
 """The loss of another process of the job: how to recognise it, and the message that reports it."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -7,9 +8,15 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
 
 import torch
 
+from upfield.common.environment.job_errors import describe_process
+from upfield.common.errors import FetchError, InputError, MemoryShortageError, RunError
+
+REPORTED, STORE_TIMEOUT = "upfield/reported", timedelta(seconds=5)
 # Waits for the number of a signal on standard input, and prints a message when it arrives.
 WATCHER = """
 import os, sys
@@ -38,6 +45,38 @@ def describe_lost_process(timeout_s: float) -> str:
         f"Another process of the job ended or did not respond for {timeout_s:g} s (run.timeout_s). "
         "Look for the error of that process, then run the same command again."
     )
+
+
+def tell_others(error: InputError | RunError | OSError) -> Exception:
+    """Tell the other processes that this one reports why it ends, and return the error that it should raise.
+
+    If the error can only be this process's own, such as a full memory, its message names the process.
+    """
+    if not torch.distributed.is_initialized():
+        return error
+    # The other processes will fail too, because this one ends. They ask the group's store for the reason.
+    with contextlib.suppress(Exception):
+        _store().set(REPORTED, "1")
+    if not isinstance(error, FetchError | MemoryShortageError):
+        return error
+    named = RunError(f"{describe_process(torch.distributed.get_rank())}: {error}")
+    named.is_agreed = True
+    return named
+
+
+def is_reported() -> bool:
+    """Return whether another process of the job has reported why it ended."""
+    with contextlib.suppress(Exception):
+        return _store().check([REPORTED])
+    return False
+
+
+def _store() -> Any:
+    # torch has no public function that returns the store of the process group.
+    store = torch.distributed.distributed_c10d._get_default_store()
+    # If its machine is lost, the store does not respond.
+    store.set_timeout(STORE_TIMEOUT)
+    return store
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """A shortage of memory on a GPU or on the machine: how to recognise it, and a message that names the remedy."""
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,11 +29,9 @@ def explain_memory_shortage(task: str, remedy: str) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RunError) or not is_memory_shortage(error):
             raise
-        count = int(os.environ.get("WORLD_SIZE", "1"))
-        process = f"process {os.environ.get('RANK', '0')} of {count}: " if count > 1 else ""
         amount = AMOUNT.search(str(error))
         requested = f" ({amount[1]} more were requested)" if amount else ""
-        raise MemoryShortageError(f"{process}memory ran out while {task}{requested}. {remedy}") from error
+        raise MemoryShortageError(f"memory ran out while {task}{requested}. {remedy}") from error
 
 
 def is_memory_shortage(error: MemoryError | RuntimeError) -> bool:

@@ -49,13 +49,16 @@ class RunLog:
         self._files: list[TextIO] = []
         self._metrics: TextIO | None = None
         self._trace: TextIO | None = None
-        self._started = time.monotonic()
+        self._seconds_before = 0.0
 
         def open_all() -> None:
             self._metrics = self._open(out / LOG, progress)
+            self._seconds_before = read_seconds(self._metrics)
             self._trace = self._open(trace, progress) if trace else None
 
         write_on_main_process(f"{out}: the log", open_all)
+        # The seconds of a resumed run continue from its last line.
+        self._started = time.monotonic() - self._seconds_before
         # The points of TensorBoard's curves after this step are also removed. The tracker's name becomes its folder in
         # the run.
         own = TensorBoardTracker("tensorboard", out, purge_step=progress.step + 1)
@@ -91,6 +94,8 @@ class RunLog:
             step: number of steps done.
             epoch: number of epochs done.
             values: figures by name.
+
+        Each line also has `seconds`: the time for which the run was trained and validated, without lost work.
         """
         if self._metrics is None:
             return
@@ -141,6 +146,15 @@ class RunLog:
             file.close()
         for tracker in self._accelerator.trackers:
             tracker.finish()
+
+
+def read_seconds(log: TextIO) -> float:
+    """Return the seconds of the last line of a log, which is open at its end, or 0 if it has no lines."""
+    log.seek(0)
+    last = ""
+    for line in iter(log.readline, ""):
+        last = line
+    return float(json.loads(last).get("seconds", 0)) if last else 0.0
 
 
 def _is_json(value: object) -> bool:

@@ -26,10 +26,15 @@ from runs import (
 )
 from safetensors.torch import load_file
 
-from upfield.common.errors import InputError
+from upfield.common.command import parse
+from upfield.common.errors import InputError, RunError
+from upfield.common.stop_signals import StopRequest
+from upfield.distributed.checkpoint import TrainingProgress
 from upfield.distributed.configuration import DataConfig
+from upfield.distributed.job import find_finished, with_absolute_paths
 from upfield.distributed.launch import SCRIPT, free_port
-from upfield.distributed.train import main
+from upfield.distributed.process_group import wait_for_main_node
+from upfield.distributed.train import COMMAND, main
 from upfield.sharding.shardset.manifest import read_manifest
 from upfield.sharding.shardset.shard_split import ShardSplit
 
@@ -253,6 +258,59 @@ def test_two_processes_print_a_refusal_once(tiny_shards: Path, four_steps: Path,
     with forked(tiny_shards, tmp_path / "run", *arguments, processes=2) as job:
         assert job.wait() == [2, 2]
         assert "this checkpoint was trained with seed 0, but the run has 9" in one_line(job.said)
+
+
+def finished(shards: Path, run: Path, *arguments: str) -> TrainingProgress | None:
+    """Return what a process finds out about a run before it joins the others."""
+    given = command(shards, run, "--run.max_steps", "4", "--run.checkpoint_every", "2", *arguments)[2:]
+    return find_finished(with_absolute_paths(parse(COMMAND, [*given, "--data.trace", str(run / "trace.jsonl")])))
+
+
+def test_only_a_complete_run_of_the_same_configuration_is_finished(tiny_shards: Path, four_steps: Path) -> None:
+    progress = finished(tiny_shards, four_steps)
+    assert progress is not None
+    assert progress.step == 4
+    assert finished(tiny_shards, four_steps, "--run.max_steps", "5") is None
+    assert finished(tiny_shards, four_steps, "--optim.lr", "2e-3") is None
+    assert finished(tiny_shards, four_steps, "--run.resume", "none") is None
+
+
+def test_a_run_that_was_not_validated_at_its_end_is_not_finished(tiny_shards: Path, copied: Path) -> None:
+    config = (copied / "config.yaml").read_text()
+    (copied / "config.yaml").write_text(config.replace(str(Path(config.split("out: ")[1].split()[0])), str(copied)))
+    file = copied / "checkpoints/step-00000004/progress.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"validated_step": 2}))
+    assert finished(tiny_shards, copied) is None
+
+
+def test_a_lost_process_that_starts_again_after_the_others_have_finished_does_not_wait_for_them(
+    tiny_shards: Path, four_steps: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "gone.invalid"}
+    for name, value in alone.items():
+        monkeypatch.setenv(name, value)
+    arguments = ("--run.max_steps", "4", "--run.checkpoint_every", "2", "--data.trace", str(four_steps / "trace.jsonl"))
+    code, said = called(*command(tiny_shards, four_steps, *arguments)[2:])
+    assert code == 0
+    assert "training is already complete at step 4 of 4" in said
+
+
+def test_the_seconds_of_a_run_continue_and_other_settings_are_named(tiny_shards: Path, copied: Path) -> None:
+    *earlier, last = lines(copied / "metrics.jsonl")
+    log = [*earlier, last | {"seconds": 1000.0}]
+    (copied / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    code, said = called(*command(tiny_shards, copied, "--run.max_steps", "5", "--optim.clip_norm", "9")[2:])
+    assert code == 0
+    assert "this run continues with other settings: optim.clip_norm 9.0 instead of None" in said
+    assert 1000 < lines(copied / "metrics.jsonl")[-1]["seconds"] < 1500
+
+
+def test_a_main_node_whose_name_never_resolves_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "gone.invalid")
+    with pytest.raises(RunError, match=r"MASTER_ADDR: gone.invalid could not be resolved within 0 s"):
+        wait_for_main_node(0, StopRequest())
+    with pytest.raises(KeyboardInterrupt):
+        wait_for_main_node(60, StopRequest(asked=True))
 
 
 def test_a_process_that_dies_ends_the_job(tiny_shards: Path, tmp_path: Path) -> None:

@@ -25,15 +25,19 @@ with explain_abort("explained"):
         threading.Thread(target=os.abort).start()
         threading.Event().wait()
 """
-FULL_RANK = """
-import os, sys, torch
+FAULTY_RANK = """
+import errno, os, sys, torch
 from upfield.distributed import training_step
 from upfield.distributed.train import main
+FAULTS = {
+    "memory": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB."),
+    "file": PermissionError(errno.EACCES, "Permission denied", "shards/train/000003.tar"),
+}
 def fail(*_):
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB.")
-if os.environ["RANK"] == "1":
+    raise FAULTS[sys.argv[1]]
+if os.environ["RANK"] == "1" and sys.argv[1] in FAULTS:
     training_step.part_loss = fail
-sys.exit(main(sys.argv[1:]))
+sys.exit(main(sys.argv[2:]))
 """
 
 
@@ -67,13 +71,27 @@ def test_other_errors_of_the_program_are_not_called_a_full_memory(
 
 
 @pytest.mark.slow
-def test_the_process_without_memory_says_so_and_the_other_ends(tiny_shards: Path, tmp_path: Path) -> None:
-    script = tmp_path / "full_rank.py"
-    script.write_text(FULL_RANK)
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script))
-    done = run(*torchrun, "--data.shards", str(tiny_shards), "--run.out", str(tmp_path / "run"), *SMALL)
+@pytest.mark.parametrize(
+    ("fault", "flags", "printed"),
+    [
+        ("memory", (), "process 1 of 2: memory ran out while training (2.50 GiB"),
+        ("file", (), "process 1 of 2: shards/train/000003.tar: permission denied."),
+        ("none", ("--optim.lr", "-1"), "optim.lr: expected a positive rate"),
+        ("none", ("--data.batch_size", "3"), "data.batch_size: expected a multiple of 2"),
+    ],
+    ids=["memory of one", "file of one", "flag of all", "batch of all"],
+)
+def test_two_processes_print_one_error(
+    tiny_shards: Path, tmp_path: Path, fault: str, flags: tuple[str, ...], printed: str
+) -> None:
+    script = tmp_path / "faulty_rank.py"
+    script.write_text(FAULTY_RANK)
+    start = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script), fault)
+    done = run(*start, "--data.shards", str(tiny_shards), "--run.out", str(tmp_path / "run"), *SMALL, *flags)
     assert done.returncode != 0
-    assert "upfield train: error: process 1 of 2: memory ran out while training (2.50 GiB" in done.stderr
+    errors = [line for line in done.stderr.splitlines() if "upfield train: error:" in line]
+    assert len(errors) == 1, done.stderr
+    assert f"upfield train: error: {printed}" in errors[0]
 
 
 @pytest.mark.parametrize("aborted", [True, False])

@@ -2,22 +2,28 @@
 
 import csv
 import io
+import json
 import math
 import pickle
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.image
 import pytest
 
 from upfield.common.errors import RunError
+from upfield.distributed.configuration import DataConfig, TrainSettings
+from upfield.distributed.logs.metrics_log import LOG, parse_log
 from upfield.tune.cluster import count_fitting
-from upfield.tune.configuration import ResourceConfig
+from upfield.tune.configuration import ResourceConfig, SweepConfig
 from upfield.tune.figures import _positions, coordinates_png, learning_curves_png
-from upfield.tune.outcomes import PointOutcome, TrialOutcome, last_line, read_curve
+from upfield.tune.outcomes import RUNS, PointOutcome, TrialOutcome, last_line, read_curve, read_trial
 from upfield.tune.results import result_rows, results_table, to_csv, trial_rows, write_results
+from upfield.tune.space import name_run
 from upfield.tune.state import is_complete, newest_of_each_kind
 from upfield.tune.sweep_report import importance
+from upfield.tune.trial import POINT, failure_report
 
 CURVE = ((1.0, 20.0), (2.0, 21.0))
 
@@ -136,8 +142,24 @@ def test_a_curve_is_read_from_a_log_whose_last_line_was_cut_off() -> None:
         '{"event": "train", "epoch": 0.5}\n{"event": "validation", "epoch": 1.0, "psnr_slice": 20.0}\n'
         '{"event": "validation", "epoch": 2.0, "psnr_slice": 21.5}\n{"event": "validation", "epo'
     )
-    assert read_curve(log) == ((1.0, 20.0), (2.0, 21.5))
-    assert read_curve("") == ()
+    assert read_curve(parse_log(log)) == ((1.0, 20.0), (2.0, 21.5))
+    assert read_curve(parse_log("")) == ()
+
+
+def test_a_trial_that_failed_in_its_second_attempt_has_the_steps_and_the_time_of_both(tmp_path: Path) -> None:
+    config = SweepConfig(tmp_path, TrainSettings(DataConfig("shards")), space={"optim.lr": [0.1]})
+    run = tmp_path / RUNS / name_run({"optim.lr": 0.1})
+    run.mkdir(parents=True)
+    lines = [("train", 10, 4.0), ("validation", 10, 5.0), ("train", 20, 9.5)]
+    text = "".join(
+        json.dumps({"event": kind, "step": step, "seconds": s, "epoch": 1}) + "\n" for kind, step, s in lines
+    )
+    (run / LOG).write_text(text)
+    # Ray reports the second attempt alone.
+    metrics = failure_report("step 23: expected a finite loss") | {"time_total_s": 2.0}
+    result = SimpleNamespace(config={POINT: {"optim.lr": 0.1}}, metrics=metrics, error=None, checkpoint=None)
+    trial = read_trial(config, result)
+    assert (trial.step, trial.seconds, trial.status) == (20, 9.5, "failed: step 23: expected a finite loss")
 
 
 def test_only_the_newest_state_files_count_and_a_truncated_file_is_not_complete() -> None:

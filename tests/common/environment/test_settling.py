@@ -73,7 +73,7 @@ def test_nothing_is_said_of_other_variables(
     [
         ("ACCELERATE_USE_DEEPSPEED", "true", "cluster/accelerate"),
         ("ACCELERATE_USE_PARALLELISM_CONFIG", "1", "cluster/accelerate"),
-        ("FSDP_IGNORED_MODULES", "decoder", "FSDP without it"),
+        ("FSDP_IGNORED_MODULES", "decoder", "FSDP for all modules"),
         ("FSDP_ACTIVATION_CHECKPOINTING", "true", "--run.activation_checkpointing"),
     ],
 )
