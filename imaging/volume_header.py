@@ -29,6 +29,8 @@ class VolumeHeader:
     """Whether the files state the volume's position in the scanner. If not, only its axes' directions are known."""
     stacked_axis: int | None = None
     """The axis along which slice files are stacked; None for a volume in one file."""
+    descrip: bytes = b""
+    """Description in the header of the first file."""
 
     @classmethod
     def of(cls, headers: Sequence[Header]) -> "VolumeHeader":
@@ -43,10 +45,11 @@ class VolumeHeader:
         shared: dict[VoxelLayout, VoxelLayout] = {}
         layouts = tuple(shared.setdefault(header.layout, header.layout) for header in headers)
         if axis is None:
-            return cls(first.affine, first.shape, layouts, first.is_placed)
+            return cls(first.affine, first.shape, layouts, first.is_placed, descrip=first.descrip)
         plane = plane_shape(first, axis)
         shape = (*plane[:axis], len(headers), *plane[axis:])
-        return cls(stack_affine(headers, axis), shape, layouts, first.is_placed and carry_places(headers), axis)
+        is_placed = first.is_placed and carry_places(headers)
+        return cls(stack_affine(headers, axis), shape, layouts, is_placed, axis, first.descrip)
 
 
 def read_volume_header(path: Path, orientation: str | None = None) -> VolumeHeader:

@@ -35,9 +35,12 @@ class BestModel:
     """Data hash of the shard set on which the network was trained."""
     validation: dict[str, Any]
     """Figures on the validation split."""
-    geometry: dict[str, Any] | None
-    """The grids of the shard set on which the network was trained, as plain values; None if an older version wrote the
-    run."""
+    geometry: dict[str, Any] | None = None
+    """Grids of the shard set, as plain values; None if they are not known, as in runs of earlier versions."""
+    contrast: str | list[str] | None = None
+    """Contrast or contrasts of the shard set; None if they are not known, as in runs of earlier versions."""
+    skull_stripped: bool | None = None
+    """Whether the scans of the set show brains without skull; None if this is not known or differs."""
 
 
 def read_best(folder: Path) -> BestModel:
@@ -56,8 +59,9 @@ def read_best(folder: Path) -> BestModel:
         config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
         record = json.loads((folder / METRICS).read_text(encoding="utf-8"))
         names = ("step", "context", "normalisation", "data_sha256", "validation")
-        recorded = {name: record[name] for name in names} | {"geometry": record.get("geometry")}
-        return BestModel(network, dict(config), **recorded)
+        found = {name: record[name] for name in names}
+        found |= {name: record.get(name) for name in ("geometry", "contrast", "skull_stripped")}
+        return BestModel(network, dict(config), **found)
     except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder}: {CONFIG} or {METRICS} is damaged: {error}") from error
 

@@ -13,6 +13,7 @@ from upfield.common.progress import say
 from upfield.common.tasks import run_tasks
 from upfield.imaging.compressed_files import Trace
 from upfield.imaging.extent import place_doubt, resolution_doubt, sampling_doubt, tilt_problem
+from upfield.imaging.plausibility.resolution import coarse_doubt, fine_doubt
 from upfield.sharding.cohorts.duplicates import find_same_content
 from upfield.sharding.cohorts.problems import TWIN, Field, Problem
 from upfield.sharding.cohorts.subjects import Source, SourceVolume, Subject, processes_for
@@ -67,7 +68,7 @@ def preflight(
         for finding in volume.findings
     ]
     problems += _short_stacks(checked)
-    for find in (_mismatched_fields, _coarse_grids):
+    for find in (_mismatched_fields, _coarse_grids, _doubtful_resolutions):
         problems += _one_by_one(find, checked, subjects, geometry)
     problems += _copies(checked)
     problems += _partial_copies(checked, {(p.cohort, p.subject) for p in problems if p.check == "same"})
@@ -193,6 +194,26 @@ def _coarse_grids(
             extent = volume.extent
             if extent and (message := sampling_doubt(field, extent, subject.fit, *grids[field])):
                 yield _problem(volume, "resolution", str(volume.source), message)
+
+
+def _doubtful_resolutions(
+    checked: list[VolumeCheck], subjects: Sequence[Subject], geometry: GeometryConfig
+) -> Iterator[Problem]:
+    """Find high fields that are much coarser than their grid, and low fields at high resolution."""
+    checked_at = {_place(volume): volume for volume in checked}
+    for subject in subjects:
+        for field, _ in subject.volumes:
+            volume = checked_at[subject.cohort, subject.name, field]
+            if (extent := volume.extent) is None:
+                continue
+            if field == "low":
+                message = fine_doubt(extent.spacing_mm)
+            else:
+                stretched = (extent.shape - 1) / (np.array(geometry.high_shape) - 1)
+                in_mm = np.array(geometry.high_spacing_mm) / extent.spacing_mm
+                message = coarse_doubt(stretched if subject.fit == "resize" else in_mm, extent.spacing_mm)
+            if message:
+                yield _problem(volume, "resolution", str(volume.source), f"{message}.")
 
 
 def _copies(checked: list[VolumeCheck]) -> Iterator[Problem]:

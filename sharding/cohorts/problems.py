@@ -15,7 +15,7 @@ from upfield.sharding.shardset.namesakes import Member
 Field = Literal["low", "high"]
 TWIN = " = "
 # Checks that a correct scan may fail: the failure is reported, and the subject is used.
-DOUBTS = ("place", "resolution", "person", "slice", "labels", "values", "space", "air")
+DOUBTS = ("place", "resolution", "person", "slice", "labels", "head", "times", "values", "space", "air")
 FAULT = "fault"
 LEAST_FILE_WIDTH = 24
 
@@ -34,8 +34,9 @@ class Problem:
     """The check that failed: `unpaired`, `name`, `slices` (missing, duplicate or from another scan), `header`,
     `affine`, `spacing`, `side`, `steps` (distances between slices), `place` (which part of the head is shown, or where
     it lies), `space` (the space that the headers name), `values` (doubtful header values), `resolution`, `labels` (a
-    label map), `air` (not told from the head), `slice` (one seems to be from another scan), `same` (copies), `person`
-    (a person in several splits), `fields` (the files of a pair differ in a field of their patterns), `voxels`,
+    label map), `air` (not told from the head), `head` (a brain without skull beside whole heads), `contrast`, `times`
+    (signs of another contrast), `slice` (one seems to be from another scan), `same` (copies), `person` (a person in
+    several splits), `fields` (the files of a pair differ in a field of their patterns), `voxels`,
     `fault` (of the program)."""
     file: str
     """The file, or the first file of a stack; for a copy, followed by ` = ` and the scan it equals. Never published."""
