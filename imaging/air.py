@@ -42,7 +42,9 @@ MAX_HEAD_AT_BORDER = 0.35
 MAX_FILLS = 2
 # A fill value lies below air by at least this share of the way from air to bright tissue. Nearer ones do no harm.
 FILL_GAP = 0.25
-CONSEQUENCE = "the scan is therefore not centred on its head, and its intensities may be wrong"
+CONSEQUENCE = (
+    "so air cannot be told from the head: the scan is not centred on its head, and its intensities may be wrong"
+)
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def estimate_air(voxels: NDArray[np.float32]) -> Air:
         darkest = _lowest_above(voxels, limit)
         return Air(level, spread, darkest, darkest, threshold, None)
     darkest = _lowest_above(voxels, 2 * lowest - highest)
-    return Air(level, spread, darkest, level, float("inf"), f"{doubt}; {CONSEQUENCE}")
+    return Air(level, spread, darkest, level, float("inf"), f"{doubt}, {CONSEQUENCE}")
 
 
 def raise_to_air(volume: Volume, air: Air) -> Volume:
