@@ -7,6 +7,7 @@ from pathlib import Path
 
 from upfield.common.environment.influences import ANY, RECORDED, REFUSED, REMOVED, USES_RAY, Influence, find
 from upfield.common.errors import InputError
+from upfield.common.files import NO_HOME
 from upfield.common.progress import say
 
 # Without this variable, ONNX Runtime sends telemetry over the network.
@@ -40,6 +41,9 @@ def settle_environment(verb: str, in_worker: bool = False) -> None:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     if verb in USES_RAY.split():
         _prepare_for_ray()
+    if verb == "tune" and not _has_home():
+        # Ray Train cannot be imported by a user without a home folder.
+        os.environ["HOME"] = str(NO_HOME)
 
 
 def refuse_environment(verb: str) -> None:
@@ -61,13 +65,16 @@ def recorded_environment() -> dict[str, str]:
     return {name: os.environ[name] for name, _ in _present(RECORDED)}
 
 
-def _prepare_for_ray() -> None:
-    os.environ |= SET_FOR_RAY
+def _has_home() -> bool:
     try:
         Path.home()
     except RuntimeError:
-        # Ray cannot be imported without a home folder. Containers set this folder for users without an entry in passwd.
-        os.environ["HOME"] = "/"
+        return False
+    return True
+
+
+def _prepare_for_ray() -> None:
+    os.environ |= SET_FOR_RAY
     # Without this variable, Ray uses TMPDIR, or else /tmp even if it cannot be written.
     if "RAY_TMPDIR" not in os.environ and len(os.environ.get("TMPDIR", "")) not in range(1, LONGEST_TEMPORARY + 1):
         os.environ["RAY_TMPDIR"] = str(short_temporary_folder())
