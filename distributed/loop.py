@@ -17,6 +17,7 @@ from upfield.distributed.samples.reader import count_readers, training_loader
 from upfield.distributed.training_run import Figures, OnValidation, TrainingRun, close_run, open_run
 from upfield.distributed.training_step import QueuedStep, global_keys, settle_step, train_step
 from upfield.distributed.validation import validate
+from upfield.imaging.contrast import to_value
 from upfield.model.numerics import deterministic_algorithms
 
 LESS_MEMORY = "Choose a smaller --data.micro_batch or --data.batch_size, or --run.activation_checkpointing full."
@@ -180,6 +181,8 @@ def keep_best(run: TrainingRun, figures: Figures) -> None:
         "data_sha256": manifest.data_sha256,
         "normalisation": manifest.normalisation,
         "context": manifest.context,
+        "contrast": to_value(manifest.contrasts),
+        "skull_stripped": manifest.skull_stripped,
     }
     sizes = run.learner.network.config
     what = f"{run.out}: the best model of step {step}"

@@ -35,6 +35,10 @@ class BestModel:
     """Data hash of the shard set on which the network was trained."""
     validation: dict[str, Any]
     """Figures on the validation split."""
+    contrast: str | list[str] | None = None
+    """Contrast or contrasts of the shard set; None if they are not known, as in runs of earlier versions."""
+    skull_stripped: bool | None = None
+    """Whether the scans of the set show brains without skull; None if this is not known or differs."""
 
 
 def read_best(folder: Path) -> BestModel:
@@ -53,7 +57,9 @@ def read_best(folder: Path) -> BestModel:
         config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
         record = json.loads((folder / METRICS).read_text(encoding="utf-8"))
         names = ("step", "context", "normalisation", "data_sha256", "validation")
-        return BestModel(network, dict(config), **{name: record[name] for name in names})
+        found = {name: record[name] for name in names}
+        found |= {name: record.get(name) for name in ("contrast", "skull_stripped")}
+        return BestModel(network, dict(config), **found)
     except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder}: {CONFIG} or {METRICS} is damaged: {error}") from error
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from upfield.common.addresses import format_address, is_remote
+from upfield.imaging.contrast import parse_contrast
 
 Triple = tuple[int, int, int]
 SpacingMm = tuple[float, float, float]
@@ -88,6 +89,8 @@ class CohortConfig:
     """Registration of high to low field: `none` keeps pairs as they are, `rigid` rotates and shifts the high field."""
     orientation: str | None = None
     """Directions of the axes, for example `RAS`, for files whose header does not state them; ignored for others."""
+    contrast: str | None = None
+    """What both fields show, as a BIDS suffix such as T1w, T2w or FLAIR; default: what the names of all files say."""
 
     def __post_init__(self) -> None:
         """Check names, patterns, splits and orientation."""
@@ -124,6 +127,15 @@ class CohortConfig:
             raise ValueError(
                 f"cohort {self.name}: split: expected only val and test, found {unknown}. The rest is for training."
             )
+        self._set_contrast()
+
+    def _set_contrast(self) -> None:
+        """Bring the contrast into its usual form: `T1` and `t1w` become `T1w`."""
+        try:
+            # The dataclass is frozen.
+            object.__setattr__(self, "contrast", self.contrast and parse_contrast(self.contrast))
+        except ValueError as error:
+            raise ValueError(f"cohort {self.name}: contrast: {error}.") from error
 
 
 @dataclass(frozen=True)

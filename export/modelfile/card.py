@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
 from upfield.common.errors import InputError
+from upfield.imaging.contrast import from_value
 
 FORMAT = "upfield-model"
 VERSION = 1
@@ -30,6 +31,16 @@ class ModelCard:
     def context(self) -> int:
         """Neighbouring slices on each side of the restored slice."""
         return self.tree["context"]
+
+    @property
+    def contrasts(self) -> tuple[str, ...] | None:
+        """Contrasts that the model was trained on; None if they are not known, as in files of earlier versions."""
+        return from_value(self.tree.get("contrast"))
+
+    @property
+    def skull_stripped(self) -> bool | None:
+        """Whether the model was trained on brains without skull; None if this is not known or if both were used."""
+        return self.tree.get("skull_stripped")
 
     @property
     def normalisation(self) -> str:

@@ -39,6 +39,8 @@ def describe_run(best: BestModel, run: Path, precision: str, evaluation: Path | 
         "precision": precision,
         "context": best.context,
         "normalisation": best.normalisation,
+        "contrast": best.contrast,
+        "skull_stripped": best.skull_stripped,
         "data_sha256": best.data_sha256,
         "weights_sha256": weights_sha256,
         "step": best.step,

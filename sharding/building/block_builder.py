@@ -112,6 +112,7 @@ def read_pairs(task: BlockTask) -> tuple[list[Pair], BlockRecord]:
     problems: list[Problem] = []
     doubts: list[Problem] = []
     alignments: list[dict[str, Any]] = []
+    stripped: list[dict[str, Any]] = []
     sources: list[dict[str, str]] = []
     for subject in task.block.subjects:
         try:
@@ -130,11 +131,12 @@ def read_pairs(task: BlockTask) -> tuple[list[Pair], BlockRecord]:
             continue
         pairs += subject_pairs.pairs
         doubts += subject_pairs.doubts
+        stripped.append({"cohort": subject.cohort, "subject": subject.id} | subject_pairs.stripped)
         sources.append(source | {f"{field}_voxels": digest for field, digest in subject_pairs.voxel_hashes.items()})
         if subject_pairs.alignment:
             alignments.append({"cohort": subject.cohort, "subject": subject.id} | subject_pairs.alignment.to_tree())
     sizes = task.block.shard_sizes(len(pairs) * task.config.geometry.high_shape[0])
-    return pairs, BlockRecord(task.digest, sizes, problems, sorted(doubts), alignments, sources)
+    return pairs, BlockRecord(task.digest, sizes, problems, sorted(doubts), alignments, sources, stripped)
 
 
 def _problem(subject: Subject, error: VolumeError) -> Problem:

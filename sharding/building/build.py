@@ -29,6 +29,8 @@ from upfield.sharding.building.journal import begin, clear, finish, lock_build
 from upfield.sharding.building.manifest_writer import Addition, write_manifest
 from upfield.sharding.building.plan import Block, plan_blocks
 from upfield.sharding.building.saved_volumes import are_missing
+from upfield.sharding.building.voxel_doubts import summarise_stripped, unlike_brains
+from upfield.sharding.cohorts.contrasts import find_contrasts
 from upfield.sharding.cohorts.people import namesakes_of, shared_people
 from upfield.sharding.cohorts.preflight import Preflight, preflight
 from upfield.sharding.cohorts.privacy import Pseudonyms, write_names
@@ -54,6 +56,8 @@ class SourceCheck:
     """Subjects of the complete set; only their volumes are to be saved."""
     quarantine: Quarantine
     """The problems of the other subjects."""
+    contrasts: dict[str, str | None]
+    """Contrast of each configured cohort; None if it is not known."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +134,10 @@ def check_sources(request: BuildRequest) -> SourceCheck:
         require_simpleitk()
     # The headers of all cohorts are read, because a new subject must not be a copy of an old one.
     headers = preflight(request.files.subjects if request.new_cohorts else unsaved, config.jobs, config.geometry)
+    shown = find_contrasts(config.cohorts, headers.subjects)
+    headers = replace(headers, problems=sorted(headers.problems + shown.problems))
     new = _usable_subjects(request, headers, quarantine) if request.new_cohorts else []
-    return SourceCheck(new, [_with_headers(subject, headers) for subject in unsaved], quarantine)
+    return SourceCheck(new, [_with_headers(subject, headers) for subject in unsaved], quarantine, shown.contrasts)
 
 
 def _usable_subjects(request: BuildRequest, headers: Preflight, quarantine: Quarantine) -> list[Subject[SourceVolume]]:
@@ -143,9 +149,9 @@ def _usable_subjects(request: BuildRequest, headers: Preflight, quarantine: Quar
         problems += find_held_scans(sound, request.old, request.pseudonyms, request.config.jobs)
     problems = [problem for problem in problems if problem.cohort in request.new_cohorts]
     left_out = {(problem.cohort, problem.subject) for problem in problems if not problem.is_doubt}
-    usable = [s for s in request.files.subjects if (s.cohort, s.name) not in left_out]
+    usable = [subject for subject in request.new_subjects if (subject.cohort, subject.name) not in left_out]
     quarantine.namesakes = namesakes_of(usable, request.old, request.pseudonyms)
-    quarantine.admit(problems + shared_people([s for s in usable if s.cohort in request.new_cohorts]))
+    quarantine.admit(problems + shared_people(usable))
     healthy = quarantine.healthy(fresh)
     if not healthy:
         raise _no_usable_subjects(request)
@@ -248,7 +254,8 @@ def write_blocks(request: BuildRequest, plan: BuildPlan, quarantine: Quarantine)
                         "Choose an --out that all nodes of the cluster share."
                     )
             quarantine.note(result.record.problems)
-        quarantine.doubt([doubt for result in results for doubt in result.record.doubts])
+        doubts = [doubt for result in results for doubt in result.record.doubts]
+        quarantine.doubt(doubts + unlike_brains(_stripped(results), request.new_subjects))
         quarantine.judge()
     if plan.volumes:
         saving = run_tasks(save_volumes, plan.volumes, plan.jobs, executor)
@@ -287,6 +294,8 @@ def seal(request: BuildRequest, check: SourceCheck, results: list[BlockResult]) 
         doubts=quarantine.public_doubts(pseudonyms),
         alignments=_by_subject(tree for result in results for tree in result.record.alignments),
         sources=sources,
+        stripped=summarise_stripped(_stripped(results)),
+        contrasts=check.contrasts,
     )
     write_manifest(request.out, request.content, addition, request.old)
     finish(request.out)
@@ -294,6 +303,10 @@ def seal(request: BuildRequest, check: SourceCheck, results: list[BlockResult]) 
 
 def _by_subject(trees: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(trees, key=lambda tree: (tree["cohort"], tree["subject"]))
+
+
+def _stripped(results: list[BlockResult]) -> list[dict[str, Any]]:
+    return [tree for result in results for tree in result.record.stripped]
 
 
 def _copies(request: BuildRequest, sources: list[dict[str, str]]) -> list[Problem]:

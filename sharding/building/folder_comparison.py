@@ -131,6 +131,9 @@ def _refuse_difference(out: Path, built: dict[str, Any], requested: dict[str, An
     for key in sorted((built.keys() | requested.keys()) - {"cohorts"}):
         if built.get(key, ADDED_LATER.get(key)) == requested.get(key):
             continue
+        if key == "contrast" and None in (built.get(key), requested.get(key)):
+            # It does not change the shards, so it may be stated later, or no longer.
+            continue
         if isinstance(built.get(key), dict) and isinstance(requested.get(key), dict) and key != "split":
             _refuse_difference(out, built[key], requested[key], f"{where}{key}.")
             continue

@@ -42,6 +42,8 @@ class BlockRecord:
     """The alignment of each subject whose fields were registered."""
     sources: list[dict[str, str]] = field(default_factory=list)
     """Fingerprints of the files of the other subjects."""
+    stripped: list[dict[str, Any]] = field(default_factory=list)
+    """Which of their volumes are skull-stripped."""
 
 
 @contextmanager

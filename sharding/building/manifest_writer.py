@@ -34,6 +34,10 @@ class Addition:
     """How real pairs were aligned."""
     sources: list[dict[str, str]] = field(default_factory=list)
     """Source files of each subject: cohort, subject, fingerprints of its files by field."""
+    stripped: dict[str, str] = field(default_factory=dict)
+    """Whether `all`, `some` or `none` of the volumes of each cohort are skull-stripped."""
+    contrasts: dict[str, str | None] = field(default_factory=dict)
+    """Contrast of each cohort; None if it is not known."""
 
 
 def content_config(config: ShardConfig, pseudonyms: Pseudonyms | None = None) -> dict[str, Any]:
@@ -74,9 +78,15 @@ def write_manifest(root: Path, content: dict[str, Any], addition: Addition, old:
         "doubts": [*(old.tree["doubts"] if old else []), *addition.doubts],
         "alignments": [*(old.tree["alignments"] if old else []), *addition.alignments],
         "sources": [*(old.sources if old else []), *addition.sources],
+        "contrasts": _known(addition.contrasts) | (_known(old.tree.get("contrasts", {})) if old else {}),
+        "skull_stripped": (old.tree.get("skull_stripped", {}) if old else {}) | addition.stripped,
     }
     tree["manifest_sha256"] = hash_manifest(tree)
     write_json(root / MANIFEST, tree)
+
+
+def _known(contrasts: dict[str, str | None]) -> dict[str, str]:
+    return {cohort: contrast for cohort, contrast in contrasts.items() if contrast is not None}
 
 
 def _split_tree(split: str, addition: Addition, old: Manifest | None) -> dict[str, Any]:

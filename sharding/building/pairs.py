@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from upfield.imaging.air import Air, estimate_air, raise_to_air
 from upfield.imaging.normalisation import normalise_in_place
+from upfield.imaging.plausibility.brains import is_skull_stripped
 from upfield.imaging.volume import Volume, load_volume
 from upfield.sharding.building.align import Alignment, register, resample_aligned
 from upfield.sharding.building.field_resampler import FieldResampler
@@ -47,6 +48,8 @@ class SubjectPairs:
     """Result of `hash_voxels` for each volume as it was read."""
     doubts: list[Problem]
     """Doubts about its volumes, which only their voxels show."""
+    stripped: dict[Field, bool]
+    """Whether each volume shows a brain without skull."""
 
 
 def make_pairs(subject: Subject[SourceVolume], config: ShardConfig) -> SubjectPairs:
@@ -66,7 +69,11 @@ def make_pairs(subject: Subject[SourceVolume], config: ShardConfig) -> SubjectPa
     high_file = _load(subject.high)
     voxel_hashes: dict[Field, str] = {"low": hash_voxels(low_file.voxels)} if low_file else {}
     voxel_hashes["high"] = hash_voxels(high_file.voxels)
-    doubts = find_doubts(subject, low_file, high_file)
+    files: dict[Field, Volume] = {"high": high_file}
+    if low_file:
+        files["low"] = low_file
+    doubts = find_doubts(subject, files, config.geometry)
+    stripped: dict[Field, bool] = {field: is_skull_stripped(volume) for field, volume in files.items()}
     high_file, high_air = _above_air(high_file)
     low_file, low_air = _above_air(low_file) if low_file else (None, None)
     alignment = register(low_file, high_file, config.seed) if low_file and subject.align == "rigid" else None
@@ -83,13 +90,14 @@ def make_pairs(subject: Subject[SourceVolume], config: ShardConfig) -> SubjectPa
             assert low_air is not None
             low = resampler.low_from_file(low_file, low_air)
             parameters = {"alignment": alignment.to_tree()} if alignment else {}
+            parameters |= {"space": subject.space} if subject.space else {}
         else:
             low, parameters = _synthetic(high, resampler, unit, config)
         save_volume(config.save_volumes, subject, unit.volume_name, low)
         source = subject.low if unit.kind == "real" else subject.high
         up = normalise_in_place(resampler.low_to_high(low.voxels), str(source))
         pairs.append(Pair(unit, up, high_half, parameters))
-    return SubjectPairs(pairs, alignment, voxel_hashes, doubts)
+    return SubjectPairs(pairs, alignment, voxel_hashes, doubts, stripped)
 
 
 def _load(source: SourceVolume) -> Volume:

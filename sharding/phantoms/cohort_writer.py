@@ -20,6 +20,7 @@ from upfield.sharding.phantoms.subject_writer import PhantomTask, write_subject
 LISTING = "cohorts.yaml"
 STAGING = ".tmp-phantom"
 FOLDERS = ("real", "IXI-T1")
+CONTRAST = "    contrast: T1w\n"
 TEXT = """\
 # Written by: upfield phantom --subjects {subjects} --seed {seed}
 # Phantoms made from the MNI152 template: every subject has an anatomy, contrasts and a scanner of its own.
@@ -31,6 +32,7 @@ cohorts:
     high: real/high/{{subject}}_slice_{{slice}}.nii.gz
     synthetic: 1
     split: {{val: 1, test: 1}}
+    contrast: T1w
     # The files' affines are right, so both fields are placed by millimetres. `resize`, the default for slice stacks,
     # would stretch the low field by 2% against the high field: it matches the centres of the outermost slices, and
     # those of 5 mm slices lie 2 mm farther inside.
@@ -39,6 +41,7 @@ cohorts:
   - name: ixi
     high: IXI-T1/{{subject}}-{{site}}-{{scan}}-T1.nii.gz
     synthetic: 1
+    contrast: T1w
 """
 
 
@@ -77,7 +80,9 @@ def refuse_foreign(folder: Path) -> None:
     file = folder / LISTING
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
     made = re.match(r"# Written by: upfield phantom --subjects (\d+) --seed (\d+)\n", text)
-    if made is None or text != listing(int(made[1]), int(made[2])):
+    expected = listing(int(made[1]), int(made[2])) if made else None
+    # Earlier versions did not state the contrast.
+    if expected is None or text not in (expected, expected.replace(CONTRAST, "")):
         found = f"a {LISTING} that was edited" if made else f"{min(path.name for path in folder.iterdir())}"
         raise InputError(
             f"{folder}: expected an empty folder or a phantom cohort, found {found}. Choose another folder."

@@ -87,6 +87,20 @@ class Manifest:
         return self.tree["sources"]
 
     @property
+    def contrasts(self) -> tuple[str, ...] | None:
+        """The contrasts of the set; None if that of a cohort is not known, as in manifests of earlier versions."""
+        known = self.tree.get("contrasts", {})
+        contrasts = {known.get(name) for name in self.cohorts}
+        return None if None in contrasts else tuple(sorted(contrasts))
+
+    @property
+    def skull_stripped(self) -> bool | None:
+        """Whether all scans show brains without skull; None if some do, or if an earlier version wrote the manifest."""
+        known = self.tree.get("skull_stripped", {})
+        found = {known.get(name) for name in self.cohorts}
+        return {frozenset({"all"}): True, frozenset({"none"}): False}.get(frozenset(found))
+
+    @property
     def unlike_pairs(self) -> list[dict[str, Any]]:
         """Real pairs whose similarity after alignment is below the limit or far below that of their cohort."""
         by_cohort: dict[str, list[dict[str, Any]]] = {}

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -8,9 +9,10 @@ from built_sets import arguments, contents
 from upfield.common.errors import RunError
 from upfield.imaging.volume import read_stack
 from upfield.sharding.building import block_builder, build
-from upfield.sharding.building.voxel_doubts import find_doubts
+from upfield.sharding.building.voxel_doubts import find_doubts, summarise_stripped, unlike_brains
 from upfield.sharding.cohorts.subjects import Source, Subject
 from upfield.sharding.cohorts.volume_check import check_volume
+from upfield.sharding.configuration import GeometryConfig
 from upfield.sharding.shard import main
 from upfield.sharding.shardset.manifest import read_manifest
 
@@ -49,7 +51,7 @@ def test_the_file_of_a_foreign_slice_is_named(tmp_path, codes):
     stack = subject(Source(tuple(paths), stacked=True))
     source = check_volume(stack, "high", stack.high).volume
     assert source is not None
-    found = find_doubts(subject(source), None, read_stack(paths))
+    found = find_doubts(subject(source), {"high": read_stack(paths)}, GeometryConfig())
     (doubt,) = [doubt for doubt in found if doubt.check == "slice"]
     assert doubt.file == str(paths[7])
     assert "counted from 0: 7)" in doubt.message
@@ -71,3 +73,18 @@ def test_a_resumed_build_keeps_the_doubts_whatever_the_jobs(run_cli, doubtful, t
     assert run_cli(main, *arguments(doubtful, tmp_path / "resumed"))[0] == 0
     assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
     assert read_manifest(tmp_path / "resumed").doubts
+
+
+def test_brains_without_skull_beside_whole_heads_are_doubted():
+    def subject(name, *fields):
+        sources = {field: Source((Path(f"{name}.nii"),), stacked=False) for field in fields}
+        return Subject("c", name, name, "train", sources["high"], sources.get("low"), "crop_pad", ())
+
+    subjects = [subject("a", "high"), subject("b", "high"), subject("c", "high"), subject("d", "low", "high")]
+    stripped = [{"cohort": "c", "subject": name, "high": name == "b"} for name in "abc"]
+    stripped.append({"cohort": "c", "subject": "d", "high": False, "low": True})
+    found = unlike_brains(stripped, subjects)
+    assert [(problem.subject, problem.field) for problem in found] == [("b", "high"), ("d", "low")]
+    assert all(problem.is_doubt for problem in found)
+    assert unlike_brains([tree | {"high": True, "low": True} for tree in stripped], subjects) == []
+    assert summarise_stripped(stripped) == {"c": "some"}
