@@ -1,6 +1,6 @@
 """One scan on its way through a model: to RAS+ and an isotropic grid, and back to the scan's own axes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +21,17 @@ from upfield.imaging.regrid import Grid, overlaps, regrid
 from upfield.imaging.resample import box_centre, resample_box
 from upfield.imaging.volume import Volume, from_ras
 from upfield.imaging.volume_file import read_volume_and_header
-from upfield.sharding.building.field_resampler import FieldResampler
-from upfield.sharding.configuration import GeometryConfig
+from upfield.sharding.building.field_resampler import FieldResampler, to_voxel
 
 SPACING_MM = 1.0
 MIN_EXTENT_MM, MAX_EXTENT_MM = 9.0, 600.0
+# A voxel may be tissue if it is brighter than air by this share of the threshold of the head, and by more than noise.
+FAINT_SHARE, FAINT_SPREADS = 0.25, 6.0
+# A plane holds tissue if more than this share of its voxels may be tissue.
+LEAST_TISSUE = 1e-3
+
+# First and last voxel, exclusive, along each of three axes; they may lie outside of the array.
+Window = Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -33,9 +39,13 @@ class ModelInput:
     """A scan as input for a model: interpolated to 1 mm, with normalised intensities."""
 
     low: NDArray[np.float32]
-    """`(X, Y, Z)` in [0, 1], RAS+, 1 mm isotropic over the scan's field of view."""
+    """`(X, Y, Z)` in [0, 1], RAS+, 1 mm isotropic: the part of the scan that the model restores, see `head_window`."""
+    start: tuple[int, ...]
+    """Voxel of the field of view at which `low` starts; negative where `low` is padded with air."""
+    shape: tuple[int, ...]
+    """Voxels of the scan's field of view at 1 mm along each axis, RAS+."""
     affine: NDArray[np.float64]
-    """`(4, 4)`: voxel index of `low` -> world mm."""
+    """`(4, 4)`: voxel index of the field of view -> world mm."""
     axcodes: tuple[str, str, str]
     """Directions of the axes in the scan's file, in nibabel's notation."""
     placement: Placement
@@ -97,12 +107,16 @@ def prepare_volume(scan: Volume, header: Header, card: ModelCard, where: str) ->
     air = estimate_air(scan.voxels)
     scan = raise_to_air(scan, air)
     grid = isotropic(scan, where, header.unit)
-    scale_in_place(grid.voxels, *training_range(scan, air, card.geometry, where))
+    resampler = FieldResampler.around(card.geometry, "crop_pad", scan, air)
+    window = head_window(grid, air, resampler)
+    low = _cut(grid.voxels, window, air.padding)
+    scale_in_place(low, *training_range(scan, air, resampler, where))
     notes = doubts(header) + sampling_doubts(scan) + ((air.doubt,) if air.doubt else ())
-    return ModelInput(grid.voxels, grid.affine, scan.axcodes, placement, notes)
+    start = tuple(begin for begin, _ in window)
+    return ModelInput(low, start, grid.voxels.shape, grid.affine, scan.axcodes, placement, notes)
 
 
-def training_range(scan: Volume, air: Air, geometry: GeometryConfig, where: str) -> tuple[float, float]:
+def training_range(scan: Volume, air: Air, resampler: FieldResampler, where: str) -> tuple[float, float]:
     """Return the intensities of a scan that become 0 and 1: those that would become 0 and 1 in a shard set.
 
     They are percentiles 1 and 99 of the box that the model was trained with, placed around the head and filled up with
@@ -111,14 +125,58 @@ def training_range(scan: Volume, air: Air, geometry: GeometryConfig, where: str)
     Args:
         scan: voxels `(I, J, K)` in RAS+, without outliers below air.
         air: its background.
-        geometry: the grids of the training data.
+        resampler: the box, around the head.
         where: name of the scan in error messages.
 
     Raises:
         VolumeError: the two percentiles are equal.
     """
-    resampler = FieldResampler.around(geometry, "crop_pad", scan, air)
     return intensity_range(resampler.low_to_high(resampler.low_from_file(scan, air).voxels), where)
+
+
+def head_window(grid: Volume, air: Air, resampler: FieldResampler) -> Window:
+    """Choose the part of a field of view that the model restores.
+
+    A restored voxel depends on its whole slice. So the model gets slices like those that it was trained with: the box
+    of the training data around the head, padded with air where it is larger than the field of view. The box grows where
+    it would cut off tissue. Empty margins therefore change nothing. Slices without the head are left out. If air cannot
+    be told from the head, the window is the field of view.
+
+    Args:
+        grid: voxels `(X, Y, Z)` in RAS+ at 1 mm, in the unit of the scan.
+        air: background of the scan.
+        resampler: the box, around the head.
+
+    Returns:
+        First and last voxel, exclusive, along each axis of `grid`; they may lie outside of it.
+    """
+    shape = grid.voxels.shape
+    if air.doubt is not None or resampler.centre_mm is None:
+        return [(0, size) for size in shape]
+    box_mm = np.array(resampler.geometry.high_shape) * np.array(resampler.geometry.high_spacing_mm)
+    centre = to_voxel(grid.affine, resampler.centre_mm)
+    # Tissue can be much darker than the threshold of the head, which the box is centred on.
+    tissue = grid.voxels > air.level + max(FAINT_SHARE * (air.threshold - air.level), FAINT_SPREADS * air.spread)
+    window: list[tuple[int, int]] = []
+    for axis, size in enumerate(shape):
+        count = round(float(box_mm[axis]) / SPACING_MM)
+        begin = round(float(centre[axis]) - (count - 1) / 2)
+        area = np.count_nonzero(tissue, axis=tuple({0, 1, 2} - {axis}))
+        planes = np.flatnonzero(area > LEAST_TISSUE * tissue.size / size)
+        first, last = (int(planes[0]), int(planes[-1])) if len(planes) else (begin, begin)
+        begin, end = min(begin, first), max(begin + count, last + 1)
+        window.append((max(begin, 0), min(end, size)) if axis == 0 else (begin, end))
+    return window
+
+
+def _cut(voxels: NDArray[np.float32], window: Window, padding: float) -> NDArray[np.float32]:
+    """Cut a window out of `(X, Y, Z)`; the result is `padding` outside `voxels`."""
+    inside = tuple(slice(max(begin, 0), max(end, 0)) for begin, end in window)
+    beyond = [
+        (max(-begin, 0), max(end - max(size, begin), 0))
+        for (begin, end), size in zip(window, voxels.shape, strict=True)
+    ]
+    return np.pad(voxels[inside], beyond, constant_values=padding)
 
 
 def doubts(header: Header) -> tuple[str, ...]:
@@ -156,7 +214,7 @@ def expect_on_grid(model_input: ModelInput, grid: Grid, where: str) -> str | Non
     shared = _shared_space(model_input, grid)
     if shared.is_apart:
         raise VolumeError(where, f"{shared.doubt}. Register the two images, or leave out --like.")
-    if not overlaps(model_input.low.shape, _affine_beside(model_input, grid), grid):
+    if not overlaps(model_input.shape, _affine_beside(model_input, grid), grid):
         raise VolumeError(
             where,
             f"the field of view does not overlap that of {grid.name}. Register the two images, or leave out --like.",
@@ -174,7 +232,7 @@ def _shared_space(model_input: ModelInput, grid: Grid) -> SharedSpace:
 
 
 def _affine_beside(model_input: ModelInput, grid: Grid) -> NDArray[np.float64]:
-    """Return the affine `(4, 4)` of the model's input in another image's world, through the shared space."""
+    """Return the affine `(4, 4)` of a scan's field of view in another image's world, through the shared space."""
     scan, other = _shared_space(model_input, grid).affines
     in_shared = scan @ np.linalg.inv(model_input.placement.affine) @ model_input.affine
     return grid.placement.affine @ np.linalg.inv(other) @ in_shared
@@ -191,10 +249,13 @@ def finish(model_input: ModelInput, restored: NDArray[np.float32], layout: Outpu
     Returns:
         Voxels `(I, J, K)` in [0, 1], and the affine that puts them where the scan was.
     """
+    # The opposite of the cut by which `low` was made.
+    window = [(-begin, size - begin) for begin, size in zip(model_input.start, model_input.shape, strict=True)]
+    whole = _cut(restored, window, 0)
     if layout.like is not None:
         affine = _affine_beside(model_input, layout.like)
-        return Volume(np.clip(regrid(restored, affine, layout.like), 0, 1), layout.like.placement.affine)
-    volume = Volume(restored, model_input.affine, model_input.axcodes)
+        return Volume(np.clip(regrid(whole, affine, layout.like), 0, 1), layout.like.placement.affine)
+    volume = Volume(whole, model_input.affine, model_input.axcodes)
     return volume if layout.keep_ras else from_ras(volume)
 
 

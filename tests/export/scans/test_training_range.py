@@ -9,10 +9,11 @@ from heads import GEOMETRY, SHAPE, SPACING_MM, draw, model_card, scan_affine, wh
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from upfield.export.scans.scan import prepare, prepare_volume, training_range
+from upfield.export.scans.scan import OutputLayout, finish, prepare, prepare_volume, training_range
 from upfield.imaging.air import estimate_air, raise_to_air
 from upfield.imaging.header import read_header
 from upfield.imaging.volume import Volume
+from upfield.sharding.building.field_resampler import FieldResampler
 from upfield.sharding.building.pairs import make_pairs
 from upfield.sharding.cohorts.preflight import preflight
 from upfield.sharding.cohorts.subjects import Source, Subject
@@ -29,7 +30,9 @@ def intensities(voxels: np.ndarray) -> np.ndarray:
     volume = Volume(voxels.astype(np.float32), np.diag([VOXEL_MM] * 3 + [1.0]))
     air = estimate_air(volume.voxels)
     assert air.doubt is None
-    return np.array(training_range(raise_to_air(volume, air), air, HEAD_GEOMETRY, "head"))
+    volume = raise_to_air(volume, air)
+    resampler = FieldResampler.around(HEAD_GEOMETRY, "crop_pad", volume, air)
+    return np.array(training_range(volume, air, resampler, "head"))
 
 
 RANGE = intensities(HEAD)
@@ -64,11 +67,27 @@ def test_empty_margins_change_no_value(tmp_path: Path) -> None:
         nib.Nifti1Image(np.pad(HEAD, margin), affine).to_filename(tmp_path / f"{name}.nii")
         inputs.append(prepare(tmp_path / f"{name}.nii", model_card(HEAD_GEOMETRY), name))
     tight, wide = inputs
-    start = int(VOXEL_MM) * 9
-    inner = tuple(slice(start, start + size) for size in tight.low.shape)
-    # Interpolation mirrors at the border of the field of view.
-    centre = (slice(8, -8),) * 3
-    np.testing.assert_allclose(wide.low[inner][centre], tight.low[centre], atol=0.01)
+    assert wide.shape == tuple(size + 2 * 9 * int(VOXEL_MM) for size in tight.shape)
+    # The model gets the box of its training data in both cases, except for slices beside the field of view.
+    assert wide.low.shape[1:] == tight.low.shape[1:] == (220, 200)
+    first = tight.start[0] + 9 * int(VOXEL_MM) - wide.start[0]
+    same = wide.low[first : first + len(tight.low)]
+    # The noise at the border of the field of view ends in different ways.
+    np.testing.assert_allclose(same[8:-8], tight.low[8:-8], atol=0.02)
+    assert [finish(scan, scan.low).voxels.shape for scan in inputs] == [scan.shape for scan in inputs]
+
+
+def test_tissue_beyond_the_box_of_the_training_data_is_restored_and_put_back(tmp_path: Path) -> None:
+    affine = np.diag([VOXEL_MM] * 3 + [1.0])
+    voxels = np.pad(HEAD, ((0, 0), (12, 12), (20, 0)))
+    voxels[15:25, 25:40, :24] = 300
+    nib.Nifti1Image(voxels, affine).to_filename(tmp_path / "neck.nii")
+    scan = prepare(tmp_path / "neck.nii", model_card(HEAD_GEOMETRY), "neck")
+    assert scan.start[2] <= 0
+    assert scan.low.shape[2] >= 4 * (20 + 44)
+    whole = finish(scan, scan.low, OutputLayout(keep_ras=True)).voxels
+    neck = whole[4 * 17 : 4 * 23, 4 * 27 : 4 * 38, 4 : 4 * 18]
+    assert neck.min() > 0.2
 
 
 def test_a_scan_has_the_values_of_its_pair_in_a_shard_set(tmp_path: Path) -> None:
