@@ -18,6 +18,7 @@ from upfield.evaluation.configuration import EvaluateConfig
 from upfield.evaluation.measurements import AGAINST, MODEL, VolumeMeasurements
 from upfield.evaluation.process_group import world_size
 from upfield.evaluation.restorers import ModelRestorer
+from upfield.imaging.contrast import to_value
 from upfield.sharding.shardset.shard_split import ShardSplit
 
 PACKAGES = ("upfield", "numpy", "scipy", "scikit-image", "torchmetrics")
@@ -43,6 +44,7 @@ def describe_evaluation(
         "models": {role: asdict(restorer.origin) for role, restorer in restorers.items()},
         "split": config.split,
         "data_sha256": split.manifest.data_sha256,
+        "contrast": to_value(split.manifest.contrasts),
         "slices": split.num_samples,
         "subjects": len({(volume.cohort, volume.subject) for volume in volumes}),
         "volumes": dict(sorted(Counter(volume.kind for volume in volumes).items())),

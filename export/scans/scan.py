@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from upfield.common.errors import InputError, VolumeError
 from upfield.export.scans.restoration import Restorer, restore_volume
+from upfield.export.scans.scan_claim import ScanClaim, plausibility_doubts
 from upfield.imaging.extent import finer_than_grid
 from upfield.imaging.formats.file_header import Header
 from upfield.imaging.formats.header_findings import ENHANCED, UNITS, affine_findings, header_findings
@@ -53,13 +54,14 @@ class OutputLayout:
 DEFAULT_LAYOUT = OutputLayout()
 
 
-def prepare(path: Path, normalisation: str, where: str) -> ModelInput:
+def prepare(path: Path, normalisation: str, where: str, claim: ScanClaim | None = None) -> ModelInput:
     """Read a scan, interpolate it to 1 mm, and normalise its intensities for a model.
 
     Args:
         path: NIfTI or MGH file in any orientation and on any grid.
         normalisation: name of the model's normalisation.
         where: name of the scan in error messages.
+        claim: what the scan is compared with; None compares nothing.
 
     Raises:
         VolumeError: the file is not one 3-D real volume, or is not the size of a head.
@@ -74,23 +76,25 @@ def prepare(path: Path, normalisation: str, where: str) -> ModelInput:
         scan, header = read_volume_and_header(path)
     except VolumeError as error:
         raise VolumeError(where, error.problem) from error
-    return prepare_volume(scan, header, where)
+    return prepare_volume(scan, header, where, claim)
 
 
-def prepare_volume(scan: Volume, header: Header, where: str) -> ModelInput:
+def prepare_volume(scan: Volume, header: Header, where: str, claim: ScanClaim | None = None) -> ModelInput:
     """Interpolate a scan in memory to 1 mm, and normalise its intensities for a model.
 
     Args:
         scan: voxels `(I, J, K)` in RAS+.
         header: header of the scan's file.
         where: name of the scan in error messages.
+        claim: what the scan is compared with; None compares nothing.
 
     Raises:
-        VolumeError: the scan is not the size of a head.
+        VolumeError: the scan is not the size of a head, or shows a contrast that the model was not trained on.
     """
+    implausible = plausibility_doubts(scan, header, claim, where) if claim else ()
     placement = placement_of(header)
     grid = isotropic(scan, where, header.unit)
-    notes = doubts(header) + sampling_doubts(scan)
+    notes = doubts(header) + sampling_doubts(scan) + implausible
     return ModelInput(normalise(grid.voxels, where), grid.affine, scan.axcodes, placement, notes)
 
 

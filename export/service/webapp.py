@@ -12,6 +12,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from upfield.export.configuration import ServeConfig
+from upfield.export.scans.scan_claim import ScanClaim
 from upfield.export.service.access import AccessMiddleware
 from upfield.export.service.api_page import RESPONSES, SCAN_BODY, schema_page
 from upfield.export.service.counters import Counters
@@ -19,6 +20,7 @@ from upfield.export.service.errors import RefusedError, error_response
 from upfield.export.service.middleware import RequestMiddleware
 from upfield.export.service.scan_requests.enhancement import Engine
 from upfield.export.service.scan_requests.scan_handler import ScanHandler
+from upfield.imaging.contrast import from_value
 
 PAGE = Path(__file__).parent / "page"
 PAGE_FILES = {"page.css": "text/css", "page.js": "text/javascript", "viewer.js": "text/javascript"}
@@ -37,7 +39,9 @@ def build_app(
         token: token that requests must carry; None if they need none.
         folder: folder for uploads.
     """
-    handler = ScanHandler(config, engine, folder)
+    contrasts = from_value(model_info.get("contrast"))
+    claim = ScanClaim(contrasts=contrasts, skull_stripped=model_info.get("skull_stripped"), option="contrast=")
+    handler = ScanHandler(config, engine, folder, claim)
     counters.watch(handler.queue)
 
     @asynccontextmanager

@@ -73,7 +73,7 @@ def test_a_fault_in_one_scan_is_reported_and_the_others_are_enhanced(
     scan_name = os.fsdecode(b"K\xf6nig.nii")
     write_scan(scans / scan_name)
 
-    def fail(path: Path, *rest: str) -> Any:
+    def fail(path: Path, *rest: Any) -> Any:
         if path.name == "one.nii":
             raise KeyError(99)
         return prepare(path, *rest)

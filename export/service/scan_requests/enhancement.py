@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
@@ -13,6 +14,7 @@ from upfield.common.errors import VolumeError
 from upfield.export.configuration import ServeConfig
 from upfield.export.scans.restoration import slice_batches
 from upfield.export.scans.scan import ModelInput, finish, prepare_volume, write_enhanced
+from upfield.export.scans.scan_claim import ScanClaim
 from upfield.export.service.scan_requests.scan_limits import LimitedContent, check_size
 from upfield.export.service.scan_requests.scan_request import EnhancedFiles, ScanRequest
 from upfield.imaging.compressed_files import is_compressed, open_content
@@ -49,7 +51,7 @@ class Engine(Protocol):
 
 
 async def enhance_upload(
-    request: ScanRequest, engine: Engine, config: ServeConfig, executor: Executor
+    request: ScanRequest, engine: Engine, config: ServeConfig, executor: Executor, claim: ScanClaim
 ) -> EnhancedFiles:
     """Enhance an uploaded scan.
 
@@ -58,20 +60,21 @@ async def enhance_upload(
         engine: engine that restores the slices.
         config: the service's configuration, which holds the limits.
         executor: threads for work that would delay other requests on the event loop.
+        claim: what the model was trained on.
 
     Raises:
         VolumeError: the scan cannot be used.
         RefusedError: the scan is too large.
     """
     request.progress.state = "reading"
-    prepared = await in_thread(executor, prepare_upload, request, config)
+    prepared = await in_thread(executor, prepare_upload, request, config, claim)
     request.progress.state, request.progress.num_slices = "restoring", len(prepared.low)
     restored = await restore_scan(prepared.low, engine, request)
     request.progress.state = "writing"
     return await in_thread(executor, write_files, request, prepared, restored)
 
 
-def prepare_upload(request: ScanRequest, config: ServeConfig) -> ModelInput:
+def prepare_upload(request: ScanRequest, config: ServeConfig, claim: ScanClaim) -> ModelInput:
     """Read an upload in one pass, check its size while reading, and prepare it for the model.
 
     Raises:
@@ -90,7 +93,8 @@ def prepare_upload(request: ScanRequest, config: ServeConfig) -> ModelInput:
     except UNREADABLE as error:
         raise VolumeError(label, unreadable(path, error).problem) from error
     path.unlink()
-    return prepare_volume(scan, file.header, label)
+    claim = replace(claim, name=request.name, stated=request.contrast)
+    return prepare_volume(scan, file.header, label, claim)
 
 
 async def restore_scan(low: NDArray[np.float32], engine: Engine, request: ScanRequest) -> NDArray[np.float32]:
