@@ -88,4 +88,4 @@ def test_the_service_refuses_another_contrast_unless_the_client_states_it(t1_mod
         in refused.body
     )
     assert (stated.status, malformed.status) == (200, 422)
-    assert "T1w was stated" in stated.headers["X-Upfield-Notes"]
+    assert "T1w was stated" in stated.headers["x-upfield-notes"]
