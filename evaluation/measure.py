@@ -5,7 +5,8 @@ One volume is in memory at a time, so memory does not grow with the number of su
 
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from upfield.common.errors import RunError
 from upfield.evaluation.consistency import Consistency, LowFieldSampling, check_consistency
 from upfield.evaluation.disagreement import disagreement
-from upfield.evaluation.measurements import TrustMeasures, VolumeImages, VolumeMeasurements
+from upfield.evaluation.measurements import TrustMeasures, VolumeFailure, VolumeImages, VolumeMeasurements
 from upfield.evaluation.metrics import METRICS, SLICE_METRICS, VOLUME_METRICS, ImagePair
 from upfield.evaluation.stacked_pairs import StackedPair, read_pair
 from upfield.export.scans.restoration import Restorer, restore_volume
@@ -37,23 +38,51 @@ class MeasurementSettings:
     """Device that computes the metrics."""
 
 
+@dataclass(frozen=True)
+class MeasuredVolume:
+    """The outcome of measuring one volume."""
+
+    figures: VolumeMeasurements | None = None
+    """The measurements; None if every method failed."""
+    images: VolumeImages | None = None
+    """The images; None if every method failed."""
+    failures: tuple[VolumeFailure, ...] = ()
+    """The methods that failed."""
+
+    def merge(self, other: "MeasuredVolume") -> "MeasuredVolume":
+        """Combine this outcome with that of other methods on the same volume."""
+        figures = self.figures.merge(other.figures) if self.figures and other.figures else self.figures or other.figures
+        images = self.images.merge(other.images) if self.images and other.images else self.images or other.images
+        return MeasuredVolume(figures, images, self.failures + other.failures)
+
+
 def measure_volumes(
     settings: MeasurementSettings, split: ShardSplit, pairs: list[VolumePair]
-) -> Iterator[tuple[VolumeMeasurements, VolumeImages]]:
-    """Measure one volume after the other, and yield the measurements and images of each.
+) -> Iterator[MeasuredVolume]:
+    """Measure one volume after the other, and yield the outcome of each. A failure does not stop the others.
 
     Args:
         settings: the methods to measure, the batch size, and the device.
         split: the split that holds the volumes.
         pairs: the volumes to measure.
-
-    Raises:
-        RunError: a model returns values that are not finite.
     """
     for listed in pairs:
+        yield measure_listed(settings, split, listed)
+
+
+def measure_listed(settings: MeasurementSettings, split: ShardSplit, listed: VolumePair) -> MeasuredVolume:
+    """Measure one volume. If that fails, measure each method by itself, so that one failure concerns one method."""
+    name = str(listed.first).rpartition("-")[0]
+    try:
         sampling = LowFieldSampling.of(split.manifest, listed.first.cohort, split.record(listed.samples[0]))
         # The pair is not assigned to a variable, which would keep its voxels in memory while the next pair is read.
-        yield measure_volume(settings, read_pair(split, listed), sampling)
+        return MeasuredVolume(*measure_volume(settings, read_pair(split, listed), sampling))
+    except Exception as error:
+        failures = tuple(VolumeFailure.of(name, method, error) for method in settings.restorers)
+    if len(failures) == 1:
+        return MeasuredVolume(failures=failures)
+    parts = [replace(settings, restorers={method: restorer}) for method, restorer in settings.restorers.items()]
+    return reduce(MeasuredVolume.merge, (measure_listed(part, split, listed) for part in parts))
 
 
 def measure_volume(

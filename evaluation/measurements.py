@@ -5,12 +5,15 @@ name of a model is its full path, which cannot be equal to `CUBIC`. In a report,
 `AGAINST`.
 """
 
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from upfield.common.errors import EXIT_INPUT, InputError, RunError, explain_error
 
 CUBIC, MODEL, AGAINST = "cubic", "model", "against"
 
@@ -108,26 +111,65 @@ class VolumeImages:
 
 
 @dataclass(frozen=True)
+class VolumeFailure:
+    """The reason why one method could not be measured on one volume."""
+
+    volume: str
+    """Name of the volume."""
+    method: str
+    """Name of the method."""
+    reason: str
+    """The error in one line."""
+    exit_code: int
+    """2 if the user can fix the problem, otherwise 1."""
+    details: str
+    """The traceback."""
+
+    @classmethod
+    def of(cls, volume: str, method: str, error: Exception) -> "VolumeFailure":
+        """Describe the error that a method raised on a volume."""
+        reason, exit_code = explain_error(error)
+        reason = reason.removeprefix(f"{volume}: ")
+        return cls(volume, method, reason, exit_code, "".join(traceback.format_exception(error)))
+
+    def to_error(self) -> InputError | RunError:
+        """Return an error with the reason, the exit code and the traceback of the failure."""
+        error = (InputError if self.exit_code == EXIT_INPUT else RunError)(f"{self.volume}: {self.reason}")
+        error.add_note(self.details)
+        return error
+
+
+@dataclass(frozen=True)
 class SplitMeasurements:
     """Measurements of all volumes of a split, for all methods measured so far."""
 
     volumes: tuple[VolumeMeasurements, ...] = ()
-    """One entry per volume, in the order of the sample keys."""
+    """One entry per volume, in the order of the sample keys. A method that failed on a volume is missing there."""
     shown: VolumeImages | None = None
     """Images of the volume that the report shows; only the main process has them."""
+    failures: tuple[VolumeFailure, ...] = ()
+    """The volumes on which methods failed."""
 
     @property
-    def methods(self) -> tuple[str, ...]:
-        """Names of the methods."""
-        return tuple(self.volumes[0].slices) if self.volumes else ()
+    def methods(self) -> set[str]:
+        """Names of the methods, whether they were measured or failed."""
+        measured = {method for volume in self.volumes for method in volume.slices}
+        return measured | {failure.method for failure in self.failures}
+
+    def with_all(self, methods: Iterable[str]) -> tuple[VolumeMeasurements, ...]:
+        """Return the volumes on which all of `methods` were measured."""
+        return tuple(volume for volume in self.volumes if volume.slices.keys() >= set(methods))
 
     def merge(self, other: "SplitMeasurements") -> "SplitMeasurements":
         """Combine these measurements with those of the same volumes for further methods. Either side may be empty."""
-        if not (self.volumes and other.volumes):
-            return self if self.volumes else other
-        volumes = tuple(mine.merge(added) for mine, added in zip(self.volumes, other.volumes, strict=True))
-        shown = self.shown.merge(other.shown) if self.shown and other.shown else None
-        return SplitMeasurements(volumes, shown)
+        volumes = {volume.name: volume for volume in self.volumes}
+        for volume in other.volumes:
+            volumes[volume.name] = volumes[volume.name].merge(volume) if volume.name in volumes else volume
+        shown = self.shown or other.shown
+        if self.shown and other.shown and self.shown.name == other.shown.name:
+            shown = self.shown.merge(other.shown)
+        ordered = sorted(volumes.values(), key=lambda volume: volume.keys)
+        return SplitMeasurements(tuple(ordered), shown, self.failures + other.failures)
 
 
 @dataclass(frozen=True)

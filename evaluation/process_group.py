@@ -7,9 +7,9 @@ from datetime import timedelta
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from upfield.common.progress import track
+from upfield.common.progress import say, track
 from upfield.evaluation.measure import MeasurementSettings, measure_volumes
-from upfield.evaluation.measurements import SplitMeasurements, VolumeImages, VolumeMeasurements
+from upfield.evaluation.measurements import SplitMeasurements, VolumeFailure, VolumeImages, VolumeMeasurements
 from upfield.sharding.shardset.shard_split import ShardSplit
 from upfield.sharding.shardset.volume_pairs import VolumePair, group_volumes
 
@@ -39,10 +39,7 @@ def measure_split(
 
     Returns:
         The measurements of all volumes, on every rank. The main process also gets the images of one volume, which is a
-        real one if the split has any.
-
-    Raises:
-        RunError: a model returns values that are not finite.
+        real one if the split has any. A volume that cannot be measured is printed and counted as a failure.
     """
     rank = 0
     if world_size() > 1:
@@ -50,14 +47,22 @@ def measure_split(
         rank = state.process_index
     own = sort_real_first(group_volumes(split))[rank :: world_size()]
     measured: list[VolumeMeasurements] = []
+    failures: list[VolumeFailure] = []
     shown: VolumeImages | None = None
-    for measurements, images in track(measure_volumes(settings, split, own), "volumes", len(own)):
-        measured.append(measurements)
-        use(images)
+    for outcome in track(measure_volumes(settings, split, own), "volumes", len(own)):
+        for failure in outcome.failures:
+            say(f"{failure.volume}: {failure.method}: {failure.reason}")
+        failures += outcome.failures
+        if outcome.figures is None or outcome.images is None:
+            continue
+        measured.append(outcome.figures)
+        use(outcome.images)
         if rank == 0 and shown is None:
-            shown = images
-    volumes = gather_object(measured) if world_size() > 1 else measured
-    return SplitMeasurements(tuple(sorted(volumes, key=lambda volume: volume.keys[0])), shown)
+            shown = outcome.images
+    if world_size() > 1:
+        measured, failures = gather_object(measured), gather_object(failures)
+    volumes = tuple(sorted(measured, key=lambda volume: volume.keys[0]))
+    return SplitMeasurements(volumes, shown, tuple(sorted(failures, key=lambda failure: failure.volume)))
 
 
 def sort_real_first(pairs: list[VolumePair]) -> list[VolumePair]:

@@ -29,6 +29,7 @@ def describe_evaluation(
     restorers: Mapping[str, ModelRestorer],
     split: ShardSplit,
     volumes: Sequence[VolumeMeasurements],
+    failed: Sequence[Mapping[str, str]] = (),
 ) -> dict[str, Any]:
     """Describe the models, the data, the machine and the configuration, as metrics.json holds them under `about`.
 
@@ -37,6 +38,7 @@ def describe_evaluation(
         restorers: the model as `MODEL` and, if there is one, the model that it is compared with as `AGAINST`.
         split: the split that was measured.
         volumes: measurements of the split.
+        failed: volumes that could not be measured, each with the method and the reason.
     """
     return {
         "restorer": restorers[MODEL].origin.description,
@@ -45,11 +47,19 @@ def describe_evaluation(
         "split": config.split,
         "data_sha256": split.manifest.data_sha256,
         "contrast": to_value(split.manifest.contrasts),
-        "slices": split.num_samples,
-        "subjects": len({(volume.cohort, volume.subject) for volume in volumes}),
-        "volumes": dict(sorted(Counter(volume.kind for volume in volumes).items())),
+        **count_volumes(volumes, failed),
         "machine": describe_machine(),
         "configuration": to_tree(config),
+    }
+
+
+def count_volumes(volumes: Sequence[VolumeMeasurements], failed: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """Return the numbers of measured slices, subjects and volumes of each kind, and the volumes that were left out."""
+    return {
+        "slices": sum(len(volume.keys) for volume in volumes),
+        "subjects": len({(volume.cohort, volume.subject) for volume in volumes}),
+        "volumes": dict(sorted(Counter(volume.kind for volume in volumes).items())),
+        "failed_volumes": list(failed),
     }
 
 

@@ -111,7 +111,7 @@ def comparison_tree(result: EvaluationResult, models: Sequence[str]) -> dict[str
     others = [method for method in result.methods if method not in (CUBIC, models[0])]
     pairs = [(method, CUBIC) for method in result.methods if method != CUBIC]
     pairs += [(method, models[0]) for method in others]
-    kept = ("split", "data_sha256", "slices", "subjects", "volumes", "machine", "configuration")
+    kept = ("split", "data_sha256", "slices", "subjects", "volumes", "failed_volumes", "machine", "configuration")
     return {
         "methods": {method: _statistics_of(result, method) for method in result.methods},
         "differences": [

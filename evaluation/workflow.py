@@ -1,19 +1,22 @@
 """The steps of an evaluation: check the input, measure, gather over processes, summarise, report."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from upfield.common.cores import leave_busy_cores
+from upfield.common.errors import InputError, RunError, failure_of
 from upfield.distributed.launch import relaunch
 from upfield.evaluation.configuration import EvaluateConfig
 from upfield.evaluation.example_slices import choose_example_slices
 from upfield.evaluation.input_checks import EvaluationPlan, EvaluationTarget, check_input, refuse_changed_shards
-from upfield.evaluation.measure import MeasurementSettings
-from upfield.evaluation.measurements import AGAINST, CUBIC, MODEL, SplitMeasurements, VolumeImages
+from upfield.evaluation.measure import MeasurementSettings, measure_listed
+from upfield.evaluation.measurements import AGAINST, CUBIC, MODEL, SplitMeasurements, VolumeFailure, VolumeImages
 from upfield.evaluation.process_group import current_rank, leave_group, measure_split
-from upfield.evaluation.provenance import describe_evaluation
+from upfield.evaluation.provenance import count_volumes, describe_evaluation
 from upfield.evaluation.reports.comparison_report import write_comparison
 from upfield.evaluation.reports.metrics_text import metrics_text
 from upfield.evaluation.reports.model_report import write_model_report
@@ -24,15 +27,24 @@ from upfield.evaluation.summary import EvaluationResult, metrics_tree
 from upfield.export.modelfile.gpus import torch_device
 from upfield.model.numerics import use_exact_float32
 from upfield.sharding.shardset.shard_split import ShardSplit
+from upfield.sharding.shardset.volume_pairs import group_volumes
 
 SCRIPT = Path(__file__).with_name("evaluate.py")
 VOLUMES = "volumes"
+# Volumes that the last line names if they could not be measured.
+NAMED = 5
 
 
 def evaluate_models(config: EvaluateConfig) -> int:
     """Evaluate every model, compare them if there are several, and return the exit code.
 
+    A volume on which a method fails is left out of the reports about this method, which name it.
+
     Collective: ALL ranks of a launched job call it.
+
+    Raises:
+        InputError: volumes could not be measured, and the user can fix the problem.
+        RunError: volumes could not be measured, for example because a model returned values that are not finite.
     """
     use_exact_float32()
     plan = check_input(config)
@@ -46,13 +58,29 @@ def evaluate_models(config: EvaluateConfig) -> int:
     for target in plan.targets:
         restorers = open_restorers(target.model, config, plan.split.manifest)
         measurements = measure_target(config, target, restorers, plan.split, measurements)
-        if current_rank() == 0:
+        if current_rank() == 0 and measurements.with_all(method_names(target.model, config.against).values()):
             results.append(summarise(config, target, restorers, plan.split, measurements))
             report(config, target, restorers, plan.split, results[-1], measurements)
     if len(results) > 1:
         compare(config, plan, results, measurements)
     leave_group()
+    if measurements.failures:
+        raise failure_to_measure(measurements.failures)
     return 0
+
+
+def failure_to_measure(failures: Sequence[VolumeFailure]) -> InputError | RunError:
+    """Return the error that ends an evaluation in which some volumes could not be measured."""
+    names = sorted({failure.volume for failure in failures})
+    shown = f"{', '.join(names[:NAMED])}{', ...' if names[NAMED:] else ''}"
+    first = failures[0]
+    message = (
+        f"{len(names)} volumes could not be measured and are left out: {shown}. For {first.volume}, the reason is: "
+        f"{first.reason}"
+    )
+    failure = failure_of(message, [one.to_error() for one in failures])
+    failure.met_by_all = True
+    return failure
 
 
 def with_absolute_paths(config: EvaluateConfig) -> EvaluateConfig:
@@ -92,9 +120,6 @@ def measure_target(
 
     Returns:
         `measurements` with the missing methods added.
-
-    Raises:
-        RunError: a model returns values that are not finite.
     """
     names = method_names(target.model, config.against)
     missing = {name: restorers.get(role) for role, name in names.items() if name not in measurements.methods}
@@ -105,12 +130,10 @@ def measure_target(
         return measurements
 
     def save(images: VolumeImages) -> None:
-        if config.save_volumes:
+        if config.save_volumes and names[MODEL] in images.restored:
             save_volume(target.folder / VOLUMES, images.name, images.restored[names[MODEL]], images.spacing_mm)
 
-    # Only ONNX Runtime may be able to use the GPU. PyTorch then computes the metrics on the CPU.
-    device = torch_device("cpu" if config.device == "cpu" else "auto")
-    settings = MeasurementSettings(missing, config.batch_size, config.perturb, device)
+    settings = MeasurementSettings(missing, config.batch_size, config.perturb, metrics_device(config))
     return measurements.merge(measure_split(settings, split, save))
 
 
@@ -123,8 +146,25 @@ def summarise(
 ) -> EvaluationResult:
     """Return the result for one model: its measurements and those of the methods that it is compared with."""
     names = method_names(target.model, config.against)
-    volumes = tuple(volume.select(names) for volume in measurements.volumes)
-    return EvaluationResult(volumes, describe_evaluation(config, restorers, split, volumes))
+    volumes = tuple(volume.select(names) for volume in measurements.with_all(names.values()))
+    return EvaluationResult(
+        volumes, describe_evaluation(config, restorers, split, volumes, failed_volumes(names, measurements))
+    )
+
+
+def failed_volumes(names: Mapping[str, str], measurements: SplitMeasurements) -> list[dict[str, str]]:
+    """Return the volumes that a report leaves out, with the method that failed and the reason.
+
+    Args:
+        names: name of a method in the report -> name in the measurements.
+        measurements: the measurements so far.
+    """
+    roles = {name: role for role, name in names.items()}
+    return [
+        {"volume": failure.volume, "method": roles[failure.method], "reason": failure.reason}
+        for failure in measurements.failures
+        if failure.method in roles
+    ]
 
 
 def report(
@@ -136,13 +176,12 @@ def report(
     measurements: SplitMeasurements,
 ) -> None:
     """Write one model's report, and print its table."""
-    assert measurements.shown is not None
     restorer, folder = restorers[MODEL], target.folder
     content = ReportContent(
         metrics_tree(result),
         result,
         choose_example_slices(result, split, restorer),
-        measurements.shown.select(method_names(target.model, config.against)),
+        shown_images(config, target, restorers, split, measurements),
         TrainingRecord.of(target.model, restorer.configuration),
     )
     page = write_model_report(folder, content)
@@ -155,6 +194,31 @@ def report(
     print(page, flush=True)
 
 
+def shown_images(
+    config: EvaluateConfig,
+    target: EvaluationTarget,
+    restorers: Mapping[str, ModelRestorer],
+    split: ShardSplit,
+    measurements: SplitMeasurements,
+) -> VolumeImages:
+    """Return the images of one volume for a report, restored again if a method failed on the volume that was kept."""
+    names = method_names(target.model, config.against)
+    if measurements.shown is not None and measurements.shown.restored.keys() >= set(names.values()):
+        return measurements.shown.select(names)
+    first = measurements.with_all(names.values())[0]
+    listed = next(pair for pair in group_volumes(split) if str(pair.first) == first.keys[0])
+    methods = {role: restorers.get(role) for role in names}
+    settings = MeasurementSettings(methods, config.batch_size, config.perturb, metrics_device(config))
+    images = measure_listed(settings, split, listed).images
+    assert images is not None
+    return images
+
+
+def metrics_device(config: EvaluateConfig) -> torch.device:
+    """Return the device that computes the metrics. Only ONNX Runtime may be able to use the GPU."""
+    return torch_device("cpu" if config.device == "cpu" else "auto")
+
+
 def compare(
     config: EvaluateConfig, plan: EvaluationPlan, results: list[EvaluationResult], measurements: SplitMeasurements
 ) -> None:
@@ -162,6 +226,9 @@ def compare(
     models = [str(target.model) for target in plan.targets]
     names = {CUBIC: CUBIC} | ({str(config.against): unique_name(config.against)} if config.against else {})
     names |= {str(target.model): unique_name(target.model) for target in plan.targets}
-    volumes = tuple(volume.select(names) for volume in measurements.volumes)
+    volumes = tuple(volume.select(names) for volume in measurements.with_all(names.values()))
+    if not volumes:
+        return
     pages = {str(target.model): f"{target.folder.name}/report.html" for target in plan.targets}
-    write_comparison(config.out, EvaluationResult(volumes, results[0].about), models, pages)
+    about = results[0].about | count_volumes(volumes, failed_volumes(names, measurements))
+    write_comparison(config.out, EvaluationResult(volumes, about), models, pages)

@@ -1,4 +1,5 @@
-"""Read files that may be compressed with gzip, and get the length and checksum of their content from gzip's trailer.
+"""Read files that may be compressed with gzip, and get the length and checksum of their content, if possible from
+gzip's trailer.
 
 Files are decompressed with ISA-L, which takes half the time of zlib.
 """
@@ -14,6 +15,8 @@ from typing import BinaryIO, Protocol, cast
 from isal import igzip, isal_zlib
 
 from upfield.common.errors import VolumeError
+from upfield.imaging.formats.file_header import HEADER_BYTES
+from upfield.imaging.formats.stated_length import stated_length
 
 # BadGzipFile is an OSError. ISA-L has an error class of its own.
 DAMAGED = (EOFError, zlib.error, cast(type[Exception], isal_zlib.error), OSError)
@@ -133,6 +136,9 @@ def changed(path: Path) -> VolumeError:
 def trace(path: Path) -> Trace:
     """Read a file's trace: its size, or the CRC32 and ISIZE fields at the end of a gzip file (RFC 1952).
 
+    If ISIZE is not the length that the header in the content requires, the whole content is read. So files that are
+    padded or have several members have the trace of their content too. A damaged file has the trace in its last bytes.
+
     Raises:
         DAMAGED: the file is too short for gzip, or cannot be read.
     """
@@ -145,17 +151,24 @@ def trace(path: Path) -> Trace:
 def _trace(path: Path, file: BinaryIO) -> Trace:
     if not is_compressed(path):
         return Trace(os.fstat(file.fileno()).st_size % 2**32, None)
-    file.seek(0)
-    start = file.read(18)
-    if start[3:4] == b"\x04" and start[12:14] == b"BC":
-        # A blocked gzip file (SAM specification, 4.1) ends with an empty member, so its trailer is always zero.
-        with _inflated(file) as content:
-            return Trace(*_measure(content))
     if file.seek(0, os.SEEK_END) < TRAILER_BYTES:
         raise EOFError("Compressed file ended before its trailer")
     file.seek(-TRAILER_BYTES, os.SEEK_END)
     trailer = file.read(TRAILER_BYTES)
-    return Trace(int.from_bytes(trailer[4:], "little"), int.from_bytes(trailer[:4], "little"))
+    traced = Trace(int.from_bytes(trailer[4:], "little"), int.from_bytes(trailer[:4], "little"))
+    try:
+        with _inflated(file) as content:
+            start = content.read(HEADER_BYTES)
+            length = stated_length(start)
+            if length is not None and (traced.num_bytes - length) % 2**32 <= SLACK_BYTES:
+                return traced
+            # The last 8 bytes do not belong to the whole content: the file has several members, of which the last may
+            # be empty (SAM specification, 4.1), or is padded.
+            return Trace(*_measure(content, start))
+    except DAMAGED as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        return traced
 
 
 def is_whole(path: Path, traced: Trace, num_bytes: int) -> bool:
@@ -188,8 +201,8 @@ def measure_content(path: Path) -> tuple[int, int]:
         return _measure(file)
 
 
-def _measure(file: BinaryIO) -> tuple[int, int]:
-    length = crc = 0
+def _measure(file: BinaryIO, start: bytes = b"") -> tuple[int, int]:
+    length, crc = len(start), zlib.crc32(start)
     for chunk in chunks(file):
         length, crc = length + len(chunk), zlib.crc32(chunk, crc)
     return length % 2**32, crc

@@ -9,12 +9,15 @@ from nibabel.orientations import inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 
 from upfield.imaging.affine import spacing_of
+from upfield.imaging.placement import SharedSpace
 from upfield.imaging.volume_header import VolumeHeader
 
 # Volumes are resampled along one axis after the other, which cannot correct a rotation between the fields.
 MAX_TILT_DEG = 2.0
 # Where a sample lies in the field of view of only one field, it is black in the other field.
 LEAST_COVER = 0.8
+# If the headers do not prove that two fields are in one place, the smaller one must lie at least half in the other one.
+LEAST_SHARED = 0.5
 # `fit: resize` maps corners to corners. Corners that are more than two slices of 5 mm apart show different parts of the
 # head.
 MAX_SHIFT_MM = 10.0
@@ -134,6 +137,34 @@ def sampling_doubt(
         f"{found}, so sampling loses its detail and may leave false patterns. Choose a finer grid, or set "
         "geometry.average: true."
     )
+
+
+def space_problem(
+    shared: SharedSpace, align: Literal["none", "rigid"], low: Extent, high: Extent
+) -> tuple[str, str] | None:
+    """Judge whether two fields that are brought together by their positions name one space.
+
+    Args:
+        shared: the space that was chosen for the two.
+        align: whether the high field is registered, which corrects its position but not its scale.
+        low: the low field in that space.
+        high: the high field in that space.
+
+    Returns:
+        The check and the message; `affine` if the pair would be misplaced, `space` if nobody can know, otherwise None.
+    """
+    if shared.doubt is None:
+        return None
+    if align == "rigid":
+        if shared.is_apart or not (low.is_placed and high.is_placed):
+            return "space", f"{shared.doubt}. Check with upfield preview that the registration brought them together."
+        return None
+    remedy = "Correct the codes, or register the two with align: rigid."
+    shared_mm = np.minimum(low.bounds_mm[1], high.bounds_mm[1]) - np.maximum(low.bounds_mm[0], high.bounds_mm[0])
+    least_mm = LEAST_SHARED * np.minimum(*(np.ptp(extent.bounds_mm, axis=0) for extent in (low, high)))
+    if shared.is_apart or (shared_mm < least_mm).any():
+        return "affine", f"{shared.doubt}, so the two would not show one place. {remedy}"
+    return "space", f"{shared.doubt}; they are taken for one place. {remedy}"
 
 
 def place_doubt(

@@ -23,7 +23,7 @@ from nibabel.spatialimages import HeaderDataError, SpatialImage
 from upfield.common.errors import RunError, VolumeError
 from upfield.imaging.affine import assumed_affine, spacing_of
 from upfield.imaging.compressed_files import DAMAGED, Trace, read_start
-from upfield.imaging.formats.file_header import Header, VoxelLayout, without_trailing_ones
+from upfield.imaging.formats.file_header import HEADER_BYTES, Header, VoxelLayout, without_trailing_ones
 from upfield.imaging.formats.header_findings import header_findings
 from upfield.imaging.formats.mgh_fields import MGH_VERSION, parse_mgh, scanner_space
 from upfield.imaging.formats.nifti_fields import is_nifti1, is_nifti2, parse_nifti
@@ -43,7 +43,6 @@ UNREADABLE = (
 MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE)
 OURS = (".nii", ".nii.gz", ".mgh", ".mgz")
 PAIRS = (".hdr", ".img", ".hdr.gz", ".img.gz")
-HEADER_BYTES = 540  # NIfTI-2 has the longest header.
 # 4 GiB as float32. A whole head at 0.25 mm has 0.8 billion voxels.
 MAX_VOXELS, MAX_ITEM_BYTES = 2**30, 8
 
@@ -123,6 +122,7 @@ def _expect_voxels(path: Path, header: Header) -> Header:
     dtype = header.layout.dtype
     # Machines store real numbers of 128 bits in different ways.
     if dtype.kind not in "iufb" or dtype.itemsize > MAX_ITEM_BYTES:
+        dtype = dtype.newbyteorder("=")
         raise VolumeError(str(path), f"expected real voxels, found type {dtype}. Convert the file first.")
     if min(header.shape, default=0) < 1:
         raise VolumeError(str(path), f"the file holds no voxels (shape {header.shape}). Leave it out.")
@@ -165,6 +165,11 @@ def unreadable(path: Path, error: Exception) -> VolumeError:
             f"{path}: the file cannot be read: {error or 'no memory left'}. Fix that and run the same command again."
         ) from error
     return VolumeError(str(path), _reason(path, error))
+
+
+def cut_off(path: Path, end_bytes: int) -> VolumeError:
+    """Return the error for a file that ends before its last voxel."""
+    return VolumeError(str(path), f"the file is cut off or damaged: it should have {end_bytes} bytes. Copy it again.")
 
 
 def _reason(path: Path, error: Exception) -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nibabel.arrayproxy import ArrayProxy
 from nibabel.orientations import (
     apply_orientation,
     axcodes2ornt,
@@ -22,6 +21,7 @@ from upfield.common.errors import VolumeError
 from upfield.imaging.affine import spacing_of
 from upfield.imaging.compressed_files import Trace, changed, is_compressed, read_content, trace
 from upfield.imaging.formats.file_header import VoxelLayout
+from upfield.imaging.formats.voxel_values import decode_voxels, to_float32
 from upfield.imaging.header import UNREADABLE, quiet_nibabel, unreadable
 from upfield.imaging.volume_header import VolumeHeader, read_stack_header, read_volume_header
 
@@ -31,7 +31,7 @@ class Volume:
     """A volume in RAS+ order: axis 0 points to the right, axis 1 to the front, axis 2 to the top."""
 
     voxels: NDArray[np.float32]
-    """`(I, J, K)` in scanner units."""
+    """`(I, J, K)` in scanner units, less an offset if float32 could not tell the values apart otherwise."""
     affine: NDArray[np.float64]
     """`(4, 4)`, voxel index -> world mm."""
     axcodes: tuple[str, str, str] = ("R", "A", "S")
@@ -108,11 +108,11 @@ def load_volume(paths: Sequence[Path], header: VolumeHeader, traces: Sequence[Tr
     return to_ras(voxels, header.affine, where)
 
 
-def to_ras(voxels: NDArray[np.float32], affine: NDArray[np.float64], where: str) -> Volume:
+def to_ras(voxels: NDArray[np.floating], affine: NDArray[np.float64], where: str) -> Volume:
     """Permute and flip axes so that they point right, anterior and superior as closely as the affine allows.
 
     Args:
-        voxels: `(I, J, K)` in any order.
+        voxels: `(I, J, K)` in any order, as they were decoded.
         affine: `(4, 4)`, voxel index -> world mm.
         where: name of the volume in error messages.
 
@@ -124,7 +124,7 @@ def to_ras(voxels: NDArray[np.float32], affine: NDArray[np.float64], where: str)
     orientation = io_orientation(affine)
     if np.isnan(orientation).any():
         raise VolumeError(where, f"the affine maps two axes onto one: {affine.tolist()}. Fix the header.")
-    reoriented = np.ascontiguousarray(apply_orientation(voxels, orientation))
+    reoriented = np.ascontiguousarray(apply_orientation(to_float32(voxels), orientation))
     _refuse_empty(reoriented, where)
     first, second, third = ornt2axcodes(orientation)
     return Volume(reoriented, affine @ inv_ornt_aff(orientation, voxels.shape), (first, second, third))
@@ -151,15 +151,15 @@ def _refuse_empty(voxels: NDArray[np.float32], where: str) -> None:
         raise VolumeError(where, f"every voxel has the value {lowest:zg}. Leave the file out.")
 
 
-def _read_voxels(path: Path, layout: VoxelLayout, expected: Trace | None) -> NDArray[np.float32]:
-    """Read a file's voxels in the layout's shape, float32 with slope and intercept applied."""
+def _read_voxels(path: Path, layout: VoxelLayout, expected: Trace | None) -> NDArray[np.floating]:
+    """Read a file's voxels in the layout's shape, with slope and intercept applied; `to_float32` converts them."""
     try:
         if layout.voxel_file is not None:
             return decode_voxels(layout.voxel_file, layout)
         if layout.end_bytes is None:
             with quiet_nibabel():
                 image: Any = layout.kind.from_filename(path)
-                return np.asanyarray(image.dataobj, dtype=np.float32).reshape(layout.shape)
+                return np.asanyarray(image.dataobj, dtype=np.float64).reshape(layout.shape)
         if is_compressed(path):
             return decode_voxels(BytesIO(read_content(path, layout.end_bytes, expected)), layout)
         if expected is not None and trace(path) != expected:
@@ -169,21 +169,3 @@ def _read_voxels(path: Path, layout: VoxelLayout, expected: Trace | None) -> NDA
         raise
     except UNREADABLE as error:
         raise unreadable(path, error) from error
-
-
-def decode_voxels(content: BytesIO | Path, layout: VoxelLayout) -> NDArray[np.float32]:
-    """Return the voxels of a NIfTI or MGH file without parsing its header again.
-
-    Args:
-        content: the file's content from its start to the last voxel, or an uncompressed file, which is memory-mapped.
-        layout: how the file stores its voxels.
-
-    Returns:
-        `layout.shape` float32 with slope and intercept applied.
-
-    Raises:
-        OSError, ValueError, OverflowError, MemoryError: the content is too short, or more than the machine can hold.
-    """
-    spec = (layout.shape, layout.dtype, layout.offset_bytes, layout.slope, layout.intercept)
-    # float64, the proxy's default, would take twice the memory.
-    return np.asanyarray(ArrayProxy(content, spec), dtype=np.float32)

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from upfield.common.errors import VolumeError
 from upfield.imaging.compressed_files import Readable, is_compressed, open_content, read_to_end
-from upfield.imaging.formats.file_header import Header
+from upfield.imaging.formats.file_header import HEADER_BYTES, Header
+from upfield.imaging.formats.voxel_values import decode_voxels
 from upfield.imaging.header import (
-    HEADER_BYTES,
     UNREADABLE,
+    cut_off,
     expect_file,
     expect_usable_volume,
     is_ours,
@@ -16,7 +17,7 @@ from upfield.imaging.header import (
     read_header,
     unreadable,
 )
-from upfield.imaging.volume import Volume, decode_voxels, load_volume, to_ras
+from upfield.imaging.volume import Volume, load_volume, to_ras
 from upfield.imaging.volume_header import VolumeHeader
 
 
@@ -56,9 +57,15 @@ class VolumeFile:
         try:
             if is_compressed(path):
                 rest = read_to_end(self._content, max(layout.end_bytes - len(self._start), 0))
+                if len(self._start) + len(rest) < layout.end_bytes:
+                    raise cut_off(path, layout.end_bytes)
                 voxels = decode_voxels(BytesIO(self._start + rest), layout)
             else:
+                if path.stat().st_size < layout.end_bytes:
+                    raise cut_off(path, layout.end_bytes)
                 voxels = decode_voxels(path, layout)
+        except VolumeError:
+            raise
         except UNREADABLE as error:
             raise unreadable(path, error) from error
         return to_ras(voxels, self.header.affine, str(path))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upfield.common.errors import VolumeError
-from upfield.imaging.formats.file_header import Header, VoxelLayout
+from upfield.imaging.formats.file_header import Header, Spaces, VoxelLayout
 from upfield.imaging.header import expect_three_dimensions, read_header
 
 # If the first and the last origin are closer than this, the files do not state the slices' positions.
@@ -29,6 +29,8 @@ class VolumeHeader:
     """Whether the files state the volume's position in the scanner. If not, only its axes' directions are known."""
     stacked_axis: int | None = None
     """The axis along which slice files are stacked; None for a volume in one file."""
+    spaces: Spaces = ()
+    """The spaces that all files name, and the affine `(4, 4)` to each; empty if `is_placed` is false."""
     descrip: bytes = b""
     """Description in the header of the first file."""
 
@@ -45,11 +47,13 @@ class VolumeHeader:
         shared: dict[VoxelLayout, VoxelLayout] = {}
         layouts = tuple(shared.setdefault(header.layout, header.layout) for header in headers)
         if axis is None:
-            return cls(first.affine, first.shape, layouts, first.is_placed, descrip=first.descrip)
+            return cls(first.affine, first.shape, layouts, first.is_placed, None, first.spaces, first.descrip)
         plane = plane_shape(first, axis)
         shape = (*plane[:axis], len(headers), *plane[axis:])
         is_placed = first.is_placed and carry_places(headers)
-        return cls(stack_affine(headers, axis), shape, layouts, is_placed, axis, first.descrip)
+        spaces = _stack_spaces(headers, axis) if is_placed else ()
+        affine = spaces[0][1] if spaces else stack_affine(headers, axis)
+        return cls(affine, shape, layouts, is_placed, axis, spaces, first.descrip)
 
 
 def read_volume_header(path: Path, orientation: str | None = None) -> VolumeHeader:
@@ -140,12 +144,35 @@ def stack_affine(headers: Sequence[Header], axis: int) -> NDArray[np.float64]:
     Returns:
         `(4, 4)`, voxel index -> world mm.
     """
-    affine = headers[0].affine.copy()
-    if carry_places(headers):
-        affine[:3, axis] = (headers[-1].affine[:3, 3] - affine[:3, 3]) / (len(headers) - 1)
-    return affine
+    return _stacked([header.affine for header in headers], axis)
 
 
 def carry_places(headers: Sequence[Header]) -> bool:
     """Return whether the headers of slices state positions, which is the case if their origins differ."""
-    return bool(np.linalg.norm(headers[-1].affine[:3, 3] - headers[0].affine[:3, 3]) > UNPLACED_MM)
+    return _differ([header.affine for header in headers])
+
+
+def name_one_space(headers: Sequence[Header]) -> bool:
+    """Return whether all slices of a stack that name a space name a common one, or none of them names one."""
+    return bool(_common_codes(headers)) or not any(header.spaces for header in headers)
+
+
+def _common_codes(headers: Sequence[Header]) -> list[int]:
+    named = [dict(header.spaces) for header in headers]
+    return [code for code in named[0] if all(code in spaces for spaces in named)]
+
+
+def _stack_spaces(headers: Sequence[Header], axis: int) -> Spaces:
+    stacks = {code: [dict(header.spaces)[code] for header in headers] for code in _common_codes(headers)}
+    return tuple((code, _stacked(affines, axis)) for code, affines in stacks.items() if _differ(affines))
+
+
+def _stacked(affines: Sequence[NDArray[np.float64]], axis: int) -> NDArray[np.float64]:
+    affine = affines[0].copy()
+    if _differ(affines):
+        affine[:3, axis] = (affines[-1][:3, 3] - affine[:3, 3]) / (len(affines) - 1)
+    return affine
+
+
+def _differ(affines: Sequence[NDArray[np.float64]]) -> bool:
+    return bool(np.linalg.norm(affines[-1][:3, 3] - affines[0][:3, 3]) > UNPLACED_MM)

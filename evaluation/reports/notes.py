@@ -32,6 +32,8 @@ def notes(tree: dict[str, Any]) -> list[str]:
 
 def _notes_on_subjects(about: dict[str, Any]) -> list[str]:
     texts = [NOT_HELD_OUT[about["split"]]] if about["split"] in NOT_HELD_OUT else []
+    if failed := sorted({failure["volume"] for failure in about.get("failed_volumes", ())}):
+        texts.append(f"{len(failed)} volumes could not be measured and are left out: {', '.join(failed)}")
     if len(about["volumes"]) > 1:
         texts.append("these means mix real and synthetic volumes; the report also lists the two kinds separately")
     for name, origin in about["models"].items():

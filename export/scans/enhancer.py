@@ -4,7 +4,7 @@ import errno
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import escape
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,7 @@ from upfield.export.modelfile.engines import open_model_file
 from upfield.export.scans.outputs import EnhanceTask
 from upfield.export.scans.provenance import RESEARCH_USE, is_done, provenance_path
 from upfield.export.scans.restoration import restore_volume
-from upfield.export.scans.scan import ModelInput, OutputLayout, expect_on_grid, prepare, write_enhanced
+from upfield.export.scans.scan import ModelInput, OutputLayout, expect_on_grid, prepare, space_name, write_enhanced
 from upfield.export.scans.scan_claim import ScanClaim
 from upfield.imaging.contrast import read_sidecar
 from upfield.imaging.regrid import read_grid
@@ -75,7 +75,9 @@ class Enhancer:
         claim = ScanClaim(task.scan.name, sidecar, self._config.contrast, card.contrasts, card.skull_stripped)
         model_input = prepare(task.scan, self.restorer.normalisation, str(task.scan), claim)
         if self.layout.like is not None:
-            expect_on_grid(model_input, self.layout.like, str(task.scan))
+            doubt = expect_on_grid(model_input, self.layout.like, str(task.scan))
+            if doubt is not None:
+                model_input = replace(model_input, notes=(*model_input.notes, doubt))
         return LoadedScan(model_input, sha256)
 
     def restore(self, task: EnhanceTask, scan: LoadedScan) -> NDArray[np.float32]:
@@ -147,7 +149,7 @@ class Enhancer:
             "normalisation": self.restorer.normalisation,
             "shape": list(volume.voxels.shape),
             "spacing_mm": [round(float(mm), 6) for mm in volume.spacing_mm],
-            "space": (self.layout.like.placement if self.layout.like else scan.model_input.placement).space,
+            "space": space_name(scan.model_input, self.layout),
             "versions": {name: version(name) for name in PACKAGES}
             | {self.restorer.library: self.restorer.library_version},
             "doubts": list(scan.model_input.notes),

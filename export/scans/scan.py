@@ -15,7 +15,7 @@ from upfield.imaging.formats.file_header import Header
 from upfield.imaging.formats.header_findings import ENHANCED, UNITS, affine_findings, header_findings
 from upfield.imaging.nifti_writer import write_file
 from upfield.imaging.normalisation import NORMALISATION, normalise
-from upfield.imaging.placement import Placement, placement_of
+from upfield.imaging.placement import Placement, SharedSpace, placement_of, share_space
 from upfield.imaging.regrid import Grid, overlaps, regrid
 from upfield.imaging.resample import box_centre, resample_box
 from upfield.imaging.volume import Volume, from_ras
@@ -109,7 +109,7 @@ def sampling_doubts(scan: Volume) -> tuple[str, ...]:
     return (f"{found}, so its finest detail is lost and may leave false patterns",) if found else ()
 
 
-def expect_on_grid(model_input: ModelInput, grid: Grid, where: str) -> None:
+def expect_on_grid(model_input: ModelInput, grid: Grid, where: str) -> str | None:
     """Check that a scan can be written on another image's grid.
 
     Args:
@@ -117,8 +117,12 @@ def expect_on_grid(model_input: ModelInput, grid: Grid, where: str) -> None:
         grid: the other image's grid.
         where: name of the scan in error messages.
 
+    Returns:
+        A sentence if nobody can know whether the two are in one place, otherwise None.
+
     Raises:
-        VolumeError: the header does not say where the scan lies, or the scan does not overlap the grid.
+        VolumeError: the header does not say where the scan lies, or says that it lies in another space, or the scan
+            does not overlap the grid.
     """
     if not model_input.placement.is_placed:
         raise VolumeError(
@@ -126,11 +130,31 @@ def expect_on_grid(model_input: ModelInput, grid: Grid, where: str) -> None:
             f"the header does not say where the scan lies, so it cannot be written on the grid of {grid.name}. Leave "
             "out --like.",
         )
-    if not overlaps(model_input.low.shape, model_input.affine, grid):
+    shared = _shared_space(model_input, grid)
+    if shared.is_apart:
+        raise VolumeError(where, f"{shared.doubt}. Register the two images, or leave out --like.")
+    if not overlaps(model_input.low.shape, _affine_beside(model_input, grid), grid):
         raise VolumeError(
             where,
             f"the field of view does not overlap that of {grid.name}. Register the two images, or leave out --like.",
         )
+    return shared.doubt and f"{shared.doubt}; they are taken for one place"
+
+
+def space_name(model_input: ModelInput, layout: OutputLayout) -> str:
+    """Return the name of the space in which an enhanced scan was placed."""
+    return model_input.placement.space if layout.like is None else _shared_space(model_input, layout.like).name
+
+
+def _shared_space(model_input: ModelInput, grid: Grid) -> SharedSpace:
+    return share_space(model_input.placement, grid.placement, ("the scan", grid.name))
+
+
+def _affine_beside(model_input: ModelInput, grid: Grid) -> NDArray[np.float64]:
+    """Return the affine `(4, 4)` of the model's input in another image's world, through the shared space."""
+    scan, other = _shared_space(model_input, grid).affines
+    in_shared = scan @ np.linalg.inv(model_input.placement.affine) @ model_input.affine
+    return grid.placement.affine @ np.linalg.inv(other) @ in_shared
 
 
 def finish(model_input: ModelInput, restored: NDArray[np.float32], layout: OutputLayout = DEFAULT_LAYOUT) -> Volume:
@@ -145,7 +169,8 @@ def finish(model_input: ModelInput, restored: NDArray[np.float32], layout: Outpu
         Voxels `(I, J, K)` in [0, 1], and the affine that puts them where the scan was.
     """
     if layout.like is not None:
-        return Volume(np.clip(regrid(restored, model_input.affine, layout.like), 0, 1), layout.like.placement.affine)
+        affine = _affine_beside(model_input, layout.like)
+        return Volume(np.clip(regrid(restored, affine, layout.like), 0, 1), layout.like.placement.affine)
     volume = Volume(restored, model_input.affine, model_input.axcodes)
     return volume if layout.keep_ras else from_ras(volume)
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from upfield.imaging.affine import spacing_of
 
+HEADER_BYTES = 540  # NIfTI-2 has the longest header.
 SCANNER = 1  # nifti1.h, NIFTI_XFORM_SCANNER_ANAT
 # The check of findings that a correct scan may have. Training refuses scans with any other finding.
 VALUE_DOUBT = "values"

@@ -90,7 +90,7 @@ def _shape(fields: Any) -> tuple[int, ...]:
     """Return the voxels per dimension. Sizes below 1 beyond the third dimension count as 1, as in nifti1_io.c."""
     num_dimensions = int(fields["dim"][0])
     if not 1 <= num_dimensions <= 7:
-        raise HeaderDataError(f"expected 1 to 7 dimensions, found {num_dimensions}")
+        raise HeaderDataError("the number of dimensions is not 1 to 7 in either byte order")
     sizes = tuple(map(int, fields.get_data_shape()))
     return without_trailing_ones((*sizes[:3], *(max(size, 1) for size in sizes[3:])))
 
@@ -162,7 +162,7 @@ def _forms(
         _check_signs(fields, doubts)
         affine = assumed_affine(shape, spacing_mm, orientation or NIFTI_FALLBACK)
         return affine, {"sform_code": 0, "qform_code": 0, "qform": None}
-    rotation = _rotation(fields) if qform_code else None
+    rotation = _rotation(fields)
     if not sform_code:
         _check_signs(fields, doubts)
         if rotation is None:
@@ -174,8 +174,8 @@ def _forms(
         _compare_spacing(sform, fields, spacing_mm, has_spacing, sform_code, doubts)
         return sform, {"sform_code": sform_code, "qform_code": 0, "qform": None}
     differ_deg, apart_mm, qform = float("nan"), 0.0, None
-    if rotation is not None:
-        qform = _qform(fields, rotation, spacing_mm)
+    if rotation is not None and np.isfinite(stated := _qform(fields, rotation, spacing_mm)).all():
+        qform = stated
         differ_deg = _largest(angles_deg(sform[:3, :3], qform[:3, :3]))
         if sform_code == qform_code:
             apart_mm = _apart_mm(sform, qform, shape)

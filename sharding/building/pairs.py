@@ -90,6 +90,7 @@ def make_pairs(subject: Subject[SourceVolume], config: ShardConfig) -> SubjectPa
             assert low_air is not None
             low = resampler.low_from_file(low_file, low_air)
             parameters = {"alignment": alignment.to_tree()} if alignment else {}
+            parameters |= {"space": subject.space} if subject.space else {}
         else:
             low, parameters = _synthetic(high, resampler, unit, config)
         save_volume(config.save_volumes, subject, unit.volume_name, low)

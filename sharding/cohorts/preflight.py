@@ -12,8 +12,10 @@ from upfield.common.errors import InputError, RunError
 from upfield.common.progress import say
 from upfield.common.tasks import run_tasks
 from upfield.imaging.compressed_files import Trace
-from upfield.imaging.extent import place_doubt, resolution_doubt, sampling_doubt, tilt_problem
+from upfield.imaging.extent import Extent, place_doubt, resolution_doubt, sampling_doubt, space_problem, tilt_problem
+from upfield.imaging.placement import SharedSpace, share_space
 from upfield.imaging.plausibility.resolution import coarse_doubt, fine_doubt
+from upfield.imaging.volume_header import VolumeHeader
 from upfield.sharding.cohorts.duplicates import find_same_content
 from upfield.sharding.cohorts.problems import TWIN, Field, Problem
 from upfield.sharding.cohorts.subjects import Source, SourceVolume, Subject, processes_for
@@ -81,6 +83,12 @@ def _with_headers(subject: Subject[Source], volumes: Mapping[Place, SourceVolume
     high, low = (volumes.get((subject.cohort, subject.name, field)) for field in ("high", "low"))
     if high is None or (subject.low is not None and low is None):
         return None
+    space = None
+    if low is not None and not _ignores_positions(subject):
+        shared = _shared_space(low.header, high.header)
+        low_header, high_header = _in_space((low.header, high.header), shared)
+        low, high = replace(low, header=low_header), replace(high, header=high_header)
+        space = shared.name
     return Subject(
         subject.cohort,
         subject.id,
@@ -92,7 +100,21 @@ def _with_headers(subject: Subject[Source], volumes: Mapping[Place, SourceVolume
         subject.units,
         subject.align,
         subject.orientation,
+        space,
     )
+
+
+def _ignores_positions(subject: Subject) -> bool:
+    return subject.fit == "resize" and subject.align == "none"
+
+
+def _in_space(fields: tuple[VolumeHeader, VolumeHeader], shared: SharedSpace) -> tuple[VolumeHeader, VolumeHeader]:
+    low, high = fields
+    return replace(low, affine=shared.affines[0]), replace(high, affine=shared.affines[1])
+
+
+def _shared_space(low: VolumeHeader, high: VolumeHeader) -> SharedSpace:
+    return share_space(low, high, ("the low field", "the high field"))
 
 
 def check_subjects(subjects: Sequence[Subject]) -> list[VolumeCheck]:
@@ -165,13 +187,21 @@ def _mismatched_fields(
         if subject.low is None:
             continue
         low, high = (checked_at[subject.cohort, subject.name, field] for field in ("low", "high"))
-        if low.extent is None or high.extent is None:
+        if low.volume is None or high.volume is None:
             continue
-        messages = {"resolution": resolution_doubt(low.extent, high.extent)}
-        if subject.align == "none":
-            messages["place"] = place_doubt(low.extent, high.extent, subject.fit, grid_mm)
-        if subject.align == "none" and subject.fit == "crop_pad":
-            messages["affine"] = tilt_problem(low.extent, high.extent)
+        fields = low.volume.header, high.volume.header
+        messages: dict[str, str | None] = {}
+        if not _ignores_positions(subject):
+            shared = _shared_space(*fields)
+            fields = _in_space(fields, shared)
+            if problem := space_problem(shared, subject.align, Extent.of(fields[0]), Extent.of(fields[1])):
+                messages[problem[0]] = problem[1]
+        extents = Extent.of(fields[0]), Extent.of(fields[1])
+        messages["resolution"] = resolution_doubt(*extents)
+        if subject.align == "none" and "affine" not in messages:
+            messages["place"] = place_doubt(*extents, subject.fit, grid_mm)
+            if subject.fit == "crop_pad":
+                messages["affine"] = tilt_problem(*extents)
         for check, message in messages.items():
             if message:
                 yield _problem(low, check, str(low.source), message)

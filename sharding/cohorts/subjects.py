@@ -82,6 +82,8 @@ class Subject(Generic[S_co]):
     """Whether its high field is registered to its low field."""
     orientation: str | None = None
     """Axis codes, for example `RAS`, for files that do not state their orientation."""
+    space: str | None = None
+    """Name of the space in which its two volumes are brought together; None if positions do not matter."""
 
     @property
     def volumes(self) -> Iterator[tuple[Field, S_co]]:

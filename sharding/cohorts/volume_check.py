@@ -9,6 +9,7 @@ from upfield.imaging.extent import Extent
 from upfield.imaging.formats.file_header import Header, HeaderFinding
 from upfield.imaging.formats.header_findings import affine_findings, header_findings
 from upfield.imaging.header import (
+    cut_off,
     expect_three_dimensions,
     files_of,
     read_header_and_trace,
@@ -17,6 +18,7 @@ from upfield.imaging.header import (
 from upfield.imaging.volume_header import (
     VolumeHeader,
     carry_places,
+    name_one_space,
     slice_axis,
     stack_affine,
 )
@@ -109,7 +111,7 @@ def _read(path: Path, orientation: str | None) -> tuple[Header, Trace | None]:
             return header, trace
     except DAMAGED as error:
         raise unreadable(path, error) from error
-    raise VolumeError(str(path), f"the file is cut off or damaged: it should have {end_bytes} bytes. Copy it again.")
+    raise cut_off(path, end_bytes)
 
 
 def _first_of(findings: list[Finding], source: Source) -> Finding:
@@ -158,8 +160,11 @@ def _check_stack(source: Source, headers: list[Header]) -> list[Finding]:
         return [_first_of([Finding("slices", paths[number], f"{text}. {remedy}") for number, text in others], source)]
     uneven = uneven_steps(headers)
     findings = [Finding("steps", paths[uneven[0]], uneven[1])] if uneven else []
+    if not name_one_space(headers):
+        message = "the headers of its slices name different spaces; they are taken for one. Check the codes."
+        findings.append(Finding("space", paths[0], message))
     affine = stack_affine(headers, axes[0])
-    if findings:
+    if any(finding.check == "steps" for finding in findings):
         # A step across missing slices is larger than the slice thickness.
         affine[:3, axes[0]] = usual_step_mm(headers)
     # Slices with stated positions need not state their thickness.

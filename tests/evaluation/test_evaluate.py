@@ -242,3 +242,40 @@ def test_volumes_of_an_earlier_evaluation_are_named(
     assert code == 0
     assert "old.nii.gz is left from an earlier evaluation. Delete what you no longer need." in out
     assert len(list((tmp_path / "volumes").iterdir())) == 1 + sum(read(tmp_path)["about"]["volumes"].values())
+
+
+def test_a_volume_that_cannot_be_measured_is_named_and_the_others_are_reported(
+    tiny_run: Path, tiny_model: Path, tiny_shards: Path, tmp_path: Path, run_cli: Callable, monkeypatch: Any
+) -> None:
+    split = ShardSplit(tiny_shards, "train")
+    # The report shows the first volume.
+    bad = next(pair for pair in group_volumes(split) if pair.first.kind == "real")
+    name = str(bad.first).rpartition("-")[0]
+    low = read_pair(split, bad).low
+    original = RunRestorer.restore
+
+    def fail(self: RunRestorer, batch: np.ndarray) -> np.ndarray:
+        restored = original(self, batch)
+        return restored * np.nan if np.array_equal(batch, low[: len(batch)]) else restored
+
+    monkeypatch.setattr(RunRestorer, "restore", fail)
+    models = (tiny_run, tiny_model, "--shards", tiny_shards, "--split", "train", "--perturb", "false")
+    code, out, err = run_cli(main, *models, "--out", tmp_path, "--save_volumes")
+    assert code == 1
+    assert f"error: 1 volumes could not be measured and are left out: {name}." in err
+    assert "Traceback" not in err
+    assert f"1 volumes could not be measured and are left out: {name}" in out
+    with_failure, without = read(tmp_path / "run"), read(tmp_path / "model")
+    assert with_failure[MODEL]["psnr_slice"]["count"] == SLICES - 20
+    assert with_failure[CUBIC]["psnr_slice"]["count"] == SLICES - 20
+    assert without[CUBIC]["psnr_slice"]["count"] == SLICES
+    (failure,) = with_failure["about"]["failed_volumes"]
+    assert (failure["volume"], failure["method"]) == (name, MODEL)
+    assert "not finite" in failure["reason"]
+    assert without["about"]["failed_volumes"] == []
+    assert sum(with_failure["about"]["volumes"].values()) == VOLUMES - 1
+    comparison = json.loads((tmp_path / "compare.json").read_text())
+    assert comparison["methods"][CUBIC]["psnr_slice"]["count"] == SLICES - 20
+    assert len(comparison["about"]["failed_volumes"]) == 1
+    saved = [len(list((tmp_path / model / "volumes").iterdir())) for model in ("run", "model")]
+    assert saved == [VOLUMES - 1, VOLUMES]

@@ -4,6 +4,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from identity_model import IdentityModel
@@ -16,6 +17,7 @@ from upfield.evaluation.measurements import CUBIC, MODEL
 from upfield.evaluation.process_group import measure_split
 from upfield.evaluation.stacked_pairs import StackedPair, read_pair
 from upfield.sharding.shardset.shard_split import ShardSplit
+from upfield.sharding.shardset.volume_pairs import group_volumes
 
 VOLUMES = 9
 
@@ -57,3 +59,32 @@ def test_an_evaluation_computes_float32_without_tf32(monkeypatch: pytest.MonkeyP
     with pytest.raises(InputError, match="stopped here"):
         workflow.evaluate_models(EvaluateConfig([Path("run")], shards=Path("shards"), out=Path("out")))
     assert not torch.backends.cudnn.allow_tf32
+
+
+class FailingModel(IdentityModel):
+    """Fails on the slices of one volume."""
+
+    def __init__(self, volume: StackedPair) -> None:
+        super().__init__()
+        self.slice = volume.low[len(volume.low) // 2]
+
+    def restore(self, low: np.ndarray) -> np.ndarray:
+        if any(np.array_equal(one, self.slice) for one in low):
+            raise KeyError("a fault")
+        return super().restore(low)
+
+
+def test_a_volume_on_which_one_method_fails_is_measured_for_the_others(
+    tiny_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    split = ShardSplit(tiny_shards, "train")
+    bad = read_pair(split, group_volumes(split)[4])
+    restorers = {CUBIC: None, MODEL: IdentityModel(), "failing": FailingModel(bad)}
+    settings = MeasurementSettings(restorers, 4, perturb=False, device=torch.device("cpu"))
+    measured = measure_split(settings, split)
+    assert [(failure.volume, failure.method) for failure in measured.failures] == [(bad.name, "failing")]
+    assert f"{bad.name}: failing: KeyError: 'a fault'. This is a fault of upfield" in capsys.readouterr().err
+    assert len(measured.with_all([CUBIC, MODEL])) == VOLUMES
+    assert [volume.name for volume in measured.volumes if "failing" not in volume.slices] == [bad.name]
+    assert len(measured.with_all(restorers)) == VOLUMES - 1
+    assert measured.methods == set(restorers)
