@@ -70,10 +70,8 @@ class Enhancer:
         if self._config.resume and is_done(task.target, sha256, self.model_sha256, self.parameters()):
             self.num_skipped += 1
             return None
-        card = self.restorer.card
-        sidecar = read_sidecar(task.scan)
-        claim = ScanClaim(task.scan.name, sidecar, self._config.contrast, card.contrasts, card.skull_stripped)
-        model_input = prepare(task.scan, self.restorer.normalisation, str(task.scan), claim)
+        claim = ScanClaim(task.scan.name, read_sidecar(task.scan), self._config.contrast)
+        model_input = prepare(task.scan, self.restorer.card, str(task.scan), claim)
         if self.layout.like is not None:
             doubt = expect_on_grid(model_input, self.layout.like, str(task.scan))
             if doubt is not None:

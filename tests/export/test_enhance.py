@@ -137,7 +137,7 @@ def test_the_written_file_equals_the_results_of_the_stages(tiny_model: Path, tmp
     restorer = OnnxRestorer(tiny_model, "cpu")
     upload = tmp_path / "anything.nii.gz"
     shutil.copy(scan, upload)
-    prepared = prepare(upload, restorer.normalisation, "the scan")
+    prepared = prepare(upload, restorer.card, "the scan")
     restored = restore_volume(prepared.low, restorer, 4)
     written = write_enhanced(prepared, restored, tmp_path / "answer.nii.gz")
     assert (tmp_path / "answer.nii.gz").read_bytes() == (tmp_path / "out.nii.gz").read_bytes()

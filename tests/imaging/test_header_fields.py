@@ -15,13 +15,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from heads import model_card
 from nibabel.freesurfer.mghformat import MGHHeader
 
 from upfield.common.errors import VolumeError
 from upfield.export.scans.scan import prepare
 from upfield.imaging.formats.file_header import Header
 from upfield.imaging.header import read_header
-from upfield.imaging.normalisation import NORMALISATION
 from upfield.imaging.volume import Volume, read_volume
 from upfield.sharding.cohorts.preflight import preflight
 from upfield.sharding.cohorts.subjects import Source, Subject
@@ -380,7 +380,7 @@ def shard_says(path: Path) -> tuple[list[str], list[str]]:
 def enhance_says(path: Path) -> tuple[list[str], list[str]]:
     """Return the error and the notes about the header of enhance about a file."""
     try:
-        notes = prepare(path, NORMALISATION, "scan").notes
+        notes = prepare(path, model_card(), "scan").notes
     except VolumeError as error:
         return [error.problem], []
     # Random voxels have no air, which is another doubt.

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from upfield.common.errors import VolumeError
 from upfield.export.configuration import ServeConfig
+from upfield.export.modelfile.card import ModelCard
 from upfield.export.scans.restoration import slice_batches
 from upfield.export.scans.scan import ModelInput, finish, prepare_volume, write_enhanced
 from upfield.export.scans.scan_claim import ScanClaim
@@ -32,8 +32,8 @@ class Engine(Protocol):
     """Restores strips of slices from several scans concurrently."""
 
     @property
-    def context(self) -> int:
-        """Number of neighbouring slices on each side of the restored slice."""
+    def card(self) -> ModelCard:
+        """Metadata of the model."""
         ...
 
     @property
@@ -51,7 +51,7 @@ class Engine(Protocol):
 
 
 async def enhance_upload(
-    request: ScanRequest, engine: Engine, config: ServeConfig, executor: Executor, claim: ScanClaim
+    request: ScanRequest, engine: Engine, config: ServeConfig, executor: Executor
 ) -> EnhancedFiles:
     """Enhance an uploaded scan.
 
@@ -60,21 +60,20 @@ async def enhance_upload(
         engine: engine that restores the slices.
         config: the service's configuration, which holds the limits.
         executor: threads for work that would delay other requests on the event loop.
-        claim: what the model was trained on.
 
     Raises:
         VolumeError: the scan cannot be used.
         RefusedError: the scan is too large.
     """
     request.progress.state = "reading"
-    prepared = await in_thread(executor, prepare_upload, request, config, claim)
+    prepared = await in_thread(executor, prepare_upload, request, engine.card, config)
     request.progress.state, request.progress.num_slices = "restoring", len(prepared.low)
     restored = await restore_scan(prepared.low, engine, request)
     request.progress.state = "writing"
     return await in_thread(executor, write_files, request, prepared, restored)
 
 
-def prepare_upload(request: ScanRequest, config: ServeConfig, claim: ScanClaim) -> ModelInput:
+def prepare_upload(request: ScanRequest, card: ModelCard, config: ServeConfig) -> ModelInput:
     """Read an upload in one pass, check its size while reading, and prepare it for the model.
 
     Raises:
@@ -93,8 +92,8 @@ def prepare_upload(request: ScanRequest, config: ServeConfig, claim: ScanClaim) 
     except UNREADABLE as error:
         raise VolumeError(label, unreadable(path, error).problem) from error
     path.unlink()
-    claim = replace(claim, name=request.name, stated=request.contrast)
-    return prepare_volume(scan, file.header, label, claim)
+    claim = ScanClaim(request.name, stated=request.contrast, option="contrast=")
+    return prepare_volume(scan, file.header, card, label, claim)
 
 
 async def restore_scan(low: NDArray[np.float32], engine: Engine, request: ScanRequest) -> NDArray[np.float32]:
@@ -110,7 +109,7 @@ async def restore_scan(low: NDArray[np.float32], engine: Engine, request: ScanRe
     """
     restored = np.empty_like(low)
     # The workers share the iterator, so that each takes the next strip.
-    strips = slice_batches(low, engine.context, engine.batch_size)
+    strips = slice_batches(low, engine.card.context, engine.batch_size)
 
     async def restore_strips() -> None:
         for rows, strip in strips:

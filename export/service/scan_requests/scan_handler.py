@@ -15,7 +15,6 @@ from upfield.common.cores import num_cores
 from upfield.common.errors import InputError, RunError
 from upfield.common.progress import say
 from upfield.export.configuration import ServeConfig
-from upfield.export.scans.scan_claim import ScanClaim
 from upfield.export.service.errors import ClientGoneError, RefusedError
 from upfield.export.service.scan_requests.admission import AdmissionQueue
 from upfield.export.service.scan_requests.enhancement import Engine, enhance_upload
@@ -31,9 +30,8 @@ T = TypeVar("T")
 class ScanHandler:
     """Handles requests to enhance a scan. `requests` holds those in progress, by id."""
 
-    def __init__(self, config: ServeConfig, engine: Engine, folder: Path, claim: ScanClaim) -> None:
-        """Set the limits, the engine that restores slices, the folder for uploads, and what the model expects."""
-        self._claim = claim
+    def __init__(self, config: ServeConfig, engine: Engine, folder: Path) -> None:
+        """Set the limits, the engine that restores slices, and the folder for uploads."""
         self.queue = AdmissionQueue(config.scans_at_once, config.max_queue)
         self.requests: dict[str, ScanRequest] = {}
         self._config, self._engine, self._folder = config, engine, folder
@@ -91,7 +89,7 @@ class ScanHandler:
 
     async def _in_turn(self, request: ScanRequest) -> EnhancedFiles:
         async with self.queue.turn(request.progress):
-            files = await enhance_upload(request, self._engine, self._config, self._executor, self._claim)
+            files = await enhance_upload(request, self._engine, self._config, self._executor)
         for file in (files.enhanced, files.before):
             if file is not None:
                 request.resources.enter_context(file)

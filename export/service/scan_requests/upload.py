@@ -76,7 +76,8 @@ async def _receive_form(limited: Request, upload: Path) -> tuple[str, str]:
                     file.write(chunk)
             contrast = form.get("contrast")
             return clean_name(scan.filename or ""), contrast if isinstance(contrast, str) else ""
-    except (MultiPartException, HTTPException) as error:
+    # The parser lets errors of unusual charsets pass.
+    except (MultiPartException, HTTPException, ValueError, LookupError) as error:
         raise RefusedError(400, f"The request body is not a form with one file ({error}). See /docs.") from error
 
 
