@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/upfield demo --out demo
 
 test: $(READY)
-	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-slow test-long: $(READY)
 	$(BIN)/pytest -m 'slow or generated' --hypothesis-profile many

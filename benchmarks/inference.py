@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from model import Row, build, read_size
 from upfield.common.allocator import keep_freed_memory
+from upfield.common.command import to_tree
 from upfield.common.cores import num_cores, processor_name
 from upfield.export.modelfile.card import write_card
 from upfield.export.modelfile.graph import build_graph, write_model
@@ -43,6 +44,7 @@ from upfield.export.modelfile.torch_restorer import TorchRestorer
 from upfield.imaging.normalisation import NORMALISATION
 from upfield.model.amir import Amir, pad_to_multiple
 from upfield.model.weights import load_model
+from upfield.sharding.configuration import GeometryConfig
 
 LEVELS = {"no graph optimisation": "ORT_DISABLE_ALL", "up to fusions, no layout": "ORT_ENABLE_EXTENDED"}
 APART = (
@@ -130,6 +132,7 @@ def write_files(network: Amir, folder: Path) -> dict[str, Path]:
     """Write the model in float32 and in half precision."""
     card: dict[str, Any] = dict.fromkeys(("config", "data_sha256", "step"), "")
     card |= {"context": network.config.in_channels // 2, "normalisation": NORMALISATION}
+    card["geometry"] = to_tree(GeometryConfig())
     card["model"] = network.config.to_tree()
     files = {name: folder / f"{name}.onnx" for name in ("fp32", "fp16")}
     for name, path in files.items():

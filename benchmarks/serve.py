@@ -35,12 +35,14 @@ import numpy as np
 import psutil
 import torch
 
+from upfield.common.command import to_tree
 from upfield.common.cores import processor_name
 from upfield.export.enhance import main as enhance
 from upfield.export.modelfile.card import write_card
 from upfield.export.modelfile.graph import build_graph, write_model
 from upfield.imaging.normalisation import NORMALISATION
 from upfield.model.amir import Amir, AmirConfig
+from upfield.sharding.configuration import GeometryConfig
 
 SCRIPT = Path(__file__).parents[1] / "export/serve.py"
 # 38 slices of 46 x 40 and 35 of 50 x 35: the last batch of a scan has room for slices of other scans.
@@ -85,7 +87,7 @@ def make_model(path: Path) -> Path:
     network = Amir(AmirConfig.preset("tiny")).eval()
     graph = build_graph(network, half=False)
     card = {"config": {}, "context": 0, "normalisation": NORMALISATION, "data_sha256": "", "step": 0}
-    write_card(graph, card | {"model": network.config.to_tree()})
+    write_card(graph, card | {"geometry": to_tree(GeometryConfig()), "model": network.config.to_tree()})
     with write_model(graph, path):
         return path
 

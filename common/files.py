@@ -17,6 +17,8 @@ from typing import Any
 from upfield.common.errors import InputError, UnwritableError
 
 SET_CACHE_HOME = "Set XDG_CACHE_HOME to a folder that can be written."
+# Stands for the home folder of a user who has none. Nothing can be written below it.
+NO_HOME = Path("/dev/null")
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
@@ -70,8 +72,10 @@ def user_cache_folder(purpose: str, remedy: str = SET_CACHE_HOME) -> Path:
     """
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser()
-    except RuntimeError as error:
-        raise InputError(f"There is no folder for {purpose}, because the user has no home folder. {remedy}") from error
+    except RuntimeError:
+        cache = NO_HOME
+    if cache.is_relative_to(NO_HOME):
+        raise InputError(f"There is no folder for {purpose}, because the user has no home folder. {remedy}")
     return cache / "upfield" / purpose
 
 

@@ -180,6 +180,7 @@ def keep_best(run: TrainingRun, figures: Figures) -> None:
         "validation": figures,
         "data_sha256": manifest.data_sha256,
         "normalisation": manifest.normalisation,
+        "geometry": manifest.geometry,
         "context": manifest.context,
         "contrast": to_value(manifest.contrasts),
         "skull_stripped": manifest.skull_stripped,

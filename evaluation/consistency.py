@@ -45,9 +45,7 @@ class LowFieldSampling:
             cohort: cohort of the volume.
             record: record of any of the volume's samples: its kind, and the parameters of a synthetic scan.
         """
-        grids = manifest.tree["config"]["geometry"]
-        values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in grids.items()}
-        geometry = GeometryConfig(**values)
+        geometry = GeometryConfig.from_tree(manifest.geometry)
         tree = manifest.cohorts[cohort]
         # Slice stacks are resized by default. A pseudonymised set hides its path patterns, so its stacks are treated as
         # volumes. Such a stack is then aligned at its edges instead of its corners, which is an error of 2%.

@@ -25,10 +25,14 @@ QUARTER_WIDTH = 0.637
 OUTLIER_SPREADS = 3.0
 # A voxel belongs to the head if it is brighter than this share of the way from air to the head's bright tissue.
 HEAD_SHARE = 0.2
+# In noisy scans, a voxel of the head must also be brighter than air by this many standard deviations: a plane of air
+# would otherwise have as many voxels above the threshold as the first plane of the head.
+NOISE_SPREADS = 4.5
+MAX_HEAD_SHARE = 0.8
 # Percentile of the head's voxels that stands for its bright tissue.
 BRIGHT_PERCENTILE = 95.0
 # Below this many standard deviations of air between air and bright tissue, intensity does not separate the two.
-LEAST_CONTRAST = 4.0
+LEAST_CONTRAST = 5.0
 # Undershoot affects a few percent as many voxels as the head has. If more are darker than the border, it is not air.
 MAX_DARKER = 0.1
 # Undershoot and noise that are less than this share of the way to bright tissue below air do not count as darker.
@@ -38,7 +42,9 @@ MAX_HEAD_AT_BORDER = 0.35
 MAX_FILLS = 2
 # A fill value lies below air by at least this share of the way from air to bright tissue. Nearer ones do no harm.
 FILL_GAP = 0.25
-CONSEQUENCE = "the scan is therefore not centred on its head, and its intensities may be wrong"
+CONSEQUENCE = (
+    "so air cannot be told from the head: the scan is not centred on its head, and its intensities may be wrong"
+)
 
 
 @dataclass(frozen=True)
@@ -84,12 +90,13 @@ def estimate_air(voxels: NDArray[np.float32]) -> Air:
         # Noise of both signs, with exact zeros around it.
         spread = 1.4826 * float(np.median(level - below))
     bright = _bright_tissue(values, level, spread)
-    threshold = level + HEAD_SHARE * (bright - level)
+    contrast = bright - level
+    threshold = level + max(HEAD_SHARE * contrast, min(NOISE_SPREADS * spread, MAX_HEAD_SHARE * contrast))
     lowest, highest = (float(edge) for edge in np.percentile(values, (0.5, 99.5)))
     limit = max(level - OUTLIER_SPREADS * spread, 2 * lowest - highest)
     num_head = int(np.count_nonzero(values > threshold))
-    num_darker = int(np.count_nonzero(values < min(limit, level - DARKER_SHARE * (bright - level))))
-    if bright - level <= LEAST_CONTRAST * spread:
+    num_darker = int(np.count_nonzero(values < min(limit, level - DARKER_SHARE * contrast)))
+    if contrast <= LEAST_CONTRAST * spread:
         doubt = (
             f"the border of the field of view (value {level:.4g}, standard deviation {spread:.3g}) is nearly as bright "
             f"as the head (value {bright:.4g})"
@@ -106,7 +113,7 @@ def estimate_air(voxels: NDArray[np.float32]) -> Air:
         darkest = _lowest_above(voxels, limit)
         return Air(level, spread, darkest, darkest, threshold, None)
     darkest = _lowest_above(voxels, 2 * lowest - highest)
-    return Air(level, spread, darkest, level, float("inf"), f"{doubt}; {CONSEQUENCE}")
+    return Air(level, spread, darkest, level, float("inf"), f"{doubt}, {CONSEQUENCE}")
 
 
 def raise_to_air(volume: Volume, air: Air) -> Volume:

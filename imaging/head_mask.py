@@ -3,7 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from skimage.filters import threshold_otsu
+
+from upfield.imaging.air import estimate_air
 
 STRIDE = 2
 CLOSING_VOX = 3
@@ -14,7 +15,7 @@ def head_mask(high: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Find the voxels of the head in a high-field volume.
 
     These steps are applied to every second voxel of each axis:
-    1. Take the voxels above half of Otsu's threshold.
+    1. Take the voxels above the threshold between air and the head.
     2. Keep the connected parts with at least 5% of the largest part's voxels. More than one part is kept because the
        dark skull separates brain from scalp.
     3. Apply a binary closing with 3 iterations, and fill all holes in sagittal and axial sections.
@@ -24,12 +25,16 @@ def head_mask(high: NDArray[np.float32]) -> NDArray[np.bool_]:
         high: `(X, Y, Z)` in [0, 1].
 
     Returns:
-        `(X, Y, Z)` bool. If the volume is constant, all values are False.
+        `(X, Y, Z)` bool. If the volume is constant, all values are False. If air cannot be told from the head, all
+        values are True.
     """
     coarse = high[::STRIDE, ::STRIDE, ::STRIDE]
     if coarse.min() == coarse.max():
         return np.zeros(high.shape, dtype=np.bool_)
-    bright = coarse > threshold_otsu(coarse) / 2
+    air = estimate_air(high)
+    if air.doubt:
+        return np.ones(high.shape, dtype=np.bool_)
+    bright = coarse > air.threshold
     parts, sizes = connected_parts(bright)
     large = (sizes >= LEAST_SHARE * sizes.max())[parts]
     # The mask is padded because closing would treat everything beyond the border as air.

@@ -17,26 +17,8 @@ SAMPLE_SIZE = 65536
 NORMALISATION = "clip to percentiles 1 and 99 of the volume, scale to 0..1"
 
 
-def normalise(voxels: NDArray[np.float32], where: str) -> NDArray[np.float32]:
-    """Clip a volume to its own 1st and 99th percentile and scale it to [0, 1].
-
-    Args:
-        voxels: `(I, J, K)` in any unit.
-        where: name of the volume in error messages.
-
-    Returns:
-        `(I, J, K)` float32 in [0, 1].
-
-    Raises:
-        VolumeError: the two percentiles are equal.
-    """
-    scaled = voxels.copy()
-    normalise_in_place(scaled, where)
-    return scaled
-
-
 def normalise_in_place(voxels: NDArray[np.float32], where: str) -> NDArray[np.float16]:
-    """Normalise a volume in place, as `normalise` does, and return a copy in half precision.
+    """Clip a volume to its own 1st and 99th percentile, scale it to [0, 1], and return a copy in half precision.
 
     Args:
         voxels: `(I, J, K)` in any unit, overwritten with values in [0, 1].
@@ -48,6 +30,15 @@ def normalise_in_place(voxels: NDArray[np.float32], where: str) -> NDArray[np.fl
     Raises:
         VolumeError: the two percentiles are equal.
     """
+    return scale_in_place(voxels, *intensity_range(voxels, where))
+
+
+def intensity_range(voxels: NDArray[np.float32], where: str) -> tuple[float, float]:
+    """Return percentiles 1 and 99 of a volume `(I, J, K)`.
+
+    Raises:
+        VolumeError: the two percentiles are equal.
+    """
     low, high = percentiles(voxels, PERCENTILES)
     if not high > low:
         raise VolumeError(
@@ -55,6 +46,20 @@ def normalise_in_place(voxels: NDArray[np.float32], where: str) -> NDArray[np.fl
             f"percentiles 1 and 99 are both {low:zg}, so the volume is nearly constant within the grid. "
             "If low and high field are in different positions, set align: rigid.",
         )
+    return low, high
+
+
+def scale_in_place(voxels: NDArray[np.float32], low: float, high: float) -> NDArray[np.float16]:
+    """Clip a volume to a range, scale this range to [0, 1], and return a copy in half precision.
+
+    Args:
+        voxels: `(I, J, K)` in any unit, overwritten with values in [0, 1].
+        low: the value that becomes 0.
+        high: the value that becomes 1.
+
+    Returns:
+        `(I, J, K)` float16 in [0, 1].
+    """
     half = np.empty(voxels.shape, dtype=np.float16)
     # Four passes over a plane that stays in the cache take less time than one pass over the whole volume.
     for plane, half_plane in zip(voxels, half, strict=True):

@@ -35,6 +35,8 @@ class BestModel:
     """Data hash of the shard set on which the network was trained."""
     validation: dict[str, Any]
     """Figures on the validation split."""
+    geometry: dict[str, Any] | None = None
+    """Grids of the shard set, as plain values; None if they are not known, as in runs of earlier versions."""
     contrast: str | list[str] | None = None
     """Contrast or contrasts of the shard set; None if they are not known, as in runs of earlier versions."""
     skull_stripped: bool | None = None
@@ -58,7 +60,7 @@ def read_best(folder: Path) -> BestModel:
         record = json.loads((folder / METRICS).read_text(encoding="utf-8"))
         names = ("step", "context", "normalisation", "data_sha256", "validation")
         found = {name: record[name] for name in names}
-        found |= {name: record.get(name) for name in ("contrast", "skull_stripped")}
+        found |= {name: record.get(name) for name in ("geometry", "contrast", "skull_stripped")}
         return BestModel(network, dict(config), **found)
     except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder}: {CONFIG} or {METRICS} is damaged: {error}") from error

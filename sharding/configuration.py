@@ -5,7 +5,7 @@ This file has no heavy imports, so that `--help` answers at once.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from upfield.common.addresses import format_address, is_remote
 from upfield.imaging.contrast import parse_contrast
@@ -29,6 +29,12 @@ class GeometryConfig:
     """Voxel size of the high-field grid, in mm."""
     average: bool = False
     """Average over each voxel of a grid that is coarser than the scan, as a thick slice does, instead of sampling."""
+
+    @classmethod
+    def from_tree(cls, tree: dict[str, Any]) -> "GeometryConfig":
+        """Read a geometry from plain values, with lists in place of tuples, as in a manifest or a model file."""
+        values: dict[str, Any] = {key: tuple(each) if isinstance(each, list) else each for key, each in tree.items()}
+        return cls(**values)
 
     def __post_init__(self) -> None:
         """Refuse grids that no volume can have."""

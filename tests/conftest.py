@@ -45,6 +45,20 @@ cohorts:
 """
 
 
+# Their tests start processes and take longest. If they ran last, one worker would wait for the other.
+FIRST = ("tune/test_sweep", "distributed/", "cluster/", "evaluation/test_evaluate", "export/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the files of the slowest tests to the front."""
+
+    def rank(item: pytest.Item) -> int:
+        name = item.path.relative_to(Path(__file__).parent).as_posix()
+        return next((number for number, start in enumerate(FIRST) if name.startswith(start)), len(FIRST))
+
+    items.sort(key=rank)
+
+
 BuildOnce = Callable[[str, Callable[[Path], None]], Path]
 
 

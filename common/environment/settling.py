@@ -5,12 +5,16 @@ import os
 import tempfile
 from pathlib import Path
 
-from upfield.common.environment.influences import ANY, RECORDED, REFUSED, REMOVED, USES_RAY, Influence, find
+from upfield.common.environment.influences import ANY, RECORDED, REFUSED, REMOVED, TRAINS, USES_RAY, Influence, find
 from upfield.common.errors import InputError
+from upfield.common.files import NO_HOME
 from upfield.common.progress import say
 
 # Without this variable, ONNX Runtime sends telemetry over the network.
 ALWAYS_SET = {"ORT_DISABLE_TELEMETRY": "1"}
+# Accelerate raises an error at other values of these flags.
+FLAGS = ("ACCELERATE_USE_CPU", "ACCELERATE_DEBUG_MODE", "ACCELERATE_CPU_AFFINITY")
+TRUTH_VALUES = ("y", "yes", "t", "true", "on", "1", "n", "no", "f", "false", "off", "0")
 # Ray reads these variables when it is imported.
 SET_FOR_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_TRAIN_V2_ENABLED": "1"}
 # Ray's sockets are at FOLDER/ray/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store, which Unix limits to
@@ -40,19 +44,27 @@ def settle_environment(verb: str, in_worker: bool = False) -> None:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     if verb in USES_RAY.split():
         _prepare_for_ray()
+    if verb == "tune" and not _has_home():
+        # Ray Train cannot be imported by a user without a home folder.
+        os.environ["HOME"] = str(NO_HOME)
 
 
 def refuse_environment(verb: str) -> None:
     """Check that no variable asks for something that upfield does not do.
 
     Raises:
-        InputError: a variable is set that upfield refuses.
+        InputError: a variable is set that upfield refuses, or a flag is neither true nor false.
     """
     for name, influence in _present(REFUSED):
         if _concerns(influence, verb) and not _is_usual(influence, os.environ[name]):
             raise InputError(
                 f"{name}={os.environ[name]}: this environment variable {influence.changes}, which upfield does not "
                 f"support. Unset it, or change the launcher's configuration; use {influence.instead} instead."
+            )
+    for name in (name for name in FLAGS if name in os.environ and verb in TRAINS.split()):
+        if os.environ[name].lower() not in TRUTH_VALUES:
+            raise InputError(
+                f"{name}: expected true or false in this environment variable, found {os.environ[name]!r}."
             )
 
 
@@ -61,13 +73,16 @@ def recorded_environment() -> dict[str, str]:
     return {name: os.environ[name] for name, _ in _present(RECORDED)}
 
 
-def _prepare_for_ray() -> None:
-    os.environ |= SET_FOR_RAY
+def _has_home() -> bool:
     try:
         Path.home()
     except RuntimeError:
-        # Ray cannot be imported without a home folder. Containers set this folder for users without an entry in passwd.
-        os.environ["HOME"] = "/"
+        return False
+    return True
+
+
+def _prepare_for_ray() -> None:
+    os.environ |= SET_FOR_RAY
     # Without this variable, Ray uses TMPDIR, or else /tmp even if it cannot be written.
     if "RAY_TMPDIR" not in os.environ and len(os.environ.get("TMPDIR", "")) not in range(1, LONGEST_TEMPORARY + 1):
         os.environ["RAY_TMPDIR"] = str(short_temporary_folder())

@@ -12,12 +12,13 @@ from onnx.external_data_helper import load_external_data_for_tensor, uses_extern
 
 from upfield.common.errors import InputError
 from upfield.imaging.contrast import from_value
+from upfield.sharding.configuration import GeometryConfig
 
 FORMAT = "upfield-model"
-VERSION = 1
+VERSION = 2
 # The key that holds the sha256 of the graph. It is not required, because files of older versions lack it.
 HASH = "graph_sha256"
-REQUIRED = ("config", "context", "data_sha256", "model", "normalisation", "step")
+REQUIRED = ("config", "context", "data_sha256", "geometry", "model", "normalisation", "step")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class ModelCard:
     def normalisation(self) -> str:
         """Name of the method that brings intensities to [0, 1]."""
         return self.tree["normalisation"]
+
+    @property
+    def geometry(self) -> GeometryConfig:
+        """The grids of the training data. Intensities are normalised within the box of its high-field grid."""
+        return GeometryConfig.from_tree(self.tree["geometry"])
 
 
 def hash_graph(model: onnx.ModelProto, folder: Path) -> str:
@@ -162,4 +168,7 @@ def _expect_version(tree: dict[str, Any], path: Path) -> None:
             f"{path}: expected format version {VERSION}, found {version}, which a newer upfield wrote. Update upfield."
         )
     if version < VERSION:
-        raise InputError(f"{path}: expected format version {VERSION}, found {version}. Export the run again.")
+        raise InputError(
+            f"{path}: expected format version {VERSION}, found {version}, which normalises scans differently. "
+            "Export the run again."
+        )

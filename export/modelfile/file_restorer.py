@@ -26,7 +26,9 @@ class FileRestorer(ABC):
         Raises:
             InputError: the file is not a model file of this version.
         """
-        self.path, self.card = path, read_card(path)
+        self.path = path
+        self.card = read_card(path)
+        """Metadata of the model."""
 
     @property
     def context(self) -> int:

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upfield.common.errors import InputError, ShardSetError
+from upfield.model.weights import BestModel
+from upfield.sharding.shardset.manifest import read_manifest
 from upfield.sharding.shardset.shard_split import ShardSplit
 
 NUM_SLICES = 4
@@ -40,6 +42,26 @@ def training_shards(training: dict[str, Any], run: Path) -> Path:
     if "://" in shards:
         raise InputError(f"{run} was trained on {shards}, which is remote. Name a local copy with --shards.")
     return Path(shards)
+
+
+def training_geometry(best: BestModel, shards: Path, run: Path) -> dict[str, Any]:
+    """Return the grids of the shard set that a run was trained on.
+
+    Runs of older versions do not record them. They are then read from the shard set, if it is the one that the run was
+    trained on.
+
+    Raises:
+        InputError: neither the run nor the shard set can tell.
+    """
+    if best.geometry is not None:
+        return best.geometry
+    manifest = read_manifest(shards)
+    if manifest.data_sha256 != best.data_sha256:
+        raise InputError(
+            f"{run} does not record the grids of its training data, and {shards} is not the shard set that it was "
+            "trained on. Name that set with --shards."
+        )
+    return manifest.geometry
 
 
 def read_parity_slices(shards: Path, context: int, is_recorded: bool) -> SlicePairs:

@@ -18,7 +18,7 @@ STEP = re.compile(r"\bstep (\d+)\)")
 
 
 def describe_run(best: BestModel, run: Path, precision: str, evaluation: Path | None) -> dict[str, Any]:
-    """Return the metadata that describes a run; `parity` is added later.
+    """Return the metadata that describes a run; `geometry` and `parity` are added later.
 
     Args:
         best: the run's best model.

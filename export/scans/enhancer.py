@@ -68,7 +68,7 @@ class Enhancer:
         if self._config.resume and is_done(task.target, sha256, self.model_sha256, self.parameters()):
             self.num_skipped += 1
             return None
-        model_input = prepare(task.scan, self.restorer.normalisation, str(task.scan))
+        model_input = prepare(task.scan, self.restorer.card, str(task.scan))
         if self.layout.like is not None:
             doubt = expect_on_grid(model_input, self.layout.like, str(task.scan))
             if doubt is not None:

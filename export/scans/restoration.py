@@ -6,6 +6,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from upfield.export.modelfile.card import ModelCard
 from upfield.imaging.slices import neighbour_indices
 
 
@@ -24,6 +25,15 @@ class Restorer(Protocol):
 
     def restore(self, low: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map `(N, 1 + 2*context, H, W)` in [0, 1] to `(N, 1, H, W)` in [0, 1]."""
+        ...
+
+
+class ScanRestorer(Restorer, Protocol):
+    """A model that also states how a scan is prepared for it."""
+
+    @property
+    def card(self) -> ModelCard:
+        """Metadata of the model."""
         ...
 
 

@@ -8,17 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upfield.common.errors import InputError, VolumeError
-from upfield.export.scans.restoration import Restorer, restore_volume
+from upfield.export.modelfile.card import ModelCard
+from upfield.export.scans.restoration import ScanRestorer, restore_volume
+from upfield.imaging.air import Air, estimate_air, raise_to_air
 from upfield.imaging.extent import finer_than_grid
 from upfield.imaging.formats.file_header import Header
 from upfield.imaging.formats.header_findings import ENHANCED, UNITS, affine_findings, header_findings
 from upfield.imaging.nifti_writer import write_file
-from upfield.imaging.normalisation import NORMALISATION, normalise
+from upfield.imaging.normalisation import NORMALISATION, intensity_range, scale_in_place
 from upfield.imaging.placement import Placement, SharedSpace, placement_of, share_space
 from upfield.imaging.regrid import Grid, overlaps, regrid
 from upfield.imaging.resample import box_centre, resample_box
 from upfield.imaging.volume import Volume, from_ras
 from upfield.imaging.volume_file import read_volume_and_header
+from upfield.sharding.building.field_resampler import FieldResampler
+from upfield.sharding.configuration import GeometryConfig
 
 SPACING_MM = 1.0
 MIN_EXTENT_MM, MAX_EXTENT_MM = 9.0, 600.0
@@ -37,7 +41,7 @@ class ModelInput:
     placement: Placement
     """Position and orientation from the header of the scan's file."""
     notes: tuple[str, ...] = ()
-    """Warnings about doubtful values in the scan's header, one sentence each."""
+    """Warnings about doubtful values in the scan's header and voxels, one sentence each."""
 
 
 @dataclass(frozen=True)
@@ -53,45 +57,68 @@ class OutputLayout:
 DEFAULT_LAYOUT = OutputLayout()
 
 
-def prepare(path: Path, normalisation: str, where: str) -> ModelInput:
+def prepare(path: Path, card: ModelCard, where: str) -> ModelInput:
     """Read a scan, interpolate it to 1 mm, and normalise its intensities for a model.
 
     Args:
         path: NIfTI or MGH file in any orientation and on any grid.
-        normalisation: name of the model's normalisation.
+        card: metadata of the model.
         where: name of the scan in error messages.
 
     Raises:
         VolumeError: the file is not one 3-D real volume, or is not the size of a head.
         InputError: this version does not know the model's normalisation.
     """
-    if normalisation != NORMALISATION:
+    if card.normalisation != NORMALISATION:
         raise InputError(
-            f"{where}: expected a model with normalisation {NORMALISATION!r}, found {normalisation!r}. Use the version "
-            "of upfield that exported the model."
+            f"{where}: expected a model with normalisation {NORMALISATION!r}, found {card.normalisation!r}. Use the "
+            "version of upfield that exported the model."
         )
     try:
         scan, header = read_volume_and_header(path)
     except VolumeError as error:
         raise VolumeError(where, error.problem) from error
-    return prepare_volume(scan, header, where)
+    return prepare_volume(scan, header, card, where)
 
 
-def prepare_volume(scan: Volume, header: Header, where: str) -> ModelInput:
+def prepare_volume(scan: Volume, header: Header, card: ModelCard, where: str) -> ModelInput:
     """Interpolate a scan in memory to 1 mm, and normalise its intensities for a model.
 
     Args:
         scan: voxels `(I, J, K)` in RAS+.
         header: header of the scan's file.
+        card: metadata of the model.
         where: name of the scan in error messages.
 
     Raises:
         VolumeError: the scan is not the size of a head.
     """
     placement = placement_of(header)
+    air = estimate_air(scan.voxels)
+    scan = raise_to_air(scan, air)
     grid = isotropic(scan, where, header.unit)
-    notes = doubts(header) + sampling_doubts(scan)
-    return ModelInput(normalise(grid.voxels, where), grid.affine, scan.axcodes, placement, notes)
+    scale_in_place(grid.voxels, *training_range(scan, air, card.geometry, where))
+    notes = doubts(header) + sampling_doubts(scan) + ((air.doubt,) if air.doubt else ())
+    return ModelInput(grid.voxels, grid.affine, scan.axcodes, placement, notes)
+
+
+def training_range(scan: Volume, air: Air, geometry: GeometryConfig, where: str) -> tuple[float, float]:
+    """Return the intensities of a scan that become 0 and 1: those that would become 0 and 1 in a shard set.
+
+    They are percentiles 1 and 99 of the box that the model was trained with, placed around the head and filled up with
+    air as in a shard set. So they do not depend on the margins of the scan.
+
+    Args:
+        scan: voxels `(I, J, K)` in RAS+, without outliers below air.
+        air: its background.
+        geometry: the grids of the training data.
+        where: name of the scan in error messages.
+
+    Raises:
+        VolumeError: the two percentiles are equal.
+    """
+    resampler = FieldResampler.around(geometry, "crop_pad", scan, air)
+    return intensity_range(resampler.low_to_high(resampler.low_from_file(scan, air).voxels), where)
 
 
 def doubts(header: Header) -> tuple[str, ...]:
@@ -197,7 +224,7 @@ def mark_as_enhanced(descrip: bytes) -> bytes:
 
 
 def enhance_volume(
-    path: Path, restorer: Restorer, batch_size: int, advance: Callable[[int], None] = lambda _: None
+    path: Path, restorer: ScanRestorer, batch_size: int, advance: Callable[[int], None] = lambda _: None
 ) -> Volume:
     """Enhance one scan in memory.
 
@@ -213,7 +240,7 @@ def enhance_volume(
     Raises:
         VolumeError: the file is not one 3-D real volume, or is not the size of a head.
     """
-    model_input = prepare(path, restorer.normalisation, str(path))
+    model_input = prepare(path, restorer.card, str(path))
     return finish(model_input, restore_volume(model_input.low, restorer, batch_size, advance))
 
 

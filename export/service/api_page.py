@@ -22,6 +22,24 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     421: _error("The host name of the request is not accepted."),
     500: _error("An internal error occurred in the service."),
 }
+PROGRESS: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "id",
+            "in": "path",
+            "required": True,
+            "schema": {"type": "string"},
+            "description": "The id that was sent with the scan.",
+        }
+    ],
+    "responses": {"404": _error("No scan with this id is being processed.")},
+}
+READY: dict[str, Any] = {"responses": {"503": _error("No replica is ready. Retry-After says when to try again.")}}
+METRICS: dict[str, Any] = {
+    "responses": {
+        "200": {"description": "The counters.", "content": {"text/plain": {"schema": {"type": "string"}}}},
+    }
+}
 SCAN_BODY: dict[str, Any] = {
     "parameters": [
         {

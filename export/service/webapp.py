@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from upfield.export.configuration import ServeConfig
 from upfield.export.service.access import AccessMiddleware
-from upfield.export.service.api_page import RESPONSES, SCAN_BODY, schema_page
+from upfield.export.service.api_page import METRICS, PROGRESS, READY, RESPONSES, SCAN_BODY, schema_page
 from upfield.export.service.counters import Counters
 from upfield.export.service.errors import RefusedError, error_response
 from upfield.export.service.middleware import RequestMiddleware
@@ -55,6 +55,8 @@ def build_app(
         responses=RESPONSES,
         # Relative to the schema's own address, so that it is right below any path. FastAPI would add `root_path`, which
         # is unknown if a proxy removes it.
+        # Starlette's redirects to addresses with or without a last slash would leave out a path that a proxy removed.
+        redirect_slashes=False,
         servers=[{"url": "."}],
         root_path_in_servers=False,
     )
@@ -72,6 +74,10 @@ def build_app(
 
 async def _respond_to_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    root = request.scope.get("root_path", "")
+    if root and error.status_code == 404 and request.scope["path"] == root:
+        # The page's relative addresses need the last slash.
+        return RedirectResponse(f"{root.rpartition('/')[2]}/")
     refusal = RefusedError(error.status_code, f"{error.detail}. See /docs.")
     response = error_response(refusal, request.state.request_id)
     response.headers.update(error.headers or {})
@@ -88,10 +94,11 @@ def _add_scan_routes(app: FastAPI, handler: ScanHandler) -> None:
         """
         return await handler.handle(request)
 
-    @app.get("/progress/{id}", tags=["scans"])
-    async def progress(id: str) -> dict[str, Any]:  # noqa: A002 - the name in the address
+    # Without a declared parameter, because FastAPI would document a status 422 that never occurs.
+    @app.get("/progress/{id}", openapi_extra=PROGRESS, tags=["scans"])
+    async def progress(http_request: Request) -> dict[str, Any]:
         """Report the step that the scan with this `id` is in, and how many slices are restored."""
-        request = handler.requests.get(id)
+        request = handler.requests.get(http_request.path_params["id"])
         if request is None:
             raise RefusedError(404, "No scan with this id is being processed. Use the id that was sent with the scan.")
         return {
@@ -108,14 +115,14 @@ def _add_monitoring_routes(app: FastAPI, engine: Engine, model_info: dict[str, A
         """Report that the service is alive."""
         return {"status": "alive"}
 
-    @app.get("/ready", tags=["watching"])
+    @app.get("/ready", openapi_extra=READY, tags=["watching"])
     async def ready() -> dict[str, str]:
         """Report that a replica has loaded the model and responds; the status is 503 otherwise."""
         if not await engine.is_ready():
             raise RefusedError(503, "No replica is ready. Try again in 5 s.", 5)
         return {"status": "ready"}
 
-    @app.get("/metrics", response_class=Response, tags=["watching"])
+    @app.get("/metrics", openapi_extra=METRICS, response_class=Response, tags=["watching"])
     async def metrics() -> Response:
         """Return the counters in Prometheus's text format."""
         return Response(counters.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})

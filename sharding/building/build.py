@@ -149,9 +149,9 @@ def _usable_subjects(request: BuildRequest, headers: Preflight, quarantine: Quar
         problems += find_held_scans(sound, request.old, request.pseudonyms, request.config.jobs)
     problems = [problem for problem in problems if problem.cohort in request.new_cohorts]
     left_out = {(problem.cohort, problem.subject) for problem in problems if not problem.is_doubt}
-    usable = [s for s in request.files.subjects if (s.cohort, s.name) not in left_out]
+    usable = [subject for subject in request.new_subjects if (subject.cohort, subject.name) not in left_out]
     quarantine.namesakes = namesakes_of(usable, request.old, request.pseudonyms)
-    quarantine.admit(problems + shared_people([s for s in usable if s.cohort in request.new_cohorts]))
+    quarantine.admit(problems + shared_people(usable))
     healthy = quarantine.healthy(fresh)
     if not healthy:
         raise _no_usable_subjects(request)

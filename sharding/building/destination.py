@@ -12,6 +12,7 @@ from upfield.sharding.building.build import build
 from upfield.sharding.building.journal import lock_build
 from upfield.sharding.building.upload import fetch_manifest, remove_staging, staging_folder, upload_set
 from upfield.sharding.cohorts.privacy import Pseudonyms, open_key
+from upfield.sharding.cohorts.problems import MAX_EQUAL_ROWS
 from upfield.sharding.configuration import ShardConfig
 from upfield.sharding.shardset.manifest import MANIFEST, is_unfinished, read_manifest
 from upfield.sharding.shardset.namesakes import find_namesakes, members_of, namesakes_message
@@ -100,9 +101,15 @@ def _summarise(name: str, folder: Path) -> None:
 
 
 def _list_subjects(trees: list[dict[str, Any]]) -> None:
+    """Print a line for each subject, or one line for many subjects of a cohort that have the same problems."""
+    by_reason: dict[tuple[str, str], list[str]] = {}
     for tree in trees:
         reasons = [
             f"{problem['field']}: {problem.get('reason', problem['check'])}".removesuffix(".")
             for problem in tree["problems"]
         ]
-        print(f"    {tree['cohort']} {tree['subject']}: {'; '.join(reasons)}")
+        by_reason.setdefault((tree["cohort"], "; ".join(reasons)), []).append(tree["subject"])
+    for (cohort, reason), subjects in by_reason.items():
+        many = len(subjects) > MAX_EQUAL_ROWS
+        for name in [f"{subjects[0]} and {len(subjects) - 1} others"] if many else subjects:
+            print(f"    {cohort} {name}: {reason}")

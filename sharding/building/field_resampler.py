@@ -133,5 +133,6 @@ def head_centre(volume: Volume, air: Air, extent_mm: NDArray[np.float64]) -> NDA
         # At equal spacing, this puts samples on voxels, so that nothing is interpolated. The centre of a box with an
         # odd number of voxels lies on a voxel; with an even number, it lies between two voxels.
         offset = (round(float(box_vox[axis])) - 1) % 2 / 2
-        centre[axis] = np.round(wanted - offset) + offset
+        # Rounding half to even would depend on the number of voxels in front of the head.
+        centre[axis] = np.floor(wanted - offset + 0.5) + offset
     return centre

@@ -13,18 +13,16 @@ from upfield.sharding.shardset.sample_key import SPLITS
 def namesakes_of(
     subjects: Sequence[Subject[Source]], old: Manifest | None, pseudonyms: Pseudonyms | None
 ) -> list[tuple[Member, ...]]:
-    """Find people who may be in several splits, among configured subjects and those of the set that is extended.
+    """Find people who may be in several splits, among new subjects and those of the set that is extended.
 
     Args:
-        subjects: subjects of all configured cohorts.
+        subjects: subjects to be added, without those that are left out.
         old: manifest of the set that is extended, or None.
         pseudonyms: pseudonyms of the set, or None. The names behind those of the old set are taken from the list beside
             the key. If it is missing, only equal names are recognised.
     """
     members = [Member(subject.cohort, subject.name, subject.split) for subject in subjects]
-    configured = {subject.cohort for subject in subjects}
-    held = _held_members(old, subjects, pseudonyms) if old else ()
-    return find_namesakes([*members, *(member for member in held if member.cohort not in configured)])
+    return find_namesakes([*members, *(_held_members(old, subjects, pseudonyms) if old else ())])
 
 
 def _held_members(

@@ -4,7 +4,7 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ TWIN = " = "
 DOUBTS = ("place", "resolution", "person", "slice", "labels", "head", "times", "values", "space", "air")
 FAULT = "fault"
 LEAST_FILE_WIDTH = 24
+MAX_EQUAL_ROWS = 5
 
 
 @dataclass(frozen=True, order=True)
@@ -64,6 +65,8 @@ class Problem:
 def report(problems: Sequence[Problem], width: int | None = None, noun: str = "problems") -> str:
     """Return a plain-text table with one row per problem, wrapped messages, and long paths shortened in the middle.
 
+    If many subjects of a cohort have the same doubt, it gets one row.
+
     Args:
         problems: the problems, in the order of the rows.
         width: characters per line. By default, this is the width of the terminal; without a terminal, lines are long
@@ -75,11 +78,30 @@ def report(problems: Sequence[Problem], width: int | None = None, noun: str = "p
     file_width = longest if width is None else max(width * 3 // 10, LEAST_FILE_WIDTH)
     names = ("cohort", "subject", "field", "check", "message")
     rows = [
-        [*(str(getattr(problem, name)) for name in names), _shortened(problem.file, file_width)] for problem in problems
+        [*(str(getattr(problem, name)) for name in names), _shortened(problem.file, file_width)]
+        for problem in _without_equal_doubts(problems)
     ]
     table = text_table([*names, "file"], rows, wrapped=("message",), width=width or max(160, longest + 100))
     subjects = Counter((problem.cohort, problem.subject) for problem in problems)
     return f"{table}\n{len(problems)} {noun} of {len(subjects)} subjects"
+
+
+def _without_equal_doubts(problems: Sequence[Problem]) -> list[Problem]:
+    """Replace doubts that are equal for many subjects of a cohort by the first of them, which then counts the rest."""
+
+    def kind(problem: Problem) -> tuple[str, ...]:
+        return problem.cohort, problem.field, problem.check, problem.message
+
+    counts = Counter(kind(problem) for problem in problems)
+    rows: list[Problem] = []
+    shown: set[tuple[str, ...]] = set()
+    for problem in problems:
+        if not problem.is_doubt or counts[kind(problem)] <= MAX_EQUAL_ROWS:
+            rows.append(problem)
+        elif kind(problem) not in shown:
+            shown.add(kind(problem))
+            rows.append(replace(problem, subject=f"{problem.subject} and {counts[kind(problem)] - 1} others"))
+    return rows
 
 
 def _shortened(text: str, width: int) -> str:

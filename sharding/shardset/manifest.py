@@ -39,6 +39,11 @@ class Manifest:
         return self.tree["config"]["context"]
 
     @property
+    def geometry(self) -> dict[str, Any]:
+        """The two grids, as plain values."""
+        return self.tree["config"]["geometry"]
+
+    @property
     def normalisation(self) -> str:
         """How intensities were scaled to [0, 1]."""
         return self.tree["normalisation"]

@@ -7,9 +7,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from upfield.common.command import to_tree
+from upfield.export.modelfile.card import ModelCard
 from upfield.imaging.normalisation import NORMALISATION
+from upfield.sharding.configuration import GeometryConfig
 
 SHAPE, SPACING_MM = (24, 28, 10), (1.6, 1.6, 5.0)
 OBLIQUE = Rotation.from_euler("xyz", (0.2, 0.15, -0.1)).as_matrix()
@@ -23,10 +27,20 @@ AXCODES = [
 ]
 
 
+HEAD_SHAPE = (40, 44, 48)
+# The box of the high-field grid is as large as a scan of SHAPE, to the nearest mm.
+GEOMETRY = GeometryConfig(SHAPE, SPACING_MM, (38, 45, 50), (1.0, 1.0, 1.0))
+
+
+def model_card(geometry: GeometryConfig = GEOMETRY, normalisation: str = NORMALISATION) -> ModelCard:
+    """Return the metadata of a model, as far as the preparation of scans needs it."""
+    return ModelCard({"context": 0, "normalisation": normalisation, "geometry": to_tree(geometry)})
+
+
 class Unchanged:
     """A restorer that returns the centre slice."""
 
-    normalisation = NORMALISATION
+    normalisation, card = NORMALISATION, model_card()
 
     def __init__(self, context: int = 0) -> None:
         self.context = context
@@ -34,6 +48,20 @@ class Unchanged:
     def restore(self, low: np.ndarray) -> np.ndarray:
         assert low.shape[1] == 1 + 2 * self.context
         return low[:, self.context : self.context + 1]
+
+
+def radius(shape: tuple[int, ...] = HEAD_SHAPE) -> np.ndarray:
+    places = np.meshgrid(*(np.linspace(-1, 1, size) for size in shape), indexing="ij")
+    return np.sqrt(sum(np.square(place) for place in places))
+
+
+def whole_head(noise: float = 10.0) -> np.ndarray:
+    """Draw skin (1000), skull (60) and brain (300 to 700), with the noise of magnitude images in the air around."""
+    rng = np.random.default_rng(0)
+    r = radius()
+    brain = 500 + 200 * np.tanh(60 * ndimage.gaussian_filter(rng.standard_normal(HEAD_SHAPE), 4))
+    tissue = np.where(r < 0.7, brain, np.where(r < 0.78, 60, 1000)) * (r < 0.85)
+    return np.abs(tissue + rng.normal(0, noise, HEAD_SHAPE)).astype(np.float32)
 
 
 def scan_affine(rotation: np.ndarray | None = None, axcodes: str = "RAS") -> tuple[np.ndarray, np.ndarray]:

@@ -90,7 +90,7 @@ class LocalEngine:
 
     def __init__(self, model: Path, batch_size: int, note: Any) -> None:
         self.restorer = OnnxRestorer(model, "cpu", 1)
-        self.context = self.restorer.context
+        self.card = self.restorer.card
         self.batch_size = batch_size
         self.gate = threading.Event()
         """`restore` waits until the gate is set."""

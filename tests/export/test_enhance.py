@@ -73,7 +73,7 @@ def test_a_fault_in_one_scan_is_reported_and_the_others_are_enhanced(
     scan_name = os.fsdecode(b"K\xf6nig.nii")
     write_scan(scans / scan_name)
 
-    def fail(path: Path, *rest: str) -> Any:
+    def fail(path: Path, *rest: Any) -> Any:
         if path.name == "one.nii":
             raise KeyError(99)
         return prepare(path, *rest)
@@ -137,7 +137,7 @@ def test_the_written_file_equals_the_results_of_the_stages(tiny_model: Path, tmp
     restorer = OnnxRestorer(tiny_model, "cpu")
     upload = tmp_path / "anything.nii.gz"
     shutil.copy(scan, upload)
-    prepared = prepare(upload, restorer.normalisation, "the scan")
+    prepared = prepare(upload, restorer.card, "the scan")
     restored = restore_volume(prepared.low, restorer, 4)
     written = write_enhanced(prepared, restored, tmp_path / "answer.nii.gz")
     assert (tmp_path / "answer.nii.gz").read_bytes() == (tmp_path / "out.nii.gz").read_bytes()

@@ -7,12 +7,12 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from heads import model_card
 from nibabel.freesurfer.mghformat import MGHHeader
 
 from upfield.common.errors import VolumeError
 from upfield.export.scans.scan import doubts, prepare
 from upfield.imaging.header import read_header
-from upfield.imaging.normalisation import NORMALISATION
 from upfield.imaging.volume import Volume, read_volume
 from upfield.sharding.cohorts.preflight import preflight
 from upfield.sharding.cohorts.subjects import Source, Subject
@@ -93,7 +93,7 @@ def shard_says(path: Path) -> tuple[list[str], list[str]]:
 def enhance_says(path: Path) -> tuple[list[str], list[str]]:
     """Return the error and the notes about the header of enhance about a file."""
     try:
-        notes = prepare(path, NORMALISATION, "scan").notes
+        notes = prepare(path, model_card(), "scan").notes
     except VolumeError as error:
         return [error.problem], []
     # Other notes are about the voxels.

@@ -2,27 +2,14 @@
 
 import numpy as np
 import pytest
+from heads import HEAD_SHAPE as SHAPE
+from heads import radius
+from heads import whole_head as head
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from upfield.imaging.air import estimate_air, raise_to_air
 from upfield.imaging.volume import Volume
-
-SHAPE = (40, 44, 48)
-
-
-def radius(shape: tuple[int, ...] = SHAPE) -> NDArray[np.float64]:
-    places = np.meshgrid(*(np.linspace(-1, 1, size) for size in shape), indexing="ij")
-    return np.sqrt(sum(np.square(place) for place in places))
-
-
-def head(noise: float = 10.0) -> NDArray[np.float32]:
-    """Draw skin (1000), skull (60) and brain (300 to 700), with the noise of magnitude images in the air around."""
-    rng = np.random.default_rng(0)
-    r = radius()
-    brain = 500 + 200 * np.tanh(60 * ndimage.gaussian_filter(rng.standard_normal(SHAPE), 4))
-    tissue = np.where(r < 0.7, brain, np.where(r < 0.78, 60, 1000)) * (r < 0.85)
-    return np.abs(tissue + rng.normal(0, noise, SHAPE)).astype(np.float32)
 
 
 def scattered(value: float, share: float) -> NDArray[np.float32]:

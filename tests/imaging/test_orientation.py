@@ -214,5 +214,6 @@ def test_a_coarser_type_costs_no_more_than_its_own_precision(build, tmp_path):
     scaled(values, affine, np.ptp(values) / 1000, -5).to_filename(tmp_path / "coarse/s.nii")
     cohort = "{name: a, high: '{subject}.nii'}"
     (_, fine), (_, coarse) = (arrays(build(tmp_path / name, cohort)) for name in ("fine", "coarse"))
-    # The error is half a step of 1/1000 in the voxel and in both percentiles that scale it, and half precision.
-    assert 0 < np.abs(fine - coarse).max() < 2.5e-3
+    # The error is half a step of 1/1000 in the voxel and in both percentiles that scale it, and half precision. This
+    # volume has no air, so the darkest value that counts as air, and with it percentile 1, moves by several steps.
+    assert 0 < np.abs(fine - coarse).max() < 1e-2

@@ -7,11 +7,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 from header_files import enhance_says, shard_says
+from heads import model_card
 
 from upfield.common.errors import VolumeError
 from upfield.export.scans.scan import OutputLayout, expect_on_grid, finish, prepare, space_name
 from upfield.imaging.header import read_header
-from upfield.imaging.normalisation import NORMALISATION
 from upfield.imaging.placement import placement_of, share_space
 from upfield.imaging.regrid import read_grid
 from upfield.imaging.volume_header import VolumeHeader
@@ -137,7 +137,7 @@ def test_slices_use_the_space_that_all_name_and_other_stacks_are_a_doubt(tmp_pat
 
 
 def test_like_uses_the_shared_space_and_refuses_a_grid_in_another_one(tmp_path):
-    scan = prepare(write(tmp_path / "scan.nii", 1, 0), NORMALISATION, "scan")
+    scan = prepare(write(tmp_path / "scan.nii", 1, 0), model_card(), "scan")
     grids = {
         n: read_grid(write(tmp_path / f"{n}.nii", *c)) for n, c in {"both": (1, 4), "mni": (0, 4), "al": (0, 2)}.items()
     }

@@ -5,14 +5,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from heads import OBLIQUE, SHAPE, Unchanged, draw, load, off_mm, scan_affine, write_scan
+from heads import OBLIQUE, SHAPE, Unchanged, draw, load, model_card, off_mm, scan_affine, write_scan
 from scipy.spatial.transform import Rotation
 
 from upfield.common.errors import VolumeError
 from upfield.export.scans.restoration import restore_volume
 from upfield.export.scans.scan import OutputLayout, expect_on_grid, prepare, write_enhanced
 from upfield.imaging import regrid as module
-from upfield.imaging.normalisation import NORMALISATION
 from upfield.imaging.placement import Placement
 from upfield.imaging.regrid import Grid, overlaps, read_grid, regrid
 
@@ -60,7 +59,7 @@ def test_a_landmark_keeps_its_world_position_on_the_other_grid(
 ) -> None:
     scan = write_scan(tmp_path / "scan.nii.gz", axcodes, rotation)
     like = write_like(tmp_path / "like.nii.gz", grid_affine(axes, spacing_mm, shape), shape, code=2)
-    prepared = prepare(scan, NORMALISATION, "scan")
+    prepared = prepare(scan, model_card(), "scan")
     out = tmp_path / "out.nii.gz"
     write_enhanced(prepared, restore_volume(prepared.low, Unchanged(), 8), out, OutputLayout(like=read_grid(like)))
     assert off_mm(out) < min(spacing_mm) / 2
@@ -127,11 +126,11 @@ def test_grids_that_cannot_be_shared_are_refused(tmp_path: Path) -> None:
     far = grid_affine(TURNED, (1, 1, 1), (30, 30, 30))
     far[0, 3] += 500
     grid = read_grid(write_like(tmp_path / "far.nii", far, (30, 30, 30)))
-    prepared = prepare(write_scan(tmp_path / "scan.nii"), NORMALISATION, "scan")
+    prepared = prepare(write_scan(tmp_path / "scan.nii"), model_card(), "scan")
     assert not overlaps(prepared.low.shape, prepared.affine, grid)
     with pytest.raises(VolumeError, match=r"scan: the field of view does not overlap that of far.nii"):
         expect_on_grid(prepared, grid, "scan")
     image = nib.Nifti1Image(draw(SHAPE, scan_affine()[0]), None)
     image.to_filename(tmp_path / "unplaced.nii")
     with pytest.raises(VolumeError, match="the header does not say where the scan lies"):
-        expect_on_grid(prepare(tmp_path / "unplaced.nii", NORMALISATION, "scan"), grid, "scan")
+        expect_on_grid(prepare(tmp_path / "unplaced.nii", model_card(), "scan"), grid, "scan")

@@ -2,6 +2,7 @@ import contextlib
 import io
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -31,6 +32,8 @@ from upfield.sharding.phantoms.cohort_writer import listing, refuse_foreign
 from upfield.sharding.phantoms.subject_writer import PhantomTask, draw_subject, write_subject
 
 COARSE = GeometryConfig((37, 46, 13), (4.8, 4.8, 15.0), (60, 74, 67), (3.0, 3.0, 3.0))
+# Both fields of these cohorts cover 180 x 222 x 198 mm.
+SMALL = GeometryConfig((36, 37, 11), (5.0, 6.0, 18.0), (60, 74, 66), (3.0, 3.0, 3.0))
 GRID = TemplateGrid(COARSE.high_shape, COARSE.high_spacing_mm)
 
 
@@ -41,10 +44,11 @@ def template():
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
-    """The smallest cohort that the command writes: its folder and the printed text."""
+    """A cohort of four subjects on a coarse grid, written by the command: its folder and the printed text."""
     folder = tmp_path_factory.mktemp("phantom") / "cohort"
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        assert main([str(folder), "--subjects", "4", "--jobs", "2"]) == 0
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.setattr(cohort_writer, "PhantomTask", partial(PhantomTask, geometry=SMALL))
+        assert main([str(folder), "--subjects", "4", "--jobs", "1"]) == 0
     return folder, printed.getvalue()
 
 
@@ -109,7 +113,7 @@ def test_low_field_is_noisier_darker_and_less_sharp(template):
 
 def test_measured_low_field_has_more_noise_in_the_air(cohort):
     noise = {}
-    for field, corner in (("low", 8), ("high", 12)):
+    for field, corner in (("low", 3), ("high", 4)):
         voxels = stack(cohort[0], field).voxels
         noise[field] = voxels[:corner, :corner].std() / np.percentile(voxels, 99)
     assert noise["low"] > 1.5 * noise["high"] > 0
@@ -143,11 +147,15 @@ def test_the_same_seed_gives_the_same_bytes_and_another_subject_other_bytes(tmp_
     assert len(volumes) == 3
 
 
+def test_phantoms_have_the_shapes_and_spacings_of_shard_sets(tmp_path):
+    assert PhantomTask(tmp_path, 0, 0, 1).geometry == GeometryConfig()
+
+
 def test_two_thirds_of_the_cohort_are_pairs_and_the_output_says_so(cohort):
     folder, printed = cohort
     assert sorted(path.name for path in folder.iterdir()) == ["IXI-T1", "cohorts.yaml", "real"]
     assert printed.splitlines() == [
-        f"{folder}/real: 3 subjects, 120 low and 600 high slices",
+        f"{folder}/real: 3 subjects, 33 low and 198 high slices",
         f"{folder}/IXI-T1: 1 volumes",
     ]
 
@@ -157,15 +165,14 @@ def test_listing_is_a_shard_configuration_of_files_that_exist(cohort):
     real, ixi = from_tree(ShardConfig, tree, "cohorts.yaml").cohorts
     assert (real.name, real.synthetic, real.split) == ("real", 1, {"val": 1, "test": 1})
     assert (ixi.name, ixi.synthetic, ixi.low) == ("ixi", 1, None)
-    assert (cohort[0] / str(real.low).format(subject="sub-03", slice="039")).is_file()
-    assert (cohort[0] / real.high.format(subject="sub-03", slice="199")).is_file()
+    assert (cohort[0] / str(real.low).format(subject="sub-03", slice="010")).is_file()
+    assert (cohort[0] / real.high.format(subject="sub-03", slice="065")).is_file()
     assert (cohort[0] / ixi.high.format(subject="IXI901", site="PH", scan="1001")).is_file()
 
 
 @pytest.mark.parametrize("field", ["low", "high"])
 def test_slices_stack_to_the_grid(cohort, field):
-    geometry = GeometryConfig()
-    grid = TemplateGrid(getattr(geometry, f"{field}_shape"), getattr(geometry, f"{field}_spacing_mm"))
+    grid = TemplateGrid(getattr(SMALL, f"{field}_shape"), getattr(SMALL, f"{field}_spacing_mm"))
     paths = sorted((cohort[0] / "real" / field).glob("sub-02_slice_*.nii.gz"))
     volume = read_stack(paths)
     assert volume.voxels.shape == grid.shape
@@ -190,13 +197,13 @@ def test_ixi_volumes_are_stored_posterior_superior_right(cohort):
     path = cohort[0] / "IXI-T1" / "IXI901-PH-1001-T1.nii.gz"
     image = Nifti1Image.from_filename(path)
     assert aff2axcodes(image.affine) == ("P", "S", "R")
-    assert image.shape == (221, 200, 179)
+    assert image.shape == (74, 66, 60)
     assert image.get_data_dtype() == np.int16
     volume = read_volume(path)
-    assert volume.voxels.shape == GeometryConfig().high_shape
-    np.testing.assert_allclose(volume.affine, TemplateGrid(GeometryConfig().high_shape, (1, 1, 1)).affine, atol=1e-4)
+    assert volume.voxels.shape == SMALL.high_shape
+    np.testing.assert_allclose(volume.affine, TemplateGrid(SMALL.high_shape, (3, 3, 3)).affine, atol=1e-4)
     # The face is at the front and bottom; a flipped axis would move it elsewhere.
-    assert volume.voxels[90, 180, 20] > 5 * volume.voxels[90, 20, 190]
+    assert volume.voxels[30, 60, 7] > 5 * volume.voxels[30, 7, 63]
 
 
 def test_a_foreign_folder_is_refused(tmp_path, capsys):

@@ -52,7 +52,7 @@ class RayEngine:
             InputError: no cluster responds at the address, or it has too few cores or GPUs for the replicas.
             RunError: Ray or the replicas did not start.
         """
-        self.batch_size, self.context = config.batch_size, card.context
+        self.batch_size, self.card = config.batch_size, card
         self._note_batch = note_batch
         # A restarted service has the same name, and so replaces the replicas that a killed one left on a cluster.
         self._name = f"upfield-{socket.gethostname()}-{config.port or os.getpid()}"
@@ -144,7 +144,7 @@ class DeployedEngine(RayEngine):
             note_batch: function that is called with every restored batch.
             handle: Ray Serve's handle of the replicas' deployment.
         """
-        self.batch_size, self.context = config.batch_size, card.context
+        self.batch_size, self.card = config.batch_size, card
         self._note_batch, self._handle = note_batch, handle
 
 

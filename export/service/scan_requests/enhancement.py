@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from upfield.common.errors import VolumeError
 from upfield.export.configuration import ServeConfig
+from upfield.export.modelfile.card import ModelCard
 from upfield.export.scans.restoration import slice_batches
 from upfield.export.scans.scan import ModelInput, finish, prepare_volume, write_enhanced
 from upfield.export.service.scan_requests.scan_limits import LimitedContent, check_size
@@ -30,8 +31,8 @@ class Engine(Protocol):
     """Restores strips of slices from several scans concurrently."""
 
     @property
-    def context(self) -> int:
-        """Number of neighbouring slices on each side of the restored slice."""
+    def card(self) -> ModelCard:
+        """Metadata of the model."""
         ...
 
     @property
@@ -64,14 +65,14 @@ async def enhance_upload(
         RefusedError: the scan is too large.
     """
     request.progress.state = "reading"
-    prepared = await in_thread(executor, prepare_upload, request, config)
+    prepared = await in_thread(executor, prepare_upload, request, engine.card, config)
     request.progress.state, request.progress.num_slices = "restoring", len(prepared.low)
     restored = await restore_scan(prepared.low, engine, request)
     request.progress.state = "writing"
     return await in_thread(executor, write_files, request, prepared, restored)
 
 
-def prepare_upload(request: ScanRequest, config: ServeConfig) -> ModelInput:
+def prepare_upload(request: ScanRequest, card: ModelCard, config: ServeConfig) -> ModelInput:
     """Read an upload in one pass, check its size while reading, and prepare it for the model.
 
     Raises:
@@ -90,7 +91,7 @@ def prepare_upload(request: ScanRequest, config: ServeConfig) -> ModelInput:
     except UNREADABLE as error:
         raise VolumeError(label, unreadable(path, error).problem) from error
     path.unlink()
-    return prepare_volume(scan, file.header, label)
+    return prepare_volume(scan, file.header, card, label)
 
 
 async def restore_scan(low: NDArray[np.float32], engine: Engine, request: ScanRequest) -> NDArray[np.float32]:
@@ -106,7 +107,7 @@ async def restore_scan(low: NDArray[np.float32], engine: Engine, request: ScanRe
     """
     restored = np.empty_like(low)
     # The workers share the iterator, so that each takes the next strip.
-    strips = slice_batches(low, engine.context, engine.batch_size)
+    strips = slice_batches(low, engine.card.context, engine.batch_size)
 
     async def restore_strips() -> None:
         for rows, strip in strips:

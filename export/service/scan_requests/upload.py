@@ -64,7 +64,8 @@ async def _receive_form(limited: Request, upload: Path) -> str:
                 while chunk := await scan.read(CHUNK_BYTES):
                     file.write(chunk)
             return clean_name(scan.filename or "")
-    except (MultiPartException, HTTPException) as error:
+    # The parser lets errors of unusual charsets pass.
+    except (MultiPartException, HTTPException, ValueError, LookupError) as error:
         raise RefusedError(400, f"The request body is not a form with one file ({error}). See /docs.") from error
 
 

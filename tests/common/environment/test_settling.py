@@ -83,6 +83,14 @@ def test_a_variable_that_asks_for_something_else_is_refused(name: str, value: st
         refuse_environment("train")
 
 
+@pytest.mark.parametrize("value", ["", "maybe"])
+def test_a_flag_is_true_or_false(value: str) -> None:
+    os.environ["ACCELERATE_USE_CPU"] = value
+    with pytest.raises(InputError, match=f"ACCELERATE_USE_CPU: expected true or false .* found '{value}'"):
+        refuse_environment("train")
+    refuse_environment("shard")
+
+
 def test_ray_may_set_the_device_of_its_workers() -> None:
     os.environ |= {"ACCELERATE_TORCH_DEVICE": "cuda:0", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}
     settle_environment("train", in_worker=True)

@@ -34,9 +34,12 @@ def altered(tiny_model: Path, tmp_path: Path) -> Callable[..., Path]:
     ("values", "message"),
     [
         ({"format": None}, "the metadata of a model file is missing"),
-        ({"format": json.dumps("another")}, "expected format upfield-model 1, found another 1"),
-        ({"format_version": json.dumps(VERSION + 1)}, "found 2, which a newer upfield wrote. Update upfield."),
-        ({"format_version": json.dumps(VERSION - 1)}, "expected format version 1, found 0. Export the run again."),
+        ({"format": json.dumps("another")}, f"expected format upfield-model {VERSION}, found another {VERSION}"),
+        ({"format_version": json.dumps(VERSION + 1)}, "which a newer upfield wrote. Update upfield."),
+        (
+            {"format_version": json.dumps(VERSION - 1)},
+            "found 1, which normalises scans differently. Export the run",
+        ),
         ({"context": "no JSON"}, "its metadata is not valid JSON"),
         ({"context": None, "step": None}, "its metadata lacks context, step"),
     ],

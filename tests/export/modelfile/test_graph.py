@@ -15,7 +15,7 @@ from upfield.export.modelfile.onnx_restorer import OnnxRestorer
 from upfield.model.amir import Amir, AmirConfig
 
 SMALL = {"dim": 8, "num_blocks": (1, 1, 1, 1), "num_refinement_blocks": 1, "num_tokens": 4}
-CARD = {"config": {}, "context": 0, "data_sha256": "", "model": {}, "normalisation": "", "step": 0}
+CARD = dict.fromkeys(("config", "data_sha256", "geometry", "model", "normalisation", "step"), "") | {"context": 0}
 ISLANDS = ("LayerNormalization", "Softmax", "LogSoftmax", "ReduceSumSquare", "ReduceLogSumExp", "TopK")
 
 

@@ -25,7 +25,7 @@ def make_network(**sizes) -> Amir:
 def write(network: Amir, path: Path, half: bool = False, **how) -> tuple[Path, ModelCard]:
     model = build_graph(network, half)
     with write_model(model, path, **how):
-        tree = {"config": {}, "context": 0, "data_sha256": "", "normalisation": "", "step": 0}
+        tree = {"config": {}, "context": 0, "data_sha256": "", "geometry": {}, "normalisation": "", "step": 0}
         write_card(model, tree | {"model": network.config.to_tree()})
     return path, read_card(path)
 

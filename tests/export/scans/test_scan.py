@@ -15,6 +15,7 @@ from heads import (
     draw,
     landmark_mm,
     load,
+    model_card,
     off_mm,
     scan_affine,
     write_scan,
@@ -25,7 +26,6 @@ from nibabel.nifti1 import Nifti1Extension
 from upfield.common.errors import InputError, VolumeError
 from upfield.export.scans.restoration import restore_volume
 from upfield.export.scans.scan import ModelInput, OutputLayout, enhance_volume, prepare, write_enhanced
-from upfield.imaging.normalisation import NORMALISATION
 
 HALF_VOXEL_MM = 0.5
 CODES = [(1, 1), (1, 0), (0, 1), (2, 2), (3, 3), (4, 4), (0, 4)]
@@ -33,7 +33,7 @@ CODES = [(1, 1), (1, 0), (0, 1), (2, 2), (3, 3), (4, 4), (0, 4)]
 
 def enhanced(scan: Path, out: Path, layout: OutputLayout = OutputLayout()) -> ModelInput:  # noqa: B008 (frozen)
     """Write the output of a model that changes nothing."""
-    prepared = prepare(scan, NORMALISATION, str(scan))
+    prepared = prepare(scan, model_card(), str(scan))
     write_enhanced(prepared, restore_volume(prepared.low, Unchanged(), 4), out, layout)
     return prepared
 
@@ -179,10 +179,10 @@ def test_errors_name_the_scan_as_the_caller_does(tmp_path: Path) -> None:
     for name in ("hidden.nii.gz", "absent.nii", "s.nii", "c.nii"):
         scan = tmp_path / name
         with pytest.raises(VolumeError, match=r"^your scan: ") as caught:
-            prepare(scan, NORMALISATION, "your scan")
+            prepare(scan, model_card(), "your scan")
         assert str(tmp_path) not in str(caught.value)
     with pytest.raises(InputError, match="expected a model with normalisation"):
-        prepare(tmp_path / "s.nii", "otherwise", "your scan")
+        prepare(tmp_path / "s.nii", model_card(normalisation="otherwise"), "your scan")
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_scans_that_are_not_the_size_of_a_head_are_refused(
     image.header.set_xyzt_units(unit)
     image.to_filename(tmp_path / "scan.nii")
     with pytest.raises(VolumeError, match=message):
-        prepare(tmp_path / "scan.nii", NORMALISATION, "scan")
+        prepare(tmp_path / "scan.nii", model_card(), "scan")
 
 
 @pytest.mark.parametrize("context", [0, 2])
@@ -239,6 +239,6 @@ def test_a_scan_much_finer_than_the_models_grid_is_noted_with_its_axis(tmp_path,
     affine = np.diag([-5.0, finest_mm, 1.6, 1.0])
     voxels = np.random.default_rng(0).integers(0, 900, (8, 40, 20), np.int16)
     nib.Nifti1Image(voxels, affine).to_filename(tmp_path / "scan.nii")
-    notes = prepare(tmp_path / "scan.nii", NORMALISATION, "scan").notes
+    notes = prepare(tmp_path / "scan.nii", model_card(), "scan").notes
     expected = "the scan is finer than the grid of the model along posterior-anterior (0.5 mm on 1 mm)"
     assert any(note.startswith(expected) for note in notes) == is_noted

@@ -219,3 +219,4 @@ def test_without_a_token_the_open_paths_are_served_below_a_root_path(tiny_model:
                 assert ask(service.port, f"{prefix}{path}").status == 401
         assert raw(service.port, b"GET /mri/health HTTP/1.0\r\n\r\n").split()[1] == b"200"
         assert ask(service.port, "/mrihealth").status == 401
+        assert ask(service.port, "/mri").headers["location"] == "mri/"

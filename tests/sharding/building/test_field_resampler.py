@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from heads import whole_head
 
 from upfield.imaging.air import estimate_air
 from upfield.imaging.volume import Volume
@@ -124,3 +125,21 @@ def test_synthetic_low_fields_are_averaged_if_asked_to():
     # 1.6 x 1.6 x 5 voxels of noise in one.
     assert averaged.std() < 0.5 * sampled.std()
     np.testing.assert_array_equal(sampled, resampler.high_to_low(high).voxels)
+
+
+@pytest.mark.parametrize("noise", [0, 50, 100])
+def test_noise_of_a_tenth_of_the_head_does_not_move_the_box(noise):
+    rng = np.random.default_rng(0)
+    clean = np.pad(whole_head(0), [(5, 35), (30, 2), (20, 10)])
+    noisy = np.hypot(clean + rng.normal(0, noise, clean.shape), rng.normal(0, noise, clean.shape)).astype(np.float32)
+    box_mm = np.array([50.0, 60.0, 70.0])
+    centre = head_centre(Volume(noisy, np.eye(4)), estimate_air(noisy), box_mm)
+    np.testing.assert_allclose(centre, [24.5, 51.5, 43.5], atol=1)
+
+
+@pytest.mark.parametrize("margin", [1, 2, 7])
+def test_the_box_lies_where_it_did_whatever_the_margin(margin):
+    head, wide = whole_head(), np.pad(whole_head(), [(margin, 0)] * 3)
+    box_mm = np.array([49.0, 60.0, 70.0])
+    centres = [head_centre(Volume(voxels, np.eye(4)), estimate_air(voxels), box_mm) for voxels in (head, wide)]
+    np.testing.assert_array_equal(centres[1] - margin, centres[0])

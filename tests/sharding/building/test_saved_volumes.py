@@ -185,7 +185,8 @@ def test_a_synthetic_low_field_lies_where_its_high_field_does(built, scans, name
 def test_saving_volumes_changes_no_byte_of_the_set(run_cli, built, scans, tmp_path):
     assert run_cli(main, *arguments(scans, tmp_path / "shards"))[0] == 0
     assert files(tmp_path / "shards") == files(built / "shards")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["shards"]
+    # The low field of some scans is finer than the grid, which the report names.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["shards", "shards.problems.json"]
 
 
 def test_two_jobs_save_the_same_bytes_as_one(run_cli, built, scans, tmp_path):

@@ -25,7 +25,7 @@ from upfield.sharding.shardset.sample_key import SPLITS
 
 pytestmark = pytest.mark.generated
 # A build takes longer than the search for files.
-BUILDS = settings(max_examples=max(settings().max_examples // 5, 5))
+BUILDS = settings(max_examples=settings().max_examples // 5)
 GEOMETRY = """\
 geometry: {low_shape: [3, 4, 3], low_spacing_mm: [2, 2, 2], high_shape: [5, 6, 4], high_spacing_mm: [1, 1, 1]}
 cohorts:

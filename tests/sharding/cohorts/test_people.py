@@ -6,6 +6,7 @@ import sys
 import nibabel as nib
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from upfield.sharding.building import build as build_module
 from upfield.sharding.shard import main
@@ -34,7 +35,8 @@ def shard(run_cli, tmp_path):
 
     def run(cohorts, *flags, out="set"):
         (tmp_path / "cohorts.yaml").write_text(GEOMETRY + cohorts)
-        return run_cli(main, "--config", tmp_path / "cohorts.yaml", "--out", tmp_path / out, "--jobs", 1, *flags)
+        place = out if "://" in out else tmp_path / out
+        return run_cli(main, "--config", tmp_path / "cohorts.yaml", "--out", place, "--jobs", 1, *flags)
 
     return run
 
@@ -44,8 +46,7 @@ def namesakes(tmp_path):
     return [[(member["cohort"], member["name"]) for member in g] for g in groups]
 
 
-@pytest.mark.parametrize("flags", [(), ("--pseudonymize",)])
-@pytest.mark.parametrize("second", [T2, T1 + T2])
+@pytest.mark.parametrize(("second", "flags"), [(T2, ()), (T1 + T2, ()), (T2, ("--pseudonymize",))])
 def test_namesakes_are_reported_when_a_cohort_is_added(shard, run_cli, tmp_path, second, flags):
     assert NOTICE not in shard(T1, *flags)[2]
     code, out, err = shard(second, *flags)
@@ -59,6 +60,16 @@ def test_equal_names_are_recognised_behind_pseudonyms_even_without_the_list_of_n
     shard(T1, "--pseudonymize")
     (tmp_path / "set.key.names.csv").unlink()
     assert NOTICE in shard(T2, "--pseudonymize")[2]
+
+
+def test_namesakes_are_reported_when_a_remote_set_is_extended(shard, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(MemoryFileSystem, "store", {})
+    monkeypatch.setattr(MemoryFileSystem, "pseudo_dirs", [""])
+    arguments = ("--pseudonymize", "--pseudonym_key", tmp_path / "key")
+    assert shard(T1, *arguments, out="memory://people/set")[0] == 0
+    code, _, err = shard(T2, *arguments, out="memory://people/set")
+    assert (code, NOTICE in err) == (0, True)
 
 
 def test_namesakes_are_reported_when_a_build_is_resumed(shard, monkeypatch):
@@ -75,6 +86,12 @@ def test_namesakes_that_are_left_out_are_not_reported(shard, tmp_path):
     code, _, err = shard(T2, "--on_error", "skip")
     assert code == 0
     assert "1 names stand in several cohorts or in several ids, and in different splits (01)" in err
+
+
+def test_subjects_that_were_left_out_earlier_are_not_in_the_set(shard, tmp_path):
+    (tmp_path / "sub-02_ses-1_T1w.nii").write_bytes(b"no scan")
+    assert shard(T1, "--on_error", "skip")[0] == 0
+    assert "1 names stand in several cohorts or in several ids, and in different splits (01)" in shard(T1 + T2)[2]
 
 
 @pytest.mark.parametrize("flags", [(), ("--pseudonymize",)])

@@ -21,6 +21,18 @@ def test_the_report_is_a_table_with_a_row_for_each_problem(tmp_path):
     assert lines[-1] == "2 problems of 2 subjects"
 
 
+def test_a_doubt_that_many_subjects_share_takes_one_row():
+    shared = [Problem("a", f"{n:03d}", "low", "place", f"{n}.nii", "it lies elsewhere") for n in range(400)]
+    other = Problem("b", "1", "low", "place", "b.nii", "it lies elsewhere")
+    lines = report([*shared, other], width=120, noun="doubts").splitlines()
+    assert lines[2].startswith("a       000 and 399 others")
+    assert lines[3].startswith("b       1 ")
+    assert lines[-1] == "401 doubts of 401 subjects"
+    assert len(report(shared[:5]).splitlines()) == 2 + 5 + 1
+    faults = [Problem("a", f"{n}", "low", "side", f"{n}.nii", "no side") for n in range(9)]
+    assert len(report(faults).splitlines()) == 2 + 9 + 1
+
+
 def test_the_written_report_has_every_problem_in_full(tmp_path):
     problem = Problem("a", "sub-01", "high", "side", "/data/sub-01.nii", "expected one thing")
     write_report(tmp_path / "preflight.json", [problem], [problem, problem], subjects_checked=7)
