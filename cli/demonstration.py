@@ -176,7 +176,7 @@ def enhance(places: Places) -> None:
     scan.parent.mkdir()
     # The cohort holds one file per slice, but a scanner writes one file per scan.
     write_volume(read_stack(slices), scan)
-    run_stage(enhance_command, places.model, scan, "--out", places.enhanced)
+    run_stage(enhance_command, places.model, scan, "--out", places.enhanced, "--contrast", "T1w")
 
 
 def held_out_subject(places: Places) -> str:

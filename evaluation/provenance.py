@@ -18,6 +18,7 @@ from upfield.evaluation.configuration import EvaluateConfig
 from upfield.evaluation.measurements import AGAINST, MODEL, VolumeMeasurements
 from upfield.evaluation.process_group import world_size
 from upfield.evaluation.restorers import ModelRestorer
+from upfield.imaging.contrast import to_value
 from upfield.sharding.shardset.shard_split import ShardSplit
 
 PACKAGES = ("upfield", "numpy", "scipy", "scikit-image", "torchmetrics")
@@ -45,6 +46,7 @@ def describe_evaluation(
         "models": {role: asdict(restorer.origin) for role, restorer in restorers.items()},
         "split": config.split,
         "data_sha256": split.manifest.data_sha256,
+        "contrast": to_value(split.manifest.contrasts),
         **count_volumes(volumes, failed),
         "machine": describe_machine(),
         "configuration": to_tree(config),

@@ -6,6 +6,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Literal
 
+from upfield.imaging.contrast import parse_contrast
+
 Device = Literal["auto", "cuda", "tensorrt", "cpu"]
 Engine = Literal["onnx", "torch"]
 
@@ -50,6 +52,10 @@ class EnhanceConfig:
     """Write on the grid of this image, by cubic interpolation in world coordinates; nothing is registered."""
     resume: bool = False
     """Skip scans whose output exists and was made by the same model with the same parameters."""
+    contrast: str | None = None
+    """Contrast of all scans, as a BIDS suffix such as T1w. By default, their names and JSON files say it."""
+    match: str | None = None
+    """Pattern of the scans to take from folders, such as `*_T1w*`: of their names, or with a `/` of their paths."""
 
     def __post_init__(self) -> None:
         """Refuse an empty list of scans, an empty batch, and options that cannot be combined."""
@@ -59,6 +65,12 @@ class EnhanceConfig:
             raise ValueError(f"batch_size: expected at least 1, found {self.batch_size}.")
         if self.keep_ras and self.like is not None:
             raise ValueError("keep_ras and like cannot be combined. An image's grid has its own axis order.")
+        if self.contrast is not None:
+            try:
+                # The dataclass is frozen; `T1` becomes `T1w`.
+                object.__setattr__(self, "contrast", parse_contrast(self.contrast))
+            except ValueError as error:
+                raise ValueError(f"contrast: {error}.") from error
 
 
 @dataclass(frozen=True)

@@ -95,12 +95,12 @@ def judge_scan(
         )
     deciding = next((one for one in evidence if one.kind != "hint"), None)
     if deciding is None:
-        hints = [one for one in evidence if not one.allows(accepted)]
-        doubts = [f"{one.source}, but {model}; check the contrast" for one in hints]
-        unknown = f"nothing says which contrast this scan shows, and {model}; state the contrast with {option.strip()}"
-        return Judgement(
-            doubts=tuple(doubts) or (() if any(len(one.contrasts) == 1 for one in evidence) else (unknown,))
-        )
+        if doubts := [f"{one.source}, but {model}; check the contrast" for one in evidence if not one.allows(accepted)]:
+            return Judgement(doubts=tuple(doubts))
+        if any(len(one.contrasts) == 1 for one in evidence):
+            return Judgement()
+        state = f"state it with {option.rstrip(' =')}"
+        return Judgement(doubts=(f"nothing says which contrast the scan shows, and {model}; {state}",))
     if not deciding.allows(accepted):
         remedy = (
             f"Use a model for {format_contrasts(deciding.contrasts)}, or state {option}{accepted[0]} if this is wrong."

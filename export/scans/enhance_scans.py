@@ -10,6 +10,7 @@ from upfield.export.configuration import EnhanceConfig
 from upfield.export.scans.enhancer import Enhancer
 from upfield.export.scans.outputs import EnhancePlan, EnhanceTask, plan_outputs
 from upfield.export.scans.pipeline import Stages, run_pipeline
+from upfield.export.scans.scan_claim import UNKNOWN_CONTRAST
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,15 @@ def enhance_scans(config: EnhanceConfig) -> None:
         InputError: the command cannot start, or some scans cannot be used.
         RunError: the program failed on some scans, or no further scan could be written.
     """
-    plan = plan_outputs(config.scans, config.out, config.like)
+    plan = plan_outputs(config.scans, config.out, config.like, config.match)
     tasks = plan.tasks
     failures = [ScanFailure(None, problem) for problem in plan.problems]
     num_tried = len(tasks) + len(failures)
     with ProgressBar("scans", len(tasks)) as bar:
         enhancer = Enhancer(config, bar)
         say(f"{config.model.name} runs on {enhancer.restorer.provider}")
+        if enhancer.restorer.card.contrasts is None:
+            say(f"{config.model.name}: {UNKNOWN_CONTRAST}")
 
         def report(task: EnhanceTask, error: Exception | None) -> None:
             bar.advance()

@@ -22,6 +22,8 @@ from upfield.export.scans.outputs import EnhanceTask
 from upfield.export.scans.provenance import RESEARCH_USE, is_done, provenance_path
 from upfield.export.scans.restoration import restore_volume
 from upfield.export.scans.scan import ModelInput, OutputLayout, expect_on_grid, prepare, space_name, write_enhanced
+from upfield.export.scans.scan_claim import ScanClaim
+from upfield.imaging.contrast import read_sidecar
 from upfield.imaging.regrid import read_grid
 from upfield.imaging.volume import Volume
 
@@ -68,7 +70,8 @@ class Enhancer:
         if self._config.resume and is_done(task.target, sha256, self.model_sha256, self.parameters()):
             self.num_skipped += 1
             return None
-        model_input = prepare(task.scan, self.restorer.card, str(task.scan))
+        claim = ScanClaim(task.scan.name, read_sidecar(task.scan), self._config.contrast)
+        model_input = prepare(task.scan, self.restorer.card, str(task.scan), claim)
         if self.layout.like is not None:
             doubt = expect_on_grid(model_input, self.layout.like, str(task.scan))
             if doubt is not None:
@@ -139,6 +142,7 @@ class Enhancer:
             "model_sha256": self.model_sha256,
             "data_sha256": self.restorer.card.tree.get("data_sha256"),
             "parameters": self.parameters(),
+            "contrast": {"stated": self._config.contrast, "model": self.restorer.card.tree.get("contrast")},
             "provider": self.restorer.provider,
             "normalisation": self.restorer.normalisation,
             "shape": list(volume.voxels.shape),

@@ -4,6 +4,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from upfield.common.errors import InputError
@@ -50,7 +51,7 @@ class _Found:
     """Whether the file, or a folder on the way to it, is a link."""
 
 
-def plan_outputs(scans: Sequence[Path], out: Path, like: Path | None = None) -> EnhancePlan:
+def plan_outputs(scans: Sequence[Path], out: Path, like: Path | None = None, match: str | None = None) -> EnhancePlan:
     """Find all scans and choose an output for each; the outputs of a folder keep its subfolders.
 
     A scan that has several names, because of links or because it was given twice, is enhanced once. A name without
@@ -61,10 +62,11 @@ def plan_outputs(scans: Sequence[Path], out: Path, like: Path | None = None) -> 
             inside the output folder are skipped.
         out: a `.nii` or `.nii.gz` file for a single scan, otherwise a folder.
         like: another file that must not be overwritten.
+        match: pattern that scans in folders must match; None takes all. Files that are named are always enhanced.
 
     Raises:
-        InputError: a scan is missing, a folder contains no scan, two scans would have the same output, a file that is
-            not an enhanced scan would be overwritten, or `out` cannot be written.
+        InputError: a scan is missing, a folder contains no scan or none that matches, two scans would have the same
+            output, a file that is not an enhanced scan would be overwritten, or `out` cannot be written.
     """
     plan = EnhancePlan()
     is_file = out.name.lower().endswith(OUTPUTS)
@@ -76,7 +78,7 @@ def plan_outputs(scans: Sequence[Path], out: Path, like: Path | None = None) -> 
     for scan in scans:
         if scan.is_dir():
             inside = list(_search(scan, out, plan))
-            found += inside
+            found += _matching(inside, scan, match) if match else inside
             if not inside and not plan.problems:
                 only = "only enhanced scans" if plan.enhanced else f"no {', '.join(SUFFIXES)} file"
                 raise InputError(f"{scan}: the folder contains {only}. Name a folder that contains scans.")
@@ -92,6 +94,23 @@ def plan_outputs(scans: Sequence[Path], out: Path, like: Path | None = None) -> 
     plan.tasks.extend(_with_own_outputs(tasks, plan))
     check_writable(out.parent if is_file else out, "--out")
     return plan
+
+
+def _matching(found: list[_Found], folder: Path, match: str) -> list[_Found]:
+    """Return the scans in a folder whose names, or with a `/` whose paths below the folder, match a pattern.
+
+    Raises:
+        InputError: there are scans, and none matches.
+    """
+    chosen = [
+        scan for scan in found if fnmatchcase(scan.inside.as_posix() if "/" in match else scan.inside.name, match)
+    ]
+    if found and not chosen:
+        names = ", ".join(scan.inside.as_posix() for scan in found[:5]) + (", ..." if len(found) > 5 else "")
+        raise InputError(
+            f"{folder}: none of the {len(found)} scans matches {match}; the folder contains {names}. Correct --match."
+        )
+    return chosen
 
 
 def _once_each(found: Sequence[_Found], plan: EnhancePlan) -> list[_Found]:

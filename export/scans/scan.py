@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from upfield.common.errors import InputError, VolumeError
 from upfield.export.modelfile.card import ModelCard
 from upfield.export.scans.restoration import ScanRestorer, restore_volume
+from upfield.export.scans.scan_claim import ScanClaim, plausibility_doubts
 from upfield.imaging.air import Air, estimate_air, raise_to_air
 from upfield.imaging.extent import finer_than_grid
 from upfield.imaging.formats.file_header import Header
@@ -67,13 +68,14 @@ class OutputLayout:
 DEFAULT_LAYOUT = OutputLayout()
 
 
-def prepare(path: Path, card: ModelCard, where: str) -> ModelInput:
+def prepare(path: Path, card: ModelCard, where: str, claim: ScanClaim | None = None) -> ModelInput:
     """Read a scan, interpolate it to 1 mm, and normalise its intensities for a model.
 
     Args:
         path: NIfTI or MGH file in any orientation and on any grid.
         card: metadata of the model.
         where: name of the scan in error messages.
+        claim: what the scan is compared with; None compares nothing.
 
     Raises:
         VolumeError: the file is not one 3-D real volume, or is not the size of a head.
@@ -88,10 +90,12 @@ def prepare(path: Path, card: ModelCard, where: str) -> ModelInput:
         scan, header = read_volume_and_header(path)
     except VolumeError as error:
         raise VolumeError(where, error.problem) from error
-    return prepare_volume(scan, header, card, where)
+    return prepare_volume(scan, header, card, where, claim)
 
 
-def prepare_volume(scan: Volume, header: Header, card: ModelCard, where: str) -> ModelInput:
+def prepare_volume(
+    scan: Volume, header: Header, card: ModelCard, where: str, claim: ScanClaim | None = None
+) -> ModelInput:
     """Interpolate a scan in memory to 1 mm, and normalise its intensities for a model.
 
     Args:
@@ -99,10 +103,12 @@ def prepare_volume(scan: Volume, header: Header, card: ModelCard, where: str) ->
         header: header of the scan's file.
         card: metadata of the model.
         where: name of the scan in error messages.
+        claim: what the scan is compared with; None compares nothing.
 
     Raises:
-        VolumeError: the scan is not the size of a head.
+        VolumeError: the scan is not the size of a head, or shows a contrast that the model was not trained on.
     """
+    implausible = plausibility_doubts(scan, header, claim, card, where) if claim else ()
     placement = placement_of(header)
     air = estimate_air(scan.voxels)
     scan = raise_to_air(scan, air)
@@ -111,7 +117,7 @@ def prepare_volume(scan: Volume, header: Header, card: ModelCard, where: str) ->
     window = head_window(grid, air, resampler)
     low = _cut(grid.voxels, window, air.padding)
     scale_in_place(low, *training_range(scan, air, resampler, where))
-    notes = doubts(header) + sampling_doubts(scan) + ((air.doubt,) if air.doubt else ())
+    notes = doubts(header) + sampling_doubts(scan) + ((air.doubt,) if air.doubt else ()) + implausible
     start = tuple(begin for begin, _ in window)
     return ModelInput(low, start, grid.voxels.shape, grid.affine, scan.axcodes, placement, notes)
 

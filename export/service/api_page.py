@@ -3,6 +3,8 @@
 from html import escape
 from typing import Any
 
+from upfield.imaging.contrast import SHAPE
+
 ERROR = {
     "type": "object",
     "properties": {
@@ -50,6 +52,13 @@ SCAN_BODY: dict[str, Any] = {
             "description": "File name, if the body is not a form. The content determines the format, not the suffix.",
         },
         {
+            "name": "contrast",
+            "in": "query",
+            "required": False,
+            "schema": {"type": "string", "pattern": SHAPE.pattern},
+            "description": "The scan's contrast, such as T1w, if its name does not say it. A form may contain it too.",
+        },
+        {
             "name": "id",
             "in": "query",
             "required": False,
@@ -64,7 +73,11 @@ SCAN_BODY: dict[str, Any] = {
         "content": {
             "application/octet-stream": BINARY,
             "multipart/form-data": {
-                "schema": {"type": "object", "properties": {"scan": BINARY["schema"]}, "required": ["scan"]}
+                "schema": {
+                    "type": "object",
+                    "properties": {"scan": BINARY["schema"], "contrast": {"type": "string"}},
+                    "required": ["scan"],
+                }
             },
         },
     },

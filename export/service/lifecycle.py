@@ -10,6 +10,7 @@ from upfield.common.environment.settling import short_temporary_folder
 from upfield.common.progress import say
 from upfield.export.configuration import ServeConfig
 from upfield.export.modelfile.card import ModelCard
+from upfield.export.scans.scan_claim import UNKNOWN_CONTRAST
 from upfield.export.service.access import read_token
 from upfield.export.service.counters import Counters
 from upfield.export.service.environment import set_ray_variables
@@ -29,6 +30,8 @@ def run_service(config: ServeConfig) -> None:
     token = read_token(config.token_file)
     with listen(config.host, config.port) as listener:
         card = read_model(config)
+        if card.contrasts is None:
+            say(f"{config.model.name}: {UNKNOWN_CONTRAST}")
         host, port = listener.getsockname()[:2]
         if token is None and not is_loopback(host):
             say(f"warning: other machines can reach {host}, but no token is set; set one with --token_file")

@@ -73,6 +73,7 @@ function send(file, request) {
     xhr.onerror = () => reject(new Error("The service cannot be reached or has closed the connection. Try again."));
     const form = new FormData();
     form.append("scan", file, file.name);
+    if ($("contrast").value) form.append("contrast", $("contrast").value);
     xhr.send(form);
   });
 }

@@ -14,6 +14,7 @@ from upfield.export.configuration import ServeConfig
 from upfield.export.modelfile.card import ModelCard
 from upfield.export.scans.restoration import slice_batches
 from upfield.export.scans.scan import ModelInput, finish, prepare_volume, write_enhanced
+from upfield.export.scans.scan_claim import ScanClaim
 from upfield.export.service.scan_requests.scan_limits import LimitedContent, check_size
 from upfield.export.service.scan_requests.scan_request import EnhancedFiles, ScanRequest
 from upfield.imaging.compressed_files import is_compressed, open_content
@@ -91,7 +92,8 @@ def prepare_upload(request: ScanRequest, card: ModelCard, config: ServeConfig) -
     except UNREADABLE as error:
         raise VolumeError(label, unreadable(path, error).problem) from error
     path.unlink()
-    return prepare_volume(scan, file.header, card, label)
+    claim = ScanClaim(request.name, stated=request.contrast, option="contrast=")
+    return prepare_volume(scan, file.header, card, label, claim)
 
 
 async def restore_scan(low: NDArray[np.float32], engine: Engine, request: ScanRequest) -> NDArray[np.float32]:

@@ -47,6 +47,8 @@ class ScanRequest:
     """Folder for this request's files only, removed once the enhanced files are open or the request has failed."""
     name: str = ""
     """The client's name for the file, without harmful characters; empty if the client sent none."""
+    contrast: str | None = None
+    """Contrast that the client states."""
     path: Path = field(init=False)
     """Path of the upload; set once the scan has been received."""
     progress: RequestProgress = field(default_factory=RequestProgress)

@@ -13,6 +13,7 @@ from upfield.export.service.scan_requests.body_limit import drain, limit_body
 from upfield.export.service.scan_requests.content_coding import coding_of, decode_body
 from upfield.export.service.scan_requests.scan_format import START_BYTES, stored_suffix
 from upfield.export.service.scan_requests.scan_request import ScanRequest
+from upfield.imaging.contrast import parse_contrast
 
 FORM = "multipart/form-data"
 MAX_NAME = 120
@@ -39,22 +40,32 @@ async def receive_upload(http_request: Request, request: ScanRequest, config: Se
     limited = Request(http_request.scope, receive)
     upload = request.folder / "upload"
     request.name = clean_name(http_request.query_params.get("name", ""))
+    contrast = http_request.query_params.get("contrast", "")
     try:
         if http_request.headers.get("content-type", "").lower().startswith(FORM):
-            request.name = await _receive_form(limited, upload) or request.name
+            name, stated = await _receive_form(limited, upload)
+            request.name, contrast = name or request.name, stated or contrast
         else:
             with upload.open("wb") as file:
                 async for chunk in limited.stream():
                     file.write(chunk)
     except ClientDisconnect as error:
         raise ClientGoneError from error
+    request.contrast = _stated_contrast(contrast)
     with upload.open("rb") as file:
         suffix = stored_suffix(request.name, file.read(START_BYTES))
     request.path = upload.rename(upload.with_name(f"scan{suffix}"))
 
 
-async def _receive_form(limited: Request, upload: Path) -> str:
-    """Write a form's file to `upload`, and return the file's name."""
+def _stated_contrast(text: str) -> str | None:
+    try:
+        return parse_contrast(text) if text else None
+    except ValueError as error:
+        raise RefusedError(422, f"contrast: {error}. Correct the field, or leave it out.") from error
+
+
+async def _receive_form(limited: Request, upload: Path) -> tuple[str, str]:
+    """Write a form's file to `upload`, and return the file's name and the contrast, which may both be empty."""
     try:
         async with limited.form(max_files=1, max_fields=8) as form:
             scan = next((value for value in form.values() if isinstance(value, UploadFile)), None)
@@ -63,7 +74,8 @@ async def _receive_form(limited: Request, upload: Path) -> str:
             with upload.open("wb") as file:
                 while chunk := await scan.read(CHUNK_BYTES):
                     file.write(chunk)
-            return clean_name(scan.filename or "")
+            contrast = form.get("contrast")
+            return clean_name(scan.filename or ""), contrast if isinstance(contrast, str) else ""
     # The parser lets errors of unusual charsets pass.
     except (MultiPartException, HTTPException, ValueError, LookupError) as error:
         raise RefusedError(400, f"The request body is not a form with one file ({error}). See /docs.") from error

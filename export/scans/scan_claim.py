@@ -1,0 +1,53 @@
+"""Compare a scan with what a model was trained on: its contrast, resolution, and whether it shows a head at all."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from upfield.common.errors import VolumeError
+from upfield.export.modelfile.card import ModelCard
+from upfield.imaging.contrast import gather_evidence, judge_scan
+from upfield.imaging.header import Header
+from upfield.imaging.plausibility.brains import stripped_doubt
+from upfield.imaging.plausibility.labels import label_doubt
+from upfield.imaging.plausibility.resolution import fine_doubt
+from upfield.imaging.volume import Volume
+
+UNKNOWN_CONTRAST = "the model file does not say which contrast it was trained on, so all contrasts are accepted"
+
+
+@dataclass(frozen=True)
+class ScanClaim:
+    """What is known about a scan besides its file's content."""
+
+    name: str = ""
+    """The scan's file name; empty if it is not known."""
+    sidecar: Any = None
+    """Content of the JSON file beside it, or None."""
+    stated: str | None = None
+    """Contrast that the user states."""
+    option: str = "--contrast "
+    """How the user states the contrast."""
+
+
+def plausibility_doubts(scan: Volume, header: Header, claim: ScanClaim, card: ModelCard, where: str) -> tuple[str, ...]:
+    """Return a sentence for each sign that a scan is not what the model was trained on.
+
+    Args:
+        scan: voxels `(I, J, K)` in RAS+.
+        header: header of the scan's file.
+        claim: what else is known about the scan.
+        card: metadata of the model.
+        where: name of the scan in error messages.
+
+    Raises:
+        VolumeError: the scan shows a contrast that the model was not trained on.
+    """
+    evidence = gather_evidence(claim.name, claim.sidecar, header.descrip)
+    judgement = judge_scan(evidence, card.contrasts, claim.stated, claim.option)
+    if judgement.refusal:
+        raise VolumeError(where, judgement.refusal)
+    labels = label_doubt(scan.voxels)
+    # A label map has no skull either.
+    stripped = None if labels else stripped_doubt(scan, card.skull_stripped)
+    found = (fine_doubt(scan.spacing_mm), labels, stripped)
+    return judgement.doubts + tuple(doubt for doubt in found if doubt)
