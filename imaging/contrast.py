@@ -25,6 +25,7 @@ ALIASES = {
     "t1": "T1w", "t1c": "T1w", "t1ce": "T1w", "t1gd": "T1w", "t1n": "T1w", "t1mprage": "T1w", "t1mpr": "T1w",
     "mprage": "T1w", "mpr": "T1w", "bravo": "T1w", "spgr": "T1w", "fspgr": "T1w", "t2": "T2w", "t2f": "FLAIR",
     "t2flair": "FLAIR", "tirm": "FLAIR", "darkfluid": "FLAIR", "pd": "PDw", "t2star": "T2starw", "t2s": "T2starw",
+    "t1wi": "T1w", "tfl3d1": "T1w", "t2wi": "T2w", "spcir": "FLAIR", "mra": "angio", "tof": "angio", "dti": "dwi",
 }
 # Keys of BIDS entities, whose values are no contrasts: in `space-T1w_bold`, T1w names a space.
 ENTITIES = (
@@ -36,6 +37,8 @@ ENTITIES = (
 NAMES = {suffix.lower(): suffix for suffix in SUFFIXES} | ALIASES
 SHAPE = re.compile(r"[A-Za-z][A-Za-z0-9]{0,23}")
 DECORATION = re.compile(r"^(?:[23]d|ax|axi|axial|sag|sagittal|cor|coronal|tra)+|(?:[23]d|ax|axi|axial|sag|cor|tra)+$")
+# Words for one contrast that a separator divides: Siemens' names of FLAIR, and maps, which are not weighted images.
+DIVIDED = re.compile(r"(?<![a-z0-9])(?:(dark)[-_ ](fluid)|([TR][12]|PD)[-_ ](map))(?![a-z])", re.IGNORECASE)
 FILE_SUFFIXES = re.compile(r"(?:\.(?:nii|mgh|mgz|gz|img|hdr|json))+$", re.IGNORECASE)
 MAX_SIDECAR_BYTES = 2**20
 TEXT_FIELDS = ("SeriesDescription", "ProtocolName", "SequenceName", "PulseSequenceName")
@@ -144,7 +147,8 @@ def name_evidence(name: str, what: str = "its name") -> Evidence | None:
         name: file name, with or without its suffix.
         what: name of the source in sentences.
     """
-    words = [word for word in re.split(r"[_\s]+", FILE_SUFFIXES.sub("", name)) if word]
+    joined = DIVIDED.sub(lambda match: "".join(filter(None, match.groups())), FILE_SUFFIXES.sub("", name))
+    words = [word for word in re.split(r"[_\s]+", joined) if word]
     found = [_canonical(words[-1])] if words and words[-1] in SUFFIXES else list(_contrasts_in(words))
     return Evidence((found[0],), f"{what} says {found[0]}") if len(found) == 1 else None
 
@@ -220,7 +224,7 @@ def _contrasts_in(words: Sequence[str]) -> set[str]:
         if len(parts) > 1 and "-" in word and parts[0] in ENTITIES:
             continue
         for part in parts:
-            plain = part.lower().replace("*", "star")
+            plain = part.lower().lstrip("*").replace("*", "star")
             if name := NAMES.get(plain) or NAMES.get(DECORATION.sub("", plain)):
                 found.add(_canonical(name))
     # `T2_FLAIR` is a FLAIR.

@@ -12,12 +12,13 @@ from upfield.export.modelfile.card import ModelCard
 from upfield.export.scans.restoration import ScanRestorer, restore_volume
 from upfield.export.scans.scan_claim import ScanClaim, plausibility_doubts
 from upfield.imaging.air import Air, estimate_air, raise_to_air
-from upfield.imaging.extent import finer_than_grid
+from upfield.imaging.extent import AXES, finer_than_grid, size_problem
 from upfield.imaging.formats.file_header import Header
 from upfield.imaging.formats.header_findings import ENHANCED, UNITS, affine_findings, header_findings
 from upfield.imaging.nifti_writer import write_file
 from upfield.imaging.normalisation import NORMALISATION, intensity_range, scale_in_place
 from upfield.imaging.placement import Placement, SharedSpace, placement_of, share_space
+from upfield.imaging.plausibility.resolution import fine_doubt
 from upfield.imaging.regrid import Grid, overlaps, regrid
 from upfield.imaging.resample import box_centre, resample_box
 from upfield.imaging.volume import Volume, from_ras
@@ -25,11 +26,12 @@ from upfield.imaging.volume_file import read_volume_and_header
 from upfield.sharding.building.field_resampler import FieldResampler, to_voxel
 
 SPACING_MM = 1.0
-MIN_EXTENT_MM, MAX_EXTENT_MM = 9.0, 600.0
 # A voxel may be tissue if it is brighter than air by this share of the threshold of the head, and by more than noise.
 FAINT_SHARE, FAINT_SPREADS = 0.25, 6.0
 # A plane holds tissue if more than this share of its voxels may be tissue.
 LEAST_TISSUE = 1e-3
+# Heads are at least this share of the training data's box long along every axis.
+LEAST_SHOWN = 0.5
 
 # First and last voxel, exclusive, along each of three axes; they may lie outside of the array.
 Window = Sequence[tuple[int, int]]
@@ -117,7 +119,9 @@ def prepare_volume(
     window = head_window(grid, air, resampler)
     low = _cut(grid.voxels, window, air.padding)
     scale_in_place(low, *training_range(scan, air, resampler, where))
-    notes = doubts(header) + sampling_doubts(scan) + ((air.doubt,) if air.doubt else ()) + implausible
+    # A scan that is fine along all axes is doubtful for that reason already.
+    sampling = () if claim and fine_doubt(scan.spacing_mm) else sampling_doubts(scan)
+    notes = doubts(header) + sampling + part_doubts(scan, card) + ((air.doubt,) if air.doubt else ()) + implausible
     start = tuple(begin for begin, _ in window)
     return ModelInput(low, start, grid.voxels.shape, grid.affine, scan.axcodes, placement, notes)
 
@@ -135,9 +139,15 @@ def training_range(scan: Volume, air: Air, resampler: FieldResampler, where: str
         where: name of the scan in error messages.
 
     Raises:
-        VolumeError: the two percentiles are equal.
+        VolumeError: the two percentiles are equal, or nothing but air lies between them.
     """
-    return intensity_range(resampler.low_to_high(resampler.low_from_file(scan, air).voxels), where)
+    box = resampler.low_to_high(resampler.low_from_file(scan, air).voxels)
+    remedy = "Check that the scan shows a head."
+    low, high = intensity_range(box, where, remedy)
+    if air.doubt is None and high < air.threshold:
+        problem = "less than 1% of the box that the model was trained with is brighter than air"
+        raise VolumeError(where, f"{problem}. {remedy}")
+    return low, high
 
 
 def head_window(grid: Volume, air: Air, resampler: FieldResampler) -> Window:
@@ -194,6 +204,19 @@ def sampling_doubts(scan: Volume) -> tuple[str, ...]:
     """Return a sentence if a RAS+ scan `(I, J, K)` is much finer than the grid of 1 mm along an axis."""
     found = finer_than_grid("the scan", scan.spacing_mm, np.full(3, SPACING_MM), "the grid of the model")
     return (f"{found}, so its finest detail is lost and may leave false patterns",) if found else ()
+
+
+def part_doubts(scan: Volume, card: ModelCard) -> tuple[str, ...]:
+    """Return a sentence if a RAS+ scan `(I, J, K)` shows much less of the head than the model's training data."""
+    size_mm = np.array(scan.voxels.shape) * scan.spacing_mm
+    box_mm = np.array(card.geometry.high_shape) * np.array(card.geometry.high_spacing_mm)
+    axis = int(np.argmin(size_mm / box_mm))
+    if size_mm[axis] >= LEAST_SHOWN * box_mm[axis]:
+        return ()
+    return (
+        f"the field of view is only {size_mm[axis]:.3g} mm long {AXES[axis]}, but the model was trained on "
+        f"{box_mm[axis]:.3g} mm, so its intensities may be wrong",
+    )
 
 
 def expect_on_grid(model_input: ModelInput, grid: Grid, where: str) -> str | None:
@@ -328,15 +351,11 @@ def isotropic(scan: Volume, where: str, unit: str = "mm") -> Volume:
         VolumeError: the field of view is smaller than the network's smallest slice, or larger than a head.
     """
     extent_mm = np.array(scan.voxels.shape) * scan.spacing_mm
-    size = f"found {' x '.join(f'{mm:.4g}' for mm in extent_mm)} mm"
-    remedy = "Fix the spacing in the header, or leave the scan out."
-    if unit != "mm":
-        remedy = f"The header gives lengths in {UNITS[unit]}; convert them to mm."
-    if extent_mm.min() < MIN_EXTENT_MM:
-        expected = f"expected a field of view of at least {MIN_EXTENT_MM:g} mm along every axis"
-        raise VolumeError(where, f"{expected}, {size}. {remedy}")
-    if extent_mm.max() > MAX_EXTENT_MM:
-        raise VolumeError(where, f"expected a field of view of at most {MAX_EXTENT_MM:g} mm, {size}. {remedy}")
+    if problem := size_problem(extent_mm):
+        remedy = "Fix the spacing in the header, or leave the scan out."
+        if unit != "mm":
+            remedy = f"The header gives lengths in {UNITS[unit]}; convert them to mm."
+        raise VolumeError(where, f"{problem}. {remedy}")
     count_i, count_j, count_k = (max(round(float(mm) / SPACING_MM), 1) for mm in extent_mm)
     shape = (count_i, count_j, count_k)
     centre_vox, ratio = box_centre(scan.voxels.shape), SPACING_MM / scan.spacing_mm

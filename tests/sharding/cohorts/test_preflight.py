@@ -1,5 +1,6 @@
 import errno
 import gzip
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -489,3 +490,9 @@ def test_exchanged_fields_raise_a_doubt(tmp_path):
     assert {p.check for p in problems_of([subject("1", coarse, fine)])} == {"place", "resolution"}
     assert all(p.is_doubt for p in problems_of([subject("1", coarse, fine)]))
     assert [p.check for p in problems_of([subject("1", fine, coarse)])] == ["place"]
+
+
+@pytest.mark.parametrize(("num_planes", "is_doubt"), [(8, True), (9, False), (601, True)])
+def test_a_field_of_view_that_cannot_show_a_head_is_a_doubt(tmp_path, num_planes, is_doubt):
+    whole = replace(subject("1", save(tmp_path / "1.nii", noise(12, 12, num_planes), np.eye(4))), fit="crop_pad")
+    assert [(p.check, p.is_doubt) for p in problems_of([whole])] == [("values", True)] * is_doubt
