@@ -89,7 +89,7 @@ def judge_scan(
     model = f"the model was trained on {format_contrasts(accepted)}"
     if stated is not None:
         if stated not in accepted:
-            return Judgement(f"{stated} was stated as its contrast, but {model}. Use a model for {stated}.")
+            return Judgement(f"its contrast was stated as {stated}, but {model}. Use a model for {stated}.")
         return Judgement(
             doubts=tuple(f"{one.source}, but {stated} was stated" for one in evidence if not one.allows([stated]))
         )
@@ -100,7 +100,7 @@ def judge_scan(
         if any(len(one.contrasts) == 1 for one in evidence):
             return Judgement()
         state = f"state it with {option.rstrip(' =')}"
-        return Judgement(doubts=(f"nothing says which contrast the scan shows, and {model}; {state}",))
+        return Judgement(doubts=(f"the contrast of the scan is not known, and {model}; {state}",))
     if not deciding.allows(accepted):
         remedy = (
             f"Use a model for {format_contrasts(deciding.contrasts)}, or state {option}{accepted[0]} if this is wrong."

@@ -12,12 +12,12 @@ from upfield.export.modelfile.card import ModelCard
 from upfield.export.scans.restoration import ScanRestorer, restore_volume
 from upfield.export.scans.scan_claim import ScanClaim, plausibility_doubts
 from upfield.imaging.air import Air, estimate_air, raise_to_air
-from upfield.imaging.extent import finer_than_grid
 from upfield.imaging.formats.file_header import Header
 from upfield.imaging.formats.header_findings import ENHANCED, UNITS, affine_findings, header_findings
 from upfield.imaging.nifti_writer import write_file
 from upfield.imaging.normalisation import NORMALISATION, intensity_range, scale_in_place
 from upfield.imaging.placement import Placement, SharedSpace, placement_of, share_space
+from upfield.imaging.plausibility.resolution import sampling_doubt
 from upfield.imaging.regrid import Grid, overlaps, regrid
 from upfield.imaging.resample import box_centre, resample_box
 from upfield.imaging.volume import Volume, from_ras
@@ -117,7 +117,8 @@ def prepare_volume(
     window = head_window(grid, air, resampler)
     low = _cut(grid.voxels, window, air.padding)
     scale_in_place(low, *training_range(scan, air, resampler, where))
-    notes = doubts(header) + sampling_doubts(scan) + ((air.doubt,) if air.doubt else ()) + implausible
+    sampled = sampling_doubt("the scan", scan.spacing_mm, np.full(3, SPACING_MM), "the grid of the model")
+    notes = header_doubts(header) + tuple(doubt for doubt in (sampled, air.doubt) if doubt) + implausible
     start = tuple(begin for begin, _ in window)
     return ModelInput(low, start, grid.voxels.shape, grid.affine, scan.axcodes, placement, notes)
 
@@ -185,15 +186,9 @@ def _cut(voxels: NDArray[np.float32], window: Window, padding: float) -> NDArray
     return np.pad(voxels[inside], beyond, constant_values=padding)
 
 
-def doubts(header: Header) -> tuple[str, ...]:
+def header_doubts(header: Header) -> tuple[str, ...]:
     """Return a sentence for each doubtful value in the header, to be recorded beside the enhanced scan."""
     return tuple(finding.note for finding in header_findings(header) + affine_findings(header.affine))
-
-
-def sampling_doubts(scan: Volume) -> tuple[str, ...]:
-    """Return a sentence if a RAS+ scan `(I, J, K)` is much finer than the grid of 1 mm along an axis."""
-    found = finer_than_grid("the scan", scan.spacing_mm, np.full(3, SPACING_MM), "the grid of the model")
-    return (f"{found}, so its finest detail is lost and may leave false patterns",) if found else ()
 
 
 def expect_on_grid(model_input: ModelInput, grid: Grid, where: str) -> str | None:
@@ -225,7 +220,7 @@ def expect_on_grid(model_input: ModelInput, grid: Grid, where: str) -> str | Non
             where,
             f"the field of view does not overlap that of {grid.name}. Register the two images, or leave out --like.",
         )
-    return shared.doubt and f"{shared.doubt}; they are taken for one place"
+    return shared.note
 
 
 def space_name(model_input: ModelInput, layout: OutputLayout) -> str:
