@@ -208,7 +208,7 @@ TORCH = (
         "torch, Accelerate, upfield; a launcher sets them",
         "which process of a job this is",
         ALLOWED,
-        instead="upfield refuses incomplete sets, and groups of another size",
+        instead="upfield refuses incomplete sets, values that are no numbers, and groups of another size",
     ),
     Influence("TORCHELASTIC_* TORCH_ELASTIC_*", "torchrun", "rendezvous, logs", ALLOWED),
     Influence(
@@ -289,8 +289,9 @@ TORCH = (
         COMPUTES,
         instead="upfield never runs it",
     ),
+    Influence("LOGLEVEL", "torch", "log lines; an unknown level ends the command", REMOVED, usual=ANY),
     Influence(
-        "TORCH_* PYTORCH_* TORCHEXPORT_* KINETO_* FX_* LOGLEVEL",
+        "TORCH_* PYTORCH_* TORCHEXPORT_* KINETO_* FX_*",
         "torch",
         "logs, profiles, and functions that upfield does not use",
         ALLOWED,
@@ -417,12 +418,19 @@ REST = (
         is_variable=False,
     ),
     Influence(
-        "MPLBACKEND NPY_* NUMEXPR_* ITK_*", "matplotlib, NumPy, SimpleITK", "looks of figures; instructions", ALLOWED
+        "MPLBACKEND",
+        "matplotlib; Jupyter sets it",
+        "where figures are shown, which upfield writes to files; an unknown name ends the command",
+        REMOVED,
+        usual=ANY,
     ),
+    Influence("NPY_* NUMEXPR_* ITK_*", "NumPy, SimpleITK", "instructions", ALLOWED),
+    Influence("PYTHONWARNINGS", "Python", "turns warnings of libraries into errors", REMOVED, usual=ANY),
+    Influence("PYTHONUTF8", "Python", "how names of files are read, and with them the ids of subjects", OVERRIDDEN),
     Influence(
         "PYTHON* LANG LC_* COLUMNS LINES TERM NO_COLOR FORCE_COLOR",
         "Python, rich",
-        "how text is printed; files are always UTF-8",
+        "how text is printed; files and their names are always UTF-8",
         ALLOWED,
     ),
     Influence(
