@@ -69,7 +69,7 @@ def test_a_description_is_a_hint():
 
 
 def judge(name="", tree=None, descrip=b"", accepted=("T1w",), stated=None):
-    return judge_scan(gather_evidence(name, tree, descrip), accepted, stated)
+    return judge_scan(gather_evidence(name_evidence(name), tree, descrip), accepted, stated)
 
 
 def test_a_mismatch_is_refused_and_names_both_contrasts():
@@ -141,6 +141,6 @@ JSON = st.recursive(
 @example(name="", tree={"EchoTime": 10**400}, descrip=b"TE=1e999")
 @example(name="T1*_*", tree={"EchoTime": "nan"}, descrip=b"TE=.")
 def test_anything_else_is_a_known_contrast_or_unknown(name, tree, descrip):
-    for found in gather_evidence(name, tree, descrip):
+    for found in gather_evidence(name_evidence(name), tree, descrip):
         assert set(found.contrasts) <= set(SUFFIXES)
         judge_scan([found], ("T1w",), None)
