@@ -20,6 +20,10 @@ VERBS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run `upfield VERB ...` and return its exit code."""
+    if argv is None:
+        from upfield.common.environment.settling import use_utf8
+
+        use_utf8()
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())

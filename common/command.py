@@ -29,7 +29,7 @@ from upfield.common.configuration_errors import (
     values_that_do_not_fit,
 )
 from upfield.common.environment.job_errors import print_error
-from upfield.common.environment.settling import refuse_environment, settle_environment
+from upfield.common.environment.settling import refuse_environment, settle_environment, use_utf8
 from upfield.common.errors import InputError, RunError, explain_error
 from upfield.common.progress import open_streams
 
@@ -66,6 +66,8 @@ def execute(command: Command, argv: list[str] | None = None) -> int:
         command: the verb.
         argv: arguments after the verb, or None for those of the process.
     """
+    if argv is None:
+        use_utf8()
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     open_streams()

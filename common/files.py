@@ -75,7 +75,7 @@ def user_cache_folder(purpose: str, remedy: str = SET_CACHE_HOME) -> Path:
     except RuntimeError:
         cache = NO_HOME
     if cache.is_relative_to(NO_HOME):
-        raise InputError(f"There is no folder for {purpose}, because the user has no home folder. {remedy}")
+        raise InputError(f"There is no cache folder for {purpose}, because the user has no home folder. {remedy}")
     return cache / "upfield" / purpose
 
 

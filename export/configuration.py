@@ -53,9 +53,9 @@ class EnhanceConfig:
     resume: bool = False
     """Skip scans whose output exists and was made by the same model with the same parameters."""
     contrast: str | None = None
-    """Contrast of all scans, as a BIDS suffix such as T1w. By default, their names and JSON files say it."""
+    """Contrast of all scans, as a BIDS suffix such as T1w. By default, it is taken from their names and JSON files."""
     match: str | None = None
-    """Pattern of the scans to take from folders, such as `*_T1w*`: of their names, or with a `/` of their paths."""
+    """Pattern that the names of scans in folders must match, such as `*_T1w*`; if it contains a `/`, their paths."""
 
     def __post_init__(self) -> None:
         """Refuse an empty list of scans, an empty batch, and options that cannot be combined."""
@@ -84,7 +84,7 @@ class ServeConfig:
     port: int = 8000
     """Port to listen on."""
     root_path: str = ""
-    """Path below which a proxy offers the service, such as `/mri`, if the proxy does not remove it from requests."""
+    """Path under which a proxy publishes the service, such as `/mri`, if the proxy does not strip it from requests."""
     device: Device = "auto"
     """`auto` uses a GPU if there is one; `cuda` and `tensorrt` fail if they cannot run."""
     engine: Engine = "onnx"

@@ -24,6 +24,11 @@ def spacing_of(affine: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.linalg.norm(affine[:3, :3], axis=0)
 
 
+def size_text(size_mm: NDArray[np.floating]) -> str:
+    """Return sizes along three axes `(3,)` as text, such as `1.6 x 1.6 x 5 mm`."""
+    return " x ".join(f"{mm:.4g}" for mm in size_mm) + " mm"
+
+
 def assumed_affine(shape: Sequence[int], spacing_mm: NDArray[np.floating], orientation: str) -> NDArray[np.float64]:
     """Build an affine, with the centre at the origin, for a volume whose file does not state its position.
 

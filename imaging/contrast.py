@@ -92,25 +92,26 @@ def judge_scan(
     model = f"the model was trained on {format_contrasts(accepted)}"
     if stated is not None:
         if stated not in accepted:
-            return Judgement(f"{stated} was stated as its contrast, but {model}. Use a model for {stated}.")
+            return Judgement(f"its contrast was stated as {stated}, but {model}. Use a model for {stated}.")
         return Judgement(
-            doubts=tuple(f"{one.source}, but {stated} was stated" for one in evidence if not one.allows([stated]))
+            doubts=tuple(f"{sign.source}, but {stated} was stated" for sign in evidence if not sign.allows([stated]))
         )
-    deciding = next((one for one in evidence if one.kind != "hint"), None)
+    deciding = next((sign for sign in evidence if sign.kind != "hint"), None)
     if deciding is None:
-        if doubts := [f"{one.source}, but {model}; check the contrast" for one in evidence if not one.allows(accepted)]:
-            return Judgement(doubts=tuple(doubts))
-        if any(len(one.contrasts) == 1 for one in evidence):
+        others = [sign for sign in evidence if not sign.allows(accepted)]
+        if others:
+            return Judgement(doubts=tuple(f"{sign.source}, but {model}; check the contrast" for sign in others))
+        if any(len(sign.contrasts) == 1 for sign in evidence):
             return Judgement()
         state = f"state it with {option.rstrip(' =')}"
-        return Judgement(doubts=(f"nothing says which contrast the scan shows, and {model}; {state}",))
+        return Judgement(doubts=(f"the contrast of the scan is not known, and {model}; {state}",))
     if not deciding.allows(accepted):
         remedy = (
             f"Use a model for {format_contrasts(deciding.contrasts)}, or state {option}{accepted[0]} if this is wrong."
         )
         return Judgement(f"{deciding.source}, but {model}. {remedy}")
-    others = [one for one in evidence if not one.allows(deciding.contrasts)]
-    return Judgement(doubts=tuple(f"{deciding.source}, but {one.source}" for one in others))
+    others = [sign for sign in evidence if not sign.allows(deciding.contrasts)]
+    return Judgement(doubts=tuple(f"{deciding.source}, but {sign.source}" for sign in others))
 
 
 def parse_contrast(text: str) -> str:
@@ -199,16 +200,16 @@ def read_sidecar(scan: Path) -> Any:
         return None
 
 
-def gather_evidence(name: str, sidecar: Any, descrip: bytes) -> list[Evidence]:
+def gather_evidence(named: Evidence | None, sidecar: Any, descrip: bytes) -> list[Evidence]:
     """Return what is known about a scan, the best source first.
 
     Args:
-        name: the scan's file name; empty if it has none.
+        named: what its name says.
         sidecar: content of the JSON file beside it, or None.
         descrip: description in its header.
     """
-    found = [name_evidence(name), *sidecar_evidence(sidecar), description_evidence(descrip)]
-    return [one for one in found if one is not None]
+    signs = [named, *sidecar_evidence(sidecar), description_evidence(descrip)]
+    return [sign for sign in signs if sign is not None]
 
 
 def _canonical(name: str) -> str:

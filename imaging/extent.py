@@ -21,8 +21,6 @@ LEAST_SHARED = 0.5
 # `fit: resize` maps corners to corners. Corners that are more than two slices of 5 mm apart show different parts of the
 # head.
 MAX_SHIFT_MM = 10.0
-# Half-millimetre heads on 1 mm are reported, and heads of 2/3 mm are not.
-MAX_SAMPLING_STEP = 1.52
 # The network's smallest slice, and more than a body coil shows.
 MIN_SIZE_MM, MAX_SIZE_MM = 9.0, 600.0
 AXES = ("left-right", "posterior-anterior", "inferior-superior")
@@ -94,63 +92,6 @@ def tilt_problem(low: Extent, high: Extent) -> str | None:
     )
 
 
-def resolution_doubt(low: Extent, high: Extent) -> str | None:
-    """Return a warning if the low field has smaller voxels than the high field, or is finer along an axis."""
-    sizes_mm3 = [float(np.prod(extent.spacing_mm)) for extent in (low, high)]
-    if sizes_mm3[0] < sizes_mm3[1]:
-        return (
-            f"the low field has smaller voxels ({sizes_mm3[0]:.2g} mm3) than the high field ({sizes_mm3[1]:.2g} mm3). "
-            "Check that the two are not exchanged."
-        )
-    found = finer_than_grid("the low field", low.spacing_mm, high.spacing_mm, "the high field")
-    return found and f"{found}, where the high field can teach nothing. Check that this is the right pair."
-
-
-def finer_than_grid(
-    what: str, spacing_mm: NDArray[np.float64], grid_mm: NDArray[np.float64], grid: str = "the grid"
-) -> str | None:
-    """Return a sentence without a full stop if a scan is much finer than the grid that it is sampled on.
-
-    Between the samples of a coarser grid, detail is lost, and regular detail leaves a false pattern (aliasing).
-
-    Args:
-        what: name of the scan in the sentence.
-        spacing_mm: `(3,)`, voxel sizes of the scan along the RAS+ axes.
-        grid_mm: `(3,)`, distance between samples along these axes.
-        grid: name of the grid in the sentence.
-    """
-    axes = np.flatnonzero(grid_mm > MAX_SAMPLING_STEP * spacing_mm)
-    if not axes.size:
-        return None
-    names = " and ".join(f"{AXES[axis]} ({spacing_mm[axis]:.3g} mm on {grid_mm[axis]:.3g} mm)" for axis in axes)
-    return f"{what} is finer than {grid} along {names}"
-
-
-def sampling_doubt(
-    field: str,
-    extent: Extent,
-    fit: Literal["resize", "crop_pad"],
-    shape: tuple[int, int, int],
-    spacing_mm: tuple[float, float, float],
-) -> str | None:
-    """Return a warning if a volume is much finer than its grid along an axis, otherwise None.
-
-    Args:
-        field: `low` or `high`.
-        extent: the volume.
-        fit: method by which it is resampled to the grid.
-        shape: voxels of the grid.
-        spacing_mm: spacing of the grid, used if `fit` is `crop_pad`.
-    """
-    stretched = (extent.shape - 1) / (np.array(shape) - 1) * extent.spacing_mm
-    grid_mm = stretched if fit == "resize" else np.array(spacing_mm)
-    found = finer_than_grid(f"the {field} field", extent.spacing_mm, grid_mm)
-    return found and (
-        f"{found}, so sampling loses its detail and may leave false patterns. Choose a finer grid, or set "
-        "geometry.average: true."
-    )
-
-
 def space_problem(
     shared: SharedSpace, align: Literal["none", "rigid"], low: Extent, high: Extent
 ) -> tuple[str, str] | None:
@@ -176,7 +117,7 @@ def space_problem(
     least_mm = LEAST_SHARED * np.minimum(*(np.ptp(extent.bounds_mm, axis=0) for extent in (low, high)))
     if shared.is_apart or (shared_mm < least_mm).any():
         return "affine", f"{shared.doubt}, so the two would not show one place. {remedy}"
-    return "space", f"{shared.doubt}; they are taken for one place. {remedy}"
+    return "space", f"{shared.note}. {remedy}"
 
 
 def place_doubt(

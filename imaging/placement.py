@@ -85,6 +85,11 @@ class SharedSpace:
         """Name of the space."""
         return SPACES[self.code]
 
+    @property
+    def note(self) -> str | None:
+        """The doubt, and what is assumed if the two are used nevertheless."""
+        return self.doubt and f"{self.doubt}; they are assumed to be in one place"
+
 
 def share_space(first: Placed, second: Placed, names: tuple[str, str]) -> SharedSpace:
     """Choose the space that two files both name, the scanner's if there are two.
@@ -103,7 +108,7 @@ def share_space(first: Placed, second: Placed, names: tuple[str, str]) -> Shared
         return SharedSpace(shared[0], (spaces[0][shared[0]], spaces[1][shared[0]]))
     affines = _likely_affine(first), _likely_affine(second)
     if nowhere := [name for name, named in zip(names, spaces, strict=True) if not named]:
-        doubt = f"the header of {' and of '.join(nowhere)} does not say where it lies (no code of a space)"
+        doubt = f"the header of {' and of '.join(nowhere)} does not say where it lies (it names no space)"
         return SharedSpace(UNKNOWN, affines, doubt)
     named = [f"{name} {_listed(codes)}" for name, codes in zip(names, spaces, strict=True)]
     doubt = f"the headers name different spaces: {named[0]}, {named[1]}"

@@ -84,7 +84,7 @@ class CohortConfig:
     high: str
     """Pattern of the high-field files. A {field} that both patterns name must have the same value in both files."""
     low: str | None = None
-    """Pattern of the low-field files; without it, all pairs are synthetic. Fields that may differ get other names."""
+    """Pattern of the low-field files; without it, all pairs are synthetic. Fields that may differ need two names."""
     synthetic: int = 1
     """Synthetic low-field variants per high-field volume of training subjects; without `low`, of all subjects."""
     split: dict[str, str | int | float | list[str | int | float]] = field(default_factory=dict)
@@ -96,7 +96,7 @@ class CohortConfig:
     orientation: str | None = None
     """Directions of the axes, for example `RAS`, for files whose header does not state them; ignored for others."""
     contrast: str | None = None
-    """What both fields show, as a BIDS suffix such as T1w, T2w or FLAIR; default: what the names of all files say."""
+    """Contrast of both fields, as a BIDS suffix such as T1w, T2w or FLAIR. By default, the files' names state it."""
 
     def __post_init__(self) -> None:
         """Check names, patterns, splits and orientation."""

@@ -151,11 +151,11 @@ def _expect_undamaged(model: onnx.ModelProto, tree: dict[str, Any], path: Path) 
         found = hash_graph(model, path.parent)
     except (OSError, onnx.checker.ValidationError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: its file of weights cannot be read ({reason}). Copy both files again.") from error
+        raise InputError(f"{path}: its weight file cannot be read ({reason}). Copy both files again.") from error
     if found != tree[HASH]:
         raise InputError(
-            f"{path}: the file is damaged: its weights or layers are not those that were exported. Copy it or export "
-            "the run again."
+            f"{path}: the file is damaged: its weights or layers have changed since the export. Copy it or export the "
+            "run again."
         )
 
 

@@ -12,13 +12,13 @@ from upfield.export.modelfile.card import ModelCard
 from upfield.export.scans.restoration import ScanRestorer, restore_volume
 from upfield.export.scans.scan_claim import ScanClaim, plausibility_doubts
 from upfield.imaging.air import Air, estimate_air, raise_to_air
-from upfield.imaging.extent import AXES, finer_than_grid, size_problem
+from upfield.imaging.extent import AXES, size_problem
 from upfield.imaging.formats.file_header import Header
 from upfield.imaging.formats.header_findings import ENHANCED, UNITS, affine_findings, header_findings
 from upfield.imaging.nifti_writer import write_file
 from upfield.imaging.normalisation import NORMALISATION, intensity_range, scale_in_place
 from upfield.imaging.placement import Placement, SharedSpace, placement_of, share_space
-from upfield.imaging.plausibility.resolution import fine_doubt
+from upfield.imaging.plausibility.resolution import fine_doubt, sampling_doubt
 from upfield.imaging.regrid import Grid, overlaps, regrid
 from upfield.imaging.resample import box_centre, resample_box
 from upfield.imaging.volume import Volume, from_ras
@@ -119,9 +119,12 @@ def prepare_volume(
     window = head_window(grid, air, resampler)
     low = _cut(grid.voxels, window, air.padding)
     scale_in_place(low, *training_range(scan, air, resampler, where))
-    # A scan that is fine along all axes is doubtful for that reason already.
-    sampling = () if claim and fine_doubt(scan.spacing_mm) else sampling_doubts(scan)
-    notes = doubts(header) + sampling + part_doubts(scan, card) + ((air.doubt,) if air.doubt else ()) + implausible
+    sampled = sampling_doubt("the scan", scan.spacing_mm, np.full(3, SPACING_MM), "the grid of the model")
+    if claim and fine_doubt(scan.spacing_mm):
+        # That a scan is fine along all axes is one of the implausible facts.
+        sampled = None
+    found = (sampled, part_doubt(scan, card), air.doubt)
+    notes = header_doubts(header) + tuple(doubt for doubt in found if doubt) + implausible
     start = tuple(begin for begin, _ in window)
     return ModelInput(low, start, grid.voxels.shape, grid.affine, scan.axcodes, placement, notes)
 
@@ -195,27 +198,21 @@ def _cut(voxels: NDArray[np.float32], window: Window, padding: float) -> NDArray
     return np.pad(voxels[inside], beyond, constant_values=padding)
 
 
-def doubts(header: Header) -> tuple[str, ...]:
+def header_doubts(header: Header) -> tuple[str, ...]:
     """Return a sentence for each doubtful value in the header, to be recorded beside the enhanced scan."""
     return tuple(finding.note for finding in header_findings(header) + affine_findings(header.affine))
 
 
-def sampling_doubts(scan: Volume) -> tuple[str, ...]:
-    """Return a sentence if a RAS+ scan `(I, J, K)` is much finer than the grid of 1 mm along an axis."""
-    found = finer_than_grid("the scan", scan.spacing_mm, np.full(3, SPACING_MM), "the grid of the model")
-    return (f"{found}, so its finest detail is lost and may leave false patterns",) if found else ()
-
-
-def part_doubts(scan: Volume, card: ModelCard) -> tuple[str, ...]:
+def part_doubt(scan: Volume, card: ModelCard) -> str | None:
     """Return a sentence if a RAS+ scan `(I, J, K)` shows much less of the head than the model's training data."""
     size_mm = np.array(scan.voxels.shape) * scan.spacing_mm
     box_mm = np.array(card.geometry.high_shape) * np.array(card.geometry.high_spacing_mm)
     axis = int(np.argmin(size_mm / box_mm))
     if size_mm[axis] >= LEAST_SHOWN * box_mm[axis]:
-        return ()
+        return None
     return (
         f"the field of view is only {size_mm[axis]:.3g} mm long {AXES[axis]}, but the model was trained on "
-        f"{box_mm[axis]:.3g} mm, so its intensities may be wrong",
+        f"{box_mm[axis]:.3g} mm, so its intensities may be wrong"
     )
 
 
@@ -248,7 +245,7 @@ def expect_on_grid(model_input: ModelInput, grid: Grid, where: str) -> str | Non
             where,
             f"the field of view does not overlap that of {grid.name}. Register the two images, or leave out --like.",
         )
-    return shared.doubt and f"{shared.doubt}; they are taken for one place"
+    return shared.note
 
 
 def space_name(model_input: ModelInput, layout: OutputLayout) -> str:

@@ -53,11 +53,7 @@ class AccessMiddleware:
         async def discard(_: Message) -> None:
             """Discard Starlette's response: status 400, plain text, no request id."""
 
-        if (
-            scope["method"] in SAFE_METHODS
-            and "host" not in Headers(scope=scope)
-            and route_path(scope) in WATCHED_PATHS
-        ):
+        if is_health_check(scope) and "host" not in Headers(scope=scope):
             await serve_trusted(scope, receive, send)
             return
         # Without this check, another site could make its own host name point to this machine (DNS rebinding).

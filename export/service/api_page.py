@@ -56,7 +56,7 @@ SCAN_BODY: dict[str, Any] = {
             "in": "query",
             "required": False,
             "schema": {"type": "string", "pattern": SHAPE.pattern},
-            "description": "The scan's contrast, such as T1w, if its name does not say it. A form may contain it too.",
+            "description": "The scan's contrast, such as T1w, if its name does not state it. A form may state it too.",
         },
         {
             "name": "id",
@@ -95,7 +95,7 @@ SCAN_BODY: dict[str, Any] = {
         "403": _error("The request came from another site's page."),
         "408": _error("The upload paused for too long."),
         "413": _error("The upload, its decompressed content, or its number of voxels exceeds the limit."),
-        "415": _error("The Content-Encoding is neither gzip nor deflate. Accept-Encoding lists what is accepted."),
+        "415": _error("The Content-Encoding is neither gzip nor deflate. The header Accept-Encoding names both."),
         "422": _error("The scan cannot be used. The error message is that of `upfield enhance`."),
         "503": _error("The queue is full, or no replica works at the moment. Retry-After says when to try again."),
         "504": _error("The scan was not finished within the service's time limit."),

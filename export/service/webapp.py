@@ -53,10 +53,10 @@ def build_app(
         redoc_url=None,
         lifespan=lifespan,
         responses=RESPONSES,
-        # Relative to the schema's own address, so that it is right below any path. FastAPI would add `root_path`, which
-        # is unknown if a proxy removes it.
         # Starlette's redirects to addresses with or without a last slash would leave out a path that a proxy removed.
         redirect_slashes=False,
+        # Relative to the schema's own address, so that it is right below any path. FastAPI would add `root_path`, which
+        # is unknown if a proxy removes it.
         servers=[{"url": "."}],
         root_path_in_servers=False,
     )

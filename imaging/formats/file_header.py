@@ -15,6 +15,8 @@ HEADER_BYTES = 540  # NIfTI-2 has the longest header.
 SCANNER = 1  # nifti1.h, NIFTI_XFORM_SCANNER_ANAT
 # The check of findings that a correct scan may have. Training refuses scans with any other finding.
 VALUE_DOUBT = "values"
+# The usual remedy.
+FIX = "Fix the header."
 
 Spaces = tuple[tuple[int, NDArray[np.float64]], ...]
 """Code of each space that a header names (nifti1.h, NIFTI_XFORM_*), and the affine `(4, 4)` to it; the sform first."""

@@ -6,8 +6,8 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from upfield.imaging.affine import angles_deg, spacing_of
-from upfield.imaging.formats.file_header import Header, HeaderFinding, doubt
+from upfield.imaging.affine import angles_deg, size_text, spacing_of
+from upfield.imaging.formats.file_header import FIX, Header, HeaderFinding, doubt
 from upfield.imaging.formats.nifti_fields import NIFTI_FALLBACK
 
 ENHANCED = b"enhanced by upfield, for research only"
@@ -19,7 +19,6 @@ MAX_SHEAR_DEG = 1.0
 SAME_FORMS_DEG, SAME_FORMS_MM = 1.0, 1.0
 # A head may be tilted against the axes of a template, but by less than this. Exchanged axes differ by more.
 MAX_FORMS_DIFFER_DEG = 45.0
-FIX = "Fix the header."
 
 
 def header_findings(header: Header, axes: Iterable[int] = range(3)) -> list[HeaderFinding]:
@@ -32,7 +31,7 @@ def header_findings(header: Header, axes: Iterable[int] = range(3)) -> list[Head
     findings: list[HeaderFinding] = []
     if not header.is_oriented:
         message = "the header does not say which side is left (no qform or sform code, or their equivalent)"
-        consequence = f"{NIFTI_FALLBACK} or what its format assumes is taken, and left and right may be exchanged"
+        consequence = f"{NIFTI_FALLBACK}, or the default of its format, is assumed, and left and right may be exchanged"
         remedy = f"{FIX[:-1]}, or set `orientation` of the cohort to the axis codes of its files, for example `RAS`."
         findings.append(HeaderFinding("side", message, consequence, remedy))
     findings += _forms(header)
@@ -44,7 +43,7 @@ def header_findings(header: Header, axes: Iterable[int] = range(3)) -> list[Head
         findings.append(HeaderFinding("spacing", message, "", FIX, is_unusable=True))
     if header.descrip.startswith(ENHANCED):
         message = "its description says that it has been enhanced already"
-        consequence = "no model has learnt from such scans"
+        consequence = "models are not trained on such scans"
         findings.append(doubt(message, consequence, "Use the original scan."))
     return [*findings, *header.doubts]
 
@@ -87,13 +86,8 @@ def affine_findings(affine: NDArray[np.float64]) -> list[HeaderFinding]:
         first, second = pairs[worst]
         message = f"axes {first} and {second} meet at {between_deg[worst]:.1f} degrees instead of 90 (sheared)"
         remedy = "Resample the volume to perpendicular axes or fix the header."
-        findings.append(HeaderFinding("affine", message, "what is made of them is sheared too", remedy))
+        findings.append(HeaderFinding("affine", message, "the result is sheared too", remedy))
     if spacing_mm.min() < SPACING_MM[0] or spacing_mm.max() > SPACING_MM[1]:
         message = f"expected voxels of {SPACING_MM[0]:g} to {SPACING_MM[1]:g} mm, found {size_text(spacing_mm)}"
         findings.append(HeaderFinding("spacing", message, "they are taken as stated", FIX))
     return findings
-
-
-def size_text(size_mm: NDArray[np.float64]) -> str:
-    """Return sizes along three axes `(3,)` as text."""
-    return " x ".join(f"{mm:.4g}" for mm in size_mm) + " mm"

@@ -14,8 +14,8 @@ from nibabel.quaternions import quat2mat
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 from numpy.typing import NDArray
 
-from upfield.imaging.affine import angles_deg, assumed_affine, spacing_of
-from upfield.imaging.formats.file_header import Header, HeaderFinding, VoxelLayout, doubt, without_trailing_ones
+from upfield.imaging.affine import angles_deg, assumed_affine, size_text, spacing_of
+from upfield.imaging.formats.file_header import FIX, Header, HeaderFinding, VoxelLayout, doubt, without_trailing_ones
 
 NIFTI1_MAGIC, NIFTI2_MAGIC = b"n+1\0", b"n+2\0"
 PAIR1_MAGIC, PAIR2_MAGIC = b"ni1\0", b"ni2\0"
@@ -29,7 +29,6 @@ EOL_CHECK = (13, 10, 26, 10)
 QUATERNION_SLACK = 1e-3
 # nifti1.h, NIFTI_INTENT_*: codes of voxels that are not intensities. Statistics are 2 to 24.
 LABELS, NOT_IMAGES = (1002, 1003), (*range(2, 25), *range(1004, 1011), *range(2002, 2019))
-FIX = "Fix the header."
 
 
 def is_nifti1(start: bytes) -> bool:
@@ -258,6 +257,6 @@ def _compare_spacing(
     if code != 1 or not all(has_spacing) or not np.isfinite(own_mm).all():
         return
     if (np.abs(own_mm - spacing_mm) > 0.02 * spacing_mm).any():
-        sizes = ["{} mm".format(" x ".join(f"{mm:.4g}" for mm in each)) for each in (own_mm, spacing_mm)]
+        sizes = size_text(own_mm), size_text(spacing_mm)
         message = f"the voxel sizes of the sform ({sizes[0]}) are not those of pixdim ({sizes[1]})"
         doubts.append(doubt(message, "those of the sform are taken", FIX))

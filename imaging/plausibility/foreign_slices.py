@@ -79,10 +79,10 @@ def _surprise(centred: NDArray[np.float32]) -> NDArray[np.float64]:
 def foreign_slices_doubt(foreign: Sequence[int], num_slices: int) -> str:
     """Return a sentence without a full stop about the result of `find_foreign_slices`, which is not empty."""
     which = ", ".join(map(str, foreign[:5])) + (", ..." if foreign[5:] else "")
-    verb = "differs" if len(foreign) == 1 else "differ"
+    verb = "does" if len(foreign) == 1 else "do"
     return (
-        f"{len(foreign)} of {num_slices} slices {verb} from both neighbours more than these from each other (counted "
-        f"from 0: {which}), as a slice of another scan does; look at the slices, and replace those of other scans"
+        f"{len(foreign)} of {num_slices} slices {verb} not fit between the two neighbours (counted from 0: {which}) "
+        "and may belong to another scan; look at them, and replace those that do"
     )
 
 

@@ -1,13 +1,17 @@
 """Compare the resolution that a scan seems to have with the resolution that is expected of it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from upfield.imaging.affine import size_text
+from upfield.imaging.extent import AXES, Extent
 from upfield.imaging.volume import Volume
 
-AXES = ("left-right", "posterior-anterior", "inferior-superior")
+# Half-millimetre heads on 1 mm are reported, and heads of 2/3 mm are not.
+MAX_SAMPLING_STEP = 1.52
 # A high field of 1.2 mm slices is ordinary for a grid of 1 mm, one of 1.5 mm is not.
 MAX_COARSER = 1.4
 # Low fields have at least one thick axis; 1.5 or 1.6 mm in all directions is what several of them are combined to.
@@ -28,20 +32,67 @@ LEAST_VOXELS = 48
 MAX_REPEATED_PLANES = 0.2
 
 
-def coarse_doubt(step: NDArray[np.float64], spacing_mm: NDArray[np.float64]) -> str | None:
+def sample_distance(
+    extent: Extent, fit: Literal["resize", "crop_pad"], shape: Sequence[int], spacing_mm: Sequence[float]
+) -> NDArray[np.float64]:
+    """Compute the distance between the samples of a volume on its grid, `(3,)` in mm along the axes of RAS+.
+
+    Args:
+        extent: the volume.
+        fit: method by which it is resampled to the grid.
+        shape: voxels of the grid.
+        spacing_mm: spacing of the grid, which counts if `fit` is `crop_pad`.
+    """
+    if fit == "crop_pad":
+        return np.array(spacing_mm)
+    return (extent.shape - 1) / (np.array(shape) - 1) * extent.spacing_mm
+
+
+def sampling_doubt(
+    scan: str, spacing_mm: NDArray[np.float64], grid_mm: NDArray[np.float64], grid: str = "the grid"
+) -> str | None:
+    """Return a doubt if a scan is much finer than the grid on which it is sampled, otherwise None.
+
+    Args:
+        scan: name of the scan in the sentence.
+        spacing_mm: `(3,)`, voxel sizes of the scan along the axes of RAS+.
+        grid_mm: `(3,)`, distance between samples along these axes.
+        grid: name of the grid in the sentence.
+    """
+    axes = _finer_axes(spacing_mm, grid_mm)
+    return (
+        f"{scan} is finer than {grid} along {axes}, so sampling loses detail and may cause aliasing" if axes else None
+    )
+
+
+def finer_low_doubt(low: Extent, high: Extent) -> str | None:
+    """Return a doubt if the low field has smaller voxels than the high field, or is finer along an axis."""
+    sizes_mm3 = [float(np.prod(extent.spacing_mm)) for extent in (low, high)]
+    if sizes_mm3[0] < sizes_mm3[1]:
+        return (
+            f"the low field has smaller voxels ({sizes_mm3[0]:.2g} mm3) than the high field ({sizes_mm3[1]:.2g} mm3); "
+            "check that the two are not exchanged"
+        )
+    if not (axes := _finer_axes(low.spacing_mm, high.spacing_mm)):
+        return None
+    return (
+        f"the low field is finer than the high field along {axes}, so the high field has no detail to learn from "
+        "there; check that this is the right pair"
+    )
+
+
+def coarse_doubt(spacing_mm: NDArray[np.float64], grid_mm: NDArray[np.float64]) -> str | None:
     """Return a doubt if a high field has much larger voxels than the high-field grid, otherwise None.
 
     Args:
-        step: `(3,)`, voxels of the file per voxel of the grid, along the axes of RAS+.
-        spacing_mm: `(3,)`, voxel size of the file.
+        spacing_mm: `(3,)`, voxel sizes of the scan along the axes of RAS+.
+        grid_mm: `(3,)`, distance between samples along these axes.
     """
-    axes = [axis for axis in range(3) if step[axis] * MAX_COARSER < 1]
-    if not axes:
+    if not (axes := _compared(np.flatnonzero(spacing_mm > MAX_COARSER * grid_mm), spacing_mm, grid_mm)):
         return None
     return (
-        f"the voxels are coarser than those of the high-field grid {_names(axes)} "
-        f"({_sizes(spacing_mm, axes)}), so the model would learn from an interpolated image; check that this is the "
-        "original scan"
+        f"the voxels are larger than those of the high-field grid along {axes}, so the model would learn from an "
+        "interpolated image; check that this is the original scan"
     )
 
 
@@ -54,8 +105,8 @@ def fine_doubt(spacing_mm: NDArray[np.float64]) -> str | None:
     if not (spacing_mm <= FINE_MM).all():
         return None
     return (
-        f"the voxels are {_sizes(spacing_mm, range(3))}, so this is a high-field scan, an enhanced one, or one that "
-        "was interpolated; check that it is an original low-field scan"
+        f"voxels of {size_text(spacing_mm)} are unusually small for a low-field scan, so this may be a high-field, "
+        "enhanced or interpolated one; check that it is an original low-field scan"
     )
 
 
@@ -81,15 +132,15 @@ def interpolated_doubt(volume: Volume, grid_mm: NDArray[np.float64]) -> str | No
         )
     ]
     if repeated:
-        seen = f"planes are repeated {_names(repeated)}"
+        seen = f"planes are repeated along {_names(repeated)}"
     elif smooth:
         detail_mm = 2 * max(max(grid_mm[axis], spacing_mm[axis]) for axis in smooth)
-        seen = f"there is no detail finer than about {detail_mm:.2g} mm {_names(smooth)}"
+        seen = f"there is no detail finer than about {detail_mm:.2g} mm along {_names(smooth)}"
     else:
         return None
     return (
-        f"the header states voxels of {_sizes(spacing_mm, range(3))}, but {seen}, as after interpolation from larger "
-        "voxels; check that this is the original scan"
+        f"the header states voxels of {size_text(spacing_mm)}, but {seen}, as after interpolation from larger voxels; "
+        "check that this is the original scan"
     )
 
 
@@ -144,9 +195,17 @@ def _alternation(lines: NDArray[np.float32]) -> float:
     return max(amplitudes)
 
 
+def _finer_axes(spacing_mm: NDArray[np.float64], grid_mm: NDArray[np.float64]) -> str:
+    """Name the axes along which a grid, or another scan, is much coarser than a scan; empty if there is none.
+
+    Between the samples of a coarser grid, detail is lost, and regular detail leaves a false pattern (aliasing).
+    """
+    return _compared(np.flatnonzero(grid_mm > MAX_SAMPLING_STEP * spacing_mm), spacing_mm, grid_mm)
+
+
+def _compared(axes: NDArray[np.intp], spacing_mm: NDArray[np.float64], grid_mm: NDArray[np.float64]) -> str:
+    return " and ".join(f"{AXES[axis]} ({spacing_mm[axis]:.3g} mm against {grid_mm[axis]:.3g} mm)" for axis in axes)
+
+
 def _names(axes: Iterable[int]) -> str:
     return " and ".join(AXES[axis] for axis in axes)
-
-
-def _sizes(spacing_mm: NDArray[np.float64], axes: Iterable[int]) -> str:
-    return " x ".join(f"{spacing_mm[axis]:.3g}" for axis in axes) + " mm"

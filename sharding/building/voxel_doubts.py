@@ -85,13 +85,13 @@ def unlike_brains(stripped: Iterable[Stripped], subjects: Sequence[Subject[Sourc
             field: Field = "high" if is_brain else "low"
             other = "low" if is_brain else "high"
             message = (
-                f"this is a brain without skull, but the {other} field shows the whole head. Use two scans that show "
-                "the same."
+                f"this is a brain without skull, but the {other} field shows the whole head. Use two scans with the "
+                "skull, or two without."
             )
         elif same < others or (same == others and is_brain):
             field = "high"
             this, that = ("a brain without skull", "whole heads") if is_brain else ("a whole head", "brains only")
-            message = f"this is {this}, but {others} scans of this cohort show {that}. Make them alike."
+            message = f"this is {this}, but {others} scans of this cohort show {that}. Strip all of them or none."
         else:
             continue
         problems.append(Problem(subject.cohort, subject.name, field, "head", str(sources[field]), message))

@@ -55,8 +55,8 @@ def shared_people(subjects: Sequence[Subject[Source]]) -> list[Problem]:
                 continue
             other = next(twin for twin in group if twin.split != member.split)
             message = (
-                f"the ids say that this is another scan of a person who is also in {other.split}, but this one is in "
-                f"{member.split}. Hold out all scans of a person together, with lists in `split`."
+                f"according to the ids, this scan in {member.split} and one in {other.split} show the same person. "
+                "Hold out all scans of a person together, with lists in `split`."
             )
             file = f"{sources[member.cohort, member.name]}{TWIN}{sources[other.cohort, other.name]}"
             problems.append(Problem(member.cohort, member.name, "high", "person", file, message))

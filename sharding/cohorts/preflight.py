@@ -12,17 +12,15 @@ from upfield.common.errors import InputError, RunError
 from upfield.common.progress import say
 from upfield.common.tasks import run_tasks
 from upfield.imaging.compressed_files import Trace
-from upfield.imaging.extent import (
-    Extent,
-    place_doubt,
-    resolution_doubt,
-    sampling_doubt,
-    size_problem,
-    space_problem,
-    tilt_problem,
-)
+from upfield.imaging.extent import Extent, place_doubt, size_problem, space_problem, tilt_problem
 from upfield.imaging.placement import SharedSpace, share_space
-from upfield.imaging.plausibility.resolution import coarse_doubt, fine_doubt
+from upfield.imaging.plausibility.resolution import (
+    coarse_doubt,
+    fine_doubt,
+    finer_low_doubt,
+    sample_distance,
+    sampling_doubt,
+)
 from upfield.imaging.volume_header import VolumeHeader
 from upfield.sharding.cohorts.duplicates import find_same_content
 from upfield.sharding.cohorts.problems import TWIN, Field, Problem
@@ -78,7 +76,7 @@ def preflight(
         for finding in volume.findings
     ]
     problems += _short_stacks(checked)
-    for find in (_mismatched_fields, _doubtful_sizes, _coarse_grids, _doubtful_resolutions):
+    for find in (_mismatched_fields, _doubtful_sizes, _doubtful_resolutions):
         problems += _one_by_one(find, checked, subjects, geometry)
     problems += _copies(checked)
     problems += _partial_copies(checked, {(p.cohort, p.subject) for p in problems if p.check == "same"})
@@ -205,7 +203,8 @@ def _mismatched_fields(
             if problem := space_problem(shared, subject.align, Extent.of(fields[0]), Extent.of(fields[1])):
                 messages[problem[0]] = problem[1]
         extents = Extent.of(fields[0]), Extent.of(fields[1])
-        messages["resolution"] = resolution_doubt(*extents)
+        doubt = finer_low_doubt(*extents)
+        messages["resolution"] = doubt and f"{doubt}."
         if subject.align == "none" and "affine" not in messages:
             messages["place"] = place_doubt(*extents, subject.fit, grid_mm)
             if subject.fit == "crop_pad":
@@ -228,12 +227,10 @@ def _doubtful_sizes(
                 yield _problem(volume, "values", str(volume.source), f"{message}. Check the spacing in the header.")
 
 
-def _coarse_grids(
+def _doubtful_resolutions(
     checked: list[VolumeCheck], subjects: Sequence[Subject], geometry: GeometryConfig
 ) -> Iterator[Problem]:
-    """Find volumes that are much finer than the grid on which they are sampled."""
-    if geometry.average:
-        return
+    """Find volumes much finer than their grid, high fields much coarser than it, and low fields at high resolution."""
     grids: dict[Field, tuple[Triple, SpacingMm]] = {
         "low": (geometry.low_shape, geometry.low_spacing_mm),
         "high": (geometry.high_shape, geometry.high_spacing_mm),
@@ -242,29 +239,16 @@ def _coarse_grids(
     for subject in subjects:
         for field, _ in subject.volumes:
             volume = checked_at[subject.cohort, subject.name, field]
-            extent = volume.extent
-            if extent and (message := sampling_doubt(field, extent, subject.fit, *grids[field])):
-                yield _problem(volume, "resolution", str(volume.source), message)
-
-
-def _doubtful_resolutions(
-    checked: list[VolumeCheck], subjects: Sequence[Subject], geometry: GeometryConfig
-) -> Iterator[Problem]:
-    """Find high fields that are much coarser than their grid, and low fields at high resolution."""
-    checked_at = {_place(volume): volume for volume in checked}
-    for subject in subjects:
-        for field, _ in subject.volumes:
-            volume = checked_at[subject.cohort, subject.name, field]
             if (extent := volume.extent) is None:
                 continue
-            if field == "low":
-                message = fine_doubt(extent.spacing_mm)
-            else:
-                stretched = (extent.shape - 1) / (np.array(geometry.high_shape) - 1)
-                in_mm = np.array(geometry.high_spacing_mm) / extent.spacing_mm
-                message = coarse_doubt(stretched if subject.fit == "resize" else in_mm, extent.spacing_mm)
-            if message:
-                yield _problem(volume, "resolution", str(volume.source), f"{message}.")
+            spacing_mm, grid_mm = extent.spacing_mm, sample_distance(extent, subject.fit, *grids[field])
+            found = None if geometry.average else sampling_doubt(f"the {field} field", spacing_mm, grid_mm)
+            doubts = (
+                found and f"{found}; choose a finer grid, or set geometry.average: true",
+                fine_doubt(spacing_mm) if field == "low" else coarse_doubt(spacing_mm, grid_mm),
+            )
+            for doubt in filter(None, doubts):
+                yield _problem(volume, "resolution", str(volume.source), f"{doubt}.")
 
 
 def _copies(checked: list[VolumeCheck]) -> Iterator[Problem]:

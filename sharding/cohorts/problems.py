@@ -51,8 +51,8 @@ class Problem:
         """Return the problem of a subject on which the program failed with an error that it did not foresee."""
         place = traceback.extract_tb(error.__traceback__)[-1]
         message = (
-            f"a fault of upfield, not of the scan: {type(error).__name__} in {Path(place.filename).name}, line "
-            f"{place.lineno}. Please report it with the traceback in the list of problems."
+            f"this is a bug in upfield, not in the scan: {type(error).__name__} in {Path(place.filename).name}, line "
+            f"{place.lineno}. Please report it with the traceback from the list of problems."
         )
         return cls(cohort, subject, field, FAULT, file, message, "".join(traceback.format_exception(error)))
 

@@ -6,9 +6,8 @@ from collections.abc import Hashable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from upfield.imaging.affine import angles_deg, spacing_of
+from upfield.imaging.affine import angles_deg, size_text, spacing_of
 from upfield.imaging.formats.file_header import Header
-from upfield.imaging.formats.header_findings import size_text
 from upfield.imaging.volume_header import UNPLACED_MM, plane_shape
 
 # Rounding in headers changes axes and voxel sizes by less than this between slices.

@@ -161,7 +161,7 @@ def _check_stack(source: Source, headers: list[Header]) -> list[Finding]:
     uneven = uneven_steps(headers)
     findings = [Finding("steps", paths[uneven[0]], uneven[1])] if uneven else []
     if not name_one_space(headers):
-        message = "the headers of its slices name different spaces; they are taken for one. Check the codes."
+        message = "the headers of its slices name different spaces, which are treated as one. Check their form codes."
         findings.append(Finding("space", paths[0], message))
     affine = stack_affine(headers, axes[0])
     if any(finding.check == "steps" for finding in findings):

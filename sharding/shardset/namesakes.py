@@ -73,10 +73,11 @@ def members_of(manifest: Manifest) -> list[Member]:
 def namesakes_message(groups: list[tuple[Member, ...]]) -> str:
     """Return one sentence that names some of the people that `find_namesakes` found, and one with the remedy."""
     names = [" = ".join(sorted({member.name for member in group})) for group in groups]
+    shown = f"{', '.join(names[:MAX_SHOWN])}{', ...' if names[MAX_SHOWN:] else ''}"
     return (
-        f"{len(names)} names stand in several cohorts or in several ids, and in different splits "
-        f"({', '.join(names[:MAX_SHOWN])}{', ...' if names[MAX_SHOWN:] else ''}). If they are the same people, hold "
-        "out all scans of a person together, in all of these cohorts, with lists in `split`."
+        f"{len(names)} {'person' if len(names) == 1 else 'people'} may be in more than one split, because equal or "
+        f"similar ids are in different splits ({shown}). If these ids stand for the same person, hold all of them out "
+        "together, with lists in `split` of every cohort."
     )
 
 

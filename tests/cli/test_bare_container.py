@@ -94,7 +94,7 @@ def test_remote_shards_need_a_named_cache_and_no_home(run: Run, tiny_shards: Pat
         sys.exit(main(["--data.shards", f"http://127.0.0.1:{{server.server_port}}", *sys.argv[1:]]))
     """)
     refused = run("-c", program, *SMALL, "--run.out", "run", code=2)
-    assert "no folder for shards, because the user has no home folder. Set --data.cache_dir." in refused.stderr
+    assert "no cache folder for shards, because the user has no home folder. Set --data.cache_dir." in refused.stderr
     run("-c", program, *SMALL, "--run.out", "run", "--data.cache_dir", "cache")
     assert list((short_folder / "cache").glob("*.tar"))
 

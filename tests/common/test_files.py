@@ -82,7 +82,7 @@ def test_a_user_without_a_home_folder_is_told_what_to_set(monkeypatch: pytest.Mo
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr(files.os.path, "expanduser", lambda path: path)  # as for a user without an entry in passwd
-    with pytest.raises(InputError, match=r"no folder for shards, .* no home folder\. Set --data\.cache_dir\."):
+    with pytest.raises(InputError, match=r"no cache folder for shards, .* no home folder\. Set --data\.cache_dir\."):
         user_cache_folder("shards", "Set --data.cache_dir.")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert user_cache_folder("shards") == tmp_path / "upfield" / "shards"

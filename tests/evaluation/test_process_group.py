@@ -83,7 +83,7 @@ def test_a_volume_on_which_one_method_fails_is_measured_for_the_others(
     settings = MeasurementSettings(restorers, 4, perturb=False, device=torch.device("cpu"))
     measured = measure_split(settings, split)
     assert [(failure.volume, failure.method) for failure in measured.failures] == [(bad.name, "failing")]
-    assert f"{bad.name}: failing: KeyError: 'a fault'. This is a fault of upfield" in capsys.readouterr().err
+    assert f"{bad.name}: failing: KeyError: 'a fault'. This is a bug in upfield" in capsys.readouterr().err
     assert len(measured.with_all([CUBIC, MODEL])) == VOLUMES
     assert [volume.name for volume in measured.volumes if "failing" not in volume.slices] == [bad.name]
     assert len(measured.with_all(restorers)) == VOLUMES - 1

@@ -38,7 +38,7 @@ def test_another_contrast_is_refused_and_an_unknown_one_doubted(run_cli, t1_mode
     code, _, err = run_cli(main, t1_model, folder, "--out", tmp_path / "out")
     assert code == 2
     assert "b_T2w.nii: its name says T2w, but the model was trained on T1w. Use a model for T2w, or state --con" in err
-    assert "c.nii: nothing says which contrast the scan shows" in err
+    assert "c.nii: the contrast of the scan is not known" in err
     assert {path.name for path in (tmp_path / "out/anat").glob("*.nii.gz")} == {"a_T1w.nii.gz", "c.nii.gz"}
     tree = json.loads((tmp_path / "out/anat/a_T1w.json").read_text())
     assert (tree["contrast"], tree["doubts"]) == ({"stated": None, "model": "T1w"}, [])
@@ -51,7 +51,7 @@ def test_the_user_may_state_the_contrast(run_cli, t1_model, folder, tmp_path):
     assert "c.nii: " not in err.replace("c.nii: slice", "")
     code, _, err = run_cli(main, t1_model, folder, "--out", tmp_path / "two", "--contrast", "FLAIR")
     assert code == 2
-    assert "FLAIR was stated as its contrast" in err
+    assert "its contrast was stated as FLAIR" in err
 
 
 def test_a_json_file_beside_the_scan_decides_if_its_name_does_not(run_cli, t1_model, folder, tmp_path):

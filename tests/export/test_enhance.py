@@ -83,7 +83,7 @@ def test_a_fault_in_one_scan_is_reported_and_the_others_are_enhanced(
     assert code == 1
     assert "2 of 4 scans could not be enhanced" in err
     end = err[err.index("could not be enhanced:") :]
-    assert f"{scans}/one.nii: KeyError: 99. This is a fault of upfield" in end
+    assert f"{scans}/one.nii: KeyError: 99. This is a bug in upfield" in end
     assert f"{scans}/bad.nii: this is not a readable NIfTI file" in end
     assert "Traceback" not in err
     target = Path(scan_name).with_suffix("")
@@ -93,7 +93,7 @@ def test_a_fault_in_one_scan_is_reported_and_the_others_are_enhanced(
     code, _, err = run_cli(main, tiny_model, scans / "one.nii", "--out", tmp_path / "again", "--debug")
     assert code == 1
     assert "raise KeyError(99)" in err
-    assert err.endswith("KeyError: 99. This is a fault of upfield, not of your input: please report it.\n")
+    assert err.endswith("KeyError: 99. This is a bug in upfield, not in your input: please report it.\n")
 
 
 def test_the_provenance_names_source_model_and_parameters(tiny_model: Path, tmp_path: Path, run_cli: Callable) -> None:

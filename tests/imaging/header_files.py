@@ -11,7 +11,7 @@ from heads import model_card
 from nibabel.freesurfer.mghformat import MGHHeader
 
 from upfield.common.errors import VolumeError
-from upfield.export.scans.scan import doubts, prepare
+from upfield.export.scans.scan import header_doubts, prepare
 from upfield.imaging.header import read_header
 from upfield.imaging.volume import Volume, read_volume
 from upfield.sharding.cohorts.preflight import preflight
@@ -97,7 +97,7 @@ def enhance_says(path: Path) -> tuple[list[str], list[str]]:
     except VolumeError as error:
         return [error.problem], []
     # Other notes are about the voxels.
-    return [], [note for note in doubts(read_header(path)) if note in notes]
+    return [], [note for note in header_doubts(read_header(path)) if note in notes]
 
 
 def reference_of(path: Path, row: Row) -> tuple[np.ndarray, np.ndarray]:

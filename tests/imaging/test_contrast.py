@@ -75,7 +75,7 @@ def test_a_description_is_a_hint():
 
 
 def judge(name="", tree=None, descrip=b"", accepted=("T1w",), stated=None):
-    return judge_scan(gather_evidence(name, tree, descrip), accepted, stated)
+    return judge_scan(gather_evidence(name_evidence(name), tree, descrip), accepted, stated)
 
 
 def test_a_mismatch_is_refused_and_names_both_contrasts():
@@ -84,7 +84,7 @@ def test_a_mismatch_is_refused_and_names_both_contrasts():
         "wrong."
     )
     assert "times in its JSON file are those of T2w or FLAIR, but" in (judge("a.nii", {"EchoTime": 0.1}).refusal or "")
-    assert "FLAIR was stated" in (judge("a_T1w.nii", stated="FLAIR").refusal or "")
+    assert "stated as FLAIR" in (judge("a_T1w.nii", stated="FLAIR").refusal or "")
     assert judge("a_T2w.nii", accepted=("FLAIR", "T2w")).refusal is None
 
 
@@ -93,8 +93,8 @@ def test_a_mismatch_is_refused_and_names_both_contrasts():
     [
         ({"name": "a_T1w.nii"}, None),
         ({"name": "a_T1w.nii", "tree": {"EchoTime": 0.003}, "descrip": b"TE=3"}, None),
-        ({"name": "scan.nii"}, "nothing says which contrast the scan shows, and the model was trained on T1w"),
-        ({"name": "scan.nii", "descrip": b"TE=3"}, "nothing says"),
+        ({"name": "scan.nii"}, "the contrast of the scan is not known, and the model was trained on T1w"),
+        ({"name": "scan.nii", "descrip": b"TE=3"}, "not known"),
         ({"name": "scan.nii", "descrip": b"TE=160"}, "the echo time in its description is that of T2w or FLAIR, but"),
         ({"name": "a_T1w.nii", "tree": {"EchoTime": 0.1}}, "its name says T1w, but the times in its JSON file"),
         ({"name": "a_T2w.nii", "stated": "T1w"}, "its name says T2w, but T1w was stated"),
@@ -147,6 +147,6 @@ JSON = st.recursive(
 @example(name="", tree={"EchoTime": 10**400}, descrip=b"TE=1e999")
 @example(name="T1*_*", tree={"EchoTime": "nan"}, descrip=b"TE=.")
 def test_anything_else_is_a_known_contrast_or_unknown(name, tree, descrip):
-    for found in gather_evidence(name, tree, descrip):
+    for found in gather_evidence(name_evidence(name), tree, descrip):
         assert set(found.contrasts) <= set(SUFFIXES)
         judge_scan([found], ("T1w",), None)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
-from upfield.imaging.extent import Extent, place_doubt, resolution_doubt, sampling_doubt, tilt_problem
+from upfield.imaging.extent import Extent, place_doubt, tilt_problem
 from upfield.imaging.header import read_header
 from upfield.imaging.volume_header import VolumeHeader
 
@@ -109,55 +109,3 @@ def test_positions_that_files_do_not_state_are_not_compared(fit):
     elsewhere = extent(origin_mm=(500, 0, 0), is_placed=False)
     assert place_doubt(elsewhere, extent(), fit, GRID_MM) is None
     assert place_doubt(extent(), elsewhere, fit, GRID_MM) is None
-
-
-def test_a_low_field_with_smaller_voxels_causes_a_warning():
-    fine, coarse = extent(spacing_mm=(1, 1, 1)), extent(spacing_mm=(1.6, 1.6, 5))
-    assert resolution_doubt(coarse, fine) is None
-    assert resolution_doubt(fine, fine) is None
-    warning = resolution_doubt(fine, coarse)
-    assert warning is not None
-    assert (
-        "the low field has smaller voxels (1 mm3) than the high field (13 mm3). Check that the two are not exchanged."
-        in warning
-    )
-
-
-LOW, HIGH = ((112, 138, 40), (1.6, 1.6, 5.0)), ((179, 221, 200), (1.0, 1.0, 1.0))
-
-
-@pytest.mark.parametrize(
-    ("spacing_mm", "grid", "axes"),
-    [
-        ((5.0, 1.6, 1.6), LOW, ["inferior-superior (1.6 mm on 5 mm)"]),
-        ((1.6, 5.0, 1.6), LOW, ["inferior-superior (1.6 mm on 5 mm)"]),
-        ((1.0, 1.0, 5.0), LOW, ["left-right (1 mm on 1.6 mm)", "posterior-anterior (1 mm on 1.6 mm)"]),
-        ((0.5, 0.5, 0.5), HIGH, ["left-right (0.5", "posterior-anterior (0.5", "inferior-superior (0.5 mm on 1 mm)"]),
-        # Hyperfine's T1, T2 and FLAIR, IXI, and heads of 0.7 and 2/3 mm.
-        ((1.6, 1.6, 5.0), LOW, []),
-        ((1.5, 1.5, 5.0), LOW, []),
-        ((1.7, 1.7, 5.0), LOW, []),
-        ((1.2, 0.9375, 0.9375), HIGH, []),
-        ((0.7, 0.667, 0.6667), HIGH, []),
-        ((2.0, 2.0, 2.0), HIGH, []),
-    ],
-)
-def test_scans_that_are_much_finer_than_their_grid_are_reported_by_axis(spacing_mm, grid, axes):
-    found = sampling_doubt("low", extent(spacing_mm=spacing_mm), "crop_pad", *grid)
-    assert bool(found) == bool(axes)
-    assert all(axis in (found or "") for axis in axes)
-
-
-def test_a_forced_shape_is_compared_by_the_distance_of_its_samples():
-    assert sampling_doubt("low", extent((39, 39, 39), spacing_mm=(5, 5, 5)), "resize", (39, 39, 39), (1, 1, 1)) is None
-    found = sampling_doubt("low", extent((40, 40, 118), spacing_mm=(5, 5, 1.6)), "resize", (40, 40, 40), (1, 1, 1))
-    assert found is not None
-    assert "finer than the grid along inferior-superior (1.6 mm on 4.8 mm)" in found
-
-
-def test_a_low_field_that_is_finer_than_the_high_field_along_one_axis_is_doubtful():
-    low, high = extent(spacing_mm=(1.6, 1.6, 5)), extent(spacing_mm=(5, 0.5, 0.5))
-    found = resolution_doubt(low, high)
-    assert found is not None
-    assert "the low field is finer than the high field along left-right (1.6 mm on 5 mm)" in found
-    assert resolution_doubt(low, extent(spacing_mm=(2, 2, 2))) is None

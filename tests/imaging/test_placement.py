@@ -155,7 +155,7 @@ def test_like_uses_the_shared_space_and_refuses_a_grid_in_another_one(tmp_path):
         expect_on_grid(scan, grids["mni"], "scan")
     doubt = expect_on_grid(scan, grids["al"], "scan")
     assert doubt is not None
-    assert doubt.endswith("they are taken for one place")
+    assert doubt.endswith("they are assumed to be in one place")
 
 
 def _voxels(path: Path) -> Any:

@@ -1,6 +1,8 @@
 """Variables that would change what is computed are removed or refused, and each is named in one line."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -89,6 +91,46 @@ def test_a_flag_is_true_or_false(value: str) -> None:
     with pytest.raises(InputError, match=f"ACCELERATE_USE_CPU: expected true or false .* found '{value}'"):
         refuse_environment("train")
     refuse_environment("shard")
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate"])
+@pytest.mark.parametrize(
+    "variables", [{"LOCAL_RANK": "abc"}, {"WORLD_SIZE": ""}, {"WORLD_SIZE": "1", "MASTER_PORT": "x"}]
+)
+def test_a_launchers_variable_is_a_number(verb: str, variables: dict[str, str]) -> None:
+    os.environ |= variables
+    settle_environment(verb)
+    with pytest.raises(InputError, match=f"{list(variables)[-1]}: expected a number"):
+        refuse_environment(verb)
+
+
+def test_empty_variables_and_a_kubernetes_service_called_master_are_no_launcher() -> None:
+    os.environ |= {"RANK": "", "LOCAL_RANK": "", "MASTER_PORT": "tcp://10.0.0.1:80"}
+    os.environ.pop("WORLD_SIZE", None)
+    settle_environment("train")
+    refuse_environment("train")
+    assert not os.environ.keys() & {"RANK", "LOCAL_RANK"}
+
+
+@pytest.mark.parametrize("variable", ["PYTHONWARNINGS=error", "MPLBACKEND=module://missing", "LOGLEVEL=verbose"])
+def test_a_variable_that_would_end_the_command_is_ignored(variable: str) -> None:
+    name, _, value = variable.partition("=")
+    code = (
+        "import warnings; from upfield.common.environment.settling import settle_environment;"
+        "settle_environment('train'); warnings.warn('of a library'); import matplotlib, torch.distributed"
+    )
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, name: value}, check=True, capture_output=True)
+
+
+def test_names_of_files_are_utf8_in_every_locale(tmp_path) -> None:
+    script = tmp_path / "command.py"
+    script.write_text(
+        "import sys; from upfield.common.environment.settling import use_utf8; use_utf8(); print(ascii(sys.argv[1:]))"
+    )
+    locale = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    command = [sys.executable, os.fsencode(script), "é".encode(), b"\xfc"]
+    done = subprocess.run(command, env={**os.environ, **locale}, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == r"['\xe9', '\udcfc']"
 
 
 def test_ray_may_set_the_device_of_its_workers() -> None:

@@ -100,7 +100,7 @@ def test_weights_in_a_second_file_are_checked_too(tiny_model: Path, tmp_path: Pa
     with pytest.raises(InputError, match="the file is damaged"):
         read_card(path)
     (tmp_path / "w").unlink()
-    with pytest.raises(InputError, match="its file of weights cannot be read"):
+    with pytest.raises(InputError, match="its weight file cannot be read"):
         read_card(path)
 
 

@@ -26,7 +26,7 @@ def test_a_model_without_its_second_file_is_refused(tiny_model: Path, tmp_path: 
     model = onnx.load_model(tiny_model)
     onnx.save_model(model, tmp_path / "model.onnx", save_as_external_data=True, location="weights.data")
     (tmp_path / "weights.data").unlink()
-    with pytest.raises(InputError, match="its file of weights cannot be read"):
+    with pytest.raises(InputError, match="its weight file cannot be read"):
         OnnxRestorer(tmp_path / "model.onnx", "cpu")
 
 

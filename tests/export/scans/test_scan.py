@@ -240,5 +240,5 @@ def test_a_scan_much_finer_than_the_models_grid_is_noted_with_its_axis(tmp_path,
     voxels = np.random.default_rng(0).integers(0, 900, (8, 40, 20), np.int16)
     nib.Nifti1Image(voxels, affine).to_filename(tmp_path / "scan.nii")
     notes = prepare(tmp_path / "scan.nii", model_card(), "scan").notes
-    expected = "the scan is finer than the grid of the model along posterior-anterior (0.5 mm on 1 mm)"
+    expected = "the scan is finer than the grid of the model along posterior-anterior (0.5 mm against 1 mm)"
     assert any(note.startswith(expected) for note in notes) == is_noted

@@ -55,5 +55,5 @@ def test_real_scans_have_no_foreign_slices(name, axis):
 
 
 def test_the_doubt_counts_and_lists_the_slices():
-    assert foreign_slices_doubt([4], 40).startswith("1 of 40 slices differs from both neighbours")
+    assert foreign_slices_doubt([4], 40).startswith("1 of 40 slices does not fit between the two neighbours")
     assert "(counted from 0: 1, 2, 3, 4, 5, ...)" in foreign_slices_doubt([1, 2, 3, 4, 5, 6], 40)

@@ -166,7 +166,7 @@ def repacked(path, folder):
 
 def rewritten(path, folder):
     image = nib.Nifti1Image.from_filename(path)
-    image.header["descrip"] = b"made anew"
+    image.header["descrip"] = b"written again"
     image.to_filename(folder / "copy-x-9-T1.nii.gz")
 
 
@@ -243,7 +243,9 @@ def test_equal_names_in_several_cohorts_and_splits_are_reported(run_cli, cohort,
     (cohort / "cohorts.yaml").write_text(text + again)
     code, _, err = run_cli(main, *arguments(cohort, tmp_path / "shards"))
     assert code == 0
-    assert "1 names stand in several cohorts or in several ids, and in different splits (IXI003)" in err
+    assert (
+        "1 person may be in more than one split, because equal or similar ids are in different splits (IXI003)" in err
+    )
 
 
 def test_a_gap_hides_no_other_fault(run_cli, cohort, tmp_path):

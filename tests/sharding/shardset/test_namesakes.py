@@ -64,5 +64,7 @@ def test_many_namesakes_take_one_line():
     names = [f"{number:03d}" for number in range(400)]
     members = [Member("a", name, "train") for name in names] + [Member("b", name, "val") for name in names]
     message = namesakes_message(find_namesakes(members))
-    assert message.startswith("400 names stand in several cohorts or in several ids, and in different splits (000, 001")
+    assert message.startswith(
+        "400 people may be in more than one split, because equal or similar ids are in different splits (000, 001"
+    )
     assert len(message) < 300
