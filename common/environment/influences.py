@@ -1,50 +1,19 @@
-"""The table of all that the libraries read from their surroundings, beside the configuration. One source for the check
-and for `python -m upfield.common.environment`, which prints it.
+"""The table of everything that the libraries read beside the configuration.
 
-A run is described by its `config.yaml`. So a variable that changes what is computed is removed (`REMOVED`), has no
-effect because upfield gives the library its value (`OVERRIDDEN`), or is refused (`REFUSED`). A variable that decides
-only where and how fast something runs is left alone (`ALLOWED`). If it changes the rounding of sums, as another
-processor would, its value is recorded in the run (`RECORDED`).
+The commands apply it, and `python -m upfield.common.environment` prints it.
 """
 
-from dataclasses import dataclass
-from enum import StrEnum
 from fnmatch import fnmatchcase
 
-
-class Treatment(StrEnum):
-    """What upfield does about a variable, file or process."""
-
-    REMOVED = "removed before a library reads it"
-    OVERRIDDEN = "without effect, because upfield sets the value itself"
-    REFUSED = "refused"
-    ALLOWED = "the user's choice"
-    RECORDED = "the user's choice, recorded in the run's environment.yaml"
-
-
-@dataclass(frozen=True)
-class Influence:
-    """Variables, files or processes of one meaning."""
-
-    names: str
-    """Names of variables, separated by spaces; `*` stands for any characters. Or a file or process in words."""
-    readers: str
-    """Who reads them."""
-    changes: str
-    """What they may change."""
-    treatment: Treatment
-    """What upfield does."""
-    verbs: str = ""
-    """The commands that they concern; empty for all."""
-    usual: str = ""
-    """Values that change nothing, separated by spaces and in small letters, so that nothing is said of them; `*` for
-    variables of which nothing is ever said."""
-    instead: str = ""
-    """What the user can do instead."""
-    is_variable: bool = True
-    """False for files and processes."""
-    belongs_to_worker: bool = False
-    """Whether Ray sets the variable in the workers that it starts."""
+from upfield.common.environment.treatments import (
+    ALLOWED,
+    ANY,
+    OVERRIDDEN,
+    RECORDED,
+    REFUSED,
+    REMOVED,
+    Influence,
+)
 
 
 def find(name: str) -> Influence | None:
@@ -59,12 +28,10 @@ def find(name: str) -> Influence | None:
     )
 
 
-REMOVED, OVERRIDDEN, REFUSED, ALLOWED, RECORDED = Treatment
 TRAINS = "train tune demo"
 COMPUTES = f"{TRAINS} evaluate export enhance serve bids"
 USES_RAY = "tune serve shard"
 OFF = "0 no false none off"
-ANY = "*"
 
 ACCELERATE = (
     Influence(
@@ -141,7 +108,7 @@ ACCELERATE = (
     Influence(
         "FSDP_ACTIVATION_CHECKPOINTING FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD",
         "Accelerate",
-        "recomputes activations a second time",
+        "recomputes activations twice",
         REFUSED,
         TRAINS,
         usual=OFF,
@@ -186,7 +153,7 @@ ACCELERATE = (
     Influence(
         "WANDB_* MLFLOW_* CLEARML_* COMET_* AIM_* DVCLIVE_* SWANLAB_* TRACKIO_* NEPTUNE_* TENSORBOARD_*",
         "the packages of run.trackers",
-        "where the log goes",
+        "where figures are logged",
         ALLOWED,
         TRAINS,
     ),
@@ -208,7 +175,7 @@ TORCH = (
         "torch, Accelerate, upfield; a launcher sets them",
         "which process of a job this is",
         ALLOWED,
-        instead="upfield refuses incomplete sets, values that are no numbers, and groups of another size",
+        instead="upfield refuses incomplete sets, values that are not numbers, and groups of another size",
     ),
     Influence("TORCHELASTIC_* TORCH_ELASTIC_*", "torchrun", "rendezvous, logs", ALLOWED),
     Influence(
@@ -264,14 +231,14 @@ TORCH = (
     Influence(
         "OMP_* GOMP_* KMP_* MKL_* OPENBLAS_* ATEN_CPU_CAPABILITY DNNL_MAX_CPU_ISA ONEDNN_MAX_CPU_ISA",
         "OpenMP, MKL, OpenBLAS, oneDNN, torch",
-        "threads and instructions, and with them the order of sums; OMP_NUM_THREADS also the choice of upfield",
+        "threads and CPU instructions, and so the order of sums; OMP_NUM_THREADS also sets upfield's threads",
         RECORDED,
     ),
     Influence(
         "CUDA_* CUDNN_* NVIDIA_* HIP_* ROCR_* PYTORCH_CUDA_ALLOC_CONF PYTORCH_ALLOC_CONF PYTORCH_HIP_ALLOC_CONF "
         "PYTORCH_NO_CUDA_MEMORY_CACHING PYTORCH_NVML_BASED_CUDA_CHECK",
         "CUDA, torch, ONNX Runtime",
-        "which GPUs are seen, and how their memory is kept",
+        "which GPUs are visible, and how their memory is managed",
         ALLOWED,
         COMPUTES,
     ),
@@ -315,7 +282,7 @@ RAY = (
     Influence(
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV",
         "Ray",
-        "runs workers in another environment if the words `uv run` are the name of a parent process",
+        "runs workers in another environment if a parent process is `uv run`",
         OVERRIDDEN,
         USES_RAY,
     ),
@@ -325,7 +292,7 @@ RAY = (
         "RAY_TUNE_CALLBACKS RAY_TRAIN_CALLBACKS RAY_STORAGE RAY_AIR_LOCAL_CACHE_DIR TUNE_RESULT_DIR "
         "TUNE_RESULT_BUFFER_* TUNE_ONLY_STORE_CHECKPOINT_SCORE_ATTRIBUTE RAY_CHDIR_TO_TRIAL_DIR TUNE_DISABLE_*",
         "Ray Tune, Ray Train",
-        "runs foreign code in a sweep, moves its results, or delays reports so that bad trials are stopped later",
+        "runs other code in a sweep, moves its results, or delays reports, so that bad trials stop later",
         REMOVED,
         "tune",
         instead="--out and --storage",
@@ -347,7 +314,7 @@ RAY = (
     Influence(
         "RAY_* TUNE_* TRAIN_* HOROVOD_* TF_CONFIG",
         "Ray",
-        "ports, folders, time-outs, logs, and how many trials wait",
+        "ports, folders, time limits, logs, and how many trials wait",
         ALLOWED,
         USES_RAY,
     ),
@@ -413,7 +380,7 @@ REST = (
     Influence(
         "matplotlibrc in the current folder or ~/.config/matplotlib",
         "matplotlib",
-        "looks of figures",
+        "the look of figures",
         ALLOWED,
         is_variable=False,
     ),
@@ -424,9 +391,9 @@ REST = (
         REMOVED,
         usual=ANY,
     ),
-    Influence("NPY_* NUMEXPR_* ITK_*", "NumPy, SimpleITK", "instructions", ALLOWED),
+    Influence("NPY_* NUMEXPR_* ITK_*", "NumPy, SimpleITK", "CPU instructions", ALLOWED),
     Influence("PYTHONWARNINGS", "Python", "turns warnings of libraries into errors", REMOVED, usual=ANY),
-    Influence("PYTHONUTF8", "Python", "how names of files are read, and with them the ids of subjects", OVERRIDDEN),
+    Influence("PYTHONUTF8", "Python", "how file names are read, and so the ids of subjects", OVERRIDDEN),
     Influence(
         "PYTHON* LANG LC_* COLUMNS LINES TERM NO_COLOR FORCE_COLOR",
         "Python, rich",

@@ -9,16 +9,8 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from upfield.common.environment.influences import (
-    ANY,
-    RECORDED,
-    REFUSED,
-    REMOVED,
-    TRAINS,
-    USES_RAY,
-    Influence,
-    find,
-)
+from upfield.common.environment.influences import TRAINS, USES_RAY, find
+from upfield.common.environment.treatments import ANY, RECORDED, REFUSED, REMOVED, Influence
 from upfield.common.errors import InputError
 from upfield.common.files import NO_HOME
 from upfield.common.progress import say
@@ -88,14 +80,14 @@ def refuse_environment(verb: str) -> None:
     """Check that no variable asks for something that upfield does not do.
 
     Raises:
-        InputError: a variable is set that upfield refuses, a flag is neither true nor false, or a
-            launcher's variable is not a number.
+        InputError: a variable is set that upfield refuses, a flag is neither true nor false, or a variable of a
+            launcher is not a number.
     """
     for name, influence in _present(REFUSED):
         if _concerns(influence, verb) and not _is_usual(influence, os.environ[name]):
             raise InputError(
                 f"{name}={os.environ[name]}: this environment variable {influence.changes}, which upfield does not "
-                f"support. Unset it, or change the launcher's configuration; use {influence.instead} instead."
+                f"support. Unset it or change the launcher's configuration, and use {influence.instead} instead."
             )
     if verb in MAY_HAVE_LAUNCHER:
         _expect_numbers()

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from upfield.common.environment.influences import TABLE, Treatment, find
+from upfield.common.environment.influences import TABLE, find
+from upfield.common.environment.treatments import Treatment
 
 READS = re.compile(
     r"(?:environ\.get\(|environ\[|getenv\(|_from_env\(|environ\.pop\(|env_\w+\()\s*f?\[?\"([A-Z][A-Z0-9_]+)\""
