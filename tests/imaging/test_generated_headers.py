@@ -150,7 +150,7 @@ def test_any_bytes_in_a_header_cause_no_fault(offset, new, kind):
         path = write(Path(folder), row)
         problems, doubts = shard_says(path)
         errors, notes = enhance_says(path)
-        # Only enhance refuses fields of view that are too small for the network, and voxels among which it finds no head.
+        # Only enhance refuses fields of view that are too small for the network, and voxels without a head.
         fits = not any("field of view" in error or "brighter than air" in error for error in errors)
         assert problems or not fits or (not errors and bool(doubts) == bool(notes))
         assert errors or notes or not problems
