@@ -126,10 +126,13 @@ def volume(folder, name):
 
 
 def shown_inside(image, file_shape, file_affine):
-    """Values of the voxels inside the file's own box, and the scanned brightness at their positions."""
+    """Values of the voxels inside the file's outermost voxels, and the scanned brightness at their positions.
+
+    Between the two outermost voxels of the file, cubic interpolation takes the air outside into account.
+    """
     world = places(image.affine, image.shape)
     index = np.linalg.inv(file_affine[:3, :3]) @ (world - file_affine[:3, 3:])
-    inside = ((index >= 0) & (index <= np.array(file_shape)[:, None] - 1)).all(axis=0)
+    inside = ((index >= 1) & (index <= np.array(file_shape)[:, None] - 2)).all(axis=0)
     assert inside.mean() > 0.3
     return image.get_fdata().reshape(-1)[inside], signal(world[:, inside])
 
