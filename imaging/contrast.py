@@ -25,6 +25,7 @@ ALIASES = {
     "t1": "T1w", "t1c": "T1w", "t1ce": "T1w", "t1gd": "T1w", "t1n": "T1w", "t1mprage": "T1w", "t1mpr": "T1w",
     "mprage": "T1w", "mpr": "T1w", "bravo": "T1w", "spgr": "T1w", "fspgr": "T1w", "t2": "T2w", "t2f": "FLAIR",
     "t2flair": "FLAIR", "tirm": "FLAIR", "darkfluid": "FLAIR", "pd": "PDw", "t2star": "T2starw", "t2s": "T2starw",
+    "t1wi": "T1w", "tfl3d1": "T1w", "t2wi": "T2w", "spcir": "FLAIR", "mra": "angio", "tof": "angio", "dti": "dwi",
 }
 # Keys of BIDS entities, whose values are no contrasts: in `space-T1w_bold`, T1w names a space.
 ENTITIES = (
@@ -36,6 +37,8 @@ ENTITIES = (
 NAMES = {suffix.lower(): suffix for suffix in SUFFIXES} | ALIASES
 SHAPE = re.compile(r"[A-Za-z][A-Za-z0-9]{0,23}")
 DECORATION = re.compile(r"^(?:[23]d|ax|axi|axial|sag|sagittal|cor|coronal|tra)+|(?:[23]d|ax|axi|axial|sag|cor|tra)+$")
+# Words for one contrast that a separator divides: Siemens' names of FLAIR, and maps, which are not weighted images.
+DIVIDED = re.compile(r"(?<![a-z0-9])(?:(dark)[-_ ](fluid)|([TR][12]|PD)[-_ ](map))(?![a-z])", re.IGNORECASE)
 FILE_SUFFIXES = re.compile(r"(?:\.(?:nii|mgh|mgz|gz|img|hdr|json))+$", re.IGNORECASE)
 MAX_SIDECAR_BYTES = 2**20
 TEXT_FIELDS = ("SeriesDescription", "ProtocolName", "SequenceName", "PulseSequenceName")
@@ -91,13 +94,14 @@ def judge_scan(
         if stated not in accepted:
             return Judgement(f"its contrast was stated as {stated}, but {model}. Use a model for {stated}.")
         return Judgement(
-            doubts=tuple(f"{one.source}, but {stated} was stated" for one in evidence if not one.allows([stated]))
+            doubts=tuple(f"{sign.source}, but {stated} was stated" for sign in evidence if not sign.allows([stated]))
         )
-    deciding = next((one for one in evidence if one.kind != "hint"), None)
+    deciding = next((sign for sign in evidence if sign.kind != "hint"), None)
     if deciding is None:
-        if doubts := [f"{one.source}, but {model}; check the contrast" for one in evidence if not one.allows(accepted)]:
-            return Judgement(doubts=tuple(doubts))
-        if any(len(one.contrasts) == 1 for one in evidence):
+        others = [sign for sign in evidence if not sign.allows(accepted)]
+        if others:
+            return Judgement(doubts=tuple(f"{sign.source}, but {model}; check the contrast" for sign in others))
+        if any(len(sign.contrasts) == 1 for sign in evidence):
             return Judgement()
         state = f"state it with {option.rstrip(' =')}"
         return Judgement(doubts=(f"the contrast of the scan is not known, and {model}; {state}",))
@@ -106,8 +110,8 @@ def judge_scan(
             f"Use a model for {format_contrasts(deciding.contrasts)}, or state {option}{accepted[0]} if this is wrong."
         )
         return Judgement(f"{deciding.source}, but {model}. {remedy}")
-    others = [one for one in evidence if not one.allows(deciding.contrasts)]
-    return Judgement(doubts=tuple(f"{deciding.source}, but {one.source}" for one in others))
+    others = [sign for sign in evidence if not sign.allows(deciding.contrasts)]
+    return Judgement(doubts=tuple(f"{deciding.source}, but {sign.source}" for sign in others))
 
 
 def parse_contrast(text: str) -> str:
@@ -144,7 +148,8 @@ def name_evidence(name: str, what: str = "its name") -> Evidence | None:
         name: file name, with or without its suffix.
         what: name of the source in sentences.
     """
-    words = [word for word in re.split(r"[_\s]+", FILE_SUFFIXES.sub("", name)) if word]
+    joined = DIVIDED.sub(lambda match: "".join(filter(None, match.groups())), FILE_SUFFIXES.sub("", name))
+    words = [word for word in re.split(r"[_\s]+", joined) if word]
     found = [_canonical(words[-1])] if words and words[-1] in SUFFIXES else list(_contrasts_in(words))
     return Evidence((found[0],), f"{what} says {found[0]}") if len(found) == 1 else None
 
@@ -195,16 +200,16 @@ def read_sidecar(scan: Path) -> Any:
         return None
 
 
-def gather_evidence(name: str, sidecar: Any, descrip: bytes) -> list[Evidence]:
+def gather_evidence(named: Evidence | None, sidecar: Any, descrip: bytes) -> list[Evidence]:
     """Return what is known about a scan, the best source first.
 
     Args:
-        name: the scan's file name; empty if it has none.
+        named: what its name says.
         sidecar: content of the JSON file beside it, or None.
         descrip: description in its header.
     """
-    found = [name_evidence(name), *sidecar_evidence(sidecar), description_evidence(descrip)]
-    return [one for one in found if one is not None]
+    signs = [named, *sidecar_evidence(sidecar), description_evidence(descrip)]
+    return [sign for sign in signs if sign is not None]
 
 
 def _canonical(name: str) -> str:
@@ -220,7 +225,7 @@ def _contrasts_in(words: Sequence[str]) -> set[str]:
         if len(parts) > 1 and "-" in word and parts[0] in ENTITIES:
             continue
         for part in parts:
-            plain = part.lower().replace("*", "star")
+            plain = part.lower().lstrip("*").replace("*", "star")
             if name := NAMES.get(plain) or NAMES.get(DECORATION.sub("", plain)):
                 found.add(_canonical(name))
     # `T2_FLAIR` is a FLAIR.

@@ -21,6 +21,8 @@ LEAST_SHARED = 0.5
 # `fit: resize` maps corners to corners. Corners that are more than two slices of 5 mm apart show different parts of the
 # head.
 MAX_SHIFT_MM = 10.0
+# The network's smallest slice, and more than a body coil shows.
+MIN_SIZE_MM, MAX_SIZE_MM = 9.0, 600.0
 AXES = ("left-right", "posterior-anterior", "inferior-superior")
 
 
@@ -68,6 +70,16 @@ class Extent:
         corners = np.array(list(product(*([-0.5, size - 0.5] for size in self.shape))))
         world = corners @ self.affine[:3, :3].T + self.affine[:3, 3]
         return np.stack([world.min(axis=0), world.max(axis=0)])
+
+
+def size_problem(size_mm: NDArray[np.float64]) -> str | None:
+    """Return a sentence without a full stop if a field of view `(3,)` cannot show a head, otherwise None."""
+    size = f"found {' x '.join(f'{mm:.4g}' for mm in size_mm)} mm"
+    if size_mm.min() < MIN_SIZE_MM:
+        return f"expected a field of view of at least {MIN_SIZE_MM:g} mm along every axis, {size}"
+    if size_mm.max() > MAX_SIZE_MM:
+        return f"expected a field of view of at most {MAX_SIZE_MM:g} mm, {size}"
+    return None
 
 
 def tilt_problem(low: Extent, high: Extent) -> str | None:

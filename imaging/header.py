@@ -40,6 +40,7 @@ UNREADABLE = (
     OverflowError,
     MemoryError,
 )
+GZIP = b"\x1f\x8b"
 MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE)
 OURS = (".nii", ".nii.gz", ".mgh", ".mgz")
 PAIRS = (".hdr", ".img", ".hdr.gz", ".img.gz")
@@ -180,6 +181,11 @@ def _reason(path: Path, error: Exception) -> str:
         return "the file is empty. Copy it again."
     if start.startswith(b"version https://git-lfs"):
         return "this text only points to the real file (Git LFS). Fetch the real file."
+    is_named_gz = path.name.lower().endswith((".gz", ".mgz"))
+    if start.startswith(GZIP) and not is_named_gz:
+        return "the file is compressed, but its name does not say so. Rename it to end in .nii.gz or .mgz."
+    if is_named_gz and (is_nifti1(start) or is_nifti2(start) or start.startswith(MGH_VERSION)):
+        return "the file is not compressed, but its name says so. Rename it to end in .nii or .mgh."
     text = str(error).replace(str(path), "the file").replace(path.name, "the file")
     # The problem may be published, so no part of a path may remain in it.
     text = "" if "/" in text or path.name.split(".")[0] in text else f": {text}"
@@ -188,7 +194,7 @@ def _reason(path: Path, error: Exception) -> str:
 
 def _start_of(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(32)
+        return file.read(348)
 
 
 def is_ours(path: Path) -> bool:

@@ -14,6 +14,7 @@ from upfield.common.errors import VolumeError
 
 PERCENTILES = (1.0, 99.0)
 SAMPLE_SIZE = 65536
+REMEDY = "If low and high field are in different positions, set align: rigid."
 NORMALISATION = "clip to percentiles 1 and 99 of the volume, scale to 0..1"
 
 
@@ -33,8 +34,13 @@ def normalise_in_place(voxels: NDArray[np.float32], where: str) -> NDArray[np.fl
     return scale_in_place(voxels, *intensity_range(voxels, where))
 
 
-def intensity_range(voxels: NDArray[np.float32], where: str) -> tuple[float, float]:
-    """Return percentiles 1 and 99 of a volume `(I, J, K)`.
+def intensity_range(voxels: NDArray[np.float32], where: str, remedy: str = REMEDY) -> tuple[float, float]:
+    """Return percentiles 1 and 99 of a volume.
+
+    Args:
+        voxels: `(I, J, K)` in any unit.
+        where: name of the volume in error messages.
+        remedy: what to do if the two are equal, a sentence.
 
     Raises:
         VolumeError: the two percentiles are equal.
@@ -43,8 +49,7 @@ def intensity_range(voxels: NDArray[np.float32], where: str) -> tuple[float, flo
     if not high > low:
         raise VolumeError(
             where,
-            f"percentiles 1 and 99 are both {low:zg}, so the volume is nearly constant within the grid. "
-            "If low and high field are in different positions, set align: rigid.",
+            f"percentiles 1 and 99 are both {low:zg}, so the volume is nearly constant within the grid. {remedy}",
         )
     return low, high
 

@@ -12,12 +12,13 @@ from upfield.export.modelfile.card import ModelCard
 from upfield.export.scans.restoration import ScanRestorer, restore_volume
 from upfield.export.scans.scan_claim import ScanClaim, plausibility_doubts
 from upfield.imaging.air import Air, estimate_air, raise_to_air
+from upfield.imaging.extent import AXES, size_problem
 from upfield.imaging.formats.file_header import Header
 from upfield.imaging.formats.header_findings import ENHANCED, UNITS, affine_findings, header_findings
 from upfield.imaging.nifti_writer import write_file
 from upfield.imaging.normalisation import NORMALISATION, intensity_range, scale_in_place
 from upfield.imaging.placement import Placement, SharedSpace, placement_of, share_space
-from upfield.imaging.plausibility.resolution import sampling_doubt
+from upfield.imaging.plausibility.resolution import fine_doubt, sampling_doubt
 from upfield.imaging.regrid import Grid, overlaps, regrid
 from upfield.imaging.resample import box_centre, resample_box
 from upfield.imaging.volume import Volume, from_ras
@@ -25,11 +26,12 @@ from upfield.imaging.volume_file import read_volume_and_header
 from upfield.sharding.building.field_resampler import FieldResampler, to_voxel
 
 SPACING_MM = 1.0
-MIN_EXTENT_MM, MAX_EXTENT_MM = 9.0, 600.0
 # A voxel may be tissue if it is brighter than air by this share of the threshold of the head, and by more than noise.
 FAINT_SHARE, FAINT_SPREADS = 0.25, 6.0
 # A plane holds tissue if more than this share of its voxels may be tissue.
 LEAST_TISSUE = 1e-3
+# Heads are at least this share of the training data's box long along every axis.
+LEAST_SHOWN = 0.5
 
 # First and last voxel, exclusive, along each of three axes; they may lie outside of the array.
 Window = Sequence[tuple[int, int]]
@@ -118,7 +120,11 @@ def prepare_volume(
     low = _cut(grid.voxels, window, air.padding)
     scale_in_place(low, *training_range(scan, air, resampler, where))
     sampled = sampling_doubt("the scan", scan.spacing_mm, np.full(3, SPACING_MM), "the grid of the model")
-    notes = header_doubts(header) + tuple(doubt for doubt in (sampled, air.doubt) if doubt) + implausible
+    if claim and fine_doubt(scan.spacing_mm):
+        # That a scan is fine along all axes is one of the implausible facts.
+        sampled = None
+    found = (sampled, part_doubt(scan, card), air.doubt)
+    notes = header_doubts(header) + tuple(doubt for doubt in found if doubt) + implausible
     start = tuple(begin for begin, _ in window)
     return ModelInput(low, start, grid.voxels.shape, grid.affine, scan.axcodes, placement, notes)
 
@@ -136,9 +142,15 @@ def training_range(scan: Volume, air: Air, resampler: FieldResampler, where: str
         where: name of the scan in error messages.
 
     Raises:
-        VolumeError: the two percentiles are equal.
+        VolumeError: the two percentiles are equal, or nothing but air lies between them.
     """
-    return intensity_range(resampler.low_to_high(resampler.low_from_file(scan, air).voxels), where)
+    box = resampler.low_to_high(resampler.low_from_file(scan, air).voxels)
+    remedy = "Check that the scan shows a head."
+    low, high = intensity_range(box, where, remedy)
+    if air.doubt is None and high < air.threshold:
+        problem = "less than 1% of the box that the model was trained with is brighter than air"
+        raise VolumeError(where, f"{problem}. {remedy}")
+    return low, high
 
 
 def head_window(grid: Volume, air: Air, resampler: FieldResampler) -> Window:
@@ -189,6 +201,19 @@ def _cut(voxels: NDArray[np.float32], window: Window, padding: float) -> NDArray
 def header_doubts(header: Header) -> tuple[str, ...]:
     """Return a sentence for each doubtful value in the header, to be recorded beside the enhanced scan."""
     return tuple(finding.note for finding in header_findings(header) + affine_findings(header.affine))
+
+
+def part_doubt(scan: Volume, card: ModelCard) -> str | None:
+    """Return a sentence if a RAS+ scan `(I, J, K)` shows much less of the head than the model's training data."""
+    size_mm = np.array(scan.voxels.shape) * scan.spacing_mm
+    box_mm = np.array(card.geometry.high_shape) * np.array(card.geometry.high_spacing_mm)
+    axis = int(np.argmin(size_mm / box_mm))
+    if size_mm[axis] >= LEAST_SHOWN * box_mm[axis]:
+        return None
+    return (
+        f"the field of view is only {size_mm[axis]:.3g} mm long {AXES[axis]}, but the model was trained on "
+        f"{box_mm[axis]:.3g} mm, so its intensities may be wrong"
+    )
 
 
 def expect_on_grid(model_input: ModelInput, grid: Grid, where: str) -> str | None:
@@ -323,15 +348,11 @@ def isotropic(scan: Volume, where: str, unit: str = "mm") -> Volume:
         VolumeError: the field of view is smaller than the network's smallest slice, or larger than a head.
     """
     extent_mm = np.array(scan.voxels.shape) * scan.spacing_mm
-    size = f"found {' x '.join(f'{mm:.4g}' for mm in extent_mm)} mm"
-    remedy = "Fix the spacing in the header, or leave the scan out."
-    if unit != "mm":
-        remedy = f"The header gives lengths in {UNITS[unit]}; convert them to mm."
-    if extent_mm.min() < MIN_EXTENT_MM:
-        expected = f"expected a field of view of at least {MIN_EXTENT_MM:g} mm along every axis"
-        raise VolumeError(where, f"{expected}, {size}. {remedy}")
-    if extent_mm.max() > MAX_EXTENT_MM:
-        raise VolumeError(where, f"expected a field of view of at most {MAX_EXTENT_MM:g} mm, {size}. {remedy}")
+    if problem := size_problem(extent_mm):
+        remedy = "Fix the spacing in the header, or leave the scan out."
+        if unit != "mm":
+            remedy = f"The header gives lengths in {UNITS[unit]}; convert them to mm."
+        raise VolumeError(where, f"{problem}. {remedy}")
     count_i, count_j, count_k = (max(round(float(mm) / SPACING_MM), 1) for mm in extent_mm)
     shape = (count_i, count_j, count_k)
     centre_vox, ratio = box_centre(scan.voxels.shape), SPACING_MM / scan.spacing_mm

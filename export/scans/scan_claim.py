@@ -5,7 +5,7 @@ from typing import Any
 
 from upfield.common.errors import VolumeError
 from upfield.export.modelfile.card import ModelCard
-from upfield.imaging.contrast import gather_evidence, judge_scan
+from upfield.imaging.contrast import gather_evidence, judge_scan, name_evidence
 from upfield.imaging.header import Header
 from upfield.imaging.plausibility.brains import stripped_doubt
 from upfield.imaging.plausibility.labels import label_doubt
@@ -42,7 +42,7 @@ def plausibility_doubts(scan: Volume, header: Header, claim: ScanClaim, card: Mo
     Raises:
         VolumeError: the scan shows a contrast that the model was not trained on.
     """
-    evidence = gather_evidence(claim.name, claim.sidecar, header.descrip)
+    evidence = gather_evidence(name_evidence(claim.name), claim.sidecar, header.descrip)
     judgement = judge_scan(evidence, card.contrasts, claim.stated, claim.option)
     if judgement.refusal:
         raise VolumeError(where, judgement.refusal)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from upfield.imaging.contrast import Evidence, description_evidence, name_evidence, read_sidecar, sidecar_evidence
+from upfield.imaging.contrast import Evidence, gather_evidence, name_evidence, read_sidecar
 from upfield.sharding.cohorts.path_patterns import FIELD
 from upfield.sharding.cohorts.problems import Field, Problem
 from upfield.sharding.cohorts.subjects import SourceVolume, Subject
@@ -31,7 +31,7 @@ class _VolumeEvidence:
 
     @property
     def deciding(self) -> Evidence | None:
-        return next((source for source in self.evidence if source.kind == "words"), None)
+        return next((sign for sign in self.evidence if sign.kind == "words"), None)
 
     def problem(self, check: str, message: str) -> Problem:
         return Problem(self.subject.cohort, self.subject.name, self.field, check, str(self.source), message)
@@ -67,8 +67,7 @@ def find_contrasts(cohorts: Iterable[CohortConfig], subjects: Sequence[Subject[S
 def _evidence(cohort: CohortConfig, field: Field, source: SourceVolume) -> list[Evidence]:
     """Collect what name, path pattern, JSON file and header say about a volume, the best source first."""
     named = name_evidence(source.paths[0].name) or _pattern_evidence(getattr(cohort, field))
-    told = [named, *sidecar_evidence(read_sidecar(source.paths[0])), description_evidence(source.header.descrip)]
-    return [evidence for evidence in told if evidence is not None]
+    return gather_evidence(named, read_sidecar(source.paths[0]), source.header.descrip)
 
 
 def _pattern_evidence(pattern: str) -> Evidence | None:
@@ -80,7 +79,7 @@ def _pattern_evidence(pattern: str) -> Evidence | None:
 def _contradictions(stated: str, volumes: list[_VolumeEvidence]) -> Iterator[Problem]:
     """Find scans that do not show the contrast that their cohort states."""
     for volume in volumes:
-        wrong = [evidence for evidence in volume.evidence if not evidence.allows([stated])]
+        wrong = [sign for sign in volume.evidence if not sign.allows([stated])]
         if not wrong:
             continue
         conflict = f"{wrong[0].source}, but the cohort states contrast: {stated}"

@@ -12,7 +12,7 @@ from upfield.common.errors import InputError, RunError
 from upfield.common.progress import say
 from upfield.common.tasks import run_tasks
 from upfield.imaging.compressed_files import Trace
-from upfield.imaging.extent import Extent, place_doubt, space_problem, tilt_problem
+from upfield.imaging.extent import Extent, place_doubt, size_problem, space_problem, tilt_problem
 from upfield.imaging.placement import SharedSpace, share_space
 from upfield.imaging.plausibility.resolution import (
     coarse_doubt,
@@ -76,7 +76,7 @@ def preflight(
         for finding in volume.findings
     ]
     problems += _short_stacks(checked)
-    for find in (_mismatched_fields, _doubtful_resolutions):
+    for find in (_mismatched_fields, _doubtful_sizes, _doubtful_resolutions):
         problems += _one_by_one(find, checked, subjects, geometry)
     problems += _copies(checked)
     problems += _partial_copies(checked, {(p.cohort, p.subject) for p in problems if p.check == "same"})
@@ -212,6 +212,19 @@ def _mismatched_fields(
         for check, message in messages.items():
             if message:
                 yield _problem(low, check, str(low.source), message)
+
+
+def _doubtful_sizes(
+    checked: list[VolumeCheck], subjects: Sequence[Subject], geometry: GeometryConfig
+) -> Iterator[Problem]:
+    """Find fields of view that cannot show a head. With `fit: resize`, their lengths in mm do not matter."""
+    checked_at = {_place(volume): volume for volume in checked}
+    for subject in subjects:
+        for field, _ in subject.volumes:
+            volume = checked_at[subject.cohort, subject.name, field]
+            extent = volume.extent
+            if subject.fit == "crop_pad" and extent and (message := size_problem(extent.size_mm)):
+                yield _problem(volume, "values", str(volume.source), f"{message}. Check the spacing in the header.")
 
 
 def _doubtful_resolutions(

@@ -3,6 +3,8 @@
 import json
 import shutil
 
+import nibabel as nib
+import numpy as np
 import onnx
 import pytest
 from heads import write_scan
@@ -89,3 +91,11 @@ def test_the_service_refuses_another_contrast_unless_the_client_states_it(t1_mod
     )
     assert (stated.status, malformed.status) == (200, 422)
     assert "T1w was stated" in stated.headers["x-upfield-notes"]
+
+
+def test_a_scan_that_is_fine_along_all_axes_is_doubted_once(run_cli, t1_model, tmp_path):
+    scan = tmp_path / "a_T1w.nii"
+    voxels = np.random.default_rng(0).integers(0, 900, (40, 40, 40), np.int16)
+    nib.Nifti1Image(voxels, np.diag([0.5, 0.5, 0.5, 1])).to_filename(scan)
+    code, _, err = run_cli(main, t1_model, scan, "--out", tmp_path / "out.nii.gz")
+    assert (code, err.count("0.5 x 0.5 x 0.5 mm"), err.count("finer than the grid")) == (0, 1, 0)

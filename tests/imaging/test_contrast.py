@@ -33,6 +33,10 @@ from upfield.imaging.contrast import (
         ("T2_FLAIR.nii", "FLAIR"),
         ("AX T2", "T2w"),
         ("3DFLAIR", "FLAIR"),
+        ("t2_space_dark-fluid_sag_p2_iso.nii", "FLAIR"),
+        ("IXI012-HH-1211-MRA.nii.gz", "angio"),
+        ("IXI012-HH-1211-DTI-00.nii.gz", "dwi"),
+        ("sub-01_T1_map.nii.gz", "T1map"),
         ("T1.mgz", "T1w"),
         ("sub-01_UNIT1.nii.gz", "T1w"),
         ("T1_reg_to_T2.nii.gz", None),
@@ -55,6 +59,8 @@ def test_names_state_contrasts(name, contrast):
         ({"SeriesDescription": "FLAIR (AXI)", "EchoTime": 0.16}, [("FLAIR",), ("T2w", "FLAIR")]),
         ({"EchoTime": None, "SeriesDescription": 7}, []),
         ({"EchoTime": 0.03}, []),
+        ({"SequenceName": "*tfl3d1_16ns"}, [("T1w",)]),
+        ({"SequenceName": "spcir_278ns", "EchoTime": 0.4}, [("FLAIR",), ("T2w", "FLAIR")]),
         (["EchoTime"], []),
     ],
 )
@@ -69,7 +75,7 @@ def test_a_description_is_a_hint():
 
 
 def judge(name="", tree=None, descrip=b"", accepted=("T1w",), stated=None):
-    return judge_scan(gather_evidence(name, tree, descrip), accepted, stated)
+    return judge_scan(gather_evidence(name_evidence(name), tree, descrip), accepted, stated)
 
 
 def test_a_mismatch_is_refused_and_names_both_contrasts():
@@ -141,6 +147,6 @@ JSON = st.recursive(
 @example(name="", tree={"EchoTime": 10**400}, descrip=b"TE=1e999")
 @example(name="T1*_*", tree={"EchoTime": "nan"}, descrip=b"TE=.")
 def test_anything_else_is_a_known_contrast_or_unknown(name, tree, descrip):
-    for found in gather_evidence(name, tree, descrip):
+    for found in gather_evidence(name_evidence(name), tree, descrip):
         assert set(found.contrasts) <= set(SUFFIXES)
         judge_scan([found], ("T1w",), None)

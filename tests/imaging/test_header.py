@@ -171,6 +171,8 @@ def altered(offset, new):
         ("a.nii.gz", b"version https://git-lfs.github.com/spec/v1\n", r"this text only points to the real file"),
         ("a.nii.gz", b"sub-Jane: a text", r"file \(BadGzipFile: Not a gzipped file"),
         ("a.nii.gz", gzip.compress(bytes(1000), mtime=0)[:15], r"file \(EOFError"),
+        ("a.nii", gzip.compress(altered(0, b"")), "the file is compressed, but its name does not say so. Rename it"),
+        ("a.nii.gz", altered(0, b""), "the file is not compressed, but its name says so. Rename it"),
         ("a.nii", bytes(100), r"file \(ImageFileError: 100 bytes that are not a NIfTI or MGH header"),
         ("a.mgz", gzip.compress(b"\0\0\0\1\0\0", mtime=0), r"file \(ValueError"),
         ("a.nii", altered(70, np.array(999, "<i2").tobytes()), r"file \(HeaderDataError: data code 999 not recognized"),

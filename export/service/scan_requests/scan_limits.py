@@ -4,9 +4,10 @@ from math import prod
 
 import numpy as np
 
-from upfield.export.scans.scan import MAX_EXTENT_MM, SPACING_MM
+from upfield.export.scans.scan import SPACING_MM
 from upfield.export.service.errors import RefusedError
 from upfield.imaging.compressed_files import Readable
+from upfield.imaging.extent import MAX_SIZE_MM
 from upfield.imaging.formats.file_header import Header
 
 
@@ -28,7 +29,7 @@ def check_size(header: Header, label: str, max_voxels: int) -> None:
     with np.errstate(all="ignore"):
         extent_mm = np.array(header.shape) * header.spacing_mm
     # prepare_volume refuses a scan that is larger than any head, with the message of the command line.
-    if extent_mm.max() <= MAX_EXTENT_MM and prod(extent_mm / SPACING_MM) > max_voxels:
+    if extent_mm.max() <= MAX_SIZE_MM and prod(extent_mm / SPACING_MM) > max_voxels:
         size_mm = " x ".join(f"{mm:g}" for mm in extent_mm)
         raise RefusedError(
             413, f"{label}: expected at most {max_voxels} voxels at 1 mm, found {size_mm} mm. Crop the scan."

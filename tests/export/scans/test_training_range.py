@@ -9,6 +9,7 @@ from heads import GEOMETRY, SHAPE, SPACING_MM, draw, model_card, scan_affine, wh
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from upfield.common.errors import VolumeError
 from upfield.export.scans.scan import OutputLayout, finish, prepare, prepare_volume, training_range
 from upfield.imaging.air import estimate_air, raise_to_air
 from upfield.imaging.header import read_header
@@ -115,3 +116,21 @@ def test_air_that_cannot_be_told_from_the_head_is_a_doubt_of_the_scan(tmp_path: 
     header = read_header(tmp_path / "mp2rage.nii")
     notes = prepare_volume(Volume(voxels, affine), header, model_card(HEAD_GEOMETRY), "scan").notes
     assert any("nearly as bright as the head" in note for note in notes)
+
+
+def test_a_scan_of_a_small_part_of_the_head_is_a_doubt_that_names_the_axis(tmp_path: Path) -> None:
+    affine = np.diag([VOXEL_MM] * 3 + [1.0])
+    middle = HEAD.shape[2] // 2
+    for half, doubts in ((6, ["the field of view is only 48 mm long inferior-superior"]), (18, [])):
+        part = HEAD[:, :, middle - half : middle + half].astype(np.float32)
+        nib.Nifti1Image(part, affine).to_filename(tmp_path / "scan.nii")
+        notes = prepare(tmp_path / "scan.nii", model_card(geometry=HEAD_GEOMETRY), "scan").notes
+        assert [note.split(",")[0] for note in notes if "long" in note] == doubts
+
+
+def test_a_small_object_in_air_is_no_head(tmp_path: Path) -> None:
+    voxels = np.zeros((20, 20, 20), np.float32)
+    voxels[10, 10, 10] = 1
+    nib.Nifti1Image(voxels, np.eye(4)).to_filename(tmp_path / "scan.nii")
+    with pytest.raises(VolumeError, match="Check that the scan shows a head"):
+        prepare(tmp_path / "scan.nii", model_card(geometry=HEAD_GEOMETRY), "scan")

@@ -166,7 +166,7 @@ def repacked(path, folder):
 
 def rewritten(path, folder):
     image = nib.Nifti1Image.from_filename(path)
-    image.header["descrip"] = b"made anew"
+    image.header["descrip"] = b"written again"
     image.to_filename(folder / "copy-x-9-T1.nii.gz")
 
 

@@ -7,7 +7,7 @@ from upfield.sharding.cohorts.problems import Problem, report, write_report
 def test_the_report_is_a_table_with_a_row_for_each_problem(tmp_path):
     problems = [
         Problem("a", "sub-01", "high", "side", "/data/" + "long/" * 30 + "sub-01.nii", "expected one thing " * 8),
-        Problem("long_name", "2", "low", "same", "a.nii", "expected another; mend it"),
+        Problem("long_name", "2", "low", "same", "a.nii", "expected another; fix it"),
     ]
     lines = report(problems, width=120).splitlines()
     assert max(map(len, lines)) <= 120
