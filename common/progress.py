@@ -16,7 +16,7 @@ LINE_INTERVAL_S = 10.0
 
 
 class LastingStream(io.TextIOWrapper):
-    """A standard stream that discards its text once the reader has gone, as in `upfield enhance ... | head`.
+    """A standard stream that discards its text once the reader has gone (`upfield enhance ... | head`) or is full.
 
     The work goes on, because its result is files.
     """
@@ -25,7 +25,7 @@ class LastingStream(io.TextIOWrapper):
         """Write `text`."""
         try:
             return super().write(text)
-        except BrokenPipeError:
+        except OSError:
             self._discard()
             return len(text)
 
@@ -33,7 +33,7 @@ class LastingStream(io.TextIOWrapper):
         """Write what is buffered."""
         try:
             super().flush()
-        except BrokenPipeError:
+        except OSError:
             self._discard()
 
     def _discard(self) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from nibabel.orientations import inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 
-from upfield.imaging.affine import spacing_of
+from upfield.imaging.affine import size_text, spacing_of
 from upfield.imaging.placement import SharedSpace
 from upfield.imaging.volume_header import VolumeHeader
 
@@ -74,7 +74,7 @@ class Extent:
 
 def size_problem(size_mm: NDArray[np.float64]) -> str | None:
     """Return a sentence without a full stop if a field of view `(3,)` cannot show a head, otherwise None."""
-    size = f"found {' x '.join(f'{mm:.4g}' for mm in size_mm)} mm"
+    size = f"found {size_text(size_mm)}"
     if size_mm.min() < MIN_SIZE_MM:
         return f"expected a field of view of at least {MIN_SIZE_MM:g} mm along every axis, {size}"
     if size_mm.max() > MAX_SIZE_MM:

@@ -22,7 +22,7 @@ from nibabel.spatialimages import HeaderDataError, SpatialImage
 
 from upfield.common.errors import RunError, VolumeError
 from upfield.imaging.affine import assumed_affine, spacing_of
-from upfield.imaging.compressed_files import DAMAGED, Trace, read_start
+from upfield.imaging.compressed_files import DAMAGED, GZIP_MAGIC, Trace, is_compressed, read_start
 from upfield.imaging.formats.file_header import HEADER_BYTES, Header, VoxelLayout, without_trailing_ones
 from upfield.imaging.formats.header_findings import header_findings
 from upfield.imaging.formats.mgh_fields import MGH_VERSION, parse_mgh, scanner_space
@@ -40,7 +40,6 @@ UNREADABLE = (
     OverflowError,
     MemoryError,
 )
-GZIP = b"\x1f\x8b"
 MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE)
 OURS = (".nii", ".nii.gz", ".mgh", ".mgz")
 PAIRS = (".hdr", ".img", ".hdr.gz", ".img.gz")
@@ -181,10 +180,9 @@ def _reason(path: Path, error: Exception) -> str:
         return "the file is empty. Copy it again."
     if start.startswith(b"version https://git-lfs"):
         return "this text only points to the real file (Git LFS). Fetch the real file."
-    is_named_gz = path.name.lower().endswith((".gz", ".mgz"))
-    if start.startswith(GZIP) and not is_named_gz:
+    if start.startswith(GZIP_MAGIC) and not is_compressed(path):
         return "the file is compressed, but its name does not say so. Rename it to end in .nii.gz or .mgz."
-    if is_named_gz and (is_nifti1(start) or is_nifti2(start) or start.startswith(MGH_VERSION)):
+    if is_compressed(path) and (is_nifti1(start) or is_nifti2(start) or start.startswith(MGH_VERSION)):
         return "the file is not compressed, but its name says so. Rename it to end in .nii or .mgh."
     text = str(error).replace(str(path), "the file").replace(path.name, "the file")
     # The problem may be published, so no part of a path may remain in it.

@@ -165,6 +165,9 @@ def _remove_leftovers(target: Path) -> None:
 
 
 def _hash_scan(scan: Path) -> str:
+    # Opening a pipe would wait for a writer.
+    if scan.exists() and not scan.is_file():
+        raise InputError(f"{scan} is not a regular file. Leave it out.")
     try:
         return hash_file(scan)
     except FileNotFoundError as error:

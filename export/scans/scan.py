@@ -212,7 +212,7 @@ def part_doubt(scan: Volume, card: ModelCard) -> str | None:
         return None
     return (
         f"the field of view is only {size_mm[axis]:.3g} mm long {AXES[axis]}, but the model was trained on "
-        f"{box_mm[axis]:.3g} mm, so its intensities may be wrong"
+        f"{box_mm[axis]:.3g} mm, so the intensities of the result may be wrong"
     )
 
 

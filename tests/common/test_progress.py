@@ -103,7 +103,7 @@ def test_every_character_is_printed_in_every_encoding(encoding: str) -> None:
     assert lines[-1] == ("K\\udcf6nig 中" if encoding.startswith("utf-8") else r"K\udcf6nig \u4e2d")
 
 
-@pytest.mark.parametrize("closing", ["", ">&-"])
+@pytest.mark.parametrize("closing", ["", ">&-", "> /dev/full"])
 def test_the_work_goes_on_when_nobody_reads_stdout(closing: str) -> None:
     end, begin = os.pipe()
     os.close(end)

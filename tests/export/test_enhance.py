@@ -66,6 +66,16 @@ def test_a_folder_keeps_its_structure_and_every_bad_file_is_listed_at_the_end(
         assert 0 <= voxels.min() < voxels.max() <= 1
 
 
+def test_a_pipe_in_a_folder_does_not_hold_up_the_others(
+    tiny_model: Path, tmp_path: Path, scans: Path, run_cli: Callable
+) -> None:
+    os.mkfifo(scans / "pipe.nii")
+    code, out, err = run_cli(main, tiny_model, scans, "--out", tmp_path / "out")
+    assert code == 2
+    assert f"{scans}/pipe.nii is not a regular file. Leave it out." in err
+    assert len(out.splitlines()) == 2
+
+
 def test_a_fault_in_one_scan_is_reported_and_the_others_are_enhanced(
     tiny_model: Path, tmp_path: Path, scans: Path, run_cli: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
