@@ -87,7 +87,8 @@ def test_onnx_and_pytorch_agree(evaluated: Path, through_onnx: Path) -> None:
             assert found == [expected] * 2 if expected is None else found == pytest.approx([expected] * 2, abs=1e-4)
     pairs = zip(rows(evaluated / "slices.csv"), rows(through_onnx / "slices.csv"), strict=True)
     for ours, theirs in pairs:
-        assert float(ours["model_psnr_slice"]) == pytest.approx(float(theirs["model_psnr_slice"]), abs=2e-4)
+        # Rounding decides a tie of two experts, which moves a single slice by more than all means.
+        assert float(ours["model_psnr_slice"]) == pytest.approx(float(theirs["model_psnr_slice"]), abs=2e-3)
 
 
 def test_a_model_is_compared_with_another_model(through_onnx: Path) -> None:

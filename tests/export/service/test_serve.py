@@ -197,8 +197,8 @@ sys.exit(main([sys.argv[1], "--port", "0"]))
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None
-            url = re.search(r"http://127\.0\.0\.1:(\d+)/", process.stderr.readline())
-            assert url is not None
+            urls = (re.search(r"http://127\.0\.0\.1:(\d+)/", line) for line in process.stderr)
+            url = next(filter(None, urls))
             wait_until(lambda: ask(int(url[1]), "/health").status == 200)
             process.terminate()
             assert process.wait(TIMEOUT_S) == 0
