@@ -26,7 +26,7 @@ SHAPE = (20, 22, 18)
 def write(path: Path, qform: int, sform: int, shape: tuple[int, ...] = SHAPE) -> Path:
     """Write a file whose qform is `HERE` and whose sform is `THERE`, except that equal codes name equal places."""
     voxels: Any = np.zeros(shape, np.float32)
-    voxels[8:12, 9:13, 7:11] = np.random.default_rng(len(path.name)).random((4, 4, 4)) + 1
+    voxels[7:13, 8:14, 6:12] = np.random.default_rng(len(path.name)).random((6, 6, 6)) + 1
     voxels += np.random.default_rng(1).random(shape).astype(np.float32) / 100
     image = nib.Nifti1Image(voxels, None)
     image.set_qform(HERE, qform)

@@ -5,7 +5,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from heads import OBLIQUE, SHAPE, Unchanged, draw, load, model_card, off_mm, scan_affine, write_scan
+from heads import OBLIQUE, SHAPE, SPACING_MM, Unchanged, draw, load, model_card, off_mm, scan_affine, write_scan
 from scipy.spatial.transform import Rotation
 
 from upfield.common.errors import VolumeError
@@ -131,6 +131,7 @@ def test_grids_that_cannot_be_shared_are_refused(tmp_path: Path) -> None:
     with pytest.raises(VolumeError, match=r"scan: the field of view does not overlap that of far.nii"):
         expect_on_grid(prepared, grid, "scan")
     image = nib.Nifti1Image(draw(SHAPE, scan_affine()[0]), None)
+    image.header.set_zooms(SPACING_MM)
     image.to_filename(tmp_path / "unplaced.nii")
     with pytest.raises(VolumeError, match="the header does not say where the scan lies"):
         expect_on_grid(prepare(tmp_path / "unplaced.nii", model_card(), "scan"), grid, "scan")
