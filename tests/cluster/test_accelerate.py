@@ -81,6 +81,8 @@ def two_machines(program: list[str]) -> list[str]:
     return [ended(machine) for machine in machines]
 
 
+# Quick tests train one run on two machines.
+@pytest.mark.slow
 def test_two_machines_start_one_job(probe: list[str], tmp_path: Path) -> None:
     two_machines(probe)
     assert {path.name for path in (tmp_path / "ranks").iterdir()} == {"0 of 2", "1 of 2"}

@@ -55,7 +55,12 @@ def test_each_epoch_has_each_sample_once_in_another_order(two_epochs: Path) -> N
 
 @pytest.mark.parametrize(
     ("processes", "workers"),
-    [(1, 3), (2, 1), pytest.param(4, 0, marks=pytest.mark.slow), pytest.param(2, 3, marks=pytest.mark.slow)],
+    [
+        pytest.param(1, 3, marks=pytest.mark.slow),
+        (2, 1),
+        pytest.param(4, 0, marks=pytest.mark.slow),
+        pytest.param(2, 3, marks=pytest.mark.slow),
+    ],
 )
 def test_the_trace_is_the_same_for_any_number_of_processes_and_workers(
     tiny_shards: Path, two_epochs: Path, tmp_path: Path, processes: int, workers: int
@@ -75,7 +80,7 @@ def test_a_run_that_is_killed_and_resumes_with_more_processes_reads_the_same(
     assert lines(out / "trace.jsonl") == lines(two_epochs / "trace.jsonl")
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_run_that_is_killed_and_resumes_ends_bit_for_bit_the_same(
     tiny_shards: Path, tmp_path: Path, processes: int
 ) -> None:
@@ -115,7 +120,8 @@ def test_one_process_and_two_of_torchrun_train_alike(tiny_shards: Path, tmp_path
     assert max((weights[name] - expected[name]).abs().max().item() for name in expected) < 1e-5
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+# Two processes that train like one are tested above.
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_accumulated_parts_train_like_the_whole(tiny_shards: Path, tmp_path: Path, processes: int) -> None:
     # Each part has its own load loss. Without the load loss, the results differ only in the order of additions.
     arguments = ("--run.max_steps", "6", "--loss.load_weight", "0", "--loss.ssim_weight", "0.1")
