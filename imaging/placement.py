@@ -110,8 +110,8 @@ def share_space(first: Placed, second: Placed, names: tuple[str, str]) -> Shared
     if nowhere := [name for name, named in zip(names, spaces, strict=True) if not named]:
         doubt = f"the header of {' and of '.join(nowhere)} does not say where it lies (it names no space)"
         return SharedSpace(UNKNOWN, affines, doubt)
-    named = [f"{name} {_listed(codes)}" for name, codes in zip(names, spaces, strict=True)]
-    doubt = f"the headers name different spaces: {named[0]}, {named[1]}"
+    named = [f"{name} names {_listed(codes)}" for name, codes in zip(names, spaces, strict=True)]
+    doubt = f"the headers name different spaces: {named[0]}, and {named[1]}"
     return SharedSpace(UNKNOWN, affines, doubt, not any(ALIGNED in codes for codes in spaces))
 
 

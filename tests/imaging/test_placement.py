@@ -87,7 +87,10 @@ def test_a_pair_in_spaces_that_may_differ_is_a_doubt_and_one_in_different_spaces
     aligned, nowhere = write(tmp_path / "aligned.nii", 0, 2), write(tmp_path / "nowhere.nii", 0, 0)
     ((check, message),) = spoken(checked(tmp_path, scanner, mni))
     assert check == "affine"
-    assert "name different spaces: the low field scanner (code 1), the high field mni (code 4), so the two" in message
+    assert (
+        "name different spaces: the low field names scanner (code 1), and the high field names mni (code 4), so the two"
+        in message
+    )
     ((check, message),) = spoken(checked(tmp_path, scanner, aligned))
     assert check == "space"
     ((check, message),) = spoken(checked(tmp_path, nowhere, scanner, orientation="RAS"))
@@ -151,7 +154,9 @@ def test_like_uses_the_shared_space_and_refuses_a_grid_in_another_one(tmp_path):
     np.testing.assert_allclose(centre[0], centre[1], atol=0.3)
     np.testing.assert_allclose(placed.affine, THERE)
     assert space_name(scan, layout) == "scanner"
-    with pytest.raises(VolumeError, match=r"the scan scanner \(code 1\), mni.nii mni \(code 4\). Register the two"):
+    with pytest.raises(
+        VolumeError, match=r"the scan names scanner \(code 1\), and mni.nii names mni \(code 4\). Register the two"
+    ):
         expect_on_grid(scan, grids["mni"], "scan")
     doubt = expect_on_grid(scan, grids["al"], "scan")
     assert doubt is not None
