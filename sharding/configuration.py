@@ -36,6 +36,12 @@ class GeometryConfig:
         values: dict[str, Any] = {key: tuple(each) if isinstance(each, list) else each for key, each in tree.items()}
         return cls(**values)
 
+    @property
+    def high_size_mm(self) -> SpacingMm:
+        """Side lengths of the box that the high-field grid covers, in mm."""
+        first, second, third = (count * mm for count, mm in zip(self.high_shape, self.high_spacing_mm, strict=True))
+        return first, second, third
+
     def __post_init__(self) -> None:
         """Refuse grids that no volume can have."""
         if min(*self.low_shape, *self.high_shape) < 2:

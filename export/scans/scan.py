@@ -170,15 +170,16 @@ def head_window(grid: Volume, air: Air, resampler: FieldResampler) -> Window:
         First and last voxel, exclusive, along each axis of `grid`; they may lie outside of it.
     """
     shape = grid.voxels.shape
-    if air.doubt is not None or resampler.centre_mm is None:
+    if air.doubt is not None:
         return [(0, size) for size in shape]
-    box_mm = np.array(resampler.geometry.high_shape) * np.array(resampler.geometry.high_spacing_mm)
+    assert resampler.centre_mm is not None
+    box_mm = resampler.geometry.high_size_mm
     centre = to_voxel(grid.affine, resampler.centre_mm)
     # Tissue can be much darker than the threshold of the head, which the box is centred on.
     tissue = grid.voxels > air.level + max(FAINT_SHARE * (air.threshold - air.level), FAINT_SPREADS * air.spread)
     window: list[tuple[int, int]] = []
     for axis, size in enumerate(shape):
-        count = round(float(box_mm[axis]) / SPACING_MM)
+        count = round(box_mm[axis] / SPACING_MM)
         begin = round(float(centre[axis]) - (count - 1) / 2)
         area = np.count_nonzero(tissue, axis=tuple({0, 1, 2} - {axis}))
         planes = np.flatnonzero(area > LEAST_TISSUE * tissue.size / size)
@@ -206,7 +207,7 @@ def header_doubts(header: Header) -> tuple[str, ...]:
 def part_doubt(scan: Volume, card: ModelCard) -> str | None:
     """Return a sentence if a RAS+ scan `(I, J, K)` shows much less of the head than the model's training data."""
     size_mm = np.array(scan.voxels.shape) * scan.spacing_mm
-    box_mm = np.array(card.geometry.high_shape) * np.array(card.geometry.high_spacing_mm)
+    box_mm = np.array(card.geometry.high_size_mm)
     axis = int(np.argmin(size_mm / box_mm))
     if size_mm[axis] >= LEAST_SHOWN * box_mm[axis]:
         return None

@@ -31,8 +31,7 @@ class FieldResampler:
         """Place the grids around the head of a high-field volume with the given background."""
         if fit == "resize":
             return cls(geometry, None)
-        extent_mm = np.array(geometry.high_shape) * np.array(geometry.high_spacing_mm)
-        return cls(geometry, to_world(high.affine, head_centre(high, air, extent_mm)))
+        return cls(geometry, to_world(high.affine, head_centre(high, air, np.array(geometry.high_size_mm))))
 
     def high_from_file(self, volume: Volume, air: Air) -> Volume:
         """Resample a high-field volume to the high-field grid `(X, Y, Z)`."""

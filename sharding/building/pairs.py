@@ -72,23 +72,24 @@ def make_pairs(subject: Subject[SourceVolume], config: ShardConfig) -> SubjectPa
     files: dict[Field, Volume] = {"high": high_file}
     if low_file:
         files["low"] = low_file
-    doubts = find_doubts(subject, files, config.geometry)
+    airs: dict[Field, Air] = {field: estimate_air(volume.voxels) for field, volume in files.items()}
+    doubts = find_doubts(subject, files, airs, config.geometry)
     stripped: dict[Field, bool] = {field: is_skull_stripped(volume) for field, volume in files.items()}
-    high_file, high_air = _above_air(high_file)
-    low_file, low_air = _above_air(low_file) if low_file else (None, None)
+    files = {field: raise_to_air(volume, airs[field]) for field, volume in files.items()}
+    # The files leave the dictionary, so that none stays in memory after it has been registered or resampled.
+    high_file, low_file = files.pop("high"), files.pop("low", None)
     alignment = register(low_file, high_file, config.seed) if low_file and subject.align == "rigid" else None
     if low_file and alignment:
-        high_file = _aligned(high_file, high_air, low_file, alignment, subject)
-    resampler = FieldResampler.around(config.geometry, subject.fit, high_file, high_air)
-    high = resampler.high_from_file(high_file, high_air)
+        high_file = _aligned(high_file, airs["high"], low_file, alignment, subject)
+    resampler = FieldResampler.around(config.geometry, subject.fit, high_file, airs["high"])
+    high = resampler.high_from_file(high_file, airs["high"])
     save_volume(config.save_volumes, subject, HIGH_NAME, high)
     high_half = normalise_in_place(high.voxels, str(subject.high))
     pairs: list[Pair] = []
     for unit in subject.units:
         if unit.kind == "real":
             assert low_file is not None
-            assert low_air is not None
-            low = resampler.low_from_file(low_file, low_air)
+            low = resampler.low_from_file(low_file, airs["low"])
             parameters = {"alignment": alignment.to_tree()} if alignment else {}
             parameters |= {"space": subject.space} if subject.space else {}
         else:
@@ -103,12 +104,6 @@ def make_pairs(subject: Subject[SourceVolume], config: ShardConfig) -> SubjectPa
 def _load(source: SourceVolume) -> Volume:
     """Read a volume or slice stack, in RAS+."""
     return load_volume(source.paths, source.header, source.traces)
-
-
-def _above_air(volume: Volume) -> tuple[Volume, Air]:
-    """Estimate the air of a volume, and remove outliers below it."""
-    air = estimate_air(volume.voxels)
-    return raise_to_air(volume, air), air
 
 
 def _aligned(high: Volume, air: Air, low: Volume, alignment: Alignment, subject: Subject) -> Volume:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from nibabel.orientations import io_orientation
 
-from upfield.imaging.air import estimate_air
+from upfield.imaging.air import Air
 from upfield.imaging.plausibility.foreign_slices import find_foreign_slices, foreign_slices_doubt
 from upfield.imaging.plausibility.labels import label_doubt
 from upfield.imaging.plausibility.resolution import interpolated_doubt
@@ -21,13 +21,14 @@ Stripped = Mapping[str, Any]
 
 
 def find_doubts(
-    subject: Subject[SourceVolume], volumes: Mapping[Field, Volume], geometry: GeometryConfig
+    subject: Subject[SourceVolume], volumes: Mapping[Field, Volume], airs: Mapping[Field, Air], geometry: GeometryConfig
 ) -> list[Problem]:
     """Find doubts about each of a subject's volumes.
 
     Args:
         subject: the subject.
         volumes: its volumes as they were read, RAS+.
+        airs: the background of each volume.
         geometry: the grids of the set.
 
     Returns:
@@ -37,15 +38,18 @@ def find_doubts(
         Problem(subject.cohort, subject.name, field, check, file, f"{message}.")
         for field, source in subject.volumes
         for check, file, message in [
-            *((check, str(source), message) for check, message in _doubts(field, volumes[field], geometry)),
+            *(
+                (check, str(source), message)
+                for check, message in _doubts(field, volumes[field], airs[field], geometry)
+            ),
             *_foreign_slices(source, volumes[field]),
         ]
     )
 
 
-def _doubts(field: Field, volume: Volume, geometry: GeometryConfig) -> Iterator[tuple[str, str]]:
+def _doubts(field: Field, volume: Volume, air: Air, geometry: GeometryConfig) -> Iterator[tuple[str, str]]:
     """Yield the check, one of `DOUBTS`, and the sentence of each doubt about one volume."""
-    messages = {"labels": label_doubt(volume.voxels), "air": estimate_air(volume.voxels).doubt}
+    messages = {"labels": label_doubt(volume.voxels), "air": air.doubt}
     if field == "high":
         messages["resolution"] = interpolated_doubt(volume, np.array(geometry.high_spacing_mm))
     yield from ((check, message) for check, message in messages.items() if message)

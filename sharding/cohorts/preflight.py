@@ -187,7 +187,7 @@ def _mismatched_fields(
     checked: list[VolumeCheck], subjects: Sequence[Subject], geometry: GeometryConfig
 ) -> Iterator[Problem]:
     """Find pairs whose two fields do not seem to belong together."""
-    grid_mm = np.array(geometry.high_shape) * np.array(geometry.high_spacing_mm)
+    grid_mm = np.array(geometry.high_size_mm)
     checked_at = {_place(volume): volume for volume in checked}
     for subject in subjects:
         if subject.low is None:

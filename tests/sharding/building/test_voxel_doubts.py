@@ -7,6 +7,7 @@ import pytest
 from built_sets import arguments, contents
 
 from upfield.common.errors import RunError
+from upfield.imaging.air import estimate_air
 from upfield.imaging.volume import read_stack
 from upfield.sharding.building import block_builder, build
 from upfield.sharding.building.voxel_doubts import find_doubts, summarise_stripped, unlike_brains
@@ -51,7 +52,8 @@ def test_the_file_of_a_foreign_slice_is_named(tmp_path, codes):
     stack = subject(Source(tuple(paths), stacked=True))
     source = check_volume(stack, "high", stack.high).volume
     assert source is not None
-    found = find_doubts(subject(source), {"high": read_stack(paths)}, GeometryConfig())
+    volume = read_stack(paths)
+    found = find_doubts(subject(source), {"high": volume}, {"high": estimate_air(volume.voxels)}, GeometryConfig())
     (doubt,) = [doubt for doubt in found if doubt.check == "slice"]
     assert doubt.file == str(paths[7])
     assert "counted from 0: 7)" in doubt.message
