@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from upfield.model.configuration import AmirConfig, LossConfig
+from upfield.sharding.configuration import AccessConfig
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(AccessConfig):
     """Where the samples come from and how they are batched."""
 
     shards: str | Path
@@ -65,30 +66,14 @@ class DataConfig:
     trace: Path | None = None
     """File for the trace. It has one JSON line per step, with the epoch, the step and the keys of the samples consumed,
     in global order."""
-    cache_dir: Path | None = None
-    """Folder in which downloaded shards are kept for all processes of the node and for later runs. Use a local disk,
-    because a network drive is no faster than the store. The default is `~/.cache/upfield/shards`."""
-    cache_bytes: int = 50_000_000_000
-    """Maximum size of `cache_dir` in bytes. The least recently used shards are evicted first. The cache must hold at
-    least two windows of shards. If it holds the whole set, each shard is downloaded only once. Otherwise, shards are
-    downloaded again in each epoch. The default holds twenty windows of 16 shards of 150 MB, and most nodes have that
-    much free space."""
-    fetch_retries: int = 5
-    """Number of retries if a download fails or the downloaded file does not match the manifest. The pause before the
-    first retry is half a second at most, and each further pause is twice as long. More retries survive longer outages.
-    Fewer retries stop the run sooner if a shard is lost."""
-    fetch_timeout_s: float = 60.0
-    """Time in seconds after which a transfer that receives no data is tried again. A shorter timeout detects stalls
-    sooner. A longer timeout tolerates stores that respond slowly."""
 
     def __post_init__(self) -> None:
         """Check that the numbers are in range."""
         limits = (("batch_size", 1), ("micro_batch", 1), ("window_shards", 1), ("num_workers", 0), ("prefetch", 1))
-        for name, least in (*limits, ("cache_bytes", 1), ("fetch_retries", 0)):
+        for name, least in limits:
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"data.{name}: expected at least {least}, found {value}.")
-        if not self.fetch_timeout_s > 0:
-            raise ValueError(f"data.fetch_timeout_s: expected a positive time, found {self.fetch_timeout_s}.")
+        self.refuse_bad_access("data.")
 
 
 @dataclass(frozen=True)

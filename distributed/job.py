@@ -28,9 +28,9 @@ from upfield.distributed.launch import SCRIPT, relaunch
 from upfield.distributed.loop import fit
 from upfield.distributed.preconditions import open_data, refuse_shared_gpus, refuse_unusable
 from upfield.distributed.process_group import expected_world_size, wait_for_main_node
-from upfield.distributed.samples.splits import read_set
 from upfield.distributed.training_run import count_steps, find_start
 from upfield.model.weights import CONFIG
+from upfield.sharding.shardset.shard_set import open_set
 
 S = TypeVar("S", bound=TrainSettings)
 
@@ -125,7 +125,7 @@ def find_finished(config: TrainConfig) -> TrainingProgress | None:
         trained = read_yaml(out / CONFIG)
         if saved.validated_step < saved.step or trained | {"processes": config.processes} != to_tree(config):
             return None
-        manifest, _ = read_set(config.data)
+        manifest = open_set(config.data.shards, config.data).manifest
         samples = sum(entry.samples for entry in manifest.shards("train"))
         total_steps = count_steps(config.run, samples // config.data.batch_size)
         # This also checks the checkpoint's files and data.

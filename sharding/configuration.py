@@ -238,6 +238,35 @@ class PhantomConfig:
             raise ValueError(f"subjects: expected 4 to 99, found {self.subjects}.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class AccessConfig:
+    """How the files of a remote shard set are downloaded and cached. All commands that read a set have these keys."""
+
+    cache_dir: Path | None = None
+    """Folder in which downloaded shards are kept for all processes of the node and for later runs. Use a local disk,
+    because a network drive is no faster than the store. The default is `~/.cache/upfield/shards`."""
+    cache_bytes: int = 50_000_000_000
+    """Maximum size of `cache_dir` in bytes. The least recently used shards are evicted first. The cache must hold at
+    least two windows of shards. If it holds the whole set, each shard is downloaded only once. Otherwise, shards are
+    downloaded again in each epoch. The default holds twenty windows of 16 shards of 150 MB, and most nodes have that
+    much free space."""
+    fetch_retries: int = 5
+    """Number of retries if a download fails or the downloaded file does not match the manifest. The pause before the
+    first retry is half a second at most, and each further pause is twice as long. More retries survive longer outages.
+    Fewer retries stop the run sooner if a shard is lost."""
+    fetch_timeout_s: float = 60.0
+    """Time in seconds after which a transfer that receives no data is tried again. A shorter timeout detects stalls
+    sooner. A longer timeout tolerates stores that respond slowly."""
+
+    def refuse_bad_access(self, prefix: str = "") -> None:
+        """Raise ValueError if a number is out of range. Its name in the message begins with `prefix`."""
+        for name, least in (("cache_bytes", 1), ("fetch_retries", 0)):
+            if (value := getattr(self, name)) < least:
+                raise ValueError(f"{prefix}{name}: expected at least {least}, found {value}.")
+        if not self.fetch_timeout_s > 0:
+            raise ValueError(f"{prefix}fetch_timeout_s: expected a positive time, found {self.fetch_timeout_s}.")
+
+
 @dataclass(frozen=True)
 class VerifyConfig:
     """Check a shard set against its manifest and index."""

@@ -44,6 +44,8 @@ cohorts:
     high: IXI-T1/{subject}-{site}-{scan}-T1.nii.gz
 """
 
+# Fixtures `http_store`, `s3_server` and `s3`.
+pytest_plugins = ("store_fixtures",)
 
 # Their tests start processes and take longest. If they ran last, one worker would wait for the other.
 FIRST = ("tune/test_sweep", "distributed/", "cluster/", "evaluation/test_evaluate", "export/")

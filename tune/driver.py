@@ -15,7 +15,7 @@ from upfield.common.locking import FolderLock, lock_folder
 from upfield.common.progress import say
 from upfield.distributed.job import with_absolute_paths
 from upfield.distributed.preconditions import refuse_uneven_batch
-from upfield.distributed.samples.splits import read_set
+from upfield.sharding.shardset.shard_set import open_set
 from upfield.tune.cluster import connect, count_concurrent_trials, resolve_gpus
 from upfield.tune.configuration import SweepConfig
 from upfield.tune.outcomes import read_outcomes
@@ -66,7 +66,7 @@ def refuse_untrainable(config: SweepConfig, points: Sequence[Point] | None) -> N
         InputError: there is no complete shard set, a batch cannot be divided among the workers, a required package is
             not installed, or `--package` is not a wheel.
     """
-    read_set(config.train.data)
+    open_set(config.train.data.shards, config.train.data)
     for point in points or []:
         refuse_uneven_batch(apply_point(config.train, point).data.batch_size, config.resources.workers_per_trial)
     if importlib.util.find_spec("matplotlib") is None:

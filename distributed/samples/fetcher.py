@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upfield.common.stores import TransferCancelledError
-from upfield.distributed.samples.cache import release
 from upfield.distributed.samples.order import epoch_windows
 from upfield.distributed.samples.reader import Batch, TrainingBatches
-from upfield.distributed.samples.remote_files import RemoteFiles
+from upfield.sharding.shardset.remote_files import RemoteFiles
+from upfield.sharding.shardset.shard_cache import release
 
 # Number of simultaneous downloads per rank. A few downloads saturate a node's network, and the ranks of a node begin
 # with different shards.

@@ -1,19 +1,13 @@
 """The splits of the configured shard set, which is in a folder or at an address."""
 
-from pathlib import Path
-
 import torch
 
-from upfield.common.addresses import format_address, is_remote
 from upfield.common.errors import InputError
-from upfield.common.files import make_writable_folder, user_cache_folder
-from upfield.common.stores import Store
 from upfield.distributed.configuration import DataConfig
-from upfield.distributed.samples.cache import ShardCache
 from upfield.distributed.samples.reader import count_readers
-from upfield.distributed.samples.remote_files import RemoteFiles
-from upfield.sharding.shardset.manifest import Manifest, read_manifest
+from upfield.sharding.shardset.manifest import Manifest
 from upfield.sharding.shardset.shard_index import ShardEntry
+from upfield.sharding.shardset.shard_set import open_set
 from upfield.sharding.shardset.shard_split import ShardSplit
 
 # The validation split is read in stored order, so the ranks read from at most two neighbouring shards at a time.
@@ -27,37 +21,10 @@ def open_splits(data: DataConfig) -> tuple[ShardSplit, ShardSplit]:
         InputError: there is no complete set, or the cache is too small for the set.
         RunError: a store does not respond correctly.
     """
-    manifest, files = read_set(data)
-    root = format_address(str(data.shards)) if files else str(data.shards)
-    if files:
-        refuse_small_cache(data, manifest)
-    return ShardSplit(root, "train", manifest, files), ShardSplit(root, "val", manifest, files)
-
-
-def read_set(data: DataConfig) -> tuple[Manifest, RemoteFiles | None]:
-    """Read the manifest of the configured set.
-
-    Returns:
-        The manifest, and access to the files of a remote set, or None if the set is in a folder.
-
-    Raises:
-        InputError: there is no complete set, or the address cannot be used.
-        RunError: a store does not respond correctly.
-    """
-    place = str(data.shards)
-    if not is_remote(place):
-        return read_manifest(Path(place)), None
-    if format_address(place) != place:
-        raise InputError(
-            f"{format_address(place)}: write the address with two slashes and without a password, because the run's "
-            "files contain the address. Set passwords in the store's own variables or in fsspec's configuration."
-        )
-    store = Store(place, data.fetch_timeout_s)
-    # The home folder is not looked at if the user named a folder.
-    folder = data.cache_dir or user_cache_folder("shards", "Set --data.cache_dir.")
-    make_writable_folder(folder, "--data.cache_dir")
-    files = RemoteFiles(store, ShardCache(folder, data.cache_bytes), data.fetch_retries)
-    return files.manifest(), files
+    shards = open_set(data.shards, data)
+    if shards.is_remote:
+        refuse_small_cache(data, shards.manifest)
+    return shards.split("train"), shards.split("val")
 
 
 def refuse_small_cache(data: DataConfig, manifest: Manifest) -> None:

@@ -14,15 +14,15 @@ from faulty import FaultyServer
 
 from upfield.common.errors import FetchError
 from upfield.common.stores import Store
-from upfield.distributed.samples.cache import FileIdentity, ShardCache, release
-from upfield.distributed.samples.remote_files import RemoteFiles
+from upfield.sharding.shardset.remote_files import RemoteFiles
+from upfield.sharding.shardset.shard_cache import FileIdentity, ShardCache, release
 
 SIZE = 1000
 FETCH_FIRST_SHARD = """
 import os, sys
 from pathlib import Path
-from upfield.distributed.samples.cache import ShardCache
-from upfield.distributed.samples.remote_files import RemoteFiles
+from upfield.sharding.shardset.shard_cache import ShardCache
+from upfield.sharding.shardset.remote_files import RemoteFiles
 from upfield.common.stores import Store
 files = RemoteFiles(Store(sys.argv[1], 60), ShardCache(Path(sys.argv[2]), 10**9), 0)
 entry = files.manifest().shards("train")[0]
@@ -32,7 +32,7 @@ print(os.fstat(files.open(entry)).st_size == entry.bytes, flush=True)
 OPEN_MANY = """
 import random, sys
 from pathlib import Path
-from upfield.distributed.samples.cache import FileIdentity, ShardCache
+from upfield.sharding.shardset.shard_cache import FileIdentity, ShardCache
 folder, seed = Path(sys.argv[1]), int(sys.argv[2])
 cache = ShardCache(folder, 4000)
 for number in random.Random(seed).choices(range(12), k=60):
@@ -97,7 +97,7 @@ def test_the_least_recently_used_file_is_evicted_and_the_limit_holds(tmp_path: P
 
 
 def test_a_held_file_is_never_evicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("upfield.distributed.samples.cache.ROOM_WAIT_S", 0.0)
+    monkeypatch.setattr("upfield.sharding.shardset.shard_cache.ROOM_WAIT_S", 0.0)
     cache = ShardCache(tmp_path, 2 * SIZE)
     first, second = (cache.hold(file_of(number), download(number)) for number in range(2))
     with pytest.raises(FetchError, match=r"2\.tar.*1000 bytes are missing, .*of the 2000\. .*--data\.cache_bytes"):
@@ -171,28 +171,28 @@ def test_several_processes_together_stay_within_the_limit(tmp_path: Path) -> Non
     assert [process.communicate(timeout=60) and process.returncode for process in processes] == [0, 0, 0]
 
 
-def test_two_processes_fetch_a_shard_once(server: FaultyServer, tmp_path: Path) -> None:
-    server.fail("train/000000.tar", ["gate"])
-    processes = [start(FETCH_FIRST_SHARD, server.url, str(tmp_path)) for _ in range(2)]
+def test_two_processes_fetch_a_shard_once(http_store: FaultyServer, tmp_path: Path) -> None:
+    http_store.fail("train/000000.tar", ["gate"])
+    processes = [start(FETCH_FIRST_SHARD, http_store.url, str(tmp_path)) for _ in range(2)]
     for process in processes:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-    server.stalled.wait()
-    server.released.set()
+    http_store.stalled.wait()
+    http_store.released.set()
     assert [process.communicate(timeout=60)[0] for process in processes] == ["True\n"] * 2
-    assert server.asked["train/000000.tar"] == 1
+    assert http_store.asked["train/000000.tar"] == 1
 
 
-def test_a_killed_download_does_not_block_the_next_one(server: FaultyServer, tmp_path: Path) -> None:
-    server.fail("train/000000.tar", ["gate"])
-    process = start(FETCH_FIRST_SHARD, server.url, str(tmp_path))
-    server.stalled.wait()
+def test_a_killed_download_does_not_block_the_next_one(http_store: FaultyServer, tmp_path: Path) -> None:
+    http_store.fail("train/000000.tar", ["gate"])
+    process = start(FETCH_FIRST_SHARD, http_store.url, str(tmp_path))
+    http_store.stalled.wait()
     while not list(tmp_path.glob("*.part")):
         assert process.poll() is None
     process.kill()
     process.communicate()
     assert len(others(tmp_path)) == 2
-    files = RemoteFiles(Store(server.url, 60), ShardCache(tmp_path, 10**9), 0)
+    files = RemoteFiles(Store(http_store.url, 60), ShardCache(tmp_path, 10**9), 0)
     entry = files.manifest().shards("train")[0]
     with os.fdopen(files.open(entry), "rb") as file:
         assert hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256

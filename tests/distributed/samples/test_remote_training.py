@@ -11,20 +11,20 @@ from runs import forked
 
 from upfield.common.errors import FetchError, InputError, ShardSetError
 from upfield.distributed.configuration import DataConfig
-from upfield.distributed.samples import remote_files
 from upfield.distributed.samples.fetcher import fetch_ahead
 from upfield.distributed.samples.reader import Batch, BatchPlan, TrainingBatches, read_every_sample, training_loader
-from upfield.distributed.samples.remote_files import RemoteFiles
 from upfield.distributed.samples.splits import open_splits
+from upfield.sharding.shardset import remote_files
+from upfield.sharding.shardset.remote_files import RemoteFiles
 
 SHARD = "train/000000.tar"
 
 
 @pytest.fixture
-def data(server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
+def data(http_store: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
     monkeypatch.setattr(remote_files, "FIRST_BACKOFF_S", 0.001)
     return DataConfig(
-        server.url,
+        http_store.url,
         window_shards=2,
         cache_dir=tmp_path / "cache",
         cache_bytes=10**9,
@@ -60,23 +60,23 @@ def cached_bytes(data: DataConfig) -> int:
     return sum(path.stat().st_size for path in data.cache_dir.iterdir())
 
 
-def test_a_remote_set_reads_as_the_local_one(tiny_shards: Path, data: DataConfig, server: FaultyServer) -> None:
+def test_a_remote_set_reads_as_the_local_one(tiny_shards: Path, data: DataConfig, http_store: FaultyServer) -> None:
     expected = every_value(DataConfig(tiny_shards))
     assert every_value(data) == expected
-    server.asked.clear()
+    http_store.asked.clear()
     assert every_value(data) == expected
-    assert server.asked == {"/manifest.json": 1}
+    assert http_store.asked == {"/manifest.json": 1}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_file_over_http_that_fails_twice_arrives_the_third_time(
-    tiny_shards: Path, data: DataConfig, server: FaultyServer, fault: str
+    tiny_shards: Path, data: DataConfig, http_store: FaultyServer, fault: str
 ) -> None:
     for name in ("/manifest.json", SHARD, "val/000000.tar"):
-        server.fail(name, [fault, fault])
-    server.fail("train/000001.idx", [fault])
+        http_store.fail(name, [fault, fault])
+    http_store.fail("train/000001.idx", [fault])
     assert every_value(impatient(data, fault)) == every_value(DataConfig(tiny_shards))
-    assert server.asked[SHARD] >= 3
+    assert http_store.asked[SHARD] >= 3
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -89,14 +89,14 @@ def test_a_file_from_s3_that_fails_twice_arrives_the_third_time(
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_shard_that_stays_bad_is_named(data: DataConfig, server: FaultyServer, fault: str) -> None:
-    server.fail_always(SHARD, fault)
+def test_a_shard_that_stays_bad_is_named(data: DataConfig, http_store: FaultyServer, fault: str) -> None:
+    http_store.fail_always(SHARD, fault)
     split, _ = open_splits(data)
     assert isinstance(split.source, RemoteFiles)
     split.source.store.timeout_s = 0.2
     with pytest.raises(FetchError, match=rf"{SHARD}: 3 tries to download \d+ bytes of sha256 "):
         split.record(0)
-    assert server.asked[SHARD] == 3
+    assert http_store.asked[SHARD] == 3
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -130,20 +130,20 @@ def test_addresses_that_cannot_be_read_are_refused(data: DataConfig, address: st
         open_splits(replace(data, shards=address))
 
 
-def test_a_missing_set_is_refused_without_retries(data: DataConfig, server: FaultyServer) -> None:
+def test_a_missing_set_is_refused_without_retries(data: DataConfig, http_store: FaultyServer) -> None:
     with pytest.raises(ShardSetError, match=r"/nowhere/manifest\.json: there is no complete shard set"):
-        open_splits(replace(data, shards=f"{server.url}/nowhere/"))
-    assert sum(server.asked.values()) == 1
+        open_splits(replace(data, shards=f"{http_store.url}/nowhere/"))
+    assert sum(http_store.asked.values()) == 1
 
 
-def test_an_index_that_does_not_follow_its_tar_is_refused(data: DataConfig, server: FaultyServer) -> None:
-    right = server.answer
+def test_an_index_that_does_not_follow_its_tar_is_refused(data: DataConfig, http_store: FaultyServer) -> None:
+    right = http_store.answer
 
     def shifted(path: str, headers: dict[str, str]) -> Answer:
         code, sent, body = right(path, headers)
         return code, sent, body.replace(b" 512 ", b" 513 ") if path.endswith("train/000001.idx") else body
 
-    server.answer = shifted
+    http_store.answer = shifted
     with pytest.raises(FetchError, match=r"train/000001\.idx: .*the index does not fit its tar of \d+ bytes"):
         open_splits(data)
 
@@ -179,25 +179,25 @@ def test_a_remote_run_consumes_what_a_local_one_does(
 
 
 def test_two_ranks_share_the_cache(
-    data: DataConfig, server: FaultyServer, local_trace: list[str], tmp_path: Path
+    data: DataConfig, http_store: FaultyServer, local_trace: list[str], tmp_path: Path
 ) -> None:
     codes, said = run(data, tmp_path / "run", processes=2)
     assert codes == [0, 0], said
     assert (tmp_path / "run" / "trace.jsonl").read_text().splitlines() == local_trace
-    assert {name: count for name, count in server.asked.items() if count > 1} == {"/manifest.json": 2}
+    assert {name: count for name, count in http_store.asked.items() if count > 1} == {"/manifest.json": 2}
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_shard_that_stays_bad_stops_the_run_in_one_line(
-    data: DataConfig, server: FaultyServer, local_trace: list[str], tmp_path: Path, num_workers: int
+    data: DataConfig, http_store: FaultyServer, local_trace: list[str], tmp_path: Path, num_workers: int
 ) -> None:
     first_key = json.loads(local_trace[0])["keys"][0]
     split, _ = open_splits(data)
     sample = [split.key(number) for number in range(split.num_samples)].index(first_key)
     bad = f"{split.entries[int(np.searchsorted(split.shard_starts, sample, side='right')) - 1].name}.tar"
-    server.fail_always(bad, "corruption")
+    http_store.fail_always(bad, "corruption")
     codes, said = run(data, tmp_path / "run", "--data.num_workers", str(num_workers))
     assert codes == [1], said
     (error,) = (line for line in said.splitlines() if "error" in line)
-    assert error.startswith(f"upfield train: error: {server.url}/{bad}: 2 tries to download")
+    assert error.startswith(f"upfield train: error: {http_store.url}/{bad}: 2 tries to download")
     assert "Traceback" not in said

@@ -15,8 +15,8 @@ import numpy as np
 from upfield.common.errors import FetchError, InputError, ShardSetError
 from upfield.common.files import hash_file
 from upfield.common.stores import NEVER, Store, TransferCancelledError, describe_error, is_local
-from upfield.distributed.samples.cache import FileIdentity, ShardCache
 from upfield.sharding.shardset.manifest import MANIFEST, Manifest, hash_manifest, parse_manifest
+from upfield.sharding.shardset.shard_cache import FileIdentity, ShardCache
 from upfield.sharding.shardset.shard_index import ShardEntry, ShardIndex, parse_index
 
 NUM_INDEX_FETCHES = 16

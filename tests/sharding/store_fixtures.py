@@ -1,4 +1,4 @@
-"""Stores that fail on demand."""
+"""Fixtures of remote stores that fail on demand."""
 
 import os
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from moto.server import ThreadedMotoServer
 
 
 @pytest.fixture
-def server(tiny_shards: Path) -> Iterator[FaultyServer]:
+def http_store(tiny_shards: Path) -> Iterator[FaultyServer]:
     """`tiny_shards` over HTTP."""
     server = FaultyServer(from_folder(tiny_shards))
     yield server

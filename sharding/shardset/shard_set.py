@@ -1,0 +1,67 @@
+"""Open a finished shard set, which is in a folder or at an address."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from upfield.common.addresses import format_address, is_remote
+from upfield.common.errors import InputError
+from upfield.common.files import make_writable_folder, user_cache_folder
+from upfield.common.stores import Store
+from upfield.sharding.configuration import AccessConfig
+from upfield.sharding.shardset.manifest import Manifest, read_manifest
+from upfield.sharding.shardset.remote_files import RemoteFiles
+from upfield.sharding.shardset.shard_cache import ShardCache
+from upfield.sharding.shardset.shard_split import LocalFiles, ShardFiles, ShardSplit
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """A shard set whose manifest was read."""
+
+    name: str
+    """Folder or address of the set, for messages."""
+    manifest: Manifest
+    """Manifest of the set."""
+    files: ShardFiles
+    """Access to the files of the set."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the files of the set are downloaded."""
+        return isinstance(self.files, RemoteFiles)
+
+    def split(self, split: str) -> ShardSplit:
+        """Read the indices of a split, `train`, `val` or `test`.
+
+        Raises:
+            ShardSetError: an index is missing or contradicts the manifest.
+            FetchError: an index could not be fetched.
+        """
+        return ShardSplit(self.name, split, self.manifest, self.files)
+
+
+def open_set(shards: str | Path, access: AccessConfig) -> ShardSet:
+    """Read the manifest of a shard set.
+
+    Args:
+        shards: folder or address of the set.
+        access: how the files of a remote set are downloaded and cached.
+
+    Raises:
+        InputError: there is no complete set, or the address cannot be used.
+        RunError: a store does not respond correctly.
+    """
+    place = str(shards)
+    if not is_remote(place):
+        return ShardSet(place, read_manifest(Path(place)), LocalFiles(Path(place)))
+    if format_address(place) != place:
+        raise InputError(
+            f"{format_address(place)}: write the address with two slashes and without a password, because the run's "
+            "files contain the address. Set passwords in the store's own variables or in fsspec's configuration."
+        )
+    store = Store(place, access.fetch_timeout_s)
+    # The home folder is not looked at if the user named a folder.
+    folder = access.cache_dir or user_cache_folder("shards", "Set --data.cache_dir.")
+    make_writable_folder(folder, "--data.cache_dir")
+    files = RemoteFiles(store, ShardCache(folder, access.cache_bytes), access.fetch_retries)
+    return ShardSet(store.name, files.manifest(), files)
