@@ -9,6 +9,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from tarfile import BLOCKSIZE
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,12 +17,18 @@ from numpy.typing import NDArray
 
 from upfield.common.errors import ShardSetError
 from upfield.sharding.shardset.manifest import Manifest, read_manifest
-from upfield.sharding.shardset.shard_index import ShardEntry, ShardIndex, read_index
+from upfield.sharding.shardset.shard_index import ShardEntry, ShardIndex, read_index, refuse_unfitting
+from upfield.sharding.shardset.split_index import (
+    IndexEntry,
+    SplitIndex,
+    Stretch,
+    UnitKey,
+    index_shards,
+    read_split_index,
+    refuse_other_shards,
+)
 
 MAX_OPEN_FILES = 64
-# Two members this close are read in one call, together with the tar header between them.
-MAX_GAP_BYTES = 4096
-LOW, HIGH, RECORD = range(3)
 
 
 class ShardFiles(Protocol):
@@ -36,8 +43,12 @@ class ShardFiles(Protocol):
         """Return the path or address of a shard, for error messages."""
         ...
 
+    def split_index(self, entry: IndexEntry, split: str) -> SplitIndex:
+        """Read the index of a split."""
+        ...
+
     def indices(self, entries: Sequence[ShardEntry]) -> list[ShardIndex]:
-        """Read the shards' indices."""
+        """Read the shards' indices, in a set without indices of its splits."""
         ...
 
     def open(self, entry: ShardEntry) -> int:
@@ -61,13 +72,26 @@ class LocalFiles:
         """Return the path or address of a shard, for error messages."""
         return str(self.root / f"{entry.name}.tar")
 
+    def split_index(self, entry: IndexEntry, split: str) -> SplitIndex:
+        """Read the index of a split.
+
+        Raises:
+            ShardSetError: the index is missing or damaged, or has a newer layout.
+        """
+        return read_split_index(self.root / entry.name, entry, split)
+
     def indices(self, entries: Sequence[ShardEntry]) -> list[ShardIndex]:
         """Read the shards' indices.
 
         Raises:
             ShardSetError: an index is missing or damaged.
         """
-        return [read_index(self.root / f"{entry.name}.idx") for entry in entries]
+        indices: list[ShardIndex] = []
+        for entry in entries:
+            path = self.root / f"{entry.name}.idx"
+            indices.append(read_index(path))
+            refuse_unfitting(indices[-1], str(path), entry)
+        return indices
 
     def open(self, entry: ShardEntry) -> int:
         """Open a shard's tar and return its descriptor.
@@ -107,47 +131,67 @@ class ShardSplit:
         self.manifest = manifest or read_manifest(Path(root))
         self.source = source or LocalFiles(Path(root))
         self.entries = self.manifest.shards(split)
-        indices = self.source.indices(self.entries)
-        for entry, index in zip(self.entries, indices, strict=True):
-            if len(index.keys) != entry.samples:
-                raise ShardSetError(
-                    f"{root}/{entry.name}.idx: expected {entry.samples} samples as in the manifest, "
-                    f"found {len(index.keys)}. Run upfield verify."
-                )
-        self.shard_sizes = np.array([entry.samples for entry in self.entries], dtype=np.int64)
-        self.shard_starts = np.concatenate([[0], np.cumsum(self.shard_sizes)])
+        self.index = self._read_index()
+        self.shard_sizes = self.index.shard_sizes
+        self.shard_starts = self.index.shard_starts
         self.low_shape = self.manifest.sample_shape("low")
         self.high_shape = self.manifest.sample_shape("high")
-        self._offsets = _joined([index.offsets for index in indices], (0, 3), np.int64)
-        self._sizes = _joined([index.sizes for index in indices], (0, 3), np.int64)
-        self._keys = _joined([index.keys for index in indices], (0,), np.bytes_)
         self._files: OrderedDict[int, int] = OrderedDict()
         self._refuse_other_sizes()
+        # Each array is at the end of its member, after the npy header.
+        low_bytes, high_bytes = (2 * int(np.prod(shape)) for shape in (self.low_shape, self.high_shape))
+        self.low_start = BLOCKSIZE + self.index.member_bytes[0] - low_bytes
+        self.high_start = self.index.high_offset + self.index.member_bytes[1] - high_bytes
+        # The rest of the low member's last block and two headers: they are read too, in the same call.
+        self._gap = max(0, self.high_start - self.low_start - low_bytes)
+
+    def _read_index(self) -> SplitIndex:
+        entry = self.manifest.index(self.split)
+        if entry is None:
+            return index_shards(self.source.indices(self.entries), None, f"{self.root}/{self.split}")
+        index = self.source.split_index(entry, self.split)
+        refuse_other_shards(index, self.entries, f"{self.root}/{entry.name}")
+        return index
 
     def _refuse_other_sizes(self) -> None:
         """Compare the members' sizes with the shapes in the manifest, before anything is read by offset."""
-        for member, shape in ((LOW, self.low_shape), (HIGH, self.high_shape)):
-            header = self._sizes[:, member] - 2 * int(np.prod(shape))
-            if (header <= 0).any() or (header % 64).any():
+        members = (("low", self.low_shape), ("high", self.high_shape))
+        for (member, shape), num_bytes in zip(members, self.index.member_bytes, strict=True):
+            header = num_bytes - 2 * int(np.prod(shape))
+            if self.num_samples and (header <= 0 or header % 64):
                 raise ShardSetError(
-                    f"{self.root}: expected {('low', 'high')[member]} members of shape {shape} float16 as in the "
-                    f"manifest, found one of {int(self._sizes[header.argmin(), member])} bytes. Run upfield verify."
+                    f"{self.root}: expected {member} members of shape {shape} float16 as in the manifest, found one of "
+                    f"{num_bytes} bytes. Run upfield verify."
                 )
 
     @property
     def num_samples(self) -> int:
         """Number of samples in the split."""
-        return len(self._keys)
+        return self.index.num_samples
+
+    @property
+    def units(self) -> list[UnitKey]:
+        """The pairs of volumes in the split: cohort, subject, kind and variant of each, as in the samples' keys."""
+        return self.index.units
+
+    @property
+    def unit_numbers(self) -> NDArray[np.uint32]:
+        """`(num_samples,)` uint32: the place of each sample's pair of volumes in `units`."""
+        return self.index.unit_numbers
 
     def key(self, sample: int) -> str:
         """Return a sample's key."""
-        return self._keys[sample].decode("ascii")
+        return str(self.index.key(sample))
+
+    def stretches(self, samples: Sequence[int] | NDArray[np.int64]) -> list[Stretch]:
+        """Return where the bytes of samples are, `(N,)` of them, with their checksums."""
+        return self.index.stretches(np.asarray(samples, dtype=np.int64))
 
     def record(self, sample: int) -> dict[str, Any]:
         """Read a sample's record: cohort, subject, kind, variant, slice, parameters."""
-        shard = self._shard_of(sample)
-        buffer = np.empty(int(self._sizes[sample, RECORD]), dtype=np.uint8)
-        self._read(shard, int(self._offsets[sample, RECORD]), buffer.data)
+        (stretch,) = self.stretches([sample])
+        buffer = np.empty(int(self.index.json_bytes[sample]), dtype=np.uint8)
+        self._read(stretch.shard, stretch.start + self.index.json_offset, buffer.data)
         return json.loads(buffer.tobytes())
 
     def read_into(
@@ -165,17 +209,10 @@ class ShardSplit:
         """
         numbers = np.asarray(samples, dtype=np.int64)
         shards = self.shard_starts.searchsorted(numbers, side="right") - 1
-        places = (shards.tolist(), self._offsets[numbers].tolist(), self._sizes[numbers].tolist())
-        between = memoryview(bytearray(MAX_GAP_BYTES))
-        for shard, offsets, sizes, low_slot, high_slot in zip(*places, low, high, strict=True):
-            # The array is at the end of the member, after the npy header.
-            low_end = offsets[LOW] + sizes[LOW]
-            high_start = offsets[HIGH] + sizes[HIGH] - high_slot.nbytes
-            if 0 < (gap := high_start - low_end) <= MAX_GAP_BYTES:
-                self._read(shard, low_end - low_slot.nbytes, low_slot.data, between[:gap], high_slot.data)
-            else:
-                self._read(shard, low_end - low_slot.nbytes, low_slot.data)
-                self._read(shard, high_start, high_slot.data)
+        starts = self.index.starts(numbers)
+        between = memoryview(bytearray(self._gap))
+        for shard, start, low_slot, high_slot in zip(shards.tolist(), starts.tolist(), low, high, strict=True):
+            self._read(shard, start + self.low_start, low_slot.data, between, high_slot.data)
 
     def read_checked(self, samples: Sequence[int]) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
         """Read samples into new arrays, and check that their values are in [0, 1].
@@ -197,9 +234,6 @@ class ShardSplit:
                 "Run upfield verify."
             )
         return low, high
-
-    def _shard_of(self, sample: int) -> int:
-        return int(np.searchsorted(self.shard_starts, sample, side="right")) - 1
 
     def _read(self, shard: int, offset: int, *targets: memoryview) -> None:
         """Read consecutive bytes of a shard, starting at `offset`, into one target after the other."""
@@ -249,7 +283,3 @@ def _after(targets: Sequence[memoryview], done: int) -> list[memoryview]:
         left.append(target.cast("B")[done:])
         done = max(0, done - target.nbytes)
     return left
-
-
-def _joined(arrays: list[NDArray[Any]], empty_shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    return np.concatenate(arrays) if arrays else np.empty(empty_shape, dtype=dtype)
