@@ -11,7 +11,8 @@ from upfield.sharding.configuration import AccessConfig
 from upfield.sharding.shardset.manifest import Manifest, read_manifest
 from upfield.sharding.shardset.remote_files import RemoteFiles
 from upfield.sharding.shardset.shard_cache import ShardCache
-from upfield.sharding.shardset.shard_split import LocalFiles, ShardFiles, ShardSplit
+from upfield.sharding.shardset.shard_files import LocalFiles, ShardFiles
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 
 @dataclass(frozen=True)
