@@ -11,9 +11,12 @@ from pathlib import Path
 
 from upfield.common.errors import FetchError, InputError, ShardSetError
 from upfield.common.files import hash_file
-from upfield.common.stores import NEVER, Store, TransferCancelledError, describe_error, is_local
+from upfield.common.stores.store import Store
+from upfield.common.stores.store_errors import describe_error, is_local
+from upfield.common.stores.transfer import NEVER, TransferCancelledError
 from upfield.sharding.shardset.manifest import MANIFEST, Manifest, hash_manifest, parse_manifest
 from upfield.sharding.shardset.shard_cache import FileIdentity, ShardCache
+from upfield.sharding.shardset.shard_files import OpenShards, Stretches
 from upfield.sharding.shardset.shard_index import ShardEntry, ShardIndex, parse_fitting_index
 from upfield.sharding.shardset.split_index import SUFFIX, IndexEntry, SplitIndex, map_index, parse_split_index
 
@@ -25,9 +28,6 @@ JITTER = random.SystemRandom()
 
 class RemoteFiles:
     """Access to the files of a remote set through the cache. Implements `ShardFiles`."""
-
-    # An evicted file occupies disk space for as long as it is open.
-    max_open_files = 1
 
     def __init__(self, store: Store, cache: ShardCache, retries: int) -> None:
         """Store the arguments. This downloads nothing.
@@ -100,6 +100,11 @@ class RemoteFiles:
             return self.cache.open(
                 _tar(entry), lambda part: self._download_tar(entry, part, self._failed), self._failed
             )
+
+    def reader(self, entries: Sequence[ShardEntry], stretches: Stretches) -> OpenShards:
+        """Return a reader that opens the shards of a split in the cache."""
+        # An evicted file occupies disk space for as long as it is open.
+        return OpenShards(self, entries, max_open_files=1)
 
     def hold(self, entry: ShardEntry, stopped: threading.Event) -> int:
         """Return a descriptor of a shard that keeps it in the cache until the descriptor is released.

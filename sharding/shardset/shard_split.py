@@ -5,111 +5,24 @@ With samples of the default size, this is faster than the best of WebDataset, Mo
 """
 
 import json
-import os
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from tarfile import BLOCKSIZE
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from upfield.common.errors import ShardSetError
 from upfield.sharding.shardset.manifest import Manifest, read_manifest
-from upfield.sharding.shardset.shard_index import ShardEntry, ShardIndex, read_index, refuse_unfitting
-from upfield.sharding.shardset.split_index import (
-    IndexEntry,
-    SplitIndex,
-    Stretch,
-    UnitKey,
-    index_shards,
-    read_split_index,
-    refuse_other_shards,
-)
-
-MAX_OPEN_FILES = 64
-
-
-class ShardFiles(Protocol):
-    """The files of a shard set, wherever they are stored."""
-
-    @property
-    def max_open_files(self) -> int:
-        """Number of files that a reader may keep open."""
-        ...
-
-    def where(self, entry: ShardEntry) -> str:
-        """Return the path or address of a shard, for error messages."""
-        ...
-
-    def split_index(self, entry: IndexEntry, split: str) -> SplitIndex:
-        """Read the index of a split."""
-        ...
-
-    def indices(self, entries: Sequence[ShardEntry]) -> list[ShardIndex]:
-        """Read the shards' indices, in a set without indices of its splits."""
-        ...
-
-    def open(self, entry: ShardEntry) -> int:
-        """Open a shard's tar and return its descriptor."""
-        ...
-
-
-class LocalFiles:
-    """The files of a shard set in a folder on this machine."""
-
-    def __init__(self, root: Path) -> None:
-        """Remember the folder of the set."""
-        self.root = root
-
-    @property
-    def max_open_files(self) -> int:
-        """Number of files that a reader may keep open."""
-        return MAX_OPEN_FILES
-
-    def where(self, entry: ShardEntry) -> str:
-        """Return the path or address of a shard, for error messages."""
-        return str(self.root / f"{entry.name}.tar")
-
-    def split_index(self, entry: IndexEntry, split: str) -> SplitIndex:
-        """Read the index of a split.
-
-        Raises:
-            ShardSetError: the index is missing or damaged, or has a newer layout.
-        """
-        return read_split_index(self.root / entry.name, entry, split)
-
-    def indices(self, entries: Sequence[ShardEntry]) -> list[ShardIndex]:
-        """Read the shards' indices.
-
-        Raises:
-            ShardSetError: an index is missing or damaged.
-        """
-        indices: list[ShardIndex] = []
-        for entry in entries:
-            path = self.root / f"{entry.name}.idx"
-            indices.append(read_index(path))
-            refuse_unfitting(indices[-1], str(path), entry)
-        return indices
-
-    def open(self, entry: ShardEntry) -> int:
-        """Open a shard's tar and return its descriptor.
-
-        Raises:
-            ShardSetError: the tar is missing.
-        """
-        path = self.where(entry)
-        try:
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError as error:
-            raise ShardSetError(f"{path}: this shard is missing. Run upfield verify.") from error
+from upfield.sharding.shardset.shard_files import LocalFiles, Piece, ShardFiles, Stretch
+from upfield.sharding.shardset.split_index import SplitIndex, UnitKey, index_shards, refuse_other_shards
 
 
 class ShardSplit:
     """One split of a shard set. Its samples are numbered 0 .. num_samples-1 in the order they are stored.
 
-    It holds only arrays and file descriptors, so it is cheap to send to loader workers, which open their own files.
+    It holds only arrays and a reader, so it is cheap to copy for loader threads, which get readers of their own.
     """
 
     def __init__(
@@ -136,14 +49,14 @@ class ShardSplit:
         self.shard_starts = self.index.shard_starts
         self.low_shape = self.manifest.sample_shape("low")
         self.high_shape = self.manifest.sample_shape("high")
-        self._files: OrderedDict[int, int] = OrderedDict()
         self._refuse_other_sizes()
         # Each array is at the end of its member, after the npy header.
         low_bytes, high_bytes = (2 * int(np.prod(shape)) for shape in (self.low_shape, self.high_shape))
-        self.low_start = BLOCKSIZE + self.index.member_bytes[0] - low_bytes
-        self.high_start = self.index.high_offset + self.index.member_bytes[1] - high_bytes
-        # The rest of the low member's last block and two headers: they are read too, in the same call.
-        self._gap = max(0, self.high_start - self.low_start - low_bytes)
+        self._low_start = BLOCKSIZE + self.index.member_bytes[0] - low_bytes
+        high_start = self.index.high_offset + self.index.member_bytes[1] - high_bytes
+        # Between the arrays are the padding of the low member and two headers. They are read in the same call.
+        self._gap = max(0, high_start - self._low_start - low_bytes)
+        self._reader = self.source.reader(self.entries, self.stretches)
 
     def _read_index(self) -> SplitIndex:
         entry = self.manifest.index(self.split)
@@ -179,19 +92,50 @@ class ShardSplit:
         """`(num_samples,)` uint32: the place of each sample's pair of volumes in `units`."""
         return self.index.unit_numbers
 
+    @property
+    def has_checksums(self) -> bool:
+        """Whether the set has a checksum of each sample. Sets of earlier versions have none."""
+        return self.index.checksums is not None
+
     def key(self, sample: int) -> str:
         """Return a sample's key."""
         return str(self.index.key(sample))
 
-    def stretches(self, samples: Sequence[int] | NDArray[np.int64]) -> list[Stretch]:
-        """Return where the bytes of samples are, `(N,)` of them, with their checksums."""
-        return self.index.stretches(np.asarray(samples, dtype=np.int64))
+    def request(self, samples: Sequence[int] | NDArray[np.int64]) -> None:
+        """Announce that the next call of `read_into` will be about these samples, `(N,)` numbers.
+
+        Samples that are downloaded one by one then begin to arrive. Files need no announcement.
+        """
+        self._reader.request(np.asarray(samples, dtype=np.int64).tolist())
+
+    def forget(self, samples: Sequence[int] | NDArray[np.int64]) -> None:
+        """Take back a call of `request`, because these samples `(N,)` will not be read."""
+        self._reader.forget(np.asarray(samples, dtype=np.int64).tolist())
+
+    def stretches(self, samples: Sequence[int]) -> list[Stretch]:
+        """Return the stretches of samples in their tars, with their checksums.
+
+        Raises:
+            ShardSetError: the set has no checksums of samples.
+        """
+        if self.index.checksums is None:
+            raise ShardSetError(
+                f"{self.root}: an earlier version built this set, without checksums of single samples. Build it again, "
+                "or set --data.fetch shards."
+            )
+        numbers = np.asarray(samples, dtype=np.int64)
+        keys = [self.key(sample) for sample in numbers.tolist()]
+        checksums = self.index.checksums[numbers].tolist()
+        places = (self._shards_of(numbers).tolist(), self.index.starts(numbers).tolist())
+        ends = self.index.ends(numbers).tolist()
+        return [Stretch(*values) for values in zip(keys, *places, ends, checksums, strict=True)]
 
     def record(self, sample: int) -> dict[str, Any]:
         """Read a sample's record: cohort, subject, kind, variant, slice, parameters."""
-        (stretch,) = self.stretches([sample])
+        number = np.array([sample])
         buffer = np.empty(int(self.index.json_bytes[sample]), dtype=np.uint8)
-        self._read(stretch.shard, stretch.start + self.index.json_offset, buffer.data)
+        offset = int(self.index.starts(number)[0]) + self.index.json_offset
+        self._reader.read([Piece(sample, int(self._shards_of(number)[0]), offset, (buffer.data,))])
         return json.loads(buffer.tobytes())
 
     def read_into(
@@ -208,11 +152,14 @@ class ShardSplit:
             ShardSetError: a shard is missing or shorter than its index says.
         """
         numbers = np.asarray(samples, dtype=np.int64)
-        shards = self.shard_starts.searchsorted(numbers, side="right") - 1
-        starts = self.index.starts(numbers)
+        starts = self.index.starts(numbers) + self._low_start
         between = memoryview(bytearray(self._gap))
-        for shard, start, low_slot, high_slot in zip(shards.tolist(), starts.tolist(), low, high, strict=True):
-            self._read(shard, start + self.low_start, low_slot.data, between, high_slot.data)
+        self._reader.read(
+            Piece(sample, shard, start, (low_slot.data, between, high_slot.data))
+            for sample, shard, start, low_slot, high_slot in zip(
+                numbers.tolist(), self._shards_of(numbers).tolist(), starts.tolist(), low, high, strict=True
+            )
+        )
 
     def read_checked(self, samples: Sequence[int]) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
         """Read samples into new arrays, and check that their values are in [0, 1].
@@ -235,51 +182,18 @@ class ShardSplit:
             )
         return low, high
 
-    def _read(self, shard: int, offset: int, *targets: memoryview) -> None:
-        """Read consecutive bytes of a shard, starting at `offset`, into one target after the other."""
-        expected = sum([target.nbytes for target in targets])
-        done = os.preadv(self._open(shard), targets, offset)
-        while done < expected:
-            count = os.preadv(self._open(shard), _after(targets, done), offset + done)
-            if count == 0:
-                raise ShardSetError(
-                    f"{self._path(shard)}: expected {expected} bytes at offset {offset}, found {done}, so the shard is "
-                    "truncated. Run upfield verify."
-                )
-            done += count
-
-    def _path(self, shard: int) -> str:
-        return self.source.where(self.entries[shard])
-
-    def _open(self, shard: int) -> int:
-        if shard in self._files:
-            self._files.move_to_end(shard)
-            return self._files[shard]
-        descriptor = self.source.open(self.entries[shard])
-        self._files[shard] = descriptor
-        if len(self._files) > self.source.max_open_files:
-            os.close(self._files.popitem(last=False)[1])
-        return descriptor
+    def _shards_of(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self.shard_starts.searchsorted(samples, side="right") - 1
 
     def close(self) -> None:
         """Close all files; the next read opens them again."""
-        while self._files:
-            os.close(self._files.popitem()[1])
+        self._reader.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Drop the descriptors, which are not valid in another process."""
-        return self.__dict__ | {"_files": OrderedDict()}
+        """Leave out the reader, which belongs to one thread."""
+        return {name: value for name, value in self.__dict__.items() if name != "_reader"}
 
-    def __del__(self) -> None:
-        """Close all files."""
-        if hasattr(self, "_files"):
-            self.close()
-
-
-def _after(targets: Sequence[memoryview], done: int) -> list[memoryview]:
-    """Return the parts of the targets that are still empty after `done` bytes were read."""
-    left: list[memoryview] = []
-    for target in targets:
-        left.append(target.cast("B")[done:])
-        done = max(0, done - target.nbytes)
-    return left
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Create a reader of the copy's own."""
+        self.__dict__.update(state)
+        self._reader = self.source.reader(self.entries, self.stretches)

@@ -63,20 +63,6 @@ class IndexEntry:
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """The bytes of one sample in its tar, from its first header to its last padding."""
-
-    shard: int
-    """Number of the shard in the split."""
-    start: int
-    """Position of the first byte."""
-    end: int
-    """Position after the last byte."""
-    crc32: int | None
-    """CRC-32 of the bytes; None in sets of earlier versions."""
-
-
-@dataclass(frozen=True)
 class SplitIndex:
     """Places, names and checksums of a split's samples, in the order they are stored."""
 
@@ -138,19 +124,15 @@ class SplitIndex:
         """Return the position `(N,)` in its tar at which each of the samples `(N,)` starts."""
         return self.first_blocks[samples].astype(np.int64) * BLOCKSIZE
 
-    def stretches(self, samples: NDArray[np.int64]) -> list[Stretch]:
-        """Return the stretches of the samples `(N,)`."""
-        shards = self.shard_starts.searchsorted(samples, side="right") - 1
-        starts = self.starts(samples)
-        ends = starts + self.num_blocks(samples).astype(np.int64) * BLOCKSIZE
-        known = [None] * len(samples) if self.checksums is None else self.checksums[samples].tolist()
-        return [Stretch(*row) for row in zip(shards.tolist(), starts.tolist(), ends.tolist(), known, strict=True)]
+    def ends(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the position `(N,)` in its tar after the last byte of each of the samples `(N,)`."""
+        return self.starts(samples) + self.num_blocks(samples).astype(np.int64) * BLOCKSIZE
 
     def shard_bytes(self) -> NDArray[np.int64]:
         """Return the bytes `(shards,)` that the samples of each shard take."""
         last = self.shard_starts[1:][self.shard_sizes > 0] - 1
         ends = np.zeros(len(self.shard_sizes), dtype=np.int64)
-        ends[self.shard_sizes > 0] = self.starts(last) + self.num_blocks(last).astype(np.int64) * BLOCKSIZE
+        ends[self.shard_sizes > 0] = self.ends(last)
         return ends
 
 
