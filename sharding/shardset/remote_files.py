@@ -15,9 +15,12 @@ import numpy as np
 
 from upfield.common.errors import FetchError, InputError, ShardSetError
 from upfield.common.files import hash_file
-from upfield.common.stores import NEVER, Store, TransferCancelledError, describe_error, is_local
+from upfield.common.stores.store import Store
+from upfield.common.stores.store_errors import describe_error, is_local
+from upfield.common.stores.transfer import NEVER, TransferCancelledError
 from upfield.sharding.shardset.manifest import MANIFEST, Manifest, hash_manifest, parse_manifest
 from upfield.sharding.shardset.shard_cache import FileIdentity, ShardCache
+from upfield.sharding.shardset.shard_files import OpenShards, Stretches
 from upfield.sharding.shardset.shard_index import ShardEntry, ShardIndex, parse_index
 
 NUM_INDEX_FETCHES = 16
@@ -165,9 +168,6 @@ class RemoteFolder:
 class RemoteFiles:
     """Access to the files of a remote set through the cache. Implements `ShardFiles`."""
 
-    # An evicted file occupies disk space for as long as it is open.
-    max_open_files = 1
-
     def __init__(self, folder: RemoteFolder, cache: ShardCache) -> None:
         """Store the arguments. This downloads nothing.
 
@@ -209,6 +209,11 @@ class RemoteFiles:
             return self.cache.open(
                 _tar(entry), lambda part: self._download_tar(entry, part, self._failed), self._failed
             )
+
+    def reader(self, entries: Sequence[ShardEntry], stretches: Stretches) -> OpenShards:
+        """Return a reader that opens the shards of a split in the cache."""
+        # An evicted file occupies disk space for as long as it is open.
+        return OpenShards(self, entries, max_open_files=1)
 
     def hold(self, entry: ShardEntry, stopped: threading.Event) -> int:
         """Return a descriptor of a shard that keeps it in the cache until the descriptor is released.

@@ -13,7 +13,7 @@ import pytest
 from faulty import FaultyServer
 
 from upfield.common.errors import FetchError
-from upfield.common.stores import Store
+from upfield.common.stores.store import Store
 from upfield.sharding.shardset.remote_files import RemoteFiles, RemoteFolder
 from upfield.sharding.shardset.shard_cache import FileIdentity, ShardCache, release
 
@@ -23,9 +23,9 @@ import os, sys
 from pathlib import Path
 from upfield.sharding.shardset.shard_cache import ShardCache
 from upfield.sharding.shardset.remote_files import RemoteFiles, RemoteFolder
-from upfield.common.stores import Store
+from upfield.common.stores.store import Store
 files = RemoteFiles(RemoteFolder(Store(sys.argv[1], 60), 0), ShardCache(Path(sys.argv[2]), 10**9))
-entry = files.manifest().shards("train")[0]
+entry = files.folder.manifest().shards("train")[0]
 print("ready", flush=True)
 print(os.fstat(files.open(entry)).st_size == entry.bytes, flush=True)
 """
@@ -193,7 +193,7 @@ def test_a_killed_download_does_not_block_the_next_one(http_store: FaultyServer,
     process.communicate()
     assert len(others(tmp_path)) == 2
     files = RemoteFiles(RemoteFolder(Store(http_store.url, 60), 0), ShardCache(tmp_path, 10**9))
-    entry = files.manifest().shards("train")[0]
+    entry = files.folder.manifest().shards("train")[0]
     with os.fdopen(files.open(entry), "rb") as file:
         assert hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
     assert others(tmp_path) == []
