@@ -17,7 +17,7 @@ from upfield.common.files import hash_file
 from upfield.common.stores import NEVER, Store, TransferCancelledError, describe_error, is_local
 from upfield.sharding.shardset.manifest import MANIFEST, Manifest, hash_manifest, parse_manifest
 from upfield.sharding.shardset.shard_cache import FileIdentity, ShardCache
-from upfield.sharding.shardset.shard_files import OpenShards, Stretches
+from upfield.sharding.shardset.shard_files import OpenShards, SampleTable
 from upfield.sharding.shardset.shard_index import ShardEntry, ShardIndex, parse_index
 
 NUM_INDEX_FETCHES = 16
@@ -85,10 +85,10 @@ class RemoteFiles:
                 _tar(entry), lambda part: self._download_tar(entry, part, self._failed), self._failed
             )
 
-    def reader(self, entries: Sequence[ShardEntry], stretches: Stretches) -> OpenShards:
+    def reader(self, table: SampleTable) -> OpenShards:
         """Return a reader that opens the shards of a split in the cache."""
         # An evicted file occupies disk space for as long as it is open.
-        return OpenShards(self, entries, max_open_files=1)
+        return OpenShards(self, table.entries, max_open_files=1)
 
     def hold(self, entry: ShardEntry, stopped: threading.Event) -> int:
         """Return a descriptor of a shard that keeps it in the cache until the descriptor is released.
