@@ -14,7 +14,9 @@ import numpy as np
 
 from upfield.common.errors import FetchError, InputError, ShardSetError
 from upfield.common.files import hash_file
-from upfield.common.stores import NEVER, Store, TransferCancelledError, describe_error, is_local
+from upfield.common.stores.store import Store
+from upfield.common.stores.store_errors import describe_error, is_local
+from upfield.common.stores.transfer import NEVER, TransferCancelledError
 from upfield.sharding.shardset.manifest import MANIFEST, Manifest, hash_manifest, parse_manifest
 from upfield.sharding.shardset.shard_cache import FileIdentity, ShardCache
 from upfield.sharding.shardset.shard_files import OpenShards, SampleTable

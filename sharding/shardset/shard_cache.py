@@ -29,7 +29,7 @@ from pathlib import Path
 
 from upfield.common.errors import FetchError
 from upfield.common.files import sync, write_text
-from upfield.common.stores import NEVER, TransferCancelledError
+from upfield.common.stores.transfer import NEVER, TransferCancelledError
 
 WHOLE = (".tar", ".idx")
 POLL_S = 0.02

@@ -6,7 +6,7 @@ from pathlib import Path
 from upfield.common.addresses import format_address, is_remote
 from upfield.common.errors import InputError
 from upfield.common.files import make_writable_folder, user_cache_folder
-from upfield.common.stores import Store
+from upfield.common.stores.store import Store
 from upfield.sharding.configuration import AccessConfig
 from upfield.sharding.shardset.manifest import Manifest, read_manifest
 from upfield.sharding.shardset.remote_files import RemoteFiles

@@ -13,7 +13,7 @@ import pytest
 from faulty import FaultyServer
 
 from upfield.common.errors import FetchError
-from upfield.common.stores import Store
+from upfield.common.stores.store import Store
 from upfield.sharding.shardset.remote_files import RemoteFiles
 from upfield.sharding.shardset.shard_cache import FileIdentity, ShardCache, release
 
@@ -23,7 +23,7 @@ import os, sys
 from pathlib import Path
 from upfield.sharding.shardset.shard_cache import ShardCache
 from upfield.sharding.shardset.remote_files import RemoteFiles
-from upfield.common.stores import Store
+from upfield.common.stores.store import Store
 files = RemoteFiles(Store(sys.argv[1], 60), ShardCache(Path(sys.argv[2]), 10**9), 0)
 entry = files.manifest().shards("train")[0]
 print("ready", flush=True)
