@@ -1,17 +1,19 @@
 """The samples of a remote set, each downloaded by its range of bytes and checked by its CRC-32. Nothing is cached."""
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from tarfile import BLOCKSIZE
+from typing import TypeVar
 
-from upfield.common.errors import InputError
+from upfield.common.stores.transfer import TransferCancelledError
 from upfield.sharding.shardset.manifest import Manifest
 from upfield.sharding.shardset.remote_files import RemoteFiles
 from upfield.sharding.shardset.sample_key import SPLITS
 from upfield.sharding.shardset.sample_queue import QueuedSample, SampleQueue
 from upfield.sharding.shardset.shard_files import Piece, SampleTable
 from upfield.sharding.shardset.shard_index import ShardEntry, ShardIndex
-from upfield.sharding.shardset.split_index import IndexEntry, SplitIndex
+
+T = TypeVar("T")
 
 
 class RemoteSamples:
@@ -26,10 +28,6 @@ class RemoteSamples:
         """Return the address of a shard's tar, for error messages."""
         return self._files.where(entry)
 
-    def split_index(self, entry: IndexEntry, split: str) -> SplitIndex:
-        """Read the index of a split."""
-        return self._files.split_index(entry, split)
-
     def indices(self, entries: Sequence[ShardEntry]) -> list[ShardIndex]:
         """Read the shards' indices."""
         return self._files.indices(entries)
@@ -42,26 +40,18 @@ class RemoteSamples:
         """Cancel all downloads. After this call, nothing can be downloaded."""
         self._files.stop()
 
-    def refuse_unfit(self, manifest: Manifest, flag: str) -> None:
-        """Check that the set has checksums of its samples, and that the store answers requests for ranges.
-
-        Args:
-            manifest: manifest of the set.
-            flag: flag that chooses between shards and samples, for error messages.
+    def refuse_store(self, manifest: Manifest) -> None:
+        """Check that the store answers requests for ranges of bytes.
 
         Raises:
-            InputError: there are no checksums, or the store sends whole files.
+            InputError: the store sends whole files.
             FetchError: the store does not respond correctly.
         """
-        if any(manifest.shards(split) and manifest.index(split) is None for split in SPLITS):
-            raise InputError(
-                f"{self._files.folder.store.name}: this set has no checksums of single samples, so they cannot be "
-                f"checked as they arrive. Build the set again, or set {flag} shards."
-            )
         for entry in [entry for split in SPLITS for entry in manifest.shards(split)][:1]:
-            self._files.fetch_range(entry, 0, BLOCKSIZE, f"its first {BLOCKSIZE} bytes", len)
+            self._fetch(entry, 0, BLOCKSIZE, f"its first {BLOCKSIZE} bytes", len)
 
     def _download(self, run: Sequence[QueuedSample]) -> list[memoryview]:
+        """Download samples that are neighbours in a shard, and return the bytes of each."""
         first, last = run[0], run[-1]
         start = first.stretch.start
 
@@ -70,11 +60,26 @@ class RemoteSamples:
             parts = [view[queued.stretch.start - start : queued.stretch.end - start] for queued in run]
             for queued, part in zip(run, parts, strict=True):
                 if (crc32 := zlib.crc32(part)) != queued.stretch.crc32:
-                    raise ValueError(f"sample {queued.key} has CRC-32 {crc32}, and the index has {queued.stretch.crc32}")
+                    raise ValueError(
+                        f"sample {queued.key} has CRC-32 {crc32}, but the index has {queued.stretch.crc32}"
+                    )
             return parts
 
-        what = f"sample {first.key}" if first is last else f"samples {first.key} to {last.key}"
-        return self._files.fetch_range(first.entry, start, last.stretch.end, what, check)
+        what = f"sample {first.key}" if first is last else f"{len(run)} samples from {first.key} to {last.key}"
+        return self._fetch(first.entry, start, last.stretch.end, what, check)
+
+    def _fetch(self, entry: ShardEntry, start: int, end: int, what: str, check: Callable[[bytes], T]) -> T:
+        """Download a range of a shard's bytes. Return the result of `check`, which raises an error for wrong bytes."""
+        name, stopped, folder = f"{entry.name}.tar", self._files.stopped, self._files.folder
+
+        def fetch() -> T:
+            if stopped.is_set():
+                raise TransferCancelledError
+            (data,) = folder.store.fetch_ranges(name, [(start, end)], stopped)
+            return check(data)
+
+        with self._files.share_failure():
+            return folder.try_again(name, what, fetch, stopped)
 
 
 class SampleFetcher:
@@ -93,10 +98,6 @@ class SampleFetcher:
     def request(self, samples: Sequence[int]) -> None:
         """Start to download samples, which the next call of `read` will read."""
         self._queue.request(self._table, list(dict.fromkeys(samples)))
-
-    def forget(self, samples: Sequence[int]) -> None:
-        """Take back a call of `request` whose samples will not be read."""
-        self._queue.forget(self._table, list(dict.fromkeys(samples)))
 
     def read(self, pieces: Iterable[Piece]) -> None:
         """Read pieces of samples into their targets. Samples that were not requested are downloaded all at once.

@@ -5,13 +5,12 @@ at a time. If the neighbours of a sample in its shard wait too, one download fet
 """
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from upfield.sharding.shardset.shard_files import SampleTable
+from upfield.sharding.shardset.shard_files import SampleTable, Stretch
 from upfield.sharding.shardset.shard_index import ShardEntry
-from upfield.sharding.shardset.split_index import Stretch
 
 # With 20 ms per download and 180 kB per sample, a process can receive 280 MB/s.
 DOWNLOADS_AT_ONCE = 32
@@ -32,7 +31,7 @@ class QueuedSample:
     """Shard of the sample."""
     stretch: Stretch
     """Place of the sample's bytes in the shard's tar, and their checksum."""
-    num_readers: int
+    num_readers: int = 0
     """Number of calls that requested the sample and have not read it yet."""
     arrived: "Future[memoryview]" = field(default_factory=Future)
     """The sample's bytes."""
@@ -64,37 +63,22 @@ class SampleQueue:
         """Return samples, which may not have arrived yet. Samples that nobody requested are added to the queue."""
         with self._lock:
             queue = self._find(table, samples)
-            self._release(table, samples)
+            for sample, queued in zip(samples, queue, strict=True):
+                queued.num_readers -= 1
+                if queued.num_readers <= 0:
+                    self._requested.pop((table.split, sample), None)
             return queue
-
-    def forget(self, table: SampleTable, samples: Sequence[int]) -> None:
-        """Take back a request. A sample that nobody else requested leaves the queue, unless its download has begun."""
-        with self._lock:
-            for place in self._release(table, samples):
-                self._waiting.pop(place, None)
 
     def _find(self, table: SampleTable, samples: Sequence[int]) -> list[QueuedSample]:
         """Return samples of the queue. Those that are absent are added to it."""
-        absent = [sample for sample in samples if (table.split, sample) not in self._requested]
-        added = {
-            sample: QueuedSample(table.key(sample), table.entries[stretch.shard], stretch, num_readers=0)
-            for sample, stretch in zip(absent, table.stretches(absent), strict=True)
-        }
-        self._waiting |= {(table.split, sample): queued for sample, queued in added.items()}
-        for _ in added:
+        places = [(table.split, sample) for sample in samples]
+        queue = [self._requested.get(place) or self._waiting.get(place) for place in places]
+        absent = [sample for sample, queued in zip(samples, queue, strict=True) if queued is None]
+        for sample, stretch in zip(absent, table.stretches(absent) if absent else [], strict=True):
+            entry = table.entries[stretch.shard]
+            self._waiting[table.split, sample] = QueuedSample(table.key(sample), entry, stretch)
             self._pool.submit(self._work)
-        return [added.get(sample) or self._requested[table.split, sample] for sample in samples]
-
-    def _release(self, table: SampleTable, samples: Sequence[int]) -> list[Place]:
-        """Count one reader less of each sample, and drop the samples that have none. Return the places of these."""
-        dropped: list[Place] = []
-        for place in ((table.split, sample) for sample in samples):
-            if queued := self._requested.get(place):
-                queued.num_readers -= 1
-                if not queued.num_readers:
-                    dropped.append(place)
-                    del self._requested[place]
-        return dropped
+        return [queued or self._waiting[place] for place, queued in zip(places, queue, strict=True)]
 
     def _work(self) -> None:
         """Download the first sample that waits, and its neighbours."""
@@ -123,11 +107,6 @@ class SampleQueue:
                 run.insert(len(run) if step > 0 else 0, self._waiting.pop(place))
                 place = (split, place[1] + step)
         return run
-
-
-def spread(samples: Iterable[int]) -> list[int]:
-    """Return the numbers without repetitions, in their order."""
-    return list(dict.fromkeys(samples))
 
 
 def _fits(run: Sequence[QueuedSample], neighbour: QueuedSample) -> bool:

@@ -73,10 +73,6 @@ class SampleReader(Protocol):
         """Announce that `read` will read these samples soon, in one call. Samples that are downloaded start to come."""
         ...
 
-    def forget(self, samples: Sequence[int]) -> None:
-        """Take back a call of `request` whose samples will not be read."""
-        ...
-
     def read(self, pieces: Iterable[Piece]) -> None:
         """Read pieces of samples into their targets."""
         ...
@@ -136,9 +132,6 @@ class OpenShards:
 
     def request(self, samples: Sequence[int]) -> None:
         """Do nothing, because files need no announcement."""
-
-    def forget(self, samples: Sequence[int]) -> None:
-        """Do nothing, as `request`."""
 
     def read(self, pieces: Iterable[Piece]) -> None:
         """Read pieces of samples into their targets.

@@ -89,10 +89,6 @@ class ShardSplit:
         """
         self._reader.request(np.asarray(samples, dtype=np.int64).tolist())
 
-    def forget(self, samples: Sequence[int] | NDArray[np.int64]) -> None:
-        """Take back a call of `request`, because these samples `(N,)` will not be read."""
-        self._reader.forget(np.asarray(samples, dtype=np.int64).tolist())
-
     def stretches(self, samples: Sequence[int]) -> list[Stretch]:
         """Return where the bytes of samples are, with their checksums."""
         raise NotImplementedError
