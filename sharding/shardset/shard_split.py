@@ -56,7 +56,7 @@ class ShardSplit:
         high_start = self.index.high_offset + self.index.member_bytes[1] - high_bytes
         # Between the arrays are the padding of the low member and two headers. They are read in the same call.
         self._gap = max(0, high_start - self._low_start - low_bytes)
-        self._reader = self.source.reader(self.entries, self.stretches)
+        self._reader = self.source.reader(self)
 
     def _read_index(self) -> SplitIndex:
         entry = self.manifest.index(self.split)
@@ -108,27 +108,13 @@ class ShardSplit:
         """
         self._reader.request(np.asarray(samples, dtype=np.int64).tolist())
 
-    def forget(self, samples: Sequence[int] | NDArray[np.int64]) -> None:
-        """Take back a call of `request`, because these samples `(N,)` will not be read."""
-        self._reader.forget(np.asarray(samples, dtype=np.int64).tolist())
-
     def stretches(self, samples: Sequence[int]) -> list[Stretch]:
-        """Return the stretches of samples in their tars, with their checksums.
-
-        Raises:
-            ShardSetError: the set has no checksums of samples.
-        """
-        if self.index.checksums is None:
-            raise ShardSetError(
-                f"{self.root}: an earlier version built this set, without checksums of single samples. Build it again, "
-                "or set --data.fetch shards."
-            )
+        """Return where the bytes of samples are, with their checksums."""
         numbers = np.asarray(samples, dtype=np.int64)
-        keys = [self.key(sample) for sample in numbers.tolist()]
-        checksums = self.index.checksums[numbers].tolist()
-        places = (self._shards_of(numbers).tolist(), self.index.starts(numbers).tolist())
-        ends = self.index.ends(numbers).tolist()
-        return [Stretch(*values) for values in zip(keys, *places, ends, checksums, strict=True)]
+        places = (self._shards_of(numbers), self.index.starts(numbers), self.index.ends(numbers))
+        checksums = self.index.checksums
+        known = [None] * len(numbers) if checksums is None else checksums[numbers].tolist()
+        return [Stretch(*row) for row in zip(*(array.tolist() for array in places), known, strict=True)]
 
     def record(self, sample: int) -> dict[str, Any]:
         """Read a sample's record: cohort, subject, kind, variant, slice, parameters."""
@@ -196,4 +182,4 @@ class ShardSplit:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Create a reader of the copy's own."""
         self.__dict__.update(state)
-        self._reader = self.source.reader(self.entries, self.stretches)
+        self._reader = self.source.reader(self)
