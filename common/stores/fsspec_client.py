@@ -1,7 +1,8 @@
 """A folder at an address, opened with fsspec, which has a package for every kind of store."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,20 @@ from upfield.common.stores.store_errors import RangesIgnoredError, bad_address
 from upfield.common.stores.transfer import PART_BYTES, PARTS_AT_ONCE, Transfer, run_together
 
 REQUESTS_AT_ONCE = 16
-PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
+STREAM_BYTES = 2**20
+PACKAGES: dict[str, str] = {
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "http": "aiohttp",
+    "https": "aiohttp",
+}
 PACKAGES |= {"az": "adlfs", "abfs": "adlfs", "abfss": "adlfs"}
-
 # Schemes of one kind of store, for which fsspec's configuration may hold options.
 FAMILIES = (("s3", "s3a"), ("gs", "gcs"), ("az", "abfs", "abfss"), ("http", "https"))
 # Variables of stores that only fsspec's clients know.
-VARIABLES = {"az": "AZURE_STORAGE_CONNECTION_STRING", "abfs": "AZURE_STORAGE_CONNECTION_STRING"}
+VARIABLES: dict[str, str] = dict.fromkeys(("az", "abfs", "abfss"), "AZURE_STORAGE_CONNECTION_STRING")
 
 
 class FsspecClient:
@@ -84,6 +92,27 @@ class FsspecClient:
         options = {"max_concurrency": 1} if self._is_s3 else {}
         copy = self._client._get_file(f"{self.root}/{name}", str(path), callback=Counter(), **options)
         transfer.run(copy, self._client.loop)
+
+    def stream(self, name: str, transfer: Transfer) -> Iterator[bytes]:
+        """Yield the bytes of an object in order, as they arrive."""
+        path = f"{self.root}/{name}"
+        if self._client.async_impl:
+            with suppress(NotImplementedError):
+                # The size is not needed, but some clients would ask for it.
+                file = transfer.run(self._client.open_async(path, "rb", size=0), self._client.loop)
+                yield from self._stream(file, transfer)
+                return
+        with self._client.open(path, "rb") as file:
+            while chunk := file.read(STREAM_BYTES):
+                transfer.refuse_stopped()
+                yield chunk
+
+    def _stream(self, file: Any, transfer: Transfer) -> Iterator[bytes]:
+        try:
+            while chunk := transfer.run(file.read(STREAM_BYTES), self._client.loop):
+                yield chunk
+        finally:
+            transfer.run(file.close(), self._client.loop)
 
     def fetch_ranges(self, name: str, requests: Sequence[RangeRequest], transfer: Transfer) -> list[bytes]:
         """Return the answer to each request.

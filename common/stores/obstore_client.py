@@ -6,7 +6,7 @@ obstore reads faster than fsspec's clients, with less work for the processor (be
 import io
 import os
 import re
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ NUM_RETRIES = 4
 REQUESTS_AT_ONCE = 32
 # Fast connections yield larger chunks. With a larger minimum, a slow connection would seem to stall.
 LEAST_CHUNK_BYTES = 16 * 2**10
+STREAM_BYTES = 2**20
 LIST_PAGE = 1000
 # The process that has started obstore's threads. A forked process has none of them, and would wait for ever.
 _owner: int | None = None
@@ -117,6 +118,22 @@ class ObstoreClient:
 
         self._run(fetch(), transfer)
 
+    def stream(self, name: str, transfer: Transfer) -> Iterator[bytes]:
+        """Yield the bytes of an object in order, as they arrive."""
+        answer = self._run(self._reader.get_async(name), transfer)
+        stream = answer.stream(LEAST_CHUNK_BYTES)
+
+        async def gather() -> bytes:
+            chunks, num_bytes = [], 0
+            while num_bytes < STREAM_BYTES and (chunk := await anext(stream, None)) is not None:
+                transfer.add(len(chunk))
+                num_bytes += len(chunk)
+                chunks.append(chunk)
+            return b"".join(chunks)
+
+        while gathered := self._run(gather(), transfer):
+            yield gathered
+
     def fetch_ranges(self, name: str, requests: Sequence[RangeRequest], transfer: Transfer) -> list[bytes]:
         """Return the answer to each request.
 
@@ -129,7 +146,7 @@ class ObstoreClient:
             chunks = []
             async for chunk in answer.stream(LEAST_CHUNK_BYTES):
                 transfer.add(len(chunk))
-                chunks.append(bytes(chunk))
+                chunks.append(chunk)
             return b"".join(chunks)
 
         try:
