@@ -7,6 +7,7 @@ import io
 import os
 import re
 from collections.abc import Coroutine, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,8 +33,9 @@ Result = TypeVar("Result")
 
 
 def can_open(address: str) -> bool:
-    """Return whether obstore knows this kind of address, and works in this process."""
-    return address.partition("://")[0] in SCHEMES and _owner in (None, os.getpid())
+    """Return whether obstore knows this kind of address, is installed, and works in this process."""
+    known = address.partition("://")[0] in SCHEMES and find_spec("obstore") is not None
+    return known and _owner in (None, os.getpid())
 
 
 class ObstoreClient:
