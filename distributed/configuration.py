@@ -98,6 +98,7 @@ class MixConfig:
 class DataConfig(AccessConfig):
     """Where the samples come from and how they are batched."""
 
+    part = "data."
     shards: str | Path
     """Shard set: a folder or an address (`s3://`, `gs://`, `https://`, or another scheme that an installed fsspec
     package supports)."""
@@ -146,7 +147,7 @@ class DataConfig(AccessConfig):
                 f"data.groups: expected a divisor of data.batch_size {self.batch_size}, that is "
                 f"{', '.join(map(str, divisors_of(self.batch_size)))}, found {self.groups}."
             )
-        self.refuse_bad_access("data.")
+        super().__post_init__()
 
 
 @dataclass(frozen=True)

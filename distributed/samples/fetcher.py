@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from upfield.common.stores import TransferCancelledError
+from upfield.common.stores.transfer import TransferCancelledError
 from upfield.distributed.samples.order import SampleOrder, Stream, StreamWindows
 from upfield.distributed.samples.reader import Batch, TrainingBatches
 from upfield.sharding.shardset.remote_files import RemoteFiles

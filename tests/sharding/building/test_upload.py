@@ -12,8 +12,9 @@ import pytest
 from s3fs import S3FileSystem
 from stores import NAMES, OLD, failing_after, files, held, outside, put, remove, watching, write_set
 
-from upfield.common import stores
 from upfield.common.errors import InputError, RunError, ShardSetError
+from upfield.common.stores import fsspec_client
+from upfield.common.stores.store import Store
 from upfield.sharding.building.upload import (
     MARKER,
     MARKER_FORMAT,
@@ -277,7 +278,7 @@ def test_files_written_by_others_are_seen_despite_fsspecs_listing_cache(bucket, 
     fs, root = fsspec.core.url_to_fs(f"{bucket}/set")
     put(f"{bucket}/set/{MARKER}", _marker_bytes(read_manifest(staging)))
     assert fs.ls(root, detail=False) == [f"{root}/{MARKER}"]
-    store = stores.Store(f"{bucket}/set")
+    store = Store(f"{bucket}/set")
     assert store.list_sizes().keys() == {MARKER}
     put(f"{bucket}/set/train/000009.tar", b"stray")
     assert store.list_sizes().keys() == {MARKER, "train/000009.tar"}
@@ -286,7 +287,7 @@ def test_files_written_by_others_are_seen_despite_fsspecs_listing_cache(bucket, 
 
 
 def test_large_shards_are_sent_in_parts(bucket, tmp_path, monkeypatch):
-    monkeypatch.setattr(stores, "PART_BYTES", 5 * 2**20)
+    monkeypatch.setattr(fsspec_client, "PART_BYTES", 5 * 2**20)
     large = write_set(tmp_path / "large", NAMES[:1], num_bytes=12 * 2**20)
     upload_set(large, f"{bucket}/set")
     assert held(f"{bucket}/set") == files(large)

@@ -10,7 +10,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from upfield.common.errors import InputError, RunError
-from upfield.common.stores import Store, open_with_arrow, read_with_arrow, write_with_arrow
+from upfield.common.stores.arrow import open_with_arrow, read_with_arrow, write_with_arrow
+from upfield.common.stores.store import Store
 
 
 @pytest.fixture
