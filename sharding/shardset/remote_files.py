@@ -282,7 +282,7 @@ class RemoteFiles:
         self.folder.try_download(name, part, entry, check, stopped)
 
 
-def describe_shard(entry: ShardEntry) -> str:
+def describe_shard(entry: ShardEntry | IndexEntry) -> str:
     """Return what a download of a shard must bring, for error messages."""
     return f"{entry.bytes} bytes of sha256 {entry.sha256}"
 
