@@ -65,14 +65,16 @@ def refuse_small_cache(data: DataConfig, manifest: Manifest, order: SampleOrder,
     own = {shard for stream in streams for shard in stream.piece.shards.tolist()}
     needed = min(sum(held), sum(entries[shard].bytes for shard in own))
     needed += sum_largest(manifest.shards("val"), VALIDATION_SHARDS)
+    # The indices stay in the cache for as long as the run uses them.
+    needed += sum(index.bytes for split in ("train", "val") if (index := manifest.index(split)))
     if needed > data.cache_bytes:
         each = f" in each of {len(groups)} groups" if len(groups) > 1 else ""
         each += f" for each of {order.mixture.num_classes} classes" if order.mixture else ""
         lower = "--data.groups" if order.window_shards == 1 and len(groups) > 1 else "--data.window_shards"
         raise InputError(
             f"data.cache_bytes: expected at least {needed}, for {max(numbers)} windows of {order.window_shards} shards"
-            f"{each} and {VALIDATION_SHARDS} validation shards, found {data.cache_bytes}. Raise --data.cache_bytes, or "
-            f"lower {lower}."
+            f"{each}, {VALIDATION_SHARDS} validation shards and the indices, found {data.cache_bytes}. "
+            f"Raise --data.cache_bytes, or lower {lower}."
         )
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from upfield.common.errors import InputError, ShardSetError
 from upfield.model.weights import BestModel
 from upfield.sharding.shardset.manifest import read_manifest
+from upfield.sharding.shardset.sample_units import sample_units
 from upfield.sharding.shardset.shard_split import ShardSplit
 
 NUM_SLICES = 4
@@ -100,11 +101,10 @@ def choose_samples(split: ShardSplit) -> list[int]:
     Raises:
         InputError: the split is empty.
     """
-    records = [split.record(sample) for sample in range(split.num_samples)]
-    if not records:
+    if not split.num_samples:
         raise InputError(f"{split.root} has no validation slices. Name another shard set with --shards.")
-    kinds = {record["kind"] for record in records}
-    kind = "real" if "real" in kinds else min(kinds)
-    places = [(record["slice"], number) for number, record in enumerate(records) if record["kind"] == kind]
-    ordered = [number for _, number in sorted(places)]
+    units = sample_units(split)
+    is_real = np.array([unit.kind == "real" for unit in units.units])[units.numbers]
+    numbers = np.flatnonzero(is_real if is_real.any() else ~is_real)
+    ordered = numbers[np.argsort(split.index.slices[numbers], kind="stable")].tolist()
     return [ordered[int(place)] for place in np.linspace(0.25, 0.75, NUM_SLICES) * (len(ordered) - 1)]
