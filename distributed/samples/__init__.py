@@ -7,4 +7,5 @@ Read the files in this order:
     augment         random augmentation of a pair
     splits          the training split and the validation split
     fetcher         threads that download shards before their samples are needed
+    validation_batches   batches of the validation split
 """
