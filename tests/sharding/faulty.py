@@ -3,6 +3,7 @@
 import itertools
 import re
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections import Counter, defaultdict
@@ -14,6 +15,12 @@ Answer = tuple[int, dict[str, str], bytes]
 FAULTS = ("error", "stall", "truncation", "corruption")
 
 
+def range_of(headers: dict[str, str]) -> tuple[int, int] | None:
+    """Return the positions of the first requested byte and of the byte after the last one, if a range is requested."""
+    asked = re.fullmatch(r"bytes=(\d+)-(\d+)", headers.get("Range", ""))
+    return (int(asked[1]), int(asked[2]) + 1) if asked else None
+
+
 def from_folder(root: Path) -> Callable[[str, dict[str, str]], Answer]:
     """Answer with the files of a folder, or with the range of bytes that was requested."""
 
@@ -21,10 +28,10 @@ def from_folder(root: Path) -> Callable[[str, dict[str, str]], Answer]:
         file = root / path.lstrip("/")
         if not file.is_file():
             return 404, {}, b""
-        data, asked = file.read_bytes(), re.fullmatch(r"bytes=(\d+)-(\d+)", headers.get("Range", ""))
+        data, asked = file.read_bytes(), range_of(headers)
         if asked is None:
             return 200, {}, data
-        start, end = int(asked[1]), min(int(asked[2]) + 1, len(data))
+        start, end = asked[0], min(asked[1], len(data))
         if start >= end:
             return 416, {}, b""
         return 206, {"Content-Range": f"bytes {start}-{end - 1}/{len(data)}"}, data[start:end]
@@ -54,11 +61,15 @@ class _QuietServer(ThreadingHTTPServer):
 
 
 class FaultyServer:
-    """Counts the requests for each file, and returns the planned faults before it answers correctly."""
+    """Records the requests for each file, and returns the planned faults before it answers correctly."""
 
     def __init__(self, answer: Callable[[str, dict[str, str]], Answer]) -> None:
         self.answer = answer
         self.asked: Counter[str] = Counter()
+        self.ranges: list[tuple[str, int, int]] = []
+        self.delay_s = 0.0
+        self.at_once = self.most_at_once = 0
+        self._counting = threading.Lock()
         self.sent_bytes: Counter[str] = Counter()
         self.ignores_ranges = False
         self.stalled = threading.Event()
@@ -90,10 +101,24 @@ class FaultyServer:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                with server._counting:
+                    server.at_once += 1
+                    server.most_at_once = max(server.most_at_once, server.at_once)
+                try:
+                    self.respond()
+                finally:
+                    with server._counting:
+                        server.at_once -= 1
+
+            def respond(self) -> None:
                 name = "/".join(self.path.partition("?")[0].split("/")[-2:])
-                server.asked[name] += 1
-                fault = next(server._faults[name], "")
-                asked = dict(self.headers)
+                asked = {key.title(): value for key, value in self.headers.items()}
+                with server._counting:
+                    server.asked[name] += 1
+                    if requested := range_of(asked):
+                        server.ranges.append((name, *requested))
+                    fault = next(server._faults[name], "")
+                time.sleep(server.delay_s)
                 if server.ignores_ranges:
                     asked.pop("Range", None)
                 code, headers, body = server.answer(self.path, asked)
