@@ -13,6 +13,7 @@ from upfield.sharding.shardset.sample_key import SPLITS
 from upfield.sharding.shardset.sample_queue import QueuedSample, SampleQueue
 from upfield.sharding.shardset.shard_files import Piece, SampleTable
 from upfield.sharding.shardset.shard_index import ShardEntry, ShardIndex
+from upfield.sharding.shardset.split_index import IndexEntry, SplitIndex
 
 T = TypeVar("T")
 
@@ -28,6 +29,10 @@ class RemoteSamples:
     def where(self, entry: ShardEntry) -> str:
         """Return the address of a shard's tar, for error messages."""
         return self._files.where(entry)
+
+    def split_index(self, entry: IndexEntry, split: str) -> SplitIndex:
+        """Read the index of a split."""
+        return self._files.split_index(entry, split)
 
     def indices(self, entries: Sequence[ShardEntry]) -> list[ShardIndex]:
         """Read the shards' indices."""

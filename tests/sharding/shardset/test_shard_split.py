@@ -56,12 +56,6 @@ def test_samples_come_in_the_requested_order(train):
     np.testing.assert_array_equal(high[1], read(train, [170])[1][0])
 
 
-def test_members_far_apart_are_read_too(train, monkeypatch):
-    expected = read(train, [3, 170])
-    monkeypatch.setattr("upfield.sharding.shardset.shard_split.MAX_GAP_BYTES", 0)
-    np.testing.assert_array_equal(read(train, [3, 170]), expected)
-
-
 def test_a_short_read_is_continued(train, monkeypatch):
     expected, preadv = read(train, [3, 170]), os.preadv
 
