@@ -8,11 +8,17 @@ import urllib.error
 import urllib.request
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 Answer = tuple[int, dict[str, str], bytes]
 FAULTS = ("error", "stall", "truncation", "corruption")
+
+
+def with_usual_names(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return the headers of a request. Some clients write their names in small letters."""
+    return {name.title(): value for name, value in headers}
 
 
 def range_of(headers: dict[str, str]) -> tuple[int, int] | None:
@@ -96,37 +102,46 @@ class FaultyServer:
         self._thread.join()
         self._server.server_close()
 
+    @contextmanager
+    def _record(self, name: str, requested: tuple[int, int] | None) -> Iterator[str]:
+        """Record a request while it is answered, and yield the fault that is planned for it, or an empty string."""
+        with self._counting:
+            self.asked[name] += 1
+            if requested:
+                self.ranges.append((name, *requested))
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+            fault = next(self._faults[name], "")
+        try:
+            yield fault
+        finally:
+            with self._counting:
+                self.at_once -= 1
+
+    def _answer(self, path: str, asked: dict[str, str], fault: str) -> Answer:
+        if fault == "error":
+            return 500, {}, b"no"
+        if self.ignores_ranges:
+            asked.pop("Range", None)
+        code, headers, body = self.answer(path, asked)
+        if fault == "corruption":
+            middle = len(body) // 2
+            body = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
+        return code, headers, body
+
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         server = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                with server._counting:
-                    server.at_once += 1
-                    server.most_at_once = max(server.most_at_once, server.at_once)
-                try:
-                    self.respond()
-                finally:
-                    with server._counting:
-                        server.at_once -= 1
-
-            def respond(self) -> None:
                 name = "/".join(self.path.partition("?")[0].split("/")[-2:])
-                asked = {key.title(): value for key, value in self.headers.items()}
-                with server._counting:
-                    server.asked[name] += 1
-                    if requested := range_of(asked):
-                        server.ranges.append((name, *requested))
-                    fault = next(server._faults[name], "")
-                time.sleep(server.delay_s)
-                if server.ignores_ranges:
-                    asked.pop("Range", None)
-                code, headers, body = server.answer(self.path, asked)
-                if fault == "error":
-                    code, headers, body = 500, {}, b"no"
-                elif fault == "corruption":
-                    middle = len(body) // 2
-                    body = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
+                asked = with_usual_names(self.headers.items())
+                with server._record(name, range_of(asked)) as fault:
+                    time.sleep(server.delay_s)
+                    self.respond(name, asked, fault)
+
+            def respond(self, name: str, asked: dict[str, str], fault: str) -> None:
+                code, headers, body = server._answer(self.path, asked, fault)
                 self.send_response(code)
                 for key, value in headers.items():
                     if key.lower() in ("content-type", "content-range", "etag", "last-modified"):

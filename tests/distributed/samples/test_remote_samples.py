@@ -1,13 +1,13 @@
 """With `fetch: samples`, training reads single samples of a remote set, and the same ones as from a local set."""
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 from faulty import FAULTS, Answer, FaultyServer, range_of
-from runs import forked
-from test_remote_training import cached_bytes, every_value, impatient, values_trained_on
+from remote_reading import cached_bytes, every_value, impatient, values_trained_on
 
 from upfield.common.errors import FetchError, InputError
 from upfield.distributed.configuration import DataConfig
@@ -22,9 +22,7 @@ SHARD = "train/000000.tar"
 @pytest.fixture
 def data(http_store: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
     monkeypatch.setattr(remote_files, "FIRST_BACKOFF_S", 0.001)
-    return DataConfig(
-        http_store.url, window_shards=2, cache_dir=tmp_path / "cache", fetch_retries=2, fetch="samples"
-    )
+    return DataConfig(http_store.url, window_shards=2, cache_dir=tmp_path / "cache", fetch_retries=2, fetch="samples")
 
 
 def fetched(server: FaultyServer, split: str = "train") -> list[tuple[str, int, int]]:
@@ -54,10 +52,10 @@ def test_samples_from_s3_are_those_of_the_local_set(
 def test_training_reads_the_same_and_caches_no_shard(
     tiny_shards: Path, data: DataConfig, http_store: FaultyServer, num_workers: int
 ) -> None:
-    settings = {"batch_size": 6, "window_shards": 1, "num_workers": num_workers}
-    steps = range(17, 77)
-    local = values_trained_on(DataConfig(tiny_shards, **settings), steps)
-    remote = values_trained_on(replace(data, cache_bytes=100_000, **settings), steps)
+    data = replace(data, batch_size=6, num_workers=num_workers, cache_bytes=100_000)
+    local, remote = (
+        values_trained_on(replace(data, shards=shards), range(17, 77)) for shards in (tiny_shards, data.shards)
+    )
     assert [batch.samples.tolist() for batch in remote] == [batch.samples.tolist() for batch in local]
     assert all(one.low.equal(other.low) for one, other in zip(remote, local, strict=True))
     assert all(one.high.equal(other.high) for one, other in zip(remote, local, strict=True))
@@ -71,12 +69,14 @@ def test_each_epoch_downloads_the_set_once_over_all_ranks(
     ranks = [values_trained_on(data, range(45, 90), rank, 2) for rank in range(2)]
     assert len(np.unique(np.concatenate([batch.samples for rank in ranks for batch in rank]))) == 180
     ranges = sorted(fetched(http_store))
-    assert all(one[0] != other[0] or one[2] <= other[1] for one, other in zip(ranges, ranges[1:], strict=False))
+    assert all(one[0] != other[0] or one[2] <= other[1] for one, other in pairwise(ranges))
     split, _ = open_splits(data)
     assert sum(end - start for _, start, end in ranges) <= sum(entry.bytes for entry in split.entries)
 
 
-def test_neighbours_in_later_batches_share_requests(tiny_shards: Path, data: DataConfig, http_store: FaultyServer) -> None:
+def test_neighbours_in_later_batches_share_requests(
+    tiny_shards: Path, data: DataConfig, http_store: FaultyServer
+) -> None:
     split, _ = open_splits(data)
     assert len(list(read_every_sample(split, 4, 0, 1))) == 45
     assert len(fetched(http_store)) == len(split.entries)

@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faulty import FAULTS, Answer, FaultyServer
+from remote_reading import cached_bytes, every_value, impatient, values_trained_on
 from runs import forked
 
 from upfield.common.errors import FetchError, InputError, ShardSetError
 from upfield.distributed.configuration import DataConfig
-from upfield.distributed.samples.fetcher import fetch_ahead
-from upfield.distributed.samples.reader import Batch, BatchPlan, TrainingBatches, read_every_sample, training_loader
 from upfield.distributed.samples.splits import open_splits
 from upfield.sharding.shardset import remote_files
 from upfield.sharding.shardset.remote_files import RemoteFiles
@@ -35,29 +34,6 @@ def data(http_store: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.fixture
 def s3_data(s3: FaultyServer, data: DataConfig) -> DataConfig:
     return replace(data, shards="s3://sets/tiny")
-
-
-def impatient(data: DataConfig, fault: str) -> DataConfig:
-    """Shorten the timeout for a test of stalls, and allow more retries, because a busy machine may also stall."""
-    return replace(data, fetch_timeout_s=0.5, fetch_retries=9) if fault == "stall" else data
-
-
-def every_value(data: DataConfig) -> list[list[float]]:
-    return [
-        batch.high.flatten().tolist() for split in open_splits(data) for batch in read_every_sample(split, 20, 0, 1)
-    ]
-
-
-def values_trained_on(data: DataConfig, steps: range) -> list[Batch]:
-    split, _ = open_splits(data)
-    batches = TrainingBatches(split, BatchPlan(3, data.batch_size, data.window_shards, data.augment, 0, 1))
-    loader = training_loader(batches, steps, data.num_workers or 0, data.prefetch, pin_memory=False)
-    return list(fetch_ahead(loader, batches, steps, (data.num_workers or 0) * data.prefetch))
-
-
-def cached_bytes(data: DataConfig) -> int:
-    assert data.cache_dir is not None
-    return sum(path.stat().st_size for path in data.cache_dir.iterdir())
 
 
 def test_a_remote_set_reads_as_the_local_one(tiny_shards: Path, data: DataConfig, http_store: FaultyServer) -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from upfield.sharding.shardset import sample_queue
 from upfield.sharding.shardset.sample_queue import QueuedSample, SampleQueue
+from upfield.sharding.shardset.shard_files import Stretch
 from upfield.sharding.shardset.shard_index import ShardEntry
-from upfield.sharding.shardset.split_index import Stretch
 
 BYTES, PER_SHARD = 10, 100
 
@@ -17,7 +17,7 @@ class Table:
     """Samples of `BYTES` bytes each, `PER_SHARD` in each shard."""
 
     split = "train"
-    entries = [ShardEntry(f"train/{number:06d}", PER_SHARD, BYTES * PER_SHARD, "") for number in range(2)]
+    entries = tuple(ShardEntry(f"train/{number:06d}", PER_SHARD, BYTES * PER_SHARD, "") for number in range(2))
 
     def key(self, sample: int) -> str:
         return str(sample)
