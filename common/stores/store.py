@@ -10,8 +10,10 @@ from pathlib import Path
 
 from upfield.common.addresses import format_address
 from upfield.common.errors import RunError
+from upfield.common.stores import obstore_client
 from upfield.common.stores.byte_ranges import ByteRange, cut_ranges, join_ranges
-from upfield.common.stores.fsspec_client import FsspecClient
+from upfield.common.stores.fsspec_client import FsspecClient, is_configured
+from upfield.common.stores.obstore_client import ObstoreClient
 from upfield.common.stores.store_errors import refuse_denied, store_errors
 from upfield.common.stores.transfer import NEVER, Transfer
 
@@ -33,7 +35,7 @@ class Store:
         self.timeout_s = timeout_s
         # Clients by process id. A forked process keeps its parent's client, because closing the client would wait for
         # threads that a fork does not copy.
-        self._clients: dict[int, FsspecClient] = {}
+        self._clients: dict[int, ObstoreClient | FsspecClient] = {}
 
     @property
     def name(self) -> str:
@@ -200,7 +202,14 @@ class Store:
                 )
         return cut_ranges(ranges, requests, answers)
 
-    def _client(self) -> FsspecClient:
+    def _client(self) -> ObstoreClient | FsspecClient:
         if os.getpid() not in self._clients:
-            self._clients[os.getpid()] = FsspecClient(self.address)
+            self._clients[os.getpid()] = _open_client(self.address, self.timeout_s)
         return self._clients[os.getpid()]
+
+
+def _open_client(address: str, timeout_s: float) -> ObstoreClient | FsspecClient:
+    """Open an address with obstore, which is faster, or with fsspec if obstore cannot serve this address."""
+    if obstore_client.can_open(address) and not is_configured(address):
+        return ObstoreClient(address, timeout_s)
+    return FsspecClient(address)
