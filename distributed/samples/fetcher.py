@@ -44,7 +44,7 @@ class FetchSchedule:
         self._tables: dict[int, dict[tuple[int, int], StreamWindows]] = {}
 
     def windows_at(self, step: int) -> list[NDArray[np.int64]]:
-        """Compute the windows that are needed during `step`, the most urgent first: shard numbers of each.
+        """Compute the windows that are needed during `step`, the most urgent first: `(shards,)` numbers of each.
 
         Of each stream, these are the window with the step's first sample, the next window, and all later windows that
         the following `lookahead` steps reach.

@@ -33,7 +33,7 @@ class Mixture:
         return len(self.names)
 
     def members(self) -> list[NDArray[np.int32]]:
-        """Return the sample numbers of each class, ascending."""
+        """Return the sample numbers `(samples of the class,)` of each class, ascending."""
         return [np.flatnonzero(self.numbers == number).astype(np.int32) for number in range(self.num_classes)]
 
     def count(self, steps: int, batch_size: int) -> NDArray[np.int64]:

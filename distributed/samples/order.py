@@ -37,7 +37,7 @@ def make_generator(seed: int, epoch: int, *key: int) -> np.random.Generator:
 
 
 @dataclass(frozen=True)
-class Piece:
+class GroupPiece:
     """The samples of one class in one group, as parts of shards. Samples are numbered within their class."""
 
     shards: NDArray[np.int64]
@@ -53,7 +53,7 @@ class Piece:
         return self.ends - self.begins
 
 
-def deal_shards(seed: int, starts: NDArray[np.int64], groups: int) -> list[Piece]:
+def deal_shards(seed: int, starts: NDArray[np.int64], groups: int) -> list[GroupPiece]:
     """Cut the samples of a class into one piece per group, along a random sequence of the shards.
 
     Args:
@@ -68,7 +68,7 @@ def deal_shards(seed: int, starts: NDArray[np.int64], groups: int) -> list[Piece
     sizes = np.diff(starts)[sequence]
     ends = np.cumsum(sizes)
     cuts = [int(starts[-1]) * group // groups for group in range(groups + 1)]
-    pieces: list[Piece] = []
+    pieces: list[GroupPiece] = []
     for begin, end in itertools.pairwise(cuts):
         reach = slice(int(ends.searchsorted(begin, "right")), int(ends.searchsorted(end, "left")) + 1)
         shards, before = sequence[reach], ends[reach] - sizes[reach]
@@ -76,7 +76,7 @@ def deal_shards(seed: int, starts: NDArray[np.int64], groups: int) -> list[Piece
         parts = np.flatnonzero(last > first)
         parts = parts[shards[parts].argsort()]
         shards = shards[parts]
-        pieces.append(Piece(shards, starts[shards] + first[parts], starts[shards] + last[parts]))
+        pieces.append(GroupPiece(shards, starts[shards] + first[parts], starts[shards] + last[parts]))
     return pieces
 
 
@@ -88,7 +88,7 @@ class Stream:
     """Seed of the run."""
     key: tuple[int, int]
     """Number of the group and of the class."""
-    piece: Piece
+    piece: GroupPiece
     """The samples."""
     window_shards: int
     """Number of shards in a window."""
