@@ -1,5 +1,6 @@
 """Write the index of each split, from the checksums of new shards and the index of the set that is extended."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -69,14 +70,11 @@ def _describe_old(root: Path, entries: list[ShardEntry]) -> SplitIndex | None:
     """Compute the checksums of shards that an earlier version wrote; None if the shards are missing or damaged."""
     problem = "is not on this machine"
     if all((root / f"{entry.name}.tar").is_file() for entry in entries):
-        try:
+        problem = "does not match the manifest"
+        with suppress(ShardSetError):
             shards = [describe_shard(root, entry.name) for entry in track(entries, "checksums", len(entries))]
-            changed = [entry.name for shard, entry in zip(shards, entries, strict=True) if shard.entry != entry]
-            if not changed:
+            if [shard.entry for shard in shards] == entries:
                 return _index(root, shards)
-            problem = f"does not match the manifest ({changed[0]}.tar)"
-        except ShardSetError as error:
-            problem = f"is damaged ({error})"
     split = entries[0].name.partition("/")[0]
     say(
         f"{root}: an earlier version wrote the first shards of {split} without checksums, and one of them {problem}. "

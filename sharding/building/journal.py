@@ -20,7 +20,7 @@ from upfield.sharding.cohorts.problems import Problem
 from upfield.sharding.shardset.manifest import JOURNAL, JOURNAL_CONFIG, Manifest, is_unfinished
 from upfield.sharding.shardset.sample_key import SPLITS
 from upfield.sharding.shardset.shard_index import SUFFIXES
-from upfield.sharding.shardset.split_index import SUFFIX as INDEX_SUFFIX
+from upfield.sharding.shardset.split_index import INDEX_NAME
 
 LOCK = "lock"
 # File name of a block's record. Temporary files do not match.
@@ -153,8 +153,8 @@ def finish(out: Path, manifest: Manifest) -> None:
         manifest: its new manifest.
     """
     listed = {entry.name for split in SPLITS if (entry := manifest.index(split))}
-    for path in out.glob(f"*{INDEX_SUFFIX}"):
-        if path.name not in listed:
+    for path in out.iterdir():
+        if INDEX_NAME.fullmatch(path.name) and path.name not in listed:
             path.unlink()
     for path in (out / JOURNAL).iterdir():
         if path.name != LOCK:

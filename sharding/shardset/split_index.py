@@ -25,6 +25,7 @@ import hashlib
 import json
 import mmap
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,11 +38,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upfield.common.errors import ShardSetError
-from upfield.sharding.shardset.sample_key import SampleKey
+from upfield.sharding.shardset.sample_key import SPLITS, SampleKey
 from upfield.sharding.shardset.shard_index import MEMBERS, REMEDY, ShardEntry, ShardIndex
 
 FORMAT, VERSION = "upfield-index", 1
 SUFFIX = ".index"
+INDEX_NAME = re.compile(rf"({'|'.join(SPLITS)})-[0-9a-f]{{12}}\{SUFFIX}")
 ALIGNMENT = 64
 FIRST_LINE_BYTES = 64
 ARRAYS = {"unit": np.dtype("<u4"), "crc32": np.dtype("<u4"), "slice": np.dtype("<u2"), "json_bytes": np.dtype("<u2")}

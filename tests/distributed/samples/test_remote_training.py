@@ -116,15 +116,15 @@ def test_a_missing_set_is_refused_without_retries(data: DataConfig, http_store: 
     assert sum(http_store.asked.values()) == 1
 
 
-def test_an_index_that_does_not_follow_its_tar_is_refused(data: DataConfig, http_store: FaultyServer) -> None:
+def test_a_damaged_index_is_refused(data: DataConfig, http_store: FaultyServer) -> None:
     right = http_store.answer
 
-    def shifted(path: str, headers: dict[str, str]) -> Answer:
+    def damaged(path: str, headers: dict[str, str]) -> Answer:
         code, sent, body = right(path, headers)
-        return code, sent, body.replace(b" 512 ", b" 513 ") if path.endswith("train/000001.idx") else body
+        return code, sent, body[:-1] + b"x" if path.endswith(".index") else body
 
-    http_store.answer = shifted
-    with pytest.raises(FetchError, match=r"train/000001\.idx: .*the index does not fit its tar of \d+ bytes"):
+    http_store.answer = damaged
+    with pytest.raises(FetchError, match=r"train-\w{12}\.index: .* the file has sha256"):
         open_splits(data)
 
 

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from built_sets import as_by_an_earlier_version
 
 from upfield.common.command import parse
 from upfield.common.errors import ShardSetError
@@ -95,9 +96,12 @@ def test_open_files_are_bounded_and_closed(train, monkeypatch):
             lambda root: (root / "manifest.json").write_text('{"format": "upfield-shards", "version": 99}'),
             "expected upfield-shards version 2, found upfield-shards version 99",
         ),
-        (lambda root: (root / "train/000000.idx").unlink(), "000000.idx: this shard index is missing"),
         (
-            lambda root: (root / "train/000000.idx").write_text("v1.2 0\n"),
+            lambda root: (as_by_an_earlier_version(root) / "train/000000.idx").unlink(),
+            "000000.idx: this shard index is missing",
+        ),
+        (
+            lambda root: (as_by_an_earlier_version(root) / "train/000000.idx").write_text("v1.2 0\n"),
             "000000.idx: expected 20 samples as in the manifest, found 0",
         ),
     ],
