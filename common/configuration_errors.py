@@ -141,8 +141,9 @@ def _problem_of_items(items: list[Any], schema: type, key: str) -> str | None:
 
 
 def _problem_of_value(value: Any, kind: Any, key: str) -> str | None:
-    if get_origin(kind) is dict and isinstance(value, dict):
-        items = ((f"{key}.{name}", item, get_args(kind)[1]) for name, item in value.items())
+    mappings = [option for option in (kind, *get_args(kind)) if get_origin(option) is dict]
+    if mappings and isinstance(value, dict):
+        items = ((f"{key}.{name}", item, get_args(mappings[0])[1]) for name, item in value.items())
         return next((problem for name, item, inner in items if (problem := _problem_of_value(item, inner, name))), None)
     try:
         accepted = accept(value, kind)

@@ -282,8 +282,8 @@ class RemoteFiles:
         self.folder.try_download(name, part, entry, check, stopped)
 
 
-def describe_shard(entry: ShardEntry) -> str:
-    """Return what a download of a shard must bring, for error messages."""
+def describe_shard(entry: ShardEntry | IndexEntry) -> str:
+    """Return what the download of a shard or an index must bring, for error messages."""
     return f"{entry.bytes} bytes of sha256 {entry.sha256}"
 
 

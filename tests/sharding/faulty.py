@@ -153,15 +153,15 @@ class FaultyServer:
                 if fault == "slow":
                     self.send_slowly(body)
                     return
-                half = fault in ("stall", "truncation", "gate")
-                server.sent_bytes[name] += len(body) // 2 if half else len(body)
-                self.wfile.write(body[: len(body) // 2] if half else body)
+                first = len(body) // 2 if fault in ("stall", "truncation", "gate") else len(body)
+                server.sent_bytes[name] += first
+                self.wfile.write(body[:first])
                 self.wfile.flush()
                 if fault in ("stall", "gate"):
                     server.stalled.set()
                     server.released.wait()
                 if fault == "gate":
-                    self.wfile.write(body[len(body) // 2 :])
+                    self.wfile.write(body[first:])
 
             def send_slowly(self, body: bytes) -> None:
                 for start in range(0, len(body), SLOW_BYTES):
