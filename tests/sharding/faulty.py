@@ -139,29 +139,26 @@ class FaultyServer:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 with server.in_flight():
-                    self.respond()
-
-            def respond(self) -> None:
-                name = "/".join(self.path.partition("?")[0].split("/")[-2:])
-                fault, (code, headers, body) = server.plan(name, self.path, dict(self.headers))
-                self.send_response(code)
-                for key, value in headers.items():
-                    if key.lower() in ("content-type", "content-range", "etag", "last-modified"):
-                        self.send_header(key, value)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                if fault == "slow":
-                    self.send_slowly(body)
-                    return
-                first = len(body) // 2 if fault in ("stall", "truncation", "gate") else len(body)
-                server.sent_bytes[name] += first
-                self.wfile.write(body[:first])
-                self.wfile.flush()
-                if fault in ("stall", "gate"):
-                    server.stalled.set()
-                    server.released.wait()
-                if fault == "gate":
-                    self.wfile.write(body[first:])
+                    name = "/".join(self.path.partition("?")[0].split("/")[-2:])
+                    fault, (code, headers, body) = server.plan(name, self.path, dict(self.headers))
+                    self.send_response(code)
+                    for key, value in headers.items():
+                        if key.lower() in ("content-type", "content-range", "etag", "last-modified"):
+                            self.send_header(key, value)
+                    self.send_header("Content-Length", str(len(body)))
+                    self.end_headers()
+                    if fault == "slow":
+                        self.send_slowly(body)
+                        return
+                    first = len(body) // 2 if fault in ("stall", "truncation", "gate") else len(body)
+                    server.sent_bytes[name] += first
+                    self.wfile.write(body[:first])
+                    self.wfile.flush()
+                    if fault in ("stall", "gate"):
+                        server.stalled.set()
+                        server.released.wait()
+                    if fault == "gate":
+                        self.wfile.write(body[first:])
 
             def send_slowly(self, body: bytes) -> None:
                 for start in range(0, len(body), SLOW_BYTES):
