@@ -198,8 +198,7 @@ def fetch_ahead(
         for batch in fetched:  # noqa: UP028
             yield batch
     finally:
-        if isinstance(batches.split.source, RemoteFiles):
-            batches.split.source.stop()
+        batches.split.source.stop()
         fetched.close()
 
 

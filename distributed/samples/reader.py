@@ -28,6 +28,7 @@ from torch import Tensor
 
 from upfield.distributed.configuration import AugmentConfig, DataConfig, MixConfig
 from upfield.distributed.samples.augment import augment_pair
+from upfield.distributed.samples.look_ahead import request_ahead
 from upfield.distributed.samples.order import SampleOrder
 from upfield.distributed.samples.sample_classes import choose_mixture, find_classes
 from upfield.sharding.shardset.shard_split import ShardSplit
@@ -210,7 +211,8 @@ def training_loader(
         steps: global steps, from 0.
         num_workers: number of threads that read in advance. Threads are used because they spend their time in system
             calls, where they do not block the interpreter, and because they fill the memory that a step uses. Processes
-            would have to transfer each batch. With 0 threads, each batch is read when the caller requests it.
+            would have to transfer each batch. With 0 threads, each batch is read when the caller requests it. Samples
+            that are downloaded one by one are requested in advance even then.
         prefetch: number of batches that each thread reads in advance.
         pin_memory: whether to read into page-locked memory, from which copies to a GPU run asynchronously.
     """
@@ -219,7 +221,8 @@ def training_loader(
     def read(split: ShardSplit, job: tuple[int, NDArray[np.int64]]) -> Batch:
         return batches.read(split, *job, memory)
 
-    return read_ahead(batches.split, ((step, batches.samples_at(step)) for step in steps), read, num_workers, prefetch)
+    jobs = zip(steps, request_ahead(batches.split, map(batches.samples_at, steps), prefetch), strict=True)
+    return read_ahead(batches.split, jobs, read, num_workers, prefetch)
 
 
 def read_ahead(
@@ -258,5 +261,6 @@ def read_ahead(
 def read_every_sample(split: ShardSplit, batch_size: int, rank: int, world_size: int) -> Iterator[Batch]:
     """Yield this process's share of a split, in stored order. Together, the ranks read each sample exactly once."""
     mine = np.arange(split.num_samples)[rank::world_size]
-    for start in range(0, len(mine), batch_size):
-        yield read_batch(split, mine[start : start + batch_size])
+    batches = (mine[start : start + batch_size] for start in range(0, len(mine), batch_size))
+    for batch in request_ahead(split, batches, 1):
+        yield read_batch(split, batch)

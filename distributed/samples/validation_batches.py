@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from upfield.distributed.samples.fetcher import fetch_shards
+from upfield.distributed.samples.look_ahead import request_ahead
 from upfield.distributed.samples.reader import (
     Allocator,
     Batch,
@@ -92,7 +93,7 @@ def validation_loader(
     def read(own: ShardSplit, samples: NDArray[np.int64]) -> Batch:
         return read_batch(own, samples, memory)
 
-    loader = read_ahead(split, batches, read, num_workers, prefetch)
+    loader = read_ahead(split, request_ahead(split, batches, prefetch), read, num_workers, prefetch)
     schedule = StoredOrder(batches, split.shard_starts)
     with closing(fetch_shards(loader, split, schedule, range(len(batches)))) as fetched:
         for batch, own in zip(fetched, places < end, strict=True):
