@@ -22,9 +22,7 @@ SEND_STALL_S = 900.0
 # Requests for downloads are repeated by their callers, which count them. Others are repeated by obstore.
 NUM_RETRIES = 4
 REQUESTS_AT_ONCE = 32
-# Fast connections yield larger chunks. With a larger minimum, a slow connection would seem to stall.
-LEAST_CHUNK_BYTES = 16 * 2**10
-STREAM_BYTES = 2**20
+CHUNK_BYTES = 2**20
 LIST_PAGE = 1000
 # Codes of S3 for credentials that are no longer valid, or are not meant for this bucket.
 DENIED = ("ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AuthorizationHeaderMalformed")
@@ -63,10 +61,11 @@ class ObstoreClient:
         self.name = format_address(address)
         self.timeout_s = timeout_s
         self.root = parse_address(address).root
-        self._reader = open_object_store(address, retries=0)
+        self._reader = open_object_store(address, retries=0, read_timeout_s=timeout_s)
         is_signed = not getattr(self._reader, "config", {}).get("skip_signature")
         self._hint = "" if is_signed else "no credentials were found, so the request was not signed; "
-        self._writer = open_object_store(address, retries=NUM_RETRIES)
+        # With a time limit for reads, an upload would fail if a part needs longer, because no byte arrives meanwhile.
+        self._writer = open_object_store(address, retries=NUM_RETRIES, read_timeout_s=None)
 
     def list_sizes(self) -> dict[str, int]:
         """Return a dictionary from the name of each object below the folder to its size in bytes."""
@@ -121,27 +120,17 @@ class ObstoreClient:
         async def fetch() -> None:
             answer = await self._reader.get_async(name)
             with path.open("wb", buffering=0) as file:
-                async for chunk in answer.stream(LEAST_CHUNK_BYTES):
+                async for chunk in answer.stream(CHUNK_BYTES):
                     transfer.add(len(chunk))
                     _write_all(file, chunk)
 
-        self._run(fetch(), transfer)
+        self._download(fetch(), transfer)
 
     def stream(self, name: str, transfer: Transfer) -> Iterator[bytes]:
         """Yield the bytes of an object in order, as they arrive."""
-        answer = self._run(self._reader.get_async(name), transfer)
-        stream = answer.stream(LEAST_CHUNK_BYTES)
-
-        async def gather() -> bytes:
-            chunks, num_bytes = [], 0
-            while num_bytes < STREAM_BYTES and (chunk := await anext(stream, None)) is not None:
-                transfer.add(len(chunk))
-                num_bytes += len(chunk)
-                chunks.append(chunk)
-            return b"".join(chunks)
-
-        while gathered := self._run(gather(), transfer):
-            yield gathered
+        chunks = self._download(self._reader.get_async(name), transfer).stream(CHUNK_BYTES)
+        while chunk := self._download(_next_chunk(chunks), transfer):
+            yield bytes(chunk)
 
     def fetch_ranges(self, name: str, requests: Sequence[RangeRequest], transfer: Transfer) -> list[bytes]:
         """Return the answer to each request.
@@ -151,17 +140,16 @@ class ObstoreClient:
         """
 
         async def fetch(request: RangeRequest) -> bytes:
-            answer = await self._reader.get_async(name, options={"range": (request.start, request.end)})
-            chunks = []
-            async for chunk in answer.stream(LEAST_CHUNK_BYTES):
-                transfer.add(len(chunk))
-                chunks.append(chunk)
-            return b"".join(chunks)
+            return bytes(await self._reader.get_range_async(name, start=request.start, end=request.end))
 
         try:
-            return self._run(run_together(fetch, requests, REQUESTS_AT_ONCE), transfer)
+            return self._download(run_together(fetch, requests, REQUESTS_AT_ONCE), transfer)
         except _WholeObjectError:
             raise RangesIgnoredError(f"{self.name}/{name}") from None
+
+    def _download(self, call: Coroutine[Any, Any, Result], transfer: Transfer) -> Result:
+        transfer.timeout_s = None  # The reader has its own limit, which needs no look at each chunk.
+        return self._run(call, transfer)
 
     def _run(self, call: Coroutine[Any, Any, Result], transfer: Transfer | None = None) -> Result:
         from fsspec.asyn import get_loop
@@ -170,6 +158,8 @@ class ObstoreClient:
         try:
             return (transfer or Transfer(self.timeout_s)).run(call, get_loop())
         except BaseError as error:
+            if "TimedOut" in str(error):
+                raise TimeoutError(f"no data for {self.timeout_s:g} s: {_summarize(str(error))}") from error
             raise _translate(error, self._hint) from error
         except FileNotFoundError as error:
             if error.filename is None:
@@ -179,6 +169,10 @@ class ObstoreClient:
 
 class _WholeObjectError(OSError):
     """The store answered a request for a range with status 200, not 206."""
+
+
+async def _next_chunk(chunks: Any) -> Any:
+    return await anext(chunks, b"")
 
 
 def _write_all(file: io.FileIO, chunk: Any) -> None:

@@ -24,11 +24,14 @@ class TransferCancelledError(Exception):
 class Transfer:
     """The limits of a transfer, and the number of bytes that have moved so far."""
 
-    def __init__(self, timeout_s: float, most_bytes: int | None = None, stopped: threading.Event = NEVER) -> None:
+    def __init__(
+        self, timeout_s: float | None, most_bytes: int | None = None, stopped: threading.Event = NEVER
+    ) -> None:
         """Store the limits.
 
         Args:
-            timeout_s: time in seconds after which the transfer fails if no byte moves.
+            timeout_s: time in seconds after which the transfer fails if no byte moves; None if the client itself ends a
+                transfer that stalls.
             most_bytes: the transfer fails if more bytes arrive.
             stopped: event that the caller sets to cancel the transfer.
         """
@@ -62,7 +65,7 @@ class Transfer:
                 self.refuse_stopped()
                 if self.num_bytes != before:
                     before, since_s = self.num_bytes, time.monotonic()
-                elif time.monotonic() - since_s > self.timeout_s:
+                elif self.timeout_s is not None and time.monotonic() - since_s > self.timeout_s:
                     raise TimeoutError(f"no data for {self.timeout_s:g} s after {before} bytes")
         finally:
             transfer.cancel()
