@@ -3,15 +3,18 @@
 obstore reads faster than fsspec's clients, with less work for the processor (benchmarks/tables/stores.txt).
 """
 
+import atexit
 import io
 import os
 import re
+import time
 from collections.abc import Coroutine, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
 from upfield.common.addresses import format_address
+from upfield.common.errors import InputError
 from upfield.common.stores.byte_ranges import RangeRequest
 from upfield.common.stores.object_stores import SCHEMES, open_object_store, parse_address
 from upfield.common.stores.store_errors import RangesIgnoredError
@@ -22,13 +25,15 @@ SEND_STALL_S = 900.0
 # Requests for downloads are repeated by their callers, which count them. Others are repeated by obstore.
 NUM_RETRIES = 4
 REQUESTS_AT_ONCE = 32
-CHUNK_BYTES = 2**20
+# Larger chunks cost less processor time, but a download holds some of them in memory.
+CHUNK_BYTES = 256 * 2**10
 LIST_PAGE = 1000
 # Codes of S3 for credentials that are no longer valid, or are not meant for this bucket.
 DENIED = ("ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AuthorizationHeaderMalformed")
 # Parts of obstore's texts that say nothing to a person who does not know obstore.
 NOISE = (r"^Generic \w+ error: ", r"^Object at location .*? not found: ", r"^The operation lacked .*? for path .*?: ")
 NOISE += ("Error performing ", r" in [\d.]+[nµm]?s(?= - )", "Server returned non-2xx status code: ", "HTTP error: ")
+SETTLE_S = 0.05
 # The process that has started obstore's threads. A forked process has none of them, and would wait for ever.
 _owner: int | None = None
 
@@ -56,8 +61,7 @@ class ObstoreClient:
         Raises:
             InputError: the address is not valid, or a package is missing.
         """
-        global _owner
-        _owner = os.getpid()
+        _take_ownership()
         self.name = format_address(address)
         self.timeout_s = timeout_s
         self.root = parse_address(address).root
@@ -160,11 +164,28 @@ class ObstoreClient:
         except BaseError as error:
             if "TimedOut" in str(error):
                 raise TimeoutError(f"no data for {self.timeout_s:g} s: {_summarize(str(error))}") from error
+            if "Content-Length Header missing" in str(error):
+                raise InputError(
+                    f"{self.name}: the server does not state the length of its files. "
+                    "Serve the set from a server that does, such as nginx."
+                ) from error
             raise _translate(error, self._hint) from error
         except FileNotFoundError as error:
             if error.filename is None:
                 raise FileNotFoundError(_summarize(str(error))) from error
             raise
+
+
+def _take_ownership() -> None:
+    """Remember that this process uses obstore, and make it exit without a crash.
+
+    The thread that reports the end of a transfer needs the interpreter's lock for a moment longer than the transfer. If
+    the interpreter ends meanwhile, the whole process aborts, even after all work is done.
+    """
+    global _owner
+    if _owner is None:
+        atexit.register(time.sleep, SETTLE_S)
+        _owner = os.getpid()
 
 
 class _WholeObjectError(OSError):

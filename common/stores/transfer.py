@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import wait
 from typing import TypeVar
 
@@ -77,11 +77,13 @@ class Transfer:
             raise TransferCancelledError
 
 
-async def run_together(call: Callable[[Item], Awaitable[Result]], items: Iterable[Item], at_once: int) -> list[Result]:
+async def run_together(call: Callable[[Item], Awaitable[Result]], items: Sequence[Item], at_once: int) -> list[Result]:
     """Call a coroutine function for each item, `at_once` at a time, and return the results in order of the items.
 
     If one call fails, the others are cancelled and its error is raised.
     """
+    if len(items) == 1:
+        return [await call(items[0])]
     limit = asyncio.Semaphore(at_once)
 
     async def run(item: Item) -> Result:
