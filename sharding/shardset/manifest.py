@@ -7,10 +7,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from upfield.common.addresses import format_address, is_remote
 from upfield.common.errors import ShardSetError
 from upfield.sharding.shardset.sample_key import SPLITS
 from upfield.sharding.shardset.shard_index import ShardEntry
+from upfield.sharding.shardset.split_index import IndexEntry
 
 FORMAT = "upfield-shards"
 VERSION = 2
@@ -61,6 +61,11 @@ class Manifest:
     def shards(self, split: str) -> list[ShardEntry]:
         """Return the shards of a split."""
         return [ShardEntry(**entry) for entry in self.tree["splits"][split]["shards"]]
+
+    def index(self, split: str) -> IndexEntry | None:
+        """Return the index of a split; None if an earlier version wrote the set."""
+        entry = self.tree["splits"][split].get("index")
+        return None if entry is None else IndexEntry(**entry)
 
     def subjects(self, split: str) -> list[dict[str, str]]:
         """Return the subjects of a split, each with the keys `cohort` and `subject`."""
@@ -141,10 +146,6 @@ def read_manifest(root: Path) -> Manifest:
         ShardSetError: the build is unfinished, there is no set, or the manifest cannot be read or has another version.
     """
     path = root / MANIFEST
-    if is_remote(str(root)):
-        raise ShardSetError(
-            f"{format_address(str(root))}: this command reads sets from a folder. Copy the set to this machine first."
-        )
     if not path.is_file():
         problem = "the shard set is not finished" if is_unfinished(root) else "there is no shard set here"
         raise ShardSetError(f"{path}: {problem}. Run upfield shard to build it.")
