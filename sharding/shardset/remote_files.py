@@ -283,7 +283,7 @@ class RemoteFiles:
 
 
 def describe_shard(entry: ShardEntry | IndexEntry) -> str:
-    """Return what a download of a shard must bring, for error messages."""
+    """Return what the download of a shard or an index must bring, for error messages."""
     return f"{entry.bytes} bytes of sha256 {entry.sha256}"
 
 

@@ -71,7 +71,10 @@ class SampleReader(Protocol):
     """Reads samples of one split. Each thread has its own reader."""
 
     def request(self, samples: Sequence[int]) -> None:
-        """Announce that `read` will read these samples soon, in one call. Samples that are downloaded start to come."""
+        """Start to download samples, if they are downloaded one by one.
+
+        A number occurs once for each call of `read` that will read the sample.
+        """
         ...
 
     def read(self, pieces: Iterable[Piece]) -> None:

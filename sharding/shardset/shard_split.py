@@ -92,9 +92,10 @@ class ShardSplit:
         return str(self.index.key(sample))
 
     def request(self, samples: Sequence[int] | NDArray[np.int64]) -> None:
-        """Announce that the next call of `read_into` will be about these samples, `(N,)` numbers.
+        """Start to download samples, if they are downloaded one by one. Samples in files need no request.
 
-        Samples that are downloaded one by one then begin to arrive. Files need no announcement.
+        Args:
+            samples: `(N,)` sample numbers, each once for each call of `read_into` that will read the sample.
         """
         self._reader.request(np.asarray(samples, dtype=np.int64).tolist())
 
