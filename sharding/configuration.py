@@ -3,6 +3,7 @@
 This file has no heavy imports, so that `--help` answers at once.
 """
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -258,13 +259,34 @@ class AccessConfig:
     """Time in seconds after which a transfer that receives no data is tried again. A shorter timeout detects stalls
     sooner. A longer timeout tolerates stores that respond slowly."""
 
+    fetch_command: str | None = None
+    """Command that downloads a file and writes it to its standard output, for example `s5cmd cat {url}` or
+    `aws s3 cp {url} -`. `{url}` stands for the address of the file. Every file of the set is then downloaded by this
+    command, which runs once per file and without a shell. By default, no command is run. The files of a run contain the
+    command, so keep passwords out of it."""
+
     def refuse_bad_access(self, prefix: str = "") -> None:
-        """Raise ValueError if a number is out of range. Its name in the message begins with `prefix`."""
+        """Raise ValueError if a value cannot be used. Its name in the message begins with `prefix`."""
         for name, least in (("cache_bytes", 1), ("fetch_retries", 0)):
             if (value := getattr(self, name)) < least:
                 raise ValueError(f"{prefix}{name}: expected at least {least}, found {value}.")
         if not self.fetch_timeout_s > 0:
             raise ValueError(f"{prefix}fetch_timeout_s: expected a positive time, found {self.fetch_timeout_s}.")
+        if self.fetch_command is not None:
+            refuse_bad_command(f"{prefix}fetch_command", self.fetch_command)
+
+
+def refuse_bad_command(name: str, command: str) -> None:
+    """Raise ValueError if a command cannot be split into words, or has no place for the address of a file."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise ValueError(f"{name}: {command!r} cannot be split into words ({error}). Correct the quotes.") from error
+    if not any("{url}" in word for word in words[1:]):
+        raise ValueError(
+            f"{name}: expected a program with {{url}} in place of the file's address, found {command!r}. Write, for "
+            "example, s5cmd cat {url}."
+        )
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from upfield.common.addresses import format_address
 from upfield.common.errors import RunError
 from upfield.common.stores.byte_ranges import ByteRange, cut_ranges, join_ranges
+from upfield.common.stores.command_client import CommandClient
 from upfield.common.stores.fsspec_client import FsspecClient
 from upfield.common.stores.store_errors import refuse_denied, store_errors
 from upfield.common.stores.transfer import NEVER, Transfer
@@ -21,19 +22,21 @@ STALL_S = 60.0
 class Store:
     """A folder at an address. Each process opens its own client, because clients do not work after a fork."""
 
-    def __init__(self, address: str, timeout_s: float = STALL_S) -> None:
+    def __init__(self, address: str, timeout_s: float = STALL_S, command: str | None = None) -> None:
         """Remember the address; nothing is opened yet.
 
         Args:
             address: address of the folder, such as `s3://bucket/set`.
             timeout_s: time in seconds after which a download fails if no byte arrives.
+            command: command that downloads a file of the folder, with `{url}` in place of its address.
         """
         scheme, _, folder = address.partition("://")
         self.address = f"{scheme}://{folder.rstrip('/')}"
         self.timeout_s = timeout_s
+        self.command = command
         # Clients by process id. A forked process keeps its parent's client, because closing the client would wait for
         # threads that a fork does not copy.
-        self._clients: dict[int, FsspecClient] = {}
+        self._clients: dict[int, FsspecClient | CommandClient] = {}
 
     @property
     def name(self) -> str:
@@ -180,7 +183,8 @@ class Store:
                 )
         return cut_ranges(ranges, requests, answers)
 
-    def _client(self) -> FsspecClient:
+    def _client(self) -> FsspecClient | CommandClient:
         if os.getpid() not in self._clients:
-            self._clients[os.getpid()] = FsspecClient(self.address)
+            client = CommandClient(self.address, self.command) if self.command else FsspecClient(self.address)
+            self._clients[os.getpid()] = client
         return self._clients[os.getpid()]

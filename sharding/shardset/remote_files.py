@@ -12,8 +12,9 @@ from tarfile import BLOCKSIZE
 
 import numpy as np
 
-from upfield.common.errors import FetchError, InputError, ShardSetError
+from upfield.common.errors import CommandError, FetchError, InputError, ShardSetError
 from upfield.common.files import hash_file
+from upfield.common.stores.command_client import CommandFailedError
 from upfield.common.stores.store import Store
 from upfield.common.stores.store_errors import describe_error, is_local
 from upfield.common.stores.transfer import NEVER, TransferCancelledError
@@ -164,7 +165,7 @@ class RemoteFiles:
         stopped: threading.Event,
     ) -> None:
         """Download a file and check it. Try again if the download or the check fails."""
-        problem = ""
+        problem, kind = "", FetchError
         for attempt in range(self.retries + 1):
             if attempt and stopped.wait(backoff_s(attempt)):
                 raise TransferCancelledError
@@ -180,8 +181,9 @@ class RemoteFiles:
             except Exception as error:  # Each client has its own error classes, which cannot be imported here.
                 self._refuse_hopeless(name, error)
                 problem = describe_error(error)
+                kind = CommandError if isinstance(error, CommandFailedError) else FetchError
         what = f"{entry.bytes} bytes of sha256 {entry.sha256}" if entry else "the file"
-        raise FetchError(
+        raise kind(
             f"{self._where(name)}: {self.retries + 1} tries to download {what} failed; the last error was: {problem}. "
             "Check the connection and the remote file, then run the same command again."
         )

@@ -1,6 +1,6 @@
 """Open a finished shard set, which is in a folder or at an address."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from upfield.common.addresses import format_address, is_remote
@@ -12,6 +12,7 @@ from upfield.sharding.shardset.manifest import Manifest, read_manifest
 from upfield.sharding.shardset.remote_files import RemoteFiles
 from upfield.sharding.shardset.shard_cache import ShardCache
 from upfield.sharding.shardset.shard_files import LocalFiles, ShardFiles
+from upfield.sharding.shardset.shard_list import expand_shard_list, is_shard_list, select_shards
 from upfield.sharding.shardset.shard_split import ShardSplit
 
 
@@ -45,7 +46,8 @@ def open_set(shards: str | Path, access: AccessConfig) -> ShardSet:
     """Read the manifest of a shard set.
 
     Args:
-        shards: folder or address of the set.
+        shards: folder or address of the set, or a list of its training shards, to which the training split is then
+            limited.
         access: how the files of a remote set are downloaded and cached.
 
     Raises:
@@ -53,6 +55,10 @@ def open_set(shards: str | Path, access: AccessConfig) -> ShardSet:
         RunError: a store does not respond correctly.
     """
     place = str(shards)
+    if is_shard_list(place):
+        root, names = expand_shard_list(place)
+        shard_set = open_set(root, access)
+        return replace(shard_set, manifest=select_shards(shard_set.manifest, names, place))
     if not is_remote(place):
         return ShardSet(place, read_manifest(Path(place)), LocalFiles(Path(place)))
     if format_address(place) != place:
@@ -60,7 +66,7 @@ def open_set(shards: str | Path, access: AccessConfig) -> ShardSet:
             f"{format_address(place)}: write the address with two slashes and without a password, because the run's "
             "files contain the address. Set passwords in the store's own variables or in fsspec's configuration."
         )
-    store = Store(place, access.fetch_timeout_s)
+    store = Store(place, access.fetch_timeout_s, access.fetch_command)
     # The home folder is not looked at if the user named a folder.
     folder = access.cache_dir or user_cache_folder("shards", "Set --data.cache_dir.")
     make_writable_folder(folder, "--data.cache_dir")
