@@ -41,6 +41,7 @@ class AugmentConfig:
 class DataConfig(AccessConfig):
     """Where the samples come from and how they are batched."""
 
+    part = "data."
     shards: str | Path
     """Shard set: a folder or an address (`s3://`, `gs://`, `https://`, or another scheme that an installed fsspec
     package supports). A list of training shards with braces, such as `https://host/set/train/{000000..000157}.tar`,
@@ -87,7 +88,7 @@ class DataConfig(AccessConfig):
         for name, least in limits:
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"data.{name}: expected at least {least}, found {value}.")
-        self.refuse_bad_access("data.")
+        super().__post_init__()
         if runs_command(str(self.shards)):
             raise ValueError(
                 f"data.shards: {self.shards} is a command, and shards must not run commands. Name addresses, and "

@@ -265,15 +265,22 @@ class AccessConfig:
     command, which runs once per file and without a shell. By default, no command is run. The files of a run contain the
     command, so keep passwords out of it."""
 
-    def refuse_bad_access(self, prefix: str = "") -> None:
-        """Raise ValueError if a value cannot be used. Its name in the message begins with `prefix`."""
+    # Part of the command's configuration that holds these keys, for messages. It has no annotation, so it is no key.
+    part = ""
+
+    def flag(self, name: str) -> str:
+        """Return the flag of a key, such as `--cache_dir`, or `--data.cache_dir` for `upfield train`."""
+        return f"--{self.part}{name}"
+
+    def __post_init__(self) -> None:
+        """Check that the numbers are in range, and that the command has a place for an address."""
         for name, least in (("cache_bytes", 1), ("fetch_retries", 0)):
             if (value := getattr(self, name)) < least:
-                raise ValueError(f"{prefix}{name}: expected at least {least}, found {value}.")
+                raise ValueError(f"{self.part}{name}: expected at least {least}, found {value}.")
         if not self.fetch_timeout_s > 0:
-            raise ValueError(f"{prefix}fetch_timeout_s: expected a positive time, found {self.fetch_timeout_s}.")
+            raise ValueError(f"{self.part}fetch_timeout_s: expected a positive time, found {self.fetch_timeout_s}.")
         if self.fetch_command is not None:
-            refuse_bad_command(f"{prefix}fetch_command", self.fetch_command)
+            refuse_bad_command(f"{self.part}fetch_command", self.fetch_command)
 
 
 def refuse_bad_command(name: str, command: str) -> None:

@@ -66,7 +66,7 @@ class CommandClient:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
             if process.returncode:
-                raise CommandFailedError(_describe_failure(words, process.returncode, errors.fileno()))
+                raise CommandFailedError(_describe_failure(process.returncode, errors.fileno()))
 
     def read(self, name: str) -> bytes:
         """Read a small object.
@@ -127,10 +127,9 @@ def _wait(process: "subprocess.Popen[bytes]", output: int, transfer: Transfer) -
             return
 
 
-def _describe_failure(words: Sequence[str], code: int, errors: int) -> str:
-    """Name a command, its exit code, and the last line that it wrote to its standard error, an open file."""
+def _describe_failure(code: int, errors: int) -> str:
+    """Describe how a command ended, and the last line that it wrote to its standard error, an open file."""
     end = os.fstat(errors).st_size
     lines = os.pread(errors, 4096, max(0, end - 4096)).decode(errors="replace").strip().splitlines()
-    ending = f"exit code {code}" if code > 0 else signal.Signals(-code).name
-    said = f"its last message was: {lines[-1].strip()}" if lines else "it printed no message"
-    return f"the command {shlex.join(words)} ended with {ending}, and {said}"
+    ending = f"it ended with exit code {code}" if code > 0 else f"{signal.Signals(-code).name} ended it"
+    return f"{ending}, and its last message was: {lines[-1].strip()}" if lines else f"{ending} without a message"

@@ -1,8 +1,8 @@
 """The reader `webdataset`: batches from streams of shards, in an order that depends on the number of processes.
 
-The streams divide the shards of an epoch, but all of them yield equally many samples, so that every process takes equally
-many steps. A stream whose shards hold more samples leaves out the rest, and one whose shards hold fewer begins its shards
-again. Another epoch divides the shards in another way.
+The streams divide the shards of an epoch, but all of them yield equally many samples, so that every process takes
+equally many steps. A stream whose shards hold more samples leaves out the rest, and one whose shards hold fewer begins
+its shards again. Another epoch divides the shards in another way.
 """
 
 from collections import deque

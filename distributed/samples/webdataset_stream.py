@@ -1,8 +1,8 @@
 """Streams of samples through the webdataset library: its list of shards, its tar reader and its shuffle buffer.
 
-The shards are opened by this module and not by the library, whose own functions would run commands: `curl`, `gsutil`, or
-anything after `pipe:`. A remote shard is downloaded into the node's cache as for the exact reader. Therefore its samples
-are used only after the whole shard has arrived and its sha256 is that of the manifest.
+The shards are opened by this module and not by the library, whose own functions would run commands: `curl`, `gsutil`,
+or anything after `pipe:`. A remote shard is downloaded into the node's cache as for the exact reader. Therefore its
+samples are used only after the whole shard has arrived and its sha256 is that of the manifest.
 """
 
 import io

@@ -9,7 +9,7 @@ from upfield.common.files import make_writable_folder, user_cache_folder
 from upfield.common.stores.store import Store
 from upfield.sharding.configuration import AccessConfig
 from upfield.sharding.shardset.manifest import Manifest, read_manifest
-from upfield.sharding.shardset.remote_files import RemoteFiles
+from upfield.sharding.shardset.remote_files import RemoteFiles, RemoteFolder
 from upfield.sharding.shardset.shard_cache import ShardCache
 from upfield.sharding.shardset.shard_files import LocalFiles, ShardFiles
 from upfield.sharding.shardset.shard_list import expand_shard_list, is_shard_list, select_shards
@@ -60,15 +60,38 @@ def open_set(shards: str | Path, access: AccessConfig) -> ShardSet:
         shard_set = open_set(root, access)
         return replace(shard_set, manifest=select_shards(shard_set.manifest, names, place))
     if not is_remote(place):
-        return ShardSet(place, read_manifest(Path(place)), LocalFiles(Path(place)))
-    if format_address(place) != place:
-        raise InputError(
-            f"{format_address(place)}: write the address with two slashes and without a password, because the run's "
-            "files contain the address. Set passwords in the store's own variables or in fsspec's configuration."
-        )
-    store = Store(place, access.fetch_timeout_s, access.fetch_command)
+        if access.fetch_command is not None:
+            raise InputError(
+                f"{access.flag('fetch_command')}: the set {place} is in a folder, so nothing is downloaded. Leave the "
+                f"command out, or name an address with {access.flag('shards')}."
+            )
+        folder = Path(place)
+        return ShardSet(str(folder), read_manifest(folder), LocalFiles(folder))
+    remote = open_remote_folder(place, access)
+    flag = access.flag("cache_dir")
     # The home folder is not looked at if the user named a folder.
-    folder = access.cache_dir or user_cache_folder("shards", "Set --data.cache_dir.")
-    make_writable_folder(folder, "--data.cache_dir")
-    files = RemoteFiles(store, ShardCache(folder, access.cache_bytes), access.fetch_retries)
-    return ShardSet(store.name, files.manifest(), files)
+    cache_dir = access.cache_dir or user_cache_folder("shards", f"Set {flag}.")
+    make_writable_folder(cache_dir, flag)
+    cache = ShardCache(cache_dir, access.cache_bytes, access.flag(""))
+    return ShardSet(remote.store.name, remote.manifest(), RemoteFiles(remote, cache))
+
+
+def open_remote_folder(address: str, access: AccessConfig) -> RemoteFolder:
+    """Return the folder of a set at an address. Nothing is downloaded yet.
+
+    Args:
+        address: address of the set.
+        access: how its files are downloaded.
+
+    Raises:
+        InputError: the address has one slash or contains a password.
+    """
+    if format_address(address) != address:
+        raise InputError(
+            f"{format_address(address)}: write the address with two slashes and without a password, because reports "
+            "and the files of runs contain the address. Set passwords in the store's own variables or in fsspec's "
+            "configuration."
+        )
+    return RemoteFolder(
+        Store(address, access.fetch_timeout_s, access.fetch_command), access.fetch_retries, access.flag("shards")
+    )

@@ -93,7 +93,7 @@ def test_a_shard_that_stays_bad_is_named(data: DataConfig, http_store: FaultySer
     http_store.fail_always(SHARD, fault)
     split, _ = open_splits(data)
     assert isinstance(split.source, RemoteFiles)
-    split.source.store.timeout_s = 0.2
+    split.source.folder.store.timeout_s = 0.2
     with pytest.raises(FetchError, match=rf"{SHARD}: 3 tries to download \d+ bytes of sha256 "):
         split.record(0)
     assert http_store.asked[SHARD] == 3
