@@ -7,7 +7,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,6 +17,7 @@ from upfield.common.stores.byte_ranges import RangeRequest
 from upfield.common.stores.transfer import NEVER, POLL_S, Transfer
 
 URL = "{url}"
+STREAM_BYTES = 1 << 20
 
 
 class CommandFailedError(Exception):
@@ -68,16 +69,26 @@ class CommandClient:
             if process.returncode:
                 raise CommandFailedError(_describe_failure(process.returncode, errors.fileno()))
 
-    def read(self, name: str) -> bytes:
-        """Read a small object.
+    def stream(self, name: str, transfer: Transfer) -> Iterator[bytes]:
+        """Yield the bytes of an object in order, once the command has ended.
 
         Raises:
             CommandFailedError: the command failed.
         """
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "object"
-            self.fetch(name, path, Transfer(float("inf"), None, NEVER))
-            return path.read_bytes()
+            self.fetch(name, path, transfer)
+            with path.open("rb") as file:
+                while chunk := file.read(STREAM_BYTES):
+                    yield chunk
+
+    def read(self, name: str) -> bytes:
+        """Read a small object.
+
+        Raises:
+            CommandFailedError: the command failed.
+        """
+        return b"".join(self.stream(name, Transfer(float("inf"), None, NEVER)))
 
     def fetch_ranges(self, name: str, requests: Sequence[RangeRequest], transfer: Transfer) -> list[bytes]:
         """Refuse to read parts of an object."""

@@ -1,6 +1,7 @@
 """A folder at an address, opened with fsspec, which has a package for every kind of store."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from upfield.common.stores.transfer import Transfer, run_together
 # uses: by default, s3fs holds 10 parts of 50 MiB of each file.
 PART_BYTES, PARTS_AT_ONCE = 16 * 2**20, 2
 REQUESTS_AT_ONCE = 16
+STREAM_BYTES = 2**20
 PACKAGES = {"s3": "'upfield[s3]'", "s3a": "'upfield[s3]'", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp"}
 PACKAGES |= {"https": "aiohttp", "az": "adlfs", "abfs": "adlfs"}
 
@@ -81,6 +83,27 @@ class FsspecClient:
         options = {"max_concurrency": 1} if self._is_s3 else {}
         copy = self._client._get_file(f"{self.root}/{name}", str(path), callback=Counter(), **options)
         transfer.run(copy, self._client.loop)
+
+    def stream(self, name: str, transfer: Transfer) -> Iterator[bytes]:
+        """Yield the bytes of an object in order, as they arrive."""
+        path = f"{self.root}/{name}"
+        if self._client.async_impl:
+            with suppress(NotImplementedError):
+                # The size is not needed, but some clients would ask for it.
+                file = transfer.run(self._client.open_async(path, "rb", size=0), self._client.loop)
+                yield from self._stream(file, transfer)
+                return
+        with self._client.open(path, "rb") as file:
+            while chunk := file.read(STREAM_BYTES):
+                transfer.check()
+                yield chunk
+
+    def _stream(self, file: Any, transfer: Transfer) -> Iterator[bytes]:
+        try:
+            while chunk := transfer.run(file.read(STREAM_BYTES), self._client.loop):
+                yield chunk
+        finally:
+            transfer.run(file.close(), self._client.loop)
 
     def fetch_ranges(self, name: str, requests: Sequence[RangeRequest], transfer: Transfer) -> list[bytes]:
         """Return the answer to each request.

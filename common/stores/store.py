@@ -5,7 +5,7 @@ Ray opens the storage of a sweep with Arrow. Code that must find the same files 
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from upfield.common.addresses import format_address
@@ -145,6 +145,26 @@ class Store:
         client = self._client()
         try:
             client.fetch(name, path, Transfer(self.timeout_s, most_bytes, stopped))
+        except Exception as error:
+            refuse_denied(f"{self.name}/{name}", "reading", "read", error)
+            raise
+
+    def stream(self, name: str, stopped: threading.Event = NEVER) -> Iterator[bytes]:
+        """Yield the bytes of an object in order, in chunks of any size, as they arrive. Only one chunk is in memory.
+
+        Args:
+            name: name of the object below the folder.
+            stopped: event that the caller sets to cancel the transfer.
+
+        Raises:
+            InputError: the address cannot be opened, or access is denied. A second attempt would fail too.
+            TransferCancelledError: `stopped` was set.
+            TimeoutError: no byte has arrived for `timeout_s`.
+            Exception: any other error of the store's client, unchanged. A second attempt may succeed.
+        """
+        client = self._client()
+        try:
+            yield from client.stream(name, Transfer(self.timeout_s, None, stopped))
         except Exception as error:
             refuse_denied(f"{self.name}/{name}", "reading", "read", error)
             raise

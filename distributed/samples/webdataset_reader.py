@@ -142,13 +142,13 @@ class _Stream:
                 yield from self._epoch(part, count)
 
     def _epoch(self, part: EpochPart, count: int) -> Iterator[Batch]:
-        import webdataset as wds
+        from webdataset.filters import batched
 
         owner = self._owner
         samples = stream_samples(
             owner.split, part.seed(owner.plan.seed), self._place, count * owner.share, owner.buffer_size
         )
-        collate = wds.batched(owner.share, collation_fn=lambda items: self._collate(items, part.epoch), partial=False)
+        collate = batched(owner.share, collation_fn=lambda items: self._collate(items, part.epoch), partial=False)
         return collate(samples)
 
     def _collate(self, items: list[Item], epoch: int) -> Batch:

@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upfield.common.errors import ShardSetError
+from upfield.sharding.shardset.remote_files import RemoteFiles
+from upfield.sharding.shardset.shard_files import LocalFiles
 from upfield.sharding.shardset.shard_index import MEMBERS
 from upfield.sharding.shardset.shard_split import ShardSplit
 
@@ -63,9 +65,9 @@ class StreamSeed:
 
 def shuffle_shards(num_shards: int, seed: StreamSeed) -> NDArray[np.int64]:
     """Return the shards `(num_shards,)` in the order in which the streams of an epoch divide them."""
-    import webdataset as wds
+    from webdataset.shardlists import SimpleShardList
 
-    names = wds.SimpleShardList([str(number) for number in range(num_shards)], seed=seed.of_shards())
+    names = SimpleShardList([str(number) for number in range(num_shards)], seed=seed.of_shards())
     return np.array([int(item["url"]) for item in names], dtype=np.int64)
 
 
@@ -88,7 +90,9 @@ def stream_samples(
         ShardSetError: a shard is missing, or does not hold the samples of its index.
         FetchError: a remote shard could not be fetched.
     """
-    import webdataset as wds
+    from webdataset.filters import shuffle
+    from webdataset.pipeline import DataPipeline
+    from webdataset.shardlists import SimpleShardList, split_by_node
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
     shards = {entry.name: number for number, entry in enumerate(split.entries)}
@@ -98,15 +102,15 @@ def stream_samples(
         # or obey variables WORKER and NUM_WORKERS that happen to be set.
         return itertools.islice(items, place.thread, None, place.num_threads)
 
-    pipeline = wds.DataPipeline(
-        wds.SimpleShardList(list(shards), seed=seed.of_shards()),
-        wds.split_by_node,
+    pipeline = DataPipeline(
+        SimpleShardList(list(shards), seed=seed.of_shards()),
+        split_by_node,
         split_by_thread,
         lambda items: _open_shards(items, split, shards),
         tar_file_expander,
         group_by_keys,
         lambda items: _number_samples(items, split, shards),
-        wds.shuffle(buffer_size, seed=seed.of_buffer(place)),
+        shuffle(buffer_size, seed=seed.of_buffer(place)),
     )
     return iter(pipeline.with_epoch(nsamples=num_samples))
 
@@ -167,6 +171,7 @@ def _open_shards(items: Iterable[Item], split: ShardSplit, shards: dict[str, int
 
 def _open_shard(split: ShardSplit, shard: int) -> BinaryIO:
     entry = split.entries[shard]
+    assert isinstance(split.source, LocalFiles | RemoteFiles)
     stream = os.fdopen(split.source.open(entry), "rb")
     stream.seek(0, io.SEEK_END)
     if (num_bytes := stream.tell()) != entry.bytes:

@@ -20,7 +20,7 @@ from upfield.common.stores.store_errors import describe_error, is_local
 from upfield.common.stores.transfer import NEVER, TransferCancelledError
 from upfield.sharding.shardset.manifest import MANIFEST, Manifest, hash_manifest, parse_manifest
 from upfield.sharding.shardset.shard_cache import FileIdentity, ShardCache
-from upfield.sharding.shardset.shard_files import OpenShards, Stretches
+from upfield.sharding.shardset.shard_files import OpenShards, SampleTable
 from upfield.sharding.shardset.shard_index import ShardEntry, ShardIndex, parse_index
 
 NUM_INDEX_FETCHES = 16
@@ -106,16 +106,15 @@ class RemoteFolder:
             self.store.fetch(name, part, entry.bytes if entry else None, stopped)
             check(part)
 
-        self.try_again(name, entry, download, stopped)
+        what = f"{entry.bytes} bytes of sha256 {entry.sha256}" if entry else "the file"
+        self.try_again(name, what, download, stopped)
 
-    def try_again(
-        self, name: str, entry: ShardEntry | None, attempt: Callable[[], T], stopped: threading.Event = NEVER
-    ) -> T:
+    def try_again(self, name: str, what: str, attempt: Callable[[], T], stopped: threading.Event = NEVER) -> T:
         """Return the result of `attempt`. If it raises an error that another try may fix, call it again after a pause.
 
         Args:
             name: name of the file that `attempt` downloads.
-            entry: shard whose tar this is, or None for other files.
+            what: what `attempt` downloads of the file, for the error message.
             attempt: function that downloads the file and checks it.
             stopped: event that the caller sets to cancel the download.
 
@@ -135,7 +134,6 @@ class RemoteFolder:
             except Exception as error:  # Each client has its own error classes, which cannot be imported here.
                 self._refuse_hopeless(name, error)
                 problem = describe_error(error)
-        what = f"{entry.bytes} bytes of sha256 {entry.sha256}" if entry else "the file"
         if command := self.store.command:
             what += f" with the command {command}"
         tries = f"{self.retries + 1} tries" if self.retries else "1 try"
@@ -180,8 +178,8 @@ class RemoteFiles:
         self.folder = folder
         self.cache = cache
         # If one reader cannot get its shard, the run ends, so the other readers stop waiting for theirs.
+        self.stopped = threading.Event()
         self._failure: FetchError | None = None
-        self._failed = threading.Event()
 
     def where(self, entry: ShardEntry) -> str:
         """Return the address of a shard's tar, for error messages."""
@@ -207,15 +205,15 @@ class RemoteFiles:
         Raises:
             FetchError: the shard could not be fetched.
         """
-        with self._share_failure():
+        with self.share_failure():
             return self.cache.open(
-                _tar(entry), lambda part: self._download_tar(entry, part, self._failed), self._failed
+                _tar(entry), lambda part: self._download_tar(entry, part, self.stopped), self.stopped
             )
 
-    def reader(self, entries: Sequence[ShardEntry], stretches: Stretches) -> OpenShards:
+    def reader(self, table: SampleTable) -> OpenShards:
         """Return a reader that opens the shards of a split in the cache."""
         # An evicted file occupies disk space for as long as it is open.
-        return OpenShards(self, entries, max_open_files=1)
+        return OpenShards(self, table.entries, max_open_files=1)
 
     def hold(self, entry: ShardEntry, stopped: threading.Event) -> int:
         """Return a descriptor of a shard that keeps it in the cache until the descriptor is released.
@@ -224,20 +222,21 @@ class RemoteFiles:
             FetchError: the shard could not be fetched.
             TransferCancelledError: `stopped` was set.
         """
-        with self._share_failure():
+        with self.share_failure():
             return self.cache.hold(_tar(entry), lambda part: self._download_tar(entry, part, stopped), stopped)
 
     def stop(self) -> None:
         """Cancel all transfers that threads are waiting for. After this call, no file can be read."""
-        self._failed.set()
+        self.stopped.set()
 
     @contextmanager
-    def _share_failure(self) -> Iterator[None]:
+    def share_failure(self) -> Iterator[None]:
+        """Cancel all transfers if one fails, and raise the error of that one for the transfers that are cancelled."""
         try:
             yield
         except FetchError as error:
             self._failure = self._failure or error
-            self._failed.set()
+            self.stopped.set()
             raise
         except TransferCancelledError:
             if self._failure:

@@ -6,7 +6,7 @@ single samples instead.
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -32,22 +32,38 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Stretch:
-    """All bytes of a sample in its tar, from the first byte of its first header to its last padding byte."""
+    """The bytes of one sample in its tar, from its first header to its last padding."""
 
-    key: str
-    """Key of the sample."""
     shard: int
-    """Number of the shard in its split."""
+    """Number of the shard in the split."""
     start: int
-    """Position of the first byte in the tar."""
+    """Position of the first byte."""
     end: int
     """Position after the last byte."""
-    crc32: int
-    """CRC-32 of the bytes."""
+    crc32: int | None
+    """CRC-32 of the bytes; None in sets of earlier versions."""
 
 
-Stretches = Callable[[Sequence[int]], list[Stretch]]
-"""Function that returns the stretch of each sample number of a split."""
+class SampleTable(Protocol):
+    """What a reader must know about the samples of a split. `ShardSplit` implements it."""
+
+    @property
+    def split(self) -> str:
+        """Name of the split."""
+        ...
+
+    @property
+    def entries(self) -> Sequence[ShardEntry]:
+        """Shards of the split."""
+        ...
+
+    def key(self, sample: int) -> str:
+        """Return a sample's key."""
+        ...
+
+    def stretches(self, samples: Sequence[int]) -> list[Stretch]:
+        """Return where the bytes of samples are, with their checksums."""
+        ...
 
 
 class SampleReader(Protocol):
@@ -55,10 +71,6 @@ class SampleReader(Protocol):
 
     def request(self, samples: Sequence[int]) -> None:
         """Announce that `read` will read these samples soon, in one call. Samples that are downloaded start to come."""
-        ...
-
-    def forget(self, samples: Sequence[int]) -> None:
-        """Take back a call of `request` whose samples will not be read."""
         ...
 
     def read(self, pieces: Iterable[Piece]) -> None:
@@ -81,8 +93,8 @@ class ShardFiles(Protocol):
         """Read the shards' indices."""
         ...
 
-    def reader(self, entries: Sequence[ShardEntry], stretches: Stretches) -> SampleReader:
-        """Return a reader of the split that has these shards and these stretches."""
+    def reader(self, table: SampleTable) -> SampleReader:
+        """Return a reader of the samples of a split."""
         ...
 
     def stop(self) -> None:
@@ -120,9 +132,6 @@ class OpenShards:
 
     def request(self, samples: Sequence[int]) -> None:
         """Do nothing, because files need no announcement."""
-
-    def forget(self, samples: Sequence[int]) -> None:
-        """Do nothing, as `request`."""
 
     def read(self, pieces: Iterable[Piece]) -> None:
         """Read pieces of samples into their targets.
@@ -197,9 +206,9 @@ class LocalFiles:
         except FileNotFoundError as error:
             raise ShardSetError(f"{path}: this shard is missing. Run upfield verify.") from error
 
-    def reader(self, entries: Sequence[ShardEntry], stretches: Stretches) -> OpenShards:
+    def reader(self, table: SampleTable) -> OpenShards:
         """Return a reader that opens the shards of a split."""
-        return OpenShards(self, entries, MAX_OPEN_FILES)
+        return OpenShards(self, table.entries, MAX_OPEN_FILES)
 
     def stop(self) -> None:
         """Do nothing, because nothing is transferred."""

@@ -71,12 +71,12 @@ def select_shards(manifest: Manifest, names: Iterable[str], place: str) -> Manif
 
 
 def _expand(place: str) -> Iterator[str]:
-    from braceexpand import UnbalancedBracesError, braceexpand
+    from braceexpand import braceexpand
 
     for part in place.split(SEPARATOR):
         try:
             yield from braceexpand(part)
-        except UnbalancedBracesError as error:
+        except ValueError as error:  # the class of the library's own errors
             raise InputError(f"{place}: the braces do not match ({error}). Correct data.shards.") from error
 
 

@@ -61,7 +61,7 @@ class ShardSplit:
         self._sizes = _joined([index.sizes for index in indices], (0, 3), np.int64)
         self._keys = _joined([index.keys for index in indices], (0,), np.bytes_)
         self._refuse_other_sizes()
-        self._reader = self.source.reader(self.entries, self.stretches)
+        self._reader = self.source.reader(self)
 
     def _refuse_other_sizes(self) -> None:
         """Compare the members' sizes with the shapes in the manifest, before anything is read by offset."""
@@ -89,12 +89,8 @@ class ShardSplit:
         """
         self._reader.request(np.asarray(samples, dtype=np.int64).tolist())
 
-    def forget(self, samples: Sequence[int] | NDArray[np.int64]) -> None:
-        """Take back a call of `request`, because these samples `(N,)` will not be read."""
-        self._reader.forget(np.asarray(samples, dtype=np.int64).tolist())
-
     def stretches(self, samples: Sequence[int]) -> list[Stretch]:
-        """Return the stretches of samples in their tars, with their checksums."""
+        """Return where the bytes of samples are, with their checksums."""
         raise NotImplementedError
 
     def record(self, sample: int) -> dict[str, Any]:
@@ -169,7 +165,7 @@ class ShardSplit:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Create a reader of the copy's own."""
         self.__dict__.update(state)
-        self._reader = self.source.reader(self.entries, self.stretches)
+        self._reader = self.source.reader(self)
 
 
 def _joined(arrays: list[NDArray[Any]], empty_shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
