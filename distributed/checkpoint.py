@@ -53,6 +53,8 @@ class TrainingProgress:
     """Seed of the sample order."""
     window_shards: int = 0
     """Number of shards whose samples are shuffled together."""
+    reader: str = "exact"
+    """Reader of the samples. Earlier versions had one."""
     hardware: str = ""
     """Number of processes and kind of device that trained last, and on a GPU the precision and the crop; empty in
     checkpoints of earlier versions."""
@@ -171,7 +173,7 @@ def refuse_other_order(checkpoint: Path, saved: TrainingProgress, fresh: Trainin
     Raises:
         InputError: the checkpoint was saved with another sample order.
     """
-    for name in ("data_sha256", "batch_size", "seed", "window_shards"):
+    for name in ("data_sha256", "batch_size", "seed", "window_shards", "reader"):
         theirs, ours = getattr(saved, name), getattr(fresh, name)
         if theirs != ours:
             raise InputError(

@@ -37,7 +37,9 @@ from upfield.distributed.preconditions import (
     warn_of_emulation,
 )
 from upfield.distributed.process_group import expected_world_size, make_accelerator
-from upfield.distributed.samples.reader import BatchPlan, TrainingBatches
+from upfield.distributed.samples.reader import BatchPlan, count_readers
+from upfield.distributed.samples.sources import Batches, plan_batches
+from upfield.distributed.samples.webdataset_reader import StreamedBatches
 from upfield.distributed.weight_average import WeightAverage
 from upfield.model.activation_memory import MemoryPlan
 from upfield.model.configuration import Checkpointing
@@ -68,7 +70,7 @@ class TrainingRun:
 
     config: TrainConfig
     accelerator: Accelerator
-    batches: TrainingBatches
+    batches: Batches
     validation: ShardSplit
     learner: Learner
     wrapped: torch.nn.Module
@@ -113,12 +115,12 @@ def _open_run(config: TrainConfig) -> TrainingRun:
     accelerator = make_accelerator(config.run, world_size)
     # Some configurations of Accelerate turn TF32 on.
     use_exact_float32()
-    split, validation = run_on_all_processes(lambda: open_data(config))
+    split, validation = run_on_all_processes(lambda: open_data(config, world_size))
     start, lock = claim_folder(config, split.manifest)
     if accelerator.device.type == "cpu":
         choose_and_record_threads(start.progress, world_size)
     order = (config.run.seed, config.data.batch_size, config.data.window_shards, config.data.augment)
-    batches = TrainingBatches(split, BatchPlan(*order, accelerator.process_index, world_size))
+    batches = plan_batches(config.data, split, BatchPlan(*order, accelerator.process_index, world_size))
     total_steps = count_steps(config.run, batches.steps_per_epoch)
     plan = choose_and_record_memory_plan(config, split.manifest, accelerator, start.progress)
     network = build_network(config, split.manifest, accelerator, plan.checkpointing)
@@ -178,6 +180,7 @@ def find_start(config: TrainConfig, manifest: Manifest) -> ResumePoint:
         batch_size=config.data.batch_size,
         seed=config.run.seed,
         window_shards=config.data.window_shards,
+        reader=config.data.reader,
     )
     return find_resume_point(config.run.out, config.run.resume, fresh)
 
@@ -265,6 +268,8 @@ def announce(run: TrainingRun) -> None:
     if progress.activation_checkpointing != "none":
         summary += f", activation checkpointing {progress.activation_checkpointing}"
     say(summary)
+    if isinstance(run.batches, StreamedBatches):
+        say(run.batches.describe(count_readers(run.config.data, run.accelerator.device.type == "cuda")))
     warn_of_emulation(run.config.run.precision, run.accelerator.device)
     threads, most = progress.threads, progress.most_threads
     if threads < most and not chosen_threads():

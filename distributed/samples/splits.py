@@ -22,7 +22,7 @@ def open_splits(data: DataConfig) -> tuple[ShardSplit, ShardSplit]:
         RunError: a store does not respond correctly.
     """
     shards = open_set(data.shards, data)
-    if shards.is_remote:
+    if shards.is_remote and data.reader == "exact":
         refuse_small_cache(data, shards.manifest)
     return shards.split("train"), shards.split("val")
 

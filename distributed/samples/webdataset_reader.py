@@ -5,6 +5,7 @@ equally many steps. A stream whose shards hold more samples leaves out the rest,
 its shards again. Another epoch divides the shards in another way.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,9 +15,17 @@ import numpy as np
 import torch
 
 from upfield.common.errors import InputError
-from upfield.distributed.configuration import AugmentConfig
+from upfield.distributed.configuration import AugmentConfig, DataConfig
 from upfield.distributed.samples.augment import augment_pair
-from upfield.distributed.samples.reader import Allocator, Batch, BatchPlan, BufferPool, allocate_page_locked
+from upfield.distributed.samples.reader import (
+    Allocator,
+    Batch,
+    BatchPlan,
+    BufferPool,
+    allocate_page_locked,
+    count_readers,
+)
+from upfield.distributed.samples.splits import VALIDATION_SHARDS, sum_largest
 from upfield.distributed.samples.webdataset_stream import (
     NUMBER,
     Item,
@@ -26,7 +35,11 @@ from upfield.distributed.samples.webdataset_stream import (
     shuffle_shards,
     stream_samples,
 )
+from upfield.sharding.shardset.remote_files import RemoteFiles
 from upfield.sharding.shardset.shard_split import ShardSplit
+
+# A stream reads one shard, and downloads the next one.
+SHARDS_AT_ONCE = 2
 
 
 class StreamedBatches:
@@ -187,21 +200,28 @@ def _read_in_turn(
             stream.close()
 
 
-def refuse_few_shards(split: ShardSplit, world_size: int, num_workers: int) -> None:
-    """Check that each stream has a shard.
+def refuse_unfit_streams(data: DataConfig, split: ShardSplit, world_size: int) -> None:
+    """Check that each stream has a shard, and that the cache can hold the shards that are downloaded at once.
 
     Args:
+        data: part `data` of the configuration.
         split: training split.
         world_size: number of processes.
-        num_workers: number of threads of each process that read in advance.
 
     Raises:
-        InputError: there are fewer shards than streams.
+        InputError: there are fewer shards than streams, or the cache is too small.
     """
-    num_threads = max(1, num_workers)
+    num_threads = max(1, count_readers(data, torch.cuda.is_available()))
     if len(split.entries) < world_size * num_threads:
         raise InputError(
-            f"{split.root}: expected at least {world_size * num_threads} training shards for data.reader webdataset, "
-            f"one for each thread of {world_size} processes with {num_threads} threads (data.num_workers), found "
-            f"{len(split.entries)}. Use fewer processes or threads, smaller shards, or --data.reader exact."
+            f"{split.root}: the webdataset reader needs at least {world_size * num_threads} training shards, one for "
+            f"each of {world_size} processes x {num_threads} threads (data.num_workers), found {len(split.entries)}. "
+            "Use fewer processes or threads, build the set with smaller shards, or choose --data.reader exact."
+        )
+    num_shards = SHARDS_AT_ONCE * num_threads * int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    needed = sum_largest(split.entries, num_shards) + sum_largest(split.manifest.shards("val"), VALIDATION_SHARDS)
+    if isinstance(split.source, RemoteFiles) and needed > data.cache_bytes:
+        raise InputError(
+            f"data.cache_bytes: expected at least {needed}, for {num_shards} training shards and {VALIDATION_SHARDS} "
+            f"validation shards, found {data.cache_bytes}. Raise --data.cache_bytes."
         )

@@ -10,6 +10,9 @@ from upfield.sharding.shardset.manifest import Manifest
 # The items of a list are joined by `::`, and each item may have braces.
 SEPARATOR = "::"
 LIST = re.compile(r"\.tar}*$")
+RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
+# The library that expands braces holds each range in memory.
+MOST_SHARDS = 10**6
 SHARD = re.compile(r"(?:(?P<root>.*)/)?(?P<name>train/[^/]+)\.tar")
 
 
@@ -73,11 +76,17 @@ def select_shards(manifest: Manifest, names: Iterable[str], place: str) -> Manif
 def _expand(place: str) -> Iterator[str]:
     from braceexpand import braceexpand
 
+    for first, last in RANGE.findall(place):
+        if abs(int(last) - int(first)) > MOST_SHARDS:
+            raise InputError(
+                f"{place}: the range {first}..{last} has more than {MOST_SHARDS} shards. Correct the list, or name the "
+                "folder or address of the set."
+            )
     for part in place.split(SEPARATOR):
         try:
             yield from braceexpand(part)
         except ValueError as error:  # the class of the library's own errors
-            raise InputError(f"{place}: the braces do not match ({error}). Correct data.shards.") from error
+            raise InputError(f"{place}: the braces of this list do not match. Correct data.shards.") from error
 
 
 def _parse(place: str, shard: str) -> re.Match[str]:
