@@ -58,5 +58,6 @@ def cut_ranges(ranges: Sequence[ByteRange], requests: Sequence[RangeRequest], an
         view = memoryview(answer)
         for number in request.members:
             start, end = ranges[number]
-            parts[number] = bytes(view[start - request.start : end - request.start])
+            whole = end - start == len(answer)
+            parts[number] = answer if whole else bytes(view[start - request.start : end - request.start])
     return parts

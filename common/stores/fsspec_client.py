@@ -1,5 +1,6 @@
 """A folder at an address, opened with fsspec, which has a package for every kind of store."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -9,15 +10,23 @@ from upfield.common.addresses import format_address
 from upfield.common.errors import InputError
 from upfield.common.stores.byte_ranges import RangeRequest
 from upfield.common.stores.store_errors import RangesIgnoredError, bad_address
-from upfield.common.stores.transfer import Transfer, run_together
+from upfield.common.stores.transfer import PART_BYTES, PARTS_AT_ONCE, Transfer, run_together
 
-# A file is sent in parts of this size, and S3 accepts 10,000 parts. The two values limit the memory that a transfer
-# uses: by default, s3fs holds 10 parts of 50 MiB of each file.
-PART_BYTES, PARTS_AT_ONCE = 16 * 2**20, 2
 REQUESTS_AT_ONCE = 16
 STREAM_BYTES = 2**20
-PACKAGES = {"s3": "'upfield[s3]'", "s3a": "'upfield[s3]'", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp"}
-PACKAGES |= {"https": "aiohttp", "az": "adlfs", "abfs": "adlfs"}
+PACKAGES: dict[str, str] = {
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "http": "aiohttp",
+    "https": "aiohttp",
+}
+PACKAGES |= {"az": "adlfs", "abfs": "adlfs", "abfss": "adlfs"}
+# Schemes of one kind of store, for which fsspec's configuration may hold options.
+FAMILIES = (("s3", "s3a"), ("gs", "gcs"), ("az", "abfs", "abfss"), ("http", "https"))
+# Variables of stores that only fsspec's clients know.
+VARIABLES: dict[str, str] = dict.fromkeys(("az", "abfs", "abfss"), "AZURE_STORAGE_CONNECTION_STRING")
 
 
 class FsspecClient:
@@ -73,7 +82,7 @@ class FsspecClient:
 
         class Counter(Callback):
             def relative_update(self, inc: int = 1) -> None:
-                transfer.num_bytes += inc
+                transfer.add(inc)
 
         if not self._client.async_impl:
             # The transfer of a synchronous client cannot be cancelled. The client may have its own time limits.
@@ -95,7 +104,7 @@ class FsspecClient:
                 return
         with self._client.open(path, "rb") as file:
             while chunk := file.read(STREAM_BYTES):
-                transfer.check()
+                transfer.refuse_stopped()
                 yield chunk
 
     def _stream(self, file: Any, transfer: Transfer) -> Iterator[bytes]:
@@ -117,7 +126,7 @@ class FsspecClient:
         else:
             answers = []
             for request in requests:
-                transfer.check()
+                transfer.refuse_stopped()
                 answers.append(self._client.cat_file(path, start=request.start, end=request.end))
         if any(len(answer) > request.num_bytes for request, answer in zip(requests, answers, strict=True)):
             raise RangesIgnoredError(f"{format_address(self.address)}/{name}")
@@ -126,10 +135,22 @@ class FsspecClient:
     async def _fetch_ranges(self, path: str, requests: Sequence[RangeRequest], transfer: Transfer) -> list[bytes]:
         async def fetch(request: RangeRequest) -> bytes:
             answer = await self._client._cat_file(path, start=request.start, end=request.end)
-            transfer.num_bytes += len(answer)
+            transfer.add(len(answer))
             return answer
 
         return await run_together(fetch, requests, REQUESTS_AT_ONCE)
+
+
+def is_configured(address: str) -> bool:
+    """Return whether the user has set options of fsspec for this kind of address, which other clients do not know.
+
+    They are in variables such as `FSSPEC_S3_ENDPOINT_URL` or in files in `~/.config/fsspec`.
+    """
+    import fsspec.config
+
+    scheme = address.partition("://")[0]
+    family = next((family for family in FAMILIES if scheme in family), (scheme,))
+    return VARIABLES.get(scheme, "") in os.environ or any(fsspec.config.conf.get(name) for name in family)
 
 
 def open_with_fsspec(address: str) -> tuple[Any, str]:

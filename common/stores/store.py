@@ -10,13 +10,16 @@ from pathlib import Path
 
 from upfield.common.addresses import format_address
 from upfield.common.errors import RunError
+from upfield.common.stores import obstore_client
 from upfield.common.stores.byte_ranges import ByteRange, cut_ranges, join_ranges
 from upfield.common.stores.command_client import CommandClient
-from upfield.common.stores.fsspec_client import FsspecClient
+from upfield.common.stores.fsspec_client import FsspecClient, is_configured
+from upfield.common.stores.obstore_client import ObstoreClient
 from upfield.common.stores.store_errors import refuse_denied, store_errors
 from upfield.common.stores.transfer import NEVER, Transfer
 
 STALL_S = 60.0
+Client = ObstoreClient | FsspecClient | CommandClient
 
 
 class Store:
@@ -36,7 +39,7 @@ class Store:
         self.command = command
         # Clients by process id. A forked process keeps its parent's client, because closing the client would wait for
         # threads that a fork does not copy.
-        self._clients: dict[int, FsspecClient | CommandClient] = {}
+        self._clients: dict[int, Client] = {}
 
     @property
     def name(self) -> str:
@@ -203,8 +206,19 @@ class Store:
                 )
         return cut_ranges(ranges, requests, answers)
 
-    def _client(self) -> FsspecClient | CommandClient:
+    def _client(self) -> Client:
         if os.getpid() not in self._clients:
-            client = CommandClient(self.address, self.command) if self.command else FsspecClient(self.address)
-            self._clients[os.getpid()] = client
+            self._clients[os.getpid()] = _open_client(self.address, self.timeout_s, self.command)
         return self._clients[os.getpid()]
+
+
+def _open_client(address: str, timeout_s: float, command: str | None) -> Client:
+    """Open an address with obstore, which is faster, or with fsspec if obstore cannot serve this address.
+
+    A command of the user takes the place of both.
+    """
+    if command is not None:
+        return CommandClient(address, command)
+    if obstore_client.can_open(address) and not is_configured(address):
+        return ObstoreClient(address, timeout_s)
+    return FsspecClient(address)

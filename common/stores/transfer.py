@@ -8,6 +8,9 @@ from concurrent.futures import wait
 from typing import TypeVar
 
 POLL_S = 0.1
+# A file is sent in parts of this size, and S3 accepts 10,000 parts. The two values limit the memory that an upload
+# uses: by default, s3fs holds 10 parts of 50 MiB of each file.
+PART_BYTES, PARTS_AT_ONCE = 16 * 2**20, 2
 NEVER = threading.Event()
 
 Item = TypeVar("Item")
@@ -19,13 +22,13 @@ class TransferCancelledError(Exception):
 
 
 class Transfer:
-    """The limits of a transfer, and the number of bytes that have arrived."""
+    """The limits of a transfer, and the number of bytes that have moved so far."""
 
-    def __init__(self, timeout_s: float, most_bytes: int | None, stopped: threading.Event) -> None:
+    def __init__(self, timeout_s: float, most_bytes: int | None = None, stopped: threading.Event = NEVER) -> None:
         """Store the limits.
 
         Args:
-            timeout_s: time in seconds after which the transfer fails if no byte arrives.
+            timeout_s: time in seconds after which the transfer fails if no byte moves.
             most_bytes: the transfer fails if more bytes arrive.
             stopped: event that the caller sets to cancel the transfer.
         """
@@ -33,21 +36,30 @@ class Transfer:
         self.most_bytes = most_bytes
         self.stopped = stopped
         self.num_bytes = 0
-        """Number of bytes that have arrived. The client counts them."""
+
+    def add(self, num_bytes: int) -> None:
+        """Count bytes that have moved. The client calls this.
+
+        Raises:
+            ValueError: more than `most_bytes` have arrived.
+        """
+        self.num_bytes += num_bytes
+        if self.most_bytes is not None and self.num_bytes > self.most_bytes:
+            raise ValueError(f"more than {self.most_bytes} bytes")
 
     def run(self, coroutine: Coroutine[object, object, Result], loop: asyncio.AbstractEventLoop) -> Result:
         """Run a coroutine in the thread of an event loop, and wait for its result.
 
         Raises:
             TransferCancelledError: `stopped` was set.
-            TimeoutError: no byte has arrived for `timeout_s`.
+            TimeoutError: no byte has moved for `timeout_s`.
             Exception: any error of the coroutine.
         """
         transfer = asyncio.run_coroutine_threadsafe(coroutine, loop)
         before, since_s = 0, time.monotonic()
         try:
             while not wait([transfer], POLL_S).done:
-                self.check()
+                self.refuse_stopped()
                 if self.num_bytes != before:
                     before, since_s = self.num_bytes, time.monotonic()
                 elif time.monotonic() - since_s > self.timeout_s:
@@ -56,17 +68,10 @@ class Transfer:
             transfer.cancel()
         return transfer.result()
 
-    def check(self) -> None:
-        """Raise an error if the caller has cancelled the transfer, or if too many bytes have arrived.
-
-        Raises:
-            TransferCancelledError: `stopped` was set.
-            ValueError: more than `most_bytes` have arrived.
-        """
+    def refuse_stopped(self) -> None:
+        """Raise TransferCancelledError if `stopped` was set."""
         if self.stopped.is_set():
             raise TransferCancelledError
-        if self.most_bytes is not None and self.num_bytes > self.most_bytes:
-            raise ValueError(f"more than {self.most_bytes} bytes")
 
 
 async def run_together(call: Callable[[Item], Awaitable[Result]], items: Iterable[Item], at_once: int) -> list[Result]:

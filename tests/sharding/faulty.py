@@ -93,7 +93,7 @@ class FaultyServer:
                 name = "/".join(self.path.partition("?")[0].split("/")[-2:])
                 server.asked[name] += 1
                 fault = next(server._faults[name], "")
-                asked = dict(self.headers)
+                asked = {key.title(): value for key, value in self.headers.items()}
                 if server.ignores_ranges:
                     asked.pop("Range", None)
                 code, headers, body = server.answer(self.path, asked)

@@ -121,7 +121,10 @@ def test_training_reads_the_same_and_keeps_the_cache_small(
     [
         ("https://user:secret@host/set", r"^https://host/set: write the address .*without a password"),
         ("s3:/bucket/set", r"^s3://bucket/set: write the address with two slashes"),
-        ("gs://bucket/set", r"^gs://bucket/set: the package for gs:// is missing .*pip install gcsfs"),
+        (
+            "sftp://host/set",
+            r"^sftp://host/set: the package for sftp:// is missing .*Install the package that it names\.",
+        ),
         ("nonsense://bucket/set", r"^nonsense://bucket/set: this is not an address such as s3://bucket/folder"),
     ],
 )
