@@ -14,7 +14,7 @@ from typing import NoReturn
 from upfield.common.addresses import format_address
 from upfield.common.errors import InputError
 from upfield.common.stores.byte_ranges import RangeRequest
-from upfield.common.stores.transfer import NEVER, POLL_S, Transfer
+from upfield.common.stores.transfer import POLL_S, Transfer
 
 URL = "{url}"
 STREAM_BYTES = 1 << 20
@@ -88,7 +88,7 @@ class CommandClient:
         Raises:
             CommandFailedError: the command failed.
         """
-        return b"".join(self.stream(name, Transfer(float("inf"), None, NEVER)))
+        return b"".join(self.stream(name, Transfer(float("inf"))))
 
     def fetch_ranges(self, name: str, requests: Sequence[RangeRequest], transfer: Transfer) -> list[bytes]:
         """Refuse to read parts of an object."""
@@ -128,12 +128,12 @@ def _wait(process: "subprocess.Popen[bytes]", output: int, transfer: Transfer) -
         try:
             process.wait(POLL_S)
         except subprocess.TimeoutExpired:
-            arrived = os.fstat(output).st_size
-            if arrived != transfer.num_bytes:
-                transfer.num_bytes, since_s = arrived, time.monotonic()
-            transfer.check()
-            if time.monotonic() - since_s > transfer.timeout_s:
-                raise TimeoutError(f"no data for {transfer.timeout_s:g} s after {arrived} bytes") from None
+            transfer.refuse_stopped()
+            if arrived := os.fstat(output).st_size - transfer.num_bytes:
+                transfer.add(arrived)
+                since_s = time.monotonic()
+            elif time.monotonic() - since_s > transfer.timeout_s:
+                raise TimeoutError(f"no data for {transfer.timeout_s:g} s after {transfer.num_bytes} bytes") from None
         else:
             return
 
