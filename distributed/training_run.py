@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch.nn.parallel import DistributedDataParallel
 
+from upfield.common.addresses import is_remote
 from upfield.common.command import read_yaml, to_tree, to_yaml
 from upfield.common.cores import chosen_threads, most_threads, num_threads
 from upfield.common.environment.settling import recorded_environment, refuse_environment, settle_environment
@@ -37,9 +38,9 @@ from upfield.distributed.preconditions import (
     warn_of_emulation,
 )
 from upfield.distributed.process_group import expected_world_size, make_accelerator
-from upfield.distributed.samples.reader import BatchPlan, count_readers
-from upfield.distributed.samples.sources import Batches, plan_batches
-from upfield.distributed.samples.webdataset_reader import StreamedBatches
+from upfield.distributed.samples.groups import default_groups
+from upfield.distributed.samples.reader import BatchPlan
+from upfield.distributed.samples.sources import Batches, describe_batches, plan_batches
 from upfield.distributed.weight_average import WeightAverage
 from upfield.model.activation_memory import MemoryPlan
 from upfield.model.configuration import Checkpointing
@@ -119,8 +120,10 @@ def _open_run(config: TrainConfig) -> TrainingRun:
     start, lock = claim_folder(config, split.manifest)
     if accelerator.device.type == "cpu":
         choose_and_record_threads(start.progress, world_size)
-    order = (config.run.seed, config.data.batch_size, config.data.window_shards, config.data.augment)
-    batches = plan_batches(config.data, split, BatchPlan(*order, accelerator.process_index, world_size))
+    data, rank = config.data, accelerator.process_index
+    order = (config.run.seed, data.batch_size, data.window_shards, data.augment)
+    batch_plan = BatchPlan(*order, rank, world_size, start.progress.groups, data.mix)
+    batches = run_on_all_processes(lambda: plan_batches(data, split, batch_plan))
     total_steps = count_steps(config.run, batches.steps_per_epoch)
     plan = choose_and_record_memory_plan(config, split.manifest, accelerator, start.progress)
     network = build_network(config, split.manifest, accelerator, plan.checkpointing)
@@ -180,9 +183,12 @@ def find_start(config: TrainConfig, manifest: Manifest) -> ResumePoint:
         batch_size=config.data.batch_size,
         seed=config.run.seed,
         window_shards=config.data.window_shards,
+        groups=default_groups(config.data, is_remote(str(config.data.shards))),
+        mix=config.data.mix.to_record(),
         reader=config.data.reader,
     )
-    return find_resume_point(config.run.out, config.run.resume, fresh)
+    # A run goes on with its groups, for example from a local copy of its remote set.
+    return find_resume_point(config.run.out, config.run.resume, fresh, keep_groups=config.data.groups is None)
 
 
 def choose_and_record_threads(progress: TrainingProgress, world_size: int) -> None:
@@ -268,8 +274,8 @@ def announce(run: TrainingRun) -> None:
     if progress.activation_checkpointing != "none":
         summary += f", activation checkpointing {progress.activation_checkpointing}"
     say(summary)
-    if isinstance(run.batches, StreamedBatches):
-        say(run.batches.describe(count_readers(run.config.data, run.accelerator.device.type == "cuda")))
+    for line in describe_batches(run.batches, run.config.data, run.accelerator.device.type == "cuda"):
+        say(line)
     warn_of_emulation(run.config.run.precision, run.accelerator.device)
     threads, most = progress.threads, progress.most_threads
     if threads < most and not chosen_threads():

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from upfield.common.errors import InputError
 from upfield.distributed.configuration import AugmentConfig, DataConfig
@@ -25,6 +26,7 @@ from upfield.distributed.samples.reader import (
     allocate_page_locked,
     count_readers,
 )
+from upfield.distributed.samples.sample_classes import find_classes
 from upfield.distributed.samples.splits import VALIDATION_SHARDS, sum_largest
 from upfield.distributed.samples.webdataset_stream import (
     NUMBER,
@@ -56,8 +58,14 @@ class StreamedBatches:
         self.split = split
         self.plan = plan
         self.buffer_size = buffer_size
+        self.classes = find_classes(split, plan.mix)
+        """Classes whose shares are logged."""
         self.steps_per_epoch = split.num_samples // plan.batch_size
         self.share = plan.batch_size // plan.world_size
+
+    def shares(self, samples: NDArray[np.int64]) -> dict[str, float]:
+        """Compute the share of each class among samples `(N,)`, by name for the log."""
+        return {name: share for classes in self.classes for name, share in classes.shares(samples).items()}
 
     def load(self, steps: range, num_workers: int, prefetch: int, pin_memory: bool) -> Generator[Batch, None, None]:
         """Yield the batches of the global steps `steps`. Every rank must use the same steps.

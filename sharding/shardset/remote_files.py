@@ -106,8 +106,7 @@ class RemoteFolder:
             self.store.fetch(name, part, entry.bytes if entry else None, stopped)
             check(part)
 
-        what = f"{entry.bytes} bytes of sha256 {entry.sha256}" if entry else "the file"
-        self.try_again(name, what, download, stopped)
+        self.try_again(name, describe_shard(entry) if entry else "the file", download, stopped)
 
     def try_again(self, name: str, what: str, attempt: Callable[[], T], stopped: threading.Event = NEVER) -> T:
         """Return the result of `attempt`. If it raises an error that another try may fix, call it again after a pause.
@@ -287,6 +286,11 @@ def parse_fitting_index(data: bytes, where: str, entry: ShardEntry) -> ShardInde
     if len(index.keys) != entry.samples or (offsets != expected).any() or room.sum() > entry.bytes:
         raise ShardSetError(f"{where}: the index does not fit its tar of {entry.bytes} bytes. Build the set again.")
     return index
+
+
+def describe_shard(entry: ShardEntry) -> str:
+    """Return what a download of a shard must bring, for error messages."""
+    return f"{entry.bytes} bytes of sha256 {entry.sha256}"
 
 
 def backoff_s(attempt: int) -> float:

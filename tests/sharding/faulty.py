@@ -4,6 +4,7 @@ import itertools
 import re
 import threading
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -12,13 +13,17 @@ from pathlib import Path
 
 Answer = tuple[int, dict[str, str], bytes]
 FAULTS = ("error", "stall", "truncation", "corruption")
+SLOW_BYTES, SLOW_S = 20_000, 0.1
+DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+EXPIRED = b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
+REFUSALS: dict[str, "Answer"] = {"error": (500, {}, b"no"), "denied": (403, {}, DENIED), "expired": (400, {}, EXPIRED)}
 
 
 def from_folder(root: Path) -> Callable[[str, dict[str, str]], Answer]:
     """Answer with the files of a folder, or with the range of bytes that was requested."""
 
     def answer(path: str, headers: dict[str, str]) -> Answer:
-        file = root / path.lstrip("/")
+        file = root / urllib.parse.unquote(path.partition("?")[0]).lstrip("/")
         if not file.is_file():
             return 404, {}, b""
         data, asked = file.read_bytes(), re.fullmatch(r"bytes=(\d+)-(\d+)", headers.get("Range", ""))
@@ -60,6 +65,7 @@ class FaultyServer:
         self.answer = answer
         self.asked: Counter[str] = Counter()
         self.sent_bytes: Counter[str] = Counter()
+        self.last_headers: dict[str, str] = {}
         self.ignores_ranges = False
         self.stalled = threading.Event()
         self.released = threading.Event()
@@ -85,29 +91,35 @@ class FaultyServer:
         self._thread.join()
         self._server.server_close()
 
+    def plan(self, name: str, path: str, headers: dict[str, str]) -> tuple[str, Answer]:
+        """Count a request. Return its planned fault, or "", and the answer, which this fault may have changed."""
+        self.asked[name] += 1
+        self.last_headers = {key.title(): value for key, value in headers.items()}
+        if self.ignores_ranges:
+            self.last_headers.pop("Range", None)
+        fault = next(self._faults[name], "")
+        code, sent, body = self.answer(path, self.last_headers)
+        if fault == "corruption":
+            middle = len(body) // 2
+            body = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
+        return fault, REFUSALS.get(fault, (code, sent, body))
+
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         server = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 name = "/".join(self.path.partition("?")[0].split("/")[-2:])
-                server.asked[name] += 1
-                fault = next(server._faults[name], "")
-                asked = {key.title(): value for key, value in self.headers.items()}
-                if server.ignores_ranges:
-                    asked.pop("Range", None)
-                code, headers, body = server.answer(self.path, asked)
-                if fault == "error":
-                    code, headers, body = 500, {}, b"no"
-                elif fault == "corruption":
-                    middle = len(body) // 2
-                    body = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
+                fault, (code, headers, body) = server.plan(name, self.path, dict(self.headers))
                 self.send_response(code)
                 for key, value in headers.items():
                     if key.lower() in ("content-type", "content-range", "etag", "last-modified"):
                         self.send_header(key, value)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
+                if fault == "slow":
+                    self.send_slowly(body)
+                    return
                 half = fault in ("stall", "truncation", "gate")
                 server.sent_bytes[name] += len(body) // 2 if half else len(body)
                 self.wfile.write(body[: len(body) // 2] if half else body)
@@ -117,6 +129,12 @@ class FaultyServer:
                     server.released.wait()
                 if fault == "gate":
                     self.wfile.write(body[len(body) // 2 :])
+
+            def send_slowly(self, body: bytes) -> None:
+                for start in range(0, len(body), SLOW_BYTES):
+                    self.wfile.write(body[start : start + SLOW_BYTES])
+                    self.wfile.flush()
+                    server.released.wait(SLOW_S)
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
                 pass

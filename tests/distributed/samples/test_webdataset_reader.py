@@ -235,6 +235,11 @@ def test_too_few_shards_and_a_small_cache_are_refused(data: DataConfig, split: S
         (["--data.fetch_command", "s5cmd cat"], "expected a program with {url} in place of the file's address"),
         (["--data.fetch_command", "s5cmd 'cat {url}"], "cannot be split into words (No closing quotation)"),
         (["--data.fetch_command", "cat {url}"], "is in a folder, so nothing is downloaded. Leave the command out"),
+        (
+            ["--data.groups", "4"],
+            "belongs to the exact order and cannot be combined with data.reader webdataset. Leave",
+        ),
+        (["--data.mix", "{kind: {real: 1.0}}"], "Leave out --data.mix, or choose --data.reader exact."),
         (["--data.shuffle_buffer", "0"], "data.shuffle_buffer: expected at least 1, found 0"),
     ],
 )
