@@ -11,15 +11,13 @@ from pathlib import Path
 from nvidia.dali import fn, pipeline_def, types
 
 tars = sorted(str(path) for path in Path(sys.argv[1], "train").glob("*.tar"))
+indices = [tar.removesuffix(".tar") + ".idx" for tar in tars]
 
 
 @pipeline_def(batch_size=4, num_threads=2, device_id=None)
 def read_pairs():
-    pair = fn.readers.webdataset(
-        paths=tars, index_paths=[f"{tar[:-4]}.idx" for tar in tars], ext=["low.npy", "high.npy"]
-    )
+    pair = fn.readers.webdataset(paths=tars, index_paths=indices, ext=["low.npy", "high.npy"], random_shuffle=True)
     return tuple(fn.decoders.numpy(member, dtype=types.FLOAT16) for member in pair)
 
 
-low, high = read_pairs().run()
-print(low.shape(), high.shape(), low.dtype)
+print([(images.shape(), images.dtype) for images in read_pairs().run()])

@@ -247,10 +247,10 @@ class AccessConfig:
     """Folder in which downloaded shards are kept for all processes of the node and for later runs. Use a local disk,
     because a network drive is no faster than the store. The default is `~/.cache/upfield/shards`."""
     cache_bytes: int = 50_000_000_000
-    """Maximum size of `cache_dir` in bytes. The least recently used shards are evicted first. The cache must hold at
-    least two windows of shards. If it holds the whole set, each shard is downloaded only once. Otherwise, shards are
-    downloaded again in each epoch. The default holds twenty windows of 16 shards of 150 MB, and most nodes have that
-    much free space."""
+    """Maximum size of `cache_dir` in bytes. The least recently used shards are evicted first. In training, the cache
+    must hold two windows of shards of each group that the node reads. If it holds all shards of these groups, each
+    shard is downloaded only once. Otherwise, shards are downloaded again in each epoch. The default holds twenty
+    windows of 16 shards of 150 MB, and most nodes have that much free space."""
     fetch_retries: int = 5
     """Number of retries if a download fails or the downloaded file does not match the manifest. The pause before the
     first retry is half a second at most, and each further pause is twice as long. More retries survive longer outages.
@@ -258,6 +258,13 @@ class AccessConfig:
     fetch_timeout_s: float = 60.0
     """Time in seconds after which a transfer that receives no data is tried again. A shorter timeout detects stalls
     sooner. A longer timeout tolerates stores that respond slowly."""
+    fetch: Literal["shards", "samples"] = "shards"
+    """What is downloaded from a remote set. `shards` downloads whole shards and keeps them in `cache_dir`, so a later
+    epoch or run reads them from the disk. `samples` downloads single samples shortly before they are read, and keeps
+    none of them. Choose it for a set that does not fit the cache, or to read few samples of a large set. The store must
+    answer requests for ranges of bytes, and the set must have checksums of its samples. Each process sends up to 32
+    requests at once. It holds 64 MiB of samples in memory before they are read, or `prefetch` + 1 batches if these are
+    larger. The order of the samples does not depend on this key, and it has no effect on a set in a folder."""
 
     fetch_command: str | None = None
     """Command that downloads a file and writes it to its standard output, for example `s5cmd cat {url}` or

@@ -9,10 +9,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from upfield.common.addresses import format_address, is_remote
 from upfield.common.errors import ShardSetError
 from upfield.sharding.shardset.sample_key import SPLITS
 from upfield.sharding.shardset.shard_index import ShardEntry
+from upfield.sharding.shardset.split_index import IndexEntry
 
 FORMAT = "upfield-shards"
 VERSION = 2
@@ -75,6 +75,11 @@ class Manifest:
         tree = self.tree | {"splits": splits | {"train": train}}
         left = sorted((entry for split in SPLITS for entry in tree["splits"][split]["shards"]), key=itemgetter("name"))
         return Manifest(tree | {"data_sha256": hash_tree([entry["sha256"] for entry in left])})
+
+    def index(self, split: str) -> IndexEntry | None:
+        """Return the index of a split; None if an earlier version wrote the set."""
+        entry = self.tree["splits"][split].get("index")
+        return None if entry is None else IndexEntry(**entry)
 
     def subjects(self, split: str) -> list[dict[str, str]]:
         """Return the subjects of a split, each with the keys `cohort` and `subject`."""
@@ -155,10 +160,6 @@ def read_manifest(root: Path) -> Manifest:
         ShardSetError: the build is unfinished, there is no set, or the manifest cannot be read or has another version.
     """
     path = root / MANIFEST
-    if is_remote(str(root)):
-        raise ShardSetError(
-            f"{format_address(str(root))}: this command reads sets from a folder. Copy the set to this machine first."
-        )
     if not path.is_file():
         problem = "the shard set is not finished" if is_unfinished(root) else "there is no shard set here"
         raise ShardSetError(f"{path}: {problem}. Run upfield shard to build it.")

@@ -19,9 +19,9 @@ from upfield.sharding.shardset.manifest import (
     parse_manifest,
     read_manifest,
 )
-from upfield.sharding.shardset.remote_files import RemoteFolder, describe_shard, parse_fitting_index
+from upfield.sharding.shardset.remote_files import RemoteFolder, describe_shard
 from upfield.sharding.shardset.sample_key import SampleKey, key_part
-from upfield.sharding.shardset.shard_index import MEMBERS, REMEDY, SUFFIXES, ShardEntry
+from upfield.sharding.shardset.shard_index import MEMBERS, REMEDY, SUFFIXES, ShardEntry, parse_fitting_index
 from upfield.sharding.shardset.shard_set import open_remote_folder
 from upfield.sharding.verification.shard_scan import ScannedSample, scan_samples
 from upfield.sharding.verification.shard_stream import BrokenStreamError, ShardStream

@@ -33,4 +33,4 @@ def test_webdataset_reads_a_set(
 def test_dali_reads_a_set(tiny_shards: Path) -> None:
     printed = run_dali(EXAMPLES / "read_with_dali.py", tiny_shards).stdout
     assert printed.count("(1, 24, 28)") == 8
-    assert printed.strip().endswith("FLOAT16")
+    assert printed.count("FLOAT16") == 2

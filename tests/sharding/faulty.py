@@ -3,11 +3,13 @@
 import itertools
 import re
 import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -19,6 +21,12 @@ EXPIRED = b"<Error><Code>ExpiredToken</Code><Message>The provided token has expi
 REFUSALS: dict[str, "Answer"] = {"error": (500, {}, b"no"), "denied": (403, {}, DENIED), "expired": (400, {}, EXPIRED)}
 
 
+def range_of(headers: dict[str, str]) -> tuple[int, int] | None:
+    """Return the positions of the first requested byte and of the byte after the last one, if a range is requested."""
+    asked = re.fullmatch(r"bytes=(\d+)-(\d+)", headers.get("Range", ""))
+    return (int(asked[1]), int(asked[2]) + 1) if asked else None
+
+
 def from_folder(root: Path) -> Callable[[str, dict[str, str]], Answer]:
     """Answer with the files of a folder, or with the range of bytes that was requested."""
 
@@ -26,10 +34,10 @@ def from_folder(root: Path) -> Callable[[str, dict[str, str]], Answer]:
         file = root / urllib.parse.unquote(path.partition("?")[0]).lstrip("/")
         if not file.is_file():
             return 404, {}, b""
-        data, asked = file.read_bytes(), re.fullmatch(r"bytes=(\d+)-(\d+)", headers.get("Range", ""))
+        data, asked = file.read_bytes(), range_of(headers)
         if asked is None:
             return 200, {}, data
-        start, end = int(asked[1]), min(int(asked[2]) + 1, len(data))
+        start, end = asked[0], min(asked[1], len(data))
         if start >= end:
             return 416, {}, b""
         return 206, {"Content-Range": f"bytes {start}-{end - 1}/{len(data)}"}, data[start:end]
@@ -59,11 +67,15 @@ class _QuietServer(ThreadingHTTPServer):
 
 
 class FaultyServer:
-    """Counts the requests for each file, and returns the planned faults before it answers correctly."""
+    """Records the requests for each file, and returns the planned faults before it answers correctly."""
 
     def __init__(self, answer: Callable[[str, dict[str, str]], Answer]) -> None:
         self.answer = answer
         self.asked: Counter[str] = Counter()
+        self.ranges: list[tuple[str, int, int]] = []
+        self.delay_s = 0.0
+        self.at_once = self.most_at_once = 0
+        self._counting = threading.Lock()
         self.sent_bytes: Counter[str] = Counter()
         self.last_headers: dict[str, str] = {}
         self.ignores_ranges = False
@@ -92,43 +104,61 @@ class FaultyServer:
         self._server.server_close()
 
     def plan(self, name: str, path: str, headers: dict[str, str]) -> tuple[str, Answer]:
-        """Count a request. Return its planned fault, or "", and the answer, which this fault may have changed."""
-        self.asked[name] += 1
-        self.last_headers = {key.title(): value for key, value in headers.items()}
+        """Record a request. Return its planned fault, or "", and the answer, which this fault may have changed."""
+        asked = {key.title(): value for key, value in headers.items()}
+        with self._counting:
+            self.asked[name] += 1
+            self.last_headers = asked
+            if requested := range_of(asked):
+                self.ranges.append((name, *requested))
+            fault = next(self._faults[name], "")
+        time.sleep(self.delay_s)
         if self.ignores_ranges:
-            self.last_headers.pop("Range", None)
-        fault = next(self._faults[name], "")
-        code, sent, body = self.answer(path, self.last_headers)
+            asked = {key: value for key, value in asked.items() if key != "Range"}
+        code, sent, body = self.answer(path, asked)
         if fault == "corruption":
             middle = len(body) // 2
             body = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
         return fault, REFUSALS.get(fault, (code, sent, body))
+
+    @contextmanager
+    def in_flight(self) -> Iterator[None]:
+        """Count the requests that are answered at the same time."""
+        with self._counting:
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            yield
+        finally:
+            with self._counting:
+                self.at_once -= 1
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         server = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                name = "/".join(self.path.partition("?")[0].split("/")[-2:])
-                fault, (code, headers, body) = server.plan(name, self.path, dict(self.headers))
-                self.send_response(code)
-                for key, value in headers.items():
-                    if key.lower() in ("content-type", "content-range", "etag", "last-modified"):
-                        self.send_header(key, value)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                if fault == "slow":
-                    self.send_slowly(body)
-                    return
-                half = fault in ("stall", "truncation", "gate")
-                server.sent_bytes[name] += len(body) // 2 if half else len(body)
-                self.wfile.write(body[: len(body) // 2] if half else body)
-                self.wfile.flush()
-                if fault in ("stall", "gate"):
-                    server.stalled.set()
-                    server.released.wait()
-                if fault == "gate":
-                    self.wfile.write(body[len(body) // 2 :])
+                with server.in_flight():
+                    name = "/".join(self.path.partition("?")[0].split("/")[-2:])
+                    fault, (code, headers, body) = server.plan(name, self.path, dict(self.headers))
+                    self.send_response(code)
+                    for key, value in headers.items():
+                        if key.lower() in ("content-type", "content-range", "etag", "last-modified"):
+                            self.send_header(key, value)
+                    self.send_header("Content-Length", str(len(body)))
+                    self.end_headers()
+                    if fault == "slow":
+                        self.send_slowly(body)
+                        return
+                    first = len(body) // 2 if fault in ("stall", "truncation", "gate") else len(body)
+                    server.sent_bytes[name] += first
+                    self.wfile.write(body[:first])
+                    self.wfile.flush()
+                    if fault in ("stall", "gate"):
+                        server.stalled.set()
+                        server.released.wait()
+                    if fault == "gate":
+                        self.wfile.write(body[first:])
 
             def send_slowly(self, body: bytes) -> None:
                 for start in range(0, len(body), SLOW_BYTES):

@@ -7,15 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faulty import FAULTS, Answer, FaultyServer
+from remote_reading import cached_bytes, every_value, impatient, values_trained_on
 from runs import forked
 
 from upfield.common.errors import FetchError, InputError, ShardSetError
-from upfield.distributed.configuration import DataConfig
-from upfield.distributed.samples.fetcher import fetch_ahead
-from upfield.distributed.samples.reader import Batch, BatchPlan, TrainingBatches, read_every_sample, training_loader
-from upfield.distributed.samples.splits import open_splits
+from upfield.distributed.configuration import DataConfig, MixConfig
+from upfield.distributed.samples.order import SampleOrder
+from upfield.distributed.samples.splits import open_splits, refuse_small_cache, sum_largest
 from upfield.sharding.shardset import remote_files
 from upfield.sharding.shardset.remote_files import RemoteFiles
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 SHARD = "train/000000.tar"
 
@@ -35,29 +36,6 @@ def data(http_store: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.fixture
 def s3_data(s3: FaultyServer, data: DataConfig) -> DataConfig:
     return replace(data, shards="s3://sets/tiny")
-
-
-def impatient(data: DataConfig, fault: str) -> DataConfig:
-    """Shorten the timeout for a test of stalls, and allow more retries, because a busy machine may also stall."""
-    return replace(data, fetch_timeout_s=0.5, fetch_retries=9) if fault == "stall" else data
-
-
-def every_value(data: DataConfig) -> list[list[float]]:
-    return [
-        batch.high.flatten().tolist() for split in open_splits(data) for batch in read_every_sample(split, 20, 0, 1)
-    ]
-
-
-def values_trained_on(data: DataConfig, steps: range) -> list[Batch]:
-    split, _ = open_splits(data)
-    batches = TrainingBatches(split, BatchPlan(3, data.batch_size, data.window_shards, data.augment, 0, 1))
-    loader = training_loader(batches, steps, data.num_workers or 0, data.prefetch, pin_memory=False)
-    return list(fetch_ahead(loader, batches, steps, (data.num_workers or 0) * data.prefetch))
-
-
-def cached_bytes(data: DataConfig) -> int:
-    assert data.cache_dir is not None
-    return sum(path.stat().st_size for path in data.cache_dir.iterdir())
 
 
 def test_a_remote_set_reads_as_the_local_one(tiny_shards: Path, data: DataConfig, http_store: FaultyServer) -> None:
@@ -93,27 +71,54 @@ def test_a_shard_that_stays_bad_is_named(data: DataConfig, http_store: FaultySer
     http_store.fail_always(SHARD, fault)
     split, _ = open_splits(data)
     assert isinstance(split.source, RemoteFiles)
-    split.source.folder.store.timeout_s = 0.2
+    if fault == "stall":
+        split.source.folder.store.timeout_s = 0.2
     with pytest.raises(FetchError, match=rf"{SHARD}: 3 tries to download \d+ bytes of sha256 "):
         split.record(0)
     assert http_store.asked[SHARD] == 3
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(("num_workers", "groups"), [(0, 1), (2, 2)])
 def test_training_reads_the_same_and_keeps_the_cache_small(
-    tiny_shards: Path, data: DataConfig, num_workers: int
+    tiny_shards: Path, data: DataConfig, num_workers: int, groups: int
 ) -> None:
-    data = replace(data, window_shards=1, batch_size=4, num_workers=num_workers)
+    data = replace(data, window_shards=1, batch_size=4, num_workers=num_workers, groups=groups)
     with pytest.raises(InputError, match=r"expected at least \d+, for \d windows of 1 shards") as refused:
         open_splits(replace(data, cache_bytes=1))
     least = int(str(refused.value).split("at least ")[1].split(",")[0])
     data = replace(data, cache_bytes=least)
     steps = range(17, 117)
-    local = values_trained_on(DataConfig(tiny_shards, batch_size=4, window_shards=1), steps)
+    local = values_trained_on(DataConfig(tiny_shards, batch_size=4, window_shards=1, groups=groups), steps)
     remote = values_trained_on(data, steps)
     assert [batch.samples.tolist() for batch in remote] == [batch.samples.tolist() for batch in local]
     assert all(one.low.equal(other.low) for one, other in zip(remote, local, strict=True))
     assert cached_bytes(data) <= least
+
+
+def test_a_mix_downloads_only_the_shards_with_its_samples(
+    tiny_shards: Path, data: DataConfig, http_store: FaultyServer
+) -> None:
+    data = replace(data, groups=2, mix=MixConfig(cohort={"ixi": 1.0}))
+    local = values_trained_on(replace(data, shards=tiny_shards), range(50))
+    remote = values_trained_on(data, range(50))
+    assert all(one.low.equal(other.low) for one, other in zip(remote, local, strict=True))
+    split = ShardSplit(tiny_shards, "train")
+    shard_of = np.repeat([f"{entry.name}.tar" for entry in split.entries], split.shard_sizes)
+    names = {name for sample, name in enumerate(shard_of) if split.key(sample).startswith("ixi-")}
+    assert {name for name in http_store.asked if name.endswith(".tar")} == names
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 4])
+def test_a_node_needs_room_for_the_windows_of_its_own_groups(tiny_shards: Path, nodes: int) -> None:
+    manifest = ShardSplit(tiny_shards, "train").manifest
+    data = DataConfig("s3://bucket/set", batch_size=4, window_shards=4, groups=4, cache_bytes=1)
+    sizes = np.array([entry.samples for entry in manifest.shards("train")])
+    order = SampleOrder(0, sizes, 4, 4, 4)
+    with pytest.raises(InputError, match=r"expected at least \d+, for 2 windows of 1 shards") as refused:
+        refuse_small_cache(data, manifest, order, order.groups_of(0, nodes))
+    least = int(str(refused.value).split("at least ")[1].split(",")[0])
+    assert least <= sum_largest(manifest.shards("train"), 8 // nodes) + sum_largest(manifest.shards("val"), 2)
+    refuse_small_cache(replace(data, cache_bytes=least), manifest, order, order.groups_of(0, nodes))
 
 
 @pytest.mark.parametrize(
@@ -139,15 +144,15 @@ def test_a_missing_set_is_refused_without_retries(data: DataConfig, http_store: 
     assert sum(http_store.asked.values()) == 1
 
 
-def test_an_index_that_does_not_follow_its_tar_is_refused(data: DataConfig, http_store: FaultyServer) -> None:
+def test_a_damaged_index_is_refused(data: DataConfig, http_store: FaultyServer) -> None:
     right = http_store.answer
 
-    def shifted(path: str, headers: dict[str, str]) -> Answer:
+    def damaged(path: str, headers: dict[str, str]) -> Answer:
         code, sent, body = right(path, headers)
-        return code, sent, body.replace(b" 512 ", b" 513 ") if path.endswith("train/000001.idx") else body
+        return code, sent, body[:-1] + b"x" if path.endswith(".index") else body
 
-    http_store.answer = shifted
-    with pytest.raises(FetchError, match=r"train/000001\.idx: .*the index does not fit its tar of \d+ bytes"):
+    http_store.answer = damaged
+    with pytest.raises(FetchError, match=r"train-\w{12}\.index: .* the file has sha256"):
         open_splits(data)
 
 
