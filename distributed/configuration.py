@@ -165,7 +165,11 @@ class DataConfig(AccessConfig):
 
     def _refuse_bad_reader(self) -> None:
         """Raise ValueError if shards would run a command, or if a setting of the exact order cannot have an effect."""
-        exact = {"groups": self.groups is not None, "mix": bool(self.mix.shares)}
+        exact = {
+            "groups": self.groups is not None,
+            "mix": bool(self.mix.shares),
+            "fetch samples": self.fetch == "samples",
+        }
         if self.reader == "webdataset" and (name := next((name for name, is_set in exact.items() if is_set), None)):
             raise ValueError(
                 f"data.{name}: this setting belongs to the exact order and cannot be combined with data.reader "

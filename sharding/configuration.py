@@ -288,6 +288,11 @@ class AccessConfig:
             raise ValueError(f"{self.part}fetch_timeout_s: expected a positive time, found {self.fetch_timeout_s}.")
         if self.fetch_command is not None:
             refuse_bad_command(f"{self.part}fetch_command", self.fetch_command)
+            if self.fetch == "samples":
+                raise ValueError(
+                    f"{self.part}fetch: a command downloads whole files, so single samples cannot be fetched. Leave out "
+                    f"{self.flag('fetch_command')} or {self.flag('fetch')}."
+                )
 
 
 def refuse_bad_command(name: str, command: str) -> None:

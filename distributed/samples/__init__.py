@@ -11,6 +11,7 @@ Read the files in this order:
     splits          the training split and the validation split
     look_ahead      requests for single samples of a remote set before they are needed
     fetcher         threads that download shards before their samples are needed
+    validation_batches   batches of the validation split
 
 The reader `webdataset` has another order:
 

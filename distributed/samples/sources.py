@@ -5,7 +5,7 @@ from collections.abc import Generator, Iterator
 from upfield.common.addresses import is_remote
 from upfield.distributed.configuration import DataConfig
 from upfield.distributed.samples.fetcher import fetch_ahead
-from upfield.distributed.samples.groups import count_nodes, describe_groups
+from upfield.distributed.samples.groups import count_nodes, describe_groups, ranks_of_node
 from upfield.distributed.samples.reader import Batch, BatchPlan, TrainingBatches, count_readers, training_loader
 from upfield.distributed.samples.sample_classes import describe_mix
 from upfield.distributed.samples.splits import groups_of_node, refuse_small_cache
@@ -33,8 +33,9 @@ def plan_batches(data: DataConfig, split: ShardSplit, plan: BatchPlan) -> Batche
         return StreamedBatches(split, plan, data.shuffle_buffer)
     batches = TrainingBatches(split, plan)
     if is_remote(str(data.shards)):
+        num_ranks = len(ranks_of_node(plan.rank, plan.world_size))
         groups = groups_of_node(batches.order, plan.rank, plan.world_size)
-        refuse_small_cache(data, split.manifest, batches.order, groups)
+        refuse_small_cache(data, split.manifest, batches.order, groups, num_ranks)
     return batches
 
 

@@ -226,10 +226,12 @@ def refuse_unfit_streams(data: DataConfig, split: ShardSplit, world_size: int) -
             f"each of {world_size} processes x {num_threads} threads (data.num_workers), found {len(split.entries)}. "
             "Use fewer processes or threads, build the set with smaller shards, or choose --data.reader exact."
         )
-    num_shards = SHARDS_AT_ONCE * num_threads * int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-    needed = sum_largest(split.entries, num_shards) + sum_largest(split.manifest.shards("val"), VALIDATION_SHARDS)
+    num_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    num_shards, validation = SHARDS_AT_ONCE * num_threads * num_ranks, split.manifest.shards("val")
+    num_validation = min(VALIDATION_SHARDS * num_ranks, len(validation))
+    needed = sum_largest(split.entries, num_shards) + sum_largest(validation, num_validation)
     if isinstance(split.source, RemoteFiles) and needed > data.cache_bytes:
         raise InputError(
-            f"data.cache_bytes: expected at least {needed}, for {num_shards} training shards and {VALIDATION_SHARDS} "
+            f"data.cache_bytes: expected at least {needed}, for {num_shards} training shards and {num_validation} "
             f"validation shards, found {data.cache_bytes}. Raise --data.cache_bytes."
         )

@@ -221,7 +221,7 @@ def test_too_few_shards_and_a_small_cache_are_refused(data: DataConfig, split: S
         refuse_unfit_streams(replace(data, num_workers=2), split, 4)
     remote, _ = open_splits(data)
     with pytest.raises(
-        InputError, match=r"cache_bytes: expected at least \d+, for 4 training shards and 2 validation "
+        InputError, match=r"cache_bytes: expected at least \d+, for 4 training shards and 1 validation "
     ):
         refuse_unfit_streams(replace(data, cache_bytes=1000), remote, 2)
 
@@ -240,6 +240,11 @@ def test_too_few_shards_and_a_small_cache_are_refused(data: DataConfig, split: S
             "belongs to the exact order and cannot be combined with data.reader webdataset. Leave",
         ),
         (["--data.mix", "{kind: {real: 1.0}}"], "Leave out --data.mix, or choose --data.reader exact."),
+        (["--data.fetch", "samples"], "Leave out --data.fetch samples, or choose --data.reader exact."),
+        (
+            ["--data.fetch", "samples", "--data.fetch_command", "cat {url}"],
+            "single samples cannot be fetched. Leave out --data.fetch_command or --data.fetch.",
+        ),
         (["--data.shuffle_buffer", "0"], "data.shuffle_buffer: expected at least 1, found 0"),
     ],
 )
