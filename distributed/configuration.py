@@ -172,7 +172,7 @@ class DataConfig(AccessConfig):
         }
         if self.reader == "webdataset" and (name := next((name for name, is_set in exact.items() if is_set), None)):
             raise ValueError(
-                f"data.{name}: this setting belongs to the exact order and cannot be combined with data.reader "
+                f"data.{name}: this setting belongs to the exact reader and cannot be combined with data.reader "
                 f"webdataset. Leave out --data.{name}, or choose --data.reader exact."
             )
         if runs_command(str(self.shards)):

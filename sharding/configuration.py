@@ -265,7 +265,6 @@ class AccessConfig:
     answer requests for ranges of bytes, and the set must have checksums of its samples. Each process sends up to 32
     requests at once. It holds 64 MiB of samples in memory before they are read, or `prefetch` + 1 batches if these are
     larger. The order of the samples does not depend on this key, and it has no effect on a set in a folder."""
-
     fetch_command: str | None = None
     """Command that downloads a file and writes it to its standard output, for example `s5cmd cat {url}` or
     `aws s3 cp {url} -`. `{url}` stands for the address of the file. Every file of the set is then downloaded by this
@@ -290,8 +289,8 @@ class AccessConfig:
             refuse_bad_command(f"{self.part}fetch_command", self.fetch_command)
             if self.fetch == "samples":
                 raise ValueError(
-                    f"{self.part}fetch: a command downloads whole files, so single samples cannot be fetched. Leave out "
-                    f"{self.flag('fetch_command')} or {self.flag('fetch')}."
+                    f"{self.part}fetch: a command downloads whole files, so single samples cannot be fetched. Leave "
+                    f"out {self.flag('fetch_command')} or {self.flag('fetch')}."
                 )
 
 

@@ -237,7 +237,7 @@ def test_too_few_shards_and_a_small_cache_are_refused(data: DataConfig, split: S
         (["--data.fetch_command", "cat {url}"], "is in a folder, so nothing is downloaded. Leave the command out"),
         (
             ["--data.groups", "4"],
-            "belongs to the exact order and cannot be combined with data.reader webdataset. Leave",
+            "belongs to the exact reader and cannot be combined with data.reader webdataset. Leav",
         ),
         (["--data.mix", "{kind: {real: 1.0}}"], "Leave out --data.mix, or choose --data.reader exact."),
         (["--data.fetch", "samples"], "Leave out --data.fetch samples, or choose --data.reader exact."),
