@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from faulty import FaultyServer
 from runs import command, environment, lines, trained, wait_for
@@ -51,7 +52,7 @@ def shards_in(cache: Path, root: Path) -> set[str]:
 
 def own_shards(root: Path, rank: int, nodes: int) -> set[str]:
     entries = read_manifest(root).shards("train")
-    order = SampleOrder(SEED, read_manifest(root).shard_sizes("train"), BATCH, WINDOW, GROUPS)
+    order = SampleOrder(SEED, np.array([entry.samples for entry in entries]), BATCH, WINDOW, GROUPS)
     streams = order.streams_of(order.groups_of(rank, nodes))
     return {entries[shard].name for stream in streams for shard in stream.piece.shards}
 
