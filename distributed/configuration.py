@@ -40,6 +40,7 @@ class AugmentConfig:
 class DataConfig(AccessConfig):
     """Where the samples come from and how they are batched."""
 
+    part = "data."
     shards: str | Path
     """Shard set: a folder or an address (`s3://`, `gs://`, `https://`, or another scheme that an installed fsspec
     package supports)."""
@@ -73,7 +74,7 @@ class DataConfig(AccessConfig):
         for name, least in limits:
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"data.{name}: expected at least {least}, found {value}.")
-        self.refuse_bad_access("data.")
+        super().__post_init__()
 
 
 @dataclass(frozen=True)

@@ -258,13 +258,20 @@ class AccessConfig:
     """Time in seconds after which a transfer that receives no data is tried again. A shorter timeout detects stalls
     sooner. A longer timeout tolerates stores that respond slowly."""
 
-    def refuse_bad_access(self, prefix: str = "") -> None:
-        """Raise ValueError if a number is out of range. Its name in the message begins with `prefix`."""
+    # Part of the command's configuration that holds these keys, for messages. It has no annotation, so it is no key.
+    part = ""
+
+    def flag(self, name: str) -> str:
+        """Return the flag of a key, such as `--cache_dir`, or `--data.cache_dir` for `upfield train`."""
+        return f"--{self.part}{name}"
+
+    def __post_init__(self) -> None:
+        """Check that the numbers are in range."""
         for name, least in (("cache_bytes", 1), ("fetch_retries", 0)):
             if (value := getattr(self, name)) < least:
-                raise ValueError(f"{prefix}{name}: expected at least {least}, found {value}.")
+                raise ValueError(f"{self.part}{name}: expected at least {least}, found {value}.")
         if not self.fetch_timeout_s > 0:
-            raise ValueError(f"{prefix}fetch_timeout_s: expected a positive time, found {self.fetch_timeout_s}.")
+            raise ValueError(f"{self.part}fetch_timeout_s: expected a positive time, found {self.fetch_timeout_s}.")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from upfield.common.command import to_tree, to_yaml
 from upfield.common.errors import InputError
 from upfield.common.files import write_text
 from upfield.common.locking import LOCK
-from upfield.common.stores import read_with_arrow, write_with_arrow
+from upfield.common.stores.arrow import read_with_arrow, write_with_arrow
 from upfield.tune.configuration import SweepConfig
 from upfield.tune.state import open_state, shown_address_of
 

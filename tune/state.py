@@ -11,7 +11,7 @@ from pyarrow.fs import FileSelector
 
 from upfield.common.errors import InputError
 from upfield.common.progress import say
-from upfield.common.stores import open_with_arrow
+from upfield.common.stores.arrow import open_with_arrow
 from upfield.tune.configuration import SweepConfig
 
 FOLDER = "ray"

@@ -364,15 +364,22 @@ REST = (
         instead="--data.cache_dir, for shards of a remote set",
     ),
     Influence(
-        "AWS_* GOOGLE_* CLOUDSDK_* AZURE_* FSSPEC_* S3_* HTTP_PROXY HTTPS_PROXY NO_PROXY http_proxy https_proxy "
-        "no_proxy SSL_* REQUESTS_CA_BUNDLE",
-        "fsspec, Arrow and their clients",
+        "AWS_* GOOGLE_* STORAGE_EMULATOR_HOST CLOUDSDK_* AZURE_* AZURITE_* S3_* HTTP_PROXY HTTPS_PROXY "
+        "ALL_PROXY NO_PROXY http_proxy https_proxy all_proxy no_proxy SSL_* REQUESTS_CA_BUNDLE",
+        "obstore, the clouds' packages, fsspec and Arrow",
         "how an address is reached; shards are checked against their sha256",
         ALLOWED,
     ),
     Influence(
-        "~/.config/fsspec, ~/.aws, ~/.config/gcloud",
-        "fsspec and its clients, for remote addresses",
+        "FSSPEC_*",
+        "fsspec",
+        "how an address is reached; a kind of store that has such options is opened with fsspec's slower client",
+        ALLOWED,
+        instead="the variables of the cloud, such as AWS_ENDPOINT_URL",
+    ),
+    Influence(
+        "~/.config/fsspec, ~/.aws, ~/.config/gcloud, ~/.azure",
+        "fsspec, obstore and the clouds' packages, for remote addresses",
         "how an address is reached; shards are checked against their sha256",
         ALLOWED,
         is_variable=False,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from upfield.common.stores import TransferCancelledError
+from upfield.common.stores.transfer import TransferCancelledError
 from upfield.distributed.samples.order import epoch_windows
 from upfield.distributed.samples.reader import Batch, TrainingBatches
 from upfield.sharding.shardset.remote_files import RemoteFiles

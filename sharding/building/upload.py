@@ -19,7 +19,7 @@ from upfield.common.addresses import format_address
 from upfield.common.errors import InputError, RunError, ShardSetError
 from upfield.common.files import atomic_path, user_cache_folder
 from upfield.common.progress import say, track
-from upfield.common.stores import Store
+from upfield.common.stores.store import Store
 from upfield.sharding.shardset.manifest import MANIFEST, Manifest, parse_manifest, read_manifest
 from upfield.sharding.shardset.shard_index import SUFFIXES, ShardEntry
 

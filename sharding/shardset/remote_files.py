@@ -9,46 +9,43 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from tarfile import BLOCKSIZE
+from typing import TypeVar
 
 import numpy as np
 
 from upfield.common.errors import FetchError, InputError, ShardSetError
 from upfield.common.files import hash_file
-from upfield.common.stores import NEVER, Store, TransferCancelledError, describe_error, is_local
+from upfield.common.stores.store import Store
+from upfield.common.stores.store_errors import describe_error, is_local
+from upfield.common.stores.transfer import NEVER, TransferCancelledError
 from upfield.sharding.shardset.manifest import MANIFEST, Manifest, hash_manifest, parse_manifest
 from upfield.sharding.shardset.shard_cache import FileIdentity, ShardCache
+from upfield.sharding.shardset.shard_files import OpenShards, SampleTable
 from upfield.sharding.shardset.shard_index import ShardEntry, ShardIndex, parse_index
 
 NUM_INDEX_FETCHES = 16
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
 # The global generator is not used, because the run's random numbers must not depend on the network.
 JITTER = random.SystemRandom()
+FETCH_REMEDY = " Check the connection and the remote file, then run the same command again."
+
+T = TypeVar("T")
 
 
-class RemoteFiles:
-    """Access to the files of a remote set through the cache. Implements `ShardFiles`."""
+class RemoteFolder:
+    """The folder of a set at an address. Each download is tried again if it fails, or if the content is wrong."""
 
-    # An evicted file occupies disk space for as long as it is open.
-    max_open_files = 1
-
-    def __init__(self, store: Store, cache: ShardCache, retries: int) -> None:
+    def __init__(self, store: Store, retries: int, shards_flag: str = "--shards") -> None:
         """Store the arguments. This downloads nothing.
 
         Args:
             store: store with the folder of the set.
-            cache: cache of the node.
             retries: number of retries after the first try has failed.
+            shards_flag: flag that named the address, for error messages.
         """
         self.store = store
-        self.cache = cache
         self.retries = retries
-        # If one reader cannot get its shard, the run ends, so the other readers stop waiting for theirs.
-        self._failure: FetchError | None = None
-        self._failed = threading.Event()
-
-    def where(self, entry: ShardEntry) -> str:
-        """Return the address of a shard's tar, for error messages."""
-        return self._where(f"{entry.name}.tar")
+        self.shards_flag = shards_flag
 
     def manifest(self) -> Manifest:
         """Fetch the manifest. It is not cached, because it shows whether the set has changed.
@@ -57,10 +54,134 @@ class RemoteFiles:
             InputError: there is no complete set, access is denied, or the package for this kind of address is missing.
             FetchError: the store does not respond correctly.
         """
+        return self.read(MANIFEST, self._parse_manifest)
+
+    def read(self, name: str, parse: Callable[[bytes], T]) -> T:
+        """Fetch a small file, and return what `parse` makes of its content.
+
+        Args:
+            name: name of the file below the folder.
+            parse: function that parses the content. If it raises an error, the file is fetched again.
+
+        Raises:
+            InputError: access is denied, or there is no set.
+            FetchError: no try succeeded.
+        """
         with tempfile.TemporaryDirectory() as folder:
-            part = Path(folder) / MANIFEST
-            self._try(MANIFEST, part, None, self._read_manifest, NEVER)
-            return self._read_manifest(part)
+            part = Path(folder) / "part"
+            self.try_download(name, part, None, lambda path: parse(path.read_bytes()), NEVER)
+            return parse(part.read_bytes())
+
+    def where(self, name: str) -> str:
+        """Return the address of a file, for error messages."""
+        return f"{self.store.name}/{name}"
+
+    def try_download(
+        self,
+        name: str,
+        part: Path,
+        entry: ShardEntry | None,
+        check: Callable[[Path], object],
+        stopped: threading.Event,
+    ) -> None:
+        """Download a file and check it. Try again if the download or the check fails.
+
+        Args:
+            name: name of the file below the folder.
+            part: path of the new file.
+            entry: shard whose tar this is, or None for other files.
+            check: function that raises an error if the content is wrong.
+            stopped: event that the caller sets to cancel the download.
+
+        Raises:
+            InputError: access is denied, or there is no set.
+            FetchError: no try succeeded.
+            TransferCancelledError: `stopped` was set.
+        """
+
+        def download() -> None:
+            # A cancelled transfer may continue to write for a moment. Unlink its file, so that it cannot write to
+            # the file of the next try.
+            part.unlink(missing_ok=True)
+            self.store.fetch(name, part, entry.bytes if entry else None, stopped)
+            check(part)
+
+        what = f"{entry.bytes} bytes of sha256 {entry.sha256}" if entry else "the file"
+        self.try_again(name, what, download, stopped)
+
+    def try_again(self, name: str, what: str, attempt: Callable[[], T], stopped: threading.Event = NEVER) -> T:
+        """Return the result of `attempt`. If it raises an error that another try may fix, call it again after a pause.
+
+        Args:
+            name: name of the file that `attempt` downloads.
+            what: what `attempt` downloads of the file, for the error message.
+            attempt: function that downloads the file and checks it.
+            stopped: event that the caller sets to cancel the download.
+
+        Raises:
+            InputError: access is denied, or there is no set.
+            FetchError: no try succeeded.
+            TransferCancelledError: `stopped` was set.
+        """
+        problem = ""
+        for number in range(self.retries + 1):
+            if number and stopped.wait(backoff_s(number)):
+                raise TransferCancelledError
+            try:
+                return attempt()
+            except TransferCancelledError:
+                raise
+            except Exception as error:  # Each client has its own error classes, which cannot be imported here.
+                self._refuse_hopeless(name, error)
+                problem = describe_error(error)
+        tries = f"{self.retries + 1} tries" if self.retries else "1 try"
+        raise FetchError(
+            f"{self.where(name)}: {tries} to download {what} failed; the last error was: {problem}.{FETCH_REMEDY}"
+        )
+
+    def _parse_manifest(self, data: bytes) -> Manifest:
+        manifest = parse_manifest(data, self.where(MANIFEST))
+        stored, computed = manifest.tree.get("manifest_sha256"), hash_manifest(manifest.tree)
+        if stored != computed:
+            raise ValueError(
+                f"the manifest was changed: its manifest_sha256 is {stored}, but its content has {computed}"
+            )
+        return manifest
+
+    def _refuse_hopeless(self, name: str, error: Exception) -> None:
+        """Raise the given error if another try cannot fix it."""
+        if isinstance(error, InputError) and not isinstance(error, ShardSetError):
+            raise error
+        if is_local(error):
+            raise error
+        if name == MANIFEST and isinstance(error, FileNotFoundError):
+            raise ShardSetError(
+                f"{self.where(name)}: there is no complete shard set at this address. Check {self.shards_flag}, or "
+                "upload the set with upfield shard."
+            ) from error
+        if name == MANIFEST and isinstance(error, ShardSetError):
+            raise error
+
+
+class RemoteFiles:
+    """Access to the files of a remote set through the cache. Implements `ShardFiles`."""
+
+    def __init__(self, folder: RemoteFolder, cache: ShardCache) -> None:
+        """Store the arguments. This downloads nothing.
+
+        Args:
+            folder: folder of the set in the store.
+            cache: cache of the node.
+        """
+        self.folder = folder
+        self.cache = cache
+        # If one reader cannot get its shard, the run ends, so the other readers stop waiting for theirs.
+        self.stopped = threading.Event()
+        self._failure: FetchError | None = None
+
+    def where(self, entry: ShardEntry) -> str:
+        """Return the address of a shard's tar, for error messages."""
+        return self.folder.where(f"{entry.name}.tar")
 
     def indices(self, entries: Sequence[ShardEntry]) -> list[ShardIndex]:
         """Read the indices of shards.
@@ -82,10 +203,15 @@ class RemoteFiles:
         Raises:
             FetchError: the shard could not be fetched.
         """
-        with self._share_failure():
+        with self.share_failure():
             return self.cache.open(
-                _tar(entry), lambda part: self._download_tar(entry, part, self._failed), self._failed
+                _tar(entry), lambda part: self._download_tar(entry, part, self.stopped), self.stopped
             )
+
+    def reader(self, table: SampleTable) -> OpenShards:
+        """Return a reader that opens the shards of a split in the cache."""
+        # An evicted file occupies disk space for as long as it is open.
+        return OpenShards(self, table.entries, max_open_files=1)
 
     def hold(self, entry: ShardEntry, stopped: threading.Event) -> int:
         """Return a descriptor of a shard that keeps it in the cache until the descriptor is released.
@@ -94,50 +220,39 @@ class RemoteFiles:
             FetchError: the shard could not be fetched.
             TransferCancelledError: `stopped` was set.
         """
-        with self._share_failure():
+        with self.share_failure():
             return self.cache.hold(_tar(entry), lambda part: self._download_tar(entry, part, stopped), stopped)
 
     def stop(self) -> None:
         """Cancel all transfers that threads are waiting for. After this call, no file can be read."""
-        self._failed.set()
+        self.stopped.set()
 
     @contextmanager
-    def _share_failure(self) -> Iterator[None]:
+    def share_failure(self) -> Iterator[None]:
+        """Cancel all transfers if one fails, and raise the error of that one for the transfers that are cancelled."""
         try:
             yield
         except FetchError as error:
             self._failure = self._failure or error
-            self._failed.set()
+            self.stopped.set()
             raise
         except TransferCancelledError:
             if self._failure:
                 raise self._failure from None
             raise
 
-    def _where(self, name: str) -> str:
-        return f"{self.store.name}/{name}"
-
-    def _read_manifest(self, part: Path) -> Manifest:
-        manifest = parse_manifest(part.read_bytes(), self._where(MANIFEST))
-        stored, computed = manifest.tree.get("manifest_sha256"), hash_manifest(manifest.tree)
-        if stored != computed:
-            raise ValueError(
-                f"the manifest was changed: its manifest_sha256 is {stored}, but its content has {computed}"
-            )
-        return manifest
-
     def _index(self, entry: ShardEntry) -> ShardIndex:
         file, name = FileIdentity(f"{entry.sha256}.idx"), f"{entry.name}.idx"
 
         def read(path: Path) -> ShardIndex:
-            return parse_fitting_index(path.read_bytes(), self._where(name), entry)
+            return parse_fitting_index(path.read_bytes(), self.folder.where(name), entry)
 
         while True:
-            descriptor = self.cache.open(file, lambda part: self._try(name, part, None, read, NEVER))
+            descriptor = self.cache.open(file, lambda part: self.folder.try_download(name, part, None, read, NEVER))
             with os.fdopen(descriptor, "rb") as stream:
                 data = stream.read()
             try:
-                return parse_fitting_index(data, self._where(name), entry)
+                return parse_fitting_index(data, self.folder.where(name), entry)
             except ValueError:  # The index was correct after the download, so the disk has damaged it since.
                 self.cache.discard(file)
 
@@ -148,52 +263,7 @@ class RemoteFiles:
             if (sha256 := hash_file(path)) != entry.sha256:
                 raise ValueError(f"the file has sha256 {sha256}")
 
-        self._try(f"{entry.name}.tar", part, entry, check, stopped)
-
-    def _try(
-        self,
-        name: str,
-        part: Path,
-        entry: ShardEntry | None,
-        check: Callable[[Path], object],
-        stopped: threading.Event,
-    ) -> None:
-        """Download a file and check it. Try again if the download or the check fails."""
-        problem = ""
-        for attempt in range(self.retries + 1):
-            if attempt and stopped.wait(backoff_s(attempt)):
-                raise TransferCancelledError
-            # A cancelled transfer may continue to write for a moment. Unlink its file, so that it cannot write to
-            # the file of the next try.
-            part.unlink(missing_ok=True)
-            try:
-                self.store.fetch(name, part, entry.bytes if entry else None, stopped)
-                check(part)
-                return
-            except TransferCancelledError:
-                raise
-            except Exception as error:  # Each client has its own error classes, which cannot be imported here.
-                self._refuse_hopeless(name, error)
-                problem = describe_error(error)
-        what = f"{entry.bytes} bytes of sha256 {entry.sha256}" if entry else "the file"
-        raise FetchError(
-            f"{self._where(name)}: {self.retries + 1} tries to download {what} failed; the last error was: {problem}. "
-            "Check the connection and the remote file, then run the same command again."
-        )
-
-    def _refuse_hopeless(self, name: str, error: Exception) -> None:
-        """Raise the given error if another try cannot fix it."""
-        if isinstance(error, InputError) and not isinstance(error, ShardSetError):
-            raise error
-        if is_local(error):
-            raise error
-        if name == MANIFEST and isinstance(error, FileNotFoundError):
-            raise ShardSetError(
-                f"{self._where(name)}: there is no complete shard set at this address. Check --data.shards, or "
-                "upload the set with upfield shard."
-            ) from error
-        if name == MANIFEST and isinstance(error, ShardSetError):
-            raise error
+        self.folder.try_download(f"{entry.name}.tar", part, entry, check, stopped)
 
 
 def parse_fitting_index(data: bytes, where: str, entry: ShardEntry) -> ShardIndex:

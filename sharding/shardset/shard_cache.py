@@ -29,7 +29,7 @@ from pathlib import Path
 
 from upfield.common.errors import FetchError
 from upfield.common.files import sync, write_text
-from upfield.common.stores import NEVER, TransferCancelledError
+from upfield.common.stores.transfer import NEVER, TransferCancelledError
 
 WHOLE = (".tar", ".idx")
 POLL_S = 0.02
@@ -57,15 +57,17 @@ Download = Callable[[Path], None]
 class ShardCache:
     """The cache folder."""
 
-    def __init__(self, folder: Path, limit_bytes: int) -> None:
+    def __init__(self, folder: Path, limit_bytes: int, flag_prefix: str = "--") -> None:
         """Create the folder if it is missing.
 
         Args:
             folder: cache folder on a disk of this node.
             limit_bytes: maximum number of bytes that all files in the folder may take together.
+            flag_prefix: beginning of the flags `cache_dir` and `cache_bytes` in error messages, such as `--data.`.
         """
         self.folder = folder
         self.limit_bytes = limit_bytes
+        self.flag_prefix = flag_prefix
         # Each process hashes each file once to detect disk faults, which takes a hundredth of a second per shard.
         self._checked: set[str] = set()
         folder.mkdir(parents=True, exist_ok=True)
@@ -156,8 +158,9 @@ class ShardCache:
                 if error.errno != errno.ENOSPC:
                     raise
                 raise FetchError(
-                    f"{self.folder}: the disk is full, and {file.name} does not fit. Lower --data.cache_bytes, because "
-                    "the disk also holds other files, or choose another --data.cache_dir."
+                    f"{self.folder}: the disk is full, and {file.name} does not fit. Lower "
+                    f"{self.flag_prefix}cache_bytes, because the disk also holds other files, or choose another "
+                    f"{self.flag_prefix}cache_dir."
                 ) from error
             finally:
                 part.unlink(missing_ok=True)
@@ -216,7 +219,8 @@ class ShardCache:
             if num_bytes > self.limit_bytes or time.monotonic() > deadline_s:
                 raise FetchError(
                     f"{self.folder}: {path.name} ({num_bytes} bytes) does not fit: {lacking} bytes are missing, "
-                    f"because running processes need the rest of the {self.limit_bytes}. Raise --data.cache_bytes."
+                    f"because running processes need the rest of the {self.limit_bytes}. Raise "
+                    f"{self.flag_prefix}cache_bytes."
                 )
             _pause(POLL_S, stopped)
 

@@ -6,12 +6,13 @@ from pathlib import Path
 from upfield.common.addresses import format_address, is_remote
 from upfield.common.errors import InputError
 from upfield.common.files import make_writable_folder, user_cache_folder
-from upfield.common.stores import Store
+from upfield.common.stores.store import Store
 from upfield.sharding.configuration import AccessConfig
 from upfield.sharding.shardset.manifest import Manifest, read_manifest
-from upfield.sharding.shardset.remote_files import RemoteFiles
+from upfield.sharding.shardset.remote_files import RemoteFiles, RemoteFolder
 from upfield.sharding.shardset.shard_cache import ShardCache
-from upfield.sharding.shardset.shard_split import LocalFiles, ShardFiles, ShardSplit
+from upfield.sharding.shardset.shard_files import LocalFiles, ShardFiles
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 
 @dataclass(frozen=True)
@@ -51,17 +52,32 @@ def open_set(shards: str | Path, access: AccessConfig) -> ShardSet:
         InputError: there is no complete set, or the address cannot be used.
         RunError: a store does not respond correctly.
     """
-    place = str(shards)
-    if not is_remote(place):
-        return ShardSet(place, read_manifest(Path(place)), LocalFiles(Path(place)))
-    if format_address(place) != place:
-        raise InputError(
-            f"{format_address(place)}: write the address with two slashes and without a password, because the run's "
-            "files contain the address. Set passwords in the store's own variables or in fsspec's configuration."
-        )
-    store = Store(place, access.fetch_timeout_s)
+    if not is_remote(str(shards)):
+        folder = Path(shards)
+        return ShardSet(str(folder), read_manifest(folder), LocalFiles(folder))
+    remote = open_remote_folder(str(shards), access)
+    flag = access.flag("cache_dir")
     # The home folder is not looked at if the user named a folder.
-    folder = access.cache_dir or user_cache_folder("shards", "Set --data.cache_dir.")
-    make_writable_folder(folder, "--data.cache_dir")
-    files = RemoteFiles(store, ShardCache(folder, access.cache_bytes), access.fetch_retries)
-    return ShardSet(store.name, files.manifest(), files)
+    cache_dir = access.cache_dir or user_cache_folder("shards", f"Set {flag}.")
+    make_writable_folder(cache_dir, flag)
+    cache = ShardCache(cache_dir, access.cache_bytes, access.flag(""))
+    return ShardSet(remote.store.name, remote.manifest(), RemoteFiles(remote, cache))
+
+
+def open_remote_folder(address: str, access: AccessConfig) -> RemoteFolder:
+    """Return the folder of a set at an address. Nothing is downloaded yet.
+
+    Args:
+        address: address of the set.
+        access: how its files are downloaded.
+
+    Raises:
+        InputError: the address has one slash or contains a password.
+    """
+    if format_address(address) != address:
+        raise InputError(
+            f"{format_address(address)}: write the address with two slashes and without a password, because reports "
+            "and the files of runs contain the address. Set passwords in the store's own variables or in fsspec's "
+            "configuration."
+        )
+    return RemoteFolder(Store(address, access.fetch_timeout_s), access.fetch_retries, access.flag("shards"))

@@ -5,87 +5,26 @@ With samples of the default size, this is faster than the best of WebDataset, Mo
 """
 
 import json
-import os
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from upfield.common.errors import ShardSetError
 from upfield.sharding.shardset.manifest import Manifest, read_manifest
-from upfield.sharding.shardset.shard_index import ShardEntry, ShardIndex, read_index
+from upfield.sharding.shardset.shard_files import LocalFiles, Piece, ShardFiles, Stretch
 
-MAX_OPEN_FILES = 64
 # Two members this close are read in one call, together with the tar header between them.
 MAX_GAP_BYTES = 4096
 LOW, HIGH, RECORD = range(3)
 
 
-class ShardFiles(Protocol):
-    """The files of a shard set, wherever they are stored."""
-
-    @property
-    def max_open_files(self) -> int:
-        """Number of files that a reader may keep open."""
-        ...
-
-    def where(self, entry: ShardEntry) -> str:
-        """Return the path or address of a shard, for error messages."""
-        ...
-
-    def indices(self, entries: Sequence[ShardEntry]) -> list[ShardIndex]:
-        """Read the shards' indices."""
-        ...
-
-    def open(self, entry: ShardEntry) -> int:
-        """Open a shard's tar and return its descriptor."""
-        ...
-
-
-class LocalFiles:
-    """The files of a shard set in a folder on this machine."""
-
-    def __init__(self, root: Path) -> None:
-        """Remember the folder of the set."""
-        self.root = root
-
-    @property
-    def max_open_files(self) -> int:
-        """Number of files that a reader may keep open."""
-        return MAX_OPEN_FILES
-
-    def where(self, entry: ShardEntry) -> str:
-        """Return the path or address of a shard, for error messages."""
-        return str(self.root / f"{entry.name}.tar")
-
-    def indices(self, entries: Sequence[ShardEntry]) -> list[ShardIndex]:
-        """Read the shards' indices.
-
-        Raises:
-            ShardSetError: an index is missing or damaged.
-        """
-        return [read_index(self.root / f"{entry.name}.idx") for entry in entries]
-
-    def open(self, entry: ShardEntry) -> int:
-        """Open a shard's tar and return its descriptor.
-
-        Raises:
-            ShardSetError: the tar is missing.
-        """
-        path = self.where(entry)
-        try:
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError as error:
-            raise ShardSetError(f"{path}: this shard is missing. Run upfield verify.") from error
-
-
 class ShardSplit:
     """One split of a shard set. Its samples are numbered 0 .. num_samples-1 in the order they are stored.
 
-    It holds only arrays and file descriptors, so it is cheap to send to loader workers, which open their own files.
+    It holds only arrays and a reader, so it is cheap to copy for loader threads, which get readers of their own.
     """
 
     def __init__(
@@ -121,8 +60,8 @@ class ShardSplit:
         self._offsets = _joined([index.offsets for index in indices], (0, 3), np.int64)
         self._sizes = _joined([index.sizes for index in indices], (0, 3), np.int64)
         self._keys = _joined([index.keys for index in indices], (0,), np.bytes_)
-        self._files: OrderedDict[int, int] = OrderedDict()
         self._refuse_other_sizes()
+        self._reader = self.source.reader(self)
 
     def _refuse_other_sizes(self) -> None:
         """Compare the members' sizes with the shapes in the manifest, before anything is read by offset."""
@@ -143,11 +82,22 @@ class ShardSplit:
         """Return a sample's key."""
         return self._keys[sample].decode("ascii")
 
+    def request(self, samples: Sequence[int] | NDArray[np.int64]) -> None:
+        """Announce that the next call of `read_into` will be about these samples, `(N,)` numbers.
+
+        Samples that are downloaded one by one then begin to arrive. Files need no announcement.
+        """
+        self._reader.request(np.asarray(samples, dtype=np.int64).tolist())
+
+    def stretches(self, samples: Sequence[int]) -> list[Stretch]:
+        """Return where the bytes of samples are, with their checksums."""
+        raise NotImplementedError
+
     def record(self, sample: int) -> dict[str, Any]:
         """Read a sample's record: cohort, subject, kind, variant, slice, parameters."""
-        shard = self._shard_of(sample)
         buffer = np.empty(int(self._sizes[sample, RECORD]), dtype=np.uint8)
-        self._read(shard, int(self._offsets[sample, RECORD]), buffer.data)
+        offset = int(self._offsets[sample, RECORD])
+        self._reader.read([Piece(sample, self._shard_of(sample), offset, (buffer.data,))])
         return json.loads(buffer.tobytes())
 
     def read_into(
@@ -165,17 +115,20 @@ class ShardSplit:
         """
         numbers = np.asarray(samples, dtype=np.int64)
         shards = self.shard_starts.searchsorted(numbers, side="right") - 1
-        places = (shards.tolist(), self._offsets[numbers].tolist(), self._sizes[numbers].tolist())
+        places = (numbers.tolist(), shards.tolist(), self._offsets[numbers].tolist(), self._sizes[numbers].tolist())
         between = memoryview(bytearray(MAX_GAP_BYTES))
-        for shard, offsets, sizes, low_slot, high_slot in zip(*places, low, high, strict=True):
+        pieces: list[Piece] = []
+        for sample, shard, offsets, sizes, low_slot, high_slot in zip(*places, low, high, strict=True):
             # The array is at the end of the member, after the npy header.
             low_end = offsets[LOW] + sizes[LOW]
+            low_start = low_end - low_slot.nbytes
             high_start = offsets[HIGH] + sizes[HIGH] - high_slot.nbytes
             if 0 < (gap := high_start - low_end) <= MAX_GAP_BYTES:
-                self._read(shard, low_end - low_slot.nbytes, low_slot.data, between[:gap], high_slot.data)
+                pieces.append(Piece(sample, shard, low_start, (low_slot.data, between[:gap], high_slot.data)))
             else:
-                self._read(shard, low_end - low_slot.nbytes, low_slot.data)
-                self._read(shard, high_start, high_slot.data)
+                pieces.append(Piece(sample, shard, low_start, (low_slot.data,)))
+                pieces.append(Piece(sample, shard, high_start, (high_slot.data,)))
+        self._reader.read(pieces)
 
     def read_checked(self, samples: Sequence[int]) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
         """Read samples into new arrays, and check that their values are in [0, 1].
@@ -201,54 +154,18 @@ class ShardSplit:
     def _shard_of(self, sample: int) -> int:
         return int(np.searchsorted(self.shard_starts, sample, side="right")) - 1
 
-    def _read(self, shard: int, offset: int, *targets: memoryview) -> None:
-        """Read consecutive bytes of a shard, starting at `offset`, into one target after the other."""
-        expected = sum([target.nbytes for target in targets])
-        done = os.preadv(self._open(shard), targets, offset)
-        while done < expected:
-            count = os.preadv(self._open(shard), _after(targets, done), offset + done)
-            if count == 0:
-                raise ShardSetError(
-                    f"{self._path(shard)}: expected {expected} bytes at offset {offset}, found {done}, so the shard is "
-                    "truncated. Run upfield verify."
-                )
-            done += count
-
-    def _path(self, shard: int) -> str:
-        return self.source.where(self.entries[shard])
-
-    def _open(self, shard: int) -> int:
-        if shard in self._files:
-            self._files.move_to_end(shard)
-            return self._files[shard]
-        descriptor = self.source.open(self.entries[shard])
-        self._files[shard] = descriptor
-        if len(self._files) > self.source.max_open_files:
-            os.close(self._files.popitem(last=False)[1])
-        return descriptor
-
     def close(self) -> None:
         """Close all files; the next read opens them again."""
-        while self._files:
-            os.close(self._files.popitem()[1])
+        self._reader.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Drop the descriptors, which are not valid in another process."""
-        return self.__dict__ | {"_files": OrderedDict()}
+        """Leave out the reader, which belongs to one thread."""
+        return {name: value for name, value in self.__dict__.items() if name != "_reader"}
 
-    def __del__(self) -> None:
-        """Close all files."""
-        if hasattr(self, "_files"):
-            self.close()
-
-
-def _after(targets: Sequence[memoryview], done: int) -> list[memoryview]:
-    """Return the parts of the targets that are still empty after `done` bytes were read."""
-    left: list[memoryview] = []
-    for target in targets:
-        left.append(target.cast("B")[done:])
-        done = max(0, done - target.nbytes)
-    return left
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Create a reader of the copy's own."""
+        self.__dict__.update(state)
+        self._reader = self.source.reader(self)
 
 
 def _joined(arrays: list[NDArray[Any]], empty_shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:

@@ -133,8 +133,18 @@ def spoilt_shards(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -
 def test_a_batch_with_one_bad_sample_is_skipped_and_training_continues(
     tiny_shards: Path, spoilt_shards: Path, tmp_path: Path
 ) -> None:
-    arguments = ("--run.max_steps", "45", "--run.checkpoint_every", "1", "--run.keep_checkpoints", "99")
-    arguments += ("--run.on_nonfinite", "skip", "--optim.ema_decay", "0.9", "--run.validate_every", "1000")
+    # With this seed, the spoilt sample is in the batch of step 4.
+    arguments = ("--run.max_steps", "6", "--run.checkpoint_every", "1", "--run.keep_checkpoints", "99")
+    arguments += (
+        "--run.seed",
+        "2",
+        "--run.on_nonfinite",
+        "skip",
+        "--optim.ema_decay",
+        "0.9",
+        "--run.validate_every",
+        "1000",
+    )
     out = tmp_path / "run"
     trace = ("--data.trace", str(out / "trace.jsonl"))
     with forked(spoilt_shards, out, *arguments, *trace, processes=2) as job:
@@ -337,6 +347,7 @@ def node(shards: Path, out: Path, rank: int, port: int, *arguments: str) -> "sub
     return subprocess.Popen([*start, str(SCRIPT), *arguments], env=environment(), stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_two_machines_train_one_run_and_one_ends_after_the_other(tiny_shards: Path, tmp_path: Path) -> None:
     out, port = tmp_path / "run", free_port()
     arguments = ("--run.epochs", "100000", "--run.checkpoint_every", "2", "--run.timeout_s", "20")

@@ -1,15 +1,18 @@
 """Remote stores for tests: a real S3 server (moto's, on loopback), and fsspec's memory file system."""
 
-import asyncio
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from s3fs import S3FileSystem
-from stores import HOOKS, NAMES, Server, name_of, outside, watching, write_set
+from stores import HOOKS, NAMES, Server, outside, watching, write_set
+
+from upfield.common.stores.fsspec_client import FsspecClient
+from upfield.common.stores.obstore_client import ObstoreClient
 
 
 @pytest.fixture(scope="module")
@@ -66,22 +69,17 @@ def sent(hooks: None) -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def hooks() -> Iterator[None]:
-    """Make both kinds of store call the functions that `watching` sets."""
-    send, send_async = MemoryFileSystem.put_file, S3FileSystem._put_file
-
-    def watched(self, lpath, rpath, *args, **kwargs):
-        HOOKS["before"](name_of(rpath))
-        send(self, lpath, rpath, *args, **kwargs)
-        HOOKS["after"](name_of(rpath))
-
-    async def watched_async(self, lpath, rpath, *args, **kwargs):
-        # In a separate thread, because the hook may use the file system too.
-        await asyncio.to_thread(HOOKS["before"], name_of(rpath))
-        await send_async(self, lpath, rpath, *args, **kwargs)
-        await asyncio.to_thread(HOOKS["after"], name_of(rpath))
-
+    """Make both clients of stores call the functions that `watching` sets."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MemoryFileSystem, "put_file", watched)
-        # fsspec reads this method only when it creates an instance, which takes a third of a second.
-        patch.setattr(S3FileSystem, "_put_file", watched_async)
+        for client in (FsspecClient, ObstoreClient):
+            patch.setattr(client, "send", watched(client.send))
         yield
+
+
+def watched(send: Callable[[Any, Path, str], None]) -> Callable[[Any, Path, str], None]:
+    def watched_send(client: Any, path: Path, name: str) -> None:
+        HOOKS["before"](name)
+        send(client, path, name)
+        HOOKS["after"](name)
+
+    return watched_send

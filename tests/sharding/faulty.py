@@ -1,6 +1,7 @@
 """A store on loopback that fails on demand: HTTP from a folder, or a proxy of an S3 server."""
 
 import itertools
+import re
 import threading
 import urllib.error
 import urllib.request
@@ -14,11 +15,19 @@ FAULTS = ("error", "stall", "truncation", "corruption")
 
 
 def from_folder(root: Path) -> Callable[[str, dict[str, str]], Answer]:
-    """Answer with the files of a folder."""
+    """Answer with the files of a folder, or with the range of bytes that was requested."""
 
-    def answer(path: str, _: dict[str, str]) -> Answer:
+    def answer(path: str, headers: dict[str, str]) -> Answer:
         file = root / path.lstrip("/")
-        return (200, {}, file.read_bytes()) if file.is_file() else (404, {}, b"")
+        if not file.is_file():
+            return 404, {}, b""
+        data, asked = file.read_bytes(), re.fullmatch(r"bytes=(\d+)-(\d+)", headers.get("Range", ""))
+        if asked is None:
+            return 200, {}, data
+        start, end = int(asked[1]), min(int(asked[2]) + 1, len(data))
+        if start >= end:
+            return 416, {}, b""
+        return 206, {"Content-Range": f"bytes {start}-{end - 1}/{len(data)}"}, data[start:end]
 
     return answer
 
@@ -50,6 +59,8 @@ class FaultyServer:
     def __init__(self, answer: Callable[[str, dict[str, str]], Answer]) -> None:
         self.answer = answer
         self.asked: Counter[str] = Counter()
+        self.sent_bytes: Counter[str] = Counter()
+        self.ignores_ranges = False
         self.stalled = threading.Event()
         self.released = threading.Event()
         self._faults: defaultdict[str, Iterator[str]] = defaultdict(lambda: iter(()))
@@ -82,18 +93,23 @@ class FaultyServer:
                 name = "/".join(self.path.partition("?")[0].split("/")[-2:])
                 server.asked[name] += 1
                 fault = next(server._faults[name], "")
-                code, headers, body = server.answer(self.path, dict(self.headers))
+                asked = {key.title(): value for key, value in self.headers.items()}
+                if server.ignores_ranges:
+                    asked.pop("Range", None)
+                code, headers, body = server.answer(self.path, asked)
                 if fault == "error":
                     code, headers, body = 500, {}, b"no"
                 elif fault == "corruption":
-                    body = body[:-1000] + bytes([body[-1000] ^ 1]) + body[-999:]
+                    middle = len(body) // 2
+                    body = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
                 self.send_response(code)
                 for key, value in headers.items():
-                    if key.lower() in ("content-type", "etag", "last-modified"):
+                    if key.lower() in ("content-type", "content-range", "etag", "last-modified"):
                         self.send_header(key, value)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 half = fault in ("stall", "truncation", "gate")
+                server.sent_bytes[name] += len(body) // 2 if half else len(body)
                 self.wfile.write(body[: len(body) // 2] if half else body)
                 self.wfile.flush()
                 if fault in ("stall", "gate"):

@@ -55,10 +55,6 @@ def watching(before: Callable[[str], None] = ignore, after: Callable[[str], None
         HOOKS.update(before=ignore, after=ignore)
 
 
-def name_of(path: str) -> str:
-    return "/".join(path.split("/")[-2:]) if path.endswith((".tar", ".idx")) else path.split("/")[-1]
-
-
 def failing_after(count: int, error: Exception) -> AbstractContextManager[None]:
     """Let a store accept `count` files, and raise `error` for every later one."""
     left = iter(range(count))

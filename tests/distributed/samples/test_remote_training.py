@@ -93,7 +93,7 @@ def test_a_shard_that_stays_bad_is_named(data: DataConfig, http_store: FaultySer
     http_store.fail_always(SHARD, fault)
     split, _ = open_splits(data)
     assert isinstance(split.source, RemoteFiles)
-    split.source.store.timeout_s = 0.2
+    split.source.folder.store.timeout_s = 0.2
     with pytest.raises(FetchError, match=rf"{SHARD}: 3 tries to download \d+ bytes of sha256 "):
         split.record(0)
     assert http_store.asked[SHARD] == 3
@@ -121,7 +121,10 @@ def test_training_reads_the_same_and_keeps_the_cache_small(
     [
         ("https://user:secret@host/set", r"^https://host/set: write the address .*without a password"),
         ("s3:/bucket/set", r"^s3://bucket/set: write the address with two slashes"),
-        ("gs://bucket/set", r"^gs://bucket/set: the package for gs:// is missing .*pip install gcsfs"),
+        (
+            "sftp://host/set",
+            r"^sftp://host/set: the package for sftp:// is missing .*Install the package that it names\.",
+        ),
         ("nonsense://bucket/set", r"^nonsense://bucket/set: this is not an address such as s3://bucket/folder"),
     ],
 )

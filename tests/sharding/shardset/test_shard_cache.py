@@ -13,8 +13,8 @@ import pytest
 from faulty import FaultyServer
 
 from upfield.common.errors import FetchError
-from upfield.common.stores import Store
-from upfield.sharding.shardset.remote_files import RemoteFiles
+from upfield.common.stores.store import Store
+from upfield.sharding.shardset.remote_files import RemoteFiles, RemoteFolder
 from upfield.sharding.shardset.shard_cache import FileIdentity, ShardCache, release
 
 SIZE = 1000
@@ -22,10 +22,10 @@ FETCH_FIRST_SHARD = """
 import os, sys
 from pathlib import Path
 from upfield.sharding.shardset.shard_cache import ShardCache
-from upfield.sharding.shardset.remote_files import RemoteFiles
-from upfield.common.stores import Store
-files = RemoteFiles(Store(sys.argv[1], 60), ShardCache(Path(sys.argv[2]), 10**9), 0)
-entry = files.manifest().shards("train")[0]
+from upfield.sharding.shardset.remote_files import RemoteFiles, RemoteFolder
+from upfield.common.stores.store import Store
+files = RemoteFiles(RemoteFolder(Store(sys.argv[1], 60), 0), ShardCache(Path(sys.argv[2]), 10**9))
+entry = files.folder.manifest().shards("train")[0]
 print("ready", flush=True)
 print(os.fstat(files.open(entry)).st_size == entry.bytes, flush=True)
 """
@@ -98,7 +98,7 @@ def test_the_least_recently_used_file_is_evicted_and_the_limit_holds(tmp_path: P
 
 def test_a_held_file_is_never_evicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("upfield.sharding.shardset.shard_cache.ROOM_WAIT_S", 0.0)
-    cache = ShardCache(tmp_path, 2 * SIZE)
+    cache = ShardCache(tmp_path, 2 * SIZE, "--data.")
     first, second = (cache.hold(file_of(number), download(number)) for number in range(2))
     with pytest.raises(FetchError, match=r"2\.tar.*1000 bytes are missing, .*of the 2000\. .*--data\.cache_bytes"):
         read_through(cache, 2)
@@ -192,8 +192,8 @@ def test_a_killed_download_does_not_block_the_next_one(http_store: FaultyServer,
     process.kill()
     process.communicate()
     assert len(others(tmp_path)) == 2
-    files = RemoteFiles(Store(http_store.url, 60), ShardCache(tmp_path, 10**9), 0)
-    entry = files.manifest().shards("train")[0]
+    files = RemoteFiles(RemoteFolder(Store(http_store.url, 60), 0), ShardCache(tmp_path, 10**9))
+    entry = files.folder.manifest().shards("train")[0]
     with os.fdopen(files.open(entry), "rb") as file:
         assert hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
     assert others(tmp_path) == []

@@ -1,3 +1,4 @@
+import copy
 import os
 import pickle
 import shutil
@@ -11,7 +12,8 @@ from upfield.sharding.building.pairs import make_pairs
 from upfield.sharding.cohorts.preflight import preflight
 from upfield.sharding.cohorts.subjects import find_cohorts
 from upfield.sharding.shard import COMMAND
-from upfield.sharding.shardset.shard_split import MAX_OPEN_FILES, ShardSplit
+from upfield.sharding.shardset.shard_files import MAX_OPEN_FILES
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 
 @pytest.fixture
@@ -74,13 +76,14 @@ def test_a_short_read_is_continued(train, monkeypatch):
 def test_a_split_sent_to_another_process_opens_its_own_files(train):
     expected = read(train, [5])[0]
     sent = pickle.loads(pickle.dumps(train))
-    assert sent._files == {}
+    assert sent._reader is not train._reader
     np.testing.assert_array_equal(read(sent, [5])[0], expected)
 
 
 def test_open_files_are_bounded_and_closed(train, monkeypatch):
-    monkeypatch.setattr("upfield.sharding.shardset.shard_split.MAX_OPEN_FILES", 2)
+    monkeypatch.setattr("upfield.sharding.shardset.shard_files.MAX_OPEN_FILES", 2)
     assert MAX_OPEN_FILES > 2
+    train = copy.copy(train)
     before = len(os.listdir("/proc/self/fd"))
     read(train, train.shard_starts[:-1])
     assert len(train.entries) > 2

@@ -10,7 +10,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from upfield.common.errors import InputError, RunError
-from upfield.common.stores import Store, open_with_arrow, read_with_arrow, write_with_arrow
+from upfield.common.stores.arrow import open_with_arrow, read_with_arrow, write_with_arrow
+from upfield.common.stores.store import Store
 
 
 @pytest.fixture
@@ -38,6 +39,7 @@ def test_objects_that_were_sent_can_be_listed_read_fetched_and_removed(store: St
     assert store.read("note") == b"text"
     store.fetch("train/000000.tar", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == b"content"
+    assert b"".join(store.stream("train/000000.tar")) == b"content"
     store.remove("note")
     assert store.read("note") is None
 
