@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,10 @@ class TrainingProgress:
     """Seed of the sample order."""
     window_shards: int = 0
     """Number of shards whose samples are shuffled together."""
+    groups: int = 1
+    """Number of groups to which the shards are dealt. Earlier versions had one."""
+    mix: dict[str, Any] = field(default_factory=dict)
+    """Shares of classes of samples, and what has these shares; empty without a mix."""
     hardware: str = ""
     """Number of processes and kind of device that trained last, and on a GPU the precision and the crop; empty in
     checkpoints of earlier versions."""
@@ -142,13 +146,14 @@ def list_checkpoints(out: Path) -> list[Path]:
     return sorted(path for path in (out / "checkpoints").glob("step-*") if CHECKPOINT_NAME.fullmatch(path.name))
 
 
-def find_resume_point(out: Path, resume: str, fresh: TrainingProgress) -> ResumePoint:
+def find_resume_point(out: Path, resume: str, fresh: TrainingProgress, keep_groups: bool = False) -> ResumePoint:
     """Find where a run starts.
 
     Args:
         out: folder of the run.
         resume: `auto`, `none`, or a checkpoint's path.
         fresh: progress of a new run with this data and configuration.
+        keep_groups: whether to take the number of groups from the checkpoint, because the configuration has none.
 
     Raises:
         InputError: the checkpoint is damaged, or was saved with another sample order.
@@ -158,7 +163,7 @@ def find_resume_point(out: Path, resume: str, fresh: TrainingProgress) -> Resume
     if checkpoint is None:
         return ResumePoint(None, fresh, existing)
     progress = read_progress(checkpoint)
-    refuse_other_order(checkpoint, progress, fresh)
+    refuse_other_order(checkpoint, progress, replace(fresh, groups=progress.groups) if keep_groups else fresh)
     # The best model may have been saved after the checkpoint, and only a better model replaces it.
     best = read_best_score(out) if is_own(out, checkpoint) else None
     progress.best_psnr, progress.best_step = best or (None, None)
@@ -171,9 +176,10 @@ def refuse_other_order(checkpoint: Path, saved: TrainingProgress, fresh: Trainin
     Raises:
         InputError: the checkpoint was saved with another sample order.
     """
-    for name in ("data_sha256", "batch_size", "seed", "window_shards"):
+    for name in ("data_sha256", "batch_size", "seed", "window_shards", "groups", "mix"):
         theirs, ours = getattr(saved, name), getattr(fresh, name)
         if theirs != ours:
+            theirs, ours = ("none" if value == {} else value for value in (theirs, ours))
             raise InputError(
                 f"{checkpoint}: this checkpoint was trained with {name} {theirs}, but the run has {ours}, which "
                 "changes the sample order. Choose another --run.out, and use --model.init to start from these weights."

@@ -5,10 +5,18 @@ The defaults are those of the report that this project follows: Adam 2e-4, L1 + 
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from upfield.model.configuration import AmirConfig, LossConfig
 from upfield.sharding.configuration import AccessConfig
+
+# The shares of a mix are written as decimals, so they may not add up to 1 exactly.
+SHARE_TOLERANCE = 1e-5
+
+
+def divisors_of(number: int) -> list[int]:
+    """Return the divisors of a positive number, ascending."""
+    return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,56 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
+class MixConfig:
+    """Shares of classes of samples, either by kind or by cohort. By default, each sample is visited once an epoch."""
+
+    kind: dict[str, float] | None = None
+    """Share of each kind, for example `{real: 0.5, synthetic: 0.5}`. The shares add up to 1."""
+    cohort: dict[str, float] | None = None
+    """Share of each cohort. The shares add up to 1, and cohorts without a share are not read."""
+    per: Literal["batch", "epoch"] | None = None
+    """What has these shares, to within one sample: each global batch, which is the default, or only the epoch as a
+    whole. An epoch has as many steps as without a mix, so it repeats samples of some classes and reads only a part of
+    others."""
+
+    @property
+    def by(self) -> Literal["kind", "cohort"]:
+        """Name of the field that holds the shares."""
+        return "cohort" if self.cohort is not None else "kind"
+
+    @property
+    def shares(self) -> dict[str, float] | None:
+        """Share of each class; None without a mix."""
+        return self.cohort if self.cohort is not None else self.kind
+
+    def to_record(self) -> dict[str, Any]:
+        """Return what a checkpoint records of the mix: nothing without a mix, and equal values for equal orders."""
+        if not self.shares:
+            return {}
+        shares = {name: self.shares[name] for name in sorted(self.shares) if self.shares[name] > 0}
+        return {self.by: shares, "per": self.per or "batch"}
+
+    def __post_init__(self) -> None:
+        """Check that there are shares by kind or by cohort, and that they add up to 1."""
+        if self.kind is not None and self.cohort is not None:
+            raise ValueError("data.mix: kind and cohort cannot be combined. Give the shares of one of them.")
+        if self.shares is None:
+            if self.per is not None:
+                raise ValueError(
+                    f"data.mix.per: {self.per} has no effect without shares. Set data.mix.kind or .cohort."
+                )
+            return
+        if negative := [name for name, share in self.shares.items() if share < 0]:
+            share = self.shares[negative[0]]
+            raise ValueError(f"data.mix.{self.by}.{negative[0]}: expected a share from 0 to 1, found {share}.")
+        if not abs((total := sum(self.shares.values())) - 1) <= SHARE_TOLERANCE:
+            listed = ", ".join(f"{name} {share:g}" for name, share in self.shares.items()) or "no shares"
+            raise ValueError(
+                f"data.mix.{self.by}: expected shares that add up to 1, found {listed}, which add up to {total:g}."
+            )
+
+
+@dataclass(frozen=True)
 class DataConfig(AccessConfig):
     """Where the samples come from and how they are batched."""
 
@@ -53,8 +111,18 @@ class DataConfig(AccessConfig):
     The load loss is computed separately for each pass and is not linear in the batch, so smaller passes change its
     value. To train alike on GPUs of any size and number, choose another value of `run.activation_checkpointing`."""
     window_shards: int = 16
-    """Number of shards whose samples are shuffled together. With more shards, the samples are mixed better. With fewer,
-    a smaller part of a remote set is needed at a time."""
+    """Number of shards whose samples are shuffled together, in all groups together. With more shards, the samples are
+    mixed better. With fewer, a smaller part of a remote set is needed at a time. Each group has at least one shard."""
+    groups: int | None = None
+    """Number of groups to which the shards are dealt. Each global batch takes an equal number of samples from each
+    group, and a node downloads only the shards of the groups from which its processes read. If the number of nodes
+    divides the number of groups, each shard of a remote set is downloaded by one node, and a later epoch finds it in
+    the cache of the same node. The number of groups divides the batch size and changes the order of the samples, but
+    the order does not depend on the number of processes. The default is 1 for a folder. For an address, it is the
+    largest power of two that divides the batch size and is at most `window_shards`; for an odd batch size, the largest
+    divisor that is at most `window_shards`."""
+    mix: MixConfig = field(default_factory=MixConfig)
+    """Shares of real and synthetic samples, or of cohorts."""
     num_workers: int | None = None
     """Number of threads per rank that read batches in advance; the order of the samples does not depend on it. The
     default is 2 on a GPU, which would otherwise wait for the disk, and 0 on a CPU, where such threads would slow down
@@ -70,10 +138,15 @@ class DataConfig(AccessConfig):
 
     def __post_init__(self) -> None:
         """Check that the numbers are in range."""
-        limits = (("batch_size", 1), ("micro_batch", 1), ("window_shards", 1), ("num_workers", 0), ("prefetch", 1))
-        for name, least in limits:
+        limits = (("batch_size", 1), ("micro_batch", 1), ("window_shards", 1), ("groups", 1), ("num_workers", 0))
+        for name, least in (*limits, ("prefetch", 1)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"data.{name}: expected at least {least}, found {value}.")
+        if self.groups is not None and self.batch_size % self.groups:
+            raise ValueError(
+                f"data.groups: expected a divisor of data.batch_size {self.batch_size}, that is "
+                f"{', '.join(map(str, divisors_of(self.batch_size)))}, found {self.groups}."
+            )
         super().__post_init__()
 
 

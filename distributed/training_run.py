@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch.nn.parallel import DistributedDataParallel
 
+from upfield.common.addresses import is_remote
 from upfield.common.command import read_yaml, to_tree, to_yaml
 from upfield.common.cores import chosen_threads, most_threads, num_threads
 from upfield.common.environment.settling import recorded_environment, refuse_environment, settle_environment
@@ -37,7 +38,10 @@ from upfield.distributed.preconditions import (
     warn_of_emulation,
 )
 from upfield.distributed.process_group import expected_world_size, make_accelerator
+from upfield.distributed.samples.groups import count_nodes, default_groups, describe_groups
 from upfield.distributed.samples.reader import BatchPlan, TrainingBatches
+from upfield.distributed.samples.sample_classes import describe_mix
+from upfield.distributed.samples.splits import groups_of_node, refuse_small_cache
 from upfield.distributed.weight_average import WeightAverage
 from upfield.model.activation_memory import MemoryPlan
 from upfield.model.configuration import Checkpointing
@@ -117,8 +121,8 @@ def _open_run(config: TrainConfig) -> TrainingRun:
     start, lock = claim_folder(config, split.manifest)
     if accelerator.device.type == "cpu":
         choose_and_record_threads(start.progress, world_size)
-    order = (config.run.seed, config.data.batch_size, config.data.window_shards, config.data.augment)
-    batches = TrainingBatches(split, BatchPlan(*order, accelerator.process_index, world_size))
+    groups, rank = start.progress.groups, accelerator.process_index
+    batches = run_on_all_processes(lambda: plan_batches(config, split, groups, rank, world_size))
     total_steps = count_steps(config.run, batches.steps_per_epoch)
     plan = choose_and_record_memory_plan(config, split.manifest, accelerator, start.progress)
     network = build_network(config, split.manifest, accelerator, plan.checkpointing)
@@ -139,6 +143,20 @@ def _open_run(config: TrainConfig) -> TrainingRun:
     )
     announce(run)
     return run
+
+
+def plan_batches(config: TrainConfig, split: ShardSplit, groups: int, rank: int, world_size: int) -> TrainingBatches:
+    """Determine the sample order, and check that the node's cache can hold what its processes need at once.
+
+    Raises:
+        InputError: the mix or the groups do not fit the split, or the cache is too small.
+    """
+    data = config.data
+    order = (config.run.seed, data.batch_size, data.window_shards, data.augment)
+    batches = TrainingBatches(split, BatchPlan(*order, rank, world_size, groups, data.mix))
+    if is_remote(str(data.shards)):
+        refuse_small_cache(data, split.manifest, batches.order, groups_of_node(batches.order, rank, world_size))
+    return batches
 
 
 def count_steps(config: RunSettings, steps_per_epoch: int) -> int:
@@ -178,8 +196,11 @@ def find_start(config: TrainConfig, manifest: Manifest) -> ResumePoint:
         batch_size=config.data.batch_size,
         seed=config.run.seed,
         window_shards=config.data.window_shards,
+        groups=default_groups(config.data, is_remote(str(config.data.shards))),
+        mix=config.data.mix.to_record(),
     )
-    return find_resume_point(config.run.out, config.run.resume, fresh)
+    # A run goes on with its groups, for example from a local copy of its remote set.
+    return find_resume_point(config.run.out, config.run.resume, fresh, keep_groups=config.data.groups is None)
 
 
 def choose_and_record_threads(progress: TrainingProgress, world_size: int) -> None:
@@ -265,6 +286,7 @@ def announce(run: TrainingRun) -> None:
     if progress.activation_checkpointing != "none":
         summary += f", activation checkpointing {progress.activation_checkpointing}"
     say(summary)
+    describe_order(run)
     warn_of_emulation(run.config.run.precision, run.accelerator.device)
     threads, most = progress.threads, progress.most_threads
     if threads < most and not chosen_threads():
@@ -272,6 +294,15 @@ def announce(run: TrainingRun) -> None:
             f"other processes were busy when the run began, so it computes with {threads} of {most} threads; the "
             f"environment variable OMP_NUM_THREADS={most} overrides this"
         )
+
+
+def describe_order(run: TrainingRun) -> None:
+    """Print what groups and what mix the run uses."""
+    order, data = run.batches.order, run.config.data
+    if is_remote(str(data.shards)) or order.groups > 1:
+        say(describe_groups(order.groups, data, count_nodes(run.accelerator.num_processes)))
+    if order.mixture:
+        say(describe_mix(order.mixture, run.batches.classes[-1], order.steps_per_epoch, order.batch_size))
 
 
 def close_run(run: TrainingRun) -> None:

@@ -34,7 +34,7 @@ class StepValues:
     """Loss terms and gradient norm of a step, on every rank."""
 
     names: tuple[str, ...]
-    """Names of the loss terms, the loss and the gradient norm."""
+    """Names of the loss terms, the loss, the gradient norm and the shares of the classes of samples."""
     rows: tuple[tuple[float, ...], ...]
     """Values on each rank, in the order of `names`."""
 
@@ -99,6 +99,9 @@ def train_step(run: TrainingRun, batch: Batch, stop: StopRequest, previous: Queu
         DivergedError: the loss or the gradient of the previous step is not finite, and its batch may not be skipped.
     """
     values = accumulate_gradients(run, batch)
+    # `full` fills in the number on the device. A copy from the host would wait for the device.
+    for name, share in run.batches.shares(batch.samples.numpy()).items():
+        values[name] = torch.full((), share, device=run.accelerator.device)
     if (scaler := run.learner.scaler) is not None:
         values["loss_scale"] = scaler.scale(torch.ones((), device=run.accelerator.device))
     step = queue_values(run, batch.samples, values, stop)

@@ -1,5 +1,7 @@
 """Augmentation of pairs: a pure function of (seed, epoch, sample), and therefore the same in every process and thread.
 
+With a mix, an epoch may repeat a sample, so the position in the epoch is a further argument.
+
 Changes of geometry apply to both images of a pair. Changes of intensity apply only to the low field, because its
 intensity scale differs between scanners.
 """
@@ -11,7 +13,7 @@ from upfield.distributed.configuration import AugmentConfig
 
 
 def augment_pair(
-    low: NDArray[np.float16], high: NDArray[np.float16], config: AugmentConfig, key: tuple[int, int, int]
+    low: NDArray[np.float16], high: NDArray[np.float16], config: AugmentConfig, key: tuple[int, ...]
 ) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
     """Return an augmented copy of a pair.
 
@@ -19,7 +21,7 @@ def augment_pair(
         low: `(1 + 2*context, H, W)` in [0, 1].
         high: `(1, H, W)` in [0, 1].
         config: ranges of the random changes.
-        key: seed of the run, number of the epoch, and number of the sample.
+        key: seed of the run, number of the epoch, number of the sample, and with a mix the position in the epoch.
 
     Returns:
         `low` and `high` in [0, 1], of size `config.crop` if it is set, otherwise of their original size.

@@ -6,13 +6,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from upfield.common.stores.transfer import TransferCancelledError
-from upfield.distributed.samples.order import epoch_windows
+from upfield.distributed.samples.order import SampleOrder, Stream, StreamWindows
 from upfield.distributed.samples.reader import Batch, TrainingBatches
 from upfield.sharding.shardset.remote_files import RemoteFiles
 from upfield.sharding.shardset.shard_cache import release
@@ -26,51 +25,56 @@ Hold = Callable[[int, threading.Event], int]
 """Function that downloads the shard of a number into the cache and returns a descriptor that keeps it there."""
 
 
-@dataclass(frozen=True)
 class FetchSchedule:
-    """Computes the windows of shards that must be in the cache at each step. Like the sample order, it has no state."""
+    """Computes the windows of shards that must be in the cache at each step, for the groups that a process reads."""
 
-    seed: int
-    """The run's seed."""
-    shard_sizes: NDArray[np.int64]
-    """`(shards,)` int64, number of samples in each shard."""
-    window_shards: int
-    """Number of shards in a window."""
-    batch_size: int
-    """Number of samples in a global batch."""
-    stop: int
-    """Step at which the run ends."""
-    lookahead: int = 0
-    """Number of steps that the loader reads in advance."""
+    def __init__(self, order: SampleOrder, groups: range, stop: int, lookahead: int = 0) -> None:
+        """Store the arguments.
+
+        Args:
+            order: the sample order.
+            groups: groups that the process reads.
+            stop: step at which the run ends.
+            lookahead: number of steps that the loader reads in advance.
+        """
+        self.stop = stop
+        self._order = order
+        self._streams = order.streams_of(groups)
+        self._lookahead = lookahead
+        self._tables: dict[int, dict[tuple[int, int], StreamWindows]] = {}
 
     def windows_at(self, step: int) -> list[NDArray[np.int64]]:
-        """Compute the windows that are needed during `step`, in order: `(up to window_shards,)` shard numbers each.
+        """Compute the windows that are needed during `step`, the most urgent first: `(shards,)` numbers of each.
 
-        These are the window with the step's first sample, the next window, and all later windows that the following
-        `lookahead` steps reach.
+        Of each stream, these are the window with the step's first sample, the next window, and all later windows that
+        the following `lookahead` steps reach.
         """
-        windows: list[NDArray[np.int64]] = []
-        for first_step, window in self._windows_from(step):
-            if len(windows) >= 2 and first_step > step + self.lookahead:
+        windows = [window for stream in self._streams for window in self._windows_of(stream, step)]
+        return [shards for _, shards in sorted(windows, key=lambda window: max(window[0], step))]
+
+    def _windows_of(self, stream: Stream, step: int) -> list[tuple[int, NDArray[np.int64]]]:
+        """Return the windows of a stream that are needed during `step`, and the first step that needs each."""
+        windows: list[tuple[int, NDArray[np.int64]]] = []
+        num_steps = self._order.steps_per_epoch
+        for epoch in itertools.count(step // num_steps):
+            table, begin = self._table(stream, epoch), epoch * num_steps
+            for number in range(int(table.last_steps.searchsorted(step - begin)), len(table.shards)):
+                first_step = begin + int(table.first_steps[number])
+                if first_step >= self.stop or (len(windows) >= 2 and first_step > step + self._lookahead):
+                    return windows
+                windows.append((first_step, table.shards[number]))
+            reached = begin + num_steps > step + self._lookahead and epoch > step // num_steps
+            if reached or (windows and stream.has_one_window) or begin + num_steps >= self.stop:
                 break
-            windows.append(window)
         return windows
 
-    def _windows_from(self, step: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Yield each window from `step` to the end of the run, together with the first step that needs the window."""
-        per_epoch = int(self.shard_sizes.sum()) // self.batch_size
-        for epoch in itertools.count(step // per_epoch):
-            start = 0
-            for window in epoch_windows(self.seed, epoch, len(self.shard_sizes), self.window_shards):
-                end = start + int(self.shard_sizes[window].sum())
-                entering, leaving = start // self.batch_size, (end - 1) // self.batch_size
-                first_step = epoch * per_epoch + entering
-                if first_step >= self.stop:
-                    return
-                # A window may hold only the last samples of an epoch, which do not fill a batch.
-                if entering < per_epoch and epoch * per_epoch + leaving >= step and end > start:
-                    yield first_step, window
-                start = end
+    def _table(self, stream: Stream, epoch: int) -> StreamWindows:
+        for past in [number for number in self._tables if number < epoch - 1]:
+            del self._tables[past]
+        tables = self._tables.setdefault(epoch, {})
+        if stream.key not in tables:
+            tables[stream.key] = self._order.windows(stream, epoch)
+        return tables[stream.key]
 
 
 class Fetcher:
@@ -187,8 +191,8 @@ def _run_fetcher(batches: TrainingBatches, steps: range, ahead: int) -> Iterator
         yield lambda _: None
         return
     entries, plan = batches.split.entries, batches.plan
-    sizes = batches.split.shard_sizes
-    schedule = FetchSchedule(plan.seed, sizes, plan.window_shards, plan.batch_size, steps.stop, ahead)
+    groups = batches.order.groups_of(plan.rank, plan.world_size)
+    schedule = FetchSchedule(batches.order, groups, steps.stop, ahead)
     fetcher = Fetcher(lambda shard, stopped: source.hold(entries[shard], stopped), schedule)
     try:
         fetcher.start(steps.start)

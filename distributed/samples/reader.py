@@ -18,16 +18,17 @@ import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from upfield.distributed.configuration import AugmentConfig, DataConfig
+from upfield.distributed.configuration import AugmentConfig, DataConfig, MixConfig
 from upfield.distributed.samples.augment import augment_pair
-from upfield.distributed.samples.order import epoch_order, rank_share
+from upfield.distributed.samples.order import SampleOrder
+from upfield.distributed.samples.sample_classes import choose_mixture, find_classes
 from upfield.sharding.shardset.shard_split import ShardSplit
 
 # A function that returns float16 memory of a given shape.
@@ -120,27 +121,38 @@ class BatchPlan:
     """Rank of this process."""
     world_size: int
     """Number of processes."""
+    groups: int = 1
+    """Number of groups to which the shards are dealt."""
+    mix: MixConfig = field(default_factory=MixConfig)
+    """Shares of classes of samples."""
 
 
 class TrainingBatches:
     """Reads this process's batch of any global step. The epoch follows from the step, so workers keep no state."""
 
     def __init__(self, split: ShardSplit, plan: BatchPlan) -> None:
-        """Store the split and the plan. This reads no data."""
+        """Compute which shards belong to which group. This reads no samples.
+
+        Raises:
+            InputError: the mix or the groups do not fit the split.
+        """
         self.split = split
         self.plan = plan
-        self.steps_per_epoch = split.num_samples // plan.batch_size
-        self._epoch = -1
-        self._order = np.empty(0, dtype=np.int64)
+        self.classes = find_classes(split, plan.mix)
+        """Classes whose shares are logged; those that are mixed come last."""
+        mixture = choose_mixture(plan.mix, self.classes[-1], plan.groups) if plan.mix.shares else None
+        self.order = SampleOrder(
+            plan.seed, split.shard_sizes, plan.batch_size, plan.window_shards, plan.groups, mixture
+        )
+        self.steps_per_epoch = self.order.steps_per_epoch
 
     def samples_at(self, step: int) -> NDArray[np.int64]:
         """Compute the sample numbers `(batch_size / world_size,)` of this process at global step `step`, from 0."""
-        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        plan = self.plan
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._order = epoch_order(plan.seed, epoch, self.split.shard_sizes, plan.window_shards)
-        return rank_share(self._order, step_in_epoch, plan.batch_size, plan.rank, plan.world_size)
+        return self.order.share(step, self.plan.rank, self.plan.world_size)
+
+    def shares(self, samples: NDArray[np.int64]) -> dict[str, float]:
+        """Compute the share of each class among samples `(N,)`, by name for the log."""
+        return {name: share for classes in self.classes for name, share in classes.shares(samples).items()}
 
     def read(self, split: ShardSplit, step: int, samples: NDArray[np.int64], memory: Allocator) -> Batch:
         """Read and augment the samples `(N,)` of a step.
@@ -158,10 +170,15 @@ class TrainingBatches:
         batch = read_batch(split, samples, memory)
         if self.plan.augment == AugmentConfig():
             return batch
-        return self._augment(batch, step // self.steps_per_epoch, memory)
+        return self._augment(batch, step, memory)
 
-    def _augment(self, batch: Batch, epoch: int, memory: Allocator) -> Batch:
-        keys = ((self.plan.seed, epoch, sample) for sample in batch.samples.tolist())
+    def _augment(self, batch: Batch, step: int, memory: Allocator) -> Batch:
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        keys: list[tuple[int, ...]] = [(self.plan.seed, epoch, sample) for sample in batch.samples.tolist()]
+        if self.order.mixture:
+            # An epoch may repeat a sample, which must not be augmented in the same way each time.
+            begin = step_in_epoch * self.plan.batch_size + self.plan.rank * len(keys)
+            keys = [(*key, begin + number) for number, key in enumerate(keys)]
         pairs = zip(batch.low.numpy(), batch.high.numpy(), keys, strict=True)
         changed = [augment_pair(low, high, self.plan.augment, key) for low, high, key in pairs]
         low, high = (_stack(images, memory) for images in zip(*changed, strict=True))

@@ -1,9 +1,14 @@
 """The splits of the configured shard set, which is in a folder or at an address."""
 
+import os
+
+import numpy as np
 import torch
 
 from upfield.common.errors import InputError
 from upfield.distributed.configuration import DataConfig
+from upfield.distributed.samples.groups import default_groups, ranks_of_node
+from upfield.distributed.samples.order import SampleOrder
 from upfield.distributed.samples.reader import count_readers
 from upfield.sharding.shardset.manifest import Manifest
 from upfield.sharding.shardset.shard_index import ShardEntry
@@ -22,23 +27,52 @@ def open_splits(data: DataConfig) -> tuple[ShardSplit, ShardSplit]:
         RunError: a store does not respond correctly.
     """
     shards = open_set(data.shards, data)
-    if shards.is_remote:
-        refuse_small_cache(data, shards.manifest)
+    if shards.is_remote and not data.mix.shares:
+        # Without a mix, the manifest alone shows how large the cache must be.
+        sizes = np.array([entry.samples for entry in shards.manifest.shards("train")], dtype=np.int64)
+        groups = default_groups(data, is_remote=True)
+        order = SampleOrder(0, sizes, data.batch_size, data.window_shards, groups)
+        rank, world_size = (int(os.environ.get(name, least)) for name, least in (("RANK", 0), ("WORLD_SIZE", 1)))
+        refuse_small_cache(data, shards.manifest, order, groups_of_node(order, rank, world_size))
     return shards.split("train"), shards.split("val")
 
 
-def refuse_small_cache(data: DataConfig, manifest: Manifest) -> None:
-    """Raise InputError if the cache cannot hold the windows that are needed at once."""
-    entries = manifest.shards("train")
-    window_samples = sum(sorted(entry.samples for entry in entries)[: data.window_shards])
-    read_at_once = data.batch_size * (1 + data.prefetch * count_readers(data, torch.cuda.is_available()))
-    windows = 2 + (read_at_once - 1) // max(1, window_samples)
-    needed = sum_largest(entries, windows * data.window_shards) + sum_largest(manifest.shards("val"), VALIDATION_SHARDS)
+def groups_of_node(order: SampleOrder, rank: int, world_size: int) -> range:
+    """Return the groups from which the processes of this process's node read."""
+    ranks = ranks_of_node(rank, world_size)
+    return range(order.groups_of(ranks[0], world_size).start, order.groups_of(ranks[-1], world_size).stop)
+
+
+def refuse_small_cache(data: DataConfig, manifest: Manifest, order: SampleOrder, groups: range) -> None:
+    """Check that the cache of a node can hold the windows that its processes need at once.
+
+    Args:
+        data: part `data` of the configuration.
+        manifest: manifest of the set.
+        order: the sample order. Its seed does not matter.
+        groups: groups from which the processes of the node read.
+
+    Raises:
+        InputError: the cache is too small.
+    """
+    entries, streams = manifest.shards("train"), order.streams_of(groups)
+    steps = 1 + data.prefetch * count_readers(data, torch.cuda.is_available())
+    numbers = [order.most_windows(stream, steps) for stream in streams]
+    held = [
+        sum_largest([entries[shard] for shard in stream.piece.shards], windows * order.window_shards)
+        for stream, windows in zip(streams, numbers, strict=True)
+    ]
+    own = {shard for stream in streams for shard in stream.piece.shards.tolist()}
+    needed = min(sum(held), sum(entries[shard].bytes for shard in own))
+    needed += sum_largest(manifest.shards("val"), VALIDATION_SHARDS)
     if needed > data.cache_bytes:
+        each = f" in each of {len(groups)} groups" if len(groups) > 1 else ""
+        each += f" for each of {order.mixture.num_classes} classes" if order.mixture else ""
+        lower = "--data.groups" if order.window_shards == 1 and len(groups) > 1 else "--data.window_shards"
         raise InputError(
-            f"data.cache_bytes: expected at least {needed}, for {windows} windows of {data.window_shards} shards and "
-            f"{VALIDATION_SHARDS} validation shards, found {data.cache_bytes}. Raise --data.cache_bytes, or lower "
-            "--data.window_shards."
+            f"data.cache_bytes: expected at least {needed}, for {max(numbers)} windows of {order.window_shards} shards"
+            f"{each} and {VALIDATION_SHARDS} validation shards, found {data.cache_bytes}. Raise --data.cache_bytes, or "
+            f"lower {lower}."
         )
 
 

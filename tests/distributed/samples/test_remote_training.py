@@ -154,7 +154,7 @@ def test_an_index_that_does_not_follow_its_tar_is_refused(data: DataConfig, http
 def run(data: DataConfig, out: Path, *arguments: str, processes: int = 1) -> tuple[list[int | None], str]:
     """Train in forked ranks, and return their exit codes and what they printed."""
     assert data.cache_dir is not None
-    arguments = ("--data.window_shards", "2", "--run.max_steps", "9", *arguments)
+    arguments = ("--data.window_shards", "2", "--data.groups", "2", "--run.max_steps", "9", *arguments)
     arguments += ("--data.cache_dir", str(data.cache_dir), "--data.fetch_retries", "1", "--data.fetch_timeout_s", "5")
     arguments += ("--data.trace", str(out / "trace.jsonl"))
     with forked(data.shards, out, *arguments, processes=processes) as job:
