@@ -62,13 +62,22 @@ def read_upfield(reading: Reading, rank: int, cache: Path) -> Iterator[Epoch]:
     """Read as `upfield train` does."""
     from upfield.distributed.configuration import AugmentConfig, DataConfig
     from upfield.distributed.samples.fetcher import fetch_ahead
+    from upfield.distributed.samples.groups import default_groups
     from upfield.distributed.samples.reader import BatchPlan, TrainingBatches, training_loader
     from upfield.distributed.samples.splits import open_splits
 
     os.environ["AWS_ENDPOINT_URL"] = reading.endpoint
-    data = DataConfig(reading.address, reading.batch_size, cache_dir=cache, cache_bytes=reading.cache_bytes or 1)
+    data = DataConfig(
+        reading.address,
+        reading.batch_size,
+        num_workers=reading.workers,
+        groups=reading.groups,
+        cache_dir=cache,
+        cache_bytes=reading.cache_bytes or 1,
+    )
     data = data if reading.cache_bytes else replace(data, cache_bytes=least_cache_bytes(data))
-    plan = BatchPlan(0, reading.batch_size, data.window_shards, AugmentConfig(), rank, reading.nodes)
+    order = (0, reading.batch_size, data.window_shards, AugmentConfig())
+    plan = BatchPlan(*order, rank, reading.nodes, default_groups(data, is_remote=True))
 
     def open_batches() -> TrainingBatches:
         return TrainingBatches(open_splits(data)[0], plan)

@@ -9,9 +9,9 @@ from nodes.readers import Reading
 from nodes.servers import BUCKET
 
 NODES = (1, 2, 4, 8)
-# Full batches of whole epochs, in about as many shards as the set of 450 subjects has. The length of a group is no
-# multiple of the length of a shard, so that groups cut shards.
-SAMPLES, SAMPLES_PER_SHARD = 2112, 13
+# Full batches, in as many shards as 1,000 subjects have by default. The length of a group is not a
+# multiple of the length of a shard, so groups cut shards.
+SAMPLES, SAMPLES_PER_SHARD = 1728, 5
 LEAST, MOST = 1.0, 1.05
 # Without a cache, one request more or less is not worth a miss.
 ROUNDING = 0.005

@@ -12,6 +12,7 @@ from runs import forked
 from upfield.common.errors import FetchError, InputError, ShardSetError
 from upfield.distributed.configuration import DataConfig
 from upfield.distributed.samples.fetcher import fetch_ahead
+from upfield.distributed.samples.order import SampleOrder
 from upfield.distributed.samples.reader import Batch, BatchPlan, TrainingBatches, read_every_sample, training_loader
 from upfield.distributed.samples.splits import open_splits
 from upfield.sharding.shardset import remote_files
@@ -48,9 +49,10 @@ def every_value(data: DataConfig) -> list[list[float]]:
     ]
 
 
-def values_trained_on(data: DataConfig, steps: range) -> list[Batch]:
+def values_trained_on(data: DataConfig, steps: range, rank: int = 0, world_size: int = 1) -> list[Batch]:
     split, _ = open_splits(data)
-    batches = TrainingBatches(split, BatchPlan(3, data.batch_size, data.window_shards, data.augment, 0, 1))
+    order = (3, data.batch_size, data.window_shards, data.augment)
+    batches = TrainingBatches(split, BatchPlan(*order, rank, world_size, data.groups or 1))
     loader = training_loader(batches, steps, data.num_workers or 0, data.prefetch, pin_memory=False)
     return list(fetch_ahead(loader, batches, steps, (data.num_workers or 0) * data.prefetch))
 
@@ -114,6 +116,23 @@ def test_training_reads_the_same_and_keeps_the_cache_small(
     assert [batch.samples.tolist() for batch in remote] == [batch.samples.tolist() for batch in local]
     assert all(one.low.equal(other.low) for one, other in zip(remote, local, strict=True))
     assert cached_bytes(data) <= least
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_node_reads_its_own_groups_in_spite_of_faults(
+    tiny_shards: Path, data: DataConfig, http_store: FaultyServer, fault: str
+) -> None:
+    local = DataConfig(tiny_shards, batch_size=4, groups=2, window_shards=2)
+    order = SampleOrder(3, open_splits(local)[0].shard_sizes, 4, 2, 2)
+    own, others = ({f"train/{n:06d}.tar" for n in order.streams[group, 0].piece.shards} for group in (1, 0))
+    for name in own:
+        http_store.fail(name, [fault])
+    for name in others - own:
+        http_store.fail_always(name, fault)
+    data = replace(impatient(data, fault), batch_size=4, groups=2)
+    expected, arrived = (values_trained_on(each, range(20, 90), 1, 2) for each in (local, data))
+    assert all(one.high.equal(other.high) for one, other in zip(arrived, expected, strict=True))
+    assert {name for name in http_store.asked if name.endswith(".tar")} == own
 
 
 @pytest.mark.parametrize(
