@@ -20,6 +20,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,32 +38,33 @@ def write_set(folder: Path, num_subjects: int) -> float:
     from upfield.sharding.building.manifest_writer import Addition, content_config, write_manifest
     from upfield.sharding.cohorts.subjects import Source, Subject
     from upfield.sharding.configuration import ShardConfig
-    from upfield.sharding.shardset.shard_index import INDEX_VERSION, ShardEntry
-    from upfield.sharding.shardset.shard_writer import Sample, write_shard
+    from upfield.sharding.shardset.shard_index import INDEX_VERSION
+    from upfield.sharding.shardset.shard_writer import Sample, WrittenShard, write_shard
 
     noise = np.random.default_rng(0).random((SAMPLES_PER_SHARD, *SHAPE), dtype=np.float32).astype(np.float16)
     keys = [f"ixi-{i // SLICES:06d}-synthetic-0-x{i % SLICES:03d}" for i in range((num_subjects + 1) * SLICES)]
     samples = (Sample(keys[i], noise[i], noise[i - 1], {"slice": i}) for i in range(SAMPLES_PER_SHARD))
     template = write_shard(folder, "template", samples)
     lines = (folder / "template.idx").read_text(encoding="ascii").splitlines()[1:]
-    entries: list[ShardEntry] = []
+    shards: list[WrittenShard] = []
     num_shards = -(-num_subjects * SLICES // SAMPLES_PER_SHARD)
     parts = [("train", part) for part in np.array_split(np.array(keys[:-SLICES]), num_shards)]
     for split, part in [*parts, ("val", np.array(keys[-SLICES:]))]:
         (folder / split).mkdir(exist_ok=True)
-        name = f"{split}/{len(entries) if split == 'train' else 0:06d}"
+        name = f"{split}/{len(shards) if split == 'train' else 0:06d}"
         os.link(folder / "template.tar", folder / f"{name}.tar")
         index = [line.replace(old, new) for line, old, new in zip(lines, keys, part.tolist(), strict=False)]
         (folder / f"{name}.idx").write_text("\n".join([f"{INDEX_VERSION} {len(part)}", *index]) + "\n")
-        entries.append(ShardEntry(name, len(part), template.bytes, template.sha256))
+        entry = replace(template.entry, name=name, samples=len(part))
+        shards.append(WrittenShard(entry, template.checksums[: len(part)]))
     names = [f"{number:06d}" for number in range(num_subjects + 1)]
     source = Source((Path("ixi.nii.gz"),), stacked=False)
     splits = ["train"] * num_subjects + ["val"]
     subjects = [Subject("ixi", *pair, source, None, "resize", ()) for pair in zip(names, names, splits, strict=True)]
     sources = [{"cohort": "ixi", "subject": name, "high": "0" * 32, "high_voxels": "0" * 32} for name in names]
-    addition = Addition(subjects=subjects, entries=entries, sources=sources)
+    addition = Addition(subjects=subjects, shards=shards, sources=sources)
     write_manifest(folder, content_config(ShardConfig("out")), addition, None)
-    return num_subjects * SLICES / SAMPLES_PER_SHARD * template.bytes / 1e9
+    return num_subjects * SLICES / SAMPLES_PER_SHARD * template.entry.bytes / 1e9
 
 
 def resident_mb() -> float:
@@ -84,7 +86,7 @@ def watch(folder: Path, num_workers: int, batch_size: int) -> list[float]:
     from upfield.sharding.shardset.shard_split import ShardSplit
 
     split = ShardSplit(folder, "train")
-    index_mb = sum(value.nbytes for value in vars(split).values() if isinstance(value, np.ndarray)) / 1e6
+    index_mb = sum(value.nbytes for value in vars(split.index).values() if isinstance(value, np.ndarray)) / 1e6
     batches = TrainingBatches(split, BatchPlan(0, batch_size, 16, AugmentConfig(), 0, 1))
     steps = batches.steps_per_epoch
     memory_mb = [index_mb, resident_mb(), *[0.0] * EPOCHS]

@@ -76,11 +76,11 @@ def write_upfield(folder: Path, num_samples: int) -> None:
     from upfield.sharding.configuration import ShardConfig
     from upfield.sharding.shardset.shard_writer import Sample, write_shard
 
-    noise, entries = draw_noise(), []
+    noise, shards = draw_noise(), []
     for numbers in np.array_split(np.arange(num_samples), NUM_SHARDS):
         samples = (Sample(f"noise-{n:06d}-real-0-x000", *draw_sample(n, noise), {"slice": 0}) for n in numbers.tolist())
-        entries.append(write_shard(folder, f"train/{len(entries):06d}", samples))
-    write_manifest(folder, content_config(ShardConfig("out")), Addition(subjects=[], entries=entries), None)
+        shards.append(write_shard(folder, f"train/{len(shards):06d}", samples))
+    write_manifest(folder, content_config(ShardConfig("out")), Addition(subjects=[], shards=shards), None)
 
 
 def write_mosaicml(folder: Path, num_samples: int) -> None:

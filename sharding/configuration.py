@@ -257,6 +257,13 @@ class AccessConfig:
     fetch_timeout_s: float = 60.0
     """Time in seconds after which a transfer that receives no data is tried again. A shorter timeout detects stalls
     sooner. A longer timeout tolerates stores that respond slowly."""
+    fetch: Literal["shards", "samples"] = "shards"
+    """What is downloaded from a remote set. `shards` downloads whole shards and keeps them in `cache_dir`, so a later
+    epoch or run reads them from the disk. `samples` downloads single samples shortly before they are read, and keeps
+    none of them. Choose it for a set that does not fit the cache, or to read few samples of a large set. The store must
+    answer requests for ranges of bytes, and the set must have checksums of its samples. Each process sends up to 32
+    requests at once. It holds 64 MiB of samples in memory before they are read, or `prefetch` + 1 batches if these are
+    larger. The order of the samples does not depend on this key, and it has no effect on a set in a folder."""
 
     # Part of the command's configuration that holds these keys, for messages. It has no annotation, so it is no key.
     part = ""

@@ -6,5 +6,6 @@ Read the files in this order:
     reader          batches of these samples, read by offset
     augment         random augmentation of a pair
     splits          the training split and the validation split
+    look_ahead      requests for single samples of a remote set before they are needed
     fetcher         threads that download shards before their samples are needed
 """

@@ -188,7 +188,10 @@ def _run_fetcher(batches: TrainingBatches, steps: range, ahead: int) -> Iterator
     """Run a fetcher if the set is remote. Yield a function that must be called with the number of each next step."""
     source = batches.split.source
     if not isinstance(source, RemoteFiles):
-        yield lambda _: None
+        try:
+            yield lambda _: None
+        finally:
+            source.stop()
         return
     entries, plan = batches.split.entries, batches.plan
     groups = batches.order.groups_of(plan.rank, plan.world_size)

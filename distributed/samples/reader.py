@@ -16,7 +16,7 @@ import copy
 import threading
 import weakref
 from collections import defaultdict, deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from upfield.distributed.configuration import AugmentConfig, DataConfig, MixConfig
 from upfield.distributed.samples.augment import augment_pair
+from upfield.distributed.samples.look_ahead import request_ahead
 from upfield.distributed.samples.order import SampleOrder
 from upfield.distributed.samples.sample_classes import choose_mixture, find_classes
 from upfield.sharding.shardset.shard_split import ShardSplit
@@ -208,18 +209,24 @@ def training_loader(
         steps: global steps, from 0.
         num_workers: number of threads that read in advance. Threads are used because they spend their time in system
             calls, where they do not block the interpreter, and because they fill the memory that a step uses. Processes
-            would have to transfer each batch. With 0 threads, each batch is read when the caller requests it.
+            would have to transfer each batch. With 0 threads, each batch is read when the caller requests it. Samples
+            that are downloaded one by one are requested in advance even then.
         prefetch: number of batches that each thread reads in advance.
         pin_memory: whether to read into page-locked memory, from which copies to a GPU run asynchronously.
     """
     memory = allocate_page_locked if pin_memory else BufferPool()
+    plan = zip(steps, request_ahead(batches.split, map(batches.samples_at, steps), prefetch), strict=True)
     if not num_workers:
-        return (batches.read(batches.split, step, batches.samples_at(step), memory) for step in steps)
-    return _read_ahead(batches, steps, num_workers, num_workers * prefetch, memory)
+        return (batches.read(batches.split, step, samples, memory) for step, samples in plan)
+    return _read_ahead(batches, plan, num_workers, num_workers * prefetch, memory)
 
 
 def _read_ahead(
-    batches: TrainingBatches, steps: range, num_workers: int, num_ahead: int, memory: Allocator
+    batches: TrainingBatches,
+    plan: Iterable[tuple[int, NDArray[np.int64]]],
+    num_workers: int,
+    num_ahead: int,
+    memory: Allocator,
 ) -> Generator[Batch, None, None]:
     own = threading.local()
 
@@ -232,8 +239,8 @@ def _read_ahead(
     pool = ThreadPoolExecutor(num_workers, "reader", open_own_files)
     ahead: deque[Future[Batch]] = deque()
     try:
-        for step in steps:
-            ahead.append(pool.submit(read, step, batches.samples_at(step)))
+        for step, samples in plan:
+            ahead.append(pool.submit(read, step, samples))
             if len(ahead) > num_ahead:
                 yield ahead.popleft().result()
         while ahead:
@@ -245,8 +252,9 @@ def _read_ahead(
 def read_every_sample(split: ShardSplit, batch_size: int, rank: int, world_size: int) -> Iterator[Batch]:
     """Yield this process's share of a split, in stored order. Together, the ranks read each sample exactly once."""
     mine = np.arange(split.num_samples)[rank::world_size]
-    for start in range(0, len(mine), batch_size):
-        yield read_batch(split, mine[start : start + batch_size])
+    batches = (mine[start : start + batch_size] for start in range(0, len(mine), batch_size))
+    for batch in request_ahead(split, batches, 1):
+        yield read_batch(split, batch)
 
 
 def read_equal_batches(
@@ -262,5 +270,7 @@ def read_equal_batches(
     """
     rounds = -(-split.num_samples // (batch_size * world_size))
     places = np.arange(rounds * batch_size) * world_size + rank
-    for chunk in places.reshape(rounds, batch_size):
-        yield read_batch(split, np.minimum(chunk, split.num_samples - 1)), torch.from_numpy(chunk < split.num_samples)
+    chunks = places.reshape(rounds, batch_size)
+    batches = request_ahead(split, np.minimum(chunks, split.num_samples - 1), 1)
+    for chunk, batch in zip(chunks, batches, strict=True):
+        yield read_batch(split, batch), torch.from_numpy(chunk < split.num_samples)

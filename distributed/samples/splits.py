@@ -55,6 +55,9 @@ def refuse_small_cache(data: DataConfig, manifest: Manifest, order: SampleOrder,
     Raises:
         InputError: the cache is too small.
     """
+    if data.fetch == "samples":
+        # No shard is cached.
+        return
     entries, streams = manifest.shards("train"), order.streams_of(groups)
     steps = 1 + data.prefetch * count_readers(data, torch.cuda.is_available())
     numbers = [order.most_windows(stream, steps) for stream in streams]

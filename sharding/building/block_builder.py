@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upfield.common.errors import InputError, RunError, VolumeError
-from upfield.common.files import hash_file
 from upfield.imaging.slices import neighbour_indices
 from upfield.sharding.building.journal import BlockRecord, read_record, write_record
 from upfield.sharding.building.pairs import Pair, make_pairs
@@ -19,8 +18,8 @@ from upfield.sharding.cohorts.problems import FAULT, Problem
 from upfield.sharding.cohorts.source_fingerprints import describe_sources
 from upfield.sharding.cohorts.subjects import SourceVolume, Subject
 from upfield.sharding.configuration import ShardConfig
-from upfield.sharding.shardset.shard_index import SUFFIXES, ShardEntry, read_index
-from upfield.sharding.shardset.shard_writer import Sample, write_shard
+from upfield.sharding.shardset.shard_index import SUFFIXES
+from upfield.sharding.shardset.shard_writer import Sample, WrittenShard, describe_shard, write_shard
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class BlockTask:
 class BlockResult:
     """The outcome of building one block."""
 
-    entries: list[ShardEntry]
+    shards: list[WrittenShard]
     """The shards of the block; empty if it could not be built."""
     record: BlockRecord
     """The outcome of reading the block's subjects."""
@@ -93,7 +92,7 @@ def build_block(task: BlockTask) -> BlockResult:
     is `skip`, the block holds the samples of its other subjects. If `on_error` is `fail`, the block has no shards.
     """
     if record := finished_record(task):
-        return BlockResult([_describe(task, name) for name in record.sizes], record)
+        return BlockResult([describe_shard(task.out, name) for name in record.sizes], record)
     previous = read_record(task.out, task.block.name)
     pairs, record = read_pairs(task)
     if record.problems and task.config.on_error == "fail":
@@ -153,20 +152,17 @@ def _is_there(task: BlockTask, name: str) -> bool:
     return all((task.out / f"{name}{suffix}").is_file() for suffix in SUFFIXES)
 
 
-def _write_missing(task: BlockTask, record: BlockRecord, pairs: list[Pair]) -> list[ShardEntry]:
+def _write_missing(task: BlockTask, record: BlockRecord, pairs: list[Pair]) -> list[WrittenShard]:
     if not record.sizes:
         return []
     order = sample_order(task.block, sum(record.sizes.values()), task.config.seed)
     parts = np.split(order, np.cumsum(list(record.sizes.values()))[:-1])
     return [
-        _describe(task, name) if _is_there(task, name) else write_shard(task.out, name, _samples(pairs, numbers, task))
+        describe_shard(task.out, name)
+        if _is_there(task, name)
+        else write_shard(task.out, name, _samples(pairs, numbers, task))
         for name, numbers in zip(record.sizes, parts, strict=True)
     ]
-
-
-def _describe(task: BlockTask, name: str) -> ShardEntry:
-    tar = _tar(task, name)
-    return ShardEntry(name, len(read_index(tar.with_suffix(".idx")).keys), tar.stat().st_size, hash_file(tar))
 
 
 def _samples(pairs: list[Pair], numbers: NDArray[np.int64], task: BlockTask) -> Iterator[Sample]:

@@ -247,10 +247,10 @@ def write_blocks(request: BuildRequest, plan: BuildPlan, quarantine: Quarantine)
         tasks = run_tasks(build_block, plan.blocks, plan.jobs, executor)
         for result in track(tasks, "blocks", len(plan.blocks)):
             results.append(result)
-            for entry in result.entries:
-                if not (out / f"{entry.name}.tar").is_file():
+            for shard in result.shards:
+                if not (out / f"{shard.entry.name}.tar").is_file():
                     raise RunError(
-                        f"{out}: {entry.name}.tar was written to the disk of another node. "
+                        f"{out}: {shard.entry.name}.tar was written to the disk of another node. "
                         "Choose an --out that all nodes of the cluster share."
                     )
             quarantine.note(result.record.problems)
@@ -281,15 +281,15 @@ def seal(request: BuildRequest, check: SourceCheck, results: list[BlockResult]) 
         InputError: no subject is left, or two scans hold the same voxels.
     """
     quarantine, pseudonyms = check.quarantine, request.pseudonyms
-    entries = sorted((entry for result in results for entry in result.entries), key=lambda entry: entry.name)
-    if not entries:
+    shards = sorted((shard for result in results for shard in result.shards), key=lambda shard: shard.entry.name)
+    if not shards:
         raise _no_usable_subjects(request)
     trees = [tree for result in results for tree in result.record.sources]
     sources = _by_subject(seal_fingerprints(tree, pseudonyms) for tree in trees)
     quarantine.refuse(_copies(request, sources))
     addition = Addition(
         subjects=quarantine.healthy(check.new),
-        entries=entries,
+        shards=shards,
         skipped=quarantine.public_problems(pseudonyms),
         doubts=quarantine.public_doubts(pseudonyms),
         alignments=_by_subject(tree for result in results for tree in result.record.alignments),
@@ -297,8 +297,7 @@ def seal(request: BuildRequest, check: SourceCheck, results: list[BlockResult]) 
         stripped=summarise_stripped(_stripped(results)),
         contrasts=check.contrasts,
     )
-    write_manifest(request.out, request.content, addition, request.old)
-    finish(request.out)
+    finish(request.out, write_manifest(request.out, request.content, addition, request.old))
 
 
 def _by_subject(trees: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from upfield.common.errors import InputError, ShardSetError
+from upfield.sharding.building.index_writer import read_old_index
 from upfield.sharding.building.journal import begun_config, finish, has_records
 from upfield.sharding.building.manifest_writer import content_config
 from upfield.sharding.building.saved_volumes import are_missing
@@ -13,6 +14,7 @@ from upfield.sharding.cohorts.source_fingerprints import find_changed_subjects
 from upfield.sharding.cohorts.subjects import CohortFiles, Source, Subject
 from upfield.sharding.configuration import ShardConfig
 from upfield.sharding.shardset.manifest import JOURNAL, MANIFEST, Manifest, read_manifest
+from upfield.sharding.shardset.sample_key import SPLITS
 
 # Settings that older sets do not state -> the value that they were built with.
 ADDED_LATER = {"average": False}
@@ -96,7 +98,7 @@ def compare_with_folder(
     old = read_manifest(out) if (out / MANIFEST).is_file() else None
     if old and begun_config(out) == old.tree["config"]:
         # The build was killed after it wrote its manifest and before it emptied its journal.
-        finish(out)
+        finish(out, old)
     content = content_config(config, pseudonyms)
     held = old.cohorts if old else {}
     if old:
@@ -105,6 +107,10 @@ def compare_with_folder(
     content |= {"cohorts": [*held.values(), *new]}
     if new:
         _refuse_other_journal(out, content)
+    if new and old:
+        for split in SPLITS:
+            # A damaged index is refused now, because the new index is made from it after all shards are written.
+            read_old_index(out, old, split)
     request = BuildRequest(config, out, pseudonyms, files, content, {cohort["name"] for cohort in new}, old)
     if old:
         _refuse_other_subjects(request, old)

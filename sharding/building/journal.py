@@ -17,9 +17,10 @@ from upfield.common.errors import InputError
 from upfield.common.files import write_json
 from upfield.common.locking import open_lock
 from upfield.sharding.cohorts.problems import Problem
-from upfield.sharding.shardset.manifest import JOURNAL, JOURNAL_CONFIG, is_unfinished
+from upfield.sharding.shardset.manifest import JOURNAL, JOURNAL_CONFIG, Manifest, is_unfinished
 from upfield.sharding.shardset.sample_key import SPLITS
 from upfield.sharding.shardset.shard_index import SUFFIXES
+from upfield.sharding.shardset.split_index import INDEX_NAME
 
 LOCK = "lock"
 # File name of a block's record. Temporary files do not match.
@@ -144,8 +145,17 @@ def write_record(out: Path, block: str, record: BlockRecord) -> None:
     write_json(out / JOURNAL / f"{block}.json", asdict(record))
 
 
-def finish(out: Path) -> None:
-    """Empty the journal of a build that is complete. The lock must be held."""
+def finish(out: Path, manifest: Manifest) -> None:
+    """Empty the journal of a build that is complete, and remove the indices of earlier ones. The lock must be held.
+
+    Args:
+        out: folder of the set.
+        manifest: its new manifest.
+    """
+    listed = {entry.name for split in SPLITS if (entry := manifest.index(split))}
+    for path in out.iterdir():
+        if INDEX_NAME.fullmatch(path.name) and path.name not in listed:
+            path.unlink()
     for path in (out / JOURNAL).iterdir():
         if path.name != LOCK:
             path.unlink()

@@ -7,12 +7,14 @@ from typing import Any
 from upfield.common.command import to_tree
 from upfield.common.files import write_json
 from upfield.imaging.normalisation import NORMALISATION
+from upfield.sharding.building.index_writer import write_indices
 from upfield.sharding.cohorts.privacy import Pseudonyms, public_cohort
 from upfield.sharding.cohorts.subjects import Subject
 from upfield.sharding.configuration import ShardConfig
 from upfield.sharding.shardset.manifest import FORMAT, MANIFEST, VERSION, Manifest, hash_manifest, hash_tree
 from upfield.sharding.shardset.sample_key import SPLITS
-from upfield.sharding.shardset.shard_index import ShardEntry
+from upfield.sharding.shardset.shard_writer import WrittenShard
+from upfield.sharding.shardset.split_index import IndexEntry
 
 # Settings that say where or how a set is built, and do not change its content.
 NOT_CONTENT = ("out", "root", "jobs", "executor", "on_error", "max_skipped", "save_volumes", "pseudonym_key")
@@ -24,8 +26,8 @@ class Addition:
 
     subjects: list[Subject]
     """Subjects whose samples are in the new shards."""
-    entries: list[ShardEntry]
-    """The new shards."""
+    shards: list[WrittenShard]
+    """The new shards, in order."""
     skipped: list[dict[str, Any]] = field(default_factory=list)
     """Subjects that were left out."""
     doubts: list[dict[str, Any]] = field(default_factory=list)
@@ -50,17 +52,21 @@ def content_config(config: ShardConfig, pseudonyms: Pseudonyms | None = None) ->
     return tree
 
 
-def write_manifest(root: Path, content: dict[str, Any], addition: Addition, old: Manifest | None) -> None:
-    """Write the manifest of a set whose shards are all in place.
+def write_manifest(root: Path, content: dict[str, Any], addition: Addition, old: Manifest | None) -> Manifest:
+    """Write the indices of the splits, and then the manifest of a set whose shards are all in place.
 
     Args:
         root: folder of the set.
         content: configuration of the set, with all its cohorts, old ones first.
         addition: subjects and shards of this build.
         old: manifest of the set that was extended, or None.
+
+    Returns:
+        The new manifest.
     """
+    indices = write_indices(root, addition.shards, old)
     _, height, width = content["geometry"]["high_shape"]
-    splits = {split: _split_tree(split, addition, old) for split in SPLITS}
+    splits = {split: _split_tree(split, addition, old, indices.get(split)) for split in SPLITS}
     shards = [shard for split in sorted(SPLITS) for shard in splits[split]["shards"]]
     tree = {
         "format": FORMAT,
@@ -83,15 +89,17 @@ def write_manifest(root: Path, content: dict[str, Any], addition: Addition, old:
     }
     tree["manifest_sha256"] = hash_manifest(tree)
     write_json(root / MANIFEST, tree)
+    return Manifest(tree)
 
 
 def _known(contrasts: dict[str, str | None]) -> dict[str, str]:
     return {cohort: contrast for cohort, contrast in contrasts.items() if contrast is not None}
 
 
-def _split_tree(split: str, addition: Addition, old: Manifest | None) -> dict[str, Any]:
+def _split_tree(split: str, addition: Addition, old: Manifest | None, index: IndexEntry | None) -> dict[str, Any]:
     subjects = [{"cohort": s.cohort, "subject": s.id} for s in addition.subjects if s.split == split]
-    shards = [asdict(entry) for entry in addition.entries if entry.name.startswith(f"{split}/")]
+    shards = [asdict(shard.entry) for shard in addition.shards if shard.entry.name.startswith(f"{split}/")]
     if old:
         subjects, shards = old.subjects(split) + subjects, [asdict(entry) for entry in old.shards(split)] + shards
-    return {"samples": sum(shard["samples"] for shard in shards), "subjects": subjects, "shards": shards}
+    tree = {"samples": sum(shard["samples"] for shard in shards), "subjects": subjects, "shards": shards}
+    return tree | ({"index": asdict(index)} if index else {})

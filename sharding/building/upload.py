@@ -3,7 +3,8 @@
 The manifest is sent last, and readers refuse a set without one, so the store holds a complete set or none. Before the
 first shard, a marker that names the set is written. While the marker is there, only the same set can be uploaded to
 this address. Stores show an object only after all of it has arrived. So if the marker names this set, objects of the
-right size are not sent again.
+right size are not sent again. The indices of the splits have other names after each extension, so a reader of the old
+manifest still finds its own; old ones stay in the store.
 """
 
 import hashlib
@@ -17,11 +18,11 @@ from pathlib import Path
 
 from upfield.common.addresses import format_address
 from upfield.common.errors import InputError, RunError, ShardSetError
-from upfield.common.files import atomic_path, user_cache_folder
+from upfield.common.files import atomic_path, user_cache_folder, write_bytes
 from upfield.common.progress import say, track
 from upfield.common.stores.store import Store
 from upfield.sharding.shardset.manifest import MANIFEST, Manifest, parse_manifest, read_manifest
-from upfield.sharding.shardset.shard_index import SUFFIXES, ShardEntry
+from upfield.sharding.shardset.shard_index import ShardEntry
 
 MARKER = ".upload.json"
 MARKER_FORMAT = "upfield-upload"
@@ -79,7 +80,7 @@ def fetch_manifest(url: str, staging: Path) -> bool:
     begun = any(staging.glob("*/*.tar"))
     staged = read_manifest(staging) if begun and (staging / MANIFEST).is_file() else None
     if contents.manifest is not None:
-        _refuse_missing(store, _entries(contents.manifest), contents, _staged_sizes(staging, staged) if staged else ())
+        _refuse_missing(store, contents.manifest, contents, _staged_sizes(staging, staged) if staged else ())
     if staged:
         _refuse_not_extended(store, staged, contents, staging)
     if contents.marker and not (staged and staged.data_sha256 == contents.marker):
@@ -93,6 +94,8 @@ def fetch_manifest(url: str, staging: Path) -> bool:
         else:
             with atomic_path(staging / MANIFEST) as temporary:
                 temporary.write_bytes(contents.manifest_bytes)
+    if extended := staged or contents.manifest:
+        _copy_indices(store, extended, staging)
     return contents.manifest is not None
 
 
@@ -115,7 +118,7 @@ def upload_set(staging: Path, url: str) -> None:
     contents = _read_contents(store)
     _refuse_not_extended(store, manifest, contents, staging)
     _refuse_other_upload(store, manifest, contents)
-    _refuse_missing(store, _entries(manifest), contents, sizes)
+    _refuse_missing(store, manifest, contents, sizes)
     known = _known_names(manifest, contents)
     waiting = [name for name, size in sizes.items() if name not in known or contents.sizes.get(name) != size]
     same = (staging / MANIFEST).read_bytes() == contents.manifest_bytes
@@ -201,18 +204,32 @@ def _entries(manifest: Manifest) -> list[ShardEntry]:
     return [entry for split in manifest.tree["splits"] for entry in manifest.shards(split)]
 
 
-def _file_names(entries: Iterable[ShardEntry]) -> list[str]:
-    return [f"{entry.name}{suffix}" for entry in entries for suffix in SUFFIXES]
+def _listed_sizes(manifest: Manifest) -> dict[str, int | None]:
+    """Return the size in bytes of each file of a set; None for the indices of shards, whose sizes are not listed."""
+    sizes: dict[str, int | None] = {}
+    for split in manifest.tree["splits"]:
+        for entry in manifest.shards(split):
+            sizes |= {f"{entry.name}.tar": entry.bytes, f"{entry.name}.idx": None}
+        if index := manifest.index(split):
+            sizes[index.name] = index.bytes
+    return sizes
+
+
+def _copy_indices(store: Store, manifest: Manifest, staging: Path) -> None:
+    """Copy those indices of splits that the staging folder lacks: those of the extended set are made from them."""
+    for index in [index for split in manifest.tree["splits"] if (index := manifest.index(split))]:
+        if not (staging / index.name).is_file() and (data := store.read(index.name)) is not None:
+            write_bytes(staging / index.name, data)
 
 
 def _staged_sizes(staging: Path, manifest: Manifest) -> dict[str, int]:
     """Return the sizes in bytes of those files of a set that are in the staging folder."""
-    names = _file_names(_entries(manifest))
-    sizes = {name: (staging / name).stat().st_size for name in names if (staging / name).is_file()}
-    for entry in _entries(manifest):
-        if (staged := sizes.get(f"{entry.name}.tar", entry.bytes)) != entry.bytes:
+    listed = _listed_sizes(manifest)
+    sizes = {name: (staging / name).stat().st_size for name in listed if (staging / name).is_file()}
+    for name, size in sizes.items():
+        if (expected := listed[name]) not in (None, size):
             raise ShardSetError(
-                f"{staging / entry.name}.tar: expected {entry.bytes} bytes as in the manifest, found {staged}. "
+                f"{staging / name}: expected {expected} bytes as in the manifest, found {size}. "
                 "Delete this staging folder and run the same command again."
             )
     return sizes
@@ -238,7 +255,7 @@ def _refuse_other_upload(store: Store, manifest: Manifest, contents: RemoteConte
             f"{manifest.data_sha256[:12]}. Finish that upload with its own command, delete {rest}, or choose another "
             "--out."
         )
-    listed = _file_names(_entries(contents.manifest)) if contents.manifest else []
+    listed = _listed_sizes(contents.manifest) if contents.manifest else {}
     known = _known_names(manifest, contents).union(listed)
     folders = tuple(f"{split}/" for split in manifest.tree["splits"])
     if strays := sorted(name for name in contents.sizes if name.startswith(folders) and name not in known):
@@ -248,15 +265,15 @@ def _refuse_other_upload(store: Store, manifest: Manifest, contents: RemoteConte
         )
 
 
-def _refuse_missing(store: Store, entries: list[ShardEntry], contents: RemoteContents, staged: Iterable[str]) -> None:
+def _refuse_missing(store: Store, manifest: Manifest, contents: RemoteContents, staged: Iterable[str]) -> None:
     """Raise ShardSetError if a file is neither in the staging folder nor complete in the remote folder."""
-    tar_sizes = {f"{entry.name}.tar": entry.bytes for entry in entries}
-    for name in sorted(set(_file_names(entries)) - set(staged)):
-        size = contents.sizes.get(name)
-        if size is None or size != tar_sizes.get(name, size):
-            expected = f"expected {tar_sizes[name]} bytes" if name in tar_sizes else "expected the index of a shard"
+    listed = _listed_sizes(manifest)
+    for name in sorted(listed.keys() - set(staged)):
+        size, expected = contents.sizes.get(name), listed[name]
+        if size is None or expected not in (None, size):
+            what = "the index of a shard" if expected is None else f"{expected} bytes"
             raise ShardSetError(
-                f"{store.name}/{name}: {expected}, found {'no file' if size is None else f'{size} bytes'}. "
+                f"{store.name}/{name}: expected {what}, found {'no file' if size is None else f'{size} bytes'}. "
                 "The set there is damaged: restore the file, or choose another --out."
             )
 
@@ -264,8 +281,8 @@ def _refuse_missing(store: Store, entries: list[ShardEntry], contents: RemoteCon
 def _known_names(manifest: Manifest, contents: RemoteContents) -> set[str]:
     """Return the names of files that need not be sent if the remote folder has copies of the right size."""
     if contents.marker == manifest.data_sha256:
-        return set(_file_names(_entries(manifest)))
-    return set(_file_names(_entries(contents.manifest))) if contents.manifest else set()
+        return set(_listed_sizes(manifest))
+    return set(_listed_sizes(contents.manifest)) if contents.manifest else set()
 
 
 def _send_files(store: Store, staging: Path, names: list[str]) -> None:

@@ -11,6 +11,7 @@ from upfield.common.addresses import format_address, is_remote
 from upfield.common.errors import ShardSetError
 from upfield.sharding.shardset.sample_key import SPLITS
 from upfield.sharding.shardset.shard_index import ShardEntry
+from upfield.sharding.shardset.split_index import IndexEntry
 
 FORMAT = "upfield-shards"
 VERSION = 2
@@ -61,6 +62,11 @@ class Manifest:
     def shards(self, split: str) -> list[ShardEntry]:
         """Return the shards of a split."""
         return [ShardEntry(**entry) for entry in self.tree["splits"][split]["shards"]]
+
+    def index(self, split: str) -> IndexEntry | None:
+        """Return the index of a split; None if an earlier version wrote the set."""
+        entry = self.tree["splits"][split].get("index")
+        return None if entry is None else IndexEntry(**entry)
 
     def subjects(self, split: str) -> list[dict[str, str]]:
         """Return the subjects of a split, each with the keys `cohort` and `subject`."""

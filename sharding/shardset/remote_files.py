@@ -8,10 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from tarfile import BLOCKSIZE
 from typing import TypeVar
-
-import numpy as np
 
 from upfield.common.errors import FetchError, InputError, ShardSetError
 from upfield.common.files import hash_file
@@ -21,7 +18,8 @@ from upfield.common.stores.transfer import NEVER, TransferCancelledError
 from upfield.sharding.shardset.manifest import MANIFEST, Manifest, hash_manifest, parse_manifest
 from upfield.sharding.shardset.shard_cache import FileIdentity, ShardCache
 from upfield.sharding.shardset.shard_files import OpenShards, SampleTable
-from upfield.sharding.shardset.shard_index import ShardEntry, ShardIndex, parse_index
+from upfield.sharding.shardset.shard_index import ShardEntry, ShardIndex, parse_fitting_index
+from upfield.sharding.shardset.split_index import SUFFIX, IndexEntry, SplitIndex, map_index, parse_split_index
 
 NUM_INDEX_FETCHES = 16
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
@@ -80,7 +78,7 @@ class RemoteFolder:
         self,
         name: str,
         part: Path,
-        entry: ShardEntry | None,
+        entry: ShardEntry | IndexEntry | None,
         check: Callable[[Path], object],
         stopped: threading.Event,
     ) -> None:
@@ -89,7 +87,7 @@ class RemoteFolder:
         Args:
             name: name of the file below the folder.
             part: path of the new file.
-            entry: shard whose tar this is, or None for other files.
+            entry: the shard whose tar this is, or the split's index; None for other files.
             check: function that raises an error if the content is wrong.
             stopped: event that the caller sets to cancel the download.
 
@@ -197,6 +195,22 @@ class RemoteFiles:
                 pool.shutdown(cancel_futures=True)
                 raise
 
+    def split_index(self, entry: IndexEntry, split: str) -> SplitIndex:
+        """Read the index of a split. It stays in the cache for as long as its arrays are used.
+
+        Raises:
+            ShardSetError: the file is damaged or has a newer layout.
+            FetchError: the file could not be fetched.
+        """
+        file, where = FileIdentity(f"{entry.sha256}{SUFFIX}", entry.bytes, entry.sha256), self.folder.where(entry.name)
+        descriptor = self.cache.hold(file, lambda part: self._download(entry.name, entry, part, NEVER))
+        try:
+            # The mapping duplicates the descriptor and thereby keeps its lock.
+            data = map_index(descriptor, where, entry)
+        finally:
+            os.close(descriptor)
+        return parse_split_index(data, where, split)
+
     def open(self, entry: ShardEntry) -> int:
         """Open a shard's tar for reading, and return a descriptor of the tar.
 
@@ -257,34 +271,16 @@ class RemoteFiles:
                 self.cache.discard(file)
 
     def _download_tar(self, entry: ShardEntry, part: Path, stopped: threading.Event) -> None:
+        self._download(f"{entry.name}.tar", entry, part, stopped)
+
+    def _download(self, name: str, entry: ShardEntry | IndexEntry, part: Path, stopped: threading.Event) -> None:
         def check(path: Path) -> None:
             if (num_bytes := path.stat().st_size) != entry.bytes:
                 raise ValueError(f"the file has {num_bytes} bytes")
             if (sha256 := hash_file(path)) != entry.sha256:
                 raise ValueError(f"the file has sha256 {sha256}")
 
-        self.folder.try_download(f"{entry.name}.tar", part, entry, check, stopped)
-
-
-def parse_fitting_index(data: bytes, where: str, entry: ShardEntry) -> ShardIndex:
-    """Parse the bytes of an index, and check that it fits its shard, because the manifest has no hash of the index.
-
-    Args:
-        data: content of the index file.
-        where: address of the index file, for error messages.
-        entry: shard to which the index belongs.
-
-    Raises:
-        ShardSetError: the members do not follow one another through the whole shard, as they do in a tar.
-    """
-    index = parse_index(data, where)
-    sizes, offsets = index.sizes.ravel(), index.offsets.ravel()
-    # Each member takes one block for its header, then its data, padded to whole blocks.
-    room = BLOCKSIZE - (-sizes // BLOCKSIZE) * BLOCKSIZE
-    expected = np.cumsum(room) - room + BLOCKSIZE
-    if len(index.keys) != entry.samples or (offsets != expected).any() or room.sum() > entry.bytes:
-        raise ShardSetError(f"{where}: the index does not fit its tar of {entry.bytes} bytes. Build the set again.")
-    return index
+        self.folder.try_download(name, part, entry, check, stopped)
 
 
 def backoff_s(attempt: int) -> float:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from tarfile import BLOCKSIZE
 from typing import TypeVar
 
+from upfield.common.errors import InputError
 from upfield.common.stores.transfer import TransferCancelledError
 from upfield.sharding.shardset.manifest import Manifest
 from upfield.sharding.shardset.remote_files import RemoteFiles
@@ -12,6 +13,7 @@ from upfield.sharding.shardset.sample_key import SPLITS
 from upfield.sharding.shardset.sample_queue import QueuedSample, SampleQueue
 from upfield.sharding.shardset.shard_files import Piece, SampleTable
 from upfield.sharding.shardset.shard_index import ShardEntry, ShardIndex
+from upfield.sharding.shardset.split_index import IndexEntry, SplitIndex
 
 T = TypeVar("T")
 
@@ -28,6 +30,10 @@ class RemoteSamples:
         """Return the address of a shard's tar, for error messages."""
         return self._files.where(entry)
 
+    def split_index(self, entry: IndexEntry, split: str) -> SplitIndex:
+        """Read the index of a split."""
+        return self._files.split_index(entry, split)
+
     def indices(self, entries: Sequence[ShardEntry]) -> list[ShardIndex]:
         """Read the shards' indices."""
         return self._files.indices(entries)
@@ -39,16 +45,6 @@ class RemoteSamples:
     def stop(self) -> None:
         """Cancel all downloads. After this call, nothing can be downloaded."""
         self._files.stop()
-
-    def refuse_store(self, manifest: Manifest) -> None:
-        """Check that the store answers requests for ranges of bytes.
-
-        Raises:
-            InputError: the store sends whole files.
-            FetchError: the store does not respond correctly.
-        """
-        for entry in [entry for split in SPLITS for entry in manifest.shards(split)][:1]:
-            self._fetch(entry, 0, BLOCKSIZE, f"its first {BLOCKSIZE} bytes", len)
 
     def _download(self, run: Sequence[QueuedSample]) -> list[memoryview]:
         """Download samples that are neighbours in a shard, and return the bytes of each."""
@@ -66,20 +62,7 @@ class RemoteSamples:
             return parts
 
         what = f"sample {first.key}" if first is last else f"{len(run)} samples from {first.key} to {last.key}"
-        return self._fetch(first.entry, start, last.stretch.end, what, check)
-
-    def _fetch(self, entry: ShardEntry, start: int, end: int, what: str, check: Callable[[bytes], T]) -> T:
-        """Download a range of a shard's bytes. Return the result of `check`, which raises an error for wrong bytes."""
-        name, stopped, folder = f"{entry.name}.tar", self._files.stopped, self._files.folder
-
-        def fetch() -> T:
-            if stopped.is_set():
-                raise TransferCancelledError
-            (data,) = folder.store.fetch_ranges(name, [(start, end)], stopped)
-            return check(data)
-
-        with self._files.share_failure():
-            return folder.try_again(name, what, fetch, stopped)
+        return fetch_range(self._files, first.entry, (start, last.stretch.end), what, check)
 
 
 class SampleFetcher:
@@ -96,8 +79,8 @@ class SampleFetcher:
         self._table = table
 
     def request(self, samples: Sequence[int]) -> None:
-        """Start to download samples, which the next call of `read` will read."""
-        self._queue.request(self._table, list(dict.fromkeys(samples)))
+        """Start to download samples. A number occurs once for each call of `read` that will read the sample."""
+        self._queue.request(self._table, samples)
 
     def read(self, pieces: Iterable[Piece]) -> None:
         """Read pieces of samples into their targets. Samples that were not requested are downloaded all at once.
@@ -118,3 +101,55 @@ class SampleFetcher:
 
     def close(self) -> None:
         """Do nothing, because no file is open."""
+
+
+def open_samples(files: RemoteFiles, manifest: Manifest, flag: str) -> RemoteSamples:
+    """Return access to the samples of a remote set, after a check that they can be fetched one by one.
+
+    Args:
+        files: files of the set.
+        manifest: manifest of the set.
+        flag: flag that chooses between shards and samples, for error messages.
+
+    Raises:
+        InputError: the set has no checksums of its samples, or the store sends whole files instead of ranges.
+        FetchError: the store does not respond correctly.
+    """
+    filled = [split for split in SPLITS if manifest.shards(split)]
+    if any(manifest.index(split) is None for split in filled):
+        raise InputError(
+            f"{files.folder.store.name}: this set has no checksums of single samples, so they cannot be checked when "
+            f"they arrive. Build the set again, or set {flag} shards."
+        )
+    for split in filled[:1]:
+        fetch_range(files, manifest.shards(split)[0], (0, BLOCKSIZE), f"{BLOCKSIZE} bytes", len)
+    return RemoteSamples(files)
+
+
+def fetch_range(
+    files: RemoteFiles, entry: ShardEntry, stretch: tuple[int, int], what: str, check: Callable[[bytes], T]
+) -> T:
+    """Download a range of a shard's bytes, with retries.
+
+    Args:
+        files: files of the set.
+        entry: the shard.
+        stretch: positions of the first byte and after the last byte.
+        what: what the range holds, for error messages.
+        check: function of the bytes whose result is returned. It raises an error if they are wrong.
+
+    Raises:
+        InputError: access is denied, or the store sends whole files instead of ranges.
+        FetchError: no try succeeded.
+        TransferCancelledError: the files were stopped.
+    """
+    name, stopped = f"{entry.name}.tar", files.stopped
+
+    def fetch() -> T:
+        if stopped.is_set():
+            raise TransferCancelledError
+        (data,) = files.folder.store.fetch_ranges(name, [stretch], stopped)
+        return check(data)
+
+    with files.share_failure():
+        return files.folder.try_again(name, what, fetch, stopped)

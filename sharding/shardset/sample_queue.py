@@ -53,7 +53,7 @@ class SampleQueue:
         self._waiting: dict[Place, QueuedSample] = {}
 
     def request(self, table: SampleTable, samples: Sequence[int]) -> None:
-        """Add samples to the queue. They stay in memory until `take` has been called as often as this function."""
+        """Add samples to the queue. A sample stays in memory until it was taken as often as it was requested."""
         with self._lock:
             for sample, queued in zip(samples, self._find(table, samples), strict=True):
                 queued.num_readers += 1
@@ -72,13 +72,13 @@ class SampleQueue:
     def _find(self, table: SampleTable, samples: Sequence[int]) -> list[QueuedSample]:
         """Return samples of the queue. Those that are absent are added to it."""
         places = [(table.split, sample) for sample in samples]
-        queue = [self._requested.get(place) or self._waiting.get(place) for place in places]
-        absent = [sample for sample, queued in zip(samples, queue, strict=True) if queued is None]
+        queue = {place: self._requested.get(place) or self._waiting.get(place) for place in places}
+        absent = [sample for (_, sample), queued in queue.items() if queued is None]
         for sample, stretch in zip(absent, table.stretches(absent) if absent else [], strict=True):
-            entry = table.entries[stretch.shard]
-            self._waiting[table.split, sample] = QueuedSample(table.key(sample), entry, stretch)
+            entry, place = table.entries[stretch.shard], (table.split, sample)
+            self._waiting[place] = QueuedSample(table.key(sample), entry, stretch)
             self._pool.submit(self._work)
-        return [queued or self._waiting[place] for place, queued in zip(places, queue, strict=True)]
+        return [queue[place] or self._waiting[place] for place in places]
 
     def _work(self) -> None:
         """Download the first sample that waits, and its neighbours."""

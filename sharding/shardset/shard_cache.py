@@ -4,7 +4,7 @@ Files are named after the sha256 of their shard. Shards of different sets, or of
 therefore never confused, and after a set is extended, its earlier shards are still used. Processes lock files with
 flock, because the kernel releases such locks however a process ends. The folder holds:
 
-    SHA256.tar, .idx         complete files; a shared lock of a process that needs the file prevents its eviction
+    SHA256.tar, .idx, .index complete files; a shared lock of a process that needs the file prevents its eviction
     SHA256.tar.lock          locked by the one process that downloads the file; holds the number of bytes it needs
     SHA256.tar.part          the part of the file that has arrived
     SHA256.tar.failed        why the last download failed
@@ -31,7 +31,7 @@ from upfield.common.errors import FetchError
 from upfield.common.files import sync, write_text
 from upfield.common.stores.transfer import NEVER, TransferCancelledError
 
-WHOLE = (".tar", ".idx")
+WHOLE = (".tar", ".idx", ".index")
 POLL_S = 0.02
 # A rank waits about one step until other ranks of its run release their windows. The limit is longer, because other
 # runs may share the folder.

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from upfield.common.errors import ShardSetError
-from upfield.sharding.shardset.shard_index import ShardEntry, ShardIndex, read_index
+from upfield.sharding.shardset.shard_index import ShardEntry, ShardIndex, read_index, refuse_unfitting
+from upfield.sharding.shardset.split_index import IndexEntry, SplitIndex, read_split_index
 
 MAX_OPEN_FILES = 64
 
@@ -70,7 +71,10 @@ class SampleReader(Protocol):
     """Reads samples of one split. Each thread has its own reader."""
 
     def request(self, samples: Sequence[int]) -> None:
-        """Announce that `read` will read these samples soon, in one call. Samples that are downloaded start to come."""
+        """Start to download samples, if they are downloaded one by one.
+
+        A number occurs once for each call of `read` that will read the sample.
+        """
         ...
 
     def read(self, pieces: Iterable[Piece]) -> None:
@@ -89,8 +93,12 @@ class ShardFiles(Protocol):
         """Return the path or address of a shard, for error messages."""
         ...
 
+    def split_index(self, entry: IndexEntry, split: str) -> SplitIndex:
+        """Read the index of a split."""
+        ...
+
     def indices(self, entries: Sequence[ShardEntry]) -> list[ShardIndex]:
-        """Read the shards' indices."""
+        """Read the shards' indices, in a set without indices of its splits."""
         ...
 
     def reader(self, table: SampleTable) -> SampleReader:
@@ -186,13 +194,26 @@ class LocalFiles:
         """Return the path of a shard, for error messages."""
         return str(self.root / f"{entry.name}.tar")
 
+    def split_index(self, entry: IndexEntry, split: str) -> SplitIndex:
+        """Read the index of a split.
+
+        Raises:
+            ShardSetError: the index is missing or damaged, or has a newer layout.
+        """
+        return read_split_index(self.root / entry.name, entry, split)
+
     def indices(self, entries: Sequence[ShardEntry]) -> list[ShardIndex]:
         """Read the shards' indices.
 
         Raises:
             ShardSetError: an index is missing or damaged.
         """
-        return [read_index(self.root / f"{entry.name}.idx") for entry in entries]
+        indices: list[ShardIndex] = []
+        for entry in entries:
+            path = self.root / f"{entry.name}.idx"
+            indices.append(read_index(path))
+            refuse_unfitting(indices[-1], str(path), entry)
+        return indices
 
     def open(self, entry: ShardEntry) -> int:
         """Open a shard's tar and return its descriptor.

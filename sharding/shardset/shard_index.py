@@ -6,6 +6,7 @@ The first line holds the version and the number of samples. Each further line li
 
 from dataclasses import dataclass
 from pathlib import Path
+from tarfile import BLOCKSIZE
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,3 +85,42 @@ def parse_index(data: bytes, where: str) -> ShardIndex:
         raise ShardSetError(f"{where}: some offsets or sizes are not whole numbers: {error}. {REMEDY}") from error
     keys = np.array([row[3].removesuffix(f".{MEMBERS[0]}") for row in words], dtype=np.bytes_)
     return ShardIndex(keys, table[:, :3], table[:, 3:])
+
+
+def parse_fitting_index(data: bytes, where: str, entry: ShardEntry) -> ShardIndex:
+    """Parse the bytes of an index, and check that it fits its shard, because the manifest has no hash of the index.
+
+    Args:
+        data: content of the index file.
+        where: path or address of the index file, for error messages.
+        entry: shard to which the index belongs.
+
+    Raises:
+        ShardSetError: the members do not follow one another through the whole shard, as they do in a tar.
+    """
+    index = parse_index(data, where)
+    refuse_unfitting(index, where, entry)
+    return index
+
+
+def refuse_unfitting(index: ShardIndex, where: str, entry: ShardEntry) -> None:
+    """Check that the members of a shard follow one another through the whole tar.
+
+    Args:
+        index: index of the shard.
+        where: path or address of the index file, for error messages.
+        entry: the shard.
+
+    Raises:
+        ShardSetError: the index has another number of samples, gaps, or members beyond the end of the tar.
+    """
+    if len(index.keys) != entry.samples:
+        raise ShardSetError(
+            f"{where}: expected {entry.samples} samples as in the manifest, found {len(index.keys)}. {REMEDY}"
+        )
+    sizes, offsets = index.sizes.ravel(), index.offsets.ravel()
+    # Each member takes one block for its header, then its data, padded to whole blocks.
+    room = BLOCKSIZE - (-sizes // BLOCKSIZE) * BLOCKSIZE
+    expected = np.cumsum(room) - room + BLOCKSIZE
+    if (offsets != expected).any() or room.sum() > entry.bytes:
+        raise ShardSetError(f"{where}: the index does not fit its tar of {entry.bytes} bytes. {REMEDY}")

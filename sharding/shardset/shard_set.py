@@ -10,6 +10,7 @@ from upfield.common.stores.store import Store
 from upfield.sharding.configuration import AccessConfig
 from upfield.sharding.shardset.manifest import Manifest, read_manifest
 from upfield.sharding.shardset.remote_files import RemoteFiles, RemoteFolder
+from upfield.sharding.shardset.remote_samples import open_samples
 from upfield.sharding.shardset.shard_cache import ShardCache
 from upfield.sharding.shardset.shard_files import LocalFiles, ShardFiles
 from upfield.sharding.shardset.shard_split import ShardSplit
@@ -29,7 +30,7 @@ class ShardSet:
     @property
     def is_remote(self) -> bool:
         """Whether the files of the set are downloaded."""
-        return isinstance(self.files, RemoteFiles)
+        return not isinstance(self.files, LocalFiles)
 
     def split(self, split: str) -> ShardSplit:
         """Read the indices of a split, `train`, `val` or `test`.
@@ -49,7 +50,7 @@ def open_set(shards: str | Path, access: AccessConfig) -> ShardSet:
         access: how the files of a remote set are downloaded and cached.
 
     Raises:
-        InputError: there is no complete set, or the address cannot be used.
+        InputError: there is no complete set, the address cannot be used, or single samples cannot be fetched from it.
         RunError: a store does not respond correctly.
     """
     if not is_remote(str(shards)):
@@ -61,7 +62,10 @@ def open_set(shards: str | Path, access: AccessConfig) -> ShardSet:
     cache_dir = access.cache_dir or user_cache_folder("shards", f"Set {flag}.")
     make_writable_folder(cache_dir, flag)
     cache = ShardCache(cache_dir, access.cache_bytes, access.flag(""))
-    return ShardSet(remote.store.name, remote.manifest(), RemoteFiles(remote, cache))
+    files, manifest = RemoteFiles(remote, cache), remote.manifest()
+    if access.fetch == "samples":
+        return ShardSet(remote.store.name, manifest, open_samples(files, manifest, access.flag("fetch")))
+    return ShardSet(remote.store.name, manifest, files)
 
 
 def open_remote_folder(address: str, access: AccessConfig) -> RemoteFolder:

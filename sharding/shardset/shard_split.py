@@ -7,6 +7,7 @@ With samples of the default size, this is faster than the best of WebDataset, Mo
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from tarfile import BLOCKSIZE
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,7 @@ from numpy.typing import NDArray
 from upfield.common.errors import ShardSetError
 from upfield.sharding.shardset.manifest import Manifest, read_manifest
 from upfield.sharding.shardset.shard_files import LocalFiles, Piece, ShardFiles, Stretch
-
-# Two members this close are read in one call, together with the tar header between them.
-MAX_GAP_BYTES = 4096
-LOW, HIGH, RECORD = range(3)
+from upfield.sharding.shardset.split_index import SplitIndex, UnitKey, index_shards, refuse_other_shards
 
 
 class ShardSplit:
@@ -46,58 +44,85 @@ class ShardSplit:
         self.manifest = manifest or read_manifest(Path(root))
         self.source = source or LocalFiles(Path(root))
         self.entries = self.manifest.shards(split)
-        indices = self.source.indices(self.entries)
-        for entry, index in zip(self.entries, indices, strict=True):
-            if len(index.keys) != entry.samples:
-                raise ShardSetError(
-                    f"{root}/{entry.name}.idx: expected {entry.samples} samples as in the manifest, "
-                    f"found {len(index.keys)}. Run upfield verify."
-                )
-        self.shard_sizes = np.array([entry.samples for entry in self.entries], dtype=np.int64)
-        self.shard_starts = np.concatenate([[0], np.cumsum(self.shard_sizes)])
+        self.index = self._read_index()
+        self.shard_sizes = self.index.shard_sizes
+        self.shard_starts = self.index.shard_starts
         self.low_shape = self.manifest.sample_shape("low")
         self.high_shape = self.manifest.sample_shape("high")
-        self._offsets = _joined([index.offsets for index in indices], (0, 3), np.int64)
-        self._sizes = _joined([index.sizes for index in indices], (0, 3), np.int64)
-        self._keys = _joined([index.keys for index in indices], (0,), np.bytes_)
         self._refuse_other_sizes()
+        # Each array is at the end of its member, after the npy header.
+        low_bytes, high_bytes = (2 * int(np.prod(shape)) for shape in (self.low_shape, self.high_shape))
+        self._low_start = BLOCKSIZE + self.index.member_bytes[0] - low_bytes
+        high_start = self.index.high_offset + self.index.member_bytes[1] - high_bytes
+        # Between the arrays are the padding of the low member and two headers. They are read in the same call.
+        self._gap = max(0, high_start - self._low_start - low_bytes)
         self._reader = self.source.reader(self)
+
+    def _read_index(self) -> SplitIndex:
+        entry = self.manifest.index(self.split)
+        if entry is None:
+            return index_shards(self.source.indices(self.entries), None, f"{self.root}/{self.split}")
+        index = self.source.split_index(entry, self.split)
+        refuse_other_shards(index, self.entries, f"{self.root}/{entry.name}")
+        return index
 
     def _refuse_other_sizes(self) -> None:
         """Compare the members' sizes with the shapes in the manifest, before anything is read by offset."""
-        for member, shape in ((LOW, self.low_shape), (HIGH, self.high_shape)):
-            header = self._sizes[:, member] - 2 * int(np.prod(shape))
-            if (header <= 0).any() or (header % 64).any():
+        members = (("low", self.low_shape), ("high", self.high_shape))
+        for (member, shape), num_bytes in zip(members, self.index.member_bytes, strict=True):
+            header = num_bytes - 2 * int(np.prod(shape))
+            if self.num_samples and (header <= 0 or header % 64):
                 raise ShardSetError(
-                    f"{self.root}: expected {('low', 'high')[member]} members of shape {shape} float16 as in the "
-                    f"manifest, found one of {int(self._sizes[header.argmin(), member])} bytes. Run upfield verify."
+                    f"{self.root}: expected {member} members of shape {shape} float16 as in the manifest, found one of "
+                    f"{num_bytes} bytes. Run upfield verify."
                 )
 
     @property
     def num_samples(self) -> int:
         """Number of samples in the split."""
-        return len(self._keys)
+        return self.index.num_samples
+
+    @property
+    def units(self) -> list[UnitKey]:
+        """The pairs of volumes in the split: cohort, subject, kind and variant of each, as in the samples' keys."""
+        return self.index.units
+
+    @property
+    def unit_numbers(self) -> NDArray[np.uint32]:
+        """`(num_samples,)` uint32: the place of each sample's pair of volumes in `units`."""
+        return self.index.unit_numbers
+
+    @property
+    def has_checksums(self) -> bool:
+        """Whether the set has a checksum of each sample. Sets of earlier versions have none."""
+        return self.index.checksums is not None
 
     def key(self, sample: int) -> str:
         """Return a sample's key."""
-        return self._keys[sample].decode("ascii")
+        return str(self.index.key(sample))
 
     def request(self, samples: Sequence[int] | NDArray[np.int64]) -> None:
-        """Announce that the next call of `read_into` will be about these samples, `(N,)` numbers.
+        """Start to download samples, if they are downloaded one by one. Samples in files need no request.
 
-        Samples that are downloaded one by one then begin to arrive. Files need no announcement.
+        Args:
+            samples: `(N,)` sample numbers, each once for each call of `read_into` that will read the sample.
         """
         self._reader.request(np.asarray(samples, dtype=np.int64).tolist())
 
     def stretches(self, samples: Sequence[int]) -> list[Stretch]:
         """Return where the bytes of samples are, with their checksums."""
-        raise NotImplementedError
+        numbers = np.asarray(samples, dtype=np.int64)
+        places = (self._shards_of(numbers), self.index.starts(numbers), self.index.ends(numbers))
+        checksums = self.index.checksums
+        known = [None] * len(numbers) if checksums is None else checksums[numbers].tolist()
+        return [Stretch(*row) for row in zip(*(array.tolist() for array in places), known, strict=True)]
 
     def record(self, sample: int) -> dict[str, Any]:
         """Read a sample's record: cohort, subject, kind, variant, slice, parameters."""
-        buffer = np.empty(int(self._sizes[sample, RECORD]), dtype=np.uint8)
-        offset = int(self._offsets[sample, RECORD])
-        self._reader.read([Piece(sample, self._shard_of(sample), offset, (buffer.data,))])
+        number = np.array([sample])
+        buffer = np.empty(int(self.index.json_bytes[sample]), dtype=np.uint8)
+        offset = int(self.index.starts(number)[0]) + self.index.json_offset
+        self._reader.read([Piece(sample, int(self._shards_of(number)[0]), offset, (buffer.data,))])
         return json.loads(buffer.tobytes())
 
     def read_into(
@@ -114,21 +139,14 @@ class ShardSplit:
             ShardSetError: a shard is missing or shorter than its index says.
         """
         numbers = np.asarray(samples, dtype=np.int64)
-        shards = self.shard_starts.searchsorted(numbers, side="right") - 1
-        places = (numbers.tolist(), shards.tolist(), self._offsets[numbers].tolist(), self._sizes[numbers].tolist())
-        between = memoryview(bytearray(MAX_GAP_BYTES))
-        pieces: list[Piece] = []
-        for sample, shard, offsets, sizes, low_slot, high_slot in zip(*places, low, high, strict=True):
-            # The array is at the end of the member, after the npy header.
-            low_end = offsets[LOW] + sizes[LOW]
-            low_start = low_end - low_slot.nbytes
-            high_start = offsets[HIGH] + sizes[HIGH] - high_slot.nbytes
-            if 0 < (gap := high_start - low_end) <= MAX_GAP_BYTES:
-                pieces.append(Piece(sample, shard, low_start, (low_slot.data, between[:gap], high_slot.data)))
-            else:
-                pieces.append(Piece(sample, shard, low_start, (low_slot.data,)))
-                pieces.append(Piece(sample, shard, high_start, (high_slot.data,)))
-        self._reader.read(pieces)
+        starts = self.index.starts(numbers) + self._low_start
+        between = memoryview(bytearray(self._gap))
+        self._reader.read(
+            Piece(sample, shard, start, (low_slot.data, between, high_slot.data))
+            for sample, shard, start, low_slot, high_slot in zip(
+                numbers.tolist(), self._shards_of(numbers).tolist(), starts.tolist(), low, high, strict=True
+            )
+        )
 
     def read_checked(self, samples: Sequence[int]) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
         """Read samples into new arrays, and check that their values are in [0, 1].
@@ -151,8 +169,8 @@ class ShardSplit:
             )
         return low, high
 
-    def _shard_of(self, sample: int) -> int:
-        return int(np.searchsorted(self.shard_starts, sample, side="right")) - 1
+    def _shards_of(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self.shard_starts.searchsorted(samples, side="right") - 1
 
     def close(self) -> None:
         """Close all files; the next read opens them again."""
@@ -166,7 +184,3 @@ class ShardSplit:
         """Create a reader of the copy's own."""
         self.__dict__.update(state)
         self._reader = self.source.reader(self)
-
-
-def _joined(arrays: list[NDArray[Any]], empty_shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    return np.concatenate(arrays) if arrays else np.empty(empty_shape, dtype=dtype)

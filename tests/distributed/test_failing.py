@@ -122,10 +122,9 @@ def spoilt_shards(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -
     shards = tmp_path_factory.mktemp("spoilt") / "shards"
     shutil.copytree(tiny_shards, shards)
     split = ShardSplit(shards, "train")
-    shard = int(split.shard_starts.searchsorted(SPOILT, side="right")) - 1
-    end = int(split._offsets[SPOILT, 0] + split._sizes[SPOILT, 0])
-    with (shards / f"{split.entries[shard].name}.tar").open("r+b") as file:
-        file.seek(end - 2)
+    (stretch,) = split.stretches([SPOILT])
+    with (shards / f"{split.entries[stretch.shard].name}.tar").open("r+b") as file:
+        file.seek(stretch.start + split._low_start)
         file.write(np.array([np.nan], dtype=np.float16).tobytes())
     return shards
 

@@ -1,5 +1,9 @@
 """What tests of building share: arguments of `upfield shard`, and what is in a set."""
 
+import json
+
+from upfield.common.files import write_json
+from upfield.sharding.shardset.manifest import hash_manifest
 from upfield.sharding.shardset.shard_split import ShardSplit
 
 
@@ -16,3 +20,12 @@ def contents(root):
 def records(root, split):
     opened = ShardSplit(root, split)
     return [opened.record(number) for number in range(opened.num_samples)]
+
+
+def as_by_an_earlier_version(root):
+    """Remove the indices of the splits, as if a version that did not write them had built the set."""
+    tree = json.loads((root / "manifest.json").read_text())
+    for split in tree["splits"].values():
+        (root / split.pop("index")["name"]).unlink()
+    write_json(root / "manifest.json", tree | {"manifest_sha256": hash_manifest(tree)})
+    return root

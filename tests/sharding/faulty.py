@@ -3,15 +3,28 @@
 import itertools
 import re
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 Answer = tuple[int, dict[str, str], bytes]
 FAULTS = ("error", "stall", "truncation", "corruption")
+
+
+def with_usual_names(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return the headers of a request. Some clients write their names in small letters."""
+    return {name.title(): value for name, value in headers}
+
+
+def range_of(headers: dict[str, str]) -> tuple[int, int] | None:
+    """Return the positions of the first requested byte and of the byte after the last one, if a range is requested."""
+    asked = re.fullmatch(r"bytes=(\d+)-(\d+)", headers.get("Range", ""))
+    return (int(asked[1]), int(asked[2]) + 1) if asked else None
 
 
 def from_folder(root: Path) -> Callable[[str, dict[str, str]], Answer]:
@@ -21,10 +34,10 @@ def from_folder(root: Path) -> Callable[[str, dict[str, str]], Answer]:
         file = root / path.lstrip("/")
         if not file.is_file():
             return 404, {}, b""
-        data, asked = file.read_bytes(), re.fullmatch(r"bytes=(\d+)-(\d+)", headers.get("Range", ""))
+        data, asked = file.read_bytes(), range_of(headers)
         if asked is None:
             return 200, {}, data
-        start, end = int(asked[1]), min(int(asked[2]) + 1, len(data))
+        start, end = asked[0], min(asked[1], len(data))
         if start >= end:
             return 416, {}, b""
         return 206, {"Content-Range": f"bytes {start}-{end - 1}/{len(data)}"}, data[start:end]
@@ -54,11 +67,15 @@ class _QuietServer(ThreadingHTTPServer):
 
 
 class FaultyServer:
-    """Counts the requests for each file, and returns the planned faults before it answers correctly."""
+    """Records the requests for each file, and returns the planned faults before it answers correctly."""
 
     def __init__(self, answer: Callable[[str, dict[str, str]], Answer]) -> None:
         self.answer = answer
         self.asked: Counter[str] = Counter()
+        self.ranges: list[tuple[str, int, int]] = []
+        self.delay_s = 0.0
+        self.at_once = self.most_at_once = 0
+        self._counting = threading.Lock()
         self.sent_bytes: Counter[str] = Counter()
         self.ignores_ranges = False
         self.stalled = threading.Event()
@@ -85,23 +102,46 @@ class FaultyServer:
         self._thread.join()
         self._server.server_close()
 
+    @contextmanager
+    def _record(self, name: str, requested: tuple[int, int] | None) -> Iterator[str]:
+        """Record a request while it is answered, and yield the fault that is planned for it, or an empty string."""
+        with self._counting:
+            self.asked[name] += 1
+            if requested:
+                self.ranges.append((name, *requested))
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+            fault = next(self._faults[name], "")
+        try:
+            yield fault
+        finally:
+            with self._counting:
+                self.at_once -= 1
+
+    def _answer(self, path: str, asked: dict[str, str], fault: str) -> Answer:
+        if fault == "error":
+            return 500, {}, b"no"
+        if self.ignores_ranges:
+            asked.pop("Range", None)
+        code, headers, body = self.answer(path, asked)
+        if fault == "corruption":
+            middle = len(body) // 2
+            body = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
+        return code, headers, body
+
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         server = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 name = "/".join(self.path.partition("?")[0].split("/")[-2:])
-                server.asked[name] += 1
-                fault = next(server._faults[name], "")
-                asked = {key.title(): value for key, value in self.headers.items()}
-                if server.ignores_ranges:
-                    asked.pop("Range", None)
-                code, headers, body = server.answer(self.path, asked)
-                if fault == "error":
-                    code, headers, body = 500, {}, b"no"
-                elif fault == "corruption":
-                    middle = len(body) // 2
-                    body = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
+                asked = with_usual_names(self.headers.items())
+                with server._record(name, range_of(asked)) as fault:
+                    time.sleep(server.delay_s)
+                    self.respond(name, asked, fault)
+
+            def respond(self, name: str, asked: dict[str, str], fault: str) -> None:
+                code, headers, body = server._answer(self.path, asked, fault)
                 self.send_response(code)
                 for key, value in headers.items():
                     if key.lower() in ("content-type", "content-range", "etag", "last-modified"):

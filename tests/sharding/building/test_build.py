@@ -70,13 +70,11 @@ def test_the_manifest_describes_the_set(tiny_shards):
 
 
 def test_a_finished_set_holds_nothing_else(tiny_shards):
-    listed = {
-        f"{entry.name}.{suffix}"
-        for split in SPLITS
-        for entry in read_manifest(tiny_shards).shards(split)
-        for suffix in ("tar", "idx")
-    }
-    assert contents(tiny_shards).keys() == listed | {"manifest.json"}
+    manifest, listed = read_manifest(tiny_shards), {"manifest.json"}
+    for split in SPLITS:
+        listed |= {f"{entry.name}.{suffix}" for entry in manifest.shards(split) for suffix in ("tar", "idx")}
+        listed |= {index.name for index in (manifest.index(split),) if index}
+    assert contents(tiny_shards).keys() == listed
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")

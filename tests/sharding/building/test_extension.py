@@ -4,13 +4,15 @@ import json
 import os
 import shutil
 import sys
+import zlib
 
 import nibabel as nib
 import numpy as np
 import pytest
+from built_sets import as_by_an_earlier_version, contents
 
 from upfield.sharding.building import block_builder as block
-from upfield.sharding.building import build
+from upfield.sharding.building import build, manifest_writer
 from upfield.sharding.shard import main
 from upfield.sharding.shardset.manifest import hash_manifest, hash_tree, read_manifest
 from upfield.sharding.shardset.sample_key import SPLITS
@@ -165,15 +167,87 @@ def test_a_build_killed_between_its_manifest_and_its_end_does_not_hinder_an_exte
 ):
     shutil.rmtree(out)
     with monkeypatch.context() as patch:
-        patch.setattr(build, "finish", lambda _: sys.exit(9))
+        patch.setattr(build, "finish", lambda *_: sys.exit(9))
         assert run_cli(main, *arguments(old_cohort, out))[0] == 9
     assert run_cli(main, *arguments(cohort, out))[0] == 0
     assert run_cli(verify, out)[0] == 0
 
 
+def names_of_indices(root):
+    return sorted(path.name for path in root.glob("*.index"))
+
+
+def listed_indices(root):
+    return sorted(index.name for split in SPLITS if (index := read_manifest(root).index(split)))
+
+
+def test_the_index_of_an_extended_set_covers_all_shards_and_replaces_the_old_one(run_cli, cohort, out):
+    before = {split: ShardSplit(out, split) for split in SPLITS}
+    old = names_of_indices(out)
+    assert run_cli(main, *arguments(cohort, out))[0] == 0
+    assert names_of_indices(out) == listed_indices(out)
+    assert [name in old for name in names_of_indices(out)] == [True, False, False]
+    for split in SPLITS:
+        after, samples = ShardSplit(out, split), range(before[split].num_samples)
+        # A reader that has opened the old index still has it.
+        assert [after.key(n) for n in samples] == [before[split].key(n) for n in samples]
+        assert after.stretches(samples) == before[split].stretches(samples)
+        checked_of(after)
+
+
+def checked_of(split):
+    """Compare the checksums of a split with its tars."""
+    tars = [(split.source.root / f"{entry.name}.tar").read_bytes() for entry in split.entries]
+    for stretch in split.stretches(range(split.num_samples)):
+        assert zlib.crc32(tars[stretch.shard][stretch.start : stretch.end]) == stretch.crc32
+
+
+def test_an_extension_of_an_earlier_set_computes_the_missing_checksums(run_cli, cohort, out, tmp_path):
+    earlier = as_by_an_earlier_version(shutil.copytree(out, tmp_path / "earlier"))
+    for root in (out, earlier):
+        assert run_cli(main, *arguments(cohort, root))[0] == 0
+    assert contents(out) == contents(earlier)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (os.unlink, "is not on this machine"),
+        (lambda tar: os.truncate(tar, 9000), "does not match the manifest"),
+    ],
+)
+def test_an_extension_without_the_earlier_shards_has_no_index_and_says_so(run_cli, cohort, out, damage, said):
+    as_by_an_earlier_version(out)
+    damage(out / "train/000001.tar")
+    code, _, err = run_cli(main, *arguments(cohort, out))
+    assert code == 0
+    assert f"wrote the first shards of train without checksums, and one of them {said}" in " ".join(err.split())
+    manifest = read_manifest(out)
+    assert [manifest.index(split) is None for split in SPLITS] == [True, False, False]
+    assert ShardSplit(out, "train").num_samples == 220
+
+
+def test_a_damaged_index_is_refused_before_the_set_is_extended(run_cli, cohort, out):
+    next(out.glob("train-*.index")).write_bytes(b"")
+    before = contents(out)
+    code, _, err = run_cli(main, *arguments(cohort, out))
+    assert (code, "found 0. Copy or build the set again." in err) == (2, True)
+    assert contents(out) == before
+
+
+def test_an_extension_killed_between_its_indices_and_its_manifest_leaves_the_old_set(run_cli, cohort, out, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest_writer, "write_json", lambda *_: sys.exit(9))
+        assert run_cli(main, *arguments(cohort, out))[0] == 9
+    assert len(names_of_indices(out)) > 3
+    assert ShardSplit(out, "train").num_samples == 180
+    assert run_cli(main, *arguments(cohort, out))[0] == 0
+    assert names_of_indices(out) == listed_indices(out)
+
+
 def test_other_files_in_the_folder_stay(run_cli, cohort, out):
     (out / "originals").mkdir()
-    kept = [out / "originals/000001.tar", out / "train/mine.tar"]
+    kept = [out / "originals/000001.tar", out / "train/mine.tar", out / "mine.index"]
     for path in kept:
         path.write_text("mine")
     assert run_cli(main, *arguments(cohort, out))[0] == 0

@@ -57,7 +57,9 @@ def test_a_built_set_arrives_complete_and_its_manifest_last(bucket, tiny_shards,
     upload_set(tiny_shards, f"{bucket}/set")
     there = held(f"{bucket}/set")
     assert there == {name: data for name, data in files(tiny_shards).items() if name in there}
-    assert {name for name in files(tiny_shards) if name.endswith((".tar", ".idx"))} | {MANIFEST} == there.keys()
+    assert {name for name in files(tiny_shards) if name.endswith((".tar", ".idx", ".index"))} | {
+        MANIFEST
+    } == there.keys()
     assert sent[-1] == MANIFEST
 
 

@@ -4,13 +4,15 @@ import json
 import subprocess
 import sys
 import tarfile
+import zlib
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 
 from upfield.sharding.shardset.shard_index import read_index
-from upfield.sharding.shardset.shard_writer import Sample, write_shard
+from upfield.sharding.shardset.shard_writer import Sample, describe_shard, write_shard
 
 # A sample takes 9 blocks with headers. A tar record has 20 blocks, so 1 to 20 samples end at every place in a record.
 SHAPE = (1, 10, 20)
@@ -61,10 +63,19 @@ def wds2idx(tar):
 
 @pytest.mark.parametrize("count", range(1, 21))
 def test_bytes_equal_those_of_pythons_tar_writer(tmp_path, count):
-    entry = write_shard(tmp_path, "train/000000", samples(count))
+    entry = write_shard(tmp_path, "train/000000", samples(count)).entry
     found = (tmp_path / "train/000000.tar").read_bytes()
     assert found == tar_of(samples(count))
     assert (entry.samples, entry.bytes, entry.sha256) == (count, len(found), hashlib.sha256(found).hexdigest())
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 30])
+def test_checksums_are_those_of_the_samples_stretches(tmp_path, count):
+    written = write_shard(tmp_path, "a", samples(count))
+    data, starts = (tmp_path / "a.tar").read_bytes(), [9 * 512 * number for number in range(count + 1)]
+    assert written.checksums.tolist() == [zlib.crc32(data[start:end]) for start, end in pairwise(starts)]
+    described = describe_shard(tmp_path, "a")
+    assert (described.entry, described.checksums.tolist()) == (written.entry, written.checksums.tolist())
 
 
 def test_index_equals_that_of_dali(tmp_path):
@@ -84,7 +95,7 @@ def test_index_locates_every_member(tmp_path):
 
 
 def test_an_empty_shard_has_an_empty_index(tmp_path):
-    assert write_shard(tmp_path, "a", []).samples == 0
+    assert write_shard(tmp_path, "a", []).entry.samples == 0
     assert read_index(tmp_path / "a.idx").offsets.shape == (0, 3)
 
 
