@@ -8,6 +8,7 @@ password.
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,11 @@ def open_object_store(address: str, retries: int) -> Any:
         )
     try:
         return SCHEMES[parts.scheme](address, parts, {"max_retries": retries})
+    except InputError:
+        raise
     except (BaseError, ValueError) as error:
-        raise bad_address(address, error) from error
+        # obstore adds pages of details to some texts.
+        raise bad_address(address, ValueError(str(error).partition("\n\n")[0])) from error
 
 
 def _open_amazon(address: str, parts: ObjectAddress, retries: Any) -> Any:
@@ -135,6 +139,11 @@ def _open_azure(address: str, parts: ObjectAddress, retries: Any) -> Any:
 
     config: Any = {"account_name": parts.account} if parts.account else {}
     options: dict[str, Any] = {}
+    if not parts.account and not _has_variable("AZURE_", ("STORAGE_ACCOUNT_NAME", "EMULATOR")):
+        raise InputError(
+            f"{format_address(address)}: no storage account is named. "
+            "Set AZURE_STORAGE_ACCOUNT_NAME, or write abfs://CONTAINER@ACCOUNT.dfs.core.windows.net/FOLDER."
+        )
     if not _has_variable("AZURE_", AZURE_KEYS):
         try:
             from obstore.auth.azure import AzureCredentialProvider
@@ -162,10 +171,18 @@ def _open_web(address: str, parts: ObjectAddress, retries: Any) -> Any:
 def _client(allow_http: bool) -> Any:
     # By default, obstore ends every transfer after 30 seconds, even one that makes progress. `Transfer` finds stalls.
     options: dict[str, Any] = {"allow_http": allow_http, "timeout": "365days", "connect_timeout": CONNECT_S}
-    bundle = next((os.environ[name] for name in CERTIFICATES if os.environ.get(name)), None)
-    if bundle:
-        options["root_certificate"] = Path(bundle).read_bytes()
+    variable = next((name for name in CERTIFICATES if os.environ.get(name)), None)
+    if variable:
+        options["root_certificate"] = _read_certificates(variable, Path(os.environ[variable]))
     return options
+
+
+def _read_certificates(variable: str, path: Path) -> bytes:
+    with suppress(OSError):
+        data = path.read_bytes()
+        if b"BEGIN CERTIFICATE" in data:
+            return data
+    raise InputError(f"{variable}: {path} holds no certificates in PEM format. Correct the variable, or remove it.")
 
 
 def _has_variable(start: str, parts: tuple[str, ...]) -> bool:

@@ -26,6 +26,11 @@ REQUESTS_AT_ONCE = 32
 LEAST_CHUNK_BYTES = 16 * 2**10
 STREAM_BYTES = 2**20
 LIST_PAGE = 1000
+# Codes of S3 for credentials that are no longer valid, or are not meant for this bucket.
+DENIED = ("ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AuthorizationHeaderMalformed")
+# Parts of obstore's texts that say nothing to a person who does not know obstore.
+NOISE = (r"^Generic \w+ error: ", r"^Object at location .*? not found: ", r"^The operation lacked .*? for path .*?: ")
+NOISE += ("Error performing ", r" in [\d.]+[nµm]?s(?= - )", "Server returned non-2xx status code: ", "HTTP error: ")
 # The process that has started obstore's threads. A forked process has none of them, and would wait for ever.
 _owner: int | None = None
 
@@ -59,6 +64,8 @@ class ObstoreClient:
         self.timeout_s = timeout_s
         self.root = parse_address(address).root
         self._reader = open_object_store(address, retries=0)
+        is_signed = not getattr(self._reader, "config", {}).get("skip_signature")
+        self._hint = "" if is_signed else "no credentials were found, so the request was not signed; "
         self._writer = open_object_store(address, retries=NUM_RETRIES)
 
     def list_sizes(self) -> dict[str, int]:
@@ -163,7 +170,7 @@ class ObstoreClient:
         try:
             return (transfer or Transfer(self.timeout_s)).run(call, get_loop())
         except BaseError as error:
-            raise _translate(error) from error
+            raise _translate(error, self._hint) from error
         except FileNotFoundError as error:
             if error.filename is None:
                 raise FileNotFoundError(_summarize(str(error))) from error
@@ -180,30 +187,33 @@ def _write_all(file: io.FileIO, chunk: Any) -> None:
         view = view[file.write(view) :]
 
 
-def _translate(error: Exception) -> Exception:
-    """Return the built-in error that says the same as an error of obstore."""
+def _translate(error: Exception, hint: str) -> Exception:
+    """Return the built-in error that says the same as an error of obstore.
+
+    Args:
+        error: error of obstore.
+        hint: text that explains why access may be denied.
+    """
     text = str(error)
     summary = _summarize(text)
     if "Received non-partial response" in text or "Range request not supported" in text:
         return _WholeObjectError(summary)
     status = re.search(r"status code: (\d+)", text)
     code = re.search(r"<Code>(\w+)</Code>", text)
-    if type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError") or (
-        code and code[1] in ("ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AuthorizationHeaderMalformed")
-    ):
-        return PermissionError(summary)
+    if type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError") or (code and code[1] in DENIED):
+        return PermissionError(hint + summary)
     if "/latest/api/token" in text or "computeMetadata" in text:
-        return PermissionError(f"no credentials were found; this machine has no role either: {summary}")
+        return PermissionError(f"no credentials were found, and this machine has no role: {summary}")
     if status and status[1] == "404":
         return FileNotFoundError(summary)
     return OSError(summary)
 
 
 def _summarize(text: str) -> str:
-    """Return what a person must know of obstore's text: the request, the status, the store's message, the cause."""
+    """Return what a person must know of obstore's text: the request, the status, the store's message and the cause."""
     head, _, details = text.partition("\n\nDebug source:")
     message = re.search(r"<Message>(.*?)</Message>", head, re.DOTALL)
     head = re.sub(r": <.*", f": {message[1]}" if message else "", head, flags=re.DOTALL)
-    head = re.sub(r"^Generic \w+ error: |^Object at location .*? not found: | in [\d.]+[nµm]?s(?= - )", "", head)
-    causes = re.findall(r'(?:message|error): "([^"]+)"', details)
-    return " ".join([head, *(f"({cause})" for cause in causes[-1:])])
+    head = re.sub("|".join(NOISE), "", head).replace(" - ", ": ", 1).strip(" :")
+    causes = re.findall(r'(?:message|error): "([^"]+)"|(InvalidCertificate)\(\s*(\w+)', details)
+    return " ".join([head, *(f"({' '.join(filter(None, cause))})" for cause in causes[-1:])])
