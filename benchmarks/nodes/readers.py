@@ -72,6 +72,7 @@ def read_upfield(reading: Reading, rank: int, cache: Path) -> Iterator[Epoch]:
         reading.batch_size,
         num_workers=reading.workers,
         groups=reading.groups,
+        fetch=reading.fetch,
         cache_dir=cache,
         cache_bytes=reading.cache_bytes or 1,
     )
