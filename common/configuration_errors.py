@@ -16,6 +16,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from upfield.common.addresses import format_address, is_remote
+
 REFUSALS = (ArgumentError, TypeError, ValueError, KeyError)
 """Errors by which jsonargparse and the dataclasses refuse a configuration."""
 NAMES: dict[Any, str] = {
@@ -141,8 +143,9 @@ def _problem_of_items(items: list[Any], schema: type, key: str) -> str | None:
 
 
 def _problem_of_value(value: Any, kind: Any, key: str) -> str | None:
-    if get_origin(kind) is dict and isinstance(value, dict):
-        items = ((f"{key}.{name}", item, get_args(kind)[1]) for name, item in value.items())
+    mappings = [option for option in (kind, *get_args(kind)) if get_origin(option) is dict]
+    if mappings and isinstance(value, dict):
+        items = ((f"{key}.{name}", item, get_args(mappings[0])[1]) for name, item in value.items())
         return next((problem for name, item, inner in items if (problem := _problem_of_value(item, inner, name))), None)
     try:
         accepted = accept(value, kind)
@@ -172,7 +175,7 @@ def accept(value: Any, kind: Any) -> Any:
 
 
 def values_that_do_not_fit(config: Any, kind: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Find wrong values that jsonargparse accepts: null for a key that needs a value, and numbers that are not finite.
+    """Find wrong values that jsonargparse accepts: null without need, numbers that are not finite, addresses as paths.
 
     Args:
         config: a dataclass instance, or a value.
@@ -192,6 +195,8 @@ def values_that_do_not_fit(config: Any, kind: Any, key: str = "") -> Iterator[tu
         yield key, f"expected {describe(kind)}, found null."
     elif isinstance(config, float) and config - config != 0:
         yield key, f"expected a number, found {config}."
+    elif isinstance(config, Path) and is_remote(str(config)):
+        yield key, f"expected a path on this machine, found the address {format_address(str(config))}."
 
 
 def _takes_null(kind: Any) -> bool:

@@ -5,18 +5,19 @@ from pathlib import Path
 from typing import Literal
 
 from upfield.export.configuration import Engine
+from upfield.sharding.configuration import AccessConfig
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(AccessConfig):
     """Measure models and cubic interpolation on a split, and write metrics and a report for each model."""
 
     models: list[Path]
     """Run folders or `.onnx` files. Each of several models gets its own folder in `out`, and a table compares them."""
     against: Path | None = None
     """Another run folder or `.onnx` file, with which each model is compared."""
-    shards: Path = field(kw_only=True)
-    """Folder of the shard set."""
+    shards: str | Path = field(kw_only=True)
+    """Shard set: a folder or an address. Of a remote set, all processes of a node share the downloaded shards."""
     split: Literal["train", "val", "test"] = "test"
     """Split to measure on."""
     out: Path = field(kw_only=True)
@@ -42,3 +43,4 @@ class EvaluateConfig:
         for name in ("batch_size", "processes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        super().__post_init__()

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from upfield.common.addresses import is_remote
 from upfield.common.errors import InputError, ShardSetError
 from upfield.common.files import check_writable, hash_file
 from upfield.common.progress import track
 from upfield.evaluation.configuration import EvaluateConfig
 from upfield.evaluation.restorers import open_restorer
-from upfield.sharding.shardset.manifest import Manifest, read_manifest
+from upfield.sharding.shardset.shard_set import ShardSet, open_set
 from upfield.sharding.shardset.shard_split import ShardSplit
 
 
@@ -41,8 +42,8 @@ def check_input(config: EvaluateConfig) -> EvaluationPlan:
     """
     if len({model.resolve() for model in config.models}) < len(config.models):
         raise InputError("models: a model is named twice. Name each model once.")
-    manifest = read_manifest(config.shards)
-    split = open_split(config, manifest)
+    shards = open_set(config.shards, config)
+    manifest, split = shards.manifest, open_split(config, shards)
     for model in [*config.models, *([config.against] if config.against else [])]:
         open_restorer(model, config, manifest)
     folders = report_folders(config.models, config.out)
@@ -52,21 +53,21 @@ def check_input(config: EvaluateConfig) -> EvaluationPlan:
     return EvaluationPlan(split, tuple(EvaluationTarget(model, folder) for model, folder in pairs))
 
 
-def open_split(config: EvaluateConfig, manifest: Manifest) -> ShardSplit:
+def open_split(config: EvaluateConfig, shards: ShardSet) -> ShardSplit:
     """Open the split to measure on.
 
     Raises:
         InputError: the shard set has no such split, or the split has no samples.
     """
-    known = manifest.tree["splits"]
+    known = shards.manifest.tree["splits"]
     if config.split not in known:
         raise InputError(
-            f"{config.shards}: the shard set has no split {config.split}, only {', '.join(known)}. "
+            f"{shards.name}: the shard set has no split {config.split}, only {', '.join(known)}. "
             "Choose another --split."
         )
-    split = ShardSplit(config.shards, config.split, manifest)
+    split = shards.split(config.split)
     if split.num_samples == 0:
-        raise InputError(f"{config.shards}: split {config.split} has no samples. Choose another --split.")
+        raise InputError(f"{shards.name}: split {config.split} has no samples. Choose another --split.")
     return split
 
 
@@ -90,7 +91,8 @@ def check_report_folder(folder: Path, config: EvaluateConfig) -> None:
     """
     resolved = folder.resolve()
     runs = [model for model in config.models if model.is_dir()]
-    inside = [config.shards, *(run / name for run in runs for name in ("best", "checkpoints"))]
+    shards = [] if is_remote(str(config.shards)) else [Path(config.shards)]
+    inside = [*shards, *(run / name for run in runs for name in ("best", "checkpoints"))]
     taken = [run for run in runs if resolved == run.resolve()]
     taken += [other for other in inside if other.resolve() in (resolved, *resolved.parents)]
     if taken:

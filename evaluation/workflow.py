@@ -4,9 +4,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from upfield.common.addresses import is_remote
 from upfield.common.cores import leave_busy_cores
 from upfield.common.errors import InputError, RunError, failure_of
 from upfield.distributed.launch import relaunch
@@ -51,7 +53,8 @@ def evaluate_models(config: EvaluateConfig) -> int:
     if config.processes > 1 and "WORLD_SIZE" not in os.environ:
         return relaunch(SCRIPT, with_absolute_paths(config))
     leave_busy_cores()
-    if current_rank() == 0:
+    if current_rank() == 0 and not is_remote(str(config.shards)):
+        # The shards of a remote set are checked after their download.
         refuse_changed_shards(plan.split)
     measurements = SplitMeasurements()
     results: list[EvaluationResult] = []
@@ -85,9 +88,10 @@ def failure_to_measure(failures: Sequence[VolumeFailure]) -> InputError | RunErr
 
 def with_absolute_paths(config: EvaluateConfig) -> EvaluateConfig:
     """Return the configuration with absolute paths, because other processes read it from another folder."""
-    paths = {
-        name: value.absolute() for name in ("against", "shards", "out") if (value := getattr(config, name)) is not None
-    }
+    names = ("against", "out", "cache_dir")
+    paths: dict[str, Any] = {name: path.absolute() for name in names if (path := getattr(config, name)) is not None}
+    if not is_remote(str(config.shards)):
+        paths["shards"] = Path(config.shards).absolute()
     return replace(config, models=[model.absolute() for model in config.models], **paths)
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Literal
 
 from upfield.imaging.contrast import parse_contrast
+from upfield.sharding.configuration import AccessConfig
 
 Device = Literal["auto", "cuda", "tensorrt", "cpu"]
 Engine = Literal["onnx", "torch"]
 
 
 @dataclass(frozen=True)
-class ExportConfig:
+class ExportConfig(AccessConfig):
     """Write a run's best model as one ONNX file, compare the file with PyTorch, and record the result in it."""
 
     run: Path
@@ -23,8 +24,9 @@ class ExportConfig:
     precision: Literal["fp32", "fp16"] = "fp32"
     """Precision of weights and images in the file. `fp16` is half as large and meant for GPUs; it is refused if it
     loses more than 0.05 dB."""
-    shards: Path | None = None
-    """Shard set with the validation slices for the comparison. Default: the shard set that the run was trained on."""
+    shards: str | Path | None = None
+    """Shard set with the validation slices for the comparison: a folder or an address. Default: the shard set that the
+    run was trained on."""
     evaluation: Path | None = None
     """A `metrics.json` that `upfield evaluate` wrote about this run; its figures are recorded in the file."""
 

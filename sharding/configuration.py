@@ -282,21 +282,23 @@ class AccessConfig:
 
 
 @dataclass(frozen=True)
-class VerifyConfig:
-    """Check a shard set against its manifest and index."""
+class VerifyConfig(AccessConfig):
+    """Check a shard set against its manifest and index. A remote set is checked while it is downloaded, and is not put
+    into the cache."""
 
-    shards: Path
-    """Folder of the shard set."""
+    shards: str | Path
+    """Shard set: a folder or an address."""
     quick: bool = False
-    """Skip the hashes and the voxel values."""
+    """Skip the hashes and the voxel values. Of a remote set, only the manifest, the indices and, if the store can list
+    them, the sizes of the files are read."""
 
 
 @dataclass(frozen=True)
-class PreviewConfig:
+class PreviewConfig(AccessConfig):
     """Draw pairs as the reader returns them, per cohort and kind: a picture, or a page with sliders through volumes."""
 
-    shards: Path
-    """Folder of the shard set."""
+    shards: str | Path
+    """Shard set: a folder or an address. Of a remote set, the shards with the chosen pairs are downloaded."""
     out: Path
     """File to write: a `.png` of pairs of slices, or an `.html` with sliders through pairs of volumes."""
     split: Literal["train", "val", "test"] = "train"
@@ -310,6 +312,7 @@ class PreviewConfig:
 
     def __post_init__(self) -> None:
         """Check the seed and the number of pairs."""
+        super().__post_init__()
         if self.seed < 0:
             raise ValueError(f"seed: expected at least 0, found {self.seed}.")
         if self.pairs < 1:

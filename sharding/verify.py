@@ -12,7 +12,7 @@ def verify(config: VerifyConfig) -> None:
     Raises:
         ShardSetError: the set does not match its manifest, or has none.
     """
-    from upfield.sharding.shardset.verification import verify_set
+    from upfield.sharding.verification.set_check import verify_set
 
     verify_set(config)
 

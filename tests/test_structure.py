@@ -123,6 +123,7 @@ def test_the_folders_of_shard_sets_import_one_way():
     graph = imports_within(Path("sharding"))
     assert "configuration" in graph["shardset"]
     assert graph["shardset"] | graph["cohorts"] | graph["previews"] == {"configuration", "shardset"}
+    assert graph["verification"] == {"configuration", "shardset"}
     assert graph["building"] == {"configuration", "shardset", "cohorts"}
 
 

@@ -110,6 +110,7 @@ class FsspecClient:
     def _stream(self, file: Any, transfer: Transfer) -> Iterator[bytes]:
         try:
             while chunk := transfer.run(file.read(STREAM_BYTES), self._client.loop):
+                transfer.add(len(chunk))
                 yield chunk
         finally:
             transfer.run(file.close(), self._client.loop)

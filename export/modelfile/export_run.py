@@ -12,7 +12,7 @@ from upfield.export.configuration import ExportConfig
 from upfield.export.modelfile.card import is_model_file, seal_graph, write_card
 from upfield.export.modelfile.graph import build_graph, check_graph, write_model
 from upfield.export.modelfile.parity import prove_parity
-from upfield.export.modelfile.parity_slices import read_parity_slices, training_geometry, training_shards
+from upfield.export.modelfile.parity_slices import open_parity_set, read_parity_slices, training_geometry
 from upfield.export.modelfile.run_metadata import describe_run
 from upfield.model.weights import MODEL, BestModel, read_best
 
@@ -27,8 +27,8 @@ def export_run(config: ExportConfig) -> None:
     started = time.monotonic()
     check_out(config.out)
     best = read_run(config.run)
-    shards = config.shards or training_shards(best.config, config.run)
-    slices = read_parity_slices(shards, best.context, is_recorded=config.shards is None)
+    shards = open_parity_set(config, best)
+    slices = read_parity_slices(shards, best.context)
     card = describe_run(best, config.run, config.precision, config.evaluation)
     card["geometry"] = training_geometry(best, shards, config.run)
     # PyTorch takes most of the export's time, and takes 1.6 times as long if freed memory goes back to the system.

@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upfield.common.errors import InputError, ShardSetError
+from upfield.common.errors import FetchError, InputError, ShardSetError
+from upfield.export.configuration import ExportConfig
 from upfield.model.weights import BestModel
-from upfield.sharding.shardset.manifest import read_manifest
+from upfield.sharding.shardset.remote_files import FETCH_REMEDY
+from upfield.sharding.shardset.shard_set import ShardSet, open_set
 from upfield.sharding.shardset.shard_split import ShardSplit
+from upfield.sharding.shardset.volume_pairs import read_keys
 
 NUM_SLICES = 4
 
@@ -25,26 +28,43 @@ class SlicePairs:
     """`(N, 1, H, W)` in [0, 1]."""
 
 
-def training_shards(training: dict[str, Any], run: Path) -> Path:
-    """Return the shard set that a run was trained on.
+def open_parity_set(config: ExportConfig, best: BestModel) -> ShardSet:
+    """Open the shard set that the user named, or the one that the run was trained on.
+
+    Raises:
+        InputError: there is no complete set, or the run does not name one.
+        FetchError: the set is remote and cannot be downloaded.
+    """
+    if config.shards is not None:
+        return open_set(config.shards, config)
+    shards = training_shards(best.config, config.run)
+    try:
+        return open_set(shards, config)
+    except ShardSetError as error:
+        hint = "The run was trained on this shard set: if it has moved, name it with --shards."
+        raise ShardSetError(f"{error} {hint}") from error
+    except FetchError as error:
+        problem = str(error).removesuffix(FETCH_REMEDY)
+        raise FetchError(f"{problem} Check the connection, or name a copy of the shard set with --shards.") from error
+
+
+def training_shards(training: dict[str, Any], run: Path) -> str:
+    """Return the folder or address of the shard set that a run was trained on.
 
     Args:
         training: the run's training configuration.
         run: folder of the run, for error messages.
 
     Raises:
-        InputError: the configuration does not name a shard set, or names a remote one.
+        InputError: the configuration does not name a shard set.
     """
     try:
-        shards = str(training["data"]["shards"])
+        return str(training["data"]["shards"])
     except (KeyError, TypeError) as error:
         raise InputError(f"{run}: its configuration has no data.shards. Name the shard set with --shards.") from error
-    if "://" in shards:
-        raise InputError(f"{run} was trained on {shards}, which is remote. Name a local copy with --shards.")
-    return Path(shards)
 
 
-def training_geometry(best: BestModel, shards: Path, run: Path) -> dict[str, Any]:
+def training_geometry(best: BestModel, shards: ShardSet, run: Path) -> dict[str, Any]:
     """Return the grids of the shard set that a run was trained on.
 
     Runs of older versions do not record them. They are then read from the shard set, if it is the one that the run was
@@ -55,35 +75,30 @@ def training_geometry(best: BestModel, shards: Path, run: Path) -> dict[str, Any
     """
     if best.geometry is not None:
         return best.geometry
-    manifest = read_manifest(shards)
-    if manifest.data_sha256 != best.data_sha256:
+    if shards.manifest.data_sha256 != best.data_sha256:
         raise InputError(
-            f"{run} does not record the grids of its training data, and {shards} is not the shard set that it was "
+            f"{run} does not record the grids of its training data, and {shards.name} is not the shard set that it was "
             "trained on. Name that set with --shards."
         )
-    return manifest.geometry
+    return shards.manifest.geometry
 
 
-def read_parity_slices(shards: Path, context: int, is_recorded: bool) -> SlicePairs:
+def read_parity_slices(shards: ShardSet, context: int) -> SlicePairs:
     """Read a few validation slices with their targets, spread over the inner half of the head.
 
     Args:
         shards: the shard set.
         context: neighbouring slices that the model takes on each side.
-        is_recorded: whether the path of the shard set is from the run's configuration, not from the user.
 
     Raises:
-        InputError: the shard set is missing, has no validation slices, or has another context.
+        InputError: the shard set has no validation slices, or has another context.
+        FetchError: a shard could not be downloaded.
     """
-    try:
-        split = ShardSplit(shards, "val")
-    except ShardSetError as error:
-        hint = " The run was trained on this shard set: if it has moved, name it with --shards." if is_recorded else ""
-        raise ShardSetError(f"{error}{hint}") from error
+    split = shards.split("val")
     if split.manifest.context != context:
         raise InputError(
-            f"{shards}: expected the model's context {context}, found {split.manifest.context}. Name another shard set "
-            "with --shards."
+            f"{shards.name}: expected the model's context {context}, found {split.manifest.context}. Name another "
+            "shard set with --shards."
         )
     samples = choose_samples(split)
     low = np.empty((len(samples), *split.low_shape), dtype=np.float16)
@@ -100,11 +115,12 @@ def choose_samples(split: ShardSplit) -> list[int]:
     Raises:
         InputError: the split is empty.
     """
-    records = [split.record(sample) for sample in range(split.num_samples)]
-    if not records:
+    # The keys are in the index, so only the shards of the chosen samples are read.
+    keys = read_keys(split)
+    if not keys:
         raise InputError(f"{split.root} has no validation slices. Name another shard set with --shards.")
-    kinds = {record["kind"] for record in records}
+    kinds = {key.kind for key in keys}
     kind = "real" if "real" in kinds else min(kinds)
-    places = [(record["slice"], number) for number, record in enumerate(records) if record["kind"] == kind]
+    places = [(key.x, number) for number, key in enumerate(keys) if key.kind == kind]
     ordered = [number for _, number in sorted(places)]
     return [ordered[int(place)] for place in np.linspace(0.25, 0.75, NUM_SLICES) * (len(ordered) - 1)]

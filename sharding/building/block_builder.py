@@ -19,7 +19,7 @@ from upfield.sharding.cohorts.source_fingerprints import describe_sources
 from upfield.sharding.cohorts.subjects import SourceVolume, Subject
 from upfield.sharding.configuration import ShardConfig
 from upfield.sharding.shardset.shard_index import SUFFIXES
-from upfield.sharding.shardset.shard_writer import Sample, WrittenShard, describe_shard, write_shard
+from upfield.sharding.shardset.shard_writer import Sample, WrittenShard, inspect_shard, write_shard
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def build_block(task: BlockTask) -> BlockResult:
     is `skip`, the block holds the samples of its other subjects. If `on_error` is `fail`, the block has no shards.
     """
     if record := finished_record(task):
-        return BlockResult([describe_shard(task.out, name) for name in record.sizes], record)
+        return BlockResult([inspect_shard(task.out, name) for name in record.sizes], record)
     previous = read_record(task.out, task.block.name)
     pairs, record = read_pairs(task)
     if record.problems and task.config.on_error == "fail":
@@ -158,7 +158,7 @@ def _write_missing(task: BlockTask, record: BlockRecord, pairs: list[Pair]) -> l
     order = sample_order(task.block, sum(record.sizes.values()), task.config.seed)
     parts = np.split(order, np.cumsum(list(record.sizes.values()))[:-1])
     return [
-        describe_shard(task.out, name)
+        inspect_shard(task.out, name)
         if _is_there(task, name)
         else write_shard(task.out, name, _samples(pairs, numbers, task))
         for name, numbers in zip(record.sizes, parts, strict=True)

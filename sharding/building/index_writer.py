@@ -11,7 +11,7 @@ from upfield.common.progress import say, track
 from upfield.sharding.shardset.manifest import Manifest
 from upfield.sharding.shardset.sample_key import SPLITS
 from upfield.sharding.shardset.shard_index import ShardEntry, read_index
-from upfield.sharding.shardset.shard_writer import WrittenShard, describe_shard
+from upfield.sharding.shardset.shard_writer import WrittenShard, inspect_shard
 from upfield.sharding.shardset.split_index import (
     IndexEntry,
     SplitIndex,
@@ -72,7 +72,7 @@ def _describe_old(root: Path, entries: list[ShardEntry]) -> SplitIndex | None:
     if all((root / f"{entry.name}.tar").is_file() for entry in entries):
         problem = "does not match the manifest"
         with suppress(ShardSetError):
-            shards = [describe_shard(root, entry.name) for entry in track(entries, "checksums", len(entries))]
+            shards = [inspect_shard(root, entry.name) for entry in track(entries, "checksums", len(entries))]
             if [shard.entry for shard in shards] == entries:
                 return _index(root, shards)
     split = entries[0].name.partition("/")[0]

@@ -9,6 +9,7 @@ from upfield.sharding.configuration import PreviewConfig
 from upfield.sharding.previews.contact_sheet import draw_histograms, draw_sheet
 from upfield.sharding.previews.selection import choose_groups, choose_volumes
 from upfield.sharding.previews.slider import draw_slider
+from upfield.sharding.shardset.shard_set import open_set
 from upfield.sharding.shardset.shard_split import ShardSplit
 
 # One picture has room for 80 pairs, and browsers open pages of 24 (about 40 MB) without trouble.
@@ -21,15 +22,16 @@ def write_preview(config: PreviewConfig) -> None:
     Raises:
         InputError: unknown file type, too many pairs, no samples in the split, or a library is missing.
         ShardSetError: there is no complete shard set, or it is damaged.
+        FetchError: a shard could not be downloaded.
     """
     suffix = config.out.suffix.lower()
     if suffix not in MAX_PAIRS:
         raise InputError(f"--out: the file name must end in .png (a picture) or .html (sliders), found {config.out}.")
     if config.pairs > MAX_PAIRS[suffix]:
         raise InputError(f"pairs: expected at most {MAX_PAIRS[suffix]} in a {suffix} file, found {config.pairs}.")
-    split = ShardSplit(config.shards, config.split)
+    split = open_set(config.shards, config).split(config.split)
     if split.num_samples == 0:
-        raise InputError(f"{config.shards}: split {config.split} has no samples. Choose another --split.")
+        raise InputError(f"{split.root}: split {config.split} has no samples. Choose another --split.")
     draw = _draw_page if suffix == ".html" else _draw_picture
     content, shown = draw(split, config)
     write_bytes(config.out, content)

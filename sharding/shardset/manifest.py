@@ -7,7 +7,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from upfield.common.addresses import format_address, is_remote
 from upfield.common.errors import ShardSetError
 from upfield.sharding.shardset.sample_key import SPLITS
 from upfield.sharding.shardset.shard_index import ShardEntry
@@ -147,10 +146,6 @@ def read_manifest(root: Path) -> Manifest:
         ShardSetError: the build is unfinished, there is no set, or the manifest cannot be read or has another version.
     """
     path = root / MANIFEST
-    if is_remote(str(root)):
-        raise ShardSetError(
-            f"{format_address(str(root))}: this command reads sets from a folder. Copy the set to this machine first."
-        )
     if not path.is_file():
         problem = "the shard set is not finished" if is_unfinished(root) else "there is no shard set here"
         raise ShardSetError(f"{path}: {problem}. Run upfield shard to build it.")

@@ -104,8 +104,7 @@ class RemoteFolder:
             self.store.fetch(name, part, entry.bytes if entry else None, stopped)
             check(part)
 
-        what = f"{entry.bytes} bytes of sha256 {entry.sha256}" if entry else "the file"
-        self.try_again(name, what, download, stopped)
+        self.try_again(name, describe_shard(entry) if entry else "the file", download, stopped)
 
     def try_again(self, name: str, what: str, attempt: Callable[[], T], stopped: threading.Event = NEVER) -> T:
         """Return the result of `attempt`. If it raises an error that another try may fix, call it again after a pause.
@@ -281,6 +280,11 @@ class RemoteFiles:
                 raise ValueError(f"the file has sha256 {sha256}")
 
         self.folder.try_download(name, part, entry, check, stopped)
+
+
+def describe_shard(entry: ShardEntry | IndexEntry) -> str:
+    """Return what the download of a shard or an index must bring, for error messages."""
+    return f"{entry.bytes} bytes of sha256 {entry.sha256}"
 
 
 def backoff_s(attempt: int) -> float:

@@ -118,7 +118,7 @@ def write_shard(root: Path, name: str, samples: Iterable[Sample]) -> WrittenShar
     return WrittenShard(entry, np.array(hashed.checksums, dtype=np.uint32))
 
 
-def describe_shard(root: Path, name: str) -> WrittenShard:
+def inspect_shard(root: Path, name: str) -> WrittenShard:
     """Describe a finished shard from its files.
 
     Raises:

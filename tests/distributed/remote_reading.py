@@ -22,7 +22,7 @@ def every_value(data: DataConfig) -> list[list[float]]:
 def values_trained_on(data: DataConfig, steps: range, rank: int = 0, world_size: int = 1) -> list[Batch]:
     split, _ = open_splits(data)
     order = (3, data.batch_size, data.window_shards, data.augment)
-    batches = TrainingBatches(split, BatchPlan(*order, rank, world_size, data.groups or 1))
+    batches = TrainingBatches(split, BatchPlan(*order, rank, world_size, data.groups or 1, data.mix))
     loader = training_loader(batches, steps, data.num_workers or 0, data.prefetch, pin_memory=False)
     return list(fetch_ahead(loader, batches, steps, (data.num_workers or 0) * data.prefetch))
 

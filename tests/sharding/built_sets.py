@@ -26,6 +26,7 @@ def as_by_an_earlier_version(root):
     """Remove the indices of the splits, as if a version that did not write them had built the set."""
     tree = json.loads((root / "manifest.json").read_text())
     for split in tree["splits"].values():
-        (root / split.pop("index")["name"]).unlink()
+        if "index" in split:
+            (root / split.pop("index")["name"]).unlink()
     write_json(root / "manifest.json", tree | {"manifest_sha256": hash_manifest(tree)})
     return root

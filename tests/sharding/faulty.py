@@ -5,6 +5,7 @@ import re
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -14,11 +15,10 @@ from pathlib import Path
 
 Answer = tuple[int, dict[str, str], bytes]
 FAULTS = ("error", "stall", "truncation", "corruption")
-
-
-def with_usual_names(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return the headers of a request. Some clients write their names in small letters."""
-    return {name.title(): value for name, value in headers}
+SLOW_BYTES, SLOW_S = 20_000, 0.1
+DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+EXPIRED = b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
+REFUSALS: dict[str, "Answer"] = {"error": (500, {}, b"no"), "denied": (403, {}, DENIED), "expired": (400, {}, EXPIRED)}
 
 
 def range_of(headers: dict[str, str]) -> tuple[int, int] | None:
@@ -31,7 +31,7 @@ def from_folder(root: Path) -> Callable[[str, dict[str, str]], Answer]:
     """Answer with the files of a folder, or with the range of bytes that was requested."""
 
     def answer(path: str, headers: dict[str, str]) -> Answer:
-        file = root / path.lstrip("/")
+        file = root / urllib.parse.unquote(path.partition("?")[0]).lstrip("/")
         if not file.is_file():
             return 404, {}, b""
         data, asked = file.read_bytes(), range_of(headers)
@@ -77,6 +77,7 @@ class FaultyServer:
         self.at_once = self.most_at_once = 0
         self._counting = threading.Lock()
         self.sent_bytes: Counter[str] = Counter()
+        self.last_headers: dict[str, str] = {}
         self.ignores_ranges = False
         self.stalled = threading.Event()
         self.released = threading.Event()
@@ -102,61 +103,68 @@ class FaultyServer:
         self._thread.join()
         self._server.server_close()
 
-    @contextmanager
-    def _record(self, name: str, requested: tuple[int, int] | None) -> Iterator[str]:
-        """Record a request while it is answered, and yield the fault that is planned for it, or an empty string."""
+    def plan(self, name: str, path: str, headers: dict[str, str]) -> tuple[str, Answer]:
+        """Record a request. Return its planned fault, or "", and the answer, which this fault may have changed."""
+        asked = {key.title(): value for key, value in headers.items()}
         with self._counting:
             self.asked[name] += 1
-            if requested:
+            self.last_headers = asked
+            if requested := range_of(asked):
                 self.ranges.append((name, *requested))
-            self.at_once += 1
-            self.most_at_once = max(self.most_at_once, self.at_once)
             fault = next(self._faults[name], "")
-        try:
-            yield fault
-        finally:
-            with self._counting:
-                self.at_once -= 1
-
-    def _answer(self, path: str, asked: dict[str, str], fault: str) -> Answer:
-        if fault == "error":
-            return 500, {}, b"no"
+        time.sleep(self.delay_s)
         if self.ignores_ranges:
-            asked.pop("Range", None)
-        code, headers, body = self.answer(path, asked)
+            asked = {key: value for key, value in asked.items() if key != "Range"}
+        code, sent, body = self.answer(path, asked)
         if fault == "corruption":
             middle = len(body) // 2
             body = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
-        return code, headers, body
+        return fault, REFUSALS.get(fault, (code, sent, body))
+
+    @contextmanager
+    def in_flight(self) -> Iterator[None]:
+        """Count the requests that are answered at the same time."""
+        with self._counting:
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            yield
+        finally:
+            with self._counting:
+                self.at_once -= 1
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         server = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                name = "/".join(self.path.partition("?")[0].split("/")[-2:])
-                asked = with_usual_names(self.headers.items())
-                with server._record(name, range_of(asked)) as fault:
-                    time.sleep(server.delay_s)
-                    self.respond(name, asked, fault)
+                with server.in_flight():
+                    name = "/".join(self.path.partition("?")[0].split("/")[-2:])
+                    fault, (code, headers, body) = server.plan(name, self.path, dict(self.headers))
+                    self.send_response(code)
+                    for key, value in headers.items():
+                        if key.lower() in ("content-type", "content-range", "etag", "last-modified"):
+                            self.send_header(key, value)
+                    self.send_header("Content-Length", str(len(body)))
+                    self.end_headers()
+                    if fault == "slow":
+                        self.send_slowly(body)
+                        return
+                    first = len(body) // 2 if fault in ("stall", "truncation", "gate") else len(body)
+                    server.sent_bytes[name] += first
+                    self.wfile.write(body[:first])
+                    self.wfile.flush()
+                    if fault in ("stall", "gate"):
+                        server.stalled.set()
+                        server.released.wait()
+                    if fault == "gate":
+                        self.wfile.write(body[first:])
 
-            def respond(self, name: str, asked: dict[str, str], fault: str) -> None:
-                code, headers, body = server._answer(self.path, asked, fault)
-                self.send_response(code)
-                for key, value in headers.items():
-                    if key.lower() in ("content-type", "content-range", "etag", "last-modified"):
-                        self.send_header(key, value)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                half = fault in ("stall", "truncation", "gate")
-                server.sent_bytes[name] += len(body) // 2 if half else len(body)
-                self.wfile.write(body[: len(body) // 2] if half else body)
-                self.wfile.flush()
-                if fault in ("stall", "gate"):
-                    server.stalled.set()
-                    server.released.wait()
-                if fault == "gate":
-                    self.wfile.write(body[len(body) // 2 :])
+            def send_slowly(self, body: bytes) -> None:
+                for start in range(0, len(body), SLOW_BYTES):
+                    self.wfile.write(body[start : start + SLOW_BYTES])
+                    self.wfile.flush()
+                    server.released.wait(SLOW_S)
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
                 pass

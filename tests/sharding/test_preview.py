@@ -4,6 +4,7 @@ import sys
 import matplotlib.image
 import numpy as np
 import pytest
+from built_sets import as_by_an_earlier_version
 
 from upfield.sharding.building.manifest_writer import Addition, content_config, write_manifest
 from upfield.sharding.configuration import GeometryConfig, ShardConfig
@@ -66,18 +67,20 @@ def test_previews_that_cannot_be_drawn_are_refused(tiny_shards, tmp_path, monkey
 
 
 @pytest.mark.parametrize("name", ["grid.png", "grid.html"])
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        ([], "split train has no samples. Choose another --split."),
-        (["000017"], "expected a key like cohort-subject-kind-variant-x090, found '000017'"),
-    ],
-)
-def test_empty_splits_and_foreign_keys_are_refused(tmp_path, run_cli, name, keys, message):
-    code, _, said = run_cli(main, write_foreign(tmp_path / "set", keys), "--out", tmp_path / name)
-    assert code == 2
-    assert message in said
-    assert not (tmp_path / name).exists()
+def test_empty_splits_and_foreign_keys_are_refused(tmp_path, run_cli, name):
+    empty, foreign = (
+        write_foreign(tmp_path / folder, keys) for folder, keys in (("a", []), ("b", ["a-b-real-0-x000"]))
+    )
+    index = as_by_an_earlier_version(foreign) / "train/000000.idx"
+    index.write_text(index.read_text().replace("a-b-real-0-x000", "000017"))
+    for shards, message in (
+        (empty, "split train has no samples. Choose another --split."),
+        (foreign, "expected a key like cohort-subject-kind-variant-x090, found '000017'"),
+    ):
+        code, _, said = run_cli(main, shards, "--out", tmp_path / name)
+        assert code == 2
+        assert message in said
+        assert not (tmp_path / name).exists()
 
 
 @pytest.mark.parametrize("name", ["grid.png", "grid.html"])

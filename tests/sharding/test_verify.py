@@ -7,7 +7,7 @@ from tarfile import TarInfo
 import numpy as np
 import pytest
 
-from upfield.sharding.shardset.verification import array_problem
+from upfield.sharding.verification.shard_scan import array_problem
 from upfield.sharding.verify import main
 
 

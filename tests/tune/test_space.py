@@ -33,6 +33,18 @@ def test_values_are_parsed_as_training_parses_them_each_once() -> None:
     assert axes == {"optim.lr": [1e-4, 5e-4], "model.preset": ["tiny"]}
 
 
+def test_mixes_and_groups_are_searched_like_other_keys() -> None:
+    mixes = [{"kind": {"real": 0.5, "synthetic": 0.5}}, {"kind": {"real": 1}, "per": "epoch"}, {}]
+    axes = read_space(config({"data.mix": mixes, "data.groups": [1, 2]}))
+    points = grid_points(axes)
+    assert len({name_run(point) for point in points}) == 6
+    assert [apply_point(BASE, point).data.mix.shares for point in points[::2]] == [
+        {"real": 0.5, "synthetic": 0.5},
+        {"real": 1.0},
+        None,
+    ]
+
+
 def test_random_points_are_as_many_as_requested_or_as_the_space_holds() -> None:
     axes = read_space(config({"data.batch_size": [2, 4, 8], "run.epochs": [1, 2]}))
     for count in (3, 6, 50):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from upfield.common.errors import ShardSetError
-from upfield.distributed.configuration import AugmentConfig, DataConfig
+from upfield.distributed.configuration import AugmentConfig, DataConfig, MixConfig
 from upfield.distributed.gating_noise import draw_gating_noise
 from upfield.distributed.samples.reader import (
     BatchPlan,
@@ -99,6 +99,24 @@ def test_epoch_two_differs_from_epoch_one(split: ShardSplit) -> None:
     first = [dataset.samples_at(step).tolist() for step in range(dataset.steps_per_epoch)]
     second = [dataset.samples_at(dataset.steps_per_epoch + step).tolist() for step in range(dataset.steps_per_epoch)]
     assert first != second
+
+
+def test_a_sample_that_an_epoch_repeats_is_augmented_differently_and_equally_on_any_number_of_ranks(
+    split: ShardSplit,
+) -> None:
+    mix, augment = MixConfig(cohort={"ixi": 1.0}), AugmentConfig(shift_pixels=6, intensity_jitter=0.5)
+
+    def read(rank: int, world_size: int) -> dict[tuple[int, int], torch.Tensor]:
+        batches = TrainingBatches(split, BatchPlan(0, 4, 2, augment, rank, world_size, 2, mix))
+        loaded = enumerate(training_loader(batches, range(batches.steps_per_epoch), 0, prefetch=1, pin_memory=False))
+        return {(step, n): batch.low[i].clone() for step, batch in loaded for i, n in enumerate(batch.samples.tolist())}
+
+    one, two = read(0, 1), read(0, 2) | read(1, 2)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    repeats = [image for (_, sample), image in one.items() if sample == next(iter(one))[1]]
+    assert len(repeats) > 1
+    assert not torch.equal(repeats[0], repeats[1])
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])

@@ -11,11 +11,12 @@ from remote_reading import cached_bytes, every_value, impatient, values_trained_
 from runs import forked
 
 from upfield.common.errors import FetchError, InputError, ShardSetError
-from upfield.distributed.configuration import DataConfig
+from upfield.distributed.configuration import DataConfig, MixConfig
 from upfield.distributed.samples.order import SampleOrder
-from upfield.distributed.samples.splits import open_splits
+from upfield.distributed.samples.splits import open_splits, refuse_small_cache, sum_largest
 from upfield.sharding.shardset import remote_files
 from upfield.sharding.shardset.remote_files import RemoteFiles
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 SHARD = "train/000000.tar"
 
@@ -77,17 +78,17 @@ def test_a_shard_that_stays_bad_is_named(data: DataConfig, http_store: FaultySer
     assert http_store.asked[SHARD] == 3
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(("num_workers", "groups"), [(0, 1), (2, 2)])
 def test_training_reads_the_same_and_keeps_the_cache_small(
-    tiny_shards: Path, data: DataConfig, num_workers: int
+    tiny_shards: Path, data: DataConfig, num_workers: int, groups: int
 ) -> None:
-    data = replace(data, window_shards=1, batch_size=4, num_workers=num_workers)
+    data = replace(data, window_shards=1, batch_size=4, num_workers=num_workers, groups=groups)
     with pytest.raises(InputError, match=r"expected at least \d+, for \d windows of 1 shards") as refused:
         open_splits(replace(data, cache_bytes=1))
     least = int(str(refused.value).split("at least ")[1].split(",")[0])
     data = replace(data, cache_bytes=least)
     steps = range(17, 117)
-    local = values_trained_on(DataConfig(tiny_shards, batch_size=4, window_shards=1), steps)
+    local = values_trained_on(DataConfig(tiny_shards, batch_size=4, window_shards=1, groups=groups), steps)
     remote = values_trained_on(data, steps)
     assert [batch.samples.tolist() for batch in remote] == [batch.samples.tolist() for batch in local]
     assert all(one.low.equal(other.low) for one, other in zip(remote, local, strict=True))
@@ -109,6 +110,32 @@ def test_a_node_reads_its_own_groups_in_spite_of_faults(
     expected, arrived = (values_trained_on(each, range(20, 90), 1, 2) for each in (local, data))
     assert all(one.high.equal(other.high) for one, other in zip(arrived, expected, strict=True))
     assert {name for name in http_store.asked if name.endswith(".tar")} == own
+
+
+def test_a_mix_downloads_only_the_shards_with_its_samples(
+    tiny_shards: Path, data: DataConfig, http_store: FaultyServer
+) -> None:
+    data = replace(data, groups=2, mix=MixConfig(cohort={"ixi": 1.0}))
+    local = values_trained_on(replace(data, shards=tiny_shards), range(50))
+    remote = values_trained_on(data, range(50))
+    assert all(one.low.equal(other.low) for one, other in zip(remote, local, strict=True))
+    split = ShardSplit(tiny_shards, "train")
+    shard_of = np.repeat([f"{entry.name}.tar" for entry in split.entries], split.shard_sizes)
+    names = {name for sample, name in enumerate(shard_of) if split.key(sample).startswith("ixi-")}
+    assert {name for name in http_store.asked if name.endswith(".tar")} == names
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 4])
+def test_a_node_needs_room_for_the_windows_of_its_own_groups(tiny_shards: Path, nodes: int) -> None:
+    manifest = ShardSplit(tiny_shards, "train").manifest
+    data = DataConfig("s3://bucket/set", batch_size=4, window_shards=4, groups=4, cache_bytes=1)
+    sizes = np.array([entry.samples for entry in manifest.shards("train")])
+    order = SampleOrder(0, sizes, 4, 4, 4)
+    with pytest.raises(InputError, match=r"expected at least \d+, for 2 windows of 1 shards") as refused:
+        refuse_small_cache(data, manifest, order, order.groups_of(0, nodes))
+    least = int(str(refused.value).split("at least ")[1].split(",")[0])
+    assert least <= sum_largest(manifest.shards("train"), 8 // nodes) + sum_largest(manifest.shards("val"), 2)
+    refuse_small_cache(replace(data, cache_bytes=least), manifest, order, order.groups_of(0, nodes))
 
 
 @pytest.mark.parametrize(

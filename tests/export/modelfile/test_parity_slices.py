@@ -9,7 +9,9 @@ from upfield.common.errors import InputError
 from upfield.export.modelfile.card import read_card
 from upfield.export.modelfile.parity_slices import training_geometry
 from upfield.model.weights import read_best
+from upfield.sharding.configuration import AccessConfig
 from upfield.sharding.shardset.manifest import read_manifest
+from upfield.sharding.shardset.shard_set import open_set
 
 
 def test_the_grids_of_the_training_data_reach_the_model_file(tiny_run: Path, tiny_model: Path, tiny_shards: Path):
@@ -20,6 +22,7 @@ def test_the_grids_of_the_training_data_reach_the_model_file(tiny_run: Path, tin
 
 def test_a_run_of_an_older_version_takes_its_grids_from_its_own_shards_only(tiny_run: Path, tiny_shards: Path):
     older = replace(read_best(tiny_run / "best"), geometry=None)
-    assert training_geometry(older, tiny_shards, tiny_run) == read_manifest(tiny_shards).geometry
+    shards = open_set(tiny_shards, AccessConfig())
+    assert training_geometry(older, shards, tiny_run) == shards.manifest.geometry
     with pytest.raises(InputError, match=r"is not the shard set .* Name that set with --shards"):
-        training_geometry(replace(older, data_sha256="0"), tiny_shards, tiny_run)
+        training_geometry(replace(older, data_sha256="0"), shards, tiny_run)

@@ -42,11 +42,6 @@ def test_urls_that_read_alike_have_different_staging_folders():
     assert len({staging_folder(url) for url in ("s3://b/a/c", "s3://b/a-c", "gs://b/a/c")}) == 3
 
 
-def test_the_password_of_an_address_given_as_a_path_is_not_shown():
-    with pytest.raises(ShardSetError, match=r"^s3://host/set: this command reads sets from a folder"):
-        read_manifest(Path("s3://user:secret@host/set"))
-
-
 def test_passwords_are_not_shown(monkeypatch):
     assert "secret" not in str(staging_folder("ftp://user:secret@host/set"))
     with pytest.raises(InputError, match=r"^https://host/set: https:// addresses can only be read"):

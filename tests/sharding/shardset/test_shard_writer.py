@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from upfield.sharding.shardset.shard_index import read_index
-from upfield.sharding.shardset.shard_writer import Sample, describe_shard, write_shard
+from upfield.sharding.shardset.shard_writer import Sample, inspect_shard, write_shard
 
 # A sample takes 9 blocks with headers. A tar record has 20 blocks, so 1 to 20 samples end at every place in a record.
 SHAPE = (1, 10, 20)
@@ -74,7 +74,7 @@ def test_checksums_are_those_of_the_samples_stretches(tmp_path, count):
     written = write_shard(tmp_path, "a", samples(count))
     data, starts = (tmp_path / "a.tar").read_bytes(), [9 * 512 * number for number in range(count + 1)]
     assert written.checksums.tolist() == [zlib.crc32(data[start:end]) for start, end in pairwise(starts)]
-    described = describe_shard(tmp_path, "a")
+    described = inspect_shard(tmp_path, "a")
     assert (described.entry, described.checksums.tolist()) == (written.entry, written.checksums.tolist())
 
 

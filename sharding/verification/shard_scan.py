@@ -1,0 +1,153 @@
+"""Scan one shard: read its tar member by member, and check each sample."""
+
+import json
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from tokenize import TokenError
+from typing import Any, Protocol, cast
+
+import numpy as np
+
+from upfield.sharding.shardset.sample_key import Unit
+from upfield.sharding.shardset.shard_index import MEMBERS
+
+# From +0 upwards, the bit patterns of float16 ascend with the value. One comparison of bits therefore finds all values
+# that are above 1, negative, infinite or NaN, in a fraction of the time that numpy takes for half-precision numbers.
+# Minus zero is the exception.
+ONE_BITS = np.float16(1).view(np.uint16)
+MINUS_ZERO_BITS = np.float16(-0.0).view(np.uint16)
+
+
+class ForwardFile(Protocol):
+    """A file that is read from its start to its end; parts may be skipped."""
+
+    def read(self, count: int, /) -> bytes:
+        """Read up to `count` bytes; fewer only at the end."""
+        ...
+
+    def seek(self, position: int, /) -> object:
+        """Move to a later position."""
+        ...
+
+    def tell(self) -> int:
+        """Return the position."""
+        ...
+
+
+@dataclass(frozen=True)
+class ScannedSample:
+    """One sample of a shard, as the tar holds it."""
+
+    members: tuple[tuple[str, int, int], ...]
+    """Name, offset and size of each member."""
+    problems: tuple[str, ...] = ()
+    """What is wrong with the sample by itself."""
+    key: str | None = None
+    """Key of the sample; None if the members do not belong to one sample."""
+    subject: tuple[str, str] | None = None
+    """Cohort and subject of the record; None if there is no readable record."""
+
+    @property
+    def name(self) -> str:
+        """Name of the first member, for messages."""
+        return self.members[0][0]
+
+
+def scan_samples(file: ForwardFile, shapes: Mapping[str, tuple[int, ...]], quick: bool) -> list[ScannedSample]:
+    """Read a tar member by member, and check the sample that each three members form.
+
+    Args:
+        file: the tar; only later positions are sought.
+        shapes: shape of the arrays `low` and `high` in the manifest.
+        quick: skip the voxel values.
+
+    Raises:
+        tarfile.TarError: the file is not a complete tar.
+    """
+    samples: list[ScannedSample] = []
+    with tarfile.open(fileobj=cast(Any, file), mode="r:") as tar:
+        members = iter(tar)
+        while (low := next(members, None)) is not None:
+            samples.append(_scan_sample(file, low, members, shapes, quick))
+    return samples
+
+
+def _scan_sample(
+    file: ForwardFile,
+    first: tarfile.TarInfo,
+    following: Iterator[tarfile.TarInfo],
+    shapes: Mapping[str, tuple[int, ...]],
+    quick: bool,
+) -> ScannedSample:
+    """Check the members of one sample, each before the tar moves on to the next one."""
+    key = first.name.partition(".")[0]
+    members = [first]
+    problems: list[str] = []
+    subject = None
+    for number, suffix in enumerate(MEMBERS):
+        if number:
+            if (member := next(following, None)) is None:
+                break
+            members.append(member)
+        if members[-1].name != f"{key}.{suffix}":
+            continue
+        if suffix == "json":
+            problem, subject = _record_problem(file, members[-1], key)
+            problems += [f"json: {problem}"] if problem else []
+        else:
+            name = suffix.removesuffix(".npy")
+            if problem := array_problem(file, members[-1], shapes[name], quick):
+                problems.append(f"{name}: {problem}")
+    places = tuple((member.name, member.offset_data, member.size) for member in members)
+    names = [member.name for member in members]
+    if names != [f"{key}.{suffix}" for suffix in MEMBERS]:
+        problem = f"expected the members {', '.join(MEMBERS)} of one sample, found {', '.join(names)}"
+        return ScannedSample(places, (problem,))
+    return ScannedSample(places, tuple(problems), key, subject)
+
+
+def array_problem(file: ForwardFile, member: tarfile.TarInfo, shape: tuple[int, ...], quick: bool) -> str | None:
+    """Describe what is wrong with an npy member that should hold float16 of `shape` in [0, 1].
+
+    Args:
+        file: the tar.
+        member: the member, with its position in the tar.
+        shape: shape of the array in the manifest.
+        quick: check the header only.
+
+    Returns:
+        The first problem, or None.
+    """
+    file.seek(member.offset_data)
+    try:
+        version = np.lib.format.read_magic(cast(Any, file))
+        found, fortran_order, dtype = np.lib.format.read_array_header_1_0(cast(Any, file))
+    except (ValueError, SyntaxError, TokenError) as error:
+        # A flipped bit in the header's text can cause any of these errors.
+        return f"this is not an npy header: {error}"
+    if (version, found, fortran_order, dtype) != ((1, 0), shape, False, np.float16):
+        return f"expected float16 {shape} in C order, npy (1, 0), found {dtype} {found}, npy {version}"
+    size, expected = member.offset_data + member.size - file.tell(), int(np.prod(shape)) * dtype.itemsize
+    if size != expected:
+        return f"expected {expected} bytes of voxels, found {size}"
+    if quick:
+        return None
+    bits = np.frombuffer(file.read(size), dtype=np.uint16)
+    outside = (bits > ONE_BITS) & (bits != MINUS_ZERO_BITS)
+    if not outside.any():
+        return None
+    return f"expected values in 0..1, found {outside.sum()} outside, for example {bits[outside][0].view(np.float16)}"
+
+
+def _record_problem(file: ForwardFile, member: tarfile.TarInfo, key: str) -> tuple[str | None, tuple[str, str] | None]:
+    """Read a sample's record. Return what is wrong with it, or None, and its cohort and subject, if it has them."""
+    file.seek(member.offset_data)
+    try:
+        record = json.loads(file.read(member.size))
+        unit = Unit(record["cohort"], record["subject"], record["kind"], record["variant"])
+        of = unit.key(record["slice"])
+    except (KeyError, TypeError, ValueError) as error:
+        problem = f"cohort, subject, kind, variant or slice is missing or wrong ({type(error).__name__}: {error})"
+        return problem, None
+    return None if of == key else f"this is the record of another sample, {of}", (unit.cohort, unit.subject)
