@@ -11,4 +11,5 @@ Read the files in this order:
     splits          the training split and the validation split
     look_ahead      requests for single samples of a remote set before they are needed
     fetcher         threads that download shards before their samples are needed
+    validation_batches   batches of the validation split
 """
