@@ -99,8 +99,6 @@ def write_shards(folder: Path, num_samples: int, samples_per_shard: int) -> None
     parts = np.split(np.arange(num_samples), range(samples_per_shard, num_samples, samples_per_shard))
     shards = {f"train/{number:06d}": part for number, part in enumerate(parts)} | {"val/000000": np.arange(1)}
     for name, numbers in shards.items():
-        samples = (
-            Sample(f"noise-{n:06d}-real-0-x000", *draw_sample(n, noise), {"slice": 0}) for n in numbers.tolist()
-        )
+        samples = (Sample(f"noise-{n:06d}-real-0-x000", *draw_sample(n, noise), {"slice": 0}) for n in numbers.tolist())
         written.append(write_shard(folder, name, samples))
     write_manifest(folder, content_config(ShardConfig("out")), Addition(subjects=[], shards=written), None)
