@@ -159,9 +159,9 @@ def _header_problem(start: bytes, shape: tuple[int, ...]) -> str | None:
         return f"this is not an npy header: {error}"
     if (version, found, fortran_order, dtype) != ((1, 0), shape, False, np.float16):
         return f"expected float16 {shape} in C order, npy (1, 0), found {dtype} {found}, npy {version}"
-    return (
-        None if buffer.tell() == len(start) else f"expected an npy header of {len(start)} bytes, found {buffer.tell()}"
-    )
+    if buffer.tell() != len(start):
+        return f"expected an npy header of {len(start)} bytes, found {buffer.tell()}"
+    return None
 
 
 def _record_problem(file: ForwardFile, member: tarfile.TarInfo, key: str) -> tuple[str | None, tuple[str, str] | None]:
