@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,6 @@ from numpy.typing import NDArray
 from upfield.common.errors import InputError
 from upfield.distributed.configuration import MixConfig
 from upfield.distributed.samples.mixture import Mixture
-from upfield.sharding.shardset.sample_units import sample_units
 from upfield.sharding.shardset.shard_split import ShardSplit
 
 
@@ -27,14 +27,15 @@ class SampleClasses:
     prefix: str = ""
     """First part of the names in the log."""
 
-    @property
+    @cached_property
     def sizes(self) -> dict[str, int]:
         """Number of samples in each class."""
         return dict(zip(self.names, self.count(self.numbers), strict=True))
 
     def count(self, numbers: NDArray[np.unsignedinteger]) -> list[int]:
         """Count how often each class occurs among class numbers `(N,)`."""
-        return np.bincount(numbers, minlength=len(self.names)).tolist()
+        # bincount would copy the numbers of millions of samples to 64 bits.
+        return [int(np.count_nonzero(numbers == number)) for number in range(len(self.names))]
 
     def shares(self, samples: NDArray[np.int64]) -> dict[str, float]:
         """Compute the share of each class among samples `(N,)`, by name for the log."""
@@ -44,20 +45,15 @@ class SampleClasses:
 
 
 def find_classes(split: ShardSplit, mix: MixConfig) -> list[SampleClasses]:
-    """Find the classes of a split's samples: by kind, and then by cohort if the mix is by cohort.
-
-    Raises:
-        ShardSetError: a sample has a key that `upfield shard` does not write.
-    """
-    units = sample_units(split)
-    by: dict[str, list[str]] = {"": [unit.kind for unit in units.units]}
+    """Find the classes of a split's samples: by kind, and then by cohort if the mix is by cohort."""
+    by = {"": [kind for _, _, kind, _ in split.units]}
     if mix.cohort:
-        by["cohort_"] = [unit.cohort for unit in units.units]
+        by["cohort_"] = [cohort for cohort, _, _, _ in split.units]
     classes: list[SampleClasses] = []
     for prefix, labels in by.items():
         names = sorted(set(labels))
         of_unit = np.array([names.index(label) for label in labels], dtype=np.min_scalar_type(len(names)))
-        classes.append(SampleClasses(split.root, tuple(names), of_unit[units.numbers], prefix))
+        classes.append(SampleClasses(split.root, tuple(names), of_unit[split.unit_numbers], prefix))
     return classes
 
 

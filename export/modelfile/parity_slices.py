@@ -11,7 +11,6 @@ from upfield.common.errors import FetchError, InputError, ShardSetError
 from upfield.export.configuration import ExportConfig
 from upfield.model.weights import BestModel
 from upfield.sharding.shardset.remote_files import FETCH_REMEDY
-from upfield.sharding.shardset.sample_units import sample_units
 from upfield.sharding.shardset.shard_set import ShardSet, open_set
 from upfield.sharding.shardset.shard_split import ShardSplit
 
@@ -117,8 +116,7 @@ def choose_samples(split: ShardSplit) -> list[int]:
     """
     if not split.num_samples:
         raise InputError(f"{split.root} has no validation slices. Name another shard set with --shards.")
-    units = sample_units(split)
-    is_real = np.array([unit.kind == "real" for unit in units.units])[units.numbers]
+    is_real = np.array([kind == "real" for _, _, kind, _ in split.units])[split.unit_numbers]
     numbers = np.flatnonzero(is_real if is_real.any() else ~is_real)
     ordered = numbers[np.argsort(split.index.slices[numbers], kind="stable")].tolist()
     return [ordered[int(place)] for place in np.linspace(0.25, 0.75, NUM_SLICES) * (len(ordered) - 1)]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from upfield.common.errors import ShardSetError
 from upfield.sharding.shardset.manifest import Manifest, read_manifest
 from upfield.sharding.shardset.shard_files import LocalFiles, Piece, ShardFiles, Stretch
-from upfield.sharding.shardset.split_index import SplitIndex, index_shards, refuse_other_shards
+from upfield.sharding.shardset.split_index import SplitIndex, UnitKey, index_shards, refuse_other_shards
 
 
 class ShardSplit:
@@ -81,6 +81,16 @@ class ShardSplit:
     def num_samples(self) -> int:
         """Number of samples in the split."""
         return self.index.num_samples
+
+    @property
+    def units(self) -> list[UnitKey]:
+        """The pairs of volumes in the split: cohort, subject, kind and variant of each, as in the samples' keys."""
+        return self.index.units
+
+    @property
+    def unit_numbers(self) -> NDArray[np.uint32]:
+        """`(num_samples,)` uint32: the place of each sample's pair of volumes in `units`."""
+        return self.index.unit_numbers
 
     @property
     def has_checksums(self) -> bool:
