@@ -153,8 +153,15 @@ def validate_and_keep_best(run: TrainingRun, log: RunLog) -> Figures:
     with learner.average.swapped_in() if learner.average is not None else nullcontext():
         learner.network.eval()
         with explain_memory_shortage("validating", "Choose a smaller --run.validation_batch_size."):
+            num_workers = count_readers(run.config.data, run.accelerator.device.type == "cuda")
             validation = validate(
-                run.accelerator, learner.network, run.validation, config.validation_batch_size, config.pictures
+                run.accelerator,
+                learner.network,
+                run.validation,
+                config.validation_batch_size,
+                config.pictures,
+                num_workers,
+                run.config.data.prefetch,
             )
         learner.network.train()
         run.progress.validated_step = step

@@ -38,7 +38,7 @@ from upfield.distributed.preconditions import (
     warn_of_emulation,
 )
 from upfield.distributed.process_group import expected_world_size, make_accelerator
-from upfield.distributed.samples.groups import count_nodes, default_groups, describe_groups
+from upfield.distributed.samples.groups import count_nodes, default_groups, describe_groups, ranks_of_node
 from upfield.distributed.samples.reader import BatchPlan, TrainingBatches
 from upfield.distributed.samples.sample_classes import describe_mix
 from upfield.distributed.samples.splits import groups_of_node, refuse_small_cache
@@ -155,7 +155,9 @@ def plan_batches(config: TrainConfig, split: ShardSplit, groups: int, rank: int,
     order = (config.run.seed, data.batch_size, data.window_shards, data.augment)
     batches = TrainingBatches(split, BatchPlan(*order, rank, world_size, groups, data.mix))
     if is_remote(str(data.shards)):
-        refuse_small_cache(data, split.manifest, batches.order, groups_of_node(batches.order, rank, world_size))
+        num_ranks = len(ranks_of_node(rank, world_size))
+        own_groups = groups_of_node(batches.order, rank, world_size)
+        refuse_small_cache(data, split.manifest, batches.order, own_groups, num_ranks)
     return batches
 
 

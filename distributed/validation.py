@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from upfield.common.errors import DivergedError
-from upfield.distributed.samples.reader import read_equal_batches
+from upfield.distributed.samples.validation_batches import validation_loader
 from upfield.model.quality import METRICS
 from upfield.sharding.shardset.shard_split import ShardSplit
 
@@ -24,7 +25,7 @@ class Validation:
     `_median`, `_std`, `_min` and `_max`. Names with the prefix `cubic_` refer to the interpolated input, other names to
     the model. PSNR excludes slices without any error, and `perfect_slices` counts these slices."""
     pictures: Tensor
-    """`(N, 1, H, 3*W)` on the main process: low field, restored and high field side by side, in [0, 1]."""
+    """`(N, 1, H, 3*W)`: low field, restored and high field side by side, in [0, 1]."""
 
 
 @torch.no_grad()
@@ -34,6 +35,8 @@ def validate(
     split: ShardSplit,
     batch_size: int,
     num_pictures: int = 0,
+    num_workers: int = 0,
+    prefetch: int = 1,
 ) -> Validation:
     """Measure the image quality of a network on a split. Collective: ALL ranks call it.
 
@@ -43,6 +46,8 @@ def validate(
         split: split to measure on.
         batch_size: number of slices per batch on each process.
         num_pictures: number of slices to return as pictures, spread evenly over the split.
+        num_workers: number of threads per process that read batches in advance.
+        prefetch: number of batches that each thread reads in advance.
 
     Raises:
         DivergedError: the network returned NaN.
@@ -50,8 +55,9 @@ def validate(
     values: list[Tensor] = []
     pictures: list[Tensor] = []
     context, rank, world_size = split.manifest.context, accelerator.process_index, accelerator.num_processes
-    shown = spread_evenly(split.num_samples, num_pictures, world_size)
-    for batch, valid in read_equal_batches(split, batch_size, rank, world_size):
+    shown = spread_evenly(split.num_samples, num_pictures)
+    on_gpu = accelerator.device.type == "cuda"
+    for batch, valid in validation_loader(split, batch_size, rank, world_size, num_workers, prefetch, on_gpu):
         low, high = batch.low.to(accelerator.device).float(), batch.high.to(accelerator.device).float()
         with accelerator.autocast():
             restored = restore(low).float().clamp(0, 1)
@@ -60,16 +66,17 @@ def validate(
         rows = [metric(image, high) for image in (restored, centre) for metric in METRICS.values()]
         values.append(torch.stack([valid.to(high), *rows]))
         chosen = valid & torch.isin(batch.samples, shown)
-        pictures.append(torch.cat([centre, restored, high], dim=-1)[chosen.to(high.device)])
+        pictures.append(torch.cat([centre, restored, high], dim=-1)[chosen.to(high.device)].cpu())
     gathered = accelerator.gather(torch.cat(values, dim=1).T.contiguous())
     assert isinstance(gathered, Tensor)
-    return Validation(summarise(gathered.T.cpu().double()), torch.cat(pictures))
+    # The slices of all ranks are in stored order, so their sums do not depend on the number of processes.
+    figures = summarise(gathered.T.cpu().double())
+    return Validation(figures, torch.cat(gather_object([torch.cat(pictures)])) if num_pictures else pictures[0][:0])
 
 
-def spread_evenly(num_samples: int, count: int, world_size: int) -> Tensor:
-    """Return `(count,)` sample numbers from the main process's share, spread evenly over a split."""
-    own = torch.arange(0, num_samples, world_size)
-    return own[torch.linspace(0, len(own) - 1, count + 2).long()[1:-1]]
+def spread_evenly(num_samples: int, count: int) -> Tensor:
+    """Return `(count,)` sample numbers, spread evenly over a split."""
+    return torch.linspace(0, num_samples - 1, count + 2).long()[1:-1]
 
 
 def summarise(columns: Tensor) -> dict[str, float | int]:

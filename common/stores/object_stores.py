@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -46,6 +46,31 @@ class ObjectAddress:
         return f"{self.bucket}/{self.folder}".strip("/")
 
 
+@dataclass(frozen=True)
+class Patience:
+    """How long and how often obstore tries a request."""
+
+    retries: int
+    """How often a request that fails is repeated."""
+    read_timeout_s: float | None
+    """Time in seconds after which a request fails if no byte arrives; None for no limit."""
+
+    def options(self, allow_http: bool) -> Any:
+        """Return the options of obstore's client, with the certificates that the user trusts.
+
+        Args:
+            allow_http: whether the endpoint needs no encryption.
+        """
+        # By default, obstore ends every transfer after 30 seconds, even one that makes progress.
+        client: dict[str, Any] = {"allow_http": allow_http, "timeout": "365days", "connect_timeout": CONNECT_S}
+        if self.read_timeout_s is not None:
+            client["read_timeout"] = f"{round(self.read_timeout_s * 1000)}ms"
+        variable = next((name for name in CERTIFICATES if os.environ.get(name)), None)
+        if variable:
+            client["root_certificate"] = _read_certificates(variable, Path(os.environ[variable]))
+        return {"client_options": client, "retry_config": {"max_retries": self.retries}}
+
+
 def parse_address(address: str) -> ObjectAddress:
     """Split an address. Azure's may be `az://container/folder` or `az://container@account.host/folder`.
 
@@ -62,12 +87,13 @@ def parse_address(address: str) -> ObjectAddress:
     return ObjectAddress(scheme, bucket, folder.strip("/"), account)
 
 
-def open_object_store(address: str, retries: int) -> Any:
+def open_object_store(address: str, retries: int, read_timeout_s: float | None) -> Any:
     """Open a folder at an address with obstore.
 
     Args:
         address: address of the folder.
         retries: how often obstore repeats a request that fails.
+        read_timeout_s: time in seconds after which a request fails if no byte arrives; None for no limit.
 
     Raises:
         InputError: the address is not valid, the credentials cannot be read, or a package is missing.
@@ -80,7 +106,7 @@ def open_object_store(address: str, retries: int) -> Any:
             f"{format_address(address)}: the address names no bucket or folder. Choose one such as s3://bucket/set."
         )
     try:
-        return SCHEMES[parts.scheme](address, parts, {"max_retries": retries})
+        return SCHEMES[parts.scheme](address, parts, Patience(retries, read_timeout_s))
     except InputError:
         raise
     except (BaseError, ValueError) as error:
@@ -88,19 +114,18 @@ def open_object_store(address: str, retries: int) -> Any:
         raise bad_address(address, ValueError(str(error).partition("\n\n")[0])) from error
 
 
-def _open_amazon(address: str, parts: ObjectAddress, retries: Any) -> Any:
+def _open_amazon(address: str, parts: ObjectAddress, patience: Patience) -> Any:
     from obstore.store import S3Store
 
     options = amazon_options(address, parts.bucket)
-    if retries["max_retries"] and os.environ.get("AWS_MAX_ATTEMPTS", "").isdecimal():
-        retries = {"max_retries": max(0, int(os.environ["AWS_MAX_ATTEMPTS"]) - 1)}
+    attempts = os.environ.get("AWS_MAX_ATTEMPTS", "")
+    if patience.retries and attempts.isdecimal():
+        patience = replace(patience, retries=max(0, int(attempts) - 1))
     http = options["config"].get("endpoint", "").startswith("http:")
-    return S3Store(
-        parts.bucket, prefix=parts.folder or None, client_options=_client(http), retry_config=retries, **options
-    )
+    return S3Store(parts.bucket, prefix=parts.folder or None, **patience.options(http), **options)
 
 
-def _open_google(address: str, parts: ObjectAddress, retries: Any) -> Any:
+def _open_google(address: str, parts: ObjectAddress, patience: Patience) -> Any:
     from obstore.store import GCSStore
 
     emulator = os.environ.get("STORAGE_EMULATOR_HOST", "").rstrip("/")
@@ -109,8 +134,8 @@ def _open_google(address: str, parts: ObjectAddress, retries: Any) -> Any:
     options: dict[str, Any] = {"config": {"base_url": emulator, "skip_signature": True}} if emulator else {}
     if not emulator and not _has_variable("GOOGLE_", GOOGLE_KEYS):
         options = _google_credentials(address)
-    client = _client(emulator.startswith("http:"))
-    return GCSStore(parts.bucket, prefix=parts.folder or None, client_options=client, retry_config=retries, **options)
+    http = emulator.startswith("http:")
+    return GCSStore(parts.bucket, prefix=parts.folder or None, **patience.options(http), **options)
 
 
 def _google_credentials(address: str) -> dict[str, Any]:
@@ -134,7 +159,7 @@ def _google_credentials(address: str) -> dict[str, Any]:
     return {"credential_provider": GoogleCredentialProvider(credentials)}
 
 
-def _open_azure(address: str, parts: ObjectAddress, retries: Any) -> Any:
+def _open_azure(address: str, parts: ObjectAddress, patience: Patience) -> Any:
     from obstore.store import AzureStore
 
     config: Any = {"account_name": parts.account} if parts.account else {}
@@ -155,26 +180,15 @@ def _open_azure(address: str, parts: ObjectAddress, retries: Any) -> Any:
     endpoint = next(
         (os.environ[name] for name in ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT") if name in os.environ), ""
     )
-    client = _client(endpoint.startswith("http:"))
-    return AzureStore(
-        parts.bucket, prefix=parts.folder or None, config=config, client_options=client, retry_config=retries, **options
-    )
+    http = endpoint.startswith("http:")
+    return AzureStore(parts.bucket, prefix=parts.folder or None, config=config, **patience.options(http), **options)
 
 
-def _open_web(address: str, parts: ObjectAddress, retries: Any) -> Any:
+def _open_web(address: str, parts: ObjectAddress, patience: Patience) -> Any:
     from obstore.store import HTTPStore
 
     urlsplit(address).port  # noqa: B018 - raises ValueError if it is not a number
-    return HTTPStore.from_url(address, client_options=_client(parts.scheme == "http"), retry_config=retries)
-
-
-def _client(allow_http: bool) -> Any:
-    # By default, obstore ends every transfer after 30 seconds, even one that makes progress. `Transfer` finds stalls.
-    options: dict[str, Any] = {"allow_http": allow_http, "timeout": "365days", "connect_timeout": CONNECT_S}
-    variable = next((name for name in CERTIFICATES if os.environ.get(name)), None)
-    if variable:
-        options["root_certificate"] = _read_certificates(variable, Path(os.environ[variable]))
-    return options
+    return HTTPStore.from_url(address, **patience.options(parts.scheme == "http"))
 
 
 def _read_certificates(variable: str, path: Path) -> bytes:
@@ -189,7 +203,7 @@ def _has_variable(start: str, parts: tuple[str, ...]) -> bool:
     return any(name.startswith(start) and any(part in name for part in parts) for name in os.environ)
 
 
-Open = Callable[[str, ObjectAddress, Any], Any]
+Open = Callable[[str, ObjectAddress, Patience], Any]
 AZURE = ("az", "abfs", "abfss")
 SCHEMES: dict[str, Open] = dict.fromkeys(("s3", "s3a"), _open_amazon)
 SCHEMES |= dict.fromkeys(("gs", "gcs"), _open_google)

@@ -3,15 +3,18 @@
 obstore reads faster than fsspec's clients, with less work for the processor (benchmarks/tables/stores.txt).
 """
 
+import atexit
 import io
 import os
 import re
+import time
 from collections.abc import Coroutine, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
 from upfield.common.addresses import format_address
+from upfield.common.errors import InputError
 from upfield.common.stores.byte_ranges import RangeRequest
 from upfield.common.stores.object_stores import SCHEMES, open_object_store, parse_address
 from upfield.common.stores.store_errors import RangesIgnoredError
@@ -22,15 +25,15 @@ SEND_STALL_S = 900.0
 # Requests for downloads are repeated by their callers, which count them. Others are repeated by obstore.
 NUM_RETRIES = 4
 REQUESTS_AT_ONCE = 32
-# Fast connections yield larger chunks. With a larger minimum, a slow connection would seem to stall.
-LEAST_CHUNK_BYTES = 16 * 2**10
-STREAM_BYTES = 2**20
+# Larger chunks cost less processor time, but a download holds some of them in memory.
+CHUNK_BYTES = 256 * 2**10
 LIST_PAGE = 1000
 # Codes of S3 for credentials that are no longer valid, or are not meant for this bucket.
 DENIED = ("ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AuthorizationHeaderMalformed")
 # Parts of obstore's texts that say nothing to a person who does not know obstore.
 NOISE = (r"^Generic \w+ error: ", r"^Object at location .*? not found: ", r"^The operation lacked .*? for path .*?: ")
 NOISE += ("Error performing ", r" in [\d.]+[nµm]?s(?= - )", "Server returned non-2xx status code: ", "HTTP error: ")
+SETTLE_S = 0.05
 # The process that has started obstore's threads. A forked process has none of them, and would wait for ever.
 _owner: int | None = None
 
@@ -58,15 +61,15 @@ class ObstoreClient:
         Raises:
             InputError: the address is not valid, or a package is missing.
         """
-        global _owner
-        _owner = os.getpid()
+        _take_ownership()
         self.name = format_address(address)
         self.timeout_s = timeout_s
         self.root = parse_address(address).root
-        self._reader = open_object_store(address, retries=0)
+        self._reader = open_object_store(address, retries=0, read_timeout_s=timeout_s)
         is_signed = not getattr(self._reader, "config", {}).get("skip_signature")
         self._hint = "" if is_signed else "no credentials were found, so the request was not signed; "
-        self._writer = open_object_store(address, retries=NUM_RETRIES)
+        # With a time limit for reads, an upload would fail if a part needs longer, because no byte arrives meanwhile.
+        self._writer = open_object_store(address, retries=NUM_RETRIES, read_timeout_s=None)
 
     def list_sizes(self) -> dict[str, int]:
         """Return a dictionary from the name of each object below the folder to its size in bytes."""
@@ -121,27 +124,17 @@ class ObstoreClient:
         async def fetch() -> None:
             answer = await self._reader.get_async(name)
             with path.open("wb", buffering=0) as file:
-                async for chunk in answer.stream(LEAST_CHUNK_BYTES):
+                async for chunk in answer.stream(CHUNK_BYTES):
                     transfer.add(len(chunk))
                     _write_all(file, chunk)
 
-        self._run(fetch(), transfer)
+        self._download(fetch(), transfer)
 
     def stream(self, name: str, transfer: Transfer) -> Iterator[bytes]:
         """Yield the bytes of an object in order, as they arrive."""
-        answer = self._run(self._reader.get_async(name), transfer)
-        stream = answer.stream(LEAST_CHUNK_BYTES)
-
-        async def gather() -> bytes:
-            chunks, num_bytes = [], 0
-            while num_bytes < STREAM_BYTES and (chunk := await anext(stream, None)) is not None:
-                transfer.add(len(chunk))
-                num_bytes += len(chunk)
-                chunks.append(chunk)
-            return b"".join(chunks)
-
-        while gathered := self._run(gather(), transfer):
-            yield gathered
+        chunks = self._download(self._reader.get_async(name), transfer).stream(CHUNK_BYTES)
+        while chunk := self._download(_next_chunk(chunks), transfer):
+            yield bytes(chunk)
 
     def fetch_ranges(self, name: str, requests: Sequence[RangeRequest], transfer: Transfer) -> list[bytes]:
         """Return the answer to each request.
@@ -151,17 +144,16 @@ class ObstoreClient:
         """
 
         async def fetch(request: RangeRequest) -> bytes:
-            answer = await self._reader.get_async(name, options={"range": (request.start, request.end)})
-            chunks = []
-            async for chunk in answer.stream(LEAST_CHUNK_BYTES):
-                transfer.add(len(chunk))
-                chunks.append(chunk)
-            return b"".join(chunks)
+            return bytes(await self._reader.get_range_async(name, start=request.start, end=request.end))
 
         try:
-            return self._run(run_together(fetch, requests, REQUESTS_AT_ONCE), transfer)
+            return self._download(run_together(fetch, requests, REQUESTS_AT_ONCE), transfer)
         except _WholeObjectError:
             raise RangesIgnoredError(f"{self.name}/{name}") from None
+
+    def _download(self, call: Coroutine[Any, Any, Result], transfer: Transfer) -> Result:
+        transfer.timeout_s = None  # The reader has its own limit, which needs no look at each chunk.
+        return self._run(call, transfer)
 
     def _run(self, call: Coroutine[Any, Any, Result], transfer: Transfer | None = None) -> Result:
         from fsspec.asyn import get_loop
@@ -170,6 +162,13 @@ class ObstoreClient:
         try:
             return (transfer or Transfer(self.timeout_s)).run(call, get_loop())
         except BaseError as error:
+            if "TimedOut" in str(error):
+                raise TimeoutError(f"no data for {self.timeout_s:g} s: {_summarize(str(error))}") from error
+            if "Content-Length Header missing" in str(error):
+                raise InputError(
+                    f"{self.name}: the server does not state the length of its files. "
+                    "Serve the set from a server that does, such as nginx."
+                ) from error
             raise _translate(error, self._hint) from error
         except FileNotFoundError as error:
             if error.filename is None:
@@ -177,8 +176,24 @@ class ObstoreClient:
             raise
 
 
+def _take_ownership() -> None:
+    """Remember that this process uses obstore, and make it exit without a crash.
+
+    The thread that reports the end of a transfer needs the interpreter's lock for a moment longer than the transfer. If
+    the interpreter ends meanwhile, the whole process aborts, even after all work is done.
+    """
+    global _owner
+    if _owner is None:
+        atexit.register(time.sleep, SETTLE_S)
+        _owner = os.getpid()
+
+
 class _WholeObjectError(OSError):
     """The store answered a request for a range with status 200, not 206."""
+
+
+async def _next_chunk(chunks: Any) -> Any:
+    return await anext(chunks, b"")
 
 
 def _write_all(file: io.FileIO, chunk: Any) -> None:

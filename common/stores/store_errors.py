@@ -33,6 +33,8 @@ def store_errors(place: str, doing: str) -> Iterator[None]:
     """
     try:
         yield
+    except InputError:
+        raise
     except Exception as error:
         refuse_denied(place, doing, "list, read and write", error)
         if isinstance(error, FileNotFoundError) and error.filename is None:

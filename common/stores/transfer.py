@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import wait
 from typing import TypeVar
 
@@ -24,11 +24,14 @@ class TransferCancelledError(Exception):
 class Transfer:
     """The limits of a transfer, and the number of bytes that have moved so far."""
 
-    def __init__(self, timeout_s: float, most_bytes: int | None = None, stopped: threading.Event = NEVER) -> None:
+    def __init__(
+        self, timeout_s: float | None, most_bytes: int | None = None, stopped: threading.Event = NEVER
+    ) -> None:
         """Store the limits.
 
         Args:
-            timeout_s: time in seconds after which the transfer fails if no byte moves.
+            timeout_s: time in seconds after which the transfer fails if no byte moves; None if the client itself ends a
+                transfer that stalls.
             most_bytes: the transfer fails if more bytes arrive.
             stopped: event that the caller sets to cancel the transfer.
         """
@@ -62,7 +65,7 @@ class Transfer:
                 self.refuse_stopped()
                 if self.num_bytes != before:
                     before, since_s = self.num_bytes, time.monotonic()
-                elif time.monotonic() - since_s > self.timeout_s:
+                elif self.timeout_s is not None and time.monotonic() - since_s > self.timeout_s:
                     raise TimeoutError(f"no data for {self.timeout_s:g} s after {before} bytes")
         finally:
             transfer.cancel()
@@ -74,11 +77,13 @@ class Transfer:
             raise TransferCancelledError
 
 
-async def run_together(call: Callable[[Item], Awaitable[Result]], items: Iterable[Item], at_once: int) -> list[Result]:
+async def run_together(call: Callable[[Item], Awaitable[Result]], items: Sequence[Item], at_once: int) -> list[Result]:
     """Call a coroutine function for each item, `at_once` at a time, and return the results in order of the items.
 
     If one call fails, the others are cancelled and its error is raised.
     """
+    if len(items) == 1:
+        return [await call(items[0])]
     limit = asyncio.Semaphore(at_once)
 
     async def run(item: Item) -> Result:

@@ -1,11 +1,15 @@
-"""Batches of a shard set, in an order that is a pure function of seed and epoch.
+"""Batches of a shard set, in an order that is a pure function of seed, epoch, groups and mix.
 
 Read the files in this order:
 
-    order           the order in which an epoch visits the samples
+    groups          the number of groups to which the shards are dealt
+    sample_classes  the kind or the cohort of each sample
+    mixture         the class of each position of a global batch
+    order           the samples of each global batch, and the shards that hold them
     reader          batches of these samples, read by offset
     augment         random augmentation of a pair
     splits          the training split and the validation split
     look_ahead      requests for single samples of a remote set before they are needed
     fetcher         threads that download shards before their samples are needed
+    validation_batches   batches of the validation split
 """

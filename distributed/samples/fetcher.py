@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from upfield.distributed.samples.order import SampleOrder, Stream, StreamWindows
 from upfield.distributed.samples.reader import Batch, TrainingBatches
 from upfield.sharding.shardset.remote_files import RemoteFiles
 from upfield.sharding.shardset.shard_cache import release
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 # Number of simultaneous downloads per rank. A few downloads saturate a node's network, and the ranks of a node begin
 # with different shards.
@@ -23,6 +25,17 @@ CLOSE_WAIT_S = 5.0
 
 Hold = Callable[[int, threading.Event], int]
 """Function that downloads the shard of a number into the cache and returns a descriptor that keeps it there."""
+
+
+class Schedule(Protocol):
+    """Computes the shards that must be in the cache at each step of a process."""
+
+    stop: int
+    """Step at which reading ends."""
+
+    def windows_at(self, step: int) -> list[NDArray[np.int64]]:
+        """Return the numbers `(shards,)` of shards that are needed during `step` and soon after, most urgent first."""
+        ...
 
 
 class FetchSchedule:
@@ -80,7 +93,7 @@ class FetchSchedule:
 class Fetcher:
     """Threads that download the shards of a schedule, hold them in the cache, and release those of earlier steps."""
 
-    def __init__(self, hold: Hold, schedule: FetchSchedule) -> None:
+    def __init__(self, hold: Hold, schedule: Schedule) -> None:
         """Create the threads; `start` starts them.
 
         Args:
@@ -177,31 +190,50 @@ def fetch_ahead(
     Raises:
         FetchError: a shard could not be downloaded.
     """
-    with closing(loader), _run_fetcher(batches, steps, ahead) as advance:
+    plan = batches.plan
+    schedule = FetchSchedule(batches.order, batches.order.groups_of(plan.rank, plan.world_size), steps.stop, ahead)
+    fetched = fetch_shards(loader, batches.split, schedule, steps)
+    try:
+        # `yield from` would close `fetched` first, which waits for the downloads that `stop` cancels.
+        for batch in fetched:  # noqa: UP028
+            yield batch
+    finally:
+        batches.split.source.stop()
+        fetched.close()
+
+
+def fetch_shards(
+    loader: Generator[Batch, None, None], split: ShardSplit, schedule: Schedule, steps: range
+) -> Generator[Batch, None, None]:
+    """Yield a loader's batches, and meanwhile download the shards that a schedule names if the set is remote.
+
+    Args:
+        loader: generator of the batches of `steps`; it is closed together with this generator.
+        split: split that the loader reads.
+        schedule: schedule of the shards that each step needs.
+        steps: steps of the loader.
+
+    Raises:
+        FetchError: a shard could not be downloaded.
+    """
+    with closing(loader), _run_fetcher(split, schedule, steps.start) as advance:
         for step, batch in zip(steps, loader, strict=True):
             yield batch
             advance(step + 1)
 
 
 @contextmanager
-def _run_fetcher(batches: TrainingBatches, steps: range, ahead: int) -> Iterator[Callable[[int], None]]:
+def _run_fetcher(split: ShardSplit, schedule: Schedule, start: int) -> Iterator[Callable[[int], None]]:
     """Run a fetcher if the set is remote. Yield a function that must be called with the number of each next step."""
-    source = batches.split.source
+    source, entries = split.source, split.entries
     if not isinstance(source, RemoteFiles):
-        try:
-            yield lambda _: None
-        finally:
-            source.stop()
+        yield lambda _: None
         return
-    entries, plan = batches.split.entries, batches.plan
-    groups = batches.order.groups_of(plan.rank, plan.world_size)
-    schedule = FetchSchedule(batches.order, groups, steps.stop, ahead)
     fetcher = Fetcher(lambda shard, stopped: source.hold(entries[shard], stopped), schedule)
     try:
-        fetcher.start(steps.start)
+        fetcher.start(start)
         yield fetcher.advance
     finally:
-        source.stop()
         fetcher.close()
 
 

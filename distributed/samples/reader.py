@@ -19,6 +19,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from upfield.distributed.samples.order import SampleOrder
 from upfield.distributed.samples.sample_classes import choose_mixture, find_classes
 from upfield.sharding.shardset.shard_split import ShardSplit
 
+Job = TypeVar("Job")
 # A function that returns float16 memory of a given shape.
 Allocator = Callable[[tuple[int, ...]], Tensor]
 
@@ -215,33 +217,40 @@ def training_loader(
         pin_memory: whether to read into page-locked memory, from which copies to a GPU run asynchronously.
     """
     memory = allocate_page_locked if pin_memory else BufferPool()
-    plan = zip(steps, request_ahead(batches.split, map(batches.samples_at, steps), prefetch), strict=True)
-    if not num_workers:
-        return (batches.read(batches.split, step, samples, memory) for step, samples in plan)
-    return _read_ahead(batches, plan, num_workers, num_workers * prefetch, memory)
+
+    def read(split: ShardSplit, job: tuple[int, NDArray[np.int64]]) -> Batch:
+        return batches.read(split, *job, memory)
+
+    jobs = zip(steps, request_ahead(batches.split, map(batches.samples_at, steps), prefetch), strict=True)
+    return read_ahead(batches.split, jobs, read, num_workers, prefetch)
 
 
-def _read_ahead(
-    batches: TrainingBatches,
-    plan: Iterable[tuple[int, NDArray[np.int64]]],
-    num_workers: int,
-    num_ahead: int,
-    memory: Allocator,
+def read_ahead(
+    split: ShardSplit, jobs: Iterable[Job], read: Callable[[ShardSplit, Job], Batch], num_workers: int, prefetch: int
 ) -> Generator[Batch, None, None]:
+    """Yield the batch that each job describes, in order, and read the batches of later jobs in threads.
+
+    Args:
+        split: split that the batches are read from.
+        jobs: descriptions of the batches; the calling thread takes them.
+        read: function that reads a batch. It gets a copy of the split that belongs to the calling thread.
+        num_workers: number of threads. With 0 threads, each batch is read when the caller requests it.
+        prefetch: number of batches that each thread reads in advance.
+    """
+    if not num_workers:
+        yield from (read(split, job) for job in jobs)
+        return
     own = threading.local()
 
     def open_own_files() -> None:
-        own.split = copy.copy(batches.split)
-
-    def read(step: int, samples: NDArray[np.int64]) -> Batch:
-        return batches.read(own.split, step, samples, memory)
+        own.split = copy.copy(split)
 
     pool = ThreadPoolExecutor(num_workers, "reader", open_own_files)
     ahead: deque[Future[Batch]] = deque()
     try:
-        for step, samples in plan:
-            ahead.append(pool.submit(read, step, samples))
-            if len(ahead) > num_ahead:
+        for job in jobs:
+            ahead.append(pool.submit(lambda job: read(own.split, job), job))
+            if len(ahead) > num_workers * prefetch:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
@@ -255,22 +264,3 @@ def read_every_sample(split: ShardSplit, batch_size: int, rank: int, world_size:
     batches = (mine[start : start + batch_size] for start in range(0, len(mine), batch_size))
     for batch in request_ahead(split, batches, 1):
         yield read_batch(split, batch)
-
-
-def read_equal_batches(
-    split: ShardSplit, batch_size: int, rank: int, world_size: int
-) -> Iterator[tuple[Batch, Tensor]]:
-    """Yield the samples of `read_every_sample` in batches of equal size, and the same number of batches on every rank.
-
-    The ranks can therefore make a collective call for each batch.
-
-    Yields:
-        A batch, and a mask `(N,)` bool. The mask is False for samples that only fill up the batch and are counted in
-        another batch.
-    """
-    rounds = -(-split.num_samples // (batch_size * world_size))
-    places = np.arange(rounds * batch_size) * world_size + rank
-    chunks = places.reshape(rounds, batch_size)
-    batches = request_ahead(split, np.minimum(chunks, split.num_samples - 1), 1)
-    for chunk, batch in zip(chunks, batches, strict=True):
-        yield read_batch(split, batch), torch.from_numpy(chunk < split.num_samples)

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from upfield.common.errors import InputError
 from upfield.distributed.configuration import MixConfig
 from upfield.distributed.samples.mixture import Mixture
-from upfield.sharding.shardset.sample_units import sample_units
 from upfield.sharding.shardset.shard_split import ShardSplit
 
 
@@ -44,20 +43,15 @@ class SampleClasses:
 
 
 def find_classes(split: ShardSplit, mix: MixConfig) -> list[SampleClasses]:
-    """Find the classes of a split's samples: by kind, and then by cohort if the mix is by cohort.
-
-    Raises:
-        ShardSetError: a sample has a key that `upfield shard` does not write.
-    """
-    units = sample_units(split)
-    by: dict[str, list[str]] = {"": [unit.kind for unit in units.units]}
+    """Find the classes of a split's samples: by kind, and then by cohort if the mix is by cohort."""
+    by = {"": [kind for _, _, kind, _ in split.units]}
     if mix.cohort:
-        by["cohort_"] = [unit.cohort for unit in units.units]
+        by["cohort_"] = [cohort for cohort, _, _, _ in split.units]
     classes: list[SampleClasses] = []
     for prefix, labels in by.items():
         names = sorted(set(labels))
         of_unit = np.array([names.index(label) for label in labels], dtype=np.min_scalar_type(len(names)))
-        classes.append(SampleClasses(split.root, tuple(names), of_unit[units.numbers], prefix))
+        classes.append(SampleClasses(split.root, tuple(names), of_unit[split.unit_numbers], prefix))
     return classes
 
 

@@ -15,7 +15,7 @@ from upfield.sharding.shardset.shard_index import ShardEntry
 from upfield.sharding.shardset.shard_set import open_set
 from upfield.sharding.shardset.shard_split import ShardSplit
 
-# The validation split is read in stored order, so the ranks read from at most two neighbouring shards at a time.
+# Of the validation split, each process holds the shard that it reads and the next one.
 VALIDATION_SHARDS = 2
 
 
@@ -33,7 +33,8 @@ def open_splits(data: DataConfig) -> tuple[ShardSplit, ShardSplit]:
         groups = default_groups(data, is_remote=True)
         order = SampleOrder(0, sizes, data.batch_size, data.window_shards, groups)
         rank, world_size = (int(os.environ.get(name, least)) for name, least in (("RANK", 0), ("WORLD_SIZE", 1)))
-        refuse_small_cache(data, shards.manifest, order, groups_of_node(order, rank, world_size))
+        num_ranks = len(ranks_of_node(rank, world_size))
+        refuse_small_cache(data, shards.manifest, order, groups_of_node(order, rank, world_size), num_ranks)
     return shards.split("train"), shards.split("val")
 
 
@@ -43,7 +44,9 @@ def groups_of_node(order: SampleOrder, rank: int, world_size: int) -> range:
     return range(order.groups_of(ranks[0], world_size).start, order.groups_of(ranks[-1], world_size).stop)
 
 
-def refuse_small_cache(data: DataConfig, manifest: Manifest, order: SampleOrder, groups: range) -> None:
+def refuse_small_cache(
+    data: DataConfig, manifest: Manifest, order: SampleOrder, groups: range, num_ranks: int = 1
+) -> None:
     """Check that the cache of a node can hold the windows that its processes need at once.
 
     Args:
@@ -51,6 +54,7 @@ def refuse_small_cache(data: DataConfig, manifest: Manifest, order: SampleOrder,
         manifest: manifest of the set.
         order: the sample order. Its seed does not matter.
         groups: groups from which the processes of the node read.
+        num_ranks: number of processes of the node.
 
     Raises:
         InputError: the cache is too small.
@@ -67,14 +71,15 @@ def refuse_small_cache(data: DataConfig, manifest: Manifest, order: SampleOrder,
     ]
     own = {shard for stream in streams for shard in stream.piece.shards.tolist()}
     needed = min(sum(held), sum(entries[shard].bytes for shard in own))
-    needed += sum_largest(manifest.shards("val"), VALIDATION_SHARDS)
+    num_validation = min(VALIDATION_SHARDS * num_ranks, len(manifest.shards("val")))
+    needed += sum_largest(manifest.shards("val"), num_validation)
     if needed > data.cache_bytes:
         each = f" in each of {len(groups)} groups" if len(groups) > 1 else ""
         each += f" for each of {order.mixture.num_classes} classes" if order.mixture else ""
         lower = "--data.groups" if order.window_shards == 1 and len(groups) > 1 else "--data.window_shards"
         raise InputError(
             f"data.cache_bytes: expected at least {needed}, for {max(numbers)} windows of {order.window_shards} shards"
-            f"{each} and {VALIDATION_SHARDS} validation shards, found {data.cache_bytes}. Raise --data.cache_bytes, or "
+            f"{each} and {num_validation} validation shards, found {data.cache_bytes}. Raise --data.cache_bytes, or "
             f"lower {lower}."
         )
 

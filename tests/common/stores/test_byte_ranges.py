@@ -70,9 +70,8 @@ def test_a_stalled_range_ends_after_the_timeout_or_when_the_caller_cancels(serve
     threading.Thread(target=lambda: (served.server.stalled.wait(), stopped.set())).start()
     with pytest.raises(TransferCancelledError):
         served.store.fetch_ranges(NAME, RANGES, stopped)
-    served.store.timeout_s = 0.2
     with pytest.raises(TimeoutError, match=r"no data for 0\.2 s"):
-        served.store.fetch_ranges(NAME, RANGES)
+        Store(served.store.address, timeout_s=0.2).fetch_ranges(NAME, RANGES)
 
 
 def test_long_ranges_are_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,6 +86,9 @@ def test_a_rank_has_the_shards_of_its_next_batches_and_no_shard_that_it_does_not
     own = {shard for stream in order.streams_of(order.groups_of(rank, world_size)) for shard in stream.piece.shards}
     for step in range(stop):
         assert set.union(*read[step : step + lookahead + 1]) <= shards_at(schedule, step) <= own
+        if case.groups % world_size == 0:
+            # A process that shares no group with another one reads from each of its windows.
+            assert all(set.union(*read[step:]) & set(window) for window in schedule.windows_at(step))
 
 
 @pytest.mark.generated

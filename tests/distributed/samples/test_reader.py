@@ -18,7 +18,6 @@ from upfield.distributed.samples.reader import (
     TrainingBatches,
     count_readers,
     read_batch,
-    read_equal_batches,
     read_every_sample,
     training_loader,
 )
@@ -124,18 +123,6 @@ def test_validation_reads_every_sample_once(tiny_shards: Path, world_size: int) 
     split = ShardSplit(tiny_shards, "val")
     seen = [batch.samples for rank in range(world_size) for batch in read_every_sample(split, 3, rank, world_size)]
     assert sorted(torch.cat(seen).tolist()) == list(range(split.num_samples))
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_equal_batches_hold_every_sample_once_and_all_ranks_have_the_same_number(
-    tiny_shards: Path, world_size: int
-) -> None:
-    split = ShardSplit(tiny_shards, "val")
-    ranks = [list(read_equal_batches(split, 3, rank, world_size)) for rank in range(world_size)]
-    assert len({len(batches) for batches in ranks}) == 1
-    assert {len(batch.samples) for batches in ranks for batch, _ in batches} == {3}
-    seen = torch.cat([batch.samples[valid] for batches in ranks for batch, valid in batches])
-    assert sorted(seen.tolist()) == list(range(split.num_samples))
 
 
 def test_gating_noise_depends_only_on_seed_step_and_sample() -> None:
