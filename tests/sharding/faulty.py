@@ -15,6 +15,7 @@ from pathlib import Path
 
 Answer = tuple[int, dict[str, str], bytes]
 FAULTS = ("error", "stall", "truncation", "corruption")
+PASSED_ON = ("Content-Type", "Content-Range", "Etag", "Last-Modified")
 SLOW_BYTES, SLOW_S = 20_000, 0.1
 DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
 EXPIRED = b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
@@ -121,6 +122,7 @@ class FaultyServer:
         if fault == "corruption":
             middle = len(body) // 2
             body = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
+        sent = {key: value for key, value in sent.items() if key.title() in PASSED_ON}
         return fault, REFUSALS.get(fault, (code, sent, body))
 
     @contextmanager
@@ -144,10 +146,9 @@ class FaultyServer:
                     name = "/".join(self.path.partition("?")[0].split("/")[-2:])
                     fault, (code, headers, body) = server.plan(name, self.path, dict(self.headers))
                     self.send_response(code)
-                    for key, value in headers.items():
-                        if key.lower() in ("content-type", "content-range", "etag", "last-modified"):
-                            self.send_header(key, value)
-                    self.send_header("Content-Length", str(len(body)))
+                    lengths = {} if fault == "unsized" else {"Content-Length": str(len(body))}
+                    for key, value in (headers | lengths).items():
+                        self.send_header(key, value)
                     self.end_headers()
                     if fault == "slow":
                         self.send_slowly(body)

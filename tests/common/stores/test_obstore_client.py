@@ -25,6 +25,12 @@ if not child:
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
+DOWNLOAD_AND_EXIT = """
+import sys
+from upfield.common.stores.store import Store
+Store(sys.argv[1], 20).fetch_ranges("train/000000.tar", [(start, start + 10) for start in range(0, 70000, 2000)])
+"""
+
 
 def test_a_forked_process_can_read(http_store: FaultyServer) -> None:
     command = [sys.executable, "-W", "ignore", "-c", READ_IN_A_FORKED_PROCESS, http_store.url]
@@ -64,6 +70,20 @@ def test_an_error_says_what_failed_in_one_line(http_store: FaultyServer, monkeyp
     closed = "http://127.0.0.1:9"
     with pytest.raises(RunError, match=rf"^{closed}: reading x failed \([^\n]*Connection refused[^\n]*\)\. "):
         Store(closed).read("x")
+
+
+def test_a_server_that_states_no_lengths_is_refused(http_store: FaultyServer) -> None:
+    http_store.fail_always(f"/{MANIFEST}", "unsized")
+    with pytest.raises(
+        InputError, match=rf"^{http_store.url}: the server does not state the length of its files\. Serve"
+    ):
+        Store(http_store.url).read(MANIFEST)
+
+
+@pytest.mark.slow
+def test_a_process_that_has_downloaded_ends_without_a_crash(http_store: FaultyServer) -> None:
+    command = [sys.executable, "-c", DOWNLOAD_AND_EXIT, http_store.url]
+    assert [subprocess.run(command, timeout=60, check=False).returncode for _ in range(40)] == [0] * 40
 
 
 def test_requests_for_small_objects_are_repeated_and_downloads_are_left_to_the_caller(
