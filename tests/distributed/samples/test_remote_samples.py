@@ -44,7 +44,8 @@ def test_samples_over_http_that_fail_twice_arrive_the_third_time(
     assert http_store.asked[SHARD] >= 3
 
 
-@pytest.mark.parametrize("fault", ["truncation", *(pytest.param(fault, marks=pytest.mark.slow) for fault in FAULTS)])
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
 def test_samples_from_s3_that_fail_arrive_the_second_time(
     tiny_shards: Path, data: DataConfig, s3: FaultyServer, fault: str
 ) -> None:
