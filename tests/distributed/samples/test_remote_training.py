@@ -95,6 +95,23 @@ def test_training_reads_the_same_and_keeps_the_cache_small(
     assert cached_bytes(data) <= least
 
 
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_node_reads_its_own_groups_in_spite_of_faults(
+    tiny_shards: Path, data: DataConfig, http_store: FaultyServer, fault: str
+) -> None:
+    local = DataConfig(tiny_shards, batch_size=4, groups=2, window_shards=2)
+    order = SampleOrder(3, open_splits(local)[0].shard_sizes, 4, 2, 2)
+    own, others = ({f"train/{n:06d}.tar" for n in order.streams[group, 0].piece.shards} for group in (1, 0))
+    for name in own:
+        http_store.fail(name, [fault])
+    for name in others - own:
+        http_store.fail_always(name, fault)
+    data = replace(impatient(data, fault), batch_size=4, groups=2)
+    expected, arrived = (values_trained_on(each, range(20, 90), 1, 2) for each in (local, data))
+    assert all(one.high.equal(other.high) for one, other in zip(arrived, expected, strict=True))
+    assert {name for name in http_store.asked if name.endswith(".tar")} == own
+
+
 def test_a_mix_downloads_only_the_shards_with_its_samples(
     tiny_shards: Path, data: DataConfig, http_store: FaultyServer
 ) -> None:
@@ -117,7 +134,9 @@ def test_a_node_needs_room_for_the_windows_of_its_own_groups(tiny_shards: Path, 
     with pytest.raises(InputError, match=r"expected at least \d+, for 2 windows of 1 shards") as refused:
         refuse_small_cache(data, manifest, order, order.groups_of(0, nodes))
     least = int(str(refused.value).split("at least ")[1].split(",")[0])
-    assert least <= sum_largest(manifest.shards("train"), 8 // nodes) + sum_largest(manifest.shards("val"), 2)
+    indices = sum(index.bytes for split in ("train", "val") if (index := manifest.index(split)))
+    shards = sum_largest(manifest.shards("train"), 8 // nodes) + sum_largest(manifest.shards("val"), 2)
+    assert least <= shards + indices
     refuse_small_cache(replace(data, cache_bytes=least), manifest, order, order.groups_of(0, nodes))
 
 
