@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from upfield.common.addresses import format_address, is_remote
+from upfield.common.addresses import format_address, is_address, is_remote
 from upfield.common.errors import InputError
 from upfield.common.files import make_writable_folder, user_cache_folder
 from upfield.common.stores.store import Store
@@ -54,7 +54,7 @@ def open_set(shards: str | Path, access: AccessConfig) -> ShardSet:
         RunError: a store does not respond correctly.
     """
     if not is_remote(str(shards)):
-        folder = Path(shards)
+        folder = local_folder(shards)
         return ShardSet(str(folder), read_manifest(folder), LocalFiles(folder))
     remote = open_remote_folder(str(shards), access)
     flag = access.flag("cache_dir")
@@ -66,6 +66,17 @@ def open_set(shards: str | Path, access: AccessConfig) -> ShardSet:
     if access.fetch == "samples":
         return ShardSet(remote.store.name, manifest, open_samples(files, manifest, access.flag("fetch")))
     return ShardSet(remote.store.name, manifest, files)
+
+
+def local_folder(shards: str | Path) -> Path:
+    """Return the folder of a set on this machine.
+
+    Raises:
+        InputError: the folder is written as an address, such as `file:///data/shards`.
+    """
+    if is_address(str(shards)):
+        raise InputError(f"{shards}: this is a folder of this machine. Write its path without the scheme.")
+    return Path(shards)
 
 
 def open_remote_folder(address: str, access: AccessConfig) -> RemoteFolder:

@@ -165,6 +165,7 @@ def test_an_export_uses_the_address_that_the_run_was_trained_on(
     [
         ("https://user:secret@host/set", "https://host/set: write the address with two slashes and without a password"),
         ("s3:/bucket/set", "s3://bucket/set: write the address with two slashes"),
+        ("file:///data/set", "file:///data/set: this is a folder of this machine. Write its path without the scheme"),
         ("nonsense://bucket/set", "nonsense://bucket/set: this is not an address such as s3://bucket/folder"),
         ("NOWHERE", "/nowhere/manifest.json: there is no complete shard set at this address. Check --shards"),
     ],
