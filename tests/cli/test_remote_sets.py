@@ -132,11 +132,13 @@ def measured(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_an_evaluation_of_an_address_has_the_same_metrics(
-    run_cli: Callable, tiny_run: Path, tiny_shards: Path, http_store: FaultyServer, tmp_path: Path
+    run_cli: Callable, tiny_run: Path, tiny_shards: Path, http_store: FaultyServer, tmp_path: Path, processes: int
 ) -> None:
-    for shards, out in ((tiny_shards, tmp_path / "local"), (f"{http_store.url}/", tmp_path / "remote")):
-        assert run_cli(evaluate, tiny_run, "--shards", shards, "--out", out, "--perturb", "false")[0] == 0
+    for shards, out, count in ((tiny_shards, "local", 1), (f"{http_store.url}/", "remote", processes)):
+        arguments = (tiny_run, "--shards", shards, "--out", tmp_path / out, "--perturb", "false")
+        assert run_cli(evaluate, *arguments, "--processes", count)[0] == 0
     assert measured(tmp_path / "remote") == measured(tmp_path / "local")
     assert http_store.asked["test/000000.tar"] == 1
     about = json.loads((tmp_path / "remote" / "metrics.json").read_text())["about"]
