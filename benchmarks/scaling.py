@@ -11,16 +11,25 @@ Nothing is run on a cluster: a model computes all numbers. Each of its parameter
 - Gradients (23.5 million float32 values) are exchanged in one ring per node and one ring between nodes. The exchange
   overlaps with the backward pass, which is the share `overlap` of a step. GPUs wait for the rest of the exchange.
 - Each process reads samples ahead, `read_samples_s` per second (measured, benchmarks/tables/reader.txt).
-- Each node fetches every shard, because samples are mixed over all of them. If the set fits into `cache_bytes`
-  (`--data.cache_bytes` of `upfield train`, by default 50 GB), a node fetches it in the first epoch only, otherwise in
-  every epoch. All nodes share the bandwidth of one store, and each has its own network link. With `cache_bytes` 0, the
-  store is a file system that all nodes see, and each process reads only its own samples. In both cases fetching runs
-  beside the steps, so an epoch takes the longer of the two times.
+- The samples of each global batch come in equal numbers from `groups` groups of shards (`--data.groups` of `upfield
+  train`). By default, the number is chosen as `upfield train` chooses it for a remote set: the largest power of two
+  that divides the global batch, 16 at most. A node downloads the shards of the groups that its share of the batch
+  touches. If the number of nodes divides `groups`, the nodes together download the set once, and in addition the shards
+  that are cut between two nodes. If there are more nodes than groups, several nodes download the same group. With
+  `groups` 1, each node downloads every shard.
+- If a node's part of the set fits into `cache_bytes` (`--data.cache_bytes`, by default 50 GB), it is downloaded in the
+  first epoch only, otherwise in every epoch. With `--fetch samples`, nothing is cached: the nodes download exactly
+  their own samples in every epoch, with one request per sample.
+- All nodes share one store with `store_bytes_s`, which answers `store_requests_s` requests per second (S3 documents
+  5,500 for each prefix), and each node has its own network link. With `cache_bytes` 0, the store is a file system that
+  all nodes see, and each process reads only its own samples. In all cases downloading runs beside the steps, so an
+  epoch takes the longer of the two times.
 - Start-up, checkpoints, validation and node failures are not modelled. Neither is learning: an epoch with few, large
   steps trains the network less.
 
 `waits for` names the largest loss of time besides computing over the whole training, if it is above 5%. If an epoch has
-fewer than 100 steps, it is always `steps`.
+fewer than 100 steps, it is always `steps`. `requests` are requests per second of the store. The last table compares the
+ways to read: it names what runs out first without groups, with groups, and with single samples.
 
 With `--check`, two processes train here, which takes some minutes, and their step time is compared with the model's.
 The model then uses values measured here: the step times of two separate processes that run side by side, and the time
@@ -36,7 +45,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +56,11 @@ GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SUBJECTS = (450, 2_000, 10_000, 100_000)
 LEAST_STEPS = 100
 WORTH_NAMING = 0.05
-MAY_BE_ZERO = ("spread", "latency_s", "overlap", "cache_bytes")
+MAY_BE_ZERO = ("spread", "latency_s", "overlap", "cache_bytes", "groups")
+SUMMARY_GPUS = (8, 64, 256)
+SUMMARY_SUBJECTS = (450, 10_000, 100_000)
+WAYS = {"groups 1": {"groups": 1}, "groups": {}, "groups 32": {"groups": 32}, "samples": {"fetch": "samples"}}
+MOST_GROUPS = 16  # the default of --data.window_shards
 CHECK_REPEATS = 3
 
 
@@ -66,8 +79,12 @@ class Cluster:
     overlap: float = 2 / 3
     sample_bytes: float = 2 * 221 * 200 * 2
     read_samples_s: float = 19_655.0
+    shard_bytes: float = 512 * 2 * 221 * 200 * 2
     store_bytes_s: float = 2e9  # shared by all nodes
+    store_requests_s: float = 5_500.0
     cache_bytes: float = 1e12  # per node
+    groups: int = 0  # 0: chosen as upfield does
+    fetch: str = "shards"
     slices_per_subject: int = 179
     epochs: int = 60
     gpu_hour_cost: float = 2.5
@@ -76,8 +93,12 @@ class Cluster:
         """Check that each parameter has a possible value."""
         for field in fields(self):
             value = getattr(self, field.name)
+            if isinstance(value, str):
+                continue
             if not (value > 0 or (value == 0 and field.name in MAY_BE_ZERO)):
                 raise ValueError(f"--{field.name}: expected a positive number, found {value}.")
+        if self.fetch not in ("shards", "samples"):
+            raise ValueError(f"--fetch: expected shards or samples, found {self.fetch}.")
         if self.overlap > 1:
             raise ValueError(f"--overlap: expected a share of a step, 0 to 1, found {self.overlap}.")
 
@@ -109,18 +130,47 @@ class Cluster:
         """Compute the size of a set in bytes."""
         return subjects * self.slices_per_subject * self.sample_bytes
 
+    def num_groups(self, gpus: int) -> int:
+        """Return the number of groups."""
+        batch = gpus * self.slices_per_gpu
+        # The lowest bit of a number is the largest power of two that divides it.
+        return self.groups or min(MOST_GROUPS, batch & -batch)
+
+    def downloaded_bytes(self, gpus: int, subjects: int) -> float:
+        """Compute the bytes that all nodes together download in an epoch in which nothing is cached."""
+        size, nodes, groups = self.set_bytes(subjects), self.nodes(gpus), self.num_groups(gpus)
+        if self.fetch == "samples" or not self.cache_bytes:
+            return size
+        # Node n needs the groups that lie in its share of the batch, n / nodes to (n + 1) / nodes.
+        touched = sum(-(-(node + 1) * groups // nodes) - node * groups // nodes for node in range(nodes))
+        cut_shards = (min(nodes, groups) - 1) * max(1.0, nodes / groups)
+        return min(nodes * size, touched / groups * size + cut_shards * self.shard_bytes)
+
     def fetch_s(self, gpus: int, subjects: int) -> float:
-        """Compute the seconds that the nodes take to fetch their shards for one epoch."""
-        readers = self.nodes(gpus) if self.cache_bytes else 1
-        return self.set_bytes(subjects) * max(
-            readers / self.store_bytes_s, readers / self.nodes(gpus) / self.network_bytes_s
-        )
+        """Compute the seconds that the nodes take to download what they read in one epoch, if nothing is cached."""
+        return max(self.fetch_parts_s(gpus, subjects).values())
+
+    def fetch_parts_s(self, gpus: int, subjects: int) -> dict[str, float]:
+        """Compute the seconds that each limit of the store and the network would allow for these downloads."""
+        downloaded = self.downloaded_bytes(gpus, subjects)
+        samples = subjects * self.slices_per_subject
+        requests = samples if self.fetch == "samples" else downloaded / self.shard_bytes
+        return {
+            "store": downloaded / self.store_bytes_s,
+            "network": downloaded / self.nodes(gpus) / self.network_bytes_s,
+            "requests": requests / self.store_requests_s if self.cache_bytes else 0.0,
+        }
+
+    def keeps_its_part(self, gpus: int, subjects: int) -> bool:
+        """Return whether a node's cache holds all that the node downloads in an epoch."""
+        part = self.downloaded_bytes(gpus, subjects) / self.nodes(gpus)
+        return self.fetch == "shards" and part <= self.cache_bytes
 
     def epochs_s(self, gpus: int, subjects: int) -> tuple[float, float]:
         """Compute the seconds of the first epoch and of each later epoch."""
         stepping = self.steps(gpus, subjects) * sum(self.step_parts_s(gpus).values())
         first = max(stepping, self.fetch_s(gpus, subjects))
-        return first, stepping if self.set_bytes(subjects) <= self.cache_bytes else first
+        return first, stepping if self.keeps_its_part(gpus, subjects) else first
 
     def whole_s(self, gpus: int, subjects: int) -> float:
         """Compute the seconds of all epochs."""
@@ -139,7 +189,8 @@ class Cluster:
         whole = self.whole_s(gpus, subjects)
         steps = self.epochs * self.steps(gpus, subjects)
         lost = {name: steps * seconds for name, seconds in self.step_parts_s(gpus).items()}
-        lost["store"] = whole - sum(lost.values())
+        limits = self.fetch_parts_s(gpus, subjects)
+        lost[max(limits, key=lambda name: limits[name])] = whole - sum(lost.values())
         del lost["compute"]
         name = max(lost, key=lambda name: lost[name])
         return name if lost[name] > WORTH_NAMING * whole else "-"
@@ -155,7 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for field in fields(Cluster):
         default = field.default
-        parser.add_argument(f"--{field.name}", type=type(default), default=default, help=f"default {default:g}")
+        parser.add_argument(f"--{field.name}", type=type(default), default=default, help=f"default {default}")
     parser.add_argument("--plot", type=Path, help="PNG file to draw")
     parser.add_argument("--check", action="store_true", help="compare the model with training in two processes")
     parser.add_argument("--exchange", type=int, help=argparse.SUPPRESS)
@@ -170,6 +221,7 @@ def main() -> None:
     print(f"{cluster}\n")
     for subjects in SUBJECTS:
         print_table(cluster, subjects)
+    print_summary(cluster)
     if arguments.plot:
         try:
             draw(cluster, arguments.plot)
@@ -194,6 +246,19 @@ def print_table(cluster: Cluster, subjects: int) -> None:
             f"{cluster.efficiency(gpus, subjects):>12.0%} {gpus * whole / 3600 * cluster.gpu_hour_cost:>9,.0f}   "
             f"{cluster.waits_for(gpus, subjects)}"
         )
+    print()
+
+
+def print_summary(cluster: Cluster) -> None:
+    """Print what runs out first for each way to read a set."""
+    print("what runs out first over all epochs, and the efficiency")
+    print("subjects   GPUs   groups" + "".join(f"{way:>18}" for way in WAYS))
+    for subjects in SUMMARY_SUBJECTS:
+        for gpus in SUMMARY_GPUS:
+            ways = [replace(cluster, **settings) for settings in WAYS.values()]
+            cells = [f"{way.waits_for(gpus, subjects)} {way.efficiency(gpus, subjects):>4.0%}" for way in ways]
+            groups = ways[1].num_groups(gpus)
+            print(f"{subjects:>8,} {gpus:>6} {groups:>8}" + "".join(f"{cell:>18}" for cell in cells))
     print()
 
 

@@ -9,7 +9,7 @@ def default_groups(data: DataConfig, is_remote: bool) -> int:
     """Return the configured number of groups, or the default for this batch size and place of the set."""
     if data.groups is not None:
         return data.groups
-    if not is_remote:
+    if not is_remote or data.reader == "webdataset":
         return 1
     fitting = [number for number in divisors_of(data.batch_size) if number <= data.window_shards]
     if data.batch_size % 2:

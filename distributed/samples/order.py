@@ -10,7 +10,9 @@ What this means for the shards of a node:
 - No shard ever moves to another group. Only the shards that are cut, at most G - 1, belong to two groups. A later epoch
   therefore finds its shards in the cache of the same node.
 - Another seed or G, or a set that was extended, deals all shards again.
-- Samples of one group share a batch only if they are in the same window. Any two groups share every batch.
+- Samples of one group share a batch only if they are in the same window. Any two groups share every batch. With the
+  same number of shards in all windows together, groups mix subjects at least as well as one group does
+  (benchmarks/tables/mixing.txt).
 
 With a mix, each class of samples has a sequence and pieces of its own. In each group, a class is read in passes: a pass
 visits all samples of the piece, and the next pass begins when it ends. Without a mix there is one class and one pass,

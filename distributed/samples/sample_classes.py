@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +27,15 @@ class SampleClasses:
     prefix: str = ""
     """First part of the names in the log."""
 
-    @property
+    @cached_property
     def sizes(self) -> dict[str, int]:
         """Number of samples in each class."""
         return dict(zip(self.names, self.count(self.numbers), strict=True))
 
     def count(self, numbers: NDArray[np.unsignedinteger]) -> list[int]:
         """Count how often each class occurs among class numbers `(N,)`."""
-        return np.bincount(numbers, minlength=len(self.names)).tolist()
+        # bincount would copy the numbers of millions of samples to 64 bits.
+        return [int(np.count_nonzero(numbers == number)) for number in range(len(self.names))]
 
     def shares(self, samples: NDArray[np.int64]) -> dict[str, float]:
         """Compute the share of each class among samples `(N,)`, by name for the log."""

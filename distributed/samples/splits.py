@@ -27,7 +27,7 @@ def open_splits(data: DataConfig) -> tuple[ShardSplit, ShardSplit]:
         RunError: a store does not respond correctly.
     """
     shards = open_set(data.shards, data)
-    if shards.is_remote and not data.mix.shares:
+    if shards.is_remote and data.reader == "exact" and not data.mix.shares:
         # Without a mix, the manifest alone shows how large the cache must be.
         sizes = np.array([entry.samples for entry in shards.manifest.shards("train")], dtype=np.int64)
         groups = default_groups(data, is_remote=True)

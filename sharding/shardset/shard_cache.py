@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from upfield.common.errors import FetchError
-from upfield.common.files import sync, write_text
+from upfield.common.files import write_text
 from upfield.common.stores.transfer import NEVER, TransferCancelledError
 
 WHOLE = (".tar", ".idx", ".index")
@@ -172,11 +172,11 @@ class ShardCache:
                 raise FetchError(_note(path).read_text(encoding="utf-8"))
 
     def _admit(self, part: Path, path: Path, lock: int) -> None:
-        sync(part)
+        # The file is not synced to the disk, because a download would wait for that. After a power failure it may be
+        # damaged, but each process checks a file before the first use, and downloads it again if it is wrong.
         with self._counting():
             os.replace(part, path)
             os.ftruncate(lock, 0)
-        sync(self.folder)
         _note(path).unlink(missing_ok=True)
 
     @contextmanager

@@ -72,6 +72,12 @@ def test_the_schedule_covers_the_shards_in_use_and_one_more_window(window_shards
     assert len(schedule.windows_at(stop - 1)) <= 2
 
 
+def test_the_windows_of_the_step_come_first() -> None:
+    case = Case(0, [8] * 8, batch_size=4, groups=2, window_shards=2)
+    read = case.shard_of[case.order().share(0, 0, 1)]
+    assert set(np.concatenate(schedule_of(case, stop=9).windows_at(0)[:2])) >= set(read)
+
+
 @pytest.mark.generated
 @given(case=cases() | cases(mixed=True), lookahead=st.integers(0, 6), data=st.data())
 def test_a_rank_has_the_shards_of_its_next_batches_and_no_shard_that_it_does_not_read(
@@ -88,7 +94,7 @@ def test_a_rank_has_the_shards_of_its_next_batches_and_no_shard_that_it_does_not
         assert set.union(*read[step : step + lookahead + 1]) <= shards_at(schedule, step) <= own
         if case.groups % world_size == 0:
             # A process that shares no group with another one reads from each of its windows.
-            assert all(set.union(*read[step:]) & set(window) for window in schedule.windows_at(step))
+            assert all(set.union(*read) & set(window) for window in schedule.windows_at(step))
 
 
 @pytest.mark.generated

@@ -1,11 +1,15 @@
 """Runs with groups and a mix resume exactly, on any number of processes."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from runs import called, command, forked, lines, trained, training_lines
 
+from upfield.common.errors import InputError
+from upfield.distributed.checkpoint import TrainingProgress, find_resume_point
 from upfield.distributed.configuration import AugmentConfig, MixConfig
 from upfield.distributed.samples.reader import BatchPlan, TrainingBatches
 from upfield.sharding.shardset.shard_split import ShardSplit
@@ -31,6 +35,18 @@ def test_a_run_goes_on_in_mid_epoch_on_other_processes_with_its_groups(tiny_shar
     expected = [[batches.split.key(sample) for sample in batches.samples_at(step)] for step in range(6)]
     assert [line["keys"] for line in lines(out / "trace.jsonl")] == expected
     assert [(line["share_real"], line["share_synthetic"]) for line in training_lines(out)] == [(0.25, 0.75)] * 6
+
+
+def test_a_checkpoint_of_an_earlier_version_has_one_group_and_no_mix(tiny_run: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(tiny_run, tmp_path / "run", symlinks=True)
+    (file,) = out.glob("checkpoints/step-*/progress.json")
+    saved = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in saved.items() if name not in ("groups", "mix")}))
+    fresh = replace(TrainingProgress(**saved), step=0, groups=4)
+    progress = find_resume_point(out, "auto", fresh, keep_groups=True).progress
+    assert (progress.step, progress.groups, progress.mix) == (2, 1, {})
+    with pytest.raises(InputError, match="was trained with groups 1, but the run has 4"):
+        find_resume_point(out, "auto", fresh)
 
 
 @pytest.mark.parametrize(

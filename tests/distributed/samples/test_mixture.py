@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from orders import Case, cases, global_batches
 
@@ -11,6 +11,7 @@ from upfield.distributed.samples.mixture import count_classes
 
 @pytest.mark.generated
 @given(weights=st.lists(st.integers(0, 30), min_size=1, max_size=9).filter(any), batch_size=st.integers(1, 20))
+@example(weights=[5, 25, 4, 20, 26], batch_size=9)
 def test_the_numbers_in_each_batch_and_in_all_batches_so_far_are_within_one_of_their_share(
     weights: list[int], batch_size: int
 ) -> None:

@@ -24,6 +24,13 @@ def test_one_group_has_the_order_of_earlier_versions(seed: int, epoch: int, wind
     assert hashlib.sha256(samples.astype("<i8").tobytes()).hexdigest()[:16] == expected
 
 
+@pytest.mark.parametrize(("shares", "expected"), [((), "a7143295a9f82b96"), ((0.3, 0.7), "59e92b9c6daf06cd")])
+def test_groups_and_mixes_have_the_order_of_earlier_checkpoints(shares: tuple[float, ...], expected: str) -> None:
+    order = Case(5, [7, 3, 11, 5, 9, 1, 12, 8, 6, 4], 4, 2, 3, shares).order()
+    samples = global_batches(order, 1).ravel()
+    assert hashlib.sha256(samples.astype("<i8").tobytes()).hexdigest()[:16] == expected
+
+
 @pytest.mark.generated
 @given(case=cases())
 def test_an_epoch_visits_each_sample_once_up_to_a_tail_shorter_than_a_batch(case: Case) -> None:

@@ -95,6 +95,23 @@ def test_training_reads_the_same_and_keeps_the_cache_small(
     assert cached_bytes(data) <= least
 
 
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_node_reads_its_own_groups_in_spite_of_faults(
+    tiny_shards: Path, data: DataConfig, http_store: FaultyServer, fault: str
+) -> None:
+    local = DataConfig(tiny_shards, batch_size=4, groups=2, window_shards=2)
+    order = SampleOrder(3, open_splits(local)[0].shard_sizes, 4, 2, 2)
+    own, others = ({f"train/{n:06d}.tar" for n in order.streams[group, 0].piece.shards} for group in (1, 0))
+    for name in own:
+        http_store.fail(name, [fault])
+    for name in others - own:
+        http_store.fail_always(name, fault)
+    data = replace(impatient(data, fault), batch_size=4, groups=2)
+    expected, arrived = (values_trained_on(each, range(20, 90), 1, 2) for each in (local, data))
+    assert all(one.high.equal(other.high) for one, other in zip(arrived, expected, strict=True))
+    assert {name for name in http_store.asked if name.endswith(".tar")} == own
+
+
 def test_a_mix_downloads_only_the_shards_with_its_samples(
     tiny_shards: Path, data: DataConfig, http_store: FaultyServer
 ) -> None:

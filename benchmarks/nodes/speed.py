@@ -1,0 +1,111 @@
+"""The table of speed: upfield, MosaicML Streaming and LitData on the same store."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from reader import OURS
+
+from nodes.measurements import SAMPLE_BYTES, Measurements, NodesResult
+from nodes.readers import LITDATA, MOSAICML, Reading
+from nodes.servers import BUCKET
+
+NODES = (1, 2)
+WORKERS = (0, 2)
+EPOCHS = ("first", "second")
+SAMPLES_PER_SHARD = 128
+FOLDERS = {OURS: OURS, MOSAICML: "mosaicml", LITDATA: "litdata"}
+# The documentation of MosaicML Streaming advises a larger `predownload` if downloads are slow, and `py1s` if `py1e`
+# balances them badly. LitData chooses how much it downloads ahead by itself; 8 is its number of parallel downloads.
+TUNINGS = {
+    OURS: ("",),
+    MOSAICML: ("", "predownload=2**20", "predownload=2**20, shuffle_algo='py1s'"),
+    LITDATA: ("", "max_pre_download=8"),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A library, its settings, and the number of nodes."""
+
+    reader: str
+    """Name of the library."""
+    tuning: str
+    """Settings beside the defaults."""
+    nodes: int
+    """Number of nodes."""
+    workers: int
+    """Number of workers on each node."""
+
+
+def measure_speed(measurements: Measurements, readers: Sequence[str], samples: int, rounds: int) -> None:
+    """Print the speed of the libraries, and the bytes that they download."""
+    refused = {name: measurements.write(FOLDERS[name], FOLDERS[name], samples, SAMPLES_PER_SHARD) for name in readers}
+    settings = [
+        Setting(name, tuning, nodes, workers)
+        for nodes in NODES
+        for name in readers
+        for tuning in TUNINGS[name]
+        for workers in WORKERS
+        if not refused[name]
+    ]
+    results: defaultdict[Setting, list[NodesResult]] = defaultdict(list)
+    for _ in range(rounds):
+        for setting in settings:
+            results[setting].append(measurements.read(reading_of(measurements, setting)))
+    size = f"{samples * SAMPLE_BYTES / 1e6:.0f} MB"
+    print(f"\n{samples} samples, {size}, global batch {Reading.batch_size}, best of {rounds} rounds")
+    print(f"{'':<58}     nodes   workers       samples/s   downloaded / set   read twice")
+    print(f"{'':<58}                         first  second      first  second       second")
+    for name, reason in refused.items():
+        if reason:
+            print(f"{name:<58}   not measured: {reason}")
+    for setting in settings:
+        print(format_row(setting, results[setting], samples))
+    print()
+    for nodes in NODES:
+        for number in range(len(EPOCHS)):
+            print_targets(results, nodes, number)
+
+
+def reading_of(measurements: Measurements, setting: Setting) -> Reading:
+    """Return how the nodes read."""
+    address, endpoint = f"s3://{BUCKET}/{FOLDERS[setting.reader]}", measurements.servers.http
+    return Reading(setting.reader, setting.nodes, address, endpoint, workers=setting.workers, tuning=setting.tuning)
+
+
+def best_rates(results: Sequence[NodesResult]) -> list[float]:
+    """Return the best rate of each epoch over all rounds; empty if no round was measured."""
+    measured = [result.epochs for result in results if result.epochs]
+    return [max(epochs[number].rate for epochs in measured) for number in range(len(EPOCHS))] if measured else []
+
+
+def format_row(setting: Setting, results: Sequence[NodesResult], samples: int) -> str:
+    """Return a line of the table."""
+    title = f"{setting.reader}, {setting.tuning}" if setting.tuning else setting.reader
+    start = f"{title:<58}{setting.nodes:>10}{setting.workers:>10}"
+    measured = [result for result in results if result.epochs]
+    if not measured:
+        return f"{start}   not measured: {results[0].failure}"
+    epochs = measured[-1].epochs
+    twice = epochs[-1].samples - epochs[-1].different
+    return (
+        start
+        + "".join(f"{rate:>8,.0f}" for rate in best_rates(results))
+        + "   "
+        + "".join(f"{epoch.sent_bytes / (samples * SAMPLE_BYTES):>8.3f}" for epoch in epochs)
+        + f"{twice:>13,}"
+    )
+
+
+def print_targets(results: dict[Setting, list[NodesResult]], nodes: int, epoch: int) -> None:
+    """Print whether upfield is ahead of each other library in one epoch, with the best settings of both."""
+    best: dict[str, float] = {}
+    for setting, rounds in results.items():
+        if setting.nodes == nodes and (rates := best_rates(rounds)):
+            best[setting.reader] = max(best.get(setting.reader, 0.0), rates[epoch])
+    if (ours := best.pop(OURS, 0.0)) == 0.0:
+        return
+    for name, rate in best.items():
+        verdict = "held" if ours > rate else "MISSED"
+        print(f"{nodes} nodes, {EPOCHS[epoch]} epoch: ahead of {name}: {verdict}, {ours / rate:.2f} times as fast")
