@@ -17,9 +17,10 @@ from upfield.imaging.normalisation import NORMALISATION
 from upfield.sharding.configuration import VerifyConfig
 from upfield.sharding.shardset.manifest import JOURNAL, MANIFEST, Manifest, hash_manifest, hash_tree
 from upfield.sharding.shardset.namesakes import find_namesakes, members_of, namesakes_message
-from upfield.sharding.shardset.remote_files import FETCH_REMEDY
 from upfield.sharding.shardset.sample_key import SPLITS
 from upfield.sharding.shardset.shard_index import INDEX_VERSION, SUFFIXES, ShardEntry
+from upfield.sharding.shardset.split_index import IndexEntry, SplitIndex
+from upfield.sharding.verification.index_check import parse_listed_index, stretch_problems
 from upfield.sharding.verification.set_sources import ScannedShard, SetSource, open_source
 from upfield.sharding.verification.shard_scan import ScannedSample
 
@@ -33,6 +34,7 @@ def verify_set(config: VerifyConfig) -> None:
 
     Raises:
         ShardSetError: the set does not match its manifest, or has none.
+        InputError: files may not be read, and there is no other problem.
         RunError: files could not be downloaded, and there is no other problem.
     """
     source = open_source(config.shards, config)
@@ -43,8 +45,9 @@ def verify_set(config: VerifyConfig) -> None:
         problems.append(problem)
     if problems:
         count = f"found {len(problems)} problem{'s' if len(problems) > 1 else ''}, the first: {problems[0]}"
-        if verification.num_unread == len(problems):
-            raise RunError(f"{source.name}: {count}.{FETCH_REMEDY}")
+        if len(verification.unread) == len(problems):
+            kind = RunError if any(isinstance(error, RunError) for error in verification.unread) else InputError
+            raise kind(f"{source.name}: {count}. {split_remedy(verification.unread[0])[1]}")
         raise ShardSetError(f"{source.name}: {count}. {source.remedy}")
     if namesakes := find_namesakes(members_of(verification.manifest)):
         say(f"{source.name}: {namesakes_message(namesakes)}")
@@ -62,8 +65,8 @@ class ReadShard:
     """The tar; None if it is missing, or if reading it failed."""
     index: bytes | None = None
     """The index; None if it is missing, or if reading it failed."""
-    failure: str = ""
-    """Why reading failed, as a whole line; empty if it did not fail."""
+    failure: InputError | RunError | None = None
+    """Why reading failed; None if it did not fail."""
 
 
 @dataclass
@@ -80,8 +83,10 @@ class Verification:
     """Key of each sample seen so far -> its shard."""
     subject_splits: dict[tuple[str, str], set[str]] = field(default_factory=lambda: defaultdict(set))
     """(cohort, subject) of each sample seen so far -> the splits that hold samples of it."""
-    num_unread: int = 0
-    """Number of files that could not be downloaded."""
+    indices: dict[str, SplitIndex] = field(default_factory=dict)
+    """Index of each split that has one, if the index is the one that the manifest lists."""
+    unread: list[InputError | RunError] = field(default_factory=list)
+    """Why files could not be read."""
 
     def problems(self) -> Iterator[str]:
         """Check the whole set and yield a line for each problem; it begins with the path or address of the file."""
@@ -89,18 +94,29 @@ class Verification:
         try:
             yield from (f"{path}: {problem}" for problem in manifest_problems(self.manifest))
             listed = listed_splits(self.manifest)
+            listed_indices = {split: entry for split in SPLITS if (entry := self.manifest.index(split))}
             left_out = {(tree["cohort"], tree["subject"]) for tree in self.manifest.skipped}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             yield f"{path}: this is not a valid manifest ({type(error).__name__}: {error})"
             return
-        entries = [(split, entry) for split in SPLITS for entry in self.manifest.shards(split)]
+        places = [
+            (split, number, entry) for split in SPLITS for number, entry in enumerate(self.manifest.shards(split))
+        ]
+        entries = [entry for _, _, entry in places]
         if self.source.is_unfinished:
             yield f"{self.source.name}/{JOURNAL}: an extension of this set is not finished"
-        yield from self._extra_files([entry for _, entry in entries])
-        with self._read_ahead([entry for _, entry in entries]) as shards:
-            for (split, entry), shard in track(zip(entries, shards, strict=True), "shards", len(entries)):
+        yield from self._extra_files(entries)
+        for split, entry in listed_indices.items():
+            yield from self._index_problems(split, entry)
+        with self._read_ahead(entries) as shards:
+            for (split, number, entry), shard in track(zip(places, shards, strict=True), "shards", len(places)):
                 yield from self._shard_problems(split, entry, shard)
-        if not self.num_unread:
+                # The index is compared with tars that are as the manifest says.
+                if split in self.indices and shard.tar and shard.tar.sha256 in (None, entry.sha256):
+                    index = f"{self.source.name}/{listed_indices[split].name}"
+                    problems = stretch_problems(self.indices[split], number, shard.tar.samples)
+                    yield from (f"{index}: {problem}" for problem in problems)
+        if not self.unread:
             yield from (f"{path}: {problem}" for problem in split_problems(listed, self.subject_splits))
         for cohort, subject in sorted(left_out & self.subject_splits.keys()):
             yield f"{path}: {cohort} {subject} is listed as left out, but has samples"
@@ -108,8 +124,20 @@ class Verification:
     def _extra_files(self, entries: list[ShardEntry]) -> Iterator[str]:
         """Yield a line for each tar and index that is not listed, leftovers of a killed build included."""
         listed = {f"{entry.name}{suffix}" for entry in entries for suffix in SUFFIXES}
+        listed |= {index.name for split in SPLITS if (index := self.manifest.index(split))}
         for name in sorted((self.source.sizes() or {}).keys() - listed):
             yield f"{self.source.name}/{name}: the manifest does not list this file, so move it out of the set"
+
+    def _index_problems(self, split: str, entry: IndexEntry) -> Iterator[str]:
+        """Read the index of a split, and yield a line if it is not the one that the manifest lists."""
+        try:
+            data = self.source.read(entry.name)
+            self.indices[split] = parse_listed_index(data, entry, self.manifest.shards(split), split)
+        except ShardSetError as error:
+            yield f"{self.source.name}/{entry.name}: {str(error).removesuffix('.')}"
+        except (FetchError, InputError) as error:
+            self.unread.append(error)
+            yield split_remedy(error)[0]
 
     @contextmanager
     def _read_ahead(self, entries: list[ShardEntry]) -> Iterator[Iterator[ReadShard]]:
@@ -143,15 +171,16 @@ class Verification:
                 return ReadShard(self.source.look_at(entry, shapes, index), index)
             return ReadShard(self.source.scan(entry, shapes), index)
         except (FetchError, InputError) as error:
-            return ReadShard(None, index, str(error).removesuffix(FETCH_REMEDY).removesuffix("."))
+            return ReadShard(None, index, error)
         except OSError as error:
-            return ReadShard(None, index, f"{self.source.name}/{name}: this file cannot be read: {error}")
+            problem = f"{self.source.name}/{name}: this file cannot be read ({error}). Check the disk."
+            return ReadShard(None, index, RunError(problem))
 
     def _shard_problems(self, split: str, entry: ShardEntry, shard: ReadShard) -> Iterator[str]:
         tar, index = (f"{self.source.name}/{entry.name}{suffix}" for suffix in SUFFIXES)
         if shard.failure:
-            self.num_unread += 1
-            yield shard.failure
+            self.unread.append(shard.failure)
+            yield split_remedy(shard.failure)[0]
             return
         for path, content in ((tar, shard.tar), (index, shard.index)):
             if content is None:
@@ -174,6 +203,12 @@ class Verification:
         yield from sample.problems
         if sample.subject is not None:
             self.subject_splits[sample.subject].add(split)
+
+
+def split_remedy(error: InputError | RunError) -> tuple[str, str]:
+    """Return the problem that an error names, and its last sentence, which is the remedy."""
+    problem, _, remedy = str(error).rpartition(". ")
+    return problem or remedy, remedy
 
 
 def manifest_problems(manifest: Manifest) -> Iterator[str]:

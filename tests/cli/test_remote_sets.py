@@ -94,6 +94,14 @@ def test_the_check_goes_on_after_a_shard_that_cannot_be_downloaded(run_cli: Call
     assert http_store.asked["test/000000.tar"] == 1
 
 
+def test_a_shard_that_may_not_be_read_is_the_users_problem(run_cli: Callable, http_store: FaultyServer) -> None:
+    right = http_store.answer
+    http_store.answer = lambda path, headers: (403, {}, b"") if path.endswith(SHARD) else right(path, headers)
+    code, (line,) = findings(run_cli, http_store.url, "--fetch_retries", 1)
+    assert (code, http_store.asked[SHARD]) == (2, 1)
+    assert line.startswith(f"SET/{SHARD}: permission denied while reading")
+
+
 def test_extra_files_and_sizes_are_compared_if_the_store_can_list(
     run_cli: Callable, tiny_shards: Path, tmp_path: Path, s3: FaultyServer, s3_server: str
 ) -> None:
