@@ -5,6 +5,8 @@ import re
 # One slash is enough, because `Path` collapses the two slashes of an address.
 ADDRESS = re.compile(r"([A-Za-z][\w.+:-]+):/")
 LOCAL = ("file", "local")
+# The library webdataset runs what follows as a command. Such an item may stand in a list of shards.
+PIPE = re.compile(r"(?:^|[{,]|::)\s*pipe:", re.IGNORECASE)
 
 
 def is_address(place: str) -> bool:
@@ -21,3 +23,8 @@ def is_remote(place: str) -> bool:
 def format_address(address: str) -> str:
     """Return an address in the form for messages: with both slashes and without its password."""
     return re.sub(r"(?<=://)[^/@:]*:[^/@]*@", "", re.sub(r"(?<=:)/(?!/)", "//", address, count=1))
+
+
+def runs_command(place: str) -> bool:
+    """Return whether `place` is a command, such as `pipe:cat shard.tar`, or a list of shards that contains one."""
+    return PIPE.search(place) is not None

@@ -228,7 +228,7 @@ def _yaml_loader() -> Any:
         letter: [(tag, pattern) for tag, pattern in resolvers if tag not in changed]
         for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
-    Loader.add_implicit_resolver(changed[0], re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF"))
+    Loader.add_implicit_resolver(changed[0], re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), list("tTfF"))
     number = r"[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\.\d[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+)"
     special = r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
     Loader.add_implicit_resolver(changed[1], re.compile(rf"(?:{number}|{special})\Z"), list("-+.0123456789"))

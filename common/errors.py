@@ -76,6 +76,10 @@ class FetchError(RunError):
     """A remote file could not be downloaded. This error can occur in some processes of a job and not in others."""
 
 
+class CommandError(FetchError):
+    """The command that the user named for downloads failed for a file. The exit code is 2."""
+
+
 class OutputError(RunError):
     """No further result can be written, for example because the disk is full."""
 
@@ -90,7 +94,8 @@ def explain_error(error: BaseException) -> tuple[str, int]:
     An error that the program did not foresee is a fault of the program. The line says so.
     """
     if isinstance(error, InputError | RunError):
-        message, code = str(error), EXIT_INPUT if isinstance(error, InputError) else EXIT_FAILURE
+        message = str(error)
+        code = EXIT_INPUT if isinstance(error, InputError | CommandError) else EXIT_FAILURE
     elif isinstance(error, OSError):
         message, code = _explain_system_error(error)
     elif isinstance(error, MemoryError):

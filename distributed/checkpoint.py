@@ -57,6 +57,8 @@ class TrainingProgress:
     """Number of groups to which the shards are dealt. Earlier versions had one."""
     mix: dict[str, Any] = field(default_factory=dict)
     """Shares of classes of samples, and what has these shares; empty without a mix."""
+    reader: str = "exact"
+    """Reader of the samples. Earlier versions had one."""
     hardware: str = ""
     """Number of processes and kind of device that trained last, and on a GPU the precision and the crop; empty in
     checkpoints of earlier versions."""
@@ -176,7 +178,7 @@ def refuse_other_order(checkpoint: Path, saved: TrainingProgress, fresh: Trainin
     Raises:
         InputError: the checkpoint was saved with another sample order.
     """
-    for name in ("data_sha256", "batch_size", "seed", "window_shards", "groups", "mix"):
+    for name in ("data_sha256", "batch_size", "seed", "window_shards", "groups", "mix", "reader"):
         theirs, ours = getattr(saved, name), getattr(fresh, name)
         if theirs != ours:
             theirs, ours = ("none" if value == {} else value for value in (theirs, ours))

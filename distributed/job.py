@@ -64,7 +64,7 @@ def check_before_launch(config: TrainConfig) -> ResumePoint:
     """
     refuse_unusable(config, config.processes)
     refuse_shared_gpus(config.processes)
-    return find_start(config, open_data(config)[0].manifest)
+    return find_start(config, open_data(config, config.processes)[0].manifest)
 
 
 def train_in_process(config: TrainConfig, stop: StopRequest) -> int:

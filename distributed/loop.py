@@ -12,8 +12,8 @@ from upfield.distributed.configuration import TrainConfig
 from upfield.distributed.failures.memory_shortage import explain_memory_shortage
 from upfield.distributed.logs.log_interval import LogInterval
 from upfield.distributed.logs.run_log import RunLog
-from upfield.distributed.samples.fetcher import fetch_ahead
-from upfield.distributed.samples.reader import count_readers, training_loader
+from upfield.distributed.samples.reader import count_readers
+from upfield.distributed.samples.sources import load_batches
 from upfield.distributed.training_run import Figures, OnValidation, TrainingRun, close_run, open_run
 from upfield.distributed.training_step import QueuedStep, global_keys, settle_step, train_step
 from upfield.distributed.validation import validate
@@ -70,8 +70,7 @@ def train(run: TrainingRun, log: RunLog, stop: StopRequest) -> None:
     steps = range(run.progress.step, run.total_steps)
     on_gpu = run.accelerator.device.type == "cuda"
     num_workers = count_readers(config, on_gpu)
-    batches = training_loader(run.batches, steps, num_workers, config.prefetch, pin_memory=on_gpu)
-    batches = fetch_ahead(batches, run.batches, steps, num_workers * config.prefetch)
+    batches = load_batches(run.batches, steps, num_workers, config.prefetch, pin_memory=on_gpu)
     queued = None
     with closing(batches):
         for batch in interval.time_waits(batches):

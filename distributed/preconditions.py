@@ -12,6 +12,7 @@ from upfield.common.errors import InputError
 from upfield.common.progress import say
 from upfield.distributed.configuration import DataConfig, TrainConfig
 from upfield.distributed.samples.splits import open_splits
+from upfield.distributed.samples.webdataset_reader import refuse_unfit_streams
 from upfield.model.kernels.selection import choose_kernels
 from upfield.model.losses import LEAST_SIZES
 from upfield.sharding.shardset.manifest import Manifest
@@ -94,8 +95,12 @@ def refuse_trackers(names: list[str]) -> None:
         raise InputError(f"run.trackers: {missing[0]} is not installed. Install its package with pip.")
 
 
-def open_data(config: TrainConfig) -> tuple[ShardSplit, ShardSplit]:
+def open_data(config: TrainConfig, world_size: int) -> tuple[ShardSplit, ShardSplit]:
     """Open the training and validation splits, and check that the configuration fits them.
+
+    Args:
+        config: configuration of the run.
+        world_size: number of processes in the job.
 
     Raises:
         InputError: the shard set is missing, damaged or too small, or the configuration does not fit it.
@@ -103,6 +108,8 @@ def open_data(config: TrainConfig) -> tuple[ShardSplit, ShardSplit]:
     """
     split, validation = open_splits(config.data)
     refuse_too_small(config, split, validation)
+    if config.data.reader == "webdataset":
+        refuse_unfit_streams(config.data, split, world_size)
     if config.model.init is not None and not config.model.init.is_file():
         raise InputError(f"{config.model.init}: this weight file does not exist. Check --model.init.")
     return split, validation

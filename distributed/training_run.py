@@ -38,10 +38,9 @@ from upfield.distributed.preconditions import (
     warn_of_emulation,
 )
 from upfield.distributed.process_group import expected_world_size, make_accelerator
-from upfield.distributed.samples.groups import count_nodes, default_groups, describe_groups, ranks_of_node
-from upfield.distributed.samples.reader import BatchPlan, TrainingBatches
-from upfield.distributed.samples.sample_classes import describe_mix
-from upfield.distributed.samples.splits import groups_of_node, refuse_small_cache
+from upfield.distributed.samples.groups import default_groups
+from upfield.distributed.samples.reader import BatchPlan
+from upfield.distributed.samples.sources import Batches, describe_batches, plan_batches
 from upfield.distributed.weight_average import WeightAverage
 from upfield.model.activation_memory import MemoryPlan
 from upfield.model.configuration import Checkpointing
@@ -72,7 +71,7 @@ class TrainingRun:
 
     config: TrainConfig
     accelerator: Accelerator
-    batches: TrainingBatches
+    batches: Batches
     validation: ShardSplit
     learner: Learner
     wrapped: torch.nn.Module
@@ -117,12 +116,14 @@ def _open_run(config: TrainConfig) -> TrainingRun:
     accelerator = make_accelerator(config.run, world_size)
     # Some configurations of Accelerate turn TF32 on.
     use_exact_float32()
-    split, validation = run_on_all_processes(lambda: open_data(config))
+    split, validation = run_on_all_processes(lambda: open_data(config, world_size))
     start, lock = claim_folder(config, split.manifest)
     if accelerator.device.type == "cpu":
         choose_and_record_threads(start.progress, world_size)
-    groups, rank = start.progress.groups, accelerator.process_index
-    batches = run_on_all_processes(lambda: plan_batches(config, split, groups, rank, world_size))
+    data, rank = config.data, accelerator.process_index
+    order = (config.run.seed, data.batch_size, data.window_shards, data.augment)
+    batch_plan = BatchPlan(*order, rank, world_size, start.progress.groups, data.mix)
+    batches = run_on_all_processes(lambda: plan_batches(data, split, batch_plan))
     total_steps = count_steps(config.run, batches.steps_per_epoch)
     plan = choose_and_record_memory_plan(config, split.manifest, accelerator, start.progress)
     network = build_network(config, split.manifest, accelerator, plan.checkpointing)
@@ -143,22 +144,6 @@ def _open_run(config: TrainConfig) -> TrainingRun:
     )
     announce(run)
     return run
-
-
-def plan_batches(config: TrainConfig, split: ShardSplit, groups: int, rank: int, world_size: int) -> TrainingBatches:
-    """Determine the sample order, and check that the node's cache can hold what its processes need at once.
-
-    Raises:
-        InputError: the mix or the groups do not fit the split, or the cache is too small.
-    """
-    data = config.data
-    order = (config.run.seed, data.batch_size, data.window_shards, data.augment)
-    batches = TrainingBatches(split, BatchPlan(*order, rank, world_size, groups, data.mix))
-    if is_remote(str(data.shards)):
-        num_ranks = len(ranks_of_node(rank, world_size))
-        own_groups = groups_of_node(batches.order, rank, world_size)
-        refuse_small_cache(data, split.manifest, batches.order, own_groups, num_ranks)
-    return batches
 
 
 def count_steps(config: RunSettings, steps_per_epoch: int) -> int:
@@ -200,6 +185,7 @@ def find_start(config: TrainConfig, manifest: Manifest) -> ResumePoint:
         window_shards=config.data.window_shards,
         groups=default_groups(config.data, is_remote(str(config.data.shards))),
         mix=config.data.mix.to_record(),
+        reader=config.data.reader,
     )
     # A run goes on with its groups, for example from a local copy of its remote set.
     return find_resume_point(config.run.out, config.run.resume, fresh, keep_groups=config.data.groups is None)
@@ -288,7 +274,8 @@ def announce(run: TrainingRun) -> None:
     if progress.activation_checkpointing != "none":
         summary += f", activation checkpointing {progress.activation_checkpointing}"
     say(summary)
-    describe_order(run)
+    for line in describe_batches(run.batches, run.config.data, run.accelerator.device.type == "cuda"):
+        say(line)
     warn_of_emulation(run.config.run.precision, run.accelerator.device)
     threads, most = progress.threads, progress.most_threads
     if threads < most and not chosen_threads():
@@ -296,15 +283,6 @@ def announce(run: TrainingRun) -> None:
             f"other processes were busy when the run began, so it computes with {threads} of {most} threads; the "
             f"environment variable OMP_NUM_THREADS={most} overrides this"
         )
-
-
-def describe_order(run: TrainingRun) -> None:
-    """Print what groups and what mix the run uses."""
-    order, data = run.batches.order, run.config.data
-    if is_remote(str(data.shards)) or order.groups > 1:
-        say(describe_groups(order.groups, data, count_nodes(run.accelerator.num_processes)))
-    if order.mixture:
-        say(describe_mix(order.mixture, run.batches.classes[-1], order.steps_per_epoch, order.batch_size))
 
 
 def close_run(run: TrainingRun) -> None:

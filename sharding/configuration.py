@@ -3,6 +3,7 @@
 This file has no heavy imports, so that `--help` answers at once.
 """
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -262,8 +263,13 @@ class AccessConfig:
     epoch or run reads them from the disk. `samples` downloads single samples shortly before they are read, and keeps
     none of them. Choose it for a set that does not fit the cache, or to read few samples of a large set. The store must
     answer requests for ranges of bytes, and the set must have checksums of its samples. Each process sends up to 32
-    requests at once. It holds 64 MiB of samples in memory before they are read, or `prefetch` + 1 batches if these are
-    larger. The order of the samples does not depend on this key, and it has no effect on a set in a folder."""
+    requests at once. Before they are read, it holds up to 64 MiB of samples in memory, or `prefetch` + 1 batches if
+    these are larger. The order of the samples does not depend on this key, and the key has no effect on a folder."""
+    fetch_command: str | None = None
+    """Command that downloads a file and writes it to its standard output, for example `s5cmd cat {url}` or
+    `aws s3 cp {url} -`. `{url}` stands for the address of the file. Every file of the set is then downloaded by this
+    command, which runs once per file and without a shell. By default, no command is run. The files of a run contain the
+    command, so keep passwords out of it."""
 
     # Part of the command's configuration that holds these keys, for messages. It has no annotation, so it is no key.
     part = ""
@@ -273,12 +279,32 @@ class AccessConfig:
         return f"--{self.part}{name}"
 
     def __post_init__(self) -> None:
-        """Check that the numbers are in range."""
+        """Check that the numbers are in range, and that the command has a place for an address."""
         for name, least in (("cache_bytes", 1), ("fetch_retries", 0)):
             if (value := getattr(self, name)) < least:
                 raise ValueError(f"{self.part}{name}: expected at least {least}, found {value}.")
         if not self.fetch_timeout_s > 0:
             raise ValueError(f"{self.part}fetch_timeout_s: expected a positive time, found {self.fetch_timeout_s}.")
+        if self.fetch_command is not None:
+            refuse_bad_command(f"{self.part}fetch_command", self.fetch_command)
+            if self.fetch == "samples":
+                raise ValueError(
+                    f"{self.part}fetch: a command downloads whole files, so single samples cannot be fetched. Leave "
+                    f"out {self.flag('fetch_command')} or {self.flag('fetch')}."
+                )
+
+
+def refuse_bad_command(name: str, command: str) -> None:
+    """Raise ValueError if a command cannot be split into words, or has no place for the address of a file."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise ValueError(f"{name}: {command!r} cannot be split into words ({error}). Correct the quotes.") from error
+    if not any("{url}" in word for word in words[1:]):
+        raise ValueError(
+            f"{name}: expected a program with {{url}} in place of the file's address, found {command!r}. Write, for "
+            "example, s5cmd cat {url}."
+        )
 
 
 @dataclass(frozen=True)

@@ -193,6 +193,12 @@ def test_packages_are_the_folders():
     assert {folder.parts[0] for folder in PACKAGES} == MAY_IMPORT.keys()
 
 
+def test_the_examples_are_no_package_and_each_has_a_test():
+    tests = (ROOT / "tests/examples/test_examples.py").read_text(encoding="utf-8")
+    names = {path.name for path in (ROOT / "examples").iterdir() if path.name != "__pycache__"}
+    assert {name for name in names if name.endswith(".py") and f'"{name}"' in tests} == names
+
+
 def test_every_folder_of_modules_is_a_package_of_at_most_16_files():
     sizes = Counter(path.parent for path in TREES if path.name != "__init__.py")
     assert sizes.keys() <= set(PACKAGES)

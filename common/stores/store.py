@@ -12,30 +12,34 @@ from upfield.common.addresses import format_address
 from upfield.common.errors import RunError
 from upfield.common.stores import obstore_client
 from upfield.common.stores.byte_ranges import ByteRange, cut_ranges, join_ranges
+from upfield.common.stores.command_client import CommandClient
 from upfield.common.stores.fsspec_client import FsspecClient, is_configured
 from upfield.common.stores.obstore_client import ObstoreClient
 from upfield.common.stores.store_errors import refuse_denied, store_errors
 from upfield.common.stores.transfer import NEVER, Transfer
 
 STALL_S = 60.0
+Client = ObstoreClient | FsspecClient | CommandClient
 
 
 class Store:
     """A folder at an address. Each process opens its own client, because clients do not work after a fork."""
 
-    def __init__(self, address: str, timeout_s: float = STALL_S) -> None:
+    def __init__(self, address: str, timeout_s: float = STALL_S, command: str | None = None) -> None:
         """Remember the address; nothing is opened yet.
 
         Args:
             address: address of the folder, such as `s3://bucket/set`.
             timeout_s: time in seconds after which a download fails if no byte arrives.
+            command: command that downloads a file of the folder, with `{url}` in place of its address.
         """
         scheme, _, folder = address.partition("://")
         self.address = f"{scheme}://{folder.rstrip('/')}"
         self.timeout_s = timeout_s
+        self.command = command
         # Clients by process id. A forked process keeps its parent's client, because closing the client would wait for
         # threads that a fork does not copy.
-        self._clients: dict[int, ObstoreClient | FsspecClient] = {}
+        self._clients: dict[int, Client] = {}
 
     @property
     def name(self) -> str:
@@ -202,14 +206,19 @@ class Store:
                 )
         return cut_ranges(ranges, requests, answers)
 
-    def _client(self) -> ObstoreClient | FsspecClient:
+    def _client(self) -> Client:
         if os.getpid() not in self._clients:
-            self._clients[os.getpid()] = _open_client(self.address, self.timeout_s)
+            self._clients[os.getpid()] = _open_client(self.address, self.timeout_s, self.command)
         return self._clients[os.getpid()]
 
 
-def _open_client(address: str, timeout_s: float) -> ObstoreClient | FsspecClient:
-    """Open an address with obstore, which is faster, or with fsspec if obstore cannot serve this address."""
+def _open_client(address: str, timeout_s: float, command: str | None) -> Client:
+    """Open an address with obstore, which is faster, or with fsspec if obstore cannot serve this address.
+
+    A command of the user takes the place of both.
+    """
+    if command is not None:
+        return CommandClient(address, command)
     if obstore_client.can_open(address) and not is_configured(address):
         return ObstoreClient(address, timeout_s)
     return FsspecClient(address)

@@ -12,4 +12,11 @@ Read the files in this order:
     look_ahead      requests for single samples of a remote set before they are needed
     fetcher         threads that download shards before their samples are needed
     validation_batches   batches of the validation split
+
+The reader `webdataset` has another order:
+
+    webdataset_stream       samples of shards, streamed through the webdataset library
+    webdataset_reader       batches of these samples
+
+    sources         the batches of the configured reader
 """

@@ -2,6 +2,7 @@
 
 import os
 
+from upfield.common.addresses import is_remote
 from upfield.distributed.configuration import DataConfig, divisors_of
 
 
@@ -9,7 +10,7 @@ def default_groups(data: DataConfig, is_remote: bool) -> int:
     """Return the configured number of groups, or the default for this batch size and place of the set."""
     if data.groups is not None:
         return data.groups
-    if not is_remote:
+    if not is_remote or data.reader == "webdataset":
         return 1
     fitting = [number for number in divisors_of(data.batch_size) if number <= data.window_shards]
     if data.batch_size % 2:
@@ -33,6 +34,8 @@ def describe_groups(groups: int, data: DataConfig, nodes: int) -> str:
     parts = f"{groups} group{'s' if groups > 1 else ''} of shards (data.groups)"
     if nodes == 1:
         return f"{parts}; this node reads all of them"
+    if is_remote(str(data.shards)) and data.fetch == "samples":
+        return f"{parts}; each process downloads only the samples that it reads (data.fetch)"
     if groups % nodes == 0:
         return f"{parts}; each of the {nodes} nodes downloads the shards of {groups // nodes}"
     # Node n reads the groups from n * groups / nodes to (n + 1) * groups / nodes.

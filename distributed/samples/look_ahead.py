@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from upfield.sharding.shardset.shard_split import ShardSplit
 
-# At 20 ms per request, this hides the latency of the store up to 3 GB/s.
+# Half of these samples, at the default size, fill all requests that may be in flight several times.
 AHEAD_BYTES = 64 * 2**20
 
 

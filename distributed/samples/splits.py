@@ -27,7 +27,7 @@ def open_splits(data: DataConfig) -> tuple[ShardSplit, ShardSplit]:
         RunError: a store does not respond correctly.
     """
     shards = open_set(data.shards, data)
-    if shards.is_remote:
+    if shards.is_remote and data.reader == "exact":
         # With a mix, the manifest alone does not show which shards are needed, but a cache has room for two at least.
         window_shards, groups = (1, 1) if data.mix.shares else (data.window_shards, default_groups(data, True))
         sizes = np.array([entry.samples for entry in shards.manifest.shards("train")], dtype=np.int64)
@@ -73,6 +73,8 @@ def refuse_small_cache(
     needed = min(sum(held), sum(entries[shard].bytes for shard in own))
     num_validation = min(VALIDATION_SHARDS * num_ranks, len(manifest.shards("val")))
     needed += sum_largest(manifest.shards("val"), num_validation)
+    # The indices stay in the cache for as long as the run uses them.
+    needed += sum(index.bytes for split in ("train", "val") if (index := manifest.index(split)))
     if needed > data.cache_bytes:
         each = f" in each of {len(groups)} groups" if len(groups) > 1 else ""
         each += f" for each of {order.mixture.num_classes} classes" if order.mixture else ""
@@ -80,8 +82,8 @@ def refuse_small_cache(
         lower = ", or lower --data.window_shards" if order.window_shards > 1 else lower
         raise InputError(
             f"data.cache_bytes: expected at least {needed}, for {max(numbers)} windows of {order.window_shards} shards"
-            f"{each} and {num_validation} validation shards, found {data.cache_bytes}. Raise "
-            f"--data.cache_bytes{lower}."
+            f"{each}, {num_validation} validation shards and the indices, found {data.cache_bytes}. "
+            f"Raise --data.cache_bytes{lower}."
         )
 
 

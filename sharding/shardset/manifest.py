@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -61,6 +63,18 @@ class Manifest:
     def shards(self, split: str) -> list[ShardEntry]:
         """Return the shards of a split."""
         return [ShardEntry(**entry) for entry in self.tree["splits"][split]["shards"]]
+
+    def with_training_shards(self, names: Collection[str]) -> "Manifest":
+        """Return this manifest with only some of the training shards, and with the data hash of what is left."""
+        splits = self.tree["splits"]
+        shards = [entry for entry in splits["train"]["shards"] if entry["name"] in names]
+        if len(shards) == len(splits["train"]["shards"]):
+            return self
+        # The binary index describes the whole split.
+        train = {key: value for key, value in splits["train"].items() if key != "index"} | {"shards": shards}
+        tree = self.tree | {"splits": splits | {"train": train}}
+        left = sorted((entry for split in SPLITS for entry in tree["splits"][split]["shards"]), key=itemgetter("name"))
+        return Manifest(tree | {"data_sha256": hash_tree([entry["sha256"] for entry in left])})
 
     def index(self, split: str) -> IndexEntry | None:
         """Return the index of a split; None if an earlier version wrote the set."""

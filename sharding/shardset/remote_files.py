@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from upfield.common.errors import FetchError, InputError, ShardSetError
+from upfield.common.errors import CommandError, FetchError, InputError, ShardSetError
 from upfield.common.files import hash_file
 from upfield.common.stores.store import Store
 from upfield.common.stores.store_errors import describe_error, is_local
@@ -131,8 +131,10 @@ class RemoteFolder:
             except Exception as error:  # Each client has its own error classes, which cannot be imported here.
                 self._refuse_hopeless(name, error)
                 problem = describe_error(error)
+        if command := self.store.command:
+            what += f" with the command {command}"
         tries = f"{self.retries + 1} tries" if self.retries else "1 try"
-        raise FetchError(
+        raise (CommandError if command else FetchError)(
             f"{self.where(name)}: {tries} to download {what} failed; the last error was: {problem}.{FETCH_REMEDY}"
         )
 

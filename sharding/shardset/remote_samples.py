@@ -6,6 +6,7 @@ from tarfile import BLOCKSIZE
 from typing import TypeVar
 
 from upfield.common.errors import InputError
+from upfield.common.stores.store_errors import RangesIgnoredError
 from upfield.common.stores.transfer import TransferCancelledError
 from upfield.sharding.shardset.manifest import Manifest
 from upfield.sharding.shardset.remote_files import RemoteFiles
@@ -118,11 +119,18 @@ def open_samples(files: RemoteFiles, manifest: Manifest, flag: str) -> RemoteSam
     filled = [split for split in SPLITS if manifest.shards(split)]
     if any(manifest.index(split) is None for split in filled):
         raise InputError(
-            f"{files.folder.store.name}: this set has no checksums of single samples, so they cannot be checked when "
-            f"they arrive. Build the set again, or set {flag} shards."
+            f"{files.folder.store.name}: an earlier version of upfield built this set without checksums of single "
+            f"samples, so they cannot be checked when they arrive. Build the set again, or set {flag} shards."
         )
     for split in filled[:1]:
-        fetch_range(files, manifest.shards(split)[0], (0, BLOCKSIZE), f"{BLOCKSIZE} bytes", len)
+        entry = manifest.shards(split)[0]
+        try:
+            fetch_range(files, entry, (0, BLOCKSIZE), f"its first {BLOCKSIZE} bytes", len)
+        except RangesIgnoredError as error:
+            raise InputError(
+                f"{files.where(entry)}: the store does not answer requests for a range of bytes; it sends the whole "
+                f"file. Set {flag} shards."
+            ) from error
     return RemoteSamples(files)
 
 

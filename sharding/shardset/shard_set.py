@@ -1,6 +1,6 @@
 """Open a finished shard set, which is in a folder or at an address."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from upfield.common.addresses import format_address, is_remote
@@ -13,6 +13,7 @@ from upfield.sharding.shardset.remote_files import RemoteFiles, RemoteFolder
 from upfield.sharding.shardset.remote_samples import open_samples
 from upfield.sharding.shardset.shard_cache import ShardCache
 from upfield.sharding.shardset.shard_files import LocalFiles, ShardFiles
+from upfield.sharding.shardset.shard_list import expand_shard_list, is_shard_list, select_shards
 from upfield.sharding.shardset.shard_split import ShardSplit
 
 
@@ -46,17 +47,28 @@ def open_set(shards: str | Path, access: AccessConfig) -> ShardSet:
     """Read the manifest of a shard set.
 
     Args:
-        shards: folder or address of the set.
+        shards: folder or address of the set, or a list of its training shards, to which the training split is then
+            limited.
         access: how the files of a remote set are downloaded and cached.
 
     Raises:
         InputError: there is no complete set, the address cannot be used, or single samples cannot be fetched from it.
         RunError: a store does not respond correctly.
     """
-    if not is_remote(str(shards)):
-        folder = Path(shards)
+    place = str(shards)
+    if is_shard_list(place):
+        root, names = expand_shard_list(place)
+        shard_set = open_set(root, access)
+        return replace(shard_set, manifest=select_shards(shard_set.manifest, names, place))
+    if not is_remote(place):
+        if access.fetch_command is not None:
+            raise InputError(
+                f"{access.flag('fetch_command')}: the set {place} is in a folder, so nothing is downloaded. Leave the "
+                f"command out, or name an address with {access.flag('shards')}."
+            )
+        folder = Path(place)
         return ShardSet(str(folder), read_manifest(folder), LocalFiles(folder))
-    remote = open_remote_folder(str(shards), access)
+    remote = open_remote_folder(place, access)
     flag = access.flag("cache_dir")
     # The home folder is not looked at if the user named a folder.
     cache_dir = access.cache_dir or user_cache_folder("shards", f"Set {flag}.")
@@ -84,4 +96,6 @@ def open_remote_folder(address: str, access: AccessConfig) -> RemoteFolder:
             "and the files of runs contain the address. Set passwords in the store's own variables or in fsspec's "
             "configuration."
         )
-    return RemoteFolder(Store(address, access.fetch_timeout_s), access.fetch_retries, access.flag("shards"))
+    return RemoteFolder(
+        Store(address, access.fetch_timeout_s, access.fetch_command), access.fetch_retries, access.flag("shards")
+    )

@@ -50,6 +50,8 @@ def test_containers_of_the_training_job_get_arguments_that_train_takes() -> None
     environment = {entry["name"]: entry.get("value") for entry in container["env"]}
     processes = int(environment["NUM_NODES"]) * int(environment["PROCESSES"])
     assert config.data.batch_size % processes == 0
+    assert config.data.groups is not None
+    assert config.data.groups % int(environment["NUM_NODES"]) == 0
     assert config.run.stopped_code == 75
 
 

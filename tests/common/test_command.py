@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from upfield.common.command import Command, execute, from_tree, parse, to_yaml
+from upfield.common.command import Command, execute, from_tree, load_yaml, parse, to_yaml
 from upfield.common.errors import InputError, RunError
 from upfield.distributed.train import COMMAND as TRAIN
 from upfield.sharding.configuration import ShardConfig
@@ -274,6 +274,10 @@ def test_an_empty_file_sets_no_key(tmp_path):
 def test_a_switch_may_have_its_value_after_a_space(text):
     assert parse(JOB, ["--quick", text, "a.onnx"]).quick == (text.lower() == "true")
     assert parse(JOB, ["--quick", "a.onnx"]).quick
+
+
+def test_text_that_begins_like_a_boolean_is_text():
+    assert load_yaml("false {url}") == "false {url}"
 
 
 def test_the_keys_of_list_items_have_their_own_help(run_cli):

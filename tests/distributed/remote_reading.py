@@ -1,5 +1,6 @@
 """Reading of whole sets and of training batches, for tests of remote sets."""
 
+from collections.abc import Generator
 from dataclasses import replace
 
 from upfield.distributed.configuration import DataConfig
@@ -19,12 +20,17 @@ def every_value(data: DataConfig) -> list[list[float]]:
     ]
 
 
-def values_trained_on(data: DataConfig, steps: range, rank: int = 0, world_size: int = 1) -> list[Batch]:
+def open_loader(data: DataConfig, steps: range, rank: int = 0, world_size: int = 1) -> Generator[Batch, None, None]:
+    """Open a set, and return the loader that training uses."""
     split, _ = open_splits(data)
     order = (3, data.batch_size, data.window_shards, data.augment)
     batches = TrainingBatches(split, BatchPlan(*order, rank, world_size, data.groups or 1, data.mix))
     loader = training_loader(batches, steps, data.num_workers or 0, data.prefetch, pin_memory=False)
-    return list(fetch_ahead(loader, batches, steps, (data.num_workers or 0) * data.prefetch))
+    return fetch_ahead(loader, batches, steps, (data.num_workers or 0) * data.prefetch)
+
+
+def values_trained_on(data: DataConfig, steps: range, rank: int = 0, world_size: int = 1) -> list[Batch]:
+    return list(open_loader(data, steps, rank, world_size))
 
 
 def cached_bytes(data: DataConfig) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 from upfield.common.errors import DivergedError
 from upfield.common.stop_signals import StopRequest
 from upfield.distributed.configuration import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
-from upfield.distributed.samples.reader import Batch, allocate
+from upfield.distributed.samples.reader import Batch, TrainingBatches, allocate
 from upfield.distributed.training_run import TrainingRun, open_run
 from upfield.distributed.training_step import settle_step, train_step
 from upfield.model.configuration import LossConfig
@@ -37,6 +37,7 @@ def run(tiny_shards: Path, tmp_path: Path) -> Iterator[TrainingRun]:
 
 
 def batch(run: TrainingRun, step: int) -> Batch:
+    assert isinstance(run.batches, TrainingBatches)
     return run.batches.read(run.batches.split, step, run.batches.samples_at(step), allocate)
 
 

@@ -62,6 +62,8 @@ def from_server(url: str) -> Callable[[str, dict[str, str]], Answer]:
 
 class _QuietServer(ThreadingHTTPServer):
     daemon_threads = True
+    # With the default of 5, the kernel drops connections that are opened at once, and clients try again after a second.
+    request_queue_size = 128
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Print nothing, because clients close stalled connections."""

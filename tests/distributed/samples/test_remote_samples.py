@@ -1,13 +1,17 @@
 """With `fetch: samples`, training reads single samples of a remote set, and the same ones as from a local set."""
 
+import shutil
+import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-from faulty import FAULTS, Answer, FaultyServer, range_of
-from remote_reading import cached_bytes, every_value, impatient, values_trained_on
+from built_sets import as_by_an_earlier_version
+from faulty import FAULTS, Answer, FaultyServer, from_folder, range_of
+from remote_reading import cached_bytes, every_value, impatient, open_loader, values_trained_on
+from runs import forked
 
 from upfield.common.errors import FetchError, InputError
 from upfield.distributed.configuration import DataConfig
@@ -16,7 +20,8 @@ from upfield.distributed.samples.reader import read_every_sample
 from upfield.distributed.samples.splits import open_splits
 from upfield.sharding.shardset import remote_files, sample_queue
 
-SHARD = "train/000000.tar"
+# Opening a set tests the store with a range of the first shard. The tests change the second.
+SHARD = "train/000001.tar"
 
 
 @pytest.fixture
@@ -30,22 +35,24 @@ def fetched(server: FaultyServer, split: str = "train") -> list[tuple[str, int, 
     return [asked for asked in server.ranges if asked[0].startswith(split) and asked[1:] != (0, 512)]
 
 
-@pytest.mark.parametrize("fault", ["", *FAULTS])
-def test_samples_over_http_are_those_of_the_local_set(
+@pytest.mark.parametrize("fault", FAULTS)
+def test_samples_over_http_that_fail_twice_arrive_the_third_time(
     tiny_shards: Path, data: DataConfig, http_store: FaultyServer, fault: str
 ) -> None:
-    for name in (SHARD, "val/000000.tar"):
-        http_store.fail(name, [fault, fault])
+    http_store.fail(SHARD, [fault, fault])
     assert every_value(impatient(data, fault)) == every_value(DataConfig(tiny_shards))
+    assert http_store.asked[SHARD] >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
-def test_samples_from_s3_are_those_of_the_local_set(
+def test_samples_from_s3_that_fail_arrive_the_second_time(
     tiny_shards: Path, data: DataConfig, s3: FaultyServer, fault: str
 ) -> None:
     data = impatient(replace(data, shards="s3://sets/tiny"), fault)
-    s3.fail(SHARD, [fault] * 2)
+    s3.fail(SHARD, [fault])
     assert every_value(data) == every_value(DataConfig(tiny_shards))
+    assert s3.asked[SHARD] >= 2
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -82,6 +89,23 @@ def test_neighbours_in_later_batches_share_requests(
     assert len(fetched(http_store)) == len(split.entries)
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_samples_of_later_batches_come_while_a_step_is_taken(
+    data: DataConfig, http_store: FaultyServer, num_workers: int
+) -> None:
+    loader = open_loader(replace(data, num_workers=num_workers), range(45))
+    next(loader)
+    split, _ = open_splits(data)
+    needed = sum(stretch.end - stretch.start for stretch in split.stretches(range(180)))
+    deadline_s = time.monotonic() + 20
+    while sum(end - start for _, start, end in fetched(http_store)) < needed:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.001)
+    asked = http_store.ranges.copy()
+    assert len(list(loader)) == 44
+    assert http_store.ranges == asked
+
+
 def test_requests_in_flight_are_limited(
     data: DataConfig, http_store: FaultyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,25 +133,56 @@ def spoil(server: FaultyServer, name: str, position: int) -> None:
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_sample_that_stays_wrong_is_named(data: DataConfig, http_store: FaultyServer, num_workers: int) -> None:
     split, _ = open_splits(data)
-    (stretch,) = split.stretches([3])
+    sample = int(split.shard_starts[1]) + 3
+    (stretch,) = split.stretches([sample])
     spoil(http_store, SHARD, stretch.start + 2000)
     with pytest.raises(FetchError) as refused:
         values_trained_on(replace(data, num_workers=num_workers), range(45))
     assert str(refused.value).startswith(f"{http_store.url}/{SHARD}: 3 tries to download ")
-    assert f"the last error was: sample {split.key(3)} has CRC-32 " in str(refused.value)
+    assert f"the last error was: sample {split.key(sample)} has CRC-32 " in str(refused.value)
 
 
-@pytest.mark.parametrize("fault", ["error", "stall", "truncation"])
+@pytest.mark.parametrize("fault", ["error", "truncation", pytest.param("stall", marks=pytest.mark.slow)])
 def test_a_shard_that_stays_bad_is_named(data: DataConfig, http_store: FaultyServer, fault: str) -> None:
-    split, _ = open_splits(replace(data, fetch_timeout_s=0.3))
+    split, _ = open_splits(replace(impatient(data, fault), fetch_retries=1))
     http_store.fail_always(SHARD, fault)
-    with pytest.raises(FetchError, match=rf"{SHARD}: 3 tries to download sample {split.key(5)} failed"):
-        split.record(5)
+    sample = int(split.shard_starts[1])
+    with pytest.raises(FetchError, match=rf"{SHARD}: 2 tries to download sample {split.key(sample)} failed"):
+        split.record(sample)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "num_workers"), [(1, 2), (2, 0)])
+def test_a_run_consumes_the_same_and_resumes_from_shards(
+    data: DataConfig, http_store: FaultyServer, tmp_path: Path, processes: int, num_workers: int
+) -> None:
+    def run(fetch: str, name: str, *more: str, processes: int = 1) -> list[str]:
+        arguments = ("--data.fetch", fetch, "--data.cache_dir", str(data.cache_dir), "--data.window_shards", "2", *more)
+        out = tmp_path / name
+        with forked(data.shards, out, *arguments, "--data.trace", str(out / "trace.jsonl"), processes=processes) as job:
+            assert job.wait() == [0] * processes, job.said
+        return (out / "trace.jsonl").read_text().splitlines()
+
+    whole = run("shards", "whole", "--run.max_steps", "9")
+    http_store.fail(SHARD, ["truncation", "corruption"])
+    workers = ("--data.num_workers", str(num_workers))
+    run("samples", "run", "--run.max_steps", "5", *workers, processes=processes)
+    assert run("samples", "run", "--run.max_steps", "9", *workers) == whole
 
 
 def test_a_store_without_ranges_is_refused_before_training(data: DataConfig, http_store: FaultyServer) -> None:
     http_store.ignores_ranges = True
     with pytest.raises(InputError, match=r"/train/000000\.tar: the store does not answer .*--data\.fetch shards"):
+        open_splits(data)
+
+
+def test_a_set_without_checksums_is_refused(
+    tiny_shards: Path, data: DataConfig, http_store: FaultyServer, tmp_path: Path
+) -> None:
+    http_store.answer = from_folder(as_by_an_earlier_version(shutil.copytree(tiny_shards, tmp_path / "set")))
+    with pytest.raises(
+        InputError, match=r"^http://[^/]*: an earlier version .* without checksums .*--data\.fetch shards"
+    ):
         open_splits(data)
 
 

@@ -1,15 +1,13 @@
-import importlib.util
 import io
 import json
-import os
 import shutil
 import subprocess
-import sys
 import tarfile
 from typing import Any
 
 import numpy as np
 import pytest
+from dali import needs_dali, run_dali
 
 from upfield.sharding.shard import main
 from upfield.sharding.shardset.sample_key import SPLITS
@@ -44,18 +42,6 @@ np.savez(target, low=low, high=high, json=[sample[2].decode() for sample in samp
 """
 
 
-def dali_python():
-    """Return the path of a Python with DALI: this one, or UPFIELD_DALI_PYTHON, which may be None."""
-    if importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"):
-        return sys.executable
-    return os.environ.get("UPFIELD_DALI_PYTHON")
-
-
-needs_dali = pytest.mark.skipif(
-    not dali_python(), reason="needs nvidia-dali, here or in the Python at UPFIELD_DALI_PYTHON"
-)
-
-
 @pytest.fixture(scope="module")
 def shards(tiny_cohort, tmp_path_factory):
     """A set with three channels of low field, in several shards."""
@@ -80,14 +66,6 @@ def read(split):
 
 def tars(split):
     return [split.root / f"{entry.name}.tar" for entry in split.entries]
-
-
-def run_dali(*arguments):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    command = [dali_python(), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")

@@ -1,0 +1,15 @@
+"""Read a shard set with the webdataset library: python examples/read_with_webdataset.py SHARDS
+
+`SHARDS` is a folder that `upfield shard` wrote. Instead of the list of tars, `WebDataset` also takes an address with
+braces, such as `https://host/set/train/{000000..000157}.tar`, and then downloads with `curl`.
+"""
+
+import sys
+from pathlib import Path
+
+import webdataset as wds
+
+tars = sorted(str(path) for path in Path(sys.argv[1], "train").glob("*.tar"))
+samples = wds.WebDataset(tars, shardshuffle=len(tars)).shuffle(1000).decode(only=["low.npy", "high.npy", "json"])
+for low, high, record in samples.to_tuple("low.npy", "high.npy", "json").slice(4):
+    print(record["subject"], record["slice"], low.shape, high.shape, low.dtype)
