@@ -263,8 +263,8 @@ class AccessConfig:
     epoch or run reads them from the disk. `samples` downloads single samples shortly before they are read, and keeps
     none of them. Choose it for a set that does not fit the cache, or to read few samples of a large set. The store must
     answer requests for ranges of bytes, and the set must have checksums of its samples. Each process sends up to 32
-    requests at once. It holds 64 MiB of samples in memory before they are read, or `prefetch` + 1 batches if these are
-    larger. The order of the samples does not depend on this key, and it has no effect on a set in a folder."""
+    requests at once. Before they are read, it holds up to 64 MiB of samples in memory, or `prefetch` + 1 batches if
+    these are larger. The order of the samples does not depend on this key, and the key has no effect on a folder."""
     fetch_command: str | None = None
     """Command that downloads a file and writes it to its standard output, for example `s5cmd cat {url}` or
     `aws s3 cp {url} -`. `{url}` stands for the address of the file. Every file of the set is then downloaded by this

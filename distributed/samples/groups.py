@@ -2,6 +2,7 @@
 
 import os
 
+from upfield.common.addresses import is_remote
 from upfield.distributed.configuration import DataConfig, divisors_of
 
 
@@ -33,6 +34,8 @@ def describe_groups(groups: int, data: DataConfig, nodes: int) -> str:
     parts = f"{groups} group{'s' if groups > 1 else ''} of shards (data.groups)"
     if nodes == 1:
         return f"{parts}; this node reads all of them"
+    if is_remote(str(data.shards)) and data.fetch == "samples":
+        return f"{parts}; each process downloads only the samples that it reads (data.fetch)"
     if groups % nodes == 0:
         return f"{parts}; each of the {nodes} nodes downloads the shards of {groups // nodes}"
     # Node n reads the groups from n * groups / nodes to (n + 1) * groups / nodes.

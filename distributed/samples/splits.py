@@ -73,14 +73,16 @@ def refuse_small_cache(
     needed = min(sum(held), sum(entries[shard].bytes for shard in own))
     num_validation = min(VALIDATION_SHARDS * num_ranks, len(manifest.shards("val")))
     needed += sum_largest(manifest.shards("val"), num_validation)
+    # The indices stay in the cache for as long as the run uses them.
+    needed += sum(index.bytes for split in ("train", "val") if (index := manifest.index(split)))
     if needed > data.cache_bytes:
         each = f" in each of {len(groups)} groups" if len(groups) > 1 else ""
         each += f" for each of {order.mixture.num_classes} classes" if order.mixture else ""
         lower = "--data.groups" if order.window_shards == 1 and len(groups) > 1 else "--data.window_shards"
         raise InputError(
             f"data.cache_bytes: expected at least {needed}, for {max(numbers)} windows of {order.window_shards} shards"
-            f"{each} and {num_validation} validation shards, found {data.cache_bytes}. Raise --data.cache_bytes, or "
-            f"lower {lower}."
+            f"{each}, {num_validation} validation shards and the indices, found {data.cache_bytes}. "
+            f"Raise --data.cache_bytes, or lower {lower}."
         )
 
 

@@ -13,7 +13,6 @@ from upfield.model.weights import BestModel
 from upfield.sharding.shardset.remote_files import FETCH_REMEDY
 from upfield.sharding.shardset.shard_set import ShardSet, open_set
 from upfield.sharding.shardset.shard_split import ShardSplit
-from upfield.sharding.shardset.volume_pairs import read_keys
 
 NUM_SLICES = 4
 
@@ -115,12 +114,9 @@ def choose_samples(split: ShardSplit) -> list[int]:
     Raises:
         InputError: the split is empty.
     """
-    # The keys are in the index, so only the shards of the chosen samples are read.
-    keys = read_keys(split)
-    if not keys:
+    if not split.num_samples:
         raise InputError(f"{split.root} has no validation slices. Name another shard set with --shards.")
-    kinds = {key.kind for key in keys}
-    kind = "real" if "real" in kinds else min(kinds)
-    places = [(key.x, number) for number, key in enumerate(keys) if key.kind == kind]
-    ordered = [number for _, number in sorted(places)]
+    is_real = np.array([kind == "real" for _, _, kind, _ in split.units])[split.unit_numbers]
+    numbers = np.flatnonzero(is_real if is_real.any() else ~is_real)
+    ordered = numbers[np.argsort(split.index.slices[numbers], kind="stable")].tolist()
     return [ordered[int(place)] for place in np.linspace(0.25, 0.75, NUM_SLICES) * (len(ordered) - 1)]

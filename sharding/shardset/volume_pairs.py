@@ -1,7 +1,8 @@
 """Group the samples of a split by the pair of volumes that they belong to."""
 
-from collections import defaultdict
 from dataclasses import dataclass
+
+import numpy as np
 
 from upfield.sharding.shardset.sample_key import SampleKey
 from upfield.sharding.shardset.shard_split import ShardSplit
@@ -24,17 +25,16 @@ class VolumePair:
 
 def group_volumes(split: ShardSplit) -> list[VolumePair]:
     """Return every pair of volumes of a split, sorted by key; the order of the stored slices does not matter."""
-    samples: dict[SampleKey, int] = {key: sample for sample, key in enumerate(read_keys(split))}
-    members: dict[tuple[str, str, str, int], list[SampleKey]] = defaultdict(list)
-    for key in sorted(samples):
-        members[key.cohort, key.subject, key.kind, key.variant].append(key)
-    return [VolumePair(tuple(keys), tuple(samples[key] for key in keys)) for keys in members.values()]
+    index = split.index
+    in_order = np.lexsort((index.slices, index.unit_numbers))
+    ends = np.cumsum(np.bincount(index.unit_numbers, minlength=len(index.units)))
+    members = np.split(in_order, ends[:-1])
+    return [
+        VolumePair(tuple(map(index.key, members[number].tolist())), tuple(members[number].tolist()))
+        for number in sorted(range(len(index.units)), key=index.units.__getitem__)
+    ]
 
 
 def read_keys(split: ShardSplit) -> list[SampleKey]:
-    """Return the key of every sample of a split, in the order they are stored.
-
-    Raises:
-        ShardSetError: a key is not one that `upfield shard` writes.
-    """
-    return [SampleKey.parse(split.key(sample)) for sample in range(split.num_samples)]
+    """Return the key of every sample of a split, in the order they are stored."""
+    return [split.index.key(sample) for sample in range(split.num_samples)]

@@ -20,6 +20,8 @@ from upfield.sharding.shardset.namesakes import find_namesakes, members_of, name
 from upfield.sharding.shardset.remote_files import FETCH_REMEDY
 from upfield.sharding.shardset.sample_key import SPLITS
 from upfield.sharding.shardset.shard_index import INDEX_VERSION, SUFFIXES, ShardEntry
+from upfield.sharding.shardset.split_index import IndexEntry, SplitIndex
+from upfield.sharding.verification.index_check import parse_listed_index, stretch_problems
 from upfield.sharding.verification.set_sources import ScannedShard, SetSource, open_source
 from upfield.sharding.verification.shard_scan import ScannedSample
 
@@ -80,6 +82,8 @@ class Verification:
     """Key of each sample seen so far -> its shard."""
     subject_splits: dict[tuple[str, str], set[str]] = field(default_factory=lambda: defaultdict(set))
     """(cohort, subject) of each sample seen so far -> the splits that hold samples of it."""
+    indices: dict[str, SplitIndex] = field(default_factory=dict)
+    """Index of each split that has one, if the index is the one that the manifest lists."""
     num_unread: int = 0
     """Number of files that could not be downloaded."""
 
@@ -89,17 +93,28 @@ class Verification:
         try:
             yield from (f"{path}: {problem}" for problem in manifest_problems(self.manifest))
             listed = listed_splits(self.manifest)
+            listed_indices = {split: entry for split in SPLITS if (entry := self.manifest.index(split))}
             left_out = {(tree["cohort"], tree["subject"]) for tree in self.manifest.skipped}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             yield f"{path}: this is not a valid manifest ({type(error).__name__}: {error})"
             return
-        entries = [(split, entry) for split in SPLITS for entry in self.manifest.shards(split)]
+        places = [
+            (split, number, entry) for split in SPLITS for number, entry in enumerate(self.manifest.shards(split))
+        ]
+        entries = [entry for _, _, entry in places]
         if self.source.is_unfinished:
             yield f"{self.source.name}/{JOURNAL}: an extension of this set is not finished"
-        yield from self._extra_files([entry for _, entry in entries])
-        with self._read_ahead([entry for _, entry in entries]) as shards:
-            for (split, entry), shard in track(zip(entries, shards, strict=True), "shards", len(entries)):
+        yield from self._extra_files(entries)
+        for split, entry in listed_indices.items():
+            yield from self._index_problems(split, entry)
+        with self._read_ahead(entries) as shards:
+            for (split, number, entry), shard in track(zip(places, shards, strict=True), "shards", len(places)):
                 yield from self._shard_problems(split, entry, shard)
+                # The index is compared with tars that are as the manifest says.
+                if split in self.indices and shard.tar and shard.tar.sha256 in (None, entry.sha256):
+                    index = f"{self.source.name}/{listed_indices[split].name}"
+                    problems = stretch_problems(self.indices[split], number, shard.tar.samples)
+                    yield from (f"{index}: {problem}" for problem in problems)
         if not self.num_unread:
             yield from (f"{path}: {problem}" for problem in split_problems(listed, self.subject_splits))
         for cohort, subject in sorted(left_out & self.subject_splits.keys()):
@@ -108,8 +123,20 @@ class Verification:
     def _extra_files(self, entries: list[ShardEntry]) -> Iterator[str]:
         """Yield a line for each tar and index that is not listed, leftovers of a killed build included."""
         listed = {f"{entry.name}{suffix}" for entry in entries for suffix in SUFFIXES}
+        listed |= {index.name for split in SPLITS if (index := self.manifest.index(split))}
         for name in sorted((self.source.sizes() or {}).keys() - listed):
             yield f"{self.source.name}/{name}: the manifest does not list this file, so move it out of the set"
+
+    def _index_problems(self, split: str, entry: IndexEntry) -> Iterator[str]:
+        """Read the index of a split, and yield a line if it is not the one that the manifest lists."""
+        try:
+            data = self.source.read(entry.name)
+            self.indices[split] = parse_listed_index(data, entry, self.manifest.shards(split), split)
+        except ShardSetError as error:
+            yield f"{self.source.name}/{entry.name}: {str(error).removesuffix('.')}"
+        except (FetchError, InputError) as error:
+            self.num_unread += 1
+            yield str(error).removesuffix(FETCH_REMEDY).removesuffix(".")
 
     @contextmanager
     def _read_ahead(self, entries: list[ShardEntry]) -> Iterator[Iterator[ReadShard]]:

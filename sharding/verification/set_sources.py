@@ -23,6 +23,7 @@ from upfield.sharding.shardset.remote_files import RemoteFolder, describe_shard
 from upfield.sharding.shardset.sample_key import SampleKey, key_part
 from upfield.sharding.shardset.shard_index import MEMBERS, REMEDY, SUFFIXES, ShardEntry, parse_fitting_index
 from upfield.sharding.shardset.shard_set import open_remote_folder
+from upfield.sharding.shardset.split_index import INDEX_NAME
 from upfield.sharding.verification.shard_scan import ScannedSample, scan_samples
 from upfield.sharding.verification.shard_stream import BrokenStreamError, ShardStream
 
@@ -122,7 +123,9 @@ class FolderSource:
 
     def sizes(self) -> dict[str, int]:
         """Return the size of each tar and index, leftovers of a killed build included."""
-        found = sorted(path for path in self._root.rglob("*") if path.suffix in SUFFIXES)
+        found = sorted(
+            path for path in self._root.rglob("*") if path.suffix in SUFFIXES or INDEX_NAME.fullmatch(path.name)
+        )
         return {str(path.relative_to(self._root)): path.stat().st_size if path.is_file() else 0 for path in found}
 
     def read(self, name: str) -> bytes | None:
@@ -193,6 +196,7 @@ class AddressSource:
         except (InputError, RunError) as error:
             say(f"{self.name}: extra files were not looked for, because they could not be listed: {error}")
             return None
+        # Indices of the set before it was extended stay in the store.
         self._sizes = {name: size for name, size in listed.items() if name.endswith(SUFFIXES)}
         return self._sizes
 

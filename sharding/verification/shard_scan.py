@@ -13,6 +13,7 @@ import numpy as np
 
 from upfield.sharding.shardset.sample_key import Unit
 from upfield.sharding.shardset.shard_index import MEMBERS
+from upfield.sharding.verification.shard_stream import ShardStream
 
 # From +0 upwards, the bit patterns of float16 ascend with the value. One comparison of bits therefore finds all values
 # that are above 1, negative, infinite or NaN, in a fraction of the time that numpy takes for half-precision numbers.
@@ -49,6 +50,8 @@ class ScannedSample:
     """Key of the sample; None if the members do not belong to one sample."""
     subject: tuple[str, str] | None = None
     """Cohort and subject of the record; None if there is no readable record."""
+    crc32: int | None = None
+    """CRC-32 of all bytes of the sample with their headers and padding; None if they were not all read."""
 
     @property
     def name(self) -> str:
@@ -101,12 +104,17 @@ def _scan_sample(
             name = suffix.removesuffix(".npy")
             if problem := array_problem(file, members[-1], shapes[name], quick):
                 problems.append(f"{name}: {problem}")
+    crc32 = None
+    if isinstance(file, ShardStream):
+        # The tar reads the next header from here.
+        file.seek(members[-1].offset_data + -(-members[-1].size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
+        crc32 = file.take_checksum()
     places = tuple((member.name, member.offset_data, member.size) for member in members)
     names = [member.name for member in members]
     if names != [f"{key}.{suffix}" for suffix in MEMBERS]:
         problem = f"expected the members {', '.join(MEMBERS)} of one sample, found {', '.join(names)}"
-        return ScannedSample(places, (problem,))
-    return ScannedSample(places, tuple(problems), key, subject)
+        return ScannedSample(places, (problem,), crc32=crc32)
+    return ScannedSample(places, tuple(problems), key, subject, crc32)
 
 
 def array_problem(file: ForwardFile, member: tarfile.TarInfo, shape: tuple[int, ...], quick: bool) -> str | None:

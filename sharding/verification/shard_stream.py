@@ -2,6 +2,7 @@
 
 import hashlib
 import tarfile
+import zlib
 from collections.abc import Iterator
 
 
@@ -26,6 +27,7 @@ class ShardStream:
         self._chunk = memoryview(b"")
         self._start = 0
         self._position = 0
+        self._checksum = 0
 
     def read(self, count: int) -> bytes:
         """Read up to `count` bytes; fewer only at the end of the shard."""
@@ -50,6 +52,11 @@ class ShardStream:
         """Return the number of bytes that have passed."""
         return self._position
 
+    def take_checksum(self) -> int:
+        """Return the CRC-32 of the bytes that have passed since the last call."""
+        checksum, self._checksum = self._checksum, 0
+        return checksum
+
     def finish(self) -> tuple[int, str]:
         """Read the rest, and return the size of the shard in bytes and its sha256 in hexadecimal digits."""
         while self._take(len(self._chunk) or 1):
@@ -63,6 +70,7 @@ class ShardStream:
             self._chunk, self._start, used = self._next_chunk(), self._position, 0
         part = self._chunk[used : used + count]
         self._position += len(part)
+        self._checksum = zlib.crc32(part, self._checksum)
         return part
 
     def _next_chunk(self) -> memoryview:

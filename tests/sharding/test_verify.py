@@ -1,12 +1,17 @@
 import io
 import json
 import os
+import re
 import shutil
+from dataclasses import asdict, replace
 from tarfile import TarInfo
 
 import numpy as np
 import pytest
 
+from upfield.sharding.shardset.manifest import hash_manifest
+from upfield.sharding.shardset.shard_split import ShardSplit
+from upfield.sharding.shardset.split_index import describe_index, encode_index
 from upfield.sharding.verification.shard_scan import array_problem
 from upfield.sharding.verify import main
 
@@ -211,3 +216,61 @@ def test_any_flipped_bit_of_an_arrays_header_is_reported_or_harmless():
         member.offset_data, member.size = 0, len(content)
         num_reported += array_problem(io.BytesIO(content), member, (1, 2, 3), False) is not None
     assert num_reported > 500
+
+
+@pytest.mark.parametrize("quick", [[], ["--quick"]])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.unlink(), r"the manifest lists this file, but it is missing"),
+        (lambda path: os.truncate(path, 64), r"expected \d+ bytes, found 64"),
+        (lambda path: overwrite(path, 300, b"?"), r"expected sha256 \w+, found \w+"),
+    ],
+)
+def test_an_index_that_is_not_the_listed_one_is_found(run_cli, shards, quick, damage, message):
+    (path,) = shards.glob("val-*.index")
+    damage(path)
+    code, out, _ = run_cli(main, shards, *quick)
+    assert code == 2
+    assert re.fullmatch(rf"{path}: {message}\n", out)
+
+
+def test_an_index_that_is_not_listed_is_found(run_cli, shards):
+    shutil.copy(next(shards.glob("val-*.index")), shards / "val-0123456789ab.index")
+    code, out, _ = run_cli(main, shards)
+    assert (code, out) == (
+        2,
+        f"{shards}/val-0123456789ab.index: the manifest does not list this file, so move it out of the set\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "change", "message"),
+    [
+        ("checksums", 1, r"sample 3 \(\S+\): expected CRC-32 \d+, as in the tar, found \d+"),
+        ("slices", 1, r"sample 3: expected real-\S+-x003, as in the tar, found real-\S+-x002"),
+        (
+            "json_bytes",
+            1,
+            r"sample 3 \(\S+\): expected members of \d+, \d+, \d+ bytes, as in the tar, found other sizes",
+        ),
+        ("unit_numbers", 1, r"sample 3: expected real-sub-\d+-real-0-x003, as in the tar, found other-\S+-x003"),
+    ],
+)
+def test_an_index_that_differs_from_the_tars_is_found(run_cli, shards, field, change, message):
+    index = ShardSplit(shards, "val").index
+    values = getattr(index, field).copy()
+    values[3] ^= change
+    wrong = encode_index(replace(index, units=[*index.units, ("other", "s", "real", 0)], **{field: values}), "val")
+    entry = describe_index(wrong, "val")
+    next(shards.glob("val-*.index")).unlink()
+    (shards / entry.name).write_bytes(wrong)
+
+    def edit(tree):
+        tree["splits"]["val"]["index"] = asdict(entry)
+        tree["manifest_sha256"] = hash_manifest(tree)
+
+    edit_manifest(shards, edit)
+    code, out, _ = run_cli(main, shards)
+    assert code == 2
+    assert re.fullmatch(rf"{shards / entry.name}: {message}\n", out)

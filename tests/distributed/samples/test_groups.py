@@ -46,6 +46,11 @@ def test_a_job_says_what_its_nodes_download(groups: int, batch_size: int, nodes:
     assert expected in describe_groups(groups, DataConfig("set", batch_size=batch_size), nodes)
 
 
+def test_single_samples_are_never_downloaded_twice() -> None:
+    data = DataConfig("s3://bucket/set", batch_size=64, fetch="samples")
+    assert describe_groups(16, data, 32).endswith("each process downloads only the samples that it reads (data.fetch)")
+
+
 def test_the_ranks_of_a_node_are_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert [ranks_of_node(rank, 8) for rank in (0, 3, 5)] == [range(4), range(4), range(4, 8)]

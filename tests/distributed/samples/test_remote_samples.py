@@ -44,6 +44,7 @@ def test_samples_over_http_that_fail_twice_arrive_the_third_time(
     assert http_store.asked[SHARD] >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_samples_from_s3_that_fail_arrive_the_second_time(
     tiny_shards: Path, data: DataConfig, s3: FaultyServer, fault: str
@@ -141,7 +142,7 @@ def test_a_sample_that_stays_wrong_is_named(data: DataConfig, http_store: Faulty
     assert f"the last error was: sample {split.key(sample)} has CRC-32 " in str(refused.value)
 
 
-@pytest.mark.parametrize("fault", ["error", "stall", "truncation"])
+@pytest.mark.parametrize("fault", ["error", "truncation", pytest.param("stall", marks=pytest.mark.slow)])
 def test_a_shard_that_stays_bad_is_named(data: DataConfig, http_store: FaultyServer, fault: str) -> None:
     split, _ = open_splits(replace(impatient(data, fault), fetch_retries=1))
     http_store.fail_always(SHARD, fault)

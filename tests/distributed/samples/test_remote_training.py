@@ -134,7 +134,9 @@ def test_a_node_needs_room_for_the_windows_of_its_own_groups(tiny_shards: Path, 
     with pytest.raises(InputError, match=r"expected at least \d+, for 2 windows of 1 shards") as refused:
         refuse_small_cache(data, manifest, order, order.groups_of(0, nodes))
     least = int(str(refused.value).split("at least ")[1].split(",")[0])
-    assert least <= sum_largest(manifest.shards("train"), 8 // nodes) + sum_largest(manifest.shards("val"), 2)
+    indices = sum(index.bytes for split in ("train", "val") if (index := manifest.index(split)))
+    shards = sum_largest(manifest.shards("train"), 8 // nodes) + sum_largest(manifest.shards("val"), 2)
+    assert least <= shards + indices
     refuse_small_cache(replace(data, cache_bytes=least), manifest, order, order.groups_of(0, nodes))
 
 
