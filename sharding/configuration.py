@@ -262,7 +262,7 @@ class AccessConfig:
     """What is downloaded from a remote set. `shards` downloads whole shards and keeps them in `cache_dir`, so a later
     epoch or run reads them from the disk. `samples` downloads single samples shortly before they are read, and keeps
     none of them. Choose it for a set that does not fit the cache, or to read few samples of a large set. The store must
-    answer requests for ranges of bytes, and the set must have checksums of its samples. Each process sends up to 32
+    answer requests for ranges of bytes, and the set must have checksums of its samples. Each process sends up to 64
     requests at once. Before they are read, it holds up to 64 MiB of samples in memory, or `prefetch` + 1 batches if
     these are larger. The order of the samples does not depend on this key, and the key has no effect on a folder."""
     fetch_command: str | None = None

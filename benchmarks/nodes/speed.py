@@ -15,11 +15,11 @@ WORKERS = (0, 2)
 EPOCHS = ("first", "second")
 SAMPLES_PER_SHARD = 128
 FOLDERS = {OURS: OURS, MOSAICML: "mosaicml", LITDATA: "litdata"}
-# The documentation of MosaicML Streaming advises a larger `predownload` if downloads are slow, and `py1s` if `py1e`
-# balances them badly. LitData chooses how much it downloads ahead by itself; 8 is its number of parallel downloads.
+# The documentation of MosaicML Streaming advises a larger `predownload`. Its default shuffle, `py1e`, downloads each
+# shard on one node. LitData chooses by itself how much it downloads ahead, and never less than `max_pre_download`.
 TUNINGS = {
     OURS: ("",),
-    MOSAICML: ("", "predownload=2**20", "predownload=2**20, shuffle_algo='py1s'"),
+    MOSAICML: ("", "predownload=2**20"),
     LITDATA: ("", "max_pre_download=8"),
 }
 
@@ -55,11 +55,11 @@ def measure_speed(measurements: Measurements, readers: Sequence[str], samples: i
             results[setting].append(measurements.read(reading_of(measurements, setting)))
     size = f"{samples * SAMPLE_BYTES / 1e6:.0f} MB"
     print(f"\n{samples} samples, {size}, global batch {Reading.batch_size}, best of {rounds} rounds")
-    print(f"{'':<58}     nodes   workers       samples/s   downloaded / set   read twice")
-    print(f"{'':<58}                         first  second      first  second       second")
+    print(f"{'':<38}     nodes   workers       samples/s   downloaded / set   read twice")
+    print(f"{'':<38}                         first  second      first  second       second")
     for name, reason in refused.items():
         if reason:
-            print(f"{name:<58}   not measured: {reason}")
+            print(f"{name:<38}   not measured: {reason}")
     for setting in settings:
         print(format_row(setting, results[setting], samples))
     print()
@@ -83,7 +83,7 @@ def best_rates(results: Sequence[NodesResult]) -> list[float]:
 def format_row(setting: Setting, results: Sequence[NodesResult], samples: int) -> str:
     """Return a line of the table."""
     title = f"{setting.reader}, {setting.tuning}" if setting.tuning else setting.reader
-    start = f"{title:<58}{setting.nodes:>10}{setting.workers:>10}"
+    start = f"{title:<38}{setting.nodes:>10}{setting.workers:>10}"
     measured = [result for result in results if result.epochs]
     if not measured:
         return f"{start}   not measured: {results[0].failure}"

@@ -13,9 +13,10 @@ NODES = (1, 2, 4, 8)
 # multiple of the length of a shard, so groups cut shards.
 SAMPLES, SAMPLES_PER_SHARD = 1728, 5
 LEAST, MOST = 1.0, 1.05
-# Without a cache, one request more or less is not worth a miss.
-ROUNDING = 0.005
+# The end of a tar belongs to no sample, so single samples are a little less than the set.
+ROUNDING = 0.01
 SPARE = 1.1
+INDEX_BYTES = 10**6
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,14 @@ class Way:
     """Name in the table."""
     fetch: str
     """Value of `data.fetch`."""
-    holds_part: bool
-    """Whether a node's cache holds all that the node reads. Otherwise it has the least size that upfield accepts."""
+    cache: str
+    """What a node's cache holds: its `part` of the set, the `least` that upfield accepts, or the `index` alone."""
 
 
 WAYS = (
-    Way("fetch: shards, the cache holds the node's part and a tenth more", "shards", True),
-    Way("fetch: shards, the least cache that is accepted", "shards", False),
-    Way("fetch: samples", "samples", False),
+    Way("fetch: shards, the cache holds the node's part and a tenth more", "shards", "part"),
+    Way("fetch: shards, the least cache that is accepted", "shards", "least"),
+    Way("fetch: samples, a cache of 1 MB for the index", "samples", "index"),
 )
 
 
@@ -66,7 +67,7 @@ def measure_traffic(measurements: Measurements) -> None:
 
 def cache_bytes(way: Way, size: int, nodes: int) -> int:
     """Return the limit of a node's cache in bytes; 0 stands for the least that upfield accepts."""
-    return int(SPARE * size / nodes) if way.holds_part else 0
+    return {"part": int(SPARE * size / nodes), "least": 0, "index": INDEX_BYTES}[way.cache]
 
 
 def format_row(nodes: int, result: NodesResult, size: int) -> str:

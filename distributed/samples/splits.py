@@ -27,11 +27,11 @@ def open_splits(data: DataConfig) -> tuple[ShardSplit, ShardSplit]:
         RunError: a store does not respond correctly.
     """
     shards = open_set(data.shards, data)
-    if shards.is_remote and data.reader == "exact" and not data.mix.shares:
-        # Without a mix, the manifest alone shows how large the cache must be.
+    if shards.is_remote and data.reader == "exact":
+        # With a mix, the manifest alone does not show which shards are needed, but a cache has room for two at least.
+        window_shards, groups = (1, 1) if data.mix.shares else (data.window_shards, default_groups(data, True))
         sizes = np.array([entry.samples for entry in shards.manifest.shards("train")], dtype=np.int64)
-        groups = default_groups(data, is_remote=True)
-        order = SampleOrder(0, sizes, data.batch_size, data.window_shards, groups)
+        order = SampleOrder(0, sizes, data.batch_size, window_shards, groups)
         rank, world_size = (int(os.environ.get(name, least)) for name, least in (("RANK", 0), ("WORLD_SIZE", 1)))
         num_ranks = len(ranks_of_node(rank, world_size))
         refuse_small_cache(data, shards.manifest, order, groups_of_node(order, rank, world_size), num_ranks)
@@ -78,11 +78,12 @@ def refuse_small_cache(
     if needed > data.cache_bytes:
         each = f" in each of {len(groups)} groups" if len(groups) > 1 else ""
         each += f" for each of {order.mixture.num_classes} classes" if order.mixture else ""
-        lower = "--data.groups" if order.window_shards == 1 and len(groups) > 1 else "--data.window_shards"
+        lower = ", or lower --data.groups" if len(groups) > 1 else ""
+        lower = ", or lower --data.window_shards" if order.window_shards > 1 else lower
         raise InputError(
             f"data.cache_bytes: expected at least {needed}, for {max(numbers)} windows of {order.window_shards} shards"
             f"{each}, {num_validation} validation shards and the indices, found {data.cache_bytes}. "
-            f"Raise --data.cache_bytes, or lower {lower}."
+            f"Raise --data.cache_bytes{lower}."
         )
 
 

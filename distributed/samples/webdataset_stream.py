@@ -8,6 +8,7 @@ samples are used only after the whole shard has arrived and its sha256 is that o
 import io
 import itertools
 import os
+import tarfile
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from upfield.common.errors import ShardSetError
+from upfield.common.errors import InputError, ShardSetError
 from upfield.sharding.shardset.remote_files import RemoteFiles
 from upfield.sharding.shardset.shard_files import LocalFiles
 from upfield.sharding.shardset.shard_index import MEMBERS
@@ -93,8 +94,9 @@ def stream_samples(
     from webdataset.filters import shuffle
     from webdataset.pipeline import DataPipeline
     from webdataset.shardlists import SimpleShardList, split_by_node
-    from webdataset.tariterators import group_by_keys, tar_file_expander
+    from webdataset.utils import pytorch_worker_info
 
+    assert pytorch_worker_info()[:2] == (place.rank, place.world_size)  # what `split_by_node` goes by
     shards = {entry.name: number for number, entry in enumerate(split.entries)}
 
     def split_by_thread(items: Iterable[Item]) -> Iterator[Item]:
@@ -107,8 +109,7 @@ def stream_samples(
         split_by_node,
         split_by_thread,
         lambda items: _open_shards(items, split, shards),
-        tar_file_expander,
-        group_by_keys,
+        lambda items: _read_members(items, split),
         lambda items: _number_samples(items, split, shards),
         shuffle(buffer_size, seed=seed.of_buffer(place)),
     )
@@ -185,6 +186,18 @@ def _close(future: "Future[BinaryIO]") -> None:
     with suppress(Exception):
         if not future.cancelled():
             future.result().close()
+
+
+def _read_members(items: Iterable[Item], split: ShardSplit) -> Iterator[Item]:
+    """Read the members of each sample from the tars."""
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
+    try:
+        yield from group_by_keys(tar_file_expander(items))
+    except (tarfile.TarError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise _damaged(split, f"{error.args[-1]}.tar cannot be read ({error.args[0]})") from error
 
 
 def _number_samples(items: Iterable[Item], split: ShardSplit, shards: dict[str, int]) -> Iterator[Item]:

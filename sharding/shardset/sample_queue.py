@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from upfield.sharding.shardset.shard_files import SampleTable, Stretch
 from upfield.sharding.shardset.shard_index import ShardEntry
 
-# If a store takes 20 ms to respond, a process can receive 1,600 samples per second. With more downloads at once, the
-# eight processes of a node would open more connections than a web server with its default settings accepts.
-DOWNLOADS_AT_ONCE = 32
+# If a store takes 20 ms to respond, a process can receive 3,200 samples per second. Each download has a connection, and
+# the eight processes of a node together open 512.
+DOWNLOADS_AT_ONCE = 64
 # The neighbours of a sample are downloaded together up to this size, so that several downloads share a long stretch.
 DOWNLOAD_BYTES = 4 * 2**20
 

@@ -22,7 +22,8 @@ from upfield.sharding.shardset.manifest import (
 from upfield.sharding.shardset.remote_files import RemoteFolder, describe_shard
 from upfield.sharding.shardset.sample_key import SampleKey, key_part
 from upfield.sharding.shardset.shard_index import MEMBERS, REMEDY, SUFFIXES, ShardEntry, parse_fitting_index
-from upfield.sharding.shardset.shard_set import open_remote_folder
+from upfield.sharding.shardset.shard_list import is_shard_list
+from upfield.sharding.shardset.shard_set import local_folder, open_remote_folder
 from upfield.sharding.shardset.split_index import INDEX_NAME
 from upfield.sharding.verification.shard_scan import ScannedSample, scan_samples
 from upfield.sharding.verification.shard_stream import BrokenStreamError, ShardStream
@@ -98,9 +99,11 @@ def open_source(shards: str | Path, access: AccessConfig) -> SetSource:
     Raises:
         InputError: the address cannot be used.
     """
+    if is_shard_list(str(shards)):
+        raise InputError(f"{shards}: this lists shards of a set. Name the set, because all of it is checked.")
     if is_remote(str(shards)):
         return AddressSource(open_remote_folder(str(shards), access))
-    return FolderSource(Path(shards))
+    return FolderSource(local_folder(shards, access))
 
 
 class FolderSource:

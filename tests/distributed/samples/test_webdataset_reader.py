@@ -22,6 +22,7 @@ from upfield.distributed.configuration import AugmentConfig, DataConfig
 from upfield.distributed.samples.reader import Batch, BatchPlan, TrainingBatches, read_batch
 from upfield.distributed.samples.splits import open_splits
 from upfield.distributed.samples.webdataset_reader import StreamedBatches, refuse_unfit_streams
+from upfield.distributed.samples.webdataset_stream import StreamSeed, shuffle_shards
 from upfield.sharding.shardset import remote_files
 from upfield.sharding.shardset.shard_split import ShardSplit
 
@@ -58,6 +59,16 @@ def test_a_batch_holds_the_samples_it_names_and_epochs_differ(split: ShardSplit,
     assert first != second
     assert shards_of(split, first) == shards_of(split, second) == set(range(len(split.entries)))
     assert numbers(loaded(split, range(18), num_workers)) == first + second
+
+
+def test_each_epoch_visits_the_shards_in_an_order_of_its_own(split: ShardSplit) -> None:
+    batches = list(StreamedBatches(split, PLAN, 1).load(range(18), 0, prefetch=1, pin_memory=False))
+    orders = [shuffle_shards(len(split.entries), StreamSeed(0, epoch, 0)).tolist() for epoch in range(2)]
+    assert orders[0] != orders[1]
+    for epoch, order in enumerate(orders):
+        samples = numbers(batches[9 * epoch : 9 * epoch + 9])
+        visited = split.shard_starts.searchsorted(samples, side="right") - 1
+        assert list(dict.fromkeys(visited.tolist())) == order
 
 
 def test_one_stream_reads_every_sample_once(split: ShardSplit) -> None:
@@ -130,6 +141,7 @@ def swap_samples(path: Path) -> None:
     [
         (lambda path: os.truncate(path, 9000), r"expected train/\d+\.tar of \d+ bytes, found 9000"),
         (lambda path: append(path, b"more"), r"expected train/\d+\.tar of \d+ bytes, found \d+"),
+        (lambda path: path.write_bytes(b"x" * path.stat().st_size), r"train/\d+\.tar cannot be read \(\w+"),
         (swap_samples, r"has a sample \S+ that its index does not list there"),
         (
             lambda path: path.write_bytes(path.read_bytes().replace(b".json\0", b".josn\0")),
