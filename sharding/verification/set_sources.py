@@ -19,7 +19,7 @@ from upfield.sharding.shardset.manifest import (
     parse_manifest,
     read_manifest,
 )
-from upfield.sharding.shardset.remote_files import RemoteFolder, describe_shard
+from upfield.sharding.shardset.remote.remote_files import RemoteFolder, describe_shard
 from upfield.sharding.shardset.sample_key import SampleKey, key_part
 from upfield.sharding.shardset.shard_index import MEMBERS, REMEDY, SUFFIXES, ShardEntry, parse_fitting_index
 from upfield.sharding.shardset.shard_list import is_shard_list
