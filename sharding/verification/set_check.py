@@ -25,8 +25,6 @@ from upfield.sharding.verification.set_sources import ScannedShard, SetSource, o
 from upfield.sharding.verification.shard_scan import ScannedSample
 
 SHARD_NAME = {split: re.compile(rf"{split}/\d{{6}}") for split in SPLITS}
-# One shard of each is in memory as a few MB. More do not help, because a core or the network is the limit.
-SHARDS_AT_ONCE = 4
 # A line that is not of an index can be long.
 LONGEST_LINE = 300
 
@@ -149,13 +147,14 @@ class Verification:
     @contextmanager
     def _read_ahead(self, places: list[tuple[str, int, ShardEntry]]) -> Iterator[Iterator[ReadShard]]:
         """Yield an iterator over the shards in order, of which several are read at a time."""
-        pool = ThreadPoolExecutor(SHARDS_AT_ONCE, "verify")
+        at_once = self.source.shards_at_once
+        pool = ThreadPoolExecutor(at_once, "verify")
 
         def read_all() -> Iterator[ReadShard]:
             ahead: deque[Future[ReadShard]] = deque()
             for place in places:
                 ahead.append(pool.submit(self._read, *place))
-                if len(ahead) > SHARDS_AT_ONCE:
+                if len(ahead) > at_once:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()

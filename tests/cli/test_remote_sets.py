@@ -20,7 +20,7 @@ from upfield.export.modelfile.parity_slices import open_parity_set, read_parity_
 from upfield.export.to_onnx import main as export
 from upfield.model.weights import read_best
 from upfield.sharding.preview import main as preview
-from upfield.sharding.shardset import remote_files
+from upfield.sharding.shardset.remote import remote_files
 from upfield.sharding.verify import main as verify
 
 SHARD = "val/000000.tar"
