@@ -84,16 +84,16 @@ def test_the_same_problems_are_found_at_an_address_and_in_a_folder(run_cli: Call
     assert len(lines) > 8
 
 
-@pytest.mark.parametrize("content", [None, b"hello\n", "shifted"])
+@pytest.mark.parametrize("damage", ["missing", "no index", "other count"])
 def test_a_quick_check_blames_the_same_index_at_an_address_and_in_a_folder(
-    run_cli: Callable, tiny_shards: Path, tmp_path: Path, content: bytes | str | None
+    run_cli: Callable, tiny_shards: Path, tmp_path: Path, damage: str
 ) -> None:
     root = shutil.copytree(tiny_shards, tmp_path / "set")
     index = root / "train/000000.idx"
-    if content is None:
-        index.unlink()
-    else:
-        index.write_bytes(index.read_bytes().replace(b"1.2 ", b"1.2 1") if content == "shifted" else content)
+    contents = {"no index": b"hello\n", "other count": index.read_bytes().replace(b"1.2 ", b"1.2 1")}
+    index.unlink()
+    if damage in contents:
+        index.write_bytes(contents[damage])
     with closing(FaultyServer(from_folder(root))) as server:
         code, lines = findings(run_cli, server.url, "--quick")
     assert (code, lines) == findings(run_cli, root, "--quick")
