@@ -39,7 +39,7 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--samples", type=int, default=6016, help="number of samples of `speed`")
+    parser.add_argument("--samples", type=int, default=4096, help="number of samples of `speed`")
     parser.add_argument("--rounds", type=int, default=2, help="number of rounds of `speed`")
     parser.add_argument("--readers", nargs="+", choices=TUNINGS, default=list(TUNINGS), help="libraries of `speed`")
     parser.add_argument("--folder", type=Path, default=None, help="folder for temporary files")
