@@ -39,7 +39,9 @@ class Setting:
     """Number of workers on each node."""
 
 
-def measure_speed(measurements: Measurements, readers: Sequence[str], samples: int, rounds: int) -> None:
+def measure_speed(
+    measurements: Measurements, readers: Sequence[str], numbers_of_nodes: Sequence[int], samples: int, rounds: int
+) -> None:
     """Print the speed of the libraries, and the bytes that they download."""
     refused = {name: measurements.write(FOLDERS[name], FOLDERS[name], samples, SAMPLES_PER_SHARD) for name in readers}
     size = f"{samples * SAMPLE_BYTES / 1e6:.0f} MB"
@@ -47,7 +49,7 @@ def measure_speed(measurements: Measurements, readers: Sequence[str], samples: i
     for name, reason in refused.items():
         if reason:
             print(f"{name}: not measured: {reason}")
-    for nodes in NODES:
+    for nodes in numbers_of_nodes:
         settings = [
             Setting(name, tuning, nodes, workers)
             for name in readers
