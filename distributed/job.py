@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from upfield.common.addresses import is_remote
+from upfield.common.addresses import is_address
 from upfield.common.command import read_yaml, to_tree
 from upfield.common.cores import most_threads
 from upfield.common.errors import EXIT_FAILURE, InputError, RunError
@@ -153,7 +153,7 @@ def with_absolute_paths(config: S) -> S:
         config,
         data=replace(
             config.data,
-            shards=config.data.shards if is_remote(str(config.data.shards)) else Path(config.data.shards).absolute(),
+            shards=config.data.shards if is_address(str(config.data.shards)) else Path(config.data.shards).absolute(),
             trace=absolute(config.data.trace),
             cache_dir=absolute(config.data.cache_dir),
         ),

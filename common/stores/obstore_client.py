@@ -1,6 +1,7 @@
 """A folder at an address, opened with obstore.
 
-benchmarks/tables/stores.txt compares it with fsspec's clients: it is much faster for parts of objects on S3.
+With several requests at once it is faster than fsspec's clients: 1.1 to 2.2 times for web addresses and whole shards,
+and 3.1 to 3.6 times for parts of shards on S3. Over HTTP, a single request is slower (benchmarks/tables/stores.txt).
 """
 
 import atexit

@@ -37,7 +37,7 @@ from upfield.distributed.samples.webdataset_stream import (
     shuffle_shards,
     stream_samples,
 )
-from upfield.sharding.shardset.remote_files import RemoteFiles
+from upfield.sharding.shardset.remote.remote_files import RemoteFiles
 from upfield.sharding.shardset.shard_split import ShardSplit
 
 # A stream reads one shard, and downloads the next one.

@@ -72,7 +72,9 @@ def choose_groups(split: ShardSplit, pairs: int, seed: int) -> list[Group]:
     for name, share in zip(names, shares, strict=True):
         drawn = sorted(members[name], key=lambda sample: _slice_rank(keys[sample], seed))
         order = _take_turns(drawn, lambda sample: keys[sample].subject)
-        slices = [read_slice(split, sample) for sample in order[: READ_PER_GROUP + READ_PER_PAIR * share]]
+        read = order[: READ_PER_GROUP + READ_PER_PAIR * share]
+        split.request(read)
+        slices = [read_slice(split, sample) for sample in read]
         measured = _fullest_first(slices, share)
         shown = sorted(measured[:share], key=lambda item: item.key)
         groups.append(Group(*name, shown, measured))

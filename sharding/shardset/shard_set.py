@@ -3,15 +3,15 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from upfield.common.addresses import format_address, is_remote
+from upfield.common.addresses import format_address, is_address, is_remote
 from upfield.common.errors import InputError
 from upfield.common.files import make_writable_folder, user_cache_folder
 from upfield.common.stores.store import Store
 from upfield.sharding.configuration import AccessConfig
 from upfield.sharding.shardset.manifest import Manifest, read_manifest
-from upfield.sharding.shardset.remote_files import RemoteFiles, RemoteFolder
-from upfield.sharding.shardset.remote_samples import open_samples
-from upfield.sharding.shardset.shard_cache import ShardCache
+from upfield.sharding.shardset.remote.remote_files import RemoteFiles, RemoteFolder
+from upfield.sharding.shardset.remote.remote_samples import open_samples
+from upfield.sharding.shardset.remote.shard_cache import ShardCache
 from upfield.sharding.shardset.shard_files import LocalFiles, ShardFiles
 from upfield.sharding.shardset.shard_list import expand_shard_list, is_shard_list, select_shards
 from upfield.sharding.shardset.shard_split import ShardSplit
@@ -61,12 +61,7 @@ def open_set(shards: str | Path, access: AccessConfig) -> ShardSet:
         shard_set = open_set(root, access)
         return replace(shard_set, manifest=select_shards(shard_set.manifest, names, place))
     if not is_remote(place):
-        if access.fetch_command is not None:
-            raise InputError(
-                f"{access.flag('fetch_command')}: the set {place} is in a folder, so nothing is downloaded. Leave the "
-                f"command out, or name an address with {access.flag('shards')}."
-            )
-        folder = Path(place)
+        folder = local_folder(place, access)
         return ShardSet(str(folder), read_manifest(folder), LocalFiles(folder))
     remote = open_remote_folder(place, access)
     flag = access.flag("cache_dir")
@@ -78,6 +73,22 @@ def open_set(shards: str | Path, access: AccessConfig) -> ShardSet:
     if access.fetch == "samples":
         return ShardSet(remote.store.name, manifest, open_samples(files, manifest, access.flag("fetch")))
     return ShardSet(remote.store.name, manifest, files)
+
+
+def local_folder(shards: str | Path, access: AccessConfig) -> Path:
+    """Return the folder of a set on this machine.
+
+    Raises:
+        InputError: the folder is written as an address, such as `file:///data/shards`, or a command should download it.
+    """
+    if access.fetch_command is not None:
+        raise InputError(
+            f"{access.flag('fetch_command')}: the set {shards} is in a folder, so nothing is downloaded. Leave the "
+            f"command out, or name an address with {access.flag('shards')}."
+        )
+    if is_address(str(shards)):
+        raise InputError(f"{shards}: this is a folder of this machine. Write its path without the scheme.")
+    return Path(shards)
 
 
 def open_remote_folder(address: str, access: AccessConfig) -> RemoteFolder:

@@ -17,7 +17,6 @@ from upfield.imaging.normalisation import NORMALISATION
 from upfield.sharding.configuration import VerifyConfig
 from upfield.sharding.shardset.manifest import JOURNAL, MANIFEST, Manifest, hash_manifest, hash_tree
 from upfield.sharding.shardset.namesakes import find_namesakes, members_of, namesakes_message
-from upfield.sharding.shardset.remote_files import FETCH_REMEDY
 from upfield.sharding.shardset.sample_key import SPLITS
 from upfield.sharding.shardset.shard_index import INDEX_VERSION, SUFFIXES, ShardEntry
 from upfield.sharding.shardset.split_index import IndexEntry, SplitIndex
@@ -26,8 +25,6 @@ from upfield.sharding.verification.set_sources import ScannedShard, SetSource, o
 from upfield.sharding.verification.shard_scan import ScannedSample
 
 SHARD_NAME = {split: re.compile(rf"{split}/\d{{6}}") for split in SPLITS}
-# One shard of each is in memory as a few MB. More do not help, because a core or the network is the limit.
-SHARDS_AT_ONCE = 4
 
 
 def verify_set(config: VerifyConfig) -> None:
@@ -35,6 +32,7 @@ def verify_set(config: VerifyConfig) -> None:
 
     Raises:
         ShardSetError: the set does not match its manifest, or has none.
+        InputError: files may not be read, and there is no other problem.
         RunError: files could not be downloaded, and there is no other problem.
     """
     source = open_source(config.shards, config)
@@ -45,8 +43,9 @@ def verify_set(config: VerifyConfig) -> None:
         problems.append(problem)
     if problems:
         count = f"found {len(problems)} problem{'s' if len(problems) > 1 else ''}, the first: {problems[0]}"
-        if verification.num_unread == len(problems):
-            raise RunError(f"{source.name}: {count}.{FETCH_REMEDY}")
+        if len(verification.unread) == len(problems):
+            kind = RunError if any(isinstance(error, RunError) for error in verification.unread) else InputError
+            raise kind(f"{source.name}: {count}. {split_remedy(verification.unread[0])[1]}")
         raise ShardSetError(f"{source.name}: {count}. {source.remedy}")
     if namesakes := find_namesakes(members_of(verification.manifest)):
         say(f"{source.name}: {namesakes_message(namesakes)}")
@@ -64,8 +63,8 @@ class ReadShard:
     """The tar; None if it is missing, or if reading it failed."""
     index: bytes | None = None
     """The index; None if it is missing, or if reading it failed."""
-    failure: str = ""
-    """Why reading failed, as a whole line; empty if it did not fail."""
+    failure: InputError | RunError | None = None
+    """Why reading failed; None if it did not fail."""
 
 
 @dataclass
@@ -84,8 +83,8 @@ class Verification:
     """(cohort, subject) of each sample seen so far -> the splits that hold samples of it."""
     indices: dict[str, SplitIndex] = field(default_factory=dict)
     """Index of each split that has one, if the index is the one that the manifest lists."""
-    num_unread: int = 0
-    """Number of files that could not be downloaded."""
+    unread: list[InputError | RunError] = field(default_factory=list)
+    """Why files could not be read."""
 
     def problems(self) -> Iterator[str]:
         """Check the whole set and yield a line for each problem; it begins with the path or address of the file."""
@@ -115,7 +114,7 @@ class Verification:
                     index = f"{self.source.name}/{listed_indices[split].name}"
                     problems = stretch_problems(self.indices[split], number, shard.tar.samples)
                     yield from (f"{index}: {problem}" for problem in problems)
-        if not self.num_unread:
+        if not self.unread:
             yield from (f"{path}: {problem}" for problem in split_problems(listed, self.subject_splits))
         for cohort, subject in sorted(left_out & self.subject_splits.keys()):
             yield f"{path}: {cohort} {subject} is listed as left out, but has samples"
@@ -135,19 +134,20 @@ class Verification:
         except ShardSetError as error:
             yield f"{self.source.name}/{entry.name}: {str(error).removesuffix('.')}"
         except (FetchError, InputError) as error:
-            self.num_unread += 1
-            yield str(error).removesuffix(FETCH_REMEDY).removesuffix(".")
+            self.unread.append(error)
+            yield split_remedy(error)[0]
 
     @contextmanager
     def _read_ahead(self, entries: list[ShardEntry]) -> Iterator[Iterator[ReadShard]]:
         """Yield an iterator over the shards in order, of which several are read at a time."""
-        pool = ThreadPoolExecutor(SHARDS_AT_ONCE, "verify")
+        at_once = self.source.shards_at_once
+        pool = ThreadPoolExecutor(at_once, "verify")
 
         def read_all() -> Iterator[ReadShard]:
             ahead: deque[Future[ReadShard]] = deque()
             for entry in entries:
                 ahead.append(pool.submit(self._read, entry))
-                if len(ahead) > SHARDS_AT_ONCE:
+                if len(ahead) > at_once:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
@@ -170,15 +170,16 @@ class Verification:
                 return ReadShard(self.source.look_at(entry, shapes, index), index)
             return ReadShard(self.source.scan(entry, shapes), index)
         except (FetchError, InputError) as error:
-            return ReadShard(None, index, str(error).removesuffix(FETCH_REMEDY).removesuffix("."))
+            return ReadShard(None, index, error)
         except OSError as error:
-            return ReadShard(None, index, f"{self.source.name}/{name}: this file cannot be read: {error}")
+            problem = f"{self.source.name}/{name}: this file cannot be read ({error}). Check the disk."
+            return ReadShard(None, index, RunError(problem))
 
     def _shard_problems(self, split: str, entry: ShardEntry, shard: ReadShard) -> Iterator[str]:
         tar, index = (f"{self.source.name}/{entry.name}{suffix}" for suffix in SUFFIXES)
         if shard.failure:
-            self.num_unread += 1
-            yield shard.failure
+            self.unread.append(shard.failure)
+            yield split_remedy(shard.failure)[0]
             return
         for path, content in ((tar, shard.tar), (index, shard.index)):
             if content is None:
@@ -201,6 +202,12 @@ class Verification:
         yield from sample.problems
         if sample.subject is not None:
             self.subject_splits[sample.subject].add(split)
+
+
+def split_remedy(error: InputError | RunError) -> tuple[str, str]:
+    """Return the problem that an error names, and its last sentence, which is the remedy."""
+    problem, _, remedy = str(error).rpartition(". ")
+    return problem or remedy, remedy
 
 
 def manifest_problems(manifest: Manifest) -> Iterator[str]:

@@ -19,10 +19,11 @@ from upfield.sharding.shardset.manifest import (
     parse_manifest,
     read_manifest,
 )
-from upfield.sharding.shardset.remote_files import RemoteFolder, describe_shard
+from upfield.sharding.shardset.remote.remote_files import RemoteFolder, describe_shard
 from upfield.sharding.shardset.sample_key import SampleKey, key_part
 from upfield.sharding.shardset.shard_index import MEMBERS, REMEDY, SUFFIXES, ShardEntry, parse_fitting_index
-from upfield.sharding.shardset.shard_set import open_remote_folder
+from upfield.sharding.shardset.shard_list import is_shard_list
+from upfield.sharding.shardset.shard_set import local_folder, open_remote_folder
 from upfield.sharding.shardset.split_index import INDEX_NAME
 from upfield.sharding.verification.shard_scan import ScannedSample, scan_samples
 from upfield.sharding.verification.shard_stream import BrokenStreamError, ShardStream
@@ -60,6 +61,8 @@ class SetSource(Protocol):
     """What the user can do if a file is wrong."""
     is_unfinished: bool
     """Whether an extension of the set has begun and is not complete."""
+    shards_at_once: int
+    """Number of shards that are read at a time."""
 
     def manifest(self) -> Manifest:
         """Read the manifest. Its hashes are compared later, together with everything else."""
@@ -98,13 +101,18 @@ def open_source(shards: str | Path, access: AccessConfig) -> SetSource:
     Raises:
         InputError: the address cannot be used.
     """
+    if is_shard_list(str(shards)):
+        raise InputError(f"{shards}: this lists shards of a set. Name the set, because all of it is checked.")
     if is_remote(str(shards)):
         return AddressSource(open_remote_folder(str(shards), access))
-    return FolderSource(Path(shards))
+    return FolderSource(local_folder(shards, access))
 
 
 class FolderSource:
     """The files of a set in a folder."""
+
+    # Several threads would wait for the interpreter most of the time.
+    shards_at_once = 1
 
     def __init__(self, root: Path) -> None:
         """Remember the folder."""
@@ -161,6 +169,8 @@ class AddressSource:
     """The files of a set at an address, which are checked while they are downloaded and stored nowhere."""
 
     is_unfinished = False
+    # Each is in memory as a few MB. More do not help, because a core or the network is the limit.
+    shards_at_once = 4
 
     def __init__(self, folder: RemoteFolder) -> None:
         """Remember the folder in the store. This downloads nothing."""

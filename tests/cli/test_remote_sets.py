@@ -18,7 +18,7 @@ from upfield.export.modelfile.parity_slices import open_parity_set, read_parity_
 from upfield.export.to_onnx import main as export
 from upfield.model.weights import read_best
 from upfield.sharding.preview import main as preview
-from upfield.sharding.shardset import remote_files
+from upfield.sharding.shardset.remote import remote_files
 from upfield.sharding.verify import main as verify
 
 SHARD = "val/000000.tar"
@@ -94,6 +94,14 @@ def test_the_check_goes_on_after_a_shard_that_cannot_be_downloaded(run_cli: Call
     assert http_store.asked["test/000000.tar"] == 1
 
 
+def test_a_shard_that_may_not_be_read_is_the_users_problem(run_cli: Callable, http_store: FaultyServer) -> None:
+    right = http_store.answer
+    http_store.answer = lambda path, headers: (403, {}, b"") if path.endswith(SHARD) else right(path, headers)
+    code, (line,) = findings(run_cli, http_store.url, "--fetch_retries", 1)
+    assert (code, http_store.asked[SHARD]) == (2, 1)
+    assert line.startswith(f"SET/{SHARD}: permission denied while reading")
+
+
 def test_extra_files_and_sizes_are_compared_if_the_store_can_list(
     run_cli: Callable, tiny_shards: Path, tmp_path: Path, s3: FaultyServer, s3_server: str
 ) -> None:
@@ -132,11 +140,13 @@ def measured(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_an_evaluation_of_an_address_has_the_same_metrics(
-    run_cli: Callable, tiny_run: Path, tiny_shards: Path, http_store: FaultyServer, tmp_path: Path
+    run_cli: Callable, tiny_run: Path, tiny_shards: Path, http_store: FaultyServer, tmp_path: Path, processes: int
 ) -> None:
-    for shards, out in ((tiny_shards, tmp_path / "local"), (f"{http_store.url}/", tmp_path / "remote")):
-        assert run_cli(evaluate, tiny_run, "--shards", shards, "--out", out, "--perturb", "false")[0] == 0
+    for shards, out, count in ((tiny_shards, "local", 1), (f"{http_store.url}/", "remote", processes)):
+        arguments = (tiny_run, "--shards", shards, "--out", tmp_path / out, "--perturb", "false")
+        assert run_cli(evaluate, *arguments, "--processes", count)[0] == 0
     assert measured(tmp_path / "remote") == measured(tmp_path / "local")
     assert http_store.asked["test/000000.tar"] == 1
     about = json.loads((tmp_path / "remote" / "metrics.json").read_text())["about"]
@@ -165,6 +175,7 @@ def test_an_export_uses_the_address_that_the_run_was_trained_on(
     [
         ("https://user:secret@host/set", "https://host/set: write the address with two slashes and without a password"),
         ("s3:/bucket/set", "s3://bucket/set: write the address with two slashes"),
+        ("file:///data/set", "file:///data/set: this is a folder of this machine. Write its path without the scheme"),
         ("nonsense://bucket/set", "nonsense://bucket/set: this is not an address such as s3://bucket/folder"),
         ("NOWHERE", "/nowhere/manifest.json: there is no complete shard set at this address. Check --shards"),
     ],

@@ -18,7 +18,7 @@ from upfield.distributed.configuration import DataConfig
 from upfield.distributed.samples import look_ahead
 from upfield.distributed.samples.reader import read_every_sample
 from upfield.distributed.samples.splits import open_splits
-from upfield.sharding.shardset import remote_files, sample_queue
+from upfield.sharding.shardset.remote import remote_files, sample_queue
 
 # Opening a set tests the store with a range of the first shard. The tests change the second.
 SHARD = "train/000001.tar"

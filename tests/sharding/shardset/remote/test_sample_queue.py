@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from upfield.sharding.shardset import sample_queue
-from upfield.sharding.shardset.sample_queue import QueuedSample, SampleQueue
+from upfield.sharding.shardset.remote import sample_queue
+from upfield.sharding.shardset.remote.sample_queue import QueuedSample, SampleQueue
 from upfield.sharding.shardset.shard_files import Stretch
 from upfield.sharding.shardset.shard_index import ShardEntry
 

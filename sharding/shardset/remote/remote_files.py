@@ -16,7 +16,7 @@ from upfield.common.stores.store import Store
 from upfield.common.stores.store_errors import describe_error, is_local
 from upfield.common.stores.transfer import NEVER, TransferCancelledError
 from upfield.sharding.shardset.manifest import MANIFEST, Manifest, hash_manifest, parse_manifest
-from upfield.sharding.shardset.shard_cache import FileIdentity, ShardCache
+from upfield.sharding.shardset.remote.shard_cache import FileIdentity, ShardCache
 from upfield.sharding.shardset.shard_files import OpenShards, SampleTable
 from upfield.sharding.shardset.shard_index import ShardEntry, ShardIndex, parse_fitting_index
 from upfield.sharding.shardset.split_index import SUFFIX, IndexEntry, SplitIndex, map_index, parse_split_index
