@@ -130,6 +130,7 @@ class ObstoreClient:
         A thread of its own copies, because waiting for each chunk with asyncio would cost a third more processor time.
         A cancelled copy ends with its next chunk, and the caller does not wait for that.
         """
+        transfer.timeout_s = None  # The reader has its own limit.
         left = threading.Event()
         # It is opened here, because a cancelled copy must not open the file of the next try.
         file = path.open("wb", buffering=0)
@@ -170,7 +171,7 @@ class ObstoreClient:
             raise RangesIgnoredError(f"{self.name}/{name}") from None
 
     def _download(self, call: Coroutine[Any, Any, Result], transfer: Transfer) -> Result:
-        transfer.timeout_s = None  # The reader has its own limit, which needs no look at each chunk.
+        transfer.timeout_s = None  # The reader has its own limit.
         return self._run(call, transfer)
 
     def _run(self, call: Coroutine[Any, Any, Result], transfer: Transfer | None = None) -> Result:
@@ -219,8 +220,7 @@ def _run_aside(copy: Callable[[], None], transfer: Transfer) -> None:
     thread = threading.Thread(target=run, name="download", daemon=True)
     _copies.add(thread)
     thread.start()
-    while not wait([done], POLL_S).done:
-        transfer.refuse_stopped()
+    transfer.wait(lambda: bool(wait([done], POLL_S).done))
     done.result()
 
 

@@ -127,10 +127,7 @@ def open_samples(files: RemoteFiles, manifest: Manifest, flag: str) -> RemoteSam
         try:
             fetch_range(files, entry, (0, BLOCKSIZE), f"its first {BLOCKSIZE} bytes", len)
         except RangesIgnoredError as error:
-            raise InputError(
-                f"{files.where(entry)}: the store does not answer requests for a range of bytes; it sends the whole "
-                f"file. Set {flag} shards."
-            ) from error
+            raise RangesIgnoredError(files.where(entry), f"Set {flag} shards.") from error
     return RemoteSamples(files)
 
 
