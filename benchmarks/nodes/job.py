@@ -108,9 +108,9 @@ def read_epochs(reading: Reading, rank: int, folder: Path, log: Path, barrier: B
 def checked_numbers(low: Any, high: Any) -> list[int]:
     """Return the numbers of the samples of a batch, after a check that its low and high field belong together."""
     numbers = numbers_of(low)
-    assert low.dtype == high.dtype == torch.float16
-    assert low.shape == high.shape == (len(numbers), *SHAPE)
-    assert numbers == numbers_of(high)
+    assert low.dtype == high.dtype == torch.float16, f"expected float16, found {low.dtype} and {high.dtype}"
+    assert low.shape == high.shape == (len(numbers), *SHAPE), f"shapes {low.shape} and {high.shape}"
+    assert numbers == numbers_of(high), "a low and a high field that do not belong together"
     return numbers
 
 
