@@ -21,7 +21,6 @@ import json
 import os
 import platform
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -94,7 +93,7 @@ def describe_split(split: str, index: SplitIndex) -> dict[str, Any]:
             "name": f"{split}/{number:06d}",
             "samples": samples,
             "bytes": end + 10240 - end % 10240,
-            "sha256": _digest(end),
+            "sha256": _digest(f"{split}/{number}"),
         }
         for number, (samples, end) in enumerate(zip(index.shard_sizes.tolist(), ends, strict=True))
     ]
@@ -187,7 +186,8 @@ def start_rank(shards: str, cache: Path) -> list[float]:
 
 def peak_mb() -> float:
     """Return the largest resident memory of this process so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    report = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(report.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
 
 
 @contextmanager

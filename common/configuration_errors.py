@@ -156,8 +156,12 @@ def _problem_of_value(value: Any, kind: Any, key: str) -> str | None:
     except REFUSALS:
         pass
     else:
-        if not list(values_that_do_not_fit(accepted, kind, key)):
+        problems = list(values_that_do_not_fit(accepted, kind, key))
+        if not problems:
             return None
+        if isinstance(accepted, Path):
+            # An address may contain a password, so the value is not shown as it is.
+            return f"{key}: {problems[0][1]}"
     quotes = " Put it in quotes." if kind is str and isinstance(value, int | float) else ""
     return f"{key}: expected {describe(kind)}, found {_as_json(value)}.{quotes}"
 

@@ -30,6 +30,7 @@ from upfield.distributed.preconditions import open_data, refuse_shared_gpus, ref
 from upfield.distributed.process_group import expected_world_size, wait_for_main_node
 from upfield.distributed.training_run import count_steps, find_start
 from upfield.model.weights import CONFIG
+from upfield.sharding.shardset.shard_list import make_absolute
 from upfield.sharding.shardset.shard_set import open_set
 
 S = TypeVar("S", bound=TrainSettings)
@@ -147,13 +148,14 @@ def with_absolute_paths(config: S) -> S:
     def absolute(path: Path | None) -> Path | None:
         return path and path.absolute()
 
+    shards = config.data.shards
     resume = config.run.resume if config.run.resume in ("auto", "none") else str(Path(config.run.resume).absolute())
     run = replace(config.run, resume=resume)
     return replace(
         config,
         data=replace(
             config.data,
-            shards=config.data.shards if is_address(str(config.data.shards)) else Path(config.data.shards).absolute(),
+            shards=shards if is_address(str(shards)) else make_absolute(str(shards)),
             trace=absolute(config.data.trace),
             cache_dir=absolute(config.data.cache_dir),
         ),

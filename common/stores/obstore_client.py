@@ -1,6 +1,7 @@
 """A folder at an address, opened with obstore.
 
-benchmarks/tables/stores.txt compares it with fsspec's clients: it is much faster for parts of objects on S3.
+With several requests at once it is faster than fsspec's clients: 1.1 to 2.2 times for web addresses and whole shards,
+and 3.1 to 3.6 times for parts of shards on S3. Over HTTP, a single request is slower (benchmarks/tables/stores.txt).
 """
 
 import atexit
@@ -129,6 +130,7 @@ class ObstoreClient:
         A thread of its own copies, because waiting for each chunk with asyncio would cost a third more processor time.
         A cancelled copy ends with its next chunk, and the caller does not wait for that.
         """
+        transfer.timeout_s = None  # The reader has its own limit.
         left = threading.Event()
         # It is opened here, because a cancelled copy must not open the file of the next try.
         file = path.open("wb", buffering=0)
@@ -169,7 +171,7 @@ class ObstoreClient:
             raise RangesIgnoredError(f"{self.name}/{name}") from None
 
     def _download(self, call: Coroutine[Any, Any, Result], transfer: Transfer) -> Result:
-        transfer.timeout_s = None  # The reader has its own limit, which needs no look at each chunk.
+        transfer.timeout_s = None  # The reader has its own limit.
         return self._run(call, transfer)
 
     def _run(self, call: Coroutine[Any, Any, Result], transfer: Transfer | None = None) -> Result:
@@ -218,8 +220,7 @@ def _run_aside(copy: Callable[[], None], transfer: Transfer) -> None:
     thread = threading.Thread(target=run, name="download", daemon=True)
     _copies.add(thread)
     thread.start()
-    while not wait([done], POLL_S).done:
-        transfer.refuse_stopped()
+    transfer.wait(lambda: bool(wait([done], POLL_S).done))
     done.result()
 
 

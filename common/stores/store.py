@@ -213,7 +213,9 @@ class Store:
 
 
 def _open_client(address: str, timeout_s: float, command: str | None) -> Client:
-    """Open an address with obstore, which is faster, or with fsspec if obstore cannot serve this address.
+    """Open an address with obstore, or with fsspec if obstore cannot serve this address.
+
+    obstore is faster, unless a web server is sent one request at a time (benchmarks/tables/stores.txt).
 
     A command of the user takes the place of both.
     """

@@ -11,15 +11,15 @@ from upfield.common.errors import InputError, RunError
 class RangesIgnoredError(InputError):
     """A store answers a request for a range of bytes with the whole object."""
 
-    def __init__(self, place: str) -> None:
-        """Name the object, and the setting that needs no ranges.
+    def __init__(self, place: str, remedy: str = "Download whole files from it.") -> None:
+        """Name the object, and what to do.
 
         Args:
             place: address of the object.
+            remedy: what the user can do.
         """
         super().__init__(
-            f"{place}: the store does not answer requests for a range of bytes; it sends the whole file. "
-            "Set --data.fetch shards."
+            f"{place}: the store does not answer requests for a range of bytes; it sends the whole file. {remedy}"
         )
 
 

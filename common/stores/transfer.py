@@ -59,17 +59,29 @@ class Transfer:
             Exception: any error of the coroutine.
         """
         transfer = asyncio.run_coroutine_threadsafe(coroutine, loop)
-        before, since_s = 0, time.monotonic()
         try:
-            while not wait([transfer], POLL_S).done:
-                self.refuse_stopped()
-                if self.num_bytes != before:
-                    before, since_s = self.num_bytes, time.monotonic()
-                elif self.timeout_s is not None and time.monotonic() - since_s > self.timeout_s:
-                    raise TimeoutError(f"no data for {self.timeout_s:g} s after {before} bytes")
+            self.wait(lambda: bool(wait([transfer], POLL_S).done))
         finally:
             transfer.cancel()
         return transfer.result()
+
+    def wait(self, is_done: Callable[[], bool]) -> None:
+        """Wait until the transfer is done.
+
+        Args:
+            is_done: function that waits for `POLL_S` at most, and returns whether the transfer is done.
+
+        Raises:
+            TransferCancelledError: `stopped` was set.
+            TimeoutError: no byte has moved for `timeout_s`.
+        """
+        before, since_s = 0, time.monotonic()
+        while not is_done():
+            self.refuse_stopped()
+            if self.num_bytes != before:
+                before, since_s = self.num_bytes, time.monotonic()
+            elif self.timeout_s is not None and time.monotonic() - since_s > self.timeout_s:
+                raise TimeoutError(f"no data for {self.timeout_s:g} s after {before} bytes")
 
     def refuse_stopped(self) -> None:
         """Raise TransferCancelledError if `stopped` was set."""

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from upfield.common.stores.transfer import TransferCancelledError
 from upfield.distributed.samples.order import SampleOrder, Stream, StreamWindows
 from upfield.distributed.samples.reader import Batch, TrainingBatches
-from upfield.sharding.shardset.remote_files import RemoteFiles
-from upfield.sharding.shardset.shard_cache import release
+from upfield.sharding.shardset.remote.remote_files import RemoteFiles
+from upfield.sharding.shardset.remote.shard_cache import release
 from upfield.sharding.shardset.shard_split import ShardSplit
 
 # Number of simultaneous downloads per rank. A few downloads saturate a node's network, and the ranks of a node begin

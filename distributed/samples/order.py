@@ -11,8 +11,8 @@ What this means for the shards of a node:
   therefore finds its shards in the cache of the same node.
 - Another seed or G, or a set that was extended, deals all shards again.
 - Samples of one group share a batch only if they are in the same window. Any two groups share every batch. With the
-  same number of shards in all windows together, groups mix subjects at least as well as one group does
-  (benchmarks/tables/mixing.txt).
+  same number of shards in all windows together, several groups mix the subjects of an epoch as well as one group does,
+  or better (benchmarks/tables/mixing.txt).
 
 With a mix, each class of samples has a sequence and pieces of its own. In each group, a class is read in passes: a pass
 visits all samples of the piece, and the next pass begins when it ends. Without a mix there is one class and one pass,
@@ -84,7 +84,7 @@ def deal_shards(seed: int, starts: NDArray[np.int64], groups: int) -> list[Group
 
 @dataclass
 class Stream:
-    """The samples of one class in one group, in the order in which passes after passes visit them."""
+    """The samples of one class in one group, in the order in which one pass after another visits them."""
 
     seed: int
     """Seed of the run."""

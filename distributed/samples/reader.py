@@ -30,7 +30,7 @@ from upfield.distributed.configuration import AugmentConfig, DataConfig, MixConf
 from upfield.distributed.samples.augment import augment_pair
 from upfield.distributed.samples.look_ahead import request_ahead
 from upfield.distributed.samples.order import SampleOrder
-from upfield.distributed.samples.sample_classes import choose_mixture, find_classes
+from upfield.distributed.samples.sample_classes import choose_mixture, find_classes, shares_of
 from upfield.sharding.shardset.shard_split import ShardSplit
 
 Job = TypeVar("Job")
@@ -66,6 +66,11 @@ def allocate_page_locked(shape: tuple[int, ...]) -> Tensor:
     Copies from page-locked memory to a GPU run asynchronously. torch reuses the memory only after the copies are
     done."""
     return torch.empty(shape, dtype=torch.float16, pin_memory=True)
+
+
+def choose_memory(pin_memory: bool) -> Allocator:
+    """Return a function that allocates batches, in page-locked memory or from a pool."""
+    return allocate_page_locked if pin_memory else BufferPool()
 
 
 class BufferPool:
@@ -155,7 +160,7 @@ class TrainingBatches:
 
     def shares(self, samples: NDArray[np.int64]) -> dict[str, float]:
         """Compute the share of each class among samples `(N,)`, by name for the log."""
-        return {name: share for classes in self.classes for name, share in classes.shares(samples).items()}
+        return shares_of(self.classes, samples)
 
     def read(self, split: ShardSplit, step: int, samples: NDArray[np.int64], memory: Allocator) -> Batch:
         """Read and augment the samples `(N,)` of a step.
@@ -184,8 +189,21 @@ class TrainingBatches:
             keys = [(*key, begin + number) for number, key in enumerate(keys)]
         pairs = zip(batch.low.numpy(), batch.high.numpy(), keys, strict=True)
         changed = [augment_pair(low, high, self.plan.augment, key) for low, high, key in pairs]
-        low, high = (_stack(images, memory) for images in zip(*changed, strict=True))
-        return Batch(low, high, batch.samples)
+        return stack_pairs(changed, batch.samples, memory)
+
+
+def stack_pairs(
+    pairs: Iterable[tuple[NDArray[np.float16], NDArray[np.float16]]], samples: Tensor, memory: Allocator
+) -> Batch:
+    """Stack pairs of images into a batch.
+
+    Args:
+        pairs: low field `(1 + 2*context, H, W)` and high field `(1, H, W)` of N samples.
+        samples: `(N,)` int64, sample numbers.
+        memory: function that allocates the batch.
+    """
+    low, high = (_stack(images, memory) for images in zip(*pairs, strict=True))
+    return Batch(low, high, samples)
 
 
 def _stack(images: Sequence[NDArray[np.float16]], memory: Allocator) -> Tensor:
@@ -216,7 +234,7 @@ def training_loader(
         prefetch: number of batches that each thread reads in advance.
         pin_memory: whether to read into page-locked memory, from which copies to a GPU run asynchronously.
     """
-    memory = allocate_page_locked if pin_memory else BufferPool()
+    memory = choose_memory(pin_memory)
 
     def read(split: ShardSplit, job: tuple[int, NDArray[np.int64]]) -> Batch:
         return batches.read(split, *job, memory)
@@ -246,21 +264,19 @@ def read_ahead(
         own.split = copy.copy(split)
 
     pool = ThreadPoolExecutor(num_workers, "reader", open_own_files)
-    ahead: deque[Future[Batch]] = deque()
     try:
-        for job in jobs:
-            ahead.append(pool.submit(lambda job: read(own.split, job), job))
-            if len(ahead) > num_workers * prefetch:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+        submitted = (pool.submit(lambda job: read(own.split, job), job) for job in jobs)
+        yield from results_in_order(submitted, num_workers * prefetch)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def read_every_sample(split: ShardSplit, batch_size: int, rank: int, world_size: int) -> Iterator[Batch]:
-    """Yield this process's share of a split, in stored order. Together, the ranks read each sample exactly once."""
-    mine = np.arange(split.num_samples)[rank::world_size]
-    batches = (mine[start : start + batch_size] for start in range(0, len(mine), batch_size))
-    for batch in request_ahead(split, batches, 1):
-        yield read_batch(split, batch)
+def results_in_order(futures: Iterable[Future[Batch]], num_ahead: int) -> Iterator[Batch]:
+    """Yield the results of futures in order. Up to `num_ahead` further futures are taken before each result is used."""
+    ahead: deque[Future[Batch]] = deque()
+    for future in futures:
+        ahead.append(future)
+        if len(ahead) > num_ahead:
+            yield ahead.popleft().result()
+    while ahead:
+        yield ahead.popleft().result()

@@ -1,6 +1,6 @@
 """The classes of samples whose shares are mixed or logged: by kind, or by cohort."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -55,6 +55,11 @@ def find_classes(split: ShardSplit, mix: MixConfig) -> list[SampleClasses]:
         of_unit = np.array([names.index(label) for label in labels], dtype=np.min_scalar_type(len(names)))
         classes.append(SampleClasses(split.root, tuple(names), of_unit[split.unit_numbers], prefix))
     return classes
+
+
+def shares_of(classes: Iterable[SampleClasses], samples: NDArray[np.int64]) -> dict[str, float]:
+    """Compute the share of each class, by kind and by cohort, among samples `(N,)`, by name for the log."""
+    return {name: share for by in classes for name, share in by.shares(samples).items()}
 
 
 def choose_mixture(mix: MixConfig, classes: SampleClasses, groups: int) -> Mixture:

@@ -11,10 +11,8 @@ from torch import Tensor
 from upfield.distributed.samples.fetcher import fetch_shards
 from upfield.distributed.samples.look_ahead import request_ahead
 from upfield.distributed.samples.reader import (
-    Allocator,
     Batch,
-    BufferPool,
-    allocate_page_locked,
+    choose_memory,
     read_ahead,
     read_batch,
 )
@@ -88,7 +86,7 @@ def validation_loader(
     end = split.num_samples * (rank + 1) // world_size
     # A process without samples of its own reads a neighbour's.
     batches = np.minimum(places, max(end - 1, 0))
-    memory: Allocator = allocate_page_locked if pin_memory else BufferPool()
+    memory = choose_memory(pin_memory)
 
     def read(own: ShardSplit, samples: NDArray[np.int64]) -> Batch:
         return read_batch(own, samples, memory)

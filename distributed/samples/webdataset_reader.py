@@ -6,9 +6,8 @@ its shards again. Another epoch divides the shards in another way.
 """
 
 import os
-from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,11 +21,12 @@ from upfield.distributed.samples.reader import (
     Allocator,
     Batch,
     BatchPlan,
-    BufferPool,
-    allocate_page_locked,
+    choose_memory,
     count_readers,
+    results_in_order,
+    stack_pairs,
 )
-from upfield.distributed.samples.sample_classes import find_classes
+from upfield.distributed.samples.sample_classes import find_classes, shares_of
 from upfield.distributed.samples.splits import VALIDATION_SHARDS, sum_largest
 from upfield.distributed.samples.webdataset_stream import (
     NUMBER,
@@ -37,7 +37,7 @@ from upfield.distributed.samples.webdataset_stream import (
     shuffle_shards,
     stream_samples,
 )
-from upfield.sharding.shardset.remote_files import RemoteFiles
+from upfield.sharding.shardset.remote.remote_files import RemoteFiles
 from upfield.sharding.shardset.shard_split import ShardSplit
 
 # A stream reads one shard, and downloads the next one.
@@ -65,7 +65,7 @@ class StreamedBatches:
 
     def shares(self, samples: NDArray[np.int64]) -> dict[str, float]:
         """Compute the share of each class among samples `(N,)`, by name for the log."""
-        return {name: share for classes in self.classes for name, share in classes.shares(samples).items()}
+        return shares_of(self.classes, samples)
 
     def load(self, steps: range, num_workers: int, prefetch: int, pin_memory: bool) -> Generator[Batch, None, None]:
         """Yield the batches of the global steps `steps`. Every rank must use the same steps.
@@ -77,7 +77,7 @@ class StreamedBatches:
             prefetch: number of batches that each thread reads in advance.
             pin_memory: whether to read into page-locked memory, from which copies to a GPU run asynchronously.
         """
-        memory = allocate_page_locked if pin_memory else BufferPool()
+        memory = choose_memory(pin_memory)
         streams = [_Stream(self, steps, place, memory) for place in self._places(max(1, num_workers))]
         if num_workers:
             return _read_in_turn(streams, steps, num_workers * prefetch, self.split.source.stop)
@@ -179,11 +179,7 @@ class _Stream:
         if (config := owner.plan.augment) != AugmentConfig():
             keys = [(owner.plan.seed, epoch, number) for number in numbers]
             pairs = [augment_pair(low, high, config, key) for (low, high), key in zip(pairs, keys, strict=True)]
-        tensors = [self._memory((len(items), *images[0].shape)) for images in zip(*pairs, strict=True)]
-        for tensor, images in zip(tensors, zip(*pairs, strict=True), strict=True):
-            np.stack(images, out=tensor.numpy())
-        low, high = tensors
-        return Batch(low, high, torch.tensor(numbers))
+        return stack_pairs(pairs, torch.tensor(numbers), self._memory)
 
 
 def _read_in_turn(
@@ -192,15 +188,9 @@ def _read_in_turn(
     """Yield a batch of each stream in turn. Each stream has a thread of its own; `stop` cancels what it waits for."""
     threads = [ThreadPoolExecutor(1, "stream") for _ in streams]
     batches = [stream.batches() for stream in streams]
-    ahead: deque[Future[Batch]] = deque()
+    turns = (number % len(streams) for number in range(len(steps)))
     try:
-        for number in range(len(steps)):
-            turn = number % len(streams)
-            ahead.append(threads[turn].submit(next, batches[turn]))
-            if len(ahead) > num_ahead:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+        yield from results_in_order((threads[turn].submit(next, batches[turn]) for turn in turns), num_ahead)
     finally:
         stop()
         for thread, stream in zip(threads, batches, strict=True):

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upfield.common.errors import InputError, ShardSetError
-from upfield.sharding.shardset.remote_files import RemoteFiles
+from upfield.sharding.shardset.remote.remote_files import RemoteFiles
 from upfield.sharding.shardset.shard_files import LocalFiles
 from upfield.sharding.shardset.shard_index import MEMBERS
 from upfield.sharding.shardset.shard_split import ShardSplit

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from upfield.common.errors import FetchError, InputError, ShardSetError
 from upfield.export.configuration import ExportConfig
 from upfield.model.weights import BestModel
-from upfield.sharding.shardset.remote_files import FETCH_REMEDY
+from upfield.sharding.shardset.remote.remote_files import FETCH_REMEDY
 from upfield.sharding.shardset.shard_set import ShardSet, open_set
 from upfield.sharding.shardset.shard_split import ShardSplit
 

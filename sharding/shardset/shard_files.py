@@ -1,7 +1,7 @@
 """Where a split reads its samples from: the interface, and its implementation for files that can be opened.
 
-Local shards and shards in the node's cache are opened and read by offset (`OpenShards`). `remote_samples.py` downloads
-single samples instead.
+Local shards and shards in the node's cache are opened and read by offset (`OpenShards`). `remote/remote_samples.py`
+downloads single samples instead.
 """
 
 import os

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from pathlib import Path
 
 from upfield.common.errors import InputError
 from upfield.sharding.shardset.manifest import Manifest
@@ -19,6 +20,13 @@ SHARD = re.compile(r"(?:(?P<root>.*)/)?(?P<name>train/[^/]+)\.tar")
 def is_shard_list(place: str) -> bool:
     """Return whether `place` lists shards and is not the folder or address of a set."""
     return LIST.search(place) is not None
+
+
+def make_absolute(place: str) -> Path | str:
+    """Return the absolute path of a set's folder, or a list of shards in folders with absolute paths."""
+    if is_shard_list(place):
+        return SEPARATOR.join(str(Path(part).absolute()) for part in place.split(SEPARATOR))
+    return Path(place).absolute()
 
 
 def expand_shard_list(place: str) -> tuple[str, Iterator[str]]:

@@ -9,9 +9,9 @@ from upfield.common.files import make_writable_folder, user_cache_folder
 from upfield.common.stores.store import Store
 from upfield.sharding.configuration import AccessConfig
 from upfield.sharding.shardset.manifest import Manifest, read_manifest
-from upfield.sharding.shardset.remote_files import RemoteFiles, RemoteFolder
-from upfield.sharding.shardset.remote_samples import open_samples
-from upfield.sharding.shardset.shard_cache import ShardCache
+from upfield.sharding.shardset.remote.remote_files import RemoteFiles, RemoteFolder
+from upfield.sharding.shardset.remote.remote_samples import open_samples
+from upfield.sharding.shardset.remote.shard_cache import ShardCache
 from upfield.sharding.shardset.shard_files import LocalFiles, ShardFiles
 from upfield.sharding.shardset.shard_list import expand_shard_list, is_shard_list, select_shards
 from upfield.sharding.shardset.shard_split import ShardSplit

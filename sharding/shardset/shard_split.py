@@ -92,11 +92,6 @@ class ShardSplit:
         """`(num_samples,)` uint32: the place of each sample's pair of volumes in `units`."""
         return self.index.unit_numbers
 
-    @property
-    def has_checksums(self) -> bool:
-        """Whether the set has a checksum of each sample. Sets of earlier versions have none."""
-        return self.index.checksums is not None
-
     def key(self, sample: int) -> str:
         """Return a sample's key."""
         return str(self.index.key(sample))

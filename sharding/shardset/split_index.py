@@ -130,6 +130,15 @@ class SplitIndex:
         """Return the position `(N,)` in its tar after the last byte of each of the samples `(N,)`."""
         return self.starts(samples) + self.num_blocks(samples).astype(np.int64) * BLOCKSIZE
 
+    def shard(self, number: int) -> ShardIndex:
+        """Return the index of one shard."""
+        samples = np.arange(self.shard_starts[number], self.shard_starts[number + 1])
+        keys = np.array([str(self.key(sample)) for sample in samples.tolist()], dtype=np.bytes_)
+        offsets = self.starts(samples)[:, None] + np.array([BLOCKSIZE, self.high_offset, self.json_offset])
+        sizes = np.empty((len(samples), len(MEMBERS)), dtype=np.int64)
+        sizes[:, :2], sizes[:, 2] = self.member_bytes, self.json_bytes[samples]
+        return ShardIndex(keys, offsets, sizes)
+
     def shard_bytes(self) -> NDArray[np.int64]:
         """Return the bytes `(shards,)` that the samples of each shard take."""
         last = self.shard_starts[1:][self.shard_sizes > 0] - 1

@@ -21,12 +21,12 @@ from upfield.sharding.shardset.sample_key import SPLITS
 from upfield.sharding.shardset.shard_index import INDEX_VERSION, SUFFIXES, ShardEntry
 from upfield.sharding.shardset.split_index import IndexEntry, SplitIndex
 from upfield.sharding.verification.index_check import parse_listed_index, stretch_problems
-from upfield.sharding.verification.set_sources import ScannedShard, SetSource, open_source
+from upfield.sharding.verification.set_sources import ScannedShard, SetSource, open_source, split_remedy
 from upfield.sharding.verification.shard_scan import ScannedSample
 
 SHARD_NAME = {split: re.compile(rf"{split}/\d{{6}}") for split in SPLITS}
-# One shard of each is in memory as a few MB. More do not help, because a core or the network is the limit.
-SHARDS_AT_ONCE = 4
+# A line that is not of an index can be long.
+LONGEST_LINE = 300
 
 
 def verify_set(config: VerifyConfig) -> None:
@@ -51,9 +51,10 @@ def verify_set(config: VerifyConfig) -> None:
         raise ShardSetError(f"{source.name}: {count}. {source.remedy}")
     if namesakes := find_namesakes(members_of(verification.manifest)):
         say(f"{source.name}: {namesakes_message(namesakes)}")
+    left_out = "hashes and voxels were" if verification.knows_sizes else "sizes, hashes and voxels of the shards were"
     print(
         f"{source.name}: {len(verification.key_shards)} samples of {len(verification.subject_splits)} subjects match "
-        f"the manifest{' (hashes and voxels were not read)' if config.quick else ''}"
+        f"the manifest{f' ({left_out} not read)' if config.quick else ''}"
     )
 
 
@@ -85,6 +86,8 @@ class Verification:
     """(cohort, subject) of each sample seen so far -> the splits that hold samples of it."""
     indices: dict[str, SplitIndex] = field(default_factory=dict)
     """Index of each split that has one, if the index is the one that the manifest lists."""
+    knows_sizes: bool = True
+    """Whether the sizes of the files are known without reading them."""
     unread: list[InputError | RunError] = field(default_factory=list)
     """Why files could not be read."""
 
@@ -108,7 +111,7 @@ class Verification:
         yield from self._extra_files(entries)
         for split, entry in listed_indices.items():
             yield from self._index_problems(split, entry)
-        with self._read_ahead(entries) as shards:
+        with self._read_ahead(places) as shards:
             for (split, number, entry), shard in track(zip(places, shards, strict=True), "shards", len(places)):
                 yield from self._shard_problems(split, entry, shard)
                 # The index is compared with tars that are as the manifest says.
@@ -125,7 +128,9 @@ class Verification:
         """Yield a line for each tar and index that is not listed, leftovers of a killed build included."""
         listed = {f"{entry.name}{suffix}" for entry in entries for suffix in SUFFIXES}
         listed |= {index.name for split in SPLITS if (index := self.manifest.index(split))}
-        for name in sorted((self.source.sizes() or {}).keys() - listed):
+        sizes = self.source.sizes()
+        self.knows_sizes = sizes is not None
+        for name in sorted((sizes or {}).keys() - listed):
             yield f"{self.source.name}/{name}: the manifest does not list this file, so move it out of the set"
 
     def _index_problems(self, split: str, entry: IndexEntry) -> Iterator[str]:
@@ -134,21 +139,22 @@ class Verification:
             data = self.source.read(entry.name)
             self.indices[split] = parse_listed_index(data, entry, self.manifest.shards(split), split)
         except ShardSetError as error:
-            yield f"{self.source.name}/{entry.name}: {str(error).removesuffix('.')}"
+            yield f"{self.source.name}/{entry.name}: {split_remedy(error)[0]}"
         except (FetchError, InputError) as error:
             self.unread.append(error)
             yield split_remedy(error)[0]
 
     @contextmanager
-    def _read_ahead(self, entries: list[ShardEntry]) -> Iterator[Iterator[ReadShard]]:
+    def _read_ahead(self, places: list[tuple[str, int, ShardEntry]]) -> Iterator[Iterator[ReadShard]]:
         """Yield an iterator over the shards in order, of which several are read at a time."""
-        pool = ThreadPoolExecutor(SHARDS_AT_ONCE, "verify")
+        at_once = self.source.shards_at_once
+        pool = ThreadPoolExecutor(at_once, "verify")
 
         def read_all() -> Iterator[ReadShard]:
             ahead: deque[Future[ReadShard]] = deque()
-            for entry in entries:
-                ahead.append(pool.submit(self._read, entry))
-                if len(ahead) > SHARDS_AT_ONCE:
+            for place in places:
+                ahead.append(pool.submit(self._read, *place))
+                if len(ahead) > at_once:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
@@ -161,14 +167,15 @@ class Verification:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _read(self, entry: ShardEntry) -> ReadShard:
+    def _read(self, split: str, number: int, entry: ShardEntry) -> ReadShard:
         """Read a shard and its index. Called by several threads at once."""
         shapes = {member: self.manifest.sample_shape(member) for member in ("low", "high")}
         index, name = None, f"{entry.name}.idx"
         try:
             index, name = self.source.read(name), f"{entry.name}.tar"
             if self.quick:
-                return ReadShard(self.source.look_at(entry, shapes, index), index)
+                described = self.indices[split].shard(number) if split in self.indices else None
+                return ReadShard(self.source.look_at(entry, shapes, index, described), index)
             return ReadShard(self.source.scan(entry, shapes), index)
         except (FetchError, InputError) as error:
             return ReadShard(None, index, error)
@@ -203,12 +210,6 @@ class Verification:
         yield from sample.problems
         if sample.subject is not None:
             self.subject_splits[sample.subject].add(split)
-
-
-def split_remedy(error: InputError | RunError) -> tuple[str, str]:
-    """Return the problem that an error names, and its last sentence, which is the remedy."""
-    problem, _, remedy = str(error).rpartition(". ")
-    return problem or remedy, remedy
 
 
 def manifest_problems(manifest: Manifest) -> Iterator[str]:
@@ -256,7 +257,7 @@ def index_problems(index: bytes, samples: list[ScannedSample]) -> Iterator[str]:
     found = index.decode("utf-8", errors="replace").splitlines()
     for number, (right, line) in enumerate(zip(expected, found, strict=False), start=1):
         if line != right:
-            yield f"line {number}: expected {right!r}, as in the tar, found {line!r}"
+            yield f"line {number}: expected {right!r}, as in the tar, found {line[:LONGEST_LINE]!r}"
             return
     if len(found) != len(expected):
         yield f"expected {len(expected)} lines, found {len(found)}"

@@ -19,9 +19,9 @@ from upfield.sharding.shardset.manifest import (
     parse_manifest,
     read_manifest,
 )
-from upfield.sharding.shardset.remote_files import RemoteFolder, describe_shard
+from upfield.sharding.shardset.remote.remote_files import RemoteFolder, describe_content
 from upfield.sharding.shardset.sample_key import SampleKey, key_part
-from upfield.sharding.shardset.shard_index import MEMBERS, REMEDY, SUFFIXES, ShardEntry, parse_fitting_index
+from upfield.sharding.shardset.shard_index import MEMBERS, REMEDY, SUFFIXES, ShardEntry, ShardIndex, parse_fitting_index
 from upfield.sharding.shardset.shard_list import is_shard_list
 from upfield.sharding.shardset.shard_set import local_folder, open_remote_folder
 from upfield.sharding.shardset.split_index import INDEX_NAME
@@ -61,6 +61,8 @@ class SetSource(Protocol):
     """What the user can do if a file is wrong."""
     is_unfinished: bool
     """Whether an extension of the set has begun and is not complete."""
+    shards_at_once: int
+    """Number of shards that are read at a time."""
 
     def manifest(self) -> Manifest:
         """Read the manifest. Its hashes are compared later, together with everything else."""
@@ -78,13 +80,16 @@ class SetSource(Protocol):
         """Read a whole shard once, hash it, and check its samples. Return None if it is missing."""
         ...
 
-    def look_at(self, entry: ShardEntry, shapes: Shapes, index: bytes | None) -> ScannedShard | None:
+    def look_at(
+        self, entry: ShardEntry, shapes: Shapes, index: bytes | None, described: ShardIndex | None
+    ) -> ScannedShard | None:
         """Check what can be checked of a shard without reading its voxels. Return None if it is missing.
 
         Args:
             entry: the shard.
             shapes: shape of the arrays `low` and `high` in the manifest.
-            index: content of the shard's index; None if it is missing.
+            index: content of the shard's `.idx` file; None if it is missing.
+            described: what the index of the split says of the shard; None if the set has no such index.
         """
         ...
 
@@ -108,6 +113,9 @@ def open_source(shards: str | Path, access: AccessConfig) -> SetSource:
 
 class FolderSource:
     """The files of a set in a folder."""
+
+    # Several threads would wait for the interpreter most of the time.
+    shards_at_once = 1
 
     def __init__(self, root: Path) -> None:
         """Remember the folder."""
@@ -144,7 +152,9 @@ class FolderSource:
         with path.open("rb", buffering=0) as file:
             return scan_stream(iter(lambda: file.read(CHUNK_BYTES), b""), shapes)
 
-    def look_at(self, entry: ShardEntry, shapes: Shapes, index: bytes | None) -> ScannedShard | None:
+    def look_at(
+        self, entry: ShardEntry, shapes: Shapes, index: bytes | None, described: ShardIndex | None
+    ) -> ScannedShard | None:
         """Read a shard's size, names, npy headers and records. Return None if it is missing."""
         path = self._root / f"{entry.name}.tar"
         if not path.is_file():
@@ -164,6 +174,8 @@ class AddressSource:
     """The files of a set at an address, which are checked while they are downloaded and stored nowhere."""
 
     is_unfinished = False
+    # Each is in memory as a few MB. More do not help, because a core or the network is the limit.
+    shards_at_once = 4
 
     def __init__(self, folder: RemoteFolder) -> None:
         """Remember the folder in the store. This downloads nothing."""
@@ -244,18 +256,22 @@ class AddressSource:
                 raise ValueError(f"the file has {scanned.bytes} bytes and sha256 {scanned.sha256}")
             return scanned
 
-        return self._folder.try_again(name, describe_shard(entry), attempt, self._stopped)
+        return self._folder.try_again(name, describe_content(entry), attempt, self._stopped)
 
-    def look_at(self, entry: ShardEntry, shapes: Shapes, index: bytes | None) -> ScannedShard | None:
-        """Check a shard by its index and, if the store lists files, by its size. Return None if it is missing."""
+    def look_at(
+        self, entry: ShardEntry, shapes: Shapes, index: bytes | None, described: ShardIndex | None
+    ) -> ScannedShard | None:
+        """Check a shard by the indices and, if the store lists files, by its size. Return None if it is missing."""
         size = entry.bytes if self._sizes is None else self._sizes.get(f"{entry.name}.tar")
         if size is None:
             return None
         try:
-            parsed = parse_fitting_index(index or b"", self._folder.where(f"{entry.name}.idx"), entry)
+            # The index of the split has a hash in the manifest, and the `.idx` file has none.
+            parsed = described or parse_fitting_index(index or b"", self._folder.where(f"{entry.name}.idx"), entry)
             keys = [SampleKey.parse(key.decode("ascii")) for key in parsed.keys]
         except ShardSetError as error:
-            return ScannedShard(size, problem=f"its index cannot be used: {error}" if index else "it has no index")
+            reason = f"its index cannot be used: {split_remedy(error)[0]}"
+            return ScannedShard(size, problem=reason if index else "it has no index")
         places = zip(parsed.offsets.tolist(), parsed.sizes.tolist(), strict=True)
         members = [
             tuple((f"{key}.{suffix}", *place) for suffix, *place in zip(MEMBERS, *two, strict=True))
@@ -289,6 +305,12 @@ def scan_stream(chunks: Iterator[bytes], shapes: Shapes) -> ScannedShard:
     except tarfile.TarError as error:
         problem = _incomplete(error)
     return ScannedShard(*stream.finish(), samples, problem)
+
+
+def split_remedy(error: InputError | RunError) -> tuple[str, str]:
+    """Return the problem that an error names, and its last sentence, which is the remedy."""
+    problem, _, remedy = str(error).rpartition(". ")
+    return problem or remedy, remedy
 
 
 def _incomplete(error: Exception) -> str:

@@ -1,12 +1,16 @@
 """Reading of whole sets and of training batches, for tests of remote sets."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
+
+import numpy as np
 
 from upfield.distributed.configuration import DataConfig
 from upfield.distributed.samples.fetcher import fetch_ahead
-from upfield.distributed.samples.reader import Batch, BatchPlan, TrainingBatches, read_every_sample, training_loader
+from upfield.distributed.samples.look_ahead import request_ahead
+from upfield.distributed.samples.reader import Batch, BatchPlan, TrainingBatches, read_batch, training_loader
 from upfield.distributed.samples.splits import open_splits
+from upfield.sharding.shardset.shard_split import ShardSplit
 
 
 def impatient(data: DataConfig, fault: str) -> DataConfig:
@@ -15,9 +19,15 @@ def impatient(data: DataConfig, fault: str) -> DataConfig:
 
 
 def every_value(data: DataConfig) -> list[list[float]]:
-    return [
-        batch.high.flatten().tolist() for split in open_splits(data) for batch in read_every_sample(split, 20, 0, 1)
-    ]
+    return [batch.high.flatten().tolist() for split in open_splits(data) for batch in read_every_sample(split, 20)]
+
+
+def read_every_sample(split: ShardSplit, batch_size: int) -> Iterator[Batch]:
+    """Yield a whole split in stored order."""
+    starts = range(0, split.num_samples, batch_size)
+    batches = (np.arange(start, min(start + batch_size, split.num_samples)) for start in starts)
+    for samples in request_ahead(split, batches, 1):
+        yield read_batch(split, samples)
 
 
 def open_loader(data: DataConfig, steps: range, rank: int = 0, world_size: int = 1) -> Generator[Batch, None, None]:

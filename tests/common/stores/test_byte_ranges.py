@@ -43,7 +43,7 @@ def test_ranges_are_returned_in_the_order_asked_for_and_neighbours_share_a_reque
 
 def test_a_store_that_ignores_ranges_is_refused(served: Served) -> None:
     served.server.ignores_ranges = True
-    said = rf"^{served.store.name}/{NAME}: the store does not answer requests for a range of bytes; .* shards\.$"
+    said = rf"^{served.store.name}/{NAME}: the store does not answer requests for a range of bytes; .* whole files"
     with pytest.raises(RangesIgnoredError, match=said):
         served.store.fetch_ranges(NAME, RANGES)
 

@@ -18,7 +18,6 @@ from upfield.distributed.samples.reader import (
     TrainingBatches,
     count_readers,
     read_batch,
-    read_every_sample,
     training_loader,
 )
 from upfield.model.amir import AmirConfig
@@ -116,13 +115,6 @@ def test_a_sample_that_an_epoch_repeats_is_augmented_differently_and_equally_on_
     repeats = [image for (_, sample), image in one.items() if sample == next(iter(one))[1]]
     assert len(repeats) > 1
     assert not torch.equal(repeats[0], repeats[1])
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_validation_reads_every_sample_once(tiny_shards: Path, world_size: int) -> None:
-    split = ShardSplit(tiny_shards, "val")
-    seen = [batch.samples for rank in range(world_size) for batch in read_every_sample(split, 3, rank, world_size)]
-    assert sorted(torch.cat(seen).tolist()) == list(range(split.num_samples))
 
 
 def test_gating_noise_depends_only_on_seed_step_and_sample() -> None:

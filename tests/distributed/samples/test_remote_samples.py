@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 from built_sets import as_by_an_earlier_version
 from faulty import FAULTS, Answer, FaultyServer, from_folder, range_of
-from remote_reading import cached_bytes, every_value, impatient, open_loader, values_trained_on
+from remote_reading import cached_bytes, every_value, impatient, open_loader, read_every_sample, values_trained_on
 from runs import forked
 
 from upfield.common.errors import FetchError, InputError
 from upfield.distributed.configuration import DataConfig
 from upfield.distributed.samples import look_ahead
-from upfield.distributed.samples.reader import read_every_sample
 from upfield.distributed.samples.splits import open_splits
-from upfield.sharding.shardset import remote_files, sample_queue
+from upfield.sharding.shardset.remote import remote_files, sample_queue
 
 # Opening a set tests the store with a range of the first shard. The tests change the second.
 SHARD = "train/000001.tar"
@@ -85,7 +84,7 @@ def test_neighbours_in_later_batches_share_requests(
     tiny_shards: Path, data: DataConfig, http_store: FaultyServer
 ) -> None:
     split, _ = open_splits(data)
-    assert len(list(read_every_sample(split, 4, 0, 1))) == 45
+    assert len(list(read_every_sample(split, 4))) == 45
     assert len(fetched(http_store)) == len(split.entries)
 
 

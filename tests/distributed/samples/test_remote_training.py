@@ -14,8 +14,8 @@ from upfield.common.errors import FetchError, InputError, ShardSetError
 from upfield.distributed.configuration import DataConfig, MixConfig
 from upfield.distributed.samples.order import SampleOrder
 from upfield.distributed.samples.splits import open_splits, refuse_small_cache, sum_largest
-from upfield.sharding.shardset import remote_files
-from upfield.sharding.shardset.remote_files import RemoteFiles
+from upfield.sharding.shardset.remote import remote_files
+from upfield.sharding.shardset.remote.remote_files import RemoteFiles
 from upfield.sharding.shardset.shard_split import ShardSplit
 
 SHARD = "train/000000.tar"

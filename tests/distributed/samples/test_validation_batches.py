@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from faulty import FaultyServer
+from remote_reading import read_every_sample
 
 from upfield.distributed.configuration import DataConfig
-from upfield.distributed.samples.reader import Batch, read_every_sample
+from upfield.distributed.samples.reader import Batch
 from upfield.distributed.samples.splits import open_splits
 from upfield.distributed.samples.validation_batches import StoredOrder, deal_parts, validation_loader
 from upfield.sharding.shardset.shard_split import ShardSplit
@@ -30,7 +31,7 @@ def test_the_parts_of_all_ranks_are_the_split_in_stored_order(
     low = torch.cat([batch.low[own] for batches in ranks for batch, own in batches])
     seen = torch.cat([batch.samples[own] for batches in ranks for batch, own in batches])
     assert seen.tolist() == list(range(split.num_samples))
-    assert low.equal(torch.cat([batch.low for batch in read_every_sample(split, 20, 0, 1)]))
+    assert low.equal(torch.cat([batch.low for batch in read_every_sample(split, 20)]))
 
 
 def test_one_process_reads_as_before_and_fills_up_the_last_batch() -> None:

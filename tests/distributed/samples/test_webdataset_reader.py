@@ -23,7 +23,7 @@ from upfield.distributed.samples.reader import Batch, BatchPlan, TrainingBatches
 from upfield.distributed.samples.splits import open_splits
 from upfield.distributed.samples.webdataset_reader import StreamedBatches, refuse_unfit_streams
 from upfield.distributed.samples.webdataset_stream import StreamSeed, shuffle_shards
-from upfield.sharding.shardset import remote_files
+from upfield.sharding.shardset.remote import remote_files
 from upfield.sharding.shardset.shard_split import ShardSplit
 
 PLAN = BatchPlan(0, 20, 2, AugmentConfig(), 0, 1)

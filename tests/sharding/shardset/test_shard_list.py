@@ -6,7 +6,7 @@ import pytest
 
 from upfield.common.errors import InputError
 from upfield.sharding.configuration import AccessConfig
-from upfield.sharding.shardset.shard_list import expand_shard_list, is_shard_list
+from upfield.sharding.shardset.shard_list import expand_shard_list, is_shard_list, make_absolute
 from upfield.sharding.shardset.shard_set import open_set
 from upfield.sharding.shardset.shard_split import ShardSplit
 
@@ -25,6 +25,13 @@ def test_a_list_names_its_set_and_its_shards(place: str, root: str, names: list[
     assert is_shard_list(place)
     found, expanded = expand_shard_list(place)
     assert (found, list(expanded)) == (root, [f"train/{name}" for name in names])
+
+
+def test_all_paths_of_a_list_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    absolute = make_absolute("set/train/{a,b}.tar::set/train/c.tar")
+    assert absolute == f"{tmp_path}/set/train/{{a,b}}.tar::{tmp_path}/set/train/c.tar"
+    assert make_absolute("a::b") == tmp_path / "a::b"
 
 
 @pytest.mark.parametrize("place", ["s3://bucket/set", "/data/{a}/set", "sets/v1.tar/all", "."])

@@ -14,15 +14,15 @@ from faulty import FaultyServer
 
 from upfield.common.errors import FetchError
 from upfield.common.stores.store import Store
-from upfield.sharding.shardset.remote_files import RemoteFiles, RemoteFolder
-from upfield.sharding.shardset.shard_cache import FileIdentity, ShardCache, release
+from upfield.sharding.shardset.remote.remote_files import RemoteFiles, RemoteFolder
+from upfield.sharding.shardset.remote.shard_cache import FileIdentity, ShardCache, release
 
 SIZE = 1000
 FETCH_FIRST_SHARD = """
 import os, sys
 from pathlib import Path
-from upfield.sharding.shardset.shard_cache import ShardCache
-from upfield.sharding.shardset.remote_files import RemoteFiles, RemoteFolder
+from upfield.sharding.shardset.remote.shard_cache import ShardCache
+from upfield.sharding.shardset.remote.remote_files import RemoteFiles, RemoteFolder
 from upfield.common.stores.store import Store
 files = RemoteFiles(RemoteFolder(Store(sys.argv[1], 60), 0), ShardCache(Path(sys.argv[2]), 10**9))
 entry = files.folder.manifest().shards("train")[0]
@@ -32,7 +32,7 @@ print(os.fstat(files.open(entry)).st_size == entry.bytes, flush=True)
 OPEN_MANY = """
 import random, sys
 from pathlib import Path
-from upfield.sharding.shardset.shard_cache import FileIdentity, ShardCache
+from upfield.sharding.shardset.remote.shard_cache import FileIdentity, ShardCache
 folder, seed = Path(sys.argv[1]), int(sys.argv[2])
 cache = ShardCache(folder, 4000)
 for number in random.Random(seed).choices(range(12), k=60):
@@ -97,7 +97,7 @@ def test_the_least_recently_used_file_is_evicted_and_the_limit_holds(tmp_path: P
 
 
 def test_a_held_file_is_never_evicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("upfield.sharding.shardset.shard_cache.ROOM_WAIT_S", 0.0)
+    monkeypatch.setattr("upfield.sharding.shardset.remote.shard_cache.ROOM_WAIT_S", 0.0)
     cache = ShardCache(tmp_path, 2 * SIZE, "--data.")
     first, second = (cache.hold(file_of(number), download(number)) for number in range(2))
     with pytest.raises(FetchError, match=r"2\.tar.*1000 bytes are missing, .*of the 2000\. .*--data\.cache_bytes"):

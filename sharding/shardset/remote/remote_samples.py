@@ -9,9 +9,9 @@ from upfield.common.errors import InputError
 from upfield.common.stores.store_errors import RangesIgnoredError
 from upfield.common.stores.transfer import TransferCancelledError
 from upfield.sharding.shardset.manifest import Manifest
-from upfield.sharding.shardset.remote_files import RemoteFiles
+from upfield.sharding.shardset.remote.remote_files import RemoteFiles
+from upfield.sharding.shardset.remote.sample_queue import QueuedSample, SampleQueue
 from upfield.sharding.shardset.sample_key import SPLITS
-from upfield.sharding.shardset.sample_queue import QueuedSample, SampleQueue
 from upfield.sharding.shardset.shard_files import Piece, SampleTable
 from upfield.sharding.shardset.shard_index import ShardEntry, ShardIndex
 from upfield.sharding.shardset.split_index import IndexEntry, SplitIndex
@@ -127,10 +127,7 @@ def open_samples(files: RemoteFiles, manifest: Manifest, flag: str) -> RemoteSam
         try:
             fetch_range(files, entry, (0, BLOCKSIZE), f"its first {BLOCKSIZE} bytes", len)
         except RangesIgnoredError as error:
-            raise InputError(
-                f"{files.where(entry)}: the store does not answer requests for a range of bytes; it sends the whole "
-                f"file. Set {flag} shards."
-            ) from error
+            raise RangesIgnoredError(files.where(entry), f"Set {flag} shards.") from error
     return RemoteSamples(files)
 
 

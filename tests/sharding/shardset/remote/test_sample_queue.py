@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from upfield.sharding.shardset import sample_queue
-from upfield.sharding.shardset.sample_queue import QueuedSample, SampleQueue
+from upfield.sharding.shardset.remote import sample_queue
+from upfield.sharding.shardset.remote.sample_queue import QueuedSample, SampleQueue
 from upfield.sharding.shardset.shard_files import Stretch
 from upfield.sharding.shardset.shard_index import ShardEntry
 
@@ -69,7 +69,7 @@ def test_neighbours_in_a_shard_share_a_download(queue: SampleQueue, downloads: D
 
 
 def test_a_download_is_limited(queue: SampleQueue, downloads: Downloads, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sample_queue, "DOWNLOAD_BYTES", 3 * BYTES)
+    monkeypatch.setattr(sample_queue, "REQUEST_BYTES", 3 * BYTES)
     queue.request(Table(), range(8))
     downloads.go.set()
     read(queue, range(8))

@@ -16,7 +16,7 @@ from upfield.common.stores.store import Store
 from upfield.common.stores.store_errors import describe_error, is_local
 from upfield.common.stores.transfer import NEVER, TransferCancelledError
 from upfield.sharding.shardset.manifest import MANIFEST, Manifest, hash_manifest, parse_manifest
-from upfield.sharding.shardset.shard_cache import FileIdentity, ShardCache
+from upfield.sharding.shardset.remote.shard_cache import FileIdentity, ShardCache
 from upfield.sharding.shardset.shard_files import OpenShards, SampleTable
 from upfield.sharding.shardset.shard_index import ShardEntry, ShardIndex, parse_fitting_index
 from upfield.sharding.shardset.split_index import SUFFIX, IndexEntry, SplitIndex, map_index, parse_split_index
@@ -104,7 +104,7 @@ class RemoteFolder:
             self.store.fetch(name, part, entry.bytes if entry else None, stopped)
             check(part)
 
-        self.try_again(name, describe_shard(entry) if entry else "the file", download, stopped)
+        self.try_again(name, describe_content(entry) if entry else "the file", download, stopped)
 
     def try_again(self, name: str, what: str, attempt: Callable[[], T], stopped: threading.Event = NEVER) -> T:
         """Return the result of `attempt`. If it raises an error that another try may fix, call it again after a pause.
@@ -284,15 +284,16 @@ class RemoteFiles:
         self.folder.try_download(name, part, entry, check, stopped)
 
 
-def describe_shard(entry: ShardEntry | IndexEntry) -> str:
-    """Return what the download of a shard or an index must bring, for error messages."""
+def describe_content(entry: ShardEntry | IndexEntry) -> str:
+    """Return the size and the hash that a downloaded shard or index must have, for error messages."""
     return f"{entry.bytes} bytes of sha256 {entry.sha256}"
 
 
 def backoff_s(attempt: int) -> float:
     """Return the pause in seconds before retry `attempt`, from 1.
 
-    The pause doubles with each retry up to a limit, and is then multiplied by a random number from 0.5 to 1."""
+    The pause doubles with each retry up to a limit, and is then multiplied by a random number from 0.5 to 1.
+    """
     return min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (attempt - 1)) * JITTER.uniform(0.5, 1)
 
 

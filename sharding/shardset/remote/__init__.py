@@ -1,0 +1,1 @@
+"""A shard set at an address: download its shards into the node's cache, or single samples into memory."""
