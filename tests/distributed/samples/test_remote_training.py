@@ -10,7 +10,7 @@ from faulty import FAULTS, Answer, FaultyServer
 from remote_reading import cached_bytes, every_value, impatient, values_trained_on
 from runs import forked
 
-from upfield.common.errors import FetchError, InputError, ShardSetError
+from upfield.common.errors import EXIT_FAILURE, EXIT_INPUT, FetchError, InputError, ShardSetError, explain_error
 from upfield.distributed.configuration import DataConfig, MixConfig
 from upfield.distributed.samples.order import SampleOrder
 from upfield.distributed.samples.splits import open_splits, refuse_small_cache, sum_largest
@@ -73,8 +73,10 @@ def test_a_shard_that_stays_bad_is_named(data: DataConfig, http_store: FaultySer
     assert isinstance(split.source, RemoteFiles)
     if fault == "stall":
         split.source.folder.store.timeout_s = 0.2
-    with pytest.raises(FetchError, match=rf"{SHARD}: 3 tries to download \d+ bytes of sha256 "):
+    with pytest.raises(FetchError, match=rf"{SHARD}: 3 tries to download \d+ bytes of sha256 ") as refused:
         split.record(0)
+    # What the store holds is the user's input, and a connection that fails is not.
+    assert explain_error(refused.value)[1] == (EXIT_INPUT if fault == "corruption" else EXIT_FAILURE)
     assert http_store.asked[SHARD] == 3
 
 
