@@ -28,7 +28,7 @@ from pathlib import Path
 
 from nodes.measurements import Measurements, do_job
 from nodes.servers import nginx_program, run_servers
-from nodes.speed import TUNINGS, measure_speed
+from nodes.speed import NODES, TUNINGS, measure_speed
 from nodes.traffic import measure_traffic
 from reader import describe
 
@@ -39,7 +39,8 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--samples", type=int, default=6016, help="number of samples of `speed`")
+    parser.add_argument("--samples", type=int, default=4096, help="number of samples of `speed`")
+    parser.add_argument("--nodes", nargs="+", type=int, default=NODES, help="numbers of nodes of `speed`")
     parser.add_argument("--rounds", type=int, default=2, help="number of rounds of `speed`")
     parser.add_argument("--readers", nargs="+", choices=TUNINGS, default=list(TUNINGS), help="libraries of `speed`")
     parser.add_argument("--folder", type=Path, default=None, help="folder for temporary files")
@@ -64,7 +65,7 @@ def main() -> None:
             if "traffic" in options.parts:
                 measure_traffic(measurements)
             if "speed" in options.parts:
-                measure_speed(measurements, options.readers, options.samples, options.rounds)
+                measure_speed(measurements, options.readers, options.nodes, options.samples, options.rounds)
 
 
 if __name__ == "__main__":

@@ -249,8 +249,8 @@ class AccessConfig:
     cache_bytes: int = 50_000_000_000
     """Maximum size of `cache_dir` in bytes. The least recently used shards are evicted first. In training, the cache
     must hold two windows of shards of each group that the node reads. If it holds all shards of these groups, each
-    shard is downloaded only once. Otherwise, shards are downloaded again in each epoch. The default holds twenty
-    windows of 16 shards of 150 MB, and most nodes have that much free space."""
+    shard is downloaded only once. Otherwise, shards are downloaded again in each epoch. The default holds 34
+    windows of 16 shards of 90 MB, and most nodes have that much free space."""
     fetch_retries: int = 5
     """Number of retries if a download fails or the downloaded file does not match the manifest. The pause before the
     first retry is half a second at most, and each further pause is twice as long. More retries survive longer outages.

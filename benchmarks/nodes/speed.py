@@ -1,5 +1,6 @@
 """The table of speed: upfield, MosaicML Streaming and LitData on the same store."""
 
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,16 +12,16 @@ from nodes.readers import LITDATA, MOSAICML, Reading
 from nodes.servers import BUCKET
 
 NODES = (1, 2)
-WORKERS = (0, 2)
 EPOCHS = ("first", "second")
 SAMPLES_PER_SHARD = 128
 FOLDERS = {OURS: OURS, MOSAICML: "mosaicml", LITDATA: "litdata"}
-# The documentation of MosaicML Streaming advises a larger `predownload`. Its default shuffle, `py1e`, downloads each
-# shard on one node. LitData chooses by itself how much it downloads ahead, and never less than `max_pre_download`.
+# Settings beside the defaults, and numbers of workers. The documentation of MosaicML Streaming advises a larger
+# `predownload`. Its default shuffle, `py1e`, downloads each shard on one node. LitData chooses by itself how much it
+# downloads ahead, and never less than `max_pre_download`.
 TUNINGS = {
-    OURS: ("",),
-    MOSAICML: ("", "predownload=2**20"),
-    LITDATA: ("", "max_pre_download=8"),
+    OURS: (("", 0), ("", 2)),
+    MOSAICML: (("", 0), ("", 2), ("predownload=2**20", 0), ("predownload=2**20", 2)),
+    LITDATA: (("", 0), ("", 2), ("max_pre_download=8", 0)),
 }
 
 
@@ -38,34 +39,36 @@ class Setting:
     """Number of workers on each node."""
 
 
-def measure_speed(measurements: Measurements, readers: Sequence[str], samples: int, rounds: int) -> None:
+def measure_speed(
+    measurements: Measurements, readers: Sequence[str], numbers_of_nodes: Sequence[int], samples: int, rounds: int
+) -> None:
     """Print the speed of the libraries, and the bytes that they download."""
     refused = {name: measurements.write(FOLDERS[name], FOLDERS[name], samples, SAMPLES_PER_SHARD) for name in readers}
-    settings = [
-        Setting(name, tuning, nodes, workers)
-        for nodes in NODES
-        for name in readers
-        for tuning in TUNINGS[name]
-        for workers in WORKERS
-        if not refused[name]
-    ]
-    results: defaultdict[Setting, list[NodesResult]] = defaultdict(list)
-    for _ in range(rounds):
-        for setting in settings:
-            results[setting].append(measurements.read(reading_of(measurements, setting)))
     size = f"{samples * SAMPLE_BYTES / 1e6:.0f} MB"
     print(f"\n{samples} samples, {size}, global batch {Reading.batch_size}, best of {rounds} rounds")
-    print(f"{'':<38}     nodes   workers       samples/s   downloaded / set   read twice")
-    print(f"{'':<38}                         first  second      first  second       second")
     for name, reason in refused.items():
         if reason:
-            print(f"{name:<38}   not measured: {reason}")
-    for setting in settings:
-        print(format_row(setting, results[setting], samples))
-    print()
-    for nodes in NODES:
+            print(f"{name}: not measured: {reason}")
+    for nodes in numbers_of_nodes:
+        settings = [
+            Setting(name, tuning, nodes, workers)
+            for name in readers
+            for tuning, workers in TUNINGS[name]
+            if not refused[name]
+        ]
+        results: defaultdict[Setting, list[NodesResult]] = defaultdict(list)
+        # In each round, noise disturbs all of them alike.
+        for _ in range(rounds):
+            for setting in settings:
+                results[setting].append(measurements.read(reading_of(measurements, setting)))
+        title = f"{nodes} nodes" if nodes > 1 else "1 node"
+        print(f"\n{title:<38}   workers       samples/s   downloaded / set   read twice")
+        print(f"{'':<38}               first  second      first  second       second")
+        for setting in settings:
+            print(format_row(setting, results[setting], samples))
         for number in range(len(EPOCHS)):
-            print_targets(results, nodes, number)
+            print_targets(results, number)
+        sys.stdout.flush()
 
 
 def reading_of(measurements: Measurements, setting: Setting) -> Reading:
@@ -83,7 +86,7 @@ def best_rates(results: Sequence[NodesResult]) -> list[float]:
 def format_row(setting: Setting, results: Sequence[NodesResult], samples: int) -> str:
     """Return a line of the table."""
     title = f"{setting.reader}, {setting.tuning}" if setting.tuning else setting.reader
-    start = f"{title:<38}{setting.nodes:>10}{setting.workers:>10}"
+    start = f"{title:<38}{setting.workers:>10}"
     measured = [result for result in results if result.epochs]
     if not measured:
         return f"{start}   not measured: {results[0].failure}"
@@ -98,14 +101,14 @@ def format_row(setting: Setting, results: Sequence[NodesResult], samples: int) -
     )
 
 
-def print_targets(results: dict[Setting, list[NodesResult]], nodes: int, epoch: int) -> None:
+def print_targets(results: dict[Setting, list[NodesResult]], epoch: int) -> None:
     """Print whether upfield is ahead of each other library in one epoch, with the best settings of both."""
     best: dict[str, float] = {}
     for setting, rounds in results.items():
-        if setting.nodes == nodes and (rates := best_rates(rounds)):
+        if rates := best_rates(rounds):
             best[setting.reader] = max(best.get(setting.reader, 0.0), rates[epoch])
     if (ours := best.pop(OURS, 0.0)) == 0.0:
         return
     for name, rate in best.items():
         verdict = "held" if ours > rate else "MISSED"
-        print(f"{nodes} nodes, {EPOCHS[epoch]} epoch: ahead of {name}: {verdict}, {ours / rate:.2f} times as fast")
+        print(f"{EPOCHS[epoch]} epoch: ahead of {name}: {verdict}, {ours / rate:.2f} times as fast")

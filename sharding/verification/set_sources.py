@@ -19,7 +19,7 @@ from upfield.sharding.shardset.manifest import (
     parse_manifest,
     read_manifest,
 )
-from upfield.sharding.shardset.remote.remote_files import RemoteFolder, describe_shard
+from upfield.sharding.shardset.remote.remote_files import RemoteFolder, describe_content
 from upfield.sharding.shardset.sample_key import SampleKey, key_part
 from upfield.sharding.shardset.shard_index import MEMBERS, REMEDY, SUFFIXES, ShardEntry, ShardIndex, parse_fitting_index
 from upfield.sharding.shardset.shard_list import is_shard_list
@@ -256,7 +256,7 @@ class AddressSource:
                 raise ValueError(f"the file has {scanned.bytes} bytes and sha256 {scanned.sha256}")
             return scanned
 
-        return self._folder.try_again(name, describe_shard(entry), attempt, self._stopped)
+        return self._folder.try_again(name, describe_content(entry), attempt, self._stopped)
 
     def look_at(
         self, entry: ShardEntry, shapes: Shapes, index: bytes | None, described: ShardIndex | None

@@ -108,7 +108,7 @@ class RemoteFolder:
             self.store.fetch(name, part, entry.bytes if entry else None, stopped)
             check(part)
 
-        self.try_again(name, describe_shard(entry) if entry else "the file", download, stopped)
+        self.try_again(name, describe_content(entry) if entry else "the file", download, stopped)
 
     def try_again(self, name: str, what: str, attempt: Callable[[], T], stopped: threading.Event = NEVER) -> T:
         """Return the result of `attempt`. If it raises an error that another try may fix, call it again after a pause.
@@ -289,15 +289,16 @@ class RemoteFiles:
         self.folder.try_download(name, part, entry, check, stopped)
 
 
-def describe_shard(entry: ShardEntry | IndexEntry) -> str:
-    """Return what the download of a shard or an index must bring, for error messages."""
+def describe_content(entry: ShardEntry | IndexEntry) -> str:
+    """Return the size and the hash that a downloaded shard or index must have, for error messages."""
     return f"{entry.bytes} bytes of sha256 {entry.sha256}"
 
 
 def backoff_s(attempt: int) -> float:
     """Return the pause in seconds before retry `attempt`, from 1.
 
-    The pause doubles with each retry up to a limit, and is then multiplied by a random number from 0.5 to 1."""
+    The pause doubles with each retry up to a limit, and is then multiplied by a random number from 0.5 to 1.
+    """
     return min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (attempt - 1)) * JITTER.uniform(0.5, 1)
 
 

@@ -1,7 +1,7 @@
 """Samples that are downloaded before they are read.
 
 Requested samples wait in a queue. Threads take them from it in the order of the requests, each thread for one download
-at a time. If the neighbours of a sample in its shard wait too, one download fetches all of them.
+at a time. If the neighbours of a sample in its shard wait too, the same request downloads them, up to `REQUEST_BYTES`.
 """
 
 import threading
@@ -9,14 +9,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from upfield.common.stores.byte_ranges import REQUEST_BYTES
 from upfield.sharding.shardset.shard_files import SampleTable, Stretch
 from upfield.sharding.shardset.shard_index import ShardEntry
 
 # If a store takes 20 ms to respond, a process can receive 3,200 samples per second. Each download has a connection, and
 # the eight processes of a node together open 512.
 DOWNLOADS_AT_ONCE = 64
-# The neighbours of a sample are downloaded together up to this size, so that several downloads share a long stretch.
-DOWNLOAD_BYTES = 4 * 2**20
 
 Place = tuple[str, int]
 """Name of a split and number of a sample in it."""
@@ -114,4 +113,4 @@ def _fits(run: Sequence[QueuedSample], neighbour: QueuedSample) -> bool:
     """Return whether one download may fetch a run and a neighbour of it."""
     stretches = [run[0].stretch, run[-1].stretch, neighbour.stretch]
     num_bytes = max(stretch.end for stretch in stretches) - min(stretch.start for stretch in stretches)
-    return neighbour.entry == run[0].entry and num_bytes <= DOWNLOAD_BYTES
+    return neighbour.entry == run[0].entry and num_bytes <= REQUEST_BYTES

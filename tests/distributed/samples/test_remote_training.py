@@ -143,6 +143,10 @@ def test_a_node_needs_room_for_the_windows_of_its_own_groups(tiny_shards: Path, 
     ("address", "message"),
     [
         ("https://user:secret@host/set", r"^https://host/set: write the address .*without a password"),
+        (
+            "https://host/set?sig=secret",
+            r"^https://host/set: write the address .*without a password or a part after `\?`",
+        ),
         ("s3:/bucket/set", r"^s3://bucket/set: write the address with two slashes"),
         (
             "sftp://host/set",

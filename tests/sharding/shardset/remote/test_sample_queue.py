@@ -69,7 +69,7 @@ def test_neighbours_in_a_shard_share_a_download(queue: SampleQueue, downloads: D
 
 
 def test_a_download_is_limited(queue: SampleQueue, downloads: Downloads, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sample_queue, "DOWNLOAD_BYTES", 3 * BYTES)
+    monkeypatch.setattr(sample_queue, "REQUEST_BYTES", 3 * BYTES)
     queue.request(Table(), range(8))
     downloads.go.set()
     read(queue, range(8))
