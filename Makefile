@@ -30,6 +30,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 bench: $(READY)
+	@command -v nginx > /dev/null || { apt-get update && apt-get install --yes --no-install-recommends nginx-light; } > /dev/null
 	@for program in $(filter-out benchmarks/gpu_%,$(wildcard benchmarks/*.py)); do echo "== $$program"; $(BIN)/python $$program || exit 1; done
 
 # The acceptance run. It needs the shards and a Python with torch, but no installed upfield, so that a copy of this folder

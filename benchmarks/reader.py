@@ -12,8 +12,8 @@ same memory, the fastest way out of the page cache. Targets: at least 5 times th
 without workers at least half the speed of the faster bound.
 
 Install the other libraries outside the project's environment: `pip install --no-deps --target PEERS -r
-benchmarks/reader-requirements.txt`, then `benchmarks/reader.py --peers PEERS`. A library that cannot be loaded is left
-out, and the table says so.
+benchmarks/nodes/peer-requirements.txt`, then `benchmarks/reader.py --peers PEERS`. A library that cannot be loaded is
+left out, and the table says so.
 """
 
 import argparse

@@ -21,8 +21,12 @@ def is_remote(place: str) -> bool:
 
 
 def format_address(address: str) -> str:
-    """Return an address in the form for messages: with both slashes and without its password."""
-    return re.sub(r"(?<=://)[^/@:]*:[^/@]*@", "", re.sub(r"(?<=:)/(?!/)", "//", address, count=1))
+    """Return an address in the form for messages: with both slashes, and without its password or signature."""
+    address = re.sub(r"(?<=:)/(?!/)", "//", address, count=1)
+    if re.match(r"https?://", address, re.IGNORECASE):
+        # A user's name without a password may be a token, and signatures follow a question mark.
+        return re.sub(r"(?<=://)[^/@]*@", "", re.split(r"[?#]", address, maxsplit=1)[0])
+    return re.sub(r"(?<=://)[^/@:]*:[^/@]*@", "", address)
 
 
 def runs_command(place: str) -> bool:

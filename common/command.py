@@ -25,6 +25,7 @@ from upfield.common.configuration_errors import (
     explain,
     known_flags,
     leaves,
+    mapped_type,
     problem_of,
     values_that_do_not_fit,
 )
@@ -315,6 +316,11 @@ def _name_values(argv: list[str], command: Command) -> list[str]:
     """
     kinds = dict(leaves(command.schema))
     known = known_flags(command.schema)
+
+    def is_flag(flag: str) -> bool:
+        # A key of a dictionary may have a flag of its own, such as --data.mix.kind.real.
+        return flag in known or mapped_type(kinds.get(flag.removeprefix("--").rpartition(".")[0])) is not None
+
     options: list[str] = []
     loose: list[str] = []
     rest = deque(argv)
@@ -323,11 +329,11 @@ def _name_values(argv: list[str], command: Command) -> list[str]:
         name = token.removeprefix("--")
         if not token.startswith("-") or token == "-":
             loose.append(token)
-        elif token not in known or token in WITHOUT_VALUE:
+        elif not is_flag(token) or token in WITHOUT_VALUE:
             options.append(token)
         elif kinds.get(name) is bool and (not rest or rest[0].lower() not in BOOLEANS):
             options.append(f"{token}=true")
-        elif not rest or rest[0].partition("=")[0] in known:
+        elif not rest or is_flag(rest[0].partition("=")[0]):
             options.append(token)
         else:
             options.append(f"{token}={rest.popleft()}")

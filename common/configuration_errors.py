@@ -124,8 +124,13 @@ def _kind_of(key: str, schema: type) -> Any:
     """Return the type of a dotted key of a dataclass, or None if the dataclass has no such key."""
     kind: Any = schema
     for name in key.split("."):
-        kind = get_type_hints(kind).get(name) if is_dataclass(kind) else None
+        kind = get_type_hints(kind).get(name) if is_dataclass(kind) else mapped_type(kind)
     return kind
+
+
+def mapped_type(kind: Any) -> Any:
+    """Return the type of the values of a type that may be a dictionary, or None for other types."""
+    return next((get_args(option)[1] for option in (kind, *get_args(kind)) if get_origin(option) is dict), None)
 
 
 def _problem_of_items(items: list[Any], schema: type, key: str) -> str | None:
@@ -143,10 +148,9 @@ def _problem_of_items(items: list[Any], schema: type, key: str) -> str | None:
 
 
 def _problem_of_value(value: Any, kind: Any, key: str) -> str | None:
-    mappings = [option for option in (kind, *get_args(kind)) if get_origin(option) is dict]
-    if mappings and isinstance(value, dict):
-        items = ((f"{key}.{name}", item, get_args(mappings[0])[1]) for name, item in value.items())
-        return next((problem for name, item, inner in items if (problem := _problem_of_value(item, inner, name))), None)
+    if (inner := mapped_type(kind)) and isinstance(value, dict):
+        items = ((f"{key}.{name}", item) for name, item in value.items())
+        return next((problem for name, item in items if (problem := _problem_of_value(item, inner, name))), None)
     try:
         accepted = accept(value, kind)
     except REFUSALS:

@@ -84,6 +84,10 @@ class OutputError(RunError):
     """No further result can be written, for example because the disk is full."""
 
 
+class WrongContentError(FetchError):
+    """A remote file arrived each time with a wrong checksum, so the store holds wrong bytes. The exit code is 2."""
+
+
 class MemoryShortageError(RunError):
     """The memory of a device or machine ran out. This error can occur in some processes of a job and not in others."""
 
@@ -95,7 +99,7 @@ def explain_error(error: BaseException) -> tuple[str, int]:
     """
     if isinstance(error, InputError | RunError):
         message = str(error)
-        code = EXIT_INPUT if isinstance(error, InputError | CommandError) else EXIT_FAILURE
+        code = EXIT_INPUT if isinstance(error, InputError | CommandError | WrongContentError) else EXIT_FAILURE
     elif isinstance(error, OSError):
         message, code = _explain_system_error(error)
     elif isinstance(error, MemoryError):

@@ -15,6 +15,8 @@ from upfield.common.locking import FolderLock, lock_folder
 from upfield.common.progress import say
 from upfield.distributed.job import with_absolute_paths
 from upfield.distributed.preconditions import refuse_uneven_batch
+from upfield.distributed.samples.groups import default_groups
+from upfield.distributed.samples.sample_classes import choose_mixture, find_classes
 from upfield.sharding.shardset.shard_set import open_set
 from upfield.tune.cluster import connect, count_concurrent_trials, resolve_gpus
 from upfield.tune.configuration import SweepConfig
@@ -63,12 +65,18 @@ def refuse_untrainable(config: SweepConfig, points: Sequence[Point] | None) -> N
     """Check the requirements of all trials, before Ray starts.
 
     Raises:
-        InputError: there is no complete shard set, a batch cannot be divided among the workers, a required package is
-            not installed, or `--package` is not a wheel.
+        InputError: there is no complete shard set, a batch cannot be divided among the workers, a mix does not fit the
+            set, a required package is not installed, or `--package` is not a wheel.
     """
-    open_set(config.train.data.shards, config.train.data)
-    for point in points or []:
-        refuse_uneven_batch(apply_point(config.train, point).data.batch_size, config.resources.workers_per_trial)
+    shards = open_set(config.train.data.shards, config.train.data)
+    trials = [apply_point(config.train, point).data for point in points or [{}]]
+    for data in trials if points else []:
+        refuse_uneven_batch(data.batch_size, config.resources.workers_per_trial)
+    if any(data.mix.shares for data in trials):
+        split = shards.split("train")
+        for data in trials:
+            if data.mix.shares:
+                choose_mixture(data.mix, find_classes(split, data.mix)[-1], default_groups(data, shards.is_remote))
     if importlib.util.find_spec("matplotlib") is None:
         raise InputError("The report of a sweep needs matplotlib. Install it with: pip install 'upfield[tune]'")
     if config.search == "optuna" and importlib.util.find_spec("optuna") is None:

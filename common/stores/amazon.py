@@ -65,6 +65,12 @@ def _find_store(address: str, bucket: str, profile: dict[str, Any], service: dic
             )
     endpoint = _first(ENDPOINTS) or service.get("endpoint_url") or profile.get("endpoint_url")
     region = _first(REGIONS) or profile.get("region")
+    if endpoint and not endpoint.lower().startswith(("http://", "https://")):
+        # obstore would panic.
+        raise InputError(
+            f"{format_address(address)}: the endpoint {endpoint} has no scheme. "
+            "Write it with https:// in AWS_ENDPOINT_URL, or in the profile."
+        )
     if not endpoint:
         return {"region": region or find_region(bucket) or "us-east-1"}
     config = {"region": region or "us-east-1", "endpoint": endpoint}

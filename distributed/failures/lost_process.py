@@ -14,7 +14,14 @@ from typing import Any
 import torch
 
 from upfield.common.environment.job_errors import describe_process
-from upfield.common.errors import CommandError, FetchError, InputError, MemoryShortageError, RunError
+from upfield.common.errors import (
+    CommandError,
+    FetchError,
+    InputError,
+    MemoryShortageError,
+    RunError,
+    WrongContentError,
+)
 
 REPORTED, STORE_TIMEOUT = "upfield/reported", timedelta(seconds=5)
 # Waits for the number of a signal on standard input, and prints a message when it arrives.
@@ -59,7 +66,7 @@ def tell_others(error: InputError | RunError | OSError) -> Exception:
         _store().set(REPORTED, "1")
     if not isinstance(error, FetchError | MemoryShortageError):
         return error
-    kind = CommandError if isinstance(error, CommandError) else RunError
+    kind = type(error) if isinstance(error, CommandError | WrongContentError) else RunError
     named = kind(f"{describe_process(torch.distributed.get_rank())}: {error}")
     named.is_agreed = True
     return named

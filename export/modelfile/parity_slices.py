@@ -44,7 +44,7 @@ def open_parity_set(config: ExportConfig, best: BestModel) -> ShardSet:
         raise ShardSetError(f"{error} {hint}") from error
     except FetchError as error:
         problem = str(error).removesuffix(FETCH_REMEDY)
-        raise FetchError(f"{problem} Check the connection, or name a copy of the shard set with --shards.") from error
+        raise type(error)(f"{problem} Check the connection, or name a copy of the shard set with --shards.") from error
 
 
 def training_shards(training: dict[str, Any], run: Path) -> str:

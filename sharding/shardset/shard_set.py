@@ -99,13 +99,13 @@ def open_remote_folder(address: str, access: AccessConfig) -> RemoteFolder:
         access: how its files are downloaded.
 
     Raises:
-        InputError: the address has one slash or contains a password.
+        InputError: the address has one slash, or contains a password or a signature.
     """
     if format_address(address) != address:
         raise InputError(
-            f"{format_address(address)}: write the address with two slashes and without a password, because reports "
-            "and the files of runs contain the address. Set passwords in the store's own variables or in fsspec's "
-            "configuration."
+            f"{format_address(address)}: write the address with two slashes and without a password or a part "
+            "after `?`, because reports and the files of runs contain the address. Set passwords in the store's own "
+            "variables or in fsspec's configuration."
         )
     return RemoteFolder(
         Store(address, access.fetch_timeout_s, access.fetch_command), access.fetch_retries, access.flag("shards")

@@ -23,3 +23,8 @@ def test_a_local_address_is_an_address_and_not_remote() -> None:
 def test_a_message_shows_both_slashes_and_no_password() -> None:
     assert format_address("s3:/user:secret@host/set") == "s3://host/set"
     assert format_address("s3://bucket/set") == "s3://bucket/set"
+    assert format_address("https://host/set?token=secret") == "https://host/set"
+    assert format_address("https://secret@host:80/a@b") == "https://host:80/a@b"
+    assert (
+        format_address("abfs://scans@lab.dfs.core.windows.net/set?1") == "abfs://scans@lab.dfs.core.windows.net/set?1"
+    )

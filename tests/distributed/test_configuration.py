@@ -20,6 +20,7 @@ def test_a_mix_is_given_as_a_whole_or_by_its_parts() -> None:
     assert data_of("--data.mix.kind", "{real: 0.5, synthetic: 0.5}", "--data.mix.per", "batch").mix == MixConfig(
         kind=expected.kind, per="batch"
     )
+    assert data_of("--data.mix.kind.real", "0.5", "--data.mix.kind.synthetic", "0.5").mix == expected
     assert data_of().mix.shares is None
 
 
@@ -37,6 +38,7 @@ def test_a_mix_is_given_as_a_whole_or_by_its_parts() -> None:
         (("--data.mix", "{kind: {real: 1}, cohort: {a: 1}}"), r"^data\.mix: kind and cohort cannot be combined\."),
         (("--data.mix.per", "epoch"), r"^data\.mix\.per: epoch has no effect without shares\."),
         (("--data.mix", "{kinds: {real: 1}}"), r"unknown key --data\.mix\.kinds \(did you mean kind\?\)"),
+        (("--data.mix.kind.real", "half"), r'^--data\.mix\.kind\.real: expected a number, found "half"\.'),
         (("--data.mix", "{kind: {real: half}}"), r'^--data\.mix\.kind\.real: expected a number, found "half"\.'),
     ],
 )

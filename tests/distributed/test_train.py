@@ -25,6 +25,8 @@ from runs import (
 )
 from safetensors.torch import load_file
 
+from upfield.distributed.configuration import RunConfig
+
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -197,3 +199,26 @@ def test_a_compiled_network_trains_like_an_eager_one(tiny_shards: Path, undistur
     done = subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     assert losses(tmp_path) == pytest.approx(losses(undisturbed), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "processes", [(), pytest.param(("--processes", "2"), marks=pytest.mark.slow)], ids=("one process", "two processes")
+)
+def test_a_stopped_run_exits_with_the_configured_code_and_a_finished_run_with_0(
+    tiny_shards: Path, tmp_path: Path, processes: tuple[str, ...]
+) -> None:
+    out = tmp_path / "run"
+    with training(tiny_shards, out, "--run.stopped_code", "75", "--run.trackers", "[]", *processes) as job:
+        job.send(signal.SIGTERM)
+        assert job.wait() == [75]
+    # The run is limited to the steps already done, so it is complete.
+    step = (out / "checkpoints" / "last").resolve().name.removeprefix("step-")
+    options = ("--run.max_steps", str(int(step)), "--run.epochs", "100000", "--run.stopped_code", "75")
+    code, said = called("--data.shards", str(tiny_shards), "--run.out", str(out), "--model.preset", "tiny", *options)
+    assert code == 0, said
+
+
+@pytest.mark.parametrize("code", [1, 2, -1, 126])
+def test_a_reserved_exit_code_is_refused(code: int) -> None:
+    with pytest.raises(ValueError, match=r"run\.stopped_code: expected 0 or 3 to 125"):
+        RunConfig(out=Path("run"), stopped_code=code)

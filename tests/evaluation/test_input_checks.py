@@ -54,6 +54,7 @@ def change(name: str) -> Callable[[dict[str, Any]], None]:
 
     def empty(tree: dict[str, Any]) -> None:
         tree["splits"]["test"]["shards"] = []
+        del tree["splits"]["test"]["index"]
 
     def without_split(tree: dict[str, Any]) -> None:
         del tree["splits"]["test"]

@@ -185,6 +185,14 @@ def test_settings_that_no_trial_could_train_with_are_refused(
     assert message in err
 
 
+def test_a_mix_that_no_trial_could_train_with_is_refused(tmp_path: Path, run_cli: Callable, tiny_shards: Path) -> None:
+    data = f"{{shards: {tiny_shards}, mix: {{kind: {{measured: 1.0}}}}}}"
+    (tmp_path / "sweep.yaml").write_text(f"train: {{data: {data}}}\nspace: {{data.batch_size: [2]}}\n")
+    code, _, err = run_cli(main, "--config", tmp_path / "sweep.yaml", "--out", tmp_path / "sweep")
+    assert code == 2
+    assert "has no samples of measured. It has real (" in err
+
+
 def test_a_folder_of_another_sweep_is_refused(tmp_path: Path, run_cli: Callable, tiny_shards: Path) -> None:
     from upfield.common.command import to_yaml
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from upfield.common.errors import CommandError, FetchError, InputError, ShardSetError
+from upfield.common.errors import CommandError, FetchError, InputError, ShardSetError, WrongContentError
 from upfield.common.files import hash_file
 from upfield.common.stores.store import Store
 from upfield.common.stores.store_errors import describe_error, is_local
@@ -28,6 +28,10 @@ JITTER = random.SystemRandom()
 FETCH_REMEDY = " Check the connection and the remote file, then run the same command again."
 
 T = TypeVar("T")
+
+
+class ChecksumError(ValueError):
+    """Bytes that have arrived have another checksum than in the manifest or the index."""
 
 
 class RemoteFolder:
@@ -117,10 +121,10 @@ class RemoteFolder:
 
         Raises:
             InputError: access is denied, or there is no set.
-            FetchError: no try succeeded.
+            FetchError: no try succeeded. It is a WrongContentError if the last try brought a wrong checksum.
             TransferCancelledError: `stopped` was set.
         """
-        problem = ""
+        problem, kind = "", FetchError
         for number in range(self.retries + 1):
             if number and stopped.wait(backoff_s(number)):
                 raise TransferCancelledError
@@ -130,11 +134,12 @@ class RemoteFolder:
                 raise
             except Exception as error:  # Each client has its own error classes, which cannot be imported here.
                 self._refuse_hopeless(name, error)
-                problem = describe_error(error)
+                problem = describe_error(error).removesuffix(".")
+                kind = WrongContentError if isinstance(error, ChecksumError) else FetchError
         if command := self.store.command:
             what += f" with the command {command}"
         tries = f"{self.retries + 1} tries" if self.retries else "1 try"
-        raise (CommandError if command else FetchError)(
+        raise (CommandError if command else kind)(
             f"{self.where(name)}: {tries} to download {what} failed; the last error was: {problem}.{FETCH_REMEDY}"
         )
 
@@ -142,7 +147,7 @@ class RemoteFolder:
         manifest = parse_manifest(data, self.where(MANIFEST))
         stored, computed = manifest.tree.get("manifest_sha256"), hash_manifest(manifest.tree)
         if stored != computed:
-            raise ValueError(
+            raise ChecksumError(
                 f"the manifest was changed: its manifest_sha256 is {stored}, but its content has {computed}"
             )
         return manifest
@@ -279,7 +284,7 @@ class RemoteFiles:
             if (num_bytes := path.stat().st_size) != entry.bytes:
                 raise ValueError(f"the file has {num_bytes} bytes")
             if (sha256 := hash_file(path)) != entry.sha256:
-                raise ValueError(f"the file has sha256 {sha256}")
+                raise ChecksumError(f"the file has sha256 {sha256}")
 
         self.folder.try_download(name, part, entry, check, stopped)
 

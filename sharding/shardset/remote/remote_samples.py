@@ -9,7 +9,7 @@ from upfield.common.errors import InputError
 from upfield.common.stores.store_errors import RangesIgnoredError
 from upfield.common.stores.transfer import TransferCancelledError
 from upfield.sharding.shardset.manifest import Manifest
-from upfield.sharding.shardset.remote.remote_files import RemoteFiles
+from upfield.sharding.shardset.remote.remote_files import ChecksumError, RemoteFiles
 from upfield.sharding.shardset.remote.sample_queue import QueuedSample, SampleQueue
 from upfield.sharding.shardset.sample_key import SPLITS
 from upfield.sharding.shardset.shard_files import Piece, SampleTable
@@ -57,7 +57,7 @@ class RemoteSamples:
             parts = [view[queued.stretch.start - start : queued.stretch.end - start] for queued in run]
             for queued, part in zip(run, parts, strict=True):
                 if (crc32 := zlib.crc32(part)) != queued.stretch.crc32:
-                    raise ValueError(
+                    raise ChecksumError(
                         f"sample {queued.key} has CRC-32 {crc32}, but the index has {queued.stretch.crc32}"
                     )
             return parts

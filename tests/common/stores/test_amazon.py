@@ -84,6 +84,12 @@ def test_the_endpoint_comes_from_variables_then_from_the_profiles_services_then_
     assert amazon_options("s3://b", "b")["config"]["endpoint"] == "https://b.s3.example"
 
 
+def test_an_endpoint_without_a_scheme_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:9000")
+    with pytest.raises(InputError, match=r"^s3://b: the endpoint 127\.0\.0\.1:9000 has no scheme\."):
+        amazon_options("s3://b", "b")
+
+
 def test_keys_in_variables_come_before_those_in_files_but_the_region_of_the_file_counts(
     profiles: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

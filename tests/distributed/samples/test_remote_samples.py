@@ -13,7 +13,7 @@ from faulty import FAULTS, Answer, FaultyServer, from_folder, range_of
 from remote_reading import cached_bytes, every_value, impatient, open_loader, read_every_sample, values_trained_on
 from runs import forked
 
-from upfield.common.errors import FetchError, InputError
+from upfield.common.errors import EXIT_INPUT, FetchError, InputError, explain_error
 from upfield.distributed.configuration import DataConfig
 from upfield.distributed.samples import look_ahead
 from upfield.distributed.samples.splits import open_splits
@@ -139,6 +139,7 @@ def test_a_sample_that_stays_wrong_is_named(data: DataConfig, http_store: Faulty
         values_trained_on(replace(data, num_workers=num_workers), range(45))
     assert str(refused.value).startswith(f"{http_store.url}/{SHARD}: 3 tries to download ")
     assert f"the last error was: sample {split.key(sample)} has CRC-32 " in str(refused.value)
+    assert explain_error(refused.value)[1] == EXIT_INPUT
 
 
 @pytest.mark.parametrize("fault", ["error", "truncation", pytest.param("stall", marks=pytest.mark.slow)])

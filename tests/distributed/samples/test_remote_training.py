@@ -10,12 +10,11 @@ from faulty import FAULTS, Answer, FaultyServer
 from remote_reading import cached_bytes, every_value, impatient, values_trained_on
 from runs import forked
 
-from upfield.common.errors import FetchError, InputError, ShardSetError
+from upfield.common.errors import EXIT_FAILURE, EXIT_INPUT, FetchError, InputError, ShardSetError, explain_error
 from upfield.distributed.configuration import DataConfig, MixConfig
 from upfield.distributed.samples.order import SampleOrder
 from upfield.distributed.samples.splits import open_splits, refuse_small_cache, sum_largest
 from upfield.sharding.shardset.remote import remote_files
-from upfield.sharding.shardset.remote.remote_files import RemoteFiles
 from upfield.sharding.shardset.shard_split import ShardSplit
 
 SHARD = "train/000000.tar"
@@ -69,12 +68,12 @@ def test_a_file_from_s3_that_fails_twice_arrives_the_third_time(
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_shard_that_stays_bad_is_named(data: DataConfig, http_store: FaultyServer, fault: str) -> None:
     http_store.fail_always(SHARD, fault)
-    split, _ = open_splits(data)
-    assert isinstance(split.source, RemoteFiles)
-    if fault == "stall":
-        split.source.folder.store.timeout_s = 0.2
-    with pytest.raises(FetchError, match=rf"{SHARD}: 3 tries to download \d+ bytes of sha256 "):
+    # The client takes the timeout when it is opened.
+    split, _ = open_splits(replace(data, fetch_timeout_s=0.5) if fault == "stall" else data)
+    with pytest.raises(FetchError, match=rf"{SHARD}: 3 tries to download \d+ bytes of sha256 ") as refused:
         split.record(0)
+    # What the store holds is the user's input, and a connection that fails is not.
+    assert explain_error(refused.value)[1] == (EXIT_INPUT if fault == "corruption" else EXIT_FAILURE)
     assert http_store.asked[SHARD] == 3
 
 
@@ -144,6 +143,10 @@ def test_a_node_needs_room_for_the_windows_of_its_own_groups(tiny_shards: Path, 
     ("address", "message"),
     [
         ("https://user:secret@host/set", r"^https://host/set: write the address .*without a password"),
+        (
+            "https://host/set?sig=secret",
+            r"^https://host/set: write the address .*without a password or a part after `\?`",
+        ),
         ("s3:/bucket/set", r"^s3://bucket/set: write the address with two slashes"),
         (
             "sftp://host/set",
@@ -224,7 +227,7 @@ def test_a_shard_that_stays_bad_stops_the_run_in_one_line(
     bad = f"{split.entries[int(np.searchsorted(split.shard_starts, sample, side='right')) - 1].name}.tar"
     http_store.fail_always(bad, "corruption")
     codes, said = run(data, tmp_path / "run", "--data.num_workers", str(num_workers))
-    assert codes == [1], said
+    assert codes == [2], said
     (error,) = (line for line in said.splitlines() if "error" in line)
     assert error.startswith(f"upfield train: error: {http_store.url}/{bad}: 2 tries to download")
     assert "Traceback" not in said
