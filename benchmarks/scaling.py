@@ -78,7 +78,7 @@ class Cluster:
     latency_s: float = 30e-6  # of one step of a ring
     overlap: float = 2 / 3
     sample_bytes: float = 2 * 221 * 200 * 2
-    read_samples_s: float = 19_655.0
+    read_samples_s: float = 42_634.0
     shard_bytes: float = 512 * 2 * 221 * 200 * 2
     store_bytes_s: float = 2e9  # shared by all nodes
     store_requests_s: float = 5_500.0
