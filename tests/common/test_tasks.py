@@ -65,6 +65,7 @@ def own_ray(monkeypatch):
 
 
 @pytest.mark.usefixtures("own_ray")
+@pytest.mark.slow
 def test_ray_yields_the_same_results_and_errors_and_is_shut_down_afterwards(tmp_path):
     import ray
 

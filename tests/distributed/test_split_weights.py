@@ -12,6 +12,7 @@ from runs import command, fork_ranks, run, trained
 from safetensors.torch import load_file
 
 
+@pytest.mark.slow
 def test_a_learner_with_split_weights_is_saved_whole_and_resumes_from_it(tmp_path: Path) -> None:
     with fork_ranks(partial(split_weights.main, tmp_path), processes=2) as job:
         assert job.wait() == [0, 0], job.said

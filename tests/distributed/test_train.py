@@ -137,6 +137,7 @@ def test_a_signal_to_the_launching_command_reaches_every_rank(tiny_shards: Path,
     assert_saved_where_it_stopped(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_signal_before_the_processes_have_started_is_not_lost(tiny_shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with forked(tiny_shards, out, *LONG, "--processes", "2") as job:

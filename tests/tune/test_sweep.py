@@ -74,6 +74,7 @@ def test_points_are_compared_over_seeds_and_a_finished_sweep_trains_nothing(tiny
     assert {path: path.stat().st_mtime_ns for path in (out / "trials").rglob("*.safetensors")} == before
 
 
+@pytest.mark.slow
 def test_a_trial_that_can_never_be_placed_is_refused_at_once(
     tiny_shards: Path, tmp_path: Path, run_cli: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -197,7 +197,7 @@ def local_trace(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return (out / "trace.jsonl").read_text().splitlines()
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_remote_run_consumes_what_a_local_one_does(
     s3_data: DataConfig, s3: FaultyServer, local_trace: list[str], tmp_path: Path, num_workers: int
 ) -> None:
