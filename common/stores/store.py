@@ -6,6 +6,7 @@ Ray opens the storage of a sweep with Arrow. Code that must find the same files 
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from upfield.common.addresses import format_address
@@ -146,11 +147,8 @@ class Store:
             Exception: any other error of the store's client, unchanged. A second attempt may succeed.
         """
         client = self._client()
-        try:
+        with self._denials(name):
             client.fetch(name, path, Transfer(self.timeout_s, most_bytes, stopped))
-        except Exception as error:
-            refuse_denied(f"{self.name}/{name}", "reading", "read", error)
-            raise
 
     def stream(self, name: str, stopped: threading.Event = NEVER) -> Iterator[bytes]:
         """Yield the bytes of an object in order, in chunks of any size, as they arrive. Only one chunk is in memory.
@@ -166,11 +164,8 @@ class Store:
             Exception: any other error of the store's client, unchanged. A second attempt may succeed.
         """
         client = self._client()
-        try:
+        with self._denials(name):
             yield from client.stream(name, Transfer(self.timeout_s, None, stopped))
-        except Exception as error:
-            refuse_denied(f"{self.name}/{name}", "reading", "read", error)
-            raise
 
     def fetch_ranges(self, name: str, ranges: Sequence[ByteRange], stopped: threading.Event = NEVER) -> list[bytes]:
         """Read parts of an object. Several requests are in flight at once, and neighbouring ranges share a request.
@@ -194,17 +189,23 @@ class Store:
             Exception: any other error of the store's client, unchanged. A second attempt may succeed.
         """
         client, requests = self._client(), join_ranges(ranges)
-        try:
+        with self._denials(name):
             answers = client.fetch_ranges(name, requests, Transfer(self.timeout_s, None, stopped))
-        except Exception as error:
-            refuse_denied(f"{self.name}/{name}", "reading", "read", error)
-            raise
         for request, answer in zip(requests, answers, strict=True):
             if len(answer) != request.num_bytes:
                 raise ValueError(
                     f"expected {request.num_bytes} bytes from position {request.start}, found {len(answer)}"
                 )
         return cut_ranges(ranges, requests, answers)
+
+    @contextmanager
+    def _denials(self, name: str) -> Iterator[None]:
+        """Raise InputError if access to an object is denied. Other errors of the client pass unchanged."""
+        try:
+            yield
+        except Exception as error:
+            refuse_denied(f"{self.name}/{name}", "reading", "read", error)
+            raise
 
     def _client(self) -> Client:
         if os.getpid() not in self._clients:
@@ -215,9 +216,8 @@ class Store:
 def _open_client(address: str, timeout_s: float, command: str | None) -> Client:
     """Open an address with obstore, or with fsspec if obstore cannot serve this address.
 
-    obstore is faster, unless a web server is sent one request at a time (benchmarks/tables/stores.txt).
-
-    A command of the user takes the place of both.
+    obstore is faster, unless a web server is sent one request at a time (benchmarks/tables/stores.txt). A command that
+    the user names takes the place of both.
     """
     if command is not None:
         return CommandClient(address, command)

@@ -71,8 +71,7 @@ class RemoteFolder:
         """
         with tempfile.TemporaryDirectory() as folder:
             part = Path(folder) / "part"
-            self.try_download(name, part, None, lambda path: parse(path.read_bytes()), NEVER)
-            return parse(part.read_bytes())
+            return self.try_download(name, part, None, lambda path: parse(path.read_bytes()), NEVER)
 
     def where(self, name: str) -> str:
         """Return the address of a file, for error messages."""
@@ -83,10 +82,10 @@ class RemoteFolder:
         name: str,
         part: Path,
         entry: ShardEntry | IndexEntry | None,
-        check: Callable[[Path], object],
+        check: Callable[[Path], T],
         stopped: threading.Event,
-    ) -> None:
-        """Download a file and check it. Try again if the download or the check fails.
+    ) -> T:
+        """Download a file and return the result of its check. Try again if the download or the check fails.
 
         Args:
             name: name of the file below the folder.
@@ -101,14 +100,14 @@ class RemoteFolder:
             TransferCancelledError: `stopped` was set.
         """
 
-        def download() -> None:
+        def download() -> T:
             # A cancelled transfer may continue to write for a moment. Unlink its file, so that it cannot write to
             # the file of the next try.
             part.unlink(missing_ok=True)
             self.store.fetch(name, part, entry.bytes if entry else None, stopped)
-            check(part)
+            return check(part)
 
-        self.try_again(name, describe_content(entry) if entry else "the file", download, stopped)
+        return self.try_again(name, describe_content(entry) if entry else "the file", download, stopped)
 
     def try_again(self, name: str, what: str, attempt: Callable[[], T], stopped: threading.Event = NEVER) -> T:
         """Return the result of `attempt`. If it raises an error that another try may fix, call it again after a pause.
