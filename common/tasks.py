@@ -4,8 +4,9 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any, TypeVar
@@ -111,3 +112,14 @@ def _on_ray(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
             ray.wait(waiting, num_returns=len(waiting))
         if started_here:
             ray.shutdown()
+
+
+def results_in_order(futures: Iterable[Future[R]], num_ahead: int) -> Iterator[R]:
+    """Yield the results of futures in order. Up to `num_ahead` further futures are taken before each result is used."""
+    ahead: deque[Future[R]] = deque()
+    for future in futures:
+        ahead.append(future)
+        if len(ahead) > num_ahead:
+            yield ahead.popleft().result()
+    while ahead:
+        yield ahead.popleft().result()

@@ -15,9 +15,9 @@ samples/s, for batches of 4 and of 16 samples (2,048 samples of the real size in
 import copy
 import threading
 import weakref
-from collections import defaultdict, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from upfield.common.tasks import results_in_order
 from upfield.distributed.configuration import AugmentConfig, DataConfig, MixConfig
 from upfield.distributed.samples.augment import augment_pair
 from upfield.distributed.samples.look_ahead import request_ahead
@@ -269,14 +270,3 @@ def read_ahead(
         yield from results_in_order(submitted, num_workers * prefetch)
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def results_in_order(futures: Iterable[Future[Batch]], num_ahead: int) -> Iterator[Batch]:
-    """Yield the results of futures in order. Up to `num_ahead` further futures are taken before each result is used."""
-    ahead: deque[Future[Batch]] = deque()
-    for future in futures:
-        ahead.append(future)
-        if len(ahead) > num_ahead:
-            yield ahead.popleft().result()
-    while ahead:
-        yield ahead.popleft().result()

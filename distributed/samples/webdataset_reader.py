@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from upfield.common.errors import InputError
+from upfield.common.tasks import results_in_order
 from upfield.distributed.configuration import AugmentConfig, DataConfig
 from upfield.distributed.samples.augment import augment_pair
 from upfield.distributed.samples.reader import (
@@ -23,7 +24,6 @@ from upfield.distributed.samples.reader import (
     BatchPlan,
     choose_memory,
     count_readers,
-    results_in_order,
     stack_pairs,
 )
 from upfield.distributed.samples.sample_classes import find_classes, shares_of

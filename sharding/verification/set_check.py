@@ -4,15 +4,16 @@ The check reports every problem, not only the first, so that a set that was copi
 """
 
 import re
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from upfield.common.errors import FetchError, InputError, RunError, ShardSetError
 from upfield.common.progress import say, track
+from upfield.common.tasks import results_in_order
 from upfield.imaging.normalisation import NORMALISATION
 from upfield.sharding.configuration import VerifyConfig
 from upfield.sharding.shardset.manifest import JOURNAL, MANIFEST, Manifest, hash_manifest, hash_tree
@@ -149,18 +150,8 @@ class Verification:
         """Yield an iterator over the shards in order, of which several are read at a time."""
         at_once = self.source.shards_at_once
         pool = ThreadPoolExecutor(at_once, "verify")
-
-        def read_all() -> Iterator[ReadShard]:
-            ahead: deque[Future[ReadShard]] = deque()
-            for place in places:
-                ahead.append(pool.submit(self._read, *place))
-                if len(ahead) > at_once:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-
         try:
-            yield read_all()
+            yield results_in_order((pool.submit(self._read, *place) for place in places), at_once)
         except BaseException:
             self.source.stop()
             raise

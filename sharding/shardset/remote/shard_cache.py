@@ -50,7 +50,7 @@ class FileIdentity:
     """sha256 of the content, if it is known."""
 
 
-Download = Callable[[Path], None]
+Download = Callable[[Path], object]
 """Function that downloads a file to the given path and checks it. Raises FetchError if this fails."""
 
 
