@@ -78,7 +78,7 @@ class MixConfig:
     def __post_init__(self) -> None:
         """Check that there are shares by kind or by cohort, and that they add up to 1."""
         if self.kind is not None and self.cohort is not None:
-            raise ValueError("data.mix: kind and cohort cannot be combined. Give the shares of one of them.")
+            raise ValueError("data.mix: kind and cohort cannot be combined. Set the shares of one of them.")
         if self.shares is None:
             if self.per is not None:
                 raise ValueError(

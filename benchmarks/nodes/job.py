@@ -124,7 +124,7 @@ def node_environment(rank: int, nodes: int, port: int, folder: Path) -> dict[str
 
 
 def own_shared_memory() -> None:
-    """Give this process an empty /dev/shm of its own, as on a node of its own. Needs root."""
+    """Mount an empty /dev/shm for this process alone, as on a node of its own. This needs root."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(NEW_MOUNTS) or libc.mount(b"none", b"/", None, PRIVATE, None):
         raise SystemExit(f"a /dev/shm for each node: {os.strerror(ctypes.get_errno())}")
