@@ -1,1 +1,1 @@
-"""Simulate low-field scans by physics: relaxation, sequence and acquisition. High-field signal in, low-field scan out."""
+"""Simulate low-field scans by physics: a noise-free signal on the high-field grid in, a low-field scan out."""
