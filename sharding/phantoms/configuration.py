@@ -1,4 +1,4 @@
-"""The ranges of heads that are rendered from label maps, the key `synthetic.heads` of `cohorts.yaml`. No heavy imports."""
+"""The ranges of heads that are rendered from label maps: the key `synthetic.heads` of `cohorts.yaml`."""
 
 from dataclasses import dataclass
 
