@@ -35,7 +35,8 @@ class View:
     def behind_face(self, grid: TemplateGrid) -> NDArray[np.bool_]:
         """Return the voxels `(X, Y, Z)` that defacing keeps."""
         places = np.ix_(*(grid.positions_mm(axis) for axis in range(3)))
-        return sum(place * part for place, part in zip(places, self.face_normal, strict=True)) < self.face_mm
+        right, front, top = (place * part for place, part in zip(places, self.face_normal, strict=True))
+        return right + front + top < self.face_mm
 
 
 def draw_view(
@@ -50,7 +51,7 @@ def draw_view(
     The head is in the middle of the grid. A head that is taller than the grid is at its top instead, as when a scan is
     put on the grid.
     """
-    to_grid = np.linalg.inv(deformation.matrix)
+    to_grid = np.linalg.inv(deformation.matrix).astype(np.float64)
     half_mm = np.array([size * mm / 2 for size, mm in zip(grid.shape, grid.spacing_mm, strict=True)])
     ends_mm = (label_map.view_vox + np.array([-0.5, 0.5])) * label_map.spacing_mm[:, None]
     middle_mm = ends_mm.mean(axis=1)

@@ -16,6 +16,8 @@ from upfield.sharding.phantoms.label_tissues import KNOWN, PARTNERS, STRUCTURES,
 
 LabelsAs = Mapping[int, int | str]
 
+# Parts of labels that look different: fat around the eyes, and marrow within bone.
+INNER = {"soft tissue": "orbital fat", "compact bone": "diploe"}
 # Layers are 1 mm thick. Deeper voxels belong to the last one.
 NUM_LAYERS = {"surface": 16, "brain": 6}
 EYES = ("eye", "eye muscle", "optic nerve")
@@ -25,6 +27,8 @@ ORBIT_MM, ORBIT_DEPTH_MM = 9.0, 6.0
 CUT_SHARE = 0.04
 # A rotated head would show that cut as an oblique plane, so the last plane is repeated this often.
 EXTENSION_VOX = 20
+# Smoothing of the head's surface, in pairs of voxels.
+SMOOTHING = 1.2
 MAX_LISTED = 8
 
 
@@ -164,7 +168,10 @@ def _boxed(classes: NDArray[np.int16], where: str) -> tuple[NDArray[np.int16], N
     head = parts == sizes.argmax() if sizes.any() else parts < 0
     if head.sum() < 100:
         raise VolumeError(where, "the labels form no head: too few voxels are connected. Choose a label map of a head.")
-    head = np.asarray(ndimage.binary_dilation(head))
+    # Some maps are ragged where the signal of the scan behind them was weak.
+    filled = np.asarray(ndimage.binary_fill_holes(head))
+    smooth = ndimage.gaussian_filter(np.pad(filled, 3, mode="edge").astype(np.float32), SMOOTHING)[3:-3, 3:-3, 3:-3]
+    head = np.asarray(ndimage.binary_dilation(smooth > 0.5))
     for axis, size in enumerate(classes.shape):
         head = np.repeat(head, 2, axis=axis).take(range(size), axis=axis)
     classes = np.where(head, classes, np.int16(0))
@@ -202,6 +209,20 @@ def _split_layers(classes: NDArray[np.int16], kinds: list[LabelClass], spacing_m
         if kind.group == "soft tissue":
             layer[(eyes[inside] < ORBIT_MM) & (places_mm > ORBIT_DEPTH_MM)] = count
         classes[inside] = first + layer
+    for place, kind in enumerate(kinds):
+        if kind.group == "diploe":
+            classes[_inside(classes == place - 1)] = place
+
+
+def _inside(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the voxels of a mask `(I, J, K)` whose neighbours along all axes are in it."""
+    inner = mask.copy()
+    for axis in range(3):
+        before, after = [slice(None)] * 3, [slice(None)] * 3
+        before[axis], after[axis] = slice(None, -1), slice(1, None)
+        inner[tuple(after)] &= mask[tuple(before)]
+        inner[tuple(before)] &= mask[tuple(after)]
+    return inner
 
 
 def _depth_mm(classes: NDArray[np.int16], spacing_mm: NDArray[np.float64]) -> NDArray[np.float32]:

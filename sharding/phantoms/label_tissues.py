@@ -10,8 +10,6 @@ from typing import Literal
 
 from upfield.sharding.physics.relaxation import Tissue
 
-AIR = 0
-
 
 @dataclass(frozen=True)
 class Structure:
@@ -68,10 +66,11 @@ STRUCTURES: Mapping[str, Structure] = {
     "eye": _outside(Tissue.MUSCLE, 0.02, vitreous=1),
     "eye muscle": _outside(Tissue.FAT, 0.10, muscle=1),
     "mucosa": _outside(Tissue.FLUID, 0.25, skin=0.5, muscle=0.3, blood=0.2),
+    "diploe": _outside(Tissue.MARROW, 0.25, bone=0.7, marrow=0.3),
     "compact bone": _outside(Tissue.MARROW, 0.08, bone=0.93, marrow=0.07),
     "spongy bone": _outside(Tissue.BONE, 0.25, marrow=0.7, bone=0.3),
     "skin": Structure(_shares({"skin": 1}), Tissue.FAT, 0.10, layers="surface"),
-    "soft tissue": Structure(_shares({"muscle": 0.7, "fat": 0.3}), Tissue.FAT, 0.25, layers="surface"),
+    "soft tissue": Structure(_shares({"muscle": 0.7, "fat": 0.3}), Tissue.FAT, 0.12, layers="surface"),
     "orbital fat": _outside(Tissue.MUSCLE, 0.08, fat=0.95, muscle=0.05),
 } | {str(tissue): _outside(tissue, 0.0, **{tissue: 1}) for tissue in Tissue}
 
