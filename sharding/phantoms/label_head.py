@@ -12,7 +12,7 @@ from upfield.sharding.configuration import GeometryConfig
 from upfield.sharding.phantoms.anatomy import F32, F64, TemplateGrid
 from upfield.sharding.phantoms.configuration import HeadsConfig, Range
 from upfield.sharding.phantoms.deformation import draw_deformation
-from upfield.sharding.phantoms.head_mixtures import SKIN_MM, TISSUES, draw_mixtures
+from upfield.sharding.phantoms.head_mixtures import FAT_SHARE, MUSCLE_SHARE, SKIN_MM, TISSUES, draw_mixtures
 from upfield.sharding.phantoms.head_texture import draw_texture, draw_vessels
 from upfield.sharding.phantoms.head_view import View, draw_view
 from upfield.sharding.phantoms.high_scan import draw_high_scan
@@ -135,6 +135,8 @@ def high_field(head: LabelHead, config: HeadsConfig, rng: np.random.Generator) -
     scan = draw_high_scan(config, rng)
     volume = scan.measure(head.render(scan.signals, rng), rng)
     np.multiply(volume.voxels, head.shown, out=volume.voxels)
+    if scan.parameters["black_air"]:
+        np.multiply(volume.voxels, head.labels > 0, out=volume.voxels)
     return volume, scan.parameters
 
 
@@ -158,6 +160,8 @@ def _draw_parameters(config: HeadsConfig, rng: np.random.Generator) -> dict[str,
         "cut": bool(rng.random() < config.cut_rate),
         "fat_mm": draw(config.fat_mm),
         "skin_mm": draw(SKIN_MM),
+        "fat_share": draw(FAT_SHARE),
+        "muscle_share": draw(MUSCLE_SHARE),
         "label_spread": draw(config.label_spread),
         "texture": draw(config.texture),
         "num_vessels": round(draw(config.vessels)),
