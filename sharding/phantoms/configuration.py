@@ -53,7 +53,7 @@ class HeadsConfig:
     """Root mean square of the logarithm of the smooth coil sensitivity that multiplies the high field."""
     snr: Range = (18.0, 90.0)
     """Signal of white matter at high field, divided by the standard deviation of the noise in each receiver channel."""
-    blur_vox: Range = (0.25, 0.75)
+    blur_vox: Range = (0.3, 0.75)
     """Standard deviation of the blur of the high field, in voxels of its grid."""
 
     def __post_init__(self) -> None:

@@ -23,6 +23,8 @@ from upfield.sharding.physics.relaxation import Tissue
 
 # Vessels run where the brain, its fluid, or soft tissue is.
 VESSEL_GROUPS = ("white matter", "cortex", "outer fluid", "soft tissue", "cerebellar cortex")
+# Sheets of fat lie between muscles, and leaves of white matter in the cerebellum.
+SHEET_GROUPS = ("soft tissue", "eye muscle", "cerebellar cortex")
 BLOCK = 2**18
 
 
@@ -106,7 +108,7 @@ def draw_head(
     kinds = label_map.kinds
     sampling, shown = _hide(sampling, kinds, grid, view, parameters)
     mixtures, textures = draw_mixtures(kinds, parameters, rng)
-    sheets = np.array([kind.group in ("soft tissue", "eye muscle") for kind in kinds])[sampling.centres]
+    sheets = np.array([kind.group in SHEET_GROUPS for kind in kinds])[sampling.centres]
     texture = draw_texture(rng, grid, sheets)
     starts = np.flatnonzero(np.array([kind.group in VESSEL_GROUPS for kind in kinds])[sampling.centres])
     vessel_voxels, vessel_shares = draw_vessels(rng, grid, parameters["num_vessels"], starts)
@@ -136,7 +138,9 @@ def high_field(head: LabelHead, config: HeadsConfig, rng: np.random.Generator) -
     volume = scan.measure(head.render(scan.signals, rng), rng)
     np.multiply(volume.voxels, head.shown, out=volume.voxels)
     if scan.parameters["black_air"]:
-        np.multiply(volume.voxels, head.labels > 0, out=volume.voxels)
+        flesh = head.labels > 0
+        flesh.reshape(-1)[head.sampling.edges] = True
+        np.multiply(volume.voxels, flesh, out=volume.voxels)
     return volume, scan.parameters
 
 
@@ -155,7 +159,7 @@ def _draw_parameters(config: HeadsConfig, rng: np.random.Generator) -> dict[str,
         "fine_rms_mm": draw(config.fine_rms_mm),
         "mirrored": bool(rng.random() < config.mirrored_rate),
         "stripped": bool(rng.random() < config.stripped_rate),
-        "stripped_mm": draw((0.5, 4.0)),
+        "stripped_mm": draw((1.5, 5.0)),
         "defaced": bool(rng.random() < config.defaced_rate),
         "cut": bool(rng.random() < config.cut_rate),
         "fat_mm": draw(config.fat_mm),

@@ -59,7 +59,7 @@ STRUCTURES: Mapping[str, Structure] = {
     "lesion": _brain(Tissue.WHITE, 0.15, lesion=0.9, white=0.1),
     "vessel of the brain": _brain(Tissue.FLUID, 0.10, blood=0.6, fluid=0.4),
     "optic nerve": _brain(Tissue.FLUID, 0.15, white=0.8, fluid=0.2),
-    "outer fluid": Structure(_shares({"fluid": 0.94, "blood": 0.06}), Tissue.GREY, 0.12, layers="brain"),
+    "outer fluid": Structure(_shares({"fluid": 0.94, "blood": 0.06}), Tissue.GREY, 0.06, layers="brain"),
     "spinal cord": _outside(Tissue.GREY, 0.15, white=0.75, grey=0.25),
     "artery": _outside(Tissue.FLUID, 0.05, blood=1),
     "vein": _outside(Tissue.GREY, 0.15, blood=0.85, grey=0.15),
