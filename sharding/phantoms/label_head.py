@@ -53,12 +53,11 @@ class LabelHead:
     shown: NDArray[np.bool_]
     """`(X, Y, Z)`, False where the field of view ends or something was removed. There is no noise either."""
 
-    def render(self, signals: Mapping[Tissue, float], rng: np.random.Generator) -> Volume:
-        """Render the head without noise.
+    def render(self, signals: Mapping[Tissue, float]) -> Volume:
+        """Render the head without noise. Two scans of one head show the same texture and vessels.
 
         Args:
             signals: signal of each tissue, for example from `tissue_signals`.
-            rng: not used; two scans of one head show the same texture and vessels.
 
         Returns:
             `(X, Y, Z)` float32 on the high-field grid.
@@ -135,7 +134,7 @@ def high_field(head: LabelHead, config: HeadsConfig, rng: np.random.Generator) -
         The volume `(X, Y, Z)` float32 on the high-field grid, and everything that was drawn, as plain values.
     """
     scan = draw_high_scan(config, rng)
-    volume = scan.measure(head.render(scan.signals, rng), rng)
+    volume = scan.measure(head.render(scan.signals), rng)
     np.multiply(volume.voxels, head.shown, out=volume.voxels)
     if scan.parameters["black_air"]:
         flesh = head.labels > 0
@@ -183,7 +182,8 @@ def _hide(
     shown = np.zeros(grid.shape, np.bool_)
     shown[view.box] = True
     if parameters["defaced"]:
-        shown &= view.behind_face(grid)
+        brain = np.array([kind.structure.is_brain for kind in kinds])[sampling.centres]
+        shown &= view.behind_face(grid, brain)
     if parameters["stripped"]:
         kept = [_is_kept(kind, parameters["stripped_mm"]) for kind in kinds]
         places = np.where(kept, np.arange(len(kinds)), 0).astype(sampling.centres.dtype)
