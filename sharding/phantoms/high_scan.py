@@ -15,7 +15,7 @@ from upfield.sharding.physics.sequences import draw_sequence, tissue_signals
 # Blood that flows into the slab is brighter than blood that was saturated in it.
 INFLOW: Range = (0.4, 2.0)
 # Fat is darker than its relaxation times say, because its protons are off resonance. In some scans it is suppressed.
-FAT: Range = (0.3, 0.75)
+FAT: Range = (0.3, 0.6)
 SUPPRESSED_RATE = 0.12
 SUPPRESSED: Range = (0.1, 0.45)
 # The middle of the head is brighter or darker than its surface, and coils end at the neck.
