@@ -177,7 +177,7 @@ def main() -> None:
         if number == 0:
             print_costs(label_map, paths[0])
         volumes[f"rendered {number + 1}"] = draw(label_map, options.seed + number)
-    scans = {f"real: {path.name.partition('.')[0]}": load_scan(path) for path in options.scans}
+    scans = {f"real: {path.name.removesuffix('.gz').removesuffix('.nii')}": load_scan(path) for path in options.scans}
     print_levels([levels(voxels) for voxels in volumes.values()], {name: levels(scan) for name, scan in scans.items()})
     if options.out:
         save_picture(options.out, volumes | scans)
