@@ -15,7 +15,9 @@ from upfield.sharding.physics.sequences import draw_sequence, tissue_signals
 # Blood that flows into the slab is brighter than blood that was saturated in it.
 INFLOW: Range = (0.4, 2.0)
 # Fat is darker than its relaxation times say, because its protons are off resonance. In some scans it is suppressed.
-FAT: Range = (0.3, 0.75)
+# Muscle and skin are darker because magnetisation is transferred to their protein.
+FAT: Range = (0.2, 0.5)
+FLESH: Range = (0.5, 0.9)
 SUPPRESSED_RATE = 0.12
 SUPPRESSED: Range = (0.1, 0.45)
 # The middle of the head is brighter or darker than its surface, and coils end at the neck.
@@ -63,6 +65,7 @@ def draw_high_scan(config: HeadsConfig, rng: np.random.Generator) -> HighScan:
         "sequence": sequence.to_tree(),
         "inflow": draw(INFLOW),
         "fat": draw(SUPPRESSED if rng.random() < SUPPRESSED_RATE else FAT),
+        "flesh": draw(FLESH),
         "log_bias_rms": draw(config.log_bias_rms),
         "centre": draw(CENTRE),
         "coil_end_mm": draw(COIL_END_MM),
@@ -73,9 +76,13 @@ def draw_high_scan(config: HeadsConfig, rng: np.random.Generator) -> HighScan:
         "snr": draw(config.snr),
         "units": draw(UNITS),
     }
-    signals[Tissue.BLOOD] *= parameters["inflow"]
-    signals[Tissue.FAT] *= parameters["fat"]
-    signals[Tissue.MARROW] *= parameters["fat"]
+    for factor, tissues in (
+        ("inflow", (Tissue.BLOOD,)),
+        ("fat", (Tissue.FAT, Tissue.MARROW)),
+        ("flesh", (Tissue.MUSCLE, Tissue.SKIN)),
+    ):
+        for tissue in tissues:
+            signals[tissue] *= parameters[factor]
     return HighScan(signals, parameters)
 
 

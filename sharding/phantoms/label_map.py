@@ -14,6 +14,7 @@ from upfield.imaging.head_mask import connected_parts
 from upfield.imaging.volume import Volume, read_volume
 from upfield.sharding.phantoms.anatomy import apply_along_axes
 from upfield.sharding.phantoms.label_tissues import KNOWN, PARTNERS, STRUCTURES, LabelClass
+from upfield.sharding.physics.relaxation import Tissue
 
 LabelsAs = Mapping[int, int | str]
 
@@ -32,7 +33,8 @@ ELLIPSOID_SHARE = 5.0
 EXTENSION_MM = 20.0
 # Standard deviation of the smoothing of the head's surface.
 SMOOTHING_MM = 2.4
-MAX_LISTED = 8
+# A map with more unknown labels is probably an image.
+MOST_UNKNOWN = 20
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,7 @@ def check_labels_as(labels_as: LabelsAs) -> None:
     for number, meaning in labels_as.items():
         if meaning not in (KNOWN if isinstance(meaning, int) else STRUCTURES):
             raise InputError(
-                f"labels_as: {number}: expected a known label number or one of {', '.join(STRUCTURES)}, "
-                f"found {meaning!r}."
+                f"labels_as: {number}: expected a known label number or one of {', '.join(Tissue)}, found {meaning!r}."
             )
 
 
@@ -152,12 +153,15 @@ def _structures(present: NDArray[np.intp], where: str, labels_as: LabelsAs) -> d
             unknown.append(number)
         else:
             names[number] = name
+    if len(unknown) > MOST_UNKNOWN:
+        raise VolumeError(
+            where, f"expected a label map, found {len(unknown)} unknown numbers, as in an image. Choose a label map."
+        )
     if unknown:
-        listed = ", ".join(map(str, unknown[:MAX_LISTED])) + (" ..." if len(unknown) > MAX_LISTED else "")
         raise VolumeError(
             where,
-            f"{len(unknown)} label numbers are unknown: {listed}. Say with labels_as what they show, for example "
-            f"labels_as: {{{unknown[0]}: fat}}.",
+            f"label {', '.join(map(str, unknown))} is unknown. Say with labels_as what each unknown label shows, for "
+            f"example labels_as: {{{unknown[0]}: fat}}.",
         )
     return names
 

@@ -122,3 +122,13 @@ def test_ranges_that_contradict_each_other_are_refused():
         HeadsConfig(snr=(9, 3))
     with pytest.raises(ValueError, match=r"synthetic.heads.cut_rate: expected 0..1, found 2"):
         HeadsConfig(cut_rate=2)
+
+
+@pytest.mark.parametrize(("mirrored", "cut_side"), [(0, 0), (1, 1)])
+def test_the_field_of_view_ends_where_the_map_does(mirrored, cut_side):
+    whole = label_volume()
+    cut = make_label_map(replace(whole, voxels=whole.voxels[14:]), "map", {})
+    limits = draw(cut, mirrored_rate=mirrored, rotation_deg=(10, 10)).parameters["view_vox"][0]
+    ends = (0, GEOMETRY.high_shape[0])
+    assert limits[cut_side] != ends[cut_side]
+    assert limits[1 - cut_side] == ends[1 - cut_side]
