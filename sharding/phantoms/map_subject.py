@@ -66,7 +66,7 @@ def write_map_subject(task: MapTask) -> None:
 def low_field(head: LabelHead, geometry: GeometryConfig, rng: np.random.Generator) -> Volume:
     """Measure a head with a T1-weighted sequence at 64 mT, on the low-field grid `(I, J, K)`."""
     acquisition = draw_acquisition(PhysicsConfig(), "T1w", rng, geometry.low_spacing_mm)
-    signal = head.render(tissue_signals(acquisition.sequence, acquisition.relaxations))
+    signal = head.render(tissue_signals(acquisition.sequence, acquisition.relaxations), rng)
     return acquire(signal, acquisition, rng, geometry.low_shape)
 
 
