@@ -17,7 +17,7 @@ class Lever:
     """What the measure does as the value grows. `spreads`: it varies more in both directions."""
 
 
-RISES, FALLS = "rises", "falls"
+FALLS = "falls"
 NOISE, BLUR, BIAS = "synthetic.noise_std", "synthetic.sigma_vox", "synthetic.physics.log_bias_rms"
 SNR, VOXEL, SLICE = "synthetic.physics.snr", "synthetic.physics.in_plane_mm", "synthetic.physics.thickness_mm"
 TISSUES = Lever("synthetic.physics.relaxation_spread", "spreads")

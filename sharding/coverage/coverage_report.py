@@ -56,7 +56,7 @@ def write_report(config: AuditConfig) -> None:
         )
         for scan, values in zip(scans, measured, strict=True)
     ]
-    print_coverage(audited)
+    print_coverage(audited, synthetic.distributions)
     write_json(config.out, _to_tree(config, split, synthetic.distributions, audited))
     write_bytes(picture, draw_picture(audited, synthetic.distributions, synthetic.thumbnails))
     print(f"\n{config.out} and {picture.name} hold all measures.")

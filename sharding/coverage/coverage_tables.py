@@ -3,19 +3,23 @@
 from collections.abc import Sequence
 
 from upfield.common.tables import text_table
-from upfield.sharding.coverage.comparison import MeasureCoverage, ScanCoverage
+from upfield.sharding.coverage.comparison import LEAST_VOLUMES, Distribution, MeasureCoverage, ScanCoverage
 from upfield.sharding.coverage.picture import AuditedScan
 
 WIDTH = 100
 HEADER = ("measure", "scan", "synthetic 5..95%", "percentile", "")
 
 
-def print_coverage(audited: Sequence[AuditedScan]) -> None:
+def print_coverage(audited: Sequence[AuditedScan], distributions: Sequence[Distribution]) -> None:
     """Print a table for each scan and recipe, and then a summary.
 
     Args:
         audited: the scans.
+        distributions: the synthetic volumes.
     """
+    for each in distributions:
+        if len(each.volumes) < LEAST_VOLUMES:
+            print(f"warning: too few volumes of {each.title}: {len(each.volumes)}. Raise --volumes.\n")
     for item in audited:
         for coverage in item.coverages:
             print(f"{title_of(item, coverage)}\n")
@@ -36,7 +40,9 @@ def title_of(item: AuditedScan, coverage: ScanCoverage) -> str:
     contrast = item.scan.contrast
     shown = f"{item.scan.name} ({contrast})" if contrast else item.scan.name
     found = coverage.distribution
-    other = "" if contrast is None or found.contrast == contrast else f", none of them known as {contrast}"
+    other = ""
+    if contrast is not None and found.contrast != contrast:
+        other = f", not {contrast}" if found.contrast else ", contrast not known"
     return f"{shown} among {len(found.volumes)} synthetic volumes ({found.title}{other})"
 
 

@@ -22,7 +22,7 @@ CLEAR_MM = 8.0
 LOCAL_MM = 7.0
 # Scanners fill the margins of an image with a constant. Local standard deviations that are smaller than this, or than
 # this share of what air usually has, come from interpolation beside such a margin and not from noise.
-LEAST_STD, LEAST_STD_SHARE = 2e-4, 0.3
+LEAST_STD, LEAST_STD_SHARE = 2e-4, 0.1
 LEAST_VOXELS = 500
 
 
@@ -77,7 +77,8 @@ def _filled(
         return clear
     least = max(LEAST_STD, LEAST_STD_SHARE * float(np.percentile(usual, 75)))
     # Single quiet places occur in noise too.
-    filled = np.asarray(ndimage.binary_opening(clear & (local_std < least), np.ones((3, 3, 3))), dtype=np.bool_)
+    quiet = np.pad(clear & (local_std < least), 1, mode="edge")
+    filled = np.asarray(ndimage.binary_opening(quiet, np.ones((2, 2, 2))), dtype=np.bool_)[1:-1, 1:-1, 1:-1]
     if not filled.any():
         return filled
     return _distance_mm(~filled, step_mm) < CLEAR_MM

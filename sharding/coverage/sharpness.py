@@ -4,15 +4,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft
+from scipy import fft, ndimage
 
-# The surface of the head is used where it faces an axis within about 25 degrees.
-MAX_SLOPE = 0.47
+# The surface of the head is used where it faces an axis within about 17 degrees.
+MAX_SLOPE, SMOOTH_MM = 0.3, 10.0
 OUTSIDE_MM, INSIDE_MM, STEP_MM = 10.0, 8.0, 0.25
 # The mask of the head may lie this far from the place of half brightness.
 SEARCH_VOX = 4
 # The outermost part of a profile is air, whose level is subtracted.
 AIR_MM = 3.0
+# Lines with less air than this in front of the head are left out. If there is less than a profile holds, it is
+# continued with its first value.
+LEAST_AIR_MM = 6.0
 LEAST_LINES = 30
 # The distance between 25% and 75% of a step that a Gaussian has blurred, relative to the Gaussian's full width at half
 # maximum.
@@ -64,14 +67,18 @@ def _aligned(
     mm = float(spacing_mm[0])
     surface = inside.argmax(axis=0)
     hit = inside.any(axis=0)
-    slopes = np.gradient(surface * mm, *map(float, spacing_mm[1:]))
+    # The mask is coarse, so its surface has steps.
+    heights_mm = surface * mm
+    for axis, other_mm in enumerate(spacing_mm[1:].tolist()):
+        heights_mm = np.asarray(ndimage.uniform_filter1d(heights_mm, max(round(SMOOTH_MM / other_mm), 1), axis=axis))
+    slopes = np.gradient(heights_mm, *spacing_mm[1:].tolist())
     before, behind = int(np.ceil(OUTSIDE_MM / mm)) + SEARCH_VOX, int(np.ceil(INSIDE_MM / mm)) + SEARCH_VOX
-    usable = hit & (np.hypot(*slopes) < MAX_SLOPE) & (surface >= before) & (surface < len(lines) - behind)
+    usable = hit & (np.hypot(*slopes) < MAX_SLOPE) & (surface * mm >= LEAST_AIR_MM) & (surface < len(lines) - behind)
     first, second = np.nonzero(usable)
     if not len(first):
         return np.empty((0, round((OUTSIDE_MM + INSIDE_MM) / STEP_MM)))
     places = surface[first, second][:, None] + np.arange(-before, behind)
-    raw = lines[places, first[:, None], second[:, None]].astype(np.float64)
+    raw = lines[np.maximum(places, 0), first[:, None], second[:, None]].astype(np.float64)
     air = np.median(raw[:, : max(int(AIR_MM / mm), 1)], axis=1)
     skin = raw[:, before - SEARCH_VOX :].max(axis=1)
     half = (air + skin) / 2
