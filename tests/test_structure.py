@@ -36,6 +36,7 @@ ENTRIES = (
     "export.to_onnx",
     "export.enhance",
     "export.serve",
+    "export.models",
     "tune.sweep",
     "cli.main",
     "cli.demo",
