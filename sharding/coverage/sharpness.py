@@ -71,9 +71,14 @@ def _aligned(
     heights_mm = surface * mm
     for axis, other_mm in enumerate(spacing_mm[1:].tolist()):
         heights_mm = np.asarray(ndimage.uniform_filter1d(heights_mm, max(round(SMOOTH_MM / other_mm), 1), axis=axis))
-    slopes = np.gradient(heights_mm, *spacing_mm[1:].tolist())
+    slope_b, slope_c = np.gradient(heights_mm, *spacing_mm[1:].tolist())
     before, behind = int(np.ceil(OUTSIDE_MM / mm)) + SEARCH_VOX, int(np.ceil(INSIDE_MM / mm)) + SEARCH_VOX
-    usable = hit & (np.hypot(*slopes) < MAX_SLOPE) & (surface * mm >= LEAST_AIR_MM) & (surface < len(lines) - behind)
+    usable = (
+        hit
+        & (np.hypot(slope_b, slope_c) < MAX_SLOPE)
+        & (surface * mm >= LEAST_AIR_MM)
+        & (surface < len(lines) - behind)
+    )
     first, second = np.nonzero(usable)
     if not len(first):
         return np.empty((0, round((OUTSIDE_MM + INSIDE_MM) / STEP_MM)))
