@@ -29,8 +29,10 @@ def test_inside_is_between_the_5th_and_the_95th_percentile(value, is_inside, per
 
 def test_advice_points_in_the_direction_of_the_scan():
     above, below = at(2.0).advice, at(-1.0).advice
-    assert above and above.change == "raise the upper end of synthetic.noise_std (0.05)"
-    assert below and below.change == "lower the lower end of synthetic.noise_std (0.01)"
+    assert above
+    assert above.change == "raise the upper end of synthetic.noise_std (0.05)"
+    assert below
+    assert below.change == "lower the lower end of synthetic.noise_std (0.01)"
     assert advise("report", "snr", True, CONFIG).change == "lower the lower end of synthetic.noise_std (0.01)"
 
 
