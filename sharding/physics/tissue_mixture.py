@@ -12,22 +12,29 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.interpolate import PchipInterpolator
 
-from upfield.imaging.head_mask import head_mask
+from upfield.imaging.head_mask import connected_parts, head_mask
 from upfield.imaging.plausibility.brains import is_skull_stripped
 from upfield.imaging.volume import Volume
 from upfield.sharding.physics.relaxation import Tissue
 
-# The mixture is fitted on every second voxel, and the brain is located on every fourth.
-STRIDE = 2
+# The brain is located on every fourth voxel.
+STRIDE = 4
 NUM_BINS = 256
 NUM_LEVELS = 4096
 EM_STEPS = 50
 # Voxels this deep below the surface of the head, and not farther below its top, are mostly brain.
 BRAIN_DEPTH_MM = 22.0
-BRAIN_HEIGHT_MM = 110.0
-# Thickness of scalp and skull, and half the width of the zone over which the signal changes to that of the brain.
-SHELL_MM = 13.0
-BLEND_MM = 5.0
+BRAIN_HEIGHT_MM = 140.0
+# The brain lies below the scalp and is as large as this, with all that an erosion and a wider dilation add.
+LEAST_SCALP_MM = 5.0
+LITRES = (0.8, 2.6)
+OPENING_VOX = 2
+REGROWTH_VOX = 5
+CLOSING_VOX = 4
+BALL = (ndimage.generate_binary_structure(3, 1), ndimage.generate_binary_structure(3, 2))
+# The borders of the brain, and of the tissue below the scalp, are this smooth.
+BLEND_VOX = 1.0
+SHELL_MM = (14.0, 30.0)
 # Tissues of the brain in the order of their intensity at high field.
 ORDER: Mapping[str, tuple[Tissue, Tissue, Tissue]] = {
     "T1w": (Tissue.FLUID, Tissue.GREY, Tissue.WHITE),
@@ -78,71 +85,138 @@ def low_field_signal(high: Volume, contrast: str, signals: Mapping[Tissue, float
         The signal on the same grid, `(X, Y, Z)` float32, 0 in air and about 1 in white matter, and the levels that the
         mixture found.
     """
-    coarse = np.ascontiguousarray(high.voxels[::STRIDE, ::STRIDE, ::STRIDE])
-    small = Volume(coarse, high.affine @ np.diag([STRIDE, STRIDE, STRIDE, 1.0]))
-    depth_mm = _depth_mm(small)
-    levels = _fit_levels(small, depth_mm, contrast)
-    inside = _curve([(getattr(levels, tissue.value), signals[tissue]) for tissue in ORDER[contrast]])
-    outside = inside
-    if not levels.stripped:
-        outside = _curve([(levels.muscle, signals[Tissue.MUSCLE]), (levels.fat, signals[Tissue.FAT])])
-    share = np.clip((depth_mm - SHELL_MM) / (2 * BLEND_MM) + 0.5, 0, 1).astype(np.float32)
-    return replace_values(high, inside, outside, np.asarray(ndimage.gaussian_filter(share, 1.0), np.float32)), levels
+    half = np.ascontiguousarray(high.voxels[::2, ::2, ::2])
+    stripped = is_skull_stripped(Volume(half, high.affine @ np.diag([2.0, 2.0, 2.0, 1.0])))
+    values = np.asarray(ndimage.uniform_filter(half, 2), dtype=np.float32)[::2, ::2, ::2]
+    depth_mm = _depth_mm(head_mask(half)[::2, ::2, ::2], high.spacing_mm * STRIDE)
+    levels = _brain_levels(half[::2, ::2, ::2], depth_mm, float(high.spacing_mm[2]), contrast, stripped)
+    share = np.ones_like(depth_mm) if stripped else _brain_share(values, depth_mm, levels, contrast, high.spacing_mm)
+    outer = values[(depth_mm > 0) & (share < 0.5)]
+    muscle, fat = np.percentile(outer, (50, 95)).tolist() if outer.size else (0.3, 0.9)
+    muscle = max(muscle, 0.05)
+    found = TissueLevels(*levels, muscle=muscle, fat=max(fat, muscle + 0.1), stripped=stripped)
+    inside = _curve([(getattr(found, tissue.value), signals[tissue]) for tissue in ORDER[contrast]])
+    outside = _curve([(found.muscle, signals[Tissue.MUSCLE]), (found.fat, signals[Tissue.FAT])])
+    return Volume(replace_values(high.voxels, inside, outside, share), high.affine, high.axcodes), found
 
 
 def replace_values(
-    high: Volume, inside: NDArray[np.float32], outside: NDArray[np.float32], share: NDArray[np.float32]
-) -> Volume:
+    high: NDArray[np.float32],
+    inside: NDArray[np.float32],
+    outside: NDArray[np.float32],
+    share: NDArray[np.float32],
+) -> NDArray[np.float32]:
     """Replace each intensity by a mean of two curves.
 
     Args:
         high: `(X, Y, Z)` in [0, 1].
         inside: `(NUM_LEVELS,)`, signal in the brain of evenly spaced intensities from 0 to 1.
         outside: the same outside the brain.
-        share: weight of `inside`, on a coarser grid.
+        share: weight of `inside`, on a grid with every `STRIDE`-th voxel.
+
+    Returns:
+        `(X, Y, Z)` float32.
     """
-    result = np.empty_like(high.voxels)
-    hats = [_hats(size, coarse) for size, coarse in zip(high.voxels.shape, share.shape, strict=True)]
+    result = np.empty_like(high)
+    first, second, third = (_hats(size, coarse) for size, coarse in zip(high.shape, share.shape, strict=True))
+    away = np.matmul(second, (1 - share) @ third.T)
     step = outside - inside
-    in_plane = np.matmul(hats[1], share @ hats[2].T)
-    for x, plane in enumerate(high.voxels):
+    for x, plane in enumerate(high):
         index = (np.clip(plane, 0, 1) * np.float32(NUM_LEVELS - 1)).astype(np.int16)
-        away = 1 - np.tensordot(hats[0][x], in_plane, axes=1)
-        result[x] = step[index] * away + inside[index]
-    return Volume(result, high.affine, high.axcodes)
+        used = np.flatnonzero(first[x])
+        weight = np.tensordot(first[x, used], away[used], axes=1)
+        weight *= step[index]
+        np.add(weight, inside[index], out=result[x])
+    return result
 
 
 def _hats(size: int, coarse: int) -> NDArray[np.float32]:
-    """Return the matrix `(size, coarse)` of linear interpolation, constant beyond both ends."""
-    step = size / coarse
-    place = np.clip((np.arange(size) + 0.5) / step - 0.5, 0, coarse - 1)
+    """Return the matrix `(size, coarse)` of linear interpolation between every `STRIDE`-th voxel."""
+    place = np.minimum(np.arange(size) / STRIDE, coarse - 1)
     return np.maximum(0, 1 - np.abs(place[:, None] - np.arange(coarse))).astype(np.float32)
 
 
-def _depth_mm(small: Volume) -> NDArray[np.float32]:
-    """Return the depth below the surface of the head, on every second voxel of `small`."""
-    head = head_mask(small.voxels)[::STRIDE, ::STRIDE, ::STRIDE]
-    # The head goes on beyond the border of the image, as the neck does.
-    padded = np.pad(head, 1, mode="edge")
-    inner = (slice(1, -1),) * 3
-    depth = ndimage.distance_transform_edt(padded, sampling=list(small.spacing_mm * STRIDE))
-    return np.asarray(depth, dtype=np.float32)[inner]
+def _depth_mm(head: NDArray[np.bool_], spacing_mm: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return the depth below the surface of the head; the head goes on beyond the border, as the neck does."""
+    depth = ndimage.distance_transform_edt(np.pad(head, 1, mode="edge"), sampling=list(spacing_mm))
+    return np.asarray(depth, dtype=np.float32)[1:-1, 1:-1, 1:-1]
 
 
-def _fit_levels(small: Volume, depth_mm: NDArray[np.float32], contrast: str) -> TissueLevels:
-    """Fit the mixture to the brain of a coarse volume, and measure what lies outside it."""
-    values = small.voxels[::STRIDE, ::STRIDE, ::STRIDE]
-    stripped = is_skull_stripped(small)
-    spacing_mm = float(small.spacing_mm[2]) * STRIDE
-    rows = np.flatnonzero((depth_mm > 0).any(axis=(0, 1)))
-    lowest = rows[-1] - BRAIN_HEIGHT_MM / spacing_mm if rows.size else 0
-    brain = depth_mm > (0 if stripped else BRAIN_DEPTH_MM)
-    brain &= np.arange(values.shape[2]) >= lowest
-    found = fit_mixture(values[brain] if brain.any() else values.ravel(), STARTS[contrast])
+def _brain_levels(
+    values: NDArray[np.float32], depth_mm: NDArray[np.float32], spacing_mm: float, contrast: str, stripped: bool
+) -> tuple[float, float, float]:
+    """Fit the mixture to voxels of the brain, and return the levels of fluid, grey and white matter.
+
+    Args:
+        values: `(I, J, K)`, every `STRIDE`-th voxel.
+        depth_mm: `(I, J, K)`, depth below the surface.
+        spacing_mm: voxel size of the high field along the body.
+        contrast: T1w, T2w or FLAIR.
+        stripped: whether all of the head is brain.
+    """
+    deep = (depth_mm > (0 if stripped else BRAIN_DEPTH_MM)) & _near_top(depth_mm, spacing_mm)
+    found = fit_mixture(values[deep] if deep.any() else values.ravel(), STARTS[contrast])
     fluid, grey, white = (found[ORDER[contrast].index(name)] for name in (Tissue.FLUID, Tissue.GREY, Tissue.WHITE))
-    shell = values[(depth_mm > 0) & (depth_mm < SHELL_MM)]
-    muscle, fat = np.percentile(shell, (50, 95)).tolist() if shell.size else (0.3, 0.9)
-    return TissueLevels(fluid, grey, white, max(muscle, 0.05), min(max(fat, muscle + 0.1), 1.0), stripped)
+    return fluid, grey, white
+
+
+def _near_top(depth_mm: NDArray[np.float32], spacing_mm: float) -> NDArray[np.bool_]:
+    """Return the planes `(1, 1, K)` that are not too far below the top of the head to show brain."""
+    planes = np.flatnonzero((depth_mm > 0).any(axis=(0, 1)))
+    top = planes[-1] if planes.size else depth_mm.shape[2]
+    return (np.arange(depth_mm.shape[2]) >= top - BRAIN_HEIGHT_MM / (spacing_mm * STRIDE))[None, None]
+
+
+def _brain_share(
+    values: NDArray[np.float32],
+    depth_mm: NDArray[np.float32],
+    levels: tuple[float, float, float],
+    contrast: str,
+    spacing_mm: NDArray[np.float64],
+) -> NDArray[np.float32]:
+    """Return how much of each voxel follows the curve of the brain: 1 deep in the brain, 0 in the scalp.
+
+    The brain is the largest part of the bright tissue below the scalp after an erosion. The share is smooth, because an
+    edge in it would show in the signal.
+
+    Args:
+        values: `(I, J, K)`, averaged, every `STRIDE`-th voxel.
+        depth_mm: `(I, J, K)`, depth below the surface.
+        levels: levels of fluid, grey and white matter.
+        contrast: T1w, T2w or FLAIR.
+        spacing_mm: `(3,)`, voxel size of the high field.
+    """
+    fluid, grey, white = levels
+    # In T2w, all of the brain is bright. Otherwise, it is brighter than fluid.
+    least = 0.6 * white if contrast == "T2w" else (fluid + min(grey, white)) / 2
+    tissue = (values > least) & (depth_mm > LEAST_SCALP_MM) & _near_top(depth_mm, float(spacing_mm[2]))
+    parts, sizes = connected_parts(_shrink(tissue, OPENING_VOX))
+    # Gyri, which the erosion removed, grow again within the bright tissue.
+    core = ndimage.binary_dilation(parts == sizes.argmax(), BALL[1], iterations=REGROWTH_VOX, mask=tissue)
+    # Sulci and ventricles are closed. The volume is padded, because closing would otherwise stop at its border.
+    closed = _shrink(_grow(np.pad(np.asarray(core, np.bool_), CLOSING_VOX), CLOSING_VOX + 1), CLOSING_VOX)
+    brain = closed[(slice(CLOSING_VOX, -CLOSING_VOX),) * 3].astype(np.float32)
+    litres = float(brain.sum()) * float(np.prod(spacing_mm)) * STRIDE**3 / 1e6
+    if sizes.max() == 0 or not LITRES[0] <= litres <= LITRES[1]:
+        brain = np.zeros_like(depth_mm)
+    # Deep tissue outside the brain is mostly muscle at the base of the skull. It follows the brain too, because a wrong
+    # border would do more harm there than a wrong contrast does.
+    deep = np.clip((depth_mm - SHELL_MM[0]) / (SHELL_MM[1] - SHELL_MM[0]), 0, 1)
+    return np.asarray(ndimage.gaussian_filter(np.maximum(brain, deep), BLEND_VOX), dtype=np.float32)
+
+
+def _grow(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
+    """Dilate a mask `(I, J, K)` by about a ball: octahedra and cubes in turn."""
+    for step in range(radius):
+        mask = np.asarray(ndimage.binary_dilation(mask, BALL[step % 2]), dtype=np.bool_)
+    return mask
+
+
+def _shrink(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
+    """Erode a mask `(I, J, K)` by about a ball; beyond its border, there is nothing."""
+    for step in range(radius):
+        mask = np.asarray(ndimage.binary_erosion(mask, BALL[step % 2]), dtype=np.bool_)
+    return mask
 
 
 def fit_mixture(values: NDArray[np.float32], starts: tuple[float, float, float]) -> list[float]:
