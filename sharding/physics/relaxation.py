@@ -10,6 +10,9 @@ import numpy as np
 FieldStrength = Literal["low", "high"]
 # No person lies farther from the mean than this, in standard deviations.
 MOST_DEVIATIONS = 2.5
+# White and grey matter of one person deviate together: this is the correlation of each with what they share. The order
+# of their signals, which is the same in all people, depends on it.
+SHARED = 0.95
 
 
 class Tissue(StrEnum):
@@ -35,6 +38,9 @@ class Tissue(StrEnum):
     VITREOUS = "vitreous"
     """The body of the eye."""
     AIR = "air"
+
+
+BRAIN = (Tissue.WHITE, Tissue.GREY, Tissue.DEEP_GREY, Tissue.LESION)
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,10 @@ def draw_relaxation(field: FieldStrength, rng: np.random.Generator, spread: floa
         spread: factor on the spread between people; 0 returns the means.
     """
     table = LOW if field == "low" else HIGH
-    deviations = np.clip(rng.standard_normal((len(Tissue), 3)), -MOST_DEVIATIONS, MOST_DEVIATIONS) * spread
+    own, shared = rng.standard_normal((len(Tissue), 3)), rng.standard_normal(3)
+    brain = [index for index, tissue in enumerate(Tissue) if tissue in BRAIN]
+    own[brain] = SHARED * shared + np.sqrt(1 - SHARED**2) * own[brain]
+    deviations = np.clip(own, -MOST_DEVIATIONS, MOST_DEVIATIONS) * spread
     drawn: dict[Tissue, Relaxation] = {}
     for tissue, (density, t1, t2) in zip(Tissue, deviations.tolist(), strict=True):
         row = table[tissue]

@@ -47,6 +47,8 @@ STARTS: Mapping[str, tuple[float, float, float]] = {
     "T2w": (0.2, 0.65, 0.96),
     "FLAIR": (0.04, 0.3, 0.75),
 }
+# Dark fluid is at most this bright, relative to its neighbour; so is the neighbour of bright fluid, relative to fluid.
+DARK_FLUID = 0.75
 # Neighbouring levels differ by at least this.
 LEAST_STEP = 0.02
 
@@ -224,7 +226,8 @@ def fit_mixture(values: NDArray[np.float32], starts: tuple[float, float, float])
 
     Args:
         values: `(N,)` in [0, 1].
-        starts: fraction of the values below the mean of each Gaussian at the start.
+        starts: fraction of the values below the mean of each Gaussian at the start. The smallest part is the fluid,
+            which is kept apart from the rest, because there may be little of it.
 
     Returns:
         The means, in ascending order, at least `LEAST_STEP` apart.
@@ -232,18 +235,26 @@ def fit_mixture(values: NDArray[np.float32], starts: tuple[float, float, float])
     counts, edges = np.histogram(values, NUM_BINS, (0, 1))
     centres = (edges[1:] + edges[:-1]) / 2
     total = max(int(counts.sum()), 1)
-    means = np.interp(starts, np.cumsum(counts) / total, centres)
+    means = _apart(np.interp(starts, np.cumsum(counts) / total, centres), starts)
     stds, shares = np.full(3, 0.08), np.full(3, 1 / 3)
     for _ in range(EM_STEPS):
         density = shares / stds * np.exp(-0.5 * ((centres[:, None] - means) / stds) ** 2) + 1e-12
         weights = counts[:, None] * density / density.sum(axis=1, keepdims=True)
         sums = weights.sum(axis=0) + 1e-9
-        means = (weights * centres[:, None]).sum(axis=0) / sums
+        means = _apart((weights * centres[:, None]).sum(axis=0) / sums, starts)
         stds = np.sqrt((weights * (centres[:, None] - means) ** 2).sum(axis=0) / sums).clip(0.01, 0.15)
         shares = sums / sums.sum()
     first, second, third = np.sort(means).tolist()
     second = max(second, first + LEAST_STEP)
     return [first, second, max(third, second + LEAST_STEP)]
+
+
+def _apart(means: NDArray[np.float64], starts: tuple[float, float, float]) -> NDArray[np.float64]:
+    """Return the means `(3,)` with that of the fluid, the first or the last, away from the others."""
+    first, second, third = means.tolist()
+    if starts[0] < 1 - starts[2]:
+        return np.array([min(first, DARK_FLUID * second), second, third])
+    return np.array([first, second, max(third, second / DARK_FLUID)])
 
 
 def _curve(points: list[tuple[float, float]]) -> NDArray[np.float32]:
