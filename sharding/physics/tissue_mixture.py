@@ -17,8 +17,8 @@ from upfield.imaging.plausibility.brains import is_skull_stripped
 from upfield.imaging.volume import Volume
 from upfield.sharding.physics.relaxation import Tissue
 
-# The brain is located on every fourth voxel.
-STRIDE = 4
+# The brain is located on voxels of about this size.
+COARSE_MM = 4.0
 NUM_BINS = 256
 NUM_LEVELS = 4096
 EM_STEPS = 50
@@ -87,19 +87,21 @@ def low_field_signal(high: Volume, contrast: str, signals: Mapping[Tissue, float
         The signal on the same grid, `(X, Y, Z)` float32, 0 in air and about 1 in white matter, and the levels that the
         mixture found.
     """
-    half = np.ascontiguousarray(high.voxels[::2, ::2, ::2])
-    stripped = is_skull_stripped(Volume(half, high.affine @ np.diag([2.0, 2.0, 2.0, 1.0])))
+    step = max(round(COARSE_MM / 2 / float(high.spacing_mm.max())), 1)
+    half = np.ascontiguousarray(high.voxels[::step, ::step, ::step])
+    stripped = is_skull_stripped(Volume(half, high.affine @ np.diag([step, step, step, 1.0])))
     values = np.asarray(ndimage.uniform_filter(half, 2), dtype=np.float32)[::2, ::2, ::2]
-    depth_mm = _depth_mm(head_mask(half)[::2, ::2, ::2], high.spacing_mm * STRIDE)
-    levels = _brain_levels(half[::2, ::2, ::2], depth_mm, float(high.spacing_mm[2]), contrast, stripped)
-    share = np.ones_like(depth_mm) if stripped else _brain_share(values, depth_mm, levels, contrast, high.spacing_mm)
+    spacing_mm = high.spacing_mm * 2 * step
+    depth_mm = _depth_mm(head_mask(half)[::2, ::2, ::2], spacing_mm)
+    levels = _brain_levels(half[::2, ::2, ::2], depth_mm, float(spacing_mm[2]), contrast, stripped)
+    share = np.ones_like(depth_mm) if stripped else _brain_share(values, depth_mm, levels, contrast, spacing_mm)
     outer = values[(depth_mm > 0) & (share < 0.5)]
     muscle, fat = np.percentile(outer, (50, 95)).tolist() if outer.size else (0.3, 0.9)
     muscle = max(muscle, 0.05)
     found = TissueLevels(*levels, muscle=muscle, fat=max(fat, muscle + 0.1), stripped=stripped)
     inside = _curve([(getattr(found, tissue.value), signals[tissue]) for tissue in ORDER[contrast]])
     outside = _curve([(found.muscle, signals[Tissue.MUSCLE]), (found.fat, signals[Tissue.FAT])])
-    return Volume(replace_values(high.voxels, inside, outside, share), high.affine, high.axcodes), found
+    return Volume(replace_values(high.voxels, inside, outside, share, 2 * step), high.affine, high.axcodes), found
 
 
 def replace_values(
@@ -107,6 +109,7 @@ def replace_values(
     inside: NDArray[np.float32],
     outside: NDArray[np.float32],
     share: NDArray[np.float32],
+    stride: int,
 ) -> NDArray[np.float32]:
     """Replace each intensity by a mean of two curves.
 
@@ -114,13 +117,14 @@ def replace_values(
         high: `(X, Y, Z)` in [0, 1].
         inside: `(NUM_LEVELS,)`, signal in the brain of evenly spaced intensities from 0 to 1.
         outside: the same outside the brain.
-        share: weight of `inside`, on a grid with every `STRIDE`-th voxel.
+        share: weight of `inside`, on a grid with every `stride`-th voxel.
+        stride: voxels from one weight to the next.
 
     Returns:
         `(X, Y, Z)` float32.
     """
     result = np.empty_like(high)
-    first, second, third = (_hats(size, coarse) for size, coarse in zip(high.shape, share.shape, strict=True))
+    first, second, third = (_hats(size, coarse, stride) for size, coarse in zip(high.shape, share.shape, strict=True))
     away = np.matmul(second, (1 - share) @ third.T)
     step = outside - inside
     for x, plane in enumerate(high):
@@ -132,9 +136,9 @@ def replace_values(
     return result
 
 
-def _hats(size: int, coarse: int) -> NDArray[np.float32]:
-    """Return the matrix `(size, coarse)` of linear interpolation between every `STRIDE`-th voxel."""
-    place = np.minimum(np.arange(size) / STRIDE, coarse - 1)
+def _hats(size: int, coarse: int, stride: int) -> NDArray[np.float32]:
+    """Return the matrix `(size, coarse)` of linear interpolation between every `stride`-th voxel."""
+    place = np.minimum(np.arange(size) / stride, coarse - 1)
     return np.maximum(0, 1 - np.abs(place[:, None] - np.arange(coarse))).astype(np.float32)
 
 
@@ -150,9 +154,9 @@ def _brain_levels(
     """Fit the mixture to voxels of the brain, and return the levels of fluid, grey and white matter.
 
     Args:
-        values: `(I, J, K)`, every `STRIDE`-th voxel.
+        values: `(I, J, K)`, on the coarse grid.
         depth_mm: `(I, J, K)`, depth below the surface.
-        spacing_mm: voxel size of the high field along the body.
+        spacing_mm: voxel size along the body.
         contrast: T1w, T2w or FLAIR.
         stripped: whether all of the head is brain.
     """
@@ -166,7 +170,7 @@ def _near_top(depth_mm: NDArray[np.float32], spacing_mm: float) -> NDArray[np.bo
     """Return the planes `(1, 1, K)` that are not too far below the top of the head to show brain."""
     planes = np.flatnonzero((depth_mm > 0).any(axis=(0, 1)))
     top = planes[-1] if planes.size else depth_mm.shape[2]
-    return (np.arange(depth_mm.shape[2]) >= top - BRAIN_HEIGHT_MM / (spacing_mm * STRIDE))[None, None]
+    return (np.arange(depth_mm.shape[2]) >= top - BRAIN_HEIGHT_MM / spacing_mm)[None, None]
 
 
 def _brain_share(
@@ -182,11 +186,11 @@ def _brain_share(
     edge in it would show in the signal.
 
     Args:
-        values: `(I, J, K)`, averaged, every `STRIDE`-th voxel.
+        values: `(I, J, K)`, averaged, on the coarse grid.
         depth_mm: `(I, J, K)`, depth below the surface.
         levels: levels of fluid, grey and white matter.
         contrast: T1w, T2w or FLAIR.
-        spacing_mm: `(3,)`, voxel size of the high field.
+        spacing_mm: `(3,)`, voxel size of the coarse grid.
     """
     fluid, grey, white = levels
     # In T2w, all of the brain is bright. Otherwise, it is brighter than fluid.
@@ -198,7 +202,7 @@ def _brain_share(
     # Sulci and ventricles are closed. The volume is padded, because closing would otherwise stop at its border.
     closed = _shrink(_grow(np.pad(np.asarray(core, np.bool_), CLOSING_VOX), CLOSING_VOX + 1), CLOSING_VOX)
     brain = closed[(slice(CLOSING_VOX, -CLOSING_VOX),) * 3].astype(np.float32)
-    litres = float(brain.sum()) * float(np.prod(spacing_mm)) * STRIDE**3 / 1e6
+    litres = float(brain.sum()) * float(np.prod(spacing_mm)) / 1e6
     if sizes.max() == 0 or not LITRES[0] <= litres <= LITRES[1]:
         brain = np.zeros_like(depth_mm)
     # Deep tissue outside the brain is mostly muscle at the base of the skull. It follows the brain too, because a wrong

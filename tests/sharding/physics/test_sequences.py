@@ -26,11 +26,11 @@ def drawn_signals(field, contrast, seed):
 @pytest.mark.parametrize("seed", range(20))
 def test_each_contrast_orders_the_tissues_as_radiologists_know_them(field, seed):
     t1w, t2w, flair = (drawn_signals(field, contrast, seed) for contrast in ("T1w", "T2w", "FLAIR"))
-    assert t1w["fat"] > t1w["white"] > t1w["grey"] > t1w["fluid"]
-    assert t2w["fluid"] > t2w["lesion"] > t2w["white"]
-    assert t2w["fluid"] > 1.3 * t2w["grey"] > 1.3 * t2w["white"]
-    assert flair["lesion"] > flair["white"] > flair["fluid"]
-    assert all(signals["air"] == 0 and signals["bone"] < 0.05 for signals in (t1w, t2w, flair))
+    assert t1w[Tissue.FAT] > t1w[Tissue.WHITE] > t1w[Tissue.GREY] > t1w[Tissue.FLUID]
+    assert t2w[Tissue.FLUID] > t2w[Tissue.LESION] > t2w[Tissue.WHITE]
+    assert t2w[Tissue.FLUID] > 1.3 * t2w[Tissue.GREY] > 1.3 * t2w[Tissue.WHITE]
+    assert flair[Tissue.LESION] > flair[Tissue.WHITE] > flair[Tissue.FLUID]
+    assert all(signals[Tissue.AIR] == 0 and signals[Tissue.BONE] < 0.05 for signals in (t1w, t2w, flair))
 
 
 def test_white_matter_is_1_in_every_sequence():
@@ -47,7 +47,7 @@ def test_inversion_recovery_agrees_with_a_simulation_of_its_pulses():
     grey, white = Relaxation(0.86, 350, 107), Relaxation(0.77, 295, 102)
 
     def simulated(tissue):
-        magnetization = 1.0
+        magnetization, before = 1.0, 0.0
         for _ in range(10):
             inverted = -magnetization
             before = 1 + (inverted - 1) * math.exp(-sequence.ti_ms / tissue.t1_ms)
@@ -106,4 +106,4 @@ def test_a_shorter_echo_time_brightens_what_decays_fast():
     sequence = Sequence("spin_echo", "T2w", 3000, 160)
     means = {tissue: row.mean for tissue, row in LOW.items()}
     early = tissue_signals(replace(sequence, te_ms=20), means)
-    assert early["muscle"] > tissue_signals(sequence, means)["muscle"]
+    assert early[Tissue.MUSCLE] > tissue_signals(sequence, means)[Tissue.MUSCLE]
