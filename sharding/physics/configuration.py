@@ -36,13 +36,13 @@ class PhysicsConfig:
     """Gap between slices, as a fraction of the thickness."""
     profile_edge: Range = (0.1, 0.5)
     """Width of the profile's edges, as a fraction of the thickness: 0 is a box."""
-    zero_filling: Range = (1.0, 1.3)
+    zero_filling: Range = (1.0, 1.6)
     """In-plane voxels after zero filling for each measured one: the resolution is coarser by this factor."""
     taper: Range = (0.2, 1.0)
     """Fraction of the measured in-plane frequencies that a window damps: 0 rings most."""
     snr: Range = (10.0, 60.0)
     """Signal of white matter, divided by the standard deviation of the noise in each channel; drawn logarithmically."""
-    log_bias_rms: Range = (0.08, 0.25)
+    log_bias_rms: Range = (0.08, 0.3)
     """Root mean square of the logarithm of the coil's sensitivity."""
     off_resonance_mm: Range = (0.0, 0.8)
     """Root mean square displacement along the readout."""

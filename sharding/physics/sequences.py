@@ -53,8 +53,8 @@ class SequenceRanges:
 # The 64 mT scanner measures fast spin echoes in three dimensions, after an inversion for T1w and FLAIR.
 LOW_SEQUENCES: Mapping[str, tuple[SequenceRanges, ...]] = {
     "T1w": (SequenceRanges("inversion_recovery", (850, 1150), (4, 7), (310, 410)),),
-    "T2w": (SequenceRanges("spin_echo", (2000, 3500), (150, 250)),),
-    "FLAIR": (SequenceRanges("inversion_recovery", (3600, 4200), (150, 230), (1300, 1500)),),
+    "T2w": (SequenceRanges("spin_echo", (2000, 5000), (150, 215)),),
+    "FLAIR": (SequenceRanges("inversion_recovery", (3600, 4200), (150, 220), (1300, 1500)),),
 }
 HIGH_SEQUENCES: Mapping[str, tuple[SequenceRanges, ...]] = {
     "T1w": (
