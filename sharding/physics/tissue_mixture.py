@@ -49,6 +49,8 @@ STARTS: Mapping[str, tuple[float, float, float]] = {
 }
 # Dark fluid is at most this bright, relative to its neighbour; so is the neighbour of bright fluid, relative to fluid.
 DARK_FLUID = 0.75
+# Levels outside the brain if nothing is seen there.
+MUSCLE_LEVEL, FAT_LEVEL = 0.3, 0.9
 # Neighbouring levels differ by at least this.
 LEAST_STEP = 0.02
 
@@ -75,33 +77,62 @@ class TissueLevels:
         return {name: value if isinstance(value, bool) else round(value, 4) for name, value in asdict(self).items()}
 
 
-def low_field_signal(high: Volume, contrast: str, signals: Mapping[Tissue, float]) -> tuple[Volume, TissueLevels]:
-    """Compute the noise-free signal at 64 mT of a head that a high-field scanner measured with the same contrast.
+@dataclass(frozen=True)
+class HeadTissues:
+    """What was found in a high-field image. It serves all low fields that are made from the image."""
+
+    contrast: str
+    """Contrast of the image: T1w, T2w or FLAIR."""
+    levels: TissueLevels
+    """Intensities of the tissues."""
+    share: NDArray[np.float32]
+    """How much each voxel of a coarse grid `(I, J, K)` follows the curve of the brain, 0 to 1."""
+    stride: int
+    """Voxels of the image from one voxel of the coarse grid to the next."""
+
+
+def find_tissues(high: Volume, contrast: str) -> HeadTissues:
+    """Find the brain and the intensities of the tissues in a high-field image.
 
     Args:
         high: `(X, Y, Z)` float32, in RAS+, scaled to [0, 1] with 0 in air.
         contrast: T1w, T2w or FLAIR.
-        signals: signal of each tissue at 64 mT, relative to white matter.
-
-    Returns:
-        The signal on the same grid, `(X, Y, Z)` float32, 0 in air and about 1 in white matter, and the levels that the
-        mixture found.
     """
     step = max(round(COARSE_MM / 2 / float(high.spacing_mm.max())), 1)
     half = np.ascontiguousarray(high.voxels[::step, ::step, ::step])
     stripped = is_skull_stripped(Volume(half, high.affine @ np.diag([step, step, step, 1.0])))
-    values = np.asarray(ndimage.uniform_filter(half, 2), dtype=np.float32)[::2, ::2, ::2]
     spacing_mm = high.spacing_mm * 2 * step
     depth_mm = _depth_mm(head_mask(half)[::2, ::2, ::2], spacing_mm)
-    levels = _brain_levels(half[::2, ::2, ::2], depth_mm, float(spacing_mm[2]), contrast, stripped)
-    share = np.ones_like(depth_mm) if stripped else _brain_share(values, depth_mm, levels, contrast, spacing_mm)
-    outer = values[(depth_mm > 0) & (share < 0.5)]
-    muscle, fat = np.percentile(outer, (50, 95)).tolist() if outer.size else (0.3, 0.9)
-    muscle = max(muscle, 0.05)
-    found = TissueLevels(*levels, muscle=muscle, fat=max(fat, muscle + 0.1), stripped=stripped)
-    inside = _curve([(getattr(found, tissue.value), signals[tissue]) for tissue in ORDER[contrast]])
-    outside = _curve([(found.muscle, signals[Tissue.MUSCLE]), (found.fat, signals[Tissue.FAT])])
-    return Volume(replace_values(high.voxels, inside, outside, share, 2 * step), high.affine, high.axcodes), found
+    fluid, grey, white = _brain_levels(half[::2, ::2, ::2], depth_mm, float(spacing_mm[2]), contrast, stripped)
+    muscle, fat, share = MUSCLE_LEVEL, FAT_LEVEL, np.ones_like(depth_mm)
+    if not stripped:
+        values = np.asarray(ndimage.uniform_filter(half, 2), dtype=np.float32)[::2, ::2, ::2]
+        share = _brain_share(values, depth_mm, (fluid, grey, white), contrast, spacing_mm)
+        outer = values[(depth_mm > 0) & (share < 0.5)]
+        muscle, fat = np.percentile(outer, (50, 95)).tolist() if outer.size else (muscle, fat)
+        muscle = max(muscle, 0.05)
+    levels = TissueLevels(fluid, grey, white, muscle, max(fat, muscle + 0.1), stripped)
+    return HeadTissues(contrast, levels, share, 2 * step)
+
+
+def low_field_signal(high: Volume, tissues: HeadTissues, signals: Mapping[Tissue, float]) -> Volume:
+    """Compute the noise-free signal at 64 mT of a head that a high-field scanner measured with the same contrast.
+
+    Args:
+        high: `(X, Y, Z)` float32, in RAS+, scaled to [0, 1] with 0 in air.
+        tissues: what `find_tissues` found in it.
+        signals: signal of each tissue at 64 mT, relative to white matter.
+
+    Returns:
+        The signal on the same grid, `(X, Y, Z)` float32, 0 in air and about 1 in white matter.
+    """
+    levels = tissues.levels
+    inside = _curve([(getattr(levels, tissue.value), signals[tissue]) for tissue in ORDER[tissues.contrast]])
+    outside = inside
+    if not levels.stripped:
+        outside = _curve([(levels.muscle, signals[Tissue.MUSCLE]), (levels.fat, signals[Tissue.FAT])])
+    voxels = replace_values(high.voxels, inside, outside, tissues.share, tissues.stride)
+    return Volume(voxels, high.affine, high.axcodes)
 
 
 def replace_values(
@@ -125,7 +156,7 @@ def replace_values(
     """
     result = np.empty_like(high)
     first, second, third = (_hats(size, coarse, stride) for size, coarse in zip(high.shape, share.shape, strict=True))
-    away = np.matmul(second, (1 - share) @ third.T)
+    away = np.matmul(second, np.clip(1 - share, 0, 1) @ third.T)
     step = outside - inside
     for x, plane in enumerate(high):
         index = (np.clip(plane, 0, 1) * np.float32(NUM_LEVELS - 1)).astype(np.int16)

@@ -10,7 +10,7 @@ from upfield.sharding.physics.configuration import PhysicsConfig
 from upfield.sharding.physics.recipe import simulate
 from upfield.sharding.physics.relaxation import LOW, Tissue
 from upfield.sharding.physics.sequences import Sequence, tissue_signals
-from upfield.sharding.physics.tissue_mixture import fit_mixture, low_field_signal
+from upfield.sharding.physics.tissue_mixture import find_tissues, fit_mixture, low_field_signal
 
 MEANS = {tissue: row.mean for tissue, row in LOW.items()}
 T1W = tissue_signals(Sequence("inversion_recovery", "T1w", 1000, 5, 380), MEANS)
@@ -35,7 +35,8 @@ def a_head(skull=True, spacing_mm=3.0):
 @pytest.mark.parametrize("skull", [True, False])
 def test_each_tissue_gets_its_signal_at_64_mt(skull):
     head, radius_mm = a_head(skull)
-    signal, levels = low_field_signal(head, "T1w", T1W)
+    tissues = find_tissues(head, "T1w")
+    signal, levels = low_field_signal(head, tissues, T1W), tissues.levels
     assert levels.stripped is not skull
     assert (levels.fluid, levels.grey, levels.white) == pytest.approx((0.2, 0.6, 0.85), abs=0.06)
     for tissue, (inner, outer) in {"white": (26, 40), "grey": (48, 54), "fluid": (0, 16)}.items():
@@ -50,7 +51,7 @@ def test_no_class_border_is_drawn_between_grey_and_white_matter():
     head, _ = a_head(skull=False)
     ramp = np.linspace(0.6, 0.85, 20, dtype=np.float32)
     head.voxels[20:40, 28:38, 38:42] = ramp[:, None, None]
-    signal, _ = low_field_signal(head, "T1w", T1W)
+    signal = low_field_signal(head, find_tissues(head, "T1w"), T1W)
     line = signal.voxels[20:40, 33, 40]
     steps = np.diff(line)
     assert (steps >= -1e-4).all()
