@@ -72,7 +72,8 @@ def _row(density: float, t1_ms: float, t2_ms: float, spread: float, source: str)
 
 
 BRAINWEB = "density: BrainWeb"
-OREILLY = f"O'Reilly and Webb 2022 at 50 mT, T1 scaled to 64 mT as in Rooney 2007; {BRAINWEB}"
+OREILLY = "O'Reilly and Webb 2022"
+SCALED = f"{OREILLY}, T1 scaled from 50 to 64 mT by the power law of Rooney 2007; {BRAINWEB}"
 ROONEY = "Rooney 2007"
 STANISZ = f"Stanisz 2005; {BRAINWEB}"
 BAZELAIRE = "de Bazelaire 2004"
@@ -83,14 +84,14 @@ SET = "no measurement found: set"
 
 # fmt: off
 LOW: Mapping[Tissue, RelaxationSource] = {
-    Tissue.WHITE: _row(0.77, 295, 102, 0.04, OREILLY),
-    Tissue.GREY: _row(0.86, 350, 107, 0.04, OREILLY),
-    Tissue.DEEP_GREY: _row(0.82, 328, 98, 0.04, BETWEEN),
-    Tissue.FLUID: _row(1.0, 3700, 1580, 0.08, "O'Reilly and Webb 2022 at 50 mT; hardly depends on the field"),
+    Tissue.WHITE: _row(0.77, 302, 102, 0.04, SCALED),
+    Tissue.GREY: _row(0.86, 359, 107, 0.04, SCALED),
+    Tissue.DEEP_GREY: _row(0.82, 336, 98, 0.04, BETWEEN),
+    Tissue.FLUID: _row(1.0, 3700, 1580, 0.08, f"{OREILLY} at 50 mT; hardly depends on the field"),
     Tissue.LESION: _row(0.88, 480, 180, 0.15, f"{SET} by the ratios to white matter at 3 T"),
     Tissue.BLOOD: _row(0.85, 530, 250, 0.12, f"T1: {ROONEY}, extrapolated from 0.2 to 7 T; T2: as at 3 T"),
-    Tissue.FAT: _row(1.0, 132, 120, 0.1, f"T1: {OREILLY}; T2: set by the scalp of 64 mT scans"),
-    Tissue.MUSCLE: _row(0.95, 180, 39, 0.08, OREILLY),
+    Tissue.FAT: _row(1.0, 130, 120, 0.1, f"T1: {OREILLY} at 50 mT; T2: set by the scalp of 64 mT scans"),
+    Tissue.MUSCLE: _row(0.95, 187, 39, 0.08, SCALED),
     Tissue.SKIN: _row(0.8, 190, 35, 0.15, f"{SET} like muscle"),
     Tissue.BONE: _row(0.15, 130, 1.0, 0.1, NO_SIGNAL),
     Tissue.MARROW: _row(0.9, 140, 100, 0.12, f"{SET} between fat and muscle"),
