@@ -17,6 +17,10 @@ from upfield.sharding.physics.configuration import LIMITS, RATES, PhysicsConfig
         ({"slice_axis": (0.5, 0.5, 0.5)}, r"slice_axis: expected three probabilities that sum to 1"),
         ({"motion_rate": 1.2}, r"motion_rate: expected 0\.\.1, found 1\.2"),
         ({"relaxation_spread": -1.0}, r"relaxation_spread: expected 0\.\.3"),
+        (
+            {"flair_ti_ms": (1300.0, 3500.0)},
+            r"flair_tr_ms: the shortest repetition, 3600\.0 ms, ends before the last echo",
+        ),
         ({"snr": (float("nan"), 10.0)}, r"snr: expected values"),
     ],
 )
