@@ -12,9 +12,16 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.interpolate import PchipInterpolator
 
-from upfield.imaging.head_mask import connected_parts, head_mask
+from upfield.imaging.head_mask import head_mask
 from upfield.imaging.plausibility.brains import is_skull_stripped
 from upfield.imaging.volume import Volume
+from upfield.sharding.physics.brain_region import (
+    brain_share,
+    deep_region,
+    depth_below_surface,
+    find_brain,
+    inner_brain,
+)
 from upfield.sharding.physics.relaxation import Tissue
 
 # The brain is located on voxels of about this size.
@@ -22,19 +29,6 @@ COARSE_MM = 4.0
 NUM_BINS = 256
 NUM_LEVELS = 4096
 EM_STEPS = 50
-# Voxels this deep below the surface of the head, and not farther below its top, are mostly brain.
-BRAIN_DEPTH_MM = 22.0
-BRAIN_HEIGHT_MM = 140.0
-# The brain lies below the scalp and is as large as this, with all that an erosion and a wider dilation add.
-LEAST_SCALP_MM = 5.0
-LITRES = (0.8, 2.6)
-OPENING_VOX = 2
-REGROWTH_VOX = 5
-CLOSING_VOX = 4
-BALL = (ndimage.generate_binary_structure(3, 1), ndimage.generate_binary_structure(3, 2))
-# The borders of the brain, and of the tissue below the scalp, are this smooth.
-BLEND_VOX = 1.0
-SHELL_MM = (14.0, 30.0)
 # Tissues of the brain in the order of their intensity at high field.
 ORDER: Mapping[str, tuple[Tissue, Tissue, Tissue]] = {
     "T1w": (Tissue.FLUID, Tissue.GREY, Tissue.WHITE),
@@ -102,14 +96,25 @@ def find_tissues(high: Volume, contrast: str) -> HeadTissues:
     half = np.ascontiguousarray(high.voxels[::step, ::step, ::step])
     stripped = is_skull_stripped(Volume(half, high.affine @ np.diag([step, step, step, 1.0])))
     spacing_mm = high.spacing_mm * 2 * step
-    depth_mm = _depth_mm(head_mask(half)[::2, ::2, ::2], spacing_mm)
-    fluid, grey, white = _brain_levels(half[::2, ::2, ::2], depth_mm, float(spacing_mm[2]), contrast, stripped)
-    muscle, fat, share = MUSCLE_LEVEL, FAT_LEVEL, np.ones_like(depth_mm)
-    if not stripped:
-        values = np.asarray(ndimage.uniform_filter(half, 2), dtype=np.float32)[::2, ::2, ::2]
-        share = _brain_share(values, depth_mm, (fluid, grey, white), contrast, spacing_mm)
-        outer = values[(depth_mm > 0) & (share < 0.5)]
-        muscle, fat = np.percentile(outer, (50, 95)).tolist() if outer.size else (muscle, fat)
+    points = half[::2, ::2, ::2]
+    depth_mm = depth_below_surface(head_mask(half)[::2, ::2, ::2], spacing_mm)
+    if stripped:
+        brain, share = depth_mm > 0, np.ones_like(depth_mm)
+        fluid, grey, white = _levels(points[brain] if brain.any() else points.ravel(), contrast)
+        muscle, fat = MUSCLE_LEVEL, FAT_LEVEL
+    else:
+        means = np.asarray(ndimage.uniform_filter(half, 2), dtype=np.float32)[::2, ::2, ::2]
+        deep = deep_region(depth_mm, spacing_mm)
+        fluid, grey, white = _levels(points[deep] if deep.any() else points.ravel(), contrast)
+        # In T2w, all of the brain is bright. Otherwise, it is brighter than fluid.
+        least = 0.6 * white if contrast == "T2w" else (fluid + min(grey, white)) / 2
+        brain = find_brain(means > least, depth_mm, spacing_mm)
+        if brain.any():
+            # The first fit saw bone and air at the base of the skull.
+            fluid, grey, white = _levels(points[inner_brain(brain)], contrast)
+        share = brain_share(brain, depth_mm)
+        outer = means[(depth_mm > 0) & (share < 0.5)]
+        muscle, fat = np.percentile(outer, (50, 95)).tolist() if outer.size else (MUSCLE_LEVEL, FAT_LEVEL)
         muscle = max(muscle, 0.05)
     levels = TissueLevels(fluid, grey, white, muscle, max(fat, muscle + 0.1), stripped)
     return HeadTissues(contrast, levels, share, 2 * step)
@@ -173,87 +178,11 @@ def _hats(size: int, coarse: int, stride: int) -> NDArray[np.float32]:
     return np.maximum(0, 1 - np.abs(place[:, None] - np.arange(coarse))).astype(np.float32)
 
 
-def _depth_mm(head: NDArray[np.bool_], spacing_mm: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Return the depth below the surface of the head; the head goes on beyond the border, as the neck does."""
-    depth = ndimage.distance_transform_edt(np.pad(head, 1, mode="edge"), sampling=list(spacing_mm))
-    return np.asarray(depth, dtype=np.float32)[1:-1, 1:-1, 1:-1]
-
-
-def _brain_levels(
-    values: NDArray[np.float32], depth_mm: NDArray[np.float32], spacing_mm: float, contrast: str, stripped: bool
-) -> tuple[float, float, float]:
-    """Fit the mixture to voxels of the brain, and return the levels of fluid, grey and white matter.
-
-    Args:
-        values: `(I, J, K)`, on the coarse grid.
-        depth_mm: `(I, J, K)`, depth below the surface.
-        spacing_mm: voxel size along the body.
-        contrast: T1w, T2w or FLAIR.
-        stripped: whether all of the head is brain.
-    """
-    deep = (depth_mm > (0 if stripped else BRAIN_DEPTH_MM)) & _near_top(depth_mm, spacing_mm)
-    found = fit_mixture(values[deep] if deep.any() else values.ravel(), STARTS[contrast])
+def _levels(values: NDArray[np.float32], contrast: str) -> tuple[float, float, float]:
+    """Fit the mixture to voxels of the brain `(N,)`, and return the levels of fluid, grey and white matter."""
+    found = fit_mixture(values, STARTS[contrast])
     fluid, grey, white = (found[ORDER[contrast].index(name)] for name in (Tissue.FLUID, Tissue.GREY, Tissue.WHITE))
     return fluid, grey, white
-
-
-def _near_top(depth_mm: NDArray[np.float32], spacing_mm: float) -> NDArray[np.bool_]:
-    """Return the planes `(1, 1, K)` that are not too far below the top of the head to show brain."""
-    planes = np.flatnonzero((depth_mm > 0).any(axis=(0, 1)))
-    top = planes[-1] if planes.size else depth_mm.shape[2]
-    return (np.arange(depth_mm.shape[2]) >= top - BRAIN_HEIGHT_MM / spacing_mm)[None, None]
-
-
-def _brain_share(
-    values: NDArray[np.float32],
-    depth_mm: NDArray[np.float32],
-    levels: tuple[float, float, float],
-    contrast: str,
-    spacing_mm: NDArray[np.float64],
-) -> NDArray[np.float32]:
-    """Return how much of each voxel follows the curve of the brain: 1 deep in the brain, 0 in the scalp.
-
-    The brain is the largest part of the bright tissue below the scalp after an erosion. The share is smooth, because an
-    edge in it would show in the signal.
-
-    Args:
-        values: `(I, J, K)`, averaged, on the coarse grid.
-        depth_mm: `(I, J, K)`, depth below the surface.
-        levels: levels of fluid, grey and white matter.
-        contrast: T1w, T2w or FLAIR.
-        spacing_mm: `(3,)`, voxel size of the coarse grid.
-    """
-    fluid, grey, white = levels
-    # In T2w, all of the brain is bright. Otherwise, it is brighter than fluid.
-    least = 0.6 * white if contrast == "T2w" else (fluid + min(grey, white)) / 2
-    tissue = (values > least) & (depth_mm > LEAST_SCALP_MM) & _near_top(depth_mm, float(spacing_mm[2]))
-    parts, sizes = connected_parts(_shrink(tissue, OPENING_VOX))
-    # Gyri, which the erosion removed, grow again within the bright tissue.
-    core = ndimage.binary_dilation(parts == sizes.argmax(), BALL[1], iterations=REGROWTH_VOX, mask=tissue)
-    # Sulci and ventricles are closed. The volume is padded, because closing would otherwise stop at its border.
-    closed = _shrink(_grow(np.pad(np.asarray(core, np.bool_), CLOSING_VOX), CLOSING_VOX + 1), CLOSING_VOX)
-    brain = closed[(slice(CLOSING_VOX, -CLOSING_VOX),) * 3].astype(np.float32)
-    litres = float(brain.sum()) * float(np.prod(spacing_mm)) / 1e6
-    if sizes.max() == 0 or not LITRES[0] <= litres <= LITRES[1]:
-        brain = np.zeros_like(depth_mm)
-    # Deep tissue outside the brain is mostly muscle at the base of the skull. It follows the brain too, because a wrong
-    # border would do more harm there than a wrong contrast does.
-    deep = np.clip((depth_mm - SHELL_MM[0]) / (SHELL_MM[1] - SHELL_MM[0]), 0, 1)
-    return np.asarray(ndimage.gaussian_filter(np.maximum(brain, deep), BLEND_VOX), dtype=np.float32)
-
-
-def _grow(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
-    """Dilate a mask `(I, J, K)` by about a ball: octahedra and cubes in turn."""
-    for step in range(radius):
-        mask = np.asarray(ndimage.binary_dilation(mask, BALL[step % 2]), dtype=np.bool_)
-    return mask
-
-
-def _shrink(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
-    """Erode a mask `(I, J, K)` by about a ball; beyond its border, there is nothing."""
-    for step in range(radius):
-        mask = np.asarray(ndimage.binary_erosion(mask, BALL[step % 2]), dtype=np.bool_)
-    return mask
 
 
 def fit_mixture(values: NDArray[np.float32], starts: tuple[float, float, float]) -> list[float]:
