@@ -87,7 +87,7 @@ def draw_acquisition(
     def draw(name: str) -> float:
         return round(float(rng.uniform(*getattr(config, name))), 6)
 
-    sequence = draw_sequence("low", contrast, rng)
+    sequence = draw_sequence("low", contrast, rng, config)
     relaxations = draw_relaxation("low", rng, config.relaxation_spread)
     slice_axis = int(rng.choice(3, p=config.slice_axis))
     turn = 1 + int(rng.integers(2))

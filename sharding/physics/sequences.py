@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from upfield.common.errors import InputError
+from upfield.sharding.physics.configuration import PhysicsConfig
 from upfield.sharding.physics.relaxation import FieldStrength, Relaxation, Tissue
 
 Kind = Literal["spin_echo", "inversion_recovery", "mprage", "spoiled_echo"]
@@ -50,12 +51,6 @@ class SequenceRanges:
     flip_deg: Span = (90.0, 90.0)
 
 
-# The 64 mT scanner measures fast spin echoes in three dimensions, after an inversion for T1w and FLAIR.
-LOW_SEQUENCES: Mapping[str, tuple[SequenceRanges, ...]] = {
-    "T1w": (SequenceRanges("inversion_recovery", (850, 1150), (4, 7), (330, 430)),),
-    "T2w": (SequenceRanges("spin_echo", (2000, 3500), (150, 250)),),
-    "FLAIR": (SequenceRanges("inversion_recovery", (3600, 4200), (150, 230), (1300, 1500)),),
-}
 HIGH_SEQUENCES: Mapping[str, tuple[SequenceRanges, ...]] = {
     "T1w": (
         SequenceRanges("mprage", (1900, 2600), (2.2, 4), (850, 1100), (7, 10)),
@@ -66,13 +61,30 @@ HIGH_SEQUENCES: Mapping[str, tuple[SequenceRanges, ...]] = {
 }
 
 
-def draw_sequence(field: FieldStrength, contrast: str, rng: np.random.Generator) -> Sequence:
+def low_sequences(config: PhysicsConfig) -> dict[str, tuple[SequenceRanges, ...]]:
+    """Return the sequences of the 64 mT scanner: fast spin echoes, after an inversion for T1w and FLAIR."""
+    return {
+        "T1w": (SequenceRanges("inversion_recovery", config.t1w_tr_ms, config.t1w_te_ms, config.t1w_ti_ms),),
+        "T2w": (SequenceRanges("spin_echo", config.t2w_tr_ms, config.t2w_te_ms),),
+        "FLAIR": (SequenceRanges("inversion_recovery", config.flair_tr_ms, config.flair_te_ms, config.flair_ti_ms),),
+    }
+
+
+def draw_sequence(
+    field: FieldStrength, contrast: str, rng: np.random.Generator, config: PhysicsConfig | None = None
+) -> Sequence:
     """Draw a sequence for a contrast: of the 64 mT scanner (`low`) or of a 3 T scanner (`high`).
+
+    Args:
+        field: `low` or `high`.
+        contrast: T1w, T2w or FLAIR.
+        rng: generator that draws the times.
+        config: ranges of the 64 mT scanner; by default, the default ranges.
 
     Raises:
         InputError: the contrast is not T1w, T2w or FLAIR.
     """
-    known = LOW_SEQUENCES if field == "low" else HIGH_SEQUENCES
+    known = low_sequences(config or PhysicsConfig()) if field == "low" else HIGH_SEQUENCES
     if contrast not in known:
         raise InputError(
             f"synthetic.recipe physics: expected a contrast of {', '.join(known)}, found {contrast}. "
