@@ -92,7 +92,7 @@ def _aligned(
     below = (raw < half[:, None]) & (np.arange(raw.shape[1]) < peak[:, None])
     start = raw.shape[1] - 1 - below[:, ::-1].argmax(axis=1)
     rows = np.arange(len(raw))
-    known = below.any(axis=1) & (start < raw.shape[1] - 1)
+    known = below.any(axis=1) & (start < raw.shape[1] - 1) & (skin > air)
     rows, start = rows[known], start[known]
     step = raw[rows, start + 1] - raw[rows, start]
     crossing = start + (half[rows] - raw[rows, start]) / step

@@ -21,6 +21,8 @@ LIMITS: dict[str, Range] = {
     **{f"{name}_tr_ms": (10.0, 30000.0) for name in ("t1w", "t2w", "flair")},
     **{f"{name}_te_ms": (0.0, 1000.0) for name in ("t1w", "t2w", "flair")},
     **{f"{name}_ti_ms": (10.0, 10000.0) for name in ("t1w", "flair")},
+    "smoothing": (0.0, 0.6),
+    "margin_mm": (0.0, 60.0),
 }
 RATES = ("motion_rate", "zipper_rate")
 
@@ -73,6 +75,12 @@ class PhysicsConfig:
     """Effective echo time of FLAIR."""
     flair_ti_ms: Range = (1300.0, 1500.0)
     """Inversion time of FLAIR."""
+    smoothing: Range = (0.0, 0.2)
+    """Share of each voxel that comes from its two neighbours along each axis, because scanners interpolate the
+    magnitude when they correct distortion. It makes the distribution of noise in air narrower."""
+    margin_mm: Range = (0.0, 30.0)
+    """Largest width of the margin of zeros at the corners of the image, where the correction of distortion has no data.
+    The margin narrows toward the middle of each face."""
     relaxation_spread: float = 1.0
     """Factor on the spread of relaxation times between people: 0 gives everybody the mean."""
 
