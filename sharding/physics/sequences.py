@@ -51,6 +51,8 @@ class SequenceRanges:
     flip_deg: Span = (90.0, 90.0)
 
 
+# The 64 mT scanner measures fast spin echoes, after an inversion for T1w and FLAIR.
+LOW_SEQUENCES: Mapping[str, Kind] = {"T1w": "inversion_recovery", "T2w": "spin_echo", "FLAIR": "inversion_recovery"}
 HIGH_SEQUENCES: Mapping[str, tuple[SequenceRanges, ...]] = {
     "T1w": (
         SequenceRanges("mprage", (1900, 2600), (2.2, 4), (850, 1100), (7, 10)),
@@ -61,13 +63,11 @@ HIGH_SEQUENCES: Mapping[str, tuple[SequenceRanges, ...]] = {
 }
 
 
-def low_sequences(config: PhysicsConfig) -> dict[str, tuple[SequenceRanges, ...]]:
-    """Return the sequences of the 64 mT scanner: fast spin echoes, after an inversion for T1w and FLAIR."""
-    return {
-        "T1w": (SequenceRanges("inversion_recovery", config.t1w_tr_ms, config.t1w_te_ms, config.t1w_ti_ms),),
-        "T2w": (SequenceRanges("spin_echo", config.t2w_tr_ms, config.t2w_te_ms),),
-        "FLAIR": (SequenceRanges("inversion_recovery", config.flair_tr_ms, config.flair_te_ms, config.flair_ti_ms),),
-    }
+def low_ranges(contrast: str, config: PhysicsConfig) -> SequenceRanges:
+    """Return the ranges of a sequence of the 64 mT scanner."""
+    name, kind = contrast.lower(), LOW_SEQUENCES[contrast]
+    ti_ms = (0.0, 0.0) if kind == "spin_echo" else getattr(config, f"{name}_ti_ms")
+    return SequenceRanges(kind, getattr(config, f"{name}_tr_ms"), getattr(config, f"{name}_te_ms"), ti_ms)
 
 
 def draw_sequence(
@@ -84,13 +84,16 @@ def draw_sequence(
     Raises:
         InputError: the contrast is not T1w, T2w or FLAIR.
     """
-    known = low_sequences(config or PhysicsConfig()) if field == "low" else HIGH_SEQUENCES
+    known = LOW_SEQUENCES if field == "low" else HIGH_SEQUENCES
     if contrast not in known:
         raise InputError(
             f"synthetic.recipe physics: expected a contrast of {', '.join(known)}, found {contrast}. "
             "State one of these as the cohort's contrast, or use recipe: report."
         )
-    ranges = known[contrast][int(rng.integers(len(known[contrast])))]
+    if field == "low":
+        ranges = low_ranges(contrast, config or PhysicsConfig())
+    else:
+        ranges = HIGH_SEQUENCES[contrast][int(rng.integers(len(HIGH_SEQUENCES[contrast])))]
     tr_ms, te_ms, ti_ms, flip_deg = (
         round(float(rng.uniform(*span)), 3) for span in (ranges.tr_ms, ranges.te_ms, ranges.ti_ms, ranges.flip_deg)
     )

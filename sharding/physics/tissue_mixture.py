@@ -6,6 +6,7 @@ therefore stays where it is and as sharp as it is, and no border of a class is d
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,20 +30,31 @@ COARSE_MM = 4.0
 NUM_BINS = 256
 NUM_LEVELS = 4096
 EM_STEPS = 50
-# Tissues of the brain in the order of their intensity at high field.
-ORDER: Mapping[str, tuple[Tissue, Tissue, Tissue]] = {
-    "T1w": (Tissue.FLUID, Tissue.GREY, Tissue.WHITE),
-    "T2w": (Tissue.WHITE, Tissue.GREY, Tissue.FLUID),
-    "FLAIR": (Tissue.FLUID, Tissue.WHITE, Tissue.GREY),
+
+
+class MixturePrior(NamedTuple):
+    """What is known about the intensities of the brain before the mixture is fitted."""
+
+    order: tuple[Tissue, Tissue, Tissue]
+    """The tissues in the order of their intensities at high field."""
+    starts: tuple[float, float, float]
+    """Where the fit starts: fractions of the brain's voxels below each level."""
+    fluid: tuple[float, float]
+    """Least and largest level of fluid, relative to its neighbour, because there may be too little fluid to find it."""
+
+
+PRIORS: Mapping[str, MixturePrior] = {
+    "T1w": MixturePrior((Tissue.FLUID, Tissue.GREY, Tissue.WHITE), (0.04, 0.35, 0.8), (0.25, 0.6)),
+    "T2w": MixturePrior((Tissue.WHITE, Tissue.GREY, Tissue.FLUID), (0.2, 0.65, 0.96), (1.3, 10.0)),
+    "FLAIR": MixturePrior((Tissue.FLUID, Tissue.WHITE, Tissue.GREY), (0.04, 0.3, 0.75), (0.0, 0.6)),
 }
-# Where the mixture starts: fractions of the brain's voxels below each level.
-STARTS: Mapping[str, tuple[float, float, float]] = {
-    "T1w": (0.04, 0.35, 0.8),
-    "T2w": (0.2, 0.65, 0.96),
-    "FLAIR": (0.04, 0.3, 0.75),
-}
-# Dark fluid is at most this bright, relative to its neighbour; so is the neighbour of bright fluid, relative to fluid.
-DARK_FLUID = 0.75
+# If fluid is dark, the darker of grey and white matter has at least this level relative to the other, which fluid has
+# not: at the start of the fit, and later.
+START_LEVEL, NEXT_LEVEL = 0.72, 0.57
+# Density of values that belong to no tissue of the brain, such as those of fat and vessels, relative to a Gaussian's.
+OUTLIERS = 0.05
+# Bone is darker than this, relative to the darkest tissue of the brain and to grey matter.
+BONE = (0.6, 0.25)
 # Levels outside the brain if nothing is seen there.
 MUSCLE_LEVEL, FAT_LEVEL = 0.3, 0.9
 # Neighbouring levels differ by at least this.
@@ -106,12 +118,11 @@ def find_tissues(high: Volume, contrast: str) -> HeadTissues:
         means = np.asarray(ndimage.uniform_filter(half, 2), dtype=np.float32)[::2, ::2, ::2]
         deep = deep_region(depth_mm, spacing_mm)
         fluid, grey, white = _levels(points[deep] if deep.any() else points.ravel(), contrast)
-        # In T2w, all of the brain is bright. Otherwise, it is brighter than fluid.
-        least = 0.6 * white if contrast == "T2w" else (fluid + min(grey, white)) / 2
+        least = max(BONE[0] * min(fluid, grey, white), BONE[1] * grey)
         brain = find_brain(means > least, depth_mm, spacing_mm)
         if brain.any():
             # The first fit saw bone and air at the base of the skull.
-            fluid, grey, white = _levels(points[inner_brain(brain)], contrast)
+            fluid, grey, white = _levels(points[inner_brain(brain, spacing_mm)], contrast)
         share = brain_share(brain, depth_mm)
         outer = means[(depth_mm > 0) & (share < 0.5)]
         muscle, fat = np.percentile(outer, (50, 95)).tolist() if outer.size else (MUSCLE_LEVEL, FAT_LEVEL)
@@ -132,7 +143,7 @@ def low_field_signal(high: Volume, tissues: HeadTissues, signals: Mapping[Tissue
         The signal on the same grid, `(X, Y, Z)` float32, 0 in air and about 1 in white matter.
     """
     levels = tissues.levels
-    inside = _curve([(getattr(levels, tissue.value), signals[tissue]) for tissue in ORDER[tissues.contrast]])
+    inside = _curve([(getattr(levels, tissue.value), signals[tissue]) for tissue in PRIORS[tissues.contrast].order])
     outside = inside
     if not levels.stripped:
         outside = _curve([(levels.muscle, signals[Tissue.MUSCLE]), (levels.fat, signals[Tissue.FAT])])
@@ -180,18 +191,18 @@ def _hats(size: int, coarse: int, stride: int) -> NDArray[np.float32]:
 
 def _levels(values: NDArray[np.float32], contrast: str) -> tuple[float, float, float]:
     """Fit the mixture to voxels of the brain `(N,)`, and return the levels of fluid, grey and white matter."""
-    found = fit_mixture(values, STARTS[contrast])
-    fluid, grey, white = (found[ORDER[contrast].index(name)] for name in (Tissue.FLUID, Tissue.GREY, Tissue.WHITE))
+    prior = PRIORS[contrast]
+    found = fit_mixture(values, prior)
+    fluid, grey, white = (found[prior.order.index(name)] for name in (Tissue.FLUID, Tissue.GREY, Tissue.WHITE))
     return fluid, grey, white
 
 
-def fit_mixture(values: NDArray[np.float32], starts: tuple[float, float, float]) -> list[float]:
+def fit_mixture(values: NDArray[np.float32], prior: MixturePrior) -> list[float]:
     """Fit a mixture of three Gaussians by expectation maximisation on a histogram.
 
     Args:
         values: `(N,)` in [0, 1].
-        starts: fraction of the values below the mean of each Gaussian at the start. The smallest part is the fluid,
-            which is kept apart from the rest, because there may be little of it.
+        prior: order of the tissues, start of the fit, and bounds.
 
     Returns:
         The means, in ascending order, at least `LEAST_STEP` apart.
@@ -199,26 +210,28 @@ def fit_mixture(values: NDArray[np.float32], starts: tuple[float, float, float])
     counts, edges = np.histogram(values, NUM_BINS, (0, 1))
     centres = (edges[1:] + edges[:-1]) / 2
     total = max(int(counts.sum()), 1)
-    means = _apart(np.interp(starts, np.cumsum(counts) / total, centres), starts)
+    means = _apart(np.interp(prior.starts, np.cumsum(counts) / total, centres), prior, START_LEVEL)
     stds, shares = np.full(3, 0.08), np.full(3, 1 / 3)
     for _ in range(EM_STEPS):
-        density = shares / stds * np.exp(-0.5 * ((centres[:, None] - means) / stds) ** 2) + 1e-12
-        weights = counts[:, None] * density / density.sum(axis=1, keepdims=True)
+        density = shares / stds * np.exp(-0.5 * ((centres[:, None] - means) / stds) ** 2)
+        weights = counts[:, None] * density / (density.sum(axis=1, keepdims=True) + OUTLIERS)
         sums = weights.sum(axis=0) + 1e-9
-        means = _apart((weights * centres[:, None]).sum(axis=0) / sums, starts)
-        stds = np.sqrt((weights * (centres[:, None] - means) ** 2).sum(axis=0) / sums).clip(0.01, 0.15)
+        means = _apart((weights * centres[:, None]).sum(axis=0) / sums, prior, NEXT_LEVEL)
+        stds = np.sqrt((weights * (centres[:, None] - means) ** 2).sum(axis=0) / sums).clip(0.01, 0.1)
         shares = sums / sums.sum()
     first, second, third = np.sort(means).tolist()
     second = max(second, first + LEAST_STEP)
     return [first, second, max(third, second + LEAST_STEP)]
 
 
-def _apart(means: NDArray[np.float64], starts: tuple[float, float, float]) -> NDArray[np.float64]:
-    """Return the means `(3,)` with that of the fluid, the first or the last, away from the others."""
+def _apart(means: NDArray[np.float64], prior: MixturePrior, next_level: float) -> NDArray[np.float64]:
+    """Return the means `(3,)` within the bounds of the prior."""
     first, second, third = means.tolist()
-    if starts[0] < 1 - starts[2]:
-        return np.array([min(first, DARK_FLUID * second), second, third])
-    return np.array([first, second, max(third, second / DARK_FLUID)])
+    least, most = prior.fluid
+    if prior.order[0] is Tissue.FLUID:
+        second = max(second, next_level * third)
+        return np.array([min(max(first, least * second), most * second), second, third])
+    return np.array([first, second, min(max(third, least * second), most * second)])
 
 
 def _curve(points: list[tuple[float, float]]) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ from upfield.sharding.physics.configuration import PhysicsConfig
 from upfield.sharding.physics.recipe import simulate
 from upfield.sharding.physics.relaxation import LOW, Tissue
 from upfield.sharding.physics.sequences import Sequence, tissue_signals
-from upfield.sharding.physics.tissue_mixture import find_tissues, fit_mixture, low_field_signal
+from upfield.sharding.physics.tissue_mixture import PRIORS, find_tissues, fit_mixture, low_field_signal
 
 MEANS = {tissue: row.mean for tissue, row in LOW.items()}
 T1W = tissue_signals(Sequence("inversion_recovery", "T1w", 1000, 5, 380), MEANS)
@@ -78,7 +78,7 @@ def test_an_unknown_contrast_is_refused():
 
 @pytest.mark.parametrize("values", [np.zeros(100), np.full(100, 0.5), np.ones(3), np.linspace(0, 1, 50)])
 def test_a_mixture_of_almost_nothing_still_has_three_levels(values):
-    means = fit_mixture(values.astype(np.float32), (0.04, 0.35, 0.8))
+    means = fit_mixture(values.astype(np.float32), PRIORS["T1w"])
     assert np.isfinite(means).all()
     assert means == sorted(means)
     assert len(set(means)) == 3
@@ -87,4 +87,4 @@ def test_a_mixture_of_almost_nothing_still_has_three_levels(values):
 def test_the_mixture_finds_three_tissues():
     rng = np.random.default_rng(0)
     values = np.concatenate([rng.normal(mean, 0.04, count) for mean, count in ((0.2, 800), (0.6, 4000), (0.85, 5000))])
-    assert fit_mixture(values.astype(np.float32), (0.04, 0.35, 0.8)) == pytest.approx([0.2, 0.6, 0.85], abs=0.02)
+    assert fit_mixture(values.astype(np.float32), PRIORS["T1w"]) == pytest.approx([0.2, 0.6, 0.85], abs=0.02)
