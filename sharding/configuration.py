@@ -220,10 +220,16 @@ class ShardConfig:
 
 @dataclass(frozen=True)
 class PhantomConfig:
-    """Write a cohort of anatomically varied phantoms, made from the MNI152 template that nilearn ships."""
+    """Write a cohort of anatomically varied phantoms, made from the MNI152 template that nilearn ships, or from label
+    maps."""
 
     out: Path
     """Folder of the cohort."""
+    labels: str | None = None
+    """Pattern of label maps of whole heads, such as 'MAPS/*.nii.gz'. Subjects are rendered from them in turn, and their
+    true labels are written too. Without it, the template is used."""
+    labels_as: dict[int, int | str] = field(default_factory=dict)
+    """Meaning of numbers in the label maps that are not known, such as '{900: fat}': a known number, or a tissue."""
     subjects: int = 6
     """Number of subjects: two thirds become pairs of slice stacks under `real`, the others volumes named like IXI's."""
     seed: int = 0
@@ -237,6 +243,8 @@ class PhantomConfig:
             raise ValueError(f"seed and jobs: expected at least 0, found {self.seed} and {self.jobs}.")
         if not 4 <= self.subjects <= 99:
             raise ValueError(f"subjects: expected 4 to 99, found {self.subjects}.")
+        if self.labels_as and self.labels is None:
+            raise ValueError("labels_as: there are no label maps. Add labels, or leave out labels_as.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,3 +351,28 @@ class PreviewConfig(AccessConfig):
             raise ValueError(f"seed: expected at least 0, found {self.seed}.")
         if self.pairs < 1:
             raise ValueError(f"pairs: expected at least 1, found {self.pairs}.")
+
+
+@dataclass(frozen=True)
+class AuditConfig(AccessConfig):
+    """Compare real low-field scans with the synthetic low field of a set: what of them does the simulator cover?"""
+
+    shards: str | Path
+    """Shard set: a folder or an address. Of a remote set, the shards with the chosen volumes are downloaded."""
+    scans: list[Path]
+    """Real low-field scans, as NIfTI or MGH files."""
+    out: Path
+    """File to write, a `.json`. A picture is written beside it, with the suffix `.png`."""
+    split: Literal["train", "val", "test"] = "train"
+    """Split from which synthetic volumes are taken."""
+    volumes: int = 24
+    """Maximum number of synthetic volumes to measure, spread over cohorts, subjects and variants. Each takes about two
+    seconds."""
+
+    def __post_init__(self) -> None:
+        """Refuse an empty list of scans, and too few volumes."""
+        super().__post_init__()
+        if not self.scans:
+            raise ValueError("scans: the list is empty. Name at least one scan.")
+        if self.volumes < 5:
+            raise ValueError(f"volumes: expected at least 5, found {self.volumes}.")
