@@ -34,7 +34,7 @@ from upfield.sharding.cohorts.contrasts import find_contrasts
 from upfield.sharding.cohorts.people import namesakes_of, shared_people
 from upfield.sharding.cohorts.preflight import Preflight, preflight
 from upfield.sharding.cohorts.privacy import Pseudonyms, write_names
-from upfield.sharding.cohorts.problems import FAULT, TWIN, Problem, report
+from upfield.sharding.cohorts.problems import FAULT, TWIN, Problem, noun_of, report
 from upfield.sharding.cohorts.quarantine import Quarantine
 from upfield.sharding.cohorts.source_fingerprints import find_held_scans, find_same_voxels, seal_fingerprints
 from upfield.sharding.cohorts.subjects import Source, SourceVolume, Subject, find_cohorts
@@ -315,7 +315,8 @@ def _copies(request: BuildRequest, sources: list[dict[str, str]]) -> list[Proble
     for cohort, identifier, field, twin in find_same_voxels(sources, request.old.sources if request.old else []):
         subject = subjects[cohort, identifier]
         source = dict(subject.volumes)[field]
-        message = "this scan has the same voxels as another scan, in another file. Leave one of them out."
+        noun = noun_of(field)
+        message = f"this {noun} has the same voxels as another {noun}, in another file. Leave one of them out."
         problems.append(Problem(cohort, subject.name, field, "same", f"{source.paths[0]}{TWIN}{twin}", message))
     return problems
 

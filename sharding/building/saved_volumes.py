@@ -8,12 +8,23 @@ from upfield.common.files import atomic_path
 from upfield.imaging.volume import Volume
 from upfield.sharding.cohorts.subjects import Subject
 
-HIGH_NAME = "high"
+HIGH_NAME, LABELS_NAME = "high", "labels"
 
 
 def volume_names(subject: Subject) -> list[str]:
-    """Return the names of the volumes that are made from a subject: `high`, `low`, `low-synthetic-0`, ..."""
-    return [HIGH_NAME, *(unit.volume_name for unit in subject.units)]
+    """Return the names of the volumes that are made from a subject: `high`, `low`, `low-synthetic-0`, ...
+
+    From a label map, each variant has a head of its own, so there is a high field and a label map per variant.
+    """
+    lows = [unit.volume_name for unit in subject.units]
+    if subject.labels is None:
+        return [HIGH_NAME, *lows]
+    return [name for low in lows for name in (low, partner_name(low, HIGH_NAME), partner_name(low, LABELS_NAME))]
+
+
+def partner_name(low_name: str, partner: str) -> str:
+    """Return the name of the volume that belongs to one low field: `high-synthetic-0` or `labels-synthetic-0`."""
+    return partner + low_name.removeprefix("low")
 
 
 def volume_path(folder: Path, subject: Subject, name: str) -> Path:
@@ -40,7 +51,7 @@ def save_volume(folder: Path | None, subject: Subject, name: str, volume: Volume
         folder: `ShardConfig.save_volumes`.
         subject: the subject that the volume belongs to.
         name: one of `volume_names`.
-        volume: voxels `(I, J, K)` float32 on one of the two grids, before they are scaled.
+        volume: voxels `(I, J, K)` float32 on one of the two grids, before they are scaled; int16 for labels.
     """
     if folder is None:
         return

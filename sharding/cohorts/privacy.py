@@ -118,8 +118,8 @@ def public_cohort(tree: dict[str, Any], pseudonyms: Pseudonyms | None) -> dict[s
             file's folder are removed from the patterns.
     """
     public = dict(tree)
-    for name in ("low", "high"):
-        if pattern := tree[name]:
+    for name in ("low", "high", "labels"):
+        if pattern := tree.get(name):
             public[name] = pseudonyms.seal(pattern) if pseudonyms else _without_folders(pattern)
     if pseudonyms:
         public["split"] = {
