@@ -73,13 +73,20 @@ def imported_modules(tree):
 
 
 def imports_within(folder):
-    """Return, for each file and inner folder of `folder`, the others that it imports; an inner folder counts as one."""
+    """Return, for each file and inner folder of `folder`, the others that it imports.
+
+    An inner folder counts as one, except that its `configuration.py` is a part of the schema of `folder`.
+    """
+
+    def part_of(module):
+        return "configuration" if module.stem == "configuration" else module.with_suffix("").parts[0]
+
     graph = defaultdict(set)
     for path, tree in TREES.items():
         if path.is_relative_to(folder):
-            part = path.relative_to(folder).with_suffix("").parts[0]
+            part = part_of(path.relative_to(folder))
             inside = [module.relative_to(folder) for module in imported_modules(tree) if module.is_relative_to(folder)]
-            graph[part] |= {module.parts[0] for module in inside if module.parts} - {part}
+            graph[part] |= {part_of(module) for module in inside if module.parts} - {part}
     return graph
 
 
