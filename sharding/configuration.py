@@ -192,6 +192,11 @@ class CohortConfig:
             object.__setattr__(self, "contrast", self.contrast and parse_contrast(self.contrast))
         except ValueError as error:
             raise ValueError(f"cohort {self.name}: contrast: {error}.") from error
+        if self.labels and self.contrast not in (None, "T1w"):
+            raise ValueError(
+                f"cohort {self.name}: contrast: heads that are rendered from label maps are T1w, found "
+                f"{self.contrast}. Leave out contrast."
+            )
 
 
 @dataclass(frozen=True)

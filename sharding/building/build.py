@@ -26,7 +26,7 @@ from upfield.sharding.building.block_builder import (
 from upfield.sharding.building.capacity import fitting_jobs, refuse_full_disks, set_bytes, volume_bytes
 from upfield.sharding.building.folder_comparison import BuildRequest, compare_with_folder, refuse_foreign_folder
 from upfield.sharding.building.journal import begin, clear, finish, lock_build
-from upfield.sharding.building.manifest_writer import Addition, write_manifest
+from upfield.sharding.building.manifest_writer import MAP_SETTINGS, Addition, write_manifest
 from upfield.sharding.building.plan import Block, plan_blocks
 from upfield.sharding.building.saved_volumes import are_missing
 from upfield.sharding.building.voxel_doubts import summarise_stripped, unlike_brains
@@ -135,7 +135,10 @@ def check_sources(request: BuildRequest) -> SourceCheck:
     # The headers of all cohorts are read, because a new subject must not be a copy of an old one.
     headers = preflight(request.files.subjects if request.new_cohorts else unsaved, config.jobs, config.geometry)
     shown = find_contrasts(config.cohorts, headers.subjects)
-    headers = replace(headers, problems=sorted(headers.problems + shown.problems))
+    headers = Preflight(
+        sorted(headers.problems + shown.problems),
+        [replace(subject, contrast=shown.contrasts[subject.cohort]) for subject in headers.subjects],
+    )
     new = _usable_subjects(request, headers, quarantine) if request.new_cohorts else []
     return SourceCheck(new, [_with_headers(subject, headers) for subject in unsaved], quarantine, shown.contrasts)
 
@@ -198,7 +201,7 @@ def plan_build(request: BuildRequest, check: SourceCheck) -> BuildPlan:
     volumes_only = check.unsaved + [subject for task in tasks for subject in _without_volumes(task)]
     if folder:
         missing = [subject for subject in check.new if are_missing(folder, subject)] + check.unsaved
-        needed[folder] = volume_bytes(missing, config.geometry)
+        needed[folder] = volume_bytes(missing, config)
     refuse_full_disks(needed)
     jobs = fitting_jobs([block.subjects for block in blocks] + [(subject,) for subject in volumes_only], config)
     return BuildPlan(tasks, [VolumeTask(subject, config) for subject in volumes_only], jobs)
@@ -217,18 +220,23 @@ def _without_volumes(task: BlockTask) -> list[Subject[SourceVolume]]:
 def _digest(block: Block, content: dict[str, Any]) -> str:
     """Compute a hash of everything that determines a block's bytes; name, size and mtime represent each file."""
     shared = {key: value for key, value in content.items() if key != "cohorts"}
-    subjects = [_file_stats(subject) for subject in block.subjects]
+    cohorts = {cohort["name"]: cohort for cohort in content["cohorts"]}
+    recipe = content["synthetic"]["recipe"]
+    subjects = [_file_stats(subject, cohorts[subject.cohort], recipe) for subject in block.subjects]
     return hash_tree([BYTES_VERSION, shared, block.name, block.num_shards, subjects])
 
 
-def _file_stats(subject: Subject[SourceVolume]) -> list[Any]:
+def _file_stats(subject: Subject[SourceVolume], cohort: dict[str, Any], recipe: str) -> list[Any]:
     def files(volume: SourceVolume | None) -> list[Any]:
         stats = [(path.name, path.stat()) for path in (volume.files if volume else ())]
         return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
 
     units = [[unit.kind, unit.variant] for unit in subject.units]
-    how = [subject.fit, subject.align, subject.orientation, subject.high.metadata]
-    return [subject.cohort, subject.id, subject.split, units, how, files(subject.low), files(subject.high)]
+    how = [subject.fit, subject.align, subject.orientation, subject.main_source.metadata]
+    known = [subject.cohort, subject.id, subject.split, units, how, files(subject.low), files(subject.high)]
+    if subject.labels:
+        return [*known, files(subject.labels), {key: value for key, value in cohort.items() if key in MAP_SETTINGS}]
+    return known if recipe == "report" else [*known, subject.contrast]
 
 
 def write_blocks(request: BuildRequest, plan: BuildPlan, quarantine: Quarantine) -> list[BlockResult]:

@@ -7,6 +7,7 @@ from nibabel.nifti1 import Nifti1Image
 from upfield.common.files import atomic_path
 from upfield.imaging.volume import Volume
 from upfield.sharding.cohorts.subjects import Subject
+from upfield.sharding.phantoms.label_head import LabelHead
 
 HIGH_NAME, LABELS_NAME = "high", "labels"
 
@@ -44,18 +45,18 @@ def discard(folder: Path | None, subject: Subject) -> None:
             volume_path(folder, subject, name).unlink(missing_ok=True)
 
 
-def save_volume(folder: Path | None, subject: Subject, name: str, volume: Volume) -> None:
+def save_volume(folder: Path | None, subject: Subject, name: str, volume: Volume | LabelHead) -> None:
     """Save one of a subject's volumes, complete or not at all; without a folder, do nothing.
 
     Args:
         folder: `ShardConfig.save_volumes`.
         subject: the subject that the volume belongs to.
         name: one of `volume_names`.
-        volume: voxels `(I, J, K)` float32 on one of the two grids, before they are scaled; int16 for labels.
+        volume: voxels `(I, J, K)` float32 before they are scaled, or a head with its labels `(I, J, K)` int16.
     """
     if folder is None:
         return
-    image = Nifti1Image(volume.voxels, volume.affine)
+    image = Nifti1Image(volume.voxels if isinstance(volume, Volume) else volume.labels, volume.affine)
     image.header.set_xyzt_units("mm")
     image.set_sform(volume.affine, code="scanner")
     with atomic_path(volume_path(folder, subject, name)) as temporary:

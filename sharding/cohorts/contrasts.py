@@ -11,7 +11,6 @@ from upfield.sharding.cohorts.problems import Field, Problem
 from upfield.sharding.cohorts.subjects import SourceVolume, Subject
 from upfield.sharding.configuration import CohortConfig
 
-
 # Contrast of heads that are rendered from label maps.
 RENDERED = "T1w"
 

@@ -14,7 +14,7 @@ from upfield.evaluation.stacked_pairs import StackedPair, read_pair
 from upfield.imaging.normalisation import normalise_in_place
 from upfield.imaging.volume import Volume
 from upfield.sharding.building.field_resampler import FieldResampler
-from upfield.sharding.building.synthetic import Degradation, degrade
+from upfield.sharding.building.pairs.report_recipe import Degradation, degrade
 from upfield.sharding.configuration import GeometryConfig
 from upfield.sharding.shardset.manifest import Manifest
 from upfield.sharding.shardset.shard_split import ShardSplit

@@ -4,7 +4,7 @@ import pytest
 
 from upfield.common.command import parse
 from upfield.common.errors import VolumeError
-from upfield.sharding.building.pairs import make_pairs
+from upfield.sharding.building.pairs.subject_pairs import make_pairs
 from upfield.sharding.cohorts.preflight import preflight
 from upfield.sharding.cohorts.subjects import find_subjects
 from upfield.sharding.shard import COMMAND
