@@ -13,11 +13,45 @@ from upfield.sharding.configuration import AccessConfig
 
 # The shares of a mix are written as decimals, so they may not add up to 1 exactly.
 SHARE_TOLERANCE = 1e-5
+Range = tuple[float, float]
 
 
 def divisors_of(number: int) -> list[int]:
     """Return the divisors of a positive number, ascending."""
     return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
+
+
+@dataclass(frozen=True)
+class DegradeConfig:
+    """Degradation of the stored low field, drawn again whenever a sample is read. By default there is none. Each value
+    is a range [least, most] from which a number is drawn for each sample; all slices of a sample share it."""
+
+    gamma: Range = (1.0, 1.0)
+    """Exponent of the intensities in [0, 1], for example [0.8, 1.25]. Above 1, dark tissue becomes darker."""
+    curve: Range = (0.0, 0.0)
+    """Largest relative change of slope of a smooth, monotone curve that is applied to the intensities after gamma, for
+    example [0, 0.4]. Bright stays brighter than dark."""
+    bias: Range = (0.0, 0.0)
+    """Standard deviation of the logarithm of a smooth field by which the slice is multiplied, for example [0, 0.15]."""
+    blur_pixels: Range = (0.0, 0.0)
+    """Standard deviation of a Gaussian blur, in pixels, for example [0, 1]. It is drawn for each of the two axes."""
+    noise_std: Range = (0.0, 0.0)
+    """Standard deviation of the noise in each channel of the receiver, as a fraction of the intensity range, for
+    example [0, 0.03]. The noise is Rician: it makes air brighter."""
+    noise_spacing_pixels: Range = (1.5, 5.0)
+    """Distance in pixels between the points at which the noise is drawn before it is interpolated, at least 1. It is
+    drawn for each of the three axes. It stands for the size of the scanner's voxels, over which noise is correlated."""
+
+    def __post_init__(self) -> None:
+        """Check that each range is ordered and within its bounds."""
+        bounds = {"gamma": (0.1, 10), "curve": (0, 1), "bias": (0, 1), "blur_pixels": (0, 10), "noise_std": (0, 1)}
+        for name, (least, most) in (bounds | {"noise_spacing_pixels": (1, 50)}).items():
+            first, second = getattr(self, name)
+            if not least <= first <= second <= most:
+                raise ValueError(
+                    f"data.augment.degrade.{name}: expected two numbers from {least} to {most}, the smaller first, "
+                    f"found [{first:g}, {second:g}]. Correct the range, or leave it out."
+                )
 
 
 @dataclass(frozen=True)
@@ -32,6 +66,8 @@ class AugmentConfig:
     intensity_jitter: float = 0.0
     """Maximum relative change of the low-field intensity scale, and maximum change of the logarithm of its gamma. A
     value of 0.1 is mild."""
+    degrade: DegradeConfig = field(default_factory=DegradeConfig)
+    """Degradation of the low field, after the changes above."""
 
     def __post_init__(self) -> None:
         """Check that the crop size, the shift and the jitter are in range."""

@@ -7,6 +7,7 @@ Read the files in this order:
     mixture         the class of each position of a global batch
     order           the samples of each global batch, and the shards that hold them
     reader          batches of these samples, read by offset
+    degrade         random degradation of a low field
     augment         random augmentation of a pair
     splits          the training split and the validation split
     look_ahead      requests for single samples of a remote set before they are needed

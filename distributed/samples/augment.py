@@ -9,7 +9,8 @@ intensity scale differs between scanners.
 import numpy as np
 from numpy.typing import NDArray
 
-from upfield.distributed.configuration import AugmentConfig
+from upfield.distributed.configuration import AugmentConfig, DegradeConfig
+from upfield.distributed.samples.degrade import degrade
 
 
 def augment_pair(
@@ -36,6 +37,8 @@ def augment_pair(
     if config.intensity_jitter:
         jittered = (1 + gain) * low.astype(np.float32) ** np.exp(exponent)
         low = np.clip(jittered, 0, 1).astype(np.float16)
+    if config.degrade != DegradeConfig():
+        low = degrade(low, config.degrade, key)
     return low, high
 
 

@@ -18,6 +18,7 @@ from upfield.distributed.training_run import choose_and_record_threads
 
 EPOCHS = ("--data.batch_size", "12", "--run.epochs", "2", "--run.validate_every", "100")
 EMA = ("--optim.ema_decay", "0.9", "--optim.clip_norm", "0.5", "--data.augment.shift_pixels", "2")
+DEGRADE = ("--data.augment.degrade.blur_pixels", "[0, 1]", "--data.augment.degrade.noise_std", "[0.01, 0.1]")
 SCHEDULE = ("--optim.schedule", "cosine", "--optim.warmup_steps", "5")
 # The intervals differ, so that a log line spans checkpoints, and a validation lies between two checkpoints.
 MANY = ("--run.max_steps", "24", "--run.checkpoint_every", "4", "--run.validate_every", "6", "--run.log_every", "7")
@@ -84,7 +85,7 @@ def test_a_run_that_is_killed_and_resumes_with_more_processes_reads_the_same(
 def test_a_run_that_is_killed_and_resumes_ends_bit_for_bit_the_same(
     tiny_shards: Path, tmp_path: Path, processes: int
 ) -> None:
-    arguments = (*MANY, *EMA, *SCHEDULE)
+    arguments = (*MANY, *EMA, *SCHEDULE, *DEGRADE)
     expected = trained(tiny_shards, tmp_path / "undisturbed", *arguments, processes=processes)
     out = tmp_path / "killed"
     kill_at(8, tiny_shards, out, *arguments, processes=processes)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from upfield.common.errors import ShardSetError
-from upfield.distributed.configuration import AugmentConfig, DataConfig, MixConfig
+from upfield.distributed.configuration import AugmentConfig, DataConfig, DegradeConfig, MixConfig
 from upfield.distributed.gating_noise import draw_gating_noise
 from upfield.distributed.samples.reader import (
     BatchPlan,
@@ -102,7 +102,8 @@ def test_epoch_two_differs_from_epoch_one(split: ShardSplit) -> None:
 def test_a_sample_that_an_epoch_repeats_is_augmented_differently_and_equally_on_any_number_of_ranks(
     split: ShardSplit,
 ) -> None:
-    mix, augment = MixConfig(cohort={"ixi": 1.0}), AugmentConfig(shift_pixels=6, intensity_jitter=0.5)
+    mix = MixConfig(cohort={"ixi": 1.0})
+    augment = AugmentConfig(shift_pixels=6, intensity_jitter=0.5, degrade=DegradeConfig(noise_std=(0, 0.1)))
 
     def read(rank: int, world_size: int) -> dict[tuple[int, int], torch.Tensor]:
         batches = TrainingBatches(split, BatchPlan(0, 4, 2, augment, rank, world_size, 2, mix))

@@ -18,7 +18,7 @@ from faulty import FaultyServer
 from runs import called, command, forked, lines
 
 from upfield.common.errors import CommandError, InputError, ShardSetError
-from upfield.distributed.configuration import AugmentConfig, DataConfig
+from upfield.distributed.configuration import AugmentConfig, DataConfig, DegradeConfig
 from upfield.distributed.samples.reader import Batch, BatchPlan, TrainingBatches, read_batch
 from upfield.distributed.samples.splits import open_splits
 from upfield.distributed.samples.webdataset_reader import StreamedBatches, refuse_unfit_streams
@@ -104,7 +104,8 @@ def test_a_resumed_run_reads_the_rest_of_the_epoch_in_another_order(split: Shard
 
 
 def test_samples_are_augmented_as_in_the_exact_reader(split: ShardSplit) -> None:
-    plan = replace(PLAN, augment=AugmentConfig(crop=(16, 16), shift_pixels=2, intensity_jitter=0.1))
+    degrade = DegradeConfig(gamma=(0.5, 2), noise_std=(0.1, 0.2))
+    plan = replace(PLAN, augment=AugmentConfig((16, 16), shift_pixels=2, intensity_jitter=0.1, degrade=degrade))
     streamed = loaded(split, range(1), 0, plan)[0]
     exact = TrainingBatches(split, plan)
     same = exact.read(split, 0, streamed.samples.numpy(), lambda shape: torch.empty(shape, dtype=torch.float16))
