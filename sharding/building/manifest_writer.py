@@ -17,18 +17,7 @@ from upfield.sharding.shardset.shard_writer import WrittenShard
 from upfield.sharding.shardset.split_index import IndexEntry
 
 # Settings that say where or how a set is built, and do not change its content.
-NOT_CONTENT = (
-    "out",
-    "root",
-    "jobs",
-    "executor",
-    "on_error",
-    "max_skipped",
-    "save_volumes",
-    "pseudonym_key",
-    "keep_labels",
-)
-
+NOT_CONTENT = ("out", "root", "jobs", "executor", "on_error", "max_skipped", "save_volumes", "pseudonym_key")
 # Settings of a cohort of label maps that change its samples.
 MAP_SETTINGS = ("labels_as", "recipe", "keep_labels", "heads", "physics")
 
@@ -57,7 +46,7 @@ class Addition:
 
 def content_config(config: ShardConfig, pseudonyms: Pseudonyms | None = None) -> dict[str, Any]:
     """Return the part of a configuration that determines a set's content, without private details."""
-    tree = {key: value for key, value in to_tree(config).items() if key not in NOT_CONTENT}
+    tree = {key: value for key, value in to_tree(config).items() if key not in (*NOT_CONTENT, "keep_labels")}
     physics, heads = (tree["synthetic"].pop(key) for key in ("physics", "heads"))
     recipe = tree["synthetic"]["recipe"] = config.synthetic.recipe_for(maps=False)
     if recipe != "report":

@@ -94,9 +94,12 @@ class Subject(Generic[S_co]):
     @property
     def volumes(self) -> Iterator[tuple[Field, S_co]]:
         """Each volume of the subject, with its field."""
-        for name, source in (("high", self.high), ("low", self.low), ("labels", self.labels)):
-            if source is not None:
-                yield name, source
+        if self.high is not None:
+            yield "high", self.high
+        if self.low is not None:
+            yield "low", self.low
+        if self.labels is not None:
+            yield "labels", self.labels
 
     @property
     def main(self) -> tuple[Field, S_co]:

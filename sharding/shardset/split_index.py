@@ -342,7 +342,8 @@ def parse_split_index(data: bytes | memoryview, where: str, split: str) -> Split
         raise ShardSetError(f"{where}: this file is not the index of a split. {REMEDY}")
     if int(words[1]) not in (VERSION, LABELLED_VERSION):
         raise ShardSetError(
-            f"{where}: expected version {LABELLED_VERSION} of the index, found {words[1]}. Install a newer version of upfield."
+            f"{where}: expected version {LABELLED_VERSION} of the index, found {words[1]}. Install a newer version of "
+            "upfield."
         )
     try:
         position = int(words[2])
