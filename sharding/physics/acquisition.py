@@ -1,17 +1,25 @@
 """Acquire a noise-free signal as a 64 mT scanner does, on a grid of its own."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from upfield.imaging.resample import Operator, apply_operators, box_centre
 from upfield.imaging.volume import Volume
+from upfield.sharding.physics.artefacts import add_motion, add_zipper, displace_along
 from upfield.sharding.physics.configuration import PhysicsConfig
-from upfield.sharding.physics.relaxation import Relaxation, Tissue
-from upfield.sharding.physics.sequences import Sequence
+from upfield.sharding.physics.point_spread import k_space_operator, slice_operator
+from upfield.sharding.physics.relaxation import Relaxation, Tissue, draw_relaxation
+from upfield.sharding.physics.sequences import Sequence, draw_sequence
+from upfield.sharding.physics.smooth_field import draw_smooth_field
 
 Triple = tuple[int, int, int]
 SpacingMm = tuple[float, float, float]
+BIAS_KNOT_MM = 90.0
+FIELD_KNOT_MM = 70.0
 
 
 @dataclass(frozen=True)
@@ -22,10 +30,43 @@ class Acquisition:
     """Sequence, which determines the contrast."""
     relaxations: dict[Tissue, Relaxation]
     """Relaxation times of this person's tissues at 64 mT."""
+    slice_axis: int
+    """Axis across the slices: 0 is sagittal, 1 coronal, 2 axial."""
+    readout_axis: int
+    """Axis of the readout, within a slice. The third axis is that of the phase encoding."""
+    spacing_mm: SpacingMm
+    """Voxel size of the acquired grid along R, A and S."""
+    thickness_mm: float
+    """Full width of the slice profile at half maximum."""
+    profile_edge: float
+    """Width of the profile's edges, as a fraction of the thickness."""
+    zero_filling: float
+    """In-plane voxels after zero filling for each measured one."""
+    taper: float
+    """Fraction of the measured in-plane frequencies that a window damps."""
+    snr: float
+    """Signal of white matter, divided by the standard deviation of the noise in each channel."""
+    log_bias_rms: float
+    """Root mean square of the logarithm of the coil's sensitivity."""
+    off_resonance_mm: float
+    """Root mean square displacement along the readout."""
+    motion_mm: float
+    """Largest displacement during the scan; 0 for most scans."""
+    zipper_strength: float
+    """Amplitude of the zipper, in standard deviations of the noise; 0 for most scans."""
+
+    @property
+    def phase_axis(self) -> int:
+        """Axis of the phase encoding."""
+        return 3 - self.slice_axis - self.readout_axis
 
     def to_tree(self) -> dict[str, Any]:
         """Return the parameters as plain values, as they are recorded with each sample."""
-        raise NotImplementedError
+        tree = asdict(self)
+        tree["relaxations"] = {
+            tissue.value: asdict(relaxation) for tissue, relaxation in self.relaxations.items() if relaxation.density
+        }
+        return tree | {"spacing_mm": list(self.spacing_mm)}
 
 
 def draw_acquisition(
@@ -42,11 +83,47 @@ def draw_acquisition(
     Raises:
         InputError: the contrast is not T1w, T2w or FLAIR.
     """
-    raise NotImplementedError
+
+    def draw(name: str) -> float:
+        return round(float(rng.uniform(*getattr(config, name))), 6)
+
+    sequence = draw_sequence("low", contrast, rng)
+    relaxations = draw_relaxation("low", rng, config.relaxation_spread)
+    slice_axis = int(rng.choice(3, p=config.slice_axis))
+    turn = 1 + int(rng.integers(2))
+    in_plane_mm, thickness_mm, gap = draw("in_plane_mm"), draw("thickness_mm"), draw("gap")
+    if spacing_mm is None:
+        spacing = [in_plane_mm] * 3
+        spacing[slice_axis] = round(thickness_mm * (1 + gap), 6)
+        spacing_mm = (spacing[0], spacing[1], spacing[2])
+    else:
+        slice_axis = int(np.argmax(spacing_mm))
+        thickness_mm = round(spacing_mm[slice_axis] / (1 + gap), 6)
+    moves, zips = rng.random(2) < (config.motion_rate, config.zipper_rate)
+    motion_mm, zipper_strength = draw("motion_mm"), draw("zipper_strength")
+    return Acquisition(
+        sequence=sequence,
+        relaxations=relaxations,
+        slice_axis=slice_axis,
+        readout_axis=(slice_axis + turn) % 3,
+        spacing_mm=spacing_mm,
+        thickness_mm=thickness_mm,
+        profile_edge=draw("profile_edge"),
+        zero_filling=draw("zero_filling"),
+        taper=draw("taper"),
+        snr=round(math.exp(rng.uniform(*map(math.log, config.snr))), 6),
+        log_bias_rms=draw("log_bias_rms"),
+        off_resonance_mm=draw("off_resonance_mm"),
+        motion_mm=motion_mm if moves else 0.0,
+        zipper_strength=zipper_strength if zips else 0.0,
+    )
 
 
 def acquire(signal: Volume, acquisition: Acquisition, rng: np.random.Generator, shape: Triple | None = None) -> Volume:
     """Acquire a low-field scan of a noise-free signal.
+
+    The head is first averaged over the slices and measured along the phase encoding. It is then small, and is
+    displaced along the readout by off-resonance, measured along the readout, weighted by the coil, and gets its noise.
 
     Args:
         signal: `(I, J, K)` float32 at 64 mT, in RAS+ on any grid; about 1 in white matter, 0 in air.
@@ -57,4 +134,72 @@ def acquire(signal: Volume, acquisition: Acquisition, rng: np.random.Generator, 
     Returns:
         The magnitude `(A, B, C)` float32 on the acquired grid, which has the centre of `signal`, and its affine.
     """
-    raise NotImplementedError
+    grid = _acquired_grid(signal, acquisition, shape)
+    readout, phase = acquisition.readout_axis, acquisition.phase_axis
+    spreads = [_point_spread(signal, acquisition, grid, axis) for axis in range(3)]
+    narrow = apply_operators(signal.voxels, [None if axis == readout else spreads[axis] for axis in range(3)])
+    step_mm = [float(grid.spacing_mm[axis]) for axis in range(3)]
+    step_mm[readout] = float(signal.spacing_mm[readout])
+    if acquisition.off_resonance_mm > 0:
+        displacement = draw_smooth_field(rng, narrow.shape, step_mm, FIELD_KNOT_MM)
+        displacement *= np.float32(acquisition.off_resonance_mm / step_mm[readout])
+        narrow = displace_along(narrow, displacement, readout)
+    clean = apply_operators(narrow, [spreads[axis] if axis == readout else None for axis in range(3)])
+    if acquisition.log_bias_rms > 0:
+        bias = draw_smooth_field(rng, clean.shape, list(map(float, grid.spacing_mm)), BIAS_KNOT_MM)
+        clean *= np.exp(np.float32(acquisition.log_bias_rms) * bias)
+    moved = (
+        clean if not acquisition.motion_mm else add_motion(clean, acquisition.motion_mm / step_mm[phase], phase, rng)
+    )
+    return replace(grid, voxels=_magnitude(moved, acquisition, rng))
+
+
+def _acquired_grid(signal: Volume, acquisition: Acquisition, shape: Triple | None) -> Volume:
+    """Return an empty volume on the acquired grid, whose centre is that of the signal."""
+    spacing_mm = np.array(acquisition.spacing_mm)
+    size_mm = signal.spacing_mm * signal.voxels.shape
+    counts = np.maximum(np.rint(size_mm / spacing_mm), 2).astype(int).tolist() if shape is None else shape
+    step = spacing_mm / signal.spacing_mm
+    move = np.diag([*step, 1.0])
+    move[:3, 3] = box_centre(signal.voxels.shape) - step * box_centre(tuple(counts))
+    return Volume(np.zeros(tuple(counts), dtype=np.float32), signal.affine @ move)
+
+
+def _point_spread(signal: Volume, acquisition: Acquisition, grid: Volume, axis: int) -> Operator:
+    """Return the operator from the grid of the signal to the acquired grid along one axis."""
+    step = round(acquisition.spacing_mm[axis] / float(signal.spacing_mm[axis]), 6)
+    num_in, num_out = signal.voxels.shape[axis], grid.voxels.shape[axis]
+    if axis == acquisition.slice_axis:
+        thickness_vox = acquisition.thickness_mm / float(signal.spacing_mm[axis])
+        return slice_operator(num_in, num_out, step, thickness_vox, acquisition.profile_edge)
+    return k_space_operator(num_in, num_out, step, acquisition.zero_filling, acquisition.taper)
+
+
+def _magnitude(
+    clean: NDArray[np.floating | np.complexfloating], acquisition: Acquisition, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Add noise and zipper to both channels of `(A, B, C)`, and return the magnitude, float32.
+
+    Noise enters k-space and is therefore as smooth within a slice as the zero-filled image.
+    """
+    noise = rng.standard_normal((2, *clean.shape), dtype=np.float32)
+    if acquisition.zipper_strength:
+        noise = add_zipper(noise, acquisition.zipper_strength, acquisition.readout_axis, acquisition.slice_axis, rng)
+    operators: list[Operator | None] = [None] * 3
+    for axis in (acquisition.readout_axis, acquisition.phase_axis):
+        count = clean.shape[axis]
+        operators[axis] = k_space_operator(count, count, 1.0, acquisition.zero_filling, acquisition.taper)
+    real, imaginary = (apply_operators(channel, operators) for channel in noise)
+    std = np.float32(1 / (acquisition.snr * _noise_gain(operators)))
+    return np.hypot(clean.real + std * real, clean.imag + std * imaginary, dtype=np.float32)
+
+
+def _noise_gain(operators: list[Operator | None]) -> float:
+    """Return the standard deviation of white noise of standard deviation 1 after the operators, amid the volume."""
+    gain = 1.0
+    for operator in operators:
+        if operator is not None:
+            middle = operator.shape[0] // 2
+            rows = next(block for block in operator.blocks if block[0].start <= middle < block[0].stop)
+            gain *= float(np.sqrt(np.square(rows[2][middle - rows[0].start]).sum()))
+    return gain

@@ -1,10 +1,101 @@
 """The ranges of the physics recipe, the key `synthetic.physics` of `cohorts.yaml`. No heavy imports."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 Range = tuple[float, float]
+
+# The smallest and the largest value that each range may hold.
+LIMITS: dict[str, Range] = {
+    "in_plane_mm": (0.2, 10.0),
+    "thickness_mm": (0.2, 20.0),
+    "gap": (0.0, 1.0),
+    "profile_edge": (0.0, 1.0),
+    "zero_filling": (1.0, 4.0),
+    "taper": (0.0, 1.0),
+    "snr": (1.0, 1000.0),
+    "log_bias_rms": (0.0, 1.0),
+    "off_resonance_mm": (0.0, 10.0),
+    "motion_mm": (0.0, 30.0),
+    "zipper_strength": (0.0, 1000.0),
+}
+RATES = ("motion_rate", "zipper_rate")
 
 
 @dataclass(frozen=True)
 class PhysicsConfig:
     """Ranges `[least, most]` of the simulated 64 mT scanner, drawn once per subject and variant."""
+
+    slice_axis: tuple[float, float, float] = (0.1, 0.1, 0.8)
+    """Probabilities that slices are sagittal, coronal and axial."""
+    in_plane_mm: Range = (1.4, 1.8)
+    """Voxel size within a slice."""
+    thickness_mm: Range = (3.5, 6.5)
+    """Thickness of a slice: full width of its profile at half maximum."""
+    gap: Range = (0.0, 0.1)
+    """Gap between slices, as a fraction of the thickness."""
+    profile_edge: Range = (0.1, 0.5)
+    """Width of the profile's edges, as a fraction of the thickness: 0 is a box."""
+    zero_filling: Range = (1.0, 1.3)
+    """In-plane voxels after zero filling for each measured one: the resolution is coarser by this factor."""
+    taper: Range = (0.2, 1.0)
+    """Fraction of the measured in-plane frequencies that a window damps: 0 rings most."""
+    snr: Range = (10.0, 60.0)
+    """Signal of white matter, divided by the standard deviation of the noise in each channel; drawn logarithmically."""
+    log_bias_rms: Range = (0.08, 0.25)
+    """Root mean square of the logarithm of the coil's sensitivity."""
+    off_resonance_mm: Range = (0.0, 0.8)
+    """Root mean square displacement along the readout."""
+    motion_rate: float = 0.05
+    """Fraction of scans in which the head moves."""
+    motion_mm: Range = (0.5, 3.0)
+    """Largest displacement of a head that moves."""
+    zipper_rate: float = 0.03
+    """Fraction of scans with a zipper, that is, a line of interference."""
+    zipper_strength: Range = (2.0, 8.0)
+    """Amplitude of the zipper, in standard deviations of the noise."""
+    relaxation_spread: float = 1.0
+    """Factor on the spread of relaxation times between people: 0 gives everybody the mean."""
+
+    def __post_init__(self) -> None:
+        """Refuse ranges that contradict themselves or each other."""
+        for name, (least, most) in LIMITS.items():
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(
+                    f"synthetic.physics.{name}: the least value, {low}, exceeds the most, {high}. Swap them."
+                )
+            if not least <= low <= high <= most:
+                raise ValueError(
+                    f"synthetic.physics.{name}: expected values from {least} to {most}, found {[low, high]}."
+                )
+        for name in RATES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"synthetic.physics.{name}: expected 0..1, found {getattr(self, name)}.")
+        if not 0 <= self.relaxation_spread <= 3:
+            raise ValueError(f"synthetic.physics.relaxation_spread: expected 0..3, found {self.relaxation_spread}.")
+        if min(self.slice_axis) < 0 or abs(sum(self.slice_axis) - 1) > 1e-6:
+            raise ValueError(
+                f"synthetic.physics.slice_axis: expected three probabilities that sum to 1, found "
+                f"{list(self.slice_axis)}."
+            )
+        if self.thickness_mm[0] < self.in_plane_mm[1]:
+            raise ValueError(
+                f"synthetic.physics: the thinnest slice, {self.thickness_mm[0]} mm, is thinner than the largest voxel "
+                f"within a slice, {self.in_plane_mm[1]} mm. Raise thickness_mm or lower in_plane_mm."
+            )
+
+    def refuse_finer_than(self, high_spacing_mm: Sequence[float]) -> None:
+        """Refuse a low field that may be finer than the high field.
+
+        Args:
+            high_spacing_mm: `(3,)`, voxel size of the high-field grid.
+
+        Raises:
+            ValueError: the smallest voxel is smaller than the voxels of the high-field grid.
+        """
+        if self.in_plane_mm[0] < max(high_spacing_mm):
+            raise ValueError(
+                f"synthetic.physics.in_plane_mm: a low field of {self.in_plane_mm[0]} mm would be finer than the high "
+                f"field, whose voxels measure {max(high_spacing_mm)} mm. Raise in_plane_mm."
+            )

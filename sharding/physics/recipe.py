@@ -5,7 +5,10 @@ from typing import Any
 import numpy as np
 
 from upfield.imaging.volume import Volume
+from upfield.sharding.physics.acquisition import acquire, draw_acquisition
 from upfield.sharding.physics.configuration import PhysicsConfig
+from upfield.sharding.physics.sequences import tissue_signals
+from upfield.sharding.physics.tissue_mixture import low_field_signal
 
 
 def simulate(
@@ -14,7 +17,7 @@ def simulate(
     """Make a low-field scan of a head that a high-field scanner measured.
 
     Args:
-        high: `(X, Y, Z)` float32 in RAS+, with 0 in air, at any scale.
+        high: `(X, Y, Z)` float32 in RAS+, scaled to [0, 1] with 0 in air.
         config: ranges of the parameters.
         contrast: contrast of both fields: T1w, T2w or FLAIR.
         rng: generator that draws everything.
@@ -25,4 +28,8 @@ def simulate(
     Raises:
         InputError: the contrast is not T1w, T2w or FLAIR.
     """
-    raise NotImplementedError
+    acquisition = draw_acquisition(config, contrast, rng)
+    signals = tissue_signals(acquisition.sequence, acquisition.relaxations)
+    signal, levels = low_field_signal(high, contrast, signals)
+    low = acquire(signal, acquisition, rng)
+    return low, acquisition.to_tree() | {"levels": levels.to_tree()}

@@ -1,5 +1,6 @@
 """Proton density and relaxation times of the tissues of the head at 64 mT and at 3 T."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
@@ -7,6 +8,8 @@ from typing import Literal
 import numpy as np
 
 FieldStrength = Literal["low", "high"]
+# No person lies farther from the mean than this, in standard deviations.
+MOST_DEVIATIONS = 2.5
 
 
 class Tissue(StrEnum):
@@ -52,10 +55,58 @@ class RelaxationSource:
 
     mean: Relaxation
     """Mean over people."""
-    spread: Relaxation
-    """Standard deviation between people, as a fraction of the mean."""
+    spread: float
+    """Standard deviation of both times between people, as a fraction of the mean. That of the density is a third."""
     source: str
     """Where the figures come from."""
+
+
+def _row(density: float, t1_ms: float, t2_ms: float, spread: float, source: str) -> RelaxationSource:
+    return RelaxationSource(Relaxation(density, t1_ms, t2_ms), spread, source)
+
+
+BRAINWEB = "density: BrainWeb"
+OREILLY = f"O'Reilly and Webb 2022 at 50 mT, T1 scaled to 64 mT as in Rooney 2007; {BRAINWEB}"
+ROONEY = "Rooney 2007"
+STANISZ = f"Stanisz 2005; {BRAINWEB}"
+BAZELAIRE = "de Bazelaire 2004"
+BETWEEN = "set between white and grey matter, where T1 maps at 3 T show it"
+LIKE_FLUID = "set like fluid, with a shorter T2"
+NO_SIGNAL = "T2 is too short for any of the sequences"
+SET = "no measurement found: set"
+
+# fmt: off
+LOW: Mapping[Tissue, RelaxationSource] = {
+    Tissue.WHITE: _row(0.77, 295, 102, 0.04, OREILLY),
+    Tissue.GREY: _row(0.86, 350, 107, 0.04, OREILLY),
+    Tissue.DEEP_GREY: _row(0.82, 328, 98, 0.04, BETWEEN),
+    Tissue.FLUID: _row(1.0, 3700, 1580, 0.08, "O'Reilly and Webb 2022 at 50 mT; hardly depends on the field"),
+    Tissue.LESION: _row(0.88, 480, 180, 0.15, f"{SET} by the ratios to white matter at 3 T"),
+    Tissue.BLOOD: _row(0.85, 530, 250, 0.12, f"T1: {ROONEY}, extrapolated from 0.2 to 7 T; T2: as at 3 T"),
+    Tissue.FAT: _row(1.0, 132, 90, 0.08, OREILLY),
+    Tissue.MUSCLE: _row(0.95, 180, 39, 0.08, OREILLY),
+    Tissue.SKIN: _row(0.8, 190, 35, 0.15, f"{SET} like muscle"),
+    Tissue.BONE: _row(0.15, 130, 1.0, 0.1, NO_SIGNAL),
+    Tissue.MARROW: _row(0.9, 140, 85, 0.1, f"{SET} between fat and muscle"),
+    Tissue.VITREOUS: _row(1.0, 3500, 1000, 0.08, LIKE_FLUID),
+    Tissue.AIR: _row(0.0, 1000, 100, 0.0, "no protons"),
+}
+HIGH: Mapping[Tissue, RelaxationSource] = {
+    Tissue.WHITE: _row(0.77, 900, 69, 0.05, f"T1: range 600 to 1100 ms in Asslaender 2024; T2: {STANISZ}"),
+    Tissue.GREY: _row(0.86, 1450, 90, 0.05, f"between Wansapura 1999 and {STANISZ}"),
+    Tissue.DEEP_GREY: _row(0.82, 1180, 72, 0.05, BETWEEN),
+    Tissue.FLUID: _row(1.0, 4300, 2000, 0.05, f"T1: {ROONEY}; T2: range of published values"),
+    Tissue.LESION: _row(0.88, 1450, 130, 0.15, f"{SET} like grey matter, with a longer T2"),
+    Tissue.BLOOD: _row(0.85, 1930, 250, 0.08, STANISZ),
+    Tissue.FAT: _row(1.0, 380, 70, 0.06, BAZELAIRE),
+    Tissue.MUSCLE: _row(0.95, 1410, 45, 0.06, STANISZ),
+    Tissue.SKIN: _row(0.8, 1000, 35, 0.15, SET),
+    Tissue.BONE: _row(0.15, 300, 0.5, 0.1, NO_SIGNAL),
+    Tissue.MARROW: _row(0.9, 450, 80, 0.1, f"{BAZELAIRE}, with some water"),
+    Tissue.VITREOUS: _row(1.0, 4200, 1000, 0.05, LIKE_FLUID),
+    Tissue.AIR: _row(0.0, 1000, 100, 0.0, "no protons"),
+}
+# fmt: on
 
 
 def draw_relaxation(field: FieldStrength, rng: np.random.Generator, spread: float = 1.0) -> dict[Tissue, Relaxation]:
@@ -66,4 +117,14 @@ def draw_relaxation(field: FieldStrength, rng: np.random.Generator, spread: floa
         rng: generator that draws them. The number of draws does not depend on `field` or `spread`.
         spread: factor on the spread between people; 0 returns the means.
     """
-    raise NotImplementedError
+    table = LOW if field == "low" else HIGH
+    deviations = np.clip(rng.standard_normal((len(Tissue), 3)), -MOST_DEVIATIONS, MOST_DEVIATIONS) * spread
+    drawn: dict[Tissue, Relaxation] = {}
+    for tissue, (density, t1, t2) in zip(Tissue, deviations.tolist(), strict=True):
+        row = table[tissue]
+        drawn[tissue] = Relaxation(
+            density=round(row.mean.density * (1 + row.spread / 3 * density), 4),
+            t1_ms=round(row.mean.t1_ms * (1 + row.spread * t1), 2),
+            t2_ms=round(row.mean.t2_ms * (1 + row.spread * t2), 2),
+        )
+    return drawn

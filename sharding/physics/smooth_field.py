@@ -1,0 +1,34 @@
+"""Draw smooth random fields, such as a coil's sensitivity."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def draw_smooth_field(
+    rng: np.random.Generator, shape: Sequence[int], spacing_mm: Sequence[float], knot_mm: float
+) -> NDArray[np.float32]:
+    """Draw a smooth field `(I, J, K)` float32 of mean 0 and mean square 1: a cubic B-spline with random coefficients.
+
+    Args:
+        rng: generator that draws the coefficients.
+        shape: voxels along each axis.
+        spacing_mm: voxel size along each axis.
+        knot_mm: distance of the knots.
+    """
+    bases: list[NDArray[np.float32]] = []
+    for count, step_mm in zip(shape, spacing_mm, strict=True):
+        position = (np.arange(count) + 0.5) * (step_mm / knot_mm)
+        away = np.abs(position[:, None] - np.arange(-1, math.ceil(position[-1]) + 2))
+        near, far = 2 / 3 - away**2 + away**3 / 2, np.maximum(0, 2 - away) ** 3 / 6
+        bases.append(np.where(away < 1, near, far).astype(np.float32))
+    coefficients = rng.standard_normal([basis.shape[1] for basis in bases], dtype=np.float32)
+    last = np.tensordot(bases[0], coefficients, axes=(1, 0)) @ bases[2].T
+    field = np.matmul(bases[1], last)
+    field -= field.mean()
+    # An inner product of a vector with itself needs no copy of the field.
+    flat = field.reshape(-1)
+    field *= np.float32(math.sqrt(flat.size / float(flat @ flat)))
+    return field
