@@ -263,6 +263,9 @@ class ShardConfig:
                 f"pseudonym_key: the key {self.pseudonym_key} has no effect without --pseudonymize. "
                 "Add --pseudonymize, or leave out the key."
             )
+        recipes = {self.synthetic.recipe_for(maps=cohort.labels is not None) for cohort in self.cohorts}
+        if recipes - {"report"}:
+            self.synthetic.physics.refuse_finer_than(self.geometry.high_spacing_mm)
         if self.keep_labels and self.cohorts and not any(cohort.labels for cohort in self.cohorts):
             raise ValueError(
                 "keep_labels: none of the cohorts has label maps. Leave out keep_labels, or add a cohort with `labels`."
