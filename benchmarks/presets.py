@@ -5,13 +5,12 @@ Each size is trained through `upfield train` on the same shard set for the same 
 interpolation, the mean over subjects. The time to enhance is that of the network for a scan of 112 x 138 x 40 voxels of
 1.6 x 1.6 x 5 mm, that is 179 slices of 221 x 200 pixels, in ONNX Runtime on `--threads` threads.
 
-    python benchmarks/presets.py SHARDS --minutes 5 [--only d16,d20] [-- --optim.lr 2e-3 ...]
-
-Arguments after `--` are passed to `upfield train`.
+    python benchmarks/presets.py SHARDS --minutes 5 [--only 16,20] [--training '--optim.lr 2e-3 ...']
 """
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -93,7 +92,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=5.0, help="training time of each size")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", help=f"sizes to compare, separated by commas: {', '.join(SIZES)}")
-    parser.add_argument("training", nargs="*", help="further arguments of upfield train")
+    parser.add_argument("--training", type=shlex.split, default=[], help="further arguments of upfield train")
     return parser.parse_args()
 
 

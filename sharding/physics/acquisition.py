@@ -111,7 +111,7 @@ def draw_acquisition(
         profile_edge=draw("profile_edge"),
         zero_filling=draw("zero_filling"),
         taper=draw("taper"),
-        snr=round(math.exp(rng.uniform(*map(math.log, config.snr))), 6),
+        snr=round(math.exp(rng.uniform(math.log(config.snr[0]), math.log(config.snr[1]))), 6),
         log_bias_rms=draw("log_bias_rms"),
         off_resonance_mm=draw("off_resonance_mm"),
         motion_mm=motion_mm if moves else 0.0,

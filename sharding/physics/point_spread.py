@@ -74,4 +74,4 @@ def slice_operator(num_in: int, num_out: int, step: float, thickness: float, edg
 
 
 def _centred(count: int, step: float) -> NDArray[np.float64]:
-    return (np.arange(count) - (count - 1) / 2) * step
+    return (np.arange(count, dtype=np.float64) - (count - 1) / 2) * step

@@ -87,7 +87,7 @@ def low_field_signal(high: Volume, contrast: str, signals: Mapping[Tissue, float
     if not levels.stripped:
         outside = _curve([(levels.muscle, signals[Tissue.MUSCLE]), (levels.fat, signals[Tissue.FAT])])
     share = np.clip((depth_mm - SHELL_MM) / (2 * BLEND_MM) + 0.5, 0, 1).astype(np.float32)
-    return replace_values(high, inside, outside, np.asarray(ndimage.gaussian_filter(share, 1.0))), levels
+    return replace_values(high, inside, outside, np.asarray(ndimage.gaussian_filter(share, 1.0), np.float32)), levels
 
 
 def replace_values(
