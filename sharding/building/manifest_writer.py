@@ -52,8 +52,8 @@ def content_config(config: ShardConfig, pseudonyms: Pseudonyms | None = None) ->
     if recipe != "report":
         tree["synthetic"]["physics"] = physics
     tree["cohorts"] = [
-        public_cohort(cohort, pseudonyms) | (_map_settings(config, physics, heads) if cohort["labels"] else {})
-        for cohort in tree["cohorts"]
+        _map_cohort(cohort, config, physics, heads) if cohort["labels"] else _scan_cohort(cohort)
+        for cohort in (public_cohort(cohort, pseudonyms) for cohort in tree["cohorts"])
     ]
     if pseudonyms:
         # The hash of the key is recorded, so that no later build extends the set with another key.
@@ -61,11 +61,20 @@ def content_config(config: ShardConfig, pseudonyms: Pseudonyms | None = None) ->
     return tree
 
 
-def _map_settings(config: ShardConfig, physics: dict[str, Any], heads: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that only cohorts of label maps have, so that they can be added to any set."""
+def _scan_cohort(cohort: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what only cohorts of label maps state, as in sets of earlier versions."""
+    return {key: value for key, value in cohort.items() if key not in ("labels", "labels_as")}
+
+
+def _map_cohort(
+    cohort: dict[str, Any], config: ShardConfig, physics: dict[str, Any], heads: dict[str, Any]
+) -> dict[str, Any]:
+    """Add the settings that only concern cohorts of label maps, so that such a cohort can be added to any set."""
     recipe = config.synthetic.recipe_for(maps=True)
-    settings = {"recipe": recipe, "keep_labels": config.keep_labels, "heads": heads}
-    return settings | ({} if recipe == "report" else {"physics": physics})
+    # Keys of JSON objects are text.
+    labels_as = {str(number): meaning for number, meaning in cohort["labels_as"].items()}
+    settings = {"labels_as": labels_as, "recipe": recipe, "keep_labels": config.keep_labels, "heads": heads}
+    return cohort | settings | ({} if recipe == "report" else {"physics": physics})
 
 
 def write_manifest(root: Path, content: dict[str, Any], addition: Addition, old: Manifest | None) -> Manifest:

@@ -20,8 +20,6 @@ from upfield.common.files import atomic_path
 
 LEAST_KEY_BYTES = 16
 WILD = "{*?"
-# Keys of cohorts of label maps. Earlier versions did not state them, so cohorts of scans do not either.
-MAP_KEYS = ("labels", "labels_as")
 # The bytes of a file name need not be valid UTF-8.
 FILE_NAMES: Any = {"encoding": "utf-8", "errors": "surrogateescape"}
 
@@ -119,12 +117,9 @@ def public_cohort(tree: dict[str, Any], pseudonyms: Pseudonyms | None) -> dict[s
         pseudonyms: replace the names and hide the patterns. Without pseudonyms, only folders outside the configuration
             file's folder are removed from the patterns.
     """
-    public = {key: value for key, value in tree.items() if value or key not in MAP_KEYS}
-    if "labels_as" in public:
-        # Keys of JSON objects are text.
-        public["labels_as"] = {str(number): meaning for number, meaning in tree["labels_as"].items()}
+    public = dict(tree)
     for name in ("low", "high", "labels"):
-        if pattern := tree.get(name):
+        if pattern := tree[name]:
             public[name] = pseudonyms.seal(pattern) if pseudonyms else _without_folders(pattern)
     if pseudonyms:
         public["split"] = {
