@@ -14,6 +14,7 @@ VERBS = {
     "export": ("upfield.export.to_onnx", "write the best model of a run as one ONNX file"),
     "enhance": ("upfield.export.enhance", "enhance scans: NIfTI in, NIfTI out"),
     "serve": ("upfield.export.serve", "enhance scans over HTTP"),
+    "models": ("upfield.export.models", "list the models that come with the package, with their cards"),
     "demo": ("upfield.cli.demo", "run every stage on phantoms and write a report"),
 }
 

@@ -14,7 +14,7 @@ import traceback
 from argparse import SUPPRESS
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
@@ -53,6 +53,8 @@ class Command:
     """Takes an instance of the schema and returns the exit code. It imports heavy modules itself."""
     positional: tuple[str, ...] = ()
     """Fields that may be given without their flag, in order. A list field must come last and takes the rest."""
+    suffixes: dict[str, str] = field(default_factory=dict)
+    """Maps positional fields to the suffix of file names, such as `.onnx`, without which an argument is not theirs."""
     folder_of: dict[str, str] = field(default_factory=dict)
     """Maps fields to keys. If such a field is not given, it is set to the folder of the configuration file that holds
     the key."""
@@ -284,8 +286,13 @@ def _build_parser(command: Command) -> Any:
 
 
 def _usage(command: Command) -> str:
-    lists = {name for name, kind in get_type_hints(command.schema).items() if get_origin(kind) is list}
-    return "".join(f"{name.upper()}{'...' if name in lists else ''} " for name in command.positional)
+    kinds = get_type_hints(command.schema)
+    required = {f.name for f in fields(command.schema) if f.default is f.default_factory is MISSING}
+    words: list[str] = []
+    for name in command.positional:
+        word = f"{name.upper()}{command.suffixes.get(name, '')}{'...' if get_origin(kinds[name]) is list else ''}"
+        words.append(f"{word} " if name in required else f"[{word}] ")
+    return "".join(words)
 
 
 def _checked(
@@ -347,6 +354,6 @@ def _name_positionals(loose: list[str], command: Command, given: set[str]) -> It
         if loose and get_origin(kinds[name]) is list:
             yield f"--{name}={json.dumps(loose)}"
             return
-        if loose:
+        if loose and loose[0].lower().endswith(command.suffixes.get(name, "")):
             yield f"--{name}={loose.pop(0)}"
     yield from loose

@@ -13,7 +13,8 @@ class EvaluateConfig(AccessConfig):
     """Measure models and cubic interpolation on a split, and write metrics and a report for each model."""
 
     models: list[Path]
-    """Run folders or `.onnx` files. Each of several models gets its own folder in `out`, and a table compares them."""
+    """Run folders, `.onnx` files, or names of models that come with the package. Each of several models gets its own
+    folder in `out`, and a table compares them."""
     against: Path | None = None
     """Another run folder or `.onnx` file, with which each model is compared."""
     shards: str | Path = field(kw_only=True)

@@ -27,6 +27,7 @@ from upfield.evaluation.reports.restored_volumes import save_volume, stale_volum
 from upfield.evaluation.restorers import ModelRestorer, open_restorers
 from upfield.evaluation.summary import EvaluationResult, metrics_tree
 from upfield.export.modelfile.gpus import torch_device
+from upfield.export.pretrained.packaged_model import run_or_model
 from upfield.model.numerics import use_exact_float32
 from upfield.sharding.shardset.shard_split import ShardSplit
 from upfield.sharding.shardset.volume_pairs import group_volumes
@@ -49,6 +50,7 @@ def evaluate_models(config: EvaluateConfig) -> int:
         RunError: volumes could not be measured, for example because a model returned values that are not finite.
     """
     use_exact_float32()
+    config = replace(config, models=[run_or_model(model) for model in config.models])
     plan = check_input(config)
     if config.processes > 1 and "WORLD_SIZE" not in os.environ:
         return relaunch(SCRIPT, with_absolute_paths(config))

@@ -1,4 +1,4 @@
-"""Configuration of `upfield export`, `upfield enhance` and `upfield serve`."""
+"""Configuration of `upfield export`, `upfield enhance`, `upfield serve` and `upfield models`."""
 
 import re
 from dataclasses import dataclass, field
@@ -11,6 +11,8 @@ from upfield.sharding.configuration import AccessConfig
 
 Device = Literal["auto", "cuda", "tensorrt", "cpu"]
 Engine = Literal["onnx", "torch"]
+# The model that is used if the user names none.
+STARTER = Path("starter-t1")
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,24 @@ class ExportConfig(AccessConfig):
 
 
 @dataclass(frozen=True)
+class ModelsConfig:
+    """List the models that come with the package, or print the card of one of them."""
+
+    name: str | None = None
+    """Name of the model whose card is printed. By default, all models are listed."""
+
+
+@dataclass(frozen=True)
 class EnhanceConfig:
     """Enhance scans, single files or whole folders, and write them as NIfTI."""
 
-    model: Path
-    """The `.onnx` file."""
     scans: list[Path]
     """NIfTI or MGH files, or folders that contain them."""
     out: Path
     """A `.nii` or `.nii.gz` file for a single scan, otherwise a folder."""
+    model: Path = STARTER
+    """An `.onnx` file, or the name of a model that comes with the package; `upfield models` lists them. An `.onnx` file
+    may also be given before the scans, without the flag."""
     batch_size: int = 4
     """Slices restored at once."""
     device: Device = "auto"
@@ -60,9 +71,12 @@ class EnhanceConfig:
     """Pattern that the names of scans in folders must match, such as `*_T1w*`; if it contains a `/`, their paths."""
 
     def __post_init__(self) -> None:
-        """Refuse an empty list of scans, an empty batch, and options that cannot be combined."""
+        """Refuse an empty list of scans, models among them, an empty batch, and options that cannot be combined."""
         if not self.scans:
             raise ValueError("scans: the list is empty. Name at least one scan or folder.")
+        if models := [scan for scan in self.scans if scan.suffix.lower() == ".onnx"]:
+            other = "" if self.model == STARTER else f", and so is {self.model}"
+            raise ValueError(f"scans: {models[0]} is a model{other}. Name one model, before the scans or with --model.")
         if self.batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, found {self.batch_size}.")
         if self.keep_ras and self.like is not None:
@@ -79,8 +93,8 @@ class EnhanceConfig:
 class ServeConfig:
     """Enhance scans over HTTP, on Ray Serve."""
 
-    model: Path
-    """The `.onnx` file."""
+    model: Path = STARTER
+    """An `.onnx` file, or the name of a model that comes with the package; `upfield models` lists them."""
     host: str = "127.0.0.1"
     """Address to listen on. By default, only this machine can reach the service. Set a token before you change it."""
     port: int = 8000

@@ -13,7 +13,7 @@ def enhance(config: EnhanceConfig) -> None:
     enhance_scans(config)
 
 
-COMMAND = Command("enhance", EnhanceConfig, enhance, positional=("model", "scans"))
+COMMAND = Command("enhance", EnhanceConfig, enhance, positional=("model", "scans"), suffixes={"model": ".onnx"})
 
 
 def main(argv: list[str] | None = None) -> int:

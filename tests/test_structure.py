@@ -35,6 +35,7 @@ ENTRIES = (
     "export.to_onnx",
     "export.enhance",
     "export.serve",
+    "export.models",
     "tune.sweep",
     "cli.main",
     "cli.demo",

@@ -1,12 +1,13 @@
 """Enhances files and folders: finds the scans, passes them through the pipeline, and reports those that failed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from upfield.common.errors import explain_error, failure_of
 from upfield.common.progress import ProgressBar, say
 from upfield.export.configuration import EnhanceConfig
+from upfield.export.pretrained.packaged_model import find_model, model_at
 from upfield.export.scans.enhancer import Enhancer
 from upfield.export.scans.outputs import EnhancePlan, EnhanceTask, plan_outputs
 from upfield.export.scans.pipeline import Stages, run_pipeline
@@ -35,12 +36,15 @@ def enhance_scans(config: EnhanceConfig) -> None:
         InputError: the command cannot start, or some scans cannot be used.
         RunError: the program failed on some scans, or no further scan could be written.
     """
+    config = replace(config, model=find_model(config.model))
     plan = plan_outputs(config.scans, config.out, config.like, config.match)
     tasks = plan.tasks
     failures = [ScanFailure(None, problem) for problem in plan.problems]
     num_tried = len(tasks) + len(failures)
     with ProgressBar("scans", len(tasks)) as bar:
         enhancer = Enhancer(config, bar)
+        if model := model_at(config.model):
+            say(model.introduction)
         say(f"{config.model.name} runs on {enhancer.restorer.provider}")
         if enhancer.restorer.card.contrasts is None:
             say(f"{config.model.name}: {UNKNOWN_CONTRAST}")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from upfield.common.errors import InputError
 from upfield.common.files import check_writable
+from upfield.export.pretrained.packaged_model import model_names
 from upfield.export.scans.provenance import provenance_path, read_provenance
 
 SUFFIXES = (".nii", ".nii.gz", ".mgh", ".mgz")
@@ -85,7 +86,8 @@ def plan_outputs(scans: Sequence[Path], out: Path, like: Path | None = None, mat
         elif scan.is_file():
             found.append(_Found(scan, Path(scan.name), scan.is_symlink()))
         else:
-            raise InputError(f"{scan}: there is no such file or folder. Check the path.")
+            remedy = f"Write --model {scan} to use this model" if str(scan) in model_names() else "Check the path"
+            raise InputError(f"{scan}: there is no such file or folder. {remedy}.")
     chosen = _once_each(found, plan)
     if is_file and len(chosen) > 1:
         raise InputError(f"{out}: {len(chosen)} scans cannot be written to one file. Name a folder.")

@@ -31,7 +31,12 @@ def read_provenance(path: Path) -> dict[str, Any] | None:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    return tree if isinstance(tree, dict) and all(key in tree for key in REQUIRED_KEYS) else None
+    return tree if is_provenance(tree) else None
+
+
+def is_provenance(tree: Any) -> bool:
+    """Return whether a parsed JSON file is the provenance of an enhanced scan."""
+    return isinstance(tree, dict) and all(key in tree for key in REQUIRED_KEYS)
 
 
 def is_done(target: Path, source_sha256: str, model_sha256: str, parameters: Mapping[str, Any]) -> bool:

@@ -3,15 +3,23 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from upfield.common.errors import VolumeError
 from upfield.export.modelfile.card import ModelCard
+from upfield.export.scans.provenance import is_provenance
 from upfield.imaging.contrast import gather_evidence, judge_scan, name_evidence
+from upfield.imaging.formats.header_findings import is_enhanced
 from upfield.imaging.header import Header
 from upfield.imaging.plausibility.brains import stripped_doubt
 from upfield.imaging.plausibility.labels import label_doubt
-from upfield.imaging.plausibility.resolution import fine_doubt
+from upfield.imaging.plausibility.resolution import sharp_doubt
 from upfield.imaging.volume import Volume
 
+ENHANCED_BEFORE = (
+    "the JSON file beside it says that it has been enhanced already, but models are not trained on such scans; use the "
+    "original scan"
+)
 UNKNOWN_CONTRAST = "the model file does not say which contrast it was trained on, so all contrasts are accepted"
 
 
@@ -49,5 +57,7 @@ def plausibility_doubts(scan: Volume, header: Header, claim: ScanClaim, card: Mo
     labels = label_doubt(scan.voxels)
     # A label map has no skull either.
     stripped = None if labels else stripped_doubt(scan, card.skull_stripped)
-    found = (fine_doubt(scan.spacing_mm), labels, stripped)
+    # An enhanced scan whose description is intact is one of the doubtful headers.
+    repeated = ENHANCED_BEFORE if is_provenance(claim.sidecar) and not is_enhanced(header) else None
+    found = (sharp_doubt(scan, np.array(card.geometry.high_spacing_mm)), labels, stripped, repeated)
     return judgement.doubts + tuple(doubt for doubt in found if doubt)

@@ -2,6 +2,7 @@
 
 import socket
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
@@ -10,6 +11,7 @@ from upfield.common.environment.settling import short_temporary_folder
 from upfield.common.progress import say
 from upfield.export.configuration import ServeConfig
 from upfield.export.modelfile.card import ModelCard
+from upfield.export.pretrained.packaged_model import find_model, model_at
 from upfield.export.scans.scan_claim import UNKNOWN_CONTRAST
 from upfield.export.service.access import read_token
 from upfield.export.service.counters import Counters
@@ -27,9 +29,12 @@ def run_service(config: ServeConfig) -> None:
         InputError: the model, the address, the token or the cluster cannot be used.
         RunError: Ray or the replicas do not start.
     """
+    config = replace(config, model=find_model(config.model))
     token = read_token(config.token_file)
     with listen(config.host, config.port) as listener:
         card = read_model(config)
+        if model := model_at(config.model):
+            say(model.introduction)
         if card.contrasts is None:
             say(f"{config.model.name}: {UNKNOWN_CONTRAST}")
         host, port = listener.getsockname()[:2]

@@ -14,6 +14,7 @@ from ray import serve
 
 from upfield.common.command import from_tree
 from upfield.export.configuration import ServeConfig
+from upfield.export.pretrained.packaged_model import find_model
 from upfield.export.service.access import read_token
 from upfield.export.service.counters import Counters
 from upfield.export.service.model_info import model_info, read_model
@@ -26,9 +27,10 @@ def application(args: dict[str, Any]) -> Any:
     """Return the application for the keys of `upfield serve`. Ray Serve decides the host, the port and the cluster.
 
     Raises:
-        InputError: a key is unknown, `model` is missing, or a value is invalid.
+        InputError: a key is unknown, a value is invalid, or no model has the name that `model` states.
     """
     config = from_tree(ServeConfig, args, "args")
+    config = replace(config, model=find_model(config.model))
     gpus = 0.0 if config.device == "cpu" else config.gpus_per_replica
 
     def ingress() -> FastAPI:

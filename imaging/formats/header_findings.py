@@ -41,11 +41,16 @@ def header_findings(header: Header, axes: Iterable[int] = range(3)) -> list[Head
     if not all(header.has_spacing[axis] for axis in axes):
         message = "the header states no voxel size, or 0, along an axis"
         findings.append(HeaderFinding("spacing", message, "", FIX, is_unusable=True))
-    if header.descrip.startswith(ENHANCED):
+    if is_enhanced(header):
         message = "its description says that it has been enhanced already"
         consequence = "models are not trained on such scans"
         findings.append(doubt(message, consequence, "Use the original scan."))
     return [*findings, *header.doubts]
+
+
+def is_enhanced(header: Header) -> bool:
+    """Return whether a header says that the scan has been enhanced."""
+    return header.descrip.startswith(ENHANCED)
 
 
 def _forms(header: Header) -> list[HeaderFinding]:

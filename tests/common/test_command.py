@@ -1,5 +1,5 @@
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -133,6 +133,13 @@ def test_positionals_and_flags_may_be_mixed():
     )
 
 
+def test_a_positional_with_a_suffix_takes_only_arguments_that_end_in_it():
+    command = replace(JOB, suffixes={"model": ".onnx"})
+    assert parse(command, ["b.nii", "c.nii"]) == Job(None, [Path("b.nii"), Path("c.nii")])
+    assert parse(command, ["a.onnx", "b.nii"]) == Job(Path("a.onnx"), [Path("b.nii")])
+    assert parse(command, ["b.nii", "--model", "a"]) == Job(Path("a"), [Path("b.nii")])
+
+
 def test_more_positionals_than_fields_are_refused():
     with pytest.raises(InputError, match=r"too many arguments: out\. The command takes flags only"):
         parse(SHARD, ["out"])
@@ -190,7 +197,7 @@ def test_the_root_is_the_folder_of_the_file_that_holds_the_key(tmp_path, write_y
 def test_help_shows_every_field_with_its_doc_and_exits_0(run_cli):
     code, out, err = run_cli(job, "--help")
     assert (code, err) == (0, "")
-    assert out.startswith("usage: upfield job MODEL SCANS... [--config FILE.yaml]")
+    assert out.startswith("usage: upfield job [MODEL] [SCANS...] [--config FILE.yaml]")
     assert all(words in out for words in ("--optim.lr", "Step size.", "Leave half out.", "--debug"))
 
 

@@ -61,6 +61,18 @@ def test_a_json_file_beside_the_scan_decides_if_its_name_does_not(run_cli, t1_mo
     assert "the times in its JSON file are those of T2w or FLAIR, but the model was trained on T1w" in err
 
 
+def test_an_enhanced_scan_is_recognised_by_its_description_or_by_its_provenance(run_cli, t1_model, folder, tmp_path):
+    scan = folder / "anat/a_T1w.nii"
+    assert run_cli(main, t1_model, scan, "--out", tmp_path / "once.nii.gz")[0] == 0
+    # Another program may have changed the description.
+    shutil.copy(scan, tmp_path / "copy_T1w.nii")
+    shutil.copy(tmp_path / "once.json", tmp_path / "copy_T1w.json")
+    for name in ("once.nii.gz", "copy_T1w.nii"):
+        assert run_cli(main, t1_model, tmp_path / name, "--out", tmp_path / "twice.nii.gz")[0] == 0
+        doubts = json.loads((tmp_path / "twice.json").read_text())["doubts"]
+        assert sum("it has been enhanced already" in doubt for doubt in doubts) == 1, doubts
+
+
 def test_a_model_without_contrast_is_mentioned_once(run_cli, tiny_model, folder, tmp_path):
     code, _, err = run_cli(main, tiny_model, folder, "--out", tmp_path / "out")
     assert (code, err.count("contrast")) == (0, err.count("does not say which contrast") * 2)

@@ -10,6 +10,7 @@ from upfield.imaging.plausibility.resolution import (
     interpolated_doubt,
     sample_distance,
     sampling_doubt,
+    sharp_doubt,
 )
 from upfield.imaging.volume import Volume
 
@@ -89,6 +90,20 @@ def test_coarse_high_fields_are_doubted_per_axis(spacing_mm, axes):
 def test_low_fields_with_a_thick_axis_are_not_of_high_resolution(spacing_mm):
     assert fine_doubt(np.array(spacing_mm)) is None
     assert "1 x 1 x 1 mm" in (fine_doubt(np.ones(3)) or "")
+
+
+@pytest.mark.parametrize(
+    ("voxels", "spacing_mm", "words"),
+    [
+        (SHARP, 1, "sharp edges along all axes"),
+        (zoom(COARSE, 2, order=3), 1, "may have been interpolated"),
+        (SHARP[:30, :30, :30], 1, "check that it is an original"),
+        (SHARP, 1.6, None),
+    ],
+)
+def test_a_scan_that_is_already_sharp_differs_from_an_interpolated_one(voxels, spacing_mm, words):
+    doubt = sharp_doubt(Volume(voxels, np.diag([spacing_mm] * 3 + [1.0])), GRID_MM)
+    assert doubt is None if words is None else words in doubt
 
 
 def test_a_low_field_with_smaller_voxels_causes_a_warning():

@@ -1,0 +1,115 @@
+"""Measure a head that was drawn from a label map as a 3 T scanner does."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from upfield.imaging.volume import Volume
+from upfield.sharding.phantoms.anatomy import BIAS_KNOT_MM, F32, TemplateGrid, add_rician, smooth_field
+from upfield.sharding.phantoms.configuration import HeadsConfig, Range
+from upfield.sharding.physics.relaxation import Tissue, draw_relaxation
+from upfield.sharding.physics.sequences import draw_sequence, tissue_signals
+
+# Blood that flows into the slab is brighter than blood that was saturated in it.
+INFLOW: Range = (0.4, 2.0)
+# Share of scans in which fat is suppressed, and how much of its signal is left.
+SUPPRESSED_RATE = 0.12
+SUPPRESSED: Range = (0.1, 0.6)
+# The middle of the head is brighter or darker than its surface, and coils end at the neck.
+CENTRE: Range = (-0.15, 0.25)
+CENTRE_MM = 60.0
+COIL_END_MM: Range = (-170.0, -70.0)
+COIL_EDGE_MM: Range = (10.0, 30.0)
+# Share of scans that were interpolated after the noise was measured, which makes the noise smooth as well.
+SMOOTH_NOISE_RATE = 0.4
+UNITS: Range = (300.0, 1500.0)
+
+
+@dataclass(frozen=True)
+class HighScan:
+    """What was drawn for one high-field scan, except its sensitivity and noise."""
+
+    signals: dict[Tissue, float]
+    """Signal of each tissue; white matter has about 1."""
+    parameters: dict[str, Any]
+    """Everything that was drawn, as plain values."""
+
+    def measure(self, clean: Volume, rng: np.random.Generator) -> Volume:
+        """Apply coil sensitivity, blur and Rician noise to a noise-free signal `(X, Y, Z)`, in place."""
+        first, second, third = clean.spacing_mm
+        voxels = clean.voxels
+        voxels *= _sensitivity(self.parameters, TemplateGrid(voxels.shape, (first, second, third)), rng)
+        voxels = _measured(voxels, self.parameters, rng)
+        voxels *= np.float32(self.parameters["units"])
+        return replace(clean, voxels=voxels)
+
+
+def draw_high_scan(config: HeadsConfig, rng: np.random.Generator) -> HighScan:
+    """Draw a T1-weighted sequence at 3 T, and the properties of the scanner."""
+
+    def draw(limits: Range) -> float:
+        return round(float(rng.uniform(*limits)), 4)
+
+    sequence = draw_sequence("high", "T1w", rng)
+    signals = dict(tissue_signals(sequence, draw_relaxation("high", rng)))
+    parameters: dict[str, Any] = {
+        "sequence": sequence.to_tree(),
+        "inflow": draw(INFLOW),
+        "fat": draw(SUPPRESSED) if rng.random() < SUPPRESSED_RATE else 1.0,
+        "log_bias_rms": draw(config.log_bias_rms),
+        "centre": draw(CENTRE),
+        "coil_end_mm": draw(COIL_END_MM),
+        "coil_edge_mm": draw(COIL_EDGE_MM),
+        "blur_vox": [draw(config.blur_vox) for _ in range(3)],
+        "smooth_noise": bool(rng.random() < SMOOTH_NOISE_RATE),
+        "snr": draw(config.snr),
+        "units": draw(UNITS),
+    }
+    signals[Tissue.BLOOD] *= parameters["inflow"]
+    signals[Tissue.FAT] *= parameters["fat"]
+    signals[Tissue.MARROW] *= parameters["fat"]
+    return HighScan(signals, parameters)
+
+
+def _measured(clean: F32, parameters: dict[str, Any], rng: np.random.Generator) -> F32:
+    """Blur a signal `(X, Y, Z)`, and add noise before or after."""
+    blur_vox, noise_std = parameters["blur_vox"], 1 / parameters["snr"]
+    if parameters["smooth_noise"]:
+        # The blur reduces the noise, so that more is added.
+        factor = math.prod(1 / math.sqrt(np.square(_kernel(each)).sum()) for each in blur_vox)
+        return _blurred(add_rician(rng, clean, noise_std * factor), blur_vox)
+    return add_rician(rng, _blurred(clean, blur_vox), noise_std)
+
+
+def _kernel(sigma_vox: float) -> F32:
+    impulse = np.zeros(9, np.float32)
+    impulse[4] = 1
+    return np.asarray(ndimage.gaussian_filter1d(impulse, sigma_vox), np.float32)
+
+
+def _blurred(voxels: F32, blur_vox: list[float]) -> F32:
+    """Blur `(X, Y, Z)` by a Gaussian along each axis."""
+    for axis, sigma_vox in enumerate(blur_vox):
+        _, _, centre, near, far, *_ = (0, 0, *_kernel(sigma_vox)[4:7], 0)
+        result = centre * voxels
+        for distance, weight in ((1, near), (2, far)):
+            before, after = [slice(None)] * 3, [slice(None)] * 3
+            before[axis], after[axis] = slice(None, -distance), slice(distance, None)
+            result[tuple(after)] += weight * voxels[tuple(before)]
+            result[tuple(before)] += weight * voxels[tuple(after)]
+        voxels = result
+    return voxels
+
+
+def _sensitivity(parameters: dict[str, Any], grid: TemplateGrid, rng: np.random.Generator) -> F32:
+    """Draw the smooth sensitivity `(X, Y, Z)` of the coils."""
+    log = smooth_field(rng, grid, BIAS_KNOT_MM)
+    log *= np.float32(parameters["log_bias_rms"])
+    hills = [np.exp(-np.square(grid.positions_mm(axis) / CENTRE_MM) / 2).astype(np.float32) for axis in range(3)]
+    log += np.float32(parameters["centre"]) * hills[0][:, None, None] * hills[1][:, None] * hills[2]
+    edge = (grid.positions_mm(2) - parameters["coil_end_mm"]) / parameters["coil_edge_mm"]
+    log -= np.logaddexp(0, -edge).astype(np.float32)
+    return np.exp(log, out=log)
