@@ -35,7 +35,7 @@ class HeadsConfig:
     """Displacement of gyri along each axis, before the same reduction."""
     mirrored_rate: float = 0.5
     """Share of heads that are mirrored. Left and right labels are exchanged with them."""
-    fat_mm: Range = (2.5, 9.0)
+    fat_mm: Range = (3.0, 9.0)
     """Depth below the surface at which fat gives way to muscle."""
     label_spread: Range = (0.01, 0.06)
     """Standard deviation of the brightness of labels of the same tissue, relative to the tissue's."""
@@ -51,9 +51,9 @@ class HeadsConfig:
     """Share of heads that the field of view cuts off at one or two of its sides."""
     log_bias_rms: Range = (0.03, 0.25)
     """Root mean square of the logarithm of the smooth coil sensitivity that multiplies the high field."""
-    snr: Range = (12.0, 60.0)
+    snr: Range = (18.0, 90.0)
     """Signal of white matter at high field, divided by the standard deviation of the noise in each receiver channel."""
-    blur_vox: Range = (0.25, 0.75)
+    blur_vox: Range = (0.3, 0.75)
     """Standard deviation of the blur of the high field, in voxels of its grid."""
 
     def __post_init__(self) -> None:

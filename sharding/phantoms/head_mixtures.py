@@ -14,6 +14,8 @@ TISSUES = tuple(Tissue)
 # The skin's thickness, and over how many mm fat gives way to muscle.
 SKIN_MM: Range = (1.0, 2.4)
 FAT_EDGE_MM = 0.8
+FAT_SHARE: Range = (0.2, 0.65)
+MUSCLE_SHARE: Range = (0.65, 1.0)
 
 
 def draw_mixtures(
@@ -47,9 +49,19 @@ def draw_mixtures(
 
 
 def _layer_mixture(kind: LabelClass, parameters: dict[str, Any]) -> Mapping[Tissue, float]:
-    """Return the share of each tissue in a class; below the skin lies fat, and below fat, muscle."""
+    """Return the share of each tissue in a class; below the skin lies fat, and below fat, muscle.
+
+    Fibres, hair and tendons run through all of them. They have no more signal than bone.
+    """
     if kind.structure.layers != "surface" or kind.layer_mm is None:
         return kind.structure.mixture
     skin = 1 / (1 + np.exp((kind.layer_mm - parameters["skin_mm"]) / 0.3))
-    muscle = (1 - skin) * 0.92 / (1 + np.exp((parameters["fat_mm"] - kind.layer_mm) / FAT_EDGE_MM))
-    return {Tissue.SKIN: skin, Tissue.MUSCLE: muscle, Tissue.FAT: 1 - skin - muscle}
+    muscle = (1 - skin) / (1 + np.exp((parameters["fat_mm"] - kind.layer_mm) / FAT_EDGE_MM))
+    fat = 1 - skin - muscle
+    fatty, fleshy = parameters["fat_share"], parameters["muscle_share"]
+    return {
+        Tissue.SKIN: skin * fleshy,
+        Tissue.MUSCLE: muscle * fleshy + fat * (1 - fatty) / 2,
+        Tissue.FAT: fat * fatty + muscle * (1 - fleshy) / 4,
+        Tissue.BONE: (skin + muscle * 0.75) * (1 - fleshy) + fat * (1 - fatty) / 2,
+    }

@@ -15,9 +15,10 @@ from upfield.sharding.physics.sequences import draw_sequence, tissue_signals
 
 # Blood that flows into the slab is brighter than blood that was saturated in it.
 INFLOW: Range = (0.4, 2.0)
-# Share of scans in which fat is suppressed, and how much of its signal is left.
+# Fat is darker than its relaxation times say, because its protons are off resonance. In some scans it is suppressed.
+FAT: Range = (0.3, 0.75)
 SUPPRESSED_RATE = 0.12
-SUPPRESSED: Range = (0.1, 0.6)
+SUPPRESSED: Range = (0.1, 0.45)
 # The middle of the head is brighter or darker than its surface, and coils end at the neck.
 CENTRE: Range = (-0.15, 0.25)
 CENTRE_MM = 60.0
@@ -25,6 +26,8 @@ COIL_END_MM: Range = (-170.0, -70.0)
 COIL_EDGE_MM: Range = (10.0, 30.0)
 # Share of scans that were interpolated after the noise was measured, which makes the noise smooth as well.
 SMOOTH_NOISE_RATE = 0.4
+# Share of scans whose air the scanner's software made black.
+BLACK_AIR_RATE = 0.25
 UNITS: Range = (300.0, 1500.0)
 
 
@@ -58,13 +61,14 @@ def draw_high_scan(config: HeadsConfig, rng: np.random.Generator) -> HighScan:
     parameters: dict[str, Any] = {
         "sequence": sequence.to_tree(),
         "inflow": draw(INFLOW),
-        "fat": draw(SUPPRESSED) if rng.random() < SUPPRESSED_RATE else 1.0,
+        "fat": draw(SUPPRESSED if rng.random() < SUPPRESSED_RATE else FAT),
         "log_bias_rms": draw(config.log_bias_rms),
         "centre": draw(CENTRE),
         "coil_end_mm": draw(COIL_END_MM),
         "coil_edge_mm": draw(COIL_EDGE_MM),
         "blur_vox": [draw(config.blur_vox) for _ in range(3)],
         "smooth_noise": bool(rng.random() < SMOOTH_NOISE_RATE),
+        "black_air": bool(rng.random() < BLACK_AIR_RATE),
         "snr": draw(config.snr),
         "units": draw(UNITS),
     }

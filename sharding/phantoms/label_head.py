@@ -12,7 +12,7 @@ from upfield.sharding.configuration import GeometryConfig
 from upfield.sharding.phantoms.anatomy import F32, F64, TemplateGrid
 from upfield.sharding.phantoms.configuration import HeadsConfig, Range
 from upfield.sharding.phantoms.deformation import draw_deformation
-from upfield.sharding.phantoms.head_mixtures import SKIN_MM, TISSUES, draw_mixtures
+from upfield.sharding.phantoms.head_mixtures import FAT_SHARE, MUSCLE_SHARE, SKIN_MM, TISSUES, draw_mixtures
 from upfield.sharding.phantoms.head_texture import draw_texture, draw_vessels
 from upfield.sharding.phantoms.head_view import View, draw_view
 from upfield.sharding.phantoms.high_scan import draw_high_scan
@@ -23,6 +23,8 @@ from upfield.sharding.physics.relaxation import Tissue
 
 # Vessels run where the brain, its fluid, or soft tissue is.
 VESSEL_GROUPS = ("white matter", "cortex", "outer fluid", "soft tissue", "cerebellar cortex")
+# Sheets of fat lie between muscles, and leaves of white matter in the cerebellum.
+SHEET_GROUPS = ("soft tissue", "eye muscle", "cerebellar cortex")
 BLOCK = 2**18
 
 
@@ -106,7 +108,7 @@ def draw_head(
     kinds = label_map.kinds
     sampling, shown = _hide(sampling, kinds, grid, view, parameters)
     mixtures, textures = draw_mixtures(kinds, parameters, rng)
-    sheets = np.array([kind.group in ("soft tissue", "eye muscle") for kind in kinds])[sampling.centres]
+    sheets = np.array([kind.group in SHEET_GROUPS for kind in kinds])[sampling.centres]
     texture = draw_texture(rng, grid, sheets)
     starts = np.flatnonzero(np.array([kind.group in VESSEL_GROUPS for kind in kinds])[sampling.centres])
     vessel_voxels, vessel_shares = draw_vessels(rng, grid, parameters["num_vessels"], starts)
@@ -135,6 +137,10 @@ def high_field(head: LabelHead, config: HeadsConfig, rng: np.random.Generator) -
     scan = draw_high_scan(config, rng)
     volume = scan.measure(head.render(scan.signals, rng), rng)
     np.multiply(volume.voxels, head.shown, out=volume.voxels)
+    if scan.parameters["black_air"]:
+        flesh = head.labels > 0
+        flesh.reshape(-1)[head.sampling.edges] = True
+        np.multiply(volume.voxels, flesh, out=volume.voxels)
     return volume, scan.parameters
 
 
@@ -153,11 +159,13 @@ def _draw_parameters(config: HeadsConfig, rng: np.random.Generator) -> dict[str,
         "fine_rms_mm": draw(config.fine_rms_mm),
         "mirrored": bool(rng.random() < config.mirrored_rate),
         "stripped": bool(rng.random() < config.stripped_rate),
-        "stripped_mm": draw((0.5, 4.0)),
+        "stripped_mm": draw((1.5, 5.0)),
         "defaced": bool(rng.random() < config.defaced_rate),
         "cut": bool(rng.random() < config.cut_rate),
         "fat_mm": draw(config.fat_mm),
         "skin_mm": draw(SKIN_MM),
+        "fat_share": draw(FAT_SHARE),
+        "muscle_share": draw(MUSCLE_SHARE),
         "label_spread": draw(config.label_spread),
         "texture": draw(config.texture),
         "num_vessels": round(draw(config.vessels)),

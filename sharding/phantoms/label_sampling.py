@@ -14,6 +14,9 @@ Classes = NDArray[np.unsignedinteger]
 
 # Voxels of the map are counted in 64ths, so that 16 bits hold a place.
 STEPS = 64
+# The samples of a voxel lie in a box of this many voxels, because a scanner's voxels overlap. This also smooths the
+# steps of the map.
+SPREAD_VOX = 1.5
 MAX_SIDE = 2**15 // STEPS - 2
 
 
@@ -118,6 +121,6 @@ def _offsets(label_map: LabelMap, grid: TemplateGrid, deformation: Deformation) 
         for mm, own in zip(grid.spacing_mm, label_map.spacing_mm, strict=True)
     ]
     for each in np.ndindex(*counts):
-        inside = (np.array(each) + 0.5) / counts - 0.5
+        inside = SPREAD_VOX * ((np.array(each) + 0.5) / counts - 0.5)
         offset = deformation.matrix @ (inside * grid.spacing_mm) / label_map.spacing_mm
         yield np.round(offset * STEPS).astype(np.int16)
