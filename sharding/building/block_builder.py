@@ -132,7 +132,8 @@ def read_pairs(task: BlockTask) -> tuple[list[Pair], BlockRecord]:
             continue
         pairs += subject_pairs.pairs
         doubts += subject_pairs.doubts
-        stripped.append({"cohort": subject.cohort, "subject": subject.id} | subject_pairs.stripped)
+        if subject_pairs.stripped:
+            stripped.append({"cohort": subject.cohort, "subject": subject.id} | subject_pairs.stripped)
         sources.append(source | {f"{field}_voxels": digest for field, digest in subject_pairs.voxel_hashes.items()})
         if subject_pairs.alignment:
             alignments.append({"cohort": subject.cohort, "subject": subject.id} | subject_pairs.alignment.to_tree())

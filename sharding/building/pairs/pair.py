@@ -40,4 +40,4 @@ class SubjectPairs:
     doubts: list[Problem]
     """Doubts about its volumes, which only their voxels show."""
     stripped: dict[Field, bool]
-    """Whether each volume shows a brain without skull. A label map counts as a high field."""
+    """Whether each scan shows a brain without skull; empty for label maps, because their heads differ."""
