@@ -16,7 +16,7 @@ class EvaluateConfig(AccessConfig):
     """Run folders, `.onnx` files, or names of models that come with the package. Each of several models gets its own
     folder in `out`, and a table compares them."""
     against: Path | None = None
-    """Another run folder or `.onnx` file, with which each model is compared."""
+    """Another run folder, `.onnx` file or name of a model, with which each model is compared."""
     shards: str | Path = field(kw_only=True)
     """Shard set: a folder or an address. Of a remote set, all processes of a node share the downloaded shards."""
     split: Literal["train", "val", "test"] = "test"

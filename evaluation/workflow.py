@@ -50,7 +50,8 @@ def evaluate_models(config: EvaluateConfig) -> int:
         RunError: volumes could not be measured, for example because a model returned values that are not finite.
     """
     use_exact_float32()
-    config = replace(config, models=[run_or_model(model) for model in config.models])
+    against = config.against and run_or_model(config.against)
+    config = replace(config, models=[run_or_model(model) for model in config.models], against=against)
     plan = check_input(config)
     if config.processes > 1 and "WORLD_SIZE" not in os.environ:
         return relaunch(SCRIPT, with_absolute_paths(config))

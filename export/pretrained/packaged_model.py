@@ -25,6 +25,8 @@ class PackagedModel:
     """Scans that the model was trained for."""
     summary: str
     """What the model is and what it was trained on, in one line without a full stop."""
+    sha256: str
+    """Hash of the model file that `measured` is about."""
     measured: Mapping[str, str]
     """What was measured -> result, for figures that the model file's metadata does not hold."""
     text: str

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from upfield.common.errors import InputError
+from upfield.common.files import hash_file
 from upfield.export.configuration import STARTER, EnhanceConfig, ServeConfig
 from upfield.export.modelfile.card import read_card
 from upfield.export.pretrained.model_text import FIGURES, card_text
@@ -38,6 +39,8 @@ def test_every_model_has_a_card_and_is_small() -> None:
         assert "\n" not in model.introduction
         assert len(model.introduction) < 200
         assert model.text.count(FIGURES) == 1
+        # Whoever replaces the file measures again.
+        assert model.sha256 == hash_file(model.path)
 
 
 def test_the_wheel_and_the_repository_hold_the_files() -> None:
