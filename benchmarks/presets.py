@@ -62,7 +62,7 @@ SIZES = {
     "16 with 4 experts": Size(16, (0, 1, 2, 2), 1, 4),
     "16 unrefined": Size(16, (0, 2, 2, 2), 0, 2),
     "16 at full resolution": Size(16, (1, 2, 2, 2), 2, 2),
-    "16 deep": Size(16, (0, 2, 3, 2), 2, 2),
+    "16 (small)": Size(16, (0, 2, 2, 2), 2, 2),
     "20": Size(20, (0, 1, 1, 1), 1, 2),
 }
 

@@ -222,7 +222,7 @@ class DataConfig(AccessConfig):
 class ModelConfig:
     """The network to train. The number of its input channels follows from the shard set's context."""
 
-    preset: Literal["official", "report", "tiny"] = "official"
+    preset: Literal["official", "report", "small", "tiny"] = "official"
     """Preset of the network's sizes. The fields below override individual sizes."""
     dim: int | None = None
     """Number of channels at full resolution. By default, this is the preset's value."""

@@ -56,7 +56,7 @@ class AmirConfig:
 
     @classmethod
     def preset(cls, name: str) -> Self:
-        """Return the sizes of a preset: `official`, `report`, or `tiny`.
+        """Return the sizes of a preset: `official`, `report`, `small`, or `tiny`.
 
         Raises:
             ValueError: there is no preset with this name.
@@ -81,6 +81,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     # This preset has 22,248,687 parameters. It is the nearest natural variant to the 22.25 M parameters of the report
     # that this project follows.
     "report": {"num_blocks": (5, 7, 7, 8), "num_refinement_blocks": 5, "num_tokens": 16},
+    # The starter model has these sizes. benchmarks/tables/presets.txt compares them with others of similar cost.
+    "small": {
+        "dim": 16,
+        "num_blocks": (0, 2, 2, 2),
+        "num_refinement_blocks": 2,
+        "num_tokens": 8,
+        "num_experts": 2,
+    },
     # This preset is for demonstrations and tests and trains within minutes on two CPU cores. Blocks at full resolution
     # take the most time, so there is only one, in the refinement.
     "tiny": {"dim": 8, "num_blocks": (0, 1, 1, 1), "num_refinement_blocks": 1, "num_tokens": 8},

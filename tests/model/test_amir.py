@@ -317,5 +317,5 @@ def test_checkpointing_changes_neither_output_nor_gradients(small: Amir) -> None
 def test_sizes_that_cannot_be_built_are_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match=r"expected .* found"):
         AmirConfig(**wrong)
-    with pytest.raises(ValueError, match="official, report, tiny"):
+    with pytest.raises(ValueError, match="official, report, small, tiny"):
         AmirConfig.preset("huge")
