@@ -202,7 +202,7 @@ def test_packages_are_the_folders():
 
 def test_the_examples_are_no_package_and_each_has_a_test():
     tests = (ROOT / "tests/examples/test_examples.py").read_text(encoding="utf-8")
-    names = {path.name for path in (ROOT / "examples").iterdir() if path.name != "__pycache__"}
+    names = {path.name for path in (ROOT / "examples").iterdir() if path.is_file()}
     assert {name for name in names if name.endswith(".py") and f'"{name}"' in tests} == names
 
 

@@ -27,6 +27,7 @@ from upfield.sharding.building.capacity import fitting_jobs, refuse_full_disks, 
 from upfield.sharding.building.folder_comparison import BuildRequest, compare_with_folder, refuse_foreign_folder
 from upfield.sharding.building.journal import begin, clear, finish, lock_build
 from upfield.sharding.building.manifest_writer import MAP_SETTINGS, Addition, write_manifest
+from upfield.sharding.building.pairs.low_field import DEFAULT_CONTRAST
 from upfield.sharding.building.plan import Block, plan_blocks
 from upfield.sharding.building.saved_volumes import are_missing
 from upfield.sharding.building.voxel_doubts import summarise_stripped, unlike_brains
@@ -39,6 +40,8 @@ from upfield.sharding.cohorts.quarantine import Quarantine
 from upfield.sharding.cohorts.source_fingerprints import find_held_scans, find_same_voxels, seal_fingerprints
 from upfield.sharding.cohorts.subjects import Source, SourceVolume, Subject, find_cohorts
 from upfield.sharding.configuration import ShardConfig
+from upfield.sharding.phantoms.label_map import check_labels_as
+from upfield.sharding.physics.sequences import LOW_SEQUENCES
 from upfield.sharding.shardset.manifest import hash_tree, is_unfinished
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -91,6 +94,7 @@ def build(config: ShardConfig, out: Path, pseudonyms: Pseudonyms | None = None) 
     config = replace(config, save_volumes=volumes)
     if volumes and volumes.exists() and not volumes.is_dir():
         raise InputError(f"--save_volumes: {volumes} is a file, not a folder. Choose another path.")
+    _check_labels_as(config)
     files = find_cohorts(config.cohorts, config.root or Path.cwd(), pseudonyms)
     refuse_foreign_folder(out)
     with _disk_errors(out), lock_build(out):
@@ -106,6 +110,14 @@ def build(config: ShardConfig, out: Path, pseudonyms: Pseudonyms | None = None) 
             results = write_blocks(request, plan, check.quarantine)
             if request.new_cohorts:
                 seal(request, check, results)
+
+
+def _check_labels_as(config: ShardConfig) -> None:
+    for cohort in config.cohorts:
+        try:
+            check_labels_as(cohort.labels_as)
+        except InputError as error:
+            raise InputError(f"cohort {cohort.name}: {error}") from error
 
 
 def _say_complete(out: Path) -> None:
@@ -135,12 +147,31 @@ def check_sources(request: BuildRequest) -> SourceCheck:
     # The headers of all cohorts are read, because a new subject must not be a copy of an old one.
     headers = preflight(request.files.subjects if request.new_cohorts else unsaved, config.jobs, config.geometry)
     shown = find_contrasts(config.cohorts, headers.subjects)
+    _check_contrasts(config, shown.contrasts)
     headers = Preflight(
         sorted(headers.problems + shown.problems),
         [replace(subject, contrast=shown.contrasts[subject.cohort]) for subject in headers.subjects],
     )
     new = _usable_subjects(request, headers, quarantine) if request.new_cohorts else []
     return SourceCheck(new, [_with_headers(subject, headers) for subject in unsaved], quarantine, shown.contrasts)
+
+
+def _check_contrasts(config: ShardConfig, contrasts: dict[str, str | None]) -> None:
+    """Raise InputError if the physics recipe cannot simulate the contrast of a cohort of scans."""
+    if config.synthetic.recipe_for(maps=False) == "report":
+        return
+    for cohort in (cohort for cohort in config.cohorts if cohort.labels is None and cohort.synthetic):
+        contrast = contrasts[cohort.name]
+        if contrast is None:
+            say(
+                f"cohort {cohort.name}: the contrast of its scans is not known, so the recipe physics takes them as "
+                f"{DEFAULT_CONTRAST}. State `contrast` of the cohort."
+            )
+        elif contrast not in LOW_SEQUENCES:
+            raise InputError(
+                f"cohort {cohort.name}: contrast: the recipe physics simulates {', '.join(LOW_SEQUENCES)}, found "
+                f"{contrast}. Choose the recipe report."
+            )
 
 
 def _usable_subjects(request: BuildRequest, headers: Preflight, quarantine: Quarantine) -> list[Subject[SourceVolume]]:

@@ -18,7 +18,7 @@ from upfield.sharding.configuration import ShardConfig
 HALF_BYTES, SINGLE_BYTES = 2, 4
 TAR_BLOCK_BYTES, TAR_RECORD_BYTES = 512, 10240
 NPY_HEADER_BYTES = 128
-RECORD_BYTES, DRAWN_RECORD_BYTES = 1024, 8192
+RECORD_BYTES, DRAWN_RECORD_BYTES = 1024, 4096
 # Index lines of one sample: three names of at most 100 characters, with offsets and sizes.
 INDEX_BYTES = 400
 # The manifest has a few lines per shard and per subject.
@@ -34,7 +34,7 @@ VOLUMES_AT_ONCE = 5
 # Per voxel of a volume that ITK registers and resamples, with room for the larger grid of a rotated volume.
 ALIGNING_BYTES = 30
 # Per voxel of the high-field grid while a head is rendered.
-RENDERING_BYTES = 60
+RENDERING_BYTES = 40
 FILES_PER_WORKER, FILES_OF_DRIVER = 8, 48
 # Files of Linux control groups, versions 2 and 1: limit, usage, and the name of the part of the usage that is cache.
 CGROUPS = Path("/sys/fs/cgroup")
@@ -173,7 +173,7 @@ def subject_bytes(subject: Subject[SourceVolume], grid_voxels: int) -> int:
     """Estimate the peak memory in bytes of making one subject's pairs on a grid of `grid_voxels`."""
     main = math.prod(subject.main_source.header.shape)
     if subject.labels:
-        return READING_BYTES * main + RENDERING_BYTES * grid_voxels
+        return max(READING_BYTES * main, RENDERING_BYTES * grid_voxels + HALF_BYTES * main)
     low = math.prod(subject.low.header.shape) if subject.low else 0
     resampling = SINGLE_BYTES * (main + VOLUMES_AT_ONCE * grid_voxels)
     aligning = ALIGNING_BYTES * main if subject.align == "rigid" else 0

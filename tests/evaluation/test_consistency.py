@@ -151,6 +151,17 @@ def test_real_scans_have_no_recorded_blur(tiny_shards: Path):
     assert (sampling.sigma_vox, sampling.gamma) == (None, 1.0)
 
 
+def test_the_sampling_of_a_simulated_scanner_is_the_recorded_one():
+    geometry = {"low_shape": [20, 24, 12], "low_spacing_mm": [1.6, 1.6, 4], "high_shape": [32, 40, 48]}
+    manifest = Manifest({"config": {"geometry": geometry, "cohorts": [{"name": "a", "fit": None, "high": None}]}})
+    record = {"kind": "synthetic", "parameters": {"recipe": "physics", "spacing_mm": [6.4, 2, 1.6]}}
+    sampling = LowFieldSampling.of(manifest, "a", record)
+    assert sampling.resampler.geometry.low_spacing_mm == (6.4, 2, 1.6)
+    assert sampling.resampler.geometry.low_shape == (5, 20, 30)
+    assert sampling.sigma_vox is None
+    assert check_consistency(draw(), np.clip(sampling.sample(draw()), 0, 1), sampling).nrmse < 1e-3
+
+
 @pytest.mark.parametrize(
     ("fit", "high", "resized"),
     [
