@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from upfield.common.errors import VolumeError
 from upfield.imaging.normalisation import normalise_in_place
 from upfield.imaging.resample import box_centre
 from upfield.imaging.volume import Volume, load_volume
@@ -52,12 +53,22 @@ def _pair(subject: Subject[SourceVolume], unit: Unit, label_map: LabelMap, confi
     folder, low_name = config.save_volumes, unit.volume_name
     save_volume(folder, subject, partner_name(low_name, HIGH_NAME), high)
     save_volume(folder, subject, partner_name(low_name, LABELS_NAME), head)
-    high_half = normalise_in_place(high.voxels, str(subject.labels))
+    high_half = _normalise(high.voxels, unit, subject)
     low, up, drawn = _low_field(head, high, unit, config, rng)
     save_volume(folder, subject, low_name, low)
     parameters = {"head": head.parameters, "high_field": measured, **drawn}
     labels = head.labels if config.keep_labels else None
-    return Pair(unit, normalise_in_place(up, str(subject.labels)), high_half, parameters, labels)
+    return Pair(unit, _normalise(up, unit, subject), high_half, parameters, labels)
+
+
+def _normalise(voxels: NDArray[np.float32], unit: Unit, subject: Subject[SourceVolume]) -> NDArray[np.float16]:
+    """Scale `(X, Y, Z)` to [0, 1] in place, and return it in half precision."""
+    where = str(subject.labels)
+    try:
+        return normalise_in_place(voxels, where)
+    except VolumeError as error:
+        problem = f"variant {unit.variant} shows nearly nothing within the grid"
+        raise VolumeError(where, f"{problem}. Enlarge geometry.high_shape, or narrow synthetic.heads.") from error
 
 
 def _low_field(

@@ -1,10 +1,14 @@
 import json
+import re
+import shutil
 
 import nibabel as nib
 import numpy as np
 import pytest
 from built_sets import arguments, contents, records
 
+from upfield.distributed.samples.webdataset_stream import StreamPlace, StreamSeed, decode_sample, stream_samples
+from upfield.sharding.configuration import CohortConfig, GeometryConfig, ShardConfig
 from upfield.sharding.shard import main
 from upfield.sharding.shardset.manifest import read_manifest
 from upfield.sharding.shardset.shard_split import ShardSplit
@@ -69,7 +73,7 @@ def volumes_of(root, split="train"):
     """Return the low field, high field and labels `(X, Y, Z)` of each variant of a split with one subject."""
     opened = ShardSplit(root, split)
     low, high = opened.read_checked(range(opened.num_samples))
-    labels = np.stack([opened.read_labels(number) for number in range(opened.num_samples)])
+    labels = np.array([opened.read_labels(number) for number in range(opened.num_samples)])
     index = opened.index
     for place in range(len(index.units)):
         chosen = np.flatnonzero(index.unit_numbers == place)
@@ -118,6 +122,14 @@ def test_a_set_with_labels_passes_verification_and_a_wrong_label_is_found(built,
         tar.write_bytes(data)
 
 
+def test_training_by_webdataset_reads_samples_with_labels(built):
+    opened = ShardSplit(built, "val")
+    items = list(stream_samples(opened, StreamSeed(0, 0, 0), StreamPlace(0, 1, 0, 1), 40, 4))
+    assert sorted(item["number"] for item in items) == list(range(40))
+    low, _ = decode_sample(items[0], opened)
+    np.testing.assert_array_equal(low, opened.read_checked([items[0]["number"]])[0][0])
+
+
 def test_saved_volumes_of_a_map_are_the_fields_and_labels_of_each_head(built):
     folder = built.with_name("volumes") / "maps"
     names = {path.name for path in folder.iterdir()}
@@ -129,9 +141,8 @@ def test_saved_volumes_of_a_map_are_the_fields_and_labels_of_each_head(built):
     np.testing.assert_array_equal(np.asanyarray(saved.dataobj), labels)
 
 
-def test_a_cohort_of_maps_extends_a_set_of_scans(maps, tiny_cohort, tmp_path):
-    out = tmp_path / "shards"
-    assert main(arguments(tiny_cohort, out)) == 0
+def test_a_cohort_of_maps_extends_a_set_of_scans(maps, tiny_shards, tmp_path):
+    out = shutil.copytree(tiny_shards, tmp_path / "shards")
     before = contents(out)
     assert main(arguments(maps, out, "--synthetic.recipe", "report")) == 0
     after = contents(out)
@@ -184,41 +195,57 @@ def test_damaged_maps_are_left_out_if_asked_for(tmp_path):
     assert verify([str(out)]) == 0
 
 
+LABELS = "maps/{subject}.nii.gz"
+
+
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("settings", "message"),
     [
-        ("    high: x/{subject}.nii\n", "high and labels cannot be combined"),
-        ("    low: x/{subject}.nii\n", "low and labels cannot be combined"),
-        ("    fit: resize\n", "fit and labels cannot be combined"),
-        ("    align: rigid\n", "align and labels cannot be combined"),
-        ("    contrast: T2w\n", "heads that are rendered from label maps are T1w, found T2w"),
-        ("    labels_as: {777: butter}\n", "labels_as: 777: expected a known label number or one of "),
-        ("synthetic: {recipe: guess}\n", "synthetic.recipe"),
-        ("synthetic: {physics: {snr: [9, 3]}}\n", "synthetic.physics.snr: "),
-        ("synthetic: {heads: {snr: [90, 30]}}\n", "synthetic.heads.snr: "),
-        ("synthetic: {physics: {in_plane_mm: [0.5, 2]}}\n", "would be finer than the high field"),
+        ({"labels": LABELS, "high": LABELS}, "high and labels cannot be combined"),
+        ({"labels": LABELS, "low": LABELS}, "low and labels cannot be combined"),
+        ({"labels": LABELS, "fit": "resize"}, "fit and labels cannot be combined"),
+        ({"labels": LABELS, "align": "rigid"}, "align and labels cannot be combined"),
+        ({"labels": LABELS, "contrast": "T2w"}, "rendered from label maps are T1w, found T2w. Leave out contrast."),
+        ({"labels": LABELS, "synthetic": 0}, "synthetic: expected at least 1, found 0"),
+        ({"labels": "maps/x.nii.gz"}, "labels: expected a pattern with {subject}"),
+        ({"labels": "maps/{subject}_{slice}.nii.gz"}, "labels: expected a pattern of whole volumes"),
+        ({"high": LABELS, "labels_as": {777: 24}}, "labels_as: this cohort has no label maps"),
+        ({"low": LABELS}, "expected the pattern high, because pairs need a high field, found none"),
+        ({}, "expected the pattern high or labels, found none"),
     ],
 )
-def test_wrong_settings_are_refused(maps, tmp_path, run_cli, change, message):
-    text = (maps / "cohorts.yaml").read_text()
-    indented = change.startswith(" ")
-    text = text + change if indented else text.replace(text[text.index("synthetic: {") : text.index("keep")], change)
-    (tmp_path / "cohorts.yaml").write_text(text.replace("maps/{", f"{maps}/maps/{{"))
+def test_settings_that_contradict_each_other_are_refused(settings, message):
+    with pytest.raises(ValueError, match=rf"^cohort a: .*{re.escape(message)}"):
+        CohortConfig("a", **settings)
+
+
+def test_labels_are_kept_only_of_maps():
+    with pytest.raises(ValueError, match=r"^keep_labels: none of the cohorts has label maps"):
+        ShardConfig("out", [CohortConfig("a", "high/{subject}.nii")], keep_labels=True)
+
+
+def test_a_low_field_may_not_be_finer_than_its_high_field():
+    coarse = GeometryConfig(high_spacing_mm=(2, 2, 2))
+    with pytest.raises(ValueError, match="would be finer than the high field"):
+        ShardConfig("out", [CohortConfig("a", labels=LABELS)], geometry=coarse)
+    ShardConfig("out", [CohortConfig("a", "high/{subject}.nii")], geometry=coarse)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("    labels_as: {777: butter}\n", "cohort maps: labels_as: 777: expected a known label number or one of "),
+        ("synthetic: {recipe: guess}\n", "synthetic.recipe: expected report or physics or both or null, found"),
+        (None, "cohort maps: labels: no file matches"),
+    ],
+)
+def test_wrong_input_is_told_before_anything_is_written(tmp_path, run_cli, text, message):
+    config = write_maps(tmp_path, MAPS if text else MAPS.replace("maps/", "elsewhere/")) / "cohorts.yaml"
+    if text:
+        whole = config.read_text()
+        recipe = whole[whole.index("synthetic: {") : whole.index("keep")]
+        config.write_text(whole + text if text.startswith(" ") else whole.replace(recipe, text))
     code, _, err = run_cli(main, *arguments(tmp_path, tmp_path / "shards"))
     assert code == 2
     assert message in err
     assert not (tmp_path / "shards").exists()
-
-
-def test_a_cohort_needs_files_and_labels_need_maps(tmp_path, run_cli):
-    for cohort, more, message in (
-        ("{name: a}", (), "expected the pattern high or labels, found none"),
-        ("{name: a, low: 'x/{subject}.nii'}", (), "pairs need a high field"),
-        ("{name: a, high: 'x/{subject}.nii', labels_as: {5: 4}}", (), "labels_as: this cohort has no label maps"),
-        ("{name: a, labels: 'x/{subject}.nii'}", (), "labels: no file matches"),
-        ("{name: a, high: 'x/{subject}.nii'}", ("--keep_labels", "true"), "none of the cohorts has label maps"),
-    ):
-        (tmp_path / "cohorts.yaml").write_text(f"cohorts: [{cohort}]\n")
-        code, _, err = run_cli(main, *arguments(tmp_path, tmp_path / "shards", *more))
-        assert code == 2
-        assert message in err
