@@ -74,20 +74,21 @@ def imported_modules(tree):
                 yield next((path for path in paths if path in PACKAGES or path.with_suffix(".py") in TREES), paths[0])
 
 
-def part_of(module, folder):
-    """Return the file or inner folder of `folder` that holds a module; the schema of an inner folder is a part too."""
-    parts = module.relative_to(folder).with_suffix("").parts
-    return "/".join(parts) if parts[1:] == ("configuration",) else parts[0] if parts else ""
-
-
 def imports_within(folder):
-    """Return, for each file and inner folder of `folder`, the others that it imports; an inner folder counts as one."""
+    """Return, for each file and inner folder of `folder`, the others that it imports.
+
+    An inner folder counts as one, except that its `configuration.py` is a part of the schema of `folder`.
+    """
+
+    def part_of(module):
+        return "configuration" if module.stem == "configuration" else module.with_suffix("").parts[0]
+
     graph = defaultdict(set)
     for path, tree in TREES.items():
         if path.is_relative_to(folder):
-            part = part_of(path, folder)
-            inside = [part_of(module, folder) for module in imported_modules(tree) if module.is_relative_to(folder)]
-            graph[part] |= {name for name in inside if name} - {part}
+            part = part_of(path.relative_to(folder))
+            inside = [module.relative_to(folder) for module in imported_modules(tree) if module.is_relative_to(folder)]
+            graph[part] |= {part_of(module) for module in inside if module.parts} - {part}
     return graph
 
 
