@@ -29,6 +29,7 @@ ENTRIES = (
     "sharding.shard",
     "sharding.verify",
     "sharding.preview",
+    "sharding.audit",
     "sharding.phantom",
     "distributed.train",
     "evaluation.evaluate",
@@ -132,7 +133,8 @@ def test_the_folders_of_shard_sets_import_one_way():
     assert "configuration" in graph["shardset"]
     assert graph["shardset"] | graph["cohorts"] | graph["previews"] == {"configuration", "shardset"}
     assert graph["verification"] == {"configuration", "shardset"}
-    assert graph["building"] == {"configuration", "shardset", "cohorts"}
+    assert graph["building"] == {"configuration", "shardset", "cohorts", "phantoms", "physics"}
+    assert graph["coverage"] == {"configuration", "shardset", "building"}
 
 
 def test_the_dispatcher_and_the_demo_import_the_stages_inside_functions_only():

@@ -10,6 +10,9 @@ import numpy as np
 FieldStrength = Literal["low", "high"]
 # No person lies farther from the mean than this, in standard deviations.
 MOST_DEVIATIONS = 2.5
+# White and grey matter of one person deviate together: this is the correlation of each with what they share. The order
+# of their signals, which is the same in all people, depends on it.
+SHARED = 0.95
 
 
 class Tissue(StrEnum):
@@ -35,6 +38,9 @@ class Tissue(StrEnum):
     VITREOUS = "vitreous"
     """The body of the eye."""
     AIR = "air"
+
+
+BRAIN = (Tissue.WHITE, Tissue.GREY, Tissue.DEEP_GREY, Tissue.LESION)
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,8 @@ def _row(density: float, t1_ms: float, t2_ms: float, spread: float, source: str)
 
 
 BRAINWEB = "density: BrainWeb"
-OREILLY = f"O'Reilly and Webb 2022 at 50 mT, T1 scaled to 64 mT as in Rooney 2007; {BRAINWEB}"
+OREILLY = "O'Reilly and Webb 2022"
+SCALED = f"{OREILLY}, T1 scaled from 50 to 64 mT by the power law of Rooney 2007; {BRAINWEB}"
 ROONEY = "Rooney 2007"
 STANISZ = f"Stanisz 2005; {BRAINWEB}"
 BAZELAIRE = "de Bazelaire 2004"
@@ -77,17 +84,17 @@ SET = "no measurement found: set"
 
 # fmt: off
 LOW: Mapping[Tissue, RelaxationSource] = {
-    Tissue.WHITE: _row(0.77, 295, 102, 0.04, OREILLY),
-    Tissue.GREY: _row(0.86, 350, 107, 0.04, OREILLY),
-    Tissue.DEEP_GREY: _row(0.82, 328, 98, 0.04, BETWEEN),
-    Tissue.FLUID: _row(1.0, 3700, 1580, 0.08, "O'Reilly and Webb 2022 at 50 mT; hardly depends on the field"),
+    Tissue.WHITE: _row(0.77, 302, 102, 0.04, SCALED),
+    Tissue.GREY: _row(0.86, 359, 107, 0.04, SCALED),
+    Tissue.DEEP_GREY: _row(0.82, 336, 98, 0.04, BETWEEN),
+    Tissue.FLUID: _row(1.0, 3700, 1580, 0.08, f"{OREILLY} at 50 mT; hardly depends on the field"),
     Tissue.LESION: _row(0.88, 480, 180, 0.15, f"{SET} by the ratios to white matter at 3 T"),
     Tissue.BLOOD: _row(0.85, 530, 250, 0.12, f"T1: {ROONEY}, extrapolated from 0.2 to 7 T; T2: as at 3 T"),
-    Tissue.FAT: _row(1.0, 132, 90, 0.08, OREILLY),
-    Tissue.MUSCLE: _row(0.95, 180, 39, 0.08, OREILLY),
+    Tissue.FAT: _row(1.0, 130, 120, 0.1, f"T1: {OREILLY} at 50 mT; T2: set by the scalp of 64 mT scans"),
+    Tissue.MUSCLE: _row(0.95, 187, 39, 0.08, SCALED),
     Tissue.SKIN: _row(0.8, 190, 35, 0.15, f"{SET} like muscle"),
     Tissue.BONE: _row(0.15, 130, 1.0, 0.1, NO_SIGNAL),
-    Tissue.MARROW: _row(0.9, 140, 85, 0.1, f"{SET} between fat and muscle"),
+    Tissue.MARROW: _row(0.9, 140, 100, 0.12, f"{SET} between fat and muscle"),
     Tissue.VITREOUS: _row(1.0, 3500, 1000, 0.08, LIKE_FLUID),
     Tissue.AIR: _row(0.0, 1000, 100, 0.0, "no protons"),
 }
@@ -98,11 +105,11 @@ HIGH: Mapping[Tissue, RelaxationSource] = {
     Tissue.FLUID: _row(1.0, 4300, 2000, 0.05, f"T1: {ROONEY}; T2: range of published values"),
     Tissue.LESION: _row(0.88, 1450, 130, 0.15, f"{SET} like grey matter, with a longer T2"),
     Tissue.BLOOD: _row(0.85, 1930, 250, 0.08, STANISZ),
-    Tissue.FAT: _row(1.0, 380, 70, 0.06, BAZELAIRE),
-    Tissue.MUSCLE: _row(0.95, 1410, 45, 0.06, STANISZ),
+    Tissue.FAT: _row(1.0, 382, 68, 0.05, BAZELAIRE),
+    Tissue.MUSCLE: _row(0.95, 1150, 40, 0.1, f"between {BAZELAIRE} and {STANISZ}"),
     Tissue.SKIN: _row(0.8, 1000, 35, 0.15, SET),
     Tissue.BONE: _row(0.15, 300, 0.5, 0.1, NO_SIGNAL),
-    Tissue.MARROW: _row(0.9, 450, 80, 0.1, f"{BAZELAIRE}, with some water"),
+    Tissue.MARROW: _row(0.9, 480, 58, 0.12, f"between vertebral marrow and fat, {BAZELAIRE}"),
     Tissue.VITREOUS: _row(1.0, 4200, 1000, 0.05, LIKE_FLUID),
     Tissue.AIR: _row(0.0, 1000, 100, 0.0, "no protons"),
 }
@@ -118,7 +125,10 @@ def draw_relaxation(field: FieldStrength, rng: np.random.Generator, spread: floa
         spread: factor on the spread between people; 0 returns the means.
     """
     table = LOW if field == "low" else HIGH
-    deviations = np.clip(rng.standard_normal((len(Tissue), 3)), -MOST_DEVIATIONS, MOST_DEVIATIONS) * spread
+    own, shared = rng.standard_normal((len(Tissue), 3)), rng.standard_normal(3)
+    brain = [index for index, tissue in enumerate(Tissue) if tissue in BRAIN]
+    own[brain] = SHARED * shared + np.sqrt(1 - SHARED**2) * own[brain]
+    deviations = np.clip(own, -MOST_DEVIATIONS, MOST_DEVIATIONS) * spread
     drawn: dict[Tissue, Relaxation] = {}
     for tissue, (density, t1, t2) in zip(Tissue, deviations.tolist(), strict=True):
         row = table[tissue]

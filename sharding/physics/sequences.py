@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from upfield.common.errors import InputError
+from upfield.sharding.physics.configuration import PhysicsConfig
 from upfield.sharding.physics.relaxation import FieldStrength, Relaxation, Tissue
 
 Kind = Literal["spin_echo", "inversion_recovery", "mprage", "spoiled_echo"]
@@ -50,12 +51,8 @@ class SequenceRanges:
     flip_deg: Span = (90.0, 90.0)
 
 
-# The 64 mT scanner measures fast spin echoes in three dimensions, after an inversion for T1w and FLAIR.
-LOW_SEQUENCES: Mapping[str, tuple[SequenceRanges, ...]] = {
-    "T1w": (SequenceRanges("inversion_recovery", (850, 1150), (4, 7), (330, 430)),),
-    "T2w": (SequenceRanges("spin_echo", (2000, 3500), (150, 250)),),
-    "FLAIR": (SequenceRanges("inversion_recovery", (3600, 4200), (150, 230), (1300, 1500)),),
-}
+# The 64 mT scanner measures fast spin echoes, after an inversion for T1w and FLAIR.
+LOW_SEQUENCES: Mapping[str, Kind] = {"T1w": "inversion_recovery", "T2w": "spin_echo", "FLAIR": "inversion_recovery"}
 HIGH_SEQUENCES: Mapping[str, tuple[SequenceRanges, ...]] = {
     "T1w": (
         SequenceRanges("mprage", (1900, 2600), (2.2, 4), (850, 1100), (7, 10)),
@@ -66,8 +63,23 @@ HIGH_SEQUENCES: Mapping[str, tuple[SequenceRanges, ...]] = {
 }
 
 
-def draw_sequence(field: FieldStrength, contrast: str, rng: np.random.Generator) -> Sequence:
+def low_ranges(contrast: str, config: PhysicsConfig) -> SequenceRanges:
+    """Return the ranges of a sequence of the 64 mT scanner."""
+    name, kind = contrast.lower(), LOW_SEQUENCES[contrast]
+    ti_ms = (0.0, 0.0) if kind == "spin_echo" else getattr(config, f"{name}_ti_ms")
+    return SequenceRanges(kind, getattr(config, f"{name}_tr_ms"), getattr(config, f"{name}_te_ms"), ti_ms)
+
+
+def draw_sequence(
+    field: FieldStrength, contrast: str, rng: np.random.Generator, config: PhysicsConfig | None = None
+) -> Sequence:
     """Draw a sequence for a contrast: of the 64 mT scanner (`low`) or of a 3 T scanner (`high`).
+
+    Args:
+        field: `low` or `high`.
+        contrast: T1w, T2w or FLAIR.
+        rng: generator that draws the times.
+        config: ranges of the 64 mT scanner; by default, the default ranges.
 
     Raises:
         InputError: the contrast is not T1w, T2w or FLAIR.
@@ -78,7 +90,10 @@ def draw_sequence(field: FieldStrength, contrast: str, rng: np.random.Generator)
             f"synthetic.recipe physics: expected a contrast of {', '.join(known)}, found {contrast}. "
             "State one of these as the cohort's contrast, or use recipe: report."
         )
-    ranges = known[contrast][int(rng.integers(len(known[contrast])))]
+    if field == "low":
+        ranges = low_ranges(contrast, config or PhysicsConfig())
+    else:
+        ranges = HIGH_SEQUENCES[contrast][int(rng.integers(len(HIGH_SEQUENCES[contrast])))]
     tr_ms, te_ms, ti_ms, flip_deg = (
         round(float(rng.uniform(*span)), 3) for span in (ranges.tr_ms, ranges.te_ms, ranges.ti_ms, ranges.flip_deg)
     )

@@ -28,7 +28,6 @@ def draw_smooth_field(
     last = np.tensordot(bases[0], coefficients, axes=(1, 0)) @ bases[2].T
     field = np.matmul(bases[1], last)
     field -= field.mean()
-    # An inner product of a vector with itself needs no copy of the field.
-    flat = field.reshape(-1)
-    field *= np.float32(math.sqrt(flat.size / float(flat @ flat)))
+    # An inner product would depend on the number of threads.
+    field /= np.float32(math.sqrt(float(np.mean(np.square(field)))))
     return field

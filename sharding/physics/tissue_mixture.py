@@ -6,6 +6,7 @@ therefore stays where it is and as sharp as it is, and no border of a class is d
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,31 +16,47 @@ from scipy.interpolate import PchipInterpolator
 from upfield.imaging.head_mask import head_mask
 from upfield.imaging.plausibility.brains import is_skull_stripped
 from upfield.imaging.volume import Volume
+from upfield.sharding.physics.brain_region import (
+    brain_share,
+    deep_region,
+    depth_below_surface,
+    find_brain,
+    inner_brain,
+)
 from upfield.sharding.physics.relaxation import Tissue
 
-# The mixture is fitted on every second voxel, and the brain is located on every fourth.
-STRIDE = 2
+# The brain is located on voxels of about this size.
+COARSE_MM = 4.0
 NUM_BINS = 256
 NUM_LEVELS = 4096
 EM_STEPS = 50
-# Voxels this deep below the surface of the head, and not farther below its top, are mostly brain.
-BRAIN_DEPTH_MM = 22.0
-BRAIN_HEIGHT_MM = 110.0
-# Thickness of scalp and skull, and half the width of the zone over which the signal changes to that of the brain.
-SHELL_MM = 13.0
-BLEND_MM = 5.0
-# Tissues of the brain in the order of their intensity at high field.
-ORDER: Mapping[str, tuple[Tissue, Tissue, Tissue]] = {
-    "T1w": (Tissue.FLUID, Tissue.GREY, Tissue.WHITE),
-    "T2w": (Tissue.WHITE, Tissue.GREY, Tissue.FLUID),
-    "FLAIR": (Tissue.FLUID, Tissue.WHITE, Tissue.GREY),
+
+
+class MixturePrior(NamedTuple):
+    """What is known about the intensities of the brain before the mixture is fitted."""
+
+    order: tuple[Tissue, Tissue, Tissue]
+    """The tissues in the order of their intensities at high field."""
+    starts: tuple[float, float, float]
+    """Where the fit starts: fractions of the brain's voxels below each level."""
+    fluid: tuple[float, float]
+    """Least and largest level of fluid, relative to its neighbour, because there may be too little fluid to find it."""
+
+
+PRIORS: Mapping[str, MixturePrior] = {
+    "T1w": MixturePrior((Tissue.FLUID, Tissue.GREY, Tissue.WHITE), (0.04, 0.35, 0.8), (0.25, 0.6)),
+    "T2w": MixturePrior((Tissue.WHITE, Tissue.GREY, Tissue.FLUID), (0.2, 0.65, 0.96), (1.3, 10.0)),
+    "FLAIR": MixturePrior((Tissue.FLUID, Tissue.WHITE, Tissue.GREY), (0.04, 0.3, 0.75), (0.0, 0.6)),
 }
-# Where the mixture starts: fractions of the brain's voxels below each level.
-STARTS: Mapping[str, tuple[float, float, float]] = {
-    "T1w": (0.04, 0.35, 0.8),
-    "T2w": (0.2, 0.65, 0.96),
-    "FLAIR": (0.04, 0.3, 0.75),
-}
+# If fluid is dark, the darker of grey and white matter has at least this level relative to the other, which fluid has
+# not: at the start of the fit, and later.
+START_LEVEL, NEXT_LEVEL = 0.72, 0.57
+# Density of values that belong to no tissue of the brain, such as those of fat and vessels, relative to a Gaussian's.
+OUTLIERS = 0.05
+# Bone is darker than this, relative to the darkest tissue of the brain and to grey matter.
+BONE = (0.6, 0.25)
+# Levels outside the brain if nothing is seen there.
+MUSCLE_LEVEL, FAT_LEVEL = 0.3, 0.9
 # Neighbouring levels differ by at least this.
 LEAST_STEP = 0.02
 
@@ -66,91 +83,126 @@ class TissueLevels:
         return {name: value if isinstance(value, bool) else round(value, 4) for name, value in asdict(self).items()}
 
 
-def low_field_signal(high: Volume, contrast: str, signals: Mapping[Tissue, float]) -> tuple[Volume, TissueLevels]:
-    """Compute the noise-free signal at 64 mT of a head that a high-field scanner measured with the same contrast.
+@dataclass(frozen=True)
+class HeadTissues:
+    """What was found in a high-field image. It serves all low fields that are made from the image."""
+
+    contrast: str
+    """Contrast of the image: T1w, T2w or FLAIR."""
+    levels: TissueLevels
+    """Intensities of the tissues."""
+    share: NDArray[np.float32]
+    """How much each voxel of a coarse grid `(I, J, K)` follows the curve of the brain, 0 to 1."""
+    stride: int
+    """Voxels of the image from one voxel of the coarse grid to the next."""
+
+
+def find_tissues(high: Volume, contrast: str) -> HeadTissues:
+    """Find the brain and the intensities of the tissues in a high-field image.
 
     Args:
         high: `(X, Y, Z)` float32, in RAS+, scaled to [0, 1] with 0 in air.
         contrast: T1w, T2w or FLAIR.
+    """
+    step = max(round(COARSE_MM / 2 / float(high.spacing_mm.max())), 1)
+    half = np.ascontiguousarray(high.voxels[::step, ::step, ::step])
+    stripped = is_skull_stripped(Volume(half, high.affine @ np.diag([step, step, step, 1.0])))
+    spacing_mm = high.spacing_mm * 2 * step
+    points = half[::2, ::2, ::2]
+    depth_mm = depth_below_surface(head_mask(half)[::2, ::2, ::2], spacing_mm)
+    if stripped:
+        brain, share = depth_mm > 0, np.ones_like(depth_mm)
+        fluid, grey, white = _levels(points[brain] if brain.any() else points.ravel(), contrast)
+        muscle, fat = MUSCLE_LEVEL, FAT_LEVEL
+    else:
+        means = np.asarray(ndimage.uniform_filter(half, 2), dtype=np.float32)[::2, ::2, ::2]
+        deep = deep_region(depth_mm, spacing_mm)
+        fluid, grey, white = _levels(points[deep] if deep.any() else points.ravel(), contrast)
+        least = max(BONE[0] * min(fluid, grey, white), BONE[1] * grey)
+        brain = find_brain(means > least, depth_mm, spacing_mm)
+        if brain.any():
+            # The first fit saw bone and air at the base of the skull.
+            fluid, grey, white = _levels(points[inner_brain(brain, spacing_mm)], contrast)
+        share = brain_share(brain, depth_mm)
+        outer = means[(depth_mm > 0) & (share < 0.5)]
+        muscle, fat = np.percentile(outer, (50, 95)).tolist() if outer.size else (MUSCLE_LEVEL, FAT_LEVEL)
+        muscle = max(muscle, 0.05)
+    levels = TissueLevels(fluid, grey, white, muscle, max(fat, muscle + 0.1), stripped)
+    return HeadTissues(contrast, levels, share, 2 * step)
+
+
+def low_field_signal(high: Volume, tissues: HeadTissues, signals: Mapping[Tissue, float]) -> Volume:
+    """Compute the noise-free signal at 64 mT of a head that a high-field scanner measured with the same contrast.
+
+    Args:
+        high: `(X, Y, Z)` float32, in RAS+, scaled to [0, 1] with 0 in air.
+        tissues: what `find_tissues` found in it.
         signals: signal of each tissue at 64 mT, relative to white matter.
 
     Returns:
-        The signal on the same grid, `(X, Y, Z)` float32, 0 in air and about 1 in white matter, and the levels that the
-        mixture found.
+        The signal on the same grid, `(X, Y, Z)` float32, 0 in air and about 1 in white matter.
     """
-    coarse = np.ascontiguousarray(high.voxels[::STRIDE, ::STRIDE, ::STRIDE])
-    small = Volume(coarse, high.affine @ np.diag([STRIDE, STRIDE, STRIDE, 1.0]))
-    depth_mm = _depth_mm(small)
-    levels = _fit_levels(small, depth_mm, contrast)
-    inside = _curve([(getattr(levels, tissue.value), signals[tissue]) for tissue in ORDER[contrast]])
+    levels = tissues.levels
+    inside = _curve([(getattr(levels, tissue.value), signals[tissue]) for tissue in PRIORS[tissues.contrast].order])
     outside = inside
     if not levels.stripped:
         outside = _curve([(levels.muscle, signals[Tissue.MUSCLE]), (levels.fat, signals[Tissue.FAT])])
-    share = np.clip((depth_mm - SHELL_MM) / (2 * BLEND_MM) + 0.5, 0, 1).astype(np.float32)
-    return replace_values(high, inside, outside, np.asarray(ndimage.gaussian_filter(share, 1.0), np.float32)), levels
+    voxels = replace_values(high.voxels, inside, outside, tissues.share, tissues.stride)
+    return Volume(voxels, high.affine, high.axcodes)
 
 
 def replace_values(
-    high: Volume, inside: NDArray[np.float32], outside: NDArray[np.float32], share: NDArray[np.float32]
-) -> Volume:
+    high: NDArray[np.float32],
+    inside: NDArray[np.float32],
+    outside: NDArray[np.float32],
+    share: NDArray[np.float32],
+    stride: int,
+) -> NDArray[np.float32]:
     """Replace each intensity by a mean of two curves.
 
     Args:
         high: `(X, Y, Z)` in [0, 1].
         inside: `(NUM_LEVELS,)`, signal in the brain of evenly spaced intensities from 0 to 1.
         outside: the same outside the brain.
-        share: weight of `inside`, on a coarser grid.
+        share: weight of `inside`, on a grid with every `stride`-th voxel.
+        stride: voxels from one weight to the next.
+
+    Returns:
+        `(X, Y, Z)` float32.
     """
-    result = np.empty_like(high.voxels)
-    hats = [_hats(size, coarse) for size, coarse in zip(high.voxels.shape, share.shape, strict=True)]
+    result = np.empty_like(high)
+    first, second, third = (_hats(size, coarse, stride) for size, coarse in zip(high.shape, share.shape, strict=True))
+    away = np.matmul(second, np.clip(1 - share, 0, 1) @ third.T)
     step = outside - inside
-    in_plane = np.matmul(hats[1], share @ hats[2].T)
-    for x, plane in enumerate(high.voxels):
+    for x, plane in enumerate(high):
         index = (np.clip(plane, 0, 1) * np.float32(NUM_LEVELS - 1)).astype(np.int16)
-        away = 1 - np.tensordot(hats[0][x], in_plane, axes=1)
-        result[x] = step[index] * away + inside[index]
-    return Volume(result, high.affine, high.axcodes)
+        used = np.flatnonzero(first[x])
+        weight = np.tensordot(first[x, used], away[used], axes=1)
+        weight *= step[index]
+        np.add(weight, inside[index], out=result[x])
+    return result
 
 
-def _hats(size: int, coarse: int) -> NDArray[np.float32]:
-    """Return the matrix `(size, coarse)` of linear interpolation, constant beyond both ends."""
-    step = size / coarse
-    place = np.clip((np.arange(size) + 0.5) / step - 0.5, 0, coarse - 1)
+def _hats(size: int, coarse: int, stride: int) -> NDArray[np.float32]:
+    """Return the matrix `(size, coarse)` of linear interpolation between every `stride`-th voxel."""
+    place = np.minimum(np.arange(size) / stride, coarse - 1)
     return np.maximum(0, 1 - np.abs(place[:, None] - np.arange(coarse))).astype(np.float32)
 
 
-def _depth_mm(small: Volume) -> NDArray[np.float32]:
-    """Return the depth below the surface of the head, on every second voxel of `small`."""
-    head = head_mask(small.voxels)[::STRIDE, ::STRIDE, ::STRIDE]
-    # The head goes on beyond the border of the image, as the neck does.
-    padded = np.pad(head, 1, mode="edge")
-    inner = (slice(1, -1),) * 3
-    depth = ndimage.distance_transform_edt(padded, sampling=list(small.spacing_mm * STRIDE))
-    return np.asarray(depth, dtype=np.float32)[inner]
+def _levels(values: NDArray[np.float32], contrast: str) -> tuple[float, float, float]:
+    """Fit the mixture to voxels of the brain `(N,)`, and return the levels of fluid, grey and white matter."""
+    prior = PRIORS[contrast]
+    found = fit_mixture(values, prior)
+    fluid, grey, white = (found[prior.order.index(name)] for name in (Tissue.FLUID, Tissue.GREY, Tissue.WHITE))
+    return fluid, grey, white
 
 
-def _fit_levels(small: Volume, depth_mm: NDArray[np.float32], contrast: str) -> TissueLevels:
-    """Fit the mixture to the brain of a coarse volume, and measure what lies outside it."""
-    values = small.voxels[::STRIDE, ::STRIDE, ::STRIDE]
-    stripped = is_skull_stripped(small)
-    spacing_mm = float(small.spacing_mm[2]) * STRIDE
-    rows = np.flatnonzero((depth_mm > 0).any(axis=(0, 1)))
-    lowest = rows[-1] - BRAIN_HEIGHT_MM / spacing_mm if rows.size else 0
-    brain = depth_mm > (0 if stripped else BRAIN_DEPTH_MM)
-    brain &= np.arange(values.shape[2]) >= lowest
-    found = fit_mixture(values[brain] if brain.any() else values.ravel(), STARTS[contrast])
-    fluid, grey, white = (found[ORDER[contrast].index(name)] for name in (Tissue.FLUID, Tissue.GREY, Tissue.WHITE))
-    shell = values[(depth_mm > 0) & (depth_mm < SHELL_MM)]
-    muscle, fat = np.percentile(shell, (50, 95)).tolist() if shell.size else (0.3, 0.9)
-    return TissueLevels(fluid, grey, white, max(muscle, 0.05), min(max(fat, muscle + 0.1), 1.0), stripped)
-
-
-def fit_mixture(values: NDArray[np.float32], starts: tuple[float, float, float]) -> list[float]:
+def fit_mixture(values: NDArray[np.float32], prior: MixturePrior) -> list[float]:
     """Fit a mixture of three Gaussians by expectation maximisation on a histogram.
 
     Args:
         values: `(N,)` in [0, 1].
-        starts: fraction of the values below the mean of each Gaussian at the start.
+        prior: order of the tissues, start of the fit, and bounds.
 
     Returns:
         The means, in ascending order, at least `LEAST_STEP` apart.
@@ -158,18 +210,28 @@ def fit_mixture(values: NDArray[np.float32], starts: tuple[float, float, float])
     counts, edges = np.histogram(values, NUM_BINS, (0, 1))
     centres = (edges[1:] + edges[:-1]) / 2
     total = max(int(counts.sum()), 1)
-    means = np.interp(starts, np.cumsum(counts) / total, centres)
+    means = _apart(np.interp(prior.starts, np.cumsum(counts) / total, centres), prior, START_LEVEL)
     stds, shares = np.full(3, 0.08), np.full(3, 1 / 3)
     for _ in range(EM_STEPS):
-        density = shares / stds * np.exp(-0.5 * ((centres[:, None] - means) / stds) ** 2) + 1e-12
-        weights = counts[:, None] * density / density.sum(axis=1, keepdims=True)
+        density = shares / stds * np.exp(-0.5 * ((centres[:, None] - means) / stds) ** 2)
+        weights = counts[:, None] * density / (density.sum(axis=1, keepdims=True) + OUTLIERS)
         sums = weights.sum(axis=0) + 1e-9
-        means = (weights * centres[:, None]).sum(axis=0) / sums
-        stds = np.sqrt((weights * (centres[:, None] - means) ** 2).sum(axis=0) / sums).clip(0.01, 0.15)
+        means = _apart((weights * centres[:, None]).sum(axis=0) / sums, prior, NEXT_LEVEL)
+        stds = np.sqrt((weights * (centres[:, None] - means) ** 2).sum(axis=0) / sums).clip(0.01, 0.1)
         shares = sums / sums.sum()
     first, second, third = np.sort(means).tolist()
     second = max(second, first + LEAST_STEP)
     return [first, second, max(third, second + LEAST_STEP)]
+
+
+def _apart(means: NDArray[np.float64], prior: MixturePrior, next_level: float) -> NDArray[np.float64]:
+    """Return the means `(3,)` within the bounds of the prior."""
+    first, second, third = means.tolist()
+    least, most = prior.fluid
+    if prior.order[0] is Tissue.FLUID:
+        second = max(second, next_level * third)
+        return np.array([min(max(first, least * second), most * second), second, third])
+    return np.array([first, second, min(max(third, least * second), most * second)])
 
 
 def _curve(points: list[tuple[float, float]]) -> NDArray[np.float32]:
