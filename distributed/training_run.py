@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -213,16 +213,23 @@ def prepare_folder(config: TrainConfig, out: Path, start: ResumePoint) -> None:
 
 def report_changes(out: Path, config: TrainConfig) -> None:
     """Print the settings that change what is computed and that differ from those of the run so far."""
-    before, now = read_yaml(out / CONFIG), to_tree(config)
+    # A run of an older version lacks newer settings, which do not count.
+    before, now = settings_of(read_yaml(out / CONFIG)), settings_of(to_tree(config))
     changes = [
-        f"{part}.{name} {value} instead of {before[part][name]}"
-        for part, settings in now.items()
-        if isinstance(settings, dict)
-        for name, value in settings.items()
-        if f"{part}.{name}".startswith(COMPUTED) and before.get(part, {}).get(name, value) != value
+        f"{name} {value} instead of {before[name]}"
+        for name, value in now.items()
+        if name.startswith(COMPUTED) and before.get(name, value) != value
     ]
     if changes:
         say(f"{out}: this run continues with other settings: {', '.join(changes)}")
+
+
+def settings_of(tree: dict[str, Any], part: str = "") -> dict[str, Any]:
+    """Return the values of a configuration tree by their dotted names, which begin with `part`."""
+    settings: dict[str, Any] = {}
+    for name, value in tree.items():
+        settings |= settings_of(value, f"{part}{name}.") if isinstance(value, dict) else {f"{part}{name}": value}
+    return settings
 
 
 def choose_and_record_memory_plan(

@@ -51,5 +51,5 @@ def _example_slice(
         for metric in SHOWN
     }
     cubic = pair.cubic
-    restored = restore_volume(pair.low[at : at + 1], restorer, 1)[0]
+    restored = restore_volume(pair.with_neighbours(restorer.context, slice(at, at + 1)), restorer, 1)[0]
     return ExampleSlice(f"{label}{key}", sampling.scan_blocks(cubic)[at], cubic[at], restored, pair.high[at], values)

@@ -105,11 +105,12 @@ def measure_volume(
         if restorer is None:
             restored[method] = cubic
             continue
-        restored[method] = restore_volume(pair.low, restorer, settings.batch_size)
+        low = pair.with_neighbours(restorer.context)
+        restored[method] = restore_volume(low, restorer, settings.batch_size)
         if not np.isfinite(restored[method]).all():
             raise RunError(f"{pair.name}: the model returned values that are not finite. Train it again.")
         if settings.perturb:
-            doubts[method] = disagreement_of(pair, restored[method], restorer, settings.batch_size)
+            doubts[method] = disagreement_of(pair.name, low, restored[method], restorer, settings.batch_size)
     images = {method: to_pair(image, pair.high, head, settings.device) for method, image in restored.items()}
     checks = {method: check_consistency(image, cubic, sampling) for method, image in restored.items()}
     first = pair.keys[0]
@@ -130,12 +131,20 @@ def measure_volume(
 
 
 def disagreement_of(
-    pair: StackedPair, restored: NDArray[np.float32], restorer: Restorer, batch_size: int
+    name: str, low: NDArray[np.float32], restored: NDArray[np.float32], restorer: Restorer, batch_size: int
 ) -> NDArray[np.float32]:
-    """Compute the standard deviation `(X, Y, Z)` of `restored` and the model's outputs for perturbed input."""
+    """Compute the standard deviation `(X, Y, Z)` of `restored` and the model's outputs for perturbed input.
+
+    Args:
+        name: name of the pair of volumes.
+        low: `(X, 1 + 2*context, Y, Z)` in [0, 1].
+        restored: `(X, Y, Z)`, the model's output for `low`.
+        restorer: the model.
+        batch_size: slices restored at once.
+    """
     # The seed depends only on the name, so the noise is the same whichever process measures the volume.
-    seed = zlib.crc32(pair.name.encode())
-    return disagreement(pair.low, restored, lambda low: restore_volume(low, restorer, batch_size), seed)
+    seed = zlib.crc32(name.encode())
+    return disagreement(low, restored, lambda low: restore_volume(low, restorer, batch_size), seed)
 
 
 def trust_measures(check: Consistency, doubt: NDArray[np.float32] | None, head: NDArray[np.bool_]) -> TrustMeasures:

@@ -127,7 +127,7 @@ def open_restorer(model: Path, config: EvaluateConfig, manifest: Manifest) -> Mo
         manifest: manifest of the shard set.
 
     Raises:
-        InputError: `model` is neither a run nor a model file, or was trained with another context or normalisation.
+        InputError: `model` is neither a run nor a model file, or was trained with another normalisation.
     """
     if not model.exists():
         raise InputError(f"{model}: no such run or .onnx file. Check the path.")
@@ -137,11 +137,10 @@ def open_restorer(model: Path, config: EvaluateConfig, manifest: Manifest) -> Mo
         restorer = RunRestorer(model, config.device)
     else:
         restorer = ModelFileRestorer(model, config.device, config.engine, config.batch_size)
-    for name in ("context", "normalisation"):
-        trained, stored = getattr(restorer, name), getattr(manifest, name)
-        if trained != stored:
-            raise InputError(
-                f"{model}: expected a model trained with {name} {stored!r}, as in the shard set, found {trained!r}. "
-                f"Choose another model, or build the shard set with the model's {name}."
-            )
+    if restorer.normalisation != manifest.normalisation:
+        raise InputError(
+            f"{model}: expected a model trained with normalisation {manifest.normalisation!r}, as in the shard set, "
+            f"found {restorer.normalisation!r}. Choose another model, or build the shard set with the model's "
+            "normalisation."
+        )
     return restorer

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upfield.common.errors import ShardSetError
+from upfield.imaging.slices import neighbour_indices
 from upfield.sharding.shardset.sample_key import SampleKey
 from upfield.sharding.shardset.shard_split import ShardSplit
 from upfield.sharding.shardset.volume_pairs import VolumePair
@@ -31,6 +32,21 @@ class StackedPair:
     def cubic(self) -> NDArray[np.float32]:
         """The cubic interpolation of the scan, `(X, Y, Z)` in [0, 1]."""
         return np.ascontiguousarray(self.low[:, self.low.shape[1] // 2])
+
+    def with_neighbours(self, context: int, rows: slice = slice(None)) -> NDArray[np.float32]:
+        """Return the input of a model: slices of the scan with neighbours, of which the set may store another number.
+
+        Args:
+            context: neighbouring slices that the model takes on each side.
+            rows: the slices along X.
+
+        Returns:
+            `(N, 1 + 2*context, Y, Z)` in [0, 1].
+        """
+        if self.low.shape[1] == 1 + 2 * context:
+            return self.low[rows]
+        count = len(self.low)
+        return self.cubic[neighbour_indices(np.arange(count)[rows], count, context)]
 
 
 def read_pair(split: ShardSplit, pair: VolumePair) -> StackedPair:

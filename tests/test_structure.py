@@ -203,7 +203,10 @@ def test_packages_are_the_folders():
 
 def test_the_examples_are_no_package_and_each_has_a_test():
     tests = (ROOT / "tests/examples/test_examples.py").read_text(encoding="utf-8")
-    names = {path.name for path in (ROOT / "examples").iterdir() if path.is_file()}
+    names = {path.name for path in (ROOT / "examples").iterdir() if path.name != "__pycache__"}
+    # This folder has the configuration of the starter model, whose training takes hours.
+    names.discard("starter")
+    assert {path.suffix for path in (ROOT / "examples/starter").iterdir()} <= {".md", ".yaml"}
     assert {name for name in names if name.endswith(".py") and f'"{name}"' in tests} == names
 
 

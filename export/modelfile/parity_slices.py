@@ -13,6 +13,7 @@ from upfield.model.weights import BestModel
 from upfield.sharding.shardset.remote.remote_files import FETCH_REMEDY
 from upfield.sharding.shardset.shard_set import ShardSet, open_set
 from upfield.sharding.shardset.shard_split import ShardSplit
+from upfield.sharding.shardset.volume_pairs import find_neighbours
 
 NUM_SLICES = 4
 
@@ -90,20 +91,20 @@ def read_parity_slices(shards: ShardSet, context: int) -> SlicePairs:
         context: neighbouring slices that the model takes on each side.
 
     Raises:
-        InputError: the shard set has no validation slices, or has another context.
+        InputError: the shard set has no validation slices.
         FetchError: a shard could not be downloaded.
     """
     split = shards.split("val")
-    if split.manifest.context != context:
-        raise InputError(
-            f"{shards.name}: expected the model's context {context}, found {split.manifest.context}. Name another "
-            "shard set with --shards."
-        )
-    samples = choose_samples(split)
-    low = np.empty((len(samples), *split.low_shape), dtype=np.float16)
-    high = np.empty((len(samples), *split.high_shape), dtype=np.float16)
-    split.read_into(samples, low, high)
-    return SlicePairs(low.astype(np.float32), high.astype(np.float32))
+    samples = find_neighbours(split, choose_samples(split), context)
+    low = np.empty((samples.size, *split.low_shape), dtype=np.float16)
+    high = np.empty((samples.size, *split.high_shape), dtype=np.float16)
+    split.read_into(samples.ravel(), low, high)
+    # The set may store another number of neighbours than the model takes, so only the centre slices are used.
+    low, high = (
+        images[:, images.shape[1] // 2].reshape(*samples.shape, *images.shape[2:]).astype(np.float32)
+        for images in (low, high)
+    )
+    return SlicePairs(low, high[:, context : context + 1])
 
 
 def choose_samples(split: ShardSplit) -> list[int]:

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from upfield.imaging.slices import neighbour_indices
 from upfield.sharding.shardset.sample_key import SampleKey
 from upfield.sharding.shardset.shard_split import ShardSplit
 
@@ -33,6 +35,23 @@ def group_volumes(split: ShardSplit) -> list[VolumePair]:
         VolumePair(tuple(map(index.key, members[number].tolist())), tuple(members[number].tolist()))
         for number in sorted(range(len(index.units)), key=index.units.__getitem__)
     ]
+
+
+def find_neighbours(split: ShardSplit, samples: list[int], context: int) -> NDArray[np.int64]:
+    """Return the sample numbers of slices and their neighbours in the volume, `(N, 1 + 2*context)`.
+
+    Args:
+        split: the split that holds the samples.
+        samples: N sample numbers.
+        context: neighbouring slices on each side. The first and last slices stand in for missing neighbours.
+    """
+    index, rows = split.index, []
+    for sample in samples:
+        volume = np.flatnonzero(index.unit_numbers == index.unit_numbers[sample])
+        volume = volume[np.argsort(index.slices[volume])]
+        place = np.flatnonzero(volume == sample)
+        rows.append(volume[neighbour_indices(place, len(volume), context)[0]])
+    return np.array(rows, dtype=np.int64)
 
 
 def read_keys(split: ShardSplit) -> list[SampleKey]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from runs import (
     called,
     command,
@@ -308,9 +309,13 @@ def test_the_seconds_of_a_run_continue_and_other_settings_are_named(tiny_shards:
     *earlier, last = lines(copied / "metrics.jsonl")
     log = [*earlier, last | {"seconds": 1000.0}]
     (copied / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    config = yaml.safe_load((copied / "config.yaml").read_text())
+    # Earlier versions did not know this setting.
+    del config["data"]["augment"]["degrade"]
+    (copied / "config.yaml").write_text(yaml.safe_dump(config))
     code, said = called(*command(tiny_shards, copied, "--run.max_steps", "5", "--optim.clip_norm", "9")[2:])
     assert code == 0
-    assert "this run continues with other settings: optim.clip_norm 9.0 instead of None" in said
+    assert "this run continues with other settings: optim.clip_norm 9.0 instead of None\n" in said
     assert 1000 < lines(copied / "metrics.jsonl")[-1]["seconds"] < 1500
 
 

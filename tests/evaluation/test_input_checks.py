@@ -46,9 +46,6 @@ def test_a_model_that_returns_nan_ends_the_evaluation(
 def change(name: str) -> Callable[[dict[str, Any]], None]:
     """Return the function of this name, which makes a manifest invalid for the test."""
 
-    def other_context(tree: dict[str, Any]) -> None:
-        tree["config"]["context"] = 1
-
     def other_normalisation(tree: dict[str, Any]) -> None:
         tree["normalisation"] = "another"
 
@@ -88,7 +85,6 @@ def change(name: str) -> Callable[[dict[str, Any]], None]:
             ["RUN"],
             "expected a model trained with normalisation 'another'.*found 'clip to percentiles",
         ),
-        ("other_context", ["RUN"], "expected a model trained with context 1, as in the shard set, found 0"),
         ("empty", ["RUN"], "split test has no samples. Choose another --split"),
         ("without_split", ["RUN"], "the shard set has no split test, only train, val"),
         ("other_shape", ["RUN"], r"expected high members of shape \(1, 24, 30\)"),

@@ -38,6 +38,13 @@ def test_contrast_keeps_the_order_of_the_tissues_and_all_slices_share_it(sample:
     np.testing.assert_array_equal(image[1:], image[:-1])
 
 
+def test_bias_is_smooth_and_all_slices_share_it() -> None:
+    flat = np.full((3, 40, 40), 0.5, np.float16)
+    field = degrade(flat, DegradeConfig(bias=(0.2, 0.2)), KEY).astype(float)
+    np.testing.assert_array_equal(field[1:], field[:-1])
+    assert field.std() > 10 * np.abs(np.diff(field)).mean()
+
+
 def test_degradation_moves_nothing_and_leaves_the_high_field() -> None:
     pair = RAMP, RAMP[:1]
     geometry = {"crop": (12, 10), "shift_pixels": 3}
