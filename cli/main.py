@@ -7,6 +7,7 @@ VERBS = {
     "phantom": ("upfield.sharding.phantom", "write a cohort of phantoms, made from the MNI152 template"),
     "shard": ("upfield.sharding.shard", "build WebDataset shards from cohorts of NIfTI files, or extend a set"),
     "verify": ("upfield.sharding.verify", "check a shard set against its manifest and index"),
+    "audit": ("upfield.sharding.audit", "compare the synthetic low field of a set with real low-field scans"),
     "preview": ("upfield.sharding.preview", "show pairs of a shard set, as a picture or a page with sliders"),
     "train": ("upfield.distributed.train", "train AMIR on a shard set, on one or many processes"),
     "evaluate": ("upfield.evaluation.evaluate", "compare a run or an ONNX file with cubic interpolation"),

@@ -343,3 +343,28 @@ class PreviewConfig(AccessConfig):
             raise ValueError(f"seed: expected at least 0, found {self.seed}.")
         if self.pairs < 1:
             raise ValueError(f"pairs: expected at least 1, found {self.pairs}.")
+
+
+@dataclass(frozen=True)
+class AuditConfig(AccessConfig):
+    """Compare real low-field scans with the synthetic low field of a set: what of them does the simulator cover?"""
+
+    shards: str | Path
+    """Shard set: a folder or an address. Of a remote set, the shards with the chosen volumes are downloaded."""
+    scans: list[Path]
+    """Real low-field scans, as NIfTI or MGH files."""
+    out: Path
+    """File to write, a `.json`. A picture is written beside it, with the suffix `.png`."""
+    split: Literal["train", "val", "test"] = "train"
+    """Split from which synthetic volumes are taken."""
+    volumes: int = 24
+    """Maximum number of synthetic volumes to measure, spread over cohorts, subjects and variants. Each takes about two
+    seconds."""
+
+    def __post_init__(self) -> None:
+        """Refuse an empty list of scans, and too few volumes."""
+        super().__post_init__()
+        if not self.scans:
+            raise ValueError("scans: the list is empty. Name at least one scan.")
+        if self.volumes < 5:
+            raise ValueError(f"volumes: expected at least 5, found {self.volumes}.")

@@ -29,6 +29,7 @@ ENTRIES = (
     "sharding.shard",
     "sharding.verify",
     "sharding.preview",
+    "sharding.audit",
     "sharding.phantom",
     "distributed.train",
     "evaluation.evaluate",
@@ -133,6 +134,7 @@ def test_the_folders_of_shard_sets_import_one_way():
     assert graph["shardset"] | graph["cohorts"] | graph["previews"] == {"configuration", "shardset"}
     assert graph["verification"] == {"configuration", "shardset"}
     assert graph["building"] == {"configuration", "shardset", "cohorts"}
+    assert graph["coverage"] == {"configuration", "shardset", "building"}
 
 
 def test_the_dispatcher_and_the_demo_import_the_stages_inside_functions_only():

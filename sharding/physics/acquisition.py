@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from upfield.imaging.resample import Operator, apply_operators, box_centre
 from upfield.imaging.volume import Volume
-from upfield.sharding.physics.artefacts import add_motion, add_zipper, displace_along
+from upfield.sharding.physics.artefacts import add_motion, add_zipper, blank_margin, displace_along, smooth_magnitude
 from upfield.sharding.physics.configuration import PhysicsConfig
 from upfield.sharding.physics.point_spread import k_space_operator, slice_operator
 from upfield.sharding.physics.relaxation import Relaxation, Tissue, draw_relaxation
@@ -54,6 +54,10 @@ class Acquisition:
     """Largest displacement during the scan; 0 for most scans."""
     zipper_strength: float
     """Amplitude of the zipper, in standard deviations of the noise; 0 for most scans."""
+    smoothing: float = 0.0
+    """Share of each voxel that comes from its two neighbours along each axis."""
+    margin_mm: float = 0.0
+    """Width of the margin of zeros at the corners of the image."""
 
     @property
     def phase_axis(self) -> int:
@@ -116,6 +120,9 @@ def draw_acquisition(
         off_resonance_mm=draw("off_resonance_mm"),
         motion_mm=motion_mm if moves else 0.0,
         zipper_strength=zipper_strength if zips else 0.0,
+        # Ranges that end at 0 draw nothing, so that sets with recorded ranges can be built again.
+        smoothing=draw("smoothing") if config.smoothing[1] else 0.0,
+        margin_mm=draw("margin_mm") if config.margin_mm[1] else 0.0,
     )
 
 
@@ -151,7 +158,12 @@ def acquire(signal: Volume, acquisition: Acquisition, rng: np.random.Generator, 
     moved = (
         clean if not acquisition.motion_mm else add_motion(clean, acquisition.motion_mm / step_mm[phase], phase, rng)
     )
-    return replace(grid, voxels=_magnitude(moved, acquisition, rng))
+    voxels = _magnitude(moved, acquisition, rng)
+    if acquisition.smoothing:
+        voxels = smooth_magnitude(voxels, acquisition.smoothing)
+    if acquisition.margin_mm:
+        voxels = blank_margin(voxels, acquisition.margin_mm / grid.spacing_mm)
+    return replace(grid, voxels=voxels)
 
 
 def _acquired_grid(signal: Volume, acquisition: Acquisition, shape: Triple | None) -> Volume:

@@ -1,7 +1,8 @@
-"""Artefacts: off-resonance, motion and zippers."""
+"""Artefacts: off-resonance, motion, zippers, and what the correction of distortion leaves."""
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 MOST_MOVES = 3
 
@@ -91,3 +92,28 @@ def add_zipper(
     slices[slice_axis + 1] = noise.shape[slice_axis + 1]
     line = rng.standard_normal(lines) * strength * rng.uniform(0.5, 1.5, slices)
     return (noise + line * profile.reshape(shape)).astype(np.float32)
+
+
+def smooth_magnitude(voxels: NDArray[np.float32], share: float) -> NDArray[np.float32]:
+    """Average each voxel of `(A, B, C)` with its two neighbours along each axis, which contribute `share`."""
+    kernel = np.array([share / 2, 1 - share, share / 2], dtype=np.float32)
+    for axis in range(3):
+        voxels = np.asarray(ndimage.convolve1d(voxels, kernel, axis=axis), dtype=np.float32)
+    return voxels
+
+
+def blank_margin(voxels: NDArray[np.float32], margin_vox: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Set the margins of an image to 0. They are widest at the corners and vanish in the middle of each face.
+
+    Args:
+        voxels: `(A, B, C)`.
+        margin_vox: `(3,)`, width at the corners along each axis, in voxels.
+    """
+    # From the middle of the first voxel to that of the last one; the image ends at -1 and 1.
+    axes = ((2 * np.arange(size) + 1 - size) / size for size in voxels.shape)
+    places = np.meshgrid(*axes, indexing="ij", sparse=True)
+    kept = np.ones(voxels.shape, dtype=np.bool_)
+    for axis, place in enumerate(places):
+        first, second = (other for number, other in enumerate(places) if number != axis)
+        kept &= np.abs(place) <= 1 - margin_vox[axis] / voxels.shape[axis] * (first**2 + second**2)
+    return np.where(kept, voxels, np.float32(0))

@@ -21,6 +21,8 @@ LIMITS: dict[str, Range] = {
     **{f"{name}_tr_ms": (10.0, 30000.0) for name in ("t1w", "t2w", "flair")},
     **{f"{name}_te_ms": (0.0, 1000.0) for name in ("t1w", "t2w", "flair")},
     **{f"{name}_ti_ms": (10.0, 10000.0) for name in ("t1w", "flair")},
+    "smoothing": (0.0, 0.6),
+    "margin_mm": (0.0, 60.0),
 }
 RATES = ("motion_rate", "zipper_rate")
 
@@ -33,7 +35,7 @@ class PhysicsConfig:
     """Probabilities that slices are sagittal, coronal and axial."""
     in_plane_mm: Range = (1.4, 1.8)
     """Voxel size within a slice."""
-    thickness_mm: Range = (3.5, 6.5)
+    thickness_mm: Range = (3.5, 7.0)
     """Thickness of a slice: full width of its profile at half maximum."""
     gap: Range = (0.0, 0.1)
     """Gap between slices, as a fraction of the thickness."""
@@ -41,15 +43,15 @@ class PhysicsConfig:
     """Width of the profile's edges, as a fraction of the thickness: 0 is a box."""
     zero_filling: Range = (1.0, 1.6)
     """In-plane voxels after zero filling for each measured one: the resolution is coarser by this factor."""
-    taper: Range = (0.2, 1.0)
+    taper: Range = (0.0, 0.8)
     """Fraction of the measured in-plane frequencies that a window damps: 0 rings most."""
-    snr: Range = (10.0, 60.0)
+    snr: Range = (6.0, 100.0)
     """Signal of white matter, divided by the standard deviation of the noise in each channel; drawn logarithmically."""
-    log_bias_rms: Range = (0.08, 0.3)
+    log_bias_rms: Range = (0.05, 0.4)
     """Root mean square of the logarithm of the coil's sensitivity."""
     off_resonance_mm: Range = (0.0, 0.8)
     """Root mean square displacement along the readout."""
-    motion_rate: float = 0.05
+    motion_rate: float = 0.15
     """Fraction of scans in which the head moves."""
     motion_mm: Range = (0.5, 3.0)
     """Largest displacement of a head that moves."""
@@ -61,7 +63,7 @@ class PhysicsConfig:
     """Repetition time of T1w."""
     t1w_te_ms: Range = (4.0, 7.0)
     """Effective echo time of T1w."""
-    t1w_ti_ms: Range = (310.0, 410.0)
+    t1w_ti_ms: Range = (310.0, 430.0)
     """Inversion time of T1w."""
     t2w_tr_ms: Range = (2000.0, 5000.0)
     """Repetition time of T2w."""
@@ -73,6 +75,12 @@ class PhysicsConfig:
     """Effective echo time of FLAIR."""
     flair_ti_ms: Range = (1300.0, 1500.0)
     """Inversion time of FLAIR."""
+    smoothing: Range = (0.0, 0.2)
+    """Share of each voxel that comes from its two neighbours along each axis, because scanners interpolate the
+    magnitude when they correct distortion. It makes the distribution of noise in air narrower."""
+    margin_mm: Range = (0.0, 30.0)
+    """Largest width of the margin of zeros at the corners of the image, where the correction of distortion has no data.
+    The margin narrows toward the middle of each face."""
     relaxation_spread: float = 1.0
     """Factor on the spread of relaxation times between people: 0 gives everybody the mean."""
 

@@ -13,7 +13,14 @@ from upfield.sharding.physics.acquisition import acquire, draw_acquisition
 from upfield.sharding.physics.configuration import PhysicsConfig
 
 QUIET = PhysicsConfig(
-    log_bias_rms=(0, 0), off_resonance_mm=(0, 0), motion_rate=0, zipper_rate=0, snr=(20, 20), slice_axis=(0, 0, 1)
+    log_bias_rms=(0, 0),
+    off_resonance_mm=(0, 0),
+    motion_rate=0,
+    zipper_rate=0,
+    snr=(20, 20),
+    slice_axis=(0, 0, 1),
+    smoothing=(0, 0),
+    margin_mm=(0, 0),
 )
 
 
@@ -88,7 +95,16 @@ def test_a_given_grid_is_kept():
 def test_everything_that_is_drawn_is_within_its_range_and_recorded():
     config = PhysicsConfig()
     trees = [json.loads(json.dumps(drawn(config, seed).to_tree())) for seed in range(200)]
-    for name in ("thickness_mm", "profile_edge", "zero_filling", "taper", "snr", "log_bias_rms", "off_resonance_mm"):
+    for name in (
+        "thickness_mm",
+        "profile_edge",
+        "zero_filling",
+        "taper",
+        "snr",
+        "log_bias_rms",
+        "off_resonance_mm",
+        "smoothing",
+    ):
         least, most = getattr(config, name)
         assert all(least <= tree[name] <= most for tree in trees)
     assert {tree["slice_axis"] for tree in trees} == {0, 1, 2}

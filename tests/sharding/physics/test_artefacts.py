@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from upfield.sharding.physics.artefacts import add_motion, add_zipper, displace_along
+from upfield.sharding.physics.artefacts import (
+    add_motion,
+    add_zipper,
+    blank_margin,
+    displace_along,
+    smooth_magnitude,
+)
 from upfield.sharding.physics.smooth_field import draw_smooth_field
 
 
@@ -50,3 +56,17 @@ def test_smooth_fields_have_the_stated_strength():
     assert field.mean() == pytest.approx(0, abs=1e-3)
     assert np.square(field).mean() == pytest.approx(1, rel=1e-3)
     assert np.abs(np.diff(field, axis=0)).max() < 0.5
+
+
+def test_smoothing_keeps_the_level_and_narrows_the_noise_as_its_kernel_says():
+    noise = 1 + 0.1 * np.random.default_rng(0).standard_normal((30, 30, 30)).astype(np.float32)
+    smooth = smooth_magnitude(noise, 0.2)
+    assert smooth.mean() == pytest.approx(1, abs=0.005)
+    assert smooth.std() == pytest.approx(0.1 * (0.8**2 + 2 * 0.1**2) ** 1.5, rel=0.05)
+
+
+def test_a_margin_blanks_the_corners_and_spares_the_middle_of_each_face():
+    blank = blank_margin(np.ones((40, 40, 20), np.float32), np.array([8.0, 8.0, 4.0]))
+    assert blank[0, 0, 0] == blank[3, 0, 0] == blank[0, 0, 10] == 0
+    assert blank[0, 20, 10] == blank[20, 0, 10] == blank[20, 20, 0] == 1
+    assert blank[20:].sum() == blank[:20].sum() > 0.6 * blank[20:].size
