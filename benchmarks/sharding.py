@@ -173,7 +173,7 @@ def compare_volume_work(folder: Path) -> None:
     """Print the first table: from volumes in memory to slices in memory, with one thread each."""
     from threadpoolctl import threadpool_limits
 
-    from upfield.sharding.building import pairs
+    from upfield.sharding.building.pairs import scan_pairs as pairs
     from upfield.sharding.cohorts.preflight import preflight
     from upfield.sharding.cohorts.subjects import find_subjects
     from upfield.sharding.configuration import CohortConfig, ShardConfig
@@ -195,7 +195,7 @@ def compare_volume_work(folder: Path) -> None:
         low = read[subject.low.paths].voxels if subject.low else None
 
         def work(subject: Any = subject) -> None:
-            for pair in pairs.make_pairs(subject, config).pairs:
+            for pair in pairs.pairs_of_scans(subject, config).pairs:
                 for x in range(HIGH_SHAPE[0]):
                     pair.low[[x]], pair.high[x : x + 1]
 

@@ -6,7 +6,8 @@ scan. Any difference is content that the model changed or invented. Structure fi
 no trace in the scan, so this check cannot detect it.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,9 @@ class LowFieldSampling:
     resampler: FieldResampler
     """Resampling between the low-field and the high-field grid."""
     sigma_vox: float | None
-    """Blur of a synthetic scan in voxels of the low-field grid; None for a real scan."""
+    """Blur of a scan that the report's recipe made, in voxels of the low-field grid; None for other scans."""
     gamma: float
-    """Exponent of the gamma correction that darkened a synthetic scan; 1 for a real scan."""
+    """Exponent of the gamma correction that darkened such a scan; 1 for other scans."""
 
     @classmethod
     def of(cls, manifest: Manifest, cohort: str, record: dict[str, Any]) -> "LowFieldSampling":
@@ -49,17 +50,21 @@ class LowFieldSampling:
         tree = manifest.cohorts[cohort]
         # Slice stacks are resized by default. A pseudonymised set hides its path patterns, so its stacks are treated as
         # volumes. Such a stack is then aligned at its edges instead of its corners, which is an error of 2%.
-        resized = (tree["fit"] or ("resize" if "{slice}" in tree["high"] else "crop_pad")) == "resize"
+        stacked = "{slice}" in (tree["high"] or "")
+        resized = (tree["fit"] or ("resize" if stacked else "crop_pad")) == "resize"
         # World coordinates are not needed here, so both grids are centred on the same point.
         centre_mm = None if resized else np.zeros(3)
         parameters = record["parameters"] if record["kind"] == "synthetic" else {}
+        if parameters.get("recipe") == "physics":
+            geometry = _acquired_geometry(geometry, parameters["spacing_mm"])
         return cls(FieldResampler(geometry, centre_mm), parameters.get("sigma_vox"), parameters.get("gamma", 1.0))
 
     def sample(self, volume: NDArray[np.float32]) -> NDArray[np.float32]:
         """Sample a volume as the scanner does, and interpolate the result to the volume's grid (cubic).
 
-        For a synthetic scan, this applies the recorded blur and darkening. For a real scan, it averages with a Gaussian
-        whose full width at half maximum is one voxel of the scan.
+        For a scan that the report's recipe made, this applies the recorded blur and darkening. For a real scan and for
+        one of the physics recipe, it averages with a Gaussian whose full width at half maximum is one voxel of the
+        scan.
 
         Args:
             volume: `(X, Y, Z)` in [0, 1] on the high-field grid.
@@ -92,6 +97,13 @@ class LowFieldSampling:
         low = self.resampler.high_to_low(Volume(cubic, affine)).voxels
         nearest = [np.arange(size) * low.shape[axis] // size for axis, size in enumerate(cubic.shape)]
         return low[np.ix_(*nearest)]
+
+
+def _acquired_geometry(geometry: GeometryConfig, spacing_mm: Sequence[float]) -> GeometryConfig:
+    """Replace the low-field grid by the one on which a simulated scanner measured: the same box in other voxels."""
+    first, second, third = spacing_mm
+    shape = np.maximum(np.rint(np.array(geometry.high_size_mm) / spacing_mm), 2).astype(int).tolist()
+    return replace(geometry, low_shape=tuple(shape), low_spacing_mm=(first, second, third))
 
 
 def gaussian(volume: NDArray[np.float32], sigma_vox: float | NDArray[np.float64]) -> NDArray[np.float32]:

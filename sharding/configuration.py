@@ -10,10 +10,13 @@ from typing import Any, Literal
 
 from upfield.common.addresses import format_address, is_remote
 from upfield.imaging.contrast import parse_contrast
+from upfield.sharding.phantoms.configuration import HeadsConfig
+from upfield.sharding.physics.configuration import PhysicsConfig
 
 Triple = tuple[int, int, int]
 SpacingMm = tuple[float, float, float]
 Range = tuple[float, float]
+Recipe = Literal["report", "physics", "both"]
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,10 @@ class GeometryConfig:
 class SyntheticConfig:
     """Ranges of the synthetic low field's parameters, drawn uniformly once per subject and variant."""
 
-    recipe: Literal["report"] = "report"
-    """How the low field is made: `report` is clip(N(G_sigma(I)^gamma), 0, 1), that is blur, darkening and noise."""
+    recipe: Recipe | None = None
+    """How the low field is made. `report` is clip(N(G_sigma(I)^gamma), 0, 1), that is blur, darkening and noise.
+    `physics` simulates a 64 mT scanner. `both` uses `physics` for variants 0, 2, 4, ... and `report` for the others. By
+    default, scans use `report` and label maps use `physics`."""
     sigma_vox: Range = (0.4, 1.0)
     """Standard deviation of the Gaussian blur, in voxels of the low-field grid."""
     gamma: Range = (1.1, 1.8)
@@ -71,6 +76,14 @@ class SyntheticConfig:
     """Standard deviation of the noise in a black voxel, as a fraction of the intensity range."""
     noise_bright_ratio: float = 0.3
     """Noise in a white voxel relative to a black one; below 1, the background gets more noise."""
+    physics: PhysicsConfig = field(default_factory=PhysicsConfig)
+    """Ranges of the 64 mT scanner that the recipe `physics` simulates."""
+    heads: HeadsConfig = field(default_factory=HeadsConfig)
+    """Ranges of the heads that are rendered from label maps."""
+
+    def recipe_for(self, *, maps: bool) -> Recipe:
+        """Return the recipe of cohorts of scans, or of label maps."""
+        return self.recipe or ("physics" if maps else "report")
 
     def __post_init__(self) -> None:
         """Check that ranges are ordered and within bounds."""
@@ -88,12 +101,17 @@ class CohortConfig:
 
     name: str
     """Name of the cohort, part of every sample's key."""
-    high: str
+    high: str | None = None
     """Pattern of the high-field files. A {field} that both patterns name must have the same value in both files."""
     low: str | None = None
     """Pattern of the low-field files; without it, all pairs are synthetic. Fields that may differ need two names."""
+    labels: str | None = None
+    """Pattern of label maps of whole heads, in place of `high` and `low`: both fields are rendered from them."""
+    labels_as: dict[int, int | str] = field(default_factory=dict)
+    """Meaning of numbers in the label maps that are not known: a known number, or the name of a tissue."""
     synthetic: int = 1
-    """Synthetic low-field variants per high-field volume of training subjects; without `low`, of all subjects."""
+    """Synthetic low-field variants per high-field volume of training subjects; without `low`, of all subjects. From a
+    label map, each variant is another head."""
     split: dict[str, str | int | float | list[str | int | float]] = field(default_factory=dict)
     """Held-out subjects for `val` and `test`: a count, a fraction below 1, or a list of ids."""
     fit: Literal["resize", "crop_pad"] | None = None
@@ -103,19 +121,14 @@ class CohortConfig:
     orientation: str | None = None
     """Directions of the axes, for example `RAS`, for files whose header does not state them; ignored for others."""
     contrast: str | None = None
-    """Contrast of both fields, as a BIDS suffix such as T1w, T2w or FLAIR. By default, the files' names state it."""
+    """Contrast of both fields, as a BIDS suffix such as T1w, T2w or FLAIR. By default, the files' names state it, and
+    heads that are rendered from label maps are T1w."""
 
     def __post_init__(self) -> None:
         """Check names, patterns, splits and orientation."""
         if not 1 <= len(self.name) <= 30 or not all(c.isascii() and (c.isalnum() or c == "_") for c in self.name):
             raise ValueError(f"cohorts: name: expected 1 to 30 letters, digits and underscores, found {self.name!r}.")
-        for role in ("high", "low"):
-            pattern = getattr(self, role)
-            if pattern is not None and "{subject}" not in pattern:
-                raise ValueError(
-                    f"cohort {self.name}: {role}: expected a pattern with {{subject}}, found {pattern!r}. "
-                    "Write {subject} in place of the subject's id."
-                )
+        self._check_patterns()
         if self.synthetic < 0 or (self.low is None and self.synthetic == 0):
             raise ValueError(
                 f"cohort {self.name}: synthetic: expected at least {0 if self.low else 1}, found {self.synthetic}. "
@@ -142,6 +155,36 @@ class CohortConfig:
             )
         self._set_contrast()
 
+    def _check_patterns(self) -> None:
+        """Check the patterns, and that they and the keys that depend on them can be combined."""
+        for role in ("high", "low", "labels"):
+            pattern = getattr(self, role)
+            if pattern is not None and "{subject}" not in pattern:
+                raise ValueError(
+                    f"cohort {self.name}: {role}: expected a pattern with {{subject}}, found {pattern!r}. "
+                    "Write {subject} in place of the subject's id."
+                )
+        if self.labels is None:
+            if self.high is None:
+                missing = "high, because pairs need a high field" if self.low else "high or labels"
+                raise ValueError(f"cohort {self.name}: expected the pattern {missing}, found none. Add it.")
+            if self.labels_as:
+                raise ValueError(
+                    f"cohort {self.name}: labels_as: this cohort has no label maps. Leave out labels_as, or add labels."
+                )
+            return
+        settings = {"high": self.high, "low": self.low, "fit": self.fit, "align": self.align != "none"}
+        if wrong := [name for name, value in settings.items() if value]:
+            raise ValueError(
+                f"cohort {self.name}: {wrong[0]} and labels cannot be combined, because both fields are rendered from "
+                f"the label maps. Leave out {wrong[0]}, or use two cohorts."
+            )
+        if "{slice}" in self.labels:
+            raise ValueError(
+                f"cohort {self.name}: labels: expected a pattern of whole volumes, found {{slice}} in {self.labels!r}. "
+                "Save each label map as one file."
+            )
+
     def _set_contrast(self) -> None:
         """Bring the contrast into its usual form: `T1` and `t1w` become `T1w`."""
         try:
@@ -149,6 +192,11 @@ class CohortConfig:
             object.__setattr__(self, "contrast", self.contrast and parse_contrast(self.contrast))
         except ValueError as error:
             raise ValueError(f"cohort {self.name}: contrast: {error}.") from error
+        if self.labels and self.contrast not in (None, "T1w"):
+            raise ValueError(
+                f"cohort {self.name}: contrast: heads that are rendered from label maps are T1w, found "
+                f"{self.contrast}. Leave out contrast."
+            )
 
 
 @dataclass(frozen=True)
@@ -167,6 +215,8 @@ class ShardConfig:
     """Neighbouring slices on each side of the low-field slice: 0 is 2D, 2 makes 5 channels."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     """Ranges of the synthetic low field."""
+    keep_labels: bool = False
+    """Store the labels of each slice that was rendered from a label map with its sample, as `KEY.labels.npy`."""
     seed: int = 0
     """Seed of the synthetic parameters and of the order of samples."""
     samples_per_shard: int = 512
@@ -212,6 +262,13 @@ class ShardConfig:
             raise ValueError(
                 f"pseudonym_key: the key {self.pseudonym_key} has no effect without --pseudonymize. "
                 "Add --pseudonymize, or leave out the key."
+            )
+        recipes = {self.synthetic.recipe_for(maps=cohort.labels is not None) for cohort in self.cohorts}
+        if recipes - {"report"}:
+            self.synthetic.physics.refuse_finer_than(self.geometry.high_spacing_mm)
+        if self.keep_labels and self.cohorts and not any(cohort.labels for cohort in self.cohorts):
+            raise ValueError(
+                "keep_labels: none of the cohorts has label maps. Leave out keep_labels, or add a cohort with `labels`."
             )
         names = [cohort.name for cohort in self.cohorts]
         if twice := sorted({name for name in names if names.count(name) > 1}):

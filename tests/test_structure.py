@@ -133,7 +133,7 @@ def test_the_folders_of_shard_sets_import_one_way():
     assert "configuration" in graph["shardset"]
     assert graph["shardset"] | graph["cohorts"] | graph["previews"] == {"configuration", "shardset"}
     assert graph["verification"] == {"configuration", "shardset"}
-    assert graph["building"] == {"configuration", "shardset", "cohorts"}
+    assert graph["building"] == {"configuration", "shardset", "cohorts", "phantoms", "physics"}
     assert graph["coverage"] == {"configuration", "shardset", "building"}
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from upfield.common.errors import InputError, ShardSetError
 from upfield.sharding.shardset.remote.remote_files import RemoteFiles
 from upfield.sharding.shardset.shard_files import LocalFiles
-from upfield.sharding.shardset.shard_index import MEMBERS
+from upfield.sharding.shardset.shard_index import LABELS, MEMBERS
 from upfield.sharding.shardset.shard_split import ShardSplit
 
 # A sample as it passes through the library's stages: names to values.
@@ -208,7 +208,7 @@ def _number_samples(items: Iterable[Item], split: ShardSplit, shards: dict[str, 
         for item in samples:
             if number >= end or item["__key__"] != split.key(number):
                 raise _damaged(split, f"{name}.tar has a sample {item['__key__']} that its index does not list there")
-            members = {member for member in item if not member.startswith("__")}
+            members = {member for member in item if not member.startswith("__")} - {LABELS}
             if members != set(MEMBERS):
                 expected, found = ", ".join(sorted(MEMBERS)), ", ".join(sorted(members))
                 raise _damaged(split, f"{name}.tar: expected the members {expected}, found {found}")

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from upfield.common.errors import InputError, RunError, VolumeError
 from upfield.imaging.slices import neighbour_indices
 from upfield.sharding.building.journal import BlockRecord, read_record, write_record
-from upfield.sharding.building.pairs import Pair, make_pairs
+from upfield.sharding.building.pairs.pair import Pair
+from upfield.sharding.building.pairs.subject_pairs import make_pairs
 from upfield.sharding.building.plan import Block, sample_order
 from upfield.sharding.building.saved_volumes import discard
 from upfield.sharding.cohorts.problems import FAULT, Problem
@@ -70,7 +71,7 @@ def save_volumes(task: VolumeTask) -> Problem | None:
     except (InputError, RunError, OSError, MemoryError):
         raise
     except Exception as error:
-        return Problem.of_fault(subject.cohort, subject.name, "high", str(subject.high), error)
+        return _fault(subject, error)
     return None
 
 
@@ -122,15 +123,17 @@ def read_pairs(task: BlockTask) -> tuple[list[Pair], BlockRecord]:
             discard(task.config.save_volumes, subject)
             continue
         except (InputError, RunError, OSError, MemoryError) as error:
-            error.add_note(f"The error occurred in subject {subject.name} of cohort {subject.cohort}: {subject.high}")
+            where = f"subject {subject.name} of cohort {subject.cohort}: {subject.main_source}"
+            error.add_note(f"The error occurred in {where}")
             raise
         except Exception as error:
-            problems.append(Problem.of_fault(subject.cohort, subject.name, "high", str(subject.high), error))
+            problems.append(_fault(subject, error))
             discard(task.config.save_volumes, subject)
             continue
         pairs += subject_pairs.pairs
         doubts += subject_pairs.doubts
-        stripped.append({"cohort": subject.cohort, "subject": subject.id} | subject_pairs.stripped)
+        if subject_pairs.stripped:
+            stripped.append({"cohort": subject.cohort, "subject": subject.id} | subject_pairs.stripped)
         sources.append(source | {f"{field}_voxels": digest for field, digest in subject_pairs.voxel_hashes.items()})
         if subject_pairs.alignment:
             alignments.append({"cohort": subject.cohort, "subject": subject.id} | subject_pairs.alignment.to_tree())
@@ -140,8 +143,13 @@ def read_pairs(task: BlockTask) -> tuple[list[Pair], BlockRecord]:
 
 def _problem(subject: Subject, error: VolumeError) -> Problem:
     low = [str(subject.low), *map(str, subject.low.paths)] if subject.low else []
-    field = "low" if error.where in low else "high"
+    field = "low" if error.where in low else subject.main[0]
     return Problem(subject.cohort, subject.name, field, "voxels", error.where, error.problem)
+
+
+def _fault(subject: Subject, error: Exception) -> Problem:
+    field, source = subject.main
+    return Problem.of_fault(subject.cohort, subject.name, field, str(source), error)
 
 
 def _tar(task: BlockTask, name: str) -> Path:
@@ -167,7 +175,7 @@ def _write_missing(task: BlockTask, record: BlockRecord, pairs: list[Pair]) -> l
 
 def _samples(pairs: list[Pair], numbers: NDArray[np.int64], task: BlockTask) -> Iterator[Sample]:
     num_slices = task.config.geometry.high_shape[0]
-    metadata = {(subject.cohort, subject.id): subject.high.metadata for subject in task.block.subjects}
+    metadata = {(subject.cohort, subject.id): subject.main_source.metadata for subject in task.block.subjects}
     for number in numbers:
         pair, x = pairs[number // num_slices], int(number % num_slices)
         unit = pair.unit
@@ -182,4 +190,5 @@ def _samples(pairs: list[Pair], numbers: NDArray[np.int64], task: BlockTask) -> 
         if fields := metadata[unit.cohort, unit.subject]:
             record["metadata"] = fields
         (neighbours,) = neighbour_indices(np.array([x]), num_slices, task.config.context)
-        yield Sample(unit.key(x), pair.low[neighbours], pair.high[x : x + 1], record)
+        labels = None if pair.labels is None else pair.labels[x : x + 1]
+        yield Sample(unit.key(x), pair.low[neighbours], pair.high[x : x + 1], record, labels)

@@ -26,7 +26,8 @@ from upfield.sharding.building.block_builder import (
 from upfield.sharding.building.capacity import fitting_jobs, refuse_full_disks, set_bytes, volume_bytes
 from upfield.sharding.building.folder_comparison import BuildRequest, compare_with_folder, refuse_foreign_folder
 from upfield.sharding.building.journal import begin, clear, finish, lock_build
-from upfield.sharding.building.manifest_writer import Addition, write_manifest
+from upfield.sharding.building.manifest_writer import MAP_SETTINGS, Addition, write_manifest
+from upfield.sharding.building.pairs.low_field import DEFAULT_CONTRAST
 from upfield.sharding.building.plan import Block, plan_blocks
 from upfield.sharding.building.saved_volumes import are_missing
 from upfield.sharding.building.voxel_doubts import summarise_stripped, unlike_brains
@@ -34,11 +35,13 @@ from upfield.sharding.cohorts.contrasts import find_contrasts
 from upfield.sharding.cohorts.people import namesakes_of, shared_people
 from upfield.sharding.cohorts.preflight import Preflight, preflight
 from upfield.sharding.cohorts.privacy import Pseudonyms, write_names
-from upfield.sharding.cohorts.problems import FAULT, TWIN, Problem, report
+from upfield.sharding.cohorts.problems import FAULT, TWIN, Problem, noun_of, report
 from upfield.sharding.cohorts.quarantine import Quarantine
 from upfield.sharding.cohorts.source_fingerprints import find_held_scans, find_same_voxels, seal_fingerprints
 from upfield.sharding.cohorts.subjects import Source, SourceVolume, Subject, find_cohorts
 from upfield.sharding.configuration import ShardConfig
+from upfield.sharding.phantoms.label_map import check_labels_as
+from upfield.sharding.physics.sequences import LOW_SEQUENCES
 from upfield.sharding.shardset.manifest import hash_tree, is_unfinished
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -91,6 +94,7 @@ def build(config: ShardConfig, out: Path, pseudonyms: Pseudonyms | None = None) 
     config = replace(config, save_volumes=volumes)
     if volumes and volumes.exists() and not volumes.is_dir():
         raise InputError(f"--save_volumes: {volumes} is a file, not a folder. Choose another path.")
+    _check_labels_as(config)
     files = find_cohorts(config.cohorts, config.root or Path.cwd(), pseudonyms)
     refuse_foreign_folder(out)
     with _disk_errors(out), lock_build(out):
@@ -106,6 +110,14 @@ def build(config: ShardConfig, out: Path, pseudonyms: Pseudonyms | None = None) 
             results = write_blocks(request, plan, check.quarantine)
             if request.new_cohorts:
                 seal(request, check, results)
+
+
+def _check_labels_as(config: ShardConfig) -> None:
+    for cohort in config.cohorts:
+        try:
+            check_labels_as(cohort.labels_as)
+        except InputError as error:
+            raise InputError(f"cohort {cohort.name}: {error}") from error
 
 
 def _say_complete(out: Path) -> None:
@@ -135,9 +147,31 @@ def check_sources(request: BuildRequest) -> SourceCheck:
     # The headers of all cohorts are read, because a new subject must not be a copy of an old one.
     headers = preflight(request.files.subjects if request.new_cohorts else unsaved, config.jobs, config.geometry)
     shown = find_contrasts(config.cohorts, headers.subjects)
-    headers = replace(headers, problems=sorted(headers.problems + shown.problems))
+    _check_contrasts(config, shown.contrasts)
+    headers = Preflight(
+        sorted(headers.problems + shown.problems),
+        [replace(subject, contrast=shown.contrasts[subject.cohort]) for subject in headers.subjects],
+    )
     new = _usable_subjects(request, headers, quarantine) if request.new_cohorts else []
     return SourceCheck(new, [_with_headers(subject, headers) for subject in unsaved], quarantine, shown.contrasts)
+
+
+def _check_contrasts(config: ShardConfig, contrasts: dict[str, str | None]) -> None:
+    """Raise InputError if the physics recipe cannot simulate the contrast of a cohort of scans."""
+    if config.synthetic.recipe_for(maps=False) == "report":
+        return
+    for cohort in (cohort for cohort in config.cohorts if cohort.labels is None and cohort.synthetic):
+        contrast = contrasts[cohort.name]
+        if contrast is None:
+            say(
+                f"cohort {cohort.name}: the contrast of its scans is not known, so the recipe physics takes them as "
+                f"{DEFAULT_CONTRAST}. State `contrast` of the cohort."
+            )
+        elif contrast not in LOW_SEQUENCES:
+            raise InputError(
+                f"cohort {cohort.name}: contrast: the recipe physics simulates {', '.join(LOW_SEQUENCES)}, found "
+                f"{contrast}. Choose the recipe report."
+            )
 
 
 def _usable_subjects(request: BuildRequest, headers: Preflight, quarantine: Quarantine) -> list[Subject[SourceVolume]]:
@@ -198,7 +232,7 @@ def plan_build(request: BuildRequest, check: SourceCheck) -> BuildPlan:
     volumes_only = check.unsaved + [subject for task in tasks for subject in _without_volumes(task)]
     if folder:
         missing = [subject for subject in check.new if are_missing(folder, subject)] + check.unsaved
-        needed[folder] = volume_bytes(missing, config.geometry)
+        needed[folder] = volume_bytes(missing, config)
     refuse_full_disks(needed)
     jobs = fitting_jobs([block.subjects for block in blocks] + [(subject,) for subject in volumes_only], config)
     return BuildPlan(tasks, [VolumeTask(subject, config) for subject in volumes_only], jobs)
@@ -217,18 +251,23 @@ def _without_volumes(task: BlockTask) -> list[Subject[SourceVolume]]:
 def _digest(block: Block, content: dict[str, Any]) -> str:
     """Compute a hash of everything that determines a block's bytes; name, size and mtime represent each file."""
     shared = {key: value for key, value in content.items() if key != "cohorts"}
-    subjects = [_file_stats(subject) for subject in block.subjects]
+    cohorts = {cohort["name"]: cohort for cohort in content["cohorts"]}
+    recipe = content["synthetic"]["recipe"]
+    subjects = [_file_stats(subject, cohorts[subject.cohort], recipe) for subject in block.subjects]
     return hash_tree([BYTES_VERSION, shared, block.name, block.num_shards, subjects])
 
 
-def _file_stats(subject: Subject[SourceVolume]) -> list[Any]:
+def _file_stats(subject: Subject[SourceVolume], cohort: dict[str, Any], recipe: str) -> list[Any]:
     def files(volume: SourceVolume | None) -> list[Any]:
         stats = [(path.name, path.stat()) for path in (volume.files if volume else ())]
         return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
 
     units = [[unit.kind, unit.variant] for unit in subject.units]
-    how = [subject.fit, subject.align, subject.orientation, subject.high.metadata]
-    return [subject.cohort, subject.id, subject.split, units, how, files(subject.low), files(subject.high)]
+    how = [subject.fit, subject.align, subject.orientation, subject.main_source.metadata]
+    known = [subject.cohort, subject.id, subject.split, units, how, files(subject.low), files(subject.high)]
+    if subject.labels:
+        return [*known, files(subject.labels), {key: value for key, value in cohort.items() if key in MAP_SETTINGS}]
+    return known if recipe == "report" else [*known, subject.contrast]
 
 
 def write_blocks(request: BuildRequest, plan: BuildPlan, quarantine: Quarantine) -> list[BlockResult]:
@@ -315,7 +354,8 @@ def _copies(request: BuildRequest, sources: list[dict[str, str]]) -> list[Proble
     for cohort, identifier, field, twin in find_same_voxels(sources, request.old.sources if request.old else []):
         subject = subjects[cohort, identifier]
         source = dict(subject.volumes)[field]
-        message = "this scan has the same voxels as another scan, in another file. Leave one of them out."
+        noun = noun_of(field)
+        message = f"this {noun} has the same voxels as another {noun}, in another file. Leave one of them out."
         problems.append(Problem(cohort, subject.name, field, "same", f"{source.paths[0]}{TWIN}{twin}", message))
     return problems
 

@@ -13,12 +13,12 @@ from upfield.common.errors import InputError
 from upfield.common.progress import say
 from upfield.sharding.building.plan import Block
 from upfield.sharding.cohorts.subjects import Source, SourceVolume, Subject
-from upfield.sharding.configuration import GeometryConfig, ShardConfig
+from upfield.sharding.configuration import ShardConfig
 
 HALF_BYTES, SINGLE_BYTES = 2, 4
 TAR_BLOCK_BYTES, TAR_RECORD_BYTES = 512, 10240
 NPY_HEADER_BYTES = 128
-RECORD_BYTES = 1024
+RECORD_BYTES, DRAWN_RECORD_BYTES = 1024, 4096
 # Index lines of one sample: three names of at most 100 characters, with offsets and sizes.
 INDEX_BYTES = 400
 # The manifest has a few lines per shard and per subject.
@@ -33,6 +33,8 @@ READING_BYTES = 10
 VOLUMES_AT_ONCE = 5
 # Per voxel of a volume that ITK registers and resamples, with room for the larger grid of a rotated volume.
 ALIGNING_BYTES = 30
+# Per voxel of the high-field grid while a head is rendered.
+RENDERING_BYTES = 40
 FILES_PER_WORKER, FILES_OF_DRIVER = 8, 48
 # Files of Linux control groups, versions 2 and 1: limit, usage, and the name of the part of the usage that is cache.
 CGROUPS = Path("/sys/fs/cgroup")
@@ -121,34 +123,61 @@ def set_bytes(blocks: Sequence[Block], config: ShardConfig) -> int:
 def block_bytes(block: Block, config: ShardConfig) -> int:
     """Return an upper bound for the bytes of a block's tars and indices."""
     voxels = config.geometry.high_shape[1] * config.geometry.high_shape[2]
-    members = [NPY_HEADER_BYTES + HALF_BYTES * voxels * channels for channels in (1 + 2 * config.context, 1)]
-    padded = sum(TAR_BLOCK_BYTES * math.ceil(1 + size / TAR_BLOCK_BYTES) for size in members)
-    samples = config.geometry.high_shape[0] * sum(len(subject.units) for subject in block.subjects)
-    each = padded + TAR_BLOCK_BYTES + RECORD_BYTES + INDEX_BYTES
+    low, high = (_member_bytes(voxels * channels) for channels in (1 + 2 * config.context, 1))
+    each = low + high + TAR_BLOCK_BYTES + INDEX_BYTES
+    units = sum(len(subject.units) for subject in block.subjects)
+    rendered = sum(len(subject.units) for subject in block.subjects if subject.labels)
+    records = RECORD_BYTES * units
+    if rendered or config.synthetic.recipe_for(maps=False) != "report":
+        records = DRAWN_RECORD_BYTES * units
+    total = each * units + records + (high * rendered if config.keep_labels else 0)
     # A tar ends with two empty blocks and is padded to a full record.
-    return samples * each + block.num_shards * (TAR_RECORD_BYTES + 2 * TAR_BLOCK_BYTES)
+    return config.geometry.high_shape[0] * total + block.num_shards * (TAR_RECORD_BYTES + 2 * TAR_BLOCK_BYTES)
 
 
-def volume_bytes(subjects: Iterable[Subject[Source]], geometry: GeometryConfig) -> int:
+def _member_bytes(voxels: int) -> int:
+    """Return the bytes of an array of two-byte voxels in a tar."""
+    return TAR_BLOCK_BYTES * math.ceil(1 + (NPY_HEADER_BYTES + HALF_BYTES * voxels) / TAR_BLOCK_BYTES)
+
+
+def volume_bytes(subjects: Iterable[Subject[Source]], config: ShardConfig) -> int:
     """Return an upper bound for the bytes of some subjects' saved volumes."""
-    high, low = (math.prod(shape) for shape in (geometry.high_shape, geometry.low_shape))
-    return SAVED_BYTES * sum(high + low * len(subject.units) for subject in subjects)
+    return SAVED_BYTES * sum(_saved_voxels(subject, config) for subject in subjects)
+
+
+def _saved_voxels(subject: Subject[Source], config: ShardConfig) -> int:
+    high, low = (math.prod(shape) for shape in (config.geometry.high_shape, config.geometry.low_shape))
+    if config.synthetic.recipe_for(maps=subject.labels is not None) != "report":
+        # The grid that a simulated scanner draws is coarser than the high-field grid.
+        low = max(low, high)
+    # The heads of a label map have a high field and labels of their own.
+    return high + low * len(subject.units) if subject.labels is None else (2 * high + low) * len(subject.units)
 
 
 def memory_bytes(subjects: Sequence[Subject[SourceVolume]], config: ShardConfig) -> float:
     """Estimate a worker's peak memory in bytes: all pairs in half precision, and the subject with the largest files."""
     voxels = math.prod(config.geometry.high_shape)
-    pairs = sum(1 + len(subject.units) for subject in subjects)
+    volumes = sum(_kept_volumes(subject, config) for subject in subjects)
     at_work = max((subject_bytes(subject, voxels) for subject in subjects), default=0)
-    return WORKER_BYTES + HALF_BYTES * voxels * pairs + at_work
+    return WORKER_BYTES + HALF_BYTES * voxels * volumes + at_work
+
+
+def _kept_volumes(subject: Subject[SourceVolume], config: ShardConfig) -> int:
+    """Return the number of volumes of a subject that stay in memory until its block is written."""
+    if subject.labels is None:
+        return 1 + len(subject.units)
+    return (3 if config.keep_labels else 2) * len(subject.units)
 
 
 def subject_bytes(subject: Subject[SourceVolume], grid_voxels: int) -> int:
     """Estimate the peak memory in bytes of making one subject's pairs on a grid of `grid_voxels`."""
-    high, low = (math.prod(volume.header.shape) if volume else 0 for volume in (subject.high, subject.low))
-    resampling = SINGLE_BYTES * (high + VOLUMES_AT_ONCE * grid_voxels)
-    aligning = ALIGNING_BYTES * high if subject.align == "rigid" else 0
-    return SINGLE_BYTES * low + max(READING_BYTES * high, resampling, aligning)
+    main = math.prod(subject.main_source.header.shape)
+    if subject.labels:
+        return max(READING_BYTES * main, RENDERING_BYTES * grid_voxels + HALF_BYTES * main)
+    low = math.prod(subject.low.header.shape) if subject.low else 0
+    resampling = SINGLE_BYTES * (main + VOLUMES_AT_ONCE * grid_voxels)
+    aligning = ALIGNING_BYTES * main if subject.align == "rigid" else 0
+    return SINGLE_BYTES * low + max(READING_BYTES * main, resampling, aligning)
 
 
 def available_bytes(root: Path = CGROUPS, membership: Path = Path("/proc/self/cgroup")) -> float:

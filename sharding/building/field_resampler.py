@@ -59,6 +59,12 @@ class FieldResampler:
         spacings_mm = np.array(geometry.low_spacing_mm), np.array(geometry.high_spacing_mm)
         return resample_box(low, spacings_mm[0], box_centre(low.shape), geometry.high_shape, spacings_mm[1])
 
+    def acquired_to_high(self, low: Volume, high: Volume) -> NDArray[np.float32]:
+        """Interpolate a low field on a grid of its own, in the world of `high`, to the grid of `high` `(X, Y, Z)`."""
+        shape = self.geometry.high_shape
+        centre_vox = to_voxel(low.affine, to_world(high.affine, box_centre(shape)))
+        return resample_box(low.voxels, low.spacing_mm, centre_vox, shape, high.spacing_mm)
+
     def high_to_low(self, high: Volume, *, average: bool = False) -> Volume:
         """Resample a volume on the high-field grid to the low-field grid `(I, J, K)`.
 

@@ -18,6 +18,8 @@ from upfield.sharding.shardset.split_index import IndexEntry
 
 # Settings that say where or how a set is built, and do not change its content.
 NOT_CONTENT = ("out", "root", "jobs", "executor", "on_error", "max_skipped", "save_volumes", "pseudonym_key")
+# Settings of a cohort of label maps that change its samples.
+MAP_SETTINGS = ("labels_as", "recipe", "keep_labels", "heads", "physics")
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,35 @@ class Addition:
 
 def content_config(config: ShardConfig, pseudonyms: Pseudonyms | None = None) -> dict[str, Any]:
     """Return the part of a configuration that determines a set's content, without private details."""
-    tree = {key: value for key, value in to_tree(config).items() if key not in NOT_CONTENT}
-    tree["cohorts"] = [public_cohort(cohort, pseudonyms) for cohort in tree["cohorts"]]
+    tree = {key: value for key, value in to_tree(config).items() if key not in (*NOT_CONTENT, "keep_labels")}
+    physics, heads = (tree["synthetic"].pop(key) for key in ("physics", "heads"))
+    recipe = tree["synthetic"]["recipe"] = config.synthetic.recipe_for(maps=False)
+    if recipe != "report":
+        tree["synthetic"]["physics"] = physics
+    tree["cohorts"] = [
+        _map_cohort(cohort, config, physics, heads) if cohort["labels"] else _scan_cohort(cohort)
+        for cohort in (public_cohort(cohort, pseudonyms) for cohort in tree["cohorts"])
+    ]
     if pseudonyms:
         # The hash of the key is recorded, so that no later build extends the set with another key.
         tree["pseudonymize"] = pseudonyms.seal("key")
     return tree
+
+
+def _scan_cohort(cohort: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what only cohorts of label maps state, as in sets of earlier versions."""
+    return {key: value for key, value in cohort.items() if key not in ("labels", "labels_as")}
+
+
+def _map_cohort(
+    cohort: dict[str, Any], config: ShardConfig, physics: dict[str, Any], heads: dict[str, Any]
+) -> dict[str, Any]:
+    """Add the settings that only concern cohorts of label maps, so that such a cohort can be added to any set."""
+    recipe = config.synthetic.recipe_for(maps=True)
+    # Keys of JSON objects are text.
+    labels_as = {str(number): meaning for number, meaning in cohort["labels_as"].items()}
+    settings = {"labels_as": labels_as, "recipe": recipe, "keep_labels": config.keep_labels, "heads": heads}
+    return cohort | settings | ({} if recipe == "report" else {"physics": physics})
 
 
 def write_manifest(root: Path, content: dict[str, Any], addition: Addition, old: Manifest | None) -> Manifest:
@@ -78,7 +103,8 @@ def write_manifest(root: Path, content: dict[str, Any], addition: Addition, old:
         "sample": {
             "low": {"shape": [1 + 2 * content["context"], height, width], "dtype": "float16"},
             "high": {"shape": [1, height, width], "dtype": "float16"},
-        },
+        }
+        | _labels_tree(content, height, width),
         "splits": splits,
         "skipped": [*(old.skipped if old else []), *addition.skipped],
         "doubts": [*(old.tree["doubts"] if old else []), *addition.doubts],
@@ -90,6 +116,12 @@ def write_manifest(root: Path, content: dict[str, Any], addition: Addition, old:
     tree["manifest_sha256"] = hash_manifest(tree)
     write_json(root / MANIFEST, tree)
     return Manifest(tree)
+
+
+def _labels_tree(content: dict[str, Any], height: int, width: int) -> dict[str, Any]:
+    """Describe the labels of a sample, if some cohorts have them."""
+    kept = any(cohort.get("keep_labels") for cohort in content["cohorts"])
+    return {"labels": {"shape": [1, height, width], "dtype": "int16"}} if kept else {}
 
 
 def _known(contrasts: dict[str, str | None]) -> dict[str, str]:

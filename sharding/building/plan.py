@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from upfield.sharding.building.synthetic import generator_for
+from upfield.sharding.building.generator import generator_for
 from upfield.sharding.cohorts.subjects import SourceVolume, Subject
 from upfield.sharding.configuration import ShardConfig
 from upfield.sharding.shardset.sample_key import SPLITS, Split

@@ -7,13 +7,25 @@ from nibabel.nifti1 import Nifti1Image
 from upfield.common.files import atomic_path
 from upfield.imaging.volume import Volume
 from upfield.sharding.cohorts.subjects import Subject
+from upfield.sharding.phantoms.label_head import LabelHead
 
-HIGH_NAME = "high"
+HIGH_NAME, LABELS_NAME = "high", "labels"
 
 
 def volume_names(subject: Subject) -> list[str]:
-    """Return the names of the volumes that are made from a subject: `high`, `low`, `low-synthetic-0`, ..."""
-    return [HIGH_NAME, *(unit.volume_name for unit in subject.units)]
+    """Return the names of the volumes that are made from a subject: `high`, `low`, `low-synthetic-0`, ...
+
+    From a label map, each variant has a head of its own, so there is a high field and a label map per variant.
+    """
+    lows = [unit.volume_name for unit in subject.units]
+    if subject.labels is None:
+        return [HIGH_NAME, *lows]
+    return [name for low in lows for name in (low, partner_name(low, HIGH_NAME), partner_name(low, LABELS_NAME))]
+
+
+def partner_name(low_name: str, partner: str) -> str:
+    """Return the name of the volume that belongs to one low field: `high-synthetic-0` or `labels-synthetic-0`."""
+    return partner + low_name.removeprefix("low")
 
 
 def volume_path(folder: Path, subject: Subject, name: str) -> Path:
@@ -33,18 +45,18 @@ def discard(folder: Path | None, subject: Subject) -> None:
             volume_path(folder, subject, name).unlink(missing_ok=True)
 
 
-def save_volume(folder: Path | None, subject: Subject, name: str, volume: Volume) -> None:
+def save_volume(folder: Path | None, subject: Subject, name: str, volume: Volume | LabelHead) -> None:
     """Save one of a subject's volumes, complete or not at all; without a folder, do nothing.
 
     Args:
         folder: `ShardConfig.save_volumes`.
         subject: the subject that the volume belongs to.
         name: one of `volume_names`.
-        volume: voxels `(I, J, K)` float32 on one of the two grids, before they are scaled.
+        volume: voxels `(I, J, K)` float32 before they are scaled, or a head with its labels `(I, J, K)` int16.
     """
     if folder is None:
         return
-    image = Nifti1Image(volume.voxels, volume.affine)
+    image = Nifti1Image(volume.voxels if isinstance(volume, Volume) else volume.labels, volume.affine)
     image.header.set_xyzt_units("mm")
     image.set_sform(volume.affine, code="scanner")
     with atomic_path(volume_path(folder, subject, name)) as temporary:

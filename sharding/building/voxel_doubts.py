@@ -83,17 +83,17 @@ def unlike_brains(stripped: Iterable[Stripped], subjects: Sequence[Subject[Sourc
     for subject in subjects:
         if (tree := trees.get((subject.cohort, subject.id))) is None:
             continue
-        sources, is_brain = dict(subject.volumes), tree["high"]
+        (main, _), sources, is_brain = subject.main, dict(subject.volumes), tree["high"]
         same, others = counts[subject.cohort, is_brain], counts[subject.cohort, not is_brain]
         if tree.get("low", is_brain) != is_brain:
-            field: Field = "high" if is_brain else "low"
+            field: Field = main if is_brain else "low"
             other = "low" if is_brain else "high"
             message = (
                 f"this is a brain without skull, but the {other} field shows the whole head. Use two scans with the "
                 "skull, or two without."
             )
         elif same < others or (same == others and is_brain):
-            field = "high"
+            field = main
             this, that = ("a brain without skull", "whole heads") if is_brain else ("a whole head", "brains only")
             message = f"this is {this}, but {others} scans of this cohort show {that}. Strip all of them or none."
         else:

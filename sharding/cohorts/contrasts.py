@@ -11,6 +11,9 @@ from upfield.sharding.cohorts.problems import Field, Problem
 from upfield.sharding.cohorts.subjects import SourceVolume, Subject
 from upfield.sharding.configuration import CohortConfig
 
+# Contrast of heads that are rendered from label maps.
+RENDERED = "T1w"
+
 
 @dataclass(frozen=True)
 class CohortContrasts:
@@ -50,6 +53,10 @@ def find_contrasts(cohorts: Iterable[CohortConfig], subjects: Sequence[Subject[S
     for subject in subjects:
         by_cohort[subject.cohort].append(subject)
     for cohort in cohorts:
+        if cohort.labels is not None:
+            # A label map shows no contrast, whatever its name says.
+            contrasts[cohort.name] = cohort.contrast or RENDERED
+            continue
         volumes = [
             _VolumeEvidence(subject, field, source, _evidence(cohort, field, source))
             for subject in by_cohort[cohort.name]

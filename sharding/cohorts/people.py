@@ -47,7 +47,7 @@ def shared_people(subjects: Sequence[Subject[Source]]) -> list[Problem]:
     Args:
         subjects: subjects to be added, without those that are left out.
     """
-    sources = {(subject.cohort, subject.name): subject.high for subject in subjects}
+    mains = {(subject.cohort, subject.name): subject.main for subject in subjects}
     problems: list[Problem] = []
     for group in find_shared_people(Member(subject.cohort, subject.name, subject.split) for subject in subjects):
         for member in group:
@@ -58,6 +58,7 @@ def shared_people(subjects: Sequence[Subject[Source]]) -> list[Problem]:
                 f"according to the ids, this scan in {member.split} and one in {other.split} show the same person. "
                 "Hold out all scans of a person together, with lists in `split`."
             )
-            file = f"{sources[member.cohort, member.name]}{TWIN}{sources[other.cohort, other.name]}"
-            problems.append(Problem(member.cohort, member.name, "high", "person", file, message))
+            field, source = mains[member.cohort, member.name]
+            file = f"{source}{TWIN}{mains[other.cohort, other.name][1]}"
+            problems.append(Problem(member.cohort, member.name, field, "person", file, message))
     return problems

@@ -23,7 +23,7 @@ from upfield.imaging.plausibility.resolution import (
 )
 from upfield.imaging.volume_header import VolumeHeader
 from upfield.sharding.cohorts.duplicates import find_same_content
-from upfield.sharding.cohorts.problems import TWIN, Field, Problem
+from upfield.sharding.cohorts.problems import FIELD_NAMES, TWIN, Field, Problem, noun_of
 from upfield.sharding.cohorts.subjects import Source, SourceVolume, Subject, processes_for
 from upfield.sharding.cohorts.volume_check import Finding, VolumeCheck, check_volume
 from upfield.sharding.configuration import GeometryConfig, SpacingMm, Triple
@@ -86,11 +86,11 @@ def preflight(
 
 def _with_headers(subject: Subject[Source], volumes: Mapping[Place, SourceVolume]) -> Subject[SourceVolume] | None:
     """Return the subject with its headers; None if the header of a volume is missing."""
-    high, low = (volumes.get((subject.cohort, subject.name, field)) for field in ("high", "low"))
-    if high is None or (subject.low is not None and low is None):
+    checked = {field: volumes.get((subject.cohort, subject.name, field)) for field, _ in subject.volumes}
+    if None in checked.values():
         return None
-    space = None
-    if low is not None and not _ignores_positions(subject):
+    high, low, space = checked.get("high"), checked.get("low"), None
+    if low is not None and high is not None and not _ignores_positions(subject):
         shared = _shared_space(low.header, high.header)
         low_header, high_header = _in_space((low.header, high.header), shared)
         low, high = replace(low, header=low_header), replace(high, header=high_header)
@@ -107,6 +107,8 @@ def _with_headers(subject: Subject[Source], volumes: Mapping[Place, SourceVolume
         subject.align,
         subject.orientation,
         space,
+        checked.get("labels"),
+        subject.labels_as,
     )
 
 
@@ -151,7 +153,8 @@ def _one_by_one(
     except Exception as error:
         if len(subjects) == 1:
             (subject,) = subjects
-            return [Problem.of_fault(subject.cohort, subject.name, "high", str(subject.high), error)]
+            field, source = subject.main
+            return [Problem.of_fault(subject.cohort, subject.name, field, str(source), error)]
         return [problem for subject in subjects for problem in _one_by_one(find, checked, [subject], geometry)]
 
 
@@ -230,7 +233,10 @@ def _doubtful_sizes(
 def _doubtful_resolutions(
     checked: list[VolumeCheck], subjects: Sequence[Subject], geometry: GeometryConfig
 ) -> Iterator[Problem]:
-    """Find volumes much finer than their grid, high fields much coarser than it, and low fields at high resolution."""
+    """Find volumes much finer than their grid, high fields much coarser than it, and low fields at high resolution.
+
+    The head that is rendered from a label map is as fine as its grid, however coarse the map is.
+    """
     grids: dict[Field, tuple[Triple, SpacingMm]] = {
         "low": (geometry.low_shape, geometry.low_spacing_mm),
         "high": (geometry.high_shape, geometry.high_spacing_mm),
@@ -239,7 +245,7 @@ def _doubtful_resolutions(
     for subject in subjects:
         for field, _ in subject.volumes:
             volume = checked_at[subject.cohort, subject.name, field]
-            if (extent := volume.extent) is None:
+            if field not in grids or (extent := volume.extent) is None:
                 continue
             spacing_mm, grid_mm = extent.spacing_mm, sample_distance(extent, subject.fit, *grids[field])
             found = None if geometry.average else sampling_doubt(f"the {field} field", spacing_mm, grid_mm)
@@ -261,7 +267,10 @@ def _copies(checked: list[VolumeCheck]) -> Iterator[Problem]:
             # A copy of another subject is more serious than a copy of the subject's own other field.
             other = min(others, key=lambda other: _place(other)[:2] == _place(volume)[:2])
             owner = "the same subject" if _place(other)[:2] == _place(volume)[:2] else "another subject"
-            message = f"this scan has the same content as the {other.field} field of {owner}. Leave one of them out."
+            message = (
+                f"this {noun_of(volume.field)} has the same content as the {FIELD_NAMES[other.field]} of {owner}. "
+                "Leave one of them out."
+            )
             file = f"{volume.source.paths[0]}{TWIN}{other.source.paths[0]} ({other.cohort} {other.subject})"
             yield _problem(volume, "same", file, message)
 

@@ -118,7 +118,7 @@ def public_cohort(tree: dict[str, Any], pseudonyms: Pseudonyms | None) -> dict[s
             file's folder are removed from the patterns.
     """
     public = dict(tree)
-    for name in ("low", "high"):
+    for name in ("low", "high", "labels"):
         if pattern := tree[name]:
             public[name] = pseudonyms.seal(pattern) if pseudonyms else _without_folders(pattern)
     if pseudonyms:

@@ -12,7 +12,8 @@ from upfield.common.files import write_json
 from upfield.common.tables import terminal_width, text_table
 from upfield.sharding.shardset.namesakes import Member
 
-Field = Literal["low", "high"]
+Field = Literal["low", "high", "labels"]
+FIELD_NAMES: dict[Field, str] = {"low": "low field", "high": "high field", "labels": "label map"}
 TWIN = " = "
 # Checks that a correct scan may fail: the failure is reported, and the subject is used.
 DOUBTS = ("place", "resolution", "person", "slice", "labels", "head", "times", "values", "space", "air")
@@ -30,7 +31,7 @@ class Problem:
     subject: str
     """Subject id, as it appears in the file names."""
     field: Field
-    """Which of its two volumes has the problem."""
+    """Which of its volumes has the problem."""
     check: str
     """The check that failed: `unpaired`, `name`, `slices` (missing, duplicate or from another scan), `header`,
     `affine`, `spacing`, `side`, `steps` (distances between slices), `place` (which part of the head is shown, or where
@@ -60,6 +61,11 @@ class Problem:
     def is_doubt(self) -> bool:
         """Whether the problem is only a doubt, which does not exclude the subject."""
         return self.check in DOUBTS
+
+
+def noun_of(field: Field) -> str:
+    """Return the word for a volume of a field: `label map` or `scan`."""
+    return "label map" if field == "labels" else "scan"
 
 
 def report(problems: Sequence[Problem], width: int | None = None, noun: str = "problems") -> str:

@@ -10,11 +10,11 @@ from upfield.imaging.compressed_files import DAMAGED
 from upfield.imaging.header import files_of, unreadable
 from upfield.sharding.cohorts.duplicates import fingerprint
 from upfield.sharding.cohorts.privacy import Pseudonyms
-from upfield.sharding.cohorts.problems import Field, Problem
+from upfield.sharding.cohorts.problems import Field, Problem, noun_of
 from upfield.sharding.cohorts.subjects import SourceVolume, Subject, processes_for
 from upfield.sharding.shardset.manifest import Manifest
 
-FIELDS: tuple[Field, ...] = ("high", "low")
+FIELDS: tuple[Field, ...] = ("high", "low", "labels")
 SECRET = (*FIELDS, *(f"{field}_voxels" for field in FIELDS))
 
 
@@ -76,7 +76,7 @@ def find_held_scans(
         tree = seal_fingerprints(described, pseudonyms)
         for field, source in subject.volumes:
             if twin := held.get(tree[field]):
-                message = "the set already holds a scan with the same content. Leave this one out."
+                message = f"the set already holds a {noun_of(field)} with the same content. Leave this one out."
                 files = f"{source.paths[0]} = {twin['cohort']} {twin['subject']}, in the set"
                 problems.append(Problem(subject.cohort, subject.name, field, "same", files, message))
     return problems

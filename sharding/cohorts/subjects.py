@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -70,8 +70,8 @@ class Subject(Generic[S_co]):
     """Its name, as it appears in the file names."""
     split: Split
     """The split that all its samples belong to."""
-    high: S_co
-    """High-field files."""
+    high: S_co | None
+    """High-field files; None if both fields are rendered from a label map."""
     low: S_co | None
     """Low-field files; None if all pairs are synthetic."""
     fit: Literal["resize", "crop_pad"]
@@ -84,13 +84,32 @@ class Subject(Generic[S_co]):
     """Axis codes, for example `RAS`, for files that do not state their orientation."""
     space: str | None = None
     """Name of the space in which its two volumes are brought together; None if positions do not matter."""
+    labels: S_co | None = None
+    """Label map that both fields are rendered from; None if there is a high-field scan."""
+    labels_as: Mapping[int, int | str] = field(default_factory=dict)
+    """Meaning of numbers in the label map that are not known, as in `CohortConfig.labels_as`."""
+    contrast: str | None = None
+    """Contrast of its scans, or of the heads rendered from its label map; None as long as it is not known."""
 
     @property
     def volumes(self) -> Iterator[tuple[Field, S_co]]:
         """Each volume of the subject, with its field."""
-        yield "high", self.high
+        if self.high is not None:
+            yield "high", self.high
         if self.low is not None:
             yield "low", self.low
+        if self.labels is not None:
+            yield "labels", self.labels
+
+    @property
+    def main(self) -> tuple[Field, S_co]:
+        """The volume that every subject has, with its field: the high-field scan or the label map."""
+        return next(self.volumes)
+
+    @property
+    def main_source(self) -> S_co:
+        """The files of the high-field scan or the label map."""
+        return self.main[1]
 
     @property
     def key_part(self) -> str:
@@ -131,7 +150,10 @@ def find_subjects(cohort: CohortConfig, root: Path, pseudonyms: Pseudonyms | Non
     Raises:
         InputError: a pattern matches no file, or the split names unknown subjects or asks for too many.
     """
-    high, problems = match(cohort.high, root, cohort.name, "high")
+    main_field: Field = "high" if cohort.labels is None else "labels"
+    pattern = cohort.high if cohort.labels is None else cohort.labels
+    assert pattern is not None, "CohortConfig requires one of the two patterns"
+    high, problems = match(pattern, root, cohort.name, main_field)
     low: dict[str, Source] = {}
     if cohort.low is not None:
         low, more = match(cohort.low, root, cohort.name, "low")
@@ -139,7 +161,7 @@ def find_subjects(cohort: CohortConfig, root: Path, pseudonyms: Pseudonyms | Non
         problems += _differing_fields(cohort, low, high, {problem.subject for problem in problems})
     names = sorted(low.keys() | high.keys())
     ids = {name: pseudonyms.of(cohort.name, name) if pseudonyms else name for name in names}
-    problems += _unusable_names(cohort, ids, high)
+    problems += _unusable_names(cohort, ids, high, main_field)
     # Subjects with problems are included, so that fixing one or leaving it out does not change the splits of others.
     splits = assign_splits(cohort, ids)
     for name, source in high.items():
@@ -152,14 +174,27 @@ def find_subjects(cohort: CohortConfig, root: Path, pseudonyms: Pseudonyms | Non
 
 
 def _subject(
-    cohort: CohortConfig, name: str, identifier: str, split: Split, high: Source, low: Source | None
+    cohort: CohortConfig, name: str, identifier: str, split: Split, main: Source, low: Source | None
 ) -> Subject:
     units: list[Unit] = [Unit(cohort.name, identifier, "real", 0)] if low else []
     # If the cohort has real pairs, validation and test use only those.
     if split == "train" or not low:
         units += [Unit(cohort.name, identifier, "synthetic", variant) for variant in range(cohort.synthetic)]
-    fit = cohort.fit or ("resize" if high.stacked else "crop_pad")
-    return Subject(cohort.name, identifier, name, split, high, low, fit, tuple(units), cohort.align, cohort.orientation)
+    is_map = cohort.labels is not None
+    return Subject(
+        cohort.name,
+        identifier,
+        name,
+        split,
+        high=None if is_map else main,
+        low=low,
+        fit=cohort.fit or ("resize" if main.stacked else "crop_pad"),
+        units=tuple(units),
+        align=cohort.align,
+        orientation=cohort.orientation,
+        labels=main if is_map else None,
+        labels_as=cohort.labels_as,
+    )
 
 
 def match(pattern: str, root: Path, cohort: str, field: Field) -> tuple[dict[str, Source], list[Problem]]:
@@ -169,7 +204,7 @@ def match(pattern: str, root: Path, cohort: str, field: Field) -> tuple[dict[str
         pattern: path with `{subject}`, perhaps `{slice}`, free `{fields}`, and the wildcards `*`, `?` and `**`.
         root: folder that a relative pattern starts from.
         cohort: name of the cohort.
-        field: low or high.
+        field: low, high or labels.
 
     Returns:
         The source of each subject, with slices in the order of their numbers, and the problems that file names show:
@@ -286,14 +321,16 @@ def _plain(value: str) -> str:
     return re.sub(r"(?<!\d)0+(?=\d)", "", value).casefold()
 
 
-def _unusable_names(cohort: CohortConfig, ids: dict[str, str], high: dict[str, Source]) -> list[Problem]:
+def _unusable_names(
+    cohort: CohortConfig, ids: dict[str, str], sources: dict[str, Source], field: Field
+) -> list[Problem]:
     taken: set[str] = set()
     problems: list[Problem] = []
     for name, identifier in ids.items():
         part = key_part(identifier)
         if any("\ud800" <= character <= "\udfff" for character in name):
             message = "the file names are not UTF-8. Rename the files."
-            problems.append(Problem(cohort.name, name, "high", "name", str(high.get(name, name)), message))
+            problems.append(Problem(cohort.name, name, field, "name", str(sources.get(name, name)), message))
         if len(part) > MAX_ID_LENGTH or part in taken:
             fault = (
                 f"the id has more than {MAX_ID_LENGTH} characters"
@@ -301,7 +338,7 @@ def _unusable_names(cohort: CohortConfig, ids: dict[str, str], high: dict[str, S
                 else "two ids differ only in characters other than letters, digits, '-' and '_'"
             )
             message = f"{fault}. Rename the files."
-            problems.append(Problem(cohort.name, name, "high", "name", str(high.get(name, name)), message))
+            problems.append(Problem(cohort.name, name, field, "name", str(sources.get(name, name)), message))
         taken.add(part)
     return problems
 

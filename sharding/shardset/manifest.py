@@ -60,6 +60,11 @@ class Manifest:
         channels, height, width = self.tree["sample"][member]["shape"]
         return channels, height, width
 
+    @property
+    def labelled_cohorts(self) -> frozenset[str]:
+        """Names of the cohorts whose samples carry labels."""
+        return frozenset(name for name, cohort in self.cohorts.items() if cohort.get("keep_labels"))
+
     def shards(self, split: str) -> list[ShardEntry]:
         """Return the shards of a split."""
         return [ShardEntry(**entry) for entry in self.tree["splits"][split]["shards"]]

@@ -16,6 +16,8 @@ from upfield.common.errors import ShardSetError
 INDEX_VERSION = "v1.2"
 SUFFIXES = (".tar", ".idx")
 MEMBERS = ("low.npy", "high.npy", "json")
+# The last member of samples that carry labels. Other samples do not have it.
+LABELS = "labels.npy"
 REMEDY = "Copy or build the set again."
 
 
@@ -40,9 +42,9 @@ class ShardIndex:
     keys: NDArray[np.bytes_]
     """Sample keys."""
     offsets: NDArray[np.int64]
-    """`(samples, 3)`: position of the first byte of the low, high and json member."""
+    """`(samples, 4)`: position of the first byte of the low, high, json and labels member."""
     sizes: NDArray[np.int64]
-    """`(samples, 3)`: sizes of these members in bytes."""
+    """`(samples, 4)`: sizes of these members in bytes. The size and the position of missing labels are 0."""
 
 
 def read_index(path: Path) -> ShardIndex:
@@ -77,14 +79,16 @@ def parse_index(data: bytes, where: str) -> ShardIndex:
             f"{where}: expected '{INDEX_VERSION} {len(lines)}' as the first line, found {head!r}. {REMEDY}"
         )
     words = [line.split(" ") for line in lines]
-    if any(len(row) != 12 or tuple(row[0::4]) != MEMBERS for row in words):
+    if any(tuple(row[0::4]) not in (MEMBERS, (*MEMBERS, LABELS)) or len(row) % 4 for row in words):
         raise ShardSetError(f"{where}: some lines do not list the members {', '.join(MEMBERS)}. {REMEDY}")
     try:
-        table = np.array([[row[i] for i in (1, 5, 9, 2, 6, 10)] for row in words], dtype=np.int64).reshape(-1, 6)
+        absent = ["", "0", "0", ""]
+        rows = [row + absent if len(row) == 12 else row for row in words]
+        table = np.array([[*row[1::4], *row[2::4]] for row in rows], dtype=np.int64).reshape(-1, 8)
     except (ValueError, OverflowError) as error:
         raise ShardSetError(f"{where}: some offsets or sizes are not whole numbers: {error}. {REMEDY}") from error
     keys = np.array([row[3].removesuffix(f".{MEMBERS[0]}") for row in words], dtype=np.bytes_)
-    return ShardIndex(keys, table[:, :3], table[:, 3:])
+    return ShardIndex(keys, table[:, :4], table[:, 4:])
 
 
 def parse_fitting_index(data: bytes, where: str, entry: ShardEntry) -> ShardIndex:
@@ -103,6 +107,16 @@ def parse_fitting_index(data: bytes, where: str, entry: ShardEntry) -> ShardInde
     return index
 
 
+def tar_room(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the bytes `(samples, 4)` that the members of `ShardIndex.sizes` take in a tar.
+
+    Each member takes one block for its header, then its data, padded to whole blocks. Missing labels take nothing.
+    """
+    room = BLOCKSIZE - (-sizes // BLOCKSIZE) * BLOCKSIZE
+    room[:, 3] *= sizes[:, 3] > 0
+    return room
+
+
 def refuse_unfitting(index: ShardIndex, where: str, entry: ShardEntry) -> None:
     """Check that the members of a shard follow one another through the whole tar.
 
@@ -118,9 +132,8 @@ def refuse_unfitting(index: ShardIndex, where: str, entry: ShardEntry) -> None:
         raise ShardSetError(
             f"{where}: expected {entry.samples} samples as in the manifest, found {len(index.keys)}. {REMEDY}"
         )
-    sizes, offsets = index.sizes.ravel(), index.offsets.ravel()
-    # Each member takes one block for its header, then its data, padded to whole blocks.
-    room = BLOCKSIZE - (-sizes // BLOCKSIZE) * BLOCKSIZE
-    expected = np.cumsum(room) - room + BLOCKSIZE
+    room, offsets = tar_room(index.sizes).ravel(), index.offsets.ravel()
+    # Missing labels take no room and have no position.
+    expected = np.where(room > 0, np.cumsum(room) - room + BLOCKSIZE, 0)
     if (offsets != expected).any() or room.sum() > entry.bytes:
         raise ShardSetError(f"{where}: the index does not fit its tar of {entry.bytes} bytes. {REMEDY}")

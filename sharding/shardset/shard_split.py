@@ -68,12 +68,17 @@ class ShardSplit:
 
     def _refuse_other_sizes(self) -> None:
         """Compare the members' sizes with the shapes in the manifest, before anything is read by offset."""
-        members = (("low", self.low_shape), ("high", self.high_shape))
-        for (member, shape), num_bytes in zip(members, self.index.member_bytes, strict=True):
+        members = [
+            ("low", self.low_shape, "float16", self.index.member_bytes[0]),
+            ("high", self.high_shape, "float16", self.index.member_bytes[1]),
+        ]
+        if self.index.labelled:
+            members.append(("labels", self.high_shape, "int16", self.index.labels_bytes))
+        for member, shape, dtype, num_bytes in members:
             header = num_bytes - 2 * int(np.prod(shape))
             if self.num_samples and (header <= 0 or header % 64):
                 raise ShardSetError(
-                    f"{self.root}: expected {member} members of shape {shape} float16 as in the manifest, found one of "
+                    f"{self.root}: expected {member} members of shape {shape} {dtype} as in the manifest, found one of "
                     f"{num_bytes} bytes. Run upfield verify."
                 )
 
@@ -119,6 +124,22 @@ class ShardSplit:
         offset = int(self.index.starts(number)[0]) + self.index.json_offset
         self._reader.read([Piece(sample, int(self._shards_of(number)[0]), offset, (buffer.data,))])
         return json.loads(buffer.tobytes())
+
+    def read_labels(self, sample: int) -> NDArray[np.int16] | None:
+        """Read the labels `(1, Y, Z)` of a sample; None if it carries none.
+
+        Raises:
+            ShardSetError: a shard is missing or shorter than its index says.
+        """
+        if not self.index.has_labels(sample):
+            return None
+        labels = np.empty(self.high_shape, dtype=np.int16)
+        number = np.array([sample])
+        # The array is at the end of its member, after the npy header.
+        start = self.index.labels_offset(sample) + self.index.labels_bytes - labels.nbytes
+        offset = int(self.index.starts(number)[0]) + start
+        self._reader.read([Piece(sample, int(self._shards_of(number)[0]), offset, (labels.data,))])
+        return labels
 
     def read_into(
         self, samples: Sequence[int] | NDArray[np.int64], low: NDArray[np.float16], high: NDArray[np.float16]

@@ -23,11 +23,13 @@ from numpy.typing import NDArray
 from upfield.common.files import atomic_path, hash_file, write_text
 from upfield.sharding.shardset.shard_index import (
     INDEX_VERSION,
+    LABELS,
     MEMBERS,
     ShardEntry,
     ShardIndex,
     read_index,
     refuse_unfitting,
+    tar_room,
 )
 
 if TYPE_CHECKING:
@@ -48,6 +50,8 @@ class Sample:
     """`(1, Y, Z)` in [0, 1]."""
     record: dict[str, Any]
     """Cohort, subject, kind, variant, slice, parameters."""
+    labels: NDArray[np.int16] | None = None
+    """`(1, Y, Z)`, numbers of the structures; None if the sample carries no labels."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ def read_checksums(tar: Path, index: ShardIndex) -> NDArray[np.uint32]:
         tar: path of the tar.
         index: index of the shard, which fits the tar.
     """
-    room = BLOCKSIZE - (-index.sizes // BLOCKSIZE) * BLOCKSIZE
+    room = tar_room(index.sizes)
     with tar.open("rb") as file:
         checksums = [zlib.crc32(file.read(num_bytes)) for num_bytes in room.sum(axis=1).tolist()]
     return np.array(checksums, dtype=np.uint32)
@@ -154,7 +158,10 @@ def _write_sample(tar: "TarWriter", sample: Sample) -> str:
     """Write a sample's members and return its line of the index."""
     record = json.dumps(sample.record, sort_keys=True, separators=(",", ":")).encode()
     words: list[str] = []
-    for suffix, payload in zip(MEMBERS, (_npy(sample.low), _npy(sample.high), record), strict=True):
+    members: dict[str, bytes] = dict(zip(MEMBERS, (_npy(sample.low), _npy(sample.high), record), strict=True))
+    if sample.labels is not None:
+        members[LABELS] = _npy(sample.labels)
+    for suffix, payload in members.items():
         name = f"{sample.key}.{suffix}"
         assert len(name) <= NAME_BYTES, name
         words += [suffix, str(tar.tarstream.offset + BLOCKSIZE), str(len(payload)), name]

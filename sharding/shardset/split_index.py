@@ -7,9 +7,11 @@ its last member. All numbers in the file are unsigned and little-endian:
     first line       `upfield-index VERSION BYTES`; BYTES is the position of the first array, a multiple of 64
     JSON object      padded with spaces up to the first array:
                          split        `train`, `val` or `test`
-                         members      sizes in bytes of each sample's low.npy and high.npy
+                         members      sizes in bytes of each sample's low.npy and high.npy, and of labels.npy if some
+                                      samples have it
                          shards       number of samples of each shard, in the manifest's order
                          units        [cohort, subject, kind, variant] as in the samples' keys
+                         labelled     places in `units` of the units whose samples have labels.npy; only in version 2
     four arrays      one number per sample, in stored order; each array is padded with zeros to a multiple of 64 bytes:
                          unit         32 bits, place in `units`
                          crc32        32 bits, CRC-32 of the sample's stretch
@@ -39,9 +41,9 @@ from numpy.typing import NDArray
 
 from upfield.common.errors import ShardSetError
 from upfield.sharding.shardset.sample_key import SPLITS, SampleKey
-from upfield.sharding.shardset.shard_index import MEMBERS, REMEDY, ShardEntry, ShardIndex
+from upfield.sharding.shardset.shard_index import LABELS, MEMBERS, REMEDY, ShardEntry, ShardIndex
 
-FORMAT, VERSION = "upfield-index", 1
+FORMAT, VERSION, LABELLED_VERSION = "upfield-index", 1, 2
 SUFFIX = ".index"
 INDEX_NAME = re.compile(rf"({'|'.join(SPLITS)})-[0-9a-f]{{12}}\{SUFFIX}")
 ALIGNMENT = 64
@@ -82,6 +84,17 @@ class SplitIndex:
     """`(samples,)`, size of the json member."""
     checksums: NDArray[np.uint32] | None
     """`(samples,)`, CRC-32 of each sample's stretch; None if they are not known."""
+    labels_bytes: int = 0
+    """Size of the labels member of the samples that have one; 0 if none has."""
+    labelled: frozenset[int] = frozenset()
+    """Places in `units` of the units whose samples have a labels member, which is the last one."""
+
+    @cached_property
+    def _label_blocks(self) -> NDArray[np.uint32]:
+        """`(units,)`, blocks of the labels member of each unit's samples."""
+        blocks = np.zeros(len(self.units), dtype=np.uint32)
+        blocks[sorted(self.labelled)] = 1 + _padded(self.labels_bytes) // BLOCKSIZE
+        return blocks
 
     @property
     def num_samples(self) -> int:
@@ -115,7 +128,16 @@ class SplitIndex:
     def num_blocks(self, samples: Any) -> NDArray[np.uint32]:
         """Return the number of blocks of some samples' stretches, `(N,)`; `samples` is an index of N of them."""
         json_blocks = (self.json_bytes[samples].astype(np.uint32) + (BLOCKSIZE - 1)) // BLOCKSIZE
-        return json_blocks + np.uint32(self.json_offset // BLOCKSIZE)
+        blocks = json_blocks + np.uint32(self.json_offset // BLOCKSIZE)
+        return blocks + self._label_blocks[self.unit_numbers[samples]] if self.labelled else blocks
+
+    def has_labels(self, sample: int) -> bool:
+        """Return whether a sample has a labels member."""
+        return int(self.unit_numbers[sample]) in self.labelled
+
+    def labels_offset(self, sample: int) -> int:
+        """Return the position of the labels member's data in the stretch of a sample that has one."""
+        return self.json_offset + _padded(int(self.json_bytes[sample])) + BLOCKSIZE
 
     def key(self, sample: int) -> SampleKey:
         """Return the key of a sample."""
@@ -134,9 +156,13 @@ class SplitIndex:
         """Return the index of one shard."""
         samples = np.arange(self.shard_starts[number], self.shard_starts[number + 1])
         keys = np.array([str(self.key(sample)) for sample in samples.tolist()], dtype=np.bytes_)
-        offsets = self.starts(samples)[:, None] + np.array([BLOCKSIZE, self.high_offset, self.json_offset])
-        sizes = np.empty((len(samples), len(MEMBERS)), dtype=np.int64)
+        starts = self.starts(samples)
+        offsets, sizes = (np.zeros((len(samples), len(MEMBERS) + 1), dtype=np.int64) for _ in range(2))
+        offsets[:, :3] = starts[:, None] + np.array([BLOCKSIZE, self.high_offset, self.json_offset])
         sizes[:, :2], sizes[:, 2] = self.member_bytes, self.json_bytes[samples]
+        for row, sample in enumerate(samples.tolist() if self.labelled else ()):
+            if self.has_labels(sample):
+                offsets[row, 3], sizes[row, 3] = starts[row] + self.labels_offset(sample), self.labels_bytes
         return ShardIndex(keys, offsets, sizes)
 
     def shard_bytes(self) -> NDArray[np.int64]:
@@ -158,12 +184,13 @@ def index_shards(indices: Sequence[ShardIndex], checksums: NDArray[np.uint32] | 
     Raises:
         ShardSetError: the samples are not those that `upfield shard` writes.
     """
-    sizes = np.concatenate([np.empty((0, 3), dtype=np.int64), *(index.sizes for index in indices)])
-    for member, name in enumerate(MEMBERS[:2]):
-        if (differ := sizes[:, member] != sizes[:1, member]).any():
+    sizes = np.concatenate([np.empty((0, 4), dtype=np.int64), *(index.sizes for index in indices)])
+    carrying = sizes[:, 3] > 0
+    for name, column in zip((*MEMBERS[:2], LABELS), (sizes[:, 0], sizes[:, 1], sizes[carrying, 3]), strict=True):
+        if (differ := column != column[:1]).any():
             raise ShardSetError(
-                f"{where}: expected {name} members of {sizes[0, member]} bytes, as in the first sample, found one of "
-                f"{sizes[differ.argmax(), member]} bytes. Run upfield verify."
+                f"{where}: expected {name} members of {column[0]} bytes, as in the first sample, found one of "
+                f"{column[differ.argmax()]} bytes. Run upfield verify."
             )
     if (sizes[:, 2] > np.iinfo(np.uint16).max).any():
         raise ShardSetError(f"{where}: a json member has {sizes[:, 2].max()} bytes, more than 65535. {REMEDY}")
@@ -175,7 +202,21 @@ def index_shards(indices: Sequence[ShardIndex], checksums: NDArray[np.uint32] | 
     low_bytes, high_bytes = sizes[0, :2].tolist() if len(sizes) else (0, 0)
     shard_sizes = np.array([len(index.keys) for index in indices], dtype=np.int64)
     json_bytes = sizes[:, 2].astype(np.uint16)
-    return SplitIndex((low_bytes, high_bytes), shard_sizes, list(units), numbers, slices, json_bytes, checksums)
+    labelled = frozenset(numbers[carrying].tolist())
+    if labelled & set(numbers[~carrying].tolist()):
+        raise ShardSetError(f"{where}: only some samples of a subject have {LABELS} members. Run upfield verify.")
+    labels_bytes = int(sizes[:, 3].max(initial=0))
+    return SplitIndex(
+        (low_bytes, high_bytes),
+        shard_sizes,
+        list(units),
+        numbers,
+        slices,
+        json_bytes,
+        checksums,
+        labels_bytes,
+        labelled,
+    )
 
 
 def _units(indices: Sequence[ShardIndex], where: str) -> Iterator[tuple[UnitKey, int]]:
@@ -211,21 +252,26 @@ def join_indices(first: SplitIndex, second: SplitIndex) -> SplitIndex:
         np.concatenate([first.slices, second.slices]),
         np.concatenate([first.json_bytes, second.json_bytes]),
         checksums,
+        first.labels_bytes or second.labels_bytes,
+        first.labelled | {int(moved[place]) for place in second.labelled},
     )
 
 
 def encode_index(index: SplitIndex, split: str) -> bytes:
     """Return the bytes of the index file of a split, all of whose checksums are known."""
     assert index.checksums is not None
-    tree = {
+    tree: dict[str, Any] = {
         "split": split,
         "members": dict(zip(MEMBERS, index.member_bytes, strict=False)),
         "shards": index.shard_sizes.tolist(),
         "units": index.units,
     }
+    if index.labelled:
+        tree["members"] |= {LABELS: index.labels_bytes}
+        tree["labelled"] = sorted(index.labelled)
     text = json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()
     first_array = _aligned(FIRST_LINE_BYTES + len(text) + 1)
-    line = f"{FORMAT} {VERSION} {first_array}\n".encode()
+    line = f"{FORMAT} {LABELLED_VERSION if index.labelled else VERSION} {first_array}\n".encode()
     assert len(line) <= FIRST_LINE_BYTES
     parts = [line, text.ljust(first_array - len(line) - 1), b"\n"]
     for array, dtype in zip(_arrays(index), ARRAYS.values(), strict=True):
@@ -294,9 +340,10 @@ def parse_split_index(data: bytes | memoryview, where: str, split: str) -> Split
     words = line.decode("ascii", errors="replace").split(" ")
     if len(words) != 3 or words[0] != FORMAT or not (words[1] + words[2]).isdecimal():
         raise ShardSetError(f"{where}: this file is not the index of a split. {REMEDY}")
-    if int(words[1]) != VERSION:
+    if int(words[1]) not in (VERSION, LABELLED_VERSION):
         raise ShardSetError(
-            f"{where}: expected version {VERSION} of the index, found {words[1]}. Install a newer version of upfield."
+            f"{where}: expected version {LABELLED_VERSION} of the index, found {words[1]}. Install a newer version of "
+            "upfield."
         )
     try:
         position = int(words[2])
@@ -310,12 +357,16 @@ def parse_split_index(data: bytes | memoryview, where: str, split: str) -> Split
         units = [
             (str(cohort), str(subject), str(kind), int(variant)) for cohort, subject, kind, variant in tree["units"]
         ]
+        labels_bytes, labelled = int(tree["members"].get(LABELS, 0)), frozenset(map(int, tree.get("labelled", ())))
     except (ValueError, LookupError, TypeError) as error:
         raise ShardSetError(f"{where}: this index is damaged ({type(error).__name__}: {error}). {REMEDY}") from error
-    if found != split or position != len(data) or (arrays[0] >= len(units)).any():
+    known = all(0 <= place < len(units) for place in labelled)
+    if found != split or position != len(data) or (arrays[0] >= len(units)).any() or not known:
         raise ShardSetError(f"{where}: this index is damaged or that of another split, {found}. {REMEDY}")
     numbers, checksums, slices, json_bytes = arrays
-    return SplitIndex((low_bytes, high_bytes), shard_sizes, units, numbers, slices, json_bytes, checksums)
+    return SplitIndex(
+        (low_bytes, high_bytes), shard_sizes, units, numbers, slices, json_bytes, checksums, labels_bytes, labelled
+    )
 
 
 def refuse_other_shards(index: SplitIndex, entries: Sequence[ShardEntry], where: str) -> None:

@@ -46,9 +46,10 @@ def stretch_problems(index: SplitIndex, shard: int, samples: Sequence[ScannedSam
     first = int(index.shard_starts[shard])
     for number, sample in enumerate(samples[: int(index.shard_sizes[shard])], start=first):
         key, json_bytes = str(index.key(number)), int(index.json_bytes[number])
+        labels = [index.labels_bytes] if index.has_labels(number) else []
         if sample.key not in (None, key):
             yield f"sample {number}: expected {sample.key}, as in the tar, found {key}"
-        elif [size for _, _, size in sample.members] != [*index.member_bytes, json_bytes]:
+        elif [size for _, _, size in sample.members] != [*index.member_bytes, json_bytes, *labels]:
             sizes = ", ".join(str(size) for _, _, size in sample.members)
             yield f"sample {number} ({key}): expected members of {sizes} bytes, as in the tar, found other sizes"
         elif index.checksums is not None and sample.crc32 not in (None, crc32 := int(index.checksums[number])):

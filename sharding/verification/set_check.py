@@ -23,7 +23,7 @@ from upfield.sharding.shardset.shard_index import INDEX_VERSION, SUFFIXES, Shard
 from upfield.sharding.shardset.split_index import IndexEntry, SplitIndex
 from upfield.sharding.verification.index_check import parse_listed_index, stretch_problems
 from upfield.sharding.verification.set_sources import ScannedShard, SetSource, open_source, split_remedy
-from upfield.sharding.verification.shard_scan import ScannedSample
+from upfield.sharding.verification.shard_scan import SampleLayout, ScannedSample
 
 SHARD_NAME = {split: re.compile(rf"{split}/\d{{6}}") for split in SPLITS}
 # A line that is not of an index can be long.
@@ -161,13 +161,14 @@ class Verification:
     def _read(self, split: str, number: int, entry: ShardEntry) -> ReadShard:
         """Read a shard and its index. Called by several threads at once."""
         shapes = {member: self.manifest.sample_shape(member) for member in ("low", "high")}
+        layout = SampleLayout(shapes, self.manifest.labelled_cohorts)
         index, name = None, f"{entry.name}.idx"
         try:
             index, name = self.source.read(name), f"{entry.name}.tar"
             if self.quick:
                 described = self.indices[split].shard(number) if split in self.indices else None
-                return ReadShard(self.source.look_at(entry, shapes, index, described), index)
-            return ReadShard(self.source.scan(entry, shapes), index)
+                return ReadShard(self.source.look_at(entry, layout, index, described), index)
+            return ReadShard(self.source.scan(entry, layout), index)
         except (FetchError, InputError) as error:
             return ReadShard(None, index, error)
         except OSError as error:
@@ -218,6 +219,8 @@ def manifest_problems(manifest: Manifest) -> Iterator[str]:
         ("sample.high.shape", manifest.sample_shape("high"), (1, height, width)),
         ("sample dtypes", [tree["sample"][member]["dtype"] for member in ("low", "high")], ["float16", "float16"]),
     ]
+    labels = {"shape": [1, height, width], "dtype": "int16"} if manifest.labelled_cohorts else None
+    pairs.append(("sample.labels", tree["sample"].get("labels"), labels))
     for split, listed in entries.items():
         names = [entry.name for entry in listed]
         # Shard numbers have a gap where all subjects of a block were left out.

@@ -2,7 +2,7 @@
 
 import tarfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,17 +21,24 @@ from upfield.sharding.shardset.manifest import (
 )
 from upfield.sharding.shardset.remote.remote_files import RemoteFolder, describe_content
 from upfield.sharding.shardset.sample_key import SampleKey, key_part
-from upfield.sharding.shardset.shard_index import MEMBERS, REMEDY, SUFFIXES, ShardEntry, ShardIndex, parse_fitting_index
+from upfield.sharding.shardset.shard_index import (
+    LABELS,
+    MEMBERS,
+    REMEDY,
+    SUFFIXES,
+    ShardEntry,
+    ShardIndex,
+    parse_fitting_index,
+)
 from upfield.sharding.shardset.shard_list import is_shard_list
 from upfield.sharding.shardset.shard_set import local_folder, open_remote_folder
 from upfield.sharding.shardset.split_index import INDEX_NAME
-from upfield.sharding.verification.shard_scan import ScannedSample, scan_samples
+from upfield.sharding.verification.shard_scan import SampleLayout, ScannedSample, scan_samples
 from upfield.sharding.verification.shard_stream import BrokenStreamError, ShardStream
 
 CHUNK_BYTES = 1 << 20
 # Web servers have no common way to list a folder.
 UNLISTED = ("http", "https")
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -76,18 +83,18 @@ class SetSource(Protocol):
         """Read a small file. Return None if it is missing."""
         ...
 
-    def scan(self, entry: ShardEntry, shapes: Shapes) -> ScannedShard | None:
+    def scan(self, entry: ShardEntry, layout: SampleLayout) -> ScannedShard | None:
         """Read a whole shard once, hash it, and check its samples. Return None if it is missing."""
         ...
 
     def look_at(
-        self, entry: ShardEntry, shapes: Shapes, index: bytes | None, described: ShardIndex | None
+        self, entry: ShardEntry, layout: SampleLayout, index: bytes | None, described: ShardIndex | None
     ) -> ScannedShard | None:
         """Check what can be checked of a shard without reading its voxels. Return None if it is missing.
 
         Args:
             entry: the shard.
-            shapes: shape of the arrays `low` and `high` in the manifest.
+            layout: the members that each sample must have.
             index: content of the shard's `.idx` file; None if it is missing.
             described: what the index of the split says of the shard; None if the set has no such index.
         """
@@ -144,16 +151,16 @@ class FolderSource:
         path = self._root / name
         return path.read_bytes() if path.is_file() else None
 
-    def scan(self, entry: ShardEntry, shapes: Shapes) -> ScannedShard | None:
+    def scan(self, entry: ShardEntry, layout: SampleLayout) -> ScannedShard | None:
         """Read a whole shard once, hash it, and check its samples. Return None if it is missing."""
         path = self._root / f"{entry.name}.tar"
         if not path.is_file():
             return None
         with path.open("rb", buffering=0) as file:
-            return scan_stream(iter(lambda: file.read(CHUNK_BYTES), b""), shapes)
+            return scan_stream(iter(lambda: file.read(CHUNK_BYTES), b""), layout)
 
     def look_at(
-        self, entry: ShardEntry, shapes: Shapes, index: bytes | None, described: ShardIndex | None
+        self, entry: ShardEntry, layout: SampleLayout, index: bytes | None, described: ShardIndex | None
     ) -> ScannedShard | None:
         """Read a shard's size, names, npy headers and records. Return None if it is missing."""
         path = self._root / f"{entry.name}.tar"
@@ -162,7 +169,7 @@ class FolderSource:
         size = path.stat().st_size
         try:
             with path.open("rb") as file:
-                return ScannedShard(size, None, scan_samples(file, shapes, quick=True))
+                return ScannedShard(size, None, scan_samples(file, layout, quick=True))
         except (tarfile.TarError, OSError) as error:
             return ScannedShard(size, problem=_incomplete(error))
 
@@ -232,7 +239,7 @@ class AddressSource:
 
         return self._folder.try_again(name, "the file", attempt, self._stopped)
 
-    def scan(self, entry: ShardEntry, shapes: Shapes) -> ScannedShard | None:
+    def scan(self, entry: ShardEntry, layout: SampleLayout) -> ScannedShard | None:
         """Download a shard, and hash it and check its samples as its bytes pass. Return None if it is missing.
 
         A shard with the wrong content is downloaded again. If the same content arrives twice, the store holds it.
@@ -246,7 +253,7 @@ class AddressSource:
         def attempt() -> ScannedShard | None:
             nonlocal before
             try:
-                scanned = scan_stream(self._folder.store.stream(name, self._stopped), shapes)
+                scanned = scan_stream(self._folder.store.stream(name, self._stopped), layout)
             except BrokenStreamError as error:
                 if isinstance(error.__cause__, FileNotFoundError):
                     return None
@@ -259,7 +266,7 @@ class AddressSource:
         return self._folder.try_again(name, describe_content(entry), attempt, self._stopped)
 
     def look_at(
-        self, entry: ShardEntry, shapes: Shapes, index: bytes | None, described: ShardIndex | None
+        self, entry: ShardEntry, layout: SampleLayout, index: bytes | None, described: ShardIndex | None
     ) -> ScannedShard | None:
         """Check a shard by the indices and, if the store lists files, by its size. Return None if it is missing."""
         size = entry.bytes if self._sizes is None else self._sizes.get(f"{entry.name}.tar")
@@ -272,9 +279,11 @@ class AddressSource:
         except ShardSetError as error:
             reason = f"its index cannot be used: {split_remedy(error)[0]}"
             return ScannedShard(size, problem=reason if index else "it has no index")
+        suffixes = (*MEMBERS, LABELS)
         places = zip(parsed.offsets.tolist(), parsed.sizes.tolist(), strict=True)
         members = [
-            tuple((f"{key}.{suffix}", *place) for suffix, *place in zip(MEMBERS, *two, strict=True))
+            # Missing labels have the size 0.
+            tuple((f"{key}.{suffix}", *place) for suffix, *place in zip(suffixes, *two, strict=True) if place[1])
             for key, two in zip(keys, places, strict=True)
         ]
         samples = [
@@ -288,12 +297,12 @@ class AddressSource:
         self._stopped.set()
 
 
-def scan_stream(chunks: Iterator[bytes], shapes: Shapes) -> ScannedShard:
+def scan_stream(chunks: Iterator[bytes], layout: SampleLayout) -> ScannedShard:
     """Hash a shard and check its samples, in one pass over its bytes.
 
     Args:
         chunks: consecutive parts of the shard, of any size.
-        shapes: shape of the arrays `low` and `high` in the manifest.
+        layout: the members that each sample must have.
 
     Raises:
         BrokenStreamError: the source of the chunks failed.
@@ -301,7 +310,7 @@ def scan_stream(chunks: Iterator[bytes], shapes: Shapes) -> ScannedShard:
     stream = ShardStream(chunks)
     samples, problem = list[ScannedSample](), ""
     try:
-        samples = scan_samples(stream, shapes, quick=False)
+        samples = scan_samples(stream, layout, quick=False)
     except tarfile.TarError as error:
         problem = _incomplete(error)
     return ScannedShard(*stream.finish(), samples, problem)

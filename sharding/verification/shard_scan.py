@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from upfield.sharding.shardset.sample_key import Unit
-from upfield.sharding.shardset.shard_index import MEMBERS
+from upfield.sharding.shardset.shard_index import LABELS, MEMBERS
 from upfield.sharding.verification.shard_stream import ShardStream
 
 # From +0 upwards, the bit patterns of float16 ascend with the value. One comparison of bits therefore finds all values
@@ -39,6 +39,26 @@ class ForwardFile(Protocol):
 
 
 @dataclass(frozen=True)
+class SampleLayout:
+    """The members that each sample of a set must have."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    """Shape of the arrays `low` and `high` in the manifest. Labels have that of `high`."""
+    labelled: frozenset[str] = frozenset()
+    """Cohorts whose samples carry labels."""
+
+    def members(self, key: str) -> tuple[str, ...]:
+        """Return the suffixes of the members of a sample, in order."""
+        return (*MEMBERS, LABELS) if key.partition("-")[0] in self.labelled else MEMBERS
+
+    def array(self, suffix: str) -> tuple[tuple[int, ...], type[np.generic]]:
+        """Return the shape and type of the array in a member."""
+        if suffix == LABELS:
+            return self.shapes["high"], np.int16
+        return self.shapes[suffix.removesuffix(".npy")], np.float16
+
+
+@dataclass(frozen=True)
 class ScannedSample:
     """One sample of a shard, as the tar holds it."""
 
@@ -59,12 +79,12 @@ class ScannedSample:
         return self.members[0][0]
 
 
-def scan_samples(file: ForwardFile, shapes: Mapping[str, tuple[int, ...]], quick: bool) -> list[ScannedSample]:
-    """Read a tar member by member, and check the sample that each three members form.
+def scan_samples(file: ForwardFile, layout: SampleLayout, quick: bool) -> list[ScannedSample]:
+    """Read a tar member by member, and check the sample that each few members form.
 
     Args:
         file: the tar; only later positions are sought.
-        shapes: shape of the arrays `low` and `high` in the manifest.
+        layout: the members that each sample must have.
         quick: skip the voxel values.
 
     Raises:
@@ -74,7 +94,7 @@ def scan_samples(file: ForwardFile, shapes: Mapping[str, tuple[int, ...]], quick
     with tarfile.open(fileobj=cast(Any, file), mode="r:") as tar:
         members = iter(tar)
         while (low := next(members, None)) is not None:
-            samples.append(_scan_sample(file, low, members, shapes, quick))
+            samples.append(_scan_sample(file, low, members, layout, quick))
     return samples
 
 
@@ -82,7 +102,7 @@ def _scan_sample(
     file: ForwardFile,
     first: tarfile.TarInfo,
     following: Iterator[tarfile.TarInfo],
-    shapes: Mapping[str, tuple[int, ...]],
+    layout: SampleLayout,
     quick: bool,
 ) -> ScannedSample:
     """Check the members of one sample, each before the tar moves on to the next one."""
@@ -90,7 +110,8 @@ def _scan_sample(
     members = [first]
     problems: list[str] = []
     subject = None
-    for number, suffix in enumerate(MEMBERS):
+    expected = layout.members(key)
+    for number, suffix in enumerate(expected):
         if number:
             if (member := next(following, None)) is None:
                 break
@@ -101,9 +122,8 @@ def _scan_sample(
             problem, subject = _record_problem(file, members[-1], key)
             problems += [f"json: {problem}"] if problem else []
         else:
-            name = suffix.removesuffix(".npy")
-            if problem := array_problem(file, members[-1], shapes[name], quick):
-                problems.append(f"{name}: {problem}")
+            if problem := array_problem(file, members[-1], *layout.array(suffix), quick):
+                problems.append(f"{suffix.removesuffix('.npy')}: {problem}")
     crc32 = None
     if isinstance(file, ShardStream):
         # The tar reads the next header from here.
@@ -111,36 +131,45 @@ def _scan_sample(
         crc32 = file.take_checksum()
     places = tuple((member.name, member.offset_data, member.size) for member in members)
     names = [member.name for member in members]
-    if names != [f"{key}.{suffix}" for suffix in MEMBERS]:
-        problem = f"expected the members {', '.join(MEMBERS)} of one sample, found {', '.join(names)}"
+    if names != [f"{key}.{suffix}" for suffix in expected]:
+        problem = f"expected the members {', '.join(expected)} of one sample, found {', '.join(names)}"
         return ScannedSample(places, (problem,), crc32=crc32)
     return ScannedSample(places, tuple(problems), key, subject, crc32)
 
 
-def array_problem(file: ForwardFile, member: tarfile.TarInfo, shape: tuple[int, ...], quick: bool) -> str | None:
-    """Describe what is wrong with an npy member that should hold float16 of `shape` in [0, 1].
+def array_problem(
+    file: ForwardFile, member: tarfile.TarInfo, shape: tuple[int, ...], dtype: type[np.generic], quick: bool
+) -> str | None:
+    """Describe what is wrong with an npy member that should hold an image in [0, 1], or labels from 0 upwards.
 
     Args:
         file: the tar.
         member: the member, with its position in the tar.
         shape: shape of the array in the manifest.
+        dtype: float16 for an image, int16 for labels.
         quick: check the header only.
 
     Returns:
         The first problem, or None.
     """
     file.seek(member.offset_data)
-    header = _npy_header(shape)
+    header = _npy_header(shape, dtype)
     start = file.read(min(len(header), member.size))
     # numpy parses a header so slowly that a check would take a fifth longer, and nearly all headers are equal.
-    if start != header and (problem := _header_problem(start, shape)):
+    if start != header and (problem := _header_problem(start, shape, dtype)):
         return problem
     size, expected = member.size - len(start), 2 * int(np.prod(shape))
     if size != expected:
         return f"expected {expected} bytes of voxels, found {size}"
-    if quick:
-        return None
-    bits = np.frombuffer(file.read(size), dtype=np.uint16)
+    return None if quick else _value_problem(file.read(size), dtype)
+
+
+def _value_problem(data: bytes, dtype: type[np.generic]) -> str | None:
+    """Describe values of an image outside [0, 1], or of labels below 0."""
+    if dtype is np.int16:
+        labels = np.frombuffer(data, dtype=np.int16)
+        return f"expected labels of at least 0, found {labels.min()}" if (labels < 0).any() else None
+    bits = np.frombuffer(data, dtype=np.uint16)
     outside = (bits > ONE_BITS) & (bits != MINUS_ZERO_BITS)
     if not outside.any():
         return None
@@ -148,15 +177,15 @@ def array_problem(file: ForwardFile, member: tarfile.TarInfo, shape: tuple[int, 
 
 
 @cache
-def _npy_header(shape: tuple[int, ...]) -> bytes:
-    """Return the bytes before the values of a float16 array of this shape, as numpy writes them."""
+def _npy_header(shape: tuple[int, ...], dtype: type[np.generic]) -> bytes:
+    """Return the bytes before the values of an array of this shape and type, as numpy writes them."""
     buffer = io.BytesIO()
-    fields = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False, "shape": shape}
+    fields = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(buffer, fields)
     return buffer.getvalue()
 
 
-def _header_problem(start: bytes, shape: tuple[int, ...]) -> str | None:
+def _header_problem(start: bytes, shape: tuple[int, ...], expected: type[np.generic]) -> str | None:
     """Describe what is wrong with the first bytes of an npy member, if their meaning is not the expected one."""
     buffer = io.BytesIO(start)
     try:
@@ -165,8 +194,9 @@ def _header_problem(start: bytes, shape: tuple[int, ...]) -> str | None:
     except (ValueError, SyntaxError, TokenError) as error:
         # A flipped bit in the header's text can cause any of these errors.
         return f"this is not an npy header: {error}"
-    if (version, found, fortran_order, dtype) != ((1, 0), shape, False, np.float16):
-        return f"expected float16 {shape} in C order, npy (1, 0), found {dtype} {found}, npy {version}"
+    if (version, found, fortran_order, dtype) != ((1, 0), shape, False, expected):
+        name = expected.__name__
+        return f"expected {name} {shape} in C order, npy (1, 0), found {dtype} {found}, npy {version}"
     if buffer.tell() != len(start):
         return f"expected an npy header of {len(start)} bytes, found {buffer.tell()}"
     return None

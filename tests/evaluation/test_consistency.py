@@ -14,7 +14,7 @@ from upfield.evaluation.stacked_pairs import StackedPair, read_pair
 from upfield.imaging.normalisation import normalise_in_place
 from upfield.imaging.volume import Volume
 from upfield.sharding.building.field_resampler import FieldResampler
-from upfield.sharding.building.synthetic import Degradation, degrade
+from upfield.sharding.building.pairs.report_recipe import Degradation, degrade
 from upfield.sharding.configuration import GeometryConfig
 from upfield.sharding.shardset.manifest import Manifest
 from upfield.sharding.shardset.shard_split import ShardSplit
@@ -149,6 +149,17 @@ def test_real_scans_have_no_recorded_blur(tiny_shards: Path):
     (listed,) = group_volumes(split)
     sampling = LowFieldSampling.of(split.manifest, listed.first.cohort, split.record(listed.samples[0]))
     assert (sampling.sigma_vox, sampling.gamma) == (None, 1.0)
+
+
+def test_the_sampling_of_a_simulated_scanner_is_the_recorded_one():
+    geometry = {"low_shape": [20, 24, 12], "low_spacing_mm": [1.6, 1.6, 4], "high_shape": [32, 40, 48]}
+    manifest = Manifest({"config": {"geometry": geometry, "cohorts": [{"name": "a", "fit": None, "high": None}]}})
+    record = {"kind": "synthetic", "parameters": {"recipe": "physics", "spacing_mm": [6.4, 2, 1.6]}}
+    sampling = LowFieldSampling.of(manifest, "a", record)
+    assert sampling.resampler.geometry.low_spacing_mm == (6.4, 2, 1.6)
+    assert sampling.resampler.geometry.low_shape == (5, 20, 30)
+    assert sampling.sigma_vox is None
+    assert check_consistency(draw(), np.clip(sampling.sample(draw()), 0, 1), sampling).nrmse < 1e-3
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@ import pytest
 
 from upfield.common.errors import VolumeError
 from upfield.imaging.normalisation import normalise_in_place
-from upfield.sharding.building.synthetic import Degradation, degrade, draw_degradation, generator_for
+from upfield.sharding.building.generator import generator_for
+from upfield.sharding.building.pairs.report_recipe import Degradation, degrade, draw_degradation
 from upfield.sharding.configuration import SyntheticConfig
 
 RANGES = SyntheticConfig()

@@ -78,7 +78,7 @@ def test_a_pair_is_loaded_in_the_space_that_both_name(tmp_path):
     assert spoken(found) == []
     assert subject.low is not None
     assert subject.space == "scanner"
-    np.testing.assert_allclose(subject.high.header.affine, HERE)
+    np.testing.assert_allclose(subject.main_source.header.affine, HERE)
     np.testing.assert_allclose(subject.low.header.affine, HERE)
 
 

@@ -4,7 +4,7 @@ import pytest
 from scipy import ndimage
 
 from upfield.imaging.resample import box_centre, resample_box, zoom_to
-from upfield.sharding.building.pairs import make_pairs
+from upfield.sharding.building.pairs.subject_pairs import make_pairs
 from upfield.sharding.cohorts.preflight import preflight
 from upfield.sharding.cohorts.subjects import Source, Subject
 from upfield.sharding.configuration import GeometryConfig, ShardConfig

@@ -166,8 +166,8 @@ def test_listing_is_a_shard_configuration_of_files_that_exist(cohort):
     assert (real.name, real.synthetic, real.split) == ("real", 1, {"val": 1, "test": 1})
     assert (ixi.name, ixi.synthetic, ixi.low) == ("ixi", 1, None)
     assert (cohort[0] / str(real.low).format(subject="sub-03", slice="010")).is_file()
-    assert (cohort[0] / real.high.format(subject="sub-03", slice="065")).is_file()
-    assert (cohort[0] / ixi.high.format(subject="IXI901", site="PH", scan="1001")).is_file()
+    assert (cohort[0] / str(real.high).format(subject="sub-03", slice="065")).is_file()
+    assert (cohort[0] / str(ixi.high).format(subject="IXI901", site="PH", scan="1001")).is_file()
 
 
 @pytest.mark.parametrize("field", ["low", "high"])

@@ -89,7 +89,7 @@ def test_values_out_of_range_are_found(run_cli, shards, value):
 def test_arrays_that_contradict_the_manifest_are_found(data, message):
     member = TarInfo("a.low.npy")
     member.offset_data, member.size = 0, len(data)
-    problem = array_problem(io.BytesIO(data), member, (1, 2, 3), quick=True)
+    problem = array_problem(io.BytesIO(data), member, (1, 2, 3), np.float16, quick=True)
     assert (problem is None) if message is None else (message in str(problem))
 
 
@@ -214,7 +214,7 @@ def test_any_flipped_bit_of_an_arrays_header_is_reported_or_harmless():
         content[bit // 8] ^= 1 << bit % 8
         member = TarInfo("a-b-real-0-x000.low.npy")
         member.offset_data, member.size = 0, len(content)
-        num_reported += array_problem(io.BytesIO(content), member, (1, 2, 3), False) is not None
+        num_reported += array_problem(io.BytesIO(content), member, (1, 2, 3), np.float16, quick=False) is not None
     assert num_reported > 500
 
 

@@ -15,7 +15,7 @@ from upfield.imaging.air import estimate_air, raise_to_air
 from upfield.imaging.header import read_header
 from upfield.imaging.volume import Volume
 from upfield.sharding.building.field_resampler import FieldResampler
-from upfield.sharding.building.pairs import make_pairs
+from upfield.sharding.building.pairs.subject_pairs import make_pairs
 from upfield.sharding.cohorts.preflight import preflight
 from upfield.sharding.cohorts.subjects import Source, Subject
 from upfield.sharding.configuration import GeometryConfig, ShardConfig

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import upfield.sharding.building.pairs  # noqa: F401 - loaded once, before the process is forked
+import upfield.sharding.building.pairs.subject_pairs  # noqa: F401 - loaded once, before the process is forked
 from upfield.sharding.shard import main
 
 STEPS = ("fsync", "replace", "unlink")

@@ -1,12 +1,15 @@
+from dataclasses import replace
+
 import nibabel as nib
 import numpy as np
 import pytest
 
 from upfield.common.command import parse
 from upfield.common.errors import VolumeError
-from upfield.sharding.building.pairs import make_pairs
+from upfield.sharding.building.pairs.subject_pairs import make_pairs
 from upfield.sharding.cohorts.preflight import preflight
 from upfield.sharding.cohorts.subjects import find_subjects
+from upfield.sharding.configuration import SyntheticConfig
 from upfield.sharding.shard import COMMAND
 
 
@@ -39,6 +42,17 @@ def test_synthetic_pairs_record_their_parameters(pairs):
     real, synthetic = pairs[0]
     assert real.parameters == {}
     assert sorted(synthetic.parameters) == ["gamma", "noise_std", "sigma_vox"]
+
+
+def test_the_physics_recipe_and_the_report_s_alternate_on_scans(config, tiny_cohort):
+    cohort = replace(config.cohorts[1], synthetic=2, contrast="FLAIR")
+    (subject, *_) = preflight(find_subjects(cohort, tiny_cohort).subjects).subjects
+    both = replace(config, synthetic=SyntheticConfig(recipe="both"))
+    simulated, degraded = make_pairs(replace(subject, contrast="FLAIR"), both).pairs
+    assert (simulated.parameters["recipe"], simulated.parameters["sequence"]["contrast"]) == ("physics", "FLAIR")
+    assert sorted(degraded.parameters) == ["gamma", "noise_std", "sigma_vox"]
+    assert (simulated.low.shape, simulated.low.min(), simulated.low.max()) == ((20, 24, 28), 0, 1)
+    assert not np.array_equal(simulated.low, degraded.low)
 
 
 def test_low_field_resembles_its_partner_but_is_not_it(pairs):

@@ -50,7 +50,7 @@ def test_the_file_of_a_foreign_slice_is_named(tmp_path, codes):
         affine[2, 3] = flip * number
         nib.Nifti1Image(head[:, :, number : number + 1], affine).to_filename(path)
     stack = subject(Source(tuple(paths), stacked=True))
-    source = check_volume(stack, "high", stack.high).volume
+    source = check_volume(stack, "high", stack.main_source).volume
     assert source is not None
     volume = read_stack(paths)
     found = find_doubts(subject(source), {"high": volume}, {"high": estimate_air(volume.voxels)}, GeometryConfig())

@@ -89,11 +89,11 @@ def test_several_processes_return_the_same_in_the_same_order(tmp_path, monkeypat
 def test_scans_of_the_set_are_found_under_another_name_and_changed_files_are_reported(tmp_path, pseudonyms):
     old = [subject(save(tmp_path / f"{number}.nii", number), f"{number}") for number in range(3)]
     held = holding(*(seal_fingerprints(tree, pseudonyms) for tree in describe_all(old, 1)))
-    again, fresh = subject(old[1].high.paths[0], "x", "b"), subject(save(tmp_path / "9.nii", 9), "y", "b")
+    again, fresh = subject(old[1].main_source.paths[0], "x", "b"), subject(save(tmp_path / "9.nii", 9), "y", "b")
     (problem,) = find_held_scans([again, fresh], held, pseudonyms, 1)
     assert (problem.cohort, problem.subject, problem.check) == ("b", "x", "same")
-    assert problem.file == f"{old[1].high.paths[0]} = a 1, in the set"
+    assert problem.file == f"{old[1].main_source.paths[0]} = a 1, in the set"
     assert "a 1" not in problem.message
     assert find_changed_subjects([*old, fresh], held, pseudonyms, 1) == []
-    save(old[2].high.paths[0], 77)
+    save(old[2].main_source.paths[0], 77)
     assert find_changed_subjects([*old, fresh], held, pseudonyms, 1) == [old[2]]

@@ -152,7 +152,7 @@ def test_the_values_of_both_fields_are_kept_as_metadata(files):
     root = files("low/s-a-1-T1.nii", "high/s-A-01-T1.nii")
     cohort = CohortConfig("x", low="low/{subject}-{site}-{low_run}-{c}.nii", high="high/{subject}-{site}-{run}-{c}.nii")
     (subject,) = find_subjects(cohort, root).subjects
-    assert subject.high.metadata == {"site": {"low": "a", "high": "A"}, "low_run": "1", "run": "01", "c": "T1"}
+    assert subject.main_source.metadata == {"site": {"low": "a", "high": "A"}, "low_run": "1", "run": "01", "c": "T1"}
 
 
 def test_sessions_are_never_mixed(files):
@@ -192,7 +192,7 @@ def test_pseudonyms_replace_ids_and_free_fields_but_lists_name_subjects_by_their
     assert {subject.name: subject.split for subject in found} == {"anna": "train", "ben": "val", "carl": "train"}
     assert all(subject.id.startswith("p") and len(subject.id) == 17 for subject in found)
     assert [subject.id for subject in found] == sorted(subject.id for subject in found)
-    assert all(subject.high.metadata == {} for subject in found)
+    assert all(subject.main_source.metadata == {} for subject in found)
 
 
 def test_subjects_are_paired_by_id_with_their_fit_by_kind_of_file(files):

@@ -9,7 +9,7 @@ from built_sets import as_by_an_earlier_version
 
 from upfield.common.command import parse
 from upfield.common.errors import ShardSetError
-from upfield.sharding.building.pairs import make_pairs
+from upfield.sharding.building.pairs.subject_pairs import make_pairs
 from upfield.sharding.cohorts.preflight import preflight
 from upfield.sharding.cohorts.subjects import find_cohorts
 from upfield.sharding.shard import COMMAND

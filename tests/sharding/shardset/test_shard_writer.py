@@ -96,7 +96,7 @@ def test_index_locates_every_member(tmp_path):
 
 def test_an_empty_shard_has_an_empty_index(tmp_path):
     assert write_shard(tmp_path, "a", []).entry.samples == 0
-    assert read_index(tmp_path / "a.idx").offsets.shape == (0, 3)
+    assert read_index(tmp_path / "a.idx").offsets.shape == (0, 4)
 
 
 # webdataset does not close a tar; the garbage collector does.

@@ -37,10 +37,13 @@ def plain(index: SplitIndex) -> dict[str, Any]:
     return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in values.items()}
 
 
-def made_up(num_shards: int, subject: str = "s") -> SplitIndex:
-    """Return the index of shards of 3 samples whose json members take different numbers of blocks."""
+def made_up(num_shards: int, subject: str = "s", labels: int = 0) -> SplitIndex:
+    """Return the index of shards of 3 samples whose json members take different numbers of blocks.
+
+    Each sample carries `labels` bytes of labels; 0 stands for none.
+    """
     keys = [[f"a-{subject}{shard}-real-0-x{x:03d}" for x in range(3)] for shard in range(num_shards)]
-    sizes = np.array([[600, 1200, 500], [600, 1200, 512], [600, 1200, 1025]])
+    sizes = np.array([[600, 1200, 500, labels], [600, 1200, 512, labels], [600, 1200, 1025, labels]])
     indices = [ShardIndex(np.array(names, dtype=np.bytes_), sizes, sizes) for names in keys]
     checksums = np.arange(3 * num_shards, dtype=np.uint32) + zlib.crc32(subject.encode())
     return index_shards(indices, checksums.astype(np.uint32), "set")
@@ -84,6 +87,19 @@ def test_starts_follow_from_sizes() -> None:
     assert index.shard_bytes().tolist() == [29 * 512] * 2
 
 
+def test_labels_are_the_last_member_of_a_stretch() -> None:
+    # A header and two blocks of labels follow each json member.
+    index = made_up(2, labels=1000)
+    assert index.starts(np.arange(3)).tolist() == [0, 12 * 512, 24 * 512]
+    assert [index.labels_offset(sample) for sample in range(3)] == [10 * 512, 10 * 512, 12 * 512]
+    joined = join_indices(made_up(1, "t"), index)
+    assert [joined.has_labels(sample) for sample in range(9)] == [False] * 3 + [True] * 6
+    assert joined.shard_bytes().tolist() == [29 * 512, 38 * 512, 38 * 512]
+    assert plain(parse_split_index(encode_index(joined, "val"), "set", "val")) == plain(joined)
+    assert joined.shard(1).sizes[:, 3].tolist() == [1000] * 3
+    assert joined.shard(0).sizes[:, 3].tolist() == joined.shard(0).offsets[:, 3].tolist() == [0] * 3
+
+
 def test_joined_indices_equal_the_index_of_all_shards() -> None:
     first, second = made_up(2, "s"), made_up(3, "t")
     joined, samples = join_indices(first, second), np.arange(15)
@@ -118,7 +134,7 @@ def test_an_index_that_is_not_the_listed_one_is_refused(tiny_shards: Path, tmp_p
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda data: data.replace(b"-index 1 ", b"-index 2 "), "expected version 1 of the index, found 2"),
+        (lambda data: data.replace(b"-index 1 ", b"-index 3 "), "expected version 2 of the index, found 3"),
         (lambda data: b"PK" + data[2:], "this file is not the index of a split"),
         (lambda data: data.replace(b'"split":"train"', b'"split":"test" '), "damaged or that of another split, test"),
         (lambda data: data.replace(b'"units":[', b'"units": '), "this index is damaged"),
@@ -149,13 +165,13 @@ def test_the_manifest_lists_the_indices_and_its_hash_covers_them(tiny_shards: Pa
 
 
 def test_samples_of_unequal_sizes_are_refused() -> None:
-    sizes = np.array([[600, 1200, 10], [601, 1200, 10]])
+    sizes = np.array([[600, 1200, 10, 0], [601, 1200, 10, 0]])
     keys = np.array([b"a-s-real-0-x000", b"a-s-real-0-x001"])
     with pytest.raises(ShardSetError, match=r"^set: expected low.npy members of 600 bytes.* found one of 601 bytes"):
         index_shards([ShardIndex(keys, sizes, sizes)], None, "set")
 
 
 def test_keys_that_are_not_ours_are_refused() -> None:
-    sizes = np.array([[600, 1200, 10]])
+    sizes = np.array([[600, 1200, 10, 0]])
     with pytest.raises(ShardSetError, match=r"^set: expected a key like"):
         index_shards([ShardIndex(np.array([b"a-s-real-x000"]), sizes, sizes)], None, "set")

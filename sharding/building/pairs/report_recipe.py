@@ -1,6 +1,5 @@
 """Make synthetic low-field volumes by the formula of the report that we follow; each volume gets random parameters."""
 
-import hashlib
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -24,12 +23,6 @@ class Degradation:
     def to_tree(self) -> dict[str, float]:
         """Return the parameters as plain values."""
         return asdict(self)
-
-
-def generator_for(seed: int, *names: object) -> np.random.Generator:
-    """Return a generator that depends only on the seed and the names, not on the order of work."""
-    digest = hashlib.sha256("\0".join(map(str, (seed, *names))).encode()).digest()
-    return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
 
 
 def draw_degradation(ranges: SyntheticConfig, rng: np.random.Generator) -> Degradation:
