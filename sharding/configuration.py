@@ -277,10 +277,16 @@ class ShardConfig:
 
 @dataclass(frozen=True)
 class PhantomConfig:
-    """Write a cohort of anatomically varied phantoms, made from the MNI152 template that nilearn ships."""
+    """Write a cohort of anatomically varied phantoms, made from the MNI152 template that nilearn ships, or from label
+    maps."""
 
     out: Path
     """Folder of the cohort."""
+    labels: str | None = None
+    """Pattern of label maps of whole heads, such as 'MAPS/*.nii.gz'. Subjects are rendered from them in turn, and their
+    true labels are written too. Without it, the template is used."""
+    labels_as: dict[int, int | str] = field(default_factory=dict)
+    """Meaning of numbers in the label maps that are not known, such as '{900: fat}': a known number, or a tissue."""
     subjects: int = 6
     """Number of subjects: two thirds become pairs of slice stacks under `real`, the others volumes named like IXI's."""
     seed: int = 0
@@ -294,6 +300,8 @@ class PhantomConfig:
             raise ValueError(f"seed and jobs: expected at least 0, found {self.seed} and {self.jobs}.")
         if not 4 <= self.subjects <= 99:
             raise ValueError(f"subjects: expected 4 to 99, found {self.subjects}.")
+        if self.labels_as and self.labels is None:
+            raise ValueError("labels_as: there are no label maps. Add labels, or leave out labels_as.")
 
 
 @dataclass(frozen=True, kw_only=True)

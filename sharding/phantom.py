@@ -10,7 +10,8 @@ def phantom(config: PhantomConfig) -> None:
     """Write the cohort and print what it holds.
 
     Raises:
-        InputError: the folder holds something else, or nilearn is not installed.
+        InputError: the folder holds something else, there are no label maps, or nilearn is not installed.
+        VolumeError: a file does not hold a label map of a head.
     """
     from upfield.sharding.phantoms.cohort_writer import write_cohort
 

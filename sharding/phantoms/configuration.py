@@ -37,7 +37,7 @@ class HeadsConfig:
     """Share of heads that are mirrored. Left and right labels are exchanged with them."""
     fat_mm: Range = (3.0, 9.0)
     """Depth below the surface at which fat gives way to muscle."""
-    label_spread: Range = (0.01, 0.06)
+    label_spread: Range = (0.01, 0.04)
     """Standard deviation of the brightness of labels of the same tissue, relative to the tissue's."""
     texture: Range = (0.4, 1.4)
     """Strength of the texture within tissues; 0 renders each tissue flat."""

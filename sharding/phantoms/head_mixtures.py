@@ -14,7 +14,7 @@ TISSUES = tuple(Tissue)
 # The skin's thickness, and over how many mm fat gives way to muscle.
 SKIN_MM: Range = (1.0, 2.4)
 FAT_EDGE_MM = 0.8
-FAT_SHARE: Range = (0.2, 0.65)
+FAT_SHARE: Range = (0.4, 0.85)
 MUSCLE_SHARE: Range = (0.65, 1.0)
 
 

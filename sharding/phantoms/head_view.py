@@ -16,7 +16,6 @@ TOP_MARGIN_MM = (1.0, 10.0)
 CUTS = ((2, 0, 0.5, (10.0, 60.0)), (2, 1, 0.1, (0.0, 8.0)), (1, 1, 0.2, (0.0, 20.0)), (0, 2, 0.2, (0.0, 10.0)))
 FACE_DEG = (25.0, 60.0)
 FACE_MARGIN_MM = (3.0, 15.0)
-BRAIN_STRIDE = 4
 
 
 @dataclass(frozen=True)
@@ -29,14 +28,16 @@ class View:
     """The part of the grid that the field of view covers."""
     face_normal: F64
     """`(3,)`, direction on the grid in which the face lies, as seen from the brain."""
-    face_mm: float
-    """Distance from the centre of the grid at which the face begins, along `face_normal`."""
+    face_margin_mm: float
+    """Distance in this direction from the brain to the plane at which defacing cuts."""
 
-    def behind_face(self, grid: TemplateGrid) -> NDArray[np.bool_]:
-        """Return the voxels `(X, Y, Z)` that defacing keeps."""
-        places = np.ix_(*(grid.positions_mm(axis) for axis in range(3)))
-        right, front, top = (place * part for place, part in zip(places, self.face_normal, strict=True))
-        return right + front + top < self.face_mm
+    def behind_face(self, grid: TemplateGrid, brain: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return the voxels `(X, Y, Z)` that defacing keeps; all of the brain `(X, Y, Z)` is among them."""
+        places = np.ix_(*(grid.positions_mm(axis).astype(np.float32) for axis in range(3)))
+        right, front, top = (place * np.float32(part) for place, part in zip(places, self.face_normal, strict=True))
+        reach = right + front + top
+        limit = reach[brain].max() + self.face_margin_mm if brain.any() else np.inf
+        return reach < limit
 
 
 def draw_view(
@@ -73,8 +74,7 @@ def draw_view(
     parameters["view_vox"] = [[each.start, each.stop] for each in box]
     angle = np.deg2rad(rng.uniform(*FACE_DEG))
     normal = np.array([0.0, np.cos(angle), -np.sin(angle)])
-    face_mm = _brain_reach(label_map, anchor, to_grid, normal) + rng.uniform(*FACE_MARGIN_MM)
-    return View(anchor, (box[0], box[1], box[2]), normal, float(face_mm))
+    return View(anchor, (box[0], box[1], box[2]), normal, float(rng.uniform(*FACE_MARGIN_MM)))
 
 
 def _cut_as_map(label_map: LabelMap, ends_mm: F64, anchor_mm: F64, to_grid: F64, bounds: F64) -> None:
@@ -105,13 +105,3 @@ def _cut_more(bounds: F64, place_mm: F64, size_mm: F64, rng: np.random.Generator
             bounds[axis, 0] = max(bounds[axis, 0], head[axis, 0]) + depth_mm
         if side in (1, 2):
             bounds[axis, 1] = min(bounds[axis, 1], head[axis, 1]) - depth_mm
-
-
-def _brain_reach(label_map: LabelMap, anchor_mm: F64, to_grid: F64, normal: F64) -> float:
-    """Return how far the brain reaches along a direction `(3,)` on the grid."""
-    coarse = label_map.classes[::BRAIN_STRIDE, ::BRAIN_STRIDE, ::BRAIN_STRIDE]
-    brain = np.array([kind.structure.is_brain for kind in label_map.kinds])[coarse]
-    if not brain.any():
-        return np.inf
-    places_mm = np.argwhere(brain) * BRAIN_STRIDE * label_map.spacing_mm - anchor_mm
-    return float((places_mm @ (to_grid.T @ normal)).max())

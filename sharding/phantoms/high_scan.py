@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 from upfield.imaging.volume import Volume
 from upfield.sharding.phantoms.anatomy import BIAS_KNOT_MM, F32, TemplateGrid, add_rician, smooth_field
@@ -16,7 +15,9 @@ from upfield.sharding.physics.sequences import draw_sequence, tissue_signals
 # Blood that flows into the slab is brighter than blood that was saturated in it.
 INFLOW: Range = (0.4, 2.0)
 # Fat is darker than its relaxation times say, because its protons are off resonance. In some scans it is suppressed.
-FAT: Range = (0.3, 0.75)
+# Muscle and skin are darker because magnetisation is transferred to their protein.
+FAT: Range = (0.2, 0.5)
+FLESH: Range = (0.5, 0.9)
 SUPPRESSED_RATE = 0.12
 SUPPRESSED: Range = (0.1, 0.45)
 # The middle of the head is brighter or darker than its surface, and coils end at the neck.
@@ -28,6 +29,8 @@ COIL_EDGE_MM: Range = (10.0, 30.0)
 SMOOTH_NOISE_RATE = 0.4
 # Share of scans whose air the scanner's software made black.
 BLACK_AIR_RATE = 0.25
+# A blur reaches this far. It is narrow, and scipy's is slower.
+REACH_VOX = 2
 UNITS: Range = (300.0, 1500.0)
 
 
@@ -62,6 +65,7 @@ def draw_high_scan(config: HeadsConfig, rng: np.random.Generator) -> HighScan:
         "sequence": sequence.to_tree(),
         "inflow": draw(INFLOW),
         "fat": draw(SUPPRESSED if rng.random() < SUPPRESSED_RATE else FAT),
+        "flesh": draw(FLESH),
         "log_bias_rms": draw(config.log_bias_rms),
         "centre": draw(CENTRE),
         "coil_end_mm": draw(COIL_END_MM),
@@ -72,34 +76,40 @@ def draw_high_scan(config: HeadsConfig, rng: np.random.Generator) -> HighScan:
         "snr": draw(config.snr),
         "units": draw(UNITS),
     }
-    signals[Tissue.BLOOD] *= parameters["inflow"]
-    signals[Tissue.FAT] *= parameters["fat"]
-    signals[Tissue.MARROW] *= parameters["fat"]
+    for factor, tissues in (
+        ("inflow", (Tissue.BLOOD,)),
+        ("fat", (Tissue.FAT, Tissue.MARROW)),
+        ("flesh", (Tissue.MUSCLE, Tissue.SKIN)),
+    ):
+        for tissue in tissues:
+            signals[tissue] *= parameters[factor]
     return HighScan(signals, parameters)
 
 
 def _measured(clean: F32, parameters: dict[str, Any], rng: np.random.Generator) -> F32:
-    """Blur a signal `(X, Y, Z)`, and add noise before or after."""
+    """Blur a signal `(X, Y, Z)`, add noise in two channels before or after, and return the magnitude."""
     blur_vox, noise_std = parameters["blur_vox"], 1 / parameters["snr"]
-    if parameters["smooth_noise"]:
-        # The blur reduces the noise, so that more is added.
-        factor = math.prod(1 / math.sqrt(np.square(_kernel(each)).sum()) for each in blur_vox)
-        return _blurred(add_rician(rng, clean, noise_std * factor), blur_vox)
-    return add_rician(rng, _blurred(clean, blur_vox), noise_std)
+    if not parameters["smooth_noise"]:
+        return add_rician(rng, _blurred(clean, blur_vox), noise_std)
+    # The blur reduces the noise, so more is added.
+    std = np.float32(noise_std * math.prod(1 / math.sqrt(np.square(_kernel(each)).sum()) for each in blur_vox))
+    channels = [std * rng.standard_normal(clean.shape, dtype=np.float32) for _ in range(2)]
+    channels[0] += clean
+    return np.hypot(_blurred(channels[0], blur_vox), _blurred(channels[1], blur_vox))
 
 
 def _kernel(sigma_vox: float) -> F32:
-    impulse = np.zeros(9, np.float32)
-    impulse[4] = 1
-    return np.asarray(ndimage.gaussian_filter1d(impulse, sigma_vox), np.float32)
+    """Return the weights of a Gaussian blur, `(2 * REACH_VOX + 1,)`."""
+    weights = np.exp(-np.square(np.arange(-REACH_VOX, REACH_VOX + 1) / max(sigma_vox, 1e-3)) / 2)
+    return (weights / weights.sum()).astype(np.float32)
 
 
 def _blurred(voxels: F32, blur_vox: list[float]) -> F32:
     """Blur `(X, Y, Z)` by a Gaussian along each axis."""
     for axis, sigma_vox in enumerate(blur_vox):
-        _, _, centre, near, far, *_ = (0, 0, *_kernel(sigma_vox)[4:7], 0)
+        centre, *others = _kernel(sigma_vox)[REACH_VOX:]
         result = centre * voxels
-        for distance, weight in ((1, near), (2, far)):
+        for distance, weight in enumerate(others, 1):
             before, after = [slice(None)] * 3, [slice(None)] * 3
             before[axis], after[axis] = slice(None, -distance), slice(distance, None)
             result[tuple(after)] += weight * voxels[tuple(before)]

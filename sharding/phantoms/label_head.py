@@ -25,6 +25,8 @@ from upfield.sharding.physics.relaxation import Tissue
 VESSEL_GROUPS = ("white matter", "cortex", "outer fluid", "soft tissue", "cerebellar cortex")
 # Sheets of fat lie between muscles, and leaves of white matter in the cerebellum.
 SHEET_GROUPS = ("soft tissue", "eye muscle", "cerebellar cortex")
+# Flowing blood is brighter or darker than its relaxation times say.
+FLOW: Range = (0.7, 1.3)
 BLOCK = 2**18
 
 
@@ -54,11 +56,11 @@ class LabelHead:
     """`(X, Y, Z)`, False where the field of view ends or something was removed. There is no noise either."""
 
     def render(self, signals: Mapping[Tissue, float], rng: np.random.Generator) -> Volume:
-        """Render the head without noise.
+        """Render the head without noise. Two scans of one head show the same texture and vessels.
 
         Args:
             signals: signal of each tissue, for example from `tissue_signals`.
-            rng: not used; two scans of one head show the same texture and vessels.
+            rng: generator that draws the flow in the vessels, which differs between scans.
 
         Returns:
             `(X, Y, Z)` float32 on the high-field grid.
@@ -78,7 +80,8 @@ class LabelHead:
             samples = self.sampling.samples[:, part]
             mean = sum(plain[row] for row in samples) + sum(textured[row] for row in samples) * texture[places]
             flat[places] = mean / np.float32(len(samples))
-        flat[self.vessel_voxels] += self.vessel_shares * (np.float32(signals[Tissue.BLOOD]) - flat[self.vessel_voxels])
+        blood = np.float32(signals[Tissue.BLOOD] * rng.uniform(*FLOW))
+        flat[self.vessel_voxels] += self.vessel_shares * (blood - flat[self.vessel_voxels])
         return Volume(np.maximum(voxels, 0, out=voxels), self.affine)
 
 
@@ -183,7 +186,8 @@ def _hide(
     shown = np.zeros(grid.shape, np.bool_)
     shown[view.box] = True
     if parameters["defaced"]:
-        shown &= view.behind_face(grid)
+        brain = np.array([kind.structure.is_brain for kind in kinds])[sampling.centres]
+        shown &= view.behind_face(grid, brain)
     if parameters["stripped"]:
         kept = [_is_kept(kind, parameters["stripped_mm"]) for kind in kinds]
         places = np.where(kept, np.arange(len(kinds)), 0).astype(sampling.centres.dtype)

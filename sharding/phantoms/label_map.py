@@ -1,5 +1,6 @@
 """Read label maps of heads, check them, and prepare them for rendering."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from upfield.imaging.head_mask import connected_parts
 from upfield.imaging.volume import Volume, read_volume
 from upfield.sharding.phantoms.anatomy import apply_along_axes
 from upfield.sharding.phantoms.label_tissues import KNOWN, PARTNERS, STRUCTURES, LabelClass
+from upfield.sharding.physics.relaxation import Tissue
 
 LabelsAs = Mapping[int, int | str]
 
@@ -23,13 +25,16 @@ NUM_LAYERS = {"surface": 16, "brain": 6}
 EYES = ("eye", "eye muscle", "optic nerve")
 # Soft tissue this near to the eyes, and this deep, is the fat of the orbit.
 ORBIT_MM, ORBIT_DEPTH_MM = 9.0, 6.0
-# A map whose outermost plane shows more than this share of the largest plane was cut off there by its field of view.
-CUT_SHARE = 0.04
-# A rotated head would show that cut as an oblique plane, so the last plane is repeated this often.
-EXTENSION_VOX = 20
-# Smoothing of the head's surface, in pairs of voxels.
-SMOOTHING = 1.2
-MAX_LISTED = 8
+# A map was cut off by its field of view where its outermost plane shows more than this share of its largest plane. An
+# ellipsoid shows some in its outermost plane, the more the fewer planes there are.
+CUT_SHARE = 0.02
+ELLIPSOID_SHARE = 5.0
+# A rotated head would show that cut as an oblique plane, so the last plane is repeated this far.
+EXTENSION_MM = 20.0
+# Standard deviation of the smoothing of the head's surface.
+SMOOTHING_MM = 2.4
+# A map with more unknown labels is probably an image.
+MOST_UNKNOWN = 20
 
 
 @dataclass(frozen=True)
@@ -75,25 +80,36 @@ def make_label_map(volume: Volume, where: str, labels_as: LabelsAs) -> LabelMap:
         VolumeError: the volume is not a label map of a head.
         InputError: `labels_as` names something that is not known.
     """
-    numbers = _whole_numbers(volume.voxels, where)
-    present = np.flatnonzero(np.bincount(numbers.ravel()))
-    names = _structures(present, where, labels_as)
-    if not (present == 0).any():
-        raise VolumeError(where, "no voxel has the label 0, which is the background. Set all voxels of air to 0.")
-    if len(present) == 2:
-        raise VolumeError(where, f"expected several labels, found only {present[1]}. Choose a label map of a head.")
+    numbers, names = _numbers_and_names(volume, where, labels_as)
     kinds = [LabelClass(0, STRUCTURES["air"], group="air")]
-    first = np.zeros(int(present[-1]) + 1, np.int16)
+    first = np.zeros(max(names) + 1, np.int16)
     for number, name in names.items():
         if name != "air":
             first[number] = len(kinds)
             kinds += _layers_of(number, name)
     classes = first[numbers]
-    classes, view_vox = _boxed(classes, where)
+    classes, view_vox = _boxed(classes, volume.spacing_mm, where)
     spacing_mm = volume.spacing_mm
     _split_layers(classes, kinds, spacing_mm)
     partners = _partners(kinds, names, labels_as)
     return LabelMap(classes.astype(np.min_scalar_type(len(kinds))), tuple(kinds), partners, spacing_mm, view_vox)
+
+
+def check_label_map(path: Path, labels_as: LabelsAs) -> None:
+    """Check a label map without preparing it; see `read_label_map`."""
+    _numbers_and_names(read_volume(path), str(path), labels_as)
+
+
+def _numbers_and_names(volume: Volume, where: str, labels_as: LabelsAs) -> tuple[NDArray[np.int16], dict[int, str]]:
+    """Return the labels `(I, J, K)`, and the name of the structure of each number that is present."""
+    numbers = _whole_numbers(volume.voxels, where)
+    present = np.flatnonzero(np.bincount(numbers.ravel()))
+    names = _structures(present, where, labels_as)
+    if "air" not in names.values():
+        raise VolumeError(where, "no voxel has the label 0, which is the background. Set all voxels of air to 0.")
+    if len(names) == 2:
+        raise VolumeError(where, f"expected several labels, found only {present[1]}. Choose a label map of a head.")
+    return numbers, names
 
 
 def check_labels_as(labels_as: LabelsAs) -> None:
@@ -105,8 +121,7 @@ def check_labels_as(labels_as: LabelsAs) -> None:
     for number, meaning in labels_as.items():
         if meaning not in (KNOWN if isinstance(meaning, int) else STRUCTURES):
             raise InputError(
-                f"labels_as: {number}: expected a known label number or one of {', '.join(STRUCTURES)}, "
-                f"found {meaning!r}."
+                f"labels_as: {number}: expected a known label number or one of {', '.join(Tissue)}, found {meaning!r}."
             )
 
 
@@ -138,12 +153,15 @@ def _structures(present: NDArray[np.intp], where: str, labels_as: LabelsAs) -> d
             unknown.append(number)
         else:
             names[number] = name
+    if len(unknown) > MOST_UNKNOWN:
+        raise VolumeError(
+            where, f"expected a label map, found {len(unknown)} unknown numbers, as in an image. Choose a label map."
+        )
     if unknown:
-        listed = ", ".join(map(str, unknown[:MAX_LISTED])) + (" ..." if len(unknown) > MAX_LISTED else "")
         raise VolumeError(
             where,
-            f"{len(unknown)} label numbers are unknown: {listed}. Say with labels_as what they show, for example "
-            f"labels_as: {{{unknown[0]}: fat}}.",
+            f"label {', '.join(map(str, unknown))} is unknown. Say with labels_as what each unknown label shows, for "
+            f"example labels_as: {{{unknown[0]}: fat}}.",
         )
     return names
 
@@ -157,7 +175,9 @@ def _layers_of(number: int, name: str) -> list[LabelClass]:
     )
 
 
-def _boxed(classes: NDArray[np.int16], where: str) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
+def _boxed(
+    classes: NDArray[np.int16], spacing_mm: NDArray[np.float64], where: str
+) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
     """Crop to the head, drop parts apart from it, and repeat the border where the field of view cuts the head off.
 
     Returns:
@@ -170,7 +190,9 @@ def _boxed(classes: NDArray[np.int16], where: str) -> tuple[NDArray[np.int16], N
         raise VolumeError(where, "the labels form no head: too few voxels are connected. Choose a label map of a head.")
     # Some maps are ragged where the signal of the scan behind them was weak.
     filled = np.asarray(ndimage.binary_fill_holes(head))
-    smooth = ndimage.gaussian_filter(np.pad(filled, 3, mode="edge").astype(np.float32), SMOOTHING)[3:-3, 3:-3, 3:-3]
+    smooth = ndimage.gaussian_filter(np.pad(filled, 3, mode="edge").astype(np.float32), SMOOTHING_MM / 2 / spacing_mm)[
+        3:-3, 3:-3, 3:-3
+    ]
     head = np.asarray(ndimage.binary_dilation(smooth > 0.5))
     for axis, size in enumerate(classes.shape):
         head = np.repeat(head, 2, axis=axis).take(range(size), axis=axis)
@@ -182,7 +204,8 @@ def _boxed(classes: NDArray[np.int16], where: str) -> tuple[NDArray[np.int16], N
         planes = np.flatnonzero(area)
         ends = int(planes[0]), int(planes[-1])
         box.append(slice(ends[0], ends[1] + 1))
-        before, after = (EXTENSION_VOX if area[end] > CUT_SHARE * area.max() else 0 for end in ends)
+        least = (CUT_SHARE + ELLIPSOID_SHARE / len(planes)) * area.max()
+        before, after = (math.ceil(EXTENSION_MM / spacing_mm[axis]) if area[end] > least else 0 for end in ends)
         pads.append((before, after))
     extended = np.pad(classes[tuple(box)], pads, mode="edge")
     padded = np.pad(extended, 1)

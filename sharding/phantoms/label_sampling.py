@@ -12,7 +12,7 @@ from upfield.sharding.phantoms.label_map import LabelMap
 
 Classes = NDArray[np.unsignedinteger]
 
-# Voxels of the map are counted in 64ths, so that 16 bits hold a place.
+# Places are counted in 64ths of a voxel of the map. 16 bits hold them, except in huge maps.
 STEPS = 64
 # The samples of a voxel lie in a box of this many voxels, because a scanner's voxels overlap. This also smooths the
 # steps of the map.
@@ -58,10 +58,11 @@ def sample_classes(label_map: LabelMap, grid: TemplateGrid, deformation: Deforma
     return Sampling(centres, edges, samples)
 
 
-def _places(label_map: LabelMap, grid: TemplateGrid, deformation: Deformation, anchor_mm: F64) -> NDArray[np.int16]:
-    """Compute the place in the map of each voxel, `(3, X, Y, Z)` int16, in 64ths of a voxel; the map's border holds
+def _places(
+    label_map: LabelMap, grid: TemplateGrid, deformation: Deformation, anchor_mm: F64
+) -> NDArray[np.signedinteger]:
+    """Compute the place in the map of each voxel, `(3, X, Y, Z)`, in 64ths of a voxel; the map's border holds
     for all places outside it."""
-    assert max(label_map.classes.shape) <= MAX_SIDE
     scale = (STEPS / label_map.spacing_mm)[:, None]
     matrix = (deformation.matrix * scale).astype(np.float32)
     start = anchor_mm * scale[:, 0] + STEPS / 2
@@ -70,7 +71,7 @@ def _places(label_map: LabelMap, grid: TemplateGrid, deformation: Deformation, a
     rows = np.einsum("xa,dabc->xdbc", first, deformation.knots_mm, optimize=True)
     shifts = [axes_mm[1].astype(np.float32)[:, None], axes_mm[2].astype(np.float32)[None, :]]
     most = (np.array(label_map.classes.shape) * STEPS - 1).astype(np.float32)
-    places = np.empty((3, *grid.shape), np.int16)
+    places = np.empty((3, *grid.shape), np.int16 if max(label_map.classes.shape) <= MAX_SIDE else np.int32)
     for x, x_mm in enumerate(axes_mm[0]):
         right, front, top = second @ rows[x] @ third.T
         right += np.float32(x_mm)
@@ -85,7 +86,7 @@ def _places(label_map: LabelMap, grid: TemplateGrid, deformation: Deformation, a
     return places
 
 
-def _flat_index(places: NDArray[np.int16], shape: tuple[int, ...]) -> NDArray[np.intp]:
+def _flat_index(places: NDArray[np.signedinteger], shape: tuple[int, ...]) -> NDArray[np.intp]:
     """Return the flat index `(...)` of the voxels at `places` `(3, ...)`."""
     voxels = places >> 6
     index = voxels[0].astype(np.intp)
@@ -114,7 +115,7 @@ def _widened(values: Classes, axis: int, choose: np.ufunc) -> Classes:
     return result
 
 
-def _offsets(label_map: LabelMap, grid: TemplateGrid, deformation: Deformation) -> Iterator[NDArray[np.int16]]:
+def _offsets(label_map: LabelMap, grid: TemplateGrid, deformation: Deformation) -> Iterator[NDArray[np.signedinteger]]:
     """Yield the samples' places relative to the centre of their voxel, `(3,)` each, in 64ths of a voxel of the map."""
     counts = [
         int(np.clip(np.ceil(1.5 * mm / own), 2, 4))

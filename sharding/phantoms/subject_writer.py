@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Image
@@ -59,14 +60,24 @@ def write_subject(task: PhantomTask, template: Template) -> None:
     tissues = make_tissues(generator, grid, template, subject.morphology)
     high = measure(generator, tissues, grid, subject.high_contrast, subject.high_scanner)
     if task.number >= task.num_pairs:
-        index = task.number - task.num_pairs + 1
-        write_ixi(task.folder / "IXI-T1" / f"IXI9{index:02d}-PH-{1000 + index}-T1.nii.gz", high, grid.affine)
+        name = ixi_name(task.number - task.num_pairs)
+        write_ixi(task.folder / "IXI-T1" / f"{name}.nii.gz", high, grid.affine)
         return
     lines = blur_lines(low_grid, grid, subject.low_blur)
     low = measure(generator, tissues, grid, subject.low_contrast, subject.low_scanner, lines)
-    name = f"sub-{task.number + 1:02d}"
+    name = real_name(task.number)
     write_slices(task.folder / "real" / "low", name, low, low_grid.affine)
     write_slices(task.folder / "real" / "high", name, high, grid.affine)
+
+
+def real_name(number: int) -> str:
+    """Return the id of a pair's subject, counted from 0."""
+    return f"sub-{number + 1:02d}"
+
+
+def ixi_name(number: int) -> str:
+    """Return the name of an IXI-like volume, counted from 0; its id is what stands before the first hyphen."""
+    return f"IXI9{number + 1:02d}-PH-{1001 + number}-T1"
 
 
 def draw_subject(generator: np.random.Generator) -> PhantomSubject:
@@ -125,7 +136,7 @@ def write_slices(folder: Path, subject: str, voxels: NDArray[np.float32], affine
     for index in range(voxels.shape[2]):
         placed = affine.copy()
         placed[:3, 3] += index * affine[:3, 2]
-        _save(folder / f"{subject}_slice_{index:03d}.nii.gz", voxels[:, :, index : index + 1], placed)
+        write_volume(folder / f"{subject}_slice_{index:03d}.nii.gz", voxels[:, :, index : index + 1], placed)
 
 
 def write_ixi(path: Path, voxels: NDArray[np.float32], affine: NDArray[np.float64]) -> None:
@@ -137,11 +148,18 @@ def write_ixi(path: Path, voxels: NDArray[np.float32], affine: NDArray[np.float6
         affine: `(4, 4)`, voxel index -> world mm.
     """
     turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt("PSR"))
+    write_volume(path, apply_orientation(voxels, turn), affine @ inv_ornt_aff(turn, voxels.shape))
+
+
+def write_volume(path: Path, voxels: NDArray[Any], affine: NDArray[np.float64]) -> None:
+    """Write a volume as whole numbers.
+
+    Args:
+        path: the file; its folder is created if it is missing.
+        voxels: `(I, J, K)`, rounded to int16.
+        affine: `(4, 4)`, voxel index -> world mm.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _save(path, apply_orientation(voxels, turn), affine @ inv_ornt_aff(turn, voxels.shape))
-
-
-def _save(path: Path, voxels: NDArray[np.float32], affine: NDArray[np.float64]) -> None:
     # nibabel compresses at level 1, which is fast, and writes no time into the file: equal voxels make equal bytes.
     image = Nifti1Image(np.rint(voxels).astype(np.int16), affine)
     image.header.set_xyzt_units("mm")
