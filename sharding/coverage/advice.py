@@ -39,6 +39,8 @@ LEVERS: dict[str, dict[str, Lever]] = {
     "physics": {
         "air_floor": Lever(SNR, FALLS),
         "air_spread": Lever(SNR, FALLS),
+        "air_ratio": Lever("synthetic.physics.smoothing"),
+        "air_skewness": Lever("synthetic.physics.smoothing", FALLS),
         "snr": Lever(SNR),
         "texture": Lever(SNR, FALLS),
         "dark_contrast": TISSUES,

@@ -4,9 +4,10 @@ import pytest
 
 from upfield.common.command import to_tree
 from upfield.sharding.configuration import ShardConfig
-from upfield.sharding.coverage.advice import advise
+from upfield.sharding.coverage.advice import LEVERS, advise
 from upfield.sharding.coverage.comparison import Distribution, compare, matching
 from upfield.sharding.coverage.measures import MEASURES
+from upfield.sharding.physics.configuration import PhysicsConfig
 
 CONFIG = to_tree(ShardConfig("out"))
 HUNDRED = Distribution("report", "T1w", [{each.name: number / 100 for each in MEASURES} for number in range(101)])
@@ -42,13 +43,15 @@ def test_a_measure_that_is_missing_is_neither_inside_nor_outside():
     assert compare(HUNDRED.volumes[0], few, CONFIG).measures[0].is_inside is None
 
 
-@pytest.mark.parametrize("recipe", ["report"])
+@pytest.mark.parametrize("recipe", LEVERS)
 def test_advice_names_keys_that_exist(recipe):
     for measure in MEASURES:
         for is_above in (True, False):
             advice = advise(recipe, measure.name, is_above, CONFIG)
-            place = ShardConfig("out")
-            for name in advice.key.split(".") if advice.key else ():
+            place, key = ShardConfig("out"), advice.key or ""
+            if key.startswith("synthetic.physics."):
+                place, key = PhysicsConfig(), key.removeprefix("synthetic.physics.")
+            for name in filter(None, key.split(".")):
                 assert is_dataclass(place)
                 assert name in {field.name for field in fields(place)}, advice.key
                 place = getattr(place, name)
