@@ -21,6 +21,7 @@ QUIET = PhysicsConfig(
     slice_axis=(0, 0, 1),
     smoothing=(0, 0),
     margin_mm=(0, 0),
+    thickness_mm=(4, 5),
 )
 
 
