@@ -28,6 +28,7 @@ from upfield.sharding.building.folder_comparison import BuildRequest, compare_wi
 from upfield.sharding.building.journal import begin, clear, finish, lock_build
 from upfield.sharding.building.manifest_writer import MAP_SETTINGS, Addition, write_manifest
 from upfield.sharding.building.pairs.low_field import DEFAULT_CONTRAST
+from upfield.sharding.building.pairs.map_pairs import find_map_problem
 from upfield.sharding.building.plan import Block, plan_blocks
 from upfield.sharding.building.saved_volumes import are_missing
 from upfield.sharding.building.voxel_doubts import summarise_stripped, unlike_brains
@@ -45,6 +46,8 @@ from upfield.sharding.physics.sequences import LOW_SEQUENCES
 from upfield.sharding.shardset.manifest import hash_tree, is_unfinished
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+# With fewer label maps, starting processes takes longer than checking the maps. Each process takes up to 0.4 GB.
+MAPS_FOR_PROCESSES, MAP_CHECKERS = 16, 4
 # Version of the bytes that a build writes. It is part of the digest that identifies a finished block.
 BYTES_VERSION = 3
 
@@ -182,6 +185,8 @@ def _usable_subjects(request: BuildRequest, headers: Preflight, quarantine: Quar
         sound = [subject for subject in fresh if (subject.cohort, subject.name) not in faulty]
         problems += find_held_scans(sound, request.old, request.pseudonyms, request.config.jobs)
     problems = [problem for problem in problems if problem.cohort in request.new_cohorts]
+    known = {(problem.cohort, problem.subject) for problem in problems if not problem.is_doubt}
+    problems += _map_problems(fresh, known, request.config.jobs)
     left_out = {(problem.cohort, problem.subject) for problem in problems if not problem.is_doubt}
     usable = [subject for subject in request.new_subjects if (subject.cohort, subject.name) not in left_out]
     quarantine.namesakes = namesakes_of(usable, request.old, request.pseudonyms)
@@ -190,6 +195,14 @@ def _usable_subjects(request: BuildRequest, headers: Preflight, quarantine: Quar
     if not healthy:
         raise _no_usable_subjects(request)
     return healthy
+
+
+def _map_problems(subjects: list[Subject[SourceVolume]], known: set[tuple[str, str]], jobs: int) -> list[Problem]:
+    """Check the label maps of subjects that have no `known` problem, because rendering all other heads takes long."""
+    maps = [subject for subject in subjects if subject.labels and (subject.cohort, subject.name) not in known]
+    workers = 1 if len(maps) < MAPS_FOR_PROCESSES else min(jobs or MAP_CHECKERS, MAP_CHECKERS)
+    checked = run_tasks(find_map_problem, maps, workers)
+    return [problem for problem in (track(checked, "label maps", len(maps)) if maps else ()) if problem]
 
 
 def _with_headers(subject: Subject[Source], headers: Preflight) -> Subject[SourceVolume]:

@@ -192,15 +192,19 @@ def _magnitude(
 ) -> NDArray[np.float32]:
     """Add noise and zipper to both channels of `(A, B, C)`, and return the magnitude, float32.
 
-    Noise enters k-space and is therefore as smooth within a slice as the zero-filled image.
+    Noise is white on the measured grid. Within a slice, it is as smooth as the zero-filled image.
     """
-    noise = rng.standard_normal((2, *clean.shape), dtype=np.float32)
+    operators: list[Operator | None] = [None] * 3
+    counts = list(clean.shape)
+    for axis in (acquisition.readout_axis, acquisition.phase_axis):
+        counts[axis] = math.ceil(clean.shape[axis] / acquisition.zero_filling)
+        step = 1 / acquisition.zero_filling
+        operators[axis] = k_space_operator(
+            counts[axis], clean.shape[axis], step, acquisition.zero_filling, acquisition.taper
+        )
+    noise = rng.standard_normal((2, *counts), dtype=np.float32)
     if acquisition.zipper_strength:
         noise = add_zipper(noise, acquisition.zipper_strength, acquisition.readout_axis, acquisition.slice_axis, rng)
-    operators: list[Operator | None] = [None] * 3
-    for axis in (acquisition.readout_axis, acquisition.phase_axis):
-        count = clean.shape[axis]
-        operators[axis] = k_space_operator(count, count, 1.0, acquisition.zero_filling, acquisition.taper)
     real, imaginary = (apply_operators(channel, operators) for channel in noise)
     std = np.float32(1 / (acquisition.snr * _noise_gain(operators)))
     return np.hypot(clean.real + std * real, clean.imag + std * imaginary, dtype=np.float32)

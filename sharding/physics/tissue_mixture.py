@@ -115,7 +115,7 @@ def find_tissues(high: Volume, contrast: str) -> HeadTissues:
         fluid, grey, white = _levels(points[brain] if brain.any() else points.ravel(), contrast)
         muscle, fat = MUSCLE_LEVEL, FAT_LEVEL
     else:
-        means = np.asarray(ndimage.uniform_filter(half, 2), dtype=np.float32)[::2, ::2, ::2]
+        means = np.asarray(ndimage.gaussian_filter(points, 0.5), dtype=np.float32)
         deep = deep_region(depth_mm, spacing_mm)
         fluid, grey, white = _levels(points[deep] if deep.any() else points.ravel(), contrast)
         least = max(BONE[0] * min(fluid, grey, white), BONE[1] * grey)

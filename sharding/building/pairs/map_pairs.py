@@ -15,13 +15,25 @@ from upfield.sharding.building.pairs.low_field import DEFAULT_CONTRAST, recipe_o
 from upfield.sharding.building.pairs.pair import Pair, SubjectPairs
 from upfield.sharding.building.saved_volumes import HIGH_NAME, LABELS_NAME, partner_name, save_volume
 from upfield.sharding.cohorts.duplicates import hash_voxels
+from upfield.sharding.cohorts.problems import Problem
 from upfield.sharding.cohorts.subjects import SourceVolume, Subject
 from upfield.sharding.configuration import ShardConfig
 from upfield.sharding.phantoms.label_head import LabelHead, draw_head, high_field
-from upfield.sharding.phantoms.label_map import LabelMap, make_label_map
+from upfield.sharding.phantoms.label_map import LabelMap, check_label_map, make_label_map
 from upfield.sharding.physics.acquisition import acquire, draw_acquisition
 from upfield.sharding.physics.sequences import tissue_signals
 from upfield.sharding.shardset.sample_key import Unit
+
+
+def find_map_problem(subject: Subject[SourceVolume]) -> Problem | None:
+    """Read a subject's label map, and return the reason why it cannot be used, or None; runs in a worker."""
+    source = subject.labels
+    assert source is not None
+    try:
+        check_label_map(source.paths[0], subject.labels_as)
+    except VolumeError as error:
+        return Problem(subject.cohort, subject.name, "labels", "voxels", error.where, error.problem)
+    return None
 
 
 def pairs_of_map(subject: Subject[SourceVolume], config: ShardConfig) -> SubjectPairs:

@@ -6,7 +6,7 @@ from upfield.imaging.plausibility.brains import is_skull_stripped
 from upfield.imaging.volume import Volume, load_volume
 from upfield.sharding.building.align import Alignment, register, resample_aligned
 from upfield.sharding.building.field_resampler import FieldResampler
-from upfield.sharding.building.pairs.low_field import synthetic_low
+from upfield.sharding.building.pairs.low_field import synthetic_low, tissues_of
 from upfield.sharding.building.pairs.pair import Pair, SubjectPairs
 from upfield.sharding.building.saved_volumes import HIGH_NAME, save_volume
 from upfield.sharding.building.voxel_doubts import find_doubts
@@ -50,6 +50,7 @@ def pairs_of_scans(subject: Subject[SourceVolume], config: ShardConfig) -> Subje
     high = resampler.high_from_file(high_file, airs["high"])
     save_volume(config.save_volumes, subject, HIGH_NAME, high)
     high_half = normalise_in_place(high.voxels, str(subject.high))
+    tissues = tissues_of(high, subject.units, subject.contrast, config)
     pairs: list[Pair] = []
     for unit in subject.units:
         if unit.kind == "real":
@@ -59,7 +60,7 @@ def pairs_of_scans(subject: Subject[SourceVolume], config: ShardConfig) -> Subje
             parameters |= {"space": subject.space} if subject.space else {}
             up = resampler.low_to_high(low.voxels)
         else:
-            low, up, parameters = synthetic_low(high, resampler, unit, subject.contrast, config)
+            low, up, parameters = synthetic_low(high, resampler, unit, subject.contrast, config, tissues)
         save_volume(config.save_volumes, subject, unit.volume_name, low)
         source = subject.low if unit.kind == "real" else subject.high
         pairs.append(Pair(unit, normalise_in_place(up, str(source)), high_half, parameters))
