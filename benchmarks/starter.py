@@ -2,7 +2,8 @@
 
     python benchmarks/starter.py REPORT --shards SHARDS [--split test]
 
-REPORT is a folder that `upfield evaluate` wrote. Without it, nothing is printed. The gain of a head is the mean over its volumes of that recipe; that of a volume, the mean over its slices.
+REPORT is a folder that `upfield evaluate` wrote. Without it, nothing is printed. The gain of a head is the mean over
+its volumes of that recipe; that of a volume, the mean over its slices.
 """
 
 import argparse
