@@ -70,6 +70,9 @@ SIZES = {
 def main() -> None:
     """Print the table."""
     arguments = parse_arguments()
+    if arguments.shards is None:
+        print("There is nothing to compare without a shard set.")
+        return
     context = read_manifest(Path(arguments.shards)).context
     chosen = {name: SIZES[name] for name in (arguments.only.split(",") if arguments.only else SIZES)}
     print(f"{processor_name()}, {arguments.threads} threads, {arguments.minutes:g} minutes of training each")
@@ -88,7 +91,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shards", help="shard set with a training and a test split")
+    parser.add_argument("shards", nargs="?", help="shard set with a training and a test split")
     parser.add_argument("--minutes", type=float, default=5.0, help="training time of each size")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", help=f"sizes to compare, separated by commas: {', '.join(SIZES)}")
