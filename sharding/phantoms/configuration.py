@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
-Range = tuple[float, float]
+from upfield.common.ranges import Range, check_range
 
 RATES = ("mirrored_rate", "stripped_rate", "defaced_rate", "cut_rate")
-RANGES = {
+# The smallest value that each range may hold.
+LEAST = {
     "scale": 0.5,
     "rotation_deg": 0.0,
     "coarse_rms_mm": 0.0,
@@ -58,10 +59,8 @@ class HeadsConfig:
 
     def __post_init__(self) -> None:
         """Check that ranges are ordered and within bounds, and that rates are shares."""
-        for name, least in RANGES.items():
-            low, high = getattr(self, name)
-            if not least <= low <= high:
-                raise ValueError(f"synthetic.heads.{name}: expected {least:g} <= first <= second, found {[low, high]}.")
+        for name, least in LEAST.items():
+            check_range(f"synthetic.heads.{name}", getattr(self, name), least)
         for name in RATES:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"synthetic.heads.{name}: expected 0..1, found {getattr(self, name)}.")

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from upfield.common.ranges import Range
 from upfield.sharding.phantoms.anatomy import F32
-from upfield.sharding.phantoms.configuration import Range
 from upfield.sharding.phantoms.label_tissues import LabelClass
 from upfield.sharding.physics.relaxation import Tissue
 

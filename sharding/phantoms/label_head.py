@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from upfield.common.ranges import Range
 from upfield.imaging.volume import Volume
 from upfield.sharding.configuration import GeometryConfig
 from upfield.sharding.phantoms.anatomy import F32, F64, TemplateGrid
-from upfield.sharding.phantoms.configuration import HeadsConfig, Range
+from upfield.sharding.phantoms.configuration import HeadsConfig
 from upfield.sharding.phantoms.deformation import draw_deformation
 from upfield.sharding.phantoms.head_mixtures import FAT_SHARE, MUSCLE_SHARE, SKIN_MM, TISSUES, draw_mixtures
 from upfield.sharding.phantoms.head_texture import draw_texture, draw_vessels

@@ -8,11 +8,11 @@ from typing import Any, Literal
 import numpy as np
 
 from upfield.common.errors import InputError
+from upfield.common.ranges import Range
 from upfield.sharding.physics.configuration import PhysicsConfig
 from upfield.sharding.physics.relaxation import FieldStrength, Relaxation, Tissue
 
 Kind = Literal["spin_echo", "inversion_recovery", "mprage", "spoiled_echo"]
-Span = tuple[float, float]
 # Train of an MPRAGE: time from one gradient echo to the next, and number of echoes. Its centre lies at the inversion
 # time.
 MPRAGE_ECHO_MS = 7.5
@@ -46,10 +46,10 @@ class SequenceRanges:
     """Ranges of a sequence's parameters."""
 
     kind: Kind
-    tr_ms: Span
-    te_ms: Span
-    ti_ms: Span = (0.0, 0.0)
-    flip_deg: Span = (90.0, 90.0)
+    tr_ms: Range
+    te_ms: Range
+    ti_ms: Range = (0.0, 0.0)
+    flip_deg: Range = (90.0, 90.0)
 
 
 # The 64 mT scanner measures fast spin echoes, after an inversion for T1w and FLAIR.
