@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 BIAS_KNOT_MM = 90.0
 
 
-def cubic_spline(away: NDArray[np.float64]) -> NDArray[np.float64]:
+def cubic_spline(away: NDArray[np.floating]) -> NDArray[np.floating]:
     """Return the cubic B-spline, of any shape, at distances from its knot: 2/3 at 0, and 0 from 2 on."""
     return np.where(away < 1, 2 / 3 - away**2 + away**3 / 2, np.maximum(0, 2 - away) ** 3 / 6)
 
