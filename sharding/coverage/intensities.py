@@ -24,7 +24,7 @@ def noise_floor(air: NDArray[np.float32]) -> tuple[float, float]:
 
     Returns:
         The median, and half the distance between percentiles 15.87 and 84.13, which is the standard deviation of a
-        normal distribution. The median is 1.78 spreads for the magnitude of noise in two channels (Rayleigh), 1.12 for
+        normal distribution. The median is 1.77 spreads for the magnitude of noise in two channels (Rayleigh), 1.12 for
         the magnitude of noise in one (folded normal), and 0 for noise clipped at 0.
     """
     low, middle, high = np.percentile(air, ONE_SIGMA)

@@ -19,8 +19,6 @@ from upfield.sharding.physics.relaxation import Tissue
 
 LabelsAs = Mapping[int, int | str]
 
-# Parts of labels that look different: fat around the eyes, and marrow within bone.
-INNER = {"soft tissue": "orbital fat", "compact bone": "diploe"}
 # Layers are 1 mm thick. Deeper voxels belong to the last one.
 NUM_LAYERS = {"surface": 16, "brain": 6}
 EYES = ("eye", "eye muscle", "optic nerve")
@@ -175,12 +173,14 @@ def _structures(present: NDArray[np.intp], where: str, labels_as: LabelsAs) -> d
 
 
 def _layers_of(number: int, name: str) -> list[LabelClass]:
+    """Return the classes into which a label of this structure is divided."""
     structure = STRUCTURES[name]
     layers = [layer + 0.5 for layer in range(NUM_LAYERS[structure.layers])] if structure.layers else [None]
     kinds = [LabelClass(number, structure, layer, name) for layer in layers]
-    return (
-        [*kinds, LabelClass(number, STRUCTURES["orbital fat"], None, "orbital fat")] if name == "soft tissue" else kinds
-    )
+    if name == "soft tissue":
+        # The class after the last layer, in which `_split_layers` puts what lies near the eyes.
+        kinds.append(LabelClass(number, STRUCTURES["orbital fat"], None, "orbital fat"))
+    return kinds
 
 
 def _boxed(
@@ -243,20 +243,6 @@ def _split_layers(classes: NDArray[np.int16], kinds: list[LabelClass], spacing_m
         if kind.group == "soft tissue":
             layer[(eyes[inside] < ORBIT_MM) & (places_mm > ORBIT_DEPTH_MM)] = count
         classes[inside] = first + layer
-    for place, kind in enumerate(kinds):
-        if kind.group == "diploe":
-            classes[_inside(classes == place - 1)] = place
-
-
-def _inside(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the voxels of a mask `(I, J, K)` whose neighbours along all axes are in it."""
-    inner = mask.copy()
-    for axis in range(3):
-        before, after = [slice(None)] * 3, [slice(None)] * 3
-        before[axis], after[axis] = slice(None, -1), slice(1, None)
-        inner[tuple(after)] &= mask[tuple(before)]
-        inner[tuple(before)] &= mask[tuple(after)]
-    return inner
 
 
 def _depth_mm(classes: NDArray[np.int16], spacing_mm: NDArray[np.float64]) -> NDArray[np.float32]:

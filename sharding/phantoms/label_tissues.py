@@ -66,7 +66,6 @@ STRUCTURES: Mapping[str, Structure] = {
     "eye": _outside(Tissue.MUSCLE, 0.02, vitreous=1),
     "eye muscle": _outside(Tissue.FAT, 0.10, muscle=1),
     "mucosa": _outside(Tissue.FLUID, 0.25, skin=0.5, muscle=0.3, blood=0.2),
-    "diploe": _outside(Tissue.MARROW, 0.20, bone=0.82, marrow=0.18),
     "compact bone": _outside(Tissue.MARROW, 0.08, bone=0.93, marrow=0.07),
     "spongy bone": _outside(Tissue.BONE, 0.25, marrow=0.5, bone=0.5),
     "skin": Structure(_shares({"skin": 1}), Tissue.FAT, 0.10, layers="surface"),

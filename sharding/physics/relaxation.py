@@ -73,10 +73,13 @@ def _row(density: float, t1_ms: float, t2_ms: float, spread: float, source: str)
 
 BRAINWEB = "density: BrainWeb"
 OREILLY = "O'Reilly and Webb 2022"
-SCALED = f"{OREILLY}, T1 scaled from 50 to 64 mT by the power law of Rooney 2007; {BRAINWEB}"
 ROONEY = "Rooney 2007"
-STANISZ = f"Stanisz 2005; {BRAINWEB}"
+SCALED = f"{OREILLY}, T1 scaled from 50 to 64 mT by the power law of {ROONEY}"
+STANISZ = "Stanisz 2005"
 BAZELAIRE = "de Bazelaire 2004"
+WANSAPURA = "Wansapura 1999"
+ASSLAENDER = "Asslaender 2024"
+DENSITY_SET = "density: set"
 BETWEEN = "set between white and grey matter, where T1 maps at 3 T show it"
 LIKE_FLUID = "set like fluid, with a shorter T2"
 NO_SIGNAL = "T2 is too short for any of the sequences"
@@ -84,14 +87,14 @@ SET = "no measurement found: set"
 
 # fmt: off
 LOW: Mapping[Tissue, RelaxationSource] = {
-    Tissue.WHITE: _row(0.77, 302, 102, 0.04, SCALED),
-    Tissue.GREY: _row(0.86, 359, 107, 0.04, SCALED),
+    Tissue.WHITE: _row(0.77, 302, 102, 0.04, f"{SCALED}; {BRAINWEB}"),
+    Tissue.GREY: _row(0.86, 359, 107, 0.04, f"{SCALED}; {BRAINWEB}"),
     Tissue.DEEP_GREY: _row(0.82, 336, 98, 0.04, BETWEEN),
     Tissue.FLUID: _row(1.0, 3700, 1580, 0.08, f"{OREILLY} at 50 mT; hardly depends on the field"),
     Tissue.LESION: _row(0.88, 480, 180, 0.15, f"{SET} by the ratios to white matter at 3 T"),
-    Tissue.BLOOD: _row(0.85, 530, 250, 0.12, f"T1: {ROONEY}, extrapolated from 0.2 to 7 T; T2: as at 3 T"),
+    Tissue.BLOOD: _row(0.85, 530, 250, 0.12, f"T1: {ROONEY}, extrapolated; T2: as at 3 T; {DENSITY_SET}"),
     Tissue.FAT: _row(1.0, 130, 120, 0.1, f"T1: {OREILLY} at 50 mT; T2: set by the scalp of 64 mT scans"),
-    Tissue.MUSCLE: _row(0.95, 187, 39, 0.08, SCALED),
+    Tissue.MUSCLE: _row(0.95, 187, 39, 0.08, f"{SCALED}; {DENSITY_SET}"),
     Tissue.SKIN: _row(0.8, 190, 35, 0.15, f"{SET} like muscle"),
     Tissue.BONE: _row(0.15, 130, 1.0, 0.1, NO_SIGNAL),
     Tissue.MARROW: _row(0.9, 140, 100, 0.12, f"{SET} between fat and muscle"),
@@ -99,14 +102,14 @@ LOW: Mapping[Tissue, RelaxationSource] = {
     Tissue.AIR: _row(0.0, 1000, 100, 0.0, "no protons"),
 }
 HIGH: Mapping[Tissue, RelaxationSource] = {
-    Tissue.WHITE: _row(0.77, 900, 69, 0.05, f"T1: range 600 to 1100 ms in Asslaender 2024; T2: {STANISZ}"),
-    Tissue.GREY: _row(0.86, 1450, 90, 0.05, f"between Wansapura 1999 and {STANISZ}"),
+    Tissue.WHITE: _row(0.77, 900, 69, 0.05, f"T1: 600 to 1100 ms in {ASSLAENDER}; T2: {STANISZ}; {BRAINWEB}"),
+    Tissue.GREY: _row(0.86, 1450, 90, 0.05, f"T1: between {WANSAPURA} and {STANISZ}; T2: set below both; {BRAINWEB}"),
     Tissue.DEEP_GREY: _row(0.82, 1180, 72, 0.05, BETWEEN),
     Tissue.FLUID: _row(1.0, 4300, 2000, 0.05, f"T1: {ROONEY}; T2: range of published values"),
     Tissue.LESION: _row(0.88, 1450, 130, 0.15, f"{SET} like grey matter, with a longer T2"),
-    Tissue.BLOOD: _row(0.85, 1930, 250, 0.08, STANISZ),
+    Tissue.BLOOD: _row(0.85, 1930, 250, 0.08, f"T1: {STANISZ}; T2: set below the one there; {DENSITY_SET}"),
     Tissue.FAT: _row(1.0, 382, 68, 0.05, BAZELAIRE),
-    Tissue.MUSCLE: _row(0.95, 1150, 40, 0.1, f"between {BAZELAIRE} and {STANISZ}"),
+    Tissue.MUSCLE: _row(0.95, 1150, 40, 0.1, f"between {BAZELAIRE} and {STANISZ}; {DENSITY_SET}"),
     Tissue.SKIN: _row(0.8, 1000, 35, 0.15, SET),
     Tissue.BONE: _row(0.15, 300, 0.5, 0.1, NO_SIGNAL),
     Tissue.MARROW: _row(0.9, 480, 58, 0.12, f"between vertebral marrow and fat, {BAZELAIRE}"),

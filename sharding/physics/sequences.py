@@ -13,7 +13,8 @@ from upfield.sharding.physics.relaxation import FieldStrength, Relaxation, Tissu
 
 Kind = Literal["spin_echo", "inversion_recovery", "mprage", "spoiled_echo"]
 Span = tuple[float, float]
-# Echoes of an MPRAGE train, from the inversion to its centre: repetition time of one echo.
+# Train of an MPRAGE: time from one gradient echo to the next, and number of echoes. Its centre lies at the inversion
+# time.
 MPRAGE_ECHO_MS = 7.5
 MPRAGE_ECHOES = 160
 
