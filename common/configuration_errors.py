@@ -133,6 +133,11 @@ def mapped_type(kind: Any) -> Any:
     return next((get_args(option)[1] for option in (kind, *get_args(kind)) if get_origin(option) is dict), None)
 
 
+def _takes_whole_numbers(kind: Any) -> bool:
+    """Return whether the keys of a dictionary type are whole numbers."""
+    return any(get_origin(option) is dict and get_args(option)[0] is int for option in (kind, *get_args(kind)))
+
+
 def _problem_of_items(items: list[Any], schema: type, key: str) -> str | None:
     for number, item in enumerate(items):
         if problem := problem_of(item, schema, f"{key}[{number}]."):
@@ -149,6 +154,9 @@ def _problem_of_items(items: list[Any], schema: type, key: str) -> str | None:
 
 def _problem_of_value(value: Any, kind: Any, key: str) -> str | None:
     if (inner := mapped_type(kind)) and isinstance(value, dict):
+        for name in value:
+            if _takes_whole_numbers(kind) and not str(name).lstrip("-").isdecimal():
+                return f"{key}: expected whole numbers as keys, found {name!r}. Write NUMBER: MEANING."
         items = ((f"{key}.{name}", item) for name, item in value.items())
         return next((problem for name, item in items if (problem := _problem_of_value(item, inner, name))), None)
     try:

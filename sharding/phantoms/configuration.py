@@ -5,19 +5,19 @@ from dataclasses import dataclass
 from upfield.common.ranges import Range, check_range
 
 RATES = ("mirrored_rate", "stripped_rate", "defaced_rate", "cut_rate")
-# The smallest value that each range may hold.
-LEAST = {
-    "scale": 0.5,
-    "rotation_deg": 0.0,
-    "coarse_rms_mm": 0.0,
-    "fine_rms_mm": 0.0,
-    "fat_mm": 0.0,
-    "label_spread": 0.0,
-    "texture": 0.0,
-    "vessels": 0.0,
-    "log_bias_rms": 0.0,
-    "snr": 1.0,
-    "blur_vox": 0.0,
+# The smallest and the largest value that each range may hold.
+LIMITS: dict[str, Range] = {
+    "scale": (0.5, 2.0),
+    "rotation_deg": (0.0, 180.0),
+    "coarse_rms_mm": (0.0, 50.0),
+    "fine_rms_mm": (0.0, 20.0),
+    "fat_mm": (0.0, 50.0),
+    "label_spread": (0.0, 1.0),
+    "texture": (0.0, 10.0),
+    "vessels": (0.0, 10000.0),
+    "log_bias_rms": (0.0, 1.0),
+    "snr": (1.0, 1000.0),
+    "blur_vox": (0.0, 10.0),
 }
 
 
@@ -59,8 +59,8 @@ class HeadsConfig:
 
     def __post_init__(self) -> None:
         """Check that ranges are ordered and within bounds, and that rates are shares."""
-        for name, least in LEAST.items():
-            check_range(f"synthetic.heads.{name}", getattr(self, name), least)
+        for name, (least, most) in LIMITS.items():
+            check_range(f"synthetic.heads.{name}", getattr(self, name), least, most)
         for name in RATES:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"synthetic.heads.{name}: expected 0..1, found {getattr(self, name)}.")

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from upfield.common.errors import InputError, VolumeError
+from upfield.imaging.extent import size_problem
 from upfield.imaging.head_mask import connected_parts
 from upfield.imaging.resample import linear_weights
 from upfield.imaging.volume import Volume, read_volume
@@ -34,6 +35,9 @@ EXTENSION_MM = 20.0
 SMOOTHING_MM = 2.4
 # A map with more unknown labels is probably an image.
 MOST_UNKNOWN = 20
+# Voxels of a head, of which every second one along each axis is counted.
+LEAST_VOXELS = 100
+NO_HEAD = "the labels form no head: too few voxels are connected. Choose a label map of a head."
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,8 @@ def check_label_map(path: Path, labels_as: LabelsAs) -> None:
 
 def _numbers_and_names(volume: Volume, where: str, labels_as: LabelsAs) -> tuple[NDArray[np.int16], dict[int, str]]:
     """Return the labels `(I, J, K)`, and the name of the structure of each number that is present."""
+    if problem := size_problem(np.array(volume.voxels.shape) * volume.spacing_mm):
+        raise VolumeError(where, f"{problem}. Check the spacing in the header.")
     numbers = _whole_numbers(volume.voxels, where)
     present = np.flatnonzero(np.bincount(numbers.ravel()))
     names = _structures(present, where, labels_as)
@@ -157,10 +163,12 @@ def _structures(present: NDArray[np.intp], where: str, labels_as: LabelsAs) -> d
             where, f"expected a label map, found {len(unknown)} unknown numbers, as in an image. Choose a label map."
         )
     if unknown:
+        named = ", ".join(map(str, unknown))
+        are_unknown = f"labels {named} are unknown" if len(unknown) > 1 else f"label {named} is unknown"
         raise VolumeError(
             where,
-            f"label {', '.join(map(str, unknown))} is unknown. Say with labels_as what each unknown label shows, for "
-            f"example labels_as: {{{unknown[0]}: fat}}.",
+            f"{are_unknown}. Say with labels_as what each unknown label shows, for example "
+            f"labels_as: {{{unknown[0]}: fat}}.",
         )
     return names
 
@@ -187,14 +195,17 @@ def _boxed(
     parts, sizes = connected_parts(classes[::2, ::2, ::2] > 0)
     sizes[0] = 0
     head = parts == sizes.argmax() if sizes.any() else parts < 0
-    if head.sum() < 100:
-        raise VolumeError(where, "the labels form no head: too few voxels are connected. Choose a label map of a head.")
+    if head.sum() < LEAST_VOXELS:
+        raise VolumeError(where, NO_HEAD)
     # Some maps are ragged where the signal of the scan behind them was weak.
     filled = np.asarray(ndimage.binary_fill_holes(head))
     smooth = ndimage.gaussian_filter(np.pad(filled, 3, mode="edge").astype(np.float32), SMOOTHING_MM / 2 / spacing_mm)[
         3:-3, 3:-3, 3:-3
     ]
     head = np.asarray(ndimage.binary_dilation(smooth > 0.5))
+    # The smoothing leaves nothing of what is smaller than a head.
+    if head.sum() < LEAST_VOXELS:
+        raise VolumeError(where, NO_HEAD)
     for axis, size in enumerate(classes.shape):
         head = np.repeat(head, 2, axis=axis).take(range(size), axis=axis)
     classes = np.where(head, classes, np.int16(0))

@@ -33,6 +33,7 @@ class Schema:
     precision: Literal["no", "bf16"] = "no"
     space: dict[str, list[Any]] = field(default_factory=dict)
     counts: dict[str, int | list[str]] = field(default_factory=dict)
+    meanings: dict[int, int | str] = field(default_factory=dict)
     scans: list[Scan] = field(default_factory=list)
 
 
@@ -87,6 +88,7 @@ def test_values_that_fit_are_accepted(text: str, value: Any) -> None:
         ("counts: {val: a}", 'counts.val: expected a whole number or a list of text, found "a".'),
         ("counts: {val: null}", "counts.val: expected a whole number or a list of text, found null."),
         ("counts: [2]", "counts: expected keys and values, found [2]."),
+        ("meanings: {fat: 900}", "meanings: expected whole numbers as keys, found 'fat'. Write NUMBER: MEANING."),
         ("[1, 2]", "top level: expected keys and values, found [1, 2]."),
         ("scans: [{name: a}, {nam: b}]", "unknown key scans[1].nam (did you mean name?). Known keys: name."),
         ("scans: [{name: a}, {}]", "scans[1]: the key name is missing."),

@@ -6,15 +6,24 @@ from head_maps import label_volume
 from nibabel.nifti1 import Nifti1Image
 
 from upfield.common.errors import InputError, VolumeError
+from upfield.imaging.volume import Volume
 from upfield.sharding.phantoms.label_map import make_label_map, read_label_map
 from upfield.sharding.phantoms.label_tissues import KNOWN, PARTNERS, STRUCTURES
 
 
-def changed(old, new):
-    """Return the map with `new` in place of the label `old`; without `old`, everywhere."""
+def changed(*pairs):
+    """Return the map with other labels: each old label is followed by the new one."""
     volume = label_volume()
-    volume.voxels[... if old is None else volume.voxels == old] = new
+    for old, new in zip(pairs[::2], pairs[1::2], strict=True):
+        volume.voxels[volume.voxels == old] = new
     return volume
+
+
+def small_head():
+    """Return a map whose labels fill a cube of 5 mm."""
+    voxels = np.zeros_like(label_volume().voxels)
+    voxels[18:30, 24:36, 22:34] = label_volume().voxels[18:30, 24:36, 22:34]
+    return Volume(voxels, np.diag([0.4, 0.4, 0.4, 1]))
 
 
 def numbers_of(label_map):
@@ -83,8 +92,7 @@ def test_unknown_numbers_are_named_and_can_be_explained():
 
 
 def test_a_pair_of_explained_numbers_are_each_others_partners():
-    volume = changed(2, 902)
-    volume.voxels[volume.voxels == 41] = 941
+    volume = changed(2, 902, 41, 941)
     label_map = make_label_map(volume, "map", {902: 2, 941: 41})
     numbers = [kind.number for kind in label_map.kinds]
     assert label_map.partners[numbers.index(902)] == numbers.index(941)
@@ -98,10 +106,16 @@ def test_a_pair_of_explained_numbers_are_each_others_partners():
         (changed(24, 24.5), {}, "whole numbers, but .* for example 24.5"),
         (changed(24, -3), {}, "found -3"),
         (changed(24, 1e6), {}, "found 1e"),
+        (replace(label_volume(), affine=np.diag([0.1, 0.1, 0.1, 1])), {}, "at least 9 mm along every axis"),
+        (small_head(), {}, "form no head"),
+        (changed(2, 9001, 41, 9002), {}, "labels 9001, 9002 are unknown"),
         (label_volume(), {24: "water"}, "'water'"),
         (label_volume(), {24: 9999}, "9999"),
     ],
-    ids=["no background", "one label", "fractions", "negative", "huge", "unknown tissue", "unknown meaning"],
+    ids=[
+        *("no background", "one label", "fractions", "negative", "huge", "tiny", "small head", "unknown numbers"),
+        *("unknown tissue", "unknown meaning"),
+    ],
 )
 def test_bad_maps_and_meanings_are_refused_in_two_sentences(volume, labels_as, problem):
     with pytest.raises(InputError, match=problem):
