@@ -410,14 +410,14 @@ class PreviewConfig(AccessConfig):
 
 @dataclass(frozen=True)
 class AuditConfig(AccessConfig):
-    """Compare real low-field scans with the synthetic low field of a set: what of them does the simulator cover?"""
+    """Compare real low-field scans with the synthetic low field of a set, measure by measure."""
 
     shards: str | Path
-    """Shard set: a folder or an address. Of a remote set, the shards with the chosen volumes are downloaded."""
+    """Shard set: a folder or an address. From a remote set, only the shards with the chosen volumes are downloaded."""
     scans: list[Path]
     """Real low-field scans, as NIfTI or MGH files."""
     out: Path
-    """File to write, a `.json`. A picture is written beside it, with the suffix `.png`."""
+    """JSON file to write. A picture is written beside it, with the suffix `.png`."""
     split: Literal["train", "val", "test"] = "train"
     """Split from which synthetic volumes are taken."""
     volumes: int = 24

@@ -54,7 +54,7 @@ class LabelHead:
     vessel_shares: F32
     """`(voxels,)`, the share of each that a vessel fills."""
     shown: NDArray[np.bool_]
-    """`(X, Y, Z)`, False where the field of view ends or something was removed. There is no noise either."""
+    """`(X, Y, Z)`, True in the field of view, except where something was removed. Elsewhere, the high field is 0."""
 
     def render(self, signals: Mapping[Tissue, float], rng: np.random.Generator) -> Volume:
         """Render the head without noise. Two scans of one head show the same texture and vessels.
