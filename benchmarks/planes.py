@@ -46,7 +46,7 @@ def main() -> None:
         "cubic interpolation": cubic,
         "model": replace(cubic, voxels=restore_volume(cubic.voxels, restorer, batch_size=4)),
     }
-    page = blank_page(3.2 * HEIGHT_IN, len(rows) * (HEIGHT_IN + LABEL_IN), PAPER, dpi=130)
+    page = blank_page(2.75 * HEIGHT_IN, len(rows) * (HEIGHT_IN + LABEL_IN), PAPER, dpi=130)
     for number, (name, volume) in enumerate(rows.items()):
         top_in = number * (HEIGHT_IN + LABEL_IN)
         page.text(GAP_IN, top_in + GAP_IN, name, color=FAINT)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from upfield.common.addresses import runs_command
+from upfield.common.ranges import Range, check_range
 from upfield.model.configuration import AmirConfig, LossConfig
 from upfield.sharding.configuration import AccessConfig
 
 # The shares of a mix are written as decimals, so they may not add up to 1 exactly.
 SHARE_TOLERANCE = 1e-5
-Range = tuple[float, float]
 
 
 def divisors_of(number: int) -> list[int]:
@@ -46,12 +46,7 @@ class DegradeConfig:
         """Check that each range is ordered and within its bounds."""
         bounds = {"gamma": (0.1, 10), "curve": (0, 1), "bias": (0, 1), "blur_pixels": (0, 10), "noise_std": (0, 1)}
         for name, (least, most) in (bounds | {"noise_spacing_pixels": (1, 50)}).items():
-            first, second = getattr(self, name)
-            if not least <= first <= second <= most:
-                raise ValueError(
-                    f"data.augment.degrade.{name}: expected two numbers from {least} to {most}, the smaller first, "
-                    f"found [{first:g}, {second:g}]. Correct the range, or leave it out."
-                )
+            check_range(f"data.augment.degrade.{name}", getattr(self, name), least, most)
 
 
 @dataclass(frozen=True)

@@ -211,6 +211,16 @@ def resample_box(
     return result
 
 
+def linear_weights(places: NDArray[np.float64], num_in: int) -> NDArray[np.float64]:
+    """Return the matrix `(N, num_in)` that interpolates a line of voxels linearly.
+
+    Args:
+        places: `(N,)`, where the line is sampled, in voxels. Beyond its ends, the weights fall to 0.
+        num_in: voxels of the line.
+    """
+    return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(num_in)))
+
+
 def _overlap(num_in: int, num_out: int, start: int) -> tuple[slice, slice]:
     """Return the part of the input that the output covers, and its position in the output."""
     first, last = max(start, 0), max(min(start + num_out, num_in), 0)

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from upfield.common.addresses import format_address, is_remote
+from upfield.common.ranges import Range, check_range
 from upfield.imaging.contrast import parse_contrast
 from upfield.sharding.phantoms.configuration import HeadsConfig
 from upfield.sharding.physics.configuration import PhysicsConfig
 
 Triple = tuple[int, int, int]
 SpacingMm = tuple[float, float, float]
-Range = tuple[float, float]
 Recipe = Literal["report", "physics", "both"]
 
 
@@ -88,9 +88,7 @@ class SyntheticConfig:
     def __post_init__(self) -> None:
         """Check that ranges are ordered and within bounds."""
         for name, least in (("sigma_vox", 0.0), ("gamma", 1.0), ("noise_std", 0.0)):
-            low, high = getattr(self, name)
-            if not least <= low <= high:
-                raise ValueError(f"synthetic.{name}: expected {least} <= first <= second, found {[low, high]}.")
+            check_range(f"synthetic.{name}", getattr(self, name), least)
         if not 0 <= self.noise_bright_ratio <= 1:
             raise ValueError(f"synthetic.noise_bright_ratio: expected 0..1, found {self.noise_bright_ratio}.")
 
@@ -412,14 +410,14 @@ class PreviewConfig(AccessConfig):
 
 @dataclass(frozen=True)
 class AuditConfig(AccessConfig):
-    """Compare real low-field scans with the synthetic low field of a set: what of them does the simulator cover?"""
+    """Compare real low-field scans with the synthetic low field of a set, measure by measure."""
 
     shards: str | Path
-    """Shard set: a folder or an address. Of a remote set, the shards with the chosen volumes are downloaded."""
+    """Shard set: a folder or an address. From a remote set, only the shards with the chosen volumes are downloaded."""
     scans: list[Path]
     """Real low-field scans, as NIfTI or MGH files."""
     out: Path
-    """File to write, a `.json`. A picture is written beside it, with the suffix `.png`."""
+    """JSON file to write. A picture is written beside it, with the suffix `.png`."""
     split: Literal["train", "val", "test"] = "train"
     """Split from which synthetic volumes are taken."""
     volumes: int = 24

@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from upfield.imaging.resample import linear_weights
+from upfield.sharding.physics.point_spread import tukey
+from upfield.sharding.physics.smooth_field import BIAS_KNOT_MM, cubic_spline
+
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
@@ -25,7 +29,6 @@ HULL_MARGIN_MM = 4.0
 STRIPPED_MM = (((0.0, -40.0, -100.0), (42.0, 42.0, 60.0)), ((0.0, 32.0, -65.0), (44.0, 42.0, 48.0)))
 COARSE_KNOT_MM = 55.0
 FINE_KNOT_MM = 18.0
-BIAS_KNOT_MM = 90.0
 LEAST_JACOBIAN = 0.25
 
 
@@ -198,7 +201,7 @@ def shell_distances_mm(brain: NDArray[np.bool_], affine: F64) -> tuple[F32, F32]
     for centre, half in STRIPPED_MM:
         head |= sum(((place - c) / h) ** 2 for place, c, h in zip(places_mm, centre, half, strict=True)) < 1
     hats = [
-        np.maximum(0, 1 - abs(margin + np.arange(size)[:, None] / step - np.arange(coarse)))
+        linear_weights(margin + np.arange(size) / step, coarse)
         for size, coarse in zip(brain.shape, mask.shape, strict=True)
     ]
     smooth = (ndimage.gaussian_filter(_distance_mm(inner, spacing_mm), 3.0 / spacing_mm) for inner in (hull, head))
@@ -223,8 +226,7 @@ def smooth_field(generator: np.random.Generator, grid: TemplateGrid, knot_mm: fl
     for axis in range(3):
         position = (grid.positions_mm(axis) + grid.shape[axis] * grid.spacing_mm[axis] / 2) / knot_mm
         knots = np.arange(-1, math.ceil(position[-1]) + 2)
-        away = abs(position[:, None] - knots)
-        bases.append(np.where(away < 1, 2 / 3 - away**2 + away**3 / 2, np.maximum(0, 2 - away) ** 3 / 6))
+        bases.append(cubic_spline(abs(position[:, None] - knots)))
     coefficients = generator.standard_normal([basis.shape[1] for basis in bases])
     field = apply_along_axes(coefficients, bases)
     return field / np.float32(math.sqrt(np.mean(np.square(field))))
@@ -346,7 +348,7 @@ def blur_lines(coarse: TemplateGrid, fine: TemplateGrid, blur: Blur) -> list[F64
 def _truncation(coarse: TemplateGrid, fine: TemplateGrid, axis: int, blur: Blur) -> F64:
     """Compute the point spread `(coarse, fine)` of a Tukey-windowed k-space, the Fourier integral of the window."""
     frequency = (np.arange(128) + 0.5) / 128
-    window = 0.5 + 0.5 * np.cos(np.pi * np.clip((frequency - 1) / blur.taper + 1, 0, 1))
+    window = tukey(frequency, blur.taper)
     distance_mm = coarse.positions_mm(axis)[:, None] - fine.positions_mm(axis)
     highest_per_mm = blur.cutoff / (2 * coarse.spacing_mm[axis])
     return np.cos(2 * np.pi * highest_per_mm * distance_mm[..., None] * frequency) @ window

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-Range = tuple[float, float]
+from upfield.common.ranges import Range, check_range
 
 RATES = ("mirrored_rate", "stripped_rate", "defaced_rate", "cut_rate")
 # The smallest and the largest value that each range may hold.
@@ -60,15 +60,7 @@ class HeadsConfig:
     def __post_init__(self) -> None:
         """Check that ranges are ordered and within bounds, and that rates are shares."""
         for name, (least, most) in LIMITS.items():
-            low, high = getattr(self, name)
-            if low > high:
-                raise ValueError(
-                    f"synthetic.heads.{name}: the least value, {low}, exceeds the most, {high}. Swap them."
-                )
-            if not least <= low <= high <= most:
-                raise ValueError(
-                    f"synthetic.heads.{name}: expected values from {least} to {most}, found {[low, high]}."
-                )
+            check_range(f"synthetic.heads.{name}", getattr(self, name), least, most)
         for name in RATES:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"synthetic.heads.{name}: expected 0..1, found {getattr(self, name)}.")

@@ -8,10 +8,11 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from upfield.sharding.phantoms.anatomy import COARSE_KNOT_MM, F32, F64, FINE_KNOT_MM, LEAST_JACOBIAN, TemplateGrid
+from upfield.sharding.physics.smooth_field import cubic_spline
 
 # The displacement is a cubic B-spline on this lattice.
 LATTICE_MM = 9.0
-# The Jacobian is checked four times per knot along each axis. Between these places it changes little.
+# The Jacobian is checked this often per knot along each axis. Between these places it changes little.
 CHECKS_PER_KNOT = 2
 
 
@@ -81,9 +82,8 @@ def _bspline(place: NDArray[np.floating], knots: int, order: int = 0) -> F32:
     """Return the weights `(places, knots)` of cubic B-splines at places in knots, or their derivatives."""
     signed = np.asarray(place)[:, None] - np.arange(knots)
     away = abs(signed)
-    if order == 0:
-        weights = np.where(away < 1, 2 / 3 - away**2 + away**3 / 2, np.maximum(0, 2 - away) ** 3 / 6)
-    else:
+    weights = cubic_spline(away)
+    if order == 1:
         weights = np.where(away < 1, -2 * away + 1.5 * away**2, -(np.maximum(0, 2 - away) ** 2) / 2) * np.sign(signed)
     return weights.astype(np.float32)
 

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from upfield.common.ranges import Range
 from upfield.imaging.volume import Volume
-from upfield.sharding.phantoms.anatomy import BIAS_KNOT_MM, F32, TemplateGrid, add_rician, smooth_field
-from upfield.sharding.phantoms.configuration import HeadsConfig, Range
+from upfield.sharding.phantoms.anatomy import F32, TemplateGrid, add_rician, smooth_field
+from upfield.sharding.phantoms.configuration import HeadsConfig
 from upfield.sharding.physics.relaxation import Tissue, draw_relaxation
 from upfield.sharding.physics.sequences import draw_sequence, tissue_signals
+from upfield.sharding.physics.smooth_field import BIAS_KNOT_MM
 
 # Blood that flows into the slab is brighter than blood that was saturated in it.
 INFLOW: Range = (0.4, 2.0)

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from upfield.common.ranges import Range
 from upfield.imaging.volume import Volume
 from upfield.sharding.configuration import GeometryConfig
 from upfield.sharding.phantoms.anatomy import F32, F64, TemplateGrid
-from upfield.sharding.phantoms.configuration import HeadsConfig, Range
+from upfield.sharding.phantoms.configuration import HeadsConfig
 from upfield.sharding.phantoms.deformation import draw_deformation
 from upfield.sharding.phantoms.head_mixtures import FAT_SHARE, MUSCLE_SHARE, SKIN_MM, TISSUES, draw_mixtures
 from upfield.sharding.phantoms.head_texture import draw_texture, draw_vessels
@@ -53,7 +54,7 @@ class LabelHead:
     vessel_shares: F32
     """`(voxels,)`, the share of each that a vessel fills."""
     shown: NDArray[np.bool_]
-    """`(X, Y, Z)`, False where the field of view ends or something was removed. There is no noise either."""
+    """`(X, Y, Z)`, True in the field of view, except where something was removed. Elsewhere, the high field is 0."""
 
     def render(self, signals: Mapping[Tissue, float], rng: np.random.Generator) -> Volume:
         """Render the head without noise. Two scans of one head show the same texture and vessels.

@@ -12,6 +12,7 @@ from scipy import ndimage
 from upfield.common.errors import InputError, VolumeError
 from upfield.imaging.extent import size_problem
 from upfield.imaging.head_mask import connected_parts
+from upfield.imaging.resample import linear_weights
 from upfield.imaging.volume import Volume, read_volume
 from upfield.sharding.phantoms.anatomy import apply_along_axes
 from upfield.sharding.phantoms.label_tissues import KNOWN, PARTNERS, STRUCTURES, LabelClass
@@ -268,7 +269,7 @@ def _refined(coarse: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.
     hats = []
     for size, count in zip(shape, coarse.shape, strict=True):
         place = np.minimum(np.arange(size) / 2, count - 1)
-        hats.append(np.maximum(0, 1 - abs(place[:, None] - np.arange(count))))
+        hats.append(linear_weights(place, count))
     return apply_along_axes(coarse, hats)
 
 

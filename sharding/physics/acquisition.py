@@ -14,11 +14,10 @@ from upfield.sharding.physics.configuration import PhysicsConfig
 from upfield.sharding.physics.point_spread import k_space_operator, slice_operator
 from upfield.sharding.physics.relaxation import Relaxation, Tissue, draw_relaxation
 from upfield.sharding.physics.sequences import Sequence, draw_sequence
-from upfield.sharding.physics.smooth_field import draw_smooth_field
+from upfield.sharding.physics.smooth_field import BIAS_KNOT_MM, draw_smooth_field
 
 Triple = tuple[int, int, int]
 SpacingMm = tuple[float, float, float]
-BIAS_KNOT_MM = 90.0
 FIELD_KNOT_MM = 70.0
 
 
@@ -192,7 +191,8 @@ def _magnitude(
 ) -> NDArray[np.float32]:
     """Add noise and zipper to both channels of `(A, B, C)`, and return the magnitude, float32.
 
-    Noise is white on the measured grid. Within a slice, it is as smooth as the zero-filled image.
+    Noise is white on the measured grid. Within a slice, it is as smooth as the zero-filled image. The magnitude follows
+    the distribution of Rice (Gudbjartsson and Patz, Magn Reson Med 34, 1995).
     """
     operators: list[Operator | None] = [None] * 3
     counts = list(clean.shape)

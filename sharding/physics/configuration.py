@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-Range = tuple[float, float]
+from upfield.common.ranges import Range, check_range
 
 # The smallest and the largest value that each range may hold.
 LIMITS: dict[str, Range] = {
@@ -87,15 +87,7 @@ class PhysicsConfig:
     def __post_init__(self) -> None:
         """Refuse ranges that contradict themselves or each other."""
         for name, (least, most) in LIMITS.items():
-            low, high = getattr(self, name)
-            if low > high:
-                raise ValueError(
-                    f"synthetic.physics.{name}: the least value, {low}, exceeds the most, {high}. Swap them."
-                )
-            if not least <= low <= high <= most:
-                raise ValueError(
-                    f"synthetic.physics.{name}: expected values from {least} to {most}, found {[low, high]}."
-                )
+            check_range(f"synthetic.physics.{name}", getattr(self, name), least, most)
         for name in RATES:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"synthetic.physics.{name}: expected 0..1, found {getattr(self, name)}.")
@@ -111,7 +103,6 @@ class PhysicsConfig:
                 f"synthetic.physics: the thinnest slice, {self.thickness_mm[0]} mm, is thinner than the largest voxel "
                 f"within a slice, {self.in_plane_mm[1]} mm. Raise thickness_mm or lower in_plane_mm."
             )
-
         self._check_times()
 
     def _check_times(self) -> None:

@@ -8,11 +8,11 @@ from typing import Any, Literal
 import numpy as np
 
 from upfield.common.errors import InputError
+from upfield.common.ranges import Range
 from upfield.sharding.physics.configuration import PhysicsConfig
 from upfield.sharding.physics.relaxation import FieldStrength, Relaxation, Tissue
 
 Kind = Literal["spin_echo", "inversion_recovery", "mprage", "spoiled_echo"]
-Span = tuple[float, float]
 # Train of an MPRAGE: time from one gradient echo to the next, and number of echoes. Its centre lies at the inversion
 # time.
 MPRAGE_ECHO_MS = 7.5
@@ -46,10 +46,10 @@ class SequenceRanges:
     """Ranges of a sequence's parameters."""
 
     kind: Kind
-    tr_ms: Span
-    te_ms: Span
-    ti_ms: Span = (0.0, 0.0)
-    flip_deg: Span = (90.0, 90.0)
+    tr_ms: Range
+    te_ms: Range
+    ti_ms: Range = (0.0, 0.0)
+    flip_deg: Range = (90.0, 90.0)
 
 
 # The 64 mT scanner measures fast spin echoes, after an inversion for T1w and FLAIR.
@@ -108,7 +108,11 @@ def tissue_signals(sequence: Sequence, relaxations: Mapping[Tissue, Relaxation])
 
 
 def _signal(sequence: Sequence, tissue: Relaxation) -> float:
-    """Compute the signal, relative to fully relaxed water; negative while the magnetization is still inverted."""
+    """Compute the signal, relative to fully relaxed water; negative while the magnetization is still inverted.
+
+    The equations of spin echo, inversion recovery and spoiled gradient echo are those of Bernstein, King and Zhou,
+    Handbook of MRI Pulse Sequences, 2004.
+    """
     decay = tissue.density * math.exp(-sequence.te_ms / tissue.t2_ms)
     recovered = math.exp(-sequence.tr_ms / tissue.t1_ms)
     if sequence.kind == "spin_echo":
@@ -125,8 +129,9 @@ def _signal(sequence: Sequence, tissue: Relaxation) -> float:
 def _mprage_magnetization(sequence: Sequence, t1_ms: float, cosine: float) -> float:
     """Compute the longitudinal magnetization at the centre of an MPRAGE train in its steady state.
 
-    The train pulls the magnetization towards its own steady state; before and after the train, it recovers freely. Each
-    part is a linear map z -> a z + b of the magnetization, and the steady state is the fixed point of their product.
+    The train pulls the magnetization towards its own steady state (Deichmann and Haase, J Magn Reson 96, 1992). Before
+    and after the train, it recovers freely. Each part is a linear map z -> a z + b of the magnetization, and the steady
+    state is the fixed point of their product.
     """
     half = MPRAGE_ECHOES // 2
     free = math.exp(-MPRAGE_ECHO_MS / t1_ms)

@@ -1,10 +1,18 @@
-"""Draw smooth random fields, such as a coil's sensitivity."""
+"""Smooth random fields, such as a coil's sensitivity, and the splines that they are made of."""
 
 import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+# Distance of the knots of a coil's sensitivity.
+BIAS_KNOT_MM = 90.0
+
+
+def cubic_spline(away: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Return the cubic B-spline, of any shape, at distances from its knot: 2/3 at 0, and 0 from 2 on."""
+    return np.where(away < 1, 2 / 3 - away**2 + away**3 / 2, np.maximum(0, 2 - away) ** 3 / 6)
 
 
 def draw_smooth_field(
@@ -22,8 +30,7 @@ def draw_smooth_field(
     for count, step_mm in zip(shape, spacing_mm, strict=True):
         position = (np.arange(count) + 0.5) * (step_mm / knot_mm)
         away = np.abs(position[:, None] - np.arange(-1, math.ceil(position[-1]) + 2))
-        near, far = 2 / 3 - away**2 + away**3 / 2, np.maximum(0, 2 - away) ** 3 / 6
-        bases.append(np.where(away < 1, near, far).astype(np.float32))
+        bases.append(cubic_spline(away).astype(np.float32))
     coefficients = rng.standard_normal([basis.shape[1] for basis in bases], dtype=np.float32)
     last = np.tensordot(bases[0], coefficients, axes=(1, 0)) @ bases[2].T
     field = np.matmul(bases[1], last)

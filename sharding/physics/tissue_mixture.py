@@ -15,6 +15,7 @@ from scipy.interpolate import PchipInterpolator
 
 from upfield.imaging.head_mask import head_mask
 from upfield.imaging.plausibility.brains import is_skull_stripped
+from upfield.imaging.resample import linear_weights
 from upfield.imaging.volume import Volume
 from upfield.sharding.physics.brain_region import (
     brain_share,
@@ -186,7 +187,7 @@ def replace_values(
 def _hats(size: int, coarse: int, stride: int) -> NDArray[np.float32]:
     """Return the matrix `(size, coarse)` of linear interpolation between every `stride`-th voxel."""
     place = np.minimum(np.arange(size) / stride, coarse - 1)
-    return np.maximum(0, 1 - np.abs(place[:, None] - np.arange(coarse))).astype(np.float32)
+    return linear_weights(place, coarse).astype(np.float32)
 
 
 def _levels(values: NDArray[np.float32], contrast: str) -> tuple[float, float, float]:

@@ -109,8 +109,8 @@ def test_parameters_are_drawn_from_their_ranges():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"sigma_vox": (1.0, 0.5)}, r"synthetic.sigma_vox: expected 0.0 <= first <= second, found \[1.0, 0.5\]"),
-        ({"gamma": (0.5, 1.0)}, "synthetic.gamma: expected 1.0 <= first"),
+        ({"sigma_vox": (1.0, 0.5)}, r"synthetic.sigma_vox: the first value, 1, exceeds the second, 0.5"),
+        ({"gamma": (0.5, 1.0)}, r"synthetic.gamma: expected two values of at least 1, found \[0.5, 1\]"),
         ({"noise_std": (-0.1, 0.1)}, "synthetic.noise_std"),
         ({"noise_bright_ratio": 1.5}, "synthetic.noise_bright_ratio: expected 0..1, found 1.5"),
     ],

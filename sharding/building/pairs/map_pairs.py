@@ -11,9 +11,10 @@ from upfield.imaging.resample import box_centre
 from upfield.imaging.volume import Volume, load_volume
 from upfield.sharding.building.field_resampler import FieldResampler, to_world
 from upfield.sharding.building.generator import generator_for
-from upfield.sharding.building.pairs.low_field import DEFAULT_CONTRAST, recipe_of, report_low
+from upfield.sharding.building.pairs.low_field import recipe_of, report_low
 from upfield.sharding.building.pairs.pair import Pair, SubjectPairs
 from upfield.sharding.building.saved_volumes import HIGH_NAME, LABELS_NAME, partner_name, save_volume
+from upfield.sharding.cohorts.contrasts import RENDERED
 from upfield.sharding.cohorts.duplicates import hash_voxels
 from upfield.sharding.cohorts.problems import Problem
 from upfield.sharding.cohorts.subjects import SourceVolume, Subject
@@ -91,7 +92,7 @@ def _low_field(
     resampler = FieldResampler(config.geometry, centre_mm)
     if recipe_of(config.synthetic.recipe_for(maps=True), unit.variant) == "report":
         return report_low(high, resampler, config, rng)
-    acquisition = draw_acquisition(config.synthetic.physics, DEFAULT_CONTRAST, rng)
+    acquisition = draw_acquisition(config.synthetic.physics, RENDERED, rng)
     signal = head.render(tissue_signals(acquisition.sequence, acquisition.relaxations), rng)
     low = acquire(signal, acquisition, rng)
     return low, resampler.acquired_to_high(low, high), {"recipe": "physics", **acquisition.to_tree()}

@@ -10,10 +10,10 @@ from upfield.sharding.physics.configuration import LIMITS, RATES, PhysicsConfig
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"snr": (40, 10)}, r"physics\.snr: the least value, 40, exceeds the most, 10\. Swap them\."),
+        ({"snr": (40, 10)}, r"physics\.snr: the first value, 40, exceeds the second, 10\. Swap them\."),
         ({"thickness_mm": (1.0, 5.0)}, r"thinnest slice, 1\.0 mm, is thinner than the largest voxel .* Raise"),
-        ({"in_plane_mm": (0.0, 1.0)}, r"in_plane_mm: expected values from 0\.2 to 10\.0, found \[0\.0, 1\.0\]"),
-        ({"taper": (0.0, 1.5)}, r"taper: expected values from 0\.0 to 1\.0"),
+        ({"in_plane_mm": (0.0, 1.0)}, r"in_plane_mm: expected two values from 0\.2 to 10, found \[0, 1\]"),
+        ({"taper": (0.0, 1.5)}, r"taper: expected two values from 0 to 1"),
         ({"slice_axis": (0.5, 0.5, 0.5)}, r"slice_axis: expected three probabilities that sum to 1"),
         ({"motion_rate": 1.2}, r"motion_rate: expected 0\.\.1, found 1\.2"),
         ({"relaxation_spread": -1.0}, r"relaxation_spread: expected 0\.\.3"),
@@ -21,7 +21,7 @@ from upfield.sharding.physics.configuration import LIMITS, RATES, PhysicsConfig
             {"flair_ti_ms": (1300.0, 3500.0)},
             r"flair_tr_ms: the shortest repetition, 3600\.0 ms, ends before the last echo",
         ),
-        ({"snr": (float("nan"), 10.0)}, r"snr: expected values"),
+        ({"snr": (float("nan"), 10.0)}, r"snr: expected two values"),
     ],
 )
 def test_ranges_that_contradict_themselves_or_each_other_are_refused(values, message):
