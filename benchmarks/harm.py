@@ -32,7 +32,7 @@ from upfield.evaluation.disagreement import disagreement
 from upfield.export.configuration import STARTER
 from upfield.export.modelfile.engines import open_model_file
 from upfield.export.modelfile.file_restorer import FileRestorer
-from upfield.export.pretrained.packaged_model import model_named
+from upfield.export.pretrained.packaged_model import find_model
 from upfield.export.scans.restoration import restore_volume
 from upfield.export.scans.scan import prepare
 from upfield.imaging.air import estimate_air, raise_to_air
@@ -261,7 +261,9 @@ def measure_low(path: Path, trial: Trial) -> str:
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", type=Path, help="model file; by default the one that comes with upfield")
+    parser.add_argument(
+        "model", nargs="?", type=Path, default=STARTER, help="model file, or name of a model of the package"
+    )
     parser.add_argument("--high", nargs="*", type=Path, default=[], metavar="SCAN")
     parser.add_argument("--low", nargs="*", type=Path, default=[], metavar="SCAN")
     parser.add_argument("--recipes", nargs="*", default=["physics", "report"])
@@ -271,7 +273,7 @@ def main() -> None:
     if not arguments.high + arguments.low:
         print("Name scans with --high and --low.")
         return
-    path = arguments.model or model_named(str(STARTER)).path
+    path = find_model(arguments.model)
     trial = Trial(open_model_file(path), arguments.slices, arguments.seed)
     print(f"{path.name}, {arguments.slices} slices at most")
     for recipe in arguments.recipes if arguments.high else []:

@@ -12,6 +12,7 @@ from upfield.imaging.contrast import gather_evidence, judge_scan, name_evidence
 from upfield.imaging.formats.header_findings import is_enhanced
 from upfield.imaging.header import Header
 from upfield.imaging.plausibility.brains import stripped_doubt
+from upfield.imaging.plausibility.field_strength import strength_doubt
 from upfield.imaging.plausibility.labels import label_doubt
 from upfield.imaging.plausibility.resolution import sharp_doubt
 from upfield.imaging.volume import Volume
@@ -59,5 +60,7 @@ def plausibility_doubts(scan: Volume, header: Header, claim: ScanClaim, card: Mo
     stripped = None if labels else stripped_doubt(scan, card.skull_stripped)
     # An enhanced scan whose description is intact is one of the doubtful headers.
     repeated = ENHANCED_BEFORE if is_provenance(claim.sidecar) and not is_enhanced(header) else None
-    found = (sharp_doubt(scan, np.array(card.geometry.high_spacing_mm)), labels, stripped, repeated)
+    # What the scanner stated needs no second sign.
+    resolution = strength_doubt(claim.sidecar) or sharp_doubt(scan, np.array(card.geometry.high_spacing_mm))
+    found = (resolution, labels, stripped, repeated)
     return judgement.doubts + tuple(doubt for doubt in found if doubt)

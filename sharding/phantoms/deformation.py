@@ -12,7 +12,7 @@ from upfield.sharding.physics.smooth_field import cubic_spline
 
 # The displacement is a cubic B-spline on this lattice.
 LATTICE_MM = 9.0
-# The Jacobian is checked four times per knot along each axis. Between these places it changes little.
+# The Jacobian is checked this often per knot along each axis. Between these places it changes little.
 CHECKS_PER_KNOT = 2
 
 

@@ -21,7 +21,16 @@ MUSCLE_SHARE: Range = (0.65, 1.0)
 def draw_mixtures(
     kinds: tuple[LabelClass, ...], parameters: dict[str, Any], rng: np.random.Generator
 ) -> tuple[F32, F32]:
-    """Draw `mixtures` and `textures` of `LabelHead`, `(classes, tissues)`."""
+    """Draw which tissues each class consists of, and what texture adds to them.
+
+    Args:
+        kinds: the classes.
+        parameters: what was drawn for the head; the keys are those of `LabelHead.parameters`.
+        rng: generator that draws brightness, shares and strength of texture.
+
+    Returns:
+        `mixtures` and `textures` of `LabelHead`, each `(classes, tissues)` float32.
+    """
     mixtures = np.zeros((len(kinds), len(TISSUES)))
     textures = np.zeros_like(mixtures)
     groups = sorted({kind.group for kind in kinds})

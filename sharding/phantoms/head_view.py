@@ -12,7 +12,8 @@ from upfield.sharding.phantoms.label_map import LabelMap
 
 SHIFT_MM = 6.0
 TOP_MARGIN_MM = (1.0, 10.0)
-# Sides at which the field of view may cut the head off, how often, and how much of it.
+# Where the field of view may cut the head off: axis, side (0 is the lower end, 1 the upper one, 2 is both), relative
+# frequency, and range of the depth in mm.
 CUTS = ((2, 0, 0.5, (10.0, 60.0)), (2, 1, 0.1, (0.0, 8.0)), (1, 1, 0.2, (0.0, 20.0)), (0, 2, 0.2, (0.0, 10.0)))
 FACE_DEG = (25.0, 60.0)
 FACE_MARGIN_MM = (3.0, 15.0)
@@ -49,8 +50,8 @@ def draw_view(
 ) -> View:
     """Draw the position of the head, and what is cut off, and add it to `parameters`.
 
-    The head is in the middle of the grid. A head that is taller than the grid is at its top instead, as when a scan is
-    put on the grid.
+    The head is in the middle of the grid. The top of a head that is taller than the grid lies near the top of the grid
+    instead, as when a scan is put on the grid.
     """
     to_grid = np.linalg.inv(deformation.matrix).astype(np.float64)
     half_mm = np.array([size * mm / 2 for size, mm in zip(grid.shape, grid.spacing_mm, strict=True)])

@@ -61,8 +61,10 @@ def sample_classes(label_map: LabelMap, grid: TemplateGrid, deformation: Deforma
 def _places(
     label_map: LabelMap, grid: TemplateGrid, deformation: Deformation, anchor_mm: F64
 ) -> NDArray[np.signedinteger]:
-    """Compute the place in the map of each voxel, `(3, X, Y, Z)`, in 64ths of a voxel; the map's border holds
-    for all places outside it."""
+    """Compute the place in the map of each voxel, `(3, X, Y, Z)`, in 64ths of a voxel.
+
+    Places outside the map are moved to its border.
+    """
     scale = (STEPS / label_map.spacing_mm)[:, None]
     matrix = (deformation.matrix * scale).astype(np.float32)
     start = anchor_mm * scale[:, 0] + STEPS / 2

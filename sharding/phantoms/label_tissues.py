@@ -1,7 +1,7 @@
 """The label numbers that are known, the tissues that each consists of, and its partner on the other side.
 
 Inside the brain, the numbers are FreeSurfer's. Outside it, 501 to 530 are those of the CHARM atlas, which FreeSurfer's
-SAMSEG and SimNIBS use; the pictures of the 15 maps published with SynthSeg agree with them.
+SAMSEG and SimNIBS use. The 15 maps that are published with SynthSeg show the same structures under these numbers.
 """
 
 from collections.abc import Mapping

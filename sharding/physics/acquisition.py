@@ -191,7 +191,8 @@ def _magnitude(
 ) -> NDArray[np.float32]:
     """Add noise and zipper to both channels of `(A, B, C)`, and return the magnitude, float32.
 
-    Noise is white on the measured grid. Within a slice, it is as smooth as the zero-filled image.
+    Noise is white on the measured grid. Within a slice, it is as smooth as the zero-filled image. The magnitude follows
+    the distribution of Rice (Gudbjartsson and Patz, Magn Reson Med 34, 1995).
     """
     operators: list[Operator | None] = [None] * 3
     counts = list(clean.shape)

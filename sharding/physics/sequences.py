@@ -108,7 +108,11 @@ def tissue_signals(sequence: Sequence, relaxations: Mapping[Tissue, Relaxation])
 
 
 def _signal(sequence: Sequence, tissue: Relaxation) -> float:
-    """Compute the signal, relative to fully relaxed water; negative while the magnetization is still inverted."""
+    """Compute the signal, relative to fully relaxed water; negative while the magnetization is still inverted.
+
+    The equations of spin echo, inversion recovery and spoiled gradient echo are those of Bernstein, King and Zhou,
+    Handbook of MRI Pulse Sequences, 2004.
+    """
     decay = tissue.density * math.exp(-sequence.te_ms / tissue.t2_ms)
     recovered = math.exp(-sequence.tr_ms / tissue.t1_ms)
     if sequence.kind == "spin_echo":
@@ -125,8 +129,9 @@ def _signal(sequence: Sequence, tissue: Relaxation) -> float:
 def _mprage_magnetization(sequence: Sequence, t1_ms: float, cosine: float) -> float:
     """Compute the longitudinal magnetization at the centre of an MPRAGE train in its steady state.
 
-    The train pulls the magnetization towards its own steady state; before and after the train, it recovers freely. Each
-    part is a linear map z -> a z + b of the magnetization, and the steady state is the fixed point of their product.
+    The train pulls the magnetization towards its own steady state (Deichmann and Haase, J Magn Reson 96, 1992). Before
+    and after the train, it recovers freely. Each part is a linear map z -> a z + b of the magnetization, and the steady
+    state is the fixed point of their product.
     """
     half = MPRAGE_ECHOES // 2
     free = math.exp(-MPRAGE_ECHO_MS / t1_ms)

@@ -111,3 +111,7 @@ def test_a_scan_that_is_fine_along_all_axes_is_doubted_once(run_cli, t1_model, t
     nib.Nifti1Image(voxels, np.diag([0.5, 0.5, 0.5, 1])).to_filename(scan)
     code, _, err = run_cli(main, t1_model, scan, "--out", tmp_path / "out.nii.gz")
     assert (code, err.count("0.5 x 0.5 x 0.5 mm"), err.count("finer than the grid")) == (0, 1, 0)
+    # What the scanner stated needs no second sign.
+    scan.with_suffix(".json").write_text('{"MagneticFieldStrength": 3}')
+    code, _, err = run_cli(main, t1_model, scan, "--out", tmp_path / "out.nii.gz")
+    assert (code, err.count("states a field of 3 T"), err.count("0.5 x 0.5 x 0.5 mm")) == (0, 1, 0)
