@@ -93,9 +93,9 @@ def test_scans_of_the_same_name_are_told_apart_by_their_path(made_set, scan, tmp
     scans = [scan, write_scan(tmp_path / "other" / scan.name, 0.06)]
     code, out, err = run_cli(main, made_set, *scans, "--out", tmp_path / "audit.json", "--volumes", 12)
     assert code == 0, err
-    assert [each["scan"] for each in json.loads((tmp_path / "audit.json").read_text())["scans"]] == list(
-        map(str, scans)
-    )
+    assert f"{scans[1]} (T1w) among" in out
+    tree = json.loads((tmp_path / "audit.json").read_text())
+    assert [each["scan"] for each in tree["scans"]] == list(map(str, scans))
 
 
 def test_a_set_of_real_pairs_is_refused(scan, tmp_path, run_cli):
