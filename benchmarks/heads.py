@@ -25,10 +25,10 @@ from upfield.sharding.building.field_resampler import FieldResampler
 from upfield.sharding.configuration import GeometryConfig
 from upfield.sharding.phantoms.anatomy import TemplateGrid, blur_lines, load_template, make_tissues, measure
 from upfield.sharding.phantoms.configuration import HeadsConfig
-from upfield.sharding.phantoms.label_head import draw_head, high_field
+from upfield.sharding.phantoms.label_head import draw_head, high_field, low_field
 from upfield.sharding.phantoms.label_map import LabelMap, read_label_map
-from upfield.sharding.phantoms.map_subject import low_field
 from upfield.sharding.phantoms.subject_writer import draw_subject
+from upfield.sharding.physics.configuration import PhysicsConfig
 
 MAPS = "../shared/data/labels/*.nii.gz"
 GEOMETRY = GeometryConfig()
@@ -98,7 +98,7 @@ def print_costs(label_map: LabelMap, path: Path) -> None:
         rng = np.random.default_rng(0)
         head = draw_head(label_map, GEOMETRY, HeadsConfig(), rng)
         high_field(head, HeadsConfig(), rng)
-        low_field(head, GEOMETRY, rng)
+        low_field(head, PhysicsConfig(), rng, GEOMETRY)
 
     def from_template() -> None:
         rng = np.random.default_rng(0)

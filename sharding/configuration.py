@@ -11,7 +11,7 @@ from typing import Any, Literal
 from upfield.common.addresses import format_address, is_remote
 from upfield.common.ranges import Range, check_range
 from upfield.imaging.contrast import parse_contrast
-from upfield.sharding.phantoms.configuration import HeadsConfig
+from upfield.sharding.phantoms.configuration import RENDERED_CONTRAST, HeadsConfig
 from upfield.sharding.physics.configuration import PhysicsConfig
 
 Triple = tuple[int, int, int]
@@ -190,9 +190,9 @@ class CohortConfig:
             object.__setattr__(self, "contrast", self.contrast and parse_contrast(self.contrast))
         except ValueError as error:
             raise ValueError(f"cohort {self.name}: contrast: {error}.") from error
-        if self.labels and self.contrast not in (None, "T1w"):
+        if self.labels and self.contrast not in (None, RENDERED_CONTRAST):
             raise ValueError(
-                f"cohort {self.name}: contrast: heads that are rendered from label maps are T1w, found "
+                f"cohort {self.name}: contrast: heads that are rendered from label maps are {RENDERED_CONTRAST}, found "
                 f"{self.contrast}. Leave out contrast."
             )
 

@@ -1,4 +1,4 @@
-"""Degradation of stored low fields: each time that a sample is read, its low field looks as if scanned once more.
+"""Degradation of stored low fields: whenever a sample is read, its low field looks as if it had been scanned again.
 
 Everything is drawn again from the key of the sample, so no low field is seen twice, and every process and thread draws
 the same. The changes follow the order of an acquisition: contrast of the tissues, bias of the coils, blur, and noise.

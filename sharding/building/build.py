@@ -167,7 +167,7 @@ def _check_contrasts(config: ShardConfig, contrasts: dict[str, str | None]) -> N
         contrast = contrasts[cohort.name]
         if contrast is None:
             say(
-                f"cohort {cohort.name}: the contrast of its scans is not known, so the recipe physics takes them as "
+                f"cohort {cohort.name}: the contrast of its scans is not known, so the recipe physics treats them as "
                 f"{DEFAULT_CONTRAST}. State `contrast` of the cohort."
             )
         elif contrast not in LOW_SEQUENCES:

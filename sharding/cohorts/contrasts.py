@@ -9,10 +9,7 @@ from upfield.imaging.contrast import Evidence, gather_evidence, name_evidence, r
 from upfield.sharding.cohorts.path_patterns import FIELD
 from upfield.sharding.cohorts.problems import Field, Problem
 from upfield.sharding.cohorts.subjects import SourceVolume, Subject
-from upfield.sharding.configuration import CohortConfig
-
-# Contrast of heads that are rendered from label maps.
-RENDERED = "T1w"
+from upfield.sharding.configuration import RENDERED_CONTRAST, CohortConfig
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ def find_contrasts(cohorts: Iterable[CohortConfig], subjects: Sequence[Subject[S
     for cohort in cohorts:
         if cohort.labels is not None:
             # A label map shows no contrast, whatever its name says.
-            contrasts[cohort.name] = cohort.contrast or RENDERED
+            contrasts[cohort.name] = cohort.contrast or RENDERED_CONTRAST
             continue
         volumes = [
             _VolumeEvidence(subject, field, source, _evidence(cohort, field, source))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from upfield.sharding.coverage.comparison import LEAST_VOLUMES, Distribution, Sc
 from upfield.sharding.coverage.coverage_tables import print_coverage
 from upfield.sharding.coverage.measures import MEASURES, Values, measure_volume
 from upfield.sharding.coverage.picture import AuditedScan, Thumbnail, draw_picture, expect_matplotlib
-from upfield.sharding.coverage.volumes import choose_synthetic, read_low, read_scan
+from upfield.sharding.coverage.volumes import Scan, choose_synthetic, read_low, read_scan
 from upfield.sharding.shardset.shard_set import open_set
 from upfield.sharding.shardset.shard_split import ShardSplit
 
@@ -45,7 +46,7 @@ def write_report(config: AuditConfig) -> None:
     split = open_set(config.shards, config).split(config.split)
     geometry = GeometryConfig.from_tree(split.manifest.geometry)
     spacing_mm = np.array(geometry.high_spacing_mm)
-    scans = [read_scan(path, geometry) for path in config.scans]
+    scans = _tell_apart(config.scans, [read_scan(path, geometry) for path in config.scans])
     measured = [measure_volume(scan.low, spacing_mm) for scan in scans]
     synthetic = _measure_synthetic(split, config.volumes, spacing_mm)
     tree = split.manifest.tree["config"]
@@ -60,6 +61,15 @@ def write_report(config: AuditConfig) -> None:
     write_json(config.out, _to_tree(config, split, synthetic.distributions, audited))
     write_bytes(picture, draw_picture(audited, synthetic.distributions, synthetic.thumbnails))
     print(f"\n{config.out} and {picture.name} hold all measures.")
+
+
+def _tell_apart(paths: Sequence[Path], scans: Sequence[Scan]) -> list[Scan]:
+    """Name scans whose files have the same name by their path."""
+    names = [scan.name for scan in scans]
+    return [
+        replace(scan, name=str(path)) if names.count(scan.name) > 1 else scan
+        for path, scan in zip(paths, scans, strict=True)
+    ]
 
 
 def _check_out(config: AuditConfig) -> None:
@@ -102,7 +112,7 @@ def _measure_synthetic(split: ShardSplit, num_volumes: int, spacing_mm: NDArray[
     if all(len(each.volumes) < LEAST_VOLUMES for each in distributions):
         raise InputError(
             f"{split.root}: expected at least {LEAST_VOLUMES} volumes of one recipe and contrast among {len(pairs)}. "
-            "Raise --volumes."
+            "Raise --volumes, or build a set with more `synthetic` variants."
         )
     return SyntheticSample(distributions, thumbnails)
 

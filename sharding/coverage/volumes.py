@@ -35,7 +35,7 @@ class Scan:
     contrast: str | None
     """Its contrast, such as T1w, if its name, JSON file or header says it."""
     doubt: str | None
-    """A sentence without a full stop if air cannot be told from the head."""
+    """A sentence without a full stop if air and head cannot be told apart, otherwise None."""
 
 
 def read_scan(path: Path, geometry: GeometryConfig) -> Scan:

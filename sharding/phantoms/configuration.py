@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from upfield.common.ranges import Range, check_range
 
+# Contrast of the heads at both fields.
+RENDERED_CONTRAST = "T1w"
 RATES = ("mirrored_rate", "stripped_rate", "defaced_rate", "cut_rate")
 # The smallest and the largest value that each range may hold.
 LIMITS: dict[str, Range] = {

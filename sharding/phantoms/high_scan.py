@@ -9,7 +9,7 @@ import numpy as np
 from upfield.common.ranges import Range
 from upfield.imaging.volume import Volume
 from upfield.sharding.phantoms.anatomy import F32, TemplateGrid, add_rician, smooth_field
-from upfield.sharding.phantoms.configuration import HeadsConfig
+from upfield.sharding.phantoms.configuration import RENDERED_CONTRAST, HeadsConfig
 from upfield.sharding.physics.relaxation import Tissue, draw_relaxation
 from upfield.sharding.physics.sequences import draw_sequence, tissue_signals
 from upfield.sharding.physics.smooth_field import BIAS_KNOT_MM
@@ -61,7 +61,7 @@ def draw_high_scan(config: HeadsConfig, rng: np.random.Generator) -> HighScan:
     def draw(limits: Range) -> float:
         return round(float(rng.uniform(*limits)), 4)
 
-    sequence = draw_sequence("high", "T1w", rng)
+    sequence = draw_sequence("high", RENDERED_CONTRAST, rng)
     signals = dict(tissue_signals(sequence, draw_relaxation("high", rng)))
     parameters: dict[str, Any] = {
         "sequence": sequence.to_tree(),

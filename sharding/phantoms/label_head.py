@@ -11,7 +11,7 @@ from upfield.common.ranges import Range
 from upfield.imaging.volume import Volume
 from upfield.sharding.configuration import GeometryConfig
 from upfield.sharding.phantoms.anatomy import F32, F64, TemplateGrid
-from upfield.sharding.phantoms.configuration import HeadsConfig
+from upfield.sharding.phantoms.configuration import RENDERED_CONTRAST, HeadsConfig
 from upfield.sharding.phantoms.deformation import draw_deformation
 from upfield.sharding.phantoms.head_mixtures import FAT_SHARE, MUSCLE_SHARE, SKIN_MM, TISSUES, draw_mixtures
 from upfield.sharding.phantoms.head_texture import draw_texture, draw_vessels
@@ -20,7 +20,10 @@ from upfield.sharding.phantoms.high_scan import draw_high_scan
 from upfield.sharding.phantoms.label_map import LabelMap
 from upfield.sharding.phantoms.label_sampling import Sampling, sample_classes
 from upfield.sharding.phantoms.label_tissues import LabelClass
+from upfield.sharding.physics.acquisition import acquire, draw_acquisition
+from upfield.sharding.physics.configuration import PhysicsConfig
 from upfield.sharding.physics.relaxation import Tissue
+from upfield.sharding.physics.sequences import tissue_signals
 
 # Vessels run where the brain, its fluid, or soft tissue is.
 VESSEL_GROUPS = ("white matter", "cortex", "outer fluid", "soft tissue", "cerebellar cortex")
@@ -146,6 +149,26 @@ def high_field(head: LabelHead, config: HeadsConfig, rng: np.random.Generator) -
         flesh.reshape(-1)[head.sampling.edges] = True
         np.multiply(volume.voxels, flesh, out=volume.voxels)
     return volume, scan.parameters
+
+
+def low_field(
+    head: LabelHead, config: PhysicsConfig, rng: np.random.Generator, geometry: GeometryConfig | None = None
+) -> tuple[Volume, dict[str, Any]]:
+    """Measure a head with a T1-weighted sequence at 64 mT.
+
+    Args:
+        head: the head.
+        config: ranges of the scanner.
+        rng: generator that draws everything.
+        geometry: the scan lies on its low-field grid. By default, the grid is drawn too, and covers that of the head.
+
+    Returns:
+        The magnitude `(I, J, K)` float32 on the acquired grid, and everything that was drawn, as plain values.
+    """
+    spacing_mm, shape = (geometry.low_spacing_mm, geometry.low_shape) if geometry else (None, None)
+    acquisition = draw_acquisition(config, RENDERED_CONTRAST, rng, spacing_mm)
+    signal = head.render(tissue_signals(acquisition.sequence, acquisition.relaxations), rng)
+    return acquire(signal, acquisition, rng, shape), acquisition.to_tree()
 
 
 def _draw_parameters(config: HeadsConfig, rng: np.random.Generator) -> dict[str, Any]:

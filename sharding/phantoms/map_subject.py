@@ -6,15 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from upfield.imaging.volume import Volume
 from upfield.sharding.configuration import GeometryConfig
 from upfield.sharding.phantoms.configuration import HeadsConfig
-from upfield.sharding.phantoms.label_head import LabelHead, draw_head, high_field
+from upfield.sharding.phantoms.label_head import draw_head, high_field, low_field
 from upfield.sharding.phantoms.label_map import LabelMap, read_label_map
 from upfield.sharding.phantoms.subject_writer import ixi_name, real_name, write_ixi, write_slices, write_volume
-from upfield.sharding.physics.acquisition import acquire, draw_acquisition
 from upfield.sharding.physics.configuration import PhysicsConfig
-from upfield.sharding.physics.sequences import tissue_signals
 
 # Value, in scanner units, of a low-field signal of 1.
 LOW_UNITS = (1000.0, 4000.0)
@@ -58,16 +55,9 @@ def write_map_subject(task: MapTask) -> None:
     if not is_pair:
         write_ixi(task.folder / "IXI-T1" / f"{name}.nii.gz", high.voxels, high.affine)
         return
-    low = low_field(head, task.geometry, rng)
+    low, _ = low_field(head, PhysicsConfig(), rng, task.geometry)
     write_slices(task.folder / "real" / "low", name, low.voxels * np.float32(rng.uniform(*LOW_UNITS)), low.affine)
     write_slices(task.folder / "real" / "high", name, high.voxels, high.affine)
-
-
-def low_field(head: LabelHead, geometry: GeometryConfig, rng: np.random.Generator) -> Volume:
-    """Measure a head with a T1-weighted sequence at 64 mT, on the low-field grid `(I, J, K)`."""
-    acquisition = draw_acquisition(PhysicsConfig(), "T1w", rng, geometry.low_spacing_mm)
-    signal = head.render(tissue_signals(acquisition.sequence, acquisition.relaxations), rng)
-    return acquire(signal, acquisition, rng, geometry.low_shape)
 
 
 @functools.lru_cache(maxsize=1)

@@ -88,6 +88,16 @@ def test_wrong_input_is_refused_before_the_work(made_set, scan, tmp_path, run_cl
     assert not list(tmp_path.rglob("audit.*"))
 
 
+def test_scans_of_the_same_name_are_told_apart_by_their_path(made_set, scan, tmp_path, run_cli):
+    (tmp_path / "other").mkdir()
+    scans = [scan, write_scan(tmp_path / "other" / scan.name, 0.06)]
+    code, out, err = run_cli(main, made_set, *scans, "--out", tmp_path / "audit.json", "--volumes", 12)
+    assert code == 0, err
+    assert f"{scans[1]} (T1w) among" in out
+    tree = json.loads((tmp_path / "audit.json").read_text())
+    assert [each["scan"] for each in tree["scans"]] == list(map(str, scans))
+
+
 def test_a_set_of_real_pairs_is_refused(scan, tmp_path, run_cli):
     real = write_set(tmp_path / "real", ["report"] * 5, kind="real")
     code, _, err = run_cli(main, real, scan, "--out", tmp_path / "audit.json")

@@ -14,15 +14,12 @@ from upfield.sharding.building.generator import generator_for
 from upfield.sharding.building.pairs.low_field import recipe_of, report_low
 from upfield.sharding.building.pairs.pair import Pair, SubjectPairs
 from upfield.sharding.building.saved_volumes import HIGH_NAME, LABELS_NAME, partner_name, save_volume
-from upfield.sharding.cohorts.contrasts import RENDERED
 from upfield.sharding.cohorts.duplicates import hash_voxels
 from upfield.sharding.cohorts.problems import Problem
 from upfield.sharding.cohorts.subjects import SourceVolume, Subject
 from upfield.sharding.configuration import ShardConfig
-from upfield.sharding.phantoms.label_head import LabelHead, draw_head, high_field
+from upfield.sharding.phantoms.label_head import LabelHead, draw_head, high_field, low_field
 from upfield.sharding.phantoms.label_map import LabelMap, check_label_map, make_label_map
-from upfield.sharding.physics.acquisition import acquire, draw_acquisition
-from upfield.sharding.physics.sequences import tissue_signals
 from upfield.sharding.shardset.sample_key import Unit
 
 
@@ -92,7 +89,5 @@ def _low_field(
     resampler = FieldResampler(config.geometry, centre_mm)
     if recipe_of(config.synthetic.recipe_for(maps=True), unit.variant) == "report":
         return report_low(high, resampler, config, rng)
-    acquisition = draw_acquisition(config.synthetic.physics, RENDERED, rng)
-    signal = head.render(tissue_signals(acquisition.sequence, acquisition.relaxations), rng)
-    low = acquire(signal, acquisition, rng)
-    return low, resampler.acquired_to_high(low, high), {"recipe": "physics", **acquisition.to_tree()}
+    low, drawn = low_field(head, config.synthetic.physics, rng)
+    return low, resampler.acquired_to_high(low, high), {"recipe": "physics", **drawn}

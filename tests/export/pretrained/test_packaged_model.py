@@ -39,7 +39,7 @@ def test_every_model_has_a_card_and_is_small() -> None:
         assert "\n" not in model.introduction
         assert len(model.introduction) < 200
         assert model.text.count(FIGURES) == 1
-        # Whoever replaces the file measures again.
+        # A new file needs new measurements.
         assert model.sha256 == hash_file(model.path)
 
 
