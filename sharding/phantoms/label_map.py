@@ -204,7 +204,7 @@ def _boxed(
     smooth = ndimage.gaussian_filter(np.pad(filled, 3, mode="edge").astype(np.float32), SMOOTHING_MM / 2 / spacing_mm)[
         3:-3, 3:-3, 3:-3
     ]
-    head = np.asarray(ndimage.binary_dilation(smooth > 0.5))
+    head = np.asarray(ndimage.binary_dilation(smooth > 0.5), dtype=np.bool_)
     # The smoothing leaves nothing of what is smaller than a head.
     if head.sum() < LEAST_VOXELS:
         raise VolumeError(where, NO_HEAD)
