@@ -4,7 +4,7 @@ import sys
 from importlib import import_module
 
 VERBS = {
-    "phantom": ("upfield.sharding.phantom", "write a cohort of phantoms, made from the MNI152 template"),
+    "phantom": ("upfield.sharding.phantom", "write a cohort of phantoms, from the MNI152 template or from label maps"),
     "shard": ("upfield.sharding.shard", "build WebDataset shards from cohorts of NIfTI files, or extend a set"),
     "verify": ("upfield.sharding.verify", "check a shard set against its manifest and index"),
     "audit": ("upfield.sharding.audit", "compare the synthetic low field of a set with real low-field scans"),

@@ -15,6 +15,8 @@ FIGURES = "<!-- figures -->"
 METHODS = ("cubic", "model")
 # Ends of the names of statistics other than the mean.
 STATISTICS = ("_std", "_min", "_max", "_median")
+# Starts of the names of metrics that are lower if the image is better.
+ERRORS = ("mae", "nrmse")
 
 
 def list_text(models: Sequence[PackagedModel]) -> str:
@@ -71,7 +73,7 @@ def _file_rows(model: PackagedModel, card: ModelCard) -> list[tuple[str, str]]:
 def _validation_text(metrics: dict[str, Any]) -> str:
     """Return a table of the metrics that training computed: those that it computed for cubic interpolation too."""
     names = [name for name in metrics if f"cubic_{name}" in metrics and not name.endswith(STATISTICS)]
-    rows = [(name, _number(metrics[f"cubic_{name}"]), _number(metrics[name])) for name in names]
+    rows = [(_label(name), _number(metrics[f"cubic_{name}"]), _number(metrics[name])) for name in names]
     slices = f"validation, {metrics['slices']} slices" if "slices" in metrics else "validation"
     return text_table((slices, *METHODS), rows, numeric=True) if rows else ""
 
@@ -80,13 +82,17 @@ def _evaluation_text(split: str, metrics: dict[str, Any]) -> str:
     """Return a table of the means of an evaluation."""
     cubic, model = (metrics[method] for method in METHODS)
     rows = [
-        (name, _number(cubic[name]["mean"]), _number(model[name]["mean"]))
+        (_label(name), _number(cubic[name]["mean"]), _number(model[name]["mean"]))
         for name in cubic
         if name in model and None not in (cubic[name]["mean"], model[name]["mean"])
     ]
     subjects = metrics["subjects"]
     title = f"{split}, {metrics['slices']} slices of {subjects} subject{'' if subjects == 1 else 's'}"
     return text_table((title, *METHODS), rows, numeric=True)
+
+
+def _label(metric: str) -> str:
+    return f"{metric} (lower)" if metric.startswith(ERRORS) else metric
 
 
 def _number(value: float) -> str:

@@ -113,7 +113,9 @@ def _numbers_and_names(volume: Volume, where: str, labels_as: LabelsAs) -> tuple
     if "air" not in names.values():
         raise VolumeError(where, "no voxel has the label 0, which is the background. Set all voxels of air to 0.")
     if len(names) == 2:
-        raise VolumeError(where, f"expected several labels, found only {present[1]}. Choose a label map of a head.")
+        raise VolumeError(
+            where, f"expected several labels, found only label {present[1]}. Choose a label map of a head."
+        )
     return numbers, names
 
 

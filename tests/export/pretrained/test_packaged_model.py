@@ -112,6 +112,7 @@ def test_a_card_shows_the_metadata_of_its_file() -> None:
     assert str(tree["step"]) in text
     assert f"{tree['metrics']['validation']['psnr_slice']:.2f}" in text
     assert f"{tree['metrics']['test']['model']['psnr_slice_foreground']['mean']:.2f}" in text
+    assert "mae_slice (lower)" in text
     assert all(str(result) in text for result in starter.measured.values())
 
 

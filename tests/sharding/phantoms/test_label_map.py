@@ -103,7 +103,7 @@ def test_a_pair_of_explained_numbers_are_each_others_partners():
     ("volume", "labels_as", "problem"),
     [
         (changed(0, 511), {}, "background"),
-        (replace(label_volume(), voxels=(label_volume().voxels > 0).astype(np.float32) * 2), {}, "only 2"),
+        (replace(label_volume(), voxels=(label_volume().voxels > 0).astype(np.float32) * 2), {}, "only label 2"),
         (changed(24, 24.5), {}, "whole numbers, but .* for example 24.5"),
         (changed(24, -3), {}, "found -3"),
         (changed(24, 1e6), {}, "found 1e"),
