@@ -59,6 +59,7 @@ class Lesion:
     centre: NDArray[np.int64]
     """Voxel `(3,)`."""
     diameter_mm: float
+    """Diameter of the sphere."""
     change: float
     """Relative change of the intensity."""
 

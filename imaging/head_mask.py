@@ -60,7 +60,7 @@ def depth_below_surface(head: NDArray[np.bool_], spacing_mm: NDArray[np.float64]
     """Return the depth of each voxel below the surface of the head in mm, `(I, J, K)` float32; 0 outside.
 
     Args:
-        head: `(I, J, K)`. The head goes on beyond the border, as the neck does.
+        head: `(I, J, K)`. It is taken to continue beyond the border of the volume, as the neck does.
         spacing_mm: `(3,)`, voxel size.
     """
     depth = ndimage.distance_transform_edt(np.pad(head, 1, mode="edge"), sampling=list(spacing_mm))

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-# Scanners above this field, in T, are not what is meant by low field. No scanner for people reaches the larger number:
-# 64 would be mT.
+# A field above the first value, in T, is not low. No scanner for people reaches the second one, so a larger value, such
+# as 64, is probably in mT.
 MAX_LOW_T, MAX_T = 0.5, 20.0
 
 

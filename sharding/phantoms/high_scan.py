@@ -43,7 +43,7 @@ class HighScan:
     signals: dict[Tissue, float]
     """Signal of each tissue; white matter has about 1."""
     parameters: dict[str, Any]
-    """Everything that was drawn, as plain values."""
+    """What was drawn, as plain values. The relaxation times are not among it."""
 
     def measure(self, clean: Volume, rng: np.random.Generator) -> Volume:
         """Apply coil sensitivity, blur and Rician noise to a noise-free signal `(X, Y, Z)`, in place."""

@@ -139,7 +139,7 @@ def high_field(head: LabelHead, config: HeadsConfig, rng: np.random.Generator) -
     """Measure a head with a T1-weighted sequence at 3 T: contrast, coil sensitivity, blur and Rician noise.
 
     Returns:
-        The volume `(X, Y, Z)` float32 on the high-field grid, and everything that was drawn, as plain values.
+        The volume `(X, Y, Z)` float32 on the high-field grid, and `HighScan.parameters`.
     """
     scan = draw_high_scan(config, rng)
     volume = scan.measure(head.render(scan.signals, rng), rng)

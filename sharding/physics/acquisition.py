@@ -211,7 +211,7 @@ def _magnitude(
 
 
 def _noise_gain(operators: list[Operator | None]) -> float:
-    """Return the standard deviation of white noise of standard deviation 1 after the operators, amid the volume."""
+    """Return the standard deviation of white noise of standard deviation 1 after the operators, far from the border."""
     gain = 1.0
     for operator in operators:
         if operator is not None:

@@ -9,10 +9,10 @@ from scipy import ndimage
 
 from upfield.imaging.head_mask import connected_parts
 
-# Voxels this deep below the surface of the head, and not farther below its top, are mostly brain.
+# Voxels at least this deep below the surface of the head, and at most this far below its top, are mostly brain.
 DEEP_MM = 22.0
 DEEP_HEIGHT_MM = 105.0
-# The brain lies below the scalp, not farther below the top of the head than this, and is this large.
+# The brain lies below the scalp, at most this far below the top of the head, and has a volume in this range.
 LEAST_SCALP_MM = 5.0
 BRAIN_HEIGHT_MM = 140.0
 LITRES = (0.8, 2.6)

@@ -48,8 +48,8 @@ PRIORS: Mapping[str, MixturePrior] = {
     "T2w": MixturePrior((Tissue.WHITE, Tissue.GREY, Tissue.FLUID), (0.2, 0.65, 0.96), (1.3, 10.0)),
     "FLAIR": MixturePrior((Tissue.FLUID, Tissue.WHITE, Tissue.GREY), (0.04, 0.3, 0.75), (0.0, 0.6)),
 }
-# If fluid is dark, the darker of grey and white matter has at least this level relative to the other, which fluid has
-# not: at the start of the fit, and later.
+# If fluid is dark, the darker of grey and white matter has at least this level relative to the other one: at the start
+# of the fit, and later. Fluid is darker than this, so the fit cannot take it for one of them.
 START_LEVEL, NEXT_LEVEL = 0.72, 0.57
 # Density of values that belong to no tissue of the brain, such as those of fat and vessels, relative to a Gaussian's.
 OUTLIERS = 0.05
@@ -237,7 +237,7 @@ def _apart(means: NDArray[np.float64], prior: MixturePrior, next_level: float) -
 def _curve(points: list[tuple[float, float]]) -> NDArray[np.float32]:
     """Return a smooth monotone curve through points and the origin, `(NUM_LEVELS,)` over intensities from 0 to 1.
 
-    Beyond the last point, the curve goes on with the mean slope of its last part.
+    Beyond the last point, the curve continues with the mean slope of its last part.
 
     Args:
         points: intensities and signals, in ascending order of the intensities.
