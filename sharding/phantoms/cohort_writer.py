@@ -11,10 +11,11 @@ from glob import glob
 from importlib.util import find_spec
 from pathlib import Path
 
-from upfield.common.errors import InputError
+from upfield.common.errors import InputError, VolumeError
 from upfield.common.files import write_text
 from upfield.common.progress import track
 from upfield.common.tasks import run_tasks
+from upfield.imaging.header import read_header
 from upfield.sharding.configuration import PhantomConfig
 from upfield.sharding.phantoms.anatomy import Template, load_template
 from upfield.sharding.phantoms.label_map import check_label_map, check_labels_as
@@ -89,7 +90,7 @@ def find_maps(config: PhantomConfig) -> list[Path]:
 
     Raises:
         InputError: no file matches the pattern, or `labels_as` names something that is not known.
-        VolumeError: a file does not hold a label map of a head.
+        VolumeError: a file does not hold a label map of a head, or does not say which side is left.
     """
     check_labels_as(config.labels_as)
     pattern = str(config.labels)
@@ -102,6 +103,10 @@ def find_maps(config: PhantomConfig) -> list[Path]:
         )
     maps = maps[: config.subjects]
     for path in maps:
+        if not read_header(path).is_oriented:
+            raise VolumeError(
+                str(path), "the header does not say which side is left. Set its sform, or leave the map out."
+            )
         check_label_map(path, config.labels_as)
     return maps
 

@@ -88,9 +88,11 @@ def test_bad_input_is_refused_in_two_sentences_before_anything_is_written(maps, 
     volume = label_volume()
     volume.voxels[volume.voxels == 515] = 9000
     Nifti1Image(volume.voxels.astype(np.int16), volume.affine).to_filename(tmp_path / "odd.nii.gz")
+    Nifti1Image(label_volume().voxels.astype(np.int16), None).to_filename(tmp_path / "sides.nii.gz")
     out, one = tmp_path / "out", maps / "one.nii.gz"
     for arguments, problem in (
         (("--labels", tmp_path / "odd.nii.gz"), "label 9000 is unknown. Say with labels_as"),
+        (("--labels", tmp_path / "sides.nii.gz"), "does not say which side is left. Set its sform"),
         (("--labels", maps), "only folders match"),
         (("--labels", ""), "no file matches ''"),
         (("--labels", one, "--labels_as", "{900: water}"), "found 'water'."),
