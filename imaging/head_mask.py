@@ -1,4 +1,4 @@
-"""Compute the head mask, so that metrics can exclude the black background."""
+"""Find the voxels of the head, so that metrics can exclude the black background, and their depth below its surface."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,10 +46,25 @@ def head_mask(high: NDArray[np.float32]) -> NDArray[np.bool_]:
         filled = [np.asarray(ndimage.binary_fill_holes(section)) for section in sections]
         closed = np.moveaxis(np.stack(filled), 0, axis)
     parts, sizes = connected_parts(closed)
-    head = parts == sizes.argmax()
-    for axis, size in enumerate(high.shape):
-        head = np.repeat(head, STRIDE, axis=axis).take(range(size), axis=axis)
-    return head
+    return enlarge_mask(parts == sizes.argmax(), high.shape, STRIDE)
+
+
+def enlarge_mask(coarse: NDArray[np.bool_], shape: tuple[int, ...], stride: int) -> NDArray[np.bool_]:
+    """Return the mask `(I, J, K)` of `shape` of which every `stride`-th voxel is `coarse` `(A, B, C)`."""
+    for axis, size in enumerate(shape):
+        coarse = np.repeat(coarse, stride, axis=axis).take(range(size), axis=axis)
+    return coarse
+
+
+def depth_below_surface(head: NDArray[np.bool_], spacing_mm: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return the depth of each voxel below the surface of the head in mm, `(I, J, K)` float32; 0 outside.
+
+    Args:
+        head: `(I, J, K)`. The head goes on beyond the border, as the neck does.
+        spacing_mm: `(3,)`, voxel size.
+    """
+    depth = ndimage.distance_transform_edt(np.pad(head, 1, mode="edge"), sampling=list(spacing_mm))
+    return np.asarray(depth, dtype=np.float32)[1:-1, 1:-1, 1:-1]
 
 
 def connected_parts(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from upfield.imaging.air import estimate_air
-from upfield.imaging.head_mask import head_mask
+from upfield.imaging.head_mask import depth_below_surface, enlarge_mask, head_mask
 
 # Distances are computed on every second voxel.
 STRIDE = 2
@@ -55,9 +55,7 @@ def find_regions(voxels: NDArray[np.float32], spacing_mm: NDArray[np.float64]) -
     head = head_mask(voxels)
     coarse = head[::STRIDE, ::STRIDE, ::STRIDE]
     step_mm = spacing_mm * STRIDE
-    # The head goes on beyond the border of the image.
-    inside_mm = _distance_mm(np.pad(coarse, 1, mode="edge"), step_mm)
-    deep = inside_mm[1:-1, 1:-1, 1:-1] > DEEP_MM
+    deep = depth_below_surface(coarse, step_mm) > DEEP_MM
     heights = np.flatnonzero(coarse.any(axis=(0, 1)))
     deep[:, :, : max(int(heights[-1] - BRAIN_HEIGHT_MM / step_mm[2]), 0)] = False
     clear = _distance_mm(~coarse, step_mm) > CLEAR_MM
@@ -65,7 +63,8 @@ def find_regions(voxels: NDArray[np.float32], spacing_mm: NDArray[np.float64]) -
         return None
     local_std = standard_deviations(voxels, spacing_mm)
     air = clear & ~_filled(clear, local_std[::STRIDE, ::STRIDE, ::STRIDE], step_mm)
-    return Regions(head, _fine(deep, voxels.shape), _fine(air, voxels.shape), local_std)
+    deep, air = (enlarge_mask(mask, voxels.shape, STRIDE) for mask in (deep, air))
+    return Regions(head, deep, air, local_std)
 
 
 def _filled(
@@ -119,10 +118,3 @@ def _distance_mm(mask: NDArray[np.bool_], step_mm: NDArray[np.float64]) -> NDArr
     """Compute the distance `(X, Y, Z)` of each voxel of a mask from the nearest voxel outside of it."""
     distance: Any = ndimage.distance_transform_edt(mask, sampling=step_mm.tolist())
     return distance
-
-
-def _fine(coarse: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Enlarge a mask of every second voxel to `shape`."""
-    for axis, size in enumerate(shape):
-        coarse = np.repeat(coarse, STRIDE, axis=axis).take(range(size), axis=axis)
-    return coarse

@@ -27,9 +27,9 @@ class Deformation:
     matrix: F64
     """`(3, 3)`, rotation, scale and mirroring, applied after the displacement."""
 
-    def bases(self, axis: int, places_mm: NDArray[np.floating], order: int = 0) -> F32:
-        """Return the weight of each knot at places along an axis, `(places, knots)`; with order 1, its derivative."""
-        return _bspline((places_mm - self.first_mm[axis]) / LATTICE_MM, self.knots_mm.shape[axis + 1], order)
+    def bases(self, axis: int, places_mm: NDArray[np.floating]) -> F32:
+        """Return the weight of each knot at places along an axis, `(places, knots)`."""
+        return _bspline((places_mm - self.first_mm[axis]) / LATTICE_MM, self.knots_mm.shape[axis + 1])
 
     def least_jacobian(self) -> float:
         """Return the smallest determinant of the displacement's Jacobian, on a lattice finer than the knots."""
@@ -79,7 +79,7 @@ def draw_deformation(
 
 
 def _bspline(place: NDArray[np.floating], knots: int, order: int = 0) -> F32:
-    """Return the weights `(places, knots)` of cubic B-splines at places in knots, or their derivatives."""
+    """Return the weights `(places, knots)` of cubic B-splines at places in knots; with order 1, their derivatives."""
     signed = np.asarray(place)[:, None] - np.arange(knots)
     away = abs(signed)
     weights = cubic_spline(away)

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from upfield.common.errors import InputError, VolumeError
 from upfield.imaging.extent import size_problem
-from upfield.imaging.head_mask import connected_parts
+from upfield.imaging.head_mask import connected_parts, enlarge_mask
 from upfield.imaging.resample import linear_weights
 from upfield.imaging.volume import Volume, read_volume
 from upfield.sharding.phantoms.anatomy import apply_along_axes
@@ -204,13 +204,11 @@ def _boxed(
     smooth = ndimage.gaussian_filter(np.pad(filled, 3, mode="edge").astype(np.float32), SMOOTHING_MM / 2 / spacing_mm)[
         3:-3, 3:-3, 3:-3
     ]
-    head = np.asarray(ndimage.binary_dilation(smooth > 0.5))
+    head = np.asarray(ndimage.binary_dilation(smooth > 0.5), dtype=np.bool_)
     # The smoothing leaves nothing of what is smaller than a head.
     if head.sum() < LEAST_VOXELS:
         raise VolumeError(where, NO_HEAD)
-    for axis, size in enumerate(classes.shape):
-        head = np.repeat(head, 2, axis=axis).take(range(size), axis=axis)
-    classes = np.where(head, classes, np.int16(0))
+    classes = np.where(enlarge_mask(head, classes.shape, 2), classes, np.int16(0))
     pads: list[tuple[int, int]] = []
     box: list[slice] = []
     for axis in range(3):

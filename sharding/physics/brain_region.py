@@ -29,17 +29,6 @@ NEAR_VOX = 4.0
 NEAR_GAIN = 4.0
 
 
-def depth_below_surface(head: NDArray[np.bool_], spacing_mm: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Return the depth of each voxel below the surface of the head in mm, `(I, J, K)` float32; 0 outside.
-
-    Args:
-        head: `(I, J, K)`. The head goes on beyond the border, as the neck does.
-        spacing_mm: `(3,)`, voxel size.
-    """
-    depth = ndimage.distance_transform_edt(np.pad(head, 1, mode="edge"), sampling=list(spacing_mm))
-    return np.asarray(depth, dtype=np.float32)[1:-1, 1:-1, 1:-1]
-
-
 def deep_region(depth_mm: NDArray[np.float32], spacing_mm: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Return the voxels `(I, J, K)` that are mostly brain, by their depth `(I, J, K)` alone."""
     return (depth_mm > DEEP_MM) & _near_top(depth_mm, float(spacing_mm[2]), DEEP_HEIGHT_MM)

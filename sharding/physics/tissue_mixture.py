@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.interpolate import PchipInterpolator
 
-from upfield.imaging.head_mask import head_mask
+from upfield.imaging.head_mask import depth_below_surface, head_mask
 from upfield.imaging.plausibility.brains import is_skull_stripped
 from upfield.imaging.resample import linear_weights
 from upfield.imaging.volume import Volume
 from upfield.sharding.physics.brain_region import (
     brain_share,
     deep_region,
-    depth_below_surface,
     find_brain,
     inner_brain,
 )
