@@ -25,6 +25,8 @@ class PackagedModel:
     """Scans that the model was trained for."""
     summary: str
     """What the model is and what it was trained on, in one line without a full stop."""
+    caution: str
+    """What every user must know about the results, in one line without a full stop."""
     sha256: str
     """Hash of the model file that `measured` is about."""
     measured: Mapping[str, str]
@@ -39,8 +41,11 @@ class PackagedModel:
 
     @property
     def introduction(self) -> str:
-        """One line about the model for people who use it without having chosen it."""
-        return f"{self.name}, version {self.version}: {self.summary} (upfield models {self.name})"
+        """Two lines about the model for people who use it without having chosen it."""
+        return (
+            f"{self.name}, version {self.version}: {self.summary} (upfield models {self.name})\n"
+            f"{self.name}: {self.caution}"
+        )
 
 
 def model_names() -> list[str]:
@@ -80,10 +85,13 @@ def model_at(path: Path) -> PackagedModel | None:
     return read_model(path.stem) if own else None
 
 
-def version_of(path: Path) -> int | None:
-    """Return the version of the model whose file lies at `path`; None if the file does not come with the package."""
+def describe_model(path: Path) -> dict[str, int | str | None]:
+    """Return the version and the caution of the model whose file lies at `path`, as records hold them.
+
+    Both are None if the file does not come with the package.
+    """
     model = model_at(path)
-    return model and model.version
+    return {"model_version": model and model.version, "model_caution": model and model.caution}
 
 
 def find_model(model: Path) -> Path:

@@ -18,7 +18,7 @@ from upfield.common.files import atomic_path, hash_file, write_json
 from upfield.common.progress import ProgressBar, say
 from upfield.export.configuration import EnhanceConfig
 from upfield.export.modelfile.engines import open_model_file
-from upfield.export.pretrained.packaged_model import version_of
+from upfield.export.pretrained.packaged_model import describe_model
 from upfield.export.scans.outputs import EnhanceTask
 from upfield.export.scans.provenance import RESEARCH_USE, is_done, provenance_path
 from upfield.export.scans.restoration import restore_volume
@@ -140,7 +140,6 @@ class Enhancer:
             "source": task.scan.name,
             "source_sha256": scan.sha256,
             "model": self._config.model.name,
-            "model_version": version_of(self._config.model),
             "model_sha256": self.model_sha256,
             "data_sha256": self.restorer.card.tree.get("data_sha256"),
             "parameters": self.parameters(),
@@ -154,7 +153,7 @@ class Enhancer:
             | {self.restorer.library: self.restorer.library_version},
             "doubts": list(scan.model_input.notes),
             "note": RESEARCH_USE,
-        }
+        } | describe_model(self._config.model)
 
 
 def _remove_leftovers(target: Path) -> None:

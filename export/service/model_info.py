@@ -8,7 +8,7 @@ from upfield.common.files import hash_file
 from upfield.export.configuration import ServeConfig
 from upfield.export.modelfile.card import ModelCard
 from upfield.export.modelfile.engines import open_model_file
-from upfield.export.pretrained.packaged_model import version_of
+from upfield.export.pretrained.packaged_model import describe_model
 from upfield.export.scans.provenance import RESEARCH_USE
 from upfield.imaging.normalisation import NORMALISATION
 
@@ -38,12 +38,15 @@ def model_info(config: ServeConfig, card: ModelCard, provider: str) -> dict[str,
         card: the model's metadata.
         provider: what runs the model, or the configured device.
     """
-    return card.tree | {
-        "file": config.model.name,
-        "model_version": version_of(config.model),
-        "sha256": hash_file(config.model),
-        "provider": provider,
-        "batch_size": config.batch_size,
-        "versions": {name: version(name) for name in ("upfield", "onnx", "ray", "fastapi")},
-        "note": RESEARCH_USE,
-    }
+    return (
+        card.tree
+        | describe_model(config.model)
+        | {
+            "file": config.model.name,
+            "sha256": hash_file(config.model),
+            "provider": provider,
+            "batch_size": config.batch_size,
+            "versions": {name: version(name) for name in ("upfield", "onnx", "ray", "fastapi")},
+            "note": RESEARCH_USE,
+        }
+    )

@@ -21,7 +21,8 @@ FALLS = "falls"
 NOISE, BLUR, BIAS = "synthetic.noise_std", "synthetic.sigma_vox", "synthetic.physics.log_bias_rms"
 SNR, VOXEL, SLICE = "synthetic.physics.snr", "synthetic.physics.in_plane_mm", "synthetic.physics.thickness_mm"
 TISSUES = Lever("synthetic.physics.relaxation_spread", "spreads")
-FIELD_OF_VIEW = {f"fill_{axis}": Lever("geometry.high_shape", FALLS) for axis in AXES}
+# A scan is put on the grid of the set, so another grid would change scan and synthetic volumes alike.
+FIELD_OF_VIEW = {f"fill_{axis}": Lever("synthetic.heads.scale") for axis in AXES}
 # For each recipe and measure, the key that changes it most. A measure that no key of the recipe changes is left out.
 LEVERS: dict[str, dict[str, Lever]] = {
     "report": {
@@ -78,6 +79,12 @@ def advise(recipe: str, measure: str, is_above: bool, config: Mapping[str, Any])
         config: configuration of the set, as plain values.
     """
     lever = LEVERS.get(recipe, {}).get(measure)
+    if measure in FIELD_OF_VIEW:
+        maps = [cohort for cohort in config.get("cohorts", []) if cohort.get("labels")]
+        if not maps:
+            return Advice(None, "add heads of another size, because no key changes the size of scans")
+        # A manifest records the ranges of heads with each cohort of label maps.
+        config = {"synthetic": {"heads": maps[0].get("heads")}}
     if lever is None:
         nothing = f"no key of {recipe} changes this"
         if recipe == "physics":

@@ -16,11 +16,11 @@ from upfield.export.pretrained.model_text import FIGURES, card_text
 from upfield.export.pretrained.packaged_model import (
     FOLDER,
     all_models,
+    describe_model,
     find_model,
     model_at,
     model_named,
     run_or_model,
-    version_of,
 )
 
 ROOT = Path(__file__).parents[3]
@@ -36,8 +36,9 @@ def test_every_model_has_a_card_and_is_small() -> None:
     for model in models:
         assert model.path.stat().st_size <= MOST_BYTES
         assert read_card(model.path).contrasts == ("T1w",)
-        assert "\n" not in model.introduction
-        assert len(model.introduction) < 200
+        lines = model.introduction.split("\n")
+        assert len(lines) == 2
+        assert all(len(line) < 200 for line in lines)
         assert model.text.count(FIGURES) == 1
         # A new file needs new measurements.
         assert model.sha256 == hash_file(model.path)
@@ -95,12 +96,12 @@ def test_a_path_stays_as_it_is(model: str) -> None:
     assert find_model(Path(model)) == Path(model)
 
 
-def test_only_files_of_the_package_have_a_version(tmp_path: Path) -> None:
+def test_only_files_of_the_package_have_a_version_and_a_caution(tmp_path: Path) -> None:
     starter = model_named(str(STARTER))
     copy = tmp_path / starter.path.name
     copy.write_bytes(starter.path.read_bytes())
-    assert version_of(starter.path) == starter.version
-    assert (model_at(copy), version_of(copy)) == (None, None)
+    assert describe_model(starter.path) == {"model_version": starter.version, "model_caution": starter.caution}
+    assert (model_at(copy), *describe_model(copy).values()) == (None, None, None)
 
 
 def test_a_card_shows_the_metadata_of_its_file() -> None:

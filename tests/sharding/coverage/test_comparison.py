@@ -37,6 +37,12 @@ def test_advice_points_in_the_direction_of_the_scan():
     assert advise("report", "snr", True, CONFIG).change == "lower the lower end of synthetic.noise_std (0.01)"
 
 
+def test_the_size_of_heads_can_be_changed_if_they_are_rendered():
+    assert advise("report", "fill_x", True, CONFIG).key is None
+    maps = {"cohorts": [{"labels": "{subject}.nii.gz", "heads": {"scale": [0.9, 1.1]}}]}
+    assert advise("physics", "fill_x", True, maps).change == "raise the upper end of synthetic.heads.scale (1.1)"
+
+
 def test_a_measure_that_is_missing_is_neither_inside_nor_outside():
     assert at(None).is_inside is None
     few = Distribution("report", None, HUNDRED.volumes[:4])
