@@ -34,8 +34,8 @@ def noise_floor(air: NDArray[np.float32]) -> tuple[float, float]:
 def noise_skewness(air: NDArray[np.float32]) -> float | None:
     """Compute the skewness of air from three percentiles: (P90 + P10 - 2 P50) / (P90 - P10).
 
-    It identifies the law of the noise, even if a constant was subtracted: 0 for a normal distribution, 0.15 for the magnitude
-    of noise in two channels (Rayleigh), 0.28 for one (folded normal), 1 for noise clipped at 0.
+    It identifies the law of the noise, even if a constant was subtracted: 0 for a normal distribution, 0.15 for the
+    magnitude of noise in two channels (Rayleigh), 0.28 for one (folded normal), 1 for noise clipped at 0.
 
     Args:
         air: `(N,)`, values of air.
