@@ -10,6 +10,7 @@ import yaml
 from numpy.typing import NDArray
 
 from upfield.common.allocator import keep_freed_memory
+from upfield.common.configuration_errors import nearest
 from upfield.common.errors import InputError
 from upfield.common.files import hash_file
 from upfield.evaluation.configuration import EvaluateConfig
@@ -17,6 +18,7 @@ from upfield.evaluation.measurements import AGAINST, MODEL
 from upfield.export.configuration import Engine
 from upfield.export.modelfile.engines import open_model_file
 from upfield.export.modelfile.gpus import torch_device
+from upfield.export.pretrained.packaged_model import model_names
 from upfield.export.scans.restoration import Restorer
 from upfield.model.weights import MODEL as WEIGHTS
 from upfield.model.weights import read_best
@@ -130,7 +132,10 @@ def open_restorer(model: Path, config: EvaluateConfig, manifest: Manifest) -> Mo
         InputError: `model` is neither a run nor a model file, or was trained with another normalisation.
     """
     if not model.exists():
-        raise InputError(f"{model}: no such run or .onnx file. Check the path.")
+        raise InputError(
+            f"{model}: no such run or .onnx file, nor a model of the package{nearest(str(model), model_names())}. Check "
+            "the path, or list the models with upfield models."
+        )
     if model.is_file() and model.suffix != ".onnx":
         raise InputError(f"{model}: this is neither a run folder nor an .onnx file. Check the path.")
     if model.is_dir():

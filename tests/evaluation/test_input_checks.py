@@ -68,7 +68,8 @@ def change(name: str) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("spoilt", "arguments", "message"),
     [
-        (None, ["nowhere"], "nowhere: no such run or .onnx file"),
+        (None, ["nowhere"], "nowhere: no such run or .onnx file, nor a model of the package. Check the path"),
+        (None, ["starter"], r"nor a model of the package \(did you mean starter-t1\?\)"),
         (None, ["nowhere.onnx"], "nowhere.onnx: no such run or .onnx file"),
         (None, ["FILE"], "file: this is neither a run folder nor an .onnx file"),
         (None, ["FOLDER"], "folder.onnx.best: model.safetensors is missing from the best model"),
