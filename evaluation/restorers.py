@@ -133,8 +133,8 @@ def open_restorer(model: Path, config: EvaluateConfig, manifest: Manifest) -> Mo
     """
     if not model.exists():
         raise InputError(
-            f"{model}: no such run or .onnx file, nor a model of the package{nearest(str(model), model_names())}. Check "
-            "the path, or list the models with upfield models."
+            f"{model}: no such run or .onnx file, nor a model of the package{nearest(str(model), model_names())}. "
+            "Check the path, or list the models with upfield models."
         )
     if model.is_file() and model.suffix != ".onnx":
         raise InputError(f"{model}: this is neither a run folder nor an .onnx file. Check the path.")
