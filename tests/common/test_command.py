@@ -321,7 +321,7 @@ def test_sigterm_is_reported_like_an_interrupt(run_cli):
         ("--geometry=3", "--geometry: expected keys and values, found 3."),
         ("--geometry={low_shap: [1, 2, 3]}", "unknown key --geometry.low_shap (did you mean low_shape?)"),
         ("--cohorts=[{name: a, hihg: b}]", "unknown key --cohorts[0].hihg (did you mean high?)"),
-        ("--cohorts+={name: a}", "--cohorts+[0]: the key high is missing."),
+        ("--cohorts+={name: a}", "--cohorts+[0]: cohort a: expected the pattern high or labels, found none. Add it."),
     ],
 )
 def test_a_wrong_value_of_a_group_or_a_list_is_named_with_its_place(flag, message):

@@ -109,7 +109,7 @@ def test_requests_in_flight_are_limited(
     data: DataConfig, http_store: FaultyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sample_queue, "DOWNLOADS_AT_ONCE", 5)
-    http_store.delay_s = 0.005
+    http_store.delay_s = 0.02
     values_trained_on(data, range(45))
     assert http_store.most_at_once == 5
 
