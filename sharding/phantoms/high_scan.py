@@ -10,7 +10,7 @@ from upfield.common.ranges import Range
 from upfield.imaging.volume import Volume
 from upfield.sharding.phantoms.anatomy import F32, TemplateGrid, add_rician, smooth_field
 from upfield.sharding.phantoms.configuration import RENDERED_CONTRAST, HeadsConfig
-from upfield.sharding.physics.relaxation import Tissue, draw_relaxation
+from upfield.sharding.physics.relaxation import Tissue, draw_relaxation, relaxation_trees
 from upfield.sharding.physics.sequences import draw_sequence, tissue_signals
 from upfield.sharding.physics.smooth_field import BIAS_KNOT_MM
 
@@ -43,7 +43,7 @@ class HighScan:
     signals: dict[Tissue, float]
     """Signal of each tissue; white matter has about 1."""
     parameters: dict[str, Any]
-    """What was drawn, as plain values. The relaxation times are not among it."""
+    """What was drawn, as plain values."""
 
     def measure(self, clean: Volume, rng: np.random.Generator) -> Volume:
         """Apply coil sensitivity, blur and Rician noise to a noise-free signal `(X, Y, Z)`, in place."""
@@ -62,9 +62,11 @@ def draw_high_scan(config: HeadsConfig, rng: np.random.Generator) -> HighScan:
         return round(float(rng.uniform(*limits)), 4)
 
     sequence = draw_sequence("high", RENDERED_CONTRAST, rng)
-    signals = dict(tissue_signals(sequence, draw_relaxation("high", rng)))
+    relaxations = draw_relaxation("high", rng)
+    signals = dict(tissue_signals(sequence, relaxations))
     parameters: dict[str, Any] = {
         "sequence": sequence.to_tree(),
+        "relaxations": relaxation_trees(relaxations),
         "inflow": draw(INFLOW),
         "fat": draw(SUPPRESSED if rng.random() < SUPPRESSED_RATE else FAT),
         "flesh": draw(FLESH),

@@ -12,7 +12,7 @@ from upfield.imaging.volume import Volume
 from upfield.sharding.physics.artefacts import add_motion, add_zipper, blank_margin, displace_along, smooth_magnitude
 from upfield.sharding.physics.configuration import PhysicsConfig
 from upfield.sharding.physics.point_spread import k_space_operator, slice_operator
-from upfield.sharding.physics.relaxation import Relaxation, Tissue, draw_relaxation
+from upfield.sharding.physics.relaxation import Relaxation, Tissue, draw_relaxation, relaxation_trees
 from upfield.sharding.physics.sequences import Sequence, draw_sequence
 from upfield.sharding.physics.smooth_field import BIAS_KNOT_MM, draw_smooth_field
 
@@ -66,9 +66,7 @@ class Acquisition:
     def to_tree(self) -> dict[str, Any]:
         """Return the parameters as plain values, as they are recorded with each sample."""
         tree = asdict(self)
-        tree["relaxations"] = {
-            tissue.value: asdict(relaxation) for tissue, relaxation in self.relaxations.items() if relaxation.density
-        }
+        tree["relaxations"] = relaxation_trees(self.relaxations)
         return tree | {"spacing_mm": list(self.spacing_mm)}
 
 
@@ -154,9 +152,9 @@ def acquire(signal: Volume, acquisition: Acquisition, rng: np.random.Generator, 
     if acquisition.log_bias_rms > 0:
         bias = draw_smooth_field(rng, clean.shape, list(map(float, grid.spacing_mm)), BIAS_KNOT_MM)
         clean *= np.exp(np.float32(acquisition.log_bias_rms) * bias)
-    moved = (
-        clean if not acquisition.motion_mm else add_motion(clean, acquisition.motion_mm / step_mm[phase], phase, rng)
-    )
+    moved = clean
+    if acquisition.motion_mm:
+        moved = add_motion(clean, acquisition.motion_mm / step_mm[phase], acquisition.zero_filling, phase, rng)
     voxels = _magnitude(moved, acquisition, rng)
     if acquisition.smoothing:
         voxels = smooth_magnitude(voxels, acquisition.smoothing)

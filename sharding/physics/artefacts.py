@@ -42,13 +42,14 @@ def displace_along(voxels: NDArray[np.float32], displacement: NDArray[np.float32
 
 
 def add_motion(
-    clean: NDArray[np.float32], most_vox: float, axis: int, rng: np.random.Generator
+    clean: NDArray[np.float32], most_vox: float, zero_filling: float, axis: int, rng: np.random.Generator
 ) -> NDArray[np.complex64]:
     """Move the head along the phase encoding during the scan: each run of k-space lines sees another position.
 
     Args:
         clean: `(A, B, C)`, the head at rest.
         most_vox: largest displacement, in voxels.
+        zero_filling: voxels for each measured one, which says how much of k-space was measured.
         axis: axis of the phase encoding.
         rng: generator that draws the times and the displacements.
 
@@ -58,7 +59,7 @@ def add_motion(
     count = clean.shape[axis]
     num_moves = int(rng.integers(1, MOST_MOVES + 1))
     # The centre of k-space is measured at rest, so that the head stays where it is.
-    starts = np.sort(rng.uniform(0.05, 0.45, num_moves))
+    starts = np.sort(rng.uniform(0.05, 0.45, num_moves)) / zero_filling
     sides = rng.choice((-1.0, 1.0), num_moves)
     shifts = rng.uniform(-1, 1, num_moves)
     shifts *= most_vox / np.abs(shifts).max()

@@ -1,7 +1,7 @@
 """Proton density and relaxation times of the tissues of the head at 64 mT and at 3 T."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Literal
 
@@ -141,3 +141,8 @@ def draw_relaxation(field: FieldStrength, rng: np.random.Generator, spread: floa
             t2_ms=round(row.mean.t2_ms * (1 + row.spread * t2), 2),
         )
     return drawn
+
+
+def relaxation_trees(relaxations: Mapping[Tissue, Relaxation]) -> dict[str, dict[str, float]]:
+    """Return the properties of all tissues with a signal as plain values, as they are recorded with each sample."""
+    return {tissue.value: asdict(relaxation) for tissue, relaxation in relaxations.items() if relaxation.density}

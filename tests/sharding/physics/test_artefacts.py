@@ -36,10 +36,20 @@ def test_a_constant_displacement_shifts_the_line():
 def test_motion_keeps_the_mean_and_makes_ghosts_along_the_phase_encoding_alone():
     head = np.zeros((32, 33, 4), np.float32)
     head[10:20, 12:22] = 1
-    moved = add_motion(head, 2.0, 1, np.random.default_rng(3))
+    moved = add_motion(head, 2.0, 1.0, 1, np.random.default_rng(3))
     assert moved.sum(axis=1) == pytest.approx(head.sum(axis=1), abs=1e-3)
     assert np.abs(moved[15, :8]).max() > 0.01
     assert np.abs(moved[:9]).max() < 1e-5
+
+
+def test_every_motion_changes_frequencies_that_were_measured():
+    head = np.zeros((4, 64, 2), np.float32)
+    head[:, 20:44] = 1
+    measured = np.abs(np.fft.fftfreq(64)) <= 0.5 / 1.6
+    for seed in range(20):
+        moved = add_motion(head, 2.0, 1.6, 1, np.random.default_rng(seed))
+        changes = np.abs(np.fft.fft(moved - head, axis=1))[:, measured]
+        assert changes.max() > 1e-3
 
 
 def test_a_zipper_is_a_line_at_one_place_of_the_readout_in_every_slice():
