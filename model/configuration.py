@@ -81,7 +81,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # This preset has 22,248,687 parameters. It is the nearest natural variant to the 22.25 M parameters of the report
     # that this project follows.
     "report": {"num_blocks": (5, 7, 7, 8), "num_refinement_blocks": 5, "num_tokens": 16},
-    # The starter model has these sizes. benchmarks/tables/presets.txt compares them with others of similar cost.
+    # The starter model has these sizes. benchmarks/presets.py compares sizes after equal training time.
     "small": {
         "dim": 16,
         "num_blocks": (0, 2, 2, 2),
