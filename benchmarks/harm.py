@@ -18,6 +18,7 @@ Figures are over the head in the `--slices` sagittal slices around the middle. W
 """
 
 import argparse
+import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -43,6 +44,7 @@ from upfield.imaging.volume import Volume, read_volume
 from upfield.sharding.building.field_resampler import FieldResampler
 from upfield.sharding.building.pairs.low_field import synthetic_low
 from upfield.sharding.configuration import GeometryConfig, Recipe, ShardConfig, SyntheticConfig
+from upfield.sharding.physics.acquisition import acquired_shape
 from upfield.sharding.shardset.sample_key import Unit
 
 DIAMETERS_MM, CHANGES = (4.0, 8.0, 16.0), (-0.5, -0.2, 0.3)
@@ -245,8 +247,12 @@ def measure_low(path: Path, trial: Trial) -> str:
     scan = prepare(path, trial.model.card, str(path)).low
     spacing_mm = read_volume(path).spacing_mm.tolist()
     head, given, restored = trial.middle(head_mask(scan)), trial.middle(scan), trial.restore(scan)
-    shape = [max(2, round(size / mm)) for size, mm in zip(given.shape, spacing_mm, strict=True)]
-    grids = {"low_shape": shape, "low_spacing_mm": spacing_mm, "high_shape": list(given.shape)}
+    # The scan was interpolated to voxels of 1 mm, so its shape is its size in mm.
+    grids = {
+        "low_shape": list(acquired_shape(given.shape, spacing_mm)),
+        "low_spacing_mm": spacing_mm,
+        "high_shape": list(given.shape),
+    }
     geometry = GeometryConfig.from_tree(grids)
     sampling = LowFieldSampling(FieldResampler(geometry, np.zeros(3)), None, 1.0)
     cubic, model = (check_consistency(image, given, sampling).nrmse for image in (given, restored))
@@ -255,8 +261,8 @@ def measure_low(path: Path, trial: Trial) -> str:
     rank = float(np.corrcoef([stats.rankdata(image) for image in sampled])[0, 1])
     classes = np.digitize(sampled[0], threshold_multiotsu(sampled[0], 4))
     means = [float(sampled[1][classes == number].mean()) for number in range(4)]
-    order = " < ".join(f"{mean:.2f}" for mean in means) if means == sorted(means) else f"NOT KEPT: {means}"
-    return f"{path.name:<36} {cubic:>7.3f} {model:>7.3f} {doubt:>13.4f} {rank:>6.3f}  {order}"
+    order = "".join(f"{' < ' if mean > before else ' > '}{mean:.2f}" for before, mean in itertools.pairwise(means))
+    return f"{path.name:<36} {cubic:>7.3f} {model:>7.3f} {doubt:>13.4f} {rank:>6.3f}  {means[0]:.2f}{order}"
 
 
 def main() -> None:

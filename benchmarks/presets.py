@@ -26,12 +26,14 @@ from upfield.export.modelfile.graph import build_graph
 from upfield.model.amir import Amir, AmirConfig
 from upfield.sharding.shardset.manifest import read_manifest
 
+BATCH_SIZE = 8
 SLICES, PIXELS = 179, (221, 200)
 PROBE_STEPS = 20
 METRICS = ("psnr_slice_foreground", "ms_ssim_axial", "ssim_slice")
 TRAINING = (
     *("--optim.lr", "2e-3", "--optim.schedule", "cosine", "--optim.warmup_steps", "40", "--optim.clip_norm", "1"),
-    *("--optim.ema_decay", "0.99", "--data.batch_size", "8", "--run.trackers", "[]", "--run.resume", "none"),
+    *("--optim.ema_decay", "0.99", "--data.batch_size", str(BATCH_SIZE)),
+    *("--run.trackers", "[]", "--run.resume", "none"),
 )
 
 
@@ -123,7 +125,7 @@ def train_and_measure(size: Size, arguments: argparse.Namespace, folder: Path) -
     train(size, arguments, folder / "probe", PROBE_STEPS)
     probe = [json.loads(line) for line in (folder / "probe/metrics.jsonl").read_text().splitlines()]
     rate = [line["slices_per_s"] for line in probe if "slices_per_s" in line][-1]
-    steps = int(rate * arguments.minutes * 60 / 8)
+    steps = int(rate * arguments.minutes * 60 / BATCH_SIZE)
     train(size, arguments, folder / "run", steps)
     upfield("evaluate", folder / "run", "--shards", arguments.shards, "--out", folder / "report", "--perturb", "false")
     metrics = json.loads((folder / "report/metrics.json").read_text())

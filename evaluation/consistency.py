@@ -17,6 +17,7 @@ from scipy import fft, ndimage
 from upfield.imaging.volume import Volume
 from upfield.sharding.building.field_resampler import FieldResampler
 from upfield.sharding.configuration import GeometryConfig
+from upfield.sharding.physics.acquisition import acquired_shape
 from upfield.sharding.shardset.manifest import Manifest
 
 # Upper limits of the bands, relative to the highest frequency that the low-field grid can hold along each axis.
@@ -102,8 +103,8 @@ class LowFieldSampling:
 def _acquired_geometry(geometry: GeometryConfig, spacing_mm: Sequence[float]) -> GeometryConfig:
     """Replace the low-field grid by the one on which a simulated scanner measured: the same box in other voxels."""
     first, second, third = spacing_mm
-    shape = np.maximum(np.rint(np.array(geometry.high_size_mm) / spacing_mm), 2).astype(int).tolist()
-    return replace(geometry, low_shape=tuple(shape), low_spacing_mm=(first, second, third))
+    shape = acquired_shape(geometry.high_size_mm, spacing_mm)
+    return replace(geometry, low_shape=shape, low_spacing_mm=(first, second, third))
 
 
 def gaussian(volume: NDArray[np.float32], sigma_vox: float | NDArray[np.float64]) -> NDArray[np.float32]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from upfield.common.addresses import format_address, is_remote
-from upfield.common.ranges import Range, check_range
+from upfield.common.ranges import Range, check_range, check_share
 from upfield.imaging.contrast import parse_contrast
 from upfield.sharding.phantoms.configuration import RENDERED_CONTRAST, HeadsConfig
 from upfield.sharding.physics.configuration import PhysicsConfig
@@ -89,8 +89,7 @@ class SyntheticConfig:
         """Check that ranges are ordered and within bounds."""
         for name, least in (("sigma_vox", 0.0), ("gamma", 1.0), ("noise_std", 0.0)):
             check_range(f"synthetic.{name}", getattr(self, name), least)
-        if not 0 <= self.noise_bright_ratio <= 1:
-            raise ValueError(f"synthetic.noise_bright_ratio: expected 0..1, found {self.noise_bright_ratio}.")
+        check_share("synthetic.noise_bright_ratio", self.noise_bright_ratio)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,8 @@ from upfield.imaging.air import estimate_air, raise_to_air
 from upfield.imaging.contrast import gather_evidence, name_evidence, read_sidecar
 from upfield.imaging.extent import size_problem
 from upfield.imaging.normalisation import normalise_in_place
-from upfield.imaging.resample import resample_box
 from upfield.imaging.volume_file import read_volume_and_header
-from upfield.sharding.building.field_resampler import FieldResampler, to_voxel
+from upfield.sharding.building.field_resampler import FieldResampler
 from upfield.sharding.configuration import GeometryConfig
 from upfield.sharding.shardset.shard_split import ShardSplit
 from upfield.sharding.shardset.volume_pairs import VolumePair, group_volumes
@@ -55,12 +54,9 @@ def read_scan(path: Path, geometry: GeometryConfig) -> Scan:
         raise VolumeError(str(path), f"{problem}. Fix the spacing in the header, or leave the scan out.")
     air = estimate_air(volume.voxels)
     volume = raise_to_air(volume, air)
-    centre_mm = FieldResampler.around(geometry, "crop_pad", volume, air).centre_mm
-    assert centre_mm is not None
-    centre_vox, spacing_mm = to_voxel(volume.affine, centre_mm), np.array(geometry.high_spacing_mm)
-    padding = np.float32(air.padding)
-    above = volume.voxels - padding
-    voxels = resample_box(above, volume.spacing_mm, centre_vox, geometry.high_shape, spacing_mm) + padding
+    # As in `enhance`, the scan is not averaged, even if the set is.
+    resampler = FieldResampler.around(replace(geometry, average=False), "crop_pad", volume, air)
+    voxels = resampler.high_from_file(volume, air).voxels
     normalise_in_place(voxels, str(path))
     evidence = gather_evidence(name_evidence(path.name), read_sidecar(path), header.descrip)
     contrast = next((sign.contrasts[0] for sign in evidence if len(sign.contrasts) == 1), None)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from upfield.common.ranges import Range, check_range
+from upfield.common.ranges import Range, check_range, check_share
 
 # Contrast of the heads at both fields.
 RENDERED_CONTRAST = "T1w"
@@ -64,5 +64,4 @@ class HeadsConfig:
         for name, (least, most) in LIMITS.items():
             check_range(f"synthetic.heads.{name}", getattr(self, name), least, most)
         for name in RATES:
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"synthetic.heads.{name}: expected 0..1, found {getattr(self, name)}.")
+            check_share(f"synthetic.heads.{name}", getattr(self, name))

@@ -1,6 +1,7 @@
 """Acquire a noise-free signal as a 64 mT scanner does, on a grid of its own."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -163,15 +164,25 @@ def acquire(signal: Volume, acquisition: Acquisition, rng: np.random.Generator, 
     return replace(grid, voxels=voxels)
 
 
+def acquired_shape(size_mm: Iterable[float], spacing_mm: Iterable[float]) -> Triple:
+    """Return the number of voxels along each axis that cover a box.
+
+    Args:
+        size_mm: `(3,)`, side lengths of the box.
+        spacing_mm: `(3,)`, voxel size.
+    """
+    first, second, third = (max(round(size / step), 2) for size, step in zip(size_mm, spacing_mm, strict=True))
+    return first, second, third
+
+
 def _acquired_grid(signal: Volume, acquisition: Acquisition, shape: Triple | None) -> Volume:
     """Return an empty volume on the acquired grid, whose centre is that of the signal."""
-    spacing_mm = np.array(acquisition.spacing_mm)
-    size_mm = signal.spacing_mm * signal.voxels.shape
-    counts = np.maximum(np.rint(size_mm / spacing_mm), 2).astype(int).tolist() if shape is None else shape
-    step = spacing_mm / signal.spacing_mm
+    if shape is None:
+        shape = acquired_shape(signal.spacing_mm * signal.voxels.shape, acquisition.spacing_mm)
+    step = np.array(acquisition.spacing_mm) / signal.spacing_mm
     move = np.diag([*step, 1.0])
-    move[:3, 3] = box_centre(signal.voxels.shape) - step * box_centre(tuple(counts))
-    return Volume(np.zeros(tuple(counts), dtype=np.float32), signal.affine @ move)
+    move[:3, 3] = box_centre(signal.voxels.shape) - step * box_centre(shape)
+    return Volume(np.zeros(shape, dtype=np.float32), signal.affine @ move)
 
 
 def _point_spread(signal: Volume, acquisition: Acquisition, grid: Volume, axis: int) -> Operator:

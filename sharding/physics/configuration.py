@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from upfield.common.ranges import Range, check_range
+from upfield.common.ranges import Range, check_range, check_share
 
 # The smallest and the largest value that each range may hold.
 LIMITS: dict[str, Range] = {
@@ -89,8 +89,7 @@ class PhysicsConfig:
         for name, (least, most) in LIMITS.items():
             check_range(f"synthetic.physics.{name}", getattr(self, name), least, most)
         for name in RATES:
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"synthetic.physics.{name}: expected 0..1, found {getattr(self, name)}.")
+            check_share(f"synthetic.physics.{name}", getattr(self, name))
         if not 0 <= self.relaxation_spread <= 3:
             raise ValueError(f"synthetic.physics.relaxation_spread: expected 0..3, found {self.relaxation_spread}.")
         if min(self.slice_axis) < 0 or abs(sum(self.slice_axis) - 1) > 1e-6:

@@ -74,7 +74,7 @@ def synthetic_low(
 def report_low(
     high: Volume, resampler: FieldResampler, config: ShardConfig, rng: np.random.Generator
 ) -> tuple[Volume, NDArray[np.float32], dict[str, Any]]:
-    """Make a low field by the report's recipe; the arguments and results are those of `synthetic_low`.
+    """Make a low field by the report's recipe; the results are those of `synthetic_low`.
 
     Args:
         high: the high field on its grid, `(X, Y, Z)` in [0, 1].
