@@ -1,11 +1,11 @@
 """Compare sizes of the network for the preset `small`: what each one restores after equal training time, and its speed.
 
 Each size is trained through `upfield train` on the same shard set for the same wall time, and then measured through
-`upfield evaluate` on the test split. A short run first measures how many steps fit into this time. Gains are over cubic
+`upfield evaluate` on a split of it. A short run first measures how many steps fit into this time. Gains are over cubic
 interpolation, the mean over subjects. The time to enhance is that of the network for a scan of 112 x 138 x 40 voxels of
 1.6 x 1.6 x 5 mm, that is 179 slices of 221 x 200 pixels, in ONNX Runtime on `--threads` threads.
 
-    python benchmarks/presets.py SHARDS --minutes 5 [--only 16,20] [--training '--optim.lr 2e-3 ...']
+    python benchmarks/presets.py SHARDS --minutes 5 [--split val] [--only 16,20] [--training '--optim.lr 2e-3 ...']
 """
 
 import argparse
@@ -93,7 +93,8 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shards", nargs="?", help="shard set with a training and a test split")
+    parser.add_argument("shards", nargs="?", help="shard set with a training split and the split to measure")
+    parser.add_argument("--split", default="test", choices=("val", "test"), help="split that is measured")
     parser.add_argument("--minutes", type=float, default=5.0, help="training time of each size")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", help=f"sizes to compare, separated by commas: {', '.join(SIZES)}")
@@ -127,7 +128,8 @@ def train_and_measure(size: Size, arguments: argparse.Namespace, folder: Path) -
     rate = [line["slices_per_s"] for line in probe if "slices_per_s" in line][-1]
     steps = int(rate * arguments.minutes * 60 / BATCH_SIZE)
     train(size, arguments, folder / "run", steps)
-    upfield("evaluate", folder / "run", "--shards", arguments.shards, "--out", folder / "report", "--perturb", "false")
+    measured = ("--shards", arguments.shards, "--split", arguments.split, "--perturb", "false")
+    upfield("evaluate", folder / "run", *measured, "--out", folder / "report")
     metrics = json.loads((folder / "report/metrics.json").read_text())
     return rate, [metrics["model"][name]["mean"] - metrics["cubic"][name]["mean"] for name in METRICS]
 
