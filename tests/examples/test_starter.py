@@ -11,7 +11,8 @@ STARTER = Path(__file__).parents[2] / "examples/starter"
 
 def test_the_commands_read_the_configurations() -> None:
     shard = parse(SHARD, ["--config", f"{STARTER}/cohorts.yaml", "--out", "set", "--root", "data"])
-    assert parse(SHARD, ["--config", f"{STARTER}/held_out.yaml", "--out", "held-out", "--root", "data"]).cohorts
+    for measured in ("held_out", "ixi"):
+        assert parse(SHARD, ["--config", f"{STARTER}/{measured}.yaml", "--out", measured, "--root", "data"]).cohorts
     names = {cohort.name for cohort in shard.cohorts}
     train = parse(TRAIN, ["--config", f"{STARTER}/train.yaml", "--data.shards", "set", "--run.out", "run"])
     assert train.data.mix is not None
