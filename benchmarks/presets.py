@@ -1,7 +1,7 @@
 """Compare sizes of the network for the preset `small`: what each one restores after equal training time, and its speed.
 
 Each size is trained through `upfield train` on the same shard set for the same wall time, and then measured through
-`upfield evaluate` on a split of it. A short run first measures how many steps fit into this time. Gains are over cubic
+`upfield evaluate` on `--split`. A short run first measures how many steps fit into this time. Gains are over cubic
 interpolation, the mean over subjects. The time to enhance is that of the network for a scan of 112 x 138 x 40 voxels of
 1.6 x 1.6 x 5 mm, that is 179 slices of 221 x 200 pixels, in ONNX Runtime on `--threads` threads.
 
