@@ -3,16 +3,14 @@
 A page asks for a part with a line `<!-- generated: NAME ARGUMENT... -->`.
 """
 
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import MISSING
+import html
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
-from typing import Any
-
-from schema_keys import Key, doc_of, groups_of, keys_of
+from itertools import groupby
 
 from upfield.cli.main import VERBS
 from upfield.common.command import Command
+from upfield.common.grammar.key_help import KeyHelp, describe_keys
 
 
 def command_of(verb: str) -> Command:
@@ -22,48 +20,53 @@ def command_of(verb: str) -> Command:
 
 def commands() -> str:
     """Return a table of all commands."""
-    rows = [f"| [`{verb}`]({verb}.md) | {_capitalised(what)} |" for verb, (_, what) in VERBS.items()]
+    rows = [f"| [`{verb}`]({verb}.md) | {what[0].upper()}{what[1:]} |" for verb, (_, what) in VERBS.items()]
     return "\n".join(["| command | what it does |", "|---|---|", *rows])
 
 
-def keys(verb: str) -> str:
-    """Return all keys of a verb: those that are required, then the others in their groups."""
+def keys(verb: str, *left_out: str) -> str:
+    """Return the keys of a verb: those that are required, then the others in their groups.
+
+    Args:
+        verb: the verb.
+        left_out: beginnings of keys that another page has, such as `cohorts[].`.
+    """
     command = command_of(verb)
-    own = list(keys_of(command.schema))
-    groups = [(name, kind, list(keys_of(kind, f"{name}."))) for name, kind in groups_of(command.schema)]
-    everything = own + [key for _, _, inner in groups for key in inner]
-    required = [key for key in everything if key.default is MISSING]
+    everything = [key for key in describe_keys(command.schema) if not key.key.startswith(left_out)]
+    required = [key for key in everything if key.is_required and "[]" not in key.key]
     lines = ["## Required keys", "", *_definitions(required, command.positional)] if required else []
-    if optional := [key for key in own if key.default is not MISSING]:
-        lines += ["## Other keys" if required else "## Keys", "", *_definitions(optional, command.positional)]
-    for name, kind, inner in groups:
-        lines += [f"## `{name}`", "", doc_of(kind), "", *_definitions([k for k in inner if k.default is not MISSING])]
-    return "\n".join(lines)
+    others = [key for key in everything if key not in required]
+    return "\n".join([*lines, *_groups(others, "Other keys" if required else "Keys", command.positional)])
 
 
-def keys_in(module: str, schema: str, prefix: str = "") -> str:
-    """Return the keys of one dataclass, with a prefix such as `synthetic.physics.`."""
-    return "\n".join(_definitions(list(keys_of(getattr(import_module(f"upfield.{module}"), schema), prefix))))
+def keys_below(verb: str, *beginnings: str) -> str:
+    """Return the keys of a verb that begin in one of these ways, such as `synthetic.physics.`, in their order."""
+    chosen = [key for key in describe_keys(command_of(verb).schema) if key.key.startswith(beginnings)]
+    assert chosen, beginnings
+    return "\n".join(_definitions(chosen))
 
 
-def _definitions(keys: list[Key], positional: tuple[str, ...] = ()) -> Iterator[str]:
+def _groups(keys: Iterable[KeyHelp], first: str, positional: tuple[str, ...]) -> Iterator[str]:
+    named: set[str] = set()
+    for group, inner in groupby(keys, lambda key: (key.group, key.key.rpartition(".")[0])):
+        title, prefix = group
+        # The name of a part stays the same if its title changes.
+        name = f" {{ #{prefix.replace('[]', '')} }}" if prefix and prefix not in named else ""
+        named.add(prefix)
+        yield f"## {title.replace('`', '') or first}{f' (`{prefix}`)' if prefix else ''}{name}"
+        yield ""
+        yield from _definitions(inner, positional)
+
+
+def _definitions(keys: Iterable[KeyHelp], positional: tuple[str, ...] = ()) -> Iterator[str]:
     for key in keys:
-        default = "required" if key.default is MISSING else f"default: {_default(key.default)}"
-        place = f"also without its flag, as {key.name.upper()} · " if key.name in positional else ""
-        yield f'<code id="{key.name}">{key.name}</code> <span class="kind">{key.kind} · {place}{default}</span>'
-        yield f":   {key.doc}"
+        place = " · also without its flag" if key.key in positional else ""
+        state = f"default `{key.default}`" if key.default is not None else key.state
+        name = f'<code id="{key.key.replace("[]", "")}">{key.key}</code>'
+        yield f'{name} <span class="kind">{key.kind} · {state}{place}</span>'
+        yield f":   {html.escape(key.doc, quote=False)}"
         yield ""
 
 
-def _default(value: Any) -> str:
-    if value in (None, [], {}, ""):
-        return "none"
-    return f"`{value if isinstance(value, str) else json.dumps(value)}`"
-
-
-def _capitalised(text: str) -> str:
-    return text[0].upper() + text[1:]
-
-
-PARTS: dict[str, Callable[..., str]] = {"commands": commands, "keys": keys, "keys_in": keys_in}
+PARTS: dict[str, Callable[..., str]] = {"commands": commands, "keys": keys, "keys_below": keys_below}
 """Name of each part, and the function that returns it as Markdown."""
