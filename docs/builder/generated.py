@@ -178,6 +178,27 @@ def counters() -> str:
     return _table(("name", "kind", "meaning"), rows)
 
 
+def interface() -> str:
+    """Return instructions for mkdocstrings to describe each public name of `upfield`.
+
+    Functions come first, then classes, then errors. The keys of configurations are on other pages.
+    """
+    import upfield
+
+    values = {name: getattr(upfield, name) for name in upfield.__all__ if not name.startswith("_")}
+
+    def place(name: str) -> tuple[bool, bool, str]:
+        value = values[name]
+        return isinstance(value, type), isinstance(value, type) and issubclass(value, Exception), name
+
+    lines: list[str] = []
+    for name in sorted(values, key=place):
+        lines += [f"::: upfield.{name}", "    options:", "      heading_level: 2"]
+        lines += ["      members: false"] if name.endswith(("Config", "Error")) else []
+        lines += [""]
+    return "\n".join(lines)
+
+
 def _schema_of_service() -> dict[str, Any]:
     from upfield.export.configuration import ServeConfig
     from upfield.export.service.counters import Counters
@@ -200,6 +221,18 @@ def _sentence(text: str) -> str:
 
 PARTS: dict[str, Callable[..., str]] = {
     part.__name__: part
-    for part in (commands, keys, keys_below, fields, metrics, trust, environment, service, service_errors, counters)
+    for part in (
+        commands,
+        keys,
+        keys_below,
+        fields,
+        metrics,
+        trust,
+        environment,
+        service,
+        service_errors,
+        counters,
+        interface,
+    )
 }
 """Name of each part, and the function that returns it as Markdown."""
