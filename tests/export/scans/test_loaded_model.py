@@ -77,12 +77,17 @@ def test_wrong_arrays_are_refused(model: upfield.Model, voxels: Any, affine: Any
         model.restore(voxels, affine)
 
 
-def test_doubts_are_warnings_and_other_contrasts_are_refused(tmp_path: Path) -> None:
+def test_other_contrasts_are_refused(tmp_path: Path) -> None:
     scan = upfield.read_scan(write_scan(tmp_path / "scan.nii.gz"))
     model = upfield.load_model()
-    with pytest.raises(upfield.InputError, match="its contrast was stated as T2w"):
-        model.restore(scan.voxels, scan.affine, contrast="T2")
-    with pytest.raises(upfield.InputError, match=r"^contrast: "):
-        model.restore(scan.voxels, scan.affine, contrast="X1")
-    with pytest.warns(UserWarning, match="the field of view is only"):
-        model.restore(scan.voxels, scan.affine)
+    for contrast, message in (("T2", "its contrast was stated as T2w"), ("T1 w", "^contrast: ")):
+        with pytest.raises(upfield.InputError, match=message):
+            model.restore(scan.voxels, scan.affine, contrast=contrast)
+
+
+def test_doubts_are_warnings(model: upfield.Model, tmp_path: Path) -> None:
+    scan = upfield.read_scan(write_scan(tmp_path / "scan.nii.gz"))
+    affine = scan.affine.copy()
+    affine[0, 1] += 0.2
+    with pytest.warns(UserWarning, match=r"axes 0 and 1 meet at .* \(sheared\)"):
+        model.restore(scan.voxels, affine)
