@@ -7,10 +7,14 @@ import html
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from itertools import groupby
+from pathlib import Path
 
 from upfield.cli.main import VERBS
 from upfield.common.command import Command
 from upfield.common.grammar.key_help import KeyHelp, describe_keys
+from upfield.sharding.physics.relaxation import HIGH, LOW
+
+TABLES = Path(__file__).parents[2] / "benchmarks" / "tables"
 
 
 def command_of(verb: str) -> Command:
@@ -68,5 +72,28 @@ def _definitions(keys: Iterable[KeyHelp], positional: tuple[str, ...] = ()) -> I
         yield ""
 
 
-PARTS: dict[str, Callable[..., str]] = {"commands": commands, "keys": keys, "keys_below": keys_below}
+def table(name: str) -> str:
+    """Return a printed table of a benchmark, as it is in `benchmarks/tables/`."""
+    return f"```text\n{(TABLES / f'{name}.txt').read_text(encoding='utf-8').rstrip()}\n```"
+
+
+def relaxation(field: str) -> str:
+    """Return the table of relaxation times at 64 mT (`low`) or 3 T (`high`)."""
+    rows = {tissue: row for tissue, row in {"low": LOW, "high": HIGH}[field].items() if row.mean.density}
+    lines = [
+        f"| {tissue.replace('_', ' ')} | {row.mean.density:g} | {row.mean.t1_ms:g} | {row.mean.t2_ms:g} | "
+        f"{row.spread:.0%} | {row.source[0].upper()}{row.source[1:]} |"
+        for tissue, row in rows.items()
+    ]
+    header = "| tissue | density | T1 (ms) | T2 (ms) | spread | source |"
+    return "\n".join([header, "|---|---|---|---|---|---|", *lines])
+
+
+PARTS: dict[str, Callable[..., str]] = {
+    "commands": commands,
+    "keys": keys,
+    "keys_below": keys_below,
+    "relaxation": relaxation,
+    "table": table,
+}
 """Name of each part, and the function that returns it as Markdown."""
