@@ -39,7 +39,7 @@ class Page:
 
         Args:
             box_in: left, top, width and height of the image on the page. Narrow images have no letters.
-            pixels: slice of a volume in [0, 1]; see `upright`.
+            pixels: slice in [0, 1]: `(Y, Z)`, `(X, Z)` or `(X, Y)`; see `upright`.
             plane: `sagittal`, `coronal` or `axial`.
             options: further arguments of `imshow`.
 
