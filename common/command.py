@@ -31,12 +31,11 @@ from upfield.common.configuration_errors import (
 )
 from upfield.common.environment.job_errors import print_error
 from upfield.common.environment.settling import refuse_environment, settle_environment, use_utf8
-from upfield.common.errors import InputError, RunError, explain_error
+from upfield.common.errors import EXIT_INTERRUPTED, InputError, RunError, explain_error
 from upfield.common.progress import open_streams
 
 # Words that are the value of a boolean flag if they follow it.
 BOOLEANS = ("true", "false", "yes", "no", "on", "off")
-EXIT_INTERRUPTED = 130
 
 C = TypeVar("C")
 
