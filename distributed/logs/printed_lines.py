@@ -71,7 +71,7 @@ def validation_line(event: str, step: int, figures: Mapping[str, Any], is_best: 
     gain = describe_gain(figures)
     psnr = f"PSNR {figures['psnr_slice']:z.2f} dB{f', {gain}' if gain else ''}"
     if event == "best":
-        return f"best model (step {step})  all {figures['slices']} validation slices: {psnr}"
+        return f"step {step}  best model on all {figures['slices']} slices: {psnr}"
     return f"step {step}  validation: {psnr}{' (best so far)' if is_best else ''}"
 
 
