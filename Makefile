@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow test-long test-cluster check format bench gpu gpu-shards clean
+.PHONY: demo test test-slow test-long test-cluster check docs format bench gpu gpu-shards clean
 
 demo: $(READY)
 	$(BIN)/upfield demo --out demo
@@ -25,6 +25,10 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# The documentation site, in site/. It needs no network. A broken link or a file loaded from elsewhere is an error.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -43,9 +47,10 @@ gpu-shards: $(READY)
 	$(BIN)/python benchmarks/gpu_acceptance.py --make_shards --shards $(SHARDS)
 
 $(READY): pyproject.toml constraints.txt
+	@echo "Installing upfield and its libraries into $(VENV). The first time, this downloads gigabytes and takes minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,demo]'
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) demo build dist site *.egg-info .pytest_cache .ruff_cache

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -97,7 +97,14 @@ class ProgressBar:
     """
 
     def __init__(
-        self, description: str, total: int, done: int = 0, *, visible: bool = True, has_lines: bool = True
+        self,
+        description: str,
+        total: int,
+        done: int = 0,
+        *,
+        visible: bool = True,
+        has_lines: bool = True,
+        stream: TextIO | None = None,
     ) -> None:
         """Show the bar.
 
@@ -107,13 +114,15 @@ class ProgressBar:
             done: number of items that are already done.
             visible: if false, show nothing, because another process shows the bar.
             has_lines: if false, print no plain lines about the items, because the work logs its own.
+            stream: where to show the bar; by default stderr. Only there do printed lines appear above the bars.
         """
+        self._stream = stream
         self._description, self._done, self._total = description, done, total
         self._part, self._part_done, self._part_total = "", 0, 0
         self._visible, self._has_lines = visible, visible and has_lines
         self._begun_s, self._begun_at = time.monotonic(), done
         self._part_begun_s = self._last_line_s = self._begun_s
-        self._bars = _terminal_bars() if visible and sys.stderr.isatty() else None
+        self._bars = _terminal_bars(stream) if visible and (stream or sys.stderr).isatty() else None
         if self._bars is not None:
             self._part_bar = self._bars.add_task("", total=None, visible=False, figures="", left="")
             self._bar = self._bars.add_task(description, total=total, completed=done, figures="", left="")
@@ -181,12 +190,19 @@ class ProgressBar:
         if self._bars is not None:
             self._bars.update(self._bar, figures=figures)
 
+    def print_line(self, line: str) -> None:
+        """Print a line above the bars, or as a plain line."""
+        if self._bars is not None:
+            self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(line, file=self._stream or sys.stderr, flush=True)
+
     def _is_line_due(self) -> bool:
         return time.monotonic() - self._last_line_s >= LINE_INTERVAL_S
 
     def _print(self, line: str, left: str) -> None:
         self._last_line_s = time.monotonic()
-        say(f"{line}, {left}" if left else line)
+        self.print_line(f"{line}, {left}" if left else line)
 
 
 def _extrapolate(begun_s: float, done: int, left: int) -> float | None:
@@ -198,7 +214,7 @@ def _describe_left(left_s: float | None) -> str:
     return "" if left_s is None or left_s < 0.5 else f"{describe_duration(left_s)} left"
 
 
-def _terminal_bars() -> "Progress":
+def _terminal_bars(stream: TextIO | None) -> "Progress":
     # Imported only for a terminal, because importing rich takes longer than a short command runs.
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -211,7 +227,8 @@ def _terminal_bars() -> "Progress":
         TextColumn("{task.fields[left]}", markup=False),
         TextColumn("{task.fields[figures]}", markup=False),
         expand=True,
-        console=Console(stderr=True),
+        console=Console(file=stream, stderr=stream is None),
         # If stdout is a file or a pipe, rich must not redirect the results to the terminal.
-        redirect_stdout=sys.stdout.isatty(),
+        redirect_stdout=stream is None and sys.stdout.isatty(),
+        redirect_stderr=stream is None,
     )

@@ -6,7 +6,7 @@ This file has no heavy imports, so that `--help` answers at once.
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from upfield.common.addresses import format_address, is_remote
 from upfield.common.ranges import Range, check_range, check_share
@@ -16,6 +16,9 @@ from upfield.sharding.physics.configuration import PhysicsConfig
 
 Triple = tuple[int, int, int]
 SpacingMm = tuple[float, float, float]
+# The laws by which a low field is made from a high field, and what `recipe` accepts: a law, or both.
+Law = Literal["report", "physics"]
+LAWS: tuple[Law, ...] = get_args(Law)
 Recipe = Literal["report", "physics", "both"]
 
 
@@ -85,6 +88,16 @@ class SyntheticConfig:
         """Return the recipe of cohorts of scans, or of label maps."""
         return self.recipe or ("physics" if maps else "report")
 
+    def laws(self, *, maps: bool) -> tuple[Law, ...]:
+        """Return the laws of cohorts of scans, or of label maps, in the order in which the variants alternate."""
+        recipe = self.recipe_for(maps=maps)
+        return ("physics", "report") if recipe == "both" else (recipe,)
+
+    def law(self, variant: int, *, maps: bool) -> Law:
+        """Return the law of one synthetic variant of a scan, or of a label map."""
+        laws = self.laws(maps=maps)
+        return laws[variant % len(laws)]
+
     def __post_init__(self) -> None:
         """Check that ranges are ordered and within bounds."""
         for name, least in (("sigma_vox", 0.0), ("gamma", 1.0), ("noise_std", 0.0)):
@@ -98,11 +111,11 @@ class CohortConfig:
 
     name: str
     """Name of the cohort, part of every sample's key."""
-    high: str | None = None
+    high: str | None = field(default=None, metadata={"kind": "pattern"})
     """Pattern of the high-field files. A {field} that both patterns name must have the same value in both files."""
-    low: str | None = None
+    low: str | None = field(default=None, metadata={"kind": "pattern"})
     """Pattern of the low-field files; without it, all pairs are synthetic. Fields that may differ need two names."""
-    labels: str | None = None
+    labels: str | None = field(default=None, metadata={"kind": "pattern"})
     """Pattern of label maps of whole heads, in place of `high` and `low`: both fields are rendered from them."""
     labels_as: dict[int, int | str] = field(default_factory=dict)
     """Meaning of numbers in the label maps that are not known: a known number, or the name of a tissue."""
@@ -200,7 +213,7 @@ class CohortConfig:
 class ShardConfig:
     """Build shards from cohorts, or extend a set with a new cohort."""
 
-    out: str
+    out: str = field(metadata={"kind": "path or address"})
     """Folder of the shard set, or its address (s3://bucket/set). The set is created, finished or extended."""
     cohorts: list[CohortConfig] = field(default_factory=list)
     """The cohorts, in order."""
@@ -260,8 +273,7 @@ class ShardConfig:
                 f"pseudonym_key: the key {self.pseudonym_key} has no effect without --pseudonymize. "
                 "Add --pseudonymize, or leave out the key."
             )
-        recipes = {self.synthetic.recipe_for(maps=cohort.labels is not None) for cohort in self.cohorts}
-        if recipes - {"report"}:
+        if any("physics" in self.synthetic.laws(maps=cohort.labels is not None) for cohort in self.cohorts):
             self.synthetic.physics.refuse_finer_than(self.geometry.high_spacing_mm)
         if self.keep_labels and self.cohorts and not any(cohort.labels for cohort in self.cohorts):
             raise ValueError(
@@ -279,7 +291,7 @@ class PhantomConfig:
 
     out: Path
     """Folder of the cohort."""
-    labels: str | None = None
+    labels: str | None = field(default=None, metadata={"kind": "pattern"})
     """Pattern of label maps of whole heads, such as 'MAPS/*.nii.gz'. Subjects are rendered from them in turn, and their
     true labels are written too. Without it, the template is used."""
     labels_as: dict[int, int | str] = field(default_factory=dict)
@@ -333,8 +345,10 @@ class AccessConfig:
     command, which runs once per file and without a shell. By default, no command is run. The files of a run contain the
     command, so keep passwords out of it."""
 
-    # Part of the command's configuration that holds these keys, for messages. It has no annotation, so it is no key.
+    # Part of the command's configuration that holds these keys, for messages, and their title in the help. Both have no
+    # annotation, so they are no keys.
     part = ""
+    title = "Access to remote shard sets"
 
     def flag(self, name: str) -> str:
         """Return the flag of a key, such as `--cache_dir`, or `--data.cache_dir` for `upfield train`."""
