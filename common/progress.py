@@ -81,6 +81,11 @@ def describe_duration(seconds: float) -> str:
     return f"{days} day{'s' if days > 1 else ''}{f' {hours} h' if hours else ''}"
 
 
+def print_result(line: str) -> None:
+    """Print one line on stdout at once, because another program may wait for it."""
+    print(line, flush=True)
+
+
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
     """Yield `items` and show how many of `total` are done."""
     with ProgressBar(description, total) as bar:
