@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow test-long test-cluster check format bench gpu gpu-shards clean
+.PHONY: demo test test-slow test-long test-cluster check docs format bench gpu gpu-shards clean
 
 demo: $(READY)
 	$(BIN)/upfield demo --out demo
@@ -24,6 +24,10 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# The documentation site, in site/. It needs no network. A broken link or a file loaded from elsewhere is an error.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
@@ -48,4 +52,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) demo build dist site *.egg-info .pytest_cache .ruff_cache

@@ -1,7 +1,7 @@
 """Compare heads that are rendered from label maps with real scans, and their cost with that of the template's phantoms.
 
 Prints two tables, and draws the heads and the scans in three planes if `--out` names a picture:
-    python benchmarks/heads.py --labels 'MAPS/*.nii.gz' --scans SCAN... --out docs/pictures/heads-from-labels.jpg
+    python benchmarks/heads.py --labels 'MAPS/*.nii.gz' --scans SCAN... --out docs/pictures/guides/heads-from-labels.jpg
 """
 
 import argparse

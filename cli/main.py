@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"upfield {version('upfield')}")
         return 0
     if verb not in VERBS:
-        from upfield.common.configuration_errors import nearest
+        from upfield.common.grammar.configuration_errors import nearest
 
         known = ", ".join(VERBS)
         print(f"upfield: error: unknown verb {verb}{nearest(verb, VERBS)}. Known verbs: {known}.", file=sys.stderr)

@@ -19,7 +19,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
-from upfield.common.configuration_errors import (
+from upfield.common.environment.job_errors import print_error
+from upfield.common.environment.settling import refuse_environment, settle_environment, use_utf8
+from upfield.common.errors import InputError, RunError, explain_error
+from upfield.common.grammar.configuration_errors import (
     REFUSALS,
     WITHOUT_VALUE,
     explain,
@@ -29,9 +32,6 @@ from upfield.common.configuration_errors import (
     problem_of,
     values_that_do_not_fit,
 )
-from upfield.common.environment.job_errors import print_error
-from upfield.common.environment.settling import refuse_environment, settle_environment, use_utf8
-from upfield.common.errors import InputError, RunError, explain_error
 from upfield.common.progress import open_streams
 
 # Words that are the value of a boolean flag if they follow it.

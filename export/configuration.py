@@ -67,7 +67,7 @@ class EnhanceConfig:
     """Skip scans whose output exists and was made by the same model with the same parameters."""
     contrast: str | None = None
     """Contrast of all scans, as a BIDS suffix such as T1w. By default, it is taken from their names and JSON files."""
-    match: str | None = None
+    match: str | None = field(default=None, metadata={"kind": "pattern"})
     """Pattern that the names of scans in folders must match, such as `*_T1w*`; if it contains a `/`, their paths."""
 
     def __post_init__(self) -> None:

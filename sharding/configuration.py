@@ -98,11 +98,11 @@ class CohortConfig:
 
     name: str
     """Name of the cohort, part of every sample's key."""
-    high: str | None = None
+    high: str | None = field(default=None, metadata={"kind": "pattern"})
     """Pattern of the high-field files. A {field} that both patterns name must have the same value in both files."""
-    low: str | None = None
+    low: str | None = field(default=None, metadata={"kind": "pattern"})
     """Pattern of the low-field files; without it, all pairs are synthetic. Fields that may differ need two names."""
-    labels: str | None = None
+    labels: str | None = field(default=None, metadata={"kind": "pattern"})
     """Pattern of label maps of whole heads, in place of `high` and `low`: both fields are rendered from them."""
     labels_as: dict[int, int | str] = field(default_factory=dict)
     """Meaning of numbers in the label maps that are not known: a known number, or the name of a tissue."""
@@ -200,7 +200,7 @@ class CohortConfig:
 class ShardConfig:
     """Build shards from cohorts, or extend a set with a new cohort."""
 
-    out: str
+    out: str = field(metadata={"kind": "path or address"})
     """Folder of the shard set, or its address (s3://bucket/set). The set is created, finished or extended."""
     cohorts: list[CohortConfig] = field(default_factory=list)
     """The cohorts, in order."""
@@ -279,7 +279,7 @@ class PhantomConfig:
 
     out: Path
     """Folder of the cohort."""
-    labels: str | None = None
+    labels: str | None = field(default=None, metadata={"kind": "pattern"})
     """Pattern of label maps of whole heads, such as 'MAPS/*.nii.gz'. Subjects are rendered from them in turn, and their
     true labels are written too. Without it, the template is used."""
     labels_as: dict[int, int | str] = field(default_factory=dict)
@@ -333,8 +333,10 @@ class AccessConfig:
     command, which runs once per file and without a shell. By default, no command is run. The files of a run contain the
     command, so keep passwords out of it."""
 
-    # Part of the command's configuration that holds these keys, for messages. It has no annotation, so it is no key.
+    # Part of the command's configuration that holds these keys, for messages, and their title in the help. Both have no
+    # annotation, so they are no keys.
     part = ""
+    title = "Access to remote shard sets"
 
     def flag(self, name: str) -> str:
         """Return the flag of a key, such as `--cache_dir`, or `--data.cache_dir` for `upfield train`."""

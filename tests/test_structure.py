@@ -24,6 +24,8 @@ MAY_IMPORT = {
     "evaluation": {"common", "imaging", "sharding", "model", "distributed", "export"},
     "tune": {"common", "imaging", "sharding", "model", "distributed"},
     "cli": {"common", "imaging", "sharding", "model", "distributed", "evaluation", "tune", "export"},
+    # `upfield` itself, which no other folder imports.
+    "api": {"common", "imaging", "sharding", "model", "distributed", "evaluation", "tune", "export"},
 }
 ENTRIES = (
     "sharding.shard",
@@ -58,7 +60,7 @@ def imported_folders(nodes):
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and node.module == "upfield":
             names = [f"upfield.{alias.name}" for alias in node.names]
-        yield from ((name.split(".")[1], node.lineno) for name in names if name.startswith("upfield."))
+        yield from ((([*name.split("."), "api"])[1], node.lineno) for name in names if name.split(".")[0] == "upfield")
 
 
 def imported_modules(tree):
@@ -137,6 +139,17 @@ def test_the_folders_of_shard_sets_import_one_way():
     assert graph["coverage"] == {"configuration", "shardset", "building"}
 
 
+def test_the_python_interface_imports_inside_functions_only():
+    tree = TREES[Path("api/__init__.py")]
+    tree = ast.Module([node for node in tree.body if not is_for_type_checkers(node)], [])
+    assert list(imported_folders(outside_functions(tree))) == []
+    assert [str(path) for path in TREES if path.parts[0] == "api"] == ["api/__init__.py"]
+
+
+def is_for_type_checkers(node):
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
 def test_the_dispatcher_and_the_demo_import_the_stages_inside_functions_only():
     wrong = [
         f"{path}:{line} imports upfield.{folder}"
@@ -190,16 +203,18 @@ def test_entry_scripts_start_without_heavy_libraries():
 
 @pytest.mark.parametrize("folder", MAY_IMPORT)
 def test_typings_link_to_the_folders(folder):
-    link = ROOT / "typings/upfield" / folder
+    name, target = ("__init__.py", "api/__init__.py") if folder == "api" else (folder, folder)
+    link = ROOT / "typings/upfield" / name
     assert link.is_symlink()
-    assert link.readlink() == Path("../..") / folder
+    assert link.readlink() == Path("../..") / target
 
 
 def test_packages_are_the_folders():
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
-    assert {path.name for path in (ROOT / "typings/upfield").iterdir()} == MAY_IMPORT.keys()
-    assert sorted(setuptools["packages"]) == sorted(f"upfield.{'.'.join(folder.parts)}" for folder in PACKAGES)
-    assert setuptools["package-dir"] == {f"upfield.{folder}": folder for folder in MAY_IMPORT}
+    assert {path.name for path in (ROOT / "typings/upfield").iterdir()} == MAY_IMPORT.keys() - {"api"} | {"__init__.py"}
+    names = [f"upfield.{'.'.join(folder.parts)}".removesuffix(".api") for folder in PACKAGES]
+    assert sorted(setuptools["packages"]) == sorted(names)
+    assert setuptools["package-dir"] == {f"upfield.{folder}".removesuffix(".api"): folder for folder in MAY_IMPORT}
     assert {folder.parts[0] for folder in PACKAGES} == MAY_IMPORT.keys()
 
 
@@ -227,7 +242,7 @@ def test_no_class_name_stands_for_two_things():
     assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
 
 
-@pytest.mark.parametrize("folder", PACKAGES, ids=str)
+@pytest.mark.parametrize("folder", [folder for folder in PACKAGES if folder != Path("api")], ids=str)
 def test_a_folders_init_is_one_docstring(folder):
     (only,) = TREES[folder / "__init__.py"].body
     assert isinstance(only, ast.Expr)

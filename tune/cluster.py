@@ -80,11 +80,16 @@ def hash_code(root: Path) -> str:
     Args:
         root: folder that holds the folders of the package: `upfield` in an installation, or a checkout.
     """
+    # A checkout keeps the modules of `upfield` itself in a folder.
+    own = root / "api" if (root / "api").is_dir() else root
     digest = hashlib.sha256()
+    for path in sorted(own.glob("*.py")):
+        digest.update(f"{path.relative_to(own)}\n".encode() + path.read_bytes())
     # In a checkout, only the folders of the package have an __init__.py.
     for package in sorted(root.glob("*/__init__.py")):
         for path in sorted(package.parent.rglob("*.py")):
-            digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+            if package.parent != own:
+                digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 

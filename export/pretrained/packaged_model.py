@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from upfield.common.command import load_yaml
-from upfield.common.configuration_errors import nearest
 from upfield.common.errors import InputError
+from upfield.common.grammar.configuration_errors import nearest
 
 FOLDER = Path(__file__).parent
 # A card begins with these lines and YAML between them.

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.launch import launch_command_parser
-from commandlines import CLUSTER, FILES, ROOT, CommandLine, command_lines, command_of, completed, installed
+from commandlines import CLUSTER, FILES, PAGES, ROOT, CommandLine, command_lines, command_of, completed, installed
 from torch.distributed.run import get_args_parser
 
 from upfield.common.command import parse
 
-LINES = [line for path in FILES for line in command_lines(path)]
+LINES = [line for path in (*FILES, *PAGES) for line in command_lines(path)]
 SHELL_SCRIPTS = [path for path in FILES if path.suffix in (".sh", ".sbatch")]
 PATHS = re.compile(r"(?:cluster|distributed|tune|benchmarks|sharding|export)/[\w./-]*\w")
 

@@ -9,16 +9,17 @@ import pytest
 from upfield.tune.cluster import hash_code, hash_own_code
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-dir"].values()
+PACKAGES = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-dir"]
 
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the package as it is installed, without the rest of the checkout."""
-    copy = tmp_path_factory.mktemp("site") / "upfield"
-    for folder in FOLDERS:
-        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    return copy
+    site = tmp_path_factory.mktemp("site")
+    for package, folder in PACKAGES.items():
+        target = site / package.replace(".", "/")
+        shutil.copytree(ROOT / folder, target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+    return site / "upfield"
 
 
 def test_a_checkout_and_an_installation_of_the_same_code_have_the_same_hash(package: Path) -> None:

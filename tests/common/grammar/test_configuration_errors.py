@@ -5,8 +5,8 @@ from typing import Any, Literal
 import pytest
 
 from upfield.common.command import from_tree, load_yaml
-from upfield.common.configuration_errors import describe, problem_of
 from upfield.common.errors import InputError
+from upfield.common.grammar.configuration_errors import describe, problem_of
 
 
 @dataclass(frozen=True)
