@@ -13,7 +13,7 @@ def demo(config: DemoConfig) -> None:
     run_demonstration(config)
 
 
-COMMAND = Command("demo", DemoConfig, demo)
+COMMAND = Command("demo", DemoConfig, demo, examples=("upfield demo --out demo",))
 
 
 def main(argv: list[str] | None = None) -> int:

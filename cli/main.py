@@ -4,20 +4,36 @@ import sys
 from importlib import import_module
 
 VERBS = {
-    "phantom": ("upfield.sharding.phantom", "write a cohort of phantoms, from the MNI152 template or from label maps"),
-    "shard": ("upfield.sharding.shard", "build WebDataset shards from cohorts of NIfTI files, or extend a set"),
-    "verify": ("upfield.sharding.verify", "check a shard set against its manifest and index"),
-    "audit": ("upfield.sharding.audit", "compare the synthetic low field of a set with real low-field scans"),
-    "preview": ("upfield.sharding.preview", "show pairs of a shard set, as a picture or a page with sliders"),
-    "train": ("upfield.distributed.train", "train AMIR on a shard set, on one or many processes"),
-    "evaluate": ("upfield.evaluation.evaluate", "compare a run or an ONNX file with cubic interpolation"),
-    "tune": ("upfield.tune.sweep", "search training configurations with Ray Tune"),
+    "phantom": ("upfield.sharding.phantom", "write a cohort of phantoms to try everything on"),
+    "shard": ("upfield.sharding.shard", "build a set of WebDataset shards from NIfTI files, or extend one"),
+    "verify": ("upfield.sharding.verify", "check a shard set for missing and damaged files"),
+    "audit": ("upfield.sharding.audit", "compare the synthetic low field of a set with real scans"),
+    "preview": ("upfield.sharding.preview", "show pairs of low and high field, as a picture or a page"),
+    "train": ("upfield.distributed.train", "train the AMIR network on a shard set"),
+    "evaluate": ("upfield.evaluation.evaluate", "measure models on held-out subjects, beside cubic interpolation"),
+    "tune": ("upfield.tune.sweep", "search for better training settings with Ray Tune"),
     "export": ("upfield.export.to_onnx", "write the best model of a run as one ONNX file"),
     "enhance": ("upfield.export.enhance", "enhance scans: NIfTI in, NIfTI out"),
     "serve": ("upfield.export.serve", "enhance scans over HTTP"),
-    "models": ("upfield.export.models", "list the models that come with the package, with their cards"),
-    "demo": ("upfield.cli.demo", "run every stage on phantoms and write a report"),
+    "models": ("upfield.export.models", "list the models that come with the package"),
+    "demo": ("upfield.cli.demo", "run every step on phantoms and write a report"),
 }
+
+
+# The headings of the help, each with its verbs in the order in which they are used.
+ROAD = {
+    "Make a training set": ("phantom", "shard", "verify", "preview", "audit"),
+    "Train a model": ("train", "evaluate", "tune"),
+    "Use a model": ("export", "enhance", "serve", "models"),
+    "See all of it at work": ("demo",),
+}
+EXAMPLE = """\
+  upfield phantom cohort
+  upfield shard --config cohort/cohorts.yaml --out shards
+  upfield train --data.shards shards --run.out run --model.preset tiny
+  upfield evaluate run --shards shards --out evaluation
+  upfield export run --out model.onnx
+  upfield enhance scan.nii.gz --out enhanced.nii.gz --model model.onnx"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,29 +43,42 @@ def main(argv: list[str] | None = None) -> int:
 
         use_utf8()
     arguments = sys.argv[1:] if argv is None else argv
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    if not arguments or arguments[0] in ("-h", "--help"):
         print(_help())
         return 0
     verb, *rest = arguments
+    if verb == "help":
+        return main([*rest[:1], "--help"])
     if verb == "--version":
         from importlib.metadata import version
 
         print(f"upfield {version('upfield')}")
         return 0
     if verb not in VERBS:
-        from upfield.common.grammar.configuration_errors import nearest
-
-        known = ", ".join(VERBS)
-        print(f"upfield: error: unknown verb {verb}{nearest(verb, VERBS)}. Known verbs: {known}.", file=sys.stderr)
+        print(f"upfield: error: {_refusal(verb)}", file=sys.stderr)
         return 2
     return import_module(VERBS[verb][0]).main(rest)
 
 
+def _refusal(word: str) -> str:
+    """Return what is wrong with a first argument that is no verb."""
+    from upfield.common.grammar.suggestions import nearest
+
+    if word.startswith("-"):
+        return f"expected a verb before {word}, as in `upfield train {word}`. Run `upfield` to list the verbs."
+    if word.lower().endswith((".nii", ".nii.gz", ".mgh", ".mgz")):
+        return f"{word}: expected a verb, found a scan. Write upfield enhance {word} --out enhanced.nii.gz."
+    return f"unknown verb {word}{nearest(word, VERBS)}. Run `upfield` to list the verbs."
+
+
 def _help() -> str:
     lines = ["usage: upfield VERB [ARGUMENTS] [--config FILE.yaml] [--KEY VALUE ...]", ""]
-    lines += ["Enhance portable 64 mT brain MRI: from cohorts of NIfTI files to an ONNX model and enhanced scans.", ""]
-    lines += [f"  {verb:<9} {what}" for verb, (_, what) in VERBS.items()]
-    return "\n".join([*lines, "", "`upfield VERB --help` lists the keys of a verb. Each key is a flag and a YAML key."])
+    lines += ["Enhance portable 64 mT brain MRI: from cohorts of scans to a trained model and", "enhanced scans."]
+    for heading, verbs in ROAD.items():
+        lines += ["", f"{heading}:", *(f"  {verb:<9} {VERBS[verb][1]}" for verb in verbs)]
+    lines += ["", "Example:", EXAMPLE, ""]
+    lines += ["`upfield VERB --help` lists the keys of a verb. Each key is a flag and a key", "of a YAML file."]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

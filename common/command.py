@@ -6,7 +6,7 @@ parses and checks the values. A positional argument is shorthand for the flag of
 
 import copy
 import json
-import re
+import os
 import signal
 import sys
 import threading
@@ -14,8 +14,7 @@ import traceback
 from argparse import SUPPRESS
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from functools import cache
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
@@ -26,38 +25,25 @@ from upfield.common.grammar.configuration_errors import (
     REFUSALS,
     WITHOUT_VALUE,
     explain,
+    file_problem,
     known_flags,
     leaves,
     mapped_type,
     problem_of,
     values_that_do_not_fit,
 )
+from upfield.common.grammar.help_text import help_text
+from upfield.common.grammar.misread_values import expand_home, misread_values
+from upfield.common.grammar.verb_schema import Command
+from upfield.common.grammar.yaml_files import has_no_keys, load_yaml, read_yaml
 from upfield.common.progress import open_streams
 
 # Words that are the value of a boolean flag if they follow it.
 BOOLEANS = ("true", "false", "yes", "no", "on", "off")
+HELP = {"-h", "--help"}
 EXIT_INTERRUPTED = 130
 
 C = TypeVar("C")
-
-
-@dataclass(frozen=True)
-class Command:
-    """One verb, with the schema of its configuration and the function that runs it."""
-
-    verb: str
-    """The word after `upfield`, such as `train`."""
-    schema: type
-    """Frozen dataclass. Its field docs are the help texts, and fields without a default are required."""
-    run: Callable[[Any], int | None]
-    """Takes an instance of the schema and returns the exit code. It imports heavy modules itself."""
-    positional: tuple[str, ...] = ()
-    """Fields that may be given without their flag, in order. A list field must come last and takes the rest."""
-    suffixes: dict[str, str] = field(default_factory=dict)
-    """Maps positional fields to the suffix of file names, such as `.onnx`, without which an argument is not theirs."""
-    folder_of: dict[str, str] = field(default_factory=dict)
-    """Maps fields to keys. If such a field is not given, it is set to the folder of the configuration file that holds
-    the key."""
 
 
 def execute(command: Command, argv: list[str] | None = None) -> int:
@@ -119,22 +105,27 @@ def parse(command: Command, argv: list[str]) -> Any:
 
     Raises:
         InputError: a flag or key is unknown, a value has the wrong type, or a required one is missing.
+        SystemExit: the arguments ask for help or for the configuration, which is printed.
     """
+    if HELP & set(argv):
+        print(help_text(command))
+        raise SystemExit(0)
     parser = _build_parser(command)
-    tokens = _name_values(argv, command)
+    tokens = [_with_home(token) for token in _name_values(argv, command)]
     files = [Path(token.split("=", 1)[1]) for token in tokens if token.startswith("--config=")]
     # jsonargparse refuses a file without keys.
-    empty = {f"--config={file}" for file in files if _has_no_keys(file)}
+    empty = {f"--config={file}" for file in files if has_no_keys(file)}
     tokens = [token for token in tokens if token not in empty]
     given = dict(token.removeprefix("--").split("=", 1) for token in tokens if "=" in token)
 
     def message_of(error: Exception) -> str:
         trees = {str(file): read_yaml(file) for file in files}
         flags = {key: (_read_flag(text), text) for key, text in given.items()}
-        return explain(error, command.schema, trees, flags, command.positional)
+        return explain(error, command.verb, command.schema, trees, flags, command.positional)
 
+    _refuse_misread(files, given, command.schema)
     if "--print_config" in tokens:
-        _expect_fitting(files, command.schema)
+        _expect_fitting(files, command)
     config = _checked(lambda: parser.parse_args(tokens), parser, command.schema, message_of)
     for name, key in command.folder_of.items():
         if getattr(config, name) is None and key not in given and (file := _last_with(key, files)):
@@ -142,18 +133,29 @@ def parse(command: Command, argv: list[str]) -> Any:
     return config
 
 
-def _expect_fitting(files: list[Path], schema: type) -> None:
+def _with_home(token: str) -> str:
+    flag, _, path = token.partition("=")
+    return f"{flag}={os.path.expanduser(path)}" if flag == "--config" and path else token
+
+
+def _refuse_misread(files: list[Path], given: dict[str, str], schema: type) -> None:
+    """Raise InputError if jsonargparse would accept a value in another meaning than the user's."""
+    for file in files:
+        for key, problem in misread_values(read_yaml(file), schema):
+            raise InputError(f"{file}: {key}: {problem}")
+    for flag, text in given.items():
+        value: Any = _read_flag(text) if text else ""
+        for name in reversed(flag.removesuffix("+").split(".")):
+            value = {name: value}
+        for key, problem in misread_values(value, schema):
+            raise InputError(f"--{key}: {problem}")
+
+
+def _expect_fitting(files: list[Path], command: Command) -> None:
     """Raise InputError if a file does not fit the schema. jsonargparse prints a configuration without checking it."""
     for file in files:
-        if problem := problem_of(read_yaml(file), schema):
+        if problem := file_problem(read_yaml(file), command.verb, command.schema):
             raise InputError(f"{file}: {problem}")
-
-
-def _has_no_keys(file: Path) -> bool:
-    if not file.is_file():
-        return False
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    return all(not line.strip() or line.lstrip().startswith("#") for line in lines)
 
 
 def _last_with(key: str, files: list[Path]) -> Path | None:
@@ -178,8 +180,10 @@ def from_tree(schema: type[C], tree: dict[str, Any], where: str) -> C:
         raise InputError(f"{where}: {problem_of(tree, schema)}")
 
     def message_of(error: Exception) -> str:
-        return explain(error, schema, {where: tree})
+        return explain(error, "", schema, {where: tree})
 
+    for key, problem in misread_values(tree, schema):
+        raise InputError(f"{where}: {key}: {problem}")
     own = copy.deepcopy(tree)  # jsonargparse modifies the dictionaries that it parses.
     try:
         return _checked(lambda: parser.parse_object(own), parser, schema, message_of)
@@ -208,36 +212,6 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def load_yaml(text: str) -> Any:
-    """Parse YAML with the booleans and floats of version 1.2: `no` is text, and `1e-3` is a number.
-
-    Raises:
-        yaml.YAMLError: the text is not YAML.
-    """
-    import yaml
-
-    return yaml.load(text, _yaml_loader())
-
-
-@cache
-def _yaml_loader() -> Any:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """YAML 1.1 with the booleans and floats of 1.2, and without dates."""
-
-    changed = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
-    Loader.yaml_implicit_resolvers = {
-        letter: [(tag, pattern) for tag, pattern in resolvers if tag not in changed]
-        for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-    Loader.add_implicit_resolver(changed[0], re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), list("tTfF"))
-    number = r"[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\.\d[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+)"
-    special = r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
-    Loader.add_implicit_resolver(changed[1], re.compile(rf"(?:{number}|{special})\Z"), list("-+.0123456789"))
-    return Loader
-
-
 def _read_flag(text: str) -> Any:
     import yaml
 
@@ -245,23 +219,6 @@ def _read_flag(text: str) -> Any:
         return load_yaml(text)
     except yaml.YAMLError:
         return text
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file. Return an empty dictionary if the file is empty.
-
-    Raises:
-        InputError: the file is missing, cannot be read, or is not YAML.
-    """
-    import yaml
-
-    try:
-        tree = load_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: the file cannot be read ({error.strerror}). Check --config.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: this is not valid YAML: {error}. Correct the file.") from error
-    return {} if tree is None else tree
 
 
 def _build_parser(command: Command) -> Any:
@@ -272,27 +229,14 @@ def _build_parser(command: Command) -> Any:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         prog=f"upfield {command.verb}",
-        description=(command.schema.__doc__ or "").strip(),
-        usage=f"upfield {command.verb} {_usage(command)}[--config FILE.yaml] [--KEY VALUE ...]",
         exit_on_error=False,
         allow_abbrev=False,
     )
-    words = "YAML file with any of the keys below. Later flags override it."
-    parser.add_argument("--config", action="config", help=words)
+    parser.add_argument("--config", action="config")
     parser.add_class_arguments(command.schema, as_group=False)
     # --debug has no default, so --print_config omits it. It is not a key of a configuration file.
-    parser.add_argument("--debug", action="store_true", default=SUPPRESS, help="Show the traceback of an error.")
+    parser.add_argument("--debug", action="store_true", default=SUPPRESS)
     return parser
-
-
-def _usage(command: Command) -> str:
-    kinds = get_type_hints(command.schema)
-    required = {f.name for f in fields(command.schema) if f.default is f.default_factory is MISSING}
-    words: list[str] = []
-    for name in command.positional:
-        word = f"{name.upper()}{command.suffixes.get(name, '')}{'...' if get_origin(kinds[name]) is list else ''}"
-        words.append(f"{word} " if name in required else f"[{word}] ")
-    return "".join(words)
 
 
 def _checked(
@@ -312,7 +256,7 @@ def _checked(
         raise InputError(message_of(error)) from error
     for key, problem in values_that_do_not_fit(config, schema):
         raise InputError(f"{key}: {problem}")
-    return config
+    return expand_home(config)
 
 
 def _name_values(argv: list[str], command: Command) -> list[str]:

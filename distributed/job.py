@@ -9,9 +9,10 @@ from typing import TypeVar
 import torch
 
 from upfield.common.addresses import is_address
-from upfield.common.command import read_yaml, to_tree
+from upfield.common.command import to_tree
 from upfield.common.cores import most_threads
 from upfield.common.errors import EXIT_FAILURE, InputError, RunError
+from upfield.common.grammar.yaml_files import read_yaml
 from upfield.common.progress import say
 from upfield.common.stop_signals import StopRequest
 from upfield.common.tasks import end_with_parent

@@ -16,7 +16,15 @@ def train(config: TrainConfig) -> int:
         return run_job(config, stop)
 
 
-COMMAND = Command("train", TrainConfig, train)
+COMMAND = Command(
+    "train",
+    TrainConfig,
+    train,
+    examples=(
+        "upfield train --data.shards shards --run.out run --model.preset tiny",
+        "upfield train --config train.yaml --processes 2",
+    ),
+)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,11 +13,12 @@ from accelerate import Accelerator
 from torch.nn.parallel import DistributedDataParallel
 
 from upfield.common.addresses import is_remote
-from upfield.common.command import read_yaml, to_tree, to_yaml
+from upfield.common.command import to_tree, to_yaml
 from upfield.common.cores import chosen_threads, most_threads, num_threads
 from upfield.common.environment.settling import recorded_environment, refuse_environment, settle_environment
 from upfield.common.errors import InputError, RunError
 from upfield.common.files import write_text
+from upfield.common.grammar.yaml_files import read_yaml
 from upfield.common.locking import FolderLock
 from upfield.common.progress import say
 from upfield.distributed.agreement import (

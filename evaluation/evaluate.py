@@ -13,7 +13,16 @@ def evaluate(config: EvaluateConfig) -> int:
     return evaluate_models(config)
 
 
-COMMAND = Command("evaluate", EvaluateConfig, evaluate, positional=("models",))
+COMMAND = Command(
+    "evaluate",
+    EvaluateConfig,
+    evaluate,
+    positional=("models",),
+    examples=(
+        "upfield evaluate run --shards shards --out evaluation",
+        "upfield evaluate run model.onnx starter-t1 --shards shards --out comparison",
+    ),
+)
 
 
 def main(argv: list[str] | None = None) -> int:

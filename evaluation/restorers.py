@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from upfield.common.allocator import keep_freed_memory
 from upfield.common.errors import InputError
 from upfield.common.files import hash_file
-from upfield.common.grammar.configuration_errors import nearest
+from upfield.common.grammar.suggestions import nearest
 from upfield.evaluation.configuration import EvaluateConfig
 from upfield.evaluation.measurements import AGAINST, MODEL
 from upfield.export.configuration import Engine

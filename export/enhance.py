@@ -13,7 +13,17 @@ def enhance(config: EnhanceConfig) -> None:
     enhance_scans(config)
 
 
-COMMAND = Command("enhance", EnhanceConfig, enhance, positional=("model", "scans"), suffixes={"model": ".onnx"})
+COMMAND = Command(
+    "enhance",
+    EnhanceConfig,
+    enhance,
+    positional=("model", "scans"),
+    suffixes={"model": ".onnx"},
+    examples=(
+        "upfield enhance scan.nii.gz --out enhanced.nii.gz",
+        "upfield enhance model.onnx scans/ --out enhanced/ --match '*_T1w*'",
+    ),
+)
 
 
 def main(argv: list[str] | None = None) -> int:

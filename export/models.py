@@ -14,7 +14,13 @@ def models(config: ModelsConfig) -> None:
     print(list_text(all_models()) if config.name is None else card_text(model_named(config.name)))
 
 
-COMMAND = Command("models", ModelsConfig, models, positional=("name",))
+COMMAND = Command(
+    "models",
+    ModelsConfig,
+    models,
+    positional=("name",),
+    examples=("upfield models", "upfield models starter-t1"),
+)
 
 
 def main(argv: list[str] | None = None) -> int:

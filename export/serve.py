@@ -15,7 +15,13 @@ def serve(config: ServeConfig) -> None:
     run_service(config)
 
 
-COMMAND = Command("serve", ServeConfig, serve, positional=("model",))
+COMMAND = Command(
+    "serve",
+    ServeConfig,
+    serve,
+    positional=("model",),
+    examples=("upfield serve model.onnx --port 8000",),
+)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,7 +13,13 @@ def export(config: ExportConfig) -> None:
     export_run(config)
 
 
-COMMAND = Command("export", ExportConfig, export, positional=("run",))
+COMMAND = Command(
+    "export",
+    ExportConfig,
+    export,
+    positional=("run",),
+    examples=("upfield export run --out model.onnx --evaluation evaluation/metrics.json",),
+)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -18,7 +18,13 @@ def audit(config: AuditConfig) -> None:
     write_report(config)
 
 
-COMMAND = Command("audit", AuditConfig, audit, positional=("shards", "scans"))
+COMMAND = Command(
+    "audit",
+    AuditConfig,
+    audit,
+    positional=("shards", "scans"),
+    examples=("upfield audit shards scans/*.nii.gz --out audit.json",),
+)
 
 
 def main(argv: list[str] | None = None) -> int:

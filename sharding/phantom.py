@@ -18,7 +18,13 @@ def phantom(config: PhantomConfig) -> None:
     write_cohort(config)
 
 
-COMMAND = Command("phantom", PhantomConfig, phantom, positional=("out",))
+COMMAND = Command(
+    "phantom",
+    PhantomConfig,
+    phantom,
+    positional=("out",),
+    examples=("upfield phantom cohort --subjects 6",),
+)
 
 
 def main(argv: list[str] | None = None) -> int:

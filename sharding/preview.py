@@ -18,7 +18,13 @@ def preview(config: PreviewConfig) -> None:
     write_preview(config)
 
 
-COMMAND = Command("preview", PreviewConfig, preview, positional=("shards",))
+COMMAND = Command(
+    "preview",
+    PreviewConfig,
+    preview,
+    positional=("shards",),
+    examples=("upfield preview shards --out pairs.png", "upfield preview shards --out volumes.html --split test"),
+)
 
 
 def main(argv: list[str] | None = None) -> int:

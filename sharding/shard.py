@@ -13,7 +13,13 @@ def shard(config: ShardConfig) -> None:
     build_at_destination(config)
 
 
-COMMAND = Command("shard", ShardConfig, shard, folder_of={"root": "cohorts"})
+COMMAND = Command(
+    "shard",
+    ShardConfig,
+    shard,
+    folder_of={"root": "cohorts"},
+    examples=("upfield shard --config cohort/cohorts.yaml --out shards",),
+)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -17,7 +17,13 @@ def verify(config: VerifyConfig) -> None:
     verify_set(config)
 
 
-COMMAND = Command("verify", VerifyConfig, verify, positional=("shards",))
+COMMAND = Command(
+    "verify",
+    VerifyConfig,
+    verify,
+    positional=("shards",),
+    examples=("upfield verify shards", "upfield verify s3://bucket/shards --quick"),
+)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,7 +13,7 @@ def sweep(config: SweepConfig) -> None:
     run_sweep(config)
 
 
-COMMAND = Command("tune", SweepConfig, sweep)
+COMMAND = Command("tune", SweepConfig, sweep, examples=("upfield tune --config sweep.yaml --out sweep",))
 
 
 def main(argv: list[str] | None = None) -> int:

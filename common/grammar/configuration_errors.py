@@ -6,17 +6,18 @@ they find the wrong key.
 """
 
 import copy
-import difflib
 import json
 import re
 from argparse import ArgumentError
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from upfield.common.addresses import format_address, is_remote
+from upfield.common.grammar.key_help import either
+from upfield.common.grammar.suggestions import list_known, nearest
 
 REFUSALS = (ArgumentError, TypeError, ValueError, KeyError)
 """Errors by which jsonargparse and the dataclasses refuse a configuration."""
@@ -29,6 +30,15 @@ NAMES: dict[Any, str] = {
     NoneType: "null",
 }
 WITHOUT_VALUE = ("--help", "-h", "--print_config", "--debug")
+# Keys by which a configuration file of a command can be told from those of the others.
+OWN_KEYS = {
+    "shard": ("cohorts", "geometry", "samples_per_shard"),
+    "tune": ("space", "train", "trials"),
+    "train": ("data", "optim", "loss"),
+    "evaluate": ("models", "perturb"),
+    "enhance": ("scans", "keep_ras"),
+    "serve": ("port", "scans_at_once"),
+}
 MISSING_KEYS = re.compile(r"the following arguments are required: (.+)")
 MISSING_VALUE = re.compile(r"argument (\S+): expected one argument")
 REFUSED_KEY = re.compile(r'Parser key "([\w.]+)"')
@@ -37,6 +47,7 @@ UNRECOGNIZED = re.compile(r"unrecognized arguments: (.+)")
 
 def explain(
     error: Exception,
+    verb: str,
     schema: type,
     trees: Mapping[str, Any],
     flags: Mapping[str, Sequence[Any]] | None = None,
@@ -46,6 +57,7 @@ def explain(
 
     Args:
         error: one of `REFUSALS`.
+        verb: the command, such as `train`; empty if there is none.
         schema: dataclass that the configuration should fit.
         trees: file name -> content, for each configuration file.
         flags: key -> the values that its text may stand for, for each key on the command line.
@@ -53,15 +65,17 @@ def explain(
     """
     message = " ".join(str(error).split())
     if match := UNRECOGNIZED.search(message):
-        return _explain_unrecognized(match[1].split(), schema, positional)
+        return _explain_unrecognized(match[1].split(), verb, schema, positional)
     if match := MISSING_VALUE.search(message):
         return f"{match[1]}: the value is missing. Write {match[1]} VALUE."
     for name, tree in trees.items():
-        if problem := problem_of(tree, schema):
+        if problem := file_problem(tree, verb, schema):
             return f"{name}: {problem}"
     for key, values in (flags or {}).items():
         kind = _kind_of(key.removesuffix("+"), schema)
-        problems = [_problem_at([value] if key.endswith("+") else value, kind, f"--{key}") for value in values if kind]
+        problems = [
+            _problem_at([value] if key.endswith("+") else value, kind, verb, f"--{key}") for value in values if kind
+        ]
         if problems and all(problems):
             return problems[0] or ""
     if match := MISSING_KEYS.search(message):
@@ -74,13 +88,32 @@ def explain(
     return message
 
 
-def _explain_unrecognized(arguments: list[str], schema: type, positional: Sequence[str]) -> str:
+def _explain_unrecognized(arguments: list[str], verb: str, schema: type, positional: Sequence[str]) -> str:
     flag = next((argument.partition("=")[0] for argument in arguments if argument.startswith("-")), None)
     if flag is None:
         takes = " ".join(name.upper() for name in positional) or "flags only"
-        return f"too many arguments: {' '.join(arguments)}. The command takes {takes}; see its --help."
+        return f"too many arguments: {' '.join(arguments)}. The command takes {takes}; see `upfield {verb} --help`."
     known = sorted(name for name in known_flags(schema) if name.startswith("--"))
-    return f"unknown flag {flag}{nearest(flag, known)}. Known flags: {' '.join(known)}."
+    return f"unknown flag {flag}{nearest(flag, known)}. {list_known('flags', known, verb)}"
+
+
+def file_problem(tree: Any, verb: str, schema: type) -> str | None:
+    """Return what is wrong with the content of a configuration file, or None.
+
+    Args:
+        tree: content of the file.
+        verb: the command that reads it; empty if there is none.
+        schema: configuration of this command.
+    """
+    if verb and isinstance(tree, dict):
+        own = get_type_hints(schema)
+        for other, keys in OWN_KEYS.items():
+            if foreign := [key for key in keys if key in tree and key not in own]:
+                return (
+                    f"the key {foreign[0]} belongs to a configuration of `upfield {other}`, not of `upfield {verb}`. "
+                    "Name another file with --config."
+                )
+    return problem_of(tree, schema, verb)
 
 
 def known_flags(schema: type) -> set[str]:
@@ -90,12 +123,13 @@ def known_flags(schema: type) -> set[str]:
     return {f"--{name}" for name in (*keys, *groups, "config")} | set(WITHOUT_VALUE)
 
 
-def problem_of(tree: Any, schema: type, prefix: str = "") -> str | None:
+def problem_of(tree: Any, schema: type, verb: str = "", prefix: str = "") -> str | None:
     """Find the first key of a tree that does not fit a dataclass.
 
     Args:
         tree: nested dictionaries, lists and plain values, as a YAML file holds them.
         schema: dataclass that the tree should fit. Keys without a default may be missing.
+        verb: the command whose help lists all keys; empty if there is none.
         prefix: dotted key of the tree itself, with a dot at its end.
 
     Returns:
@@ -106,17 +140,18 @@ def problem_of(tree: Any, schema: type, prefix: str = "") -> str | None:
     kinds = get_type_hints(schema)
     for key, value in tree.items():
         if key not in kinds:
-            return f"unknown key {prefix}{key}{nearest(str(key), kinds)}. Known keys: {', '.join(sorted(kinds))}."
-        if problem := _problem_at(value, kinds[key], f"{prefix}{key}"):
+            hint = nearest(str(key), kinds) or nearest(str(key), [name for name, _ in leaves(schema)])
+            return f"unknown key {prefix}{key}{hint}. {list_known('keys', kinds, verb)}"
+        if problem := _problem_at(value, kinds[key], verb, f"{prefix}{key}"):
             return problem
     return None
 
 
-def _problem_at(value: Any, kind: Any, key: str) -> str | None:
+def _problem_at(value: Any, kind: Any, verb: str, key: str) -> str | None:
     if is_dataclass(kind) and isinstance(kind, type):
-        return problem_of(value, kind, f"{key}.")
+        return problem_of(value, kind, verb, f"{key}.")
     if is_list_of_configs(kind) and isinstance(value, list):
-        return _problem_of_items(value, get_args(kind)[0], key)
+        return _problem_of_items(value, get_args(kind)[0], verb, key)
     return _problem_of_value(value, kind, key)
 
 
@@ -133,14 +168,9 @@ def mapped_type(kind: Any) -> Any:
     return next((get_args(option)[1] for option in (kind, *get_args(kind)) if get_origin(option) is dict), None)
 
 
-def _takes_whole_numbers(kind: Any) -> bool:
-    """Return whether the keys of a dictionary type are whole numbers."""
-    return any(get_origin(option) is dict and get_args(option)[0] is int for option in (kind, *get_args(kind)))
-
-
-def _problem_of_items(items: list[Any], schema: type, key: str) -> str | None:
+def _problem_of_items(items: list[Any], schema: type, verb: str, key: str) -> str | None:
     for number, item in enumerate(items):
-        if problem := problem_of(item, schema, f"{key}[{number}]."):
+        if problem := problem_of(item, schema, verb, f"{key}[{number}]."):
             return problem
         absent = [f.name for f in fields(schema) if f.default is f.default_factory is MISSING and f.name not in item]
         if absent:
@@ -154,9 +184,6 @@ def _problem_of_items(items: list[Any], schema: type, key: str) -> str | None:
 
 def _problem_of_value(value: Any, kind: Any, key: str) -> str | None:
     if (inner := mapped_type(kind)) and isinstance(value, dict):
-        for name in value:
-            if _takes_whole_numbers(kind) and not str(name).lstrip("-").isdecimal():
-                return f"{key}: expected whole numbers as keys, found {name!r}. Write NUMBER: MEANING."
         items = ((f"{key}.{name}", item) for name, item in value.items())
         return next((problem for name, item in items if (problem := _problem_of_value(item, inner, name))), None)
     try:
@@ -171,7 +198,13 @@ def _problem_of_value(value: Any, kind: Any, key: str) -> str | None:
             # An address may contain a password, so the value is not shown as it is.
             return f"{key}: {problems[0][1]}"
     quotes = " Put it in quotes." if kind is str and isinstance(value, int | float) else ""
-    return f"{key}: expected {describe(kind)}, found {_as_json(value)}.{quotes}"
+    return f"{key}: expected {describe(kind)}, found {_as_json(value)}{_nearest_choice(value, kind)}.{quotes}"
+
+
+def _nearest_choice(value: Any, kind: Any) -> str:
+    literals = [option for option in (kind, *get_args(kind)) if get_origin(option) is Literal]
+    choices = [str(choice) for literal in literals for choice in get_args(literal)]
+    return nearest(value, choices) if isinstance(value, str) else ""
 
 
 def accept(value: Any, kind: Any) -> Any:
@@ -224,9 +257,10 @@ def describe(kind: Any) -> str:
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         # `a whole number or a number` would be redundant.
-        return " or ".join(describe(option) for option in inner if not (option is int and float in inner))
+        options = [option for option in inner if not (option is int and float in inner)]
+        return either([word for option in options for word in _words_of(option)])
     if origin is Literal:
-        return " or ".join(map(str, inner))
+        return either([str(value) for value in inner])
     if origin is list:
         return f"a list of {describe(inner[0])}" if inner[0] is not Any else "a list"
     if origin is tuple:
@@ -234,6 +268,10 @@ def describe(kind: Any) -> str:
     if origin is dict or is_dataclass(kind):
         return "keys and values"
     return NAMES.get(kind, str(kind))
+
+
+def _words_of(option: Any) -> list[str]:
+    return [str(value) for value in get_args(option)] if get_origin(option) is Literal else [describe(option)]
 
 
 def leaves(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -248,12 +286,6 @@ def leaves(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def is_list_of_configs(kind: Any) -> bool:
     """Return whether a type is a list of dataclasses."""
     return get_origin(kind) is list and is_dataclass(get_args(kind)[0])
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a hint with the most similar known name, such as ` (did you mean seed?)`, or an empty string."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _as_json(value: Any) -> str:

@@ -149,7 +149,7 @@ def kind_words(kind: Any) -> str:
     if origin in (Union, UnionType):
         return _union_words([option for option in inner if option is not NoneType])
     if origin is Literal:
-        return _either([str(value) for value in inner])
+        return either([str(value) for value in inner])
     if origin is list:
         return "list" if is_dataclass(inner[0]) or inner[0] is Any else f"list of {_plural(kind_words(inner[0]))}"
     if origin is tuple:
@@ -164,10 +164,11 @@ def _union_words(options: list[Any]) -> str:
         return "path or address"
     # A number may be whole.
     words = [kind_words(option) for option in options if not (option is int and float in options)]
-    return _either(words)
+    return either(words)
 
 
-def _either(words: list[str]) -> str:
+def either(words: list[str]) -> str:
+    """Join words with commas and a last `or`."""
     return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from upfield.common.command import load_yaml
 from upfield.common.errors import InputError
-from upfield.common.grammar.configuration_errors import nearest
+from upfield.common.grammar.suggestions import nearest
+from upfield.common.grammar.yaml_files import load_yaml
 
 FOLDER = Path(__file__).parent
 # A card begins with these lines and YAML between them.

@@ -32,7 +32,7 @@ def test_the_version_is_that_of_the_package(run_cli: Callable) -> None:
 def test_an_unknown_verb_is_refused(run_cli: Callable) -> None:
     code, _, err = run_cli(main, "shards")
     assert code == 2
-    assert "unknown verb shards (did you mean shard?). Known verbs: phantom, shard" in err
+    assert "unknown verb shards (did you mean shard?). Run `upfield` to list the verbs." in err
 
 
 def test_serve_needs_a_model(run_cli: Callable) -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from upfield.common.command import Command, execute, from_tree, load_yaml, parse, to_yaml
+from upfield.common.command import Command, execute, from_tree, parse, to_yaml
 from upfield.common.errors import InputError, RunError
+from upfield.common.grammar.yaml_files import load_yaml
 from upfield.distributed.train import COMMAND as TRAIN
 from upfield.sharding.configuration import ShardConfig
 from upfield.sharding.shard import COMMAND as SHARD
@@ -228,7 +229,7 @@ def test_a_missing_required_value_is_named(run_cli):
 
 
 def test_a_file_that_is_not_yaml_is_refused(write_yaml):
-    assert "job.yaml: this is not valid YAML: " in refusal("--config", write_yaml("{count: [}"))
+    assert "job.yaml: line 1, column 10: this is not valid YAML (" in refusal("--config", write_yaml("{count: [}"))
 
 
 @pytest.mark.parametrize(
@@ -297,7 +298,7 @@ def test_the_keys_of_list_items_have_their_own_help(run_cli):
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("fit: crop", 'cohorts[1].fit: expected resize or crop_pad or null, found "crop"'),
+        ("fit: crop", 'cohorts[1].fit: expected resize, crop_pad or null, found "crop"'),
         ("split: {val: '02'}", "cohorts[1]: cohort b: split.val: expected a number or a list of ids, found '02'"),
         ("synthetic: two", 'cohorts[1].synthetic: expected a whole number, found "two"'),
     ],

@@ -4,9 +4,10 @@ from typing import Any, Literal
 
 import pytest
 
-from upfield.common.command import from_tree, load_yaml
+from upfield.common.command import from_tree
 from upfield.common.errors import InputError
 from upfield.common.grammar.configuration_errors import describe, problem_of
+from upfield.common.grammar.yaml_files import load_yaml
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def test_values_that_fit_are_accepted(text: str, value: Any) -> None:
         ("text: null", "text: expected text, found null."),
         ("pair: [1]", "pair: expected 2 values in brackets, each a number, found [1]."),
         ("pair: [1, .nan]", "pair[1]: expected a number, found nan."),
-        ("fit: crop", 'fit: expected resize or crop_pad or null, found "crop".'),
+        ("fit: crop", 'fit: expected resize, crop_pad or null, found "crop" (did you mean crop_pad?).'),
         ("counts: {val: a}", 'counts.val: expected a whole number or a list of text, found "a".'),
         ("counts: {val: null}", "counts.val: expected a whole number or a list of text, found null."),
         ("counts: [2]", "counts: expected keys and values, found [2]."),
