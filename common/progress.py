@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -83,7 +83,14 @@ class ProgressBar:
     """
 
     def __init__(
-        self, description: str, total: int, done: int = 0, *, visible: bool = True, has_lines: bool = True
+        self,
+        description: str,
+        total: int,
+        done: int = 0,
+        *,
+        visible: bool = True,
+        has_lines: bool = True,
+        stream: TextIO | None = None,
     ) -> None:
         """Show the bar.
 
@@ -93,12 +100,14 @@ class ProgressBar:
             done: number of items that are already done.
             visible: if false, show nothing, because another process shows the bar.
             has_lines: if false, print no plain lines, because the work logs its own.
+            stream: where to show the bar; by default stderr. Only there do printed lines appear above the bars.
         """
+        self._stream = stream
         self._description, self._done, self._total = description, done, total
         self._part, self._part_done, self._part_total = "", 0, 0
         self._has_lines = visible and has_lines
         self._last_line_s = time.monotonic()
-        self._bars = _terminal_bars() if visible and sys.stderr.isatty() else None
+        self._bars = _terminal_bars(stream) if visible and (stream or sys.stderr).isatty() else None
         if self._bars is not None:
             self._part_bar = self._bars.add_task("", total=None, visible=False, figures="")
             self._bar = self._bars.add_task(description, total=total, completed=done, figures="")
@@ -117,9 +126,9 @@ class ProgressBar:
         if self._bars is not None:
             self._bars.stop()
 
-    def advance(self) -> None:
-        """Count one more item as done."""
-        self._done += 1
+    def advance(self, count: int = 1) -> None:
+        """Count `count` more items as done."""
+        self._done += count
         if self._bars is not None:
             self._bars.update(self._bar, completed=self._done)
         elif self._done == self._total or self._is_line_due():
@@ -146,16 +155,23 @@ class ProgressBar:
         if self._bars is not None:
             self._bars.update(self._bar, figures=figures)
 
+    def print_line(self, line: str) -> None:
+        """Print a line above the bars, or as a plain line."""
+        if self._bars is not None:
+            self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(line, file=self._stream or sys.stderr, flush=True)
+
     def _is_line_due(self) -> bool:
         return time.monotonic() - self._last_line_s >= LINE_INTERVAL_S
 
     def _print(self, line: str) -> None:
         self._last_line_s = time.monotonic()
         if self._has_lines:
-            say(line)
+            self.print_line(line)
 
 
-def _terminal_bars() -> "Progress":
+def _terminal_bars(stream: TextIO | None) -> "Progress":
     # Imported only for a terminal, because importing rich takes longer than a short command runs.
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -166,7 +182,8 @@ def _terminal_bars() -> "Progress":
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[figures]}", markup=False),
-        console=Console(stderr=True),
+        console=Console(file=stream, stderr=stream is None),
         # If stdout is a file or a pipe, rich must not redirect the results to the terminal.
-        redirect_stdout=sys.stdout.isatty(),
+        redirect_stdout=stream is None and sys.stdout.isatty(),
+        redirect_stderr=stream is None,
     )

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from upfield.common.addresses import runs_command
 from upfield.common.ranges import Range, check_range
-from upfield.model.configuration import AmirConfig, LossConfig
+from upfield.model.configuration import AmirConfig, LossConfig, Preset
 from upfield.sharding.configuration import AccessConfig
 
 # The shares of a mix are written as decimals, so they may not add up to 1 exactly.
@@ -217,7 +217,7 @@ class DataConfig(AccessConfig):
 class ModelConfig:
     """The network to train. The number of its input channels follows from the shard set's context."""
 
-    preset: Literal["official", "report", "small", "tiny"] = "official"
+    preset: Preset = "official"
     """Preset of the network's sizes. The fields below override individual sizes."""
     dim: int | None = None
     """Number of channels at full resolution. By default, this is the preset's value."""

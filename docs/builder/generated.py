@@ -7,10 +7,16 @@ import html
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from itertools import groupby
+from pathlib import Path
+from typing import Any
 
 from upfield.cli.main import VERBS
 from upfield.common.command import Command
-from upfield.common.grammar.key_help import KeyHelp, describe_keys
+from upfield.common.environment.influences import TABLE
+from upfield.common.environment.treatments import Treatment
+from upfield.common.grammar.key_help import KeyHelp, describe_keys, field_docs
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "tables"
 
 
 def command_of(verb: str) -> Command:
@@ -20,8 +26,9 @@ def command_of(verb: str) -> Command:
 
 def commands() -> str:
     """Return a table of all commands."""
-    rows = [f"| [`{verb}`]({verb}.md) | {what[0].upper()}{what[1:]} |" for verb, (_, what) in VERBS.items()]
-    return "\n".join(["| command | what it does |", "|---|---|", *rows])
+    return _table(
+        ("command", "what it does"), [(f"[`{v}`]({v}.md)", _sentence(what)) for v, (_, what) in VERBS.items()]
+    )
 
 
 def keys(verb: str, *left_out: str) -> str:
@@ -62,11 +69,196 @@ def _definitions(keys: Iterable[KeyHelp], positional: tuple[str, ...] = ()) -> I
     for key in keys:
         place = " · also without its flag" if key.key in positional else ""
         state = f"default `{key.default}`" if key.default is not None else key.state
-        name = f'<code id="{key.key.replace("[]", "")}">{key.key}</code>'
-        yield f'{name} <span class="kind">{key.kind} · {state}{place}</span>'
-        yield f":   {html.escape(key.doc, quote=False)}"
-        yield ""
+        yield from _definition(key.key, f"{key.kind} · {state}{place}", html.escape(key.doc, quote=False))
 
 
-PARTS: dict[str, Callable[..., str]] = {"commands": commands, "keys": keys, "keys_below": keys_below}
+def _definition(name: str, properties: str, text: str) -> Iterator[str]:
+    """Yield the lines of one entry of a definition list, to which links can lead by its name."""
+    yield f'<code id="{name.replace("[]", "")}">{name}</code> <span class="kind">{properties}</span>'
+    yield f":   {text}"
+    yield ""
+
+
+def fields(module: str, name: str) -> str:
+    """Return the fields of a dataclass with their docs, as a table."""
+    docs = field_docs(getattr(import_module(f"upfield.{module}"), name))
+    return _table(("key", "meaning"), [(f"`{key}`", doc) for key, doc in docs.items()])
+
+
+def metrics() -> str:
+    """Return the metrics of an evaluation with their definitions."""
+    from upfield.evaluation.metrics import METRICS
+
+    return "\n".join(
+        line
+        for metric in METRICS.values()
+        for line in _definition(
+            metric.name,
+            f"one value per {metric.level}{f' · {metric.unit}' if metric.unit else ''} · "
+            f"{'higher' if metric.higher_is_better else 'lower'} is better",
+            _sentence(metric.definition),
+        )
+    )
+
+
+def trust() -> str:
+    """Return the measures of trust with their definitions."""
+    from upfield.evaluation.summary import TRUST
+
+    return "\n".join(line for name, words in TRUST.items() for line in _definition(name, "", _sentence(words)))
+
+
+def environment() -> str:
+    """Return the variables, files and processes that libraries read beside the configuration, by their treatment."""
+    lines: list[str] = []
+    for treatment in Treatment:
+        rows = [
+            (
+                " ".join(f"`{name}`" for name in entry.names.split()) if entry.is_variable else entry.names,
+                entry.readers,
+                entry.changes,
+                ", ".join(verb for verb in entry.verbs.split() if verb in VERBS) or "all",
+                entry.instead,
+            )
+            for entry in TABLE
+            if entry.treatment is treatment
+        ]
+        lines += [f"## {_sentence(treatment.value).removesuffix('.')} {{ #{treatment.name.lower()} }}", ""]
+        lines += [_table(("name", "read by", "may change", "commands", "use instead, or note"), rows), ""]
+    return "\n".join(lines)
+
+
+def service() -> str:
+    """Return the paths of the service with their parameters and responses, from its OpenAPI schema."""
+    from upfield.export.service.api_page import RESPONSES
+
+    lines: list[str] = []
+    for path, methods in _schema_of_service()["paths"].items():
+        for method, operation in methods.items():
+            lines += [f"## `{method.upper()} {path}`", "", operation.get("description", ""), ""]
+            parameters = [
+                (f"`{each['name']}`", each["in"], each.get("description", ""))
+                for each in operation.get("parameters", [])
+            ]
+            if parameters:
+                lines += [_table(("parameter", "in", "meaning"), parameters), ""]
+            if body := operation.get("requestBody"):
+                kinds = " or ".join(f"`{kind}`" for kind in body["content"])
+                lines += [f"**Request body** ({kinds}): {body['description']}", ""]
+            # Responses of all paths are on the page once.
+            responses = {
+                status: each for status, each in sorted(operation["responses"].items()) if int(status) not in RESPONSES
+            }
+            lines += [_table(("status", "meaning", "type"), map(_response, responses, responses.values())), ""]
+    return "\n".join(lines)
+
+
+def service_errors() -> str:
+    """Return the error statuses that every path of the service may send."""
+    from upfield.export.service.api_page import RESPONSES
+
+    return _table(("status", "meaning"), [(str(status), each["description"]) for status, each in RESPONSES.items()])
+
+
+def _response(status: str, response: dict[str, Any]) -> tuple[str, ...]:
+    meaning = "Success." if response["description"] == "Successful Response" else response["description"]
+    return status, meaning, ", ".join(f"`{kind}`" for kind in response.get("content", {}))
+
+
+def counters() -> str:
+    """Return the counters that the service exposes to Prometheus."""
+    from upfield.export.service.counters import Counters
+    from upfield.export.service.scan_requests.admission import AdmissionQueue
+
+    own = Counters(batch_size=4)
+    own.watch(AdmissionQueue(1, 1))
+    rows = [
+        (f"`{family.name}{'_total' if family.type == 'counter' else ''}`", family.type, family.documentation)
+        for family in own.registry.collect()
+        if family.name.startswith("upfield")
+    ]
+    return _table(("name", "kind", "meaning"), rows)
+
+
+def interface() -> str:
+    """Return instructions for mkdocstrings to describe each public name of `upfield`.
+
+    Functions come first, then classes, then errors. The keys of configurations are on other pages.
+    """
+    import upfield
+
+    values = {name: getattr(upfield, name) for name in upfield.__all__ if not name.startswith("_")}
+
+    def place(name: str) -> tuple[bool, bool, str]:
+        value = values[name]
+        return isinstance(value, type), isinstance(value, type) and issubclass(value, Exception), name
+
+    lines: list[str] = []
+    for name in sorted(values, key=place):
+        lines += [f"::: upfield.{name}", "    options:", "      heading_level: 2"]
+        lines += ["      members: false"] if name.endswith(("Config", "Error")) else []
+        lines += [""]
+    return "\n".join(lines)
+
+
+def _schema_of_service() -> dict[str, Any]:
+    from upfield.export.configuration import ServeConfig
+    from upfield.export.service.counters import Counters
+    from upfield.export.service.webapp import build_app
+
+    engine: Any = None  # a schema needs no engine
+    return build_app(ServeConfig(), engine, {"versions": {"upfield": "0"}}, Counters(4), None, Path()).openapi()
+
+
+def _table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    def line(cells: Iterable[str]) -> str:
+        return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
+
+    return "\n".join([line(heads), line("---" for _ in heads), *map(line, rows)])
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}." if text[0].isalpha() and not text.startswith("psnr") else f"{text}."
+
+
+def benchmark(name: str) -> str:
+    """Return a table that a benchmark printed, as it is in `benchmarks/tables/`."""
+    return f"```text\n{(BENCHMARKS / f'{name}.txt').read_text(encoding='utf-8').rstrip()}\n```"
+
+
+def relaxation(field: str) -> str:
+    """Return the relaxation times of the tissues at 64 mT (`low`) or at 3 T (`high`), with their sources."""
+    from upfield.sharding.physics.relaxation import HIGH, LOW
+
+    rows = [
+        (
+            tissue.replace("_", " "),
+            *(f"{value:g}" for value in (row.mean.density, row.mean.t1_ms, row.mean.t2_ms)),
+            f"{row.spread:.0%}",
+            row.source,
+        )
+        for tissue, row in {"low": LOW, "high": HIGH}[field].items()
+        if row.mean.density
+    ]
+    return _table(("tissue", "density", "T1 (ms)", "T2 (ms)", "spread", "source"), rows)
+
+
+PARTS: dict[str, Callable[..., str]] = {
+    part.__name__: part
+    for part in (
+        commands,
+        keys,
+        keys_below,
+        fields,
+        metrics,
+        trust,
+        environment,
+        service,
+        service_errors,
+        counters,
+        interface,
+        benchmark,
+        relaxation,
+    )
+}
 """Name of each part, and the function that returns it as Markdown."""

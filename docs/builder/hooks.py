@@ -9,7 +9,7 @@ import built_pages
 import generated
 
 LOG = logging.getLogger("mkdocs.hooks.upfield")
-PLACE = re.compile(r"^<!-- generated: (\w+)((?: [^ ]+)*) -->$", re.MULTILINE)
+PLACE = re.compile(r"^<!-- generated: (\w+)((?: \S+)*?) -->$", re.MULTILINE)
 
 
 def on_config(config: Any) -> None:

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -43,7 +44,7 @@ def test_a_bar_starts_at_the_items_already_done_and_shows_figures(
 
 @pytest.mark.parametrize("options", [{"visible": False}, {"has_lines": False}])
 def test_work_that_logs_its_own_lines_prints_no_progress_lines(
-    capsys: pytest.CaptureFixture[str], options: dict[str, bool]
+    capsys: pytest.CaptureFixture[str], options: dict[str, Any]
 ) -> None:
     with ProgressBar("steps", 1, **options) as bar:
         bar.advance()
