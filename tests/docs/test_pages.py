@@ -91,3 +91,5 @@ def test_a_page_names_only_flags_and_keys_that_exist(path: Path) -> None:
 
 # Flags of pip, accelerate, torchrun, Slurm and our own programs.
 OTHER_PROGRAMS = {"--device", "--only", "--version"}
+OTHER_PROGRAMS |= {"--main_process_ip", "--num_cpu_threads_per_process"}
+OTHER_PROGRAMS |= {"--bind", "--container-mounts", "--requeue", "--shm-size", "--signal", "--time", "--user"}
