@@ -112,19 +112,14 @@ def environment() -> str:
     """Return the variables, files and processes that libraries read beside the configuration, by their treatment."""
     lines: list[str] = []
     for treatment in Treatment:
-        rows = [
-            (
-                " ".join(f"`{name}`" for name in entry.names.split()) if entry.is_variable else entry.names,
-                entry.readers,
-                entry.changes,
-                ", ".join(verb for verb in entry.verbs.split() if verb in VERBS) or "all",
-                entry.instead,
-            )
-            for entry in TABLE
-            if entry.treatment is treatment
-        ]
         lines += [f"## {_sentence(treatment.value).removesuffix('.')} {{ #{treatment.name.lower()} }}", ""]
-        lines += [_table(("name", "read by", "may change", "commands", "use instead, or note"), rows), ""]
+        for entry in TABLE:
+            if entry.treatment is treatment:
+                names = " ".join(f"`{name}`" for name in entry.names.split()) if entry.is_variable else entry.names
+                verbs = ", ".join(verb for verb in entry.verbs.split() if verb in VERBS) or "all commands"
+                instead = f" Instead, or note: {entry.instead}." if entry.instead else ""
+                lines += [f'{names} <span class="kind">{verbs}</span>']
+                lines += [f":   Read by {entry.readers}. May change: {entry.changes}.{instead}", ""]
     return "\n".join(lines)
 
 
