@@ -67,6 +67,11 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def print_result(line: str) -> None:
+    """Print one line on stdout at once, because another program may wait for it."""
+    print(line, flush=True)
+
+
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
     """Yield `items` and show how many of `total` are done."""
     with ProgressBar(description, total) as bar:
