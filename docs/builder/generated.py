@@ -4,6 +4,7 @@ A page asks for a part with a line `<!-- generated: NAME ARGUMENT... -->`.
 """
 
 import html
+import re
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from itertools import groupby
@@ -17,6 +18,9 @@ from upfield.common.environment.treatments import Treatment
 from upfield.common.grammar.key_help import KeyHelp, describe_keys, field_docs
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "tables"
+
+# A flag that is not yet marked as code.
+FLAG = re.compile(r"(?<![`\w-])--[a-z][\w.]*")
 
 
 def command_of(verb: str) -> Command:
@@ -117,9 +121,10 @@ def environment() -> str:
             if entry.treatment is treatment:
                 names = " ".join(f"`{name}`" for name in entry.names.split()) if entry.is_variable else entry.names
                 verbs = ", ".join(verb for verb in entry.verbs.split() if verb in VERBS) or "all commands"
-                instead = f" Instead, or note: {entry.instead}." if entry.instead else ""
+                note = f" Note: {entry.instead}." if entry.instead else ""
                 lines += [f'{names} <span class="kind">{verbs}</span>']
-                lines += [f":   Read by {entry.readers}. May change: {entry.changes}.{instead}", ""]
+                text = f"Read by {entry.readers}. May change: {entry.changes}.{note}"
+                lines += [":   " + FLAG.sub(r"`\g<0>`", text), ""]
     return "\n".join(lines)
 
 
