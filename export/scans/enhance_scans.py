@@ -118,6 +118,8 @@ def enhance_scans(config: EnhanceConfig, announce: Callable[[str], None] = print
         if model := model_at(config.model):
             say(model.introduction)
         say(f"{config.model.name} runs on {enhancer.restorer.provider}")
+        if warning := enhancer.restorer.card.warn_if_below_cubic(config.model.name):
+            say(warning)
         if enhancer.restorer.card.contrasts is None:
             say(f"{config.model.name}: {UNKNOWN_CONTRAST}")
 

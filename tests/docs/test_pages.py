@@ -89,11 +89,19 @@ def test_a_page_names_only_flags_and_keys_that_exist(path: Path) -> None:
     assert sorted((flags | keys) - _flags() - OTHER_PROGRAMS) == []
 
 
-# Flags of pip, accelerate, Slurm and container programs.
+# Flags of pip, accelerate, Slurm, container programs and our own programs in benchmarks/.
 OTHER_PROGRAMS = {
     "--bind",
+    "--cache_bytes",
+    "--container-mounts",
+    "--device",
+    "--fetch",
+    "--groups",
     "--main_process_ip",
     "--num_cpu_threads_per_process",
+    "--only",
+    "--requeue",
+    "--shm-size",
     "--signal",
     "--time",
     "--user",
