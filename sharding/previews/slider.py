@@ -55,7 +55,8 @@ img:not([src]) {{ visibility: hidden; }}
 img.whole {{ display: block; max-width: 100%; height: auto; }}
 @media screen and (max-width: 45rem) {{ .row {{ flex-wrap: wrap; }} figure {{ flex: 1 1 40%; }} }}
 @media print {{ :root {{ color-scheme: light; }} body {{ padding: 0; background: #fff; color: #000; }}
-  p, figcaption, .turn span {{ color: #444; }} .turn {{ display: none; }} .pair {{ break-inside: avoid; max-width: none; }} }}
+  p, figcaption {{ color: #444; }} .turn {{ display: none; }}
+  .pair {{ break-inside: avoid; max-width: none; }} }}
 """
 
 SCRIPT = """
