@@ -4,7 +4,7 @@ import errno
 from collections.abc import Sequence
 from pathlib import Path
 
-EXIT_INPUT, EXIT_FAILURE = 2, 1
+EXIT_INPUT, EXIT_FAILURE, EXIT_INTERRUPTED = 2, 1, 130
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 

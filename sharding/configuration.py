@@ -6,7 +6,7 @@ This file has no heavy imports, so that `--help` answers at once.
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from upfield.common.addresses import format_address, is_remote
 from upfield.common.ranges import Range, check_range, check_share
@@ -16,6 +16,9 @@ from upfield.sharding.physics.configuration import PhysicsConfig
 
 Triple = tuple[int, int, int]
 SpacingMm = tuple[float, float, float]
+# The laws by which a low field is made from a high field, and what `recipe` accepts: a law, or both.
+Law = Literal["report", "physics"]
+LAWS: tuple[Law, ...] = get_args(Law)
 Recipe = Literal["report", "physics", "both"]
 
 
@@ -84,6 +87,16 @@ class SyntheticConfig:
     def recipe_for(self, *, maps: bool) -> Recipe:
         """Return the recipe of cohorts of scans, or of label maps."""
         return self.recipe or ("physics" if maps else "report")
+
+    def laws(self, *, maps: bool) -> tuple[Law, ...]:
+        """Return the laws of cohorts of scans, or of label maps, in the order in which the variants alternate."""
+        recipe = self.recipe_for(maps=maps)
+        return ("physics", "report") if recipe == "both" else (recipe,)
+
+    def law(self, variant: int, *, maps: bool) -> Law:
+        """Return the law of one synthetic variant of a scan, or of a label map."""
+        laws = self.laws(maps=maps)
+        return laws[variant % len(laws)]
 
     def __post_init__(self) -> None:
         """Check that ranges are ordered and within bounds."""
@@ -260,8 +273,7 @@ class ShardConfig:
                 f"pseudonym_key: the key {self.pseudonym_key} has no effect without --pseudonymize. "
                 "Add --pseudonymize, or leave out the key."
             )
-        recipes = {self.synthetic.recipe_for(maps=cohort.labels is not None) for cohort in self.cohorts}
-        if recipes - {"report"}:
+        if any("physics" in self.synthetic.laws(maps=cohort.labels is not None) for cohort in self.cohorts):
             self.synthetic.physics.refuse_finer_than(self.geometry.high_spacing_mm)
         if self.keep_labels and self.cohorts and not any(cohort.labels for cohort in self.cohorts):
             raise ValueError(

@@ -11,7 +11,10 @@ from typing import Any
 
 from upfield.common.errors import RunError
 from upfield.common.files import point_symlink, replace_folder, write_text
+from upfield.common.progress import say
 from upfield.common.tables import terminal_width, text_table
+from upfield.distributed.checkpoint import read_best_record
+from upfield.model.baseline import warn_if_below_cubic
 from upfield.tune.outcomes import SEED, PointOutcome, TrialOutcome, format_gain, table_of_points
 from upfield.tune.sweep_report import write_sweep_report
 
@@ -44,6 +47,9 @@ def write_results(out: Path, outcomes: Sequence[PointOutcome]) -> None:
     print(f"{out / BEST}: {best.psnr_slice:z.2f} dB{gain}")
     print(f"Export it with: upfield export {out / BEST} --out model.onnx")
     print(out / "report.html", flush=True)
+    record = read_best_record(out / BEST)
+    if record and (warning := warn_if_below_cubic(str(out / BEST), record["step"], record["validation"])):
+        say(warning)
 
 
 def place_best(out: Path, best: TrialOutcome) -> None:

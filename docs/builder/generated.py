@@ -16,6 +16,8 @@ from upfield.common.environment.influences import TABLE
 from upfield.common.environment.treatments import Treatment
 from upfield.common.grammar.key_help import KeyHelp, describe_keys, field_docs
 
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "tables"
+
 
 def command_of(verb: str) -> Command:
     """Return the command of a verb."""
@@ -219,6 +221,28 @@ def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}." if text[0].isalpha() and not text.startswith("psnr") else f"{text}."
 
 
+def benchmark(name: str) -> str:
+    """Return a table that a benchmark printed, as it is in `benchmarks/tables/`."""
+    return f"```text\n{(BENCHMARKS / f'{name}.txt').read_text(encoding='utf-8').rstrip()}\n```"
+
+
+def relaxation(field: str) -> str:
+    """Return the relaxation times of the tissues at 64 mT (`low`) or at 3 T (`high`), with their sources."""
+    from upfield.sharding.physics.relaxation import HIGH, LOW
+
+    rows = [
+        (
+            tissue.replace("_", " "),
+            *(f"{value:g}" for value in (row.mean.density, row.mean.t1_ms, row.mean.t2_ms)),
+            f"{row.spread:.0%}",
+            row.source,
+        )
+        for tissue, row in {"low": LOW, "high": HIGH}[field].items()
+        if row.mean.density
+    ]
+    return _table(("tissue", "density", "T1 (ms)", "T2 (ms)", "spread", "source"), rows)
+
+
 PARTS: dict[str, Callable[..., str]] = {
     part.__name__: part
     for part in (
@@ -233,6 +257,8 @@ PARTS: dict[str, Callable[..., str]] = {
         service_errors,
         counters,
         interface,
+        benchmark,
+        relaxation,
     )
 }
 """Name of each part, and the function that returns it as Markdown."""
