@@ -66,7 +66,7 @@ def evaluate(
     batch_size: int = 4,
     device: Literal["auto", "cuda", "cpu"] = "auto",
     engine: Engine = "onnx",
-    perturb: bool = False,
+    perturb: bool = True,
     save_volumes: bool = False,
 ) -> dict[str, Any]:
     """Measure a model and cubic interpolation on the volumes of a split, as `upfield evaluate` does.
@@ -83,7 +83,8 @@ def evaluate(
         batch_size: slices that the model restores at once.
         device: `auto` uses a GPU if there is one; `cuda` fails if there is none.
         engine: `onnx` or `torch`, which runs model files.
-        perturb: also measure how much the output changes if the input is perturbed. This takes four times as long.
+        perturb: also measure how much the output changes if the input is perturbed. Without this, the measurement takes
+            a quarter of the time.
         save_volumes: write each restored volume as NIfTI to `out/volumes`.
 
     Returns:
