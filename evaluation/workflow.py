@@ -88,8 +88,8 @@ def evaluate(
 
     Returns:
         The tree of metrics.json: `cubic` and `model`, each with the statistics (mean, median, std, min, max, count) of
-        every metric, then comparisons, groups, definitions and provenance. In a launched job, only the main process gets
-        it, and the others get an empty dictionary.
+        every metric, then comparisons, groups, definitions and provenance. In a launched job, only the main process
+        gets it, and the others get an empty dictionary.
 
     Raises:
         InputError: an argument, the model or the set cannot be used.
