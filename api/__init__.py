@@ -5,16 +5,16 @@ and print progress and warnings on stderr, as the commands do. Nothing is printe
 
 Examples:
     >>> import upfield
-    >>> scan = upfield.read_scan("scan.nii.gz")  # any NIfTI or MGH file, reoriented to RAS+
-    >>> model = upfield.load_model("model.onnx")  # or a run, or nothing: the starter model
-    >>> restored = model.restore(scan.voxels, scan.affine)  # voxels of 1 mm in [0, 1]
+    >>> scan = upfield.read_scan("scan.nii.gz")  # NIfTI or MGH, turned to RAS+
+    >>> model = upfield.load_model("model.onnx")  # or a run, or a name
+    >>> restored = model.restore(scan.voxels, scan.affine)  # 1 mm, in [0, 1]
     >>> restored.voxels.shape
     (38, 45, 50)
-    >>> shards = upfield.open_shards("shards")  # a folder, or an address such as s3://bucket/set
+    >>> shards = upfield.open_shards("shards")  # a folder or an address
     >>> for pair in shards.split("test").slices():
-    ...     error = abs(pair.low - pair.high).mean()  # float32 arrays (channels, Y, Z)
+    ...     error = abs(pair.low - pair.high).mean()
     >>> metrics = upfield.evaluate(model, shards, split="test")
-    >>> gain_db = metrics["model"]["psnr_slice"]["mean"] - metrics["cubic"]["psnr_slice"]["mean"]
+    >>> psnr = {name: metrics[name]["psnr_slice"]["mean"] for name in ("cubic", "model")}
 """
 
 from importlib import import_module

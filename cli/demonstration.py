@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import textwrap
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -17,6 +18,7 @@ from upfield.cli.stage_output import STAGES, StageOutput
 from upfield.common import html_page
 from upfield.common.command import EXIT_INTERRUPTED
 from upfield.common.errors import RunError
+from upfield.common.tables import terminal_width
 from upfield.distributed.launch import SCRIPT
 from upfield.distributed.logs.metrics_log import LOG, parse_log
 from upfield.evaluation.evaluate import main as evaluate_command
@@ -173,7 +175,7 @@ def write_demo_report(places: Places, times_s: Mapping[str, float]) -> None:
     files = {str(p.relative_to(places.out)): str(p.relative_to(places.out)) for p in linked_files(places)}
     configuration = (places.run / "config.yaml").read_text(encoding="utf-8")
     cohorts = (places.cohort / "cohorts.yaml").read_text(encoding="utf-8")
-    viewer = {"The report of the evaluation, with a viewer in three planes": "evaluation/report.html"}
+    viewer = {"Report of the evaluation, with a viewer in three planes": "evaluation/report.html"}
     sections = [
         gain_section(metrics),
         html_page.paragraph(PHANTOM_NOTE),
@@ -218,7 +220,7 @@ def final_table(places: Places, times_s: Mapping[str, float]) -> str:
     return "\n".join(
         [
             f"Held-out phantom head {held_out_subject(places)}",
-            metrics_text(read_metrics(places)),
+            metrics_text(read_metrics(places), terminal_width(sys.stdout)),
             textwrap.fill(PHANTOM_NOTE, 80),
             "",
             f"Time: {sum(times_s.values()):.0f} s ({took})",

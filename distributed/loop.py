@@ -158,6 +158,8 @@ def cancel_downloads(run: TrainingRun, stop: StopRequest) -> Iterator[None]:
     stop.outlook = OUTLOOK
     if run.accelerator.num_processes == 1 and run.config.data.reader == "exact":
         stop.cancel = run.batches.split.source.stop
+        if stop.asked:
+            stop.cancel()
     try:
         yield
     finally:
@@ -209,7 +211,7 @@ def finish_step(
             save(run)
         if validate_now:
             validator.validate_and_report(saved=save_now)
-            if step == run.total_steps or stop.agreed == StopReason.TIME:
+            if stop.agreed == StopReason.TIME or (step == run.total_steps and not stop.agreed):
                 validator.measure_best_on_whole_split()
             if stop.agreed == StopReason.SIGNAL and not save_now:
                 save(run)

@@ -1,6 +1,7 @@
 """The steps of an evaluation: check the input, measure, gather over processes, summarise, report."""
 
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from upfield.common.addresses import is_remote
 from upfield.common.cores import leave_busy_cores
 from upfield.common.errors import InputError, RunError, failure_of
+from upfield.common.tables import terminal_width
 from upfield.distributed.launch import relaunch
 from upfield.evaluation.configuration import EvaluateConfig
 from upfield.evaluation.example_slices import choose_example_slices
@@ -64,7 +66,7 @@ def evaluate(
     batch_size: int = 4,
     device: Literal["auto", "cuda", "cpu"] = "auto",
     engine: Engine = "onnx",
-    perturb: bool = False,
+    perturb: bool = True,
     save_volumes: bool = False,
 ) -> dict[str, Any]:
     """Measure a model and cubic interpolation on the volumes of a split, as `upfield evaluate` does.
@@ -81,7 +83,8 @@ def evaluate(
         batch_size: slices that the model restores at once.
         device: `auto` uses a GPU if there is one; `cuda` fails if there is none.
         engine: `onnx` or `torch`, which runs model files.
-        perturb: also measure how much the output changes if the input is perturbed. This takes four times as long.
+        perturb: also measure how much the output changes if the input is perturbed. Without this, the measurement takes
+            a quarter of the time.
         save_volumes: write each restored volume as NIfTI to `out/volumes`.
 
     Returns:
@@ -323,7 +326,7 @@ def print_report(
     """Write one model's report, and print its table."""
     page, content = write_report(config, target, restorers, split, result, measurements)
     folder = target.folder
-    print(metrics_text(content.metrics))
+    print(metrics_text(content.metrics, terminal_width(sys.stdout)))
     saved = {volume.name for volume in result.volumes} if config.save_volumes else set[str]()
     if stale := stale_volumes(folder / VOLUMES, saved):
         first = stale[0].name

@@ -13,7 +13,7 @@ import upfield
 
 scan, out, *models = sys.argv[1:]
 model = upfield.load_model(*models)
-upfield.enhance(scan, out, model.path, keep_ras=True)
+upfield.enhance(scan, out, model, keep_ras=True)
 written = upfield.read_scan(out)
 print(f"{Path(out).name}: {written.voxels.shape} voxels of 1 mm, mean {written.voxels.mean():.3f}")
 

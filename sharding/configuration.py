@@ -24,7 +24,14 @@ Recipe = Literal["report", "physics", "both"]
 
 @dataclass(frozen=True)
 class GeometryConfig:
-    """The two grids, in RAS+ order: axis 0 is left-right, so slices along it are sagittal."""
+    """The two grids, in RAS+ order: axis 0 is left-right, so slices along it are sagittal.
+
+    Examples:
+        >>> import upfield
+        >>> grids = upfield.GeometryConfig(high_shape=(180, 220, 200))
+        >>> grids.high_size_mm
+        (180.0, 220.0, 200.0)
+    """
 
     low_shape: Triple = (112, 138, 40)
     """Voxels of the low-field grid."""
@@ -107,7 +114,19 @@ class SyntheticConfig:
 
 @dataclass(frozen=True)
 class CohortConfig:
-    """One cohort. Path patterns hold `{subject}`, `{slice}` for slice stacks, and free `{fields}` kept as metadata."""
+    """One cohort. Path patterns hold `{subject}`, `{slice}` for slice stacks, and free `{fields}` kept as metadata.
+
+    Examples:
+        >>> import upfield
+        >>> cohort = upfield.CohortConfig(
+        ...     name="nyu",
+        ...     low="low/{subject}_slice_{slice}.nii.gz",
+        ...     high="high/{subject}_slice_{slice}.nii.gz",
+        ...     contrast="T1",
+        ... )
+        >>> cohort.contrast
+        'T1w'
+    """
 
     name: str
     """Name of the cohort, part of every sample's key."""
@@ -211,7 +230,15 @@ class CohortConfig:
 
 @dataclass(frozen=True)
 class ShardConfig:
-    """Build shards from cohorts, or extend a set with a new cohort."""
+    """Build shards from cohorts, or extend a set with a new cohort.
+
+    Examples:
+        >>> import upfield
+        >>> cohort = upfield.CohortConfig(name="ixi", high="IXI-T1/{subject}-{site}-{scan}-T1.nii.gz")
+        >>> config = upfield.ShardConfig(out="ixi-shards", cohorts=[cohort], context=2)
+        >>> config.geometry.high_shape, config.samples_per_shard
+        ((179, 221, 200), 512)
+    """
 
     out: str = field(metadata={"kind": "path or address"})
     """Folder of the shard set, or its address (s3://bucket/set). The set is created, finished or extended."""

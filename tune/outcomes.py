@@ -226,13 +226,14 @@ def table_of_points(outcomes: Sequence[PointOutcome]) -> tuple[list[str], list[l
         outcomes: the points, best first.
     """
     keys = list(outcomes[0].point)
-    header = ["rank", *keys, "validation PSNR (dB)", "gain over cubic (dB)", "status"]
+    # Phones show only the first columns without scrolling.
+    header = ["rank", "validation PSNR (dB)", "gain over cubic (dB)", *keys, "status"]
     rows = [
         [
             str(rank),
-            *(format_value(outcome.point[key]) for key in keys),
             format_score(outcome),
             format_gain(outcome.gain),
+            *(format_value(outcome.point[key]) for key in keys),
             outcome.status,
         ]
         for rank, outcome in enumerate(outcomes, start=1)
@@ -240,5 +241,5 @@ def table_of_points(outcomes: Sequence[PointOutcome]) -> tuple[list[str], list[l
     if cubic := baselines(outcomes):
         text = " to ".join(dict.fromkeys(f"{value:z.2f}" for value in (cubic[0], cubic[-1])))
         better = sum(outcome.mean > cubic[-1] for outcome in outcomes)
-        rows.insert(better, ["cubic", *("" for _ in keys), text, "", "interpolation, not trained"])
+        rows.insert(better, ["cubic", text, "", *("" for _ in keys), "interpolation, not trained"])
     return header, rows

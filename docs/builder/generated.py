@@ -4,6 +4,7 @@ A page asks for a part with a line `<!-- generated: NAME ARGUMENT... -->`.
 """
 
 import html
+import re
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from itertools import groupby
@@ -17,6 +18,9 @@ from upfield.common.environment.treatments import Treatment
 from upfield.common.grammar.key_help import KeyHelp, describe_keys, field_docs
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "tables"
+
+# A flag that is not yet marked as code.
+FLAG = re.compile(r"(?<![`\w-])--[a-z][\w.]*")
 
 
 def command_of(verb: str) -> Command:
@@ -112,19 +116,15 @@ def environment() -> str:
     """Return the variables, files and processes that libraries read beside the configuration, by their treatment."""
     lines: list[str] = []
     for treatment in Treatment:
-        rows = [
-            (
-                " ".join(f"`{name}`" for name in entry.names.split()) if entry.is_variable else entry.names,
-                entry.readers,
-                entry.changes,
-                ", ".join(verb for verb in entry.verbs.split() if verb in VERBS) or "all",
-                entry.instead,
-            )
-            for entry in TABLE
-            if entry.treatment is treatment
-        ]
         lines += [f"## {_sentence(treatment.value).removesuffix('.')} {{ #{treatment.name.lower()} }}", ""]
-        lines += [_table(("name", "read by", "may change", "commands", "use instead, or note"), rows), ""]
+        for entry in TABLE:
+            if entry.treatment is treatment:
+                names = " ".join(f"`{name}`" for name in entry.names.split()) if entry.is_variable else entry.names
+                verbs = ", ".join(verb for verb in entry.verbs.split() if verb in VERBS) or "all commands"
+                note = f" Note: {entry.instead}." if entry.instead else ""
+                lines += [f'{names} <span class="kind">{verbs}</span>']
+                text = f"Read by {entry.readers}. May change: {entry.changes}.{note}"
+                lines += [":   " + FLAG.sub(r"`\g<0>`", text), ""]
     return "\n".join(lines)
 
 

@@ -22,17 +22,17 @@ def gain_section(tree: Mapping[str, Any]) -> html_page.Section:
         f"PSNR per slice is {psnr[0]} dB instead of {psnr[1]} dB, and SSIM per slice is {ssim[0]} instead of {ssim[1]}."
     )
     difference = tree["differences"][f"{MODEL} - {CUBIC}"].get(PSNR)
+    if difference is None:
+        return html_page.lead("The gain over cubic interpolation is undefined.", "No slice has a finite PSNR for both.")
     return html_page.lead(gain_text(difference), f"{means} {interval_text(difference)}")
 
 
-def gain_text(difference: Mapping[str, Any] | None) -> str:
+def gain_text(difference: Mapping[str, Any]) -> str:
     """Say by how much the model is better or worse than cubic interpolation.
 
     Args:
-        difference: `mean` of the PSNR in dB; None if no subject has a value for both methods.
+        difference: `mean` of the PSNR in dB.
     """
-    if difference is None:
-        return "The gain over cubic interpolation is undefined, because no slice has a finite PSNR for both."
     gain = number_cell(abs(difference["mean"]), 2)
     if float(gain) == 0:
         return "The model has the same PSNR as cubic interpolation."
@@ -41,14 +41,12 @@ def gain_text(difference: Mapping[str, Any] | None) -> str:
     return f"The model is worse than cubic interpolation by {gain} dB of PSNR."
 
 
-def interval_text(difference: Mapping[str, Any] | None) -> str:
+def interval_text(difference: Mapping[str, Any]) -> str:
     """Say how certain the gain is.
 
     Args:
-        difference: `low`, `high` in dB and `subjects`; None if no subject has a value for both methods.
+        difference: `low` and `high` in dB, which are None for a single subject, and `subjects`.
     """
-    if difference is None:
-        return ""
     if difference["low"] is None:
         return "The split has one subject, so the gain has no confidence interval."
     low, high = (number_cell(difference[end], 2, "+") for end in ("low", "high"))

@@ -24,8 +24,8 @@ from upfield.evaluation.summary import TRUST, EvaluationResult, groups
 GROUP_METRICS = ("psnr_slice", "psnr_slice_foreground", "ssim_slice", "ms_ssim_axial", "nrmse", "score_ulf_enc")
 GAIN_METRICS = ("psnr_slice", "ssim_slice")
 RESEARCH_USE = (
-    "A neural network made the restored images. They are for research, not for diagnosis. The network has added any "
-    "structure that the low-field scan does not contain."
+    "A neural network made the restored images. They are for research, not for diagnosis. Structure that the low-field "
+    "scan does not contain comes from the network."
 )
 RESOLUTION_LIMIT = (
     "Structure finer than the scanner's resolution leaves no trace in the scan, so {measures} cannot confirm it."
@@ -164,7 +164,7 @@ def _trust(tree: dict[str, Any], images: VolumeImages) -> list[Section]:
         html_page.figure(
             figures.bands_png({method: trust[method]["inconsistency_bands"] for method in trust}),
             "Energy that contradicts the scan, per band of spatial frequency",
-            "Beyond the limit of its grid the scan has almost no energy, so shares of that energy say little.",
+            "Beyond the limit of its grid, the scan has almost no energy, so the shares in that band say little.",
         ),
         html_page.table(["volume", *(f"inconsistency, {method}" for method in trust), *doubts], rows),
         *_maps(images),

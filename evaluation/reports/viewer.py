@@ -36,8 +36,8 @@ switch between its images. Click or drag in a slice, or use the arrow keys, to m
 posterior, and L is the subject's left.</p>
 <fieldset><legend>Image</legend>{choices}</fieldset>
 <div class="planes" id="planes"></div>
-<p class="errors">Error: 0 <span style="background: linear-gradient(to right, {gradient})"></span> {limit:.2f} or more,
-where 1 is the range of intensities.</p>
+<p class="errors">Errors: 0 <span style="background: linear-gradient(to right, {gradient})"></span> {limit:.2f} or more.
+Images: 0 is black, 1 is white, and the grey levels between them are linear.</p>
 </div>
 <div class="still">
 {still}
@@ -59,8 +59,8 @@ def viewer_section(images: VolumeImages, heading: str = "") -> html_page.Section
     x_mm, y_mm, _ = np.array(images.high.shape) * images.spacing_mm
     palette = error_palette()
     caption = (
-        f"Volume {images.name}, through its centre. Errors are black at 0 and brightest at {limit:.2f} or more, where "
-        "1 is the range of intensities."
+        f"Volume {images.name}, through its centre. In images, 0 is black and 1 is white. Errors are black at 0 and "
+        f"brightest at {limit:.2f} or more. A is anterior, P is posterior, and L is the subject's left."
     )
     body = PAGE.format(
         columns=f"{y_mm:g}fr {x_mm:g}fr {x_mm:g}fr",

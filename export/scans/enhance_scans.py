@@ -9,6 +9,7 @@ from upfield.common.progress import ProgressBar, print_result, say
 from upfield.export.configuration import STARTER, Device, Engine, EnhanceConfig
 from upfield.export.pretrained.packaged_model import find_model, model_at
 from upfield.export.scans.enhancer import Enhancer
+from upfield.export.scans.loaded_model import Model
 from upfield.export.scans.outputs import EnhancePlan, EnhanceTask, plan_outputs
 from upfield.export.scans.pipeline import Stages, run_pipeline
 from upfield.export.scans.scan_claim import UNKNOWN_CONTRAST
@@ -32,7 +33,7 @@ class ScanFailure:
 def enhance(
     scans: str | Path | Sequence[str | Path],
     out: str | Path,
-    model: str | Path | None = None,
+    model: str | Path | Model | None = None,
     *,
     batch_size: int = 4,
     device: Device = "auto",
@@ -50,7 +51,8 @@ def enhance(
     Args:
         scans: a NIfTI or MGH file, a folder that contains such files, or several of them.
         out: a `.nii` or `.nii.gz` file for a single scan, otherwise a folder.
-        model: a model file (`.onnx`), or the name of a model that comes with the package; by default the starter model.
+        model: a model file (`.onnx`), the name of a model that comes with the package, or a loaded model, which is read
+            again from its file; by default the starter model.
         batch_size: slices restored at once.
         device: `auto` uses a GPU if there is one; `cuda` and `tensorrt` fail if they cannot run.
         engine: `onnx` or `torch`, which runs the model file.
@@ -79,7 +81,7 @@ def enhance(
         config = EnhanceConfig(
             scans=[Path(path) for path in paths],
             out=Path(out),
-            model=STARTER if model is None else Path(model),
+            model=model.path if isinstance(model, Model) else Path(model or STARTER),
             batch_size=batch_size,
             device=device,
             engine=engine,

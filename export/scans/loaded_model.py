@@ -63,7 +63,7 @@ class Model:
             affine: `(4, 4)`, voxel index -> world mm, which says where the axes point. With nibabel, it is
                 `image.affine`.
             contrast: what the scan shows, such as `T1w`. If the model was trained on other contrasts, the scan is
-                refused. By default, nothing is compared.
+                refused. By default, a warning says that the contrast is not known.
 
         Returns:
             A volume with `voxels` `(X', Y', Z')` float32 in [0, 1] and `affine` `(4, 4)`. The grid has voxels of 1 mm,

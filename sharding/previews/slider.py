@@ -53,8 +53,10 @@ figcaption {{ margin: .1875rem 0 0; font-size: .8125rem; }}
 .stack span + span {{ left: auto; right: .375rem; }}
 img:not([src]) {{ visibility: hidden; }}
 img.whole {{ display: block; max-width: 100%; height: auto; }}
-@media (max-width: 45rem) {{ .row {{ flex-wrap: wrap; }} figure {{ flex: 1 1 40%; }} }}
-@media print {{ .turn input {{ display: none; }} .pair {{ break-inside: avoid; }} }}
+@media screen and (max-width: 45rem) {{ .row {{ flex-wrap: wrap; }} figure {{ flex: 1 1 40%; }} }}
+@media print {{ :root {{ color-scheme: light; }} body {{ padding: 0; background: #fff; color: #000; }}
+  p, figcaption {{ color: #444; }} .turn {{ display: none; }}
+  .pair {{ break-inside: avoid; max-width: none; }} }}
 """
 
 SCRIPT = """

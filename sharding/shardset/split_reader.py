@@ -17,7 +17,14 @@ REQUESTED = 64
 
 @dataclass(frozen=True)
 class SlicePair:
-    """A sagittal slice in both fields."""
+    """A sagittal slice in both fields.
+
+    Examples:
+        >>> import upfield
+        >>> pair = upfield.open_shards("shards").split("test")[0]
+        >>> pair.record["subject"], pair.record["kind"]
+        ('sub-02', 'real')
+    """
 
     key: str
     """Key of the sample, `cohort-subject-kind-variant-x090`."""
@@ -32,7 +39,14 @@ class SlicePair:
 
 @dataclass(frozen=True)
 class PairedVolume:
-    """A whole volume in both fields, on the high-field grid of its set, in RAS+ order."""
+    """A whole volume in both fields, on the high-field grid of its set, in RAS+ order.
+
+    Examples:
+        >>> import upfield
+        >>> volume = next(upfield.open_shards("shards").split("test").volumes())
+        >>> volume.subject, volume.low.shape == volume.high.shape
+        ('sub-02', True)
+    """
 
     name: str
     """Common part of the keys of its slices, `cohort-subject-kind-variant`."""

@@ -20,7 +20,7 @@ PICTURES = sorted(path for path in DOCS.rglob("*") if path.suffix in (".png", ".
 SECTIONS = ("data", "model", "loss", "optim", "run", "synthetic", "geometry", "resources", "asha")
 KEY = re.compile(rf"(?:{'|'.join(SECTIONS)})\.[a-z_]+(?:\.[a-z_]+)*")
 FLAG = re.compile(r"--[A-Za-z][\w.]*(?![\w-])")
-FILES = (".py", ".yaml", ".md", ".json", ".jsonl", ".yml", ".txt", ".csv", ".pt", ".html", ".safetensors")
+FILES = (".py", ".yaml", ".md", ".json", ".jsonl", ".yml", ".txt", ".csv", ".pt", ".html", ".safetensors", ".onnx")
 
 
 def test_the_navigation_lists_every_page_once() -> None:
@@ -89,5 +89,21 @@ def test_a_page_names_only_flags_and_keys_that_exist(path: Path) -> None:
     assert sorted((flags | keys) - _flags() - OTHER_PROGRAMS) == []
 
 
-# Flags of pip, accelerate, torchrun, Slurm and our own programs.
-OTHER_PROGRAMS = {"--device", "--only", "--version"}
+# Flags of pip, accelerate, Slurm, container programs and our own programs in benchmarks/.
+OTHER_PROGRAMS = {
+    "--bind",
+    "--cache_bytes",
+    "--container-mounts",
+    "--device",
+    "--fetch",
+    "--groups",
+    "--main_process_ip",
+    "--num_cpu_threads_per_process",
+    "--only",
+    "--requeue",
+    "--shm-size",
+    "--signal",
+    "--time",
+    "--user",
+    "--version",
+}

@@ -104,7 +104,7 @@ def test_the_page_contains_all_results(report: Path) -> None:
     assert tree["about"]["models"]["model"]["sha256"] in text
     assert text.count("Trust maps") == 2
     assert tree["worst_slices"]["inconsistency"][0]["key"] in text
-    assert "A single subject: no interval and no test is possible" in text
+    assert "One subject has neither an interval nor a p-value" in text
     assert matplotlib.image.imread(report.parent / "slices.png").ndim == 3
 
 
