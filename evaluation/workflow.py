@@ -71,7 +71,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a model and cubic interpolation on the volumes of a split, as `upfield evaluate` does.
 
-    It runs in this process. Progress and warnings are printed on stderr.
+    It runs in this process. Progress and warnings are printed on stderr. All processes of a launched job must call it,
+    because they share the volumes; it ends their process group.
 
     Args:
         model: run folder, model file, name of a model that comes with the package, or a loaded model. A loaded model is
@@ -89,7 +90,8 @@ def evaluate(
 
     Returns:
         The tree of metrics.json: `cubic` and `model`, each with the statistics (mean, median, std, min, max, count) of
-        every metric, then comparisons, groups, definitions and provenance.
+        every metric, then comparisons, groups, definitions and provenance. In a launched job, only the main process
+        gets it, and the others get an empty dictionary.
 
     Raises:
         InputError: an argument, the model or the set cannot be used.
@@ -125,8 +127,8 @@ def evaluate(
     plan = check_input(config)
     if out is not None:
         check_report_folders(config, plan)
-    (result,) = evaluate_plan(config, plan, None if out is None else write_report)
-    return metrics_tree(result)
+    results = evaluate_plan(config, plan, None if out is None else write_report)
+    return metrics_tree(results[0]) if results else {}
 
 
 def _place_of(model: str | Path | Model) -> Path:

@@ -116,6 +116,9 @@ def load_model(
     Raises:
         InputError: there is no such model, it is damaged, or the device cannot be used.
 
+    Warns:
+        UserWarning: the model was worse than cubic interpolation on its validation slices.
+
     Examples:
         >>> import upfield
         >>> upfield.load_model("run").provider
@@ -133,7 +136,10 @@ def load_model(
         restorer = BestRestorer(path, device)
     else:
         restorer = open_model_file(path, engine, device, batch_size=batch_size)
-    return Model(path, restorer.card, restorer.provider, restorer, batch_size)
+    card = restorer.card
+    if warning := card.warn_if_below_cubic(path.name):
+        warnings.warn(warning.removeprefix("warning: "), UserWarning, stacklevel=2)
+    return Model(path, card, restorer.provider, restorer, batch_size)
 
 
 def read_arrays(voxels: ArrayLike, affine: ArrayLike) -> tuple[Volume, Header]:

@@ -11,6 +11,7 @@ from heads import OBLIQUE, load, write_scan
 
 import upfield
 from upfield.export.enhance import main
+from upfield.export.modelfile.card import ModelCard
 from upfield.export.pretrained.packaged_model import FOLDER
 
 # The scans of the tests show half a head.
@@ -91,3 +92,11 @@ def test_doubts_are_warnings(model: upfield.Model, tmp_path: Path) -> None:
     affine[0, 1] += 0.2
     with pytest.warns(UserWarning, match=r"axes 0 and 1 meet at .* \(sheared\)"):
         model.restore(scan.voxels, affine)
+
+
+def test_a_model_that_is_worse_than_interpolation_is_a_warning(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ModelCard, "warn_if_below_cubic", lambda _, name: f"warning: {name}: worse")
+    with pytest.warns(UserWarning, match=r"^model.onnx: worse$"):
+        upfield.load_model(tiny_model)
