@@ -99,7 +99,7 @@ class StageOutput:
             with output_to(self._log):
                 print(f"== {stage.name}", flush=True)
                 outcome = work()
-        except BaseException:
+        except Exception:
             self._bar.print_line(f"{stage.name} failed. {self._log} has all that it printed, which ends with:")
             self._print_end_of_log(begin)
             raise
