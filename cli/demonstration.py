@@ -15,6 +15,7 @@ from upfield.cli.accelerate_launcher import launch_command, run_launcher
 from upfield.cli.configuration import DemoConfig
 from upfield.common import html_page
 from upfield.common.errors import InputError, RunError
+from upfield.common.files import check_writable
 from upfield.distributed.launch import SCRIPT
 from upfield.evaluation.evaluate import main as evaluate_command
 from upfield.evaluation.reports.figures import curves_png
@@ -103,8 +104,9 @@ def prepare_folder(out: Path) -> None:
     """Create the folder; delete an earlier demonstration in it.
 
     Raises:
-        InputError: the folder holds other files.
+        InputError: the folder holds other files, or cannot be written.
     """
+    check_writable(out, "--out")
     if out.exists():
         if any(out.iterdir()) and not is_demonstration(out):
             raise InputError(f"{out} holds files that upfield demo did not write. Choose another --out.")

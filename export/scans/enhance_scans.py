@@ -78,7 +78,10 @@ def _say_skipped(plan: EnhancePlan, num_resumed: int) -> None:
     if plan.enhanced:
         say(f"{len(plan.enhanced)} files in the folders were skipped because they are enhanced scans themselves")
     for path, other in plan.repeated:
-        say(f"{path} was skipped because it is the same file as {other}")
+        if path == other:
+            say(f"{path} is named twice and was enhanced once")
+        else:
+            say(f"{path} was skipped because it is the same file as {other}")
     if num_resumed:
         say(f"{num_resumed} of {len(plan.tasks)} scans were skipped because they were already enhanced")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from upfield.common.errors import InputError, RunError, VolumeError
+from upfield.common.files import check_writable
 from upfield.common.progress import say, track
 from upfield.common.tasks import run_tasks
 from upfield.sharding.building.align import require_simpleitk
@@ -100,6 +101,7 @@ def build(config: ShardConfig, out: Path, pseudonyms: Pseudonyms | None = None) 
     _check_labels_as(config)
     files = find_cohorts(config.cohorts, config.root or Path.cwd(), pseudonyms)
     refuse_foreign_folder(out)
+    check_writable(out, "--out")
     with _disk_errors(out), lock_build(out):
         request = compare_with_folder(config, out, files, pseudonyms)
         if not request.new_cohorts:

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from upfield.common.errors import InputError, VolumeError
-from upfield.common.files import write_text
+from upfield.common.files import check_writable, write_text
 from upfield.common.progress import track
 from upfield.common.tasks import run_tasks
 from upfield.imaging.header import read_header
@@ -67,6 +67,7 @@ def write_cohort(config: PhantomConfig) -> None:
         InputError: the folder holds something else, there are no label maps, or nilearn is not installed.
         VolumeError: a file does not hold a label map of a head.
     """
+    check_writable(config.out, "--out")
     refuse_foreign(config.out)
     num_pairs = math.ceil(config.subjects * 2 / 3)
     maps = find_maps(config) if config.labels is not None else []
