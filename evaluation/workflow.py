@@ -11,6 +11,7 @@ import torch
 from upfield.common.addresses import is_remote
 from upfield.common.cores import leave_busy_cores
 from upfield.common.errors import InputError, RunError, failure_of
+from upfield.common.tables import counted
 from upfield.distributed.launch import relaunch
 from upfield.evaluation.configuration import EvaluateConfig
 from upfield.evaluation.example_slices import choose_example_slices
@@ -81,7 +82,7 @@ def failure_to_measure(failures: Sequence[VolumeFailure]) -> InputError | RunErr
     shown = f"{', '.join(names[:NAMED])}{', ...' if names[NAMED:] else ''}"
     first = failures[0]
     message = (
-        f"{len(names)} volumes could not be measured and are left out: {shown}. For {first.volume}, the reason is: "
+        f"{counted(len(names), 'volume')} could not be measured: {shown}. For {first.volume}, the reason is: "
         f"{first.reason}"
     )
     failure = failure_of(message, [one.to_error() for one in failures])

@@ -14,6 +14,7 @@ from pathlib import Path
 from upfield.common.errors import InputError, VolumeError
 from upfield.common.files import check_writable, write_text
 from upfield.common.progress import track
+from upfield.common.tables import counted
 from upfield.common.tasks import run_tasks
 from upfield.imaging.header import read_header
 from upfield.sharding.configuration import PhantomConfig
@@ -80,7 +81,7 @@ def write_cohort(config: PhantomConfig) -> None:
         _publish(staging, config.out, text)
     low, high, volumes = (len(list((config.out / name).iterdir())) for name in ("real/low", "real/high", "IXI-T1"))
     print(f"{config.out / 'real'}: {num_pairs} subjects, {low} low and {high} high slices")
-    print(f"{config.out / 'IXI-T1'}: {volumes} volumes")
+    print(f"{config.out / 'IXI-T1'}: {counted(volumes, 'volume')}")
     if maps:
         shared = "" if len(maps) >= LEAST_MAPS else "; with fewer than 3, training and test subjects share a map"
         print(f"{config.out / 'labels'}: {config.subjects} label maps, made from {len(maps)}{shared}")

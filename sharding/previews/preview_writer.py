@@ -20,7 +20,8 @@ def write_preview(config: PreviewConfig) -> None:
     """Draw the picture or the page, write it, and print what it shows.
 
     Raises:
-        InputError: unknown file type, the file cannot be written, too many pairs, no samples in the split, or a library is missing.
+        InputError: unknown file type, the file cannot be written, too many pairs, no samples in the split, or a library
+            is missing.
         ShardSetError: there is no complete shard set, or it is damaged.
         FetchError: a shard could not be downloaded.
     """
