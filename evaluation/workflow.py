@@ -11,6 +11,7 @@ import torch
 from upfield.common.addresses import is_remote
 from upfield.common.cores import leave_busy_cores
 from upfield.common.errors import InputError, RunError, failure_of
+from upfield.common.progress import say
 from upfield.common.tables import counted
 from upfield.distributed.launch import relaunch
 from upfield.evaluation.configuration import EvaluateConfig
@@ -54,6 +55,8 @@ def evaluate_models(config: EvaluateConfig) -> int:
     against = config.against and run_or_model(config.against)
     config = replace(config, models=[run_or_model(model) for model in config.models], against=against)
     plan = check_input(config)
+    if config.engine != "onnx" and all(model.is_dir() for model in config.models):
+        say(f"--engine {config.engine} has no effect on runs, which are always measured in PyTorch")
     if config.processes > 1 and "WORLD_SIZE" not in os.environ:
         return relaunch(SCRIPT, with_absolute_paths(config))
     leave_busy_cores()

@@ -174,8 +174,8 @@ def _refuse_other_subjects(request: BuildRequest, old: Manifest) -> None:
         if different:
             raise ShardSetError(
                 f"{request.out}: expected the {counted(len(held), 'subject')} that the set was built from, found "
-                f"{len(different)} {comparison} ({_some(sorted(subject for _, subject in different))}). {remedy}, or build into a new "
-                "folder."
+                f"{len(different)} {comparison} ({_some(sorted(subject for _, subject in different))}). {remedy}, or "
+                "build into a new folder."
             )
 
 

@@ -21,7 +21,7 @@ DOUBTS = ("place", "resolution", "person", "slice", "labels", "head", "times", "
 FAULT = "fault"
 LEAST_FILE_WIDTH = 24
 # A table on a narrower terminal would break its messages into columns of single words.
-LEAST_TABLE_WIDTH = 100
+LEAST_TABLE_WIDTH = 120
 MAX_EQUAL_ROWS = 5
 
 
@@ -81,18 +81,21 @@ def report(
 
     Args:
         problems: the problems, in the order of the rows.
-        width: characters per line. By default, this is the width of the terminal, or 100 without a terminal.
+        width: characters per line. By default, this is the width of the terminal, or 100 without one.
         noun: word for a problem in the last line.
         path: file that has all problems; None if there is none.
     """
     width = width or terminal_width(sys.stderr) or PLAIN_WIDTH
     rows = _without_equal_doubts(problems)
     shown = rows[:MOST_ROWS]
-    text = _table(shown, width) if width >= LEAST_TABLE_WIDTH else "\n".join(_paragraph(row, width) for row in shown)
+    text = _table(shown, width) if width >= LEAST_TABLE_WIDTH else ""
+    # Long names of subjects can make a table wider than the terminal.
+    if not text or max(map(len, text.splitlines())) > width:
+        text = "\n".join(_paragraph(row, width) for row in shown)
     subjects = {(problem.cohort, problem.subject) for problem in problems}
     summary = f"{counted(len(problems), noun)} of {counted(len(subjects), 'subject')}"
     if len(rows) > MOST_ROWS:
-        summary += f". The first {MOST_ROWS} rows are shown{f', and {path} has all' if path else ''}."
+        summary += f"\nThe first {MOST_ROWS} rows are shown{f'; all are in {path}' if path else ''}."
     return f"{text}\n{summary}"
 
 
@@ -102,8 +105,7 @@ def _table(problems: Sequence[Problem], width: int) -> str:
     rows = [
         [*(str(getattr(problem, name)) for name in names), _shortened(problem.file, file_width)] for problem in problems
     ]
-    # Long names leave less room for the messages.
-    return text_table([*names, "file"], rows, wrapped=("message", "subject"), width=width)
+    return text_table([*names, "file"], rows, wrapped=("message",), width=width)
 
 
 def _paragraph(problem: Problem, width: int) -> str:

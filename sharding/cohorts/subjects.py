@@ -236,8 +236,8 @@ def match(pattern: str, root: Path, cohort: str, field: Field) -> tuple[dict[str
         raise InputError(f"cohort {cohort}: {field}: no file matches {anchored}. Check the pattern and the folder.")
     if others:
         say(
-            f"cohort {cohort}: {field}: ignored {counted(len(others), 'file')} without a full match of {pattern} ({{slice}} must "
-            "be a number, and a repeated field must have the same value everywhere): "
+            f"cohort {cohort}: {field}: ignored {counted(len(others), 'file')} without a full match of {pattern} "
+            "({slice} must be a number, and a repeated field must have the same value everywhere): "
             f"{others[0]}{' and others' if others[1:] else ''}"
         )
     problems = [
