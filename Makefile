@@ -47,6 +47,7 @@ gpu-shards: $(READY)
 	$(BIN)/python benchmarks/gpu_acceptance.py --make_shards --shards $(SHARDS)
 
 $(READY): pyproject.toml constraints.txt
+	@echo "Installing upfield and its libraries into $(VENV). The first time, this downloads gigabytes and takes minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,demo]'
 	touch $(READY)

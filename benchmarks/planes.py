@@ -1,6 +1,6 @@
 """Draw a low-field scan, its cubic interpolation and what a model makes of it, in three planes.
 
-    python benchmarks/planes.py SCAN [MODEL] --out PICTURE.png
+    python benchmarks/planes.py SCAN [MODEL] --out PICTURE.jpg
 
 The planes pass through the middle of the image, the axial one above it. All three rows have the same intensity scale,
 and the scan has voxels of its own size. Without a scan, nothing is drawn.
@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from upfield.common.drawing import FAINT, PAPER, Page, blank_page, png_bytes
-from upfield.common.files import write_bytes
+from upfield.common.drawing import FAINT, PAPER, Page, blank_page
 from upfield.export.configuration import STARTER
 from upfield.export.modelfile.engines import open_model_file
 from upfield.export.pretrained.packaged_model import model_named
@@ -31,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scan", nargs="?", type=Path)
     parser.add_argument("model", nargs="?", type=Path, help="model file; by default the one that comes with upfield")
-    parser.add_argument("--out", type=Path, default=Path("planes.png"))
+    parser.add_argument("--out", type=Path, default=Path("planes.jpg"))
     arguments = parser.parse_args()
     if arguments.scan is None:
         print("There is nothing to draw without a scan.")
@@ -51,18 +50,18 @@ def main() -> None:
         top_in = number * (HEIGHT_IN + LABEL_IN)
         page.text(GAP_IN, top_in + GAP_IN, name, color=FAINT)
         draw_planes(page, volume, top_in + LABEL_IN)
-    write_bytes(arguments.out, png_bytes(page.figure))
+    page.figure.savefig(arguments.out, facecolor=PAPER)
 
 
-def draw_planes(page: Page, volume: Volume, top_in: float) -> None:
+def draw_planes(page: Page, volume: Volume, top_in: float, left_in: float = 0.0) -> None:
     """Draw the sagittal, coronal and axial plane of a volume side by side, all at the same scale."""
     shape, spacing_mm = np.array(volume.voxels.shape), volume.spacing_mm
     size_in = shape * spacing_mm * HEIGHT_IN / max(shape * spacing_mm)
-    left_in = GAP_IN
-    for axis, share in enumerate((0.5, 0.5, AXIAL_HEIGHT)):
+    left_in += GAP_IN
+    for axis, (name, share) in enumerate({"sagittal": 0.5, "coronal": 0.5, "axial": AXIAL_HEIGHT}.items()):
         across, up = (each for each in range(3) if each != axis)
         box_in = (left_in, top_in, size_in[across], size_in[up])
-        page.image(box_in, plane(volume.voxels, axis, share), aspect="auto", interpolation="nearest")
+        page.image(box_in, plane(volume.voxels, axis, share), name, interpolation="nearest")
         left_in += size_in[across] + GAP_IN
 
 

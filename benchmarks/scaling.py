@@ -274,8 +274,8 @@ def draw(cluster: Cluster, path: Path) -> None:
     """Draw the time, the efficiency and the cost of all epochs against the number of GPUs."""
     from matplotlib.figure import Figure
 
-    figure = Figure((11, 3.6), dpi=110, layout="constrained")
-    times, shares, costs = figure.subplots(1, 3)
+    figure = Figure((5.5, 9), dpi=110, layout="constrained")
+    times, shares, costs = figure.subplots(3, 1)
     for subjects in SUBJECTS:
         hours = np.array([cluster.whole_s(gpus, subjects) / 3600 for gpus in GPUS])
         times.plot(GPUS, hours, marker="o", label=f"{subjects:,} subjects")
@@ -293,7 +293,7 @@ def draw(cluster: Cluster, path: Path) -> None:
         axes.set_xticks(GPUS, list(map(str, GPUS)))
         axes.set_xlabel("GPUs")
         axes.grid(alpha=0.3)
-    times.legend(frameon=False, fontsize=8)
+    times.legend(frameon=False, fontsize=9)
     figure.savefig(path)
 
 

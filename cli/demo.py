@@ -3,14 +3,21 @@
 import sys
 
 from upfield.cli.configuration import DemoConfig
+from upfield.cli.demo_folder import Places, prepare_folder
+from upfield.cli.stage_output import introduction
 from upfield.common.command import Command, execute
+from upfield.common.progress import say
 
 
 def demo(config: DemoConfig) -> None:
-    """Run every stage and write the report."""
+    """Say what will happen, run every stage, and write the report."""
+    places = Places(config.out)
+    prepare_folder(config.out)
+    say(introduction(places.out, places.log))
+    # The text comes first, because these imports take seconds.
     from upfield.cli.demonstration import run_demonstration
 
-    run_demonstration(config)
+    run_demonstration(config, places)
 
 
 COMMAND = Command("demo", DemoConfig, demo, examples=("upfield demo --out demo",))

@@ -20,7 +20,7 @@ from typing import Any, TypeVar, get_origin, get_type_hints
 
 from upfield.common.environment.job_errors import print_error
 from upfield.common.environment.settling import explain_variable, refuse_environment, settle_environment, use_utf8
-from upfield.common.errors import EXIT_INPUT, InputError, RunError, explain_error
+from upfield.common.errors import EXIT_INPUT, EXIT_INTERRUPTED, InputError, RunError, explain_error
 from upfield.common.grammar.configuration_errors import (
     REFUSALS,
     WITHOUT_VALUE,
@@ -41,7 +41,6 @@ from upfield.common.progress import open_streams
 # Words that are the value of a boolean flag if they follow it.
 BOOLEANS = ("true", "false", "yes", "no", "on", "off")
 HELP = {"-h", "--help"}
-EXIT_INTERRUPTED = 130
 
 C = TypeVar("C")
 

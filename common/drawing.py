@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PAPER, INK, FAINT = "#101317", "#e8eaed", "#9aa0a8"
+LETTER = "#ffd866"
+LEAST_LETTERED_IN = 1.0
+# Which side of the head lies at the left and at the right edge of a picture; `viewer.js` follows the same convention.
+SIDES = {"sagittal": ("A", "P"), "coronal": ("L", "R"), "axial": ("L", "R")}
 COLOURS = ("#5aa9e6", "#f2a541", "#63c586", "#e07a97", "#b195ea", "#cbbb5c")
 
 
@@ -28,20 +32,25 @@ class Page:
         bottom_in = height - top_in - height_in
         return self.figure.add_axes((left_in / width, bottom_in / height, width_in / width, height_in / height))
 
-    def image(self, box_in: tuple[float, float, float, float], pixels: "NDArray[Any]", **options: Any) -> "Axes":
-        """Draw a sagittal slice.
+    def image(
+        self, box_in: tuple[float, float, float, float], pixels: "NDArray[Any]", plane: str = "sagittal", **options: Any
+    ) -> "Axes":
+        """Draw a slice upright, with a letter at each side that says which side of the head it is.
 
         Args:
-            box_in: left, top, width and height of the image on the page.
-            pixels: `(Y, Z)` in [0, 1], Y toward anterior, Z toward superior.
+            box_in: left, top, width and height of the image on the page. Narrow images have no letters.
+            pixels: slice in [0, 1]: `(Y, Z)`, `(X, Z)` or `(X, Y)`; see `upright`.
+            plane: `sagittal`, `coronal` or `axial`.
             options: further arguments of `imshow`.
 
         Returns:
             The axes, without a frame.
         """
         axes = self.axes(*box_in)
-        axes.imshow(upright(pixels), **({"cmap": "gray", "vmin": 0, "vmax": 1} | options))
+        axes.imshow(upright(pixels, plane), **({"cmap": "gray", "vmin": 0, "vmax": 1, "aspect": "auto"} | options))
         axes.set_axis_off()
+        if box_in[2] >= LEAST_LETTERED_IN:
+            _draw_sides(axes, plane)
         return axes
 
     def text(self, left_in: float, top_in: float, text: str, size: float = 9, **options: Any) -> None:
@@ -51,16 +60,33 @@ class Page:
         self.figure.text(left_in / width, 1 - top_in / height, text, **style)
 
 
-def upright(pixels: "NDArray[Any]") -> "NDArray[Any]":
-    """Rotate a sagittal slice to the usual view: superior at the top, anterior on the left.
+def _draw_sides(axes: "Axes", plane: str) -> None:
+    from matplotlib.patheffects import withStroke
+
+    # The outline keeps letters readable on maps with a white background.
+    outline = [withStroke(linewidth=1.6, foreground="black")]
+    for place, side, letter in zip((0.03, 0.97), ("left", "right"), SIDES[plane], strict=True):
+        style = {"color": LETTER, "fontsize": 8, "va": "top", "ha": side, "path_effects": outline}
+        axes.text(place, 0.98, letter, transform=axes.transAxes, **style)
+
+
+def upright(pixels: "NDArray[Any]", plane: str = "sagittal") -> "NDArray[Any]":
+    """Turn a slice of a RAS+ volume to the view of all pictures: sagittal slices face left.
+
+    Sagittal and coronal slices have superior at the top, and axial slices have anterior at the top. Anterior is at the
+    left of a sagittal slice, and the subject's left is at the left of the other planes.
 
     Args:
-        pixels: `(Y, Z)`, or `(Y, Z, C)` with colours; Y toward anterior, Z toward superior.
+        pixels: `(Y, Z)` of a sagittal, `(X, Z)` of a coronal or `(X, Y)` of an axial slice; X toward the right,
+            Y toward anterior, Z toward superior. A third axis may hold colours.
+        plane: `sagittal`, `coronal` or `axial`.
 
     Returns:
-        `(Z, Y)` or `(Z, Y, C)`, with rows from the top and columns from the left, as in image files.
+        The same pixels as `(rows, columns)` or `(rows, columns, colours)`, rows from the top and columns from the left,
+        as in image files.
     """
-    return pixels[::-1, ::-1].swapaxes(0, 1)
+    facing = pixels[::-1] if plane == "sagittal" else pixels
+    return facing[:, ::-1].swapaxes(0, 1)
 
 
 def blank_page(width_in: float, height_in: float, paper: str, dpi: int = 100) -> Page:

@@ -4,12 +4,22 @@ import errno
 from collections.abc import Sequence
 from pathlib import Path
 
-EXIT_INPUT, EXIT_FAILURE = 2, 1
+EXIT_INPUT, EXIT_FAILURE, EXIT_INTERRUPTED = 2, 1, 130
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class InputError(ValueError):
-    """The user's input or configuration is wrong. The message names the place, the problem and the remedy."""
+    """The user's input or configuration is wrong. The message names the place, the problem and the remedy.
+
+    Examples:
+        >>> import upfield
+        >>> upfield.read_scan("missing.nii.gz")
+        Traceback (most recent call last):
+            ...
+        upfield.common.errors.VolumeError: missing.nii.gz: there is no such file. Check the path.
+        >>> issubclass(upfield.InputError, ValueError)
+        True
+    """
 
     met_by_all = False
     """Whether all processes of a job raise this same error. If so, one of them may report it for all."""
@@ -60,7 +70,13 @@ class ShardSetError(InputError):
 
 
 class RunError(RuntimeError):
-    """Work that started correctly cannot continue. The command prints one line and returns exit code 1."""
+    """Work that started correctly cannot continue. The command prints one line and returns exit code 1.
+
+    Examples:
+        >>> import upfield
+        >>> issubclass(upfield.RunError, RuntimeError)
+        True
+    """
 
     met_by_all = False
     """Whether every process of a job raises this same error, as for `InputError`."""

@@ -1,6 +1,7 @@
-"""Write self-contained HTML reports. The file holds its styles and pictures and loads nothing else."""
+"""Write self-contained HTML reports. The file holds its styles, scripts and pictures and loads nothing else."""
 
 import base64
+import hashlib
 import re
 import struct
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,8 @@ from urllib.parse import quote
 
 from upfield.common.files import write_text
 
+# The script of every page that shows volumes in three planes: a report embeds it, and the service sends it.
+VIEWER = Path(__file__).with_name("viewer.js")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 NUMBER = re.compile(r"[+\-]?\d[\d.,]*(e[+\-]?\d+)?( ?(dB|%|s|MB))?|[+\-]?(inf|nan)|-|")
 INTERVAL = re.compile(r"[+\-]?\d[\d.]* to [+\-]?\d[\d.]*")
@@ -28,6 +31,8 @@ h1 { font-size: 1.75rem; line-height: 1.25; margin: 0 0 1rem; }
 h2 { font-size: 1.25rem; line-height: 1.3; margin: 2.5rem 0 .75rem; padding-top: .75rem;
   border-top: 1px solid var(--line); }
 p { max-width: 42rem; margin: .75rem 0; }
+.lead { font-size: 1.25rem; line-height: 1.35; font-weight: 600; margin-bottom: 0; }
+.lead + p { margin-top: .25rem; }
 a { color: var(--link); }
 .scroll { overflow-x: auto; margin: 1rem 0 .5rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
@@ -37,8 +42,6 @@ th { font-size: .875rem; line-height: 1.3; color: var(--faint); font-weight: 600
 .number { text-align: right; }
 figure { margin: 1rem 0; }
 figcaption { max-width: 42rem; font-size: .875rem; color: var(--faint); }
-iframe { display: block; width: 100%; height: calc(var(--height) * min(100vw - 2rem, 64rem) + 4rem); border: 0;
-  border-radius: 4px; background: #000; }
 img { display: block; max-width: 100%; height: auto; border-radius: 4px; }
 details { margin: 1rem 0; }
 summary { cursor: pointer; }
@@ -46,13 +49,20 @@ pre { overflow-x: auto; padding: .75rem 1rem; margin: .5rem 0; background: var(-
   font: .8125rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 @media (max-width: 45rem) {
   body { padding-top: 1rem; } h1 { font-size: 1.5rem; } table { font-size: .875rem; } th { font-size: .8125rem; }
+  th, td { padding-right: .6rem; } td:first-child { white-space: normal; min-width: 6rem; }
   .scroll img { max-width: none; width: 42rem; } }
+@media print {
+  :root { --paper: #fff; --ink: #000; --faint: #444; --line: #bbb; --tint: #f4f6f8; --link: #000; }
+  body { max-width: none; padding: 0; font-size: 10pt; }
+  .scroll { overflow: visible; } table { font-size: 8pt; } th { font-size: 7.5pt; }
+  th, td { padding: .15rem .5rem .15rem 0; } td:first-child, td.number { white-space: normal; }
+  h2 { break-after: avoid; } tr, figure, .lead { break-inside: avoid; } pre { white-space: pre-wrap; } }
 """
 # The page needs no other file, so the policy forbids all requests.
 HEAD = """<meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'{scripts}">
+  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'{policy}">
 <link rel="icon" href="data:,">"""
 
 
@@ -64,12 +74,21 @@ class Section:
     """Body of the section, with all text escaped."""
     heading: str = ""
     """Plain text; if empty, the section continues the previous one."""
+    style: str = ""
+    """CSS that only this section needs."""
+    script: str = ""
+    """A JavaScript module that only this section needs."""
 
 
 def paragraph(text: str, heading: str = "") -> Section:
     """Return a section of plain text, in which blank lines separate paragraphs."""
     parts = [part for part in re.split(r"\n\s*\n", text.strip()) if part]
     return Section("\n".join(f"<p>{escape(part)}</p>" for part in parts), heading)
+
+
+def lead(result: str, details: str) -> Section:
+    """Return the first section of a report: the main result in large type, and one paragraph about it."""
+    return Section(f'<p class="lead">{escape(result)}</p>\n<p>{escape(details)}</p>')
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str | float]], heading: str = "") -> Section:
@@ -131,36 +150,31 @@ def link_list(links: Mapping[str, str], heading: str = "") -> Section:
     return Section("<ul>\n" + "\n".join(items) + "\n</ul>", heading)
 
 
-def embedded(html: str, title: str, height: float, heading: str = "") -> Section:
-    """Return a section that shows another HTML page in a frame. Scripts in the frame cannot access the report.
-
-    Args:
-        html: complete source of the page in the frame.
-        title: what the frame shows.
-        height: height of the picture divided by its width. The frame has room for a row of controls below the picture.
-        heading: heading of the section.
-    """
-    size = f'style="--height: {height:g}"'
-    frame = f'<iframe srcdoc="{escape(html)}" title="{escape(title)}" {size} sandbox="allow-scripts"></iframe>'
-    return Section(frame, heading)
-
-
 def _scrolling(inside: str, label: str) -> str:
     """Wrap HTML that may be wider than a phone in a box that scrolls sideways, also by keyboard."""
     return f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">{inside}</div>'
 
 
-def write_report(path: Path, title: str, sections: Sequence[Section], scripts: bool = False) -> None:
+def write_report(path: Path, title: str, sections: Sequence[Section]) -> None:
     """Write a report. If writing fails, no partial file is left.
 
     Args:
         path: the HTML file; an existing one is replaced.
         title: title of the report, as plain text.
         sections: sections in the order in which they appear.
-        scripts: whether embedded pages may run scripts. The report itself contains no scripts.
     """
-    head = HEAD.format(scripts="; script-src 'unsafe-inline'" if scripts else "")
+    scripts = [section.script for section in sections if section.script]
+    head = HEAD.format(policy=_policy(scripts))
+    style = STYLE + "".join(section.style for section in sections)
     pieces = [(f"<h2>{escape(s.heading)}</h2>\n" if s.heading else "") + s.html for s in sections]
-    head = f"<head>\n{head}\n<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>"
-    body = "\n".join([f"<h1>{escape(title)}</h1>", *pieces])
-    write_text(path, f'<!DOCTYPE html>\n<html lang="en">\n{head}\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n')
+    head = f"<head>\n{head}\n<title>{escape(title)}</title>\n<style>{style}</style>\n</head>"
+    body = "\n".join(["<main>", f"<h1>{escape(title)}</h1>", *pieces, "</main>"])
+    body += "".join(f'\n<script type="module">{script}</script>' for script in scripts)
+    write_text(path, f'<!DOCTYPE html>\n<html lang="en">\n{head}\n<body>\n{body}\n</body>\n</html>\n')
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """Return the part of the page's security policy that permits these scripts and no other."""
+    hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii") for script in scripts)
+    allowed = " ".join(f"'sha256-{each}'" for each in hashes)
+    return f"; script-src {allowed}" if allowed else ""

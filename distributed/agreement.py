@@ -20,8 +20,17 @@ from upfield.common.errors import (
     explain_error,
 )
 from upfield.common.locking import LOCK, FolderLock, lock_folder, try_lock
+from upfield.common.stop_signals import StopReason, StopRequest
 
 T = TypeVar("T")
+
+
+def agree_to_stop(stop: StopRequest) -> bool:
+    """Return whether any process was asked to stop, and record it as agreed. Collective: ALL ranks call it."""
+    asked = [stop.asked] if PartialState().num_processes == 1 else gather_object([stop.asked])
+    if any(asked):
+        stop.agreed = StopReason.SIGNAL
+    return any(asked)
 
 
 @contextmanager

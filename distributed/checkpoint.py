@@ -25,6 +25,8 @@ from upfield.model.amir import AmirConfig
 from upfield.model.weights import CONFIG, METRICS, MODEL, save_weights
 
 AVERAGE, OPTIMIZER, PROGRESS, HASHES = "average.safetensors", "optimizer.pt", "progress.json", "sha256.json"
+# Key of the figures by which the best model was chosen, in the record of the best model.
+CHOSEN_BY = "chosen_by"
 CHECKPOINT_NAME = re.compile(r"step-\d{8,}")
 
 
@@ -45,6 +47,8 @@ class TrainingProgress:
     """Best validation PSNR so far, in dB."""
     best_step: int | None = None
     """Step at which `best_psnr` was measured."""
+    best_slices: int = 0
+    """Number of slices on which `best_psnr` was measured."""
     data_sha256: str = ""
     """Data hash of the shard set, which determines the sample order."""
     batch_size: int = 0
@@ -168,7 +172,7 @@ def find_resume_point(out: Path, resume: str, fresh: TrainingProgress, keep_grou
     refuse_other_order(checkpoint, progress, replace(fresh, groups=progress.groups) if keep_groups else fresh)
     # The best model may have been saved after the checkpoint, and only a better model replaces it.
     best = read_best_score(out) if is_own(out, checkpoint) else None
-    progress.best_psnr, progress.best_step = best or (None, None)
+    progress.best_psnr, progress.best_step, progress.best_slices = best or (None, None, 0)
     return ResumePoint(checkpoint, progress, existing)
 
 
@@ -279,12 +283,38 @@ def is_own(out: Path, checkpoint: Path) -> bool:
     return checkpoint.resolve().parent == (out / "checkpoints").resolve()
 
 
-def read_best_score(out: Path) -> tuple[float, int] | None:
-    """Read the validation PSNR in dB of a run's best model and its step. Return None if there is no best model."""
-    if not (out / "best" / METRICS).is_file():
+def read_best_record(out: Path) -> dict[str, Any] | None:
+    """Read the record of a run's best model, or return None if there is no best model."""
+    path = out / "best" / METRICS
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def read_best_score(out: Path) -> tuple[float, int, int] | None:
+    """Read the score by which a run's best model was chosen.
+
+    Returns:
+        The validation PSNR in dB, the step, and the number of slices; None if there is no best model.
+    """
+    record = read_best_record(out)
+    if record is None:
         return None
-    record = json.loads((out / "best" / METRICS).read_text(encoding="utf-8"))
-    return record["validation"]["psnr_slice"], record["step"]
+    # Runs of earlier versions chose the best model on the whole split.
+    chosen_by = record.get(CHOSEN_BY, record["validation"])
+    return chosen_by["psnr_slice"], record["step"], chosen_by.get("slices", 0)
+
+
+def save_best_figures(out: Path, figures: dict[str, Any]) -> None:
+    """Replace the validation figures in the record of a run's best model. Only one rank calls it."""
+    record = read_best_record(out)
+    assert record is not None
+    write_json(out / "best" / METRICS, record | {"validation": figures})
+
+
+def save_best_score(out: Path, psnr: float, slices: int) -> None:
+    """Replace the score by which the best model was chosen. Only one rank calls it."""
+    record = read_best_record(out)
+    assert record is not None
+    write_json(out / "best" / METRICS, record | {CHOSEN_BY: {"psnr_slice": psnr, "slices": slices}})
 
 
 def save_best(

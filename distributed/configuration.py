@@ -3,13 +3,14 @@
 The defaults are those of the report that this project follows: Adam 2e-4, L1 + 0.001 * load loss, batch 4, 60 epochs.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from upfield.common.addresses import runs_command
 from upfield.common.ranges import Range, check_range
-from upfield.model.configuration import AmirConfig, LossConfig
+from upfield.model.configuration import AmirConfig, LossConfig, Preset
 from upfield.sharding.configuration import AccessConfig
 
 # The shares of a mix are written as decimals, so they may not add up to 1 exactly.
@@ -217,7 +218,7 @@ class DataConfig(AccessConfig):
 class ModelConfig:
     """The network to train. The number of its input channels follows from the shard set's context."""
 
-    preset: Literal["official", "report", "small", "tiny"] = "official"
+    preset: Preset = "official"
     """Preset of the network's sizes. The fields below override individual sizes."""
     dim: int | None = None
     """Number of channels at full resolution. By default, this is the preset's value."""
@@ -289,6 +290,10 @@ class RunSettings:
     """Number of passes over the training split."""
     max_steps: int | None = None
     """Maximum number of steps. The run ends after `epochs` or `max_steps`, whichever comes first."""
+    max_minutes: float | None = None
+    """Maximum number of minutes that one start of the run trains, with the validations in between. It then saves a
+    checkpoint, validates, and exits with 0, and the same command continues the run. The learning rate still follows
+    `epochs` and `max_steps`. By default, there is no limit."""
     precision: Literal["bf16", "fp16", "no"] = "bf16"
     """Mixed precision; `no` means float32, never TF32. Use bf16 if the hardware supports it (GPUs since Ampere,
     CPUs with AVX512-BF16 or AMX), because bf16 needs no loss scaling and was fastest on such CPUs. Otherwise, use fp16
@@ -321,6 +326,10 @@ class RunSettings:
     """Number of checkpoints to keep. Older checkpoints are deleted."""
     validate_every: int | None = None
     """Number of steps between validations. By default, the model is validated at the end of each epoch."""
+    validation_slices: int | None = None
+    """Number of slices of each validation during training. They are spread over the scans of the validation split and
+    are always the same, and the best model is chosen on them. At the end, the best model is measured on the whole
+    split. By default, each validation measures the whole split."""
     log_every: int = 10
     """Number of steps between log lines."""
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
@@ -334,8 +343,8 @@ class RunSettings:
     max_skips: int = 10
     """Maximum number of batches that a run may skip. If another batch would have to be skipped, the run stops."""
     stopped_code: int = 0
-    """Exit code of a run that was stopped early by a signal. A code other than 0, for example 75, tells a scheduler to
-    start the run again."""
+    """Exit code of a run that was stopped early by a signal or Ctrl-C. A code other than 0, for example 75, tells a
+    scheduler to start the run again."""
     timeout_s: float = 600.0
     """Time in seconds that a process waits for the other processes in a collective operation before the job fails."""
     validation_batch_size: int = 4
@@ -352,8 +361,10 @@ class RunSettings:
             )
         if not self.timeout_s > 0:
             raise ValueError(f"run.timeout_s: expected a positive time, found {self.timeout_s}.")
+        if self.max_minutes is not None and not 0 < self.max_minutes < math.inf:
+            raise ValueError(f"run.max_minutes: expected a positive number of minutes, found {self.max_minutes}.")
         positive = ("epochs", "max_steps", "checkpoint_every", "keep_checkpoints", "validate_every", "log_every")
-        for name in (*positive, "validation_batch_size"):
+        for name in (*positive, "validation_batch_size", "validation_slices"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"run.{name}: expected at least 1, found {value}.")
 

@@ -14,9 +14,15 @@ from upfield.common.cores import most_threads
 from upfield.common.errors import EXIT_FAILURE, InputError, RunError
 from upfield.common.grammar.yaml_files import read_yaml
 from upfield.common.progress import say
-from upfield.common.stop_signals import StopRequest
+from upfield.common.stop_signals import StopReason, StopRequest
 from upfield.common.tasks import end_with_parent
-from upfield.distributed.checkpoint import ResumePoint, TrainingProgress, list_checkpoints, read_progress
+from upfield.distributed.checkpoint import (
+    ResumePoint,
+    TrainingProgress,
+    list_checkpoints,
+    read_best_record,
+    read_progress,
+)
 from upfield.distributed.configuration import RunConfig, TrainConfig, TrainSettings
 from upfield.distributed.failures.lost_process import (
     describe_lost_process,
@@ -26,11 +32,13 @@ from upfield.distributed.failures.lost_process import (
     tell_others,
 )
 from upfield.distributed.launch import SCRIPT, relaunch
-from upfield.distributed.loop import fit
+from upfield.distributed.loop import OUTLOOK, fit
 from upfield.distributed.preconditions import open_data, refuse_shared_gpus, refuse_unusable
 from upfield.distributed.process_group import expected_world_size, wait_for_main_node
 from upfield.distributed.training_run import count_steps, find_start
+from upfield.model.baseline import describe_gain, warn_if_below_cubic
 from upfield.model.weights import CONFIG
+from upfield.sharding.shardset.manifest import Manifest
 from upfield.sharding.shardset.shard_list import make_absolute
 from upfield.sharding.shardset.shard_set import open_set
 
@@ -49,8 +57,14 @@ def run_job(config: TrainConfig, stop: StopRequest) -> int:
         RunError: the run cannot continue.
     """
     config = with_absolute_paths(config)
+    if stop.asked and "WORLD_SIZE" not in os.environ:
+        # In a job of several processes, all agree on this after they have found each other.
+        return report_no_start(config)
     if config.processes > 1 and "WORLD_SIZE" not in os.environ:
         start = check_before_launch(config)
+        if stop.asked:
+            return report_no_start(config)
+        stop.outlook = OUTLOOK
         return relaunch(SCRIPT, config, stop, start.progress.threads_for(most_threads(config.processes)))
     return train_in_process(config, stop)
 
@@ -100,14 +114,32 @@ def train_in_process(config: TrainConfig, stop: StopRequest) -> int:
         lost = RunError(describe_lost_process(config.run.timeout_s))
         lost.is_agreed = True
         raise lost from error
-    return report_end(config, progress) or (config.run.stopped_code if stop.agreed else 0)
+    return report_end(config, progress) or (config.run.stopped_code if stop.agreed == StopReason.SIGNAL else 0)
+
+
+def report_no_start(config: TrainConfig) -> int:
+    """Print that a signal arrived before training began, and return the exit code."""
+    say(f"{config.run.out}: stopped by a signal before training began; nothing was changed")
+    return config.run.stopped_code
 
 
 def report_end(config: TrainConfig, progress: TrainingProgress) -> int:
     """Print how far the run has come, on the main process, and return the exit code of success."""
-    if os.environ.get("RANK", "0") == "0":
-        best = "none yet" if progress.best_psnr is None else f"{progress.best_psnr:z.2f} dB"
-        print(f"{config.run.out}: step {progress.step}, best validation PSNR {best}")
+    if os.environ.get("RANK", "0") != "0":
+        return 0
+    out, record = config.run.out, read_best_record(config.run.out)
+    if record is None or progress.best_step is None:
+        print(f"{out}: step {progress.step}, best validation PSNR none yet")
+        return 0
+    figures, step = record["validation"], record["step"]
+    gain = describe_gain(figures)
+    print(
+        f"{out}: step {progress.step}, best validation PSNR {figures['psnr_slice']:z.2f} dB at step {step}"
+        f"{f', {gain}' if gain else ''}",
+        flush=True,
+    )
+    if warning := warn_if_below_cubic(str(out), step, figures):
+        say(warning)
     return 0
 
 
@@ -128,6 +160,8 @@ def find_finished(config: TrainConfig) -> TrainingProgress | None:
         if saved.validated_step < saved.step or trained | {"processes": config.processes} != to_tree(config):
             return None
         manifest = open_set(config.data.shards, config.data).manifest
+        if is_best_unmeasured(config, manifest):
+            return None
         samples = sum(entry.samples for entry in manifest.shards("train"))
         total_steps = count_steps(config.run, samples // config.data.batch_size)
         # This also checks the checkpoint's files and data.
@@ -136,6 +170,13 @@ def find_finished(config: TrainConfig) -> TrainingProgress | None:
                 say(f"{out}: training is already complete at step {saved.step} of {total_steps}")
             return progress
     return None
+
+
+def is_best_unmeasured(config: TrainConfig, manifest: Manifest) -> bool:
+    """Return whether the best model was chosen on a part of the validation split and not measured on the whole."""
+    record = read_best_record(config.run.out)
+    whole = sum(entry.samples for entry in manifest.shards("val"))
+    return record is not None and record["validation"].get("slices", whole) < whole
 
 
 def is_first_on_machine() -> bool:

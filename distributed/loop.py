@@ -1,40 +1,49 @@
 """The training loop: steps, log lines, checkpoints and validations."""
 
 import math
-from contextlib import ExitStack, closing, nullcontext
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 
 from upfield.common.errors import InputError
 from upfield.common.progress import say
-from upfield.common.stop_signals import StopRequest, stop_signals
-from upfield.distributed.agreement import errors_met_by_all, write_on_main_process
-from upfield.distributed.checkpoint import TrainingProgress, save_best, save_checkpoint, save_progress
+from upfield.common.stop_signals import StopReason, StopRequest, stop_signals
+from upfield.common.stores.transfer import TransferCancelledError
+from upfield.distributed.agreement import agree_to_stop, errors_met_by_all, write_on_main_process
+from upfield.distributed.checkpoint import TrainingProgress, checkpoint_folder, save_checkpoint
 from upfield.distributed.configuration import TrainConfig
 from upfield.distributed.failures.memory_shortage import explain_memory_shortage
 from upfield.distributed.logs.log_interval import LogInterval
+from upfield.distributed.logs.pace import RunLength
 from upfield.distributed.logs.run_log import RunLog
-from upfield.distributed.samples.reader import count_readers
+from upfield.distributed.samples.reader import Batch, count_readers
 from upfield.distributed.samples.sources import load_batches
-from upfield.distributed.training_run import Figures, OnValidation, TrainingRun, close_run, open_run
+from upfield.distributed.training_run import OnValidation, TrainingRun, close_run, open_run
 from upfield.distributed.training_step import QueuedStep, global_keys, settle_step, train_step
-from upfield.distributed.validation import validate
-from upfield.imaging.contrast import to_value
+from upfield.distributed.validations.validator import Validator
 from upfield.model.numerics import deterministic_algorithms
 
+OUTLOOK = "Stopping after this step, once the run is saved."
 LESS_MEMORY = "Choose a smaller --data.micro_batch or --data.batch_size, or --run.activation_checkpointing full."
 
 
 def fit(
-    config: TrainConfig, stop: StopRequest | None = None, on_validation: OnValidation = lambda *_: None
+    config: TrainConfig,
+    stop: StopRequest | None = None,
+    on_validation: OnValidation = lambda *_: None,
+    measure_whole: bool = True,
 ) -> TrainingProgress:
-    """Train until the run ends or a signal stops it, and return the progress. Collective: ALL ranks call it.
+    """Train until the run ends, its time is up or a signal stops it, and return the progress.
 
-    Training starts from the beginning or from a checkpoint, as `run.resume` says.
+    Collective: ALL ranks call it. Training starts from the beginning or from a checkpoint, as `run.resume` says.
 
     Args:
         config: configuration of the run.
-        stop: request that is set when SIGTERM or SIGUSR1 arrives. All ranks then save at the same step, and this
-            function returns. By default, this function handles these signals itself.
+        stop: request that is set when a signal arrives. All ranks then save at the same step, and this function
+            returns. By default, this function handles SIGTERM and SIGUSR1 itself.
         on_validation: function that is called on every rank after each validation, once its figures are saved.
+        measure_whole: whether to measure the best model on the whole validation split at the end, if
+            `run.validation_slices` limits the validations during training.
 
     Returns:
         How far the run has come.
@@ -45,6 +54,8 @@ def fit(
     """
     with ExitStack() as stack:
         stop = stop or stack.enter_context(stop_signals())
+        if config.run.max_minutes is not None:
+            stop.ends_at_s = time.monotonic() + 60 * config.run.max_minutes
         stack.enter_context(errors_met_by_all())
         stack.enter_context(explain_memory_shortage("training", LESS_MEMORY))
         with errors_met_by_all(InputError):
@@ -53,18 +64,70 @@ def fit(
         run.on_validation = on_validation
         if run.lock is not None:
             stack.enter_context(run.lock)
-        log = RunLog(run.accelerator, run.out, run.progress, run.total_steps, config.data.trace)
+        log = RunLog(run.accelerator, run.out, run.progress, run_length(run), config.data.trace)
         stack.enter_context(closing(log))
-        if run.progress.validated_step < run.progress.step and is_due(run, config.run.validate_every):
-            # The previous job ended after it saved this checkpoint but before it validated the weights.
-            validate_and_report(run, log, saved=True)
-        train(run, log, stop)
+        if not agree_to_stop(stop):
+            train_and_measure(run, log, stop, measure_whole)
+        log.close()
+        report_stop(run, stop)
     close_run(run)
     return run.progress
 
 
-def train(run: TrainingRun, log: RunLog, stop: StopRequest) -> None:
-    """Take steps until the run ends or a signal stops it. Collective: ALL ranks call it."""
+def train_and_measure(run: TrainingRun, log: RunLog, stop: StopRequest, measure_whole: bool) -> None:
+    """Train, and measure the best model on the whole validation split at the end. Collective: ALL ranks call it."""
+    validator = Validator(run, log, stop, measure_whole)
+    with cancel_downloads(run, stop):
+        validator.measure_best_again()
+        is_unvalidated = run.progress.validated_step < run.progress.step and is_due(run, run.config.run.validate_every)
+        if is_unvalidated and not stop.agreed:
+            # The previous job ended after it saved this checkpoint but before it validated the weights.
+            validator.validate_and_report(saved=True)
+        if stop.agreed:
+            return
+        if run.progress.step < run.total_steps:
+            train(run, log, stop, validator)
+        else:
+            # The previous job ended before it measured the best model.
+            validator.measure_best_on_whole_split()
+
+
+def run_length(run: TrainingRun) -> RunLength:
+    """Return the work of the whole run."""
+    config, whole = run.config, run.validation.num_samples
+    crop, (_, *size) = config.data.augment.crop, run.validation.high_shape
+    part = min(config.run.validation_slices or whole, whole)
+    return RunLength(
+        total_steps=run.total_steps,
+        batch_size=config.data.batch_size,
+        validate_every=config.run.validate_every or run.batches.steps_per_epoch,
+        validation_slices=part,
+        final_slices=whole if part < whole else 0,
+        crop_share=math.prod(crop) / math.prod(size) if crop else 1.0,
+        max_minutes=config.run.max_minutes,
+        preset=config.model.preset,
+    )
+
+
+def report_stop(run: TrainingRun, stop: StopRequest) -> None:
+    """Print why the run stops before its last step, what is kept and how to continue, on the main process."""
+    step = run.progress.step
+    if not stop.agreed or not run.accelerator.is_main_process:
+        return
+    if stop.agreed == StopReason.TIME and step == run.total_steps:
+        return
+    why = "stopped by a signal" if stop.agreed == StopReason.SIGNAL else "the time of run.max_minutes is up"
+    if step == 0:
+        say(f"{run.out}: {why} before the first step; the same command starts the training")
+    else:
+        say(
+            f"{run.out}: {why} after step {step} of {run.total_steps}; everything up to this step is saved, and the "
+            "same command continues from there"
+        )
+
+
+def train(run: TrainingRun, log: RunLog, stop: StopRequest, validator: Validator) -> None:
+    """Take steps until the run ends, its time is up or a signal stops it. Collective: ALL ranks call it."""
     config = run.config.data
     interval = LogInterval(run.progress)
     steps = range(run.progress.step, run.total_steps)
@@ -73,18 +136,53 @@ def train(run: TrainingRun, log: RunLog, stop: StopRequest) -> None:
     batches = load_batches(run.batches, steps, num_workers, config.prefetch, pin_memory=on_gpu)
     queued = None
     with closing(batches):
-        for batch in interval.time_waits(batches):
+        for batch in interval.time_waits(until_cancelled(batches, stop)):
             queued = train_step(run, batch, stop, queued)
             interval.add(config.batch_size)
-            queued = finish_step(run, log, interval, queued, stop)
+            queued = finish_step(run, log, interval, queued, stop, validator)
             if stop.agreed:
-                if run.accelerator.is_main_process:
-                    say(f"stopped by a signal after step {run.progress.step}; the same command continues from there")
                 return
+    if queued is not None:
+        settle_step(run, queued, stop)
+    if run.progress.step < run.total_steps:
+        # A signal ended a download, so no batch came after the last step.
+        stop.agreed = StopReason.SIGNAL
+        save_unless_saved(run)
+
+
+@contextmanager
+def cancel_downloads(run: TrainingRun, stop: StopRequest) -> Iterator[None]:
+    """Make a signal cancel the downloads for which a single process waits inside the `with` block.
+
+    One of several processes cannot stop alone. It waits for its download, takes the step together with the others, and
+    then all stop.
+    """
+    alone = run.accelerator.num_processes == 1
+    stop.outlook = OUTLOOK
+    if alone:
+        stop.cancel = run.batches.split.source.stop
+    try:
+        yield
+    finally:
+        stop.cancel = lambda: None
+
+
+def until_cancelled(batches: Iterator[Batch], stop: StopRequest) -> Iterator[Batch]:
+    """Yield batches until there are no more, or until a signal has cancelled the download of one."""
+    try:
+        yield from batches
+    except TransferCancelledError:
+        if not stop.asked:
+            raise
 
 
 def finish_step(
-    run: TrainingRun, log: RunLog, interval: LogInterval, queued: QueuedStep, stop: StopRequest
+    run: TrainingRun,
+    log: RunLog,
+    interval: LogInterval,
+    queued: QueuedStep,
+    stop: StopRequest,
+    validator: Validator,
 ) -> QueuedStep | None:
     """Settle the step, and log, save and validate, if any of these is due. Collective: ALL ranks call it.
 
@@ -98,18 +196,26 @@ def finish_step(
     log_now = step % config.run.log_every == 0 or step == run.total_steps
     validate_now = is_due(run, config.run.validate_every)
     save_now = is_due(run, config.run.checkpoint_every)
-    if not (log_now or validate_now or save_now or stop.agreed):
+    # On a GPU, the host reads the values of a step while the device computes the next one.
+    if not (log_now or validate_now or save_now or stop.agreed) and run.accelerator.device.type == "cuda":
         return queued
     settle_step(run, queued, stop)
     if log_now:
         log_step(run, log, interval)
-    save_now = save_now or stop.agreed
-    with interval.paused():
+    save_now = save_now or bool(stop.agreed)
+    validate_now = (validate_now or stop.agreed == StopReason.TIME) and stop.agreed != StopReason.SIGNAL
+    if not (save_now or validate_now):
+        return None
+    with interval.paused(), log.pace.paused():
         # Save before the validation, which takes so long that a crash or a signal may end the process in the meantime.
         if save_now:
             save(run)
-        if validate_now and not stop.agreed:
-            validate_and_report(run, log, saved=save_now)
+        if validate_now:
+            validator.validate_and_report(saved=save_now)
+            if step == run.total_steps or stop.agreed == StopReason.TIME:
+                validator.measure_best_on_whole_split()
+            if stop.agreed == StopReason.SIGNAL and not save_now:
+                save(run)
     return None
 
 
@@ -128,72 +234,10 @@ def is_due(run: TrainingRun, every: int | None) -> bool:
     return step == run.total_steps or step % (every or run.batches.steps_per_epoch) == 0
 
 
-def validate_and_report(run: TrainingRun, log: RunLog, saved: bool) -> None:
-    """Validate, keep the best model, and report the figures. Collective: ALL ranks call it.
-
-    Args:
-        run: run to validate.
-        log: log of the run.
-        saved: whether this step has a checkpoint; if so, the progress in the checkpoint is updated.
-    """
-    figures = validate_and_keep_best(run, log)
-    if saved:
-        what = f"{run.out}: the progress of step {run.progress.step}"
-        write_on_main_process(what, lambda: save_progress(run.out, run.progress))
-    run.on_validation(run.progress, run.epoch, figures)
-
-
-def validate_and_keep_best(run: TrainingRun, log: RunLog) -> Figures:
-    """Validate, save the model if its mean PSNR is the best so far, and return the figures.
-
-    If the run keeps an average of the weights, the average is validated and saved. Collective: ALL ranks call it.
-    """
-    learner, config, step = run.learner, run.config.run, run.progress.step
-    with learner.average.swapped_in() if learner.average is not None else nullcontext():
-        learner.network.eval()
-        with explain_memory_shortage("validating", "Choose a smaller --run.validation_batch_size."):
-            num_workers = count_readers(run.config.data, run.accelerator.device.type == "cuda")
-            validation = validate(
-                run.accelerator,
-                learner.network,
-                run.validation,
-                config.validation_batch_size,
-                config.pictures,
-                num_workers,
-                run.config.data.prefetch,
-            )
-        learner.network.train()
-        run.progress.validated_step = step
-        log.metrics("validation", step, run.epoch, validation.figures)
-        log.pictures(step, validation.pictures)
-        psnr = validation.figures["psnr_slice"]
-        if not math.isfinite(psnr):
-            if run.accelerator.is_main_process:
-                say(f"validation at step {step} has no finite PSNR; the best model is unchanged")
-        elif run.progress.best_psnr is None or psnr > run.progress.best_psnr:
-            run.progress.best_psnr, run.progress.best_step = psnr, step
-            keep_best(run, validation.figures)
-    return validation.figures
-
-
-def keep_best(run: TrainingRun, figures: Figures) -> None:
-    """Write the current weights as the best model. Collective: ALL ranks call it."""
-    weights = run.learner.weights()
-    manifest, step = run.validation.manifest, run.progress.step
-    record = {
-        "step": step,
-        "epoch": run.epoch,
-        "validation": figures,
-        "data_sha256": manifest.data_sha256,
-        "normalisation": manifest.normalisation,
-        "geometry": manifest.geometry,
-        "context": manifest.context,
-        "contrast": to_value(manifest.contrasts),
-        "skull_stripped": manifest.skull_stripped,
-    }
-    sizes = run.learner.network.config
-    what = f"{run.out}: the best model of step {step}"
-    write_on_main_process(what, lambda: save_best(run.out, weights, sizes, run.config, record))
+def save_unless_saved(run: TrainingRun) -> None:
+    """Write a checkpoint unless this step has one. Only a single process calls it."""
+    if run.progress.step and not checkpoint_folder(run.out, run.progress.step).is_dir():
+        save(run)
 
 
 def save(run: TrainingRun) -> None:

@@ -9,8 +9,8 @@ from upfield.distributed.configuration import TrainConfig
 
 def train(config: TrainConfig) -> int:
     """Train AMIR as configured, and return the exit code."""
-    # The import takes seconds, and a scheduler may send its signal during that time.
-    with stop_signals() as stop:
+    # The import takes seconds, and a signal may arrive during that time.
+    with stop_signals(interrupt=True) as stop:
         from upfield.distributed.job import run_job
 
         return run_job(config, stop)

@@ -31,6 +31,7 @@ from upfield.distributed.agreement import (
 from upfield.distributed.checkpoint import ResumePoint, TrainingProgress, clear_leftovers, find_resume_point
 from upfield.distributed.configuration import RunSettings, TrainConfig
 from upfield.distributed.learner import Learner, build_network, build_optimizer, choose_memory_plan, free_gpu_bytes
+from upfield.distributed.logs.printed_lines import setting
 from upfield.distributed.preconditions import (
     open_data,
     refuse_other_file,
@@ -50,17 +51,8 @@ from upfield.model.weights import CONFIG
 from upfield.sharding.shardset.manifest import Manifest
 from upfield.sharding.shardset.shard_split import ShardSplit
 
-# Settings with which a run computes other numbers, or the same numbers with other rounding.
-COMPUTED = (
-    "data.micro_batch",
-    "data.augment",
-    "loss.",
-    "optim.",
-    "run.precision",
-    "run.deterministic",
-    "run.compile",
-    "run.kernels",
-)
+# Settings that say where the files of a run are and how it is started.
+PLACES = ("run.out", "run.resume", "data.shards", "data.cache_dir", "data.trace", "model.init", "processes")
 Figures = dict[str, float | int]
 # Arguments: the progress, the number of epochs done, and the figures of a validation.
 OnValidation = Callable[[TrainingProgress, float, Figures], None]
@@ -213,13 +205,13 @@ def prepare_folder(config: TrainConfig, out: Path, start: ResumePoint) -> None:
 
 
 def report_changes(out: Path, config: TrainConfig) -> None:
-    """Print the settings that change what is computed and that differ from those of the run so far."""
+    """Print the settings that differ from those of the run so far, without those that only name places."""
     # A run of an older version lacks newer settings, which do not count.
     before, now = settings_of(read_yaml(out / CONFIG)), settings_of(to_tree(config))
     changes = [
-        f"{name} {value} instead of {before[name]}"
+        f"{name} {setting(before[name])} -> {setting(value)}"
         for name, value in now.items()
-        if name.startswith(COMPUTED) and before.get(name, value) != value
+        if name not in PLACES and before.get(name, value) != value
     ]
     if changes:
         say(f"{out}: this run continues with other settings: {', '.join(changes)}")

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from upfield.common.errors import DivergedError
 from upfield.common.progress import say
-from upfield.common.stop_signals import StopRequest
+from upfield.common.stop_signals import StopReason, StopRequest
 from upfield.distributed.gating_noise import draw_gating_noise
 from upfield.distributed.learning_rate import learning_rate
 from upfield.distributed.samples.reader import Batch
@@ -64,18 +64,19 @@ class QueuedStep:
     names: tuple[str, ...]
     """Names of the columns of `rows` after the first one."""
     rows: Tensor
-    """`(ranks, 1 + names)` float32 on the device: whether the rank was asked to stop, and its values."""
+    """`(ranks, 1 + names)` float32 on the device: the rank's reason to stop, and its values."""
     copy: Tensor
     """`rows` on the CPU, valid after the event `copied`."""
     copied: torch.cuda.Event | None
     """Event after the copy from a GPU; None on a CPU."""
 
-    def read(self) -> tuple[bool, StepValues]:
-        """Wait for the values. Return whether any rank was asked to stop, and the values of all ranks."""
+    def read(self) -> tuple[StopReason, StepValues]:
+        """Wait for the values. Return the weightiest reason of any rank to stop, and the values of all ranks."""
         if self.copied is not None:
             self.copied.synchronize()
         rows = self.copy.tolist()
-        return any(row[0] for row in rows), StepValues(self.names, tuple(tuple(row[1:]) for row in rows))
+        reason = StopReason(int(max(row[0] for row in rows)))
+        return reason, StepValues(self.names, tuple(tuple(row[1:]) for row in rows))
 
     def is_bad(self, *names: str) -> Tensor:
         """Return, as a scalar on the device, whether any of the named values is not finite on any rank."""
@@ -122,8 +123,8 @@ def settle_step(run: TrainingRun, step: QueuedStep, stop: StopRequest) -> None:
         DivergedError: the loss or the gradient is not finite, and the batch may not be skipped.
     """
     progress = run.progress
-    asked, values = step.read()
-    stop.agreed = stop.agreed or asked
+    reason, values = step.read()
+    stop.agreed = max(stop.agreed, reason)
     if values.overflowed():  # The loss scale of fp16 was too large and is now halved.
         progress.overflows += 1
     elif values.bad_ranks(("loss", "grad_norm")):
@@ -181,8 +182,8 @@ def queue_values(run: TrainingRun, samples: Tensor, values: dict[str, Tensor], s
         stop: request of this rank.
     """
     device = run.accelerator.device
-    asked = torch.full((), float(stop.asked), device=device)
-    own = torch.stack([asked, *(value.float() for value in values.values())])
+    reason = torch.full((), float(stop.reason), device=device)
+    own = torch.stack([reason, *(value.float() for value in values.values())])
     rows = run.accelerator.gather(own[None])
     assert isinstance(rows, Tensor)
     copy, copied = rows.to("cpu", non_blocking=True), None

@@ -56,7 +56,7 @@ class LowFieldSampling:
         # World coordinates are not needed here, so both grids are centred on the same point.
         centre_mm = None if resized else np.zeros(3)
         parameters = record["parameters"] if record["kind"] == "synthetic" else {}
-        if parameters.get("recipe") == "physics":
+        if "spacing_mm" in parameters:
             geometry = _acquired_geometry(geometry, parameters["spacing_mm"])
         return cls(FieldResampler(geometry, centre_mm), parameters.get("sigma_vox"), parameters.get("gamma", 1.0))
 

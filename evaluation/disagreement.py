@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from upfield.imaging.resample import apply_operators, grid_operator
 
+# Mirrored, moved and noisy.
+NUM_COPIES = 3
 SHIFT_VOX = 0.5
 NOISE_STD = 0.01
 Restore = Callable[[NDArray[np.float32]], NDArray[np.float32]]

@@ -34,11 +34,11 @@ class EvaluationPlan:
 
 
 def check_input(config: EvaluateConfig) -> EvaluationPlan:
-    """Check the models, the shard set and the report folders.
+    """Check the models and the shard set.
 
     Raises:
         InputError: a model is missing, is named twice or does not fit the shard set, or the set does not have the
-            split, or a report folder cannot be written.
+            split.
     """
     if len({model.resolve() for model in config.models}) < len(config.models):
         raise InputError("models: a model is named twice. Name each model once.")
@@ -46,10 +46,7 @@ def check_input(config: EvaluateConfig) -> EvaluationPlan:
     manifest, split = shards.manifest, open_split(config, shards)
     for model in [*config.models, *([config.against] if config.against else [])]:
         open_restorer(model, config, manifest)
-    folders = report_folders(config.models, config.out)
-    for folder in folders:
-        check_report_folder(folder, config)
-    pairs = zip(config.models, folders, strict=True)
+    pairs = zip(config.models, report_folders(config.models, config.out), strict=True)
     return EvaluationPlan(split, tuple(EvaluationTarget(model, folder) for model, folder in pairs))
 
 
@@ -81,6 +78,16 @@ def report_folders(models: list[Path], out: Path) -> list[Path]:
         same = sum(taken == name or taken.startswith(f"{name}-") for taken in names)
         names.append(f"{name}-{same + 1}" if same else name)
     return [out / name for name in names]
+
+
+def check_report_folders(config: EvaluateConfig, plan: EvaluationPlan) -> None:
+    """Check the report folder of each model.
+
+    Raises:
+        InputError: a folder cannot be written, or it belongs to a shard set or to a run.
+    """
+    for target in plan.targets:
+        check_report_folder(target.folder, config)
 
 
 def check_report_folder(folder: Path, config: EvaluateConfig) -> None:

@@ -4,7 +4,7 @@ One volume is in memory at a time, so memory does not grow with the number of su
 """
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from upfield.common.errors import RunError
 from upfield.evaluation.consistency import Consistency, LowFieldSampling, check_consistency
-from upfield.evaluation.disagreement import disagreement
+from upfield.evaluation.disagreement import NUM_COPIES, disagreement
 from upfield.evaluation.measurements import TrustMeasures, VolumeFailure, VolumeImages, VolumeMeasurements
 from upfield.evaluation.metrics import METRICS, SLICE_METRICS, VOLUME_METRICS, ImagePair
 from upfield.evaluation.stacked_pairs import StackedPair, read_pair
@@ -36,6 +36,14 @@ class MeasurementSettings:
     """Whether to measure disagreement. If so, every slice is restored four times."""
     device: torch.device
     """Device that computes the metrics."""
+    advance: Callable[[int], None] = lambda _: None
+    """Function that is called with the number of slices of each restored batch."""
+
+    @property
+    def passes(self) -> int:
+        """Number of times that each slice is restored."""
+        num_models = sum(restorer is not None for restorer in self.restorers.values())
+        return num_models * (1 + NUM_COPIES if self.perturb else 1)
 
 
 @dataclass(frozen=True)
@@ -54,20 +62,6 @@ class MeasuredVolume:
         figures = self.figures.merge(other.figures) if self.figures and other.figures else self.figures or other.figures
         images = self.images.merge(other.images) if self.images and other.images else self.images or other.images
         return MeasuredVolume(figures, images, self.failures + other.failures)
-
-
-def measure_volumes(
-    settings: MeasurementSettings, split: ShardSplit, pairs: list[VolumePair]
-) -> Iterator[MeasuredVolume]:
-    """Measure one volume after the other, and yield the outcome of each. A failure does not stop the others.
-
-    Args:
-        settings: the methods to measure, the batch size, and the device.
-        split: the split that holds the volumes.
-        pairs: the volumes to measure.
-    """
-    for listed in pairs:
-        yield measure_listed(settings, split, listed)
 
 
 def measure_listed(settings: MeasurementSettings, split: ShardSplit, listed: VolumePair) -> MeasuredVolume:
@@ -106,11 +100,11 @@ def measure_volume(
             restored[method] = cubic
             continue
         low = pair.with_neighbours(restorer.context)
-        restored[method] = restore_volume(low, restorer, settings.batch_size)
+        restored[method] = restore_volume(low, restorer, settings.batch_size, settings.advance)
         if not np.isfinite(restored[method]).all():
             raise RunError(f"{pair.name}: the model returned values that are not finite. Train it again.")
         if settings.perturb:
-            doubts[method] = disagreement_of(pair.name, low, restored[method], restorer, settings.batch_size)
+            doubts[method] = disagreement_of(pair.name, low, restored[method], restorer, settings)
     images = {method: to_pair(image, pair.high, head, settings.device) for method, image in restored.items()}
     checks = {method: check_consistency(image, cubic, sampling) for method, image in restored.items()}
     first = pair.keys[0]
@@ -131,7 +125,11 @@ def measure_volume(
 
 
 def disagreement_of(
-    name: str, low: NDArray[np.float32], restored: NDArray[np.float32], restorer: Restorer, batch_size: int
+    name: str,
+    low: NDArray[np.float32],
+    restored: NDArray[np.float32],
+    restorer: Restorer,
+    settings: MeasurementSettings,
 ) -> NDArray[np.float32]:
     """Compute the standard deviation `(X, Y, Z)` of `restored` and the model's outputs for perturbed input.
 
@@ -140,11 +138,15 @@ def disagreement_of(
         low: `(X, 1 + 2*context, Y, Z)` in [0, 1].
         restored: `(X, Y, Z)`, the model's output for `low`.
         restorer: the model.
-        batch_size: slices restored at once.
+        settings: the batch size.
     """
+
+    def restore(low: NDArray[np.float32]) -> NDArray[np.float32]:
+        return restore_volume(low, restorer, settings.batch_size, settings.advance)
+
     # The seed depends only on the name, so the noise is the same whichever process measures the volume.
     seed = zlib.crc32(name.encode())
-    return disagreement(low, restored, lambda low: restore_volume(low, restorer, batch_size), seed)
+    return disagreement(low, restored, restore, seed)
 
 
 def trust_measures(check: Consistency, doubt: NDArray[np.float32] | None, head: NDArray[np.bool_]) -> TrustMeasures:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
 from upfield.model import quality
+from upfield.model.metric_names import is_error
 
 LEAST_FOREGROUND = 0.05
 # MS-SSIM halves the image four times and then applies a window of 11 pixels. torchmetrics refuses smaller images.
@@ -215,8 +216,11 @@ class Metric:
     """One sentence, stored in metrics.json."""
     unit: str = ""
     """`dB`, or empty for a metric without a unit."""
-    higher_is_better: bool = True
-    """True for similarities, False for error measures."""
+
+    @property
+    def higher_is_better(self) -> bool:
+        """True for similarities, False for error measures."""
+        return not is_error(self.name)
 
     @property
     def digits(self) -> int:
@@ -265,7 +269,6 @@ METRICS = {
             "slice",
             mae_slice,
             "mean absolute error of a whole sagittal slice, intensities in [0, 1]",
-            higher_is_better=False,
         ),
         Metric(
             "ms_ssim_axial",
@@ -293,11 +296,8 @@ METRICS = {
             "volume",
             nrmse,
             "root of the squared error over the high-field volume's squared intensities (scikit-image, euclidean)",
-            higher_is_better=False,
         ),
-        Metric(
-            "mae", "volume", mae, "mean absolute error of the volume, intensities in [0, 1]", higher_is_better=False
-        ),
+        Metric("mae", "volume", mae, "mean absolute error of the volume, intensities in [0, 1]"),
         Metric(
             "score_ulf_enc",
             "volume",

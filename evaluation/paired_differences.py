@@ -16,9 +16,10 @@ CONFIDENCE = 0.95
 RESAMPLES = 9999
 SEED = 0
 METHOD = (
-    "Differences are means per subject, over what both have a finite value for; intervals "
-    f"({CONFIDENCE:.0%}) are percentiles of {RESAMPLES} bootstrap samples of subjects, p is a two-sided sign-flip "
-    "permutation test over subjects. Slices of one subject are not independent and are not counted as if they were."
+    "A difference is the mean over subjects of each subject's mean difference, over slices or volumes for which both "
+    f"methods have a finite value. Its {CONFIDENCE:.0%} interval is from {RESAMPLES} bootstrap samples of subjects. "
+    "p is that of a two-sided sign-flip permutation test over subjects. Slices of one subject are not independent, so "
+    "they are not counted as separate observations."
 )
 
 

@@ -1,14 +1,15 @@
 """Share the volumes of a split over the processes of a job, and gather their measurements."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from upfield.common.progress import say, track
-from upfield.evaluation.measure import MeasurementSettings, measure_volumes
+from upfield.common.progress import ProgressBar, say
+from upfield.evaluation.measure import MeasuredVolume, MeasurementSettings, measure_listed
 from upfield.evaluation.measurements import SplitMeasurements, VolumeFailure, VolumeImages, VolumeMeasurements
 from upfield.sharding.shardset.shard_split import ShardSplit
 from upfield.sharding.shardset.volume_pairs import VolumePair, group_volumes
@@ -49,7 +50,7 @@ def measure_split(
     measured: list[VolumeMeasurements] = []
     failures: list[VolumeFailure] = []
     shown: VolumeImages | None = None
-    for outcome in track(measure_volumes(settings, split, own), "volumes", len(own)):
+    for outcome in measure_volumes(settings, split, own, visible=rank == 0):
         for failure in outcome.failures:
             say(f"{failure.volume}: {failure.method}: {failure.reason}")
         failures += outcome.failures
@@ -63,6 +64,54 @@ def measure_split(
         measured, failures = gather_object(measured), gather_object(failures)
     volumes = tuple(sorted(measured, key=lambda volume: volume.keys[0]))
     return SplitMeasurements(volumes, shown, tuple(sorted(failures, key=lambda failure: failure.volume)))
+
+
+def measure_volumes(
+    settings: MeasurementSettings, split: ShardSplit, pairs: list[VolumePair], visible: bool
+) -> Iterator[MeasuredVolume]:
+    """Measure one volume after the other, and yield the outcome of each. A failure does not stop the others.
+
+    Args:
+        settings: the methods to measure, the batch size, and the device.
+        split: the split that holds the volumes.
+        pairs: the volumes to measure.
+        visible: whether to show how many slices are measured. Other processes measure as many.
+    """
+    with ProgressBar("slices", sum(len(listed.samples) for listed in pairs), visible=visible) as bar:
+        for listed in pairs:
+            count = SliceCount(bar, len(listed.samples), max(settings.passes, 1))
+            yield measure_listed(replace(settings, advance=count.add), split, listed)
+            count.finish()
+
+
+class SliceCount:
+    """Counts the measured slices of a volume, each of which is restored several times."""
+
+    def __init__(self, bar: ProgressBar, slices: int, passes: int) -> None:
+        """Begin a volume.
+
+        Args:
+            bar: bar that shows the slices.
+            slices: number of slices of the volume.
+            passes: number of times that each slice is restored.
+        """
+        self._bar, self._slices, self._passes = bar, slices, passes
+        self._restored, self._shown = 0, 0
+
+    def add(self, restored: int) -> None:
+        """Count restored slices."""
+        self._restored += restored
+        # If a method fails, the volume is measured again.
+        self._show(min(self._restored // self._passes, self._slices))
+
+    def finish(self) -> None:
+        """Count all slices of the volume."""
+        self._show(self._slices)
+
+    def _show(self, done: int) -> None:
+        if done > self._shown:
+            self._bar.advance(done - self._shown)
+            self._shown = done
 
 
 def sort_real_first(pairs: list[VolumePair]) -> list[VolumePair]:

@@ -4,12 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-import torch
 import yaml
-from numpy.typing import NDArray
 
-from upfield.common.allocator import keep_freed_memory
 from upfield.common.errors import InputError
 from upfield.common.files import hash_file
 from upfield.common.grammar.suggestions import nearest
@@ -18,11 +14,10 @@ from upfield.evaluation.configuration import EvaluateConfig
 from upfield.evaluation.measurements import AGAINST, MODEL
 from upfield.export.configuration import Engine
 from upfield.export.modelfile.engines import open_model_file
-from upfield.export.modelfile.gpus import torch_device
 from upfield.export.pretrained.packaged_model import model_names
+from upfield.export.scans.best_restorer import BestRestorer
 from upfield.export.scans.restoration import Restorer
 from upfield.model.weights import MODEL as WEIGHTS
-from upfield.model.weights import read_best
 from upfield.sharding.shardset.manifest import Manifest
 
 
@@ -55,8 +50,8 @@ class ModelRestorer(Restorer, Protocol):
     """Training configuration of the model, as YAML."""
 
 
-class RunRestorer:
-    """Restores batches of slices with a run's best model, in PyTorch."""
+class RunRestorer(BestRestorer):
+    """Restores batches of slices with a run's best model, and knows the origin of the model."""
 
     def __init__(self, run: Path, device: str = "auto") -> None:
         """Load the best model of a run.
@@ -68,23 +63,10 @@ class RunRestorer:
         Raises:
             InputError: the run has no best model, or `device` is `cuda` and there is no GPU.
         """
-        self._device = torch_device(device)
-        if self._device.type == "cpu":
-            keep_freed_memory()
-        try:
-            best = read_best(run / "best")
-        except ValueError as error:
-            raise InputError(str(error)) from error
-        self._network = best.network.to(self._device)
-        self.context, self.normalisation = best.context, best.normalisation
-        runtime = f"PyTorch on {self._device.type}, best model"
+        super().__init__(run, device)
+        best, runtime = self.best, f"{self.provider}, best model"
         self.origin = ModelOrigin(str(run), best.step, runtime, hash_file(run / "best" / WEIGHTS), best.data_sha256)
         self.configuration = yaml.safe_dump(best.config, sort_keys=False)
-
-    @torch.inference_mode()
-    def restore(self, low: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Map `(N, 1 + 2*context, H, W)` in [0, 1] to `(N, 1, H, W)` in [0, 1]."""
-        return self._network(torch.from_numpy(low).to(self._device)).clamp(0, 1).cpu().numpy()
 
 
 class ModelFileRestorer:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from upfield.common.errors import ShardSetError
 from upfield.imaging.slices import neighbour_indices
 from upfield.sharding.shardset.sample_key import SampleKey
 from upfield.sharding.shardset.shard_split import ShardSplit
+from upfield.sharding.shardset.split_reader import read_whole
 from upfield.sharding.shardset.volume_pairs import VolumePair
 
 
@@ -59,12 +59,5 @@ def read_pair(split: ShardSplit, pair: VolumePair) -> StackedPair:
     Raises:
         ShardSetError: a shard is missing or truncated, slices are missing, or a value is outside 0..1.
     """
-    count = len(pair.samples)
-    expected = split.manifest.tree["config"]["geometry"]["high_shape"][0]
-    if [key.x for key in pair.keys] != list(range(expected)):
-        raise ShardSetError(
-            f"{split.root}: {pair.first}: expected {expected} slices numbered from 0, found {count} numbered "
-            f"{pair.keys[0].x} to {pair.keys[-1].x}. Run upfield verify."
-        )
-    low, high = split.read_checked(pair.samples)
+    low, high = read_whole(split, pair)
     return StackedPair(pair.keys, low.astype(np.float32), high[:, 0].astype(np.float32))

@@ -14,24 +14,25 @@ from upfield.evaluation.paired_differences import METHOD, differences, subject_m
 
 NUM_WORST = 10
 DIFFERENCES = ((MODEL, CUBIC), (MODEL, AGAINST))
-UNCORRECTED = "Many tests find something by chance: p is not corrected for their number."
+UNCORRECTED = "p is not corrected for the number of tests, so some differences seem significant by chance alone."
 TRUST = {
     "inconsistency": (
-        "root mean square of the scan minus the volume as the scanner would see it, over that of the scan: the volume "
-        "is put through the known low-field sampling (a synthetic scan's recorded blur and darkening; for a real one "
-        "the average over its voxels), and a straight line is fitted between the intensities"
+        "root mean square of the difference between the scan and the volume as the scanner would see it, divided by "
+        "that of the scan. The scanner is imitated by the recorded blur and darkening of a synthetic scan, or by the "
+        "average over the voxels of a real one, and by a straight line fitted to the intensities"
     ),
     "inconsistency_bands": (
-        "the same energies' ratio (not its root) per band of spatial frequency, in units of what the low-field grid "
-        f"can hold: {', '.join(BAND_NAMES)}"
+        "the same ratio of energies, without the root, in each band of spatial frequency, relative to the limit of the "
+        f"low-field grid: {', '.join(BAND_NAMES)}"
     ),
     "disagreement": (
-        "standard deviation of the model's answers to the input, the mirrored input, the input moved by half a voxel "
-        "and the input with noise of standard deviation 0.01, each moved back, mean inside the head"
+        "standard deviation between the model's outputs for four inputs: the scan, its mirror image, the scan moved by "
+        "half a voxel, and the scan with noise of standard deviation 0.01. Each output is moved back first, and the "
+        "mean is over the head"
     ),
     "residual, disagreement (per slice)": (
-        "in slices.csv and among the worst slices: root mean square of what contradicts the scan, and mean "
-        "disagreement, over all pixels of a slice, intensities in [0, 1]"
+        "in slices.csv and in the list of slices with the largest values: root mean square of the difference from the "
+        "scan, and mean disagreement, over all pixels of a slice, for intensities in [0, 1]"
     ),
 }
 

@@ -1,10 +1,11 @@
 """The steps of an evaluation: check the input, measure, gather over processes, summarise, report."""
 
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -12,11 +13,17 @@ from upfield.common.addresses import is_remote
 from upfield.common.cores import leave_busy_cores
 from upfield.common.errors import InputError, RunError, failure_of
 from upfield.common.progress import say
-from upfield.common.tables import counted
+from upfield.common.tables import counted, terminal_width
 from upfield.distributed.launch import relaunch
 from upfield.evaluation.configuration import EvaluateConfig
 from upfield.evaluation.example_slices import choose_example_slices
-from upfield.evaluation.input_checks import EvaluationPlan, EvaluationTarget, check_input, refuse_changed_shards
+from upfield.evaluation.input_checks import (
+    EvaluationPlan,
+    EvaluationTarget,
+    check_input,
+    check_report_folders,
+    refuse_changed_shards,
+)
 from upfield.evaluation.measure import MeasurementSettings, measure_listed
 from upfield.evaluation.measurements import AGAINST, CUBIC, MODEL, SplitMeasurements, VolumeFailure, VolumeImages
 from upfield.evaluation.process_group import current_rank, leave_group, measure_split
@@ -28,16 +35,105 @@ from upfield.evaluation.reports.report_content import ReportContent, TrainingRec
 from upfield.evaluation.reports.restored_volumes import save_volume, stale_volumes
 from upfield.evaluation.restorers import ModelRestorer, open_restorers
 from upfield.evaluation.summary import EvaluationResult, metrics_tree
+from upfield.export.configuration import Engine
 from upfield.export.modelfile.gpus import torch_device
 from upfield.export.pretrained.packaged_model import run_or_model
+from upfield.export.scans.loaded_model import Model
 from upfield.model.numerics import use_exact_float32
+from upfield.sharding.shardset.shard_set import ShardSet, open_shards
 from upfield.sharding.shardset.shard_split import ShardSplit
 from upfield.sharding.shardset.volume_pairs import group_volumes
 
+# Takes the configuration, the target, its restorers, the split, the result, and all measurements.
+Report = Callable[
+    [EvaluateConfig, EvaluationTarget, Mapping[str, ModelRestorer], ShardSplit, EvaluationResult, SplitMeasurements],
+    object,
+]
 SCRIPT = Path(__file__).with_name("evaluate.py")
 VOLUMES = "volumes"
+# The folder that a configuration must name if no report is written.
+NO_FOLDER = Path("evaluation")
 # Volumes that the last line names if they could not be measured.
 NAMED = 5
+
+
+def evaluate(
+    model: str | Path | Model,
+    shards: str | Path | ShardSet,
+    split: Literal["train", "val", "test"] = "test",
+    out: str | Path | None = None,
+    *,
+    against: str | Path | Model | None = None,
+    batch_size: int = 4,
+    device: Literal["auto", "cuda", "cpu"] = "auto",
+    engine: Engine = "onnx",
+    perturb: bool = True,
+    save_volumes: bool = False,
+) -> dict[str, Any]:
+    """Measure a model and cubic interpolation on the volumes of a split, as `upfield evaluate` does.
+
+    It runs in this process. Progress and warnings are printed on stderr. All processes of a launched job must call it,
+    because they share the volumes; it ends their process group.
+
+    Args:
+        model: run folder, model file, name of a model that comes with the package, or a loaded model. A loaded model is
+            read again from its file.
+        shards: shard set: a folder, an address, or an open set.
+        split: split to measure on.
+        out: folder for the report, with metrics.json. By default, nothing is written.
+        against: another model, with which the model is compared.
+        batch_size: slices that the model restores at once.
+        device: `auto` uses a GPU if there is one; `cuda` fails if there is none.
+        engine: `onnx` or `torch`, which runs model files.
+        perturb: also measure how much the output changes if the input is perturbed. Without this, the measurement takes
+            a quarter of the time.
+        save_volumes: write each restored volume as NIfTI to `out/volumes`.
+
+    Returns:
+        The tree of metrics.json: `cubic` and `model`, each with the statistics (mean, median, std, min, max, count) of
+        every metric, then comparisons, groups, definitions and provenance. In a launched job, only the main process
+        gets it, and the others get an empty dictionary.
+
+    Raises:
+        InputError: an argument, the model or the set cannot be used.
+        RunError: volumes could not be measured.
+
+    Examples:
+        >>> import upfield
+        >>> metrics = upfield.evaluate("model.onnx", "shards", split="test")
+        >>> metrics["cubic"]["psnr_slice"]["count"], metrics["about"]["subjects"]
+        (20, 1)
+        >>> gain_db = metrics["model"]["psnr_slice"]["mean"] - metrics["cubic"]["psnr_slice"]["mean"]
+    """
+    opened = shards if isinstance(shards, ShardSet) else open_shards(shards)
+    if save_volumes and out is None:
+        raise InputError("save_volumes: the volumes are written into the report. Name its folder with out.")
+    try:
+        config = EvaluateConfig(
+            models=[_place_of(model)],
+            against=None if against is None else _place_of(against),
+            shards=opened.place,
+            split=split,
+            out=NO_FOLDER if out is None else Path(out),
+            batch_size=batch_size,
+            device=device,
+            engine=engine,
+            perturb=perturb,
+            save_volumes=save_volumes,
+            **vars(opened.access),
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    config = with_files_of_names(config)
+    plan = check_input(config)
+    if out is not None:
+        check_report_folders(config, plan)
+    results = evaluate_plan(config, plan, None if out is None else write_report)
+    return metrics_tree(results[0]) if results else {}
+
+
+def _place_of(model: str | Path | Model) -> Path:
+    return model.path if isinstance(model, Model) else Path(model)
 
 
 def evaluate_models(config: EvaluateConfig) -> int:
@@ -51,14 +147,39 @@ def evaluate_models(config: EvaluateConfig) -> int:
         InputError: volumes could not be measured, and the user can fix the problem.
         RunError: volumes could not be measured, for example because a model returned values that are not finite.
     """
-    use_exact_float32()
-    against = config.against and run_or_model(config.against)
-    config = replace(config, models=[run_or_model(model) for model in config.models], against=against)
+    config = with_files_of_names(config)
     plan = check_input(config)
+    check_report_folders(config, plan)
     if config.engine != "onnx" and all(model.is_dir() for model in config.models):
         say(f"--engine {config.engine} has no effect on runs, which are always measured in PyTorch")
     if config.processes > 1 and "WORLD_SIZE" not in os.environ:
         return relaunch(SCRIPT, with_absolute_paths(config))
+    evaluate_plan(config, plan, print_report)
+    return 0
+
+
+def with_files_of_names(config: EvaluateConfig) -> EvaluateConfig:
+    """Return the configuration with the files of the models that are given by the names of the package."""
+    against = config.against and run_or_model(config.against)
+    return replace(config, models=[run_or_model(model) for model in config.models], against=against)
+
+
+def evaluate_plan(config: EvaluateConfig, plan: EvaluationPlan, report: Report | None) -> list[EvaluationResult]:
+    """Measure every model, and report on it. Collective: ALL ranks call it.
+
+    Args:
+        config: configuration of the command.
+        plan: its checked input.
+        report: writes the report of a model; None writes nothing.
+
+    Returns:
+        The result for each model that could be measured, on the main process; an empty list on the others.
+
+    Raises:
+        InputError: volumes could not be measured, and the user can fix the problem.
+        RunError: volumes could not be measured, for example because a model returned values that are not finite.
+    """
+    use_exact_float32()
     leave_busy_cores()
     if current_rank() == 0 and not is_remote(str(config.shards)):
         # The shards of a remote set are checked after their download.
@@ -70,13 +191,14 @@ def evaluate_models(config: EvaluateConfig) -> int:
         measurements = measure_target(config, target, restorers, plan.split, measurements)
         if current_rank() == 0 and measurements.with_all(method_names(target.model, config.against).values()):
             results.append(summarise(config, target, restorers, plan.split, measurements))
-            report(config, target, restorers, plan.split, results[-1], measurements)
-    if len(results) > 1:
+            if report is not None:
+                report(config, target, restorers, plan.split, results[-1], measurements)
+    if len(results) > 1 and report is not None:
         compare(config, plan, results, measurements)
     leave_group()
     if measurements.failures:
         raise failure_to_measure(measurements.failures)
-    return 0
+    return results
 
 
 def failure_to_measure(failures: Sequence[VolumeFailure]) -> InputError | RunError:
@@ -178,15 +300,15 @@ def failed_volumes(names: Mapping[str, str], measurements: SplitMeasurements) ->
     ]
 
 
-def report(
+def write_report(
     config: EvaluateConfig,
     target: EvaluationTarget,
     restorers: Mapping[str, ModelRestorer],
     split: ShardSplit,
     result: EvaluationResult,
     measurements: SplitMeasurements,
-) -> None:
-    """Write one model's report, and print its table."""
+) -> tuple[Path, ReportContent]:
+    """Write one model's report, and return the path of its page and what it contains."""
     restorer, folder = restorers[MODEL], target.folder
     content = ReportContent(
         metrics_tree(result),
@@ -195,8 +317,21 @@ def report(
         shown_images(config, target, restorers, split, measurements),
         TrainingRecord.of(target.model, restorer.configuration),
     )
-    page = write_model_report(folder, content)
-    print(metrics_text(content.metrics))
+    return write_model_report(folder, content), content
+
+
+def print_report(
+    config: EvaluateConfig,
+    target: EvaluationTarget,
+    restorers: Mapping[str, ModelRestorer],
+    split: ShardSplit,
+    result: EvaluationResult,
+    measurements: SplitMeasurements,
+) -> None:
+    """Write one model's report, and print its table."""
+    page, content = write_report(config, target, restorers, split, result, measurements)
+    folder = target.folder
+    print(metrics_text(content.metrics, terminal_width(sys.stdout)))
     saved = {volume.name for volume in result.volumes} if config.save_volumes else set[str]()
     if stale := stale_volumes(folder / VOLUMES, saved):
         first = stale[0].name

@@ -28,7 +28,14 @@ from upfield.imaging.volume_header import VolumeHeader, read_stack_header, read_
 
 @dataclass(frozen=True)
 class Volume:
-    """A volume in RAS+ order: axis 0 points to the right, axis 1 to the front, axis 2 to the top."""
+    """A volume in RAS+ order: axis 0 points to the right, axis 1 to the front, axis 2 to the top.
+
+    Examples:
+        >>> import upfield
+        >>> scan = upfield.read_scan("scan.nii.gz")
+        >>> scan.voxels.shape, scan.affine.shape, scan.axcodes
+        ((24, 28, 10), (4, 4), ('P', 'S', 'R'))
+    """
 
     voxels: NDArray[np.float32]
     """`(I, J, K)` in scanner units, less an offset if float32 could not tell the values apart otherwise."""

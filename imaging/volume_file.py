@@ -71,6 +71,28 @@ class VolumeFile:
         return to_ras(voxels, self.header.affine, str(path))
 
 
+def read_scan(path: str | Path) -> Volume:
+    """Read a scan and reorient it to RAS+: axis 0 points to the right, axis 1 to the front, axis 2 to the top.
+
+    Args:
+        path: a NIfTI or MGH file (`.nii`, `.nii.gz`, `.mgh`, `.mgz`) with one 3-D volume.
+
+    Returns:
+        A volume with `voxels` `(X, Y, Z)` float32 in scanner units (slope and intercept applied), `affine` `(4, 4)`
+        float64 from voxel index to world mm, and `spacing_mm`.
+
+    Raises:
+        InputError: the file is missing or unreadable, or is not one 3-D volume of finite real numbers with an affine.
+
+    Examples:
+        >>> import upfield
+        >>> scan = upfield.read_scan("scan.nii.gz")
+        >>> scan.voxels.shape, scan.spacing_mm.round(1).tolist()
+        ((24, 28, 10), [1.6, 1.6, 5.0])
+    """
+    return read_volume_and_header(Path(path))[0]
+
+
 def read_volume_and_header(path: Path) -> tuple[Volume, Header]:
     """Read a volume, and the header of its file. A NIfTI or MGH file is read in one pass.
 

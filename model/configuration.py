@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 
 Checkpointing = Literal["none", "selective", "full"]
 Kernels = Literal["auto", "on", "off"]
+Preset = Literal["official", "report", "small", "tiny"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class AmirConfig:
 
     @classmethod
     def preset(cls, name: str) -> Self:
-        """Return the sizes of a preset: `official`, `report`, `small`, or `tiny`.
+        """Return the sizes of a preset of PRESETS.
 
         Raises:
             ValueError: there is no preset with this name.
@@ -76,7 +77,8 @@ class AmirConfig:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
-PRESETS: dict[str, dict[str, Any]] = {
+# Sizes that differ from the published ones, by name of the preset.
+PRESETS: dict[Preset, dict[str, Any]] = {
     "official": {},
     # This preset has 22,248,687 parameters. It is the nearest natural variant to the 22.25 M parameters of the report
     # that this project follows.

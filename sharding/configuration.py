@@ -6,7 +6,7 @@ This file has no heavy imports, so that `--help` answers at once.
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from upfield.common.addresses import format_address, is_remote
 from upfield.common.ranges import Range, check_range, check_share
@@ -16,12 +16,22 @@ from upfield.sharding.physics.configuration import PhysicsConfig
 
 Triple = tuple[int, int, int]
 SpacingMm = tuple[float, float, float]
+# The laws by which a low field is made from a high field, and what `recipe` accepts: a law, or both.
+Law = Literal["report", "physics"]
+LAWS: tuple[Law, ...] = get_args(Law)
 Recipe = Literal["report", "physics", "both"]
 
 
 @dataclass(frozen=True)
 class GeometryConfig:
-    """The two grids, in RAS+ order: axis 0 is left-right, so slices along it are sagittal."""
+    """The two grids, in RAS+ order: axis 0 is left-right, so slices along it are sagittal.
+
+    Examples:
+        >>> import upfield
+        >>> grids = upfield.GeometryConfig(high_shape=(180, 220, 200))
+        >>> grids.high_size_mm
+        (180.0, 220.0, 200.0)
+    """
 
     low_shape: Triple = (112, 138, 40)
     """Voxels of the low-field grid."""
@@ -85,6 +95,16 @@ class SyntheticConfig:
         """Return the recipe of cohorts of scans, or of label maps."""
         return self.recipe or ("physics" if maps else "report")
 
+    def laws(self, *, maps: bool) -> tuple[Law, ...]:
+        """Return the laws of cohorts of scans, or of label maps, in the order in which the variants alternate."""
+        recipe = self.recipe_for(maps=maps)
+        return ("physics", "report") if recipe == "both" else (recipe,)
+
+    def law(self, variant: int, *, maps: bool) -> Law:
+        """Return the law of one synthetic variant of a scan, or of a label map."""
+        laws = self.laws(maps=maps)
+        return laws[variant % len(laws)]
+
     def __post_init__(self) -> None:
         """Check that ranges are ordered and within bounds."""
         for name, least in (("sigma_vox", 0.0), ("gamma", 1.0), ("noise_std", 0.0)):
@@ -94,7 +114,19 @@ class SyntheticConfig:
 
 @dataclass(frozen=True)
 class CohortConfig:
-    """One cohort. Path patterns hold `{subject}`, `{slice}` for slice stacks, and free `{fields}` kept as metadata."""
+    """One cohort. Path patterns hold `{subject}`, `{slice}` for slice stacks, and free `{fields}` kept as metadata.
+
+    Examples:
+        >>> import upfield
+        >>> cohort = upfield.CohortConfig(
+        ...     name="nyu",
+        ...     low="low/{subject}_slice_{slice}.nii.gz",
+        ...     high="high/{subject}_slice_{slice}.nii.gz",
+        ...     contrast="T1",
+        ... )
+        >>> cohort.contrast
+        'T1w'
+    """
 
     name: str
     """Name of the cohort, part of every sample's key."""
@@ -198,7 +230,15 @@ class CohortConfig:
 
 @dataclass(frozen=True)
 class ShardConfig:
-    """Build shards from cohorts, or extend a set with a new cohort."""
+    """Build shards from cohorts, or extend a set with a new cohort.
+
+    Examples:
+        >>> import upfield
+        >>> cohort = upfield.CohortConfig(name="ixi", high="IXI-T1/{subject}-{site}-{scan}-T1.nii.gz")
+        >>> config = upfield.ShardConfig(out="ixi-shards", cohorts=[cohort], context=2)
+        >>> config.geometry.high_shape, config.samples_per_shard
+        ((179, 221, 200), 512)
+    """
 
     out: str = field(metadata={"kind": "path or address"})
     """Folder of the shard set, or its address (s3://bucket/set). The set is created, finished or extended."""
@@ -260,8 +300,7 @@ class ShardConfig:
                 f"pseudonym_key: the key {self.pseudonym_key} has no effect without --pseudonymize. "
                 "Add --pseudonymize, or leave out the key."
             )
-        recipes = {self.synthetic.recipe_for(maps=cohort.labels is not None) for cohort in self.cohorts}
-        if recipes - {"report"}:
+        if any("physics" in self.synthetic.laws(maps=cohort.labels is not None) for cohort in self.cohorts):
             self.synthetic.physics.refuse_finer_than(self.geometry.high_spacing_mm)
         if self.keep_labels and self.cohorts and not any(cohort.labels for cohort in self.cohorts):
             raise ValueError(

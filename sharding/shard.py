@@ -8,9 +8,9 @@ from upfield.sharding.configuration import ShardConfig
 
 def shard(config: ShardConfig) -> None:
     """Build the set, in a folder or at an address, and print what it holds."""
-    from upfield.sharding.building.destination import build_at_destination
+    from upfield.sharding.building.destination import build_at_destination, print_summary
 
-    build_at_destination(config)
+    print_summary(config.out, build_at_destination(config))
 
 
 COMMAND = Command(

@@ -224,7 +224,8 @@ def test_the_examples_are_no_package_and_each_has_a_test():
     # This folder has the configuration of the starter model, whose training takes hours.
     names.discard("starter")
     assert {path.suffix for path in (ROOT / "examples/starter").iterdir()} <= {".md", ".yaml"}
-    assert {name for name in names if name.endswith(".py") and f'"{name}"' in tests} == names
+    assert {name for name in names if f'"{name}"' in tests} == names
+    assert {Path(name).suffix for name in names} == {".py", ".yaml", ".ipynb"}
 
 
 def test_every_folder_of_modules_is_a_package_of_at_most_16_files():

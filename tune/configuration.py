@@ -67,6 +67,11 @@ class SweepConfig:
     space: dict[str, Any] = field(default_factory=dict)
     """The keys to search: dotted training key -> a list of values, `{uniform: [a, b]}`, `{loguniform: [a, b]}`, or
     `{int: [a, b]}`, which includes both ends. A point has one value for each key."""
+    validation_slices: int | None = 100
+    """Number of slices of each validation of a trial, unless `train.run.validation_slices` is set. They are spread over
+    the validation split, and all trials are compared on the same ones. With null, each validation measures the whole
+    split, which can take longer than a short trial trains. Use `upfield evaluate` to measure the best run on whole
+    scans."""
     search: Literal["grid", "random", "optuna"] = "grid"
     """`grid` trains all combinations of lists, `random` draws points, `optuna` proposes points with its TPE sampler."""
     trials: int = 20
@@ -99,9 +104,9 @@ class SweepConfig:
     def __post_init__(self) -> None:
         """Refuse numbers that are too small, and options that cannot be combined."""
         limits = (("trials", 1), ("seeds", 1), ("seed", 0), ("max_concurrent_trials", 0), ("max_failures", 0))
-        limits += (("wait_for_nodes_s", 0),)
+        limits += (("wait_for_nodes_s", 0), ("validation_slices", 1))
         for name, minimum in limits:
-            if (value := getattr(self, name)) < minimum:
+            if (value := getattr(self, name)) is not None and value < minimum:
                 raise ValueError(f"{name}: expected at least {minimum}, found {value}.")
         if self.scheduler == "asha" and self.seeds > 1:
             raise ValueError(

@@ -13,6 +13,7 @@ import ray
 from upfield.common.errors import InputError
 from upfield.common.locking import FolderLock, lock_folder
 from upfield.common.progress import say
+from upfield.distributed.configuration import TrainSettings
 from upfield.distributed.job import with_absolute_paths
 from upfield.distributed.preconditions import refuse_uneven_batch
 from upfield.distributed.samples.groups import default_groups
@@ -27,6 +28,10 @@ from upfield.tune.space import Point, apply_point, list_points, read_space
 from upfield.tune.tuner import configure_tune, open_tuner
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+OUTLOOK = (
+    "Stopping the sweep. Finished trials are kept, and the others will continue from their last checkpoints. Ctrl-C "
+    "again ends at once."
+)
 
 
 def run_sweep(config: SweepConfig) -> None:
@@ -52,13 +57,20 @@ def run_sweep(config: SweepConfig) -> None:
         with lock_sweep(out):
             save_config(config)
             with interruptible() as signals:
-                grid = open_tuner(resolved, with_absolute_paths(config.train), axes, points, num_concurrent).fit()
+                grid = open_tuner(resolved, base_of_trials(config), axes, points, num_concurrent).fit()
             if signals:
-                say(f"{out}: interrupted; the same command continues the sweep")
+                say(f"{out}: interrupted; finished trials are kept, and the same command continues the sweep")
                 raise KeyboardInterrupt
             write_results(out, read_outcomes(config, [grid[i] for i in range(len(grid))]))
     finally:
         ray.shutdown()
+
+
+def base_of_trials(config: SweepConfig) -> TrainSettings:
+    """Return the training configuration in which each point replaces values, with absolute paths."""
+    base = with_absolute_paths(config.train)
+    slices = base.run.validation_slices or config.validation_slices
+    return replace(base, run=replace(base.run, validation_slices=slices))
 
 
 def refuse_untrainable(config: SweepConfig, points: Sequence[Point] | None) -> None:
@@ -112,6 +124,7 @@ def interruptible() -> Iterator[list[int]]:
         if received:
             raise KeyboardInterrupt
         received.append(number)
+        say(OUTLOOK)
         signal.raise_signal(signal.SIGUSR1)  # Tune saves its state when it receives SIGUSR1.
 
     def end_before_tune_starts(number: int, _: object) -> None:

@@ -15,11 +15,14 @@ MAX_TICKS, MIN_TICK_DISTANCE = 6, 0.09
 WIDTH_IN, HEIGHT_IN, DPI = 9.0, 3.6, 150
 
 
-def learning_curves_png(curves: Sequence[tuple[Sequence[tuple[float, float]], int]]) -> bytes:
-    """Draw validation PSNR over epochs, with the trials of the best point in colour.
+def learning_curves_png(
+    curves: Sequence[tuple[Sequence[tuple[float, float]], int]], baselines: Sequence[float] = ()
+) -> bytes:
+    """Draw validation PSNR over epochs, with the trials of the best point in colour, and that of cubic interpolation.
 
     Args:
         curves: per trial, (epoch, PSNR in dB) of each validation and the rank of its point, 0 for the best.
+        baselines: PSNR of cubic interpolation in dB; more than one if trials were validated on different slices.
 
     Returns:
         A PNG with a transparent background.
@@ -33,7 +36,12 @@ def learning_curves_png(curves: Sequence[tuple[Sequence[tuple[float, float]], in
         epochs, psnr = zip(*points, strict=True)
         is_best = rank == 0
         colour, alpha, width = (COLOURS[0], 1.0, 1.8) if is_best else (GREY, 0.5, 1.0)
-        axes.plot(epochs, psnr, color=colour, alpha=alpha, linewidth=width, marker="." if len(points) < 20 else "")
+        style = {"color": colour, "alpha": alpha, "linewidth": width, "marker": "." if len(points) < 20 else ""}
+        axes.plot(epochs, psnr, label="best point" if is_best else "other points", **style)
+    for value in baselines:
+        axes.axhline(value, color=COLOURS[1], linestyle="--", label="cubic interpolation")
+    handles = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    axes.legend(handles.values(), handles.keys(), frameon=False, fontsize=9, labelcolor=GREY)
     axes.set_title("validation PSNR (dB)", color=GREY, fontsize=11, loc="left", parse_math=False)
     axes.set_xlabel("epoch", color=GREY, fontsize=10)
     axes.grid(color=GREY, alpha=0.2)

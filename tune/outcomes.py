@@ -10,7 +10,7 @@ import numpy as np
 
 from upfield.distributed.logs.metrics_log import LOG, parse_log
 from upfield.tune.configuration import SweepConfig
-from upfield.tune.space import apply_point, name_run
+from upfield.tune.space import apply_point, format_value, name_run
 from upfield.tune.trial import EPOCH, FAILED, FINISHED, METRIC, read_point
 
 SEED, RUNS = "run.seed", "trials"
@@ -30,6 +30,8 @@ class TrialOutcome:
     """`done`, `stopped early`, `failed: ...` or `crashed: ...`."""
     run: str
     """Folder of the run; only its name if the run was uploaded to a store."""
+    cubic_psnr_slice: float | None = None
+    """PSNR of cubic interpolation in dB on the slices of the best validation; None if the log does not have it."""
     best_step: int | None = None
     """Step of the best validation."""
     step: int = 0
@@ -44,6 +46,13 @@ class TrialOutcome:
     """(epoch, validation PSNR in dB) of each validation."""
     uploaded: Any = field(default=None, compare=False)
     """The run as a Ray checkpoint, if it was uploaded to a store."""
+
+    @property
+    def gain(self) -> float | None:
+        """Gain over cubic interpolation in dB; None if either PSNR is missing."""
+        if self.psnr_slice is None or self.cubic_psnr_slice is None:
+            return None
+        return self.psnr_slice - self.cubic_psnr_slice
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,12 @@ class PointOutcome:
     def spread(self) -> float | None:
         """Sample standard deviation over seeds, in dB; None for fewer than two scores."""
         return float(np.std(self.scores, ddof=1)) if len(self.scores) > 1 else None
+
+    @property
+    def gain(self) -> float | None:
+        """Mean gain over cubic interpolation over seeds, in dB; None if a trial has none."""
+        gains = [trial.gain for trial in self.trials if trial.gain is not None]
+        return float(np.mean(gains)) if len(gains) == len(self.trials) else None
 
     @property
     def status(self) -> str:
@@ -103,13 +118,15 @@ def read_trial(config: SweepConfig, result: Any) -> TrialOutcome:
     # Ray's own figures start again at each attempt.
     lines = parse_log(read_log(config, result, name))
     best = last.get(METRIC)
+    best_step = last.get("best_step")
     return TrialOutcome(
         point,
         seed,
         psnr_slice=float(best) if best is not None and math.isfinite(best) else None,
         status=describe_status(result, last, apply_point(config.train, point).run.epochs),
         run=locate_run(config, name),
-        best_step=last.get("best_step"),
+        cubic_psnr_slice=read_baseline(lines, best_step),
+        best_step=best_step,
         step=max([line["step"] for line in lines], default=int(last.get("step", 0))),
         processes=int(last.get("processes", 1)),
         node=str(last.get("node", "")),
@@ -165,6 +182,26 @@ def read_curve(lines: Iterable[Mapping[str, Any]]) -> tuple[tuple[float, float],
     )
 
 
+def read_baseline(lines: Iterable[Mapping[str, Any]], best_step: int | None) -> float | None:
+    """Return the PSNR of cubic interpolation, in dB, in the validation at `best_step`, or else in the last validation.
+
+    Validations of one run may be over different slices, so each has its own value for cubic interpolation.
+    """
+    values = {
+        line["step"]: float(line["cubic_psnr_slice"])
+        for line in lines
+        if line["event"] == "validation" and line.get("cubic_psnr_slice")
+    }
+    value = values.get(best_step or 0, next(reversed(values.values()), None))
+    return value if value is not None and math.isfinite(value) else None
+
+
+def baselines(outcomes: Iterable[PointOutcome]) -> list[float]:
+    """Return the different PSNRs of cubic interpolation in dB, lowest first; one unless validation sets differ."""
+    values = {trial.cubic_psnr_slice for outcome in outcomes for trial in outcome.trials}
+    return sorted({round(value, 2) for value in values if value is not None})
+
+
 def _score(trial: TrialOutcome) -> float:
     return -math.inf if trial.psnr_slice is None else trial.psnr_slice
 
@@ -175,3 +212,34 @@ def format_score(outcome: PointOutcome) -> str:
         return "-"
     spread = "" if outcome.spread is None else f" +- {outcome.spread:.2f} ({len(outcome.trials)} seeds)"
     return f"{outcome.mean:z.2f}{spread}"
+
+
+def format_gain(gain: float | None) -> str:
+    """Format a gain over cubic interpolation in dB; `-` if there is none."""
+    return "-" if gain is None or not math.isfinite(gain) else f"{gain:+z.2f}"
+
+
+def table_of_points(outcomes: Sequence[PointOutcome]) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of the table of points, with a row for cubic interpolation at its rank.
+
+    Args:
+        outcomes: the points, best first.
+    """
+    keys = list(outcomes[0].point)
+    # Phones show only the first columns without scrolling.
+    header = ["rank", "validation PSNR (dB)", "gain over cubic (dB)", *keys, "status"]
+    rows = [
+        [
+            str(rank),
+            format_score(outcome),
+            format_gain(outcome.gain),
+            *(format_value(outcome.point[key]) for key in keys),
+            outcome.status,
+        ]
+        for rank, outcome in enumerate(outcomes, start=1)
+    ]
+    if cubic := baselines(outcomes):
+        text = " to ".join(dict.fromkeys(f"{value:z.2f}" for value in (cubic[0], cubic[-1])))
+        better = sum(outcome.mean > cubic[-1] for outcome in outcomes)
+        rows.insert(better, ["cubic", text, "", *("" for _ in keys), "interpolation, not trained"])
+    return header, rows

@@ -11,9 +11,11 @@ from typing import Any
 
 from upfield.common.errors import RunError
 from upfield.common.files import point_symlink, replace_folder, write_text
+from upfield.common.progress import say
 from upfield.common.tables import terminal_width, text_table
-from upfield.tune.outcomes import SEED, PointOutcome, TrialOutcome, format_score
-from upfield.tune.space import format_value
+from upfield.distributed.checkpoint import read_best_record
+from upfield.model.baseline import warn_if_below_cubic
+from upfield.tune.outcomes import SEED, PointOutcome, TrialOutcome, format_gain, table_of_points
 from upfield.tune.sweep_report import write_sweep_report
 
 BEST = "best"
@@ -41,8 +43,13 @@ def write_results(out: Path, outcomes: Sequence[PointOutcome]) -> None:
     place_best(out, best)
     write_sweep_report(out / "report.html", outcomes)
     print(results_table(outcomes))
-    print(f"{out / BEST}: {best.psnr_slice:z.2f} dB; export it with: upfield export {out / BEST} --out model.onnx")
+    gain = "" if best.gain is None else f" ({format_gain(best.gain)} dB over cubic interpolation)"
+    print(f"{out / BEST}: {best.psnr_slice:z.2f} dB{gain}")
+    print(f"Export it with: upfield export {out / BEST} --out model.onnx")
     print(out / "report.html", flush=True)
+    record = read_best_record(out / BEST)
+    if record and (warning := warn_if_below_cubic(str(out / BEST), record["step"], record["validation"])):
+        say(warning)
 
 
 def place_best(out: Path, best: TrialOutcome) -> None:
@@ -64,6 +71,7 @@ def result_rows(outcomes: Sequence[PointOutcome]) -> list[dict[str, Any]]:
             **outcome.point,
             "psnr_slice": round(outcome.mean, 4) + 0.0 if math.isfinite(outcome.mean) else "",
             "psnr_slice_std": "" if outcome.spread is None else round(outcome.spread, 4),
+            "gain_over_cubic": "" if outcome.gain is None else round(outcome.gain, 4) + 0.0,
             "seeds": len(outcome.trials),
             "best_step": outcome.trials[0].best_step,
             "status": outcome.status,
@@ -81,6 +89,7 @@ def trial_rows(outcomes: Sequence[PointOutcome]) -> list[dict[str, Any]]:
             **outcome.point,
             **({} if trial.seed is None else {SEED: trial.seed}),
             "psnr_slice": "" if trial.psnr_slice is None else round(trial.psnr_slice, 4) + 0.0,
+            "cubic_psnr_slice": "" if trial.cubic_psnr_slice is None else round(trial.cubic_psnr_slice, 4) + 0.0,
             "best_step": trial.best_step,
             "step": trial.step,
             "processes": trial.processes,
@@ -105,10 +114,5 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def results_table(outcomes: Sequence[PointOutcome]) -> str:
     """Return the table that the command prints last."""
-    keys = list(outcomes[0].point)
-    header = ["", *keys, "validation PSNR (dB)", "status"]
-    rows = [
-        [str(rank), *(format_value(outcome.point[key]) for key in keys), format_score(outcome), outcome.status]
-        for rank, outcome in enumerate(outcomes, start=1)
-    ]
+    header, rows = table_of_points(outcomes)
     return text_table(header, rows, wrapped=("status",), width=terminal_width(sys.stdout))

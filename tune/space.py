@@ -18,8 +18,8 @@ from upfield.tune.configuration import SweepConfig
 Point = dict[str, Any]
 KINDS = ("uniform", "loguniform", "int")
 OWN_KEYS = ("run.out", "run.resume", "processes", "data.trace")
-# Points with different shard sets would be validated on different slices.
-SAME_FOR_ALL = ("data.shards",)
+# Points with different values would be validated on different slices.
+SAME_FOR_ALL = ("data.shards", "run.validation_slices")
 NAME_LENGTH = 100
 MAX_DRAWS = 100  # per point
 
@@ -63,8 +63,8 @@ def read_space(config: SweepConfig) -> dict[str, Axis]:
             raise InputError(f"space: {key} is set by the sweep itself. Remove it from the space.")
         if key in SAME_FOR_ALL:
             raise InputError(
-                f"space: {key} must be the same for all points, because its validation split compares them. Set "
-                f"--train.{key} instead."
+                f"space: {key} must be the same for all points, because they are compared on the same validation "
+                f"slices. Set --train.{key} instead."
             )
         axis = _read_axis(key, values)
         if isinstance(axis, Range) and config.search == "grid":

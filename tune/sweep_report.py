@@ -1,4 +1,4 @@
-"""The HTML report of a sweep: table, learning curves, parallel coordinates, and importance of parameters."""
+"""The HTML report of a sweep: table, learning curves and, if there are enough points, what the parameters explain."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,15 +9,22 @@ import numpy as np
 
 from upfield.common import html_page
 from upfield.tune.figures import coordinates_png, learning_curves_png
-from upfield.tune.outcomes import PointOutcome, format_score
-from upfield.tune.space import format_value
+from upfield.tune.outcomes import PointOutcome, baselines, format_gain, table_of_points
 
 NUM_BINS = 4
+# With 20 points, a parameter without any effect explains 16% of the variance on average; with 10 points, 33%.
+LEAST_POINTS = 20
 IMPORTANCE = (
     "The share of the variance of validation PSNR between points that the values of one parameter alone explain (eta "
-    f"squared). The values of a range are divided into {NUM_BINS} bins with equal numbers of points. With few points, "
-    "shares are high by chance. They do not show effects that several parameters have only together."
+    f"squared). The values of a range are divided into {NUM_BINS} bins with equal numbers of points. The last column "
+    "is the mean share of a parameter without any effect. The shares do not show effects that several parameters have "
+    "only together."
 )
+TOO_FEW = (
+    "{points}. So few points show no trend: this report does not say which parameter matters, and draws no curve "
+    f"through them. It does so from {LEAST_POINTS} points with a result."
+)
+ONE_SEED = "Each point was trained with one seed, so a small difference between two points may be chance."
 
 
 def write_sweep_report(path: Path, outcomes: Sequence[PointOutcome]) -> None:
@@ -31,29 +38,47 @@ def write_sweep_report(path: Path, outcomes: Sequence[PointOutcome]) -> None:
         InputError: matplotlib is not installed.
     """
     scored = [outcome for outcome in outcomes if math.isfinite(outcome.mean)]
-    sections = [*_overview(outcomes, len(scored)), *_curves(outcomes)]
-    if len(scored) > 1:
+    sections = [*_overview(outcomes, scored), *_curves(outcomes)]
+    if len(scored) >= LEAST_POINTS:
         sections += _parameters([outcome.point for outcome in scored], [outcome.mean for outcome in scored])
     files = {name: name for name in ("results.csv", "trials.csv", "sweep.yaml")}
     html_page.write_report(path, "Sweep", [*sections, html_page.link_list(files, "Files")])
 
 
-def _overview(outcomes: Sequence[PointOutcome], num_scored: int) -> list[html_page.Section]:
-    keys = list(outcomes[0].point)
-    num_trials = sum(len(outcome.trials) for outcome in outcomes)
-    rows = [
-        [str(rank), *(format_value(outcome.point[key]) for key in keys), format_score(outcome), outcome.status]
-        for rank, outcome in enumerate(outcomes, start=1)
-    ]
+def _overview(outcomes: Sequence[PointOutcome], scored: Sequence[PointOutcome]) -> list[html_page.Section]:
+    texts = [_count(len(scored), "point with a result", "points with a result")]
+    if missing := len(outcomes) - len(scored):
+        texts[0] += f", {missing} without"
+    if len(scored) < LEAST_POINTS:
+        texts = [TOO_FEW.format(points=texts[0])]
+    else:
+        texts[0] += "."
+    if all(len(outcome.trials) == 1 for outcome in outcomes):
+        texts.append(ONE_SEED)
     return [
+        html_page.lead(_result(outcomes, scored), " ".join(texts)),
+        html_page.table(*table_of_points(outcomes), "Points"),
         html_page.paragraph(
-            f"{len(outcomes)} points, {num_trials} trials, {len(outcomes) - num_scored} points without a result. "
-            "Points are compared by the best validation PSNR of their runs, averaged over seeds. Because validation "
-            "subjects chose the best point, its figure is too optimistic: measure it on the test split with upfield "
-            "evaluate."
+            "A point's score is the best validation PSNR of its run, averaged over seeds. Its gain is the difference "
+            "from cubic interpolation of the same slices. Validation subjects chose the best point, so its score is "
+            "too high. Measure it on the test split with upfield evaluate."
         ),
-        html_page.table(["rank", *keys, "validation PSNR (dB)", "status"], rows, "Points"),
     ]
+
+
+def _result(outcomes: Sequence[PointOutcome], scored: Sequence[PointOutcome]) -> str:
+    if not scored:
+        return "No point has a result for all of its seeds."
+    best = scored[0]
+    of_all = f"The best of {_count(len(outcomes), 'point', 'points')} reaches {best.mean:z.2f} dB"
+    if best.gain is None:
+        return f"{of_all}."
+    where = "above" if best.gain > 0 else "below"
+    return f"{of_all}, {format_gain(abs(best.gain)).removeprefix('+')} dB {where} cubic interpolation."
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
 
 
 def _curves(outcomes: Sequence[PointOutcome]) -> list[html_page.Section]:
@@ -62,16 +87,19 @@ def _curves(outcomes: Sequence[PointOutcome]) -> list[html_page.Section]:
         return []
     return [
         html_page.figure(
-            learning_curves_png(curves),
-            "Validation PSNR over epochs, one line per trial",
-            "The best point is in colour. A line that ends early belongs to a trial that was stopped or failed.",
+            learning_curves_png(curves, baselines(outcomes)),
+            "Validation PSNR over epochs, one line per trial, and the PSNR of cubic interpolation",
+            "One line per trial. A line that ends early belongs to a trial that was stopped or failed.",
             "Learning curves",
         )
     ]
 
 
 def _parameters(points: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> list[html_page.Section]:
-    shares = importance(points, scores)
+    rows = [
+        [key, f"{share:.2f}", f"{share_by_chance([point[key] for point in points]):.2f}"]
+        for key, share in importance(points, scores).items()
+    ]
     return [
         html_page.figure(
             coordinates_png(points, scores),
@@ -80,7 +108,7 @@ def _parameters(points: Sequence[Mapping[str, Any]], scores: Sequence[float]) ->
             "Parallel coordinates",
         ),
         html_page.paragraph(IMPORTANCE, "Importance of parameters"),
-        html_page.table(["parameter", "share of variance"], [[key, f"{share:.2f}"] for key, share in shares.items()]),
+        html_page.table(["parameter", "share of variance", "share without any effect"], rows),
     ]
 
 
@@ -113,9 +141,20 @@ def _explained(settings: list[Any], values: np.ndarray[Any, Any], total: float) 
     """
     if total == 0:
         return 0.0
-    labels = [str(setting) for setting in settings]
-    if len(set(labels)) > NUM_BINS and all(isinstance(setting, int | float) for setting in settings):
-        ranks = np.argsort(np.argsort(np.array(settings, dtype=np.float64), kind="stable"), kind="stable")
-        labels = [str(rank * NUM_BINS // len(settings)) for rank in ranks.tolist()]
+    labels = _bins(settings)
     groups = [values[[other == label for other in labels]] for label in dict.fromkeys(labels)]
     return sum(len(group) * float(group.mean() - values.mean()) ** 2 for group in groups) / total
+
+
+def share_by_chance(settings: list[Any]) -> float:
+    """Return the mean share of variance that a parameter without any effect explains: (groups - 1) / (points - 1)."""
+    return (len(set(_bins(settings))) - 1) / (len(settings) - 1)
+
+
+def _bins(settings: list[Any]) -> list[str]:
+    """Return the group of each setting: its value, or its bin if there are many different numbers."""
+    labels = [str(setting) for setting in settings]
+    if len(set(labels)) <= NUM_BINS or not all(isinstance(setting, int | float) for setting in settings):
+        return labels
+    ranks = np.argsort(np.argsort(np.array(settings, dtype=np.float64), kind="stable"), kind="stable")
+    return [str(rank * NUM_BINS // len(settings)) for rank in ranks.tolist()]

@@ -80,7 +80,7 @@ def run_trial(ray_config: dict[str, Any], setup: TrialSetup) -> dict[str, Any]:
             hide_gpus()
         reporter = TrialReporter(run, tune.report, uploads=not setup.out)
         try:
-            progress = fit(config, StopRequest(), reporter.report_validation)
+            progress = fit(config, StopRequest(), reporter.report_validation, measure_whole=False)
         except PERMANENT_ERRORS as error:
             return failure_report(str(error))
         return reporter.final_report(progress)
@@ -221,7 +221,7 @@ def train_as_worker(loop_config: dict[str, Any]) -> None:
         hide_gpus()
     reporter = TrialReporter(config.run.out, ray.train.report, uploads=False)
     try:
-        progress = fit(config, StopRequest(), reporter.report_validation)
+        progress = fit(config, StopRequest(), reporter.report_validation, measure_whole=False)
     except PERMANENT_ERRORS as error:
         if not error.met_by_all:
             raise

@@ -79,6 +79,7 @@ def new_tuner(
     limits = [config.max_concurrent_trials, num_concurrent if config.resources.workers_per_trial > 1 else 0]
     scheduler = make_scheduler(config, axes)
     grid = None if points is None else tune.grid_search(repeat_with_seeds(points, first_seed, config.seeds))
+    num_trials = (config.trials if points is None else len(points)) * config.seeds
     return tune.Tuner(
         trainable,
         param_space=None if grid is None else {POINT: grid},
@@ -97,6 +98,6 @@ def new_tuner(
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=config.max_failures),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
-            callbacks=[ProgressLines(), *([SchedulerState(scheduler)] if config.scheduler == "asha" else [])],
+            callbacks=[ProgressLines(num_trials), *([SchedulerState(scheduler)] if config.scheduler == "asha" else [])],
         ),
     )

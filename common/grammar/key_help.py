@@ -66,8 +66,8 @@ def describe_keys(schema: type) -> list[KeyHelp]:
 
 
 def summary_of(schema: type) -> str:
-    """Return the docstring of a configuration as one paragraph."""
-    return " ".join((schema.__doc__ or "").split())
+    """Return the docstring of a configuration as one paragraph, without its examples for Python."""
+    return " ".join((schema.__doc__ or "").partition("Examples:")[0].split())
 
 
 def _keys_of(schema: type, prefix: str, group: str, defaults: Any) -> Iterator[KeyHelp]:

@@ -24,13 +24,14 @@ from upfield.common.errors import (
 )
 
 REPORTED, STORE_TIMEOUT = "upfield/reported", timedelta(seconds=5)
-# Waits for the number of a signal on standard input, and prints a message when it arrives.
+# Waits for the number of a signal on standard input, and prints a message when it arrives. Passes all other numbers on.
 WATCHER = """
 import os, sys
 while number := os.read(0, 1):
     if number[0] == int(sys.argv[1]):
         print(sys.argv[2], file=sys.stderr, flush=True)
         break
+    os.write(1, number)
 """
 
 
@@ -104,10 +105,12 @@ def explain_abort(message: str) -> Iterator[None]:
     os.set_blocking(writing, False)
     # In a session of its own, the watcher does not receive a terminal's signals. It ends when the pipe is closed.
     command = [sys.executable, "-I", "-S", "-c", WATCHER, str(int(signal.SIGABRT)), message]
-    watcher = subprocess.Popen(command, stdin=listening, stdout=subprocess.DEVNULL, start_new_session=True)
+    previous = signal.set_wakeup_fd(-1)
+    onward = subprocess.DEVNULL if previous == -1 else previous
+    watcher = subprocess.Popen(command, stdin=listening, stdout=onward, start_new_session=True)
     os.close(listening)
     handler = signal.signal(signal.SIGABRT, lambda *_: None)
-    previous = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     try:
         yield
     finally:

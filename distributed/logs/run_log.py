@@ -3,7 +3,8 @@
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,14 +16,11 @@ from upfield.common.progress import ProgressBar, say
 from upfield.distributed.agreement import write_on_main_process
 from upfield.distributed.checkpoint import TrainingProgress
 from upfield.distributed.logs.metrics_log import LOG
+from upfield.distributed.logs.pace import Pace, RunLength
+from upfield.distributed.logs.printed_lines import expectation, training_line, validation_line
 
 # Format of the training figures beside the progress bar.
-BAR_FIGURES = {
-    "loss": "loss {:z.4f}",
-    "slices_per_s": "{:.1f} slices/s",
-    "data_wait": "data wait {:.0%}",
-    "memory_gb": "{:.1f} GB",
-}
+BAR_FIGURES = {"loss": "loss {:z.4f}", "slices_per_s": "{:.3g} slices/s"}
 PROJECT = "upfield"  # name of the project in wandb and mlflow
 
 
@@ -30,7 +28,7 @@ class RunLog:
     """Writes the log on the main process. On other processes every method does nothing."""
 
     def __init__(
-        self, accelerator: Accelerator, out: Path, progress: TrainingProgress, total_steps: int, trace: Path | None
+        self, accelerator: Accelerator, out: Path, progress: TrainingProgress, length: RunLength, trace: Path | None
     ) -> None:
         """Open the files and remove lines after the step to resume from. Collective: ALL ranks call it.
 
@@ -38,7 +36,7 @@ class RunLog:
             accelerator: process group and trackers.
             out: folder of the run.
             progress: progress from which the run resumes; at step 0, a new log is started.
-            total_steps: number of steps in the whole run.
+            length: work of the whole run.
             trace: file for the keys of the consumed samples, if any.
 
         Raises:
@@ -50,6 +48,9 @@ class RunLog:
         self._metrics: TextIO | None = None
         self._trace: TextIO | None = None
         self._seconds_before = 0.0
+        self._progress, self._length = progress, length
+        self.pace = Pace(length)
+        self._expects = self._active
 
         def open_all() -> None:
             self._metrics = self._open(out / LOG, progress)
@@ -66,6 +67,7 @@ class RunLog:
         if accelerator.log_with:
             accelerator.init_trackers(PROJECT)
         # Without a terminal, the log lines show the progress.
+        total_steps = length.total_steps
         self._bar = ProgressBar("steps", total_steps, progress.step, visible=self._active, has_lines=False)
 
     def _open(self, path: Path, progress: TrainingProgress) -> TextIO:
@@ -83,14 +85,38 @@ class RunLog:
         return file
 
     def advance(self) -> None:
-        """Advance the progress bar by one step."""
-        self._bar.advance()
+        """Advance the progress bar by one step. After the first steps, print how long the run is expected to take."""
+        self.pace.add_step()
+        step = self._progress.step
+        self._bar.advance(left_s=self.pace.left_s(step))
+        if self._expects and self.pace.is_known and step < self._length.total_steps:
+            self._expects = False
+            for line in expectation(self._length, self.pace, step, self._accelerator.device.type == "cpu"):
+                say(line)
+
+    @contextmanager
+    def validation(self, slices: int) -> Iterator[Callable[[int], None]]:
+        """Show the progress of a validation inside the `with` block, and measure its time.
+
+        Args:
+            slices: number of slices that this process validates.
+
+        Yields:
+            Function that takes the number of slices of each batch.
+        """
+        begun = time.monotonic()
+        self._bar.begin_parts("validation slices", slices)
+        try:
+            yield self._bar.advance_parts
+        finally:
+            self._bar.end_parts()
+        self.pace.add_validation(slices * self._accelerator.num_processes, time.monotonic() - begun)
 
     def metrics(self, event: str, step: int, epoch: float, values: dict[str, Any]) -> None:
         """Log a training interval or a validation to metrics.jsonl, to the trackers and on stderr.
 
         Args:
-            event: `train` or `validation`.
+            event: `train`, `validation` or `best`.
             step: number of steps done.
             epoch: number of epochs done.
             values: figures by name.
@@ -108,10 +134,9 @@ class RunLog:
         if event == "train":
             figures = [form.format(values[name]) for name, form in BAR_FIGURES.items() if name in values]
             self._bar.show_figures("  ".join(figures))
-        # The printed line omits the statistics over slices, because they would make it too long. The file has them.
-        plain = {key: value for key, value in values.items() if not key.endswith(("_median", "_std", "_min", "_max"))}
-        shown = "  ".join(f"{key} {value:z.4g}" for key, value in plain.items() if isinstance(value, int | float))
-        say(f"{event:<10} step {step}  epoch {epoch:.2f}  {shown}")
+            say(training_line(step, self._length.total_steps, values, self.pace.left_s(step)))
+        else:
+            say(validation_line(event, step, values, step == self._progress.best_step))
 
     def pictures(self, step: int, pictures: Tensor) -> None:
         """Send pictures to the trackers that can show pictures.

@@ -57,8 +57,32 @@ class StoredOrder:
         return [np.array([shard]) for shard in range(first, min(first + VALIDATION_SHARDS, last + 1))]
 
 
+def choose_spread(split: ShardSplit, count: int | None) -> NDArray[np.int64]:
+    """Choose samples that are spread over the scans of a split and over the slices of each scan.
+
+    Args:
+        split: split to choose from.
+        count: number of samples; None or a number beyond the size of the split chooses all.
+
+    Returns:
+        `(samples,)` sample numbers in stored order, always the same for the same split and `count`.
+    """
+    if count is None or count >= split.num_samples:
+        return np.arange(split.num_samples)
+    by_scan = np.lexsort((split.index.slices, split.unit_numbers))
+    places = (np.arange(count) + 0.5) * split.num_samples / count
+    return np.sort(by_scan[places.astype(np.int64)])
+
+
 def validation_loader(
-    split: ShardSplit, batch_size: int, rank: int, world_size: int, num_workers: int, prefetch: int, pin_memory: bool
+    split: ShardSplit,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    num_workers: int,
+    prefetch: int,
+    pin_memory: bool,
+    samples: NDArray[np.int64] | None = None,
 ) -> Generator[tuple[Batch, Tensor], None, None]:
     """Yield the samples of a process's part in batches of equal size, equally many on every rank.
 
@@ -73,6 +97,7 @@ def validation_loader(
         num_workers: number of threads that read in advance.
         prefetch: number of batches that each thread reads in advance.
         pin_memory: whether to read into page-locked memory, from which copies to a GPU run asynchronously.
+        samples: `(samples,)` sample numbers to read, in stored order; None for the whole split.
 
     Yields:
         A batch, and a mask `(N,)` bool. The mask is False for samples that only fill up the batch and are counted in
@@ -82,10 +107,11 @@ def validation_loader(
         ShardSetError: a shard is missing or truncated.
         FetchError: a remote shard could not be fetched.
     """
-    places = deal_parts(split.num_samples, batch_size, rank, world_size)
-    end = split.num_samples * (rank + 1) // world_size
+    samples = np.arange(split.num_samples) if samples is None else samples
+    places = deal_parts(len(samples), batch_size, rank, world_size)
+    end = len(samples) * (rank + 1) // world_size
     # A process without samples of its own reads a neighbour's.
-    batches = np.minimum(places, max(end - 1, 0))
+    batches = samples[np.minimum(places, max(end - 1, 0))]
     memory = choose_memory(pin_memory)
 
     def read(own: ShardSplit, samples: NDArray[np.int64]) -> Batch:

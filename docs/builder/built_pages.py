@@ -34,12 +34,13 @@ class Page(HTMLParser):
         self.names |= {values[name] for name in ("id", "name") if name in values}
         self.loads += [values[name] for name in LOADED if name in values]
         self.loads += LOADED_BY_STYLE.findall(values.get("style", ""))
+        if "mermaid" in values.get("class", "").split():
+            # The theme would load this script.
+            self.loads.append("https://unpkg.com/mermaid")
         if "href" not in values or values.get("rel") == "canonical":
             return
         is_loaded = tag in ("use", "image") or (tag == "link" and LOADING_RELATIONS & set(values["rel"].split()))
         (self.loads if is_loaded else self.links).append(values["href"])
-        if "mermaid" in values.get("class", "").split():
-            self.loads.append("https://the-script-of-mermaid")
 
 
 def problems(site: Path) -> Iterator[str]:

@@ -4,6 +4,7 @@ A page asks for a part with a line `<!-- generated: NAME ARGUMENT... -->`.
 """
 
 import html
+import re
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from itertools import groupby
@@ -15,6 +16,11 @@ from upfield.common.command import Command
 from upfield.common.environment.influences import TABLE
 from upfield.common.environment.treatments import Treatment
 from upfield.common.grammar.key_help import KeyHelp, describe_keys, field_docs
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "tables"
+
+# A flag that is not yet marked as code.
+FLAG = re.compile(r"(?<![`\w-])--[a-z][\w.]*")
 
 
 def command_of(verb: str) -> Command:
@@ -110,19 +116,15 @@ def environment() -> str:
     """Return the variables, files and processes that libraries read beside the configuration, by their treatment."""
     lines: list[str] = []
     for treatment in Treatment:
-        rows = [
-            (
-                " ".join(f"`{name}`" for name in entry.names.split()) if entry.is_variable else entry.names,
-                entry.readers,
-                entry.changes,
-                ", ".join(verb for verb in entry.verbs.split() if verb in VERBS) or "all",
-                entry.instead,
-            )
-            for entry in TABLE
-            if entry.treatment is treatment
-        ]
         lines += [f"## {_sentence(treatment.value).removesuffix('.')} {{ #{treatment.name.lower()} }}", ""]
-        lines += [_table(("name", "read by", "may change", "commands", "use instead, or note"), rows), ""]
+        for entry in TABLE:
+            if entry.treatment is treatment:
+                names = " ".join(f"`{name}`" for name in entry.names.split()) if entry.is_variable else entry.names
+                verbs = ", ".join(verb for verb in entry.verbs.split() if verb in VERBS) or "all commands"
+                note = f" Note: {entry.instead}." if entry.instead else ""
+                lines += [f'{names} <span class="kind">{verbs}</span>']
+                text = f"Read by {entry.readers}. May change: {entry.changes}.{note}"
+                lines += [":   " + FLAG.sub(r"`\g<0>`", text), ""]
     return "\n".join(lines)
 
 
@@ -219,6 +221,28 @@ def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}." if text[0].isalpha() and not text.startswith("psnr") else f"{text}."
 
 
+def benchmark(name: str) -> str:
+    """Return a table that a benchmark printed, as it is in `benchmarks/tables/`."""
+    return f"```text\n{(BENCHMARKS / f'{name}.txt').read_text(encoding='utf-8').rstrip()}\n```"
+
+
+def relaxation(field: str) -> str:
+    """Return the relaxation times of the tissues at 64 mT (`low`) or at 3 T (`high`), with their sources."""
+    from upfield.sharding.physics.relaxation import HIGH, LOW
+
+    rows = [
+        (
+            tissue.replace("_", " "),
+            *(f"{value:g}" for value in (row.mean.density, row.mean.t1_ms, row.mean.t2_ms)),
+            f"{row.spread:.0%}",
+            row.source,
+        )
+        for tissue, row in {"low": LOW, "high": HIGH}[field].items()
+        if row.mean.density
+    ]
+    return _table(("tissue", "density", "T1 (ms)", "T2 (ms)", "spread", "source"), rows)
+
+
 PARTS: dict[str, Callable[..., str]] = {
     part.__name__: part
     for part in (
@@ -233,6 +257,8 @@ PARTS: dict[str, Callable[..., str]] = {
         service_errors,
         counters,
         interface,
+        benchmark,
+        relaxation,
     )
 }
 """Name of each part, and the function that returns it as Markdown."""

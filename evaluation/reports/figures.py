@@ -22,6 +22,7 @@ CURVES_IN, CURVES_DPI = (9.0, 3.4), 160
 SLICES_DPI = 120
 COLUMN_TITLES = ("low field", "cubic interpolation", "restored", "high field", "error, cubic", "error, restored")
 NUM_IMAGES = 4  # the remaining columns show errors
+ERROR_COLOURS = "inferno"
 IMAGE_IN, GAP_IN, HEAD_IN, CAPTION_IN, KEY_IN = 2.0, 0.06, 0.42, 0.3, 0.32
 BAR_IN, BAR_BELOW_IN = 0.14, 0.42
 
@@ -160,9 +161,9 @@ def example_slices_png(examples: Sequence[ExampleSlice]) -> bytes:
         _draw_example(page, example, HEAD_IN + row * row_in, image_in)
         for column, error in enumerate(pair, start=NUM_IMAGES):
             box_in = (_left(column), HEAD_IN + row * row_in + KEY_IN, IMAGE_IN, image_in)
-            page.image(box_in, error, cmap="inferno", vmax=most)
+            page.image(box_in, error, cmap=ERROR_COLOURS, vmax=most)
     bar_in = (_left(NUM_IMAGES), HEAD_IN + len(examples) * row_in, 2 * IMAGE_IN + GAP_IN, BAR_IN)
-    _draw_scale(page, bar_in, "inferno", (0, most))
+    _draw_scale(page, bar_in, ERROR_COLOURS, (0, most))
     return png_bytes(page.figure)
 
 
@@ -218,9 +219,45 @@ def trust_maps_png(images: Mapping[str, NDArray[np.floating[Any]]], limits: Mapp
             page.image(box_in, image)
             continue
         limit, signed = limits[title], bool((image < 0).any())
-        colours, low = ("RdBu_r", -limit) if signed else ("inferno", 0.0)
+        colours, low = ("RdBu_r", -limit) if signed else (ERROR_COLOURS, 0.0)
         page.image(box_in, image, cmap=colours, vmin=low, vmax=limit)
         _draw_scale(page, (_left(column), HEAD_IN + image_in + 0.1, IMAGE_IN, BAR_IN), colours, (low, limit))
+    return png_bytes(page.figure)
+
+
+def planes_png(volumes: Mapping[str, NDArray[np.floating[Any]]], spacing_mm: NDArray[np.float64]) -> bytes:
+    """Draw the three planes through the centre of each volume, one column per volume.
+
+    Args:
+        volumes: title -> `(X, Y, Z)` in [0, 1], in RAS+ order. Volumes after the first NUM_IMAGES are drawn as errors.
+        spacing_mm: `(3,)`, voxel spacing of all volumes.
+
+    Returns:
+        A PNG on black.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    shape = next(iter(volumes.values())).shape
+    x_mm, y_mm, z_mm = (float(mm) for mm in np.array(shape) * spacing_mm)
+    at_x, at_y, at_z = (size // 2 for size in shape)
+    planes = {
+        "sagittal": (np.s_[at_x], y_mm, z_mm),
+        "coronal": (np.s_[:, at_y], x_mm, z_mm),
+        "axial": (np.s_[:, :, at_z], x_mm, y_mm),
+    }
+    per_mm = IMAGE_IN / max(x_mm, y_mm)
+    height_in = HEAD_IN + sum(up_mm * per_mm + GAP_IN for _, _, up_mm in planes.values())
+    page = blank_page(len(volumes) * (IMAGE_IN + GAP_IN) + GAP_IN, height_in, PAPER, SLICES_DPI)
+    for column, (title, volume) in enumerate(volumes.items()):
+        page.text(_left(column) + IMAGE_IN / 2, 0.14, title, 11, ha="center", weight="bold")
+        options = {"cmap": ERROR_COLOURS} if column >= NUM_IMAGES else {}
+        top_in = HEAD_IN
+        for plane, (where, across_mm, up_mm) in planes.items():
+            width_in, tall_in = across_mm * per_mm, up_mm * per_mm
+            box_in = (_left(column) + (IMAGE_IN - width_in) / 2, top_in, width_in, tall_in)
+            page.image(box_in, volume[where], plane, **options)
+            top_in += tall_in + GAP_IN
     return png_bytes(page.figure)
 
 

@@ -1,5 +1,6 @@
 """The table of metrics.json as plain text, which the command prints at the end."""
 
+import textwrap
 from typing import Any
 
 from upfield.common.tables import text_table
@@ -9,11 +10,12 @@ from upfield.evaluation.reports.cells import DIFFERENCE_HEADER, difference_cells
 from upfield.evaluation.reports.notes import counts_text, notes
 
 
-def metrics_text(tree: dict[str, Any]) -> str:
+def metrics_text(tree: dict[str, Any], width: int | None = None) -> str:
     """Format the mean of each metric for each method, the differences of the model, and the notes.
 
     Args:
         tree: the contents of metrics.json.
+        width: characters per line at which text is wrapped; None wraps nothing. The table is never wrapped.
     """
     methods = [method for method in (CUBIC, MODEL, AGAINST) if method in tree]
     about = tree["about"]
@@ -35,4 +37,14 @@ def metrics_text(tree: dict[str, Any]) -> str:
         rows.append(row)
     against = [f"against: {about['against']}"] if AGAINST in methods else []
     table = text_table(header, rows, numeric=True)
-    return "\n".join([f"{counts_text(about)}: {about['restorer']}", *against, table, *notes(tree)])
+    return "\n".join(
+        [
+            *_wrap([f"{counts_text(about)}: {about['restorer']}", *against], width),
+            table,
+            *_wrap([f"{note[0].upper()}{note[1:]}." for note in notes(tree)], width),
+        ]
+    )
+
+
+def _wrap(texts: list[str], width: int | None) -> list[str]:
+    return texts if width is None else [textwrap.fill(text, width, break_on_hyphens=False) for text in texts]

@@ -16,7 +16,7 @@ def write_model_report(folder: Path, content: ReportContent) -> Path:
     """Write all files of one model's report, and return the path of its page.
 
     Raises:
-        InputError: matplotlib or nilearn is not installed.
+        InputError: matplotlib is not installed.
     """
     write_json(folder / METRICS_JSON, content.metrics)
     write_text(folder / SLICES_CSV, slices_csv(content.result))

@@ -36,7 +36,7 @@ def _notes_on_subjects(about: dict[str, Any]) -> list[str]:
     if failed := sorted({failure["volume"] for failure in about.get("failed_volumes", ())}):
         texts.append(f"{counted(len(failed), 'volume')} could not be measured: {', '.join(failed)}")
     if len(about["volumes"]) > 1:
-        texts.append("these means mix real and synthetic volumes; the report also lists the two kinds separately")
+        texts.append("these means mix real and synthetic volumes, which the report also lists separately")
     for name, origin in about["models"].items():
         if (trained_on := origin["trained_on_sha256"]) != (measured_on := about["data_sha256"]):
             texts.append(
@@ -47,7 +47,7 @@ def _notes_on_subjects(about: dict[str, Any]) -> list[str]:
 
 
 def _notes_on_values(tree: dict[str, Any]) -> list[str]:
-    texts = ["means are over slices or volumes; differences are over subjects, each with the same weight"]
+    texts = ["means are over all slices or volumes, and differences are over subjects"]
     for method in (CUBIC, MODEL, AGAINST):
         for name, metric in METRICS.items():
             counts = tree.get(method, {}).get(name, {})
@@ -64,8 +64,8 @@ def _notes_on_values(tree: dict[str, Any]) -> list[str]:
 
 def _notes_on_tests(subjects: int) -> list[str]:
     if subjects < 2:
-        return ["a single subject: no interval and no test is possible, because its slices are not independent"]
+        return ["one subject has neither an interval nor a p-value, because its slices are not independent"]
     if subjects < FEW_SUBJECTS:
         smallest = f"{2 / 2**subjects:.3g}"
-        return [f"{subjects} subjects: a paired test over so few subjects cannot give a p-value below {smallest}"]
+        return [f"a paired test over {subjects} subjects cannot give a p-value below {smallest}"]
     return []

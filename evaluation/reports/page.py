@@ -14,19 +14,18 @@ from upfield.evaluation.metrics import METRICS
 from upfield.evaluation.paired_differences import METHOD
 from upfield.evaluation.reports import figures
 from upfield.evaluation.reports.cells import DIFFERENCE_HEADER, difference_cells, number_cell
+from upfield.evaluation.reports.gain import gain_section
 from upfield.evaluation.reports.metrics_table import metric_label, metrics_table
 from upfield.evaluation.reports.notes import counts_text, notes
 from upfield.evaluation.reports.report_content import ReportContent, TrainingRecord
-from upfield.evaluation.reports.viewer import viewer_html
+from upfield.evaluation.reports.viewer import viewer_section
 from upfield.evaluation.summary import TRUST, EvaluationResult, groups
 
-# Height of the row of planes that nilearn draws, relative to the tallest plane.
-VIEWER_HEIGHT = 1.12
 GROUP_METRICS = ("psnr_slice", "psnr_slice_foreground", "ssim_slice", "ms_ssim_axial", "nrmse", "score_ulf_enc")
 GAIN_METRICS = ("psnr_slice", "ssim_slice")
 RESEARCH_USE = (
-    "A neural network made the restored images. They are for research, not for diagnosis. The network has added any "
-    "structure that the low-field scan does not contain."
+    "A neural network made the restored images. They are for research, not for diagnosis. Structure that the low-field "
+    "scan does not contain comes from the network."
 )
 RESOLUTION_LIMIT = (
     "Structure finer than the scanner's resolution leaves no trace in the scan, so {measures} cannot confirm it."
@@ -43,19 +42,20 @@ def write_page(path: Path, content: ReportContent, slices_png: bytes | None, fil
         files: names of the other files in the folder.
 
     Raises:
-        InputError: matplotlib or nilearn is not installed.
+        InputError: matplotlib is not installed.
     """
     tree, about = content.metrics, content.metrics["about"]
     against = f" Against: {about['against']}." if AGAINST in tree else ""
     sections = [
+        gain_section(tree),
+        metrics_table(tree, "Cubic interpolation and the model"),
         html_page.paragraph(f"{counts_text(about)}: {about['restorer']}.{against}"),
         html_page.paragraph(RESEARCH_USE),
-        metrics_table(tree, "Cubic interpolation and the model"),
         html_page.paragraph("\n\n".join([METHOD, *(f"{note[0].upper()}{note[1:]}." for note in notes(tree))])),
         *_against(tree),
         _spread(content.result),
         *_slices(slices_png),
-        *_viewer(content.images),
+        viewer_section(content.images, "In three planes"),
         *_groups(tree, content.result),
         *_subjects(tree, content.result.methods),
         *_trust(tree, content.images),
@@ -68,7 +68,7 @@ def write_page(path: Path, content: ReportContent, slices_png: bytes | None, fil
         html_page.code_block("Configuration of the training", content.training.configuration),
         html_page.link_list({name: name for name in files}, "Files"),
     ]
-    html_page.write_report(path, title(about), sections, scripts=True)
+    html_page.write_report(path, title(about), sections)
 
 
 def title(about: dict[str, Any]) -> str:
@@ -85,18 +85,6 @@ def _slices(png: bytes | None) -> list[Section]:
     return [html_page.figure(png, alt, caption, "Best, median, worst slice")]
 
 
-def _viewer(images: VolumeImages) -> list[Section]:
-    page = viewer_html(images.restored[CUBIC], images.restored[MODEL], images.spacing_mm, images.name)
-    return [
-        html_page.paragraph(
-            f"Volume {images.name}: the first real volume of the split, or the first of all if none is real. Click to "
-            "move the crosshair. The slider fades from the cubic interpolation to the restored volume.",
-            "In three dimensions",
-        ),
-        html_page.embedded(page, f"Viewer of {images.name}", viewer_height(images)),
-    ]
-
-
 def _origins(about: dict[str, Any]) -> Section:
     """Build the table that lists the hashes of data and models, and describes the machine."""
     rows = [["data hash of the set", about["data_sha256"]]]
@@ -105,12 +93,6 @@ def _origins(about: dict[str, Any]) -> Section:
         rows.append([f"{name}, data hash of its training", origin["trained_on_sha256"]])
     rows += [[name, str(value)] for name, value in about["machine"].items()]
     return html_page.table(["", "value"], rows, "Data and machine")
-
-
-def viewer_height(images: VolumeImages) -> float:
-    """Compute the height of the viewer's picture in units of its width."""
-    across, along, up = np.array(images.high.shape) * images.spacing_mm
-    return float(VIEWER_HEIGHT * max(along, up) / (along + 2 * across))
 
 
 def _against(tree: dict[str, Any]) -> list[Section]:
@@ -182,7 +164,7 @@ def _trust(tree: dict[str, Any], images: VolumeImages) -> list[Section]:
         html_page.figure(
             figures.bands_png({method: trust[method]["inconsistency_bands"] for method in trust}),
             "Energy that contradicts the scan, per band of spatial frequency",
-            "Beyond the limit of its grid the scan has almost no energy, so shares of that energy say little.",
+            "Beyond the limit of its grid, the scan has almost no energy, so the shares in that band say little.",
         ),
         html_page.table(["volume", *(f"inconsistency, {method}" for method in trust), *doubts], rows),
         *_maps(images),

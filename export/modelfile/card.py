@@ -12,6 +12,7 @@ from onnx.external_data_helper import load_external_data_for_tensor, uses_extern
 
 from upfield.common.errors import InputError
 from upfield.imaging.contrast import from_value
+from upfield.model.baseline import warn_if_below_cubic
 from upfield.sharding.configuration import GeometryConfig
 
 FORMAT = "upfield-model"
@@ -47,6 +48,14 @@ class ModelCard:
     def normalisation(self) -> str:
         """Name of the method that brings intensities to [0, 1]."""
         return self.tree["normalisation"]
+
+    def warn_if_below_cubic(self, name: str) -> str | None:
+        """Return a warning if the run's validation was worse than cubic interpolation, and None otherwise.
+
+        Args:
+            name: name of the file.
+        """
+        return warn_if_below_cubic(name, self.tree["step"], self.tree.get("metrics", {}).get("validation", {}))
 
     @property
     def geometry(self) -> GeometryConfig:

@@ -9,12 +9,14 @@ from upfield.common.cores import leave_busy_cores
 from upfield.common.errors import InputError
 from upfield.common.files import check_writable_file
 from upfield.common.places import recognise, shown_whole
+from upfield.common.progress import ProgressBar, say
 from upfield.export.configuration import ExportConfig
 from upfield.export.modelfile.card import is_model_file, seal_graph, write_card
 from upfield.export.modelfile.graph import build_graph, check_graph, write_model
-from upfield.export.modelfile.parity import prove_parity
+from upfield.export.modelfile.parity import count_parity_slices, prove_parity
 from upfield.export.modelfile.parity_slices import open_parity_set, read_parity_slices, training_geometry
 from upfield.export.modelfile.run_metadata import describe_run
+from upfield.model.baseline import warn_if_below_cubic
 from upfield.model.weights import MODEL, BestModel, read_best
 
 
@@ -35,15 +37,19 @@ def export_run(config: ExportConfig) -> None:
     # PyTorch takes most of the export's time, and takes 1.6 times as long if freed memory goes back to the system.
     keep_freed_memory()
     leave_busy_cores()
+    say(f"{config.run}: building the graph of the best model (step {best.step})")
     model = build_graph(best.network, half=config.precision == "fp16")
     seal_graph(model)
     # The comparison opens the file as `upfield enhance` does, which needs the metadata.
     write_card(model, card)
     with write_model(model, config.out) as temporary:
         check_graph(temporary)
-        card["parity"] = prove_parity(best.network, temporary, slices, config.precision)
+        with ProgressBar("slices compared with PyTorch", count_parity_slices(slices)) as bar:
+            card["parity"] = prove_parity(best.network, temporary, slices, config.precision, bar.advance)
         write_card(model, card)
-    print(summarise_export(config.out, card, time.monotonic() - started))
+    print(summarise_export(config.out, card, time.monotonic() - started), flush=True)
+    if warning := warn_if_below_cubic(str(config.run), best.step, best.validation):
+        say(warning)
 
 
 def summarise_export(out: Path, card: dict[str, Any], seconds: float) -> str:

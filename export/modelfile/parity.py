@@ -1,5 +1,6 @@
 """Compares a model file with PyTorch, and measures the loss due to half precision."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ MAX_LOSS_DB = 0.05
 NUM_CROPPED = 2
 
 
-def prove_parity(network: Amir, path: Path, slices: SlicePairs, precision: str) -> dict[str, Any]:
+def prove_parity(
+    network: Amir, path: Path, slices: SlicePairs, precision: str, advance: Callable[[int], None] = lambda _: None
+) -> dict[str, Any]:
     """Compare a model file with PyTorch on real slices and a test image, at full size and at two smaller sizes.
 
     Args:
@@ -30,6 +33,8 @@ def prove_parity(network: Amir, path: Path, slices: SlicePairs, precision: str) 
         path: the model file.
         slices: real slices.
         precision: the file's precision, `fp32` or `fp16`.
+        advance: function that is called with the number of slices that either side has restored, `count_parity_slices`
+            in all.
 
     Returns:
         The values recorded in the metadata: the keys of `summarise`, the numbers and sizes of the compared slices, the
@@ -51,14 +56,27 @@ def prove_parity(network: Amir, path: Path, slices: SlicePairs, precision: str) 
         low = np.concatenate([slices.low[: real if whole else NUM_CROPPED, :, :rows, :columns], drawn])
         # PyTorch gets one slice at a time, because its memory use grows with the batch.
         with torch.inference_mode():
-            expected = np.concatenate([network(torch.from_numpy(batch)).numpy() for batch in np.split(low, len(low))])
+            expected = np.concatenate([_restore_one(network, batch, advance) for batch in np.split(low, len(low))])
         exported = restorer.run(low)
+        advance(len(low))
         differences.append((exported - expected).ravel())
         if precision == "fp16" and whole:
             loss = half_loss(expected[:real], exported[:real], slices.high, path)
     compared: dict[str, Any] = {"slices": real, "drawn_slices": 1, "sizes": [list(size) for size in sizes]}
     compared["provider"] = restorer.provider
     return summarise(np.concatenate(differences), MAX_DIFFERENCE[precision], path) | compared | loss
+
+
+def _restore_one(network: Amir, low: NDArray[np.float32], advance: Callable[[int], None]) -> NDArray[np.float32]:
+    restored = network(torch.from_numpy(low)).numpy()
+    advance(1)
+    return restored
+
+
+def count_parity_slices(slices: SlicePairs) -> int:
+    """Return how many slices PyTorch and the model file restore for a comparison, at all sizes together."""
+    real = len(slices.low)
+    return 2 * (real + 1 + 2 * (min(real, NUM_CROPPED) + 1))
 
 
 def summarise(differences: NDArray[np.float32], limit: float, path: Path) -> dict[str, Any]:

@@ -9,14 +9,13 @@ from upfield.common.tables import terminal_width, text_table
 from upfield.export.modelfile.card import ModelCard, read_card
 from upfield.export.pretrained.packaged_model import PackagedModel
 from upfield.imaging.contrast import format_contrasts
+from upfield.model.metric_names import is_error
 
 # The place in a card's Markdown where the figures are printed.
 FIGURES = "<!-- figures -->"
 METHODS = ("cubic", "model")
 # Ends of the names of statistics other than the mean.
 STATISTICS = ("_std", "_min", "_max", "_median")
-# Starts of the names of metrics that are lower if the image is better.
-ERRORS = ("mae", "nrmse")
 
 
 def list_text(models: Sequence[PackagedModel]) -> str:
@@ -92,7 +91,7 @@ def _evaluation_text(split: str, metrics: dict[str, Any]) -> str:
 
 
 def _label(metric: str) -> str:
-    return f"{metric} (lower)" if metric.startswith(ERRORS) else metric
+    return f"{metric} (lower)" if is_error(metric) else metric
 
 
 def _number(value: float) -> str:

@@ -1,16 +1,17 @@
 """Enhances files and folders: finds the scans, passes them through the pipeline, and reports those that failed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from upfield.common.errors import explain_error, failure_of
+from upfield.common.errors import InputError, explain_error, failure_of
 from upfield.common.files import write_json
-from upfield.common.progress import ProgressBar, say
+from upfield.common.progress import ProgressBar, print_result, say
 from upfield.common.tables import MOST_ROWS, counted
-from upfield.export.configuration import EnhanceConfig
+from upfield.export.configuration import STARTER, Device, Engine, EnhanceConfig
 from upfield.export.pretrained.packaged_model import find_model, model_at
 from upfield.export.scans.enhancer import Enhancer
+from upfield.export.scans.loaded_model import Model
 from upfield.export.scans.outputs import EnhancePlan, EnhanceTask, plan_outputs
 from upfield.export.scans.pipeline import Stages, run_pipeline
 from upfield.export.scans.scan_claim import UNKNOWN_CONTRAST
@@ -31,8 +32,81 @@ class ScanFailure:
         return message if self.place is None or str(self.place) in message else f"{self.place}: {message}"
 
 
-def enhance_scans(config: EnhanceConfig) -> None:
+def enhance(
+    scans: str | Path | Sequence[str | Path],
+    out: str | Path,
+    model: str | Path | Model | None = None,
+    *,
+    batch_size: int = 4,
+    device: Device = "auto",
+    engine: Engine = "onnx",
+    keep_ras: bool = False,
+    like: str | Path | None = None,
+    resume: bool = False,
+    contrast: str | None = None,
+    match: str | None = None,
+) -> list[Path]:
+    """Enhance scans from files to files, as `upfield enhance` does.
+
+    Progress and warnings are printed on stderr.
+
+    Args:
+        scans: a NIfTI or MGH file, a folder that contains such files, or several of them.
+        out: a `.nii` or `.nii.gz` file for a single scan, otherwise a folder.
+        model: a model file (`.onnx`), the name of a model that comes with the package, or a loaded model, which is read
+            again from its file; by default the starter model.
+        batch_size: slices restored at once.
+        device: `auto` uses a GPU if there is one; `cuda` and `tensorrt` fail if they cannot run.
+        engine: `onnx` or `torch`, which runs the model file.
+        keep_ras: write the axes in the order right, anterior, superior instead of the scan's own order.
+        like: write on the grid of this image instead of voxels of 1 mm.
+        resume: skip scans whose output exists and was made by the same model with the same parameters.
+        contrast: what all scans show, such as `T1w`. By default, it is taken from their names and JSON files.
+        match: pattern that the names of scans in folders must match.
+
+    Returns:
+        The files that were written. A JSON file beside each says how it was made.
+
+    Raises:
+        InputError: an argument, the model or some of the scans cannot be used. The other scans are enhanced first.
+        RunError: the program failed on some scans, or no further scan could be written.
+
+    Examples:
+        >>> import upfield
+        >>> upfield.enhance("scan.nii.gz", "enhanced.nii.gz", "model.onnx")
+        [PosixPath('enhanced.nii.gz')]
+        >>> upfield.read_scan("enhanced.nii.gz").voxels.shape
+        (38, 45, 50)
+    """
+    paths = [scans] if isinstance(scans, str | Path) else scans
+    try:
+        config = EnhanceConfig(
+            scans=[Path(path) for path in paths],
+            out=Path(out),
+            model=model.path if isinstance(model, Model) else Path(model or STARTER),
+            batch_size=batch_size,
+            device=device,
+            engine=engine,
+            keep_ras=keep_ras,
+            like=None if like is None else Path(like),
+            resume=resume,
+            contrast=contrast,
+            match=match,
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return enhance_scans(config, announce=lambda _: None)
+
+
+def enhance_scans(config: EnhanceConfig, announce: Callable[[str], None] = print_result) -> list[Path]:
     """Enhance every scan; a scan that cannot be enhanced does not stop the others, and is listed at the end.
+
+    Args:
+        config: configuration of the command.
+        announce: called with a line about each file that was written.
+
+    Returns:
+        The files that were written.
 
     Raises:
         InputError: the command cannot start, or some scans cannot be used.
@@ -44,10 +118,12 @@ def enhance_scans(config: EnhanceConfig) -> None:
     failures = [ScanFailure(None, problem) for problem in plan.problems]
     num_tried = len(tasks) + len(failures)
     with ProgressBar("scans", len(tasks)) as bar:
-        enhancer = Enhancer(config, bar)
+        enhancer = Enhancer(config, bar, announce)
         if model := model_at(config.model):
             say(model.introduction)
         say(f"{config.model.name} runs on {enhancer.restorer.provider}")
+        if warning := enhancer.restorer.card.warn_if_below_cubic(config.model.name):
+            say(warning)
         if enhancer.restorer.card.contrasts is None:
             say(f"{config.model.name}: {UNKNOWN_CONTRAST}")
 
@@ -63,7 +139,8 @@ def enhance_scans(config: EnhanceConfig) -> None:
             run_pipeline(tasks, stages, report)
         except BaseException:
             _list_failures(failures, config.out)
-            say(f"enhanced {enhancer.num_written} of {counted(len(tasks), 'scan')}; --resume continues with the others")
+            num_written = len(enhancer.written)
+            say(f"enhanced {num_written} of {counted(len(tasks), 'scan')}; --resume continues with the others")
             raise
     _say_skipped(plan, enhancer.num_skipped)
     if failures and num_tried == 1:
@@ -74,6 +151,7 @@ def enhance_scans(config: EnhanceConfig) -> None:
             f"{len(failures)} of {counted(num_tried, 'scan')} could not be enhanced. {where}.",
             [failure.error for failure in failures],
         )
+    return enhancer.written
 
 
 def _say_skipped(plan: EnhancePlan, num_resumed: int) -> None:

@@ -3,6 +3,7 @@
 import errno
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from glob import escape
@@ -48,17 +49,24 @@ class LoadedScan:
 class Enhancer:
     """Enhances scans with one model, from file to file; each stage may run in its own thread."""
 
-    def __init__(self, config: EnhanceConfig, bar: ProgressBar) -> None:
+    def __init__(self, config: EnhanceConfig, bar: ProgressBar, announce: Callable[[str], None]) -> None:
         """Load the model, and the grid of `config.like` if it is set.
+
+        Args:
+            config: configuration of the command.
+            bar: shows the slices of the scan that is restored.
+            announce: called with a line about each file that was written.
 
         Raises:
             InputError: the model, the device or the grid cannot be used.
         """
-        self._config, self._bar = config, bar
+        self._config, self._bar, self._announce = config, bar, announce
         self.layout = OutputLayout(config.keep_ras, read_grid(config.like) if config.like else None)
         self.restorer = open_model_file(config.model, config.engine, config.device, batch_size=config.batch_size)
         self.model_sha256 = hash_file(config.model)
-        self.num_skipped, self.num_written = 0, 0
+        self.num_skipped = 0
+        self.written: list[Path] = []
+        """The files that were written."""
         self._stopped = threading.Event()
 
     def read(self, task: EnhanceTask) -> LoadedScan | None:
@@ -114,9 +122,9 @@ class Enhancer:
                 write_json(provenance_path(task.target), provenance)
         except OSError as error:
             raise _unwritten(task.target, error) from error
-        self.num_written += 1
+        self.written.append(task.target)
         size = " x ".join(map(str, volume.voxels.shape))
-        print(f"{task.target}: {size} voxels of {_spacing(volume)} mm", flush=True)
+        self._announce(f"{task.target}: {size} voxels of {_spacing(volume)} mm")
 
     def parameters(self) -> dict[str, Any]:
         """Return the user's options as they are recorded in the provenance."""

@@ -11,6 +11,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Resp
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
+from upfield.common.html_page import VIEWER
 from upfield.export.configuration import ServeConfig
 from upfield.export.service.access import AccessMiddleware
 from upfield.export.service.api_page import METRICS, PROGRESS, READY, RESPONSES, SCAN_BODY, schema_page
@@ -21,7 +22,12 @@ from upfield.export.service.scan_requests.enhancement import Engine
 from upfield.export.service.scan_requests.scan_handler import ScanHandler
 
 PAGE = Path(__file__).parent / "page"
-PAGE_FILES = {"page.css": "text/css", "page.js": "text/javascript", "viewer.js": "text/javascript"}
+PAGE_FILES = {
+    "page.css": ("text/css", PAGE),
+    "page.js": ("text/javascript", PAGE),
+    "nifti.js": ("text/javascript", PAGE),
+    "viewer.js": ("text/javascript", VIEWER.parent),
+}
 
 
 def build_app(
@@ -140,7 +146,8 @@ def _add_pages(app: FastAPI) -> None:
     async def page_file(name: str) -> Response:
         if name not in PAGE_FILES:
             raise RefusedError(404, "There is no such file. Open the page at /.")
-        return Response((PAGE / name).read_bytes(), media_type=PAGE_FILES[name])
+        media_type, folder = PAGE_FILES[name]
+        return Response((folder / name).read_bytes(), media_type=media_type)
 
     async def docs() -> HTMLResponse:
         return HTMLResponse(schema_page(app.openapi()))

@@ -164,7 +164,7 @@ def check_sources(request: BuildRequest) -> SourceCheck:
 
 def _check_contrasts(config: ShardConfig, contrasts: dict[str, str | None]) -> None:
     """Raise InputError if the physics recipe cannot simulate the contrast of a cohort of scans."""
-    if config.synthetic.recipe_for(maps=False) == "report":
+    if "physics" not in config.synthetic.laws(maps=False):
         return
     for cohort in (cohort for cohort in config.cohorts if cohort.labels is None and cohort.synthetic):
         contrast = contrasts[cohort.name]

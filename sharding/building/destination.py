@@ -1,12 +1,14 @@
-"""Build a set in a folder, or in a staging folder that is then uploaded to an address, and print what it holds."""
+"""Build a set in a folder, or in a staging folder that is then uploaded to an address."""
 
 import re
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from upfield.common.addresses import format_address, is_address, is_remote
+from upfield.common.command import Command, parse
 from upfield.common.errors import InputError, ShardSetError
 from upfield.common.files import make_writable_folder
 from upfield.common.progress import say
@@ -17,13 +19,75 @@ from upfield.sharding.building.upload import fetch_manifest, remove_staging, sta
 from upfield.sharding.cohorts.privacy import Pseudonyms, open_key
 from upfield.sharding.cohorts.problems import MAX_EQUAL_ROWS
 from upfield.sharding.configuration import ShardConfig
-from upfield.sharding.shardset.manifest import MANIFEST, is_unfinished, read_manifest
+from upfield.sharding.shardset.manifest import MANIFEST, Manifest, is_unfinished, read_manifest
 from upfield.sharding.shardset.namesakes import find_namesakes, members_of, namesakes_message
 from upfield.sharding.shardset.sample_key import SPLITS
+from upfield.sharding.shardset.shard_set import ShardSet, open_shards
 
 
-def build_at_destination(config: ShardConfig) -> None:
-    """Build the set that `config` describes at `config.out`, and print what it holds.
+def build_shards(
+    config: ShardConfig | str | Path,
+    out: str | Path | None = None,
+    *,
+    root: str | Path | None = None,
+    jobs: int | None = None,
+) -> ShardSet:
+    """Build a shard set, finish an interrupted build, or extend a set, as `upfield shard` does.
+
+    Progress and warnings are printed on stderr. With several processes, a script must call this below
+    `if __name__ == "__main__":`, because each process imports the script.
+
+    Args:
+        config: the configuration, or the path of a file such as `cohorts.yaml`.
+        out: folder or address of the set. By default, the configuration names it.
+        root: folder that relative patterns start from. By default, this is the folder of the file, or `config.root`, or
+            the current folder.
+        jobs: number of processes; 0 is one per core. By default, the configuration states it.
+
+    Returns:
+        The finished set.
+
+    Raises:
+        InputError: the configuration or the files cannot be used, or `out` holds another set.
+        RunError: the disk is full, processes were killed, or the upload was interrupted.
+
+    Examples:
+        >>> import upfield
+        >>> cohort = upfield.CohortConfig(
+        ...     name="ixi", high="IXI-T1/{subject}-{site}-{scan}-T1.nii.gz", split={"val": 1, "test": 1}
+        ... )
+        >>> grids = upfield.GeometryConfig(low_shape=(12, 14, 6), high_shape=(20, 24, 28))
+        >>> config = upfield.ShardConfig(out="ixi-shards", cohorts=[cohort], geometry=grids, jobs=1)
+        >>> shards = upfield.build_shards(config)
+        >>> [len(shards.split(name)) for name in ("train", "val", "test")]
+        [20, 20, 20]
+        >>> len(upfield.build_shards("cohorts.yaml", "all-shards", jobs=1).split("train"))
+        180
+    """
+    if not isinstance(config, ShardConfig):
+        config = _read_configuration(Path(config), out)
+    given = {"out": out and str(out), "root": root and Path(root), "jobs": jobs}
+    try:
+        config = replace(config, **{name: value for name, value in given.items() if value is not None})
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    build_at_destination(config)
+    return open_shards(config.out)
+
+
+def _read_configuration(file: Path, out: str | Path | None) -> ShardConfig:
+    """Read the file of a configuration as `upfield shard --config FILE` does.
+
+    Raises:
+        InputError: the file cannot be read, or its values do not fit.
+    """
+    # The schema of the command belongs to its entry script, which imports this module when it runs.
+    command = Command("shard", ShardConfig, lambda _: None, folder_of={"root": "cohorts"})
+    return parse(command, ["--config", str(file), *(["--out", str(out)] if out is not None else [])])
+
+
+def build_at_destination(config: ShardConfig) -> Manifest:
+    """Build the set that `config` describes at `config.out`, and return its manifest.
 
     Raises:
         InputError: the configuration, the files or the destination cannot be used.
@@ -33,13 +97,12 @@ def build_at_destination(config: ShardConfig) -> None:
         raise InputError(f"--out: expected a folder or an address like s3://bucket/set, found {config.out}.")
     pseudonyms = _pseudonyms(config)
     if is_remote(config.out):
-        _build_and_upload(config, config.out, pseudonyms)
-    else:
-        build(config, Path(config.out), pseudonyms)
-        _summarise(config.out, Path(config.out))
+        return _build_and_upload(config, config.out, pseudonyms)
+    build(config, Path(config.out), pseudonyms)
+    return read_manifest(Path(config.out))
 
 
-def _build_and_upload(config: ShardConfig, url: str, pseudonyms: Pseudonyms | None) -> None:
+def _build_and_upload(config: ShardConfig, url: str, pseudonyms: Pseudonyms | None) -> Manifest:
     staging = staging_folder(url)
     make_writable_folder(staging.parent, "XDG_CACHE_HOME")
     # The lock is held until the staging folder is removed, because the set that was built must be the one that is sent.
@@ -53,8 +116,9 @@ def _build_and_upload(config: ShardConfig, url: str, pseudonyms: Pseudonyms | No
                 re.sub(rf"^{re.escape(str(staging))}(?=: )", format_address(url), str(error))
             ) from error
         upload_set(staging, url)
-        _summarise(format_address(url), staging)
+        manifest = read_manifest(staging)
         remove_staging(staging)
+    return manifest
 
 
 def _pseudonyms(config: ShardConfig) -> Pseudonyms | None:
@@ -76,8 +140,14 @@ def _pseudonyms(config: ShardConfig) -> Pseudonyms | None:
     return open_key(key)
 
 
-def _summarise(name: str, folder: Path) -> None:
-    manifest = read_manifest(folder)
+def print_summary(place: str, manifest: Manifest) -> None:
+    """Print what a set holds.
+
+    Args:
+        place: folder or address of the set.
+        manifest: its manifest.
+    """
+    name = format_address(place) if is_remote(place) else place
     print(f"{name}: data {manifest.data_sha256[:12]}")
     for split in SPLITS:
         entries = manifest.shards(split)

@@ -10,7 +10,7 @@ from upfield.imaging.normalisation import NORMALISATION
 from upfield.sharding.building.index_writer import write_indices
 from upfield.sharding.cohorts.privacy import Pseudonyms, public_cohort
 from upfield.sharding.cohorts.subjects import Subject
-from upfield.sharding.configuration import ShardConfig
+from upfield.sharding.configuration import LAWS, ShardConfig
 from upfield.sharding.shardset.manifest import FORMAT, MANIFEST, VERSION, Manifest, hash_manifest, hash_tree
 from upfield.sharding.shardset.sample_key import SPLITS
 from upfield.sharding.shardset.shard_writer import WrittenShard
@@ -19,7 +19,7 @@ from upfield.sharding.shardset.split_index import IndexEntry
 # Settings that say where or how a set is built, and do not change its content.
 NOT_CONTENT = ("out", "root", "jobs", "executor", "on_error", "max_skipped", "save_volumes", "pseudonym_key")
 # Settings of a cohort of label maps that change its samples.
-MAP_SETTINGS = ("labels_as", "recipe", "keep_labels", "heads", "physics")
+MAP_SETTINGS = ("labels_as", "recipe", "keep_labels", "heads", *LAWS)
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,13 @@ class Addition:
 def content_config(config: ShardConfig, pseudonyms: Pseudonyms | None = None) -> dict[str, Any]:
     """Return the part of a configuration that determines a set's content, without private details."""
     tree = {key: value for key, value in to_tree(config).items() if key not in (*NOT_CONTENT, "keep_labels")}
-    physics, heads = (tree["synthetic"].pop(key) for key in ("physics", "heads"))
-    recipe = tree["synthetic"]["recipe"] = config.synthetic.recipe_for(maps=False)
-    if recipe != "report":
-        tree["synthetic"]["physics"] = physics
+    heads = tree["synthetic"].pop("heads")
+    # Only the ranges of laws that are used determine the content.
+    ranges = {law: tree["synthetic"].pop(law) for law in LAWS if law in tree["synthetic"]}
+    tree["synthetic"]["recipe"] = config.synthetic.recipe_for(maps=False)
+    tree["synthetic"] |= {law: ranges[law] for law in config.synthetic.laws(maps=False) if law in ranges}
     tree["cohorts"] = [
-        _map_cohort(cohort, config, physics, heads) if cohort["labels"] else _scan_cohort(cohort)
+        _map_cohort(cohort, config, ranges, heads) if cohort["labels"] else _scan_cohort(cohort)
         for cohort in (public_cohort(cohort, pseudonyms) for cohort in tree["cohorts"])
     ]
     if pseudonyms:
@@ -67,14 +68,14 @@ def _scan_cohort(cohort: dict[str, Any]) -> dict[str, Any]:
 
 
 def _map_cohort(
-    cohort: dict[str, Any], config: ShardConfig, physics: dict[str, Any], heads: dict[str, Any]
+    cohort: dict[str, Any], config: ShardConfig, ranges: dict[str, Any], heads: dict[str, Any]
 ) -> dict[str, Any]:
     """Add the settings that only concern cohorts of label maps, so that such a cohort can be added to any set."""
     recipe = config.synthetic.recipe_for(maps=True)
     # Keys of JSON objects are text.
     labels_as = {str(number): meaning for number, meaning in cohort["labels_as"].items()}
     settings = {"labels_as": labels_as, "recipe": recipe, "keep_labels": config.keep_labels, "heads": heads}
-    return cohort | settings | ({} if recipe == "report" else {"physics": physics})
+    return cohort | settings | {law: ranges[law] for law in config.synthetic.laws(maps=True) if law in ranges}
 
 
 def write_manifest(root: Path, content: dict[str, Any], addition: Addition, old: Manifest | None) -> Manifest:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upfield.common.drawing import COLOURS, FAINT, INK, PAPER, upright
+from upfield.common.drawing import COLOURS, FAINT, INK, LETTER, PAPER, SIDES, upright
 from upfield.common.errors import InputError
 from upfield.sharding.previews.overlay import draw_overlay
 from upfield.sharding.previews.selection import read_slice
@@ -49,8 +49,14 @@ figcaption {{ margin: .1875rem 0 0; font-size: .8125rem; }}
 .stack {{ position: relative; background: #000; }}
 .stack img {{ display: block; width: 100%; height: auto; }}
 .stack img + img {{ position: absolute; inset: 0; }}
+.stack span {{ position: absolute; top: .125rem; left: .375rem; color: {LETTER}; font-size: .8125rem; }}
+.stack span + span {{ left: auto; right: .375rem; }}
 img:not([src]) {{ visibility: hidden; }}
 img.whole {{ display: block; max-width: 100%; height: auto; }}
+@media screen and (max-width: 45rem) {{ .row {{ flex-wrap: wrap; }} figure {{ flex: 1 1 40%; }} }}
+@media print {{ :root {{ color-scheme: light; }} body {{ padding: 0; background: #fff; color: #000; }}
+  p, figcaption {{ color: #444; }} .turn {{ display: none; }}
+  .pair {{ break-inside: avoid; max-width: none; }} }}
 """
 
 SCRIPT = """
@@ -198,6 +204,7 @@ def _panel(pair: VolumePair, overlay: str, size: tuple[int, ...]) -> str:
 def _figure(caption: str, layers: tuple[str, ...], size: tuple[int, ...]) -> str:
     layer = '<img class="{}" width="{}" height="{}" alt="{}">'
     stack = "".join(layer.format(name, *size, caption) for name in layers)
+    stack += "".join(f'<span aria-hidden="true">{side}</span>' for side in SIDES["sagittal"])
     return f'<figure><div class="stack">{stack}</div><figcaption>{caption}</figcaption></figure>'
 
 
@@ -219,8 +226,8 @@ def _page(title: str, sections: list[str], slices: dict[str, Any], histograms: s
 </head>
 <body>
 <h1>{escape(title)}</h1>
-<p>Sagittal slices, anterior to the left. A slider moves all pairs of its subject. The arrow keys move the slider under
-the pointer.</p>
+<p>Sagittal slices: A is anterior, P is posterior. A slider moves all pairs of its subject. The arrow keys move the
+slider under the pointer.</p>
 <noscript><p>The sliders need JavaScript.</p></noscript>
 {body}
 <section>

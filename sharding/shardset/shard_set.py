@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from upfield.common.addresses import format_address, is_address, is_remote
-from upfield.common.errors import InputError
+from upfield.common.errors import InputError, ShardSetError
 from upfield.common.files import make_writable_folder, user_cache_folder
 from upfield.common.stores.store import Store
 from upfield.sharding.configuration import AccessConfig
@@ -14,12 +15,21 @@ from upfield.sharding.shardset.remote.remote_samples import open_samples
 from upfield.sharding.shardset.remote.shard_cache import ShardCache
 from upfield.sharding.shardset.shard_files import LocalFiles, ShardFiles
 from upfield.sharding.shardset.shard_list import expand_shard_list, is_shard_list, select_shards
-from upfield.sharding.shardset.shard_split import ShardSplit
+from upfield.sharding.shardset.split_reader import SplitReader
 
 
 @dataclass(frozen=True)
 class ShardSet:
-    """A shard set whose manifest was read."""
+    """A shard set whose manifest was read.
+
+    Examples:
+        >>> import upfield
+        >>> shards = upfield.open_shards("shards")
+        >>> [subject["subject"] for subject in shards.manifest.subjects("test")]
+        ['sub-02']
+        >>> len(shards.split("train"))
+        180
+    """
 
     name: str
     """Folder or address of the set, for messages."""
@@ -27,20 +37,81 @@ class ShardSet:
     """Manifest of the set."""
     files: ShardFiles
     """Access to the files of the set."""
+    place: str | Path
+    """The folder, the address or the list of shards by which the set was opened."""
+    access: AccessConfig
+    """How the files of a remote set are downloaded and cached."""
 
     @property
     def is_remote(self) -> bool:
         """Whether the files of the set are downloaded."""
         return not isinstance(self.files, LocalFiles)
 
-    def split(self, split: str) -> ShardSplit:
-        """Read the indices of a split, `train`, `val` or `test`.
+    def split(self, split: str) -> SplitReader:
+        """Open a split, `train`, `val` or `test`. This reads its indices only.
 
         Raises:
-            ShardSetError: an index is missing or contradicts the manifest.
-            FetchError: an index could not be fetched.
+            ShardSetError: there is no such split, or an index is missing or contradicts the manifest.
+            FetchError: an index could not be downloaded.
         """
-        return ShardSplit(self.name, split, self.manifest, self.files)
+        known = self.manifest.tree["splits"]
+        if split not in known:
+            raise ShardSetError(f"{self.name}: there is no split {split}. Choose one of {', '.join(known)}.")
+        return SplitReader(self.name, split, self.manifest, self.files)
+
+
+class KeywordAccess(AccessConfig):
+    """Access to a remote set that is given by keyword arguments, so messages call them by their names alone."""
+
+    def flag(self, name: str) -> str:
+        """Return the name of a keyword argument."""
+        return name
+
+
+def open_shards(
+    shards: str | Path,
+    *,
+    cache_dir: str | Path | None = None,
+    cache_bytes: int = AccessConfig.cache_bytes,
+    fetch: Literal["shards", "samples"] = "shards",
+    fetch_retries: int = AccessConfig.fetch_retries,
+    fetch_timeout_s: float = AccessConfig.fetch_timeout_s,
+    fetch_command: str | None = None,
+) -> ShardSet:
+    """Open a shard set. This reads its manifest only.
+
+    Args:
+        shards: folder or address of the set, such as `s3://bucket/set`.
+        cache_dir: folder for the downloaded shards of a remote set; by default `~/.cache/upfield/shards`.
+        cache_bytes: maximum size of this folder in bytes. The least recently used shards are removed first.
+        fetch: `shards` downloads whole shards and keeps them. `samples` downloads single samples and keeps none.
+        fetch_retries: number of retries if a download fails.
+        fetch_timeout_s: time in seconds after which a transfer that receives no data is tried again.
+        fetch_command: command that downloads a file to its standard output, such as `s5cmd cat {url}`.
+
+    Raises:
+        InputError: there is no complete set, or the address or an argument cannot be used.
+        RunError: the store does not respond correctly.
+
+    Examples:
+        >>> import upfield
+        >>> shards = upfield.open_shards("shards")
+        >>> pair = next(shards.split("train").slices())
+        >>> pair.low.shape, pair.high.shape
+        ((1, 24, 28), (1, 24, 28))
+    """
+    try:
+        access = KeywordAccess(
+            cache_dir=None if cache_dir is None else Path(cache_dir),
+            cache_bytes=cache_bytes,
+            fetch=fetch,
+            fetch_retries=fetch_retries,
+            fetch_timeout_s=fetch_timeout_s,
+            fetch_command=fetch_command,
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return open_set(shards, access)
 
 
 def open_set(shards: str | Path, access: AccessConfig) -> ShardSet:
@@ -59,10 +130,10 @@ def open_set(shards: str | Path, access: AccessConfig) -> ShardSet:
     if is_shard_list(place):
         root, names = expand_shard_list(place)
         shard_set = open_set(root, access)
-        return replace(shard_set, manifest=select_shards(shard_set.manifest, names, place))
+        return replace(shard_set, manifest=select_shards(shard_set.manifest, names, place), place=shards)
     if not is_remote(place):
         folder = local_folder(place, access)
-        return ShardSet(str(folder), read_manifest(folder), LocalFiles(folder))
+        return ShardSet(str(folder), read_manifest(folder), LocalFiles(folder), shards, access)
     remote = open_remote_folder(place, access)
     flag = access.flag("cache_dir")
     # The home folder is not looked at if the user named a folder.
@@ -71,8 +142,8 @@ def open_set(shards: str | Path, access: AccessConfig) -> ShardSet:
     cache = ShardCache(cache_dir, access.cache_bytes, access.flag(""))
     files, manifest = RemoteFiles(remote, cache), remote.manifest()
     if access.fetch == "samples":
-        return ShardSet(remote.store.name, manifest, open_samples(files, manifest, access.flag("fetch")))
-    return ShardSet(remote.store.name, manifest, files)
+        files = open_samples(files, manifest, access.flag("fetch"))
+    return ShardSet(remote.store.name, manifest, files, shards, access)
 
 
 def local_folder(shards: str | Path, access: AccessConfig) -> Path:

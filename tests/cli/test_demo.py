@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from upfield.cli.demonstration import Places, final_table, write_demo_report
+from upfield.cli.demo_folder import Places
+from upfield.cli.demonstration import final_table, write_demo_report
 from upfield.evaluation.evaluate import main as evaluate
 from upfield.sharding.preview import main as preview
 

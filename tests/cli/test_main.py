@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from upfield.cli.demonstration import prepare_folder
+from upfield.cli.demo_folder import prepare_folder
 from upfield.cli.main import VERBS, main
 from upfield.common.errors import InputError
 

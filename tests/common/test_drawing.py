@@ -7,16 +7,30 @@ import pytest
 from upfield.common.drawing import blank_page, png_bytes, shorten, upright
 from upfield.common.errors import InputError
 
+# A block at the right, the front and the top of a head, in a RAS+ volume.
+HEAD = np.zeros((24, 22, 20))
+HEAD[-8:, -6:, -4:] = 1
+# Where the block lies in each plane: at the left or the right edge of the picture. It is always at the top.
+PLANES = {"sagittal": (HEAD[-1], "left"), "coronal": (HEAD[:, -1], "right"), "axial": (HEAD[:, :, -1], "right")}
 
-def test_slices_are_drawn_upright_and_face_left(tmp_path):
-    pixels = np.zeros((22, 20))
-    pixels[-6:, -4:] = 1
-    page = blank_page(2.2, 2.0, "black")
-    page.image((0, 0, 2.2, 2.0), pixels)
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_slices_are_drawn_upright_and_sagittal_ones_face_left(plane, tmp_path):
+    pixels, side = PLANES[plane]
+    page = blank_page(0.9, 0.9, "black")
+    page.image((0, 0, 0.9, 0.9), pixels, plane)
     (tmp_path / "slice.png").write_bytes(png_bytes(page.figure))
     drawn = matplotlib.image.imread(tmp_path / "slice.png")[..., 0]
-    assert drawn[:35, :55].min() > 0.9
-    assert drawn[45:].max() == drawn[:, 65:].max() == 0
+    drawn = drawn if side == "left" else drawn[:, ::-1]
+    assert drawn[:16, :22].min() > 0.9
+    assert drawn[30:].max() == drawn[:, 40:].max() == 0
+
+
+def test_large_slices_have_letters_at_their_sides():
+    page = blank_page(2, 2, "black")
+    letters = [text.get_text() for text in page.image((0, 0, 2, 2), HEAD[0], "sagittal").texts]
+    assert letters == ["A", "P"]
+    assert [text.get_text() for text in page.image((0, 0, 2, 2), HEAD[:, 0], "coronal").texts] == ["L", "R"]
 
 
 @pytest.mark.parametrize("colours", [(), (4,)])

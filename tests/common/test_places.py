@@ -67,9 +67,7 @@ def test_what_is_named_in_place_of_a_set_is_explained(places, name, message):
 
 
 def test_a_run_in_place_of_a_model_is_refused_with_the_command_that_exports_it(places):
-    with pytest.raises(
-        InputError, match=r"run is the folder of a run, not a model file\. Write one with upfield export"
-    ):
+    with pytest.raises(InputError, match=r"run is the folder of a run, not a model file\. Write one with upfield"):
         find_model(Path("run"))
     with pytest.raises(InputError, match=r"scan\.nii\.gz is a scan, not a model"):
         find_model(Path("scan.nii.gz"))

@@ -1,10 +1,11 @@
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
-from upfield.common.progress import ProgressBar, track
+from upfield.common.progress import ProgressBar, describe_duration, track
 
 
 def imitate_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +44,7 @@ def test_a_bar_starts_at_the_items_already_done_and_shows_figures(
 
 @pytest.mark.parametrize("options", [{"visible": False}, {"has_lines": False}])
 def test_work_that_logs_its_own_lines_prints_no_progress_lines(
-    capsys: pytest.CaptureFixture[str], options: dict[str, bool]
+    capsys: pytest.CaptureFixture[str], options: dict[str, Any]
 ) -> None:
     with ProgressBar("steps", 1, **options) as bar:
         bar.advance()
@@ -112,3 +113,39 @@ def test_the_work_goes_on_when_nobody_reads_stdout(closing: str) -> None:
     os.close(begin)
     assert done.returncode == 0
     assert done.stderr.splitlines() == [rb"said K\udcf6nig"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "0 s"),
+        (99, "99 s"),
+        (100, "2 min"),
+        (3570, "1 h"),
+        (12_000, "3 h 20 min"),
+        (86_400, "1 day"),
+        (189_900, "2 days 5 h"),
+    ],
+)
+def test_a_duration_has_its_largest_units(seconds: float, words: str) -> None:
+    assert describe_duration(seconds) == words
+
+
+def test_lines_and_bars_show_the_time_left(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(0, 10_000, 60))
+    monkeypatch.setattr("upfield.common.progress.time.monotonic", lambda: next(now))
+    with ProgressBar("slices", 9) as bar:
+        bar.advance(3)
+    assert capsys.readouterr().err.startswith("slices: 3/9, 2 min left")
+
+
+def test_parts_have_lines_even_if_the_items_have_their_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("upfield.common.progress.LINE_INTERVAL_S", 0)
+    with ProgressBar("steps", 2, has_lines=False) as bar:
+        bar.begin_parts("validation slices", 4)
+        bar.advance_parts(4)
+        bar.end_parts()
+        bar.advance()
+    assert capsys.readouterr().err == "validation slices 4/4\n"

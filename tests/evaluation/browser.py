@@ -141,6 +141,7 @@ class Browser:
         """Press a key, named as in JavaScript's `KeyboardEvent.key`."""
         codes = {"Tab": 9, "Enter": 13, "PageUp": 33, "PageDown": 34}
         codes |= {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+        codes |= {digit: ord(digit) for digit in "0123456789"}
         text = {"text": "\r"} if key == "Enter" else {}
         named = {"key": key, "code": key, "windowsVirtualKeyCode": codes[key]}
         self.call("Input.dispatchKeyEvent", type="keyDown", **named, **text)

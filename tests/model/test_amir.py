@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from upfield.model.amir import Amir, AmirConfig, Checkpointing, noise_shapes
 from upfield.model.blocks import ChannelAttention, DeviceDependent, TransformerBlock
+from upfield.model.configuration import PRESETS, Preset
 from upfield.model.routing import (
     ChannelRouting,
     Expert,
@@ -79,11 +80,19 @@ def test_training_gates_and_load_match_the_published_network(small: Amir, by_ran
     close(load_loss(gates.usage).reshape(1), GOLDEN["gating.loss"])
 
 
-@pytest.mark.parametrize(("preset", "count"), [("official", 23_540_498), ("report", 22_248_687)])
-def test_presets_have_the_published_number_of_parameters(preset: str, count: int) -> None:
+# Those of the first two are published.
+PARAMETERS = {"official": 23_540_498, "report": 22_248_687, "small": 1_343_456, "tiny": 330_129}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_each_preset_can_be_built_and_has_its_number_of_parameters(preset: str) -> None:
     with torch.device("meta"):
         network = Amir(AmirConfig.preset(preset))
-    assert sum(parameter.numel() for parameter in network.parameters()) == count
+    assert sum(parameter.numel() for parameter in network.parameters()) == PARAMETERS[preset]
+
+
+def test_the_presets_have_the_names_that_the_command_accepts() -> None:
+    assert get_args(Preset) == tuple(PRESETS)
 
 
 @torch.no_grad()
@@ -317,5 +326,5 @@ def test_checkpointing_changes_neither_output_nor_gradients(small: Amir) -> None
 def test_sizes_that_cannot_be_built_are_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match=r"expected .* found"):
         AmirConfig(**wrong)
-    with pytest.raises(ValueError, match="official, report, small, tiny"):
+    with pytest.raises(ValueError, match=", ".join(PRESETS)):
         AmirConfig.preset("huge")

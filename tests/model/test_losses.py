@@ -1,5 +1,7 @@
 """Each loss term follows its formula and is finite for every pair of slices that training can produce."""
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
@@ -39,6 +41,10 @@ def test_the_loss_is_weighted_and_its_terms_are_returned_unweighted(pair: tuple[
     torch.testing.assert_close({name: terms[name] for name in TERMS}, alone)
     torch.testing.assert_close(loss, sum(weights[name] * alone[name] for name in TERMS) + 0.25 * LOAD)
     assert not any(term.requires_grad for term in terms.values())
+
+
+def test_each_weight_of_the_configuration_has_a_term() -> None:
+    assert {field.name for field in fields(LossConfig)} == {f"{name}_weight" for name in (*TERMS, "load")}
 
 
 def test_charbonnier_and_gradient_terms_follow_their_formulas(pair: tuple[torch.Tensor, torch.Tensor]) -> None:

@@ -18,11 +18,20 @@ from upfield.distributed.logs.metrics_log import LOG, parse_log
 from upfield.tune.cluster import count_fitting
 from upfield.tune.configuration import ResourceConfig, SweepConfig
 from upfield.tune.figures import _positions, coordinates_png, learning_curves_png
-from upfield.tune.outcomes import RUNS, PointOutcome, TrialOutcome, last_line, read_curve, read_trial
+from upfield.tune.outcomes import (
+    RUNS,
+    PointOutcome,
+    TrialOutcome,
+    last_line,
+    read_baseline,
+    read_curve,
+    read_trial,
+    table_of_points,
+)
 from upfield.tune.results import result_rows, results_table, to_csv, trial_rows, write_results
 from upfield.tune.space import name_run
 from upfield.tune.state import is_complete, newest_of_each_kind
-from upfield.tune.sweep_report import importance
+from upfield.tune.sweep_report import LEAST_POINTS, importance, write_sweep_report
 from upfield.tune.trial import POINT, failure_report
 
 CURVE = ((1.0, 20.0), (2.0, 21.0))
@@ -36,6 +45,7 @@ def outcome(scores: list[float | None], out: Path = Path("sweep"), **point: obje
             score,
             "done" if score is not None else "failed: step 3: expected a finite loss",
             str(out / "trials" / f"{point}-{number}"),
+            cubic_psnr_slice=21.5,
             curve=CURVE if score is not None else (),
         )
         for number, score in enumerate(scores)
@@ -71,16 +81,16 @@ def test_results_are_written_and_best_is_the_best_run_of_the_best_point(
     assert (tmp_path / "best").resolve() == Path(points[0].trials[0].run).resolve()
     text = (tmp_path / "report.html").read_text()
     for words in (
+        "The best of 3 points reaches 22.50 dB, 1.00 dB above cubic interpolation.",
+        "2 points with a result, 1 without. So few points show no trend",
         "Learning curves",
-        "Parallel coordinates",
-        "Importance of parameters",
-        "1 points without a result",
         "22.50 +- ",
     ):
         assert words in text
+    assert not re.search("Parallel coordinates|Importance", text)
     assert not re.search(r"(src|href)\s*=\s*\"(https?:)?//", text)
     printed = capsys.readouterr().out
-    assert "23.00 dB; export it with: upfield export" in printed
+    assert "23.00 dB (+1.50 dB over cubic interpolation)\nExport it with: upfield export" in printed
     with (tmp_path / "results.csv").open() as file:
         assert [row["rank"] for row in csv.DictReader(file)] == ["1", "2", "3"]
     with (tmp_path / "trials.csv").open() as file:
@@ -93,10 +103,37 @@ def test_a_sweep_without_any_result_fails_with_the_reason(tmp_path: Path) -> Non
     assert (tmp_path / "results.csv").is_file()
 
 
+def test_the_report_of_many_points_says_what_parameters_explain_beside_chance(tmp_path: Path) -> None:
+    write_sweep_report(tmp_path / "report.html", [outcome([30.0 - n], lr=n, size=n % 2) for n in range(LEAST_POINTS)])
+    text = (tmp_path / "report.html").read_text()
+    assert "Parallel coordinates" in text
+    assert "no trend" not in text
+    # By chance, 4 bins of 20 points explain 3/19, and 2 groups 1/19.
+    assert re.findall(r'<td class="number">(0\.\d\d)</td></tr>', text) == ["0.16", "0.05"]
+
+
+def test_cubic_interpolation_has_a_row_at_its_rank() -> None:
+    _, rows = table_of_points([outcome([22.0], lr=1), outcome([21.0], lr=2), outcome([None], lr=3)])
+    assert [row[0] for row in rows] == ["1", "cubic", "2", "3"]
+    assert [row[1:3] for row in rows] == [["22.00", "+0.50"], ["21.50", ""], ["21.00", "-0.50"], ["-", "-"]]
+
+
+def test_the_baseline_is_that_of_the_best_validation() -> None:
+    lines = [
+        {"event": "validation", "step": step, "psnr_slice": psnr, "cubic_psnr_slice": cubic}
+        for step, psnr, cubic in ((10, 22.0, 21.0), (20, 20.0, 19.0))
+    ]
+    assert (read_baseline(lines, 10), read_baseline(lines, None), read_baseline([], 10)) == (21.0, 19.0, None)
+
+
+def test_the_picture_of_the_curves_has_the_baseline() -> None:
+    curves = [(CURVE, 0)]
+    assert learning_curves_png(curves, [21.5]) != learning_curves_png(curves)
+
+
 def test_the_table_aligns_its_columns() -> None:
-    header, _, first, second = results_table(
-        [outcome([22.0], lr=0.0002, size=4), outcome([None], lr=0.001, size=16)]
-    ).splitlines()
+    points = [outcome([22.0], lr=0.0002, size=4), outcome([None], lr=0.001, size=16)]
+    header, _, first, _, second = results_table(points).splitlines()
     assert header.index("size") == first.index("4 ") == second.index("16")
     assert header.index("status") == first.index("done") == second.index("failed")
 

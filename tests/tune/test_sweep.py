@@ -316,7 +316,7 @@ def test_an_interrupted_sweep_says_how_to_continue(
     process.send_signal(number)
     assert process.wait(TIMEOUT_S) == 130
     log = (tmp_path / "log-0").read_text()
-    assert "interrupted; the same command continues the sweep" in log
+    assert "interrupted; finished trials are kept, and the same command continues the sweep" in log
     assert "Traceback" not in log
     assert not (out / "results.csv").exists()
     run_sweep(config, out)

@@ -24,7 +24,7 @@ def setup(out: Path, gpus: float = 0) -> TrialSetup:
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def fit(*_: object) -> NoReturn:
+    def fit(*_: object, **__: object) -> NoReturn:
         raise error
 
     monkeypatch.setattr(trial, "fit", fit)

@@ -1,6 +1,7 @@
 // Sends a scan, and shows the progress and the result.
 
-import { Viewer, readVolume } from "./viewer.js";
+import { anatomicalAxes, readVolume } from "./nifti.js";
+import { Viewer } from "./viewer.js";
 
 const POLL_MS = 400;
 const $ = (id) => document.getElementById(id);
@@ -106,7 +107,7 @@ async function present(xhr, file, request) {
   $("notes").textContent = `Please note: ${notes}${notes.endsWith(".") ? "" : "."}`;
   show("notes", notes !== "");
   show("result", true);
-  new Viewer($("planes"), $("plane"), before, after);
+  new Viewer($("planes"), $("plane"), [before, after], anatomicalAxes(after));
   $("name").focus();
 }
 

@@ -1,7 +1,5 @@
 """Make pairs from a label map: each variant is another head, of which both fields are rendered."""
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,7 +9,7 @@ from upfield.imaging.resample import box_centre
 from upfield.imaging.volume import Volume, load_volume
 from upfield.sharding.building.field_resampler import FieldResampler, to_world
 from upfield.sharding.building.generator import generator_for
-from upfield.sharding.building.pairs.low_field import recipe_of, report_low
+from upfield.sharding.building.pairs.low_field import IMAGE_LAWS, LowField
 from upfield.sharding.building.pairs.pair import Pair, SubjectPairs
 from upfield.sharding.building.saved_volumes import HIGH_NAME, LABELS_NAME, partner_name, save_volume
 from upfield.sharding.cohorts.duplicates import hash_voxels
@@ -81,13 +79,11 @@ def _normalise(voxels: NDArray[np.float32], unit: Unit, subject: Subject[SourceV
         raise VolumeError(where, f"{problem}. Enlarge geometry.high_shape, or narrow synthetic.heads.") from error
 
 
-def _low_field(
-    head: LabelHead, high: Volume, unit: Unit, config: ShardConfig, rng: np.random.Generator
-) -> tuple[Volume, NDArray[np.float32], dict[str, Any]]:
+def _low_field(head: LabelHead, high: Volume, unit: Unit, config: ShardConfig, rng: np.random.Generator) -> LowField:
     """Make the low field of a head; the results are those of `synthetic_low`."""
     centre_mm = to_world(high.affine, box_centre(high.voxels.shape))
     resampler = FieldResampler(config.geometry, centre_mm)
-    if recipe_of(config.synthetic.recipe_for(maps=True), unit.variant) == "report":
-        return report_low(high, resampler, config, rng)
+    if law := IMAGE_LAWS.get(config.synthetic.law(unit.variant, maps=True)):
+        return law(high, resampler, config, rng)
     low, drawn = low_field(head, config.synthetic.physics, rng)
     return low, resampler.acquired_to_high(low, high), {"recipe": "physics", **drawn}

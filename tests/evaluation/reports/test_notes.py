@@ -16,11 +16,11 @@ def tree(evaluated: Path) -> dict[str, Any]:
 
 
 def test_a_note_warns_of_too_few_subjects(tree: dict[str, Any]) -> None:
-    for subjects, words in ((1, "a single subject"), (3, "below 0.25"), (5, "below 0.0625")):
+    for subjects, words in ((1, "one subject has"), (3, "below 0.25"), (5, "below 0.0625")):
         tree["about"]["subjects"] = subjects
         assert any(words in note for note in notes(tree))
     tree["about"]["subjects"] = 6
-    assert not any("single subject" in note or "paired test" in note for note in notes(tree))
+    assert not any("one subject" in note or "paired test" in note for note in notes(tree))
 
 
 def test_a_note_warns_of_subjects_seen_in_training(tree: dict[str, Any]) -> None:

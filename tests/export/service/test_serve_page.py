@@ -85,9 +85,10 @@ def test_right_front_and_top_are_where_they_belong(browser: Browser, service: Se
       slider.dispatchEvent(new Event("input"));
     })""")
     browser.wait_for(f"({OUTPUTS})[0] === 15")
-    for x, y, _ in browser.ask(CANVASES)[::2]:
-        assert x > 0.6
-        assert y < 0.4
+    sagittal, coronal, axial = browser.ask(CANVASES)[::2]
+    assert sagittal[0] < 0.4  # anterior is at the left, as in all pictures
+    assert min(coronal[0], axial[0]) > 0.6
+    assert max(sagittal[1], coronal[1], axial[1]) < 0.4
 
 
 def test_the_keyboard_suffices(browser: Browser, service: Service, scan: Path) -> None:
@@ -104,7 +105,7 @@ def test_the_keyboard_suffices(browser: Browser, service: Service, scan: Path) -
     browser.press("Tab")
     assert browser.ask("document.activeElement.tagName") == "CANVAS"
     # In the sagittal plane: to the front, to the top, and to the next slice on the right.
-    for key, expected in (("ArrowRight", [10, 13, 16]), ("ArrowUp", [10, 13, 17]), ("PageUp", [11, 13, 17])):
+    for key, expected in (("ArrowLeft", [10, 13, 16]), ("ArrowUp", [10, 13, 17]), ("PageUp", [11, 13, 17])):
         browser.press(key)
         browser.wait_for(f"String({OUTPUTS}) === '{','.join(map(str, expected))}'")
     browser.press("Tab")
@@ -123,8 +124,8 @@ def test_a_click_moves_the_crosshair(browser: Browser, service: Service, scan: P
     place = {"x": box["x"] + 0.26 * box["width"], "y": box["y"] + 0.26 * box["height"], "button": "left"}
     browser.call("Input.dispatchMouseEvent", type="mousePressed", clickCount=1, buttons=1, **place)
     browser.call("Input.dispatchMouseEvent", type="mouseReleased", clickCount=1, **place)
-    # A quarter of 22 voxels from the back, and a quarter of 30 from the top.
-    browser.wait_for(f"String({OUTPUTS}) === '10,6,23'")
+    # A quarter of 22 voxels from the front, and a quarter of 30 from the top.
+    browser.wait_for(f"String({OUTPUTS}) === '10,17,23'")
 
 
 def test_error_messages_are_shown(browser: Browser, service: Service, scan: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from upfield.sharding.previews.contact_sheet import (
     COLUMN_IN,
     GAP_IN,
     LABEL_IN,
+    MARGIN_IN,
     TITLE_IN,
     draw_histograms,
     draw_sheet,
@@ -51,6 +52,21 @@ def test_a_shifted_high_field_looks_different_over_the_same_low_field(overlay):
     top_in = TITLE_IN + LABEL_IN + CAPTION_IN + 2 * (image_in + GAP_IN)
     still, moved = (picture[round(100 * top_in) : round(100 * (top_in + image_in))] for picture in pictures)
     assert (still != moved).any(axis=-1).sum() > 200
+
+
+def test_slices_face_left():
+    group = make_group(1)
+    high = np.zeros((44, 40), np.float32)
+    high[-16:, -12:] = 1  # anterior and superior
+    shown = [Slice(group.shown[0].key, high[None], high)]
+    picture = decode(draw_sheet([Group("a", "real", shown, shown)], "title", "none"))[..., :3].max(axis=-1)
+    top, left = round(100 * (TITLE_IN + LABEL_IN + CAPTION_IN)), round(100 * MARGIN_IN)
+    wide, tall = round(100 * COLUMN_IN), round(100 * COLUMN_IN * 40 / 44)
+    image = picture[top : top + tall, left : left + wide]
+    assert (image[: tall // 4, : wide // 3] > 0.8).mean() > 0.9
+    assert image[tall // 2 :].max() < 0.1
+    # Only the letter P is to the right of the block.
+    assert 0 < (image[:, wide // 2 :] > 0.5).mean() < 0.02
 
 
 def test_a_picture_is_at_most_eight_columns_wide():

@@ -103,6 +103,15 @@ def test_the_requested_overlay_is_drawn(split, pairs, overlay):
     assert page.count("<figure>") == (2 if overlay == "none" else 3)
 
 
+def test_slices_face_left_and_the_letters_say_so(page):
+    corner = np.zeros((22, 20), np.uint8)
+    corner[-8:, -6:] = 255  # anterior and superior
+    shown = np.asarray(Image.open(io.BytesIO(encode_webp(corner))).convert("L"))
+    assert shown[:4, :6].min() > 200
+    assert shown[8:].max() < 50 > shown[:, 10:].max()
+    assert page.count('<span aria-hidden="true">A</span><span aria-hidden="true">P</span>') == page.count("<figure>")
+
+
 @pytest.fixture
 def strange(tmp_path):
     """A set whose subject has a name that no path pattern would match, and whose second pair lacks a slice."""

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from numpy.typing import NDArray
 from torch import Tensor
 
 from upfield.common.errors import DivergedError
@@ -14,6 +16,12 @@ from upfield.model.quality import METRICS
 from upfield.sharding.shardset.shard_split import ShardSplit
 
 NAMES = [*METRICS, *(f"cubic_{name}" for name in METRICS)]
+# Number of batches after which all ranks agree whether they stop. A GPU would have to wait for the answer.
+BETWEEN_QUESTIONS, BETWEEN_QUESTIONS_ON_GPU = 1, 16
+
+
+class ValidationStoppedError(Exception):
+    """All ranks have agreed to stop a validation before its end."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +45,11 @@ def validate(
     num_pictures: int = 0,
     num_workers: int = 0,
     prefetch: int = 1,
+    samples: NDArray[np.int64] | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+    is_stopping: Callable[[], bool] = lambda: False,
 ) -> Validation:
-    """Measure the image quality of a network on a split. Collective: ALL ranks call it.
+    """Measure the image quality of a network on a split or on a part of it. Collective: ALL ranks call it.
 
     Args:
         accelerator: process group and precision.
@@ -48,16 +59,26 @@ def validate(
         num_pictures: number of slices to return as pictures, spread evenly over the split.
         num_workers: number of threads per process that read batches in advance.
         prefetch: number of batches that each thread reads in advance.
+        samples: `(samples,)` sample numbers to measure on, in stored order; None for the whole split.
+        advance: function that is called with the number of slices of each batch.
+        is_stopping: function that all ranks call together and that returns whether they stop.
 
     Raises:
         DivergedError: the network returned NaN.
+        ValidationStoppedError: `is_stopping` returned true.
     """
+    samples = np.arange(split.num_samples) if samples is None else samples
     values: list[Tensor] = []
     pictures: list[Tensor] = []
     context, rank, world_size = split.manifest.context, accelerator.process_index, accelerator.num_processes
-    shown = spread_evenly(split.num_samples, num_pictures)
+    shown = torch.from_numpy(samples)[spread_evenly(len(samples), num_pictures)]
     on_gpu = accelerator.device.type == "cuda"
-    for batch, valid in validation_loader(split, batch_size, rank, world_size, num_workers, prefetch, on_gpu):
+    between = BETWEEN_QUESTIONS_ON_GPU if on_gpu else BETWEEN_QUESTIONS
+    loader = validation_loader(split, batch_size, rank, world_size, num_workers, prefetch, on_gpu, samples)
+    for number, (batch, valid) in enumerate(loader):
+        if number % between == 0 and is_stopping():
+            loader.close()
+            raise ValidationStoppedError
         low, high = batch.low.to(accelerator.device).float(), batch.high.to(accelerator.device).float()
         with accelerator.autocast():
             restored = restore(low).float().clamp(0, 1)
@@ -67,6 +88,7 @@ def validate(
         values.append(torch.stack([valid.to(high), *rows]))
         chosen = valid & torch.isin(batch.samples, shown)
         pictures.append(torch.cat([centre, restored, high], dim=-1)[chosen.to(high.device)].cpu())
+        advance(int(valid.sum()))
     gathered = accelerator.gather(torch.cat(values, dim=1).T.contiguous())
     assert isinstance(gathered, Tensor)
     # The slices of all ranks are in stored order, so their sums do not depend on the number of processes.

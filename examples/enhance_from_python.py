@@ -1,0 +1,22 @@
+"""Enhance a scan and look at the result as an array: python examples/enhance_from_python.py SCAN OUT [MODEL]
+
+`SCAN` is a NIfTI or MGH file, `OUT` the `.nii.gz` file to write. Without `MODEL`, the starter model is used. The second
+part restores the same scan in memory, for programs that have the voxels already.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import upfield
+
+scan, out, *models = sys.argv[1:]
+model = upfield.load_model(*models)
+upfield.enhance(scan, out, model, keep_ras=True)
+written = upfield.read_scan(out)
+print(f"{Path(out).name}: {written.voxels.shape} voxels of 1 mm, mean {written.voxels.mean():.3f}")
+
+low = upfield.read_scan(scan)
+restored = model.restore(low.voxels, low.affine)
+print("restored in memory, the values are equal:", np.array_equal(restored.voxels, written.voxels))
