@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from upfield.common.cores import processor_name
-from upfield.common.drawing import INK, PAPER, Page, blank_page
+from upfield.common.drawing import INK, PAPER, blank_page
 from upfield.imaging.air import estimate_air
 from upfield.imaging.head_mask import head_mask
 from upfield.imaging.volume import read_volume
@@ -139,21 +139,20 @@ def save_picture(out: Path, volumes: dict[str, NDArray[np.float32]]) -> None:
     for place, (name, voxels) in enumerate(volumes.items()):
         left, top = place % COLUMNS * width, place // COLUMNS * height
         shown = voxels / np.percentile(voxels[voxels > voxels.mean() / 3], 99.3)
-        planes = (shown[size_x // 2 + 5], shown[:, size_y // 2], shown[:, :, int(0.6 * size_z)])
-        for plane in planes:
-            _plane(page, left, top, plane)
-            left += plane.shape[0] + GAP
-        page.text((place % COLUMNS * width + 4) / DPI, (top + 4) / DPI, name, 9, color=INK)
+        planes = {
+            "sagittal": shown[size_x // 2 + 5],
+            "coronal": shown[:, size_y // 2],
+            "axial": shown[:, :, int(0.6 * size_z)],
+        }
+        for plane, pixels in planes.items():
+            width_in, height_in = (size / DPI for size in pixels.shape)
+            page.image((left / DPI, top / DPI, width_in, height_in), pixels, plane, interpolation="nearest")
+            left += pixels.shape[0] + GAP
+        page.text((place % COLUMNS * width + 4) / DPI, (top + size_z + 4) / DPI, name, 9, color=INK)
     for quality in range(90, 20, -5):
         page.figure.savefig(out, dpi=DPI, facecolor=PAPER, pil_kwargs={"quality": quality})
         if out.stat().st_size <= LARGEST_BYTES:
             return
-
-
-def _plane(page: Page, left: int, top: int, plane: NDArray[np.float32]) -> None:
-    axes = page.axes(left / DPI, top / DPI, plane.shape[0] / DPI, plane.shape[1] / DPI)
-    axes.imshow(plane.T[::-1], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_axis_off()
 
 
 def main() -> None:

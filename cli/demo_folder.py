@@ -4,8 +4,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from upfield.common.errors import InputError
-from upfield.common.files import check_writable
+from upfield.common.errors import InputError, UnwritableError
 
 MARK, MARK_TEXT = "demo.json", '{"made_by": "upfield demo"}\n'
 
@@ -62,15 +61,17 @@ def prepare_folder(out: Path) -> None:
     """Create the folder; delete an earlier demonstration in it.
 
     Raises:
-        InputError: the folder holds other files, or cannot be written.
+        InputError: the folder holds other files, or nothing can be written there.
     """
-    check_writable(out, "--out")
-    if out.exists():
-        if any(out.iterdir()) and not is_demonstration(out):
-            raise InputError(f"{out} holds files that upfield demo did not write. Choose another --out.")
-        shutil.rmtree(out)
-    out.mkdir(parents=True)
-    (out / MARK).write_text(MARK_TEXT, encoding="utf-8")
+    try:
+        if out.is_dir():
+            if any(out.iterdir()) and not is_demonstration(out):
+                raise InputError(f"{out} holds files that upfield demo did not write. Choose another --out.")
+            shutil.rmtree(out)
+        out.mkdir(parents=True)
+        (out / MARK).write_text(MARK_TEXT, encoding="utf-8")
+    except OSError as error:
+        raise UnwritableError.from_system(out, "--out", error) from error
 
 
 def is_demonstration(out: Path) -> bool:

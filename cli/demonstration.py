@@ -122,7 +122,7 @@ def evaluate(places: Places) -> str:
     """Measure the best model on the held-out subject."""
     run_stage(evaluate_command, places.run, "--shards", places.shards, "--split", "test", "--out", places.evaluation)
     cubic, model = (read_metrics(places)[method]["psnr_slice"]["mean"] for method in ("cubic", "model"))
-    return f"PSNR {model:.2f} dB on the held-out head, cubic interpolation {cubic:.2f} dB"
+    return f"held-out PSNR {model:.2f} dB, cubic interpolation {cubic:.2f} dB"
 
 
 def export(places: Places) -> str:

@@ -31,16 +31,16 @@ class Stage:
 
 
 STAGES = (
-    Stage("cohort", "make phantom heads", 25),
-    Stage("shards", "pair the slices of low and high field, and pack them", 12),
-    Stage("training", "train a small network", 190),
-    Stage("evaluation", "compare it with cubic interpolation on a held-out head", 60),
-    Stage("export", "write the network as one file", 5),
-    Stage("enhance", "enhance the held-out head's low-field scan with that file", 20),
+    Stage("cohort", "make phantom heads", 10),
+    Stage("shards", "pair the slices of low and high field, and pack them", 4),
+    Stage("training", "train a small network", 120),
+    Stage("evaluation", "compare it with cubic interpolation on a held-out head", 38),
+    Stage("export", "write the network as one file", 2),
+    Stage("enhance", "enhance the held-out head's low-field scan with that file", 6),
 )
 INTRODUCTION = (
-    "upfield demo runs every stage on phantoms, which are heads made from one template. It takes 4 to 10 minutes on "
-    "two CPU cores, most of it for training."
+    "upfield demo runs every stage on phantoms, which are heads made from one template. It takes about 3 minutes on "
+    "two CPU cores without other work, most of it for training, and longer on a busy machine."
 )
 
 
@@ -99,7 +99,8 @@ class StageOutput:
             with output_to(self._log):
                 print(f"== {stage.name}", flush=True)
                 outcome = work()
-        except BaseException:
+        except Exception:
+            self._bar.print_line(f"{stage.name} failed. {self._log} has all that it printed, which ends with:")
             self._print_end_of_log(begin)
             raise
         finally:

@@ -137,6 +137,12 @@ def _explain_system_error(error: OSError) -> tuple[str, int]:
     return f"{where}{error.strerror or error}.", EXIT_INPUT if misplaced else EXIT_FAILURE
 
 
+def expect_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise InputError if the value of an argument is none of the choices."""
+    if value not in choices:
+        raise InputError(f"{name}: expected one of {', '.join(choices)}, found {value!r}.")
+
+
 def failure_of(message: str, errors: Sequence[Exception]) -> InputError | RunError:
     """Return the error that ends a command some of whose items failed, for example scans.
 

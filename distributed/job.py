@@ -160,7 +160,7 @@ def find_finished(config: TrainConfig) -> TrainingProgress | None:
         if saved.validated_step < saved.step or trained | {"processes": config.processes} != to_tree(config):
             return None
         manifest = open_set(config.data.shards, config.data).manifest
-        if is_best_unmeasured(config, manifest):
+        if is_best_unmeasured(out, manifest):
             return None
         samples = sum(entry.samples for entry in manifest.shards("train"))
         total_steps = count_steps(config.run, samples // config.data.batch_size)
@@ -172,9 +172,9 @@ def find_finished(config: TrainConfig) -> TrainingProgress | None:
     return None
 
 
-def is_best_unmeasured(config: TrainConfig, manifest: Manifest) -> bool:
+def is_best_unmeasured(out: Path, manifest: Manifest) -> bool:
     """Return whether the best model was chosen on a part of the validation split and not measured on the whole."""
-    record = read_best_record(config.run.out)
+    record = read_best_record(out)
     whole = sum(entry.samples for entry in manifest.shards("val"))
     return record is not None and record["validation"].get("slices", whole) < whole
 

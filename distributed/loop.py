@@ -64,11 +64,9 @@ def fit(
         run.on_validation = on_validation
         if run.lock is not None:
             stack.enter_context(run.lock)
-        log = RunLog(run.accelerator, run.out, run.progress, run_length(run), config.data.trace)
-        stack.enter_context(closing(log))
-        if not agree_to_stop(stop):
-            train_and_measure(run, log, stop, measure_whole)
-        log.close()
+        with closing(RunLog(run.accelerator, run.out, run.progress, run_length(run), config.data.trace)) as log:
+            if not agree_to_stop(stop):
+                train_and_measure(run, log, stop, measure_whole)
         report_stop(run, stop)
     close_run(run)
     return run.progress
@@ -157,10 +155,11 @@ def cancel_downloads(run: TrainingRun, stop: StopRequest) -> Iterator[None]:
     One of several processes cannot stop alone. It waits for its download, takes the step together with the others, and
     then all stop.
     """
-    alone = run.accelerator.num_processes == 1
     stop.outlook = OUTLOOK
-    if alone:
+    if run.accelerator.num_processes == 1 and run.config.data.reader == "exact":
         stop.cancel = run.batches.split.source.stop
+        if stop.asked:
+            stop.cancel()
     try:
         yield
     finally:
@@ -212,7 +211,7 @@ def finish_step(
             save(run)
         if validate_now:
             validator.validate_and_report(saved=save_now)
-            if step == run.total_steps or stop.agreed == StopReason.TIME:
+            if stop.agreed == StopReason.TIME or (step == run.total_steps and not stop.agreed):
                 validator.measure_best_on_whole_split()
             if stop.agreed == StopReason.SIGNAL and not save_now:
                 save(run)

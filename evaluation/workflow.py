@@ -5,13 +5,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
 from upfield.common.addresses import is_remote
 from upfield.common.cores import leave_busy_cores
-from upfield.common.errors import InputError, RunError, failure_of
+from upfield.common.errors import InputError, RunError, expect_choice, failure_of
 from upfield.common.progress import say
 from upfield.common.tables import counted, terminal_width
 from upfield.distributed.launch import relaunch
@@ -105,6 +105,8 @@ def evaluate(
         (20, 1)
         >>> gain_db = metrics["model"]["psnr_slice"]["mean"] - metrics["cubic"]["psnr_slice"]["mean"]
     """
+    expect_choice("device", device, ("auto", "cuda", "cpu"))
+    expect_choice("engine", engine, get_args(Engine))
     opened = shards if isinstance(shards, ShardSet) else open_shards(shards)
     if save_volumes and out is None:
         raise InputError("save_volumes: the volumes are written into the report. Name its folder with out.")

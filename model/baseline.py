@@ -45,5 +45,5 @@ def warn_if_below_cubic(name: str, step: int | None, figures: Mapping[str, Any])
     of_step = "" if step is None else f" (step {step})"
     return (
         f"warning: {name}: the best model{of_step} is worse than cubic interpolation: {figures['psnr_slice']:.2f} dB "
-        f"and {figures['cubic_psnr_slice']:.2f} dB on the validation slices. Train it longer before you use it."
+        f"and {figures['cubic_psnr_slice']:.2f} dB on the validation slices. Train it longer, or use another model."
     )

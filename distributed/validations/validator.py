@@ -3,11 +3,13 @@
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from upfield.common.errors import RunError
 from upfield.common.progress import say
 from upfield.common.stop_signals import StopReason, StopRequest
 from upfield.common.stores.transfer import TransferCancelledError
@@ -27,9 +29,23 @@ from upfield.distributed.samples.validation_batches import choose_spread
 from upfield.distributed.training_run import Figures, TrainingRun
 from upfield.distributed.validations.validation import Validation, ValidationStoppedError, validate
 from upfield.imaging.contrast import to_value
+from upfield.model.amir import Amir, AmirConfig
 from upfield.model.weights import MODEL, load_model
 
 OUTLOOK = "Stopping now. The run is saved, and this validation is repeated when the run continues."
+
+
+def read_network(path: Path) -> tuple[AmirConfig, dict[str, Tensor]]:
+    """Read the sizes and the weights of a saved network, tensors of any shape by name.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    try:
+        network = load_model(path)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{error} Train the run again from a checkpoint.") from error
+    return network.config, network.state_dict()
 
 
 class Validator:
@@ -103,7 +119,11 @@ class Validator:
 
     def _measure_best(self, samples: NDArray[np.int64]) -> Validation | None:
         run = self._run
-        network = load_model(run.out / "best" / MODEL).to(run.accelerator.device)
+        # A node might still see the file of an earlier best model.
+        sizes, weights = run_on_main_process(lambda: read_network(run.out / "best" / MODEL))
+        network = Amir(sizes).eval()
+        network.load_state_dict(weights)
+        network.to(run.accelerator.device)
         network.use_kernels(run.config.run.kernels)
         return self._measure(network, samples, 0)
 

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
-from upfield.common.errors import InputError, explain_error, failure_of
+from upfield.common.errors import InputError, expect_choice, explain_error, failure_of
 from upfield.common.files import write_json
 from upfield.common.progress import ProgressBar, print_result, say
 from upfield.common.tables import MOST_ROWS, counted
@@ -78,6 +79,8 @@ def enhance(
         >>> upfield.read_scan("enhanced.nii.gz").voxels.shape
         (38, 45, 50)
     """
+    expect_choice("device", device, get_args(Device))
+    expect_choice("engine", engine, get_args(Engine))
     paths = [scans] if isinstance(scans, str | Path) else scans
     try:
         config = EnhanceConfig(

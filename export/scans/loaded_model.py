@@ -3,13 +3,13 @@
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from upfield.common.errors import InputError, VolumeError
+from upfield.common.errors import InputError, VolumeError, expect_choice
 from upfield.export.configuration import STARTER, Device, Engine
 from upfield.export.modelfile.card import ModelCard
 from upfield.export.modelfile.engines import open_model_file
@@ -126,6 +126,8 @@ def load_model(
         >>> upfield.load_model().card.contrasts
         ('T1w',)
     """
+    expect_choice("device", device, get_args(Device))
+    expect_choice("engine", engine, get_args(Engine))
     if batch_size < 1:
         raise InputError(f"batch_size: expected at least 1, found {batch_size}.")
     path = find_model(STARTER if model is None else Path(model))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from upfield.common.addresses import format_address, is_address, is_remote
-from upfield.common.errors import InputError, ShardSetError
+from upfield.common.errors import InputError, ShardSetError, expect_choice
 from upfield.common.files import make_writable_folder, user_cache_folder
 from upfield.common.stores.store import Store
 from upfield.sharding.configuration import AccessConfig
@@ -13,6 +13,7 @@ from upfield.sharding.shardset.manifest import Manifest, read_manifest
 from upfield.sharding.shardset.remote.remote_files import RemoteFiles, RemoteFolder
 from upfield.sharding.shardset.remote.remote_samples import open_samples
 from upfield.sharding.shardset.remote.shard_cache import ShardCache
+from upfield.sharding.shardset.sample_key import SPLITS
 from upfield.sharding.shardset.shard_files import LocalFiles, ShardFiles
 from upfield.sharding.shardset.shard_list import expand_shard_list, is_shard_list, select_shards
 from upfield.sharding.shardset.split_reader import SplitReader
@@ -25,10 +26,10 @@ class ShardSet:
     Examples:
         >>> import upfield
         >>> shards = upfield.open_shards("shards")
+        >>> shards
+        ShardSet(shards: 180 train, 20 val, 20 test)
         >>> [subject["subject"] for subject in shards.manifest.subjects("test")]
         ['sub-02']
-        >>> len(shards.split("train"))
-        180
     """
 
     name: str
@@ -41,6 +42,11 @@ class ShardSet:
     """The folder, the address or the list of shards by which the set was opened."""
     access: AccessConfig
     """How the files of a remote set are downloaded and cached."""
+
+    def __repr__(self) -> str:
+        """Return the place of the set and the number of pairs of slices in each split."""
+        sizes = {name: sum(entry.samples for entry in self.manifest.shards(name)) for name in SPLITS}
+        return f"ShardSet({self.name}: {', '.join(f'{size} {name}' for name, size in sizes.items())})"
 
     @property
     def is_remote(self) -> bool:
@@ -100,6 +106,7 @@ def open_shards(
         >>> pair.low.shape, pair.high.shape
         ((1, 24, 28), (1, 24, 28))
     """
+    expect_choice("fetch", fetch, ("shards", "samples"))
     try:
         access = KeywordAccess(
             cache_dir=None if cache_dir is None else Path(cache_dir),

@@ -74,12 +74,16 @@ class SplitReader(ShardSplit):
     Examples:
         >>> import upfield
         >>> split = upfield.open_shards("shards").split("test")
-        >>> len(split)
-        20
+        >>> split, len(split)
+        (SplitReader(shards: 20 test), 20)
         >>> pair = split[0]
         >>> pair.low.shape, pair.high.shape, pair.record["kind"]
         ((1, 24, 28), (1, 24, 28), 'real')
     """
+
+    def __repr__(self) -> str:
+        """Return the place of the set, the number of pairs of slices and the name of the split."""
+        return f"SplitReader({self.root}: {self.num_samples} {self.split})"
 
     def __len__(self) -> int:
         """Return the number of pairs of slices."""

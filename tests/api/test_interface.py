@@ -99,6 +99,10 @@ def test_arguments_out_of_range_are_input_errors(examples: Path, tmp_path: Path)
         lambda: upfield.build_shards(examples / "cohorts.yaml", tmp_path / "set", jobs=-1),
         lambda: upfield.open_shards(shards).split("tests"),
         lambda: upfield.load_model(model, batch_size=0),
+        lambda: upfield.load_model(model, engine="tf"),  # pyright: ignore[reportArgumentType]
+        lambda: upfield.open_shards(shards, fetch="all"),  # pyright: ignore[reportArgumentType]
+        lambda: upfield.evaluate(model, shards, device="gpu"),  # pyright: ignore[reportArgumentType]
+        lambda: upfield.enhance(examples / "scan.nii.gz", tmp_path, device="gpu"),  # pyright: ignore[reportArgumentType]
         lambda: upfield.read_scan(examples),
     ):
         with pytest.raises(upfield.InputError):

@@ -51,4 +51,6 @@ def test_the_demonstration_replaces_only_an_earlier_one(tmp_path: Path) -> None:
     (tmp_path / "thesis" / "chapter1.tex").touch()
     with pytest.raises(InputError, match="holds files that upfield demo did not write"):
         prepare_folder(tmp_path / "thesis")
+    with pytest.raises(InputError, match=r"cannot write there .* Choose another --out"):
+        prepare_folder(tmp_path / "thesis" / "chapter1.tex")
     assert (tmp_path / "thesis" / "chapter1.tex").exists()

@@ -43,7 +43,8 @@ def test_a_failed_stage_shows_what_it_printed_last(tmp_path: Path, capfd: pytest
         with pytest.raises(RunError, match="no"):
             output.run(STAGES[1], fail)
     err = capfd.readouterr().err.splitlines()
-    assert err[1:] == ["== shards", "from Python", "to stderr", "from a process", "its error"]
+    assert err[1] == f"shards failed. {tmp_path / 'demo.log'} has all that it printed, which ends with:"
+    assert err[2:] == ["== shards", "from Python", "to stderr", "from a process", "its error"]
 
 
 def test_the_bar_shows_the_share_and_never_enters_the_next_stage(
@@ -70,5 +71,5 @@ def test_the_bar_shows_the_share_and_never_enters_the_next_stage(
 def test_the_introduction_names_every_stage_within_80_columns() -> None:
     text = introduction(Path("demo"), Path("demo/demo.log"))
     assert all(f"{number}. {stage.name} " in text for number, stage in enumerate(STAGES, start=1))
-    assert "minutes on two CPU cores" in " ".join(text.split())
+    assert "takes about 3 minutes on two CPU cores" in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 80

@@ -1,43 +1,60 @@
 """A run that a signal or its time limit stops keeps everything, and continues as if it had not been stopped."""
 
 import contextlib
+import itertools
 import json
 import signal
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from accelerate.state import AcceleratorState
 from runs import called, command, forked, lines, trained, training, wait_for
 from safetensors.torch import load_file
 
 from upfield.common.stop_signals import StopReason, StopRequest
+from upfield.common.stores.transfer import TransferCancelledError
+from upfield.distributed import loop
 from upfield.distributed.checkpoint import TrainingProgress, read_best_score, read_progress
 from upfield.distributed.configuration import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
+from upfield.distributed.job import is_best_unmeasured
 from upfield.distributed.logs.run_log import RunLog
 from upfield.distributed.loop import fit
+from upfield.distributed.samples.reader import Batch
 from upfield.distributed.samples.validation_batches import choose_spread
+from upfield.sharding.shardset.manifest import read_manifest
 from upfield.sharding.shardset.shard_split import ShardSplit
 
 Fit = Callable[..., TrainingProgress]
 
 
+def fit_six_steps(shards: Path, out: Path, stop: StopRequest | None = None, **settings: Any) -> TrainingProgress:
+    """Train in this process, with a cosine schedule."""
+    run = RunConfig(out=out, **{"precision": "no", "trackers": [], "max_steps": 6, "validate_every": 3, **settings})
+    optim = OptimConfig(lr=1e-3, schedule="cosine")
+    try:
+        return fit(TrainConfig(DataConfig(shards), ModelConfig(preset="tiny"), optim=optim, run=run), stop)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.fixture
 def fitted(tiny_shards: Path, tmp_path: Path) -> Fit:
-    """A function that trains in this process, with a cosine schedule, to six steps."""
+    """A function that trains six steps in the folder `run`."""
+    return partial(fit_six_steps, tiny_shards, tmp_path / "run")
 
-    def call(stop: StopRequest | None = None, name: str = "run", **settings: Any) -> TrainingProgress:
-        run = RunConfig(out=tmp_path / name, **{"precision": "no", "trackers": [], "max_steps": 6, **settings})
-        optim = OptimConfig(lr=1e-3, schedule="cosine")
-        config = TrainConfig(DataConfig(tiny_shards), ModelConfig(preset="tiny"), optim=optim, run=run)
-        try:
-            return fit(config, stop or StopRequest())
-        finally:
-            AcceleratorState._reset_state(reset_partial_state=True)
 
-    return call
+@pytest.fixture(scope="module")
+def whole(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of six steps that was not stopped."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    fit_six_steps(tiny_shards, out)
+    return out
 
 
 def assert_same_weights(one: Path, other: Path) -> None:
@@ -49,17 +66,15 @@ def record_of(run: Path) -> dict[str, Any]:
     return json.loads((run / "best" / "metrics.json").read_text())
 
 
-def test_a_run_whose_time_is_up_validates_and_continues_exactly(fitted: Fit, tmp_path: Path) -> None:
-    fitted(name="whole")
+def test_a_run_whose_time_is_up_validates_and_continues_exactly(fitted: Fit, whole: Path, tmp_path: Path) -> None:
     stop = StopRequest()
     progress = fitted(stop, max_minutes=1e-9)
     assert (stop.agreed, progress.step, progress.validated_step) == (StopReason.TIME, 1, 1)
     assert read_progress(tmp_path / "run/checkpoints/last").validated_step == 1
     assert fitted(max_minutes=1e-9).step == 2
     assert fitted().step == 6
-    assert_same_weights(tmp_path / "run", tmp_path / "whole")
-    steps = [line["step"] for line in lines(tmp_path / "run/metrics.jsonl") if line["event"] == "validation"]
-    assert steps == [1, 2, 6]
+    assert_same_weights(tmp_path / "run", whole)
+    assert [line["step"] for line in validations(tmp_path / "run")] == [1, 2, 3, 6]
 
 
 def test_a_signal_before_the_first_step_leaves_nothing_behind(
@@ -71,9 +86,8 @@ def test_a_signal_before_the_first_step_leaves_nothing_behind(
 
 
 def test_a_signal_ends_a_validation_which_is_repeated_later(
-    fitted: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fitted: Fit, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fitted(name="whole", validate_every=3)
     stop = StopRequest()
     show = RunLog.validation
 
@@ -84,20 +98,42 @@ def test_a_signal_ends_a_validation_which_is_repeated_later(
 
     with monkeypatch.context() as patch:
         patch.setattr(RunLog, "validation", interrupted)
-        progress = fitted(stop, validate_every=3)
+        progress = fitted(stop)
     assert (progress.step, progress.validated_step) == (3, 0)
     assert not (tmp_path / "run/best").exists()
-    fitted(validate_every=3)
-    assert_same_weights(tmp_path / "run", tmp_path / "whole")
-    figures = [[line["psnr_slice"] for line in validations(tmp_path / name)] for name in ("run", "whole")]
+    fitted()
+    assert_same_weights(tmp_path / "run", whole)
+    figures = [[line["psnr_slice"] for line in validations(run)] for run in (tmp_path / "run", whole)]
     assert figures[0] == figures[1]
+
+
+def test_a_signal_ends_the_wait_for_a_download(
+    fitted: Fit, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, read = StopRequest(), loop.load_batches
+
+    def downloading(*arguments: Any, **options: Any) -> Iterator[Batch]:
+        with contextlib.closing(read(*arguments, **options)) as batches:
+            yield from itertools.islice(batches, 2)
+            stop.asked = True
+            raise TransferCancelledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "load_batches", downloading)
+        assert fitted(stop).step == 2
+    assert stop.agreed == StopReason.SIGNAL
+    assert read_progress(tmp_path / "run/checkpoints/last").step == 2
+    fitted()
+    assert_same_weights(tmp_path / "run", whole)
 
 
 def validations(run: Path) -> list[dict[str, Any]]:
     return [line for line in lines(run / "metrics.jsonl") if line["event"] == "validation"]
 
 
-def test_the_best_model_is_chosen_on_a_part_and_measured_on_the_whole_split(fitted: Fit, tmp_path: Path) -> None:
+def test_the_best_model_is_chosen_on_a_part_and_measured_on_the_whole_split(
+    tiny_shards: Path, fitted: Fit, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     progress = fitted(validation_slices=7, validate_every=2)
     assert {line["slices"] for line in validations(out)} == {7}
@@ -107,18 +143,16 @@ def test_the_best_model_is_chosen_on_a_part_and_measured_on_the_whole_split(fitt
     assert record["validation"]["slices"] == 20
     (measured,) = [line for line in lines(out / "metrics.jsonl") if line["event"] == "best"]
     assert measured["psnr_slice"] == record["validation"]["psnr_slice"] != progress.best_psnr
+    # A job that ended before this measurement leaves it to the next one.
+    unmeasured = record | {"validation": record["validation"] | {"slices": 7}}
+    (out / "best/metrics.json").write_text(json.dumps(unmeasured))
+    assert is_best_unmeasured(out, read_manifest(tiny_shards))
+    fitted(validation_slices=7, validate_every=2)
+    assert record_of(out) == record
+    assert not is_best_unmeasured(out, read_manifest(tiny_shards))
     # The scores of a longer run with other slices are comparable, because the best model is measured again.
     assert fitted(validation_slices=9, max_steps=7, validate_every=99).best_slices == 9
     assert read_best_score(out)[2] == 9  # pyright: ignore[reportOptionalSubscript]
-
-
-def test_a_complete_run_whose_best_model_was_not_measured_catches_up(tiny_shards: Path, tmp_path: Path) -> None:
-    arguments = ("--run.max_steps", "2", "--run.validation_slices", "7", "--run.trackers", "[]")
-    out = trained(tiny_shards, tmp_path / "run", *arguments)
-    record = record_of(out)
-    (out / "best/metrics.json").write_text(json.dumps(record | {"validation": record["validation"] | {"slices": 7}}))
-    trained(tiny_shards, out, *arguments)
-    assert record_of(out) == record
 
 
 @pytest.mark.parametrize("count", [1, 7, 19])
@@ -177,9 +211,15 @@ def test_a_second_ctrl_c_ends_all_processes(tiny_shards: Path, tmp_path: Path) -
     out = tmp_path / "run"
     with forked(tiny_shards, out, "--run.epochs", "999", "--processes", "2", "--data.batch_size", "60") as job:
         wait_for(out / "metrics.jsonl")
+        ranks = psutil.Process(job.ranks[0].pid).children()
+        assert len(ranks) == 2
+        for rank in ranks:
+            rank.suspend()  # Like a rank that waits for one that is lost.
         job.send(signal.SIGINT)
+        time.sleep(0.5)
         job.send(signal.SIGINT)
-        assert job.wait(10)[0] in (0, 130)
+        assert job.wait(10) == [130]
+        assert psutil.wait_procs(ranks, 10)[1] == []
 
 
 def test_a_launching_command_that_is_stopped_early_starts_no_process(

@@ -14,6 +14,7 @@ from upfield.cli.main import VERBS
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 FENCE = re.compile(r"^( *)(```+|~~~+) *(\w*).*?\n(.*?)^\1\2 *$", re.MULTILINE | re.DOTALL)
+COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 INLINE_CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 LINK = re.compile(r"(!?)\[(?:[^\[\]]|!\[[^\]]*\]\([^)]*\))*\]\(([^)\s]+)[^)]*\)")
 SHELLS = ("bash", "console", "sh", "shell")
@@ -28,8 +29,8 @@ def short(path: Path) -> str:
 
 
 def count_words(text: str) -> int:
-    """Count the words of a page, in code and tables too, without the marks of Markdown."""
-    return sum(any(character.isalnum() for character in word) for word in text.split())
+    """Count the words of a page, in code and tables too, without the marks of Markdown and without comments."""
+    return sum(any(character.isalnum() for character in word) for word in COMMENT.sub("", text).split())
 
 
 def blocks(text: str) -> Iterator[tuple[str, str]]:
@@ -44,7 +45,7 @@ def prose(text: str) -> str:
 
 def links(text: str) -> list[str]:
     """Return the targets of all links and pictures."""
-    return [match[2] for match in LINK.finditer(INLINE_CODE.sub("", prose(text)))]
+    return [match[2] for match in LINK.finditer(INLINE_CODE.sub("", COMMENT.sub("", prose(text))))]
 
 
 def command_lines(path: Path) -> Iterator[CommandLine]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from commandlines import ROOT, command_of, completed
-from pages import DOCS, INLINE_CODE, PAGES, blocks, command_lines, count_words, links, navigation, prose, short
+from hooks import PLACE
+from pages import COMMENT, DOCS, INLINE_CODE, PAGES, blocks, command_lines, count_words, links, navigation, prose, short
 
 from upfield.cli.main import VERBS
 from upfield.common import command
@@ -37,6 +38,12 @@ def test_a_page_has_one_title_and_its_links_and_pictures_exist(path: Path) -> No
     assert len(re.findall(r"^# ", prose(TEXTS[path]), re.MULTILINE)) == 1
     near = [link.partition("#")[0] for link in links(TEXTS[path]) if not re.match(r"[a-z]+:", link)]
     assert [link for link in near if link and not (path.parent / link).is_file()] == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=short)
+def test_a_page_is_finished(path: Path) -> None:
+    comments = [comment for comment in COMMENT.findall(prose(TEXTS[path])) if not PLACE.fullmatch(comment)]
+    assert comments == []
 
 
 @pytest.mark.parametrize("path", PAGES, ids=short)

@@ -137,7 +137,7 @@ def test_trials_upload_to_a_store_and_the_best_run_is_downloaded(tiny_shards: Pa
     assert not best.is_symlink()
     assert not (tmp_path / "sweep" / "trials").exists()
     assert {row["status"] for row in rows(tmp_path / "sweep" / "trials.csv")} == {"done"}
-    assert "dB; export it with" in again.stdout
+    assert "Export it with: upfield export" in again.stdout
     assert home.stdout == again.stdout
     assert refused.returncode == 2
     assert "s3://sweeps/mine/sweep/sweep.yaml: this sweep was started with other values of" in refused.stderr
