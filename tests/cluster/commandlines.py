@@ -14,7 +14,7 @@ from upfield.common.command import Command
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
 FILES = sorted(path for path in CLUSTER.rglob("*") if path.is_file())
-PAGES = [ROOT / f"docs/guides/{name}.md" for name in ("many-gpus", "slurm", "kubernetes", "ray")]
+PAGES = [ROOT / f"docs/guides/machines/{name}.md" for name in ("many-gpus", "slurm", "kubernetes", "ray")]
 SCRIPTS = {f"{module.split('.')[1]}/{module.split('.')[2]}.py": verb for verb, (module, _) in VERBS.items()}
 SHELL = ("|", "||", "&&", ";", "&", ">", "<", "(", ")")
 # Values for shell variables and for placeholders that the reader replaces.
