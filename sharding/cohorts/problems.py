@@ -19,6 +19,8 @@ TWIN = " = "
 DOUBTS = ("place", "resolution", "person", "slice", "labels", "head", "times", "values", "space", "air")
 FAULT = "fault"
 LEAST_FILE_WIDTH = 24
+# In narrower tables, the file stands below the message, which would have ten characters per line otherwise.
+LEAST_WIDTH_OF_SIX_COLUMNS = 100
 MAX_EQUAL_ROWS = 5
 
 
@@ -82,12 +84,14 @@ def report(problems: Sequence[Problem], width: int | None = None, noun: str = "p
     width = width or terminal_width(sys.stderr)
     longest = max((len(problem.file) for problem in problems), default=0)
     file_width = longest if width is None else max(width * 3 // 10, LEAST_FILE_WIDTH)
-    names = ("cohort", "subject", "field", "check", "message")
+    names = ["cohort", "subject", "field", "check", "message", "file"]
     rows = [
-        [*(str(getattr(problem, name)) for name in names), _shortened(problem.file, file_width)]
+        [*(str(getattr(problem, name)) for name in names[:-1]), _shortened(problem.file, file_width)]
         for problem in _without_equal_doubts(problems)
     ]
-    table = text_table([*names, "file"], rows, wrapped=("message",), width=width or max(160, longest + 100))
+    if width is not None and width < LEAST_WIDTH_OF_SIX_COLUMNS:
+        names, rows = names[:-1], [[*cells, f"{message}\n{file}".rstrip()] for *cells, message, file in rows]
+    table = text_table(names, rows, wrapped=("message",), width=width or max(160, longest + 100))
     subjects = Counter((problem.cohort, problem.subject) for problem in problems)
     return f"{table}\n{len(problems)} {noun} of {len(subjects)} subjects"
 

@@ -57,7 +57,8 @@ def write_report(config: AuditConfig) -> None:
         )
         for scan, values in zip(scans, measured, strict=True)
     ]
-    print_coverage(audited, synthetic.distributions)
+    num_measured = sum(len(each.volumes) for each in synthetic.distributions)
+    print_coverage(audited, synthetic.distributions, is_limited=num_measured >= config.volumes)
     write_json(config.out, _to_tree(config, split, synthetic.distributions, audited))
     write_bytes(picture, draw_picture(audited, synthetic.distributions, synthetic.thumbnails))
     print(f"\n{config.out} and {picture.name} hold all measures.")

@@ -51,3 +51,13 @@ def test_the_written_report_has_every_problem_in_full(tmp_path):
         ],
         "doubts": [{key: value for key, value in asdict(problem).items() if key != "details"}] * 2,
     }
+
+
+def test_a_narrow_table_names_the_file_below_the_message():
+    problem = Problem(
+        "t1", "brainmask_brain_1mm", "low", "unpaired", "/data/t1/" + "long/" * 9 + "T1.nii", "no partner"
+    )
+    lines = report([problem], width=80).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[2].endswith("unpaired  no partner")
+    assert lines[3].endswith("T1.nii")
