@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upfield.common.errors import InputError
-from upfield.common.files import check_writable, write_bytes, write_json
+from upfield.common.files import check_writable_file, write_bytes, write_json
 from upfield.common.progress import track
 from upfield.sharding.configuration import AuditConfig, GeometryConfig
 from upfield.sharding.coverage.comparison import LEAST_VOLUMES, Distribution, ScanCoverage, compare, matching
@@ -75,12 +75,8 @@ def _tell_apart(paths: Sequence[Path], scans: Sequence[Scan]) -> list[Scan]:
 
 def _check_out(config: AuditConfig) -> None:
     """Refuse an output that cannot be written, before the work."""
-    if config.out.suffix.lower() != ".json":
-        raise InputError(f"--out: the file name must end in .json, found {config.out}.")
-    for path in (config.out, config.out.with_suffix(".png")):
-        if path.is_dir():
-            raise InputError(f"--out: {path} is a folder. Choose another name.")
-    check_writable(config.out.parent, "--out")
+    check_writable_file(config.out, "--out", [".json"])
+    check_writable_file(config.out.with_suffix(".png"), "--out")
     expect_matplotlib()
 
 

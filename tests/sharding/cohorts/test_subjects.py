@@ -57,7 +57,7 @@ def test_files_that_do_not_fully_match_the_pattern_are_reported(files, capsys):
     found, problems = match("{subject}_slice_{slice}.nii", root, "heads", "low")
     assert (names(found["a"]), problems) == (["a_slice_1.nii", "a_slice_2.nii"], [])
     said = capsys.readouterr().err
-    assert said.startswith("cohort heads: low: ignored 1 files that do not fully match {subject}_slice_{slice}.nii")
+    assert said.startswith("cohort heads: low: ignored 1 file without a full match of {subject}_slice_{slice}.nii")
     assert said.rstrip().endswith("a_slice_x.nii")
 
 
