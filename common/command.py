@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
 from upfield.common.environment.job_errors import print_error
-from upfield.common.environment.settling import refuse_environment, settle_environment, use_utf8
-from upfield.common.errors import EXIT_INTERRUPTED, InputError, RunError, explain_error
+from upfield.common.environment.settling import explain_variable, refuse_environment, settle_environment, use_utf8
+from upfield.common.errors import EXIT_INPUT, EXIT_INTERRUPTED, InputError, RunError, explain_error
 from upfield.common.grammar.configuration_errors import (
     REFUSALS,
     WITHOUT_VALUE,
@@ -74,6 +74,8 @@ def execute(command: Command, argv: list[str] | None = None) -> int:
     except (InputError, RunError, OSError, MemoryError) as error:
         return _fail(command, *explain_error(error), debug, isinstance(error, RunError) and error.is_agreed)
     except Exception as error:
+        if problem := explain_variable(error):
+            return _fail(command, problem, EXIT_INPUT, debug)
         traceback.print_exc()
         message = "this is a bug in upfield, not in your input. Please report it with the traceback above."
         return _fail(command, message, explain_error(error)[1], debug=False)

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,25 @@ def check_writable(folder: Path, option: str) -> None:
             pass
     except OSError as error:
         raise UnwritableError.from_system(folder, option, error) from error
+
+
+def check_writable_file(file: Path, option: str, suffixes: Collection[str] = ()) -> None:
+    """Check that a file can be written, without changing anything on the disk.
+
+    Args:
+        file: the file that will be written. If it exists, it is replaced.
+        option: option that named the file, for the message.
+        suffixes: endings that its name may have; any if this is empty.
+
+    Raises:
+        InputError: the name has another ending, or is that of a folder.
+        UnwritableError: the folder of the file cannot be created or written.
+    """
+    if suffixes and not file.name.lower().endswith(tuple(suffixes)):
+        raise InputError(f"{option}: the file name must end in {' or '.join(suffixes)}, found {file}.")
+    if file.is_dir():
+        raise InputError(f"{option}: {file} is a folder. Choose another name.")
+    check_writable(file.parent, option)
 
 
 def make_writable_folder(folder: Path, option: str) -> None:

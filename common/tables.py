@@ -14,6 +14,10 @@ from rich.text import Text
 RULED = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 # A width that no table reaches. By default, rich would fit the table into 80 characters.
 UNLIMITED = 2**20
+# A longer list of problems is cut off after this many rows, and a file has all of them.
+MOST_ROWS = 20
+# Characters per line if the output is not a terminal.
+PLAIN_WIDTH = 100
 
 
 def text_table(
@@ -45,6 +49,16 @@ def text_table(
     least = console.measure(table).minimum
     console.print(table, width=None if width is None else max(width, least), soft_wrap=False)
     return "\n".join(line.rstrip() for line in lines.getvalue().splitlines())
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun, such as `1 problem` or `2 problems`.
+
+    Args:
+        count: the number.
+        noun: the noun in the singular. Its plural ends in `s`.
+    """
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def terminal_width(stream: TextIO) -> int | None:

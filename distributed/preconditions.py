@@ -9,6 +9,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, parse_flag_from_env
 
 from upfield.common.errors import InputError
+from upfield.common.places import recognise
 from upfield.common.progress import say
 from upfield.distributed.configuration import DataConfig, TrainConfig
 from upfield.distributed.samples.splits import open_splits
@@ -29,8 +30,11 @@ def refuse_unusable(config: TrainConfig, world_size: int) -> None:
         world_size: number of processes in the job.
 
     Raises:
-        InputError: the batch cannot be divided evenly, or the precision, the kernels or a tracker are unavailable.
+        InputError: the batch cannot be divided evenly, the precision, the kernels or a tracker are unavailable, or the
+            output folder holds something else than a run.
     """
+    if (found := recognise(config.run.out)) and found.kind != "the folder of a run" and config.run.out.is_dir():
+        raise InputError(f"{config.run.out} is {found.kind}. Choose another --run.out.")
     refuse_uneven_batch(config.data.batch_size, world_size)
     if config.run.precision == "fp16" and not torch.cuda.is_available():
         raise InputError("run.precision: fp16 needs a GPU, but this machine has none. Choose bf16 or no.")

@@ -9,6 +9,7 @@ import yaml
 from upfield.common.errors import InputError
 from upfield.common.files import hash_file
 from upfield.common.grammar.suggestions import nearest
+from upfield.common.places import recognise, shown_whole
 from upfield.evaluation.configuration import EvaluateConfig
 from upfield.evaluation.measurements import AGAINST, MODEL
 from upfield.export.configuration import Engine
@@ -102,6 +103,21 @@ def open_restorers(model: Path, config: EvaluateConfig, manifest: Manifest) -> d
     return {role: open_restorer(path, config, manifest) for role, path in models.items()}
 
 
+def _refuse_other_place(model: Path) -> None:
+    """Raise InputError if a path is neither the folder of a run nor a model file."""
+    found = recognise(model)
+    if found and found.kind not in ("the folder of a run", "a model file"):
+        remedies = {
+            "a part of a run": f"Name the folder of the run, {shown_whole(found)}",
+            "a shard set": "Name it with --shards, and a run or a model file without a flag",
+            "a scan": "Name a run or a model file, because upfield evaluate takes its scans from the shard set",
+        }
+        remedy = remedies.get(found.kind, "Name the folder of a run or a model file")
+        raise InputError(f"{model} is {found.kind}, not a model. {remedy}.")
+    if model.is_file() and model.suffix != ".onnx":
+        raise InputError(f"{model}: this is neither a run folder nor an .onnx file. Check the path.")
+
+
 def open_restorer(model: Path, config: EvaluateConfig, manifest: Manifest) -> ModelRestorer:
     """Open a run or a model file, and check that it fits a shard set.
 
@@ -118,8 +134,7 @@ def open_restorer(model: Path, config: EvaluateConfig, manifest: Manifest) -> Mo
             f"{model}: no such run or .onnx file, nor a model of the package{nearest(str(model), model_names())}. "
             "Check the path, or list the models with upfield models."
         )
-    if model.is_file() and model.suffix != ".onnx":
-        raise InputError(f"{model}: this is neither a run folder nor an .onnx file. Check the path.")
+    _refuse_other_place(model)
     if model.is_dir():
         restorer = RunRestorer(model, config.device)
     else:

@@ -12,7 +12,8 @@ import torch
 from upfield.common.addresses import is_remote
 from upfield.common.cores import leave_busy_cores
 from upfield.common.errors import InputError, RunError, expect_choice, failure_of
-from upfield.common.tables import terminal_width
+from upfield.common.progress import say
+from upfield.common.tables import counted, terminal_width
 from upfield.distributed.launch import relaunch
 from upfield.evaluation.configuration import EvaluateConfig
 from upfield.evaluation.example_slices import choose_example_slices
@@ -151,6 +152,8 @@ def evaluate_models(config: EvaluateConfig) -> int:
     config = with_files_of_names(config)
     plan = check_input(config)
     check_reports(config, plan)
+    if config.engine != "onnx" and all(model.is_dir() for model in config.models):
+        say(f"--engine {config.engine} has no effect on runs, which are always measured in PyTorch")
     if config.processes > 1 and "WORLD_SIZE" not in os.environ:
         return relaunch(SCRIPT, with_absolute_paths(config))
     evaluate_plan(config, plan, print_report)
@@ -206,7 +209,7 @@ def failure_to_measure(failures: Sequence[VolumeFailure]) -> InputError | RunErr
     shown = f"{', '.join(names[:NAMED])}{', ...' if names[NAMED:] else ''}"
     first = failures[0]
     message = (
-        f"{len(names)} volumes could not be measured and are left out: {shown}. For {first.volume}, the reason is: "
+        f"{counted(len(names), 'volume')} could not be measured: {shown}. For {first.volume}, the reason is: "
         f"{first.reason}"
     )
     failure = failure_of(message, [one.to_error() for one in failures])

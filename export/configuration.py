@@ -6,6 +6,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Literal
 
+from upfield.common.places import SCAN_SUFFIXES
 from upfield.imaging.contrast import parse_contrast
 from upfield.sharding.configuration import AccessConfig
 
@@ -75,6 +76,8 @@ class EnhanceConfig:
         if not self.scans:
             raise ValueError("scans: the list is empty. Name at least one scan or folder.")
         if models := [scan for scan in self.scans if scan.suffix.lower() == ".onnx"]:
+            if self.model.name.lower().endswith(SCAN_SUFFIXES):
+                raise ValueError(f"{models[0]} is a model and {self.model} is a scan. Swap them.")
             other = "" if self.model == STARTER else f", and so is {self.model}"
             raise ValueError(f"scans: {models[0]} is a model{other}. Name one model, before the scans or with --model.")
         if self.batch_size < 1:

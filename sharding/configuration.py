@@ -469,5 +469,7 @@ class AuditConfig(AccessConfig):
         super().__post_init__()
         if not self.scans:
             raise ValueError("scans: the list is empty. Name at least one scan.")
+        if twice := [scan for scan in self.scans if self.scans.count(scan) > 1]:
+            raise ValueError(f"scans: {twice[0]} is named twice. Name each scan once.")
         if self.volumes < 5:
             raise ValueError(f"volumes: expected at least 5, found {self.volumes}.")

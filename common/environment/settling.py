@@ -98,6 +98,15 @@ def refuse_environment(verb: str) -> None:
             )
 
 
+def explain_variable(error: Exception) -> str | None:
+    """Return what is wrong with the environment variable that made a library fail, or None if none did."""
+    if "TORCH_LOGS" in os.environ and "log settings" in str(error):
+        return (
+            f"TORCH_LOGS={os.environ['TORCH_LOGS']}: PyTorch does not know this setting. Correct or unset the variable."
+        )
+    return None
+
+
 def _expect_numbers() -> None:
     # In Kubernetes, a service called `master` sets MASTER_PORT to an address.
     for name in NUMBERS_OF_LAUNCHERS if "WORLD_SIZE" in os.environ else NUMBERS_OF_LAUNCHERS[:-1]:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from upfield.common.errors import InputError
+from upfield.common.tables import counted
 from upfield.common.tasks import results_in_order
 from upfield.distributed.configuration import AugmentConfig, DataConfig
 from upfield.distributed.samples.augment import augment_pair
@@ -92,7 +93,7 @@ class StreamedBatches:
         num_threads = max(1, num_workers)
         left_out, repeated = self.count_unequal(0, num_threads)
         return (
-            f"the webdataset reader divides {len(self.split.entries)} shards among {self.plan.world_size} x "
+            f"the webdataset reader divides {counted(len(self.split.entries), 'shard')} among {self.plan.world_size} x "
             f"{num_threads} streams; the first epoch leaves out {left_out} of {self.split.num_samples} samples and "
             f"repeats {repeated}"
         )

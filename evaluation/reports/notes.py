@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from upfield.common.tables import counted
 from upfield.evaluation.measurements import AGAINST, CUBIC, MODEL
 from upfield.evaluation.metrics import METRICS
 
@@ -33,7 +34,7 @@ def notes(tree: dict[str, Any]) -> list[str]:
 def _notes_on_subjects(about: dict[str, Any]) -> list[str]:
     texts = [NOT_HELD_OUT[about["split"]]] if about["split"] in NOT_HELD_OUT else []
     if failed := sorted({failure["volume"] for failure in about.get("failed_volumes", ())}):
-        texts.append(f"{len(failed)} volumes could not be measured and are left out: {', '.join(failed)}")
+        texts.append(f"{counted(len(failed), 'volume')} could not be measured: {', '.join(failed)}")
     if len(about["volumes"]) > 1:
         texts.append("these means mix real and synthetic volumes, which the report also lists separately")
     for name, origin in about["models"].items():

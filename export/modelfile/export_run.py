@@ -7,7 +7,8 @@ from typing import Any
 from upfield.common.allocator import keep_freed_memory
 from upfield.common.cores import leave_busy_cores
 from upfield.common.errors import InputError
-from upfield.common.files import check_writable
+from upfield.common.files import check_writable_file
+from upfield.common.places import recognise, shown_whole
 from upfield.common.progress import ProgressBar, say
 from upfield.export.configuration import ExportConfig
 from upfield.export.modelfile.card import is_model_file, seal_graph, write_card
@@ -68,9 +69,7 @@ def check_out(out: Path) -> None:
     Raises:
         InputError: the name does not end in .onnx, the folder cannot be written, or `out` is another kind of file.
     """
-    if out.suffix != ".onnx":
-        raise InputError(f"{out}: the name must end in .onnx. Change --out.")
-    check_writable(out.parent, "--out")
+    check_writable_file(out, "--out", [".onnx"])
     if out.exists() and not is_model_file(out):
         raise InputError(f"{out} exists and is not a model file of upfield. Choose another --out.")
 
@@ -82,10 +81,15 @@ def read_run(run: Path) -> BestModel:
         InputError: the folder is not a run, or its best model is missing or damaged.
     """
     if not run.is_dir():
-        problem = " is a file, not the folder of a run" if run.exists() else ": there is no such folder"
+        found = recognise(run)
+        problem = f" is {found.kind if found else 'a file'}, not the folder of a run"
+        problem = problem if run.exists() else ": there is no such folder"
         raise InputError(f"{run}{problem}. Name the folder that upfield train wrote.")
     if (run / MODEL).is_file():
         raise InputError(f"{run} is a folder inside a run. Name {run.parent}.")
+    if (found := recognise(run)) and found.kind != "the folder of a run":
+        remedy = f"Name the folder {shown_whole(found)}" if found.kind == "a part of a run" else "Name that folder"
+        raise InputError(f"{run} is {found.kind}, not the folder of a run that upfield train wrote. {remedy}.")
     try:
         return read_best(run / "best")
     except ValueError as error:

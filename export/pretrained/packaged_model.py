@@ -7,6 +7,7 @@ from pathlib import Path
 from upfield.common.errors import InputError
 from upfield.common.grammar.suggestions import nearest
 from upfield.common.grammar.yaml_files import load_yaml
+from upfield.common.places import recognise, shown_whole
 
 FOLDER = Path(__file__).parent
 # A card begins with these lines and YAML between them.
@@ -104,18 +105,32 @@ def find_model(model: Path) -> Path:
         model: name of a model, or path of a model file, which need not exist.
 
     Raises:
-        InputError: the text is neither the name of a model nor a path.
+        InputError: the text is neither the name of a model nor a path, or the path is something else, such as a run.
     """
     names = model_names()
     if str(model) in names:
         return model_named(str(model)).path
     if model.exists():
+        refuse_other_place(model)
         return model
     if model.suffix.lower() != ".onnx" and model.parent == Path():
         return model_named(str(model)).path
     if model.stem in names:
         raise InputError(f"{model}: there is no such file. For the model of the package, write {model.stem}.")
     return model
+
+
+def refuse_other_place(model: Path) -> None:
+    """Raise InputError if a path that should be a model file is recognised as something else."""
+    found = recognise(model)
+    if found is None or found.kind == "a model file":
+        return
+    if found.kind in ("the folder of a run", "a part of a run"):
+        raise InputError(
+            f"{model} is {found.kind}, not a model file. Write one with upfield export {shown_whole(found)} --out "
+            "model.onnx, and name model.onnx."
+        )
+    raise InputError(f"{model} is {found.kind}, not a model. Name an .onnx file or a model that upfield models lists.")
 
 
 def run_or_model(place: Path) -> Path:

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import get_args
 
 from upfield.common.errors import InputError, expect_choice, explain_error, failure_of
+from upfield.common.files import write_json
 from upfield.common.progress import ProgressBar, print_result, say
+from upfield.common.tables import MOST_ROWS, counted
 from upfield.export.configuration import STARTER, Device, Engine, EnhanceConfig
 from upfield.export.pretrained.packaged_model import find_model, model_at
 from upfield.export.scans.enhancer import Enhancer
@@ -132,23 +134,24 @@ def enhance_scans(config: EnhanceConfig, announce: Callable[[str], None] = print
             bar.advance()
             if error is not None:
                 failures.append(ScanFailure(task.scan, error))
-                if num_tried > 1:
+                if num_tried > 1 and len(failures) <= MOST_ROWS:
                     say(f"skipped: {failures[-1]}")
 
         stages = Stages(enhancer.read, enhancer.restore, enhancer.write, enhancer.stop)
         try:
             run_pipeline(tasks, stages, report)
         except BaseException:
-            _list_failures(failures)
-            say(f"{len(enhancer.written)} of {len(tasks)} scans were enhanced; --resume continues with the others")
+            _list_failures(failures, config.out)
+            num_written = len(enhancer.written)
+            say(f"enhanced {num_written} of {counted(len(tasks), 'scan')}; --resume continues with the others")
             raise
     _say_skipped(plan, enhancer.num_skipped)
     if failures and num_tried == 1:
         raise failure_of(str(failures[0]), [failures[0].error])
     if failures:
-        _list_failures(failures)
+        where = _list_failures(failures, config.out)
         raise failure_of(
-            f"{len(failures)} of {num_tried} scans could not be enhanced. The lines above state the reasons.",
+            f"{len(failures)} of {counted(num_tried, 'scan')} could not be enhanced. {where}.",
             [failure.error for failure in failures],
         )
     return enhancer.written
@@ -156,16 +159,36 @@ def enhance_scans(config: EnhanceConfig, announce: Callable[[str], None] = print
 
 def _say_skipped(plan: EnhancePlan, num_resumed: int) -> None:
     if plan.enhanced:
-        say(f"{len(plan.enhanced)} files in the folders were skipped because they are enhanced scans themselves")
+        say(f"skipped {counted(len(plan.enhanced), 'enhanced scan')} in the folders")
     for path, other in plan.repeated:
-        say(f"{path} was skipped because it is the same file as {other}")
+        if path == other:
+            say(f"{path} is named twice and was enhanced once")
+        else:
+            say(f"{path} was skipped because it is the same file as {other}")
     if num_resumed:
-        say(f"{num_resumed} of {len(plan.tasks)} scans were skipped because they were already enhanced")
+        say(f"skipped {num_resumed} of {counted(len(plan.tasks), 'scan')}, already enhanced")
 
 
-def _list_failures(failures: Sequence[ScanFailure]) -> None:
-    """Print all failures again at the end, because earlier lines have scrolled away."""
+def _list_failures(failures: Sequence[ScanFailure], out: Path) -> str:
+    """Print the first failures again at the end, because earlier lines have scrolled away.
+
+    If there are more, a JSON file beside the output folder lists all of them.
+
+    Returns:
+        Where the reasons are, as a sentence without a full stop.
+    """
+    where = "The lines above state the reasons"
     if failures:
         say("could not be enhanced:")
-    for failure in failures:
+    for failure in failures[:MOST_ROWS]:
         say(f"  {failure}")
+    if len(failures) > MOST_ROWS:
+        path = out.with_name(f"{out.name}.problems.json")
+        where = f"{path} lists the reasons"
+        trees = [{"scan": failure.place and str(failure.place), "reason": str(failure)} for failure in failures]
+        try:
+            write_json(path, {"problems": trees})
+        except OSError as error:
+            where = f"Of the reasons, {MOST_ROWS} are shown, because {path} cannot be written ({error.strerror})"
+        say(f"  ... and {len(failures) - MOST_ROWS} more")
+    return where

@@ -9,10 +9,28 @@ from pathlib import Path
 
 from upfield.common.errors import InputError
 from upfield.common.files import check_writable
+from upfield.common.places import DICOM_SUFFIXES, SCAN_SUFFIXES, refuse_other_than_scan
 from upfield.export.pretrained.packaged_model import model_names
 from upfield.export.scans.provenance import provenance_path, read_provenance
 
-SUFFIXES = (".nii", ".nii.gz", ".mgh", ".mgz")
+SUFFIXES = SCAN_SUFFIXES
+# With one of these endings, `--out` was meant as a file, but not of a kind that upfield writes.
+OTHER_FILES = {
+    *DICOM_SUFFIXES,
+    ".mgh",
+    ".mgz",
+    ".img",
+    ".hdr",
+    ".mha",
+    ".mhd",
+    ".nrrd",
+    ".npy",
+    ".mat",
+    ".gz",
+    ".zip",
+    ".png",
+    ".txt",
+}
 OUTPUTS = (".nii", ".nii.gz")
 
 
@@ -71,7 +89,7 @@ def plan_outputs(scans: Sequence[Path], out: Path, like: Path | None = None, mat
     """
     plan = EnhancePlan()
     is_file = out.name.lower().endswith(OUTPUTS)
-    if out.name.lower().endswith(tuple(set(SUFFIXES) - set(OUTPUTS))) and not out.is_dir():
+    if not is_file and out.suffix.lower() in OTHER_FILES and not out.is_dir():
         raise InputError(
             f"{out}: outputs are NIfTI files. Name a folder, or a file that ends in {' or '.join(OUTPUTS)}."
         )
@@ -81,9 +99,11 @@ def plan_outputs(scans: Sequence[Path], out: Path, like: Path | None = None, mat
             inside = list(_search(scan, out, plan))
             found += _matching(inside, scan, match) if match else inside
             if not inside and not plan.problems:
+                refuse_other_than_scan(scan)
                 only = "only enhanced scans" if plan.enhanced else f"no {', '.join(SUFFIXES)} file"
                 raise InputError(f"{scan}: the folder contains {only}. Name a folder that contains scans.")
         elif scan.is_file():
+            refuse_other_than_scan(scan)
             found.append(_Found(scan, Path(scan.name), scan.is_symlink()))
         else:
             remedy = f"Write --model {scan} to use this model" if str(scan) in model_names() else "Check the path"
@@ -125,8 +145,8 @@ def _once_each(found: Sequence[_Found], plan: EnhancePlan) -> list[_Found]:
             chosen[file] = scan
     kept = {id(scan) for scan in chosen.values()}
     for scan in found:
-        if id(scan) not in kept and scan.path != (other := chosen[os.path.realpath(scan.path)].path):
-            plan.repeated.append((scan.path, other))
+        if id(scan) not in kept:
+            plan.repeated.append((scan.path, chosen[os.path.realpath(scan.path)].path))
     return [scan for scan in found if id(scan) in kept]
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from upfield.common.errors import InputError, RunError, VolumeError
+from upfield.common.files import check_writable
 from upfield.common.progress import say, track
+from upfield.common.tables import counted
 from upfield.common.tasks import run_tasks
 from upfield.sharding.building.align import require_simpleitk
 from upfield.sharding.building.block_builder import (
@@ -100,6 +102,7 @@ def build(config: ShardConfig, out: Path, pseudonyms: Pseudonyms | None = None) 
     _check_labels_as(config)
     files = find_cohorts(config.cohorts, config.root or Path.cwd(), pseudonyms)
     refuse_foreign_folder(out)
+    check_writable(out, "--out")
     with _disk_errors(out), lock_build(out):
         request = compare_with_folder(config, out, files, pseudonyms)
         if not request.new_cohorts:
@@ -216,7 +219,7 @@ def _with_headers(subject: Subject[Source], headers: Preflight) -> Subject[Sourc
 
 def _no_usable_subjects(request: BuildRequest) -> InputError:
     return InputError(
-        f"{request.out}: none of the {len(request.new_subjects)} subjects can be used. Fix the problems listed above."
+        f"{request.out}: no subject of {len(request.new_subjects)} can be used. Fix the problems listed above."
     )
 
 
@@ -321,7 +324,7 @@ def _refuse_unsaved(problems: list[Problem], num_subjects: int) -> None:
     if not problems:
         return
     say(report(problems))
-    message = f"The volumes of {len(problems)} of {num_subjects} subjects could not be saved; see above."
+    message = f"The volumes of {len(problems)} of {counted(num_subjects, 'subject')} could not be saved; see above."
     kind = RunError if any(problem.check == FAULT for problem in problems) else InputError
     raise kind(f"{message} Fix these subjects, and run the same command again.")
 

@@ -1,6 +1,8 @@
 """Build a set in a folder, or in a staging folder that is then uploaded to an address."""
 
 import re
+import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from upfield.common.command import Command, parse
 from upfield.common.errors import InputError, ShardSetError
 from upfield.common.files import make_writable_folder
 from upfield.common.progress import say
+from upfield.common.tables import MOST_ROWS, PLAIN_WIDTH, counted, terminal_width
 from upfield.sharding.building.build import build
 from upfield.sharding.building.journal import lock_build
 from upfield.sharding.building.upload import fetch_manifest, remove_staging, staging_folder, upload_set
@@ -156,10 +159,10 @@ def print_summary(place: str, manifest: Manifest) -> None:
         if not subjects:
             say(f"{name}: no subjects in {split}. Training needs train and val, evaluation needs test. Set `split`.")
     if manifest.skipped:
-        print(f"  left out: {len(manifest.skipped)} subjects. Fix them, and add them as a separate cohort.")
+        print(f"  left out: {counted(len(manifest.skipped), 'subject')}. Fix them, and add them as a separate cohort.")
     _list_subjects(manifest.skipped)
     if manifest.doubts:
-        print(f"  in doubt: {len(manifest.doubts)} subjects. Check them with upfield preview.")
+        print(f"  in doubt: {counted(len(manifest.doubts), 'subject')}. Check them with upfield preview.")
     _list_subjects(manifest.doubts)
     if namesakes := find_namesakes(members_of(manifest)):
         print(f"  {namesakes_message(namesakes)}")
@@ -179,7 +182,14 @@ def _list_subjects(trees: list[dict[str, Any]]) -> None:
             for problem in tree["problems"]
         ]
         by_reason.setdefault((tree["cohort"], "; ".join(reasons)), []).append(tree["subject"])
+    rows = []
     for (cohort, reason), subjects in by_reason.items():
         many = len(subjects) > MAX_EQUAL_ROWS
         for name in [f"{subjects[0]} and {len(subjects) - 1} others"] if many else subjects:
-            print(f"    {cohort} {name}: {reason}")
+            rows.append(f"{cohort} {name}: {reason}")
+    width = terminal_width(sys.stdout) or PLAIN_WIDTH
+    for row in rows[:MOST_ROWS]:
+        lines = textwrap.wrap(row, width, initial_indent="    ", subsequent_indent="      ", break_on_hyphens=False)
+        print("\n".join(lines))
+    if len(rows) > MOST_ROWS:
+        print(f"    ... and {len(rows) - MOST_ROWS} more, which {MANIFEST} lists too")

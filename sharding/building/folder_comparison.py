@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from upfield.common.errors import InputError, ShardSetError
+from upfield.common.tables import counted
 from upfield.sharding.building.index_writer import read_old_index
 from upfield.sharding.building.journal import begun_config, finish, has_records
 from upfield.sharding.building.manifest_writer import content_config
@@ -172,9 +173,9 @@ def _refuse_other_subjects(request: BuildRequest, old: Manifest) -> None:
     ):
         if different:
             raise ShardSetError(
-                f"{request.out}: expected the {len(held)} subjects that the set was built from, found {len(different)} "
-                f"{comparison} ({_some(sorted(subject for _, subject in different))}). {remedy}, or build into a new "
-                "folder."
+                f"{request.out}: expected the {counted(len(held), 'subject')} that the set was built from, found "
+                f"{len(different)} {comparison} ({_some(sorted(subject for _, subject in different))}). {remedy}, or "
+                "build into a new folder."
             )
 
 
@@ -184,8 +185,8 @@ def _refuse_changed_files(request: BuildRequest, old: Manifest) -> None:
     if changed:
         names = [f"{subject.cohort} {subject.name}" for subject in changed]
         raise ShardSetError(
-            f"{request.out}: the files of {len(names)} subjects have changed since the set was built ({_some(names)}). "
-            "Restore the old files, or build into a new folder."
+            f"{request.out}: the files of {counted(len(names), 'subject')} have changed since the set was "
+            f"built ({_some(names)}). Restore the old files, or build into a new folder."
         )
 
 

@@ -21,6 +21,7 @@ from upfield.common.errors import InputError, RunError, ShardSetError
 from upfield.common.files import atomic_path, user_cache_folder, write_bytes
 from upfield.common.progress import say, track
 from upfield.common.stores.store import Store
+from upfield.common.tables import counted
 from upfield.sharding.shardset.manifest import MANIFEST, Manifest, parse_manifest, read_manifest
 from upfield.sharding.shardset.shard_index import ShardEntry
 
@@ -260,7 +261,7 @@ def _refuse_other_upload(store: Store, manifest: Manifest, contents: RemoteConte
     folders = tuple(f"{split}/" for split in manifest.tree["splits"])
     if strays := sorted(name for name in contents.sizes if name.startswith(folders) and name not in known):
         raise ShardSetError(
-            f"{store.name}: {len(strays)} files there belong to no known set, the first is {strays[0]}. "
+            f"{store.name}: found {counted(len(strays), 'file')} of no known set, the first is {strays[0]}. "
             "Delete them, or choose another --out."
         )
 

@@ -1,6 +1,7 @@
 """Problems with the files of subjects, which are collected one by one and reported together."""
 
 import sys
+import textwrap
 import traceback
 from collections import Counter
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from upfield.common.files import write_json
-from upfield.common.tables import terminal_width, text_table
+from upfield.common.tables import MOST_ROWS, PLAIN_WIDTH, counted, terminal_width, text_table
 from upfield.sharding.shardset.namesakes import Member
 
 Field = Literal["low", "high", "labels"]
@@ -19,6 +20,8 @@ TWIN = " = "
 DOUBTS = ("place", "resolution", "person", "slice", "labels", "head", "times", "values", "space", "air")
 FAULT = "fault"
 LEAST_FILE_WIDTH = 24
+# A table on a narrower terminal would break its messages into columns of single words.
+LEAST_TABLE_WIDTH = 120
 MAX_EQUAL_ROWS = 5
 
 
@@ -68,28 +71,47 @@ def noun_of(field: Field) -> str:
     return "label map" if field == "labels" else "scan"
 
 
-def report(problems: Sequence[Problem], width: int | None = None, noun: str = "problems") -> str:
-    """Return a plain-text table with one row per problem, wrapped messages, and long paths shortened in the middle.
+def report(
+    problems: Sequence[Problem], width: int | None = None, noun: str = "problem", path: Path | None = None
+) -> str:
+    """Return a plain-text list of at most `MOST_ROWS` problems that fits the terminal, and a line that counts all.
 
-    If many subjects of a cohort have the same doubt, it gets one row.
+    A wide terminal gets a table with wrapped messages, a narrow one gets a paragraph for each problem. Long paths are
+    shortened in the middle. If many subjects of a cohort have the same doubt, it gets one row.
 
     Args:
         problems: the problems, in the order of the rows.
-        width: characters per line. By default, this is the width of the terminal; without a terminal, lines are long
-            enough for the file names.
-        noun: word for the problems in the last line.
+        width: characters per line. By default, this is the width of the terminal, or 100 without one.
+        noun: word for a problem in the last line.
+        path: file that has all problems; None if there is none.
     """
-    width = width or terminal_width(sys.stderr)
-    longest = max((len(problem.file) for problem in problems), default=0)
-    file_width = longest if width is None else max(width * 3 // 10, LEAST_FILE_WIDTH)
+    width = width or terminal_width(sys.stderr) or PLAIN_WIDTH
+    rows = _without_equal_doubts(problems)
+    shown = rows[:MOST_ROWS]
+    text = _table(shown, width) if width >= LEAST_TABLE_WIDTH else ""
+    # Long names of subjects can make a table wider than the terminal.
+    if not text or max(map(len, text.splitlines())) > width:
+        text = "\n".join(_paragraph(row, width) for row in shown)
+    subjects = {(problem.cohort, problem.subject) for problem in problems}
+    summary = f"{counted(len(problems), noun)} of {counted(len(subjects), 'subject')}"
+    if len(rows) > MOST_ROWS:
+        summary += f"\nThe first {MOST_ROWS} rows are shown{f'; all are in {path}' if path else ''}."
+    return f"{text}\n{summary}"
+
+
+def _table(problems: Sequence[Problem], width: int) -> str:
+    file_width = max(width * 3 // 10, LEAST_FILE_WIDTH)
     names = ("cohort", "subject", "field", "check", "message")
     rows = [
-        [*(str(getattr(problem, name)) for name in names), _shortened(problem.file, file_width)]
-        for problem in _without_equal_doubts(problems)
+        [*(str(getattr(problem, name)) for name in names), _shortened(problem.file, file_width)] for problem in problems
     ]
-    table = text_table([*names, "file"], rows, wrapped=("message",), width=width or max(160, longest + 100))
-    subjects = Counter((problem.cohort, problem.subject) for problem in problems)
-    return f"{table}\n{len(problems)} {noun} of {len(subjects)} subjects"
+    return text_table([*names, "file"], rows, wrapped=("message",), width=width)
+
+
+def _paragraph(problem: Problem, width: int) -> str:
+    head = f"{problem.cohort} {problem.subject}, {FIELD_NAMES[problem.field]} ({problem.check}): {problem.message}"
+    lines = textwrap.wrap(head, width, subsequent_indent="  ", break_on_hyphens=False)
+    return "\n".join([*lines, f"  {_shortened(problem.file, width - 2)}"])
 
 
 def _without_equal_doubts(problems: Sequence[Problem]) -> list[Problem]:

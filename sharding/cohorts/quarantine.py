@@ -7,6 +7,7 @@ from typing import Any
 
 from upfield.common.errors import InputError, RunError
 from upfield.common.progress import say
+from upfield.common.tables import counted
 from upfield.sharding.cohorts.privacy import Pseudonyms
 from upfield.sharding.cohorts.problems import FAULT, Problem, report, write_report
 from upfield.sharding.cohorts.subjects import Subject
@@ -43,14 +44,14 @@ class Quarantine:
         self.problems += [problem for problem in problems if not problem.is_doubt]
         self.doubt([problem for problem in problems if problem.is_doubt])
         if self.namesakes:
-            say(namesakes_message(self.namesakes))
+            say(f"{namesakes_message(self.namesakes)} They are listed in {self.path}.")
         self.judge()
 
     def doubt(self, doubts: Sequence[Problem]) -> None:
         """Add doubts and print them. `judge` writes them to the file."""
         self.doubts += doubts
         if doubts:
-            say(report(sorted(doubts), noun="doubts"))
+            say(report(sorted(doubts), noun="doubt", path=self.path))
             say("These subjects are still included. Check them with upfield preview.")
 
     def note(self, problems: Sequence[Problem]) -> None:
@@ -80,15 +81,13 @@ class Quarantine:
         if not self.problems:
             return
         summary = (
-            f"{len(self.names)} of {self.num_subjects} subjects have {len(self.problems)} problems, "
-            f"listed above and in {self.path}"
+            f"{len(self.names)} of {counted(self.num_subjects, 'subject')} {'has' if len(self.names) == 1 else 'have'} "
+            f"{counted(len(self.problems), 'problem')}, listed in {self.path}"
         )
         kind = RunError if any(problem.check == FAULT for problem in self.problems) else InputError
         if self.config.on_error == "fail":
-            raise kind(
-                f"{summary}. Fix them, or leave these subjects out with "
-                f"--on_error skip --max_skipped {len(self.names)}."
-            )
+            skip = f", or leave these subjects out with --on_error skip --max_skipped {len(self.names)}"
+            raise kind(f"{summary}. Fix them{skip if len(self.names) < self.num_subjects else ''}.")
         if len(self.names) > self.config.max_skipped:
             raise kind(
                 f"{summary}, but --max_skipped allows only {self.config.max_skipped} subjects to be left out. "
@@ -105,15 +104,16 @@ class Quarantine:
             self.problems += problems
             self._show()
             raise InputError(
-                f"{len(problems)} scans are copies of others, listed above and in {self.path}. "
-                "Remove them from the cohort's files or patterns, and run the same command again."
+                f"{counted(len(problems), 'scan')} {'is a copy' if len(problems) == 1 else 'are copies'} of others, "
+                f"listed in {self.path}. Remove copies from the cohort's files or patterns, and run the same command "
+                "again."
             )
 
     def _show(self) -> None:
         problems = sorted(self.problems)
         if len(problems) != self.num_shown:
             self.num_shown = len(problems)
-            say(report(problems))
+            say(report(problems, path=self.path))
         try:
             write_report(self.path, problems, sorted(self.doubts), self.num_subjects, self.namesakes)
         except OSError as error:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from upfield.common.errors import InputError
+from upfield.common.places import is_dicom
 from upfield.common.progress import say
+from upfield.common.tables import counted
 from upfield.imaging.compressed_files import Trace
 from upfield.imaging.volume_header import VolumeHeader
 from upfield.sharding.cohorts.path_patterns import list_files, to_regex
@@ -217,7 +219,7 @@ def match(pattern: str, root: Path, cohort: str, field: Field) -> tuple[dict[str
     expression = re.compile(to_regex(anchored))
     numbered: dict[str, dict[int, Path]] = defaultdict(dict)
     metadata: dict[str, list[dict[str, str]]] = defaultdict(list)
-    problems: list[Problem] = []
+    doubled: dict[str, list[tuple[Path, str]]] = defaultdict(list)
     others: list[str] = []
     for name in list_files(anchored):
         if not (parts := expression.fullmatch(name)):
@@ -226,19 +228,22 @@ def match(pattern: str, root: Path, cohort: str, field: Field) -> tuple[dict[str
         fields = parts.groupdict()
         subject, number = fields.pop("subject"), int(fields.pop("slice", 0))
         if number in numbered[subject]:
-            files = f"{numbered[subject][number]} and {name}"
-            problems.append(Problem(cohort, subject, field, "slices", files, _doubled(pattern)))
+            doubled[subject].append((numbered[subject][number], name))
             continue
         numbered[subject][number] = Path(name)
         metadata[subject].append(fields)
     if not numbered:
-        raise InputError(f"cohort {cohort}: {field}: no file matches {anchored}. Check the pattern and the folder.")
+        raise InputError(f"cohort {cohort}: {field}: no file matches {anchored}. {_remedy(Path(anchored))}")
     if others:
         say(
-            f"cohort {cohort}: {field}: ignored {len(others)} files that do not fully match {pattern} ({{slice}} must "
-            "be a number, and a repeated field must have the same value everywhere): "
+            f"cohort {cohort}: {field}: ignored {counted(len(others), 'file')} without a full match of {pattern} "
+            "({slice} must be a number, and a repeated field must have the same value everywhere): "
             f"{others[0]}{' and others' if others[1:] else ''}"
         )
+    problems = [
+        Problem(cohort, subject, field, "slices", f"{pairs[0][0]} and {pairs[0][1]}", _doubled(pattern, pairs))
+        for subject, pairs in doubled.items()
+    ]
     stacked = "{slice}" in pattern
     sources: dict[str, Source] = {}
     for subject, files in numbered.items():
@@ -249,9 +254,16 @@ def match(pattern: str, root: Path, cohort: str, field: Field) -> tuple[dict[str
     return sources, problems
 
 
-def _doubled(pattern: str) -> str:
+def _doubled(pattern: str, pairs: list[tuple[Path, str]]) -> str:
+    """Return the problem of a subject for which several files match, pair by pair."""
+    if is_dicom(pairs[0][0]):
+        return (
+            f"the {len(pairs) + 1} files of this subject are a DICOM series. Convert it to one NIfTI file, for example "
+            "with dcm2niix."
+        )
     matched = "subject and slice" if "{slice}" in pattern else "subject"
-    return f"two files match the same {matched}. Narrow the pattern, or move one of the files away."
+    more = f", and {len(pairs) - 1} more do" if len(pairs) > 1 else ""
+    return f"two files match the same {matched}{more}. Narrow the pattern, or move files away."
 
 
 def _gap(numbers: list[int]) -> str | None:
@@ -385,9 +397,19 @@ def assign_splits(cohort: CohortConfig, ids: dict[str, str]) -> dict[str, Split]
                 )
         else:
             assert not isinstance(wanted, str), "CohortConfig refuses text"
-            chosen = _counted(cohort, split, wanted, free)
+            chosen = _counted(cohort, split, wanted, free, len(ids))
         splits |= dict.fromkeys(chosen, split)
     return {name: splits.get(name, "train") for name in ids}
+
+
+def _remedy(pattern: Path) -> str:
+    """Say what to do about a pattern that no file matches, with what its first folder without a field holds."""
+    folder = next(parent for parent in pattern.parents if not set("{*?") & set(str(parent)))
+    if not folder.is_dir():
+        return f"The folder {folder} does not exist: correct its name."
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    holds = f"holds {_some(names)}" if names else "is empty"
+    return f"Correct the pattern: the folder {folder} {holds}."
 
 
 def _listed(cohort: CohortConfig, name: str, wanted: list[Any], free: list[str]) -> list[str]:
@@ -399,11 +421,13 @@ def _listed(cohort: CohortConfig, name: str, wanted: list[Any], free: list[str])
     return wanted
 
 
-def _counted(cohort: CohortConfig, name: str, wanted: float, free: list[str]) -> list[str]:
+def _counted(cohort: CohortConfig, name: str, wanted: float, free: list[str], num_subjects: int) -> list[str]:
     if isinstance(wanted, float) or not 0 <= wanted <= len(free):
+        num_others = num_subjects - len(free)
+        others = f" (the other split has {num_others} of the {num_subjects} subjects)" if num_others else ""
         raise InputError(
-            f"cohort {cohort.name}: split.{name}: expected a count from 0 to {len(free)}, a fraction below 1 or "
-            f"a list, found {wanted}."
+            f"cohort {cohort.name}: split.{name}: expected a count from 0 to {len(free)}{others}, a fraction below 1 "
+            f"or a list, found {wanted}."
         )
     return free[:wanted]
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from upfield.common.drawing import expect_matplotlib
 from upfield.common.errors import InputError
-from upfield.common.files import check_writable, write_bytes, write_json
+from upfield.common.files import check_writable_file, write_bytes, write_json
 from upfield.common.progress import track
 from upfield.sharding.configuration import AuditConfig, GeometryConfig
 from upfield.sharding.coverage.comparison import LEAST_VOLUMES, Distribution, ScanCoverage, compare, matching
@@ -58,7 +58,8 @@ def write_report(config: AuditConfig) -> None:
         )
         for scan, values in zip(scans, measured, strict=True)
     ]
-    print_coverage(audited, synthetic.distributions)
+    num_measured = sum(len(each.volumes) for each in synthetic.distributions)
+    print_coverage(audited, synthetic.distributions, is_limited=num_measured >= config.volumes)
     write_json(config.out, _to_tree(config, split, synthetic.distributions, audited))
     write_bytes(picture, draw_picture(audited, synthetic.distributions, synthetic.thumbnails))
     print(f"\n{config.out} and {picture.name} hold all measures.")
@@ -75,12 +76,8 @@ def _tell_apart(paths: Sequence[Path], scans: Sequence[Scan]) -> list[Scan]:
 
 def _check_out(config: AuditConfig) -> None:
     """Refuse an output that cannot be written, before the work."""
-    if config.out.suffix.lower() != ".json":
-        raise InputError(f"--out: the file name must end in .json, found {config.out}.")
-    for path in (config.out, config.out.with_suffix(".png")):
-        if path.is_dir():
-            raise InputError(f"--out: {path} is a folder. Choose another name.")
-    check_writable(config.out.parent, "--out")
+    check_writable_file(config.out, "--out", [".json"])
+    check_writable_file(config.out.with_suffix(".png"), "--out")
     expect_matplotlib()
 
 

@@ -1,29 +1,34 @@
-"""Print what synthetic volumes cover of scans, in tables of at most 100 columns."""
+"""Print what synthetic volumes cover of scans, in tables that fit the terminal, or 100 columns without one."""
 
+import sys
 from collections.abc import Sequence
 
-from upfield.common.tables import text_table
+from upfield.common.tables import PLAIN_WIDTH, terminal_width, text_table
 from upfield.sharding.coverage.comparison import LEAST_VOLUMES, Distribution, MeasureCoverage, ScanCoverage
 from upfield.sharding.coverage.picture import AuditedScan
 
-WIDTH = 100
 HEADER = ("measure", "scan", "synthetic 5..95%", "percentile", "")
 
 
-def print_coverage(audited: Sequence[AuditedScan], distributions: Sequence[Distribution]) -> None:
+def print_coverage(audited: Sequence[AuditedScan], distributions: Sequence[Distribution], *, is_limited: bool) -> None:
     """Print a table for each scan and recipe, and then a summary.
 
     Args:
         audited: the scans.
         distributions: the synthetic volumes.
+        is_limited: whether `volumes` of the configuration left out synthetic volumes that the split may have.
     """
+    width = terminal_width(sys.stdout) or PLAIN_WIDTH
     for each in distributions:
         if len(each.volumes) < LEAST_VOLUMES:
-            print(f"warning: too few volumes of {each.title}: {len(each.volumes)}. Raise --volumes.\n")
+            remedy = "Raise --volumes" if is_limited else "Build a set with more of them"
+            print(f"warning: too few volumes of {each.title}: {len(each.volumes)}. {remedy}.\n")
     for item in audited:
         for coverage in item.coverages:
             print(f"{title_of(item, coverage)}\n")
-            print(text_table(HEADER, list(map(_row, coverage.measures)), wrapped=("",), width=WIDTH), end="\n\n")
+            print(
+                text_table(HEADER, list(map(_row, coverage.measures)), wrapped=("", "measure"), width=width), end="\n\n"
+            )
         if item.scan.doubt:
             print(f"warning: {item.scan.name}: {item.scan.doubt}.\n")
     rows = [
@@ -32,7 +37,7 @@ def print_coverage(audited: Sequence[AuditedScan], distributions: Sequence[Distr
         for coverage in item.coverages
     ]
     header = ("scan", "synthetic", "inside", "outside", "not measured")
-    print(text_table(header, rows, wrapped=("scan",), width=WIDTH))
+    print(text_table(header, rows, wrapped=("scan", "synthetic"), width=width))
 
 
 def title_of(item: AuditedScan, coverage: ScanCoverage) -> str:

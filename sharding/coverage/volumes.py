@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upfield.common.errors import VolumeError
+from upfield.common.places import refuse_other_than_scan
 from upfield.imaging.air import estimate_air, raise_to_air
 from upfield.imaging.contrast import gather_evidence, name_evidence, read_sidecar
 from upfield.imaging.extent import size_problem
@@ -47,8 +48,10 @@ def read_scan(path: Path, geometry: GeometryConfig) -> Scan:
         geometry: grids of the set.
 
     Raises:
+        InputError: the path is something else than a scan, such as a DICOM series.
         VolumeError: the file is not one 3-D real volume, is not the size of a head, or is nearly constant.
     """
+    refuse_other_than_scan(path)
     volume, header = read_volume_and_header(path)
     if problem := size_problem(np.array(volume.voxels.shape) * volume.spacing_mm):
         raise VolumeError(str(path), f"{problem}. Fix the spacing in the header, or leave the scan out.")

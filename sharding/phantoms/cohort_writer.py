@@ -12,8 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from upfield.common.errors import InputError, VolumeError
-from upfield.common.files import write_text
+from upfield.common.files import check_writable, write_text
 from upfield.common.progress import track
+from upfield.common.tables import counted
 from upfield.common.tasks import run_tasks
 from upfield.imaging.header import read_header
 from upfield.sharding.configuration import PhantomConfig
@@ -67,6 +68,7 @@ def write_cohort(config: PhantomConfig) -> None:
         InputError: the folder holds something else, there are no label maps, or nilearn is not installed.
         VolumeError: a file does not hold a label map of a head.
     """
+    check_writable(config.out, "--out")
     refuse_foreign(config.out)
     num_pairs = math.ceil(config.subjects * 2 / 3)
     maps = find_maps(config) if config.labels is not None else []
@@ -79,7 +81,7 @@ def write_cohort(config: PhantomConfig) -> None:
         _publish(staging, config.out, text)
     low, high, volumes = (len(list((config.out / name).iterdir())) for name in ("real/low", "real/high", "IXI-T1"))
     print(f"{config.out / 'real'}: {num_pairs} subjects, {low} low and {high} high slices")
-    print(f"{config.out / 'IXI-T1'}: {volumes} volumes")
+    print(f"{config.out / 'IXI-T1'}: {counted(volumes, 'volume')}")
     if maps:
         shared = "" if len(maps) >= LEAST_MAPS else "; with fewer than 3, training and test subjects share a map"
         print(f"{config.out / 'labels'}: {config.subjects} label maps, made from {len(maps)}{shared}")

@@ -3,7 +3,7 @@
 from collections import Counter
 
 from upfield.common.errors import InputError
-from upfield.common.files import write_bytes
+from upfield.common.files import check_writable_file, write_bytes
 from upfield.common.progress import track
 from upfield.sharding.configuration import PreviewConfig
 from upfield.sharding.previews.contact_sheet import draw_histograms, draw_sheet
@@ -20,7 +20,8 @@ def write_preview(config: PreviewConfig) -> None:
     """Draw the picture or the page, write it, and print what it shows.
 
     Raises:
-        InputError: unknown file type, too many pairs, no samples in the split, or a library is missing.
+        InputError: unknown file type, the file cannot be written, too many pairs, no samples in the split, or a library
+            is missing.
         ShardSetError: there is no complete shard set, or it is damaged.
         FetchError: a shard could not be downloaded.
     """
@@ -29,6 +30,7 @@ def write_preview(config: PreviewConfig) -> None:
         raise InputError(f"--out: the file name must end in .png (a picture) or .html (sliders), found {config.out}.")
     if config.pairs > MAX_PAIRS[suffix]:
         raise InputError(f"pairs: expected at most {MAX_PAIRS[suffix]} in a {suffix} file, found {config.pairs}.")
+    check_writable_file(config.out, "--out")
     split = open_set(config.shards, config).split(config.split)
     if split.num_samples == 0:
         raise InputError(f"{split.root}: split {config.split} has no samples. Choose another --split.")

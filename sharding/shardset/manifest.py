@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from upfield.common.errors import ShardSetError
+from upfield.common.places import COHORTS, recognise, shown_whole
 from upfield.sharding.shardset.sample_key import SPLITS
 from upfield.sharding.shardset.shard_index import ShardEntry
 from upfield.sharding.shardset.split_index import IndexEntry
@@ -166,9 +167,25 @@ def read_manifest(root: Path) -> Manifest:
     """
     path = root / MANIFEST
     if not path.is_file():
-        problem = "the shard set is not finished" if is_unfinished(root) else "there is no shard set here"
-        raise ShardSetError(f"{path}: {problem}. Run upfield shard to build it.")
+        raise ShardSetError(_explain_missing(root))
     return parse_manifest(path.read_bytes(), str(path))
+
+
+def _explain_missing(root: Path) -> str:
+    """Return why a folder holds no finished shard set, and what to do."""
+    if is_unfinished(root):
+        return f"{root / MANIFEST}: the shard set is not finished. Run upfield shard to build it."
+    if not root.exists():
+        return f"{root}: there is no shard set here, and no folder. Correct the path, or run upfield shard to build it."
+    if (found := recognise(root)) is None:
+        return f"{root / MANIFEST}: there is no shard set here. Run upfield shard to build it."
+    if found.kind == "a part of a shard set":
+        return f"{root} is only a part of a shard set. Name the folder of the set, {shown_whole(found)}."
+    configs = {"the folder of a cohort": root / COHORTS, "a configuration file": root}
+    if found.kind in configs:
+        command = f"upfield shard --config {configs[found.kind]} --out SHARDS"
+        return f"{root} is {found.kind}, not a shard set. Build one with {command}, and name SHARDS."
+    return f"{root} is {found.kind}, not a shard set. Name the folder that upfield shard wrote."
 
 
 def parse_manifest(data: bytes, where: str) -> Manifest:

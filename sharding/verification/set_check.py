@@ -9,10 +9,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from upfield.common.addresses import is_remote
 from upfield.common.errors import FetchError, InputError, RunError, ShardSetError
+from upfield.common.files import write_json
 from upfield.common.progress import say, track
+from upfield.common.tables import MOST_ROWS, counted
 from upfield.common.tasks import results_in_order
 from upfield.imaging.normalisation import NORMALISATION
 from upfield.sharding.configuration import VerifyConfig
@@ -31,7 +35,9 @@ LONGEST_LINE = 300
 
 
 def verify_set(config: VerifyConfig) -> None:
-    """Check a set and print a line for each problem, or one line if there is none.
+    """Check a set and print a line for each of the first 20 problems, or one line if there is none.
+
+    If there are more problems, a JSON file beside the set lists all of them.
 
     Raises:
         ShardSetError: the set does not match its manifest, or has none.
@@ -42,10 +48,11 @@ def verify_set(config: VerifyConfig) -> None:
     verification = Verification(source, source.manifest(), config.quick)
     problems: list[str] = []
     for problem in verification.problems():
-        print(problem, flush=True)
+        if len(problems) < MOST_ROWS:
+            print(problem, flush=True)
         problems.append(problem)
     if problems:
-        count = f"found {len(problems)} problem{'s' if len(problems) > 1 else ''}, the first: {problems[0]}"
+        count = f"found {counted(len(problems), 'problem')}{_write_long(problems, source)}, the first: {problems[0]}"
         if len(verification.unread) == len(problems):
             kind = RunError if any(isinstance(error, RunError) for error in verification.unread) else InputError
             raise kind(f"{source.name}: {count}. {split_remedy(verification.unread[0])[1]}")
@@ -54,9 +61,26 @@ def verify_set(config: VerifyConfig) -> None:
         say(f"{source.name}: {namesakes_message(namesakes)}")
     left_out = "hashes and voxels were" if verification.knows_sizes else "sizes, hashes and voxels of the shards were"
     print(
-        f"{source.name}: {len(verification.key_shards)} samples of {len(verification.subject_splits)} subjects match "
+        f"{source.name}: {counted(len(verification.key_shards), 'sample')} of "
+        f"{counted(len(verification.subject_splits), 'subject')} match "
         f"the manifest{f' ({left_out} not read)' if config.quick else ''}"
     )
+
+
+def _write_long(problems: list[str], source: SetSource) -> str:
+    """Write a list of problems that is too long to be printed as JSON beside the set, and return where it is.
+
+    The list of a remote set is written to the current folder.
+    """
+    if len(problems) <= MOST_ROWS:
+        return ""
+    place = Path(source.name)
+    path = (Path() if is_remote(source.name) else place.parent) / f"{place.name}.verify.json"
+    try:
+        write_json(path, {"shards": source.name, "problems": problems})
+    except OSError as error:
+        return f", of which {MOST_ROWS} are shown ({path} cannot be written: {error.strerror})"
+    return f", all of which {path} lists"
 
 
 @dataclass(frozen=True)

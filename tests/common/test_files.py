@@ -13,6 +13,7 @@ from upfield.common.files import (
     atomic_folder,
     atomic_path,
     check_writable,
+    check_writable_file,
     make_writable_folder,
     point_symlink,
     replace_folder,
@@ -86,3 +87,15 @@ def test_a_user_without_a_home_folder_is_told_what_to_set(monkeypatch: pytest.Mo
         user_cache_folder("shards", "Set --data.cache_dir.")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert user_cache_folder("shards") == tmp_path / "upfield" / "shards"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("a.txt", r"must end in \.png or \.html"), ("folder.png", "is a folder"), ("file/a.png", "cannot write there")],
+)
+def test_a_file_that_cannot_be_written_is_refused(tmp_path, name, message):
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=message):
+        check_writable_file(tmp_path / name, "--out", [".png", ".html"])
+    check_writable_file(tmp_path / "new" / "a.png", "--out", [".png"])

@@ -263,9 +263,9 @@ def test_a_volume_that_cannot_be_measured_is_named_and_the_others_are_reported(
     models = (tiny_run, tiny_model, "--shards", tiny_shards, "--split", "train", "--perturb", "false")
     code, out, err = run_cli(main, *models, "--out", tmp_path, "--save_volumes")
     assert code == 1
-    assert f"error: 1 volumes could not be measured and are left out: {name}." in err
+    assert f"error: 1 volume could not be measured: {name}." in err
     assert "Traceback" not in err
-    assert f"1 volumes could not be measured and are left out: {name}" in out
+    assert f"1 volume could not be measured: {name}" in out
     with_failure, without = read(tmp_path / "run"), read(tmp_path / "model")
     assert with_failure[MODEL]["psnr_slice"]["count"] == SLICES - 20
     assert with_failure[CUBIC]["psnr_slice"]["count"] == SLICES - 20

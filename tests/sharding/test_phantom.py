@@ -156,7 +156,7 @@ def test_two_thirds_of_the_cohort_are_pairs_and_the_output_says_so(cohort):
     assert sorted(path.name for path in folder.iterdir()) == ["IXI-T1", "cohorts.yaml", "real"]
     assert printed.splitlines() == [
         f"{folder}/real: 3 subjects, 33 low and 198 high slices",
-        f"{folder}/IXI-T1: 1 volumes",
+        f"{folder}/IXI-T1: 1 volume",
     ]
 
 

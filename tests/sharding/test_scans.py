@@ -108,7 +108,7 @@ def test_an_awkward_file_builds_a_set_or_is_refused_with_its_name_and_problem(ru
         assert run_cli(verify, tmp_path / "shards")[0] == 0
         return
     assert code == 2
-    assert err.splitlines()[-1].startswith("upfield shard: error: 1 of 1 subjects have 1 problems")
+    assert err.splitlines()[-1].startswith("upfield shard: error: 1 of 1 subject has 1 problem,")
     # The printed table shortens long paths; the file of problems does not.
     assert path.name.removesuffix(suffix) in err
     (problem,) = json.loads((tmp_path / "shards.problems.json").read_text())["problems"]

@@ -314,7 +314,7 @@ def test_files_that_changed_since_the_set_was_built_are_reported(run_cli, cohort
     (cohort / "old.yaml").write_text((old_cohort / "cohorts.yaml").read_text())
     code, _, err = run_cli(main, *arguments(cohort, out, "old.yaml" if file == "cohorts.yaml" else file))
     assert code == 2
-    assert "the files of 1 subjects have changed since the set was built" in err
+    assert "the files of 1 subject have changed since the set was built" in err
     assert "(real sub-01)" in err
     assert state(out) == before
 

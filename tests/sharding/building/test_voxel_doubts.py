@@ -30,8 +30,8 @@ def doubtful(cohort):
 def test_doubts_about_voxels_reach_terminal_report_and_manifest(run_cli, doubtful, tmp_path):
     code, out, err = run_cli(main, *arguments(doubtful, tmp_path / "shards"))
     assert code == 0
-    assert "1 doubts of 1 subjects\nThese subjects are still included" in err
-    assert "in doubt: 1 subjects" in out
+    assert "1 doubt of 1 subject\nThese subjects are still included" in err
+    assert "in doubt: 1 subject." in out
     (doubt,) = json.loads((tmp_path / "shards.problems.json").read_text())["doubts"]
     assert (doubt["subject"], doubt["check"], doubt["field"]) == ("IXI002", "labels", "high")
     (listed,) = read_manifest(tmp_path / "shards").doubts
