@@ -14,7 +14,7 @@ import torch
 from upfield.cli.accelerate_launcher import launch_command, run_launcher
 from upfield.cli.configuration import DemoConfig
 from upfield.cli.demo_folder import Places
-from upfield.cli.stage_output import STAGES, StageOutput
+from upfield.cli.stage_output import StageOutput, stages_for
 from upfield.common import html_page
 from upfield.common.command import EXIT_INTERRUPTED
 from upfield.common.errors import RunError
@@ -55,8 +55,9 @@ def run_demonstration(config: DemoConfig, places: Places) -> None:
         "export": lambda: export(places),
         "enhance": lambda: enhance(places),
     }
-    with StageOutput(STAGES, places.log) as output:
-        for stage in STAGES:
+    stages = stages_for(config.max_steps)
+    with StageOutput(stages, places.log) as output:
+        for stage in stages:
             measure = partial(training_share, config, places) if stage.name == "training" else None
             output.run(stage, works[stage.name], measure)
     write_demo_report(places, output.times_s)
@@ -223,7 +224,7 @@ def final_table(places: Places, times_s: Mapping[str, float]) -> str:
             metrics_text(read_metrics(places), terminal_width(sys.stdout)),
             textwrap.fill(PHANTOM_NOTE, 80),
             "",
-            f"Time: {sum(times_s.values()):.0f} s ({took})",
+            textwrap.fill(f"Time: {sum(times_s.values()):.0f} s ({took})", 80),
             "Open next:",
             *text_of_files(places),
         ]

@@ -7,13 +7,15 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
 from upfield.common.progress import LastingStream, ProgressBar
 
 UPDATE_INTERVAL_S = 1.0
+# Time of a training step: 120 s for the 360 steps of the recipe.
+STEP_S = 120 / 360
 # Lines of a failed stage that are printed; the log file has all of them.
 MOST_LINES = 30
 
@@ -42,6 +44,19 @@ INTRODUCTION = (
     "upfield demo runs every stage on phantoms, which are heads made from one template. It takes about 3 minutes on "
     "two CPU cores without other work, most of it for training, and longer on a busy machine."
 )
+
+
+def stages_for(max_steps: int | None) -> tuple[Stage, ...]:
+    """Return the stages, of which the training is expected to take as long as its number of steps says.
+
+    Args:
+        max_steps: number of training steps; None is the recipe's.
+    """
+    if max_steps is None:
+        return STAGES
+    return tuple(
+        replace(stage, expected_s=max_steps * STEP_S) if stage.name == "training" else stage for stage in STAGES
+    )
 
 
 def introduction(out: Path, log: Path) -> str:
@@ -112,11 +127,16 @@ class StageOutput:
         self._bar.print_line(f"{stage.name:<12}{self.times_s[stage.name]:4.0f} s  {outcome}")
 
     def _watch(self, stage: Stage, share_done: Callable[[], float] | None, finished: threading.Event) -> None:
-        started_s = time.monotonic()
+        started_s, expected_s = time.monotonic(), stage.expected_s * self._slowdown
         while not finished.wait(UPDATE_INTERVAL_S):
-            share = (time.monotonic() - started_s) / stage.expected_s if share_done is None else share_done()
+            share = (time.monotonic() - started_s) / expected_s if share_done is None else share_done()
             # A stage that takes longer than expected must not use up the share of the next one.
             self._advance_to(self._done_s + stage.expected_s * min(share, 0.97))
+
+    @property
+    def _slowdown(self) -> float:
+        """How many times longer than expected the finished stages took on this machine, at least 1."""
+        return max(sum(self.times_s.values()) / self._done_s, 1.0) if self._done_s else 1.0
 
     def _advance_to(self, done_s: float) -> None:
         percent = round(100 * done_s / self._total_s)

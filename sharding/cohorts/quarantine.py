@@ -86,10 +86,8 @@ class Quarantine:
         )
         kind = RunError if any(problem.check == FAULT for problem in self.problems) else InputError
         if self.config.on_error == "fail":
-            raise kind(
-                f"{summary}. Fix them, or leave these subjects out with "
-                f"--on_error skip --max_skipped {len(self.names)}."
-            )
+            skip = f", or leave these subjects out with --on_error skip --max_skipped {len(self.names)}"
+            raise kind(f"{summary}. Fix them{skip if len(self.names) < self.num_subjects else ''}.")
         if len(self.names) > self.config.max_skipped:
             raise kind(
                 f"{summary}, but --max_skipped allows only {self.config.max_skipped} subjects to be left out. "

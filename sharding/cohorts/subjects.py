@@ -233,7 +233,7 @@ def match(pattern: str, root: Path, cohort: str, field: Field) -> tuple[dict[str
         numbered[subject][number] = Path(name)
         metadata[subject].append(fields)
     if not numbered:
-        raise InputError(f"cohort {cohort}: {field}: no file matches {anchored}. Check the pattern and the folder.")
+        raise InputError(f"cohort {cohort}: {field}: no file matches {anchored}. {_remedy(Path(anchored))}")
     if others:
         say(
             f"cohort {cohort}: {field}: ignored {counted(len(others), 'file')} without a full match of {pattern} "
@@ -397,9 +397,19 @@ def assign_splits(cohort: CohortConfig, ids: dict[str, str]) -> dict[str, Split]
                 )
         else:
             assert not isinstance(wanted, str), "CohortConfig refuses text"
-            chosen = _counted(cohort, split, wanted, free)
+            chosen = _counted(cohort, split, wanted, free, len(ids))
         splits |= dict.fromkeys(chosen, split)
     return {name: splits.get(name, "train") for name in ids}
+
+
+def _remedy(pattern: Path) -> str:
+    """Say what to do about a pattern that no file matches, with what its first folder without a field holds."""
+    folder = next(parent for parent in pattern.parents if not set("{*?") & set(str(parent)))
+    if not folder.is_dir():
+        return f"The folder {folder} does not exist: correct its name."
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    holds = f"holds {_some(names)}" if names else "is empty"
+    return f"Correct the pattern: the folder {folder} {holds}."
 
 
 def _listed(cohort: CohortConfig, name: str, wanted: list[Any], free: list[str]) -> list[str]:
@@ -411,11 +421,13 @@ def _listed(cohort: CohortConfig, name: str, wanted: list[Any], free: list[str])
     return wanted
 
 
-def _counted(cohort: CohortConfig, name: str, wanted: float, free: list[str]) -> list[str]:
+def _counted(cohort: CohortConfig, name: str, wanted: float, free: list[str], num_subjects: int) -> list[str]:
     if isinstance(wanted, float) or not 0 <= wanted <= len(free):
+        num_others = num_subjects - len(free)
+        others = f" (the other split has {num_others} of the {num_subjects} subjects)" if num_others else ""
         raise InputError(
-            f"cohort {cohort.name}: split.{name}: expected a count from 0 to {len(free)}, a fraction below 1 or "
-            f"a list, found {wanted}."
+            f"cohort {cohort.name}: split.{name}: expected a count from 0 to {len(free)}{others}, a fraction below 1 "
+            f"or a list, found {wanted}."
         )
     return free[:wanted]
 

@@ -80,7 +80,9 @@ def advise(recipe: str, measure: str, is_above: bool, config: Mapping[str, Any])
     """
     lever = LEVERS.get(recipe, {}).get(measure)
     if measure in FIELD_OF_VIEW:
-        maps = [cohort for cohort in config.get("cohorts", []) if cohort.get("labels")]
+        # Volumes of the other recipes were made from scans.
+        cohorts = config.get("cohorts", [])
+        maps = [cohort for cohort in cohorts if cohort.get("labels") and cohort.get("recipe") in (recipe, "both")]
         if not maps:
             return Advice(None, "add heads of another size, because no key changes the size of scans")
         # A manifest records the ranges of heads with each cohort of label maps.

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from upfield.common.drawing import expect_matplotlib
 from upfield.common.errors import InputError
 from upfield.common.files import check_writable_file, write_bytes, write_json
 from upfield.common.progress import track
@@ -15,7 +16,7 @@ from upfield.sharding.configuration import AuditConfig, GeometryConfig
 from upfield.sharding.coverage.comparison import LEAST_VOLUMES, Distribution, ScanCoverage, compare, matching
 from upfield.sharding.coverage.coverage_tables import print_coverage
 from upfield.sharding.coverage.measures import MEASURES, Values, measure_volume
-from upfield.sharding.coverage.picture import AuditedScan, Thumbnail, draw_picture, expect_matplotlib
+from upfield.sharding.coverage.picture import AuditedScan, Thumbnail, draw_picture
 from upfield.sharding.coverage.volumes import Scan, choose_synthetic, read_low, read_scan
 from upfield.sharding.shardset.shard_set import open_set
 from upfield.sharding.shardset.shard_split import ShardSplit
@@ -57,7 +58,8 @@ def write_report(config: AuditConfig) -> None:
         )
         for scan, values in zip(scans, measured, strict=True)
     ]
-    print_coverage(audited, synthetic.distributions)
+    num_measured = sum(len(each.volumes) for each in synthetic.distributions)
+    print_coverage(audited, synthetic.distributions, is_limited=num_measured >= config.volumes)
     write_json(config.out, _to_tree(config, split, synthetic.distributions, audited))
     write_bytes(picture, draw_picture(audited, synthetic.distributions, synthetic.thumbnails))
     print(f"\n{config.out} and {picture.name} hold all measures.")

@@ -10,17 +10,19 @@ from upfield.sharding.coverage.picture import AuditedScan
 HEADER = ("measure", "scan", "synthetic 5..95%", "percentile", "")
 
 
-def print_coverage(audited: Sequence[AuditedScan], distributions: Sequence[Distribution]) -> None:
+def print_coverage(audited: Sequence[AuditedScan], distributions: Sequence[Distribution], *, is_limited: bool) -> None:
     """Print a table for each scan and recipe, and then a summary.
 
     Args:
         audited: the scans.
         distributions: the synthetic volumes.
+        is_limited: whether `volumes` of the configuration left out synthetic volumes that the split may have.
     """
     width = terminal_width(sys.stdout) or PLAIN_WIDTH
     for each in distributions:
         if len(each.volumes) < LEAST_VOLUMES:
-            print(f"warning: too few volumes of {each.title}: {len(each.volumes)}. Raise --volumes.\n")
+            remedy = "Raise --volumes" if is_limited else "Build a set with more of them"
+            print(f"warning: too few volumes of {each.title}: {len(each.volumes)}. {remedy}.\n")
     for item in audited:
         for coverage in item.coverages:
             print(f"{title_of(item, coverage)}\n")

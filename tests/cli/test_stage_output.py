@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from upfield.cli.stage_output import STAGES, StageOutput, introduction
+from upfield.cli.stage_output import STAGES, StageOutput, introduction, stages_for
 from upfield.common.errors import RunError
 
 
@@ -73,3 +73,16 @@ def test_the_introduction_names_every_stage_within_80_columns() -> None:
     assert all(f"{number}. {stage.name} " in text for number, stage in enumerate(STAGES, start=1))
     assert "takes about 3 minutes on two CPU cores" in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_fewer_steps_make_the_training_a_smaller_share_of_the_bar() -> None:
+    assert {stage.name: stage.expected_s for stage in stages_for(36)}["training"] == pytest.approx(12)
+    assert stages_for(None) == STAGES
+
+
+def test_a_slow_machine_makes_the_next_stages_longer(tmp_path: Path) -> None:
+    with StageOutput(STAGES, tmp_path / "demo.log") as output:
+        assert output._slowdown == 1
+        output.run(STAGES[0], lambda: "")
+        output.times_s[STAGES[0].name] = 3 * STAGES[0].expected_s
+        assert output._slowdown == 3

@@ -55,7 +55,7 @@ def test_a_scan_like_the_synthetic_volumes_is_inside_and_a_noisy_one_is_not(made
     code, out, err = run_cli(main, made_set, scan, noisy, "--out", tmp_path / "deep/audit.json")
     assert code == 0, err
     assert max(map(len, out.splitlines()[:-1])) <= 100
-    assert "warning: too few volumes of other: 1" in out
+    assert "warning: too few volumes of other: 1. Build a set with more of them." in out
     assert "scan_T1w.nii.gz (T1w) among 6 synthetic volumes (report, contrast not known)" in out
     assert "noisy.nii.gz among 5 synthetic volumes (physics)" in out
     tree = json.loads((tmp_path / "deep/audit.json").read_text())

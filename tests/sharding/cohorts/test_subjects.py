@@ -96,8 +96,13 @@ def test_slices_are_ordered_by_number_not_by_name(files):
 
 
 def test_no_match_is_reported_with_the_pattern(files):
-    with pytest.raises(InputError, match=r"^cohort a: high: no file matches .*/x/\{subject\}.nii\."):
-        match("x/{subject}.nii", files("y/s1.nii"), "a", "high")
+    root = files("y/s1.nii", "y/s2.nii")
+    with pytest.raises(
+        InputError, match=r"^cohort a: high: no file matches .*/x/\{subject\}.nii\. .*/x does not exist"
+    ):
+        match("x/{subject}.nii", root, "a", "high")
+    with pytest.raises(InputError, match=r"Correct the pattern: the folder .*/y holds s1.nii, s2.nii\."):
+        match("y/{subject}.mgz", root, "a", "high")
 
 
 def test_gaps_in_a_stack_are_reported_with_subject_and_numbers(files):
@@ -265,7 +270,10 @@ def test_adding_a_cohort_changes_no_split(files):
     ("split", "message"),
     [
         ({"val": 201}, "split.val: expected a count from 0 to 200, a fraction below 1 or a list, found 201"),
-        ({"val": 150, "test": 51}, "split.val: expected a count from 0 to 149"),
+        (
+            {"val": 150, "test": 51},
+            "expected a count from 0 to 149 (the other split has 51 of the 200 subjects), a fraction",
+        ),
         ({"val": -1}, "found -1"),
         ({"val": -0.5}, "found -0.5"),
         ({"val": 1.5}, "found 1.5"),

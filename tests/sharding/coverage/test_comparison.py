@@ -39,8 +39,9 @@ def test_advice_points_in_the_direction_of_the_scan():
 
 def test_the_size_of_heads_can_be_changed_if_they_are_rendered():
     assert advise("report", "fill_x", True, CONFIG).key is None
-    maps = {"cohorts": [{"labels": "{subject}.nii.gz", "heads": {"scale": [0.9, 1.1]}}]}
+    maps = {"cohorts": [{"labels": "{subject}.nii.gz", "recipe": "physics", "heads": {"scale": [0.9, 1.1]}}]}
     assert advise("physics", "fill_x", True, maps).change == "raise the upper end of synthetic.heads.scale (1.1)"
+    assert advise("report", "fill_x", True, maps).key is None
 
 
 def test_a_measure_that_is_missing_is_neither_inside_nor_outside():
