@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from upfield.common.errors import InputError
@@ -89,16 +90,25 @@ def upright(pixels: "NDArray[Any]", plane: str = "sagittal") -> "NDArray[Any]":
     return facing[:, ::-1].swapaxes(0, 1)
 
 
+def expect_matplotlib(extra: str = "demo") -> None:
+    """Raise InputError if matplotlib is not installed. It is not imported, so a command can call this first.
+
+    Args:
+        extra: extra of the package that installs it.
+    """
+    if find_spec("matplotlib") is None:
+        raise InputError(f"Pictures need matplotlib. Install it with: pip install 'upfield[{extra}]'")
+
+
 def blank_page(width_in: float, height_in: float, paper: str, dpi: int = 100) -> Page:
     """Return an empty page.
 
     Raises:
         InputError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError("Pictures need matplotlib. Install it with: pip install 'upfield[demo]'") from error
+    expect_matplotlib()
+    from matplotlib.figure import Figure
+
     return Page(Figure((width_in, height_in), dpi=dpi, facecolor=paper))
 
 

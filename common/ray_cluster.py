@@ -3,6 +3,8 @@
 import os
 import secrets
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 from upfield.common.environment.settling import SET_FOR_RAY
@@ -44,7 +46,7 @@ def connect_ray(address: str | None = None, **options: Any) -> None:
             configure_logging=False,
             **options,
         )
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # If Ray times out while it starts, it raises a bare Exception.
         if named in ("", "local"):
             message = f"Ray cannot start on this machine: {type(error).__name__}: {error}".rstrip(".")
             raise RunError(
@@ -55,6 +57,26 @@ def connect_ray(address: str | None = None, **options: Any) -> None:
             f"{source}: cannot connect to a Ray cluster at {named}: {str(error).rstrip('.')}. Start the cluster, "
             f"correct the address, or {way_out} to use this machine."
         ) from error
+
+
+@contextmanager
+def explain_ray_errors(work: str) -> Iterator[None]:
+    """Raise a RunError inside the `with` block if Ray fails, for example because memory ran out or a node was lost.
+
+    Errors of our own code inside a task are raised as they are.
+
+    Args:
+        work: what Ray was doing, such as `a task`.
+    """
+    from ray.exceptions import RayError, RayTaskError
+
+    try:
+        yield
+    except RayTaskError as error:
+        raise (error.cause or error) from error
+    except RayError as error:
+        message = f"Ray could not finish {work}: {type(error).__name__}: {error}"
+        raise RunError(f"{message.rstrip('.')}. Check the cluster and run the same command again.") from error
 
 
 def set_own_token() -> None:

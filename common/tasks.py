@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from upfield.common.errors import RunError
 from upfield.common.progress import open_streams
-from upfield.common.ray_cluster import connect_ray
+from upfield.common.ray_cluster import connect_ray, explain_ray_errors
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -87,7 +87,6 @@ def _single_threaded(function: Callable[[T], R], task: T) -> R:
 
 def _on_ray(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
     import ray
-    from ray.exceptions import RayError, RayTaskError
 
     started_here = not ray.is_initialized()
     if started_here:
@@ -98,13 +97,9 @@ def _on_ray(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
         waiting = [remote.remote(function, task) for task in tasks]
         while waiting:
             done, waiting = ray.wait(waiting)
-            try:
-                yield ray.get(done[0])
-            except RayTaskError as error:
-                raise (error.cause or error) from error
-            except RayError as error:
-                message = f"Ray could not finish a task: {type(error).__name__}: {error}"
-                raise RunError(f"{message.rstrip('.')}. Check the cluster and run the same command again.") from error
+            with explain_ray_errors("a task"):
+                result = ray.get(done[0])
+            yield result
     finally:
         for task in waiting:
             ray.cancel(task)

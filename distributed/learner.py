@@ -108,18 +108,12 @@ def build_network(
         checkpointing: activation checkpointing.
 
     Raises:
-        InputError: the weights of `model.init` do not fit the configured model.
+        InputError: the file of `model.init` holds no weights, or weights that do not fit the configured model.
     """
     torch.manual_seed(config.run.seed)
     network = Amir(config.model.amir(manifest.context)).train()
     if config.model.init is not None:
-        try:
-            network.load_state_dict(read_weights(config.model.init), strict=True)
-        except (RuntimeError, ValueError) as error:
-            raise InputError(
-                f"{config.model.init}: the weights do not fit the configured model. "
-                f"Check --model.preset and the other sizes: {error}"
-            ) from error
+        load_initial_weights(network, config.model.init)
     network.to(accelerator.device)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
@@ -134,6 +128,24 @@ def build_network(
             if weight.ndim == 4 and weight.shape[2:] == (1, 1):
                 weight.register_hook(with_plain_strides)
     return network
+
+
+def load_initial_weights(network: Amir, path: Path) -> None:
+    """Load the weights of `model.init` into a network.
+
+    Raises:
+        InputError: the file holds no weights, or weights that do not fit the network.
+    """
+    try:
+        weights = read_weights(path)
+    except ValueError as error:
+        raise InputError(f"{error} Name a weight file with --model.init.") from error
+    try:
+        network.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise InputError(
+            f"{path}: the weights do not fit the configured model. Check --model.preset and the other sizes: {error}"
+        ) from error
 
 
 def with_plain_strides(gradient: Tensor) -> Tensor:

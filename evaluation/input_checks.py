@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from upfield.common.addresses import is_remote
+from upfield.common.drawing import expect_matplotlib
 from upfield.common.errors import InputError, ShardSetError
 from upfield.common.files import check_writable, hash_file
 from upfield.common.progress import track
@@ -56,12 +57,6 @@ def open_split(config: EvaluateConfig, shards: ShardSet) -> ShardSplit:
     Raises:
         InputError: the shard set has no such split, or the split has no samples.
     """
-    known = shards.manifest.tree["splits"]
-    if config.split not in known:
-        raise InputError(
-            f"{shards.name}: the shard set has no split {config.split}, only {', '.join(known)}. "
-            "Choose another --split."
-        )
     split = shards.split(config.split)
     if split.num_samples == 0:
         raise InputError(f"{shards.name}: split {config.split} has no samples. Choose another --split.")
@@ -80,12 +75,13 @@ def report_folders(models: list[Path], out: Path) -> list[Path]:
     return [out / name for name in names]
 
 
-def check_report_folders(config: EvaluateConfig, plan: EvaluationPlan) -> None:
-    """Check the report folder of each model.
+def check_reports(config: EvaluateConfig, plan: EvaluationPlan) -> None:
+    """Check that a report can be drawn and written for each model.
 
     Raises:
-        InputError: a folder cannot be written, or it belongs to a shard set or to a run.
+        InputError: matplotlib is not installed, or a folder cannot be written or belongs to a shard set or to a run.
     """
+    expect_matplotlib()
     for target in plan.targets:
         check_report_folder(target.folder, config)
 

@@ -21,7 +21,7 @@ from upfield.evaluation.input_checks import (
     EvaluationPlan,
     EvaluationTarget,
     check_input,
-    check_report_folders,
+    check_reports,
     refuse_changed_shards,
 )
 from upfield.evaluation.measure import MeasurementSettings, measure_listed
@@ -129,7 +129,7 @@ def evaluate(
     config = with_files_of_names(config)
     plan = check_input(config)
     if out is not None:
-        check_report_folders(config, plan)
+        check_reports(config, plan)
     results = evaluate_plan(config, plan, None if out is None else write_report)
     return metrics_tree(results[0]) if results else {}
 
@@ -151,7 +151,7 @@ def evaluate_models(config: EvaluateConfig) -> int:
     """
     config = with_files_of_names(config)
     plan = check_input(config)
-    check_report_folders(config, plan)
+    check_reports(config, plan)
     if config.engine != "onnx" and all(model.is_dir() for model in config.models):
         say(f"--engine {config.engine} has no effect on runs, which are always measured in PyTorch")
     if config.processes > 1 and "WORLD_SIZE" not in os.environ:

@@ -24,8 +24,11 @@ def gain_over_cubic(figures: Mapping[str, Any]) -> float | None:
 def describe_gain(figures: Mapping[str, Any]) -> str:
     """Return the difference from cubic interpolation in words, or an empty text if it is not known."""
     gain = gain_over_cubic(figures)
-    if gain is None:
-        return ""
+    return "" if gain is None else gain_in_words(gain)
+
+
+def gain_in_words(gain: float) -> str:
+    """Return a gain over cubic interpolation, in dB of PSNR, in words: `0.35 dB above cubic interpolation`."""
     if abs(gain) < LEAST_DIFFERENCE_DB:
         return "as good as cubic interpolation"
     return f"{abs(gain):.2f} dB {'above' if gain > 0 else 'below'} cubic interpolation"

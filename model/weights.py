@@ -120,6 +120,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "params", "model"):
         tree = tree.get(key, tree) if isinstance(tree, dict) else tree
     if not isinstance(tree, dict) or not all(isinstance(value, Tensor) for value in tree.values()):
-        raise ValueError(f"{path}: expected a state_dict of tensors, found {type(tree).__name__}.")
+        found = "other objects" if isinstance(tree, dict) else type(tree).__name__
+        raise ValueError(f"{path}: expected a state_dict of tensors, found {found}.")
     # Wrappers for data parallelism add this prefix to the names in their checkpoints.
     return {name.removeprefix("module."): tensor for name, tensor in tree.items()}

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import ray
 
+from upfield.common.drawing import expect_matplotlib
 from upfield.common.errors import InputError
 from upfield.common.locking import FolderLock, lock_folder
 from upfield.common.progress import say
+from upfield.common.ray_cluster import explain_ray_errors
 from upfield.distributed.configuration import TrainSettings
 from upfield.distributed.job import with_absolute_paths
 from upfield.distributed.preconditions import refuse_uneven_batch
@@ -56,7 +58,7 @@ def run_sweep(config: SweepConfig) -> None:
         num_concurrent = count_concurrent_trials(resolved.resources, config.wait_for_nodes_s)
         with lock_sweep(out):
             save_config(config)
-            with interruptible() as signals:
+            with interruptible() as signals, explain_ray_errors("the sweep"):
                 grid = open_tuner(resolved, base_of_trials(config), axes, points, num_concurrent).fit()
             if signals:
                 say(f"{out}: interrupted; finished trials are kept, and the same command continues the sweep")
@@ -89,8 +91,7 @@ def refuse_untrainable(config: SweepConfig, points: Sequence[Point] | None) -> N
         for data in trials:
             if data.mix.shares:
                 choose_mixture(data.mix, find_classes(split, data.mix)[-1], default_groups(data, shards.is_remote))
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("The report of a sweep needs matplotlib. Install it with: pip install 'upfield[tune]'")
+    expect_matplotlib("tune")
     if config.search == "optuna" and importlib.util.find_spec("optuna") is None:
         raise InputError("--search optuna needs optuna. Install it with: pip install 'upfield[tune]'")
     if config.package is not None and (config.package.suffix != ".whl" or not config.package.is_file()):

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from upfield.common import html_page
+from upfield.model.baseline import gain_in_words
 from upfield.tune.figures import coordinates_png, learning_curves_png
-from upfield.tune.outcomes import PointOutcome, baselines, format_gain, table_of_points
+from upfield.tune.outcomes import PointOutcome, baselines, table_of_points
 
 NUM_BINS = 4
 # With 20 points, a parameter without any effect explains 16% of the variance on average; with 10 points, 33%.
@@ -71,10 +72,7 @@ def _result(outcomes: Sequence[PointOutcome], scored: Sequence[PointOutcome]) ->
         return "No point has a result for all of its seeds."
     best = scored[0]
     of_all = f"The best of {_count(len(outcomes), 'point', 'points')} reaches {best.mean:z.2f} dB"
-    if best.gain is None:
-        return f"{of_all}."
-    where = "above" if best.gain > 0 else "below"
-    return f"{of_all}, {format_gain(abs(best.gain)).removeprefix('+')} dB {where} cubic interpolation."
+    return f"{of_all}." if best.gain is None else f"{of_all}, {gain_in_words(best.gain)}."
 
 
 def _count(number: int, one: str, many: str) -> str:

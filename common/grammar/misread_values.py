@@ -39,14 +39,13 @@ def misread_values(value: Any, kind: Any, key: str = "", default: Any = None) ->
         inner = next((get_args(option)[0] for option in _options(kind) if get_origin(option) is list), Any)
         for number, item in enumerate(value):
             yield from misread_values(item, inner, f"{key}[{number}]")
-    elif isinstance(value, dict) and takes_whole_numbers(kind):
+    elif isinstance(value, dict) and _takes_whole_numbers(kind):
         for name in value:
             if not str(name).lstrip("-").isdecimal():
                 yield key, f"expected whole numbers as keys, found {name!r}. Write NUMBER: MEANING."
 
 
-def takes_whole_numbers(kind: Any) -> bool:
-    """Return whether a type is a dictionary whose keys are whole numbers."""
+def _takes_whole_numbers(kind: Any) -> bool:
     return any(get_origin(option) is dict and get_args(option)[0] is int for option in _options(kind))
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-# The pace is the mean over so many steps. The first step of a job takes longer, because buffers are allocated.
-WINDOW, FIRST_STEPS = 100, 1
+# The pace is the mean over so many steps.
+WINDOW = 100
 # A training step computes a forward pass and a backward pass, which takes about twice as long.
 FORWARD_SHARE = 1 / 3
 # Fewer steps or less time would give a wrong expectation.
@@ -52,16 +52,15 @@ class Pace:
         self._length = length
         self._begun_s = time.monotonic()
         self._paused_s = 0.0
-        self._seen = 0
+        # Times of the ends of steps. So the first step of a job does not count, which takes longer because buffers are
+        # allocated.
         self._times: deque[float] = deque(maxlen=WINDOW + 1)
         self._validation_s = 0.0
         self._validated = 0
 
     def add_step(self) -> None:
         """Count a step that has just been taken."""
-        self._seen += 1
-        if self._seen >= FIRST_STEPS:
-            self._times.append(time.monotonic() - self._paused_s)
+        self._times.append(time.monotonic() - self._paused_s)
 
     def add_validation(self, slices: int, elapsed_s: float) -> None:
         """Count a validation, which took place while the clock was paused."""

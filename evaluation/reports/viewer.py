@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upfield.common import html_page
-from upfield.common.errors import InputError
+from upfield.common.drawing import expect_matplotlib
 from upfield.evaluation.measurements import CUBIC, MODEL, VolumeImages
 from upfield.evaluation.reports.figures import COLUMN_TITLES, ERROR_COLOURS, NUM_IMAGES, planes_png
 from upfield.imaging.resample import box_centre, resample_box
@@ -107,10 +107,9 @@ def error_palette() -> list[list[int]]:
     Raises:
         InputError: matplotlib is not installed.
     """
-    try:
-        from matplotlib import colormaps
-    except ImportError as error:
-        raise InputError("Pictures need matplotlib. Install it with: pip install 'upfield[demo]'") from error
+    expect_matplotlib()
+    from matplotlib import colormaps
+
     return (colormaps[ERROR_COLOURS](np.arange(256), bytes=True)[:, :3]).tolist()
 
 

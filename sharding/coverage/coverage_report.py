@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from upfield.common.drawing import expect_matplotlib
 from upfield.common.errors import InputError
 from upfield.common.files import check_writable_file, write_bytes, write_json
 from upfield.common.progress import track
@@ -15,7 +16,7 @@ from upfield.sharding.configuration import AuditConfig, GeometryConfig
 from upfield.sharding.coverage.comparison import LEAST_VOLUMES, Distribution, ScanCoverage, compare, matching
 from upfield.sharding.coverage.coverage_tables import print_coverage
 from upfield.sharding.coverage.measures import MEASURES, Values, measure_volume
-from upfield.sharding.coverage.picture import AuditedScan, Thumbnail, draw_picture, expect_matplotlib
+from upfield.sharding.coverage.picture import AuditedScan, Thumbnail, draw_picture
 from upfield.sharding.coverage.volumes import Scan, choose_synthetic, read_low, read_scan
 from upfield.sharding.shardset.shard_set import open_set
 from upfield.sharding.shardset.shard_split import ShardSplit

@@ -41,11 +41,6 @@ class Thumbnail:
     """`(Y, Z)` in [0, 1]."""
 
 
-def expect_matplotlib() -> None:
-    """Raise InputError if matplotlib is not installed."""
-    blank_page(1, 1, PAPER)
-
-
 def draw_picture(
     audited: Sequence[AuditedScan], distributions: Sequence[Distribution], thumbnails: Sequence[Thumbnail]
 ) -> bytes:

@@ -50,6 +50,6 @@ def test_labels_fit_their_column(text):
 
 
 def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(InputError, match=r"pip install 'upfield\[demo\]'"):
         blank_page(1, 1, "black")

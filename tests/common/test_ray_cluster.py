@@ -4,9 +4,11 @@ import subprocess
 import sys
 
 import pytest
+import ray
+from ray.exceptions import OutOfMemoryError
 
-from upfield.common.errors import InputError
-from upfield.common.ray_cluster import connect_ray
+from upfield.common.errors import InputError, RunError
+from upfield.common.ray_cluster import connect_ray, explain_ray_errors
 
 
 @pytest.fixture
@@ -22,6 +24,24 @@ def test_a_ray_cluster_that_no_longer_runs_is_reported_at_once(monkeypatch, tmp_
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     with pytest.raises(InputError, match=r"RAY_ADDRESS: cannot connect to a Ray cluster at .*unset it"):
         connect_ray()
+
+
+def test_a_start_of_ray_that_times_out_is_no_bug_of_upfield(monkeypatch):
+    def init(*_, **__):
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with pytest.raises(RunError, match=r"Ray cannot start on this machine: Exception: The current node timed out"):
+        connect_ray("local")
+
+
+def test_a_lack_of_memory_on_a_cluster_is_no_bug_of_upfield():
+    with (
+        pytest.raises(RunError, match=r"the sweep: OutOfMemoryError: full\. Check"),
+        explain_ray_errors("the sweep"),
+    ):
+        raise OutOfMemoryError("full.")
 
 
 def test_ray_starts_here_despite_the_address_of_a_cluster_that_no_longer_runs(short_folder, closed_port):

@@ -24,7 +24,10 @@ from runs import (
 )
 from safetensors.torch import load_file
 
+from upfield.common.errors import InputError
 from upfield.distributed.configuration import RunConfig
+from upfield.distributed.learner import load_initial_weights
+from upfield.model.amir import Amir, AmirConfig
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +120,12 @@ def test_training_starts_from_given_weights(
     out = trained(tiny_shards, tmp_path / "run", *arguments)
     started = load_file(out / "best" / "model.safetensors")
     assert all(started[name].allclose(given[name], atol=1e-6) for name in given)
+
+
+def test_a_file_of_other_objects_is_not_called_a_misfit(tmp_path: Path) -> None:
+    torch.save({"params": print}, tmp_path / "bad.pth")
+    with pytest.raises(InputError, match=r"bad.pth: not a weight file that holds only tensors .*Name a weight file"):
+        load_initial_weights(Amir(AmirConfig.preset("tiny")), tmp_path / "bad.pth")
 
 
 @pytest.mark.slow

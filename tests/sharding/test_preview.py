@@ -120,7 +120,7 @@ def test_a_missing_set_is_refused(tmp_path, run_cli):
 
 @pytest.mark.parametrize("name", ["grid.png", "grid.html"])
 def test_without_matplotlib_the_error_says_what_to_install(tiny_shards, tmp_path, monkeypatch, run_cli, name):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, _, said = run_cli(main, tiny_shards, "--out", tmp_path / name)
     assert code == 2
     assert "pip install 'upfield[demo]'" in said

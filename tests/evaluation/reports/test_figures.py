@@ -72,7 +72,7 @@ def test_perfect_slices_do_not_spoil_the_distribution(cubic, tmp_path):
 
 
 def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     for draw in (lambda: curves_png([]), lambda: example_slices_png([make_example()]), lambda: distribution_png({})):
         with pytest.raises(InputError, match=r"pip install 'upfield\[demo\]'"):
             draw()
