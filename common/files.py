@@ -35,12 +35,17 @@ def check_writable(folder: Path, option: str) -> None:
     Raises:
         UnwritableError: the folder cannot be created or written, or there is a file of this name.
     """
+    _probe(folder, folder, option)
+
+
+def _probe(folder: Path, named: Path, option: str) -> None:
+    """Create a temporary file in a folder, or raise UnwritableError with the place that the user named."""
     nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
     try:
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
-        raise UnwritableError.from_system(folder, option, error) from error
+        raise UnwritableError.from_system(named, option, error) from error
 
 
 def check_writable_file(file: Path, option: str, suffixes: Collection[str] = ()) -> None:
@@ -59,7 +64,7 @@ def check_writable_file(file: Path, option: str, suffixes: Collection[str] = ())
         raise InputError(f"{option}: the file name must end in {' or '.join(suffixes)}, found {file}.")
     if file.is_dir():
         raise InputError(f"{option}: {file} is a folder. Choose another name.")
-    check_writable(file.parent, option)
+    _probe(file.parent, file, option)
 
 
 def make_writable_folder(folder: Path, option: str) -> None:

@@ -78,7 +78,8 @@ def _result(outcomes: Sequence[PointOutcome], scored: Sequence[PointOutcome]) ->
 
 def _curves(outcomes: Sequence[PointOutcome]) -> list[html_page.Section]:
     curves = [(trial.curve, rank) for rank, outcome in enumerate(outcomes) for trial in outcome.trials if trial.curve]
-    if not curves:
+    # A single validation per trial is in the table already.
+    if all(len(curve) < 2 for curve, _ in curves):
         return []
     return [
         html_page.figure(
