@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 
-from upfield.sharding.configuration import AccessConfig
+from upfield.sharding.shardset.configuration import AccessConfig
 from upfield.sharding.shardset.shard_set import open_set
 from upfield.sharding.shardset.volume_pairs import group_volumes
 

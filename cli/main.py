@@ -63,10 +63,11 @@ def main(argv: list[str] | None = None) -> int:
 def _refusal(word: str) -> str:
     """Return what is wrong with a first argument that is no verb."""
     from upfield.common.grammar.suggestions import nearest
+    from upfield.common.places import SCAN_SUFFIXES
 
     if word.startswith("-"):
         return f"expected a verb before {word}, as in `upfield train {word}`. Run `upfield` to list the verbs."
-    if word.lower().endswith((".nii", ".nii.gz", ".mgh", ".mgz")):
+    if word.lower().endswith(SCAN_SUFFIXES):
         return f"{word}: expected a verb, found a scan. Write upfield enhance {word} --out enhanced.nii.gz."
     return f"unknown verb {word}{nearest(word, VERBS)}. Run `upfield` to list the verbs."
 

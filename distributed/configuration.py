@@ -11,7 +11,7 @@ from typing import Any, Literal
 from upfield.common.addresses import runs_command
 from upfield.common.ranges import Range, check_range
 from upfield.model.configuration import AmirConfig, LossConfig, Preset
-from upfield.sharding.configuration import AccessConfig
+from upfield.sharding.shardset.configuration import AccessConfig
 
 # The shares of a mix are written as decimals, so they may not add up to 1 exactly.
 SHARE_TOLERANCE = 1e-5

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from upfield.export.configuration import Engine
-from upfield.sharding.configuration import AccessConfig
+from upfield.sharding.shardset.configuration import AccessConfig
 
 
 @dataclass(frozen=True)

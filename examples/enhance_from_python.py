@@ -1,7 +1,7 @@
-"""Enhance a scan and look at the result as an array: python examples/enhance_from_python.py SCAN OUT [MODEL]
+"""Enhance a scan and read the result as an array: python examples/enhance_from_python.py SCAN OUT [MODEL]
 
-`SCAN` is a NIfTI or MGH file, `OUT` the `.nii.gz` file to write. Without `MODEL`, the starter model is used. The second
-part restores the same scan in memory, for programs that have the voxels already.
+`SCAN` is a NIfTI or MGH file, and `OUT` is the `.nii.gz` file to write. Without `MODEL`, the program uses the starter
+model. The second part restores the same scan in memory, for programs that already have the voxels.
 """
 
 import sys

@@ -1,8 +1,8 @@
 """Read a shard set with NVIDIA DALI: python examples/read_with_dali.py SHARDS
 
-`SHARDS` is a folder that `upfield shard` wrote. The `.idx` file beside each tar is the index of DALI's reader, which
-would otherwise read each tar once before it starts. `pip install nvidia-dali-cuda120` (or `cuda130`) installs DALI. No
-GPU is needed; version 2.4 was tried on a CPU.
+`SHARDS` is a folder that `upfield shard` wrote. The `.idx` file beside each tar is an index for DALI, which would
+otherwise have to read each tar once before it starts. Install DALI with `pip install nvidia-dali-cuda120` (or
+`cuda130`). You do not need a GPU: version 2.4 was tested on a CPU.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Read a shard set with the webdataset library: python examples/read_with_webdataset.py SHARDS
 
-`SHARDS` is a folder that `upfield shard` wrote. Instead of the list of tars, `WebDataset` also takes an address with
-braces, such as `https://host/set/train/{000000..000157}.tar`, and then downloads with `curl`.
+`SHARDS` is a folder that `upfield shard` wrote. Instead of a list of tars, `WebDataset` also accepts an
+address with braces, such as `https://host/set/train/{000000..000157}.tar`, and then downloads the shards with `curl`.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Train another network on a shard set: accelerate launch examples/train_your_own_network.py SHARDS OUT [STEPS]
 
-The network is a small U-Net that corrects the interpolated low field. The samples come in the exact order of
-`upfield train`: each step has the same global batch on any number of processes.
+The network is a small U-Net that corrects the interpolated low-field image. It reads the samples in the same order as
+`upfield train`, so each step has the same global batch on any number of processes.
 """
 
 import sys

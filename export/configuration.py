@@ -8,7 +8,7 @@ from typing import Literal
 
 from upfield.common.places import SCAN_SUFFIXES
 from upfield.imaging.contrast import parse_contrast
-from upfield.sharding.configuration import AccessConfig
+from upfield.sharding.shardset.configuration import AccessConfig
 
 Device = Literal["auto", "cuda", "tensorrt", "cpu"]
 Engine = Literal["onnx", "torch"]

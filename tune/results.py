@@ -14,8 +14,8 @@ from upfield.common.files import point_symlink, replace_folder, write_text
 from upfield.common.progress import say
 from upfield.common.tables import terminal_width, text_table
 from upfield.distributed.checkpoint import read_best_record
-from upfield.model.baseline import warn_if_below_cubic
-from upfield.tune.outcomes import SEED, PointOutcome, TrialOutcome, format_gain, table_of_points
+from upfield.model.baseline import describe_gain, warn_if_below_cubic
+from upfield.tune.outcomes import SEED, PointOutcome, TrialOutcome, table_of_points
 from upfield.tune.sweep_report import write_sweep_report
 
 BEST = "best"
@@ -43,8 +43,8 @@ def write_results(out: Path, outcomes: Sequence[PointOutcome]) -> None:
     place_best(out, best)
     write_sweep_report(out / "report.html", outcomes)
     print(results_table(outcomes))
-    gain = "" if best.gain is None else f" ({format_gain(best.gain)} dB over cubic interpolation)"
-    print(f"{out / BEST}: {best.psnr_slice:z.2f} dB{gain}")
+    gain = describe_gain({"psnr_slice": best.psnr_slice, "cubic_psnr_slice": best.cubic_psnr_slice})
+    print(f"{out / BEST}: {best.psnr_slice:z.2f} dB{gain and f', {gain}'}")
     print(f"Export it with: upfield export {out / BEST} --out model.onnx")
     print(out / "report.html", flush=True)
     record = read_best_record(out / BEST)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from upfield.common import html_page
+from upfield.common.tables import counted
 from upfield.model.baseline import gain_in_words
 from upfield.tune.figures import coordinates_png, learning_curves_png
 from upfield.tune.outcomes import PointOutcome, baselines, table_of_points
@@ -47,7 +48,7 @@ def write_sweep_report(path: Path, outcomes: Sequence[PointOutcome]) -> None:
 
 
 def _overview(outcomes: Sequence[PointOutcome], scored: Sequence[PointOutcome]) -> list[html_page.Section]:
-    texts = [_count(len(scored), "point with a result", "points with a result")]
+    texts = [f"{counted(len(scored), 'point')} with a result"]
     if missing := len(outcomes) - len(scored):
         texts[0] += f", {missing} without"
     if len(scored) < LEAST_POINTS:
@@ -71,17 +72,14 @@ def _result(outcomes: Sequence[PointOutcome], scored: Sequence[PointOutcome]) ->
     if not scored:
         return "No point has a result for all of its seeds."
     best = scored[0]
-    of_all = f"The best of {_count(len(outcomes), 'point', 'points')} reaches {best.mean:z.2f} dB"
+    of_all = f"The best of {counted(len(outcomes), 'point')} reaches {best.mean:z.2f} dB"
     return f"{of_all}." if best.gain is None else f"{of_all}, {gain_in_words(best.gain)}."
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
 
 
 def _curves(outcomes: Sequence[PointOutcome]) -> list[html_page.Section]:
     curves = [(trial.curve, rank) for rank, outcome in enumerate(outcomes) for trial in outcome.trials if trial.curve]
-    if not curves:
+    # A single validation per trial is in the table already.
+    if all(len(curve) < 2 for curve, _ in curves):
         return []
     return [
         html_page.figure(

@@ -50,6 +50,7 @@ class Pace:
     def __init__(self, length: RunLength) -> None:
         """Start the clock."""
         self._length = length
+        self._begun_s = time.monotonic()
         self._paused_s = 0.0
         # Times of the ends of steps. So the first step of a job does not count, which takes longer because buffers are
         # allocated.
@@ -106,3 +107,10 @@ class Pace:
         if self.step_s is None:
             return None
         return (self._length.total_steps - step) * self.step_s + self.validations_left_s(step)
+
+    def job_left_s(self, step: int) -> float | None:
+        """Return the expected time in seconds to the end of this job, which `max_minutes` may end before the run."""
+        left_s, max_minutes = self.left_s(step), self._length.max_minutes
+        if left_s is None or max_minutes is None:
+            return left_s
+        return min(left_s, max(self._begun_s + 60 * max_minutes - time.monotonic(), 0.0))

@@ -50,7 +50,7 @@ def training_line(step: int, total_steps: int, figures: Mapping[str, Any], left_
         step: number of steps done.
         total_steps: number of steps in the whole run.
         figures: `loss`, `lr` and `slices_per_s`.
-        left_s: expected rest of the run in seconds; None if it is not known yet.
+        left_s: expected rest of the job in seconds; None if it is not known yet.
     """
     parts = [f"step {step}/{total_steps}", f"loss {figures['loss']:z.4f}" if "loss" in figures else "no loss"]
     parts += [f"lr {short_number(figures['lr'])}", f"{figures['slices_per_s']:.3g} slices/s"]

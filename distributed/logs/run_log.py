@@ -88,7 +88,7 @@ class RunLog:
         """Advance the progress bar by one step. After the first steps, print how long the run is expected to take."""
         self.pace.add_step()
         step = self._progress.step
-        self._bar.advance(left_s=self.pace.left_s(step))
+        self._bar.advance(left_s=self.pace.job_left_s(step))
         if self._expects and self.pace.is_known and step < self._length.total_steps:
             self._expects = False
             for line in expectation(self._length, self.pace, step, self._accelerator.device.type == "cpu"):
@@ -134,7 +134,7 @@ class RunLog:
         if event == "train":
             figures = [form.format(values[name]) for name, form in BAR_FIGURES.items() if name in values]
             self._bar.show_figures("  ".join(figures))
-            say(training_line(step, self._length.total_steps, values, self.pace.left_s(step)))
+            say(training_line(step, self._length.total_steps, values, self.pace.job_left_s(step)))
         else:
             say(validation_line(event, step, values, step == self._progress.best_step))
 

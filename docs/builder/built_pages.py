@@ -7,6 +7,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from upfield.common.tables import counted
+
 # Attributes whose files a browser loads by itself. `href` of `<a>` is not among them.
 LOADED = {"src", "srcset", "poster", "data", "background", "action", "xlink:href"}
 LOADING_RELATIONS = {"stylesheet", "icon", "preload", "preconnect", "prefetch", "dns-prefetch", "modulepreload"}
@@ -62,7 +64,7 @@ def problems(site: Path) -> Iterator[str]:
             if problem := _problem_of_link(link, path, pages):
                 broken.setdefault(problem, []).append(where)
     for problem, places in broken.items():
-        others = f" and {len(places) - 1} other pages" if len(places) > 1 else ""
+        others = f" and {counted(len(places) - 1, 'other page')}" if len(places) > 1 else ""
         yield f"{places[0]}{others}: {problem}"
     for path in sorted(site.rglob("*.css")):
         for address in LOADED_BY_STYLE.findall(path.read_text(encoding="utf-8")):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from upfield.common.files import hash_file
-from upfield.common.tables import terminal_width, text_table
+from upfield.common.tables import PLAIN_WIDTH, terminal_width, text_table
 from upfield.export.modelfile.card import ModelCard, read_card
 from upfield.export.pretrained.packaged_model import PackagedModel
 from upfield.imaging.contrast import format_contrasts
@@ -22,7 +22,9 @@ def list_text(models: Sequence[PackagedModel]) -> str:
     """Return a table with the name, the use, the size and the summary of each model."""
     header = ("name", "enhances", "size", "what it is")
     rows = [(model.name, model.enhances, _size(model), model.summary) for model in models]
-    table = text_table(header, rows, wrapped=("enhances", "what it is"), width=terminal_width(sys.stdout))
+    table = text_table(
+        header, rows, wrapped=("enhances", "what it is"), width=terminal_width(sys.stdout) or PLAIN_WIDTH
+    )
     return f"{table}\nupfield models NAME prints the card of a model."
 
 

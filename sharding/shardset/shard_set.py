@@ -8,7 +8,7 @@ from upfield.common.addresses import format_address, is_address, is_remote
 from upfield.common.errors import InputError, ShardSetError, expect_choice
 from upfield.common.files import make_writable_folder, user_cache_folder
 from upfield.common.stores.store import Store
-from upfield.sharding.configuration import AccessConfig
+from upfield.sharding.shardset.configuration import AccessConfig
 from upfield.sharding.shardset.manifest import Manifest, read_manifest
 from upfield.sharding.shardset.remote.remote_files import RemoteFiles, RemoteFolder
 from upfield.sharding.shardset.remote.remote_samples import open_samples

@@ -11,7 +11,7 @@ from typing import Protocol
 from upfield.common.addresses import is_remote
 from upfield.common.errors import InputError, RunError, ShardSetError
 from upfield.common.progress import say
-from upfield.sharding.configuration import AccessConfig
+from upfield.sharding.shardset.configuration import AccessConfig
 from upfield.sharding.shardset.manifest import (
     MANIFEST,
     Manifest,

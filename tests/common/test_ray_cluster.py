@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import ray
+from ray.exceptions import OutOfMemoryError
 
 from upfield.common.errors import InputError, RunError
 from upfield.common.ray_cluster import connect_ray, explain_ray_errors
@@ -40,7 +41,7 @@ def test_a_lack_of_memory_on_a_cluster_is_no_bug_of_upfield():
         pytest.raises(RunError, match=r"the sweep: OutOfMemoryError: full\. Check"),
         explain_ray_errors("the sweep"),
     ):
-        raise ray.exceptions.OutOfMemoryError("full.")
+        raise OutOfMemoryError("full.")
 
 
 def test_ray_starts_here_despite_the_address_of_a_cluster_that_no_longer_runs(short_folder, closed_port):

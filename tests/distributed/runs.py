@@ -1,6 +1,7 @@
 """Start training in this process, in forked ranks, or through the real entry script, and read what it wrote."""
 
 import contextlib
+import gc
 import io
 import json
 import multiprocessing
@@ -84,6 +85,7 @@ def run_rank(log: Path, variables: dict[str, str], program: Callable[[], int | N
             os.dup2(file.fileno(), stream)
     os.environ.clear()
     os.environ.update(variables)
+    gc.freeze()  # Otherwise, the collection at the end of a run takes as long as some steps.
     sys.exit(program())
 
 

@@ -51,4 +51,4 @@ def test_a_link_that_is_broken_on_several_pages_is_told_once(tmp_path: Path) -> 
     folder = write_site(tmp_path, '<a href="no.html"></a>')
     (folder / "inner/second.html").write_text('<a href="no.html"></a>')
     (found,) = problems(folder)
-    assert found == "inner/page.html and 1 other pages: a link leads to inner/no.html, which does not exist."
+    assert found == "inner/page.html and 1 other page: a link leads to inner/no.html, which does not exist."

@@ -9,8 +9,8 @@ import torch
 from upfield.evaluation.measure import MeasurementSettings, measure_listed
 from upfield.evaluation.stacked_pairs import read_pair
 from upfield.export.modelfile.parity_slices import read_parity_slices
-from upfield.sharding.configuration import AccessConfig
 from upfield.sharding.shard import main
+from upfield.sharding.shardset.configuration import AccessConfig
 from upfield.sharding.shardset.shard_set import open_set
 from upfield.sharding.shardset.shard_split import ShardSplit
 from upfield.sharding.shardset.volume_pairs import group_volumes

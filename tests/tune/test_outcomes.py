@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -90,7 +91,7 @@ def test_results_are_written_and_best_is_the_best_run_of_the_best_point(
     assert not re.search("Parallel coordinates|Importance", text)
     assert not re.search(r"(src|href)\s*=\s*\"(https?:)?//", text)
     printed = capsys.readouterr().out
-    assert "23.00 dB (+1.50 dB over cubic interpolation)\nExport it with: upfield export" in printed
+    assert "23.00 dB, 1.50 dB above cubic interpolation\nExport it with: upfield export" in printed
     with (tmp_path / "results.csv").open() as file:
         assert [row["rank"] for row in csv.DictReader(file)] == ["1", "2", "3"]
     with (tmp_path / "trials.csv").open() as file:
@@ -236,3 +237,10 @@ def test_trials_that_fit_are_counted_node_by_node(
     resources: ResourceConfig, nodes: list[tuple[float, float]], count: int
 ) -> None:
     assert count_fitting(resources, nodes) == count
+
+
+def test_curves_of_one_validation_are_left_out(tmp_path: Path) -> None:
+    point = outcome([20.0], lr=1)
+    short = replace(point, trials=tuple(replace(trial, curve=CURVE[:1]) for trial in point.trials))
+    write_sweep_report(tmp_path / "report.html", [short])
+    assert "Learning curves" not in (tmp_path / "report.html").read_text()

@@ -1,5 +1,7 @@
 """Lines fit 100 columns, and say how long a run takes and what to do about it."""
 
+from dataclasses import replace
+
 import pytest
 
 from upfield.distributed.logs import pace
@@ -98,3 +100,11 @@ def test_validations_that_take_most_of_the_time_have_a_remedy(clock: list[float]
 )
 def test_settings_are_shown_as_people_write_them(value: object, text: str) -> None:
     assert setting(value) == text
+
+
+def test_the_time_left_ends_with_the_job(clock: list[float]) -> None:
+    measured = paced(clock, replace(LENGTH, max_minutes=20), step_s=12)
+    assert measured.job_left_s(4) == pytest.approx(20 * 60 - 1000 - 5 * 12)
+    assert paced(clock, LENGTH, step_s=12).job_left_s(4) == pytest.approx(24_116 * 12 + 60 * 358)
+    clock.append(clock[-1] + 9000)
+    assert measured.job_left_s(4) == 0

@@ -9,7 +9,7 @@ from upfield.common.errors import InputError
 from upfield.export.modelfile.card import read_card
 from upfield.export.modelfile.parity_slices import training_geometry
 from upfield.model.weights import read_best
-from upfield.sharding.configuration import AccessConfig
+from upfield.sharding.shardset.configuration import AccessConfig
 from upfield.sharding.shardset.manifest import read_manifest
 from upfield.sharding.shardset.shard_set import open_set
 

@@ -5,7 +5,8 @@ import pytest
 
 from upfield.common.errors import InputError
 from upfield.sharding.cohorts.privacy import Pseudonyms
-from upfield.sharding.cohorts.subjects import assign_splits, find_subjects, match
+from upfield.sharding.cohorts.splits import assign_splits
+from upfield.sharding.cohorts.subjects import find_subjects, match
 from upfield.sharding.configuration import CohortConfig
 from upfield.sharding.shardset.sample_key import Unit
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from upfield.common.errors import InputError
-from upfield.sharding.configuration import AccessConfig
+from upfield.sharding.shardset.configuration import AccessConfig
 from upfield.sharding.shardset.shard_list import expand_shard_list, is_shard_list, make_absolute
 from upfield.sharding.shardset.shard_set import open_set
 from upfield.sharding.shardset.shard_split import ShardSplit
