@@ -4,6 +4,7 @@ from io import BytesIO
 from pathlib import Path
 
 from upfield.common.errors import VolumeError
+from upfield.common.places import refuse_other_than_scan
 from upfield.imaging.compressed_files import Readable, is_compressed, open_content, read_to_end
 from upfield.imaging.formats.file_header import HEADER_BYTES, Header
 from upfield.imaging.formats.voxel_values import decode_voxels
@@ -90,6 +91,7 @@ def read_scan(path: str | Path) -> Volume:
         >>> scan.voxels.shape, scan.spacing_mm.round(1).tolist()
         ((24, 28, 10), [1.6, 1.6, 5.0])
     """
+    refuse_other_than_scan(Path(path))
     return read_volume_and_header(Path(path))[0]
 
 

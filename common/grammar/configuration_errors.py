@@ -81,7 +81,8 @@ def explain(
     if match := MISSING_KEYS.search(message):
         names = [key.upper() if key in positional else f"--{key}" for key in match[1].split(", ")]
         it, them = ("are", "them") if len(names) > 1 else ("is", "it")
-        return f"{' and '.join(names)} {it} missing. Give {them} on the command line or in the configuration file."
+        shown = " and ".join([*([", ".join(names[:-1])] if names[1:] else []), names[-1]])
+        return f"{shown} {it} missing. Give {them} on the command line or in the configuration file."
     if (match := REFUSED_KEY.search(message)) and (kind := _kind_of(match[1], schema)):
         given = (flags or {}).get(match[1])
         return f"--{match[1]}: expected {describe(kind)}{f', found {given[-1]}' if given else ''}."

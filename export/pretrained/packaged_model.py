@@ -95,7 +95,7 @@ def describe_model(path: Path) -> dict[str, int | str | None]:
     return {"model_version": model and model.version, "model_caution": model and model.caution}
 
 
-def find_model(model: Path) -> Path:
+def find_model(model: Path, or_run: bool = False) -> Path:
     """Return the model file that a user means: one that comes with the package, or any other.
 
     A name counts before a file or folder of the same name, so that no file in the user's folder takes the place of the
@@ -103,6 +103,7 @@ def find_model(model: Path) -> Path:
 
     Args:
         model: name of a model, or path of a model file, which need not exist.
+        or_run: whether the folder of a run will do, too.
 
     Raises:
         InputError: the text is neither the name of a model nor a path, or the path is something else, such as a run.
@@ -111,7 +112,7 @@ def find_model(model: Path) -> Path:
     if str(model) in names:
         return model_named(str(model)).path
     if model.exists():
-        refuse_other_place(model)
+        refuse_other_place(model, or_run)
         return model
     if model.suffix.lower() != ".onnx" and model.parent == Path():
         return model_named(str(model)).path
@@ -120,10 +121,15 @@ def find_model(model: Path) -> Path:
     return model
 
 
-def refuse_other_place(model: Path) -> None:
-    """Raise InputError if a path that should be a model file is recognised as something else."""
+def refuse_other_place(model: Path, or_run: bool = False) -> None:
+    """Raise InputError if a path that should be a model file is recognised as something else.
+
+    Args:
+        model: the path.
+        or_run: whether the folder of a run will do, too.
+    """
     found = recognise(model)
-    if found is None or found.kind == "a model file":
+    if found is None or found.kind == "a model file" or (or_run and found.kind == "the folder of a run"):
         return
     if found.kind in ("the folder of a run", "a part of a run"):
         raise InputError(

@@ -130,7 +130,7 @@ def load_model(
     expect_choice("engine", engine, get_args(Engine))
     if batch_size < 1:
         raise InputError(f"batch_size: expected at least 1, found {batch_size}.")
-    path = find_model(STARTER if model is None else Path(model))
+    path = find_model(STARTER if model is None else Path(model), or_run=True)
     if path.is_dir():
         # torch takes seconds to import.
         from upfield.export.scans.best_restorer import BestRestorer

@@ -1,5 +1,6 @@
 """The dispatcher knows every verb, and each verb has its own help."""
 
+import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -39,6 +40,16 @@ def test_serve_needs_a_model(run_cli: Callable) -> None:
     code, _, err = run_cli(main, "serve", "nowhere.onnx")
     assert code == 2
     assert "nowhere.onnx: there is no such file" in err
+
+
+def test_without_matplotlib_the_demonstration_does_not_begin(
+    tmp_path: Path, run_cli: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, _, err = run_cli(main, "demo", "--out", tmp_path / "demo")
+    assert code == 2
+    assert "pip install 'upfield[demo]'" in err
+    assert not (tmp_path / "demo").exists()
 
 
 def test_the_demonstration_replaces_only_an_earlier_one(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import upfield
 from upfield.common.errors import InputError
 from upfield.common.places import is_dicom, recognise, refuse_other_than_scan, shown_whole
 from upfield.export.pretrained.packaged_model import find_model
@@ -57,7 +58,7 @@ def test_other_places_are_not_recognised(places, name):
         ("set/train", "Name the folder of the set, set."),
         ("cohort", "Build one with upfield shard --config cohort/cohorts.yaml --out SHARDS"),
         ("run", "run is the folder of a run, not a shard set."),
-        ("absent", "absent: there is no shard set here, and no folder."),
+        ("absent", "absent: there is no shard set here, and the folder does not exist."),
     ],
 )
 def test_what_is_named_in_place_of_a_set_is_explained(places, name, message):
@@ -71,8 +72,14 @@ def test_a_run_in_place_of_a_model_is_refused_with_the_command_that_exports_it(p
         find_model(Path("run"))
     with pytest.raises(InputError, match=r"scan\.nii\.gz is a scan, not a model"):
         find_model(Path("scan.nii.gz"))
+    # From Python, a run can be loaded, too.
+    assert find_model(Path("run"), or_run=True) == Path("run")
+    with pytest.raises(InputError, match=r"set is a shard set, not a model"):
+        find_model(Path("set"), or_run=True)
 
 
 def test_a_dicom_series_in_place_of_a_scan_is_one_line(places):
     with pytest.raises(InputError, match=r"series is a DICOM series, not a NIfTI file\. Convert it first, for example"):
         refuse_other_than_scan(Path("series"))
+    with pytest.raises(InputError, match="is a DICOM series, not a NIfTI file"):
+        upfield.read_scan("series")

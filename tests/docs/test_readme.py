@@ -26,6 +26,7 @@ from sysconfig import get_path
 
 import nibabel as nib
 import numpy as np
+import pages
 import pytest
 from serving import ask
 
@@ -34,7 +35,6 @@ from upfield.distributed.launch import free_port
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`((?:upfield|make|pip) [^`]+)`")
 # What is added to a command of the page, so that it takes seconds.
 TINY = {
@@ -49,7 +49,7 @@ ONE_SHORT_TRIAL = [
 
 
 def blocks(language: str) -> list[str]:
-    return [text for found, text in BLOCK.findall(README) if found == language]
+    return [text for found, text in pages.blocks(README) if found == language]
 
 
 def commands() -> Iterator[str]:
@@ -58,7 +58,7 @@ def commands() -> Iterator[str]:
         yield from block.splitlines()
     for block in blocks("console"):
         yield from (line[2:] for line in block.splitlines() if line.startswith("$ "))
-    yield from INLINE.findall(BLOCK.sub("", README))
+    yield from INLINE.findall(pages.prose(README))
 
 
 COMMANDS = list(commands())
