@@ -4,13 +4,13 @@ import sys
 from importlib import import_module
 
 VERBS = {
-    "phantom": ("upfield.sharding.phantom", "write a cohort of phantoms to try everything on"),
+    "phantom": ("upfield.sharding.phantom", "write a cohort of phantoms to try the commands on"),
     "shard": ("upfield.sharding.shard", "build a set of WebDataset shards from NIfTI files, or extend one"),
     "verify": ("upfield.sharding.verify", "check a shard set for missing and damaged files"),
     "audit": ("upfield.sharding.audit", "compare the synthetic low field of a set with real scans"),
     "preview": ("upfield.sharding.preview", "show pairs of low and high field, as a picture or a page"),
     "train": ("upfield.distributed.train", "train the AMIR network on a shard set"),
-    "evaluate": ("upfield.evaluation.evaluate", "measure models on held-out subjects, beside cubic interpolation"),
+    "evaluate": ("upfield.evaluation.evaluate", "compare models with cubic interpolation on held-out subjects"),
     "tune": ("upfield.tune.sweep", "search for better training settings with Ray Tune"),
     "export": ("upfield.export.to_onnx", "write the best model of a run as one ONNX file"),
     "enhance": ("upfield.export.enhance", "enhance scans: NIfTI in, NIfTI out"),
@@ -25,7 +25,7 @@ ROAD = {
     "Make a training set": ("phantom", "shard", "verify", "preview", "audit"),
     "Train a model": ("train", "evaluate", "tune"),
     "Use a model": ("export", "enhance", "serve", "models"),
-    "See all of it at work": ("demo",),
+    "See every step at work": ("demo",),
 }
 EXAMPLE = """\
   upfield phantom cohort

@@ -1,4 +1,4 @@
-"""The output of the demonstration: a bar and one line per stage. What the stages print goes to a log file."""
+"""The output of the demonstration: a bar and one line per stage. The output of the stages is written to a log file."""
 
 import contextlib
 import os
@@ -62,7 +62,7 @@ def stages_for(max_steps: int | None) -> tuple[Stage, ...]:
 def introduction(out: Path, log: Path) -> str:
     """Return the text that says what will happen, how long it takes, and where the files go."""
     lines = [f"  {number}. {stage.name:<12}{stage.promise}" for number, stage in enumerate(STAGES, start=1)]
-    where = f"All files go to {out}. What the stages print goes to {log}."
+    where = f"All files go to {out}, and the output of the stages goes to {log}."
     return "\n".join([textwrap.fill(INTRODUCTION, 80), "", *lines, "", where, ""])
 
 
@@ -115,7 +115,7 @@ class StageOutput:
                 print(f"== {stage.name}", flush=True)
                 outcome = work()
         except Exception:
-            self._bar.print_line(f"{stage.name} failed. {self._log} has all that it printed, which ends with:")
+            self._bar.print_line(f"{stage.name} failed. {self._log} contains its whole output, which ends with:")
             self._print_end_of_log(begin)
             raise
         finally:

@@ -119,7 +119,7 @@ def explain_error(error: BaseException) -> tuple[str, int]:
     elif isinstance(error, OSError):
         message, code = _explain_system_error(error)
     elif isinstance(error, MemoryError):
-        message, code = "there is not enough memory. Use a machine with more, or a smaller volume.", EXIT_FAILURE
+        message, code = "there is not enough memory. Use a machine with more memory, or a smaller volume.", EXIT_FAILURE
     else:
         message = f"{type(error).__name__}: {error}. This is a bug in upfield, not in your input: please report it."
         code = EXIT_FAILURE

@@ -153,7 +153,7 @@ class DataConfig(AccessConfig):
     in another order; and identical training on any number of processes."""
     shuffle_buffer: int = 1000
     """Number of samples in the buffer in which each thread of the webdataset reader mixes samples. With more, the
-    samples are mixed better. Memory: 0.18 MB per sample of two slices of 221 x 200, so the default takes 0.18 GB per
+    samples are mixed better. A sample with two slices of 221 x 200 takes 0.18 MB, so the default takes 0.18 GB per
     thread. The exact reader has no such buffer."""
     window_shards: int = 16
     """Number of shards whose samples are shuffled together, in all groups together. With more shards, the samples are

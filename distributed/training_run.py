@@ -214,7 +214,7 @@ def report_changes(out: Path, config: TrainConfig) -> None:
         if name not in PLACES and before.get(name, value) != value
     ]
     if changes:
-        say(f"{out}: this run continues with other settings: {', '.join(changes)}")
+        say(f"{out}: this run continues with changed settings: {', '.join(changes)}")
 
 
 def settings_of(tree: dict[str, Any], part: str = "") -> dict[str, Any]:

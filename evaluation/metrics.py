@@ -236,8 +236,11 @@ class Metric:
         return words.replace("score_ulf_enc", "ULF-EnC score").replace("_", " ")
 
 
-HEAD = "head: half of Otsu's threshold of the high-field volume, large parts, closed, holes filled"
-FOREGROUND = f"only slices of which the head fills at least {LEAST_FOREGROUND:.0%}"
+HEAD = (
+    "head: the voxels above half of Otsu's threshold of the high-field volume, without small parts, closed, with holes "
+    "filled"
+)
+FOREGROUND = f"only slices in which the head fills at least {LEAST_FOREGROUND:.0%}"
 METRICS = {
     metric.name: metric
     for metric in (
@@ -306,10 +309,10 @@ METRICS = {
             "2025): restored and high are each scaled to [0, 1] by their own minimum and maximum, then set to zero "
             "outside the head; SSIM in 3-D under a uniform window of 7 voxels, PSNR the mean over voxels of "
             "10 log10(1 / (error^2 + 1e-8)), NMSE at most 1, all over the voxels of the head. Three things differ from "
-            "the challenge, so the score cannot be compared with its ranking: the head is found in each high-field "
-            "volume, and the organisers mask all contrasts of a subject with their mask of its T1; the volumes are on "
-            "the grid of the shard set and clipped at its percentiles; the mean is over the volumes of the split, and "
-            "the challenge's is over 15 subjects with three contrasts each",
+            "the challenge, so the score cannot be compared with its ranking. The head is found in each high-field "
+            "volume, whereas the organisers mask all contrasts of a subject with the mask of its T1w scan. The volumes "
+            "are on the grid of the shard set and clipped at its percentiles. The mean is over the volumes of the "
+            "split, whereas the challenge averages over 15 subjects with three contrasts each",
         ),
     )
 }

@@ -131,8 +131,8 @@ def open_restorer(model: Path, config: EvaluateConfig, manifest: Manifest) -> Mo
     """
     if not model.exists():
         raise InputError(
-            f"{model}: no such run or .onnx file, nor a model of the package{nearest(str(model), model_names())}. "
-            "Check the path, or list the models with upfield models."
+            f"{model}: there is no such run or .onnx file, and no packaged model of this name"
+            f"{nearest(str(model), model_names())}. Check the path, or list the models with upfield models."
         )
     _refuse_other_place(model)
     if model.is_dir():

@@ -18,7 +18,7 @@ UNCORRECTED = "p is not corrected for the number of tests, so some differences s
 TRUST = {
     "inconsistency": (
         "root mean square of the difference between the scan and the volume as the scanner would see it, divided by "
-        "that of the scan. The scanner is imitated by the recorded blur and darkening of a synthetic scan, or by the "
+        "that of the scan. The scanner is simulated by the recorded blur and darkening of a synthetic scan, or by the "
         "average over the voxels of a real one, and by a straight line fitted to the intensities"
     ),
     "inconsistency_bands": (

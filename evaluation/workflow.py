@@ -109,7 +109,7 @@ def evaluate(
     expect_choice("engine", engine, get_args(Engine))
     opened = shards if isinstance(shards, ShardSet) else open_shards(shards)
     if save_volumes and out is None:
-        raise InputError("save_volumes: the volumes are written into the report. Name its folder with out.")
+        raise InputError("save_volumes: the volumes are written to the folder of the report. Name the folder with out.")
     try:
         config = EvaluateConfig(
             models=[_place_of(model)],

@@ -63,7 +63,8 @@ class EnhanceConfig:
     keep_ras: bool = False
     """Write the axes in the order right, anterior, superior instead of the scan's own order."""
     like: Path | None = None
-    """Write on the grid of this image, by cubic interpolation in world coordinates; nothing is registered."""
+    """Write the result on the grid of this image, by cubic interpolation in world coordinates. The images are not
+    registered."""
     resume: bool = False
     """Skip scans whose output exists and was made by the same model with the same parameters."""
     contrast: str | None = None

@@ -43,7 +43,8 @@ MAX_FILLS = 2
 # A fill value lies below air by at least this share of the way from air to bright tissue. Nearer ones do no harm.
 FILL_GAP = 0.25
 CONSEQUENCE = (
-    "so air cannot be told from the head: the scan is not centred on its head, and its intensities may be wrong"
+    "so air cannot be distinguished from the head: the scan is not centred on its head, and its intensities may be "
+    "wrong"
 )
 
 

@@ -116,7 +116,7 @@ def space_problem(
     shared_mm = np.minimum(low.bounds_mm[1], high.bounds_mm[1]) - np.maximum(low.bounds_mm[0], high.bounds_mm[0])
     least_mm = LEAST_SHARED * np.minimum(*(np.ptp(extent.bounds_mm, axis=0) for extent in (low, high)))
     if shared.is_apart or (shared_mm < least_mm).any():
-        return "affine", f"{shared.doubt}, so the two would not show one place. {remedy}"
+        return "affine", f"{shared.doubt}, so the two would not show the same place. {remedy}"
     return "space", f"{shared.note}. {remedy}"
 
 

@@ -88,7 +88,7 @@ class SharedSpace:
     @property
     def note(self) -> str | None:
         """The doubt, and what is assumed if the two are used nevertheless."""
-        return self.doubt and f"{self.doubt}; they are assumed to be in one place"
+        return self.doubt and f"{self.doubt}; they are assumed to be in the same place"
 
 
 def share_space(first: Placed, second: Placed, names: tuple[str, str]) -> SharedSpace:
@@ -108,7 +108,7 @@ def share_space(first: Placed, second: Placed, names: tuple[str, str]) -> Shared
         return SharedSpace(shared[0], (spaces[0][shared[0]], spaces[1][shared[0]]))
     affines = _likely_affine(first), _likely_affine(second)
     if nowhere := [name for name, named in zip(names, spaces, strict=True) if not named]:
-        doubt = f"the header of {' and of '.join(nowhere)} does not say where it lies (it names no space)"
+        doubt = f"the header of {' and of '.join(nowhere)} does not state its position (it names no space)"
         return SharedSpace(UNKNOWN, affines, doubt)
     named = [f"{name} names {_listed(codes)}" for name, codes in zip(names, spaces, strict=True)]
     doubt = f"the headers name different spaces: {named[0]}, and {named[1]}"

@@ -144,9 +144,11 @@ class CohortConfig:
     split: dict[str, str | int | float | list[str | int | float]] = field(default_factory=dict)
     """Held-out subjects for `val` and `test`: a count, a fraction below 1, or a list of ids."""
     fit: Literal["resize", "crop_pad"] | None = None
-    """`resize` forces the shape (default for slice stacks), `crop_pad` keeps proportions (default for volumes)."""
+    """`resize` stretches the image to the grid (default for slice stacks), and `crop_pad` keeps proportions (default
+    for volumes)."""
     align: Literal["none", "rigid"] = "none"
-    """Registration of high to low field: `none` keeps pairs as they are, `rigid` rotates and shifts the high field."""
+    """Registration of the high field to the low field: `none` keeps pairs as they are, and `rigid` rotates and shifts
+    the high field."""
     orientation: str | None = None
     """Directions of the axes, for example `RAS`, for files whose header does not state them; ignored for others."""
     contrast: str | None = None

@@ -24,7 +24,7 @@ IMPORTANCE = (
 )
 TOO_FEW = (
     "{points}. So few points show no trend: this report does not say which parameter matters, and draws no curve "
-    f"through them. It does so from {LEAST_POINTS} points with a result."
+    f"through them. It does so if at least {LEAST_POINTS} points have a result."
 )
 ONE_SEED = "Each point was trained with one seed, so a small difference between two points may be chance."
 

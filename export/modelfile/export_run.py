@@ -58,7 +58,7 @@ def summarise_export(out: Path, card: dict[str, Any], seconds: float) -> str:
     loss = f", {parity['psnr_lost_db']:z.4f} dB lost" if "psnr_lost_db" in parity else ""
     return (
         f"{out}: {card['precision']}, {out.stat().st_size / 1e6:.1f} MB in {seconds:.0f} s; largest difference from "
-        f"PyTorch {parity['max_abs_difference']:.2g} on {parity['slices']} real slices and a drawn one at "
+        f"PyTorch {parity['max_abs_difference']:.2g} on {parity['slices']} real slices and a test image at "
         f"{len(parity['sizes'])} sizes{loss}"
     )
 

@@ -229,14 +229,14 @@ def expect_on_grid(model_input: ModelInput, grid: Grid, where: str) -> str | Non
         A sentence if nobody can know whether the two are in one place, otherwise None.
 
     Raises:
-        VolumeError: the header does not say where the scan lies, or says that it lies in another space, or the scan
+        VolumeError: the header does not state the position of the scan, or states another space, or the scan
             does not overlap the grid.
     """
     if not model_input.placement.is_placed:
         raise VolumeError(
             where,
-            f"the header does not say where the scan lies, so it cannot be written on the grid of {grid.name}. Leave "
-            "out --like.",
+            f"the header does not state the position of the scan, so it cannot be written on the grid of {grid.name}. "
+            "Leave out --like.",
         )
     shared = _shared_space(model_input, grid)
     if shared.is_apart:

@@ -37,7 +37,7 @@ def header_findings(header: Header, axes: Iterable[int] = range(3)) -> list[Head
     findings += _forms(header)
     if header.unit != "mm":
         message = f"expected lengths in mm, found {UNITS[header.unit]} in the header"
-        findings.append(HeaderFinding("spacing", message, "they are taken as mm", FIX))
+        findings.append(HeaderFinding("spacing", message, "they are treated as mm", FIX))
     if not all(header.has_spacing[axis] for axis in axes):
         message = "the header states no voxel size, or 0, along an axis"
         findings.append(HeaderFinding("spacing", message, "", FIX, is_unusable=True))
@@ -56,7 +56,7 @@ def is_enhanced(header: Header) -> bool:
 def _forms(header: Header) -> list[HeaderFinding]:
     """Compare sform and qform."""
     differ_deg, apart_mm = header.forms_differ_deg, header.forms_apart_mm
-    taken, remedy = "the sform is taken", "Keep only the right one."
+    taken, remedy = "the sform is used", "Keep only the correct one."
     if not differ_deg <= MAX_FORMS_DIFFER_DEG:  # NaN too
         differ = (
             "the qform is not a rotation"
@@ -94,5 +94,5 @@ def affine_findings(affine: NDArray[np.float64]) -> list[HeaderFinding]:
         findings.append(HeaderFinding("affine", message, "the result is sheared too", remedy))
     if spacing_mm.min() < SPACING_MM[0] or spacing_mm.max() > SPACING_MM[1]:
         message = f"expected voxels of {SPACING_MM[0]:g} to {SPACING_MM[1]:g} mm, found {size_text(spacing_mm)}"
-        findings.append(HeaderFinding("spacing", message, "they are taken as stated", FIX))
+        findings.append(HeaderFinding("spacing", message, "the stated sizes are used", FIX))
     return findings

@@ -46,7 +46,7 @@ def parse_mgh(start: bytes, orientation: str | None) -> Header:
         affine = np.asarray(fields.get_affine(), dtype=np.float64)
         if has_spacing and (np.abs(spacing_of(affine) - stated_mm) > 0.02 * stated_mm).any():
             message = "the directions of the axes do not have length 1, which changes the voxel sizes"
-            doubts.append(doubt(message, "the product of both is taken", FIX))
+            doubts.append(doubt(message, "the product of both is used", FIX))
     else:
         affine = assumed_affine(shape, stated_mm if has_spacing else np.ones(3), orientation or MGH_FALLBACK)
     return Header(

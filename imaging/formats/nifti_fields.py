@@ -109,14 +109,14 @@ def _offset(fields: Any, is_single: bool, doubts: list[HeaderFinding]) -> int:
     """Return the offset of the first voxel."""
     stated = float(fields["vox_offset"])
     if not np.isfinite(stated) or stated < 0:
-        raise HeaderDataError(f"vox_offset {stated:g} is not a place in a file")
+        raise HeaderDataError(f"vox_offset {stated:g} is not a position in a file")
     offset, least = int(fields["vox_offset"]), int(fields.single_vox_offset)
     if not is_single:
         return offset
     if bytes(fields["magic"])[:2] == b"ni" and offset < least:
         raise HeaderDataError("its magic says that the voxels are in another file")
     if offset == 0:
-        taken = f"{least} is taken, where voxels start after a header without extensions"
+        taken = f"{least} is used, where voxels start after a header without extensions"
         doubts.append(doubt("the header does not say where the voxels start (vox_offset 0)", taken, FIX))
         return least
     if offset < least:
@@ -127,7 +127,7 @@ def _offset(fields: Any, is_single: bool, doubts: list[HeaderFinding]) -> int:
 def _scaling(fields: Any, doubts: list[HeaderFinding]) -> tuple[float, float]:
     slope, intercept = fields.get_slope_inter()
     if slope is not None and slope < 0:
-        inverted = "dark and bright are exchanged against the stored values, as the standard says"
+        inverted = "dark and bright are exchanged relative to the stored values, as the standard requires"
         doubts.append(doubt(f"the slope of the values is negative (scl_slope {slope:g})", inverted, FIX))
     return 1.0 if slope is None else slope, 0.0 if intercept is None else intercept
 
@@ -201,10 +201,10 @@ def _code(fields: Any, name: str, doubts: list[HeaderFinding]) -> int:
 def _check_signs(fields: Any, doubts: list[HeaderFinding]) -> None:
     """Report negative voxel sizes and an odd qfac, in headers whose qform or voxel sizes count."""
     if (np.array(fields["pixdim"][1:4]) < 0).any():
-        doubts.append(doubt("a voxel size is negative (pixdim)", "its absolute value is taken", FIX))
+        doubts.append(doubt("a voxel size is negative (pixdim)", "its absolute value is used", FIX))
     qfac = float(fields["pixdim"][0])
     if qfac < 0 and qfac != -1:
-        doubts.append(doubt(f"qfac is neither 1 nor -1 (pixdim[0] {qfac:g})", "-1 is taken", FIX))
+        doubts.append(doubt(f"qfac is neither 1 nor -1 (pixdim[0] {qfac:g})", "-1 is used", FIX))
 
 
 def _rotation(fields: Any) -> NDArray[np.float64] | None:
@@ -259,4 +259,4 @@ def _compare_spacing(
     if (np.abs(own_mm - spacing_mm) > 0.02 * spacing_mm).any():
         sizes = size_text(own_mm), size_text(spacing_mm)
         message = f"the voxel sizes of the sform ({sizes[0]}) are not those of pixdim ({sizes[1]})"
-        doubts.append(doubt(message, "those of the sform are taken", FIX))
+        doubts.append(doubt(message, "those of the sform are used", FIX))

@@ -48,7 +48,7 @@ def decode_voxels(content: BytesIO | Path, layout: VoxelLayout) -> NDArray[np.fl
         sample = _sample(stored)
         values = sample * np.float64(layout.slope) + np.float64(layout.intercept)
         if _num_values(values) < LEAST_KEPT * _num_values(sample):
-            raise ValueError("its values are so large that they cannot be told apart")
+            raise ValueError("its values are so large that they cannot be distinguished")
         # float64, the proxy's default, would take twice the memory.
         wanted = np.float32 if _survives(values) else np.float64
         return np.asanyarray(ArrayProxy(content, spec) if isinstance(content, Path) else proxy, dtype=wanted)

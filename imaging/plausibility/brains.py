@@ -77,4 +77,4 @@ def stripped_doubt(volume: Volume, trained_on_stripped: bool | None) -> str | No
     if trained_on_stripped:
         return None
     model = "was trained on whole heads" if trained_on_stripped is False else "may have been trained on whole heads"
-    return f"the scan shows a brain without skull, but the model {model}; enhance the scan from before skull stripping"
+    return f"the scan shows a brain without skull, but the model {model}; enhance the original scan with its skull"

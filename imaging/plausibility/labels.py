@@ -31,7 +31,7 @@ def label_doubt(voxels: NDArray[np.float32]) -> str | None:
         return None
     return (
         f"the voxels have only {np.unique(voxels).size} different values, all of them whole numbers; check that this "
-        "is a scan; a label map belongs under labels: in place of high:"
+        "is a scan; a label map belongs under labels: instead of high:"
     )
 
 

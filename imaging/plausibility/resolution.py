@@ -128,13 +128,13 @@ def sharp_doubt(scan: Volume, grid_mm: NDArray[np.float64]) -> str | None:
     size = size_text(scan.spacing_mm)
     if len(powers) == 3 and min(powers) > SHARP_UPPER_POWER:
         return (
-            f"voxels of {size} and sharp edges along all axes are those of a high-field or an enhanced scan, but the "
+            f"voxels of {size} and sharp edges along all axes are typical of a high-field or an enhanced scan, but the "
             "model was trained on low-field scans, so the result may be worse than the scan"
         )
     if powers and min(powers) < SHARP_UPPER_POWER:
         return (
             f"voxels of {size} are unusually small for a low-field scan, and the scan has little detail of that size, "
-            "so it may have been interpolated; use the scan as the scanner wrote it"
+            "so it may have been interpolated; use the original scan from the scanner"
         )
     return doubt
 

@@ -261,7 +261,7 @@ def _refuse_other_upload(store: Store, manifest: Manifest, contents: RemoteConte
     folders = tuple(f"{split}/" for split in manifest.tree["splits"])
     if strays := sorted(name for name in contents.sizes if name.startswith(folders) and name not in known):
         raise ShardSetError(
-            f"{store.name}: found {counted(len(strays), 'file')} of no known set, the first is {strays[0]}. "
+            f"{store.name}: found {counted(len(strays), 'file')} that no known set contains, such as {strays[0]}. "
             "Delete them, or choose another --out."
         )
 

@@ -32,7 +32,7 @@ TEXT = """\
 {origin}
 # Build shards with: upfield shard --config cohorts.yaml --out shards
 cohorts:
-  # Real pairs, one NIfTI file per axial slice. Their low field is degraded by another law than synthetic ones are.
+  # Real pairs, one NIfTI file per axial slice. Their low field follows a different law than that of synthetic pairs.
   - name: real
     low: real/low/{{subject}}_slice_{{slice}}.nii.gz
     high: real/high/{{subject}}_slice_{{slice}}.nii.gz
@@ -51,9 +51,9 @@ cohorts:
 """
 
 
-TEMPLATE = "# Phantoms made from the MNI152 template: every subject has an anatomy, contrasts and a scanner of its own."
+TEMPLATE = "# Phantoms made from the MNI152 template: every subject has its own anatomy, contrasts and scanner."
 MAPS = """\
-# Heads rendered from label maps: every subject has an anatomy, contrasts and a scanner of its own. Its true labels, on
+# Heads rendered from label maps: every subject has its own anatomy, contrasts and scanner. Its true labels, on
 # the grid of its high field, are in labels."""
 # Two subjects of the same map in two splits would make held-out results too good.
 APART = "{val: [sub-02], test: [sub-01]}"

@@ -44,7 +44,7 @@ class PhysicsConfig:
     zero_filling: Range = (1.0, 1.6)
     """In-plane voxels after zero filling for each measured one: the resolution is coarser by this factor."""
     taper: Range = (0.0, 0.8)
-    """Fraction of the measured in-plane frequencies that a window damps: 0 rings most."""
+    """Fraction of the measured in-plane frequencies that a window damps. A value of 0 causes the strongest ringing."""
     snr: Range = (6.0, 100.0)
     """Signal of white matter, divided by the standard deviation of the noise in each channel; drawn logarithmically."""
     log_bias_rms: Range = (0.05, 0.4)

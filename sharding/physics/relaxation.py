@@ -83,14 +83,14 @@ DENSITY_SET = "density: set"
 BETWEEN = "set between white and grey matter, where T1 maps at 3 T show it"
 LIKE_FLUID = "set like fluid, with a shorter T2"
 NO_SIGNAL = "T2 is too short for any of the sequences"
-SET = "no measurement found: set"
+SET = "no measurement was found; set"
 
 # fmt: off
 LOW: Mapping[Tissue, RelaxationSource] = {
     Tissue.WHITE: _row(0.77, 302, 102, 0.04, f"{SCALED}; {BRAINWEB}"),
     Tissue.GREY: _row(0.86, 359, 107, 0.04, f"{SCALED}; {BRAINWEB}"),
     Tissue.DEEP_GREY: _row(0.82, 336, 98, 0.04, BETWEEN),
-    Tissue.FLUID: _row(1.0, 3700, 1580, 0.08, f"{OREILLY} at 50 mT; hardly depends on the field"),
+    Tissue.FLUID: _row(1.0, 3700, 1580, 0.08, f"{OREILLY} at 50 mT; nearly independent of the field"),
     Tissue.LESION: _row(0.88, 480, 180, 0.15, f"{SET} by the ratios to white matter at 3 T"),
     Tissue.BLOOD: _row(0.85, 530, 250, 0.12, f"T1: {ROONEY}, extrapolated; T2: as at 3 T; {DENSITY_SET}"),
     Tissue.FAT: _row(1.0, 130, 120, 0.1, f"T1: {OREILLY} at 50 mT; T2: set by the scalp of 64 mT scans"),
@@ -107,7 +107,7 @@ HIGH: Mapping[Tissue, RelaxationSource] = {
     Tissue.DEEP_GREY: _row(0.82, 1180, 72, 0.05, BETWEEN),
     Tissue.FLUID: _row(1.0, 4300, 2000, 0.05, f"T1: {ROONEY}; T2: range of published values"),
     Tissue.LESION: _row(0.88, 1450, 130, 0.15, f"{SET} like grey matter, with a longer T2"),
-    Tissue.BLOOD: _row(0.85, 1930, 250, 0.08, f"T1: {STANISZ}; T2: set below the one there; {DENSITY_SET}"),
+    Tissue.BLOOD: _row(0.85, 1930, 250, 0.08, f"T1: {STANISZ}; T2: set below the value there; {DENSITY_SET}"),
     Tissue.FAT: _row(1.0, 382, 68, 0.05, BAZELAIRE),
     Tissue.MUSCLE: _row(0.95, 1150, 40, 0.1, f"between {BAZELAIRE} and {STANISZ}; {DENSITY_SET}"),
     Tissue.SKIN: _row(0.8, 1000, 35, 0.15, SET),

@@ -176,7 +176,9 @@ def _explain_missing(root: Path) -> str:
     if is_unfinished(root):
         return f"{root / MANIFEST}: the shard set is not finished. Run upfield shard to build it."
     if not root.exists():
-        return f"{root}: there is no shard set here, and no folder. Correct the path, or run upfield shard to build it."
+        return (
+            f"{root}: there is no shard set here, and the folder does not exist. Check the path, or run upfield shard."
+        )
     if (found := recognise(root)) is None:
         return f"{root / MANIFEST}: there is no shard set here. Run upfield shard to build it."
     if found.kind == "a part of a shard set":

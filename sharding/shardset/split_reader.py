@@ -98,7 +98,7 @@ class SplitReader(ShardSplit):
         """
         if not -self.num_samples <= number < self.num_samples:
             raise IndexError(
-                f"{self.root}: split {self.split} has {self.num_samples} pairs, and none is number {number}."
+                f"{self.root}: split {self.split} has {self.num_samples} pairs, so there is no pair {number}."
             )
         number %= self.num_samples
         low, high = self.read_checked([number])

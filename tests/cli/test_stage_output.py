@@ -43,7 +43,7 @@ def test_a_failed_stage_shows_what_it_printed_last(tmp_path: Path, capfd: pytest
         with pytest.raises(RunError, match="no"):
             output.run(STAGES[1], fail)
     err = capfd.readouterr().err.splitlines()
-    assert err[1] == f"shards failed. {tmp_path / 'demo.log'} has all that it printed, which ends with:"
+    assert err[1] == f"shards failed. {tmp_path / 'demo.log'} contains its whole output, which ends with:"
     assert err[2:] == ["== shards", "from Python", "to stderr", "from a process", "its error"]
 
 

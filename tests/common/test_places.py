@@ -58,7 +58,7 @@ def test_other_places_are_not_recognised(places, name):
         ("set/train", "Name the folder of the set, set."),
         ("cohort", "Build one with upfield shard --config cohort/cohorts.yaml --out SHARDS"),
         ("run", "run is the folder of a run, not a shard set."),
-        ("absent", "absent: there is no shard set here, and no folder."),
+        ("absent", "absent: there is no shard set here, and the folder does not exist."),
     ],
 )
 def test_what_is_named_in_place_of_a_set_is_explained(places, name, message):

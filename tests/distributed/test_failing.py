@@ -316,7 +316,7 @@ def test_the_seconds_of_a_run_continue_and_other_settings_are_named(tiny_shards:
     code, said = called(*command(tiny_shards, copied, "--run.max_steps", "5", "--optim.clip_norm", "9")[2:])
     assert code == 0
     changes = ("optim.clip_norm none -> 9", "run.max_steps 4 -> 5", "run.checkpoint_every 2 -> none")
-    assert f"this run continues with other settings: {', '.join(changes)}\n" in said
+    assert f"this run continues with changed settings: {', '.join(changes)}\n" in said
     assert 1000 < lines(copied / "metrics.jsonl")[-1]["seconds"] < 1500
 
 

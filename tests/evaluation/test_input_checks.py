@@ -79,15 +79,19 @@ def change(name: str) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("spoilt", "arguments", "message"),
     [
-        (None, ["nowhere"], "nowhere: no such run or .onnx file, nor a model of the package. Check the path"),
-        (None, ["starter"], r"nor a model of the package \(did you mean starter-t1\?\)"),
-        (None, ["nowhere.onnx"], "nowhere.onnx: no such run or .onnx file"),
+        (
+            None,
+            ["nowhere"],
+            "nowhere: there is no such run or .onnx file, and no packaged model of this name. Check the path",
+        ),
+        (None, ["starter"], r"and no packaged model of this name \(did you mean starter-t1\?\)"),
+        (None, ["nowhere.onnx"], "nowhere.onnx: there is no such run or .onnx file"),
         (None, ["FILE"], "file: this is neither a run folder nor an .onnx file"),
         (None, ["FOLDER"], "folder.onnx.best: model.safetensors is missing from the best model"),
         (None, ["RUN", "--shards", "nowhere"], "there is no shard set here"),
         (None, ["RUN", "--split", "tset"], "tset"),
         (None, ["RUN", "--device", "cuda"], "device: cuda needs an NVIDIA GPU"),
-        (None, ["RUN", "--against", "nowhere.onnx"], "nowhere.onnx: no such run or .onnx file"),
+        (None, ["RUN", "--against", "nowhere.onnx"], "nowhere.onnx: there is no such run or .onnx file"),
         (None, ["RUN", "RUN"], "a model is named twice"),
         (None, ["RUN", "--batch_size", "0"], "batch_size: expected at least 1, found 0"),
         (None, ["RUN", "--processes", "0"], "processes: expected at least 1, found 0"),

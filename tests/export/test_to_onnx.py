@@ -122,7 +122,7 @@ def test_an_older_model_file_is_replaced(tiny_run: Path, tiny_model: Path, tmp_p
     code, output, _ = run_cli(main, tiny_run, "--out", out, "--precision", "fp16")
     assert code == 0
     assert "fp16" in output
-    assert "real slices and a drawn one at 3 sizes" in output
+    assert "real slices and a test image at 3 sizes" in output
     assert read_card(out).tree["precision"] == "fp16"
     assert list(tmp_path.iterdir()) == [out]
 

@@ -151,8 +151,8 @@ NIFTI = [
     row("vox_offset", 348, REFUSED, "nibabel refuses; nifti1.h has 352 at least", "vox offset 348 too low"),
     row("vox_offset", 352.5, READ, "both cut it to 352"),
     row("vox_offset", 1e9, REFUSED, "behind the end of the file", "cut off or damaged"),
-    row("vox_offset", -352, REFUSED, "no place in a file", "is not a place in a file"),
-    row("vox_offset", np.nan, REFUSED, "no place in a file", "is not a place in a file"),
+    row("vox_offset", -352, REFUSED, "no place in a file", "is not a position in a file"),
+    row("vox_offset", np.nan, REFUSED, "no place in a file", "is not a position in a file"),
     row("scl_slope", 0, READ, "nifti1.h: not scaled"),
     row("scl_slope", np.nan, READ, "nibabel: not scaled"),
     row("scl_slope", np.inf, READ, "nibabel: not scaled"),
@@ -230,7 +230,7 @@ NIFTI2 = [
     row("eol_check", 0, READ, "nibabel reads it", kind=N2),
     row("eol_check", 10, REFUSED, "nibabel refuses: line ends were converted", "end-of-line check", kind=N2),
     row("unused_str", b"\xff", READ, "unused", kind=N2),
-    row("vox_offset", 0, DOUBT, "voxels start at 544 at least", "544 is taken", kind=N2, reference="plain"),
+    row("vox_offset", 0, DOUBT, "voxels start at 544 at least", "544 is used", kind=N2, reference="plain"),
     row("vox_offset", 540, REFUSED, "inside the header", "vox offset 540 too low", kind=N2),
     row("vox_offset", 2**62, REFUSED, "behind the end of the file", "cut off or damaged", kind=N2),
     row("dim", [3, 2**40, 9, 8, 1, 1, 1, 1], REFUSED, "more than memory holds", "at most 1073741824 voxels", kind=N2),
@@ -390,7 +390,7 @@ def test_values_that_float32_cannot_tell_apart_keep_their_differences(tmp_path, 
 
 def test_values_that_nothing_can_tell_apart_are_refused(tmp_path):
     path = write(tmp_path, Row("huge", {"scl_slope": 1, "scl_inter": 1e25}, REFUSED, ""))
-    with pytest.raises(VolumeError, match="its values are so large that they cannot be told apart"):
+    with pytest.raises(VolumeError, match="its values are so large that they cannot be distinguished"):
         read_volume(path)
 
 

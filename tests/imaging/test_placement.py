@@ -94,7 +94,7 @@ def test_a_pair_in_spaces_that_may_differ_is_a_doubt_and_one_in_different_spaces
     ((check, message),) = spoken(checked(tmp_path, scanner, aligned))
     assert check == "space"
     ((check, message),) = spoken(checked(tmp_path, nowhere, scanner, orientation="RAS"))
-    assert (check, "the header of the low field does not say where it lies" in message) == ("space", True)
+    assert (check, "the header of the low field does not state its position" in message) == ("space", True)
     # `resize` does not use positions, and a registration corrects all but the scale of a template.
     assert spoken(checked(tmp_path, scanner, mni, fit="resize")) == []
     assert spoken(checked(tmp_path, scanner, aligned, align="rigid")) == []
@@ -160,7 +160,7 @@ def test_like_uses_the_shared_space_and_refuses_a_grid_in_another_one(tmp_path):
         expect_on_grid(scan, grids["mni"], "scan")
     doubt = expect_on_grid(scan, grids["al"], "scan")
     assert doubt is not None
-    assert doubt.endswith("they are assumed to be in one place")
+    assert doubt.endswith("they are assumed to be in the same place")
 
 
 def _voxels(path: Path) -> Any:

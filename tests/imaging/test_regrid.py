@@ -133,5 +133,5 @@ def test_grids_that_cannot_be_shared_are_refused(tmp_path: Path) -> None:
     image = nib.Nifti1Image(draw(SHAPE, scan_affine()[0]), None)
     image.header.set_zooms(SPACING_MM)
     image.to_filename(tmp_path / "unplaced.nii")
-    with pytest.raises(VolumeError, match="the header does not say where the scan lies"):
+    with pytest.raises(VolumeError, match="the header does not state the position of the scan"):
         expect_on_grid(prepare(tmp_path / "unplaced.nii", model_card(), "scan"), grid, "scan")

@@ -279,7 +279,7 @@ def test_files_written_by_others_are_seen_despite_fsspecs_listing_cache(bucket, 
     assert store.list_sizes().keys() == {MARKER}
     put(f"{bucket}/set/train/000009.tar", b"stray")
     assert store.list_sizes().keys() == {MARKER, "train/000009.tar"}
-    with pytest.raises(ShardSetError, match=r"of no known set, the first is train/000009.tar"):
+    with pytest.raises(ShardSetError, match=r"that no known set contains, such as train/000009.tar"):
         upload_set(staging, f"{bucket}/set")
 
 

@@ -94,7 +94,7 @@ def test_bad_input_is_refused_in_two_sentences_before_anything_is_written(maps, 
         (("--labels", tmp_path / "odd.nii.gz"), "label 9000 is unknown. Say with labels_as"),
         (("--labels", tmp_path / "sides.nii.gz"), "does not say which side is left. Set its sform"),
         (("--labels", maps), "only folders match"),
-        (("--labels", ""), "no file matches ''"),
+        (("--labels", ""), "--labels: the value is empty"),
         (("--labels", one, "--labels_as", "{900: water}"), "found 'water'."),
         (("--labels_as", "{900: fat}"), "there are no label maps. Add"),
     ):
