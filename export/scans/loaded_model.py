@@ -26,7 +26,7 @@ WHERE = "voxels"
 
 @dataclass(frozen=True)
 class Model:
-    """A model that restores scans. `load_model` makes it.
+    """A model that restores scans. `load_model` returns it.
 
     Examples:
         >>> import upfield
@@ -40,9 +40,9 @@ class Model:
     path: Path
     """The run folder or the model file."""
     card: ModelCard
-    """What the model was trained on. `card.tree` holds all metadata, as a model file does."""
+    """Description of the training data. `card.tree` holds all metadata, as a model file does."""
     provider: str
-    """What runs the network."""
+    """Engine and device that run the network, such as `PyTorch on cpu`."""
     restorer: Restorer
     """Maps slices to restored slices."""
     batch_size: int
@@ -53,7 +53,7 @@ class Model:
         return f"Model({self.path} on {self.provider})"
 
     def restore(self, voxels: ArrayLike, affine: ArrayLike, *, contrast: str | None = None) -> Volume:
-        """Restore a scan that is an array.
+        """Restore a scan that is given as an array.
 
         The values are those that `upfield enhance` writes for a file with the same voxels and affine. (A run folder is
         computed in PyTorch, so its values differ from those of the exported file by rounding.)
