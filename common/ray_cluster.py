@@ -1,5 +1,6 @@
 """Connect to Ray for shard building, sweeps and the service."""
 
+import logging
 import os
 import secrets
 import socket
@@ -88,6 +89,8 @@ def set_own_token() -> None:
     if not any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
         # `ray.init` chooses the mode by itself, because Ray has read its variable already.
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        # Ray would warn that the token can be switched off, which nobody should do because of a sweep.
+        logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
 
 
 def _listening_address(named: str) -> str | None:

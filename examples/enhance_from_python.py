@@ -11,6 +11,8 @@ import numpy as np
 
 import upfield
 
+if len(sys.argv) < 3:
+    sys.exit(__doc__)
 scan, out, *models = sys.argv[1:]
 model = upfield.load_model(*models)
 upfield.enhance(scan, out, model, keep_ras=True)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import webdataset as wds
 
+if len(sys.argv) != 2:
+    sys.exit(__doc__)
 tars = sorted(str(path) for path in Path(sys.argv[1], "train").glob("*.tar"))
 samples = wds.WebDataset(tars, shardshuffle=len(tars)).shuffle(1000).decode(only=["low.npy", "high.npy", "json"])
 for low, high, record in samples.to_tuple("low.npy", "high.npy", "json").slice(4):

@@ -13,6 +13,8 @@ from torch import nn
 import upfield
 from upfield.distributed.samples.order import SampleOrder
 
+if len(sys.argv) < 3:
+    sys.exit(__doc__)
 shards, out = upfield.open_shards(sys.argv[1]), sys.argv[2]
 steps, batch_size = int(sys.argv[3]) if len(sys.argv) > 3 else 1000, 8
 

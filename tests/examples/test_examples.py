@@ -38,6 +38,12 @@ def run_example(name: str, monkeypatch: pytest.MonkeyPatch, *arguments: object) 
     runpy.run_path(str(EXAMPLES / name))
 
 
+@pytest.mark.parametrize("name", sorted(set(MOST_LINES) - {"read_with_dali.py"}))
+def test_an_example_without_arguments_explains_itself(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match=f"examples/{name} S"):
+        run_example(name, monkeypatch)
+
+
 # webdataset does not close a tar; the garbage collector does.
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_webdataset_reads_a_set(
