@@ -129,7 +129,7 @@ def report_end(config: TrainConfig, progress: TrainingProgress) -> int:
         return 0
     out, record = config.run.out, read_best_record(config.run.out)
     if record is None or progress.best_step is None:
-        print(f"{out}: step {progress.step}, best validation PSNR none yet")
+        print(f"{out}: step {progress.step}, not validated yet")
         return 0
     figures, step = record["validation"], record["step"]
     gain = describe_gain(figures)

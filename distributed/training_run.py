@@ -266,14 +266,16 @@ def announce(run: TrainingRun) -> None:
     summary = (
         f"training {start} to step {run.total_steps}: {run.batches.split.num_samples} samples, global batch "
         f"{run.config.data.batch_size}, {count} process{'es' if count > 1 else ''} on "
-        f"{run.accelerator.device.type}, precision {run.config.run.precision}"
+        f"{run.accelerator.device.type}, {run.config.run.precision}"
     )
-    progress = run.progress
-    if progress.micro_batch < run.config.data.batch_size // count:
-        summary += f", {progress.micro_batch} slices per pass"
-    if progress.activation_checkpointing != "none":
-        summary += f", activation checkpointing {progress.activation_checkpointing}"
     say(summary)
+    progress, memory = run.progress, []
+    if progress.micro_batch < run.config.data.batch_size // count:
+        memory.append(f"{progress.micro_batch} slices per pass")
+    if progress.activation_checkpointing != "none":
+        memory.append(f"activation checkpointing {progress.activation_checkpointing}")
+    if memory:
+        say(", ".join(memory))
     for line in describe_batches(run.batches, run.config.data, run.accelerator.device.type == "cuda"):
         say(line)
     warn_of_emulation(run.config.run.precision, run.accelerator.device)

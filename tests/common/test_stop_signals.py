@@ -55,7 +55,7 @@ def test_a_signal_is_a_request_that_cancels_waits(number: signal.Signals, capsys
 
 def test_without_interrupt_ctrl_c_interrupts_the_code() -> None:
     with stop_signals() as stop, pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # in this thread, so that the error is raised here
     assert not stop.asked
 
 

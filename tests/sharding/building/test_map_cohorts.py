@@ -236,7 +236,7 @@ def test_a_low_field_may_not_be_finer_than_its_high_field():
     ("text", "message"),
     [
         ("    labels_as: {777: butter}\n", "cohort maps: labels_as: 777: expected a known label number or one of "),
-        ("synthetic: {recipe: guess}\n", "synthetic.recipe: expected report or physics or both"),
+        ("synthetic: {recipe: guess}\n", "synthetic.recipe: expected report, physics, both or null"),
         (None, "cohort maps: labels: no file matches"),
     ],
 )
