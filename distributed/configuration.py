@@ -148,9 +148,9 @@ class DataConfig(AccessConfig):
     """How samples are read. `exact` visits the samples in an order that depends only on the seed and the epoch.
     `webdataset` streams whole shards through the webdataset library: it divides the shards among the processes and
     their threads, shuffles the shards, and mixes samples in a buffer. It needs a smaller cache, and suits clusters that
-    are built around this library. It gives up three things: the exact order, because each epoch leaves out some samples
-    and repeats as many; exact resumption in the middle of an epoch, because a resumed run reads the rest of the epoch
-    in another order; and identical training on any number of processes."""
+    are built around this library. It does not keep the exact order, because each epoch leaves out some
+    samples and repeats as many. A run that resumes in the middle of an epoch reads the rest of the epoch in another
+    order, and training depends on the number of processes."""
     shuffle_buffer: int = 1000
     """Number of samples in the buffer in which each thread of the webdataset reader mixes samples. With more, the
     samples are mixed better. A sample with two slices of 221 x 200 takes 0.18 MB, so the default takes 0.18 GB per

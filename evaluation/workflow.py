@@ -72,8 +72,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a model and cubic interpolation on the volumes of a split, as `upfield evaluate` does.
 
-    It runs in this process. Progress and warnings are printed on stderr. All processes of a launched job must call it,
-    because they share the volumes; it ends their process group.
+    The evaluation runs in this process. Progress and warnings are printed on stderr. In a launched job, all processes
+    must call this function, because they share the volumes. The function ends their process group.
 
     Args:
         model: run folder, model file, name of a model that comes with the package, or a loaded model. A loaded model is

@@ -153,6 +153,8 @@ def _problem_at(value: Any, kind: Any, verb: str, key: str) -> str | None:
         return problem_of(value, kind, verb, f"{key}.")
     if is_list_of_configs(kind) and isinstance(value, list):
         return _problem_of_items(value, get_args(kind)[0], verb, key)
+    if is_list_of_configs(kind) and isinstance(value, dict):
+        return f"{key}: expected a list, found the keys {', '.join(map(str, value))}. Begin each item with a dash."
     return _problem_of_value(value, kind, key)
 
 

@@ -62,7 +62,7 @@ def enhance(
         keep_ras: write the axes in the order right, anterior, superior instead of the scan's own order.
         like: write on the grid of this image instead of voxels of 1 mm.
         resume: skip scans whose output exists and was made by the same model with the same parameters.
-        contrast: what all scans show, such as `T1w`. By default, it is taken from their names and JSON files.
+        contrast: contrast of all scans, such as `T1w`. By default, it is taken from their names and JSON files.
         match: pattern that the names of scans in folders must match.
 
     Returns:

@@ -26,7 +26,7 @@ WHERE = "voxels"
 
 @dataclass(frozen=True)
 class Model:
-    """A model that restores scans. `load_model` makes it.
+    """A model that restores scans. `load_model` returns it.
 
     Examples:
         >>> import upfield
@@ -40,9 +40,9 @@ class Model:
     path: Path
     """The run folder or the model file."""
     card: ModelCard
-    """What the model was trained on. `card.tree` holds all metadata, as a model file does."""
+    """Description of the training data. `card.tree` holds all metadata, as a model file does."""
     provider: str
-    """What runs the network."""
+    """Engine and device that run the network, such as `PyTorch on cpu`."""
     restorer: Restorer
     """Maps slices to restored slices."""
     batch_size: int
@@ -53,7 +53,7 @@ class Model:
         return f"Model({self.path} on {self.provider})"
 
     def restore(self, voxels: ArrayLike, affine: ArrayLike, *, contrast: str | None = None) -> Volume:
-        """Restore a scan that is an array.
+        """Restore a scan that is given as an array.
 
         The values are those that `upfield enhance` writes for a file with the same voxels and affine. (A run folder is
         computed in PyTorch, so its values differ from those of the exported file by rounding.)
@@ -62,7 +62,7 @@ class Model:
             voxels: `(X, Y, Z)` real numbers in any unit: one scan on any grid, with its axes in any order.
             affine: `(4, 4)`, voxel index -> world mm, which says where the axes point. With nibabel, it is
                 `image.affine`.
-            contrast: what the scan shows, such as `T1w`. If the model was trained on other contrasts, the scan is
+            contrast: contrast of the scan, such as `T1w`. If the model was trained on other contrasts, the scan is
                 refused. By default, a warning says that the contrast is not known.
 
         Returns:
@@ -108,7 +108,7 @@ def load_model(
     Args:
         model: a model file (`.onnx`), the folder of a run, whose best model is then run in PyTorch, or the name of a
             model that comes with the package. By default, this is the starter model. `upfield models` lists the models
-            of the package with what they were trained on. All results are for research only.
+            of the package. All results are for research only.
         device: `auto` uses a GPU if there is one; `cuda` and `tensorrt` fail if they cannot run.
         engine: `onnx` or `torch`, which runs a model file.
         batch_size: slices restored at once, at least 1.

@@ -80,7 +80,7 @@ class PhysicsConfig:
     magnitude when they correct distortion. It makes the distribution of noise in air narrower."""
     margin_mm: Range = (0.0, 30.0)
     """Largest width of the margin of zeros at the corners of the image, where the correction of distortion has no data.
-    The margin narrows toward the middle of each face."""
+    The margin narrows towards the middle of each face."""
     relaxation_spread: float = 1.0
     """Factor on the spread of relaxation times between people: 0 gives everybody the mean."""
 

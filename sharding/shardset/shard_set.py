@@ -21,7 +21,7 @@ from upfield.sharding.shardset.split_reader import SplitReader
 
 @dataclass(frozen=True)
 class ShardSet:
-    """A shard set whose manifest was read.
+    """A shard set whose manifest has been read.
 
     Examples:
         >>> import upfield
@@ -54,7 +54,7 @@ class ShardSet:
         return not isinstance(self.files, LocalFiles)
 
     def split(self, split: str) -> SplitReader:
-        """Open a split, `train`, `val` or `test`. This reads its indices only.
+        """Open a split, `train`, `val` or `test`. This reads only its indices.
 
         Raises:
             ShardSetError: there is no such split, or an index is missing or contradicts the manifest.
@@ -84,7 +84,7 @@ def open_shards(
     fetch_timeout_s: float = AccessConfig.fetch_timeout_s,
     fetch_command: str | None = None,
 ) -> ShardSet:
-    """Open a shard set. This reads its manifest only.
+    """Open a shard set. This reads only its manifest.
 
     Args:
         shards: folder or address of the set, such as `s3://bucket/set`.

@@ -69,7 +69,8 @@ class PairedVolume:
 class SplitReader(ShardSplit):
     """One split of a shard set.
 
-    It has a length, and `split[number]` reads one pair of slices. So it can be the dataset of a PyTorch `DataLoader`.
+    A split has a length, and `split[number]` reads one pair of slices, so a split can be the dataset of a PyTorch
+    `DataLoader`.
 
     Examples:
         >>> import upfield

@@ -93,6 +93,7 @@ def test_values_that_fit_are_accepted(text: str, value: Any) -> None:
         ("[1, 2]", "top level: expected keys and values, found [1, 2]."),
         ("scans: [{name: a}, {nam: b}]", "unknown key scans[1].nam (did you mean name?). Known keys: name."),
         ("scans: [{name: a}, {}]", "scans[1]: the key name is missing."),
+        ("scans: {name: a}", "scans: expected a list, found the keys name. Begin each item with a dash."),
         ("scans: [a]", 'scans[0]: expected keys and values, found "a".'),
     ],
 )
