@@ -1,5 +1,6 @@
 """Batches are the stored samples, the same for any number of processes and workers."""
 
+import gc
 import os
 import shutil
 import threading
@@ -54,14 +55,18 @@ def test_the_loader_yields_the_same_batches_for_any_number_of_workers(split: Sha
 
 
 def test_a_loader_that_is_closed_early_leaves_no_threads_and_no_open_files(split: ShardSplit) -> None:
+    def readers() -> int:
+        return sum(thread.name.startswith("reader") for thread in threading.enumerate())
+
     split.close()
-    threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    gc.collect()  # This closes what earlier tests have left open.
+    threads, files = readers(), len(os.listdir("/proc/self/fd"))
     loader = training_loader(batches_of(split), range(1000), num_workers=2, prefetch=4, pin_memory=False)
     next(loader)
-    assert threading.active_count() == threads + 2
+    assert readers() == threads + 2
     del loader
-    assert threading.active_count() == threads
-    assert len(os.listdir("/proc/self/fd")) == files
+    assert readers() == threads
+    assert len(os.listdir("/proc/self/fd")) <= files
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
