@@ -35,6 +35,8 @@ class Volume:
         >>> scan = upfield.read_scan("scan.nii.gz")
         >>> scan.voxels.shape, scan.affine.shape, scan.axcodes
         ((24, 28, 10), (4, 4), ('P', 'S', 'R'))
+        >>> scan
+        Volume(24 x 28 x 10 voxels of 1.6 x 1.6 x 5 mm)
     """
 
     voxels: NDArray[np.float32]
@@ -43,6 +45,11 @@ class Volume:
     """`(4, 4)`, voxel index -> world mm."""
     axcodes: tuple[str, str, str] = ("R", "A", "S")
     """Axis codes of the file that the volume was read from."""
+
+    def __repr__(self) -> str:
+        """Return the sizes of the volume and of its voxels."""
+        shape, spacing = (" x ".join(f"{size:.4g}" for size in sizes) for sizes in (self.voxels.shape, self.spacing_mm))
+        return f"Volume({shape} voxels of {spacing} mm)"
 
     @property
     def spacing_mm(self) -> NDArray[np.float64]:

@@ -22,6 +22,8 @@ class SlicePair:
     Examples:
         >>> import upfield
         >>> pair = upfield.open_shards("shards").split("test")[0]
+        >>> pair.low.shape, repr(pair).startswith("SlicePair(")
+        ((1, 24, 28), True)
         >>> pair.record["subject"], pair.record["kind"]
         ('sub-02', 'real')
     """
@@ -35,6 +37,10 @@ class SlicePair:
     record: dict[str, Any]
     """Content of `KEY.json`: cohort, subject, kind (`real` or `synthetic`), variant, slice, and how the low field was
     made."""
+
+    def __repr__(self) -> str:
+        """Return the key and the shapes of the slices."""
+        return f"SlicePair({self.key}: low {self.low.shape}, high {self.high.shape})"
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,10 @@ class PairedVolume:
     """`(X, Y, Z)` in [0, 1]: the high field."""
     spacing_mm: tuple[float, float, float]
     """Voxel size along each axis, in mm."""
+
+    def __repr__(self) -> str:
+        """Return the name and the shape of the volume."""
+        return f"PairedVolume({self.name}: {self.low.shape})"
 
 
 class SplitReader(ShardSplit):
