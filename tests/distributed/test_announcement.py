@@ -1,6 +1,7 @@
 """What a run says before its first step."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from upfield.distributed import training_run
 def test_the_first_line_of_a_run_fits_100_columns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(training_run, "describe_batches", lambda *_: [])
     device = SimpleNamespace(type="cpu")
-    run = SimpleNamespace(
+    run: Any = SimpleNamespace(
         accelerator=SimpleNamespace(is_main_process=True, num_processes=8, device=device),
         progress=SimpleNamespace(step=0, micro_batch=4, activation_checkpointing="blocks", threads=1, most_threads=1),
         total_steps=24120,
