@@ -69,7 +69,10 @@ def _refusal(word: str) -> str:
         return f"expected a verb before {word}, as in `upfield train {word}`. Run `upfield` to list the verbs."
     if word.lower().endswith(SCAN_SUFFIXES):
         return f"{word}: expected a verb, found a scan. Write upfield enhance {word} --out enhanced.nii.gz."
-    return f"unknown verb {word}{nearest(word, VERBS)}. Run `upfield` to list the verbs."
+    # A script may have another name than its verb, such as tune/sweep.py.
+    scripts = {module.rpartition(".")[2]: verb for verb, (module, _) in VERBS.items()}
+    hint = f" (did you mean {scripts[word]}?)" if word in scripts else nearest(word, VERBS)
+    return f"unknown verb {word}{hint}. Run `upfield` to list the verbs."
 
 
 def _help() -> str:

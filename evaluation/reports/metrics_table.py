@@ -8,12 +8,12 @@ from upfield.evaluation.metrics import METRICS, Metric
 from upfield.evaluation.reports.cells import DIFFERENCE_HEADER, difference_cells, number_cell
 
 KINDS = ("mean", "median")
-# The gain follows the name of the metric and the means of cubic interpolation and of the model.
+# The difference follows the name of the metric and the means of cubic interpolation and of the model.
 GAIN_COLUMN = 3
 
 
 def metrics_table(tree: Mapping[str, Any], heading: str = "") -> html_page.Section:
-    """Build a table with one row per metric: mean and median of each method, and the gain over cubic interpolation.
+    """Build a table with one row per metric: mean and median of each method, and the model's difference from cubic.
 
     Args:
         tree: the contents of metrics.json, of which only the statistics of each method and `differences` are read.
@@ -23,7 +23,7 @@ def metrics_table(tree: Mapping[str, Any], heading: str = "") -> html_page.Secti
     values = [(method, kind) for kind in KINDS for method in methods]
     header = ["metric", *(f"{method}, {kind}" for method, kind in values)]
     # Phones show only the first columns without scrolling.
-    header[GAIN_COLUMN:GAIN_COLUMN] = ["gain over cubic", *DIFFERENCE_HEADER]
+    header[GAIN_COLUMN:GAIN_COLUMN] = ["model - cubic", *DIFFERENCE_HEADER]
     gains = tree.get("differences", {}).get("model - cubic", {})
     rows: list[list[str]] = []
     for name, metric in METRICS.items():

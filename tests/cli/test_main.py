@@ -30,10 +30,11 @@ def test_the_version_is_that_of_the_package(run_cli: Callable) -> None:
     assert run_cli(main, "--version")[1].strip() == f"upfield {version('upfield')}"
 
 
-def test_an_unknown_verb_is_refused(run_cli: Callable) -> None:
-    code, _, err = run_cli(main, "shards")
+@pytest.mark.parametrize(("word", "meant"), [("shards", "shard"), ("sweep", "tune")])
+def test_an_unknown_verb_is_refused(run_cli: Callable, word: str, meant: str) -> None:
+    code, _, err = run_cli(main, word)
     assert code == 2
-    assert "unknown verb shards (did you mean shard?). Run `upfield` to list the verbs." in err
+    assert f"unknown verb {word} (did you mean {meant}?). Run `upfield` to list the verbs." in err
 
 
 def test_serve_needs_a_model(run_cli: Callable) -> None:

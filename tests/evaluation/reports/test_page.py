@@ -71,7 +71,7 @@ def test_a_phone_shows_the_gain_first_and_without_scrolling(browser: Browser, re
         r"(gains|is worse than cubic interpolation by) \d+\.\d\d dB",
         browser.ask("document.querySelector('h1 + p').innerText"),
     )
-    head = "[...document.querySelector('table').rows[0].cells].find(cell => cell.innerText === 'gain over cubic')"
+    head = "[...document.querySelector('table').rows[0].cells].find(cell => cell.innerText === 'model - cubic')"
     assert browser.ask(f"{head}.getBoundingClientRect().right") <= PHONE
 
 
