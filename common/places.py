@@ -71,11 +71,19 @@ def refuse_other_than_scan(place: Path) -> None:
     if found is None or found.kind == "a scan":
         return
     if found.kind in ("a DICOM series", "a DICOM file"):
-        series = place if place.is_dir() else place.parent
-        raise InputError(
-            f"{place} is {found.kind}, not a NIfTI file. Convert it first, for example with dcm2niix {series}."
-        )
+        raise dicom_error(place, found.kind, place if place.is_dir() else place.parent)
     raise InputError(f"{place} is {found.kind}, not a scan. Name NIfTI or MGH files.")
+
+
+def dicom_error(place: Path, kind: str, series: Path) -> InputError:
+    """Return the error for a DICOM file or series in place of a scan.
+
+    Args:
+        place: what the user named.
+        kind: what it is, such as `a DICOM file`.
+        series: folder of the series.
+    """
+    return InputError(f"{place} is {kind}, not a NIfTI file. Convert it first, for example with `dcm2niix {series}`.")
 
 
 def shown_whole(found: RecognisedPlace) -> Path:

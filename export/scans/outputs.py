@@ -9,7 +9,7 @@ from pathlib import Path
 
 from upfield.common.errors import InputError
 from upfield.common.files import check_writable
-from upfield.common.places import DICOM_SUFFIXES, SCAN_SUFFIXES, refuse_other_than_scan
+from upfield.common.places import DICOM_SUFFIXES, SCAN_SUFFIXES, dicom_error, refuse_other_than_scan
 from upfield.export.pretrained.packaged_model import model_names
 from upfield.export.scans.provenance import provenance_path, read_provenance
 
@@ -205,6 +205,8 @@ def as_nifti(name: Path) -> Path:
         InputError: the name has none of the suffixes of NIfTI and MGH files.
     """
     suffix = next((suffix for suffix in SUFFIXES if name.name.lower().endswith(suffix)), None)
+    if name.suffix.lower() in DICOM_SUFFIXES:
+        raise dicom_error(name, "a DICOM file", name.parent)
     if suffix is None:
         raise InputError(f"{name}: the name must end in {', '.join(SUFFIXES)}. Convert the file first.")
     return name.with_name(f"{name.name[: -len(suffix)]}.nii.gz")

@@ -292,7 +292,7 @@ def test_the_keys_of_list_items_have_their_own_help(run_cli):
     code, out, _ = run_cli(lambda argv: execute(SHARD, argv), "--cohorts.help")
     assert code == 0
     assert "crop_pad" in out
-    assert "Registration of high to low field" in out
+    assert "Registration of the high field to the low field" in " ".join(out.split())
 
 
 @pytest.mark.parametrize(

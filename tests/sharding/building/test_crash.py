@@ -167,8 +167,7 @@ def test_a_folder_without_write_permission_is_reported(run_cli, public_cohort, t
         code, _, err = run_cli(main, *arguments(public_cohort, public_cohort / "shards"))
     assert code == 2
     assert err.splitlines()[-1] == (
-        f"upfield shard: error: {public_cohort}/shards: permission denied. Change the permissions, or choose another "
-        "place."
+        f"upfield shard: error: {public_cohort}/shards: cannot write there (Permission denied). Choose another --out."
     )
 
 
