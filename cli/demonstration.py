@@ -217,14 +217,13 @@ def read_metrics(places: Places) -> dict[str, Any]:
 
 def final_table(places: Places, times_s: Mapping[str, float]) -> str:
     """Return the closing text of the demonstration: metrics, time, and what to open."""
-    took = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in times_s.items())
     return "\n".join(
         [
             f"Held-out phantom head {held_out_subject(places)}",
             metrics_text(read_metrics(places), terminal_width(sys.stdout)),
             textwrap.fill(PHANTOM_NOTE, 80),
             "",
-            textwrap.fill(f"Time: {sum(times_s.values()):.0f} s ({took})", 80),
+            f"Time: {sum(times_s.values()):.0f} s",
             "Open next:",
             *text_of_files(places),
         ]
