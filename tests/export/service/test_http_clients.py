@@ -134,7 +134,8 @@ def test_mgh_content_is_recognised(service: Service, tmp_path: Path) -> None:
 def test_content_of_no_known_format_is_refused_with_a_message(service: Service) -> None:
     for name in ("blob", "-", "scan.nii"):
         assert "not a readable NIfTI file" in send_form(service.port, name, b"words\n" * 100).error
-    assert "the name must end in .nii" in send_form(service.port, "scan.dcm", bytes(128) + b"DICM").error
+    assert "the name must end in .nii" in send_form(service.port, "scan.png", b"\x89PNG").error
+    assert "scan.dcm is a DICOM file" in send_form(service.port, "scan.dcm", bytes(128) + b"DICM").error
 
 
 def test_health_checks_without_a_host_are_answered_and_nothing_else_is(service: Service) -> None:
