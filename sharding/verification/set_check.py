@@ -75,7 +75,9 @@ def _write_long(problems: list[str], source: SetSource) -> str:
     if len(problems) <= MOST_ROWS:
         return ""
     place = Path(source.name)
-    path = (Path() if is_remote(source.name) else place.parent) / f"{place.name}.verify.json"
+    # Some file systems forbid the colon of a port in file names.
+    name = place.name.replace(":", "_")
+    path = (Path() if is_remote(source.name) else place.parent) / f"{name}.verify.json"
     try:
         write_json(path, {"shards": source.name, "problems": problems})
     except OSError as error:

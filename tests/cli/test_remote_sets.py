@@ -32,6 +32,12 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long list of problems of a remote set is written to the current folder."""
+    monkeypatch.chdir(tmp_path)
+
+
 def findings(run_cli: Callable, *arguments: object) -> tuple[int, list[str]]:
     """Verify a set, and return the exit code and the lines about the set, without the set's name."""
     code, out, _ = run_cli(verify, *arguments)
