@@ -1,7 +1,8 @@
 """Errors that every command turns into one line: exit code 2 if the user can fix them, otherwise 1."""
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 EXIT_INPUT, EXIT_FAILURE, EXIT_INTERRUPTED = 2, 1, 130
@@ -135,6 +136,15 @@ def _explain_system_error(error: OSError) -> tuple[str, int]:
         return "There is no folder for temporary files. Set TMPDIR to a folder that can be written.", EXIT_INPUT
     misplaced = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError | FileExistsError)
     return f"{where}{error.strerror or error}.", EXIT_INPUT if misplaced else EXIT_FAILURE
+
+
+@contextmanager
+def refused_arguments() -> Iterator[None]:
+    """Turn the ValueError with which a configuration refuses an argument into an InputError."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def expect_choice(name: str, value: object, choices: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from upfield.common.addresses import is_remote
 from upfield.common.cores import leave_busy_cores
-from upfield.common.errors import InputError, RunError, expect_choice, failure_of
+from upfield.common.errors import InputError, RunError, expect_choice, failure_of, refused_arguments
 from upfield.common.progress import say
 from upfield.common.tables import counted, terminal_width
 from upfield.distributed.launch import relaunch
@@ -110,7 +110,7 @@ def evaluate(
     opened = shards if isinstance(shards, ShardSet) else open_shards(shards)
     if save_volumes and out is None:
         raise InputError("save_volumes: the volumes are written to the folder of the report. Name the folder with out.")
-    try:
+    with refused_arguments():
         config = EvaluateConfig(
             models=[_place_of(model)],
             against=None if against is None else _place_of(against),
@@ -124,8 +124,6 @@ def evaluate(
             save_volumes=save_volumes,
             **vars(opened.access),
         )
-    except ValueError as error:
-        raise InputError(str(error)) from error
     config = with_files_of_names(config)
     plan = check_input(config)
     if out is not None:

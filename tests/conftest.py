@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
@@ -19,6 +20,9 @@ import pytest
 from hypothesis import settings
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 from scipy import ndimage
+
+if TYPE_CHECKING:
+    from browser import Browser
 
 # The tests run beside each other, their images are small, and sums must not depend on what else the machine does.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -66,6 +70,19 @@ def pytest_collection_finish() -> None:
     """Hide what was imported so far from the garbage collector, which each run calls at its end, and which is slow."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """A Chromium without a window. Tests that need one are skipped where it is not installed."""
+    from browser import Browser, find_chromium
+
+    program = find_chromium()
+    if program is None:
+        pytest.skip("Chromium is not installed. Install the Debian package chromium to test pages in a browser.")
+    opened = Browser(program)
+    yield opened
+    opened.close()
 
 
 BuildOnce = Callable[[str, Callable[[Path], None]], Path]

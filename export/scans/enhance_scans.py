@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-from upfield.common.errors import InputError, expect_choice, explain_error, failure_of
+from upfield.common.errors import expect_choice, explain_error, failure_of, refused_arguments
 from upfield.common.files import write_json
 from upfield.common.progress import ProgressBar, print_result, say
 from upfield.common.tables import MOST_ROWS, counted
@@ -82,7 +82,7 @@ def enhance(
     expect_choice("device", device, get_args(Device))
     expect_choice("engine", engine, get_args(Engine))
     paths = [scans] if isinstance(scans, str | Path) else scans
-    try:
+    with refused_arguments():
         config = EnhanceConfig(
             scans=[Path(path) for path in paths],
             out=Path(out),
@@ -96,8 +96,6 @@ def enhance(
             contrast=contrast,
             match=match,
         )
-    except ValueError as error:
-        raise InputError(str(error)) from error
     return enhance_scans(config, announce=lambda _: None)
 
 

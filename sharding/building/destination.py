@@ -9,7 +9,7 @@ from typing import Any
 
 from upfield.common.addresses import format_address, is_address, is_remote
 from upfield.common.command import Command, parse
-from upfield.common.errors import InputError, ShardSetError
+from upfield.common.errors import InputError, ShardSetError, refused_arguments
 from upfield.common.files import make_writable_folder
 from upfield.common.progress import say
 from upfield.common.tables import MOST_ROWS, PLAIN_WIDTH, counted, terminal_width
@@ -67,10 +67,8 @@ def build_shards(
     if not isinstance(config, ShardConfig):
         config = _read_configuration(Path(config), out)
     given = {"out": out and str(out), "root": root and Path(root), "jobs": jobs}
-    try:
+    with refused_arguments():
         config = replace(config, **{name: value for name, value in given.items() if value is not None})
-    except ValueError as error:
-        raise InputError(str(error)) from error
     build_at_destination(config)
     return open_shards(config.out)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from upfield.common.addresses import format_address, is_address, is_remote
-from upfield.common.errors import InputError, ShardSetError, expect_choice
+from upfield.common.errors import InputError, ShardSetError, expect_choice, refused_arguments
 from upfield.common.files import make_writable_folder, user_cache_folder
 from upfield.common.stores.store import Store
 from upfield.sharding.shardset.configuration import AccessConfig
@@ -107,7 +107,7 @@ def open_shards(
         ((1, 24, 28), (1, 24, 28))
     """
     expect_choice("fetch", fetch, ("shards", "samples"))
-    try:
+    with refused_arguments():
         access = KeywordAccess(
             cache_dir=None if cache_dir is None else Path(cache_dir),
             cache_bytes=cache_bytes,
@@ -116,8 +116,6 @@ def open_shards(
             fetch_timeout_s=fetch_timeout_s,
             fetch_command=fetch_command,
         )
-    except ValueError as error:
-        raise InputError(str(error)) from error
     return open_set(shards, access)
 
 

@@ -2,12 +2,11 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib.image
 import pytest
-from browser import Browser, find_chromium
+from browser import Browser
 
 from upfield.evaluation.evaluate import main
 from upfield.evaluation.metrics import METRICS
@@ -23,16 +22,6 @@ def report(tiny_run: Path, tiny_shards: Path, tmp_path_factory: pytest.TempPathF
     arguments = [str(tiny_run), "--shards", str(tiny_shards), "--out", str(out), "--against", str(tiny_run)]
     assert main(arguments) == 0
     return out / "report.html"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    program = find_chromium()
-    if program is None:
-        pytest.skip("Chromium is not installed. Install the Debian package chromium to test the report in a browser.")
-    browser = Browser(program)
-    yield browser
-    browser.close()
 
 
 @pytest.mark.parametrize("width", [PHONE, DESKTOP])

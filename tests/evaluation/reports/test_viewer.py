@@ -5,12 +5,11 @@ import io
 import json
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import Browser, find_chromium
+from browser import Browser
 from PIL import Image
 
 from upfield.common.errors import InputError
@@ -56,16 +55,6 @@ def page(images: VolumeImages, tmp_path_factory: pytest.TempPathFactory) -> Path
     path = tmp_path_factory.mktemp("viewer") / "page.html"
     write_report(path, "title", [viewer_section(images, "In three planes")])
     return path
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    program = find_chromium()
-    if program is None:
-        pytest.skip("Chromium is not installed. Install the Debian package chromium to test the viewer in a browser.")
-    browser = Browser(program)
-    yield browser
-    browser.close()
 
 
 def choose(browser: Browser, title: str) -> None:

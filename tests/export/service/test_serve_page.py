@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import Browser, find_chromium
+from browser import Browser
 from serving import Service, ask, running, send, wait_until, write_scan
 
 # For each canvas: the centre of its bright pixels, as shares of the width from the left and of the height from the top,
@@ -27,16 +27,6 @@ CANVASES = """[...document.querySelectorAll("canvas")].map((canvas) => {
 OUTPUTS = '[...document.querySelectorAll("output")].map((output) => parseInt(output.textContent))'
 SHOWN = '!document.getElementById("result").hidden'
 ERROR = 'document.getElementById("error").hidden ? "" : document.getElementById("error").textContent'
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    program = find_chromium()
-    if program is None:
-        pytest.skip("there is no Chromium; install Debian's package chromium to test the page")
-    opened = Browser(program)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture(scope="module")
